@@ -1,0 +1,56 @@
+# make demo    install into .venv and run the main job: train, predict, score; results in scvi-tahoe-demo/
+# make test    install into .venv and run the tests
+# make lint    ruff and mypy
+# make docs    build the documentation
+# make clean   remove .venv and what tools leave behind
+#
+# PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_FLAGS goes to every `pip install`.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+DEMO ?= scvi-tahoe-demo
+PYTEST_FLAGS ?=
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/.installed
+	$(bin)/scvi-tahoe demo --folder $(DEMO)
+
+test: $(VENV)/.installed
+	$(bin)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-lint
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+
+docs: $(VENV)/.installed-doc
+	$(bin)/python -m sphinx -M html docs docs/_build -W --keep-going
+
+# torch first: where an index holds a build of it without CUDA, the pinned version is met by that one and the
+# resolver never looks at the CUDA packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "scvi-tahoe needs Python 3.11 or newer; choose one with: make PYTHON=python3.12"; exit 2; }
+	@echo "Installing scvi-tahoe and its dependencies into $(VENV) (once; a few minutes, mostly PyTorch) ..."
+	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	@$(bin)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) --upgrade 'pip>=25.1'
+	@$(pip) torch
+	@$(pip) -e . --group test
+	@touch $@
+	@echo "Installed: $$($(bin)/python --version), $$($(bin)/python -m pip list 2>/dev/null | awk '/^(torch|scvi-tools|cell-eval) /{printf "%s%s %s", sep, $$1, $$2; sep=", "}')"
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	@$(pip) --group lint
+	@touch $@
+
+$(VENV)/.installed-doc: $(VENV)/.installed
+	@$(pip) --group doc
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist docs/_build docs/generated .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,47 @@
+"""Fine-tune State Transition models on your own perturbation screens, in the style of scvi-tools."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from scvi_tahoe._model import TahoeST
+from scvi_tahoe._module import TahoeSTModule
+from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
+from scvi_tahoe.nn import SIZES
+
+if TYPE_CHECKING:
+    from scvi_tahoe import datasets, pl
+    from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult
+
+__all__ = [
+    "SIZES",
+    "EvaluationReference",
+    "EvaluationResult",
+    "FewShotContext",
+    "FractionSplit",
+    "HeldOutContexts",
+    "HeldOutPerturbations",
+    "TahoeST",
+    "TahoeSTModule",
+    "datasets",
+    "pl",
+]
+
+__version__ = version("scvi-tahoe")
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+# loaded when first asked for, so that importing the package stays quick
+_LAZY = {"EvaluationReference": "evaluate", "EvaluationResult": "evaluate", "datasets": None, "pl": None}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    owner = _LAZY[name]
+    if owner is None:
+        return import_module(f"{__name__}.{name}")
+    return getattr(import_module(f"{__name__}.{owner}"), name)

@@ -1,0 +1,49 @@
+"""Names that several parts of the package share: registry keys, minibatch keys, columns we write. No functions.
+
+Shapes: **S** sets in a minibatch, **N** cells in a set, **G** genes, **P** width of a perturbation embedding,
+**E** width of a cell embedding, **D** hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["ALL_CONTEXT", "OBS", "REGISTRY", "TENSORS"]
+
+
+class _Registry(NamedTuple):
+    """Keys of the scvi-tools registry; ``X`` and ``batch`` mean what they mean in scvi-tools."""
+
+    EXPRESSION: str = "X"
+    PERTURBATION: str = "perturbation"
+    CONTEXT: str = "context"
+    BATCH: str = "batch"
+    CONTROL: str = "control"
+    CELL_EMBEDDING: str = "cell_embedding"
+    PERTURBATION_EMBEDDING: str = "perturbation_embedding"
+
+
+class _Tensors(NamedTuple):
+    """Keys of a minibatch, which name the shape of what they hold."""
+
+    CONTROL: str = "control_SNX"  #: control cells at the width of the network's input (genes or cell embedding)
+    OBSERVED: str = "observed_SNX"  #: observed perturbed cells at the width of the network's output
+    OBSERVED_GENES: str = "observed_SNG"  #: their expression, where a gene decoder is trained
+    OBSERVED_EMBEDDING: str = "observed_SNE"  #: their cell embedding, where it is an auxiliary signal
+    PERTURBATION: str = "perturbation_SP"  #: one embedding row a set
+    BATCH: str = "batch_SN"  #: technical batch of each perturbed cell
+    CONDITION: str = "condition_S"  #: index into the condition list
+
+
+class _Obs(NamedTuple):
+    """Columns that predictions carry beside the ones named as in the training data."""
+
+    ORIGIN: str = "origin"  #: name of the control cell that a predicted cell started from
+
+
+REGISTRY = _Registry()
+TENSORS = _Tensors()
+OBS = _Obs()
+
+#: the one context of a screen that was registered without ``context_key``
+ALL_CONTEXT = "all cells"

@@ -1,0 +1,664 @@
+"""TahoeST: the class a user types. Its methods hand the work on."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi.data import AnnDataManager
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
+from scvi.utils import setup_anndata_dsp
+
+from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
+from scvi_tahoe._constants import REGISTRY
+from scvi_tahoe._module import TahoeSTModule
+from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction
+from scvi_tahoe._training import TrainingRun
+from scvi_tahoe.data import (
+    ConditionIndex,
+    EmbeddingTable,
+    EmbeddingTableField,
+    FractionSplit,
+    MinibatchSources,
+    Screen,
+    ScreenKeys,
+    Split,
+    align_genes,
+    make_store,
+    read_screen,
+    read_table,
+    screen_fields,
+    verify_screen,
+)
+from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, ObjectiveConfig
+from scvi_tahoe.train import Recipe, TahoeTrainingPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from lightning.pytorch.loggers import Logger
+    from mudata import MuData
+
+    from scvi_tahoe.data import Condition, GeneAlignment
+    from scvi_tahoe.data._store import StoreKind
+    from scvi_tahoe.evaluate import EvaluationResult
+
+__all__ = ["REPRESENTATIONS", "Representation", "TahoeST"]
+
+logger = logging.getLogger(__name__)
+
+Representation = Literal["expression", "embedding", "expression+embedding"]
+REPRESENTATIONS: tuple[Representation, ...] = ("expression", "embedding", "expression+embedding")
+
+_DEFAULT_SET_SIZE = 64
+
+
+class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
+    """State Transition: predicts the cells of a perturbation from a set of control cells.
+
+    Parameters
+    ----------
+    adata
+        AnnData or MuData registered with :meth:`setup_anndata` or :meth:`setup_mudata`.
+    registry
+        Registry of a saved model, to build it without data.
+    size
+        A name in ``scvi_tahoe.SIZES``, or dimensions of the network as keyword arguments of
+        :class:`~scvi_tahoe.nn.NetworkConfig`. ``'mini'`` trains on a laptop, ``'tahoe'`` has the dimensions of
+        ST-Tahoe.
+    representation
+        One of:
+
+        * ``'expression'`` - expression in, expression out (default): trained in the space that is scored
+        * ``'embedding'`` - cell embedding in and out, with a gene decoder beside it
+        * ``'expression+embedding'`` - expression in and out; the cell embedding is an auxiliary signal of training
+    set_size
+        Cells of a set; None takes 64.
+    network
+        Further options of :class:`~scvi_tahoe.nn.NetworkConfig` by name, e.g. ``{"attention": "full"}``.
+    objective
+        Options of :class:`~scvi_tahoe.nn.ObjectiveConfig` by name, e.g. ``{"terms": {"energy": 1.0}}``.
+    batch_encoder
+        Tell the network the technical batch of each cell (needs ``batch_key``).
+    seed
+        Of the initial weights.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or two contradict each other.
+
+    Examples
+    --------
+    >>> TahoeST.setup_anndata(adata, perturbation_key="target_gene", control="non-targeting", context_key="cell_line")
+    >>> model = TahoeST(adata)
+    >>> model.train()
+    >>> predicted = model.predict(perturbations=["STAT1"], contexts=["A549"])
+    >>> result = model.evaluate(held_out)
+
+    Notes
+    -----
+    The architecture is that of Adduri et al. 2025, *Predicting cellular responses to perturbation across diverse
+    contexts with State* (bioRxiv 2025.06.26.661135), implemented independently.
+    """
+
+    _module_cls = TahoeSTModule
+    _training_plan_cls = TahoeTrainingPlan
+
+    def __init__(
+        self,
+        adata: AnnOrMuData | None = None,
+        registry: dict | None = None,
+        *,
+        size: str | Mapping[str, Any] = "mini",
+        representation: Representation = "expression",
+        set_size: int | None = None,
+        network: Mapping[str, Any] | None = None,
+        objective: Mapping[str, Any] | None = None,
+        batch_encoder: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(adata, registry)
+        if set_size is not None and set_size < 1:
+            raise ValueError(f"set_size={set_size!r} must be 1 or more.")
+        self.representation = representation
+        self.set_size = set_size or _DEFAULT_SET_SIZE
+        config = self._network_config(size, dict(network or {}), batch_encoder=batch_encoder)
+        auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = TahoeSTModule(config, ObjectiveConfig(**(objective or {})), n_cell_embedding=auxiliary)
+        #: names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen
+        self.pretrained_parameters_: list[str] = []
+        self.split_: dict[str, Any] | None = None
+        self.training_config_: dict[str, Any] | None = None
+        self._model_summary_string = (
+            f"TahoeST with {representation} of {self.summary_stats.n_vars:,} genes, sets of {self.set_size} cells, "
+            f"{config.n_layers} layers of {config.hidden}, {sum(p.numel() for p in self.module.parameters()):,} parameters"
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:  # noqa: ANN401
+        stats = self.summary_stats
+        if self.representation not in REPRESENTATIONS:
+            raise ValueError(f"representation={self.representation!r} is unknown; allowed are {list(REPRESENTATIONS)}.")
+        if self.representation != "expression" and "n_cell_embedding" not in stats:
+            raise ValueError(
+                f"representation={self.representation!r} needs a cell embedding; register one with cell_embedding_key."
+            )
+        if isinstance(size, str) and size not in SIZES:
+            raise ValueError(f"size={size!r} is unknown; there are {list(SIZES)}, or give the dimensions.")
+        if batch_encoder and "n_batch" not in stats:
+            raise ValueError("batch_encoder=True needs batches; register them with batch_key.")
+        width = stats.n_vars if self.representation != "embedding" else stats.n_cell_embedding
+        defaults: dict[str, Any] = {
+            "n_input": width,
+            "n_output": width,
+            "n_perturbation": stats.n_perturbation_embedding,
+            "n_batches": stats.n_batch if batch_encoder else 0,
+        }
+        if self.representation == "embedding":
+            decoder = GeneDecoderConfig(n_genes=stats.n_vars, hidden=(512, 512))
+            defaults |= {"rectify": False, "gene_decoder": decoder.__dict__}
+        dimensions = SIZES[size] if isinstance(size, str) else dict(size)
+        return NetworkConfig.from_kwargs({**defaults, **dimensions, **options})
+
+    # ---------------------------------------------------------------- registration
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        perturbation_key: str,
+        control: str,
+        layer: str | None = None,
+        cell_embedding_key: str | None = None,
+        perturbation_embedding_key: str | None = None,
+        context_key: str | None = None,
+        batch_key: str | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Register a screen. Nothing in it is changed; everything wrong with it is refused here.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        perturbation_key
+            Column of ``obs`` with one perturbation label a cell.
+        control
+            The label of control cells. Every context with perturbed cells needs some.
+        layer
+            Where the expression is, as log1p of normalised counts: None for ``X``, or a layer.
+        cell_embedding_key
+            Key of ``obsm`` with a cell embedding, needed by the representations that use one.
+        perturbation_embedding_key
+            Key of ``uns`` with one embedding row a label: a mapping of label to vector, a DataFrame with labels as
+            index, or ``(names, matrix)``. None: one-hot.
+        context_key
+            Column of ``obs`` with the biological setting: cell line, cell type, donor.
+        batch_key
+            Column of ``obs`` with the technical batch; controls are matched within it.
+
+        Raises
+        ------
+        KeyError
+            If a key does not exist.
+        ValueError
+            If control cells, embedding rows, names, labels or values are not as the model needs them.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        keys = _keys(setup_method_args)
+        cls._register(adata, keys, setup_method_args, **kwargs)
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        perturbation_key: str,
+        control: str,
+        modalities: dict[str, str] | None = None,
+        layer: str | None = None,
+        cell_embedding_key: str | None = None,
+        perturbation_embedding_key: str | None = None,
+        context_key: str | None = None,
+        batch_key: str | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Register a screen whose expression and cell embedding are modalities of a MuData.
+
+        Parameters
+        ----------
+        %(param_mdata)s
+        perturbation_key, control, layer, cell_embedding_key, perturbation_embedding_key, context_key, batch_key
+            As in :meth:`setup_anndata`. Columns are looked up in ``mdata.obs``, then in the expression modality.
+            Without ``cell_embedding_key`` the embedding is ``X`` of its modality.
+        modalities
+            Which modality holds which part, e.g. ``{"expression": "rna", "cell_embedding": "state"}``.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As :meth:`setup_anndata`, and if modalities are missing or hold different cells.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        keys = _keys(setup_method_args)
+        cls._register(mdata, keys, setup_method_args, **kwargs)
+
+    @classmethod
+    def _register(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> None:  # noqa: ANN401
+        if data.is_view:
+            raise ValueError("the data are a view of other data; run adata = adata.copy() first.")
+        verify_screen(data, keys, for_training="source_registry" not in kwargs)
+        manager = AnnDataManager(fields=screen_fields(keys), setup_method_args=setup_method_args)
+        manager.register_fields(data, **kwargs)
+        cls.register_manager(manager)
+
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Not offered: annbatch hands over single cells, and this model needs sets of them.
+
+        Raises
+        ------
+        NotImplementedError
+            Always; backed AnnData is the way to data larger than memory.
+        """
+        raise NotImplementedError(
+            "TahoeST trains on sets of cells, which setup_annbatch cannot hand over; for data larger than memory "
+            "register backed data: adata = sc.read_h5ad(path, backed='r')."
+        )
+
+    # ---------------------------------------------------------------- what the model knows
+
+    @property
+    def keys(self) -> ScreenKeys:
+        """Where a screen keeps its parts: the arguments of the setup method."""
+        return _keys(self.registry_)
+
+    @property
+    def genes(self) -> np.ndarray:
+        """Names of the model's genes."""
+        return np.asarray(self._state(REGISTRY.EXPRESSION)["column_names"]).astype(str)
+
+    @property
+    def perturbation_table(self) -> EmbeddingTable:
+        """Embedding rows of all perturbations that the model can predict."""
+        return EmbeddingTableField.table(self._state(REGISTRY.PERTURBATION_EMBEDDING))
+
+    def _state(self, key: str) -> dict[str, Any]:
+        return self.registry_["field_registries"][key]["state_registry"]
+
+    # ---------------------------------------------------------------- training
+
+    def train(  # type: ignore[override]
+        self,
+        max_steps: int | None = None,
+        *,
+        recipe: Recipe = "freeze_then_unfreeze",
+        freeze_backbone: bool | int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        split: Split | None = None,
+        validate_every: int | None = None,
+        monitor: str = "validation_loss",
+        patience: int | None = None,
+        save_dir: str | Path | None = None,
+        resume_from: str | Path | None = None,
+        logger: str | Logger | Sequence[Logger] | None = "csv",
+        store: StoreKind = "auto",
+        seed: int = 0,
+        progress: bool = True,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        **trainer_kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Fine-tune the model; its best validation is what it has in the end.
+
+        Parameters
+        ----------
+        max_steps
+            Optimizer steps; None takes 2,000.
+        recipe
+            Which parts train when, see :func:`~scvi_tahoe.train.resolve_recipe`. Only tensors with pretrained values
+            are ever frozen; a model from scratch trains whole whatever the recipe.
+        freeze_backbone
+            True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it there; None
+            lets the recipe decide.
+        lr
+            Peak learning rate; None takes 1e-3 from scratch, 2e-4 for pretrained weights.
+        batch_size
+            Cell *sets* a minibatch; None takes 8.
+        split
+            Which cells validate, e.g. ``FewShotContext(context="A549", validation=("STAT1",))``; None holds out a
+            tenth of the cells of every condition.
+        validate_every
+            Optimizer steps between validations; None validates 20 times.
+        monitor
+            Validation metric whose best is kept, e.g. ``'validation_delta_mse'``.
+        patience
+            Stop after this many validations without improvement; None never stops early.
+        save_dir
+            Folder for ``best.ckpt``, ``last.ckpt`` and ``metrics.csv``; None writes nothing.
+        resume_from
+            Checkpoint of an interrupted run: optimizer, schedule and step go on as if nothing had happened. Nothing
+            else ever restores them.
+        logger
+            Loggers beside ``model.history``: ``'csv'`` (a file in ``save_dir``), ``'tensorboard'``, ``'wandb'``, None,
+            or Lightning loggers.
+        store
+            Where expression lives: ``'auto'``, ``'device'``, ``'host'`` or ``'disk'``.
+        seed
+            Of the split, the sets and dropout.
+        progress
+            Whether to show a progress bar.
+        plan_kwargs
+            Further options of :class:`~scvi_tahoe.train.PlanConfig` by name.
+        **trainer_kwargs
+            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices``, ``precision``.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown or out of range, or ``save_dir`` holds a checkpoint of another run.
+        """
+        screen = self._training_screen()
+        run = TrainingRun.prepare(
+            n_parameters_pretrained=len(self.pretrained_parameters_),
+            max_steps=max_steps,
+            batch_size=batch_size,
+            validate_every=validate_every,
+            plan_options={
+                "recipe": recipe, "freeze_backbone": freeze_backbone, "lr": lr, "seed": seed, **(plan_kwargs or {}),
+            },
+            monitor=monitor,
+            patience=patience,
+            save_dir=save_dir,
+            resume_from=resume_from,
+            trainer_options=trainer_kwargs,
+        )  # fmt: skip
+        index = ConditionIndex.from_screen(screen)
+        assigned = (split or FractionSplit()).assign(index, seed=seed)
+        datamodule = run.datamodule(
+            self._sources(screen, run.device, store=store), assigned, self._rows_of_labels(screen), self.set_size
+        )
+        _log_start(run, assigned.audit(), datamodule.dataset.sources, self)
+        previous = self.history_
+        self.split_ = assigned.split.to_dict()
+        with run.interruptible():
+            super().train(
+                max_epochs=run.n_epochs,
+                datamodule=datamodule,
+                plan_kwargs={"config": run.plan, "pretrained": self.pretrained_parameters_},
+                **run.trainer_kwargs(logger=logger, progress=progress),
+            )
+        run.finish(self, previous)
+
+    def _training_screen(self) -> Screen:
+        if self.adata is None:
+            raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to train it.")
+        self._validate_anndata()
+        screen = verify_screen(self.adata, self.keys)
+        unknown = sorted(set(screen.perturbation.names) - set(self.perturbation_table.names))
+        if unknown:
+            raise ValueError(f"the model has no embedding row for these perturbations of the data: {unknown[:5]}.")
+        return screen
+
+    def _rows_of_labels(self, screen: Screen) -> np.ndarray:
+        table = self.perturbation_table
+        return np.array([table.position(name) for name in screen.perturbation.names])
+
+    def _sources(
+        self, screen: Screen, device: torch.device, *, store: StoreKind = "auto", table: EmbeddingTable | None = None,
+        alignment: GeneAlignment | None = None,
+    ) -> MinibatchSources:  # fmt: skip
+        alignment = alignment or align_genes(self.genes, screen.genes)
+        expression = make_store(
+            screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment
+        )
+        embedding = None
+        if self.representation != "expression":
+            embedding = make_store(screen.cell_embedding, device)
+        embeds = self.representation == "embedding"
+        return MinibatchSources(
+            cells=embedding if embeds and embedding else expression,
+            genes=expression if embeds else None,
+            embedding=embedding if self.representation == "expression+embedding" else None,
+            table=(table or self.perturbation_table).matrix,
+            batch_of_cell=self._batch_of_cell(screen),
+        )
+
+    def _batch_of_cell(self, screen: Screen) -> np.ndarray | None:
+        """Batch of each cell as the network counts them; -1 is never handed on."""
+        if not self.module.config.n_batches:
+            return None
+        known = {str(n): i for i, n in enumerate(self._state(REGISTRY.BATCH)["names"])}
+        if screen.batch is None or (unknown := [n for n in screen.batch.names if n not in known]):
+            missing = "no batches" if screen.batch is None else f"batches that the model does not know: {unknown[:5]}"
+            raise ValueError(
+                f"the network was trained with {len(known)} technical batches, and the data have {missing}."
+            )
+        return np.array([known[n] for n in screen.batch.names], dtype=np.int64)[screen.batch.codes]
+
+    # ---------------------------------------------------------------- prediction
+
+    def predict(
+        self,
+        adata: AnnOrMuData | None = None,
+        *,
+        perturbations: Sequence[str] | None = None,
+        contexts: Sequence[str] | None = None,
+        n_cells: int | Mapping[Condition, int] | None = None,
+        output: Output = "expression",
+        control_layer: bool = False,
+        seed: int = 0,
+        batch_size: int | None = None,
+        store: StoreKind = "auto",
+        max_missing_genes: float = 0.1,
+        progress: bool = True,
+    ) -> AnnData:
+        """Predict the cells of perturbations in contexts.
+
+        Parameters
+        ----------
+        adata
+            Data whose control cells predictions start from, with the columns of the training data; genes are matched
+            by name. None takes the model's own.
+        perturbations
+            Labels; None takes all that the model knows.
+        contexts
+            Labels of contexts with control cells; None takes all.
+        n_cells
+            Cells for each condition; None takes one for each control cell of the context.
+        output
+            One of:
+
+            * ``'expression'`` - log1p expression (default)
+            * ``'delta'`` - its difference to the control cell that each prediction started from
+            * ``'embedding'`` - the predicted cell embedding, of models with ``representation='embedding'``
+        control_layer
+            Keep the control cells themselves in ``layers["control"]``.
+        seed
+            Which control cells meet. A prediction depends on the seed and its own condition, not on what else is asked.
+        batch_size
+            Cell sets a forward pass; None takes 16.
+        store
+            Where expression lives, as in :meth:`train`.
+        max_missing_genes
+            Largest fraction of the model's genes that ``adata`` may lack; they enter as zeros.
+        progress
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        AnnData of predicted cells: ``X`` float32; ``obs`` perturbation, context and batch under the names of the
+        training data, and ``origin``.
+
+        Raises
+        ------
+        ValueError
+            If a label is unknown, or the data lack control cells or too many genes.
+        """
+        if output not in OUTPUTS:
+            raise ValueError(f"output={output!r} is unknown; allowed are {', '.join(map(repr, OUTPUTS))}.")
+        if output == "embedding" and self.representation != "embedding":
+            raise ValueError(f"output='embedding' needs representation='embedding'; this model has {self.representation!r}.")
+        if output == "delta" and self.representation == "embedding":
+            raise ValueError("output='delta' needs expression at the input; this model takes cell embeddings.")
+        self._check_if_trained(message="the model is not trained; its predictions mean nothing yet. Call model.train().")
+        data, table = self._prediction_data(adata)
+        screen = read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
+        alignment = align_genes(self.genes, screen.genes, max_missing=max_missing_genes)
+        if not alignment.is_identity:
+            logger.info(str(alignment))
+        index = ConditionIndex.from_screen(screen)
+        plan = plan_prediction(
+            index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed
+        )
+        self.module.eval()
+        sources = self._sources(screen, self.device, store=store, table=table, alignment=alignment)
+        predicted = run_prediction(
+            self.module, sources, plan, set_size=self.set_size, batch_size=batch_size or 16, output=output,
+            device=self.device, progress=progress,
+        )  # fmt: skip
+        names = self.genes if output != "embedding" else np.array([f"embedding_{i}" for i in range(predicted.shape[1])])
+        start = None
+        if control_layer:
+            rows = np.concatenate([t.controls for t in plan.tasks])
+            start = sources.cells.dense(sources.cells.fetch(rows), self.device).cpu().numpy()
+        return assemble(
+            predicted, plan, screen, self.keys, var=pd.DataFrame(index=names), control_layer=start,
+            uns={"scvi_tahoe": {"output": output, "seed": seed}},
+        )  # fmt: skip
+
+    def _prediction_data(self, adata: AnnOrMuData | None) -> tuple[AnnOrMuData, EmbeddingTable]:
+        """The data to start from, and the table with rows that only they bring."""
+        table = self.perturbation_table
+        data = self.adata if adata is None else adata
+        if data is None:
+            raise ValueError("this model has no data of its own; pass the control cells with predict(adata, ...).")
+        key = self.keys.perturbation_embedding_key
+        if key is not None and key in data.uns:
+            new = read_table(data, self.keys)
+            table = table if new is None else table.extended(new)
+        return data, table
+
+    def evaluate(
+        self,
+        reference: AnnData,
+        prediction: AnnData | None = None,
+        *,
+        preset: str = "vcc2025",
+        seed: int = 0,
+        progress: bool = True,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> EvaluationResult:
+        """Score a prediction against observed cells, in the space that it is judged in.
+
+        Parameters
+        ----------
+        reference
+            Observed cells of the held-out conditions, with the control cells of their contexts, and the columns of
+            the training data.
+        prediction
+            What to score; None predicts every condition of the reference, as many cells as were observed, from its
+            control cells.
+        preset
+            Which scores, see :func:`scvi_tahoe.evaluate.evaluate`.
+        seed
+            Of the prediction and of the evaluation.
+        progress
+            Whether to show progress bars.
+        **kwargs
+            Of :func:`scvi_tahoe.evaluate.evaluate`.
+
+        Returns
+        -------
+        Scores beside baselines and ceiling.
+        """
+        from scvi_tahoe.evaluate import evaluate
+
+        if prediction is None:
+            index = ConditionIndex.from_screen(read_screen(reference, self.keys))
+            sizes = dict(zip(index.conditions, np.bincount(index.condition_of_cell[~index.is_control]), strict=True))
+            prediction = self.predict(
+                reference,
+                perturbations=sorted({c.perturbation for c in index.conditions}),
+                contexts=sorted({c.context for c in index.conditions}),
+                n_cells={c: int(n) for c, n in sizes.items()},
+                seed=seed,
+                progress=progress,
+            )
+        keys = self.keys
+        return evaluate(
+            prediction,
+            reference,
+            perturbation_key=keys.perturbation_key,
+            control=keys.control,
+            context_key=keys.context_key,
+            preset=preset,
+            seed=seed,
+            **{"train": self.adata, **kwargs},
+        )
+
+    # ---------------------------------------------------------------- save and load
+
+    def save(self, dir_path: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Save the model, as in scvi-tools; the file is readable by every supported scvi-tools and pandas.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        *args, **kwargs
+            Of :meth:`scvi.model.base.BaseModelClass.save`.
+        """
+        frames = self.history_
+        self.history_ = history_as_lists(frames)
+        try:
+            super().save(str(dir_path), *args, **kwargs)
+        finally:
+            self.history_ = frames
+
+    @classmethod
+    def load(cls, dir_path: str, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeST:  # noqa: ANN401
+        """Load a model saved with :meth:`save`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        adata
+            Data with the columns of the training data, genes in any order; False loads without data.
+        **kwargs
+            Of :meth:`scvi.model.base.BaseModelClass.load`.
+
+        Returns
+        -------
+        The model, in eval mode.
+        """
+        with warnings.catch_warnings():
+            # genes are matched by name, so another order of them is nothing to warn about
+            warnings.filterwarnings("ignore", message="var_names for adata passed in does not match")
+            model = super().load(str(dir_path), adata, **kwargs)
+        model.history_ = history_as_frames(model.history_)
+        return model
+
+
+def _keys(setup_method_args: Mapping[str, Any]) -> ScreenKeys:
+    arguments = {k: v for k, v in setup_method_args["setup_args"].items() if v is not None}
+    return ScreenKeys(**arguments)
+
+
+def _log_start(run: TrainingRun, audit: Any, sources: MinibatchSources, model: TahoeST) -> None:  # noqa: ANN401
+    """Say what is about to happen, before anything costly."""
+    logger.info(f"split {run.n_epochs} validations, {run.plan.max_steps} steps\n{audit}")
+    logger.info(f"store: {sources.cells.description}")
+    for leak in audit.leaks:
+        logger.info(f"note: {leak}")

@@ -1,0 +1,185 @@
+"""From a question (which perturbations, in which contexts) to predicted cells in an AnnData."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from scvi_tahoe._constants import OBS, TENSORS
+from scvi_tahoe.data import CellSetDataset, Condition, ExhaustiveSampler, PredictionTask, nearest_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scvi_tahoe._module import TahoeSTModule
+    from scvi_tahoe.data import ConditionIndex, EmbeddingTable, MinibatchSources, Screen, ScreenKeys
+
+__all__ = ["OUTPUTS", "Output", "PredictionPlan", "assemble", "plan_prediction", "run_prediction"]
+
+Output = Literal["expression", "delta", "embedding"]
+OUTPUTS: tuple[Output, ...] = ("expression", "delta", "embedding")
+
+
+@dataclass(frozen=True)
+class PredictionPlan:
+    """What is to be predicted: conditions, and the control cells that each starts from."""
+
+    conditions: tuple[Condition, ...]
+    tasks: tuple[PredictionTask, ...]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells that will be predicted."""
+        return sum(len(t.controls) for t in self.tasks)
+
+
+def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> list[str]:
+    if contexts is None:
+        with_controls = [c for c in index.contexts if len(index.controls(c))]
+        if not with_controls:
+            raise ValueError(f"the data have no control cell ({index.control!r}) to start a prediction from.")
+        return with_controls
+    for context in contexts:
+        if context not in index.contexts:
+            raise ValueError(
+                f"context {context!r} is not in the data{nearest_names(context, index.contexts)}: a prediction starts "
+                f"from the context's control cells; there are {list(index.contexts)[:10]}. "
+                "Pass other data with predict(adata, ...)."
+            )
+        if not len(index.controls(context)):
+            raise ValueError(
+                f"context {context!r} has no control cell ({index.control!r}) to start a prediction from."
+            )
+    return list(contexts)
+
+
+def _start_cells(controls: np.ndarray, n_cells: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Control rows, each once before any comes again."""
+    n = len(controls) if n_cells is None else n_cells
+    return np.concatenate([rng.permutation(controls) for _ in range(-(-n // len(controls)))])[:n]
+
+
+def plan_prediction(
+    index: ConditionIndex,
+    table: EmbeddingTable,
+    *,
+    perturbations: Sequence[str] | None,
+    contexts: Sequence[str] | None,
+    n_cells: int | Mapping[Condition, int] | None,
+    seed: int,
+) -> PredictionPlan:
+    """Resolve labels and draw start cells.
+
+    Every condition draws from a generator of its own, seeded by the seed and its two labels: a prediction does not
+    depend on what else is asked.
+
+    Raises
+    ------
+    ValueError
+        If a label is unknown, listed twice, or a number of cells is below 1.
+    """
+    if perturbations is None:
+        perturbations = [n for n in table.names if n != index.control]
+    for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
+        if isinstance(given, str):
+            raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")
+        if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
+            raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
+    conditions = [Condition(c, p) for c in _chosen_contexts(index, contexts) for p in perturbations]
+    if isinstance(n_cells, dict):
+        conditions = [c for c in conditions if c in n_cells]
+    unknown = [p for p in perturbations if p not in table.names]
+    if unknown:
+        raise ValueError(table_message(table, unknown))
+    tasks = []
+    for condition in conditions:
+        n = n_cells[condition] if isinstance(n_cells, dict) else n_cells
+        if n is not None and n < 1:
+            raise ValueError(f"n_cells={n} must be 1 or more.")
+        task_seed = (seed, *(zlib.crc32(label.encode()) for label in condition))
+        controls = index.controls(condition.context)
+        start = _start_cells(controls, n, np.random.default_rng(task_seed))  # type: ignore[arg-type]
+        tasks.append(PredictionTask(start, table.position(condition.perturbation), controls, (*task_seed, 1)))
+    return PredictionPlan(tuple(conditions), tuple(tasks))
+
+
+def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
+    """Why labels cannot be predicted, and what would help."""
+    near = "; ".join(f"{u!r}{nearest_names(u, table.names)}" for u in unknown[:5])
+    remedy = (
+        "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
+        "predict new ones"
+        if table.one_hot
+        else "add their rows to the perturbation-embedding table of the data"
+    )
+    return f"the model knows no perturbation {near}: {remedy}."
+
+
+@torch.inference_mode()
+def run_prediction(
+    module: TahoeSTModule,
+    sources: MinibatchSources,
+    plan: PredictionPlan,
+    *,
+    set_size: int,
+    batch_size: int,
+    output: Output,
+    device: torch.device,
+    progress: bool,
+) -> np.ndarray:
+    """Predicted cells of all tasks, one after the other: float32 ``[n_cells, G]``."""
+    dataset = CellSetDataset(sources)
+    sampler = ExhaustiveSampler(plan.tasks, set_size=set_size, sets_per_step=batch_size)
+    decodes = module.config.gene_decoder is not None and output != "embedding"
+    width = module.config.gene_decoder.n_genes if decodes else module.config.n_output  # type: ignore[union-attr]
+    predicted = np.empty((plan.n_cells, width), dtype=np.float32)
+    done = 0
+    with tqdm(total=plan.n_cells, unit="cell", desc="predicting", disable=not progress, dynamic_ncols=True) as bar:
+        for request in sampler:
+            tensors = dataset.to_tensors(dataset[request], device)
+            result = module(tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH))
+            cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
+            if output == "delta":
+                cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
+            wanted = torch.arange(cells_SNG.shape[1])[None] < torch.from_numpy(request.valid_S)[:, None]
+            block = cells_SNG[wanted.to(device)].float().cpu().numpy()
+            predicted[done : done + len(block)] = block
+            done += len(block)
+            bar.update(len(block))
+    return predicted
+
+
+def assemble(
+    predicted: np.ndarray,
+    plan: PredictionPlan,
+    screen: Screen,
+    keys: ScreenKeys,
+    *,
+    var: pd.DataFrame,
+    control_layer: np.ndarray | None = None,
+    uns: Mapping[str, Any],
+) -> ad.AnnData:
+    """Put predicted cells into an AnnData that scanpy takes as it is.
+
+    Columns of ``obs`` are named as in the training data; ``origin`` names the control cell that each started from.
+    """
+    start = np.concatenate([t.controls for t in plan.tasks])
+    n = [len(t.controls) for t in plan.tasks]
+    columns: dict[str, Any] = {keys.perturbation_key: np.repeat([c.perturbation for c in plan.conditions], n)}
+    if keys.context_key is not None:
+        columns[keys.context_key] = np.repeat([c.context for c in plan.conditions], n)
+    if keys.batch_key is not None and screen.batch is not None:
+        columns.setdefault(keys.batch_key, np.asarray(screen.batch.names)[screen.batch.codes[start]])
+    obs = pd.DataFrame({k: pd.Categorical(v) for k, v in columns.items()}, index=[f"predicted_{i}" for i in range(len(start))])
+    obs[OBS.ORIGIN] = screen.cells[start]
+    result = ad.AnnData(predicted, obs=obs, var=var, uns=dict(uns))
+    if control_layer is not None:
+        result.layers["control"] = control_layer
+    return result

@@ -1,0 +1,319 @@
+"""One training run: options checked before anything costly, put into Lightning's terms, and finished cleanly."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from scvi.train import Trainer
+
+from scvi_tahoe._compat import require
+from scvi_tahoe.data import CellSetDataModule, LoaderConfig
+from scvi_tahoe.train import BEST, LAST, KeepBest, MetricsHistory, PlanConfig, StepProgress, checkpoint_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from lightning.pytorch.loggers import Logger
+
+    from scvi_tahoe._model import TahoeST
+    from scvi_tahoe.data import AssignedSplit, MinibatchSources
+
+__all__ = ["TrainingRun"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_STEPS, _BATCH_SIZE, _N_VALIDATIONS = 2_000, 8, 20
+_LR_SCRATCH, _LR_PRETRAINED = 1e-3, 2e-4
+
+#: what train() decides itself, and where the user says it instead
+_OURS = {
+    "max_epochs": "max_steps",
+    "gradient_clip_val": "plan_kwargs={'gradient_clip': ...}",
+    "gradient_clip_algorithm": "plan_kwargs={'gradient_clip': ...}",
+    "val_check_interval": "validate_every",
+    "check_val_every_n_epoch": "validate_every",
+    "early_stopping": "patience",
+    "early_stopping_patience": "patience",
+    "early_stopping_monitor": "monitor",
+    "enable_checkpointing": "save_dir",
+    "ckpt_path": "resume_from",
+    "train_size": "split=FractionSplit(validation=...)",
+    "validation_size": "split=FractionSplit(validation=...)",
+    "enable_progress_bar": "progress",
+    "limit_val_batches": "split",
+    "reload_dataloaders_every_n_epochs": "nothing: sets are drawn anew at every epoch",
+}
+
+
+def _verify_trainer_options(options: Mapping[str, Any]) -> None:
+    for name, instead in _OURS.items():
+        if name in options:
+            raise ValueError(f"train() does not take {name}; say it with {instead}.")
+    known = {*inspect.signature(Trainer).parameters, *inspect.signature(pl.Trainer).parameters} - {"kwargs"}
+    if unknown := sorted(set(options) - known):
+        raise ValueError(
+            f"train() does not know {unknown}; it takes its own arguments, plan_kwargs, and options of Lightning's "
+            "Trainer."
+        )
+
+
+def _device(options: Mapping[str, Any]) -> torch.device:
+    """Where the network will run."""
+    accelerator = options.get("accelerator", "auto")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        devices = options.get("devices", "auto")
+        return torch.device("cuda", devices[0] if isinstance(devices, list | tuple) else 0)
+    if accelerator in ("gpu", "cuda"):
+        raise ValueError(f"accelerator={accelerator!r} was asked for, and this machine has no CUDA device.")
+    return torch.device(accelerator if accelerator == "mps" else "cpu")
+
+
+def _folder(save_dir: str | Path | None, *, resumes: bool) -> Path | None:
+    if save_dir is None:
+        return None
+    folder = Path(save_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"save_dir={str(folder)!r} is a file; a folder is needed.")
+    found = checkpoint_in(folder)
+    if found is not None and not resumes:
+        raise ValueError(
+            f"save_dir={str(folder)!r} holds the checkpoint {found.name} of an earlier run: continue it with "
+            f"resume_from={str(found)!r}, or give another folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """What a call of ``train`` amounts to.
+
+    Attributes
+    ----------
+    plan
+        Optimiser options.
+    n_epochs, steps_per_epoch
+        Validations, and minibatches between them.
+    batch_size
+        Sets a minibatch.
+    accumulate
+        Minibatches an optimizer step.
+    monitor, patience
+        What is kept best, and when to stop early.
+    folder, resume_from
+        Where checkpoints go, and which one the run goes on from.
+    resume_step
+        Its optimizer step.
+    options
+        What is left for Lightning's trainer.
+    device
+        Where the network runs.
+    """
+
+    plan: PlanConfig
+    n_epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    accumulate: int
+    monitor: str
+    patience: int | None
+    folder: Path | None
+    resume_from: Path | None
+    resume_step: int | None
+    options: dict[str, Any]
+    device: torch.device
+    _callbacks: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        n_parameters_pretrained: int,
+        max_steps: int | None,
+        batch_size: int | None,
+        validate_every: int | None,
+        plan_options: Mapping[str, Any],
+        monitor: str,
+        patience: int | None,
+        save_dir: str | Path | None,
+        resume_from: str | Path | None,
+        trainer_options: Mapping[str, Any],
+    ) -> TrainingRun:
+        """Check every option and resolve the defaults. Nothing is written but the folder.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown or out of range.
+        FileNotFoundError
+            If the checkpoint to resume from does not exist.
+        """
+        _verify_trainer_options(trainer_options)
+        if not monitor.startswith("validation_"):
+            raise ValueError(f"monitor={monitor!r} must be a validation metric, e.g. 'validation_loss'.")
+        steps = _MAX_STEPS if max_steps is None else max_steps
+        options = {k: v for k, v in plan_options.items() if not (k == "lr" and v is None)}
+        options.setdefault("lr", _LR_PRETRAINED if n_parameters_pretrained else _LR_SCRATCH)
+        plan = PlanConfig.from_kwargs({"max_steps": steps, **options})
+        for name, value in (("validate_every", validate_every), ("patience", patience), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value!r} must be 1 or more.")
+        between = validate_every or max(1, -(-steps // _N_VALIDATIONS))
+        accumulate = int(trainer_options.get("accumulate_grad_batches", 1))
+        resumed = _resumed(resume_from, plan)
+        return cls(
+            plan=plan,
+            n_epochs=-(-steps // between),
+            steps_per_epoch=between * accumulate,
+            batch_size=batch_size or _BATCH_SIZE,
+            accumulate=accumulate,
+            monitor=monitor,
+            patience=patience,
+            folder=_folder(save_dir, resumes=resume_from is not None),
+            resume_from=None if resume_from is None else Path(resume_from),
+            resume_step=resumed,
+            options=dict(trainer_options),
+            device=_device(trainer_options),
+        )
+
+    def datamodule(
+        self, sources: MinibatchSources, split: AssignedSplit, row_of_label: np.ndarray, set_size: int
+    ) -> CellSetDataModule:
+        """Loaders of this run."""
+        config = LoaderConfig(
+            set_size=set_size, batch_size=self.batch_size, steps_per_epoch=self.steps_per_epoch, seed=self.plan.seed
+        )
+        return CellSetDataModule(sources, split, row_of_label, config)
+
+    def trainer_kwargs(
+        self, *, logger: str | Logger | Sequence[Logger] | None, progress: bool
+    ) -> dict[str, Any]:
+        """Arguments of scvi-tools' trainer."""
+        best = KeepBest(monitor=self.monitor, folder=self.folder)
+        bar = StepProgress(
+            max_steps=self.plan.max_steps, sets_per_step=self.batch_size * self.accumulate, show=progress
+        )
+        # throughput is logged before the best is written, so that best.ckpt's step has a complete line
+        callbacks = [bar, best]
+        if self.patience is not None:
+            callbacks.append(
+                pl.callbacks.EarlyStopping(monitor=self.monitor, patience=self.patience, check_on_train_epoch_end=True)
+            )
+        self._callbacks[:] = callbacks
+        return {
+            "benchmark": False,
+            **self.options,
+            "max_steps": self.plan.max_steps,
+            "callbacks": [*callbacks, *self.options.get("callbacks", [])],
+            "logger": self._loggers(logger),
+            "log_every_n_steps": max(1, self.plan.log_every),
+            "check_val_every_n_epoch": 1,
+            "enable_progress_bar": False,
+            "simple_progress_bar": False,
+            "ckpt_path": self.resume_from,
+        }
+
+    def _loggers(self, chosen: str | Logger | Sequence[Logger] | None) -> list[Logger]:
+        path = self.folder / "metrics.csv" if self.folder is not None and chosen is not None else None
+        history = MetricsHistory(path, resume_step=self.resume_step)
+        if chosen is None or chosen == "csv":
+            return [history]
+        if isinstance(chosen, str):
+            chosen = self._named_logger(chosen)
+        return [history, *(chosen if isinstance(chosen, list | tuple) else [chosen])]  # type: ignore[list-item]
+
+    def _named_logger(self, name: str) -> Logger:
+        if name not in ("tensorboard", "wandb"):
+            raise ValueError(f"logger={name!r} is unknown; allowed are 'csv', 'tensorboard', 'wandb', None or a logger.")
+        folder = self.folder
+        if folder is None:
+            raise ValueError(f"logger={name!r} writes files; give a save_dir.")
+        if name == "wandb":
+            require("wandb", "wandb")
+            return pl.loggers.WandbLogger(save_dir=folder, project="scvi-tahoe")
+        require("tensorboard", "tensorboard")
+        return pl.loggers.TensorBoardLogger(folder, name="tensorboard")
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Say how to go on when the user interrupts; checkpoints are complete at every moment."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+            saved = None if self.folder is None else checkpoint_in(self.folder)
+            if saved is None:
+                hint = "nothing was saved; with save_dir=... a run can be continued"
+            else:
+                hint = f"continue with model.train(..., save_dir={str(self.folder)!r}, resume_from={str(saved)!r})"
+            raise KeyboardInterrupt(f"training was interrupted: {hint}") from None
+
+    def finish(self, model: TahoeST, previous: dict[str, pd.DataFrame] | None) -> None:
+        """Put history, configuration and the list of trained parameters on the model."""
+        history = next(log for log in model.trainer.loggers if isinstance(log, MetricsHistory))
+        best = next(c for c in self._callbacks if isinstance(c, KeepBest))
+        model.history_ = _joined(previous, history.history)
+        model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
+        model.training_config_ = {
+            "plan": self.plan.to_kwargs(),
+            "batch_size": self.batch_size,
+            "set_size": model.set_size,
+            "accumulate_grad_batches": self.accumulate,
+            "monitor": self.monitor,
+            "best_step": best.best_step,
+            "best_value": best.best_value,
+            "split": model.split_,
+        }
+        if best.best_step is not None:
+            where = "" if self.folder is None else f", {self.folder / BEST}"
+            logger.info(f"kept the best of {self.n_epochs} validations: {self.monitor} {best.best_value:.4g} at step "
+                        f"{best.best_step}{where}")  # fmt: skip
+
+
+def _resumed(resume_from: str | Path | None, plan: PlanConfig) -> int | None:
+    """Step of the checkpoint to resume from, after checking that the run is the same."""
+    if resume_from is None:
+        return None
+    path = Path(resume_from)
+    if not path.is_file():
+        raise FileNotFoundError(f"resume_from={str(path)!r} does not exist; a run writes {LAST} into its save_dir.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        earlier = PlanConfig.from_kwargs(checkpoint["plan_config"])
+        step = int(checkpoint["global_step"])
+    except Exception as error:
+        raise ValueError(
+            f"resume_from={str(path)!r} is not a checkpoint of an interrupted run ({error}); weights alone are "
+            "loaded with TahoeST.load or TahoeST.from_pretrained."
+        ) from None
+    if changed := {k: (v, plan.to_kwargs()[k]) for k, v in earlier.to_kwargs().items() if v != plan.to_kwargs()[k]}:
+        listed = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in changed.items())
+        raise ValueError(
+            f"a resumed run goes on with the options it started with, and these differ: {listed}. To train with other "
+            "options start anew from the weights, TahoeST.load(...).train(...)."
+        )
+    if step >= plan.max_steps:
+        raise ValueError(f"{path.name} is at step {step}, the end of the run of {plan.max_steps} steps: nothing is left.")
+    return step
+
+
+def _joined(
+    previous: Mapping[str, pd.DataFrame] | None, new: Mapping[str, pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """History of several trainings, the steps of a later one counted on from the end of the one before."""
+    if not previous:
+        return dict(new)
+    offset = 1 + max(int(frame.index.max()) for frame in previous.values())
+    shifted = {k: frame.set_axis(frame.index + offset).rename_axis("step") for k, frame in new.items()}
+    return {
+        k: pd.concat([f for f in (previous.get(k), shifted.get(k)) if f is not None])
+        for k in dict.fromkeys([*previous, *shifted])
+    }

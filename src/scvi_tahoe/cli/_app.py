@@ -1,0 +1,47 @@
+"""The command line, put together: one function a command, each in the file of its name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scvi_tahoe.cli._demo import demo
+from scvi_tahoe.cli._evaluate import evaluate
+from scvi_tahoe.cli._inspect import inspect
+from scvi_tahoe.cli._predict import predict
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="scvi-tahoe",
+    help="Predict how cells respond to perturbations: State Transition models in scvi-tools.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A library user reads plain tracebacks; a command's user gets one line (see `_mistakes.py`).
+    pretty_exceptions_enable=False,
+)
+for command in (demo, predict, evaluate, inspect):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"scvi-tahoe {version('scvi-tahoe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Predict how cells respond to perturbations: State Transition models in scvi-tools."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

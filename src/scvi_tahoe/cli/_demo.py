@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scvi_tahoe.cli._mistakes import one_line_mistakes
+from scvi_tahoe.demo import DEFAULT_STEPS, FILES, run_demo, score_table
+
+__all__ = ["demo"]
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where to write; a new folder or that of an earlier demo.")] = Path(
+        "scvi-tahoe-demo"
+    ),
+    max_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = DEFAULT_STEPS,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where an earlier demo wrote.")] = False,
+) -> None:
+    """Train on a real screen, predict held-out perturbations and score them beside simple predictors.
+
+    Takes under three minutes on two CPU cores. Leaves a folder with the model, the prediction, the scores and two
+    figures, and prints the scores.
+    """
+    again = f"scvi-tahoe demo --folder {folder}"
+    again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""
+    again += f" --seed {seed}" if seed else ""
+    with one_line_mistakes(f"Stopped. What was finished is in {folder}; go on from there with: {again}"):
+        result = run_demo(folder, max_steps=max_steps, seed=seed, overwrite=overwrite, report=typer.echo)
+    names = ", ".join(name for name in FILES if (result.folder / name).exists())
+    typer.echo(f"\n{score_table(result.scores)}\n\n{result.folder} ({result.seconds:.0f} s): {names}")

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scvi_tahoe.cli._mistakes import one_line_mistakes
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(help="h5ad of predicted cells.")],
+    reference: Annotated[Path, typer.Argument(help="h5ad of observed cells, controls included.")],
+    perturbation_key: Annotated[str, typer.Option(help="Column of obs with the perturbations.")],
+    control: Annotated[str, typer.Option(help="Label of control cells.")],
+    context_key: Annotated[str | None, typer.Option(help="Column of obs with the contexts.")] = None,
+    train: Annotated[Path | None, typer.Option(help="h5ad the model was trained on; baselines need it.")] = None,
+    preset: Annotated[str, typer.Option(help="Which scores.")] = "vcc2025",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the scores to.")] = None,
+) -> None:
+    """Score predicted cells against observed ones with cell-eval."""
+    with one_line_mistakes():
+        from anndata import read_h5ad
+
+        from scvi_tahoe.evaluate import evaluate as score
+
+        result = score(
+            read_h5ad(prediction), read_h5ad(reference), perturbation_key=perturbation_key, control=control,
+            context_key=context_key, train=read_h5ad(train) if train else None, preset=preset,
+            baseline="train_mean" if train else "control",
+        )  # fmt: skip
+        if output:
+            result.save(output)
+    typer.echo(result.summary.to_string(float_format="{:.4f}".format))
+    if output:
+        typer.echo(f"Scores: {output}")

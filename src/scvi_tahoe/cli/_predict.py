@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scvi_tahoe.cli._mistakes import one_line_mistakes
+
+__all__ = ["predict"]
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder that TahoeST.save wrote.")],
+    data: Annotated[Path, typer.Argument(help="h5ad with the control cells to start from.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="h5ad to write.")],
+    perturbation: Annotated[
+        list[str] | None, typer.Option(help="What to predict; may be repeated.", show_default="all known")
+    ] = None,
+    context: Annotated[list[str] | None, typer.Option(help="Where; may be repeated.", show_default="all")] = None,
+    n_cells: Annotated[
+        int | None, typer.Option(help="Cells of each condition.", show_default="as many as controls")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the control cells drawn.")] = 0,
+) -> None:
+    """Predict cells after perturbations, and write them as h5ad."""
+    with one_line_mistakes():
+        from anndata import read_h5ad
+
+        from scvi_tahoe import TahoeST
+        from scvi_tahoe.demo import written_whole
+
+        adata = read_h5ad(data)
+        predicted = TahoeST.load(model, adata=adata).predict(
+            perturbations=perturbation, contexts=context, n_cells=n_cells, seed=seed
+        )
+        with written_whole(output) as partial:
+            predicted.write_h5ad(partial)
+    typer.echo(f"{predicted.n_obs:,} predicted cells of {predicted.n_vars:,} genes: {output}")

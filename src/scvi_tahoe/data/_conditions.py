@@ -1,0 +1,132 @@
+"""Which cells belong to which condition, and which controls each cell may be matched with. No randomness but given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from scvi_tahoe.data._screen import Labels, Screen
+
+__all__ = ["Condition", "ConditionIndex", "ControlPools"]
+
+
+class Condition(NamedTuple):
+    """One perturbation in one context."""
+
+    context: str
+    perturbation: str
+
+    def __str__(self) -> str:
+        return f"{self.perturbation} in {self.context}"
+
+
+@dataclass(frozen=True)
+class ControlPools:
+    """Control cells in pools; each cell of the screen points to the pool it draws controls from.
+
+    With batches a pool is the controls of one batch in one context; cells of a batch without controls draw from their
+    whole context. Pools lie one after the other in ``rows``.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    pool_of_cell: np.ndarray
+    #: (context, batch) pairs whose cells draw from the whole context because the batch has no controls
+    without_controls: tuple[tuple[str, str], ...] = ()
+
+    def draw(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One control row for each given cell, uniformly from its pool; the shape is kept."""
+        pool = self.pool_of_cell[cells]
+        offset = np.floor(rng.random(cells.shape) * self.sizes[pool]).astype(np.int64)
+        return self.rows[self.starts[pool] + offset]
+
+
+@dataclass(frozen=True)
+class ConditionIndex:
+    """Rows of every condition, and of the controls of every context.
+
+    Attributes
+    ----------
+    conditions
+        Conditions with at least one perturbed cell, sorted.
+    condition_of_cell
+        Position in ``conditions`` for each cell; -1 for controls.
+    context, perturbation, batch
+        Labels of each cell.
+    control
+        The control label.
+    """
+
+    conditions: tuple[Condition, ...]
+    condition_of_cell: np.ndarray
+    context: Labels
+    perturbation: Labels
+    batch: Labels | None
+    control: str
+
+    @classmethod
+    def from_screen(cls, screen: Screen) -> ConditionIndex:
+        """Index a screen."""
+        context, perturbation = screen.context, screen.perturbation
+        is_control = np.asarray([n == screen.control for n in perturbation.names])[perturbation.codes]
+        joint = context.codes * len(perturbation.names) + perturbation.codes
+        present, position = np.unique(joint[~is_control], return_inverse=True)
+        condition_of_cell = np.full(len(joint), -1, dtype=np.int64)
+        condition_of_cell[~is_control] = position
+        conditions = tuple(
+            Condition(context.names[j // len(perturbation.names)], perturbation.names[j % len(perturbation.names)])
+            for j in present
+        )
+        return cls(conditions, condition_of_cell, context, perturbation, screen.batch, screen.control)
+
+    @property
+    def is_control(self) -> np.ndarray:
+        """Whether each cell is a control."""
+        return self.condition_of_cell < 0
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """All contexts, those with controls only included."""
+        return self.context.names
+
+    @property
+    def perturbations(self) -> tuple[str, ...]:
+        """All perturbations but the control."""
+        return tuple(n for n in self.perturbation.names if n != self.control)
+
+    def controls(self, context: str) -> np.ndarray:
+        """Rows of the control cells of a context, in the order of the data."""
+        return np.flatnonzero(self.is_control & (self.context.codes == self.context.code(context)))
+
+    def rows(self, condition: Condition) -> np.ndarray:
+        """Rows of the perturbed cells of a condition; empty if there are none."""
+        if condition not in self.conditions:
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(self.condition_of_cell == self.conditions.index(condition))
+
+    def control_pools(self) -> ControlPools:
+        """Pools of control cells, matched by context and, where the screen has batches, by batch."""
+        control_rows = np.flatnonzero(self.is_control)
+        n_batches = 1 if self.batch is None else len(self.batch.names)
+        batch = np.zeros(len(self.context.codes), np.int64) if self.batch is None else self.batch.codes
+        # pools 0 .. n_contexts-1 hold whole contexts; then one pool for each (context, batch)
+        fine = len(self.contexts) + self.context.codes * n_batches + batch
+        n_pools = len(self.contexts) * (1 + n_batches)
+        member = np.concatenate([self.context.codes[control_rows], fine[control_rows]])
+        order = np.argsort(member, kind="stable")
+        sizes = np.bincount(member, minlength=n_pools)
+        pool_of_cell = np.where(sizes[fine] > 0, fine, self.context.codes)
+        lacking = np.unique(fine[(sizes[fine] == 0) & ~self.is_control]) - len(self.contexts)
+        return ControlPools(
+            rows=np.concatenate([control_rows, control_rows])[order],
+            starts=np.concatenate([[0], np.cumsum(sizes)[:-1]]),
+            sizes=sizes,
+            pool_of_cell=pool_of_cell,
+            without_controls=tuple(
+                (self.contexts[k // n_batches], self.batch.names[k % n_batches]) for k in lacking if self.batch
+            ),
+        )

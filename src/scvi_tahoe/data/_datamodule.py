@@ -1,0 +1,105 @@
+"""Split, sampler and dataset put together into loaders. No logic of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
+from scvi_tahoe.data._sampler import FixedSampler, RandomSampler, SetPlan
+
+if TYPE_CHECKING:
+    import torch
+
+    from scvi_tahoe.data._splits import AssignedSplit
+
+__all__ = ["CellSetDataModule", "LoaderConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How minibatches are made.
+
+    Attributes
+    ----------
+    set_size
+        N, cells of a set.
+    batch_size
+        S, sets of a training minibatch.
+    steps_per_epoch
+        Training minibatches between two validations.
+    validation_sets
+        At most this many sets of a condition in validation.
+    seed
+        Decides which cells meet.
+    """
+
+    set_size: int
+    batch_size: int
+    steps_per_epoch: int
+    validation_sets: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name != "seed" and (not isinstance(value, int | np.integer) or value < 1):
+                raise ValueError(f"{f.name}={value!r} must be a whole number of 1 or more.")
+
+
+class CellSetDataModule(LightningDataModule):
+    """Loaders of cell sets for training and validation.
+
+    Parameters
+    ----------
+    sources
+        Where the parts of a minibatch come from.
+    split
+        Which cells train and validate.
+    row_of_label
+        Row of the embedding table for each perturbation code of the screen.
+    config
+        Sizes and seed.
+    """
+
+    def __init__(
+        self, sources: MinibatchSources, split: AssignedSplit, row_of_label: np.ndarray, config: LoaderConfig
+    ) -> None:
+        super().__init__()
+        self.dataset = CellSetDataset(sources)
+        self.split = split
+        self.config = config
+        # scvi-tools copies these to the model, and its MLflow logger reads them
+        self.train_idx, self.val_idx, self.test_idx = split.train, split.validation, split.test
+        self.n_train, self.n_val = len(split.train), len(split.validation)
+        self.train_size = self.n_train / max(1, self.n_train + self.n_val + len(split.test))
+        self.data_loader_kwargs: dict[str, Any] = {}
+        self._plan = SetPlan(
+            index=split.index,
+            pools=split.index.control_pools(),
+            row_of_label=row_of_label,
+            rows=split.train,
+            set_size=config.set_size,
+            sets_per_step=config.batch_size,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Random sets, another draw at every epoch."""
+        sampler = RandomSampler(self._plan, n_steps=self.config.steps_per_epoch, seed=self.config.seed)
+        return DataLoader(self.dataset, sampler=sampler, batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The same sets at every validation; no loader if the split holds nothing out."""
+        if self.n_val == 0:
+            return []
+        plan = replace(self._plan, rows=self.split.validation)
+        sampler = FixedSampler(plan, max_sets=self.config.validation_sets, seed=self.config.seed)
+        return DataLoader(self.dataset, sampler=sampler, batch_size=None)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
+        """Finish the minibatch on the device that the network runs on."""
+        return self.dataset.to_tensors(batch, device)

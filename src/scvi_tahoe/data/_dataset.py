@@ -1,0 +1,99 @@
+"""Requests to tensors: the cells that a sampler chose, as one minibatch. No choices are made here.
+
+S sets, N cells of a set, X width of a cell at the network's input or output, G genes, E width of a cell embedding,
+P width of a perturbation embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from scvi_tahoe._constants import TENSORS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scvi_tahoe.data._sampler import CellSetRequest
+    from scvi_tahoe.data._store import CellStore
+
+__all__ = ["CellSetDataset", "MinibatchSources"]
+
+
+@dataclass(frozen=True)
+class MinibatchSources:
+    """Where each part of a minibatch comes from.
+
+    Attributes
+    ----------
+    cells
+        What the network takes in and gives out: expression, or cell embeddings.
+    genes
+        Expression beside embeddings, for a gene decoder; None otherwise.
+    embedding
+        Cell embeddings beside expression, as an auxiliary signal; None otherwise.
+    table
+        float32 ``[labels, P]`` perturbation embeddings.
+    batch_of_cell
+        Technical batch of every cell as the network counts them; None if it does not look.
+    """
+
+    cells: CellStore
+    table: np.ndarray
+    genes: CellStore | None = None
+    embedding: CellStore | None = None
+    batch_of_cell: np.ndarray | None = None
+
+
+class CellSetDataset(Dataset):
+    """Reads what a request names.
+
+    ``dataset[request]`` runs in the loader and holds what :class:`CellStore` hands over; :meth:`to_tensors` finishes
+    the minibatch on the device.
+    """
+
+    def __init__(self, sources: MinibatchSources) -> None:
+        self.sources = sources
+        self._table: Tensor = torch.from_numpy(sources.table)
+
+    def __getitem__(self, request: CellSetRequest) -> dict[str, Any]:
+        sources, observed = self.sources, request.observed_SN
+        payload: dict[str, Any] = {
+            TENSORS.CONTROL: sources.cells.fetch(request.control_SN),
+            TENSORS.PERTURBATION: torch.from_numpy(request.perturbation_S),
+            TENSORS.CONDITION: torch.from_numpy(request.condition_S),
+        }
+        if observed is not None:
+            payload[TENSORS.OBSERVED] = sources.cells.fetch(observed)
+            if sources.genes is not None:
+                payload[TENSORS.OBSERVED_GENES] = sources.genes.fetch(observed)
+            if sources.embedding is not None:
+                payload[TENSORS.OBSERVED_EMBEDDING] = sources.embedding.fetch(observed)
+        if sources.batch_of_cell is not None:
+            # the network is told the batch of the cells it predicts: the observed ones, else those it starts from
+            rows = request.control_SN if observed is None else observed
+            payload[TENSORS.BATCH] = torch.from_numpy(sources.batch_of_cell[rows])
+        return payload
+
+    def to_tensors(self, payload: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """The minibatch on the device; its keys name its shapes."""
+        stores = {
+            TENSORS.CONTROL: self.sources.cells,
+            TENSORS.OBSERVED: self.sources.cells,
+            TENSORS.OBSERVED_GENES: self.sources.genes,
+            TENSORS.OBSERVED_EMBEDDING: self.sources.embedding,
+        }
+        tensors = {
+            key: store.dense(payload[key], device) for key, store in stores.items() if store and key in payload
+        }
+        if self._table.device != device:
+            self._table = self._table.to(device)
+        for key in (TENSORS.CONDITION, TENSORS.BATCH):
+            if key in payload:
+                tensors[key] = payload[key].to(device, non_blocking=True)
+        tensors[TENSORS.PERTURBATION] = self._table[payload[TENSORS.PERTURBATION].to(device, non_blocking=True)]
+        return tensors

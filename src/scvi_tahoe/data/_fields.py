@@ -1,0 +1,226 @@
+"""Registry fields: what scvi-tools stores about a screen. Registration and transfer only.
+
+Our labels differ from scvi-tools' categorical fields on purpose: they add no columns to the user's ``obs``, and on new
+data unseen perturbations and contexts are welcome, because predicting those is what the model is for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rich.table
+from scvi.data.fields import BaseAnnDataField
+
+from scvi_tahoe._constants import REGISTRY
+from scvi_tahoe.data._embedding_table import EmbeddingTable
+from scvi_tahoe.data._screen import Labels, ScreenKeys, expression_adata, obs_column
+from scvi_tahoe.data._verification import read_table
+
+if TYPE_CHECKING:
+    from scvi_tahoe._compat import AnnOrMuData
+
+__all__ = [
+    "CellEmbeddingField",
+    "ControlLabelField",
+    "EmbeddingTableField",
+    "ExpressionField",
+    "LabelField",
+    "screen_fields",
+]
+
+
+class _ScreenField(BaseAnnDataField):
+    """What all our fields share: a key, a place, and the screen's keys."""
+
+    def __init__(
+        self, registry_key: str, attr_name: str, attr_key: str | None, keys: ScreenKeys, mod_key: str | None = None
+    ) -> None:
+        self._registry_key = registry_key
+        self._attr_name = attr_name
+        self._attr_key = attr_key
+        self._mod_key = mod_key
+        self._keys = keys
+
+    @property
+    def registry_key(self) -> str:
+        """Key in the registry."""
+        return self._registry_key
+
+    @property
+    def attr_name(self) -> str:
+        """Attribute of the AnnData."""
+        return self._attr_name
+
+    @property
+    def attr_key(self) -> str | None:
+        """Key within the attribute."""
+        return self._attr_key
+
+    @property
+    def mod_key(self) -> str | None:
+        """Modality of a MuData."""
+        return self._mod_key
+
+    @property
+    def is_empty(self) -> bool:
+        """Fields that were not asked for are never made."""
+        return False
+
+    def validate_field(self, adata: AnnOrMuData) -> None:
+        """Nothing: ``verify_screen`` checked the whole screen before any field is registered."""
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnOrMuData, **kwargs: object) -> dict:
+        """Keep what the model was trained with; names are matched when the data are read."""
+        return dict(state_registry)
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        """No statistics unless a field has some."""
+        return {}
+
+    def view_state_registry(self, state_registry: dict) -> rich.table.Table | None:
+        """Show the first entries."""
+        table = rich.table.Table(title=f"{self.registry_key} state registry")
+        table.add_column("entry")
+        table.add_column("value", overflow="fold")
+        for key, value in state_registry.items():
+            text = f"array {value.shape}" if isinstance(value, np.ndarray) and value.ndim > 1 else str(value)
+            table.add_row(key, text if len(text) < 200 else text[:200] + " ...")
+        return table
+
+
+class ExpressionField(_ScreenField):
+    """Expression in X or a layer; keeps the gene names, by which new data are aligned."""
+
+    def __init__(self, keys: ScreenKeys) -> None:
+        place = ("X", None) if keys.layer is None else ("layers", keys.layer)
+        super().__init__(REGISTRY.EXPRESSION, *place, keys, keys.expression_modality)
+
+    def register_field(self, adata: AnnOrMuData) -> dict:
+        """Store the gene names."""
+        names = np.asarray(expression_adata(adata, self._keys).var_names, dtype=object).astype(str).astype(object)
+        return {"n_vars": len(names), "column_names": names}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        """Number of genes."""
+        return {"n_vars": state_registry["n_vars"]}
+
+
+class CellEmbeddingField(_ScreenField):
+    """A cell embedding in ``obsm``, or a modality of its own."""
+
+    def __init__(self, keys: ScreenKeys) -> None:
+        place = ("X", None) if keys.cell_embedding_key is None else ("obsm", keys.cell_embedding_key)
+        super().__init__(REGISTRY.CELL_EMBEDDING, *place, keys, keys.embedding_modality or keys.expression_modality)
+
+    def register_field(self, adata: AnnOrMuData) -> dict:
+        """Store the width."""
+        return {"width": int(self.get_field_data(adata).shape[1])}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        """Width of the embedding."""
+        return {"n_cell_embedding": state_registry["width"]}
+
+
+class LabelField(_ScreenField):
+    """A column of labels; keeps the sorted names seen at registration."""
+
+    def __init__(self, registry_key: str, key: str, keys: ScreenKeys) -> None:
+        super().__init__(registry_key, "obs", key, keys)
+
+    def register_field(self, adata: AnnOrMuData) -> dict:
+        """Store the names that occur."""
+        labels = Labels.from_values(obs_column(adata, self._keys, str(self.attr_key)))
+        return {"names": np.array(labels.names, dtype=object)}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        """Number of names."""
+        return {f"n_{self.registry_key}": len(state_registry["names"])}
+
+
+class ControlLabelField(_ScreenField):
+    """The label of control cells: a property of a value, not of a column."""
+
+    def __init__(self, keys: ScreenKeys) -> None:
+        super().__init__(REGISTRY.CONTROL, "obs", keys.perturbation_key, keys)
+
+    def get_data_registry(self) -> dict:
+        """Empty: there is nothing to load for each cell."""
+        return {}
+
+    def register_field(self, adata: AnnOrMuData) -> dict:
+        """Store the label."""
+        return {"label": self._keys.control}
+
+
+class EmbeddingTableField(_ScreenField):
+    """The perturbation-embedding table: one row a label, kept in the registry, out of the loaders' reach.
+
+    Without a key the rows are one-hot over the labels of the screen, control included.
+    """
+
+    def __init__(self, keys: ScreenKeys) -> None:
+        super().__init__(REGISTRY.PERTURBATION_EMBEDDING, "uns", keys.perturbation_embedding_key, keys)
+
+    def get_data_registry(self) -> dict:
+        """Empty: a registered ``uns`` table would be indexed by cell number."""
+        return {}
+
+    def register_field(self, adata: AnnOrMuData) -> dict:
+        """Store names and matrix, with a row of zeros for a control that the table lacks."""
+        table = read_table(adata, self._keys)
+        if table is None:
+            table = EmbeddingTable.from_labels(obs_column(adata, self._keys, self._keys.perturbation_key).astype(str))
+        elif self._keys.control not in table.names:
+            zeros = np.zeros((1, table.width), dtype=np.float32)
+            table = table.extended(EmbeddingTable((self._keys.control,), zeros))
+        return self._state(table)
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnOrMuData, **kwargs: object) -> dict:
+        """Keep the trained table and add rows for labels that only the new data's table has.
+
+        Raises
+        ------
+        ValueError
+            If the new table is of another width, or changes a known row.
+        """
+        table = self.table(state_registry)
+        key = self._keys.perturbation_embedding_key
+        if key is not None and any(key in o.uns for o in (adata_target, expression_adata(adata_target, self._keys))):
+            new = read_table(adata_target, self._keys)
+            table = table if new is None else table.extended(new)
+        return self._state(table)
+
+    @staticmethod
+    def table(state_registry: dict) -> EmbeddingTable:
+        """The table that a state registry holds."""
+        return EmbeddingTable(
+            tuple(str(n) for n in state_registry["names"]),
+            np.asarray(state_registry["matrix"], dtype=np.float32),
+            bool(state_registry["one_hot"]),
+        )
+
+    @staticmethod
+    def _state(table: EmbeddingTable) -> dict:
+        return {"names": np.array(table.names, dtype=object), "matrix": table.matrix, "one_hot": table.one_hot}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        """Width of a row."""
+        return {"n_perturbation_embedding": int(state_registry["matrix"].shape[1])}
+
+
+def screen_fields(keys: ScreenKeys) -> list[BaseAnnDataField]:
+    """All fields of a screen, in the order in which they are registered."""
+    fields: list[BaseAnnDataField] = [
+        ExpressionField(keys),
+        LabelField(REGISTRY.PERTURBATION, keys.perturbation_key, keys),
+        ControlLabelField(keys),
+        EmbeddingTableField(keys),
+    ]
+    if keys.context_key is not None:
+        fields.append(LabelField(REGISTRY.CONTEXT, keys.context_key, keys))
+    if keys.batch_key is not None:
+        fields.append(LabelField(REGISTRY.BATCH, keys.batch_key, keys))
+    if keys.has_cell_embedding:
+        fields.append(CellEmbeddingField(keys))
+    return fields

@@ -1,0 +1,222 @@
+"""Which cells form each set. No expression is read here.
+
+One sampler serves training, validation and prediction; only the policy differs:
+
+``random``
+    training: every epoch draws anew, from ``default_rng((seed, epoch))``, so that all ranks see the same order
+``fixed``
+    validation: the same sets at every epoch, or the monitored loss would be noise
+``exhaustive``
+    prediction: every start cell once, in order, in windows of one set each
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.utils.data import Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from scvi_tahoe.data._conditions import ConditionIndex, ControlPools
+
+__all__ = ["CellSetRequest", "ExhaustiveSampler", "FixedSampler", "PredictionTask", "RandomSampler", "SetPlan"]
+
+
+@dataclass(frozen=True)
+class CellSetRequest:
+    """The cells of one minibatch, by row number.
+
+    Attributes
+    ----------
+    control_SN
+        Rows of the control cells.
+    observed_SN
+        Rows of the perturbed cells; None when predicting.
+    perturbation_S
+        Which perturbation each set gets: position in the embedding table.
+    condition_S
+        Which condition (or prediction task) each set belongs to.
+    valid_S
+        Number of leading cells of each set that are wanted; the rest fill up the last window of a task.
+    """
+
+    control_SN: np.ndarray
+    observed_SN: np.ndarray | None
+    perturbation_S: np.ndarray
+    condition_S: np.ndarray
+    valid_S: np.ndarray
+
+    @property
+    def n_sets(self) -> int:
+        """S."""
+        return len(self.control_SN)
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """The cells of one part of a split, and how they are put together into sets and minibatches."""
+
+    index: ConditionIndex
+    pools: ControlPools
+    row_of_label: np.ndarray  # perturbation code of the screen -> row of the embedding table
+    rows: np.ndarray
+    set_size: int
+    sets_per_step: int
+
+    def cells_by_condition(self) -> dict[int, np.ndarray]:
+        condition = self.index.condition_of_cell[self.rows]
+        order = np.argsort(condition, kind="stable")
+        present, starts = np.unique(condition[order], return_index=True)
+        return dict(zip(present.tolist(), np.split(self.rows[order], starts[1:]), strict=True))
+
+    def request(self, observed_SN: np.ndarray, condition_S: np.ndarray, rng: np.random.Generator) -> CellSetRequest:
+        first = observed_SN[:, 0]
+        return CellSetRequest(
+            control_SN=self.pools.draw(observed_SN, rng),
+            observed_SN=observed_SN,
+            perturbation_S=self.row_of_label[self.index.perturbation.codes[first]],
+            condition_S=condition_S,
+            valid_S=np.full(len(condition_S), observed_SN.shape[1]),
+        )
+
+
+def _window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """``size`` cells without repetition; where there are fewer, each as often as the next, give or take one."""
+    copies = -(-size // len(cells))
+    return np.concatenate([rng.permutation(cells) for _ in range(copies)])[:size]
+
+
+class RandomSampler(Sampler[CellSetRequest]):
+    """Training sets: conditions in turn, in an order drawn anew, cells and controls of each at random.
+
+    Every condition comes equally often whatever its number of cells, since scores are means over conditions.
+
+    Parameters
+    ----------
+    sets
+        The training part.
+    n_steps
+        Minibatches an epoch.
+    seed
+        Together with the epoch it decides everything that is drawn.
+    """
+
+    def __init__(self, sets: SetPlan, *, n_steps: int, seed: int) -> None:
+        self.sets = sets
+        self.n_steps = n_steps
+        self.seed = seed
+        self.epoch = 0
+        self._cells = sets.cells_by_condition()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this, also after resuming."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def __iter__(self) -> Iterator[CellSetRequest]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        turn = self._turns(rng)
+        for _ in range(self.n_steps):
+            condition_S = np.array([next(turn) for _ in range(self.sets.sets_per_step)])
+            observed_SN = np.stack([_window(self._cells[c], self.sets.set_size, rng) for c in condition_S])
+            yield self.sets.request(observed_SN, condition_S, rng)
+
+    def _turns(self, rng: np.random.Generator) -> Iterator[int]:
+        conditions = np.array(list(self._cells))
+        while True:
+            yield from rng.permutation(conditions)
+
+
+class FixedSampler(Sampler[CellSetRequest]):
+    """Validation sets: the same cells and controls at every epoch.
+
+    Parameters
+    ----------
+    sets
+        The validation part.
+    max_sets
+        At most this many sets of a condition; each uses cells that the others do not.
+    seed
+        Decides which.
+    """
+
+    def __init__(self, sets: SetPlan, *, max_sets: int, seed: int) -> None:
+        rng = np.random.default_rng((seed, 1))
+        observed, conditions = [], []
+        for condition, cells in sets.cells_by_condition().items():
+            n_sets = min(max_sets, max(1, len(cells) // sets.set_size))
+            chosen = _window(cells, n_sets * sets.set_size, rng)
+            observed.append(chosen.reshape(n_sets, sets.set_size))
+            conditions += [condition] * n_sets
+        observed_SN, condition_S = np.concatenate(observed), np.array(conditions)
+        cuts = range(0, len(condition_S), sets.sets_per_step)
+        self._requests = [
+            sets.request(observed_SN[i : i + sets.sets_per_step], condition_S[i : i + sets.sets_per_step], rng)
+            for i in cuts
+        ]
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[CellSetRequest]:
+        yield from self._requests
+
+
+@dataclass(frozen=True)
+class PredictionTask:
+    """One condition to predict.
+
+    Attributes
+    ----------
+    controls
+        Rows to start from, one a predicted cell.
+    perturbation
+        Row of the embedding table.
+    pool
+        Rows that may fill up the last window.
+    seed
+        Of this task alone, so that a prediction does not depend on what else is asked.
+    """
+
+    controls: np.ndarray
+    perturbation: int
+    pool: np.ndarray
+    seed: tuple[int, ...]
+
+
+class ExhaustiveSampler(Sampler[CellSetRequest]):
+    """Prediction sets: the start cells of each task in windows of ``set_size``.
+
+    A last window that is not full is filled with further controls, whose predictions are dropped: the network sees
+    sets of the size it was trained with, always.
+    """
+
+    def __init__(self, tasks: Sequence[PredictionTask], *, set_size: int, sets_per_step: int) -> None:
+        windows, owner, valid = [], [], []
+        for i, task in enumerate(tasks):
+            n_sets = -(-len(task.controls) // set_size)
+            n_fill = n_sets * set_size - len(task.controls)
+            fill = np.random.default_rng(task.seed).choice(task.pool, n_fill)
+            windows.append(np.concatenate([task.controls, fill]).reshape(n_sets, set_size))
+            owner += [i] * n_sets
+            valid += [set_size] * (n_sets - 1) + [set_size - n_fill]
+        self._control = np.concatenate(windows)
+        self._owner, self._valid = np.array(owner), np.array(valid)
+        self._perturbation = np.array([t.perturbation for t in tasks])[self._owner]
+        self._step = sets_per_step
+
+    def __len__(self) -> int:
+        return -(-len(self._owner) // self._step)
+
+    def __iter__(self) -> Iterator[CellSetRequest]:
+        for i in range(0, len(self._owner), self._step):
+            take = slice(i, i + self._step)
+            yield CellSetRequest(
+                self._control[take], None, self._perturbation[take], self._owner[take], self._valid[take]
+            )

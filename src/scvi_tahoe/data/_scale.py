@@ -1,0 +1,146 @@
+"""Which scale are these values on? Measured from the values, not guessed from their size.
+
+Counts of one cell, divided by their size factor, are integer multiples of the smallest one. So undo each candidate
+transformation, divide every cell by its smallest non-zero value, and see under which candidate the ratios are whole
+numbers. This works on any subset of genes and with any normalisation target, and tells ``log1p`` from a double log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ScaleReport", "infer_scale", "verify_log1p"]
+
+Scale = Literal["counts", "normalized", "log1p", "log1p_twice", "log2p1", "unknown"]
+
+#: log1p of anything that can be counted in a cell stays below this (the limit that cell-eval applies too)
+LOG1P_LIMIT = 15.0
+
+_UNDO: dict[Scale, Callable[[np.ndarray], np.ndarray]] = {
+    "normalized": lambda x: x,
+    "log1p": np.expm1,
+    "log1p_twice": lambda x: np.expm1(np.expm1(x)),
+    "log2p1": lambda x: np.exp2(x) - 1,
+}
+_TOLERANCE = 2e-3  # relative; float16 storage of log1p values stays within it
+_CELLS = 256
+_MIN_RATIOS = 30
+
+
+@dataclass(frozen=True)
+class ScaleReport:
+    """What the values of a screen look like.
+
+    Attributes
+    ----------
+    scale
+        The transformation under which a cell's values are multiples of one unit; ``"unknown"`` where none is
+        (imputed, scaled or corrected values) or where too few distinct values exist to tell.
+    integer_fraction
+        For each candidate, the fraction of ratios that are whole numbers.
+    smallest, largest
+        Range of the values looked at.
+    """
+
+    scale: Scale
+    integer_fraction: dict[str, float]
+    smallest: float
+    largest: float
+
+
+def _dense_rows(matrix: object, rows: np.ndarray) -> np.ndarray:
+    block = matrix[rows]  # type: ignore[index]
+    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)
+
+
+def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Fraction of ratios above 1 to a cell's smallest value that are whole numbers (nan: too few to tell)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        unit = undo(values_CG)
+    unit[~np.isfinite(unit) | (values_CG == 0)] = np.nan
+    smallest = np.nanmin(unit, axis=1, initial=np.inf, keepdims=True)
+    ratio = unit / smallest
+    ratio = ratio[np.isfinite(ratio) & (ratio > 1 + 5 * _TOLERANCE) & (ratio < 0.05 / _TOLERANCE)]
+    if ratio.size < _MIN_RATIOS:
+        return float("nan")
+    return float(np.mean(np.abs(ratio - np.round(ratio)) <= _TOLERANCE * ratio))
+
+
+def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
+    """Measure the scale of expression values from up to 256 cells.
+
+    Parameters
+    ----------
+    matrix
+        Cells x genes, dense or sparse, in memory or backed.
+    seed
+        Which cells are looked at.
+
+    Returns
+    -------
+    What was found; ``"unknown"`` if the values are multiples of a unit under no candidate.
+    """
+    n_cells = matrix.shape[0]  # type: ignore[attr-defined]
+    rows = np.sort(np.random.default_rng(seed).choice(n_cells, min(_CELLS, n_cells), replace=False))
+    values = _dense_rows(matrix, rows)
+    smallest, largest = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    nonzero = values[values != 0]
+    if nonzero.size and smallest >= 0 and np.all(nonzero == np.round(nonzero)):
+        return ScaleReport("counts", {}, smallest, largest)
+    fractions = {scale: _whole_ratio_fraction(values, undo) for scale, undo in _UNDO.items()}
+    known = {scale: f for scale, f in fractions.items() if np.isfinite(f)}
+    best: Scale = max(known, key=lambda s: known[s]) if known else "unknown"  # type: ignore[assignment]
+    if best != "unknown" and known[best] < 0.95:
+        best = "unknown"
+    return ScaleReport(best, fractions, smallest, largest)
+
+
+_REMEDY = {
+    "counts": "raw counts; run sc.pp.normalize_total(adata) and sc.pp.log1p(adata) first",
+    "normalized": "normalised counts without a logarithm; run sc.pp.log1p(adata) first",
+    "log1p_twice": "values on which log1p ran twice; undo one of them, X = expm1(X)",
+    "log2p1": "log2(1 + x) of normalised counts; multiply them by log(2) to get log1p",
+}
+
+
+def verify_log1p(matrix: object, where: str) -> ScaleReport:
+    """Refuse expression that is not log1p of normalised counts.
+
+    Parameters
+    ----------
+    matrix
+        Cells x genes.
+    where
+        How to call the matrix in the message, e.g. ``"adata.X"``.
+
+    Returns
+    -------
+    The report, whose scale is ``"log1p"`` or ``"unknown"``.
+
+    Raises
+    ------
+    ValueError
+        If the values are counts, normalised without logarithm, logged twice, logged to base 2, negative or above 15.
+    """
+    report = infer_scale(matrix)
+    allowed = "the model is trained and scored on log1p of normalised counts"
+    if report.scale in _REMEDY:
+        raise ValueError(f"{where} holds {_REMEDY[report.scale]}: {allowed}.")
+    if report.smallest < 0:
+        raise ValueError(
+            f"{where} holds negative values (smallest {report.smallest:.3g}), as scaled data or an embedding do: "
+            f"{allowed}; pass the matrix from before sc.pp.scale, or the embedding as cell_embedding_key."
+        )
+    if report.largest >= LOG1P_LIMIT:
+        raise ValueError(
+            f"{where} holds values up to {report.largest:.3g}, above {LOG1P_LIMIT:g}, which no log1p of counts "
+            f"reaches: {allowed}; run sc.pp.log1p(adata) first."
+        )
+    return report

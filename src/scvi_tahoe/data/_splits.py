@@ -1,0 +1,285 @@
+"""Which cells train, validate and test: four named splits, and an audit that names leaks and empty parts.
+
+A split is a small frozen dataclass that can be written to a file; :meth:`Split.assign` applies it to a screen.
+Control cells belong to no part: they are inputs everywhere and targets nowhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe.data._embedding_table import nearest_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scvi_tahoe.data._conditions import ConditionIndex
+
+__all__ = [
+    "AssignedSplit",
+    "FewShotContext",
+    "FractionSplit",
+    "HeldOutContexts",
+    "HeldOutPerturbations",
+    "Split",
+    "split_from_dict",
+]
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class AssignedSplit:
+    """Rows of perturbed cells in each part of a split, and what they were taken from."""
+
+    split: Split
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    index: ConditionIndex = field(repr=False)
+
+    def rows(self, part: Part) -> np.ndarray:
+        """Rows of a part."""
+        return getattr(self, part)
+
+    def audit(self) -> SplitAudit:
+        """What the parts share, and what they lack."""
+        conditions = {p: set(self.index.condition_of_cell[self.rows(p)].tolist()) for p in PARTS}
+        perturbations = {p: {self.index.conditions[c].perturbation for c in conditions[p]} for p in PARTS}
+        table = pd.DataFrame(
+            {
+                "cells": [len(self.rows(p)) for p in PARTS],
+                "conditions": [len(conditions[p]) for p in PARTS],
+                "perturbations": [len(perturbations[p]) for p in PARTS],
+                "contexts": [len({self.index.conditions[c].context for c in conditions[p]}) for p in PARTS],
+            },
+            index=pd.Index(PARTS, name="part"),
+        )
+        leaks = []
+        for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+            if n := len(np.intersect1d(self.rows(a), self.rows(b))):
+                leaks.append(f"{n} cells are in {a} and in {b}")
+            if n := len(conditions[a] & conditions[b]):
+                leaks.append(f"{n} conditions have cells in {a} and in {b}")
+        unseen = perturbations["validation"] | perturbations["test"]
+        return SplitAudit(
+            table=table,
+            leaks=tuple(leaks),
+            empty=tuple(p for p in PARTS if not len(self.rows(p))),
+            unseen_perturbations=tuple(sorted(unseen - perturbations["train"])),
+        )
+
+
+@dataclass(frozen=True)
+class SplitAudit:
+    """What :meth:`AssignedSplit.audit` found.
+
+    Attributes
+    ----------
+    table
+        Cells, conditions, perturbations and contexts of each part.
+    leaks
+        One sentence for each thing that two parts share.
+    empty
+        Parts without cells.
+    unseen_perturbations
+        Perturbations of validation or test that no training cell received.
+    """
+
+    table: pd.DataFrame
+    leaks: tuple[str, ...]
+    empty: tuple[str, ...]
+    unseen_perturbations: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [self.table.to_string(), *(f"shared: {leak}" for leak in self.leaks)]
+        lines += [f"empty: {part}" for part in self.empty]
+        if self.unseen_perturbations:
+            shown = ", ".join(self.unseen_perturbations[:8]) + (" ..." if len(self.unseen_perturbations) > 8 else "")
+            lines.append(f"never trained on: {shown}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(ABC):
+    """A rule that gives every perturbed cell to a part."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        """Rows of each part."""
+
+    def assign(self, index: ConditionIndex, *, seed: int = 0) -> AssignedSplit:
+        """Apply the rule to a screen.
+
+        Parameters
+        ----------
+        index
+            The screen's conditions.
+        seed
+            For splits that draw.
+
+        Raises
+        ------
+        ValueError
+            If the rule names labels that the screen lacks, or leaves no cell to train on.
+        """
+        parts = self._parts(index, np.random.default_rng(seed))
+        if not len(parts["train"]):
+            raise ValueError(f"{self} leaves no cell to train on; hold out less.")
+        return AssignedSplit(self, *(parts[p] for p in PARTS), index=index)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the kind."""
+        return {
+            "kind": self.kind,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()},
+        }
+
+
+def _verify_known(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    if unknown := [n for n in names if n not in known]:
+        raise ValueError(
+            f"the split names {what}s that the screen does not have: {unknown[:5]}{nearest_names(unknown[0], known)}; "
+            f"it has {len(known)}."
+        )
+
+
+def _verify_disjoint(validation: Sequence[str], test: Sequence[str], what: str) -> None:
+    if both := sorted(set(validation) & set(test)):
+        raise ValueError(f"these {what}s are held out for validation and for test: {both[:5]}; choose one.")
+
+
+def _by_condition(index: ConditionIndex, part_of_condition: np.ndarray) -> dict[Part, np.ndarray]:
+    """Rows by the part (0 train, 1 validation, 2 test) of their condition."""
+    part_of_cell = np.where(index.is_control, -1, part_of_condition[index.condition_of_cell])
+    return {part: np.flatnonzero(part_of_cell == i) for i, part in enumerate(PARTS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FractionSplit(Split):
+    """Hold out a fraction of the cells of every condition.
+
+    Says how well seen conditions are reproduced, not how unseen ones are predicted. Conditions with fewer than two
+    cells keep them for training.
+    """
+
+    kind: ClassVar[str] = "fraction"
+    validation: float = 0.1
+    test: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.validation < 1 and 0 <= self.test < 1 and self.validation + self.test < 1):
+            raise ValueError(
+                f"validation={self.validation} and test={self.test} must be fractions from 0 that sum to less than 1."
+            )
+
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        rows: dict[Part, list[np.ndarray]] = {p: [] for p in PARTS}
+        for condition in range(len(index.conditions)):
+            cells = rng.permutation(np.flatnonzero(index.condition_of_cell == condition))
+            n_validation, n_test = (round(f * len(cells)) for f in (self.validation, self.test))
+            if n_validation + n_test >= len(cells):
+                n_validation = n_test = 0
+            cuts = np.split(cells, [n_validation, n_validation + n_test])
+            for part, chosen in zip(("validation", "test", "train"), cuts, strict=True):
+                rows[part].append(chosen)  # type: ignore[index]
+        return {p: np.sort(np.concatenate(r)) for p, r in rows.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutPerturbations(Split):
+    """Hold out perturbations in every context."""
+
+    kind: ClassVar[str] = "held_out_perturbations"
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _to_tuples(self, "validation", "test")
+        _verify_disjoint(self.validation, self.test, "perturbation")
+
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        _verify_known((*self.validation, *self.test), index.perturbations, "perturbation")
+        part = [(c.perturbation in self.validation) + 2 * (c.perturbation in self.test) for c in index.conditions]
+        return _by_condition(index, np.asarray(part))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutContexts(Split):
+    """Hold out every perturbed cell of some contexts; their controls remain, as prediction needs them."""
+
+    kind: ClassVar[str] = "held_out_contexts"
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _to_tuples(self, "validation", "test")
+        _verify_disjoint(self.validation, self.test, "context")
+
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        _verify_known((*self.validation, *self.test), index.contexts, "context")
+        part = [(c.context in self.validation) + 2 * (c.context in self.test) for c in index.conditions]
+        return _by_condition(index, np.asarray(part))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotContext(Split):
+    """Hold out perturbations in one context; the other perturbations there, and every other context, train."""
+
+    kind: ClassVar[str] = "few_shot_context"
+    context: str
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _to_tuples(self, "validation", "test")
+        _verify_disjoint(self.validation, self.test, "perturbation")
+
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        _verify_known((self.context,), index.contexts, "context")
+        here = [c.perturbation for c in index.conditions if c.context == self.context]
+        _verify_known((*self.validation, *self.test), here, f"perturbation in {self.context!r} with cell")
+        part = [
+            (c.context == self.context) * ((c.perturbation in self.validation) + 2 * (c.perturbation in self.test))
+            for c in index.conditions
+        ]
+        return _by_condition(index, np.asarray(part))
+
+
+def _to_tuples(split: Split, *names: str) -> None:
+    for name in names:
+        value = getattr(split, name)
+        if isinstance(value, str):
+            raise TypeError(f"{name} of {type(split).__name__} is a list of names; got the text {value!r}.")
+        object.__setattr__(split, name, tuple(value))
+
+
+_KINDS: dict[str, type[Split]] = {
+    s.kind: s for s in (FractionSplit, HeldOutPerturbations, HeldOutContexts, FewShotContext)
+}
+
+
+def split_from_dict(values: dict[str, Any]) -> Split:
+    """The split that :meth:`Split.to_dict` described.
+
+    Raises
+    ------
+    ValueError
+        If the kind, or an argument of it, is unknown.
+    """
+    rest = dict(values)
+    kind = rest.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"split kind {kind!r} is unknown; allowed are {sorted(_KINDS)}.")
+    try:
+        return _KINDS[kind](**rest)
+    except TypeError as error:
+        raise ValueError(f"split {kind!r}: {error}") from None

@@ -1,0 +1,212 @@
+"""Everything that can be wrong with a screen, refused at the border in one sentence each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from mudata import MuData
+
+from scvi_tahoe.data._embedding_table import EmbeddingTable, nearest_names
+from scvi_tahoe.data._scale import verify_log1p
+from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_screen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from scvi_tahoe._compat import AnnOrMuData
+
+__all__ = ["read_table", "verify_controls", "verify_screen"]
+
+_BLOCK = 4096  # rows read at once from a backed matrix
+
+
+def _verify_modalities(data: AnnOrMuData, keys: ScreenKeys) -> None:
+    if not isinstance(data, MuData):
+        return
+    allowed = {"expression", "cell_embedding"}
+    if unknown := set(keys.modalities) - allowed:
+        raise ValueError(f"modalities has unknown parts {sorted(unknown)}; allowed are {sorted(allowed)}.")
+    if "expression" not in keys.modalities:
+        raise ValueError("modalities must name the expression, e.g. modalities={'expression': 'rna'}.")
+    for part, name in keys.modalities.items():
+        if name not in data.mod:
+            raise KeyError(f"modality {name!r}, given for {part}, is not in the MuData; it has {list(data.mod)}.")
+    names = data.mod[keys.modalities["expression"]].obs_names
+    if keys.embedding_modality and not names.equals(data.mod[keys.embedding_modality].obs_names):
+        raise ValueError(
+            f"modalities {keys.expression_modality!r} and {keys.embedding_modality!r} hold other cells or another "
+            "order of them; subset both to the same obs_names."
+        )
+
+
+def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str) -> None:
+    try:
+        values = obs_column(data, keys, key)
+    except KeyError:
+        columns = [str(c) for c in expression_adata(data, keys).obs.columns]
+        raise KeyError(f"{argument}={key!r} is not a column of obs{nearest_names(key, columns)}; it has {columns}.") from None
+    if values.isna().any():
+        raise ValueError(
+            f"obs[{key!r}] ({argument}) has {int(values.isna().sum())} cells without a value; "
+            "name them or remove those cells."
+        )
+    if (values.astype(str).str.strip() == "").any():
+        raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; name them or remove those cells.")
+
+
+def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
+    for argument in ("perturbation_key", "context_key", "batch_key"):
+        if (key := getattr(keys, argument)) is not None:
+            _verify_obs_key(data, keys, argument, key)
+    adata = expression_adata(data, keys)
+    if keys.layer is not None and keys.layer not in adata.layers:
+        layers = [k for k in adata.layers if k is not None]
+        raise KeyError(f"layer={keys.layer!r} is not in layers; there are {layers}, and layer=None takes X.")
+    if keys.layer is None and adata.X is None:
+        raise ValueError("adata.X is None; put log1p expression there or name a layer with layer=...")
+    if keys.cell_embedding_key is not None:
+        owner: AnnData = (
+            data.mod[keys.embedding_modality] if isinstance(data, MuData) and keys.embedding_modality else adata
+        )
+        if keys.cell_embedding_key not in owner.obsm:
+            raise KeyError(
+                f"cell_embedding_key={keys.cell_embedding_key!r} is not in obsm; there are {list(owner.obsm)}."
+            )
+
+
+def _verify_names(data: AnnOrMuData, keys: ScreenKeys) -> None:
+    adata = expression_adata(data, keys)
+    for names, what, remedy in (
+        (adata.var_names, "gene", "adata.var_names_make_unique()"),
+        (adata.obs_names, "cell", "adata.obs_names_make_unique()"),
+    ):
+        if not names.is_unique:
+            twice = [str(n) for n in names[names.duplicated()].unique()[:5]]
+            raise ValueError(f"{what} names must be unique, and these occur more than once: {twice}; call {remedy}.")
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"the screen is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
+
+
+def _verify_finite(matrix: object, where: str) -> None:
+    # min and max carry NaN and infinity through, so two passes without a temporary array are enough
+    if isinstance(matrix, np.ndarray):
+        blocks = [matrix]
+    elif sp.issparse(matrix):
+        blocks = [matrix.data]  # type: ignore[attr-defined]
+    else:
+        n = matrix.shape[0]  # type: ignore[attr-defined]
+        blocks = (matrix[i : i + _BLOCK] for i in range(0, n, _BLOCK))  # type: ignore[assignment, index]
+    for block in blocks:
+        values = np.asarray(block.data if sp.issparse(block) else block)
+        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+            raise ValueError(f"{where} holds NaN or infinite values; remove or impute them first.")
+
+
+def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str | None) -> None:
+    """Refuse a screen without control cells in a context that has perturbed ones.
+
+    Raises
+    ------
+    ValueError
+        If the control label occurs nowhere, nothing is perturbed, or a context lacks control cells.
+    """
+    names = screen.perturbation.names
+    if screen.control not in names:
+        raise ValueError(
+            f"control={screen.control!r} is no label of obs[{perturbation_key!r}]{nearest_names(screen.control, names)}; "
+            f"it has {len(names)} labels, among them {list(names[:5])}."
+        )
+    is_control = screen.perturbation.codes == screen.perturbation.code(screen.control)
+    if is_control.all():
+        raise ValueError(f"every cell is a control ({screen.control!r}); there is nothing to learn from.")
+    with_control = set(np.unique(screen.context.codes[is_control]))
+    missing = [screen.context.names[c] for c in np.unique(screen.context.codes[~is_control]) if c not in with_control]
+    if missing:
+        where = "the screen" if context_key is None else f"these contexts of obs[{context_key!r}]: {missing}"
+        raise ValueError(
+            f"no cell is labelled control={screen.control!r} in {where}; every context with perturbed cells needs "
+            "control cells, from which its predictions start."
+        )
+
+
+def read_table(data: AnnOrMuData, keys: ScreenKeys) -> EmbeddingTable | None:
+    """The user's perturbation-embedding table, or None where one-hot rows are used.
+
+    Raises
+    ------
+    KeyError
+        If ``uns`` has no such key.
+    """
+    key = keys.perturbation_embedding_key
+    if key is None:
+        return None
+    owners = (data, expression_adata(data, keys))
+    for owner in owners:
+        if key in owner.uns:
+            return EmbeddingTable.from_user(owner.uns[key], f"uns[{key!r}]")
+    raise KeyError(f"perturbation_embedding_key={key!r} is not in uns; there are {[str(k) for k in data.uns]}.")
+
+
+def _verify_rows(labels: Sequence[str], control: str, table: EmbeddingTable, key: str | None) -> None:
+    # the control may be absent from a table of genes or drugs: its row is zeros then
+    missing = sorted(set(labels) - set(table.names) - {control})
+    if missing:
+        raise ValueError(
+            f"uns[{key!r}] has no row for {len(missing)} of {len(labels)} perturbations: {missing[:5]}"
+            f"{nearest_names(missing[0], table.names)}; add the rows or remove those cells."
+        )
+
+
+def _verify_embedding(screen: Screen, keys: ScreenKeys) -> None:
+    if screen.cell_embedding is None:
+        return
+    shape = screen.cell_embedding.shape
+    if len(shape) != 2 or shape[0] != screen.n_cells:
+        raise ValueError(f"the cell embedding has shape {shape}; {screen.n_cells} cells x E is needed.")
+    values = screen.cell_embedding
+    _verify_finite(values.to_numpy() if isinstance(values, pd.DataFrame) else values, "the cell embedding")
+
+
+def verify_screen(data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = True) -> Screen:
+    """Check everything that later steps rely on, and read the screen.
+
+    Parameters
+    ----------
+    data
+        AnnData or MuData.
+    keys
+        Where its parts are.
+    for_training
+        Whether perturbed cells, and an embedding row for each of their labels, are needed. Data to predict from
+        needs control cells only.
+
+    Returns
+    -------
+    The screen.
+
+    Raises
+    ------
+    KeyError
+        If a column, layer, obsm or uns key, or modality does not exist.
+    ValueError
+        If labels, names, controls, embedding rows or values are not as the model needs them; the message says which
+        and what to do.
+    """
+    _verify_modalities(data, keys)
+    _verify_names(data, keys)
+    _verify_places(data, keys)
+    table = read_table(data, keys)
+    screen = read_screen(data, keys)
+    if for_training:
+        verify_controls(screen, perturbation_key=keys.perturbation_key, context_key=keys.context_key)
+        if table is not None:
+            _verify_rows(screen.perturbation.names, screen.control, table, keys.perturbation_embedding_key)
+    _verify_finite(screen.expression, keys.expression_place)
+    verify_log1p(screen.expression, keys.expression_place)
+    _verify_embedding(screen, keys)
+    return screen

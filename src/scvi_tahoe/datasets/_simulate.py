@@ -1,0 +1,231 @@
+"""Simulated screens whose true effects are known.
+
+Shapes: **C** contexts, **K** perturbations, **F** pathways, **G** genes, **P** width of a perturbation embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse, stats
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["simulate_screen"]
+
+#: Counts a cell is normalised to before log1p.
+TARGET_SUM = 1000.0
+#: Standard deviation of the logarithm of a cell's depth.
+DEPTH_SPREAD = 0.25
+#: Shape of the gamma noise of a gene's rate: 1 / DISPERSION is the overdispersion of the counts.
+DISPERSION = 4.0
+#: Nodes of the quadrature over depth in the true deltas.
+_N_DEPTHS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rates:
+    """Mean share of each gene: control cells `[C, G]`, and log fold changes `[C, K, G]`."""
+
+    control_CG: np.ndarray
+    log_fold_change_CKG: np.ndarray
+    embedding_KP: np.ndarray
+
+
+def simulate_screen(
+    n_contexts: int = 3,
+    n_perturbations: int = 24,
+    *,
+    n_genes: int = 200,
+    n_cells: int = 40,
+    n_control_cells: int = 200,
+    n_batches: int = 2,
+    n_embedding: int = 16,
+    n_cell_embedding: int = 16,
+    effect_size: float = 1.0,
+    seed: int = 0,
+) -> AnnData:
+    r"""Return a screen of `log1p` counts with known effects.
+
+    A perturbation moves a few hidden pathways; each pathway moves some of the genes, a little differently in every
+    context. Counts are negative binomial around these rates, :math:`y_{ig} \sim \mathrm{NB}(\text{mean} = d_i s_{ig},
+    \text{shape} = 4)`, with :math:`d_i` the depth of cell :math:`i` and :math:`s_{ig}` the share of gene :math:`g`.
+    The perturbation embedding is a rotation of the pathway activities plus noise, so a model that reads it can predict
+    perturbations it has not seen.
+
+    Parameters
+    ----------
+    n_contexts
+        Number of contexts (cell lines).
+    n_perturbations
+        Number of perturbations, each present in every context, beside the control `"control"`.
+    n_genes
+        Number of genes.
+    n_cells
+        Cells of each perturbation in each context.
+    n_control_cells
+        Control cells of each context.
+    n_batches
+        Batches, dealt out in turn within each condition. Batches have no effect on expression.
+    n_embedding
+        Width of the perturbation embedding. Must be 4 or more.
+    n_cell_embedding
+        Width of the cell embedding.
+    effect_size
+        Multiplies every log fold change; 0 gives a screen without effects.
+    seed
+        Seed of everything that is drawn.
+
+    Returns
+    -------
+    AnnData with `[cells, genes]` CSR float32 `X` (`log1p` of counts normalised to 1,000) and
+
+    * `layers["counts"]`: the counts;
+    * `obs`: `"perturbation"`, `"context"`, `"batch"`;
+    * `obsm["X_embedding"]`: a random projection of `X` onto `n_cell_embedding` dimensions;
+    * `uns["perturbation_embedding"]`: DataFrame, one row a perturbation, the control left out;
+    * `uns["true_delta"]`: for each context a DataFrame `[perturbations, genes]`, the expected change of `X`;
+    * `uns["true_log_fold_change"]`: the same for the logarithm of the genes' shares.
+
+    Raises
+    ------
+    ValueError
+        If a number is too small.
+
+    Examples
+    --------
+    >>> from scvi_tahoe.datasets import simulate_screen
+    >>> adata = simulate_screen(n_contexts=2, n_perturbations=10, seed=1)
+    """
+    _verify_positive(
+        n_contexts=n_contexts, n_perturbations=n_perturbations, n_genes=n_genes, n_cells=n_cells,
+        n_control_cells=n_control_cells, n_batches=n_batches, n_cell_embedding=n_cell_embedding,
+    )  # fmt: skip
+    if n_embedding < _N_PATHWAYS:
+        msg = f"n_embedding is {n_embedding}; it must be {_N_PATHWAYS} or more, to hold the {_N_PATHWAYS} pathways."
+        raise ValueError(msg)
+    rng = np.random.default_rng(seed)
+    rates = _draw_rates(rng, (n_contexts, n_perturbations, n_genes, n_embedding), effect_size)
+    share_CKG = _shares(rates)
+    obs, condition = _cells(n_contexts, n_perturbations, n_cells, n_control_cells, n_batches)
+    depth = TARGET_SUM * rng.lognormal(-(DEPTH_SPREAD**2) / 2, DEPTH_SPREAD, size=len(obs))
+    mean = share_CKG[condition[:, 0], condition[:, 1]] * depth[:, None]
+    counts = rng.poisson(mean * rng.gamma(DISPERSION, 1 / DISPERSION, size=mean.shape)).astype(np.float32)
+    return _assemble(counts, obs, rates, share_CKG, n_cell_embedding, rng)
+
+
+_N_PATHWAYS = 4
+
+
+def _verify_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            msg = f"{name} is {value}; it must be 1 or more."
+            raise ValueError(msg)
+
+
+def _draw_rates(rng: np.random.Generator, shape: tuple[int, int, int, int], effect_size: float) -> _Rates:
+    n_contexts, n_perturbations, n_genes, n_embedding = shape
+    log_rate_CG = rng.normal(0, 1.0, n_genes) + rng.normal(0, 0.5, (n_contexts, n_genes))
+    control_CG = np.exp(log_rate_CG)
+    control_CG /= control_CG.sum(1, keepdims=True)
+    activity_KF = rng.normal(0, 1, (n_perturbations, _N_PATHWAYS))
+    # A third of the genes answers to each pathway; contexts differ by 30 % of a loading.
+    loading_FG = rng.normal(0, 0.5, (_N_PATHWAYS, n_genes)) * (rng.random((_N_PATHWAYS, n_genes)) < 1 / 3)
+    gain_CFG = 1 + 0.3 * rng.normal(0, 1, (n_contexts, _N_PATHWAYS, n_genes))
+    effect_CKG = effect_size * np.einsum("kf,cfg->ckg", activity_KF, gain_CFG * loading_FG)
+    rotation_PP = np.linalg.qr(rng.normal(size=(n_embedding, n_embedding)))[0]
+    embedding_KP = activity_KF @ rotation_PP[:_N_PATHWAYS] + rng.normal(0, 0.05, (n_perturbations, n_embedding))
+    return _Rates(
+        control_CG=control_CG,
+        log_fold_change_CKG=np.clip(effect_CKG, -2.5, 2.5),
+        embedding_KP=embedding_KP.astype(np.float32),
+    )
+
+
+def _shares(rates: _Rates) -> np.ndarray:
+    """Shares of the genes `[C, 1 + K, G]`; the first of the second axis are the controls'."""
+    perturbed_CKG = rates.control_CG[:, None] * np.exp(rates.log_fold_change_CKG)
+    perturbed_CKG /= perturbed_CKG.sum(-1, keepdims=True)
+    return np.concatenate([rates.control_CG[:, None], perturbed_CKG], axis=1)
+
+
+def _cells(
+    n_contexts: int, n_perturbations: int, n_cells: int, n_control_cells: int, n_batches: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Labels of all cells, and their (context, row of the share table) `[cells, 2]`."""
+    per_label = [n_control_cells] + [n_cells] * n_perturbations
+    label = np.tile(np.repeat(np.arange(n_perturbations + 1), per_label), n_contexts)
+    context = np.repeat(np.arange(n_contexts), sum(per_label))
+    batch = np.tile(np.concatenate([np.arange(n) % n_batches for n in per_label]), n_contexts)
+    names = np.array(["control", *_labels("perturbation", n_perturbations)])
+    obs = pd.DataFrame(
+        {
+            "perturbation": pd.Categorical(names[label]),
+            "context": pd.Categorical(np.array(_labels("context", n_contexts))[context]),
+            "batch": pd.Categorical(np.array(_labels("batch", n_batches))[batch]),
+        },
+        index=[f"cell_{i}" for i in range(len(label))],
+    )
+    return obs, np.stack([context, label], axis=1)
+
+
+def _labels(noun: str, number: int) -> list[str]:
+    width = len(str(number))
+    return [f"{noun}_{i + 1:0{width}d}" for i in range(number)]
+
+
+def _assemble(
+    counts: np.ndarray,
+    obs: pd.DataFrame,
+    rates: _Rates,
+    share_CKG: np.ndarray,
+    n_cell_embedding: int,
+    rng: np.random.Generator,
+) -> AnnData:
+    from anndata import AnnData
+
+    n_genes = counts.shape[1]
+    genes = _labels("gene", n_genes)
+    contexts, labels = list(obs["context"].cat.categories), _labels("perturbation", rates.embedding_KP.shape[0])
+    expression = np.log1p(counts * (TARGET_SUM / np.maximum(counts.sum(1, keepdims=True), 1))).astype(np.float32)
+    adata = AnnData(sparse.csr_matrix(expression), obs=obs, var=pd.DataFrame(index=genes))
+    adata.layers["counts"] = sparse.csr_matrix(counts)
+    projection = rng.normal(0, 1 / np.sqrt(n_genes), (n_genes, n_cell_embedding))
+    adata.obsm["X_embedding"] = ((expression - expression.mean(0)) @ projection).astype(np.float32)
+    columns = [f"dimension_{i}" for i in range(rates.embedding_KP.shape[1])]
+    expected_CKG = _expected_expression(share_CKG)
+    delta_CKG = (expected_CKG[:, 1:] - expected_CKG[:, :1]).astype(np.float32)
+    change_CKG = np.log(share_CKG[:, 1:] / share_CKG[:, :1]).astype(np.float32)
+    adata.uns = {
+        "log1p": {},
+        "control": "control",
+        "perturbation_embedding": pd.DataFrame(rates.embedding_KP, index=labels, columns=columns),
+        "true_delta": {c: pd.DataFrame(delta_CKG[i], labels, genes) for i, c in enumerate(contexts)},
+        "true_log_fold_change": {c: pd.DataFrame(change_CKG[i], labels, genes) for i, c in enumerate(contexts)},
+    }
+    return adata
+
+
+def _expected_expression(share: np.ndarray) -> np.ndarray:
+    """Expected `log1p` of the normalised count for each share.
+
+    Counts are summed out exactly, depth by Gauss-Hermite quadrature, on a grid of shares that is then interpolated
+    (the expectation is a smooth function of the share alone). The total of a cell is taken as its depth, which is what
+    it is up to the sampling noise of the sum over all genes.
+    """
+    grid = np.geomspace(max(share.min(), 1e-7), share.max(), 160)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_N_DEPTHS)
+    depths = TARGET_SUM * np.exp(DEPTH_SPREAD * nodes - DEPTH_SPREAD**2 / 2)
+    expected = np.zeros_like(grid)
+    for depth, weight in zip(depths, weights / weights.sum(), strict=True):
+        mean = grid * depth
+        largest = int(mean.max() + 12 * np.sqrt(mean.max() + mean.max() ** 2 / DISPERSION)) + 10
+        count = np.arange(largest + 1)
+        probability = stats.nbinom.pmf(count[None], DISPERSION, (DISPERSION / (DISPERSION + mean))[:, None])
+        expected += weight * (probability @ np.log1p(count * TARGET_SUM / depth))
+    return np.interp(np.log(share), np.log(grid), expected)

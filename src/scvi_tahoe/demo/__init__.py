@@ -1,0 +1,7 @@
+"""The whole path on real data: train, predict, score, and leave a folder with the results."""
+
+from scvi_tahoe.demo._folder import FILES, written_whole
+from scvi_tahoe.demo._job import DEFAULT_STEPS, DemoResult, run_demo
+from scvi_tahoe.demo._table import score_table
+
+__all__ = ["DEFAULT_STEPS", "FILES", "DemoResult", "run_demo", "score_table", "written_whole"]

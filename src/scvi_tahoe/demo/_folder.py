@@ -1,0 +1,100 @@
+"""The folder a demo leaves: which files, how they are written whole or not at all, and whose folder it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["FILES", "claim_folder", "written_whole"]
+
+#: What a finished demo leaves, in the order in which it is made.
+FILES = (
+    "history.csv",
+    "model",
+    "training_curve.png",
+    "prediction.h5ad",
+    "scores_per_target.csv",
+    "scores.csv",
+    "deltas.png",
+)
+
+_SETTINGS = "settings.json"
+_PARTIAL = ".partial-"
+
+
+def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) -> None:
+    """Make the folder, or take up one that an earlier run with the same settings left.
+
+    Parameters
+    ----------
+    folder
+        Where the demo writes.
+    settings
+        What decides the results; kept in `settings.json`.
+    overwrite
+        Remove what an earlier demo left, whatever its settings.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds other things than a demo, or a demo with other settings that may not be overwritten.
+    """
+    if folder.exists() and not folder.is_dir():
+        msg = f"{folder} is a file; give the path of a new or empty folder."
+        raise ValueError(msg)
+    known = folder / _SETTINGS
+    if not known.exists():
+        if folder.exists() and any(folder.iterdir()):
+            msg = f"{folder} holds files that are not of a demo; give the path of a new or empty folder."
+            raise ValueError(msg)
+    elif overwrite:
+        _remove_demo(folder)
+    elif json.loads(known.read_text()) != settings:
+        msg = (
+            f"{folder} holds a demo with other settings ({known.name}: {known.read_text().strip()}); give another "
+            "folder, or overwrite it."
+        )
+        raise ValueError(msg)
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{_PARTIAL}*"):
+        _remove(leftover)
+    if not known.exists():
+        with written_whole(known) as partial:
+            partial.write_text(json.dumps(settings) + "\n")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which takes its place when the block ends without an error.
+
+    Whatever interrupts the block, `path` is either what it was before or complete.
+    """
+    partial = path.with_name(f"{_PARTIAL}{path.name}")
+    _remove(partial)
+    try:
+        yield partial
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_demo(folder: Path) -> None:
+    """Remove what demos write, and nothing that somebody else has put there."""
+    for name in (*FILES, "training", _SETTINGS):
+        _remove(folder / name)

@@ -1,0 +1,215 @@
+"""The main job from data to scores, as one function that can be stopped and taken up again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scvi_tahoe.demo._folder import FILES, claim_folder, written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scvi_tahoe.datasets import FewShotTask
+
+__all__ = ["DEFAULT_STEPS", "DemoResult", "run_demo"]
+
+_LOG = logging.getLogger(__name__)
+
+#: Steps that two cores finish in about two minutes, on a plateau of the validation loss.
+DEFAULT_STEPS = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What :func:`run_demo` leaves.
+
+    Parameters
+    ----------
+    folder
+        Folder with the model, the prediction, the scores and the figures.
+    scores
+        One row a predictor, one column a score; the mean over the held-out targets.
+    seconds
+        How long this run took.
+    """
+
+    folder: Path
+    scores: pd.DataFrame
+    seconds: float
+
+
+def run_demo(
+    folder: str | Path = "scvi-tahoe-demo",
+    *,
+    max_steps: int = DEFAULT_STEPS,
+    seed: int = 0,
+    overwrite: bool = False,
+    report: Callable[[str], None] = _LOG.info,
+) -> DemoResult:
+    """Train `TahoeST` on a real screen, predict held-out perturbations, and score them beside simple predictors.
+
+    The task is :func:`~scvi_tahoe.datasets.papalexi_few_shot`. The folder is left with `model/`, `prediction.h5ad`,
+    `scores.csv` (means), `scores_per_target.csv`, `history.csv`, `training_curve.png` and `deltas.png` (predicted
+    against observed changes). Every file is written whole or not at all. A run that was stopped is taken up where it
+    was when the function is called again with the same arguments; a finished one returns its scores at once.
+
+    Parameters
+    ----------
+    folder
+        A new or empty folder, or one that an earlier demo with the same settings left.
+    max_steps
+        Optimisation steps.
+    seed
+        Seed of the weights, the sampling and the baselines. The same seed on the same machine gives the same numbers.
+    overwrite
+        Start anew in a folder that an earlier demo left.
+    report
+        Called with a line of text at each step.
+
+    Returns
+    -------
+    :class:`DemoResult`.
+
+    Raises
+    ------
+    ValueError
+        If `max_steps` is below 1, or the folder holds something else than a demo with these settings.
+
+    Examples
+    --------
+    >>> from scvi_tahoe.demo import run_demo
+    >>> result = run_demo("demo")  # doctest: +SKIP
+    >>> result.scores  # doctest: +SKIP
+    """
+    import pandas as pd
+
+    from scvi_tahoe.datasets import papalexi_few_shot
+
+    if max_steps < 1:
+        msg = f"max_steps is {max_steps}; it must be 1 or more."
+        raise ValueError(msg)
+    start, folder = time.perf_counter(), Path(folder)
+    claim_folder(folder, {"max_steps": max_steps, "seed": seed}, overwrite=overwrite)
+    if all((folder / name).exists() for name in FILES):
+        report(f"{folder} holds a finished demo with these settings; these are its scores.")
+    else:
+        _run(_Job(folder, papalexi_few_shot(), max_steps, seed, report))
+    scores = pd.read_csv(folder / "scores.csv", index_col=0)
+    return DemoResult(folder=folder, scores=scores, seconds=time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all steps of a run need."""
+
+    folder: Path
+    task: FewShotTask
+    max_steps: int
+    seed: int
+    report: Callable[[str], None]
+
+
+def _run(job: _Job) -> None:
+    """Run the steps whose files are missing."""
+    job.report(
+        f"Screen: {job.task.train.n_obs:,} cells and {job.task.train.n_vars} genes to train on; "
+        f"{len(job.task.targets)} targets to predict in replicate 3, where none of their cells was seen."
+    )
+    steps = {
+        ("history.csv", "model"): _train,
+        ("training_curve.png",): _draw_training,
+        ("prediction.h5ad",): _predict,
+        ("scores_per_target.csv", "scores.csv"): _score,
+        ("deltas.png",): _draw_deltas,
+    }
+    for names, step in steps.items():
+        if not all((job.folder / name).exists() for name in names):
+            step(job)
+
+
+def _train(job: _Job) -> None:
+    import pandas as pd
+
+    from scvi_tahoe import TahoeST
+    from scvi_tahoe.data import FewShotContext
+
+    task, scratch = job.task, job.folder / "training"
+    TahoeST.setup_anndata(
+        task.train, perturbation_key=task.perturbation_key, control=task.control, context_key=task.context_key
+    )
+    model = TahoeST(task.train, seed=job.seed)
+    last = scratch / "last.ckpt"
+    job.report(f"Training: {job.max_steps} steps{', taken up where it was stopped' if last.exists() else ''}.")
+    model.train(
+        max_steps=job.max_steps,
+        split=FewShotContext(context=task.context, validation=task.validation_targets),
+        save_dir=scratch,
+        resume_from=last if last.exists() else None,
+        seed=job.seed,
+    )
+    history = pd.concat([model.history[name] for name in ("train_loss", "validation_loss")], axis=1)
+    with written_whole(job.folder / "history.csv") as partial:
+        history.sort_index().to_csv(partial, index_label="step")
+    with written_whole(job.folder / "model") as partial:
+        model.save(partial)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _predict(job: _Job) -> None:
+    from scvi_tahoe import TahoeST
+
+    job.report("Predicting.")
+    model = TahoeST.load(job.folder / "model", adata=job.task.train)
+    prediction = model.predict(perturbations=list(job.task.targets), contexts=[job.task.context], seed=job.seed)
+    with written_whole(job.folder / "prediction.h5ad") as partial:
+        prediction.write_h5ad(partial)
+
+
+def _score(job: _Job) -> None:
+    from anndata import read_h5ad
+
+    from scvi_tahoe.demo._scores import score_beside_baselines
+
+    prediction = read_h5ad(job.folder / "prediction.h5ad")
+    means, targets = score_beside_baselines(job.task, prediction, seed=job.seed, report=job.report)
+    for name, table in (("scores_per_target.csv", targets), ("scores.csv", means)):
+        with written_whole(job.folder / name) as partial:
+            table.to_csv(partial)
+
+
+def _draw_training(job: _Job) -> None:
+    import pandas as pd
+
+    from scvi_tahoe.demo._figures import training_curve
+
+    _save(training_curve(pd.read_csv(job.folder / "history.csv")), job.folder / "training_curve.png")
+
+
+def _draw_deltas(job: _Job) -> None:
+    from anndata import read_h5ad
+
+    from scvi_tahoe.demo._figures import delta_figure, mean_deltas
+    from scvi_tahoe.evaluate import baseline_prediction
+
+    task = job.task
+    mean = baseline_prediction(
+        "train_mean", task.held_out, task.train, perturbation_key=task.perturbation_key, control=task.control,
+        context_key=task.context_key, seed=job.seed,
+    )  # fmt: skip
+    observed, predicted, by_mean = (
+        mean_deltas(cells, task) for cells in (task.held_out, read_h5ad(job.folder / "prediction.h5ad"), mean)
+    )
+    _save(delta_figure(observed, predicted, by_mean), job.folder / "deltas.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_whole(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")

@@ -1,0 +1,120 @@
+"""Putting a result together from the scores of its contexts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe.evaluate._cell_profile import cell_profile
+from scvi_tahoe.evaluate._check import checks_table
+from scvi_tahoe.evaluate._overall import VCC2025_TERMS, Vcc2025Terms, vcc2025_overall
+from scvi_tahoe.evaluate._result import Effects, EvaluationResult
+from scvi_tahoe.evaluate._summary import summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+
+    from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._check import Check
+    from scvi_tahoe.evaluate._reference import EvaluationReference
+    from scvi_tahoe.evaluate._scoring import ContextScores
+
+__all__ = ["assemble_result"]
+
+_DE_COLUMNS = ("target", "feature", "log2_fold_change", "p_value", "fdr")
+
+
+def assemble_result(
+    predicted: CellTable,
+    reference: EvaluationReference,
+    scores: Mapping[str, ContextScores],
+    *,
+    baseline: pd.DataFrame | None,
+    halves: pd.DataFrame | None,
+    checks: Sequence[Check],
+    provenance: Mapping[str, Any],
+) -> EvaluationResult:
+    """Return the result of one evaluation.
+
+    Parameters
+    ----------
+    predicted
+        Predicted cells.
+    reference
+        Truth.
+    scores
+        Scores of each context.
+    baseline, halves
+        Scores of the baseline and of the split halves.
+    checks
+        Outcomes of all checks.
+    provenance
+        Versions, hashes, settings.
+    """
+    per_perturbation = pd.concat(
+        {context: part.per_perturbation for context, part in scores.items()}, names=["context", "perturbation"]
+    )
+    observed_de = {c: t.differential_expression for c, t in reference.contexts.items() if scores[c].de_predicted is not None}
+    return EvaluationResult(
+        summary=summarize(per_perturbation, baseline=baseline, halves=halves),
+        per_perturbation=per_perturbation,
+        vcc=_challenge(per_perturbation, baseline),
+        checks=checks_table(checks),
+        provenance=provenance,
+        effects=_effects(scores, reference),
+        cells=pd.concat([_profile(reference.cells, reference.control, "observed"), _profile(predicted, reference.control, "predicted")], ignore_index=True),
+        baseline_per_perturbation=baseline,
+        halves_per_perturbation=halves,
+        de_observed=_tests(observed_de),
+        de_predicted=_tests({c: s.de_predicted for c, s in scores.items() if s.de_predicted is not None}),
+    )
+
+
+def _challenge(scores: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Overall score of 2025: of each context, then their mean, with the means of the terms."""
+    if baseline is None or not set(VCC2025_TERMS.values()) <= set(scores.columns):
+        return None
+    columns = list(VCC2025_TERMS.values())
+    terms, base = (side[columns].groupby(level="context", sort=False).mean() for side in (scores, baseline))
+    by_context = {c: vcc2025_overall(_terms(terms.loc[c]), _terms(base.loc[c])) for c in terms.index}
+    together = vcc2025_overall(_terms(terms.mean()), _terms(base.mean()))
+    together["scaled"] = {t: float(np.mean([v["scaled"][t] for v in by_context.values()])) for t in VCC2025_TERMS}
+    together["overall"] = float(np.mean([v["overall"] for v in by_context.values()]))
+    together["by_context"] = {c: v["overall"] for c, v in by_context.items()}
+    return together
+
+
+def _terms(row: pd.Series) -> Vcc2025Terms:
+    return Vcc2025Terms(**{term: float(row[column]) for term, column in VCC2025_TERMS.items()})
+
+
+def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference) -> Effects:
+    observed = [truth.statistics.delta for truth in reference.contexts.values()]
+    predicted = [scores[context].statistics.delta for context in reference.contexts]
+    return Effects(
+        conditions=tuple((c, p) for c, perturbations in reference.conditions.items() for p in perturbations),
+        genes=reference.cells.genes,
+        observed=np.concatenate(observed).astype(np.float32),
+        predicted=np.concatenate(predicted).astype(np.float32),
+    )
+
+
+def _profile(cells: CellTable, control: str, side: str) -> pd.DataFrame:
+    profile = cell_profile(cells.take(cells.perturbation != control))
+    return pd.DataFrame({"side": side, "total": profile.totals, "zero_fraction": profile.zero_fraction})
+
+
+def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
+    """Differential expression of all contexts as one pandas table."""
+    if not tables:
+        return None
+    parts = []
+    for context, table in tables.items():
+        frame = pd.DataFrame({column: table[column].to_numpy() for column in _DE_COLUMNS})
+        frame.insert(0, "context", context)
+        parts.append(frame.rename(columns={"target": "perturbation", "feature": "gene"}))
+    return pd.concat(parts, ignore_index=True)

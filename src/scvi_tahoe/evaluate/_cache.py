@@ -1,0 +1,117 @@
+"""Results on the truth's side, kept in memory and, on request, on disk; a file that does not check out is recomputed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import polars as pl
+
+    from scvi_tahoe.evaluate._cells import CellTable
+
+__all__ = ["TruthCache", "content_hash", "installed_versions"]
+
+logger = logging.getLogger(__name__)
+
+#: packages whose release changes scores
+_PACKAGES = ("scvi-tahoe", "cell-eval", "cell-eval2", "pdex", "numpy", "scipy", "anndata")
+
+
+def installed_versions() -> dict[str, str]:
+    """Releases of the packages that scores depend on; those that are not installed are left out."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def content_hash(cells: CellTable) -> str:
+    """SHA-256 over expression, labels and genes; equal content in another dtype or layout has another hash."""
+    digest = hashlib.sha256()
+    for labels in (cells.perturbation, cells.context, cells.genes):
+        digest.update("\x1f".join(labels).encode())
+    matrix = cells.expression
+    parts = (matrix.data, matrix.indices, matrix.indptr) if sp.issparse(matrix) else (matrix,)
+    for part in parts:
+        digest.update(f"{part.dtype}{part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+class TruthCache:
+    """Tables computed once for one truth and reused for every model scored against it.
+
+    Parameters
+    ----------
+    folder
+        Where tables are kept between processes, as parquet files named by a hash of everything they depend on; ``None``
+        keeps them in memory alone. Each file comes with its checksum: one that is cut, changed or left by another release
+        is recomputed and replaced.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._memory: dict[str, pl.DataFrame] = {}
+
+    def table(self, key: dict[str, object], compute: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """Return the table of ``key``, computing it if it is neither in memory nor intact on disk.
+
+        Parameters
+        ----------
+        key
+            Everything that the table depends on: content hash of the truth, settings, package versions.
+        compute
+            Makes the table.
+        """
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        if name not in self._memory:
+            table = self._read(name)
+            if table is None:
+                table = compute()
+                self._write(name, key, table)
+            self._memory[name] = table
+        return self._memory[name]
+
+    def _read(self, name: str) -> pl.DataFrame | None:
+        if self.folder is None:
+            return None
+        import polars as pl
+
+        path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
+        if not (path.exists() and record.exists()):
+            return None
+        try:
+            expected = json.loads(record.read_text())["sha256"]
+            if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+                logger.warning("Cached table %s does not match its checksum and is computed again.", path)
+                return None
+            return pl.read_parquet(path)
+        except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+            logger.warning("Cached table %s cannot be read (%s) and is computed again.", path, error)
+            return None
+
+    def _write(self, name: str, key: dict[str, object], table: pl.DataFrame) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        table.write_parquet(temporary)
+        checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        os.replace(temporary, path)
+        temporary.write_text(json.dumps({"sha256": checksum, "key": key}, sort_keys=True, indent=1))
+        os.replace(temporary, record)

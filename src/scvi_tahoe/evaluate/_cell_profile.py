@@ -1,0 +1,73 @@
+"""Totals and zeros of single cells on both sides: the picture of a mismatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvi_tahoe.evaluate._cells import dense
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scvi_tahoe.evaluate._cells import CellTable
+
+__all__ = ["CellProfile", "cell_profile"]
+
+#: cells looked at on each side: enough for a median, few enough for a tenth of a second at 18,000 genes
+_MAX_CELLS = 1000
+
+
+@dataclass(frozen=True)
+class CellProfile:
+    """Statistics of a sample of cells.
+
+    Attributes
+    ----------
+    totals
+        Sum of ``expm1`` over the genes of each cell, ``[cells]``: its library size, if the values are log1p.
+    relogged_totals
+        The same with ``expm1`` applied twice: the library size if the values were logged twice.
+    raw_totals
+        Sum of the values as they are: the library size if the values were never logged.
+    zero_fraction
+        Share of zeros in each cell.
+    integer_fraction
+        Share of integers among the non-zero values of all cells; NaN if there are none.
+    """
+
+    totals: NDArray[np.float64]
+    relogged_totals: NDArray[np.float64]
+    raw_totals: NDArray[np.float64]
+    zero_fraction: NDArray[np.float64]
+    integer_fraction: float
+
+
+def cell_profile(cells: CellTable, *, seed: int = 0) -> CellProfile:
+    """Profile up to 1,000 randomly chosen cells.
+
+    Parameters
+    ----------
+    cells
+        Cells with at least one row.
+    seed
+        Seed of the choice.
+    """
+    rows = np.arange(cells.n_cells)
+    if cells.n_cells > _MAX_CELLS:
+        rows = np.sort(np.random.default_rng(seed).choice(cells.n_cells, _MAX_CELLS, replace=False))
+    values = dense(cells.expression[rows])
+    positive = values[values != 0]
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are no logarithms overflow, which is the finding
+        linear = np.expm1(values)
+        totals = linear.sum(axis=1, dtype=np.float64)
+        relogged = np.expm1(linear).sum(axis=1, dtype=np.float64)
+    return CellProfile(
+        totals=totals,
+        relogged_totals=relogged,
+        raw_totals=values.sum(axis=1, dtype=np.float64),
+        zero_fraction=1 - np.count_nonzero(values, axis=1) / values.shape[1],
+        integer_fraction=float((positive == np.round(positive)).mean()) if len(positive) else float("nan"),
+    )

@@ -1,0 +1,245 @@
+"""Expression of cells with their labels: the one form in which every score, baseline and check takes its data.
+
+Shapes: **C** cells, **G** genes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scvi_tahoe._constants import ALL_CONTEXT
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+__all__ = ["CellTable", "cells_from_adata", "concatenate"]
+
+
+@dataclass(frozen=True)
+class CellTable:
+    """Cells with one perturbation and one context each.
+
+    Attributes
+    ----------
+    expression
+        Log1p expression, ``[C, G]``, dense or CSR. Shared with the AnnData it came from, hence never written to.
+    perturbation
+        Perturbation label of each cell, ``[C]``.
+    context
+        Context label of each cell, ``[C]``; one constant label where the data have none.
+    genes
+        Gene names, ``[G]``, unique.
+    names
+        Cell names, ``[C]``.
+    """
+
+    expression: NDArray[np.floating] | sp.csr_matrix
+    perturbation: NDArray[np.str_]
+    context: NDArray[np.str_]
+    genes: NDArray[np.str_]
+    names: NDArray[np.str_]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.perturbation)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return len(self.genes)
+
+    @cached_property
+    def rows(self) -> dict[tuple[str, str], NDArray[np.intp]]:
+        """Rows of each (context, perturbation), sorted by both labels, each ascending."""
+        grouped = pd.DataFrame({"context": self.context, "perturbation": self.perturbation}).groupby(
+            ["context", "perturbation"], sort=True
+        )
+        return {(str(c), str(p)): np.sort(np.asarray(i, dtype=np.intp)) for (c, p), i in grouped.indices.items()}
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Sorted context labels."""
+        return tuple(dict.fromkeys(context for context, _ in self.rows))
+
+    def perturbations(self, context: str, *, control: str) -> tuple[str, ...]:
+        """Sorted perturbation labels of one context, control left out."""
+        return tuple(p for c, p in self.rows if c == context and p != control)
+
+    def block(self, context: str, perturbation: str) -> NDArray[np.floating] | sp.csr_matrix:
+        """Expression of one condition, ``[cells of it, G]``.
+
+        Raises
+        ------
+        KeyError
+            If no cell has these labels.
+        """
+        rows = self.rows.get((context, perturbation))
+        if rows is None:
+            msg = f"No cell of perturbation {perturbation!r} in context {context!r}."
+            raise KeyError(msg)
+        if rows[-1] - rows[0] + 1 == len(rows):  # contiguous: a slice copies nothing
+            return self.expression[rows[0] : rows[-1] + 1]
+        return self.expression[rows]
+
+    def dense_block(self, context: str, perturbation: str) -> NDArray[np.floating]:
+        """Expression of one condition as a dense array."""
+        return dense(self.block(context, perturbation))
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> CellTable:
+        """Cells of the given rows, in their order; the table itself where they are all of its cells."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        if len(rows) == self.n_cells and np.array_equal(rows, np.arange(self.n_cells)):
+            return self
+        return CellTable(
+            self.expression[rows], self.perturbation[rows], self.context[rows], self.genes, self.names[rows]
+        )
+
+    def of_context(self, context: str) -> CellTable:
+        """Cells of one context."""
+        return self.take(self.context == context)
+
+    def to_adata(self, *, perturbation_key: str, context_key: str | None = None) -> AnnData:
+        """AnnData with plain labels: what scanpy, cell-eval and :func:`~scvi_tahoe.evaluate.evaluate` take."""
+        from anndata import AnnData
+
+        # plain categories made anew: an unused one makes the DE step of cell-eval fail
+        columns = {perturbation_key: pd.Categorical(self.perturbation)}
+        if context_key is not None:
+            columns[context_key] = pd.Categorical(self.context)
+        names = pd.Index(self.names.astype(object))
+        obs = pd.DataFrame(columns, index=names)
+        return AnnData(self.expression, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes.astype(object))))
+
+
+def dense(matrix: NDArray[np.floating] | sp.csr_matrix) -> NDArray[np.floating]:
+    """Return the matrix as a dense array."""
+    return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)
+
+
+def concatenate(first: CellTable, second: CellTable) -> CellTable:
+    """Stack two tables of the same genes; cell names are renumbered, since both may use the same ones.
+
+    Parameters
+    ----------
+    first, second
+        Tables over the same genes in the same order. The result is sparse only where both are.
+    """
+    if sp.issparse(first.expression) and sp.issparse(second.expression):
+        expression = sp.vstack([first.expression, second.expression], format="csr")
+    else:
+        expression = np.concatenate([dense(first.expression), dense(second.expression)])
+    n_cells = first.n_cells + second.n_cells
+    return CellTable(
+        expression,
+        np.concatenate([first.perturbation, second.perturbation]),
+        np.concatenate([first.context, second.context]),
+        first.genes,
+        np.array([f"cell_{i}" for i in range(n_cells)]),
+    )
+
+
+def cells_from_adata(
+    adata: AnnData, *, perturbation_key: str, context_key: str | None = None, layer: str | None = None, role: str
+) -> CellTable:
+    """Read cells and labels from AnnData, which stays as it is.
+
+    Parameters
+    ----------
+    adata
+        Cells to score; a view or an object backed by a file is read into memory.
+    perturbation_key
+        Column of ``obs`` with one perturbation label a cell; any type, read as text.
+    context_key
+        Column of ``obs`` with the context of each cell; without it all cells share one.
+    layer
+        Layer with the log1p expression; ``None`` is ``X``.
+    role
+        What the object is ("prediction", "reference", "training data"), for messages.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is not AnnData.
+    KeyError
+        If a column or the layer is missing.
+    ValueError
+        If there is no expression, no cell, a cell without a label, or a gene name that occurs twice.
+    """
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        msg = f"The {role} must be AnnData, got {type(adata).__name__}."
+        raise TypeError(msg)
+    perturbation = _labels(adata, perturbation_key, role)
+    context = (
+        np.full(adata.n_obs, ALL_CONTEXT, dtype=object) if context_key is None else _labels(adata, context_key, role)
+    )
+    _verify_genes(adata, role)
+    if adata.n_obs == 0:
+        msg = f"The {role} has no cells."
+        raise ValueError(msg)
+    return CellTable(
+        expression=_expression(adata, layer, role),
+        perturbation=perturbation.astype(str),
+        context=context.astype(str),
+        genes=adata.var_names.to_numpy().astype(str),
+        names=adata.obs_names.to_numpy().astype(str),
+    )
+
+
+def _labels(adata: AnnData, key: str, role: str) -> NDArray[np.object_]:
+    if key not in adata.obs:
+        msg = f"The {role} has no obs column {key!r}; its columns are {list(adata.obs.columns)}."
+        raise KeyError(msg)
+    column = adata.obs[key]
+    if column.isna().any():
+        msg = (
+            f"{int(column.isna().sum())} of {len(column)} cells of the {role} have no label in obs[{key!r}]; "
+            f"drop them first: adata[adata.obs[{key!r}].notna()]."
+        )
+        raise ValueError(msg)
+    return column.astype(str).to_numpy(dtype=object)
+
+
+def _verify_genes(adata: AnnData, role: str) -> None:
+    repeated = adata.var_names[adata.var_names.duplicated()].unique()
+    if len(repeated):
+        msg = (
+            f"{len(repeated)} gene names of the {role} occur more than once (first {list(repeated[:3])}); "
+            "scores would mix them up. Call adata.var_names_make_unique() on both sides or drop the repeats."
+        )
+        raise ValueError(msg)
+
+
+def _expression(adata: AnnData, layer: str | None, role: str) -> NDArray[np.floating] | sp.csr_matrix:
+    if layer is not None and layer not in adata.layers:
+        msg = f"The {role} has no layer {layer!r}; its layers are {list(adata.layers)}."
+        raise KeyError(msg)
+    matrix = (adata.to_memory() if adata.isbacked else adata).X if layer is None else adata.layers[layer]
+    if matrix is None:
+        msg = f"The {role} has no expression: X is None. Name the layer that holds it with layer=..."
+        raise ValueError(msg)
+    if sp.issparse(matrix):
+        return _canonical_csr(matrix)
+    matrix = np.asarray(matrix)
+    # numba, which the DE step uses, knows no float16; integers are checked for scale later, as floats
+    return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float32)
+
+
+def _canonical_csr(matrix: sp.spmatrix | sp.sparray) -> sp.csr_matrix:
+    """CSR without explicit zeros, which the DE step refuses; a copy only where the input is not so already."""
+    csr = sp.csr_matrix(matrix)
+    if csr.dtype not in (np.float32, np.float64):
+        csr = csr.astype(np.float32)
+    if np.count_nonzero(csr.data) < csr.nnz:
+        csr = csr.copy()
+        csr.eliminate_zeros()
+    return csr

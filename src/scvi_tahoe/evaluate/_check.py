@@ -1,0 +1,112 @@
+"""What a check says, and what is done about it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Check", "EvaluationWarning", "RepresentationError", "act_on", "checks_table", "graded"]
+
+
+class RepresentationError(ValueError):
+    """The prediction is not in the space or on the scale of the reference, so its scores would mean nothing."""
+
+
+class EvaluationWarning(UserWarning):
+    """A score can be computed, but not be taken at face value."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outcome of one check.
+
+    Attributes
+    ----------
+    name
+        What was looked at.
+    status
+        ``"ok"``, ``"note"`` (worth knowing), ``"warning"`` or ``"error"``.
+    value
+        The statistic.
+    allowed
+        Values that pass, in words.
+    message
+        One sentence on what was found and what to do.
+    """
+
+    name: str
+    status: Literal["ok", "note", "warning", "error"]
+    value: float = float("nan")
+    allowed: str = ""
+    message: str = ""
+
+
+def graded(
+    name: str,
+    value: float,
+    *,
+    message: str,
+    warn: tuple[float, float],
+    error: tuple[float, float] = (float("-inf"), float("inf")),
+) -> Check:
+    """Grade a statistic by the interval in which it is fine and the wider one beyond which it is an error.
+
+    Parameters
+    ----------
+    name
+        What was looked at.
+    value
+        The statistic; NaN passes, since there was nothing to look at.
+    message
+        What to say unless all is well.
+    warn
+        Interval without a warning, ends included.
+    error
+        Interval without an error, ends included.
+    """
+    allowed = f"{warn[0]:g} to {warn[1]:g}"
+    if value < error[0] or value > error[1]:
+        return Check(name, "error", float(value), allowed, message)
+    if value < warn[0] or value > warn[1]:
+        return Check(name, "warning", float(value), allowed, message)
+    return Check(name, "ok", float(value), allowed)
+
+
+def act_on(checks: Sequence[Check], policy: Literal["error", "warn", "off"]) -> None:
+    """Warn about what deserves it, and raise on errors unless the policy turns them into warnings.
+
+    Parameters
+    ----------
+    checks
+        Outcomes.
+    policy
+        ``"error"`` raises on errors, ``"warn"`` warns about them, ``"off"`` stays silent.
+
+    Raises
+    ------
+    RepresentationError
+        With the messages of all errors.
+    """
+    if policy == "off":
+        return
+    for check in checks:
+        if check.status == "warning" or (check.status == "error" and policy == "warn"):
+            warnings.warn(f"{check.name}: {check.message}", EvaluationWarning, stacklevel=4)
+    errors = [f"{check.name}: {check.message}" for check in checks if check.status == "error"]
+    if errors and policy == "error":
+        hint = 'To score it all the same, pass representation_check="warn".'
+        raise RepresentationError(" ".join([*errors, hint]))
+
+
+def checks_table(checks: Sequence[Check]) -> pd.DataFrame:
+    """One row a check, the gravest first."""
+    columns = ["name", "status", "value", "allowed", "message"]
+    table = pd.DataFrame([asdict(check) for check in checks], columns=columns).set_index("name")
+    order = {"error": 0, "warning": 1, "note": 2, "ok": 3}
+    return table.sort_values("status", key=lambda status: status.map(order), kind="stable")

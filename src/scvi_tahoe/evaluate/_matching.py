@@ -1,0 +1,135 @@
+"""The two sides of an evaluation brought together: same genes, same conditions, values worth scoring."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvi_tahoe.evaluate._alignment import align_genes, shared_conditions
+from scvi_tahoe.evaluate._cell_profile import cell_profile
+from scvi_tahoe.evaluate._cells import cells_from_adata
+from scvi_tahoe.evaluate._check import Check
+from scvi_tahoe.evaluate._prediction_checks import check_totals_spread
+from scvi_tahoe.evaluate._value_checks import check_integers, check_range, check_scale
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+
+    from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._reference import EvaluationReference
+
+__all__ = ["matched", "value_checks"]
+
+
+def matched(
+    prediction: AnnData, reference: EvaluationReference, *, own_controls: bool
+) -> tuple[CellTable, EvaluationReference, list[Check]]:
+    """Read a prediction, bring its genes into the reference's order, and keep the conditions that both sides have.
+
+    Parameters
+    ----------
+    prediction
+        Predicted cells.
+    reference
+        Truth.
+    own_controls
+        Keep the prediction's control cells; without it they are dropped.
+
+    Returns
+    -------
+    Predicted cells of the shared conditions, the reference restricted to them, and what was left out, as checks.
+
+    Raises
+    ------
+    KeyError
+        If a label column is missing.
+    ValueError
+        If genes are missing, no condition is shared, or controls are wanted and a context has none.
+    """
+    cells = cells_from_adata(
+        prediction,
+        perturbation_key=reference.perturbation_key,
+        context_key=reference.context_key,
+        layer=reference.layer,
+        role="prediction",
+    )
+    in_order = np.array_equal(cells.genes, reference.cells.genes)
+    predicted = align_genes(cells, reference.cells.genes, role="prediction")
+    shared = shared_conditions(predicted, reference.cells, control=reference.control)
+    checks = [
+        _genes(cells, reference, in_order=in_order),
+        _missing(shared, reference),
+        _surplus(shared, predicted, reference.control),
+    ]
+    wanted = [(context, p) for context, perturbations in shared.items() for p in perturbations]
+    if own_controls:
+        wanted += [_own_control(predicted, context, reference.control) for context in shared]
+    rows = np.sort(np.concatenate([predicted.rows[condition] for condition in wanted]))
+    return predicted.take(rows), reference.restricted_to(shared), checks
+
+
+def value_checks(predicted: CellTable, reference: EvaluationReference) -> list[Check]:
+    """Check single values and the scale of cells on both sides; seconds at most, however large the data.
+
+    Parameters
+    ----------
+    predicted
+        Predicted cells of the conditions of the reference.
+    reference
+        Truth.
+    """
+    ranges = [check_range(predicted, role="prediction"), reference.range_check]
+    if any(np.isnan(check.value) for check in ranges):
+        return ranges  # with NaN or infinite values every further statistic would be one too
+    profile = cell_profile(predicted.take(predicted.perturbation != reference.control))
+    observed = reference.profile
+    return [
+        *ranges,
+        check_integers(profile, role="prediction"),
+        check_integers(observed, role="reference"),
+        check_scale(profile, observed),
+        check_totals_spread(profile, observed),
+    ]
+
+
+def _genes(cells: CellTable, reference: EvaluationReference, *, in_order: bool) -> Check:
+    surplus = cells.n_genes - reference.cells.n_genes
+    if surplus:
+        message = f"{surplus} genes of the prediction are not in the reference and are not scored."
+        return Check("genes", "note", surplus, "any order", message)
+    if not in_order:
+        return Check("genes", "note", 0.0, "any order", "the genes of the prediction were brought into the reference's order.")
+    return Check("genes", "ok", 0.0, "any order")
+
+
+def _missing(shared: Mapping[str, tuple[str, ...]], reference: EvaluationReference) -> Check:
+    lost = [(c, p) for c, perturbations in reference.conditions.items() for p in perturbations if p not in shared.get(c, ())]
+    total = sum(len(perturbations) for perturbations in reference.conditions.values())
+    if not lost:
+        return Check("conditions without a prediction", "ok", 0.0, "0")
+    message = (
+        f"{len(lost)} of {total} conditions of the reference were not predicted (first: {lost[0][1]!r} in {lost[0][0]!r}) and "
+        "are not scored; the ranks of PDS are among the rest, so compare with results on the same conditions only."
+    )
+    return Check("conditions without a prediction", "warning", len(lost), "0", message)
+
+
+def _surplus(shared: Mapping[str, tuple[str, ...]], predicted: CellTable, control: str) -> Check:
+    extra = [(c, p) for c, p in predicted.rows if p != control and p not in shared.get(c, ())]
+    if not extra:
+        return Check("predictions without a truth", "ok", 0.0, "0")
+    message = f"{len(extra)} predicted conditions are not in the reference (first: {extra[0][1]!r} in {extra[0][0]!r})."
+    return Check("predictions without a truth", "note", len(extra), "0", message)
+
+
+def _own_control(predicted: CellTable, context: str, control: str) -> tuple[str, str]:
+    if (context, control) not in predicted.rows:
+        msg = (
+            f'control_cells="predicted" needs control cells ({control!r}) in the prediction of context {context!r}, and there '
+            'are none; predict them, or use control_cells="real".'
+        )
+        raise ValueError(msg)
+    return context, control

@@ -1,0 +1,68 @@
+"""The overall score of the Virtual Cell Challenge 2025."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+__all__ = ["VCC2025_TERMS", "Vcc2025Terms", "vcc2025_overall"]
+
+#: cell-eval's name of each term
+VCC2025_TERMS = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vcc2025Terms:
+    """The three terms, raw.
+
+    Attributes
+    ----------
+    DES
+        Differential expression score, ``overlap_at_N``, best 1.
+    PDS
+        Perturbation discrimination score, L1, best 1.
+    MAE
+        Mean absolute error of mean log1p profiles, best 0.
+    """
+
+    DES: float
+    PDS: float
+    MAE: float
+
+
+def vcc2025_overall(terms: Vcc2025Terms, baseline: Vcc2025Terms) -> dict[str, object]:
+    """Scale the three terms between baseline and perfection and average them.
+
+    ``DES' = (DES - b) / (1 - b)``, ``PDS'`` likewise, ``MAE' = (b - MAE) / b``, each at least 0; the overall score is 100
+    times their mean. It is comparable only between predictions for the same cells and the same baseline, and only within
+    one release of cell-eval; being no better than the baseline and being far worse look the same.
+
+    Parameters
+    ----------
+    terms
+        Of the prediction.
+    baseline
+        Of the mean-of-training prediction on the same cells.
+
+    Returns
+    -------
+    ``year``, the raw terms, ``baseline``, ``scaled`` (each a dictionary of the three terms), and ``overall``.
+
+    Notes
+    -----
+    Formula of cell-eval 0.8.2, ``score_agg_metrics`` with the ``vcc`` profile; a term that is NaN, or whose baseline leaves
+    no room, counts 0 as there.
+    """
+    scaled = {
+        "DES": _share(terms.DES - baseline.DES, 1 - baseline.DES),
+        "PDS": _share(terms.PDS - baseline.PDS, 1 - baseline.PDS),
+        "MAE": _share(baseline.MAE - terms.MAE, baseline.MAE),
+    }
+    overall = 100 * float(np.mean(list(scaled.values())))
+    return {"year": 2025, **asdict(terms), "baseline": asdict(baseline), "scaled": scaled, "overall": overall}
+
+
+def _share(gain: float, room: float) -> float:
+    share = gain / room if room else np.nan
+    return 0.0 if np.isnan(share) else max(float(share), 0.0)

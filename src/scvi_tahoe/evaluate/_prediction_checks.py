@@ -1,0 +1,165 @@
+"""Checks on what a prediction does to the observed spread, zeros, sizes and differences of effects.
+
+Shapes: **P** perturbations, **G** genes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvi_tahoe.evaluate._check import Check, graded
+from scvi_tahoe.evaluate._effect_metrics import target_columns
+from scvi_tahoe.evaluate._errors import effect_size_ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from scvi_tahoe.evaluate._cell_profile import CellProfile
+    from scvi_tahoe.evaluate._group_statistics import GroupStatistics
+
+__all__ = ["check_de_counts", "check_statistics", "check_totals_spread"]
+
+#: limits without a warning, calibrated on replicate splits of the shipped screens (benchmarks/evaluate_calibration.py)
+_ZEROS = (-0.2, 0.2)
+_SPREAD = (0.25, 2.0)
+_EFFECT = (0.5, 2.0)
+_COLLAPSE = 0.3
+_NSIG = (0.2, 5.0)
+_MIN_CELLS = 30
+_CONTROLS = 3.0
+
+
+def check_totals_spread(predicted: CellProfile, observed: CellProfile) -> Check:
+    """Tell when the observed cells were all normalised to one total and the predicted ones vary widely.
+
+    Parameters
+    ----------
+    predicted, observed
+        Profiles of the perturbed cells of both sides.
+    """
+    spread = [float(np.std(side.totals) / np.mean(side.totals)) for side in (predicted, observed)]
+    message = (
+        f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): the reference is normalised and the "
+        "prediction is not. Normalise its cells to the same total before scoring."
+    )
+    return graded("spread of totals", spread[0] - spread[1], message=message, warn=(-np.inf, 0.5))
+
+
+def check_statistics(
+    predicted: GroupStatistics, observed: GroupStatistics, genes: NDArray[np.str_], *, own_controls: bool
+) -> list[Check]:
+    """Check one context; every finding is a warning or a note, since the prediction may be that bad.
+
+    Parameters
+    ----------
+    predicted, observed
+        Statistics of the same perturbations.
+    genes
+        Gene names, ``[G]``.
+    own_controls
+        Whether the prediction is scored on its own controls, which are then compared with the observed ones.
+    """
+    checks = [
+        _zeros(predicted, observed),
+        _spread(predicted, observed),
+        _effect_size(predicted, observed),
+        _mode_collapse(predicted, observed),
+        _cells(predicted, observed),
+        _targets(observed, genes),
+    ]
+    return [*checks, _controls(predicted, observed)] if own_controls else checks
+
+
+def check_de_counts(scores: pd.DataFrame) -> Check:
+    """Compare the number of differentially expressed genes on both sides, after they were tested.
+
+    Parameters
+    ----------
+    scores
+        Scores of every perturbation, with ``nsig_ratio``.
+    """
+    ratio = float(scores["nsig_ratio"].median())
+    message = (
+        f"the median perturbation has {ratio:.2g} times as many differentially expressed genes as observed: the spread of the "
+        "predicted cells is off (too little of it makes every gene significant), so DES says little about the effects."
+    )
+    return graded("number of DE genes", ratio, message=message, warn=_NSIG)
+
+
+def _zeros(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    difference = float((predicted.zero_fraction - observed.zero_fraction).mean())
+    message = (
+        f"the share of zeros differs by {difference:+.2f}: predicted cells are {'denser' if difference < 0 else 'sparser'} "
+        "than observed ones (a decoder of means gives no zeros), which costs DES, a rank test on cells."
+    )
+    return graded("zeros", difference, message=message, warn=_ZEROS)
+
+
+def _spread(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    observed_sd = np.sqrt(observed.variance).sum(axis=1)
+    ratio = float(np.median(np.sqrt(predicted.variance).sum(axis=1) / np.maximum(observed_sd, 1e-12)))
+    message = (
+        f"cells of one predicted condition spread {ratio:.2g} times as much as observed ones; DES is a rank test on cells and "
+        "rewards or punishes the spread, not only the means."
+    )
+    return graded("spread of cells", ratio, message=message, warn=_SPREAD)
+
+
+def _effect_size(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    ratio = float(np.nanmedian(effect_size_ratio(predicted.delta, observed.delta)))
+    message = (
+        f"the median predicted delta is {ratio:.2g} times as long as the observed one; inflating effects can raise PDS and "
+        "DES while MAE gets worse, and nothing in the overall score shows it."
+    )
+    return graded("effect size", ratio, message=message, warn=_EFFECT)
+
+
+def _mode_collapse(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    both = [_mean_cosine(side.delta) for side in (predicted, observed)]
+    message = (
+        f"predicted deltas of different perturbations have a mean cosine of {both[0]:.2f} (observed: {both[1]:.2f}): the model "
+        "predicts nearly the same change for all of them."
+    )
+    return graded("mode collapse", both[0] - both[1], message=message, warn=(-np.inf, _COLLAPSE))
+
+
+def _mean_cosine(delta_PG: NDArray[np.floating]) -> float:
+    """Mean cosine over pairs of different perturbations; NaN where fewer than two change at all."""
+    length = np.linalg.norm(delta_PG, axis=1)
+    unit = delta_PG[length > 0] / length[length > 0, None]
+    n = len(unit)
+    if n < 2:
+        return float("nan")
+    return float((np.square(unit.sum(axis=0)).sum() - n) / (n * (n - 1)))
+
+
+def _cells(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    fewest = np.minimum(predicted.n_cells, observed.n_cells)
+    few = int((fewest < _MIN_CELLS).sum())
+    message = (
+        f"{few} of {len(fewest)} perturbations have fewer than {_MIN_CELLS} predicted or observed cells; their scores are "
+        "mostly noise, and with a single cell DES is 0."
+    )
+    return graded("number of cells", float(fewest.min()), message=message, warn=(_MIN_CELLS, np.inf))
+
+
+def _targets(observed: GroupStatistics, genes: NDArray[np.str_]) -> Check:
+    share = float((target_columns(observed.perturbations, genes) >= 0).mean())
+    message = f"{share:.0%} of the perturbations carry the name of a gene; PDS leaves out the target genes of these only."
+    return Check("target genes", "ok" if share == 1 else "note", share, "any", message)
+
+
+def _controls(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    """Distance of the predicted from the observed control mean, in units of what sampling alone would give."""
+    distance = np.abs(predicted.control_mean - observed.control_mean).mean()
+    error = np.sqrt(observed.control_variance / observed.n_control + predicted.control_variance / predicted.n_control)
+    expected = np.sqrt(2 / np.pi) * error.mean()  # mean absolute value of a normal variable
+    ratio = float(distance / expected) if expected > 0 else float("nan")
+    message = (
+        f"predicted controls lie {ratio:.1f} times as far from the observed ones as sampling alone would put them. Deltas are "
+        'taken against them, so every effect is off; score with control_cells="real".'
+    )
+    return graded("controls", ratio, message=message, warn=(0, _CONTROLS))

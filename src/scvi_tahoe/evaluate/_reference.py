@@ -1,0 +1,300 @@
+"""The truth that predictions are scored against, with everything that is computed once for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe.evaluate._alignment import align_genes
+from scvi_tahoe.evaluate._baseline_prediction import baseline_cells
+from scvi_tahoe.evaluate._baseline_task import baseline_task
+from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
+from scvi_tahoe.evaluate._ceiling import split_half_scores
+from scvi_tahoe.evaluate._cell_profile import cell_profile
+from scvi_tahoe.evaluate._cells import cells_from_adata
+from scvi_tahoe.evaluate._leakage import check_leakage
+from scvi_tahoe.evaluate._scoring import ContextTruth, score_context
+from scvi_tahoe.evaluate._value_checks import check_range
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    import polars as pl
+    from anndata import AnnData
+
+    from scvi_tahoe.evaluate._cell_profile import CellProfile
+    from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._check import Check
+    from scvi_tahoe.evaluate._scoring import ScoringSettings
+
+__all__ = ["EvaluationReference"]
+
+
+class EvaluationReference:
+    """Observed held-out cells, and the training data that baselines come from.
+
+    Build it once with :meth:`from_adata` and score any number of predictions against it: differential expression of the
+    truth, baselines and ceiling are computed for the first one only.
+
+    Parameters
+    ----------
+    cells
+        Observed cells with the controls of every context.
+    control
+        Label of control cells.
+    perturbation_key, context_key
+        Columns of ``obs`` in every object that is scored.
+    train
+        Training cells over the same genes.
+    layer
+        Layer with the expression in every object; ``None`` is ``X``.
+    ceiling
+        Whether to compute the split-half ceiling.
+    cache
+        Where tables of the truth are kept.
+    num_threads
+        Threads of the differential expression test; ``None`` takes every core that the process may use.
+    progress
+        Show progress bars.
+    """
+
+    def __init__(
+        self,
+        cells: CellTable,
+        *,
+        control: str,
+        perturbation_key: str,
+        context_key: str | None = None,
+        train: CellTable | None = None,
+        layer: str | None = None,
+        ceiling: bool = True,
+        cache: TruthCache | None = None,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.cells = _with_perturbations(cells, control)
+        self.control = control
+        self.perturbation_key = perturbation_key
+        self.context_key = context_key
+        self.train = train
+        self.layer = layer
+        self.ceiling = ceiling
+        self.num_threads = num_threads
+        self.progress = progress
+        self.cache = cache or TruthCache()
+        self._subsets: dict[tuple[tuple[str, str], ...], EvaluationReference] = {}
+
+    @classmethod
+    def from_adata(
+        cls,
+        adata: AnnData,
+        *,
+        perturbation_key: str,
+        control: str,
+        context_key: str | None = None,
+        baseline_from: AnnData | None = None,
+        layer: str | None = None,
+        ceiling: bool = True,
+        cache_dir: str | os.PathLike[str] | None = None,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> EvaluationReference:
+        """Read held-out cells and training data; neither object is changed.
+
+        Parameters
+        ----------
+        adata
+            Held-out cells and the control cells of their contexts, log1p expression.
+        perturbation_key
+            Column of ``obs`` with one perturbation label a cell.
+        control
+            Label of control cells.
+        context_key
+            Column of ``obs`` with the context (cell line, donor). Contexts are scored one by one and averaged.
+        baseline_from
+            Training data, for the baselines and the check on leakage. Genes are matched by name.
+        layer
+            Layer with the expression in every object; ``None`` is ``X``.
+        ceiling
+            Whether to compute the split-half ceiling, which costs about as much as scoring one prediction.
+        cache_dir
+            Folder in which tables of the truth are kept between processes; ``None`` keeps them in memory.
+        num_threads
+            Threads of the differential expression test.
+        progress
+            Show progress bars with the time left.
+
+        Raises
+        ------
+        KeyError
+            If a column or the layer is missing.
+        ValueError
+            If a context has no control cells or nothing but control cells, or training data lack genes.
+        """
+        keys = {"perturbation_key": perturbation_key, "context_key": context_key, "layer": layer}
+        cells = cells_from_adata(adata, **keys, role="reference")
+        train = None
+        if baseline_from is not None:
+            read = cells_from_adata(baseline_from, **keys, role="training data")
+            train = align_genes(read, cells.genes, role="training data")
+        return cls(
+            cells,
+            control=control,
+            perturbation_key=perturbation_key,
+            context_key=context_key,
+            train=train,
+            layer=layer,
+            ceiling=ceiling,
+            cache=TruthCache(cache_dir),
+            num_threads=num_threads,
+            progress=progress,
+        )
+
+    def __repr__(self) -> str:
+        n = sum(len(c.perturbations) for c in self.contexts.values())
+        train = "no training data" if self.train is None else f"{self.train.n_cells} training cells"
+        return f"EvaluationReference: {n} conditions in {len(self.contexts)} contexts, {self.cells.n_cells} cells, {train}"
+
+    @cached_property
+    def contexts(self) -> dict[str, ContextTruth]:
+        """Truth of each context."""
+        return {
+            context: ContextTruth(
+                self.cells.of_context(context),
+                control=self.control,
+                cache=self.cache,
+                num_threads=self.num_threads,
+                progress=self.progress,
+            )
+            for context in self.cells.contexts
+        }
+
+    @property
+    def conditions(self) -> dict[str, tuple[str, ...]]:
+        """Perturbations of each context."""
+        return {context: truth.perturbations for context, truth in self.contexts.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the held-out cells, their labels and the control label."""
+        return content_hash(self.cells) + f"-{self.control}"
+
+    @cached_property
+    def train_fingerprint(self) -> str | None:
+        """Hash of the training cells and labels."""
+        return None if self.train is None else content_hash(self.train)
+
+    @cached_property
+    def range_check(self) -> Check:
+        """Whether the observed values can be log1p expression."""
+        return check_range(self.cells, role="reference")
+
+    @cached_property
+    def profile(self) -> CellProfile:
+        """Totals and zeros of a sample of the observed perturbed cells."""
+        return cell_profile(self.cells.take(self.cells.perturbation != self.control))
+
+    @cached_property
+    def leakage_checks(self) -> list[Check]:
+        """Whether held-out conditions or cells are among the training data."""
+        return [] if self.train is None else check_leakage(self.train, self.cells, control=self.control)
+
+    def restricted_to(self, conditions: Mapping[str, tuple[str, ...]]) -> EvaluationReference:
+        """Return the reference with these conditions and their controls only; itself where nothing is left out."""
+        if dict(conditions) == self.conditions:
+            return self
+        key = tuple((c, p) for c, perturbations in conditions.items() for p in (*perturbations, self.control))
+        if key not in self._subsets:
+            rows = np.sort(np.concatenate([self.cells.rows[condition] for condition in key]))
+            self._subsets[key] = EvaluationReference(
+                self.cells.take(rows),
+                control=self.control,
+                perturbation_key=self.perturbation_key,
+                context_key=self.context_key,
+                train=self.train,
+                layer=self.layer,
+                ceiling=self.ceiling,
+                cache=self.cache,
+                num_threads=self.num_threads,
+                progress=self.progress,
+            )
+        return self._subsets[key]
+
+    def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
+        """Scores of a baseline, one row a (context, perturbation).
+
+        Parameters
+        ----------
+        name
+            One of :data:`~scvi_tahoe.evaluate.BASELINES`.
+        settings
+            How to score. A baseline has no controls of its own, so it is always scored on the real ones.
+        seed
+            Seed of the cells it draws.
+        """
+        settings = replace(settings, control_cells="real")
+
+        def compute() -> pd.DataFrame:
+            predicted = baseline_cells(name, baseline_task(self.cells, self.train, control=self.control), seed=seed)
+            return self.score(predicted, settings)
+
+        return self._table({"table": "baseline", "name": name, "train": self.train_fingerprint}, settings, seed, compute)
+
+    def ceiling_scores(self, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
+        """Scores of one half of the observed cells against the other, one row a (context, perturbation), at half depth."""
+
+        def compute() -> pd.DataFrame:
+            parts = {c: split_half_scores(truth, settings, seed=seed) for c, truth in self.contexts.items()}
+            return pd.concat(parts, names=["context", "perturbation"])
+
+        return self._table({"table": "split halves"}, settings, seed, compute)
+
+    def score(self, predicted: CellTable, settings: ScoringSettings) -> pd.DataFrame:
+        """Score cells of every condition, one row a (context, perturbation); nothing is checked."""
+        parts = {
+            context: score_context(truth, predicted.of_context(context), settings).per_perturbation
+            for context, truth in self.contexts.items()
+        }
+        return pd.concat(parts, names=["context", "perturbation"])
+
+    def _table(
+        self, key: dict[str, object], settings: ScoringSettings, seed: int, compute: Callable[[], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """Fetch a table of scores from the cache, which holds polars frames."""
+        import polars as pl
+
+        def as_polars() -> pl.DataFrame:
+            frame = compute().reset_index()
+            return pl.DataFrame({name: frame[name].to_numpy() for name in frame})
+
+        whole_key = {
+            **key,
+            "truth": self.fingerprint,
+            "settings": settings.to_kwargs(),
+            "seed": seed,
+            "versions": installed_versions(),
+        }
+        table = pd.DataFrame(self.cache.table(whole_key, as_polars).to_dict(as_series=False))
+        return table.set_index(["context", "perturbation"])
+
+
+def _with_perturbations(cells: CellTable, control: str) -> CellTable:
+    """Verify the controls of every context and leave out contexts that hold nothing else."""
+    scored = [context for context in cells.contexts if cells.perturbations(context, control=control)]
+    if not scored:
+        msg = f"The reference holds control cells ({control!r}) only: there is nothing to score."
+        raise ValueError(msg)
+    for context in scored:
+        if (context, control) not in cells.rows:
+            labels = list(cells.perturbations(context, control=control)[:5])
+            msg = (
+                f"Context {context!r} of the reference has no control cells labelled {control!r} (its labels start with "
+                f"{labels}); scores need the controls of every context."
+            )
+            raise ValueError(msg)
+    return cells.take(np.isin(cells.context, scored))

@@ -1,0 +1,124 @@
+"""What an evaluation gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scvi_tahoe.evaluate._html import result_html
+from scvi_tahoe.evaluate._storage import load_result, save_result
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import numpy as np
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+__all__ = ["Effects", "EvaluationResult"]
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Observed and predicted deltas of every condition.
+
+    Attributes
+    ----------
+    conditions
+        (context, perturbation) of each row.
+    genes
+        Gene of each column.
+    observed, predicted
+        Mean log1p expression minus that of the controls, ``[conditions, genes]``, float32.
+    """
+
+    conditions: tuple[tuple[str, str], ...]
+    genes: NDArray[np.str_]
+    observed: NDArray[np.float32]
+    predicted: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Scores of one prediction, with all that is needed to judge them.
+
+    Attributes
+    ----------
+    summary
+        One row a metric: ``value``, ``baseline``, ``ceiling``, ``scaled`` (share of the way from baseline to ceiling),
+        ``direction``, ``n_perturbations``, ``n_missing``. Contexts are scored one by one and then averaged.
+    per_perturbation
+        One row a (context, perturbation): its cells, its differentially expressed genes and its scores.
+    vcc
+        Overall score of the challenge with its year, raw and scaled terms, and the value of each context; ``None`` where
+        the preset or the baseline does not give it.
+    checks
+        One row a check, the gravest first: ``status``, ``value``, ``allowed``, ``message``.
+    provenance
+        Versions, hashes, settings: two results can be compared if those of the truth agree.
+    effects
+        Observed and predicted deltas.
+    cells
+        Totals and share of zeros of a sample of cells of both sides, column ``side``.
+    baseline_per_perturbation, halves_per_perturbation
+        Scores of the baseline and of the split halves, like ``per_perturbation``.
+    de_observed, de_predicted
+        Differential expression, one row a (context, perturbation, gene), if it was tested.
+    """
+
+    summary: pd.DataFrame
+    per_perturbation: pd.DataFrame
+    vcc: Mapping[str, Any] | None
+    checks: pd.DataFrame
+    provenance: Mapping[str, Any]
+    effects: Effects
+    cells: pd.DataFrame
+    baseline_per_perturbation: pd.DataFrame | None = None
+    halves_per_perturbation: pd.DataFrame | None = None
+    de_observed: pd.DataFrame | None = None
+    de_predicted: pd.DataFrame | None = None
+
+    def __repr__(self) -> str:
+        overall = "" if self.vcc is None else f", VCC {self.vcc['year']} overall {self.vcc['overall']:.2f}"
+        grave = int(self.checks["status"].isin(["warning", "error"]).sum())
+        return (
+            f"EvaluationResult: preset {self.provenance['preset']!r}, {len(self.per_perturbation)} conditions{overall}, "
+            f"{grave} warnings\n{self.summary[['value', 'baseline', 'ceiling', 'scaled']].round(4).to_string()}"
+        )
+
+    def _repr_html_(self) -> str:
+        return result_html(self)
+
+    def plot(self, kind: str = "bars", **kwargs: Any) -> Figure:
+        """Draw one of the figures of :mod:`scvi_tahoe.pl`.
+
+        Parameters
+        ----------
+        kind
+            ``"bars"``, ``"deltas"``, ``"ranks"``, ``"similarity"``, ``"fold_changes"`` or ``"cells"``.
+        **kwargs
+            Handed to the plot.
+        """
+        from scvi_tahoe import pl
+
+        return pl.draw(kind, self, **kwargs)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the result to a folder: CSV for the scores, parquet for large tables, JSON and NPZ for the rest.
+
+        The folder appears complete or not at all; an earlier result of the same name is replaced.
+        """
+        save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> EvaluationResult:
+        """Read a result that :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no result.
+        """
+        return cls(**load_result(folder, Effects))

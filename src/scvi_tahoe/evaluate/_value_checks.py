@@ -1,0 +1,141 @@
+"""Checks on single values and on the scale of cells, before anything is computed from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvi_tahoe.evaluate._cells import CellTable
+from scvi_tahoe.evaluate._check import Check, graded
+
+if TYPE_CHECKING:
+    from scvi_tahoe.evaluate._cell_profile import CellProfile
+
+__all__ = ["LOG1P_LIMIT", "SCALE_ERROR", "SCALE_WARNING", "check_integers", "check_range", "check_scale", "clipped"]
+
+#: cell-eval's bound for log1p values; ``expm1(15)`` is 3.3 million counts of one gene in one cell
+LOG1P_LIMIT = 15.0
+#: negative values down to here are rounding and are set to zero
+_TINY = -1e-3
+#: share of integers among non-zero values beyond which data are counts, or rounded
+_INTEGER_SHARE = 0.99
+#: predicted over observed median total without a warning, and without an error
+SCALE_WARNING = (0.9, 1.1)
+SCALE_ERROR = (0.5, 2.0)
+#: ratios this near to 1 after undoing a second log, or without undoing any, name the mistake
+_NAMED = (0.8, 1.25)
+
+
+def check_range(cells: CellTable, *, role: str) -> Check:
+    """Refuse values that cannot be log1p expression: NaN, infinite, negative, huge, or nothing but zeros.
+
+    Parameters
+    ----------
+    cells
+        Cells to look at.
+    role
+        What they are, for the message.
+    """
+    values = cells.expression.data if sp.issparse(cells.expression) else cells.expression
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    allowed = f"0 to below {LOG1P_LIMIT:g}"
+    name = f"values of the {role}"
+    if not np.isfinite(low) or not np.isfinite(high):  # min and max carry NaN through
+        bad = "NaN" if np.isnan(low) else "infinite values"
+        message = f"the {role} has {bad} in {_where(cells, ~np.isfinite(values))}; every value must be a number."
+        return Check(name, "error", float("nan"), allowed, message)
+    if low < _TINY:
+        message = (
+            f"the smallest value of the {role} is {low:.3g} and log1p expression is never negative: this looks like a cell "
+            "embedding, a delta or scaled data. Pass expression (output='expression', or the gene decoder's output)."
+        )
+        return Check(name, "error", low, allowed, message)
+    if high >= LOG1P_LIMIT:
+        message = (
+            f"the largest value of the {role} is {high:.4g}, in {_where(cells, values >= LOG1P_LIMIT)}: log1p expression "
+            f"stays below {LOG1P_LIMIT:g}. Normalise each cell and apply log1p, or drop the outliers."
+        )
+        return Check(name, "error", high, allowed, message)
+    if high == 0:
+        return Check(name, "error", high, allowed, f"the {role} is zero everywhere.")
+    if low < 0:
+        return Check(name, "note", low, allowed, f"values down to {low:.1e} in the {role} were set to zero.")
+    return Check(name, "ok", high, allowed)
+
+
+def check_integers(profile: CellProfile, *, role: str) -> Check:
+    """Refuse whole numbers, which cell-eval would take for counts and normalise a second time without a word.
+
+    Parameters
+    ----------
+    profile
+        Profile of the cells.
+    role
+        What they are, for the message.
+    """
+    share = profile.integer_fraction
+    if np.isnan(share) or share < _INTEGER_SHARE:
+        return Check(f"scale of the {role}", "ok", share, f"below {_INTEGER_SHARE:g}")
+    message = (
+        f"{share:.0%} of the non-zero values of the {role} are whole numbers: counts, or rounded logarithms. Scores are for "
+        "log1p of normalised counts; normalise prediction and reference to the same total, then apply log1p."
+    )
+    return Check(f"scale of the {role}", "error", share, f"below {_INTEGER_SHARE:g}", message)
+
+
+def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
+    """Compare the median total of the cells on both sides, and name the mistake where it can be told.
+
+    Errors of scale are silent elsewhere: normalising to another total, or taking the logarithm twice, changes MAE by up to
+    an order of magnitude and leaves DES as it was.
+
+    Parameters
+    ----------
+    predicted, observed
+        Profiles of the perturbed cells of both sides.
+    """
+    truth = float(np.median(observed.totals))
+    ratio = float(np.median(predicted.totals)) / truth
+    twice = float(np.median(predicted.relogged_totals)) / truth
+    never = float(np.median(predicted.raw_totals)) / truth
+    if ratio < _NAMED[0] and _NAMED[0] <= twice <= _NAMED[1]:
+        message = "log1p was applied twice to the prediction: undoing it once more gives the totals of the reference."
+        return Check("scale", "error", ratio, "0.9 to 1.1", message)
+    if (ratio > _NAMED[1] or np.isnan(ratio)) and _NAMED[0] <= never <= _NAMED[1]:
+        message = "log1p was not applied to the prediction: its plain sums are the totals of the reference."
+        return Check("scale", "error", ratio, "0.9 to 1.1", message)
+    message = (
+        f"the median cell of the prediction sums to {np.median(predicted.totals):.4g} (after expm1), that of the reference "
+        f"to {truth:.4g}: another normalisation total or another transformation. Bring both to the same one."
+    )
+    if np.isnan(ratio):
+        return Check("scale", "error", ratio, "0.9 to 1.1", message)
+    return graded("scale", ratio, message=message, warn=SCALE_WARNING, error=SCALE_ERROR)
+
+
+def clipped(cells: CellTable) -> CellTable:
+    """Return the cells with tiny negative values set to zero; the cells themselves where there are none."""
+    matrix = cells.expression
+    values = matrix.data if sp.issparse(matrix) else matrix
+    if not values.size or values.min() >= 0:
+        return cells
+    if sp.issparse(matrix):
+        matrix = matrix.copy()
+        np.maximum(matrix.data, 0, out=matrix.data)
+        matrix.eliminate_zeros()
+    else:
+        matrix = np.maximum(matrix, 0)
+    return CellTable(matrix, cells.perturbation, cells.context, cells.genes, cells.names)
+
+
+def _where(cells: CellTable, bad: np.ndarray) -> str:
+    """First offending cell and gene, in words; ``bad`` has the shape of the stored values."""
+    if sp.issparse(cells.expression):
+        position = int(np.flatnonzero(bad)[0])
+        row = int(np.searchsorted(cells.expression.indptr, position, side="right")) - 1
+        column = int(cells.expression.indices[position])
+    else:
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+    return f"cell {cells.names[row]!r}, gene {cells.genes[column]!r} (one of {int(bad.sum())})"

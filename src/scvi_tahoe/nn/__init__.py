@@ -1,0 +1,24 @@
+"""The network, and the distances it is trained with: torch only, no files."""
+
+from __future__ import annotations
+
+from ._config import SIZES, GeneDecoderConfig, NetworkConfig
+from ._losses import SET_LOSSES, delta_mse, energy_distance, kernel_mmd, mse, sinkhorn_divergence
+from ._networks import NetworkOutput, SetTransformer
+from ._objective import Objective, ObjectiveConfig
+
+__all__ = [
+    "SET_LOSSES",
+    "SIZES",
+    "GeneDecoderConfig",
+    "NetworkConfig",
+    "NetworkOutput",
+    "Objective",
+    "ObjectiveConfig",
+    "SetTransformer",
+    "delta_mse",
+    "energy_distance",
+    "kernel_mmd",
+    "mse",
+    "sinkhorn_divergence",
+]

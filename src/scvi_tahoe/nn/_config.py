@@ -1,0 +1,304 @@
+"""What a network is made of: one frozen dataclass, checked when it is built, and the sizes that have a name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+__all__ = ["ACTIVATIONS", "SIZES", "Attention", "GeneDecoderConfig", "Head", "NetworkConfig"]
+
+Attention = Literal["full", "causal", "causal_rope", "self_only"]
+Backbone = Literal["llama", "gpt2"]
+ControlEncoder = Literal["mlp", "linear"]
+Head = Literal["delta", "hidden_residual", "absolute", "down_up"]
+
+#: Names of the activations that the encoders and the head accept.
+ACTIVATIONS = ("gelu", "relu", "leakyrelu", "elu", "selu")
+
+#: Named sizes, smallest first. Every entry holds keyword arguments of :class:`NetworkConfig`. ``mini`` trains on a
+#: laptop; ``medium``, ``base``, ``large`` and ``tahoe`` have the dimensions of published ST models.
+SIZES: dict[str, dict[str, int]] = {
+    "mini": {"hidden": 128, "n_layers": 2, "intermediate": 512, "n_heads": 4, "head_dim": 32,
+             "n_encoder_layers": 2, "n_decoder_layers": 2},
+    "small": {"hidden": 256, "n_layers": 4, "intermediate": 1024, "n_heads": 8, "head_dim": 32,
+              "n_encoder_layers": 2, "n_decoder_layers": 2},
+    "medium": {"hidden": 672, "n_layers": 4, "intermediate": 2688, "n_heads": 8, "head_dim": 84,
+               "n_encoder_layers": 4, "n_decoder_layers": 4},
+    "base": {"hidden": 768, "n_layers": 8, "intermediate": 3072, "n_heads": 12, "head_dim": 64,
+             "n_encoder_layers": 1, "n_decoder_layers": 1},
+    "large": {"hidden": 1440, "n_layers": 4, "intermediate": 4416, "n_heads": 12, "head_dim": 120,
+              "n_encoder_layers": 4, "n_decoder_layers": 4},
+    "tahoe": {"hidden": 1488, "n_layers": 6, "intermediate": 5952, "n_heads": 12, "head_dim": 124,
+              "n_encoder_layers": 4, "n_decoder_layers": 4},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneDecoderConfig:
+    """The decoder that turns a predicted cell (often an embedding) into gene expression.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes that come out.
+    hidden
+        Widths of the hidden blocks, in order.
+    residual
+        Add the output of block ``k - 1`` to the output of block ``k`` for odd ``k``.
+    dropout
+        Dropout probability after each block.
+
+    Raises
+    ------
+    ValueError
+        If a width is not positive, or residual blocks have different widths.
+    """
+
+    n_genes: int
+    hidden: tuple[int, ...]
+    residual: bool = False
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        verify_positive(n_genes=self.n_genes, **{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
+        verify_probability(dropout=self.dropout)
+        if not self.hidden:
+            raise ValueError("hidden of the gene decoder is empty; give the width of at least one block, e.g. (512,).")
+        odd = range(1, len(self.hidden), 2)
+        if self.residual and any(self.hidden[k] != self.hidden[k - 1] for k in odd):
+            raise ValueError(f"A residual gene decoder adds blocks in pairs of equal width; got hidden={self.hidden}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Everything that decides the shape and the function of a :class:`SetTransformer`.
+
+    Parameters
+    ----------
+    n_input
+        Width of a cell at the input: number of genes, or width of the cell embedding.
+    n_output
+        Width of a predicted cell.
+    n_perturbation
+        Width of a perturbation vector (number of labels where it is one-hot).
+    hidden, n_layers, intermediate, n_heads
+        Width, depth, feed-forward width and number of attention heads of the backbone.
+    n_kv_heads
+        Number of key/value heads; fewer than ``n_heads`` shares each among a group of heads. ``None``: ``n_heads``.
+    head_dim
+        Width of a head; ``n_heads * head_dim`` need not equal ``hidden``. ``None``: ``hidden // n_heads``.
+    n_encoder_layers, n_decoder_layers
+        Linear layers of the two encoders and of the projection to the output.
+    control_encoder
+        One of:
+
+        * ``'mlp'`` - ``n_encoder_layers`` linear layers with activations between (default)
+        * ``'linear'`` - a single linear layer
+    backbone
+        One of:
+
+        * ``'llama'`` - RMS norms, gated feed-forward, no biases (default)
+        * ``'gpt2'`` - layer norms, GELU feed-forward, biases
+    attention
+        Which cells of its set a cell sees, one of:
+
+        * ``'full'`` - all of them; the network is permutation-equivariant (default)
+        * ``'causal'`` - those before it
+        * ``'causal_rope'`` - those before it, with rotary positions
+        * ``'self_only'`` - only itself
+    head
+        How the prediction is formed from the backbone output ``t``, with ``c`` the encoded control, one of:
+
+        * ``'delta'`` - ``base + project(t)``, the last layer starting at zero: an untrained network predicts its
+          controls (default)
+        * ``'hidden_residual'`` - ``project(t + c)``
+        * ``'absolute'`` - ``project(t)``
+        * ``'down_up'`` - ``up(gelu(down(project(t) + control)))``
+    rectify
+        Set negative predictions to zero.
+    n_batches
+        If positive, a learned vector for each technical batch is added to every cell of it.
+    batch_token
+        Put a learned token before the cells and classify the technical batch from it.
+    n_batch_classes
+        Number of batches the classifier tells apart; needs ``batch_token``.
+    confidence_token
+        Put a learned token behind the cells and read an expected loss of the set from it.
+    gene_decoder
+        Decoder from the predicted cell to genes, or ``None``.
+    activation
+        Activation of the encoders and of the projection: ``'gelu'``, ``'relu'``, ``'leakyrelu'``, ``'elu'``,
+        ``'selu'``.
+    dropout
+        Dropout probability in the encoders and in the projection.
+    attention_dropout
+        Dropout probability of attention weights.
+    backbone_dropout
+        Dropout probability on the residual branches of a ``'gpt2'`` backbone. ``'llama'`` has none.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range or two values contradict each other.
+    """
+
+    n_input: int
+    n_output: int
+    n_perturbation: int
+    hidden: int
+    n_layers: int
+    intermediate: int
+    n_heads: int
+    n_kv_heads: int | None = None
+    head_dim: int | None = None
+    n_encoder_layers: int = 2
+    n_decoder_layers: int = 2
+    control_encoder: ControlEncoder = "mlp"
+    backbone: Backbone = "llama"
+    attention: Attention = "full"
+    head: Head = "delta"
+    rectify: bool = True
+    n_batches: int = 0
+    batch_token: bool = False
+    n_batch_classes: int = 0
+    confidence_token: bool = False
+    gene_decoder: GeneDecoderConfig | None = None
+    activation: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    backbone_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n_kv_heads is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        self._verify_values()
+        if self.head_dim is None:
+            if self.hidden % self.n_heads:
+                raise ValueError(
+                    f"hidden={self.hidden} is not divisible by n_heads={self.n_heads}; give head_dim explicitly."
+                )
+            object.__setattr__(self, "head_dim", self.hidden // self.n_heads)
+        self._verify_attention()
+        self._verify_tokens_and_head()
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads, resolved."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def width_of_head(self) -> int:
+        """Width of an attention head, resolved."""
+        return self.hidden // self.n_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def down_width(self) -> int:
+        """Width of the bottleneck of ``head='down_up'``: an eighth of the output."""
+        return self.n_output // 8
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments that build this configuration again, as plain values fit for JSON."""
+        kwargs = asdict(self)
+        if self.gene_decoder is not None:
+            kwargs["gene_decoder"]["hidden"] = list(self.gene_decoder.hidden)
+        return kwargs
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict[str, Any]) -> NetworkConfig:
+        """Build a configuration from what :meth:`to_kwargs` returned.
+
+        Raises
+        ------
+        ValueError
+            If a key is unknown.
+        """
+        kwargs = dict(kwargs)
+        verify_known_keys(cls, kwargs)
+        decoder = kwargs.get("gene_decoder")
+        if decoder is not None:
+            verify_known_keys(GeneDecoderConfig, decoder)
+            kwargs["gene_decoder"] = GeneDecoderConfig(**decoder)
+        return cls(**kwargs)
+
+    def _verify_values(self) -> None:
+        verify_positive(
+            n_input=self.n_input,
+            n_output=self.n_output,
+            n_perturbation=self.n_perturbation,
+            hidden=self.hidden,
+            n_layers=self.n_layers,
+            intermediate=self.intermediate,
+            n_heads=self.n_heads,
+            n_kv_heads=self.kv_heads,
+            n_encoder_layers=self.n_encoder_layers,
+            n_decoder_layers=self.n_decoder_layers,
+            **({} if self.head_dim is None else {"head_dim": self.head_dim}),
+        )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}.")
+        verify_probability(
+            dropout=self.dropout, attention_dropout=self.attention_dropout, backbone_dropout=self.backbone_dropout
+        )
+
+    def _verify_attention(self) -> None:
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.kv_heads}.")
+        if self.attention == "causal_rope" and self.width_of_head % 2:
+            raise ValueError(f"attention='causal_rope' rotates pairs; head_dim={self.width_of_head} is odd.")
+        if self.backbone != "gpt2":
+            return
+        if self.kv_heads != self.n_heads or self.n_heads * self.width_of_head != self.hidden:
+            raise ValueError("backbone='gpt2' needs n_kv_heads == n_heads and n_heads * head_dim == hidden.")
+        if self.attention == "causal_rope":
+            raise ValueError("backbone='gpt2' has no rotary positions; use attention='causal' or 'full'.")
+
+    def _verify_tokens_and_head(self) -> None:
+        if self.n_batches < 0 or self.n_batch_classes < 0:
+            raise ValueError("n_batches and n_batch_classes are numbers of batches and cannot be negative.")
+        if self.batch_token != (self.n_batch_classes > 0):
+            raise ValueError(
+                f"batch_token={self.batch_token} does not fit n_batch_classes={self.n_batch_classes}; "
+                "the token needs at least one class and classes need the token."
+            )
+        if self.confidence_token and self.hidden < 4:
+            raise ValueError(f"confidence_token needs hidden >= 4; got {self.hidden}.")
+        if self.head == "down_up" and self.n_input != self.n_output:
+            raise ValueError(
+                f"head='down_up' adds the control to the output; n_input={self.n_input} and n_output={self.n_output} "
+                "must be equal."
+            )
+        if self.head == "down_up" and self.n_output < 8:
+            raise ValueError(f"head='down_up' squeezes the output to an eighth; n_output={self.n_output} is below 8.")
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "control_encoder": get_args(ControlEncoder),
+    "backbone": get_args(Backbone),
+    "attention": get_args(Attention),
+    "head": get_args(Head),
+    "activation": ACTIVATIONS,
+}
+
+
+def verify_positive(**values: int) -> None:
+    """Raise ``ValueError`` unless every value is an integer of at least one."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive integer.")
+
+
+def verify_probability(**values: float) -> None:
+    """Raise ``ValueError`` unless every value lies in [0, 1)."""
+    for name, value in values.items():
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name}={value!r} must be at least 0 and below 1.")
+
+
+def verify_known_keys(owner: type, kwargs: dict[str, Any]) -> None:
+    """Raise ``ValueError`` if a key is not a field of the dataclass."""
+    known = {field.name for field in fields(owner)}
+    unknown = sorted(set(kwargs) - known)
+    if unknown:
+        raise ValueError(f"{owner.__name__} does not know {unknown}; it knows {sorted(known)}.")

@@ -1,0 +1,261 @@
+"""The network: encoders, set transformer, head and gene decoder. No loss, no files, no checkpoint names.
+
+Shape suffixes: **S** sets in a minibatch, **N** cells in a set, **T** tokens (cells and special tokens), **G** genes or
+width of a cell, **P** width of a perturbation vector, **B** technical batches, **D** hidden width.
+
+.. code-block:: text
+
+    control_SNG ──► control_encoder ──► c ─┐
+    perturbation_SP ► perturbation_encoder ┼─ + ─► [batch token] cells [confidence token] ─► backbone ─► t ─► head ─► ReLU
+    batch_SN ─────► batch_encoder ─────────┘                                                                    │
+                                                                                  gene_decoder ◄────────────────┘
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ._backbone import Backbone
+from ._config import SIZES, GeneDecoderConfig, NetworkConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MLP", "SIZES", "GeneDecoder", "GeneDecoderConfig", "NetworkConfig", "NetworkOutput", "SetTransformer"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "leakyrelu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+}
+
+
+class NetworkOutput(NamedTuple):
+    """What :class:`SetTransformer` returns."""
+
+    prediction_SNG: Tensor
+    """Predicted cells."""
+    genes_SNG: Tensor | None
+    """Output of the gene decoder, or ``None``."""
+    confidence_S: Tensor | None
+    """Expected loss of each set (the scale is the training's), or ``None``."""
+    batch_logits_SB: Tensor | None
+    """Scores of the technical batches, or ``None``."""
+    hidden_SND: Tensor
+    """Backbone output of the cells."""
+
+
+class SetTransformer(nn.Module):
+    """Predicts the perturbed counterpart of every control cell of a set, all cells of the set at once.
+
+    Parameters
+    ----------
+    config
+        Shape and function of the network.
+
+    Notes
+    -----
+    The architecture is that of the State Transition model (Adduri et al. 2025, bioRxiv 2025.06.26.661135), written
+    independently. Submodules: ``control_encoder``, ``perturbation_encoder``, ``batch_encoder`` (or ``None``),
+    ``backbone`` with ``blocks`` and ``norm``, ``head``, ``gene_decoder`` (or ``None``).
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.hidden
+        n_control_layers = 1 if config.control_encoder == "linear" else config.n_encoder_layers
+        self.control_encoder = MLP(config.n_input, hidden, hidden, n_control_layers, config)
+        self.perturbation_encoder = MLP(config.n_perturbation, hidden, hidden, config.n_encoder_layers, config)
+        self.batch_encoder = nn.Embedding(config.n_batches, hidden) if config.n_batches else None
+        if self.batch_encoder is not None:
+            nn.init.normal_(self.batch_encoder.weight, std=0.02)
+        self.batch_token = nn.Parameter(torch.randn(1, 1, hidden)) if config.batch_token else None
+        self.batch_classifier = nn.Linear(hidden, config.n_batch_classes) if config.batch_token else None
+        self.confidence = Confidence(hidden) if config.confidence_token else None
+        self.backbone = Backbone(config)
+        self.head = Head(config)
+        self.gene_decoder = GeneDecoder(config.n_output, config.gene_decoder) if config.gene_decoder else None
+
+    def forward(
+        self,
+        control_SNG: Tensor,
+        perturbation_SP: Tensor,
+        batch_SN: Tensor | None = None,
+        base_SNG: Tensor | None = None,
+        present_SN: Tensor | None = None,
+    ) -> NetworkOutput:
+        """Predict the perturbed cells of every set.
+
+        Parameters
+        ----------
+        control_SNG
+            Control cells; any number of sets and of cells in a set.
+        perturbation_SP
+            One perturbation vector a set, or one a cell, ``(S, N, P)``. One a set is encoded once a set; in training
+            its cells then share the dropout mask of the encoder.
+        batch_SN
+            Technical batch of every cell: integer labels (one a set as ``(S, 1)`` is enough) or one-hot ``(S, N, B)``.
+            Needed where the network has a batch encoder, ignored where it has none.
+        base_SNG
+            What ``head='delta'`` adds its change to. ``None``: the control.
+        present_SN
+            ``False`` for cells that only fill up a set, behind the real ones; no other cell sees them and what is
+            predicted for them has no meaning. ``None``: all cells are real.
+
+        Returns
+        -------
+        Prediction, decoder output, confidence, batch scores and hidden states.
+
+        Raises
+        ------
+        ValueError
+            If the network has a batch encoder and no batch is given.
+        """
+        encoded_SND = self.control_encoder(control_SNG)
+        cells_SND = encoded_SND + self._encode_perturbation(perturbation_SP)
+        if self.batch_encoder is not None:
+            cells_SND = cells_SND + self._encode_batch(batch_SN)
+
+        tokens_STD, present_ST = self._add_tokens(cells_SND, present_SN)
+        output_STD = self.backbone(tokens_STD, present_ST)
+        first = 0 if self.batch_token is None else 1
+        hidden_SND = output_STD[:, first : first + cells_SND.shape[1]]
+
+        base_SNG = control_SNG if base_SNG is None else base_SNG
+        prediction_SNG = self.head(hidden_SND, encoded_SND, control_SNG, base_SNG)
+        return NetworkOutput(
+            prediction_SNG=prediction_SNG,
+            genes_SNG=None if self.gene_decoder is None else self.gene_decoder(prediction_SNG),
+            confidence_S=None if self.confidence is None else self.confidence(output_STD[:, -1]),
+            batch_logits_SB=None if self.batch_classifier is None else self.batch_classifier(output_STD[:, 0]),
+            hidden_SND=hidden_SND,
+        )
+
+    def _encode_perturbation(self, perturbation: Tensor) -> Tensor:
+        encoded = self.perturbation_encoder(perturbation)
+        return encoded[:, None] if perturbation.ndim == 2 else encoded
+
+    def _encode_batch(self, batch: Tensor | None) -> Tensor:
+        if batch is None or self.batch_encoder is None:
+            raise ValueError(
+                "This network was built with a batch encoder: give the technical batch of every cell (batch_SN)."
+            )
+        labels_SN = batch.argmax(-1) if batch.ndim == 3 else batch
+        return self.batch_encoder(labels_SN.long())
+
+    def _add_tokens(self, cells_SND: Tensor, present_SN: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Put the batch token before the cells and the confidence token behind them."""
+        n_sets = cells_SND.shape[0]
+        before = [] if self.batch_token is None else [self.batch_token.expand(n_sets, -1, -1)]
+        behind = [] if self.confidence is None else [self.confidence.token.expand(n_sets, -1, -1)]
+        if not before and not behind:
+            return cells_SND, present_SN
+        tokens_STD = torch.cat([*(token.to(cells_SND.dtype) for token in before), cells_SND,
+                                *(token.to(cells_SND.dtype) for token in behind)], dim=1)  # fmt: skip
+        if present_SN is not None:
+            present_SN = F.pad(present_SN, (len(before), len(behind)), value=True)
+        return tokens_STD, present_SN
+
+
+class MLP(nn.Module):
+    """Linear layers with activation and dropout between them, none after the last."""
+
+    def __init__(self, n_in: int, width: int, n_out: int, n_layers: int, config: NetworkConfig) -> None:
+        super().__init__()
+        widths = [n_in, *[width] * (n_layers - 1), n_out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.activation = _ACTIVATIONS[config.activation]()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` mapped from the first width to the last; leading dimensions stay."""
+        *hidden_layers, last = self.layers
+        for layer in hidden_layers:
+            x = self.dropout(self.activation(layer(x)))
+        return last(x)
+
+
+class Head(nn.Module):
+    """Forms the prediction from the backbone output, in one of the four ways of :class:`NetworkConfig`."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.kind = config.head
+        self.rectify = config.rectify
+        self.project = MLP(config.hidden, config.hidden, config.n_output, config.n_decoder_layers, config)
+        self.down = nn.Linear(config.n_output, config.down_width) if config.head == "down_up" else None
+        self.up = nn.Linear(config.down_width, config.n_output) if config.head == "down_up" else None
+        if config.head == "delta":
+            nn.init.zeros_(self.project.layers[-1].weight)
+            nn.init.zeros_(self.project.layers[-1].bias)
+
+    def forward(self, hidden_SND: Tensor, encoded_SND: Tensor, control_SNG: Tensor, base_SNG: Tensor) -> Tensor:
+        """Return the predicted cells."""
+        if self.kind == "hidden_residual":
+            prediction_SNG = self.project(hidden_SND + encoded_SND)
+        elif self.kind == "absolute":
+            prediction_SNG = self.project(hidden_SND)
+        elif self.down is not None and self.up is not None:
+            prediction_SNG = self.up(F.gelu(self.down(self.project(hidden_SND) + control_SNG)))
+        else:
+            prediction_SNG = base_SNG + self.project(hidden_SND)
+        # Unlike relu, clamp passes the gradient on at exactly zero. An untrained delta head predicts exactly zero
+        # wherever the control is zero, and has to be able to switch such a gene on.
+        return prediction_SNG.clamp_min(0) if self.rectify else prediction_SNG
+
+
+class Confidence(nn.Module):
+    """A learned token and the projection that reads a non-negative number from its backbone output."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, hidden))
+        self.projection = nn.ModuleList([nn.Linear(hidden, hidden // 2), nn.Linear(hidden // 2, hidden // 4),
+                                         nn.Linear(hidden // 4, 1)])  # fmt: skip
+        self.norms = nn.ModuleList([nn.LayerNorm(hidden // 2), nn.LayerNorm(hidden // 4)])
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, output_SD: Tensor) -> Tensor:
+        """Return one number a set, shape ``(S,)``."""
+        x = output_SD
+        for layer, norm in zip(self.projection[:-1], self.norms, strict=True):
+            x = self.dropout(F.gelu(norm(layer(x))))
+        return F.relu(self.projection[-1](x)).squeeze(-1)
+
+
+class GeneDecoder(nn.Module):
+    """Maps predicted cells to non-negative gene expression.
+
+    Parameters
+    ----------
+    n_in
+        Width of a predicted cell.
+    config
+        Widths and kind of the decoder.
+    """
+
+    def __init__(self, n_in: int, config: GeneDecoderConfig) -> None:
+        super().__init__()
+        self.residual = config.residual
+        widths = [n_in, *config.hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in config.hidden)
+        self.out = nn.Linear(widths[-1], config.n_genes)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, cells_SNG: Tensor) -> Tensor:
+        """Return the expression of every cell."""
+        x, previous = cells_SNG, None
+        for k, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = self.dropout(F.gelu(norm(layer(x))))
+            if self.residual and k % 2 == 1 and previous is not None:
+                x = x + previous
+            previous = x
+        return F.relu(self.out(x))

@@ -1,0 +1,349 @@
+"""Reads a model folder in Arc's format without running anything of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._arc_settings import decide_attention, loss_settings, network_config, unused_tensors
+from ._keys import DEAD_TABLES, from_arc, key_entries
+from ._label_maps import gene_names, read_batches, read_contexts, read_gene_names, read_perturbations
+from ._limits import UnsafeFileError, member
+from ._lora import fold_lora, has_lora
+from ._pretrained_model import Labels, PretrainedModel, Provenance, is_embedding
+from ._report import LoadingReport, TensorRecord
+from ._torch_files import checksums, read_torch, verify_tensor
+from ._yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from scvi_tahoe.nn import NetworkConfig
+
+    from ._arc_settings import AttentionDecision
+
+__all__ = ["find_checkpoint", "list_checkpoints", "read_arc_folder"]
+
+_PREFERRED = ("final", "last", "best")
+_MAX_TENSORS = 100_000
+
+
+def read_arc_folder(
+    folder: str | Path,
+    checkpoint: str | None = None,
+    *,
+    attention: Literal["full", "causal", "causal_rope", "self_only"] | None = None,
+    genes: Sequence[str] | None = None,
+    verify_checksums: bool = True,
+) -> PretrainedModel:
+    """Return network, weights and labels of a folder in Arc's format.
+
+    Nothing in the folder is executed: checkpoints are loaded weights-only and memory-mapped (the optimizer state stays
+    on disk), pickles by an unpickler that knows six names, YAML by the safe loader.
+
+    Parameters
+    ----------
+    folder
+        The folder, or a checkpoint file in it. Checkpoints lie in the folder or in ``checkpoints/``.
+    checkpoint
+        ``'best'``, ``'last'``, ``'final'``, ``'step=<n>'`` or a file name. ``None``: the first there is of final, last,
+        best, and the highest step.
+    attention
+        Overrides the attention the folder states or leaves open.
+    genes
+        Names of the network's genes, in its order, for folders that lack them.
+    verify_checksums
+        Compare the weights with the checksums in the checkpoint (reads them once).
+
+    Returns
+    -------
+    Network configuration, state dict in our names, labels, loss settings, provenance and report.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder, the checkpoint or a label map that the network needs is missing.
+    UnsafeFileError
+        If a file is damaged, forged, or holds more than plain data. It is a ``ValueError``.
+    ValueError
+        If the model has a part that is not supported, named in the message.
+    """
+    folder, checkpoint = _folder_and_checkpoint(Path(folder), checkpoint)
+    path = find_checkpoint(folder, checkpoint)
+    content = read_torch(path)
+    hyper = _hyper_parameters(folder, content)
+    tensors = _Tensors.collect(path, content, hyper, verify_checksums=verify_checksums)
+
+    decision = decide_attention(hyper, attention)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.named.items()}
+    config = network_config(shapes, hyper, decision.kind)
+    labels, notes = _labels(folder, config, hyper)
+    state = from_arc(tensors.named, config, _our_shapes(config), tensors.check)
+    model = PretrainedModel(
+        config=config,
+        state_dict=state,
+        labels=labels,
+        loss=loss_settings(hyper),
+        output_space=_output_space(hyper),
+        provenance=_provenance(folder, path, decision),
+        report=_report(config, state, tensors, (*notes, *_attention_note(decision))),
+        notes=(*notes, *_attention_note(decision)),
+    )
+    return model if genes is None else model.with_genes(genes)
+
+
+def list_checkpoints(folder: Path) -> list[str]:
+    """Return the names of the checkpoints of a folder, relative to it."""
+    found = [
+        path.relative_to(folder).as_posix()
+        for place in (folder, folder / "checkpoints")
+        if place.is_dir()
+        for path in sorted(place.glob("*.ckpt"))
+    ]
+    return found
+
+
+def find_checkpoint(folder: Path, checkpoint: str | None = None) -> Path:
+    """Return the path of a checkpoint of a folder; see :func:`read_arc_folder`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such checkpoint; the message lists those there are.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder.")
+    names = list_checkpoints(folder)
+    if not names:
+        raise FileNotFoundError(f"{folder} holds no *.ckpt file, neither in it nor in checkpoints/.")
+    if checkpoint is None:
+        return _default_checkpoint(folder, names)
+    if Path(checkpoint).is_absolute() or ".." in Path(checkpoint).parts:
+        raise UnsafeFileError(f"checkpoint={checkpoint!r} must be a name inside the folder.")
+    stem = checkpoint.removesuffix(".ckpt").removeprefix("checkpoints/")
+    for name in names:
+        own = name.removesuffix(".ckpt").removeprefix("checkpoints/")
+        if own == stem or (re.fullmatch(r"step=\d+", stem) and own.startswith(f"{stem}-")):
+            return member(folder, name)
+    raise FileNotFoundError(f"There is no checkpoint {checkpoint!r} in {folder}; it holds {names}.")
+
+
+def _default_checkpoint(folder: Path, names: list[str]) -> Path:
+    stems = {name.removesuffix(".ckpt").removeprefix("checkpoints/"): name for name in reversed(names)}
+    by_step = sorted(stems, key=_step, reverse=True)
+    for stem in (*_PREFERRED, *by_step):
+        if stem not in stems:
+            continue
+        try:
+            return member(folder, stems[stem])
+        except FileNotFoundError:
+            # last.ckpt of old versions is a link to the best one and may dangle after copying.
+            continue
+    raise FileNotFoundError(f"{folder} holds only links to checkpoints that do not exist: {names}.")
+
+
+def _step(stem: str) -> int:
+    match = re.match(r"step=(\d{1,12})", stem)
+    return int(match[1]) if match else -1
+
+
+def _folder_and_checkpoint(path: Path, checkpoint: str | None) -> tuple[Path, str | None]:
+    if path.suffix != ".ckpt":
+        return path, checkpoint
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return folder, path.relative_to(folder).as_posix()
+
+
+def _hyper_parameters(folder: Path, content: Any) -> dict[str, Any]:
+    """Return the hyper-parameters in the checkpoint, or those that the CSV logger wrote beside it."""
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UnsafeFileError("The checkpoint holds no state_dict; it is not one of Lightning's.")
+    hyper = content.get("hyper_parameters")
+    if isinstance(hyper, dict) and hyper:
+        return hyper
+    candidates = ["hparams.yaml", *(f"version_{i}/hparams.yaml" for i in range(100))]
+    for name in reversed(candidates):
+        try:
+            return read_yaml(member(folder, name))
+        except FileNotFoundError:
+            continue
+    raise FileNotFoundError(f"Neither the checkpoint nor a version_*/hparams.yaml in {folder} holds hyper-parameters.")
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The tensors of a checkpoint that the network is made of, and those that it is not."""
+
+    named: dict[str, Tensor]
+    dropped: dict[str, tuple[tuple[int, ...], str]]
+    folded: tuple[str, ...]
+    check: Callable[[str, Tensor], Tensor]
+
+    @classmethod
+    def collect(cls, path: Path, content: Any, hyper: dict[str, Any], *, verify_checksums: bool) -> _Tensors:
+        known = checksums(path) if verify_checksums else None
+        state = _named_tensors(content["state_dict"])
+        folded: list[str] = []
+        if has_lora(state):
+            state, folded = _fold(state, hyper, known)
+
+        tables = [name for name in DEAD_TABLES if name in state]
+        dropped = {name: (tuple(state[name].shape), _dead_table(name, state[name])) for name in tables}
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        unused = unused_tensors(shapes, hyper)
+        dropped.update({name: (shapes[name], reason) for name, reason in unused.items()})
+        named = {name: tensor for name, tensor in state.items() if name not in dropped}
+        done = frozenset(folded)
+
+        def check(name: str, tensor: Tensor) -> Tensor:
+            # A folded matrix is new and has no checksum; what it was made of has been checked.
+            return _checked(name, tensor, None if name in done else known)
+
+        return cls(named, dropped, tuple(folded), check)
+
+
+def _named_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
+    import torch
+
+    if len(state) > _MAX_TENSORS or not all(isinstance(name, str) for name in state):
+        raise UnsafeFileError("The state_dict is not a mapping of names to tensors.")
+    strangers = [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
+    if strangers:
+        raise UnsafeFileError(f"{strangers[0]} in the state_dict is not a tensor.")
+    return dict(state)
+
+
+def _fold(
+    state: dict[str, Tensor], hyper: dict[str, Any], known: set[tuple[int, int]] | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    settings = hyper.get("lora")
+    alpha = settings.get("alpha") if isinstance(settings, dict) else None
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise UnsafeFileError("The checkpoint has LoRA adapters and the hyper-parameters do not state lora.alpha.")
+    transposed = str(hyper.get("transformer_backbone_key", "llama")).lower() == "gpt2"
+    return fold_lora(state, float(alpha), transposed=transposed, check=lambda n, t: _checked(n, t, known))
+
+
+def _checked(name: str, tensor: Tensor, known: set[tuple[int, int]] | None) -> Tensor:
+    verify_tensor(name, tensor, known)
+    if not math.isfinite(float(tensor.sum())) and not bool(tensor.isfinite().all()):
+        raise UnsafeFileError(f"{name} holds values that are not finite; the training diverged or the file is damaged.")
+    return tensor
+
+
+def _dead_table(name: str, table: Tensor) -> str:
+    # What is looked at is the memory behind the table, not the table: its shape may claim anything.
+    if table.device.type != "cpu" or bool(table.new_empty(0).set_(table.untyped_storage()).any()):
+        raise UnsafeFileError(f"{name} is expected to be an unused table of zeros and is not; refusing to drop it.")
+    return "unused table of zeros"
+
+
+def _our_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    import torch
+
+    from scvi_tahoe.nn import SetTransformer
+
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in SetTransformer(config).state_dict().items()}
+
+
+def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple[Labels, tuple[str, ...]]:
+    perturbations = read_perturbations(folder)
+    if perturbations.width != config.n_perturbation:
+        raise UnsafeFileError(
+            f"pert_onehot_map has vectors of width {perturbations.width}, the perturbation encoder takes "
+            f"{config.n_perturbation}; the files do not belong together."
+        )
+    batches, n_batches = read_batches(folder), config.n_batches or config.n_batch_classes
+    if n_batches and batches is None:
+        raise FileNotFoundError(f"{folder} has no batch_onehot_map, which its batch encoder needs.")
+    if n_batches and batches is not None and len(batches) != n_batches:
+        raise UnsafeFileError(f"batch_onehot_map has {len(batches)} labels, the network {n_batches}.")
+    genes, decoder_genes, notes = _gene_axes(folder, config, hyper)
+    control = hyper.get("control_pert")
+    control = control if isinstance(control, str) else None
+    if control not in perturbations.names:
+        notes = (*notes, f"the control label {control!r} is not among the {len(perturbations.names)} perturbations")
+    key = hyper.get("embed_key")
+    return Labels(
+        genes=genes,
+        decoder_genes=decoder_genes,
+        perturbations=perturbations,
+        control=control,
+        batches=batches,
+        contexts=read_contexts(folder),
+        embedding=key if isinstance(key, str) else None,
+        set_size=_set_size(hyper),
+    ), notes
+
+
+def _gene_axes(
+    folder: Path, config: NetworkConfig, hyper: dict[str, Any]
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
+    """Return names for the cells' columns and for the decoder's, where a list of that length exists."""
+    lists = [names for names in (gene_names(hyper), read_gene_names(folder)) if names is not None]
+
+    def of_length(width: int) -> tuple[str, ...] | None:
+        return next((names for names in lists if len(names) == width and len(set(names)) == width), None)
+
+    notes: tuple[str, ...] = ()
+    expression = not is_embedding(hyper.get("embed_key"))
+    genes = of_length(config.n_output) if expression else None
+    decoder_genes = of_length(config.gene_decoder.n_genes) if config.gene_decoder else None
+    if expression and genes is None:
+        lengths = [len(names) for names in lists]
+        notes = (
+            f"the folder does not name the {config.n_output} genes of the network (it lists {lengths or 'none'}); "
+            "give their names in its order with genes=",
+        )
+    if config.gene_decoder and decoder_genes is None:
+        notes = (*notes, f"the folder does not name the {config.gene_decoder.n_genes} genes of its decoder")
+    return genes, decoder_genes, notes
+
+
+def _set_size(hyper: dict[str, Any]) -> int:
+    settings = hyper.get("transformer_backbone_kwargs")
+    backbone = settings if isinstance(settings, dict) else {}
+    for value in (hyper.get("cell_set_len"), backbone.get("max_position_embeddings"), backbone.get("n_positions")):
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1_000_000:
+            return value
+    raise UnsafeFileError("The hyper-parameters do not state the set size (cell_set_len).")
+
+
+def _output_space(hyper: dict[str, Any]) -> Literal["gene", "all", "embedding"]:
+    space = hyper.get("output_space", "gene")
+    if space not in ("gene", "all", "embedding"):
+        raise UnsafeFileError(f"The folder states the unknown output space {str(space)[:40]!r}.")
+    return space
+
+
+def _provenance(folder: Path, path: Path, decision: AttentionDecision) -> Provenance:
+    return Provenance(
+        source=folder.resolve().name,
+        checkpoint=path.name,
+        format="arc",
+        attention_reason=decision.reason,
+        attention_certain=decision.certain,
+        non_commercial=True,
+    )
+
+
+def _attention_note(decision: AttentionDecision) -> tuple[str, ...]:
+    return () if decision.certain else (f"attention: {decision.reason}",)
+
+
+def _report(config: NetworkConfig, state: dict[str, Tensor], tensors: _Tensors, notes: tuple[str, ...]) -> LoadingReport:
+    records = []
+    for entry in key_entries(config):
+        shape = tuple(state[entry.ours].shape)
+        detail = "LoRA folded in" if set(entry.theirs) & set(tensors.folded) else ""
+        source = tuple(tensors.named[entry.theirs[0]].shape) if len(entry.theirs) == 1 else shape
+        records.append(TensorRecord(entry.ours, "loaded", source, shape, detail))
+    for name, (shape, reason) in tensors.dropped.items():
+        records.append(TensorRecord(name, "dropped", shape, None, reason))
+    return LoadingReport(tuple(records), notes=notes)

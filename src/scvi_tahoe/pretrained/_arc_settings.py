@@ -1,0 +1,289 @@
+"""Arc's hyper-parameters as a network configuration and loss settings; sizes come from the tensors, never from rules.
+
+Everything that shapes can tell is read off them. The hyper-parameters decide only what shapes cannot: the number of
+heads, the attention, how the head forms its output, and the loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig
+
+from ._keys import BACKBONE
+from ._limits import UnsafeFileError
+from ._pretrained_model import LossSettings, is_embedding
+
+__all__ = ["AttentionDecision", "decide_attention", "loss_settings", "network_config", "unused_tensors"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+Attention = Literal["full", "causal", "causal_rope", "self_only"]
+
+_NB_DECODER = re.compile(r"gene_decoder\.(px_scale|l_encoder|log_theta|skip|post_norm|encoder)\b")
+_SE_DECODER = re.compile(
+    r"gene_decoder\.(read_depth|latent_decoder|gene_decoder_proj|binary_decoder|finetune|missing_table)\b"
+)
+_LOSSES = {"energy": "energy", "sinkhorn": "sinkhorn", "se": "energy+sinkhorn", "mse": "mse"}
+
+
+@dataclass(frozen=True)
+class AttentionDecision:
+    """Which attention a checkpoint is taken to have been trained with, why, and whether that is known or assumed."""
+
+    kind: Attention
+    reason: str
+    certain: bool
+
+
+def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None) -> AttentionDecision:
+    """Return the attention of a checkpoint.
+
+    The same weights were run as full, causal, or causal-with-rotary attention by different versions of arc-state and
+    transformers. The rule: what the user says; else the diagonal mask; else causal for GPT-2; else the flag
+    ``bidirectional_attention``; else full attention, which is then an assumption.
+
+    Parameters
+    ----------
+    hyper
+        Hyper-parameters of the checkpoint.
+    override
+        The user's word.
+    """
+    if override is not None:
+        return AttentionDecision(override, "given by the user", certain=True)
+    if hyper.get("mask_attn", False):
+        return AttentionDecision(
+            "self_only", "mask_attn is set (transformers before 4.53 ignored it and attended fully)", certain=True
+        )
+    if backbone_kind(hyper) == "gpt2":
+        return AttentionDecision("causal", "the peer's GPT-2 backbone is causal in spite of its name", certain=True)
+    flag = backbone_settings(hyper).get("bidirectional_attention")
+    if flag is None:
+        return AttentionDecision(
+            "full",
+            "the folder does not say (no bidirectional_attention): full is assumed, but weights trained in August and "
+            "September 2025 may be causal; compare with diagnose_attention or give attention=",
+            certain=False,
+        )
+    if flag:
+        return AttentionDecision("full", "bidirectional_attention is true", certain=True)
+    return AttentionDecision("causal_rope", "bidirectional_attention is false", certain=True)
+
+
+def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attention) -> NetworkConfig:
+    """Return the configuration of a checkpoint's network.
+
+    Parameters
+    ----------
+    shapes
+        Shape of every tensor of Arc's, LoRA folded, without dead tables and unused tensors.
+    hyper
+        Hyper-parameters of the checkpoint.
+    attention
+        Decided beforehand.
+
+    Raises
+    ------
+    UnsafeFileError
+        If shapes contradict each other or a hyper-parameter is missing or absurd.
+    ValueError
+        If the decoder is of a kind this package does not support.
+    """
+    verify_supported(shapes, hyper)
+    backbone = backbone_kind(hyper)
+    single = "basal_encoder.weight" in shapes
+    n_encoder_layers = _depth(shapes, r"pert_encoder\.(\d+)\.weight")
+    n_decoder_layers = _depth(shapes, r"project_out\.(\d+)\.weight")
+    hidden, n_perturbation = _matrix(shapes, "pert_encoder.0.weight")
+    n_input = _matrix(shapes, "basal_encoder.weight" if single else "basal_encoder.0.weight")[1]
+    n_output = _matrix(shapes, f"project_out.{3 * (n_decoder_layers - 1)}.weight")[0]
+    batch_token = "batch_token" in shapes
+    decoder = gene_decoder_config(shapes, hyper)
+    try:
+        return NetworkConfig(
+            n_input=n_input,
+            n_output=n_output,
+            n_perturbation=n_perturbation,
+            hidden=hidden,
+            n_encoder_layers=n_encoder_layers,
+            n_decoder_layers=n_decoder_layers,
+            control_encoder="linear" if single else "mlp",
+            backbone=backbone,
+            attention=attention,
+            head=_head(shapes, hyper),
+            rectify=decoder is None or not is_embedding(hyper.get("embed_key")),
+            n_batches=_matrix(shapes, "batch_encoder.weight")[0] if "batch_encoder.weight" in shapes else 0,
+            batch_token=batch_token,
+            n_batch_classes=_matrix(shapes, "batch_classifier.0.weight")[0] if batch_token else 0,
+            confidence_token="confidence_token.confidence_token" in shapes,
+            gene_decoder=decoder,
+            activation=str(hyper.get("activation", "gelu")).lower(),
+            dropout=float(hyper.get("dropout", 0.1)),
+            **_backbone_dimensions(shapes, hyper, hidden),
+        )
+    except (ValueError, TypeError) as error:
+        raise UnsafeFileError(f"The folder describes an impossible network: {error}") from None
+
+
+def unused_tensors(shapes: Shapes, hyper: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tensors of a checkpoint that no number depends on, with the reason.
+
+    These are the second head of models without residual, and gene decoders that never received a gradient.
+    """
+    unused = {}
+    key, space = hyper.get("embed_key"), hyper.get("output_space", "gene")
+    decoder_trained = key is not None and (space == "all" or key != "X_hvg")
+    for name in shapes:
+        if name.startswith("final_down_then_up.") and not (hyper.get("predict_residual", True) and space == "all"):
+            unused[name] = "not used without predict_residual"
+        if name.startswith("gene_decoder.") and not decoder_trained:
+            unused[name] = "gene decoder that was never trained"
+    return unused
+
+
+def loss_settings(hyper: Mapping[str, Any]) -> LossSettings:
+    """Return how a checkpoint was trained. Keys that arc-state stores and never reads are left aside.
+
+    Raises
+    ------
+    UnsafeFileError
+        If a value is of the wrong kind.
+    """
+    loss = str(hyper.get("loss", "energy")).lower()
+    kernel = str(hyper.get("distributional_loss", "energy")).lower()
+    if loss not in _LOSSES or kernel not in ("energy", "gaussian", "laplacian"):
+        loss, kernel = "energy", "energy"
+    try:
+        return LossSettings(
+            loss=_LOSSES[loss],  # type: ignore[arg-type]
+            kernel=kernel,  # type: ignore[arg-type]
+            blur=float(hyper.get("blur", 0.05)),
+            energy_weight=float(hyper.get("energy_weight", 1.0)),
+            sinkhorn_weight=float(hyper.get("sinkhorn_weight", 0.01)),
+            n_chunks=int(hyper.get("mmd_num_chunks", 1)),
+            shuffle_chunks=bool(hyper.get("randomize_mmd_chunks", False)),
+            decoder_weight=float(hyper.get("decoder_weight", 1.0)),
+            detach_decoder=bool(hyper.get("detach_decoder", False)),
+            batch_token_weight=float(hyper.get("batch_token_weight", 0.1)),
+            confidence_weight=float(hyper.get("confidence_weight", 0.01)),
+            confidence_target_scale=float(hyper.get("confidence_target_scale", 10.0)),
+            regularization=float(hyper.get("regularization", 0.0)),
+            learning_rate=None if hyper.get("lr") is None else float(hyper["lr"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise UnsafeFileError(f"A loss setting of the folder is not a number: {error}") from None
+
+
+def verify_supported(shapes: Shapes, hyper: Mapping[str, Any]) -> None:
+    """Raise ``ValueError``, naming the part, if the checkpoint needs what this package does not have."""
+    if any(_NB_DECODER.match(name) for name in shapes):
+        raise ValueError("This checkpoint has a negative-binomial (NB) gene decoder, which is not supported.")
+    if any(_SE_DECODER.match(name) for name in shapes):
+        raise ValueError("This checkpoint has an SE (State Embedding) gene decoder, which is not supported.")
+    if hyper.get("log1p_from_raw_counts", False):
+        raise ValueError("This checkpoint normalises raw counts inside (log1p_from_raw_counts), which is not supported.")
+
+
+def backbone_kind(hyper: Mapping[str, Any]) -> Literal["llama", "gpt2"]:
+    """Return the kind of backbone."""
+    kind = str(hyper.get("transformer_backbone_key", "llama")).lower()
+    if kind == "llama":
+        return "llama"
+    if kind == "gpt2":
+        return "gpt2"
+    raise ValueError(f"This checkpoint has a backbone of kind {kind[:40]!r}; 'llama' and 'GPT2' are supported.")
+
+
+def backbone_settings(hyper: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the backbone's part of the hyper-parameters."""
+    settings = hyper.get("transformer_backbone_kwargs")
+    if not isinstance(settings, Mapping):
+        raise UnsafeFileError("The hyper-parameters lack transformer_backbone_kwargs, which state the number of heads.")
+    return settings
+
+
+def gene_decoder_config(shapes: Shapes, hyper: Mapping[str, Any]) -> GeneDecoderConfig | None:
+    """Return the gene decoder's configuration from its shapes, or ``None``."""
+    residual = "gene_decoder.final_layer.0.weight" in shapes
+    pattern = r"gene_decoder\.blocks\.(\d+)\.0\.weight" if residual else r"gene_decoder\.decoder\.(\d+)\.weight"
+    layers = sorted((int(m[1]), name) for name in shapes if (m := re.fullmatch(pattern, name)))
+    widths = [shapes[name][0] for _, name in layers if len(shapes[name]) == 2]
+    if residual:
+        widths.append(shapes["gene_decoder.final_layer.0.weight"][0])
+    if not widths:
+        return None
+    settings = hyper.get("decoder_cfg")
+    dropout = settings.get("dropout", 0.1) if isinstance(settings, Mapping) else 0.1
+    try:
+        return GeneDecoderConfig(
+            n_genes=widths[-1], hidden=tuple(widths[:-1]), residual=residual, dropout=float(dropout)
+        )
+    except (TypeError, ValueError) as error:
+        raise UnsafeFileError(f"The folder describes an impossible gene decoder: {error}") from None
+
+
+def _head(shapes: Shapes, hyper: Mapping[str, Any]) -> Literal["absolute", "down_up", "hidden_residual"]:
+    if not hyper.get("predict_residual", True):
+        return "absolute"
+    # Versions before 0.9.12 had no second head: their output space 'all' is residual in hidden space.
+    return "down_up" if "final_down_then_up.0.weight" in shapes else "hidden_residual"
+
+
+def _backbone_dimensions(shapes: Shapes, hyper: Mapping[str, Any], hidden: int) -> dict[str, Any]:
+    settings = backbone_settings(hyper)
+    if backbone_kind(hyper) == "gpt2":
+        n_layers = _count(shapes, rf"{BACKBONE}\.h\.(\d+)\.ln_1\.weight")
+        return {
+            "n_layers": n_layers,
+            "intermediate": _matrix(shapes, f"{BACKBONE}.h.0.mlp.c_fc.weight")[1],
+            "n_heads": _integer(settings, ("n_head", "num_attention_heads")),
+            "attention_dropout": float(settings.get("attn_pdrop", 0.1)),
+            "backbone_dropout": float(settings.get("resid_pdrop", 0.1)),
+        }
+    n_heads = _integer(settings, ("num_attention_heads",))
+    n_kv_heads = settings.get("num_key_value_heads")
+    n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+    head_dim = settings.get("head_dim")
+    queries = _matrix(shapes, f"{BACKBONE}.layers.0.self_attn.q_proj.weight")[0]
+    head_dim = queries // n_heads if head_dim is None else head_dim
+    if n_heads * head_dim != queries:
+        raise UnsafeFileError(f"{n_heads} heads of width {head_dim} do not make up the {queries} rows of q_proj.")
+    return {
+        "n_layers": _count(shapes, rf"{BACKBONE}\.layers\.(\d+)\.input_layernorm\.weight"),
+        "intermediate": _matrix(shapes, f"{BACKBONE}.layers.0.mlp.gate_proj.weight")[0],
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": head_dim,
+        "attention_dropout": float(settings.get("attention_dropout", 0.0)),
+    }
+
+
+def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
+    if name not in shapes:
+        raise UnsafeFileError(f"The checkpoint lacks {name}; it is not a State Transition (ST) model.")
+    if len(shapes[name]) != 2:
+        raise UnsafeFileError(f"{name} has shape {shapes[name]}; a matrix is expected.")
+    return shapes[name][0], shapes[name][1]
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return sum(re.fullmatch(pattern, name) is not None for name in shapes)
+
+
+def _depth(shapes: Shapes, pattern: str) -> int:
+    """Return the number of linear layers of an encoder, whose indices go 0, 3, 6, ..."""
+    indices = sorted(int(m[1]) for name in shapes if (m := re.fullmatch(pattern, name)))
+    if not indices or indices != list(range(0, 3 * len(indices), 3)):
+        raise UnsafeFileError(f"The checkpoint has no complete {pattern.split('.')[0].rstrip(chr(92))}: layers {indices}.")
+    return len(indices)
+
+
+def _integer(settings: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    for name in names:
+        value = settings.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10_000:
+            return value
+    raise UnsafeFileError(f"The hyper-parameters do not state {names[0]}, which shapes cannot tell.")

@@ -1,0 +1,133 @@
+"""The label files of Arc's folders: which input, row or column belongs to which perturbation, batch or context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._limits import MEGABYTE, UnsafeFileError, member
+from ._pickle_files import read_pickle
+from ._pretrained_model import PerturbationTable
+from ._torch_files import read_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["read_batches", "read_contexts", "read_gene_names", "read_perturbations"]
+
+_MAP_LIMIT = 4_000 * MEGABYTE
+_MAX_TABLE_BYTES = 4_000 * MEGABYTE
+_SUFFIXES = (".torch", ".pt", ".pkl")
+
+
+def read_perturbations(folder: Path) -> PerturbationTable:
+    """Return the perturbation table of a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has none.
+    UnsafeFileError
+        If the file holds anything but names and vectors of one width.
+    """
+    vectors = _read_map(folder, "pert_onehot_map")
+    if vectors is None:
+        raise FileNotFoundError(
+            f"{folder} has no pert_onehot_map.pt; without it nobody knows which input is which perturbation."
+        )
+    names = tuple(vectors)
+    widths = {len(vector) for vector in vectors.values()}
+    if len(widths) != 1:
+        raise UnsafeFileError(f"pert_onehot_map holds vectors of {len(widths)} different widths.")
+    if len(names) * widths.pop() * 4 > _MAX_TABLE_BYTES:
+        raise UnsafeFileError(f"pert_onehot_map claims a table of more than {_MAX_TABLE_BYTES:,} bytes.")
+    order = _one_hot_order(vectors)
+    if order is not None:
+        return PerturbationTable(order)
+    return PerturbationTable(names, np.stack([vectors[name] for name in names]))
+
+
+def read_batches(folder: Path) -> tuple[str, ...] | None:
+    """Return the technical batches in the order of the batch encoder's rows, or ``None`` without a file."""
+    return _labels(folder, "batch_onehot_map")
+
+
+def read_contexts(folder: Path) -> tuple[str, ...] | None:
+    """Return the cell lines or types in the order of their codes, or ``None`` without a file."""
+    return _labels(folder, "cell_type_onehot_map")
+
+
+def read_gene_names(folder: Path) -> tuple[str, ...] | None:
+    """Return the gene names in ``var_dims.pkl``, or ``None`` without the file or the names."""
+    try:
+        path = member(folder, "var_dims.pkl")
+    except FileNotFoundError:
+        return None
+    return gene_names(read_pickle(path))
+
+
+def gene_names(settings: Any) -> tuple[str, ...] | None:
+    """Return the entry ``gene_names`` of a mapping, or ``None`` if it has none or it is no list of names."""
+    names = settings.get("gene_names") if isinstance(settings, dict) else None
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def _labels(folder: Path, stem: str) -> tuple[str, ...] | None:
+    vectors = _read_map(folder, stem)
+    if vectors is None:
+        return None
+    order = _one_hot_order(vectors)
+    if order is None:
+        raise UnsafeFileError(f"{stem} of the folder is not a one-hot map.")
+    return order
+
+
+def _read_map(folder: Path, stem: str) -> dict[str, np.ndarray] | None:
+    for suffix in _SUFFIXES:
+        try:
+            path = member(folder, stem + suffix)
+        except FileNotFoundError:
+            continue
+        content = read_pickle(path) if suffix == ".pkl" else read_torch(path, limit=_MAP_LIMIT)
+        return _vectors(path.name, content)
+    return None
+
+
+def _vectors(file: str, content: Any) -> dict[str, np.ndarray]:
+    """Return the vectors of a map as float32 arrays, after checking that it is one."""
+    import torch
+
+    if not isinstance(content, dict) or not content:
+        raise UnsafeFileError(f"{file} does not hold a mapping of labels to vectors.")
+    vectors = {}
+    for label, vector in content.items():
+        if isinstance(vector, torch.Tensor):
+            plain = vector.layout == torch.strided and vector.device.type == "cpu" and vector.ndim == 1
+            if not plain or vector.numel() * vector.element_size() > vector.untyped_storage().nbytes():
+                raise UnsafeFileError(f"{file}: {label!r} is not a plain vector.")
+            vector = vector.detach().float().numpy()
+        if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.size == 0:
+            raise UnsafeFileError(f"{file}: {label!r} is not a vector.")
+        vectors[str(label)] = vector.astype(np.float32, copy=False)
+        if not np.isfinite(vectors[str(label)]).all():
+            raise UnsafeFileError(f"{file}: {label!r} holds values that are not finite.")
+    if len(vectors) != len(content):
+        raise UnsafeFileError(f"{file} holds the same label twice.")
+    return vectors
+
+
+def _one_hot_order(vectors: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
+    """Return the labels by their position if the vectors are the rows of an identity matrix, else ``None``."""
+    order: dict[int, str] = {}
+    for label, vector in vectors.items():
+        if vector.size != len(vectors) or np.count_nonzero(vector) != 1:
+            return None
+        position = int(vector.argmax())
+        if vector[position] != 1.0 or position in order:
+            return None
+        order[position] = label
+    return tuple(order[i] for i in range(len(order)))

@@ -1,0 +1,86 @@
+"""What a file from a stranger may be: inside its folder, of a plausible size. One error for all that is not."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+
+__all__ = ["MALFORMED", "UnsafeFileError", "file_root", "member", "one_line", "verify_size"]
+
+MEGABYTE = 1_000_000
+
+#: What readers raise on damaged or forged input. Turned into one :class:`UnsafeFileError` at the border.
+MALFORMED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+class UnsafeFileError(ValueError):
+    """A file of a model folder is damaged, forged, or holds what weights have no need of. Nothing of it was run."""
+
+
+def file_root(folder: Path) -> Path:
+    """Return the folder that symlinks of ``folder`` may not leave.
+
+    It is the folder itself, except for a snapshot in the cache of the Hugging Face hub: there every file is a link to
+    ``models--<name>/blobs``.
+    """
+    folder = folder.resolve()
+    in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.parent.parent if in_cache else folder
+
+
+def member(folder: Path, name: str) -> Path:
+    """Return the path of a file of a folder, after checking that it lies inside.
+
+    Raises
+    ------
+    UnsafeFileError
+        If the name is absolute or climbs out, a symlink leads outside, or it is not an ordinary file.
+    FileNotFoundError
+        If there is no such file.
+    """
+    relative = Path(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UnsafeFileError(f"{name!r} is not a name inside the model folder; give a plain file name.")
+    path = folder / relative
+    if path.is_symlink() or path.exists():
+        target = path.resolve()
+        if not target.is_relative_to(file_root(folder)):
+            raise UnsafeFileError(f"{path} is a link that leads out of the model folder; copy the file itself there.")
+        if not target.exists():
+            raise FileNotFoundError(f"{path} is a link to a file that does not exist.")
+        if not target.is_file():
+            raise UnsafeFileError(f"{path} is not an ordinary file.")
+        return target
+    raise FileNotFoundError(f"{path} does not exist.")
+
+
+def verify_size(path: Path, limit: int) -> None:
+    """Raise :class:`UnsafeFileError` if a file is larger than ``limit`` bytes or empty."""
+    size = path.stat().st_size
+    if size > limit:
+        raise UnsafeFileError(f"{path.name} has {size:,} bytes; a file of this kind has at most {limit:,}.")
+    if size == 0:
+        raise UnsafeFileError(f"{path.name} is empty; the download or copy was probably cut short.")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, for use inside another message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

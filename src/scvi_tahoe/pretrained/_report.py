@@ -1,0 +1,146 @@
+"""The report of a loading: what became of every tensor, and how labels matched. A table and a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["LabelMatch", "LoadingReport", "TensorRecord"]
+
+Status = Literal["loaded", "resized", "new", "dropped", "refused"]
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What became of one tensor.
+
+    Parameters
+    ----------
+    tensor
+        Name in our network; the name in the source for tensors that have no place in it.
+    status
+        One of:
+
+        * ``'loaded'`` - every number comes from the source
+        * ``'resized'`` - some rows or columns come from the source, others are new
+        * ``'new'`` - initialised, nothing comes from the source
+        * ``'dropped'`` - in the source, of no use in the network
+        * ``'refused'`` - in the source, left out by a decision of the user
+    source_shape, target_shape
+        Shapes on both sides, or ``None``.
+    detail
+        Why, in words.
+    """
+
+    tensor: str
+    status: Status
+    source_shape: tuple[int, ...] | None = None
+    target_shape: tuple[int, ...] | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class LabelMatch:
+    """How the labels of an axis matched.
+
+    Parameters
+    ----------
+    axis
+        ``'genes'``, ``'decoder genes'``, ``'perturbations'`` or ``'batches'``.
+    matched
+        Labels on both sides; their weights were moved to the target's place.
+    missing
+        Labels of the target that the source lacks; initialised.
+    surplus
+        Labels of the source that the target lacks; left out.
+    """
+
+    axis: str
+    matched: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    surplus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """What a loading did.
+
+    Parameters
+    ----------
+    records
+        One entry a tensor.
+    matches
+        One entry a labelled axis.
+    notes
+        Remarks a user should read.
+    decisions
+        The user's decisions that the loading made use of.
+    """
+
+    records: tuple[TensorRecord, ...]
+    matches: tuple[LabelMatch, ...] = ()
+    notes: tuple[str, ...] = ()
+    decisions: tuple[str, ...] = field(default=())
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Tensors of the network all of whose numbers come from the source: the only ones that may be frozen."""
+        return frozenset(record.tensor for record in self.records if record.status == "loaded")
+
+    @property
+    def must_train(self) -> frozenset[str]:
+        """Tensors of the network with new numbers in them: freezing one would freeze random weights."""
+        return frozenset(record.tensor for record in self.records if record.status in ("resized", "new"))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a tensor: status, shapes, detail."""
+        import pandas as pd
+
+        columns = ["tensor", "status", "source_shape", "target_shape", "detail"]
+        rows = [[getattr(record, column) for column in columns] for record in self.records]
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def label_table(self) -> pd.DataFrame:
+        """One row a labelled axis: numbers of matched, missing and surplus labels, and the names of the latter two."""
+        import pandas as pd
+
+        columns = ["axis", "matched", "missing", "surplus", "missing_names", "surplus_names"]
+        rows = [
+            [m.axis, len(m.matched), len(m.missing), len(m.surplus), list(m.missing), list(m.surplus)]
+            for m in self.matches
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def text(self) -> str:
+        """Return a summary for people: counts, everything that was not simply loaded, labels, remarks."""
+        lines = [", ".join(f"{count} {status}" for status, count in self.counts().items() if count)]
+        for record in self.records:
+            if record.status != "loaded":
+                shapes = " -> ".join(str(s) for s in (record.source_shape, record.target_shape) if s is not None)
+                lines.append(f"  {record.status:8} {record.tensor} {shapes} {record.detail}".rstrip())
+        for match in self.matches:
+            lines.append(
+                f"{match.axis}: {len(match.matched)} matched, {len(match.missing)} new{_examples(match.missing)}, "
+                f"{len(match.surplus)} left out{_examples(match.surplus)}"
+            )
+        lines += [f"decided by the user: {name}" for name in self.decisions]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of tensors of every status."""
+        statuses = [record.status for record in self.records]
+        return {status: statuses.count(status) for status in ("loaded", "resized", "new", "dropped", "refused")}
+
+
+def _examples(names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(names[:_EXAMPLES])
+    return f" ({shown}, ...)" if len(names) > _EXAMPLES else f" ({shown})"

@@ -1,0 +1,31 @@
+"""How a model is trained: plan, recipes, freezing, checkpoints, history."""
+
+from __future__ import annotations
+
+from scvi_tahoe.train._best import BEST, LAST, KeepBest, checkpoint_in
+from scvi_tahoe.train._freezing import Freezing
+from scvi_tahoe.train._history import MetricsHistory
+from scvi_tahoe.train._plan import PlanConfig, TahoeTrainingPlan
+from scvi_tahoe.train._progress import StepProgress
+from scvi_tahoe.train._recipe import RECIPES, PartSchedule, Recipe, part_of, resolve_recipe
+from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
+
+__all__ = [
+    "BEST",
+    "LAST",
+    "RECIPES",
+    "SCHEDULES",
+    "Freezing",
+    "KeepBest",
+    "MetricsHistory",
+    "PartSchedule",
+    "PlanConfig",
+    "Recipe",
+    "Schedule",
+    "StepProgress",
+    "TahoeTrainingPlan",
+    "checkpoint_in",
+    "learning_rate_share",
+    "part_of",
+    "resolve_recipe",
+]

@@ -1,0 +1,114 @@
+"""The checkpoint with the best validation is the one used; never the last by accident."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import Callback
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
+
+__all__ = ["BEST", "LAST", "KeepBest", "checkpoint_in"]
+
+logger = logging.getLogger(__name__)
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """A checkpoint that an earlier run left in a folder, or None."""
+    return next((folder / name for name in (LAST, BEST) if (folder / name).exists()), None)
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the best validation, and gives them back at the end.
+
+    Parameters
+    ----------
+    monitor
+        Name of the metric.
+    mode
+        Whether less (``'min'``) or more (``'max'``) of it is better.
+    folder
+        Where ``best.ckpt`` and ``last.ckpt`` are written after validations, complete with optimizer, schedule and
+        step; None keeps the best in memory and writes nothing.
+    save_steps
+        Also keep a checkpoint every this many steps, named ``step=000400.ckpt``; None for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str = "validation_loss",
+        mode: Literal["min", "max"] = "min",
+        folder: Path | None = None,
+        save_steps: int | None = None,
+    ) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.folder = folder
+        self.save_steps = save_steps
+        self.best_value = math.inf if mode == "min" else -math.inf
+        self.best_step: int | None = None
+        self._best_weights: dict[str, Tensor] | None = None
+
+    def _is_better(self, value: float) -> bool:
+        return value < self.best_value if self.mode == "min" else value > self.best_value
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the validation that just ended, and write checkpoints."""
+        value = trainer.callback_metrics.get(self.monitor)
+        improved = value is not None and self._is_better(float(value))
+        if improved:
+            self.best_value, self.best_step = float(value), trainer.global_step  # type: ignore[arg-type]
+            self._best_weights = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
+        for log in trainer.loggers:
+            log.save()
+        if self.folder is None:
+            return
+        self._write(trainer, LAST)
+        if improved:
+            self._write(trainer, BEST)
+        if self.save_steps and trainer.global_step % self.save_steps == 0:
+            self._write(trainer, f"step={trainer.global_step:06d}.ckpt")
+
+    def _write(self, trainer: Trainer, name: str) -> None:
+        path = self.folder / name  # type: ignore[operator]
+        temporary = path.with_name(name + ".part")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the best weights back to the module."""
+        if self._best_weights is None:
+            logger.warning(
+                f"{self.monitor} was never computed (no validation cells, or the run was shorter than one validation "
+                "interval): the model keeps the weights of the last step."
+            )
+            return
+        pl_module.load_state_dict(self._best_weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and step, for a resumed run."""
+        return {"best_value": self.best_value, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best value, and its weights from ``best.ckpt``."""
+        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        path = None if self.folder is None else self.folder / BEST
+        if self.best_step is None:
+            return
+        if path is None or not path.exists():
+            raise FileNotFoundError(
+                f"resuming needs {BEST} beside the checkpoint, which holds the best weights so far (step "
+                f"{self.best_step}); resume into the folder of the run with save_dir."
+            )
+        self._best_weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]

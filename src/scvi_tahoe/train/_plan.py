@@ -1,0 +1,291 @@
+"""The training plan: optimizer, schedule, mode, logging. No data, no freezing rules."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from scvi_tahoe.train._freezing import Freezing
+from scvi_tahoe.train._recipe import NEW, RECIPES, PartSchedule, Recipe, count_parts, part_of, resolve_recipe
+from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+    from scvi_tahoe._module import TahoeSTModule
+
+__all__ = ["PlanConfig", "TahoeTrainingPlan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """How a run is optimised. Every option is used or refused.
+
+    Attributes
+    ----------
+    max_steps
+        Optimizer steps.
+    lr
+        Peak learning rate of the heads; other parts take a share of it (see ``recipe``).
+    recipe, freeze_backbone
+        Which parts train when, see :func:`~scvi_tahoe.train.resolve_recipe`.
+    schedule, warmup, min_lr_ratio
+        Shape of the rate, length of the warm-up as a fraction of the run, share of the peak at the end.
+    weight_decay
+        Decoupled decay of AdamW (Loshchilov & Hutter 2019); none on norms, biases, tokens and embeddings of batches.
+    betas, eps
+        Of AdamW.
+    gradient_clip
+        Largest norm of the gradient; None does not clip.
+    layer_decay
+        Share of the rate that each block of the backbone keeps of the block above it.
+    log_every
+        Optimizer steps between two lines of rates and gradient norms.
+    seed
+        Of dropout.
+    """
+
+    max_steps: int
+    lr: float = 1e-3
+    recipe: Recipe = "freeze_then_unfreeze"
+    freeze_backbone: bool | int | None = None
+    schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    min_lr_ratio: float = 0.02
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    gradient_clip: float | None = 1.0
+    layer_decay: float = 1.0
+    log_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("max_steps", "log_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr!r} must be positive.")
+        if self.weight_decay < 0 or self.eps <= 0:
+            raise ValueError(f"weight_decay={self.weight_decay!r} must not be negative, eps={self.eps!r} not zero.")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip={self.gradient_clip!r} must be positive, or None for no clipping.")
+        for name in ("warmup", "min_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a fraction from 0 to 1.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay!r} must lie above 0 and be 1 at most.")
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe={self.recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} is unknown; allowed are {', '.join(map(repr, SCHEDULES))}.")
+        resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments that build this configuration again."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict[str, Any]) -> PlanConfig:
+        """Build from keyword arguments, refusing unknown ones by name.
+
+        Raises
+        ------
+        ValueError
+            If one is unknown.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise ValueError(f"training options {unknown} are unknown; there are {known}.")
+        return cls(**kwargs)
+
+
+class TahoeTrainingPlan(LightningModule):
+    """Trains a :class:`~scvi_tahoe.TahoeSTModule`.
+
+    Parameters
+    ----------
+    module
+        What is trained.
+    config
+        How.
+    pretrained
+        Names of the module's parameters that hold pretrained values; only these can be frozen.
+    """
+
+    def __init__(self, module: TahoeSTModule, config: PlanConfig, pretrained: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.module = module
+        self.config = config
+        self.pretrained = frozenset(pretrained)
+        self.parts = resolve_recipe(
+            config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps
+        )
+        self.freezing = Freezing(module, self.parts, self.pretrained)
+        # scvi-tools' TrainRunner sets these
+        self.n_obs_training: int | None = None
+        self.n_obs_validation: int | None = None
+        self._running: dict[str, Tensor] = {}
+        self._n_running = 0
+        self._gradient_norm: Tensor | None = None
+        self._random_state: dict[str, Any] | None = None
+
+    # ---------------------------------------------------------------- mode and freezing
+
+    def on_fit_start(self) -> None:
+        """Switch dropout on (neither scvi-tools nor Lightning does after a first training), then freeze."""
+        self.module.train()
+        self.freezing.begin(self.global_step)
+
+    def on_train_start(self) -> None:
+        """Start dropout from the seed, or from where a resumed run left it."""
+        if self._random_state is None:
+            torch.manual_seed(self.config.seed)
+            return
+        torch.set_rng_state(self._random_state["cpu"])
+        if self._random_state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self._random_state["cuda"])
+        self._random_state = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Unfreeze what is due."""
+        self.freezing.update(self.global_step)
+
+    def on_fit_end(self) -> None:
+        """Leave no frozen parameter behind for the next training."""
+        self.freezing.end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what an uninterrupted run would have gone on with."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        checkpoint["plan_config"] = self.config.to_kwargs()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        self._random_state = checkpoint["random_state"]
+
+    # ---------------------------------------------------------------- steps
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a minibatch."""
+        *_, losses = self.module(batch)
+        self._collect({"train_loss": losses.loss.detach()} | {f"train_{k}": v for k, v in losses.extra_metrics.items()})
+        return losses.loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The same loss on held-out cells: what is monitored is what is trained."""
+        *_, losses = self.module(batch)
+        metrics = {"validation_loss": losses.loss} | {f"validation_{k}": v for k, v in losses.extra_metrics.items()}
+        self.log_dict(
+            metrics, on_step=False, on_epoch=True, batch_size=losses.n_obs_minibatch, sync_dist=self._is_distributed
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means over the epoch."""
+        if self._n_running:
+            means = {name: total / self._n_running for name, total in self._running.items()}
+            self.log_dict(means, on_step=False, on_epoch=True, sync_dist=self._is_distributed)
+        self._running, self._n_running = {}, 0
+
+    def _collect(self, metrics: dict[str, Tensor]) -> None:
+        # kept on the device: reading a number at every step would make the device wait
+        for name, value in metrics.items():
+            self._running[name] = self._running[name] + value if name in self._running else value
+        self._n_running += 1
+
+    @property
+    def _is_distributed(self) -> bool:
+        return self.trainer.world_size > 1
+
+    # ---------------------------------------------------------------- optimizer
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Clip by norm and keep the norm; here, because Lightning refuses to clip for a fused optimizer in bf16."""
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
+        self._gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:  # noqa: ANN401
+        """Log rates and gradient norm, now and then."""
+        # called after each optimizer step, and once before the first
+        if self._gradient_norm is None or (self.global_step - 1) % self.config.log_every:
+            return
+        metrics = {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}
+        metrics["weight_decay"] = self.config.weight_decay
+        metrics["gradient_norm"] = float(self._gradient_norm)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.global_step - 1)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over all parameters, one group for each part, depth and kind, each with its own schedule."""
+        groups = self._groups()
+        on_gpu = next(self.module.parameters()).is_cuda
+        optimizer = torch.optim.AdamW(
+            [{"params": g["params"], "weight_decay": g["weight_decay"], "name": g["name"]} for g in groups],
+            lr=self.config.lr,
+            betas=self.config.betas,
+            eps=self.config.eps,
+            fused=on_gpu,
+            foreach=None if on_gpu else False,
+        )
+        shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _shape(self, schedule: PartSchedule, rate: float) -> Any:  # noqa: ANN401
+        config = self.config
+        start = config.max_steps if schedule.unfreeze_at is None else schedule.unfreeze_at
+
+        def share(step: int) -> float:
+            return rate * learning_rate_share(
+                step, schedule=config.schedule, start=start, end=config.max_steps, warmup=config.warmup,
+                floor=config.min_lr_ratio,
+            )  # fmt: skip
+
+        return share
+
+    def _groups(self) -> list[dict[str, Any]]:
+        n_blocks = self.module.config.n_layers
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.module.named_parameters():
+            # what holds no pretrained values is never frozen and takes the full rate, wherever it stands
+            part = part_of(name, n_blocks) if name in self.pretrained else NEW
+            schedule = self.parts.get(part, PartSchedule())
+            depth = _depth(name, n_blocks) if self.config.layer_decay < 1 else 0
+            decays = parameter.ndim >= 2 and not _is_token(name)
+            label = part + (f"_depth{depth}" if depth else "") + ("" if decays else "_no_decay")
+            group = groups.setdefault(
+                label,
+                {
+                    "name": label,
+                    "schedule": schedule,
+                    "rate": schedule.rate * self.config.layer_decay**depth,
+                    "weight_decay": self.config.weight_decay if decays else 0.0,
+                    "params": [],
+                },
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    def describe(self) -> str:
+        """Parameters by part: how many, how many pretrained, when they train."""
+        sizes = {n: p.numel() for n, p in self.module.named_parameters()}
+        return count_parts(sizes, self.parts, self.pretrained, self.module.config.n_layers)
+
+
+def _depth(name: str, n_blocks: int) -> int:
+    """Blocks between a parameter and the top of the backbone; 0 outside the backbone."""
+    prefix = "network.backbone.blocks."
+    return n_blocks - 1 - int(name[len(prefix) :].split(".")[0]) if name.startswith(prefix) else 0
+
+
+def _is_token(name: str) -> bool:
+    return name.endswith("token") or ".batch_encoder." in name

@@ -1,0 +1,113 @@
+"""Recipes: which parts of the network train, from which step on, at which share of the learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["RECIPES", "PartSchedule", "Recipe", "part_of", "resolve_recipe"]
+
+Recipe = Literal["freeze_then_unfreeze", "full", "heads"]
+RECIPES: tuple[Recipe, ...] = ("freeze_then_unfreeze", "full", "heads")
+
+HEADS = "heads"
+#: label of parameters without pretrained values
+NEW = "new"
+_BLOCKS = "network.backbone.blocks."
+_BACKBONE = "network.backbone."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSchedule:
+    """When and how fast one part of the network trains.
+
+    Attributes
+    ----------
+    unfreeze_at
+        Step from which its pretrained tensors train; 0 from the start, None never. Tensors that were not loaded from
+        a pretrained model train from the start whatever this says: a random tensor must never stay frozen.
+    rate
+        Share of the learning rate.
+    """
+
+    unfreeze_at: int | None = 0
+    rate: float = 1.0
+
+    def is_frozen(self, step: int) -> bool:
+        """Whether the part's pretrained tensors are frozen at a step."""
+        return self.unfreeze_at is None or step < self.unfreeze_at
+
+
+def part_of(name: str, n_blocks: int) -> str:
+    """Part of the network that a parameter belongs to: ``heads``, ``upper`` or ``lower`` blocks of the backbone."""
+    if not name.startswith(_BACKBONE):
+        return HEADS
+    if not name.startswith(_BLOCKS):
+        return "upper"  # the final norm belongs to the blocks it follows
+    block = int(name[len(_BLOCKS) :].split(".")[0])
+    return "upper" if block >= n_blocks - max(1, -(-n_blocks // 3)) else "lower"
+
+
+def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_steps: int) -> dict[str, PartSchedule]:
+    """The schedule of every part.
+
+    Parameters
+    ----------
+    recipe
+        One of:
+
+        * ``'freeze_then_unfreeze'`` - heads from the start; the upper third of the blocks after 20 % of the steps at
+          half the rate; the lower blocks after 40 % at a quarter
+        * ``'full'`` - everything from the start
+        * ``'heads'`` - everything but the backbone
+    freeze_backbone
+        Overrides the recipe: True never trains the backbone, False always does, a step unfreezes all of it there.
+    max_steps
+        Optimizer steps of the run.
+
+    Raises
+    ------
+    ValueError
+        If the recipe is unknown or the step lies outside the run.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe={recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
+    parts = {HEADS: PartSchedule()}
+    if freeze_backbone is True or (freeze_backbone is None and recipe == "heads"):
+        frozen = PartSchedule(unfreeze_at=None)
+        return {**parts, "upper": frozen, "lower": frozen}
+    if freeze_backbone is False or (freeze_backbone is None and recipe == "full"):
+        return {**parts, "upper": PartSchedule(), "lower": PartSchedule()}
+    if freeze_backbone is None:
+        return {
+            **parts,
+            "upper": PartSchedule(unfreeze_at=int(0.2 * max_steps), rate=0.5),
+            "lower": PartSchedule(unfreeze_at=int(0.4 * max_steps), rate=0.25),
+        }
+    if not 0 <= freeze_backbone < max_steps:
+        raise ValueError(
+            f"freeze_backbone={freeze_backbone} is the step at which to unfreeze and must lie in the run of "
+            f"{max_steps} steps; True keeps the backbone frozen, False never freezes it."
+        )
+    backbone = PartSchedule(unfreeze_at=freeze_backbone, rate=0.5)
+    return {**parts, "upper": backbone, "lower": backbone}
+
+
+def count_parts(
+    sizes: Mapping[str, int], parts: Mapping[str, PartSchedule], pretrained: Iterable[str], n_blocks: int
+) -> str:
+    """A table of parameters: how many each part has, and when they train."""
+    pretrained = set(pretrained)
+    lines = [f"{'part':<8}{'parameters':>14}  trains"]
+    n_new = sum(size for name, size in sizes.items() if name not in pretrained)
+    if n_new:
+        lines.append(f"{NEW:<8}{n_new:>14,}  from step 0 at 1 x lr")
+    for part, schedule in parts.items():
+        n = sum(size for name, size in sizes.items() if name in pretrained and part_of(name, n_blocks) == part)
+        when = "never" if schedule.unfreeze_at is None else f"from step {schedule.unfreeze_at} at {schedule.rate:g} x lr"
+        if n:
+            lines.append(f"{part:<8}{n:>14,}  {when}")
+    return "\n".join(lines)

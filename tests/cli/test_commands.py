@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from scvi_tahoe.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert run("--version").output.strip() == f"scvi-tahoe {version('scvi-tahoe')}"
+
+
+@pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands])
+def test_every_command_explains_itself(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_an_unknown_option_exits_with_2():
+    assert run("demo", "--stpes", 3).exit_code == 2
+
+
+def test_the_demo_refuses_a_foreign_folder_in_one_line(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    result = run("demo", "--folder", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("scvi-tahoe: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_demo_refuses_a_run_without_steps(tmp_path):
+    result = run("demo", "--folder", tmp_path / "demo", "--max-steps", 0)
+    assert result.exit_code == 2
+    assert "max_steps is 0" in result.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_file_that_does_not_exist_is_one_line(tmp_path):
+    result = run(
+        "evaluate", tmp_path / "a.h5ad", tmp_path / "b.h5ad", "--perturbation-key", "p", "--control", "c"
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "a.h5ad" in result.stderr

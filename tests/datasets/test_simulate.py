@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from anndata import read_h5ad
+
+from scvi_tahoe.datasets import simulate_screen
+
+
+def observed_delta(adata, context, perturbation):
+    inside = (adata.obs["context"] == context).to_numpy()
+    label = adata.obs["perturbation"].to_numpy()
+    mean = lambda rows: np.asarray(adata.X[rows].mean(0)).ravel()
+    return mean(inside & (label == perturbation)) - mean(inside & (label == "control"))
+
+
+def test_every_context_has_every_perturbation_its_controls_and_its_batches():
+    adata = simulate_screen(3, 5, n_genes=30, n_cells=7, n_control_cells=11, n_batches=2)
+    sizes = adata.obs.groupby(["context", "perturbation"], observed=False).size()
+    assert adata.shape == (3 * (11 + 5 * 7), 30)
+    assert set(sizes.xs("control", level=1)) == {11}
+    assert set(sizes.drop("control", level=1)) == {7}
+    assert (adata.obs.groupby(["context", "perturbation"], observed=False)["batch"].nunique() == 2).all()
+
+
+def test_x_is_log1p_of_the_counts_layer_normalised_to_1000():
+    adata = simulate_screen(1, 2, n_genes=50)
+    counts = adata.layers["counts"].toarray()
+    np.testing.assert_allclose(
+        adata.X.toarray(), np.log1p(counts / counts.sum(1, keepdims=True) * 1000), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_observed_deltas_approach_the_true_ones():
+    adata = simulate_screen(2, 3, n_cells=3000, n_control_cells=3000, seed=3)
+    for context, truth in adata.uns["true_delta"].items():
+        for perturbation in truth.index:
+            observed = observed_delta(adata, context, perturbation)
+            assert np.corrcoef(observed, truth.loc[perturbation])[0, 1] > 0.995
+            assert np.abs(observed - truth.loc[perturbation]).max() < 0.12
+
+
+def test_the_embedding_explains_the_true_effects_of_perturbations_left_out_of_the_fit():
+    adata = simulate_screen(1, 60, n_cells=1, n_control_cells=1, effect_size=0.3)
+    table, truth = adata.uns["perturbation_embedding"], adata.uns["true_log_fold_change"]["context_1"]
+    assert list(table.index) == list(truth.index)
+    weights = np.linalg.lstsq(table[:40], truth[:40], rcond=None)[0]
+    predicted = table[40:].to_numpy() @ weights
+    assert np.corrcoef(predicted.ravel(), truth[40:].to_numpy().ravel())[0, 1] > 0.9
+
+
+def test_the_same_seed_gives_the_same_screen_and_another_seed_another():
+    first, again, other = (simulate_screen(1, 2, n_genes=20, seed=s) for s in (1, 1, 2))
+    assert (first.X != again.X).nnz == 0
+    assert (first.X != other.X).nnz > 0
+    np.testing.assert_array_equal(first.obsm["X_embedding"], again.obsm["X_embedding"])
+
+
+def test_without_effects_the_true_deltas_are_zero():
+    adata = simulate_screen(1, 3, n_genes=20, effect_size=0.0)
+    assert np.abs(adata.uns["true_delta"]["context_1"]).to_numpy().max() < 1e-6
+
+
+def test_a_screen_survives_h5ad(tmp_path):
+    adata = simulate_screen(2, 3, n_genes=20)
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    again = read_h5ad(tmp_path / "screen.h5ad")
+    np.testing.assert_array_equal(again.uns["true_delta"]["context_2"], adata.uns["true_delta"]["context_2"])
+    assert list(again.uns["perturbation_embedding"].index) == list(adata.uns["perturbation_embedding"].index)
+
+
+@pytest.mark.parametrize("name", ["n_contexts", "n_perturbations", "n_genes", "n_cells", "n_control_cells"])
+def test_a_number_below_one_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        simulate_screen(**{name: 0})
+
+
+def test_an_embedding_too_narrow_for_the_pathways_is_refused():
+    with pytest.raises(ValueError, match="n_embedding is 3; it must be 4 or more"):
+        simulate_screen(n_embedding=3)
