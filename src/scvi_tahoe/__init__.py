@@ -38,7 +38,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _LAZY = {"EvaluationReference": "evaluate", "EvaluationResult": "evaluate", "datasets": None, "pl": None}
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     owner = _LAZY[name]

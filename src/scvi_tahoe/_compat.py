@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 import rich.pretty  # noqa: F401  scvi-tools < 1.4.3 uses it in view_anndata_setup without importing it
 from anndata import AnnData
 from mudata import MuData
 
-__all__ = ["AnnOrMuData", "history_as_frames", "history_as_lists", "require"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["AnnOrMuData", "history_as_frames", "history_as_lists", "quiet_lightning", "require"]
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
 
-def history_as_lists(history: dict[str, pd.DataFrame] | None) -> dict[str, dict[str, list]] | None:
+def history_as_lists(history: dict[str, pd.DataFrame] | None) -> dict[str, Any] | None:
     """A training history in plain types.
 
     scvi-tools pickles ``history_`` with the model, and DataFrames pickled by pandas 3 (scvi-tools 1.5) cannot be read
@@ -42,7 +48,24 @@ def history_as_frames(history: dict[str, Any] | None) -> dict[str, pd.DataFrame]
     }
 
 
-def require(module: str, extra: str) -> Any:  # noqa: ANN401
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's remarks on hardware, products and its own way of stopping from our users; warnings stay."""
+    chatty = [logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators.cuda")]
+    levels = [log.level for log in chatty]
+    for log in chatty:
+        log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # loaders hand over row numbers, so worker processes would cost more than they bring
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
+    finally:
+        for log, level in zip(chatty, levels, strict=True):
+            log.setLevel(level)
+
+
+def require(module: str, extra: str) -> Any:
     """Import an optional package, or say which extra brings it.
 
     Raises
@@ -50,9 +73,9 @@ def require(module: str, extra: str) -> Any:  # noqa: ANN401
     ImportError
         Naming the extra.
     """
-    import importlib
+    from importlib import import_module
 
     try:
-        return importlib.import_module(module)
+        return import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} is needed for this; install it with: pip install 'scvi-tahoe[{extra}]'") from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -40,7 +38,8 @@ from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, ObjectiveConf
 from scvi_tahoe.train import Recipe, TahoeTrainingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from anndata import AnnData
     from lightning.pytorch.loggers import Logger
@@ -141,11 +140,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self.training_config_: dict[str, Any] | None = None
         self._model_summary_string = (
             f"TahoeST with {representation} of {self.summary_stats.n_vars:,} genes, sets of {self.set_size} cells, "
-            f"{config.n_layers} layers of {config.hidden}, {sum(p.numel() for p in self.module.parameters()):,} parameters"
+            f"{config.n_layers} layers of {config.hidden}, "
+            f"{sum(p.numel() for p in self.module.parameters()):,} parameters"
         )
         self.init_params_ = self._get_init_params(locals())
 
-    def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:  # noqa: ANN401
+    def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:
         stats = self.summary_stats
         if self.representation not in REPRESENTATIONS:
             raise ValueError(f"representation={self.representation!r} is unknown; allowed are {list(REPRESENTATIONS)}.")
@@ -184,7 +184,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         perturbation_embedding_key: str | None = None,
         context_key: str | None = None,
         batch_key: str | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Register a screen. Nothing in it is changed; everything wrong with it is refused here.
 
@@ -231,7 +231,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         perturbation_embedding_key: str | None = None,
         context_key: str | None = None,
         batch_key: str | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Register a screen whose expression and cell embedding are modalities of a MuData.
 
@@ -254,7 +254,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         cls._register(mdata, keys, setup_method_args, **kwargs)
 
     @classmethod
-    def _register(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> None:  # noqa: ANN401
+    def _register(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> None:
         if data.is_view:
             raise ValueError("the data are a view of other data; run adata = adata.copy() first.")
         verify_screen(data, keys, for_training="source_registry" not in kwargs)
@@ -263,7 +263,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         cls.register_manager(manager)
 
     @classmethod
-    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
         """Not offered: annbatch hands over single cells, and this model needs sets of them.
 
         Raises
@@ -298,7 +298,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
 
     # ---------------------------------------------------------------- training
 
-    def train(  # type: ignore[override]
+    def train(  # type: ignore[override]  # noqa: PLR0913
         self,
         max_steps: int | None = None,
         *,
@@ -317,7 +317,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         seed: int = 0,
         progress: bool = True,
         plan_kwargs: Mapping[str, Any] | None = None,
-        **trainer_kwargs: Any,  # noqa: ANN401
+        **trainer_kwargs: Any,
     ) -> None:
         """Fine-tune the model; its best validation is what it has in the end.
 
@@ -508,19 +508,23 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if output not in OUTPUTS:
             raise ValueError(f"output={output!r} is unknown; allowed are {', '.join(map(repr, OUTPUTS))}.")
         if output == "embedding" and self.representation != "embedding":
-            raise ValueError(f"output='embedding' needs representation='embedding'; this model has {self.representation!r}.")
+            raise ValueError(
+                f"output='embedding' needs representation='embedding'; this model has {self.representation!r}."
+            )
         if output == "delta" and self.representation == "embedding":
             raise ValueError("output='delta' needs expression at the input; this model takes cell embeddings.")
-        self._check_if_trained(message="the model is not trained; its predictions mean nothing yet. Call model.train().")
+        self._check_if_trained(
+            message="the model is not trained; its predictions mean nothing yet. Call model.train()."
+        )
         data, table = self._prediction_data(adata)
-        screen = read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
+        screen = (
+            read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
+        )
         alignment = align_genes(self.genes, screen.genes, max_missing=max_missing_genes)
         if not alignment.is_identity:
             logger.info(str(alignment))
         index = ConditionIndex.from_screen(screen)
-        plan = plan_prediction(
-            index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed
-        )
+        plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
         self.module.eval()
         sources = self._sources(screen, self.device, store=store, table=table, alignment=alignment)
         predicted = run_prediction(
@@ -557,7 +561,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         preset: str = "vcc2025",
         seed: int = 0,
         progress: bool = True,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> EvaluationResult:
         """Score a prediction against observed cells, in the space that it is judged in.
 
@@ -609,7 +613,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
 
     # ---------------------------------------------------------------- save and load
 
-    def save(self, dir_path: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def save(self, dir_path: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save the model, as in scvi-tools; the file is readable by every supported scvi-tools and pandas.
 
         Parameters
@@ -619,15 +623,15 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         *args, **kwargs
             Of :meth:`scvi.model.base.BaseModelClass.save`.
         """
-        frames = self.history_
-        self.history_ = history_as_lists(frames)
+        frames: Any = self.history_
+        self.history_: Any = history_as_lists(frames)
         try:
             super().save(str(dir_path), *args, **kwargs)
         finally:
             self.history_ = frames
 
     @classmethod
-    def load(cls, dir_path: str, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeST:  # noqa: ANN401
+    def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeST:
         """Load a model saved with :meth:`save`.
 
         Parameters
@@ -656,7 +660,7 @@ def _keys(setup_method_args: Mapping[str, Any]) -> ScreenKeys:
     return ScreenKeys(**arguments)
 
 
-def _log_start(run: TrainingRun, audit: Any, sources: MinibatchSources, model: TahoeST) -> None:  # noqa: ANN401
+def _log_start(run: TrainingRun, audit: Any, sources: MinibatchSources, model: TahoeST) -> None:
     """Say what is about to happen, before anything costly."""
     logger.info(f"split {run.n_epochs} validations, {run.plan.max_steps} steps\n{audit}")
     logger.info(f"store: {sources.cells.description}")

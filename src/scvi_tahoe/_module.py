@@ -73,7 +73,7 @@ class TahoeSTModule(BaseModuleClass):
         control_SNG: Tensor | Mapping[str, Tensor],
         perturbation_SP: Tensor | None = None,
         batch_SN: Tensor | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> NetworkOutput | tuple[dict[str, Any], dict[str, Any], LossOutput]:
         """Predict perturbed cells; or, given a minibatch, the steps that scvi-tools' training plans call.
 
@@ -96,7 +96,7 @@ class TahoeSTModule(BaseModuleClass):
             return super().forward(control_SNG, **kwargs)
         return self.network(control_SNG, perturbation_SP, batch_SN)
 
-    def _get_inference_input(self, tensors: Mapping[str, Tensor], **kwargs: Any) -> dict[str, Tensor | None]:  # noqa: ANN401
+    def _get_inference_input(self, tensors: Mapping[str, Tensor], **kwargs: Any) -> dict[str, Tensor | None]:
         return {
             "control_SNG": tensors[TENSORS.CONTROL],
             "perturbation_SP": tensors[TENSORS.PERTURBATION],
@@ -109,7 +109,10 @@ class TahoeSTModule(BaseModuleClass):
         return {"output": self.network(control_SNG, perturbation_SP, batch_SN)}
 
     def _get_generative_input(
-        self, tensors: Mapping[str, Tensor], inference_outputs: dict[str, Any], **kwargs: Any  # noqa: ANN401
+        self,
+        tensors: Mapping[str, Tensor],
+        inference_outputs: dict[str, Any],
+        **kwargs: Any,
     ) -> dict[str, Any]:
         return inference_outputs
 
@@ -143,7 +146,9 @@ class TahoeSTModule(BaseModuleClass):
             )
             embedding_SNE = generative_outputs["embedding_SNE"]
             if embedding_SNE is not None:
-                distance = energy_distance(embedding_SNE, tensors[TENSORS.OBSERVED_EMBEDDING], diagonal="excluded").mean()
+                distance = energy_distance(
+                    embedding_SNE, tensors[TENSORS.OBSERVED_EMBEDDING], diagonal="excluded"
+                ).mean()
                 total = total + self.objective.config.embedding_weight * distance
                 parts["embedding"] = distance.detach()
         return LossOutput(loss=total, n_obs_minibatch=len(main_S), extra_metrics=parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from scvi_tahoe._constants import OBS, TENSORS
 from scvi_tahoe.data import CellSetDataset, Condition, ExhaustiveSampler, PredictionTask, nearest_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import ConditionIndex, EmbeddingTable, MinibatchSources, Screen, ScreenKeys
@@ -54,9 +55,7 @@ def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> l
                 "Pass other data with predict(adata, ...)."
             )
         if not len(index.controls(context)):
-            raise ValueError(
-                f"context {context!r} has no control cell ({index.control!r}) to start a prediction from."
-            )
+            raise ValueError(f"context {context!r} has no control cell ({index.control!r}) to start a prediction from.")
     return list(contexts)
 
 
@@ -93,19 +92,19 @@ def plan_prediction(
         if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
             raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
     conditions = [Condition(c, p) for c in _chosen_contexts(index, contexts) for p in perturbations]
-    if isinstance(n_cells, dict):
+    if isinstance(n_cells, Mapping):
         conditions = [c for c in conditions if c in n_cells]
     unknown = [p for p in perturbations if p not in table.names]
     if unknown:
         raise ValueError(table_message(table, unknown))
     tasks = []
     for condition in conditions:
-        n = n_cells[condition] if isinstance(n_cells, dict) else n_cells
+        n = n_cells[condition] if isinstance(n_cells, Mapping) else n_cells
         if n is not None and n < 1:
             raise ValueError(f"n_cells={n} must be 1 or more.")
         task_seed = (seed, *(zlib.crc32(label.encode()) for label in condition))
         controls = index.controls(condition.context)
-        start = _start_cells(controls, n, np.random.default_rng(task_seed))  # type: ignore[arg-type]
+        start = _start_cells(controls, n, np.random.default_rng(task_seed))
         tasks.append(PredictionTask(start, table.position(condition.perturbation), controls, (*task_seed, 1)))
     return PredictionPlan(tuple(conditions), tuple(tasks))
 
@@ -177,7 +176,9 @@ def assemble(
         columns[keys.context_key] = np.repeat([c.context for c in plan.conditions], n)
     if keys.batch_key is not None and screen.batch is not None:
         columns.setdefault(keys.batch_key, np.asarray(screen.batch.names)[screen.batch.codes[start]])
-    obs = pd.DataFrame({k: pd.Categorical(v) for k, v in columns.items()}, index=[f"predicted_{i}" for i in range(len(start))])
+    obs = pd.DataFrame(
+        {k: pd.Categorical(v) for k, v in columns.items()}, index=[f"predicted_{i}" for i in range(len(start))]
+    )
     obs[OBS.ORIGIN] = screen.cells[start]
     result = ad.AnnData(predicted, obs=obs, var=var, uns=dict(uns))
     if control_layer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import pickle
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 from scvi.train import Trainer
 
-from scvi_tahoe._compat import require
+from scvi_tahoe._compat import quiet_lightning, require
 from scvi_tahoe.data import CellSetDataModule, LoaderConfig
 from scvi_tahoe.train import BEST, LAST, KeepBest, MetricsHistory, PlanConfig, StepProgress, checkpoint_in
 
@@ -194,9 +195,7 @@ class TrainingRun:
         )
         return CellSetDataModule(sources, split, row_of_label, config)
 
-    def trainer_kwargs(
-        self, *, logger: str | Logger | Sequence[Logger] | None, progress: bool
-    ) -> dict[str, Any]:
+    def trainer_kwargs(self, *, logger: str | Logger | Sequence[Logger] | None, progress: bool) -> dict[str, Any]:
         """Arguments of scvi-tools' trainer."""
         best = KeepBest(monitor=self.monitor, folder=self.folder)
         bar = StepProgress(
@@ -233,7 +232,9 @@ class TrainingRun:
 
     def _named_logger(self, name: str) -> Logger:
         if name not in ("tensorboard", "wandb"):
-            raise ValueError(f"logger={name!r} is unknown; allowed are 'csv', 'tensorboard', 'wandb', None or a logger.")
+            raise ValueError(
+                f"logger={name!r} is unknown; allowed are 'csv', 'tensorboard', 'wandb', None or a logger."
+            )
         folder = self.folder
         if folder is None:
             raise ValueError(f"logger={name!r} writes files; give a save_dir.")
@@ -247,7 +248,8 @@ class TrainingRun:
     def interruptible(self) -> Iterator[None]:
         """Say how to go on when the user interrupts; checkpoints are complete at every moment."""
         try:
-            yield
+            with quiet_lightning():
+                yield
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
             saved = None if self.folder is None else checkpoint_in(self.folder)
             if saved is None:
@@ -289,7 +291,7 @@ def _resumed(resume_from: str | Path | None, plan: PlanConfig) -> int | None:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         earlier = PlanConfig.from_kwargs(checkpoint["plan_config"])
         step = int(checkpoint["global_step"])
-    except Exception as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"resume_from={str(path)!r} is not a checkpoint of an interrupted run ({error}); weights alone are "
             "loaded with TahoeST.load or TahoeST.from_pretrained."
@@ -301,13 +303,13 @@ def _resumed(resume_from: str | Path | None, plan: PlanConfig) -> int | None:
             "options start anew from the weights, TahoeST.load(...).train(...)."
         )
     if step >= plan.max_steps:
-        raise ValueError(f"{path.name} is at step {step}, the end of the run of {plan.max_steps} steps: nothing is left.")
+        raise ValueError(
+            f"{path.name} is at step {step}, the end of the run of {plan.max_steps} steps: nothing is left."
+        )
     return step
 
 
-def _joined(
-    previous: Mapping[str, pd.DataFrame] | None, new: Mapping[str, pd.DataFrame]
-) -> dict[str, pd.DataFrame]:
+def _joined(previous: Mapping[str, pd.DataFrame] | None, new: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """History of several trainings, the steps of a later one counted on from the end of the one before."""
     if not previous:
         return dict(new)

@@ -36,9 +36,7 @@ def test_the_demo_refuses_a_foreign_folder_in_one_line(tmp_path):
 
 
 def test_the_demo_refuses_a_run_without_steps(tmp_path):
-    result = run("demo", "--folder", tmp_path / "demo", "--max-steps", 0)
-    assert result.exit_code == 2
-    assert "max_steps is 0" in result.stderr
+    assert run("demo", "--folder", tmp_path / "demo", "--max-steps", 0).exit_code == 2
     assert not (tmp_path / "demo").exists()
 
 

@@ -39,7 +39,7 @@ class GeneAlignment:
         """Whether the data have exactly the model's genes in its order."""
         return self.surplus == 0 and np.array_equal(self.columns, np.arange(len(self.columns)))
 
-    def apply(self, block: Any) -> Any:  # noqa: ANN401
+    def apply(self, block: Any) -> Any:
         """Columns of a block of cells in the order of the model, dense stays dense and CSR stays CSR."""
         if self.is_identity:
             return block
@@ -62,7 +62,9 @@ class GeneAlignment:
         return f"{len(self.columns) - len(self.missing)} genes matched by name{missing}, {self.surplus} left out"
 
 
-def align_genes(model_genes: Sequence[str], data_genes: Sequence[str], *, max_missing: float = 0.1) -> GeneAlignment:
+def align_genes(
+    model_genes: Sequence[str] | np.ndarray, data_genes: Sequence[str] | np.ndarray, *, max_missing: float = 0.1
+) -> GeneAlignment:
     """Match the genes of data to those of a model.
 
     Parameters
@@ -84,6 +86,7 @@ def align_genes(model_genes: Sequence[str], data_genes: Sequence[str], *, max_mi
         raise ValueError(
             f"the data lack {len(missing)} of the model's {len(columns)} genes, e.g. {list(missing[:3])}"
             f"{nearest_names(missing[0], list(position)[:20000])}; the data have e.g. {list(position)[:3]}. "
-            f"Bring the gene names to the model's identifiers, or accept zeros with max_missing_genes (now {max_missing:g})."
+            "Bring the gene names to the model's identifiers, or accept zeros with max_missing_genes (now "
+            f"{max_missing:g})."
         )
     return GeneAlignment(columns, missing, len(data_genes) - int((columns >= 0).sum()))

@@ -100,6 +100,6 @@ class CellSetDataModule(LightningDataModule):
         sampler = FixedSampler(plan, max_sets=self.config.validation_sets, seed=self.config.seed)
         return DataLoader(self.dataset, sampler=sampler, batch_size=None)  # type: ignore[arg-type]
 
-    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
         """Finish the minibatch on the device that the network runs on."""
         return self.dataset.to_tensors(batch, device)

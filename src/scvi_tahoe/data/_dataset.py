@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from scvi_tahoe._constants import TENSORS
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from scvi_tahoe.data._sampler import CellSetRequest
@@ -87,9 +87,7 @@ class CellSetDataset(Dataset):
             TENSORS.OBSERVED_GENES: self.sources.genes,
             TENSORS.OBSERVED_EMBEDDING: self.sources.embedding,
         }
-        tensors = {
-            key: store.dense(payload[key], device) for key, store in stores.items() if store and key in payload
-        }
+        tensors = {key: store.dense(payload[key], device) for key, store in stores.items() if store and key in payload}
         if self._table.device != device:
             self._table = self._table.to(device)
         for key in (TENSORS.CONDITION, TENSORS.BATCH):

@@ -93,8 +93,8 @@ class ExpressionField(_ScreenField):
     """Expression in X or a layer; keeps the gene names, by which new data are aligned."""
 
     def __init__(self, keys: ScreenKeys) -> None:
-        place = ("X", None) if keys.layer is None else ("layers", keys.layer)
-        super().__init__(REGISTRY.EXPRESSION, *place, keys, keys.expression_modality)
+        attribute = "X" if keys.layer is None else "layers"
+        super().__init__(REGISTRY.EXPRESSION, attribute, keys.layer, keys, keys.expression_modality)
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store the gene names."""
@@ -110,8 +110,9 @@ class CellEmbeddingField(_ScreenField):
     """A cell embedding in ``obsm``, or a modality of its own."""
 
     def __init__(self, keys: ScreenKeys) -> None:
-        place = ("X", None) if keys.cell_embedding_key is None else ("obsm", keys.cell_embedding_key)
-        super().__init__(REGISTRY.CELL_EMBEDDING, *place, keys, keys.embedding_modality or keys.expression_modality)
+        attribute = "X" if keys.cell_embedding_key is None else "obsm"
+        modality = keys.embedding_modality or keys.expression_modality
+        super().__init__(REGISTRY.CELL_EMBEDDING, attribute, keys.cell_embedding_key, keys, modality)
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store the width."""

@@ -50,7 +50,7 @@ class ScaleReport:
     """
 
     scale: Scale
-    integer_fraction: dict[str, float]
+    integer_fraction: dict[Scale, float]
     smallest: float
     largest: float
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
@@ -65,7 +65,7 @@ class Labels:
     names: tuple[str, ...]
 
     @classmethod
-    def from_values(cls, values: Any) -> Labels:  # noqa: ANN401
+    def from_values(cls, values: Any) -> Labels:
         """Encode any column; unused categories are left out."""
         names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
         return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
@@ -129,7 +129,7 @@ def obs_column(data: AnnOrMuData, keys: ScreenKeys, key: str) -> pd.Series:
     raise KeyError(key)
 
 
-def _embedding(data: AnnOrMuData, keys: ScreenKeys) -> Any:  # noqa: ANN401
+def _embedding(data: AnnOrMuData, keys: ScreenKeys) -> Any:
     if not keys.has_cell_embedding:
         return None
     if not isinstance(data, MuData) or keys.embedding_modality is None:

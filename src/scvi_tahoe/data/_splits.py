@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ class AssignedSplit:
             index=pd.Index(PARTS, name="part"),
         )
         leaks = []
-        for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        for a, b in combinations(PARTS, 2):
             if n := len(np.intersect1d(self.rows(a), self.rows(b))):
                 leaks.append(f"{n} cells are in {a} and in {b}")
             if n := len(conditions[a] & conditions[b]):
@@ -134,7 +135,7 @@ class Split(ABC):
         parts = self._parts(index, np.random.default_rng(seed))
         if not len(parts["train"]):
             raise ValueError(f"{self} leaves no cell to train on; hold out less.")
-        return AssignedSplit(self, *(parts[p] for p in PARTS), index=index)
+        return AssignedSplit(self, parts["train"], parts["validation"], parts["test"], index)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the kind."""

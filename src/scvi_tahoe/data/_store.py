@@ -55,9 +55,7 @@ class CellStore(ABC):
 def _scatter_csr(counts: Tensor, indices: Tensor, data: Tensor, n_features: int) -> Tensor:
     """Dense rows from the concatenated entries of CSR rows."""
     # output_size keeps a GPU from waiting for the sum of counts
-    row = torch.repeat_interleave(
-        torch.arange(len(counts), device=counts.device), counts, output_size=len(data)
-    )
+    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=len(data))
     out = torch.zeros(len(counts), n_features, dtype=torch.float32, device=data.device)
     out.view(-1)[row * n_features + indices.long()] = data.float()
     return out
@@ -66,7 +64,7 @@ def _scatter_csr(counts: Tensor, indices: Tensor, data: Tensor, n_features: int)
 class DeviceStore(CellStore):
     """The whole matrix on the device, dense or CSR; the loader hands over row numbers only."""
 
-    def __init__(self, matrix: np.ndarray | sp.csr_matrix, device: torch.device) -> None:
+    def __init__(self, matrix: Any, device: torch.device) -> None:
         self.n_features = matrix.shape[1]
         self.device = device
         self.sparse = sp.issparse(matrix)
@@ -108,7 +106,7 @@ class DeviceStore(CellStore):
 class HostStore(CellStore):
     """The matrix as it is in main memory; rows are sliced there and become dense on the device."""
 
-    def __init__(self, matrix: np.ndarray | sp.csr_matrix) -> None:
+    def __init__(self, matrix: Any) -> None:
         self.matrix = matrix
         self.n_features = matrix.shape[1]
         self.description = "rows in main memory, " + ("sparse" if sp.issparse(matrix) else "dense")
@@ -137,7 +135,7 @@ class HostStore(CellStore):
 class DiskStore(CellStore):
     """A backed matrix. Files want each row once and in order, so rows are read sorted and then put back."""
 
-    def __init__(self, matrix: Any, alignment: GeneAlignment | None = None) -> None:  # noqa: ANN401
+    def __init__(self, matrix: Any, alignment: GeneAlignment | None = None) -> None:
         self.matrix = matrix
         self.alignment = alignment
         self.n_features = matrix.shape[1] if alignment is None else len(alignment.columns)
@@ -163,7 +161,7 @@ def _free_bytes(device: torch.device) -> int:
     return 2**30  # on the CPU dense rows are only worth a copy of the data while they are small
 
 
-def _on_device(matrix: np.ndarray | sp.csr_matrix, device: torch.device) -> DeviceStore:
+def _on_device(matrix: Any, device: torch.device) -> DeviceStore:
     """Dense where that is no larger than CSR or small anyway; dense rows need no scattering."""
     if sp.issparse(matrix):
         dense_bytes = 4 * matrix.shape[0] * matrix.shape[1]
@@ -173,7 +171,7 @@ def _on_device(matrix: np.ndarray | sp.csr_matrix, device: torch.device) -> Devi
 
 
 def make_store(
-    matrix: Any,  # noqa: ANN401
+    matrix: Any,
     device: torch.device,
     *,
     kind: StoreKind = "auto",

@@ -49,7 +49,9 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
         values = obs_column(data, keys, key)
     except KeyError:
         columns = [str(c) for c in expression_adata(data, keys).obs.columns]
-        raise KeyError(f"{argument}={key!r} is not a column of obs{nearest_names(key, columns)}; it has {columns}.") from None
+        raise KeyError(
+            f"{argument}={key!r} is not a column of obs{nearest_names(key, columns)}; it has {columns}."
+        ) from None
     if values.isna().any():
         raise ValueError(
             f"obs[{key!r}] ({argument}) has {int(values.isna().sum())} cells without a value; "
@@ -118,7 +120,8 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
     names = screen.perturbation.names
     if screen.control not in names:
         raise ValueError(
-            f"control={screen.control!r} is no label of obs[{perturbation_key!r}]{nearest_names(screen.control, names)}; "
+            f"control={screen.control!r} is no label of obs[{perturbation_key!r}]"
+            f"{nearest_names(screen.control, names)}; "
             f"it has {len(names)} labels, among them {list(names[:5])}."
         )
     is_control = screen.perturbation.codes == screen.perturbation.code(screen.control)

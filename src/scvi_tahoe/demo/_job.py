@@ -138,8 +138,7 @@ def _run(job: _Job) -> None:
 def _train(job: _Job) -> None:
     import pandas as pd
 
-    from scvi_tahoe import TahoeST
-    from scvi_tahoe.data import FewShotContext
+    from scvi_tahoe import FewShotContext, TahoeST
 
     task, scratch = job.task, job.folder / "training"
     TahoeST.setup_anndata(

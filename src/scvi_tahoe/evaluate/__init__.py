@@ -1,7 +1,7 @@
 """How good is a prediction? Scores, baselines and ceilings for predicted perturbed cells of any model.
 
-``evaluate(prediction, reference, ...)`` is the one call; :class:`EvaluationReference` keeps what several predictions share.
-Nothing here imports torch.
+``evaluate(prediction, reference, ...)`` is the one call; :class:`EvaluationReference` keeps what several predictions
+share. Nothing here imports torch.
 """
 
 from __future__ import annotations

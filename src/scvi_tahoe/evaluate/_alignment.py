@@ -64,8 +64,8 @@ def shared_conditions(predicted: CellTable, observed: CellTable, *, control: str
     if not shared:
         msg = (
             "The prediction and the reference share no condition. The prediction has contexts "
-            f"{_some(predicted.contexts)} and perturbations {_some(np.unique(predicted.perturbation))}; the reference has "
-            f"{_some(observed.contexts)} and {_some(np.unique(observed.perturbation))}."
+            f"{_some(predicted.contexts)} and perturbations {_some(np.unique(predicted.perturbation))}; the reference "
+            f"has {_some(observed.contexts)} and {_some(np.unique(observed.perturbation))}."
         )
         raise ValueError(msg)
     return shared

@@ -58,7 +58,9 @@ def assemble_result(
     per_perturbation = pd.concat(
         {context: part.per_perturbation for context, part in scores.items()}, names=["context", "perturbation"]
     )
-    observed_de = {c: t.differential_expression for c, t in reference.contexts.items() if scores[c].de_predicted is not None}
+    observed_de = {
+        c: t.differential_expression for c, t in reference.contexts.items() if scores[c].de_predicted is not None
+    }
     return EvaluationResult(
         summary=summarize(per_perturbation, baseline=baseline, halves=halves),
         per_perturbation=per_perturbation,
@@ -66,7 +68,13 @@ def assemble_result(
         checks=checks_table(checks),
         provenance=provenance,
         effects=_effects(scores, reference),
-        cells=pd.concat([_profile(reference.cells, reference.control, "observed"), _profile(predicted, reference.control, "predicted")], ignore_index=True),
+        cells=pd.concat(
+            [
+                _profile(reference.cells, reference.control, "observed"),
+                _profile(predicted, reference.control, "predicted"),
+            ],
+            ignore_index=True,
+        ),
         baseline_per_perturbation=baseline,
         halves_per_perturbation=halves,
         de_observed=_tests(observed_de),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from scvi_tahoe.evaluate import _baselines
@@ -88,10 +89,10 @@ def baseline_prediction(
     -------
     AnnData with float32 expression, ``[cells, genes]``, and the two label columns.
     """
-    keys = {"perturbation_key": perturbation_key, "context_key": context_key, "layer": layer}
-    cells = cells_from_adata(held_out, **keys, role="reference")
+    read = partial(cells_from_adata, perturbation_key=perturbation_key, context_key=context_key, layer=layer)
+    cells = read(held_out, role="reference")
     known = None
     if train is not None:
-        known = align_genes(cells_from_adata(train, **keys, role="training data"), cells.genes, role="training data")
+        known = align_genes(read(train, role="training data"), cells.genes, role="training data")
     predicted = baseline_cells(name, baseline_task(cells, known, control=control), seed=seed)
     return predicted.to_adata(perturbation_key=perturbation_key, context_key=context_key)

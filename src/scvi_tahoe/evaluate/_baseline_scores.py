@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scvi_tahoe.evaluate._baseline_prediction import BASELINES
-from scvi_tahoe.evaluate._matching import matched, value_checks
 from scvi_tahoe.evaluate._check import act_on
+from scvi_tahoe.evaluate._matching import matched, value_checks
 from scvi_tahoe.evaluate._value_checks import clipped
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def verify_baseline(baseline: str | AnnData | EvaluationResult | None, reference
         raise ValueError(msg)
     if baseline != "control" and reference.train is None:
         msg = (
-            f"The baseline {baseline!r} is computed from training data: pass train=<AnnData the model was trained on>, or "
+            f"The baseline {baseline!r} is computed from training data: pass train=<AnnData the model was trained on>, "
+            "or "
             'choose baseline="control" or baseline=None.'
         )
         raise ValueError(msg)

@@ -5,7 +5,6 @@ Shapes: **C** cells, **G** genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,8 +14,11 @@ import numpy as np
 from scvi_tahoe.evaluate._cells import CellTable, dense
 
 if TYPE_CHECKING:
-    import scipy.sparse as sp
+    from collections.abc import Callable, Mapping
+
     from numpy.typing import NDArray
+
+    from scvi_tahoe.evaluate._cells import Matrix
 
 __all__ = ["BaselineTask", "assemble", "baseline_task"]
 
@@ -40,7 +42,7 @@ class BaselineTask:
     """
 
     train: CellTable | None
-    controls: Mapping[str, NDArray[np.floating] | sp.csr_matrix]
+    controls: Mapping[str, Matrix]
     n_cells: Mapping[str, Mapping[str, int]]
     control: str
     genes: NDArray[np.str_]
@@ -69,7 +71,7 @@ class BaselineTask:
         train = self.training
         return {context: train.perturbations(context, control=self.control) for context in train.contexts}
 
-    def train_controls(self, context: str) -> NDArray[np.floating] | sp.csr_matrix:
+    def train_controls(self, context: str) -> Matrix:
         """Control cells of a context in the training data, else the real ones that the prediction starts from."""
         train = self.training
         if (context, self.control) in train.rows:
@@ -114,10 +116,8 @@ def baseline_task(held_out: CellTable, train: CellTable | None, *, control: str)
     )
 
 
-def assemble(
-    task: BaselineTask, predict: Callable[[str, str, int], NDArray[np.floating] | sp.csr_matrix]
-) -> CellTable:
-    """Stack what ``predict(context, perturbation, n_cells)`` returns for every condition of the task, in sorted order."""
+def assemble(task: BaselineTask, predict: Callable[[str, str, int], Matrix]) -> CellTable:
+    """Stack what ``predict(context, perturbation, n_cells)`` returns for every condition of the task, sorted."""
     blocks, perturbations, contexts = [], [], []
     for context, wanted in task.n_cells.items():
         for perturbation, n in wanted.items():
@@ -128,6 +128,6 @@ def assemble(
     return CellTable(np.concatenate(blocks), np.array(perturbations), np.array(contexts), task.genes, names)
 
 
-def column_mean(matrix: NDArray[np.floating] | sp.csr_matrix) -> NDArray[np.float64]:
+def column_mean(matrix: Matrix) -> NDArray[np.float64]:
     """Mean over cells in float64, ``[G]``."""
     return np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel()

@@ -5,7 +5,6 @@ Every function takes a :class:`~scvi_tahoe.evaluate._baseline_task.BaselineTask`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +14,11 @@ from scvi_tahoe.evaluate._cells import dense
 from scvi_tahoe.evaluate._quantile_mapping import quantile_map
 
 if TYPE_CHECKING:
-    import scipy.sparse as sp
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-    from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._cells import CellTable, Matrix
 
 __all__ = ["cells_quantile", "cells_shifted", "context_transfer", "no_change", "shifted_controls", "train_mean"]
 
@@ -88,9 +88,7 @@ def cells_quantile(task: BaselineTask, seed: int = 0) -> CellTable:
     return _moved_cells(task, move, seed)
 
 
-def shifted_controls(
-    task: BaselineTask, delta: Callable[[str, str], NDArray[np.floating]], seed: int = 0
-) -> CellTable:
+def shifted_controls(task: BaselineTask, delta: Callable[[str, str], NDArray[np.floating]], seed: int = 0) -> CellTable:
     """Control cells drawn with replacement, plus ``delta(context, perturbation)``, clipped at zero.
 
     Parameters
@@ -117,7 +115,7 @@ def _moved_cells(task: BaselineTask, move: Callable[..., Callable], seed: int) -
     """Draw from the moved cells of the other contexts; with no other context, fall back on shifted controls."""
     generators = {context: np.random.default_rng(seed) for context in task.n_cells}
 
-    def predict(context: str, perturbation: str, n: int) -> NDArray[np.floating] | sp.csr_matrix:
+    def predict(context: str, perturbation: str, n: int) -> Matrix:
         rng = generators[context]
         others = contexts_with(task, perturbation, besides=context)
         if not others:

@@ -1,4 +1,4 @@
-"""Results on the truth's side, kept in memory and, on request, on disk; a file that does not check out is recomputed."""
+"""Tables of the truth, kept in memory and, on request, on disk; a file that does not check out is computed again."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class TruthCache:
     ----------
     folder
         Where tables are kept between processes, as parquet files named by a hash of everything they depend on; ``None``
-        keeps them in memory alone. Each file comes with its checksum: one that is cut, changed or left by another release
-        is recomputed and replaced.
+        keeps them in memory alone. Each file comes with its checksum: one that is cut, changed or left by another
+        release is recomputed and replaced.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:

@@ -55,8 +55,8 @@ def split_halves(
 def split_half_scores(truth: ContextTruth, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
     """Score one half of the observed cells as the prediction of the other; one row a perturbation, at half depth.
 
-    Under ``control_cells="real"`` both halves use all control cells, since that is what a prediction is given too; under
-    ``"predicted"`` the controls are split like everything else, as in cell-eval.
+    Under ``control_cells="real"`` both halves use all control cells, since that is what a prediction is given too;
+    under ``"predicted"`` the controls are split like everything else, as in cell-eval.
 
     Raises
     ------
@@ -71,9 +71,7 @@ def split_half_scores(truth: ContextTruth, settings: ScoringSettings, *, seed: i
             "pass ceiling=False to score without one."
         )
         raise ValueError(msg)
-    half = ContextTruth(
-        observed, control=truth.control, num_threads=truth.num_threads, progress=truth.progress
-    )
+    half = ContextTruth(observed, control=truth.control, num_threads=truth.num_threads, progress=truth.progress)
     return score_context(half, predicted, settings).per_perturbation
 
 
@@ -89,7 +87,9 @@ def to_full_depth(half_depth: pd.Series) -> pd.Series:
     -------
     NaN where there is no rule (see :class:`~scvi_tahoe.evaluate.MetricInfo`), or where the halves do not agree at all.
     """
-    return pd.Series({name: _correct(value, metric_info(name).ceiling) for name, value in half_depth.items()}, dtype=float)
+    return pd.Series(
+        {name: _correct(value, metric_info(str(name)).ceiling) for name, value in half_depth.items()}, dtype=float
+    )
 
 
 def _correct(value: float, rule: str) -> float:

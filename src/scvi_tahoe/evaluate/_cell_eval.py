@@ -1,7 +1,8 @@
 """The bridge to cell-eval: its metric functions on our means and DE tables, hence its numbers without its detours.
 
-cell-eval's own evaluator recomputes the truth for every model, copies both matrices to guess their scale and writes files
-into the working directory. Its public parts - the pair of AnnData, the DE comparison, the metric pipeline - need none of it.
+cell-eval's own evaluator recomputes the truth for every model, copies both matrices to guess their scale and writes
+files into the working directory. Its public parts - the pair of AnnData, the DE comparison, the metric pipeline - need
+none of it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["CellTable", "cells_from_adata", "concatenate"]
+#: a dense array or a CSR matrix of floats; type checkers cannot tell what ``scipy.sparse.issparse`` can
+Matrix: TypeAlias = Any
+
+__all__ = ["CellTable", "Matrix", "cells_from_adata", "concatenate", "dense"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class CellTable:
         Cell names, ``[C]``.
     """
 
-    expression: NDArray[np.floating] | sp.csr_matrix
+    expression: Matrix
     perturbation: NDArray[np.str_]
     context: NDArray[np.str_]
     genes: NDArray[np.str_]
@@ -62,7 +65,8 @@ class CellTable:
         grouped = pd.DataFrame({"context": self.context, "perturbation": self.perturbation}).groupby(
             ["context", "perturbation"], sort=True
         )
-        return {(str(c), str(p)): np.sort(np.asarray(i, dtype=np.intp)) for (c, p), i in grouped.indices.items()}
+        indices: dict[Any, Any] = dict(grouped.indices)
+        return {(str(c), str(p)): np.sort(np.asarray(rows, dtype=np.intp)) for (c, p), rows in indices.items()}
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ class CellTable:
         """Sorted perturbation labels of one context, control left out."""
         return tuple(p for c, p in self.rows if c == context and p != control)
 
-    def block(self, context: str, perturbation: str) -> NDArray[np.floating] | sp.csr_matrix:
+    def block(self, context: str, perturbation: str) -> Matrix:
         """Expression of one condition, ``[cells of it, G]``.
 
         Raises
@@ -119,7 +123,7 @@ class CellTable:
         return AnnData(self.expression, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes.astype(object))))
 
 
-def dense(matrix: NDArray[np.floating] | sp.csr_matrix) -> NDArray[np.floating]:
+def dense(matrix: Matrix) -> NDArray[np.floating]:
     """Return the matrix as a dense array."""
     return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)
 
@@ -219,7 +223,7 @@ def _verify_genes(adata: AnnData, role: str) -> None:
         raise ValueError(msg)
 
 
-def _expression(adata: AnnData, layer: str | None, role: str) -> NDArray[np.floating] | sp.csr_matrix:
+def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
     if layer is not None and layer not in adata.layers:
         msg = f"The {role} has no layer {layer!r}; its layers are {list(adata.layers)}."
         raise KeyError(msg)
@@ -234,7 +238,7 @@ def _expression(adata: AnnData, layer: str | None, role: str) -> NDArray[np.floa
     return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float32)
 
 
-def _canonical_csr(matrix: sp.spmatrix | sp.sparray) -> sp.csr_matrix:
+def _canonical_csr(matrix: Matrix) -> Matrix:
     """CSR without explicit zeros, which the DE step refuses; a copy only where the input is not so already."""
     csr = sp.csr_matrix(matrix)
     if csr.dtype not in (np.float32, np.float64):

@@ -120,7 +120,9 @@ def verify_comparable(results: Mapping[str, EvaluationResult]) -> None:
         raise ValueError(msg)
     (first_name, first), *others = results.items()
     for name, other in others:
-        different = [key for key in ("truth", "preset", "control_cells") if first.provenance[key] != other.provenance[key]]
+        different = [
+            key for key in ("truth", "preset", "control_cells") if first.provenance[key] != other.provenance[key]
+        ]
         versions = [r.provenance["versions"] for r in (first, other)]
         different += [p for p in ("cell-eval", "pdex", "cell-eval2") if versions[0].get(p) != versions[1].get(p)]
         if different:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def differential_expression(
 
     adata = cells.to_adata(perturbation_key=LABEL_COLUMN)
     with contained(quiet=not progress):
-        return pdex(
+        table = pdex(
             adata,
             groupby=LABEL_COLUMN,
             mode="ref",
@@ -58,6 +58,7 @@ def differential_expression(
             is_log1p=True,  # stated, since pdex would otherwise guess it
             epsilon=0.0,  # cell-eval's choice; pdex's own default differs
         )
+    return cast("pl.DataFrame", table)
 
 
 def available_cores() -> int:
@@ -78,7 +79,9 @@ def contained(*, quiet: bool = True) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.callback(numba.set_num_threads, numba.get_num_threads())
         stack.callback(their_log.setLevel, their_log.level)
-        their_log.setLevel(logging.ERROR)  # it warns of every infinite fold change, which one-sided zeros give as a rule
+        their_log.setLevel(
+            logging.ERROR
+        )  # it warns of every infinite fold change, which one-sided zeros give as a rule
         stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         if quiet:
             sink = stack.enter_context(open(os.devnull, "w"))

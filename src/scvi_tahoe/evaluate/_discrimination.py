@@ -20,9 +20,9 @@ def discrimination_score_l1(
 ) -> NDArray[np.float64]:
     """Return the PDS of the Virtual Cell Challenge 2025 for each perturbation, ``[P]``, best 1.
 
-    ``1 - rank / P``, where ``rank`` counts the perturbations whose observed delta is nearer to the predicted one, by the
-    sum of absolute differences over all genes but the prediction's own target. A prediction that says nothing scores
-    ``0.5 + 1 / (2 P)`` on average.
+    ``1 - rank / P``, where ``rank`` counts the perturbations whose observed delta is nearer to the predicted one, by
+    the sum of absolute differences over all genes but the prediction's own target. A prediction that says nothing
+    scores ``0.5 + 1 / (2 P)`` on average.
 
     Parameters
     ----------
@@ -53,15 +53,15 @@ def pds_cosine(
 ) -> NDArray[np.float64]:
     """Return the cosine PDS in the style of the Virtual Cell Challenge 2026 for each perturbation, ``[P]``, best 1.
 
-    ``1 - rank / (P - 1)``, where ``rank`` counts the perturbations whose observed delta has a larger cosine similarity to
-    the predicted one, ties counted half. The target genes of *all* perturbations are left out, since a knocked-down gene
-    gives its perturbation away. Chance is exactly 0.5; it does not change when a prediction is scaled.
+    ``1 - rank / (P - 1)``, where ``rank`` counts the perturbations whose observed delta has a larger cosine similarity
+    to the predicted one, ties counted half. The target genes of *all* perturbations are left out, since a knocked-down
+    gene gives its perturbation away. Chance is exactly 0.5; it does not change when a prediction is scaled.
 
     Parameters
     ----------
     predicted, observed
-        Deltas in log1p units, ``[P, G]``, rows in the same order. In the challenge they come from counts per 50,000 summed
-        over cells; here from the log1p means at hand (preset ``"vcc2026"`` gives the challenge's own number).
+        Deltas in log1p units, ``[P, G]``, rows in the same order. In the challenge they come from counts per 50,000
+        summed over cells; here from the log1p means at hand (preset ``"vcc2026"`` gives the challenge's own number).
     target_gene
         Column of each perturbation's own gene, ``[P]``, -1 where it is not among the genes.
 

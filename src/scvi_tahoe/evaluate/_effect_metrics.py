@@ -57,8 +57,8 @@ def effect_metrics(
     Parameters
     ----------
     observed, predicted
-        Statistics of the same perturbations in the same order. Each side's deltas are taken against its own control mean;
-        with real controls under the prediction these are the same.
+        Statistics of the same perturbations in the same order. Each side's deltas are taken against its own control
+        mean; with real controls under the prediction these are the same.
     genes
         Gene names, ``[G]``.
     weights
@@ -90,7 +90,7 @@ def effect_metrics(
 
 
 def _variance_ratio(predicted: GroupStatistics, observed: GroupStatistics) -> NDArray[np.float64]:
-    """Summed standard deviations over genes, predicted over observed, ``[P]``; 0 where every predicted cell is alike."""
+    """Summed standard deviations over genes, predicted over observed, ``[P]``; 0 where predicted cells are alike."""
     spread = np.sqrt(observed.variance).sum(axis=1)
     return np.divide(
         np.sqrt(predicted.variance).sum(axis=1), spread, out=np.full(len(spread), np.nan), where=spread > 0

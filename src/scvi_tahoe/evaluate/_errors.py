@@ -61,8 +61,8 @@ def r2_weighted(
 ) -> NDArray[np.float64]:
     """Weighted R2 of deltas against the mean of all perturbations, ``[P]``, best 1, may be negative.
 
-    ``1 - sum(w (d - e)^2) / sum(w (d - m)^2)``, with observed and predicted deltas ``d`` and ``e`` and the weighted mean
-    ``m`` of ``d`` over genes.
+    ``1 - sum(w (d - e)^2) / sum(w (d - m)^2)``, with observed and predicted deltas ``d`` and ``e`` and the weighted
+    mean ``m`` of ``d`` over genes.
 
     Parameters
     ----------

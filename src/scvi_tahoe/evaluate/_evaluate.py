@@ -66,14 +66,14 @@ def evaluate(
         * ``"vcc2025"`` - and the three scores of the Virtual Cell Challenge 2025 with their overall score (default)
         * ``"minimal"``, ``"full"`` - and the metrics of cell-eval's profile of that name
     baseline
-        What the scores are scaled from: a name of :data:`BASELINES`, the AnnData of any other prediction, its result, or
-        ``None``. The challenge's overall score is defined for ``"train_mean"`` (default).
+        What the scores are scaled from: a name of :data:`BASELINES`, the AnnData of any other prediction, its result,
+        or ``None``. The challenge's overall score is defined for ``"train_mean"`` (default).
     control_cells
         Cells that predicted effects are measured against: the ``"real"`` controls of the reference (default), or those
         ``"predicted"`` by the model, as in the challenge of 2025, where editing them moves the score.
     representation_check
-        What to do when the prediction is not on the scale or in the space of the reference: raise an ``"error"`` (default),
-        ``"warn"``, or nothing (``"off"``).
+        What to do when the prediction is not on the scale or in the space of the reference: raise an ``"error"``
+        (default), ``"warn"``, or nothing (``"off"``).
     allow_train
         Accept held-out conditions that are in the training data.
     seed
@@ -90,8 +90,8 @@ def evaluate(
     KeyError
         If a column is missing.
     ValueError
-        If genes are missing, no condition is shared, an option is unknown, or a baseline needs training data and there are
-        none.
+        If genes are missing, no condition is shared, an option is unknown, or a baseline needs training data and there
+        are none.
 
     Examples
     --------
@@ -179,7 +179,7 @@ def _as_reference(
             raise ValueError(msg)
         return reference
     if perturbation_key is None or control is None:
-        msg = "Scoring against AnnData needs perturbation_key= (a column of obs) and control= (the label of control cells)."
+        msg = "Scoring against AnnData needs perturbation_key= (column of obs) and control= (label of control cells)."
         raise ValueError(msg)
     return EvaluationReference.from_adata(
         reference, perturbation_key=perturbation_key, control=control, context_key=context_key, baseline_from=train

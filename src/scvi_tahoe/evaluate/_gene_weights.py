@@ -20,8 +20,8 @@ __all__ = ["gene_weights"]
 def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
     """Return gene weights of each perturbation, ``[P, G]``, rows summing to 1.
 
-    The absolute t statistic (Welch) of the perturbation's cells against the cells of all other perturbations is scaled to
-    0-1 over genes, squared, and divided by its sum.
+    The absolute t statistic (Welch) of the perturbation's cells against the cells of all other perturbations is scaled
+    to 0-1 over genes, squared, and divided by its sum.
 
     Parameters
     ----------

@@ -14,21 +14,22 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._cells import CellTable, Matrix
 
 __all__ = ["GroupStatistics", "group_statistics"]
 
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Statistics of the cells of each perturbation of one context, and of the control cells its deltas are taken against.
+    """Statistics of the cells of each perturbation of one context, and of the controls its deltas are taken against.
 
     Attributes
     ----------
     perturbations
         Sorted labels, control left out, ``[P]``.
     mean, variance, zero_fraction
-        Over the cells of each perturbation, ``[P, G]``; mean and variance (of the sample, ``n - 1``) of log1p expression.
+        Over the cells of each perturbation, ``[P, G]``; mean and variance (of the sample, ``n - 1``) of log1p
+        expression.
     n_cells
         Cells of each perturbation, ``[P]``.
     control_mean, control_variance, control_zero_fraction
@@ -94,7 +95,7 @@ def group_statistics(
 
 
 def _moments(
-    block: NDArray[np.floating] | sp.csr_matrix,
+    block: Matrix,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
     """Mean, variance and zero fraction over rows, and the number of rows."""
     n = block.shape[0]

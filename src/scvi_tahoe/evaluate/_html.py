@@ -34,18 +34,23 @@ def _challenge(result: EvaluationResult) -> str:
         return ""
     vcc = result.vcc
     terms = "".join(
-        f"<td>{name} {vcc[name]:.4f} <small>(baseline {vcc['baseline'][name]:.4f}, scaled {vcc['scaled'][name]:.4f})</small></td>"
+        f"<td>{name} {vcc[name]:.4f} <small>(baseline {vcc['baseline'][name]:.4f}, scaled "
+        f"{vcc['scaled'][name]:.4f})</small></td>"
         for name in vcc["scaled"]
     )
     return f"<table><tr><th>VCC {vcc['year']} overall {vcc['overall']:.2f}</th>{terms}</tr></table>"
 
 
 def _table(result: EvaluationResult) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("metric", "value", "baseline", "ceiling", "share of the way", "best"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("metric", "value", "baseline", "ceiling", "share of the way", "best")
+    )
     rows = []
     for name, row in result.summary.iterrows():
         numbers = "".join(f"<td>{_number(row[column])}</td>" for column in ("value", "baseline", "ceiling", "scaled"))
-        rows.append(f"<tr><td>{escape(metric_info(str(name)).label)}</td>{numbers}<td>{escape(row['direction'])}</td></tr>")
+        rows.append(
+            f"<tr><td>{escape(metric_info(str(name)).label)}</td>{numbers}<td>{escape(row['direction'])}</td></tr>"
+        )
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 

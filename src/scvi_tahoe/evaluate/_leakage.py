@@ -39,9 +39,9 @@ def check_leakage(train: CellTable, observed: CellTable, *, control: str) -> lis
     if conditions:
         context, perturbation = conditions[0]
         message = (
-            f"{len(conditions)} of {total} held-out conditions are in the training data too (first: {perturbation!r} in "
-            f"{context!r}), so baselines and perhaps the model have seen the answer. Take them out of the training data, or "
-            "pass allow_train=True to score the fit."
+            f"{len(conditions)} of {total} held-out conditions are in the training data too (first: {perturbation!r} "
+            f"in {context!r}), so baselines and perhaps the model have seen the answer. Take them out of the training "
+            "data, or pass allow_train=True to score the fit."
         )
         by_condition = Check("leakage of conditions", "error", len(conditions), "0", message)
     else:
@@ -60,8 +60,8 @@ def _leaked_cells(train: CellTable, observed: CellTable, control: str) -> Check:
     if n <= _CHANCE * len(held_out):
         return Check("leakage of cells", "ok", n / len(held_out), f"0 to {_CHANCE:g}")
     message = (
-        f"{n} of {len(held_out)} held-out perturbed cells occur in the training data with the same expression; drop them from "
-        "one side, or pass allow_train=True to score the fit."
+        f"{n} of {len(held_out)} held-out perturbed cells occur in the training data with the same expression; drop "
+        "them from one side, or pass allow_train=True to score the fit."
     )
     return Check("leakage of cells", "error", n / len(held_out), f"0 to {_CHANCE:g}", message)
 

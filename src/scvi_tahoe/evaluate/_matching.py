@@ -101,18 +101,23 @@ def _genes(cells: CellTable, reference: EvaluationReference, *, in_order: bool) 
         message = f"{surplus} genes of the prediction are not in the reference and are not scored."
         return Check("genes", "note", surplus, "any order", message)
     if not in_order:
-        return Check("genes", "note", 0.0, "any order", "the genes of the prediction were brought into the reference's order.")
+        return Check(
+            "genes", "note", 0.0, "any order", "the genes of the prediction were brought into the reference's order."
+        )
     return Check("genes", "ok", 0.0, "any order")
 
 
 def _missing(shared: Mapping[str, tuple[str, ...]], reference: EvaluationReference) -> Check:
-    lost = [(c, p) for c, perturbations in reference.conditions.items() for p in perturbations if p not in shared.get(c, ())]
+    lost = [
+        (c, p) for c, perturbations in reference.conditions.items() for p in perturbations if p not in shared.get(c, ())
+    ]
     total = sum(len(perturbations) for perturbations in reference.conditions.values())
     if not lost:
         return Check("conditions without a prediction", "ok", 0.0, "0")
     message = (
-        f"{len(lost)} of {total} conditions of the reference were not predicted (first: {lost[0][1]!r} in {lost[0][0]!r}) and "
-        "are not scored; the ranks of PDS are among the rest, so compare with results on the same conditions only."
+        f"{len(lost)} of {total} conditions of the reference were not predicted (first: {lost[0][1]!r} in "
+        f"{lost[0][0]!r}) and are not scored; the ranks of PDS are among the rest, so compare with results on the same "
+        "conditions only."
     )
     return Check("conditions without a prediction", "warning", len(lost), "0", message)
 
@@ -128,8 +133,8 @@ def _surplus(shared: Mapping[str, tuple[str, ...]], predicted: CellTable, contro
 def _own_control(predicted: CellTable, context: str, control: str) -> tuple[str, str]:
     if (context, control) not in predicted.rows:
         msg = (
-            f'control_cells="predicted" needs control cells ({control!r}) in the prediction of context {context!r}, and there '
-            'are none; predict them, or use control_cells="real".'
+            f'control_cells="predicted" needs control cells ({control!r}) in the prediction of context {context!r}, '
+            'and there are none; predict them, or use control_cells="real".'
         )
         raise ValueError(msg)
     return context, control

@@ -24,8 +24,8 @@ class MetricInfo:
         How a score between two halves of the observed cells becomes that of a replicate at full depth:
 
         * ``"spearman_brown"`` - ``2 r / (1 + r)``, for agreement (as cell-eval >= 0.8.2);
-        * ``"absolute"`` - divided by the square root of 2, ``"squared"`` - divided by 2: differences of two half-depth means
-          are noise with twice the variance of those of two full-depth means;
+        * ``"absolute"`` - divided by the square root of 2, ``"squared"`` - divided by 2: differences of two half-depth
+          means are noise with twice the variance of those of two full-depth means;
         * ``"none"`` - no rule, no ceiling.
     needs_de
         Whether it is computed from differential expression.

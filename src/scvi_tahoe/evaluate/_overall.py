@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,12 +32,12 @@ class Vcc2025Terms:
     MAE: float
 
 
-def vcc2025_overall(terms: Vcc2025Terms, baseline: Vcc2025Terms) -> dict[str, object]:
+def vcc2025_overall(terms: Vcc2025Terms, baseline: Vcc2025Terms) -> dict[str, Any]:
     """Scale the three terms between baseline and perfection and average them.
 
-    ``DES' = (DES - b) / (1 - b)``, ``PDS'`` likewise, ``MAE' = (b - MAE) / b``, each at least 0; the overall score is 100
-    times their mean. It is comparable only between predictions for the same cells and the same baseline, and only within
-    one release of cell-eval; being no better than the baseline and being far worse look the same.
+    ``DES' = (DES - b) / (1 - b)``, ``PDS'`` likewise, ``MAE' = (b - MAE) / b``, each at least 0; the overall score is
+    100 times their mean. It is comparable only between predictions for the same cells and the same baseline, and only
+    within one release of cell-eval; being no better than the baseline and being far worse look the same.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ def vcc2025_overall(terms: Vcc2025Terms, baseline: Vcc2025Terms) -> dict[str, ob
 
     Notes
     -----
-    Formula of cell-eval 0.8.2, ``score_agg_metrics`` with the ``vcc`` profile; a term that is NaN, or whose baseline leaves
-    no room, counts 0 as there.
+    Formula of cell-eval 0.8.2, ``score_agg_metrics`` with the ``vcc`` profile; a term that is NaN, or whose baseline
+    leaves no room, counts 0 as there.
     """
     scaled = {
         "DES": _share(terms.DES - baseline.DES, 1 - baseline.DES),

@@ -42,8 +42,8 @@ def check_totals_spread(predicted: CellProfile, observed: CellProfile) -> Check:
     """
     spread = [float(np.std(side.totals) / np.mean(side.totals)) for side in (predicted, observed)]
     message = (
-        f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): the reference is normalised and the "
-        "prediction is not. Normalise its cells to the same total before scoring."
+        f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): the reference is normalised "
+        "and the prediction is not. Normalise its cells to the same total before scoring."
     )
     return graded("spread of totals", spread[0] - spread[1], message=message, warn=(-np.inf, 0.5))
 
@@ -83,8 +83,9 @@ def check_de_counts(scores: pd.DataFrame) -> Check:
     """
     ratio = float(scores["nsig_ratio"].median())
     message = (
-        f"the median perturbation has {ratio:.2g} times as many differentially expressed genes as observed: the spread of the "
-        "predicted cells is off (too little of it makes every gene significant), so DES says little about the effects."
+        f"the median perturbation has {ratio:.2g} times as many differentially expressed genes as observed: the spread "
+        "of the predicted cells is off (too little of it makes every gene significant), so DES says little about the "
+        "effects."
     )
     return graded("number of DE genes", ratio, message=message, warn=_NSIG)
 
@@ -92,8 +93,9 @@ def check_de_counts(scores: pd.DataFrame) -> Check:
 def _zeros(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     difference = float((predicted.zero_fraction - observed.zero_fraction).mean())
     message = (
-        f"the share of zeros differs by {difference:+.2f}: predicted cells are {'denser' if difference < 0 else 'sparser'} "
-        "than observed ones (a decoder of means gives no zeros), which costs DES, a rank test on cells."
+        f"the share of zeros differs by {difference:+.2f}: predicted cells are "
+        f"{'denser' if difference < 0 else 'sparser'} than observed ones (a decoder of means gives no zeros), which "
+        "costs DES, a rank test on cells."
     )
     return graded("zeros", difference, message=message, warn=_ZEROS)
 
@@ -102,8 +104,8 @@ def _spread(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     observed_sd = np.sqrt(observed.variance).sum(axis=1)
     ratio = float(np.median(np.sqrt(predicted.variance).sum(axis=1) / np.maximum(observed_sd, 1e-12)))
     message = (
-        f"cells of one predicted condition spread {ratio:.2g} times as much as observed ones; DES is a rank test on cells and "
-        "rewards or punishes the spread, not only the means."
+        f"cells of one predicted condition spread {ratio:.2g} times as much as observed ones; DES is a rank test on "
+        "cells and rewards or punishes the spread, not only the means."
     )
     return graded("spread of cells", ratio, message=message, warn=_SPREAD)
 
@@ -111,8 +113,8 @@ def _spread(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
 def _effect_size(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     ratio = float(np.nanmedian(effect_size_ratio(predicted.delta, observed.delta)))
     message = (
-        f"the median predicted delta is {ratio:.2g} times as long as the observed one; inflating effects can raise PDS and "
-        "DES while MAE gets worse, and nothing in the overall score shows it."
+        f"the median predicted delta is {ratio:.2g} times as long as the observed one; inflating effects can raise PDS "
+        "and DES while MAE gets worse, and nothing in the overall score shows it."
     )
     return graded("effect size", ratio, message=message, warn=_EFFECT)
 
@@ -120,8 +122,8 @@ def _effect_size(predicted: GroupStatistics, observed: GroupStatistics) -> Check
 def _mode_collapse(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     both = [_mean_cosine(side.delta) for side in (predicted, observed)]
     message = (
-        f"predicted deltas of different perturbations have a mean cosine of {both[0]:.2f} (observed: {both[1]:.2f}): the model "
-        "predicts nearly the same change for all of them."
+        f"predicted deltas of different perturbations have a mean cosine of {both[0]:.2f} (observed: {both[1]:.2f}): "
+        "the model predicts nearly the same change for all of them."
     )
     return graded("mode collapse", both[0] - both[1], message=message, warn=(-np.inf, _COLLAPSE))
 
@@ -140,15 +142,17 @@ def _cells(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     fewest = np.minimum(predicted.n_cells, observed.n_cells)
     few = int((fewest < _MIN_CELLS).sum())
     message = (
-        f"{few} of {len(fewest)} perturbations have fewer than {_MIN_CELLS} predicted or observed cells; their scores are "
-        "mostly noise, and with a single cell DES is 0."
+        f"{few} of {len(fewest)} perturbations have fewer than {_MIN_CELLS} predicted or observed cells; their scores "
+        "are mostly noise, and with a single cell DES is 0."
     )
     return graded("number of cells", float(fewest.min()), message=message, warn=(_MIN_CELLS, np.inf))
 
 
 def _targets(observed: GroupStatistics, genes: NDArray[np.str_]) -> Check:
     share = float((target_columns(observed.perturbations, genes) >= 0).mean())
-    message = f"{share:.0%} of the perturbations carry the name of a gene; PDS leaves out the target genes of these only."
+    message = (
+        f"{share:.0%} of the perturbations carry the name of a gene; PDS leaves out the target genes of these only."
+    )
     return Check("target genes", "ok" if share == 1 else "note", share, "any", message)
 
 
@@ -159,7 +163,8 @@ def _controls(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     expected = np.sqrt(2 / np.pi) * error.mean()  # mean absolute value of a normal variable
     ratio = float(distance / expected) if expected > 0 else float("nan")
     message = (
-        f"predicted controls lie {ratio:.1f} times as far from the observed ones as sampling alone would put them. Deltas are "
+        f"predicted controls lie {ratio:.1f} times as far from the observed ones as sampling alone would put them. "
+        "Deltas are "
         'taken against them, so every effect is off; score with control_cells="real".'
     )
     return graded("controls", ratio, message=message, warn=(0, _CONTROLS))

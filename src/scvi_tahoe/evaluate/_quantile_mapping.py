@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import dense
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from scvi_tahoe.evaluate._cells import Matrix
 
 __all__ = ["quantile_map"]
 
@@ -22,16 +23,17 @@ _CHUNK = 512
 
 
 def quantile_map(
-    cells: NDArray[np.floating] | sp.csr_matrix,
-    source_controls: NDArray[np.floating] | sp.csr_matrix,
-    target_controls: NDArray[np.floating] | sp.csr_matrix,
+    cells: Matrix,
+    source_controls: Matrix,
+    target_controls: Matrix,
     uniform: NDArray[np.floating],
 ) -> NDArray[np.float32]:
     """Return the cells as they would look in another population, ``[C, G]``.
 
     Each value is looked up in the source's control cells of its gene, which gives the interval of quantiles that it
-    occupies there (a wide one for zeros); a point of that interval, drawn by ``uniform``, is read off the target's control
-    cells with linear interpolation. The spread and the zeros of real cells are kept, which a shifted mean loses.
+    occupies there (a wide one for zeros); a point of that interval, drawn by ``uniform``, is read off the target's
+    control cells with linear interpolation. The spread and the zeros of real cells are kept, which a shifted mean
+    loses.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -136,12 +136,11 @@ class EvaluationReference:
         ValueError
             If a context has no control cells or nothing but control cells, or training data lack genes.
         """
-        keys = {"perturbation_key": perturbation_key, "context_key": context_key, "layer": layer}
-        cells = cells_from_adata(adata, **keys, role="reference")
+        read = partial(cells_from_adata, perturbation_key=perturbation_key, context_key=context_key, layer=layer)
+        cells = read(adata, role="reference")
         train = None
         if baseline_from is not None:
-            read = cells_from_adata(baseline_from, **keys, role="training data")
-            train = align_genes(read, cells.genes, role="training data")
+            train = align_genes(read(baseline_from, role="training data"), cells.genes, role="training data")
         return cls(
             cells,
             control=control,
@@ -158,7 +157,9 @@ class EvaluationReference:
     def __repr__(self) -> str:
         n = sum(len(c.perturbations) for c in self.contexts.values())
         train = "no training data" if self.train is None else f"{self.train.n_cells} training cells"
-        return f"EvaluationReference: {n} conditions in {len(self.contexts)} contexts, {self.cells.n_cells} cells, {train}"
+        return (
+            f"EvaluationReference: {n} conditions in {len(self.contexts)} contexts, {self.cells.n_cells} cells, {train}"
+        )
 
     @cached_property
     def contexts(self) -> dict[str, ContextTruth]:
@@ -243,10 +244,12 @@ class EvaluationReference:
             predicted = baseline_cells(name, baseline_task(self.cells, self.train, control=self.control), seed=seed)
             return self.score(predicted, settings)
 
-        return self._table({"table": "baseline", "name": name, "train": self.train_fingerprint}, settings, seed, compute)
+        return self._table(
+            {"table": "baseline", "name": name, "train": self.train_fingerprint}, settings, seed, compute
+        )
 
     def ceiling_scores(self, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
-        """Scores of one half of the observed cells against the other, one row a (context, perturbation), at half depth."""
+        """Scores of one half of the observed cells against the other, at half depth; index context, perturbation."""
 
         def compute() -> pd.DataFrame:
             parts = {c: split_half_scores(truth, settings, seed=seed) for c, truth in self.contexts.items()}
@@ -293,8 +296,8 @@ def _with_perturbations(cells: CellTable, control: str) -> CellTable:
         if (context, control) not in cells.rows:
             labels = list(cells.perturbations(context, control=control)[:5])
             msg = (
-                f"Context {context!r} of the reference has no control cells labelled {control!r} (its labels start with "
-                f"{labels}); scores need the controls of every context."
+                f"Context {context!r} of the reference has no control cells labelled {control!r} (its labels start "
+                f"with {labels}); scores need the controls of every context."
             )
             raise ValueError(msg)
     return cells.take(np.isin(cells.context, scored))

@@ -52,8 +52,8 @@ class EvaluationResult:
     per_perturbation
         One row a (context, perturbation): its cells, its differentially expressed genes and its scores.
     vcc
-        Overall score of the challenge with its year, raw and scaled terms, and the value of each context; ``None`` where
-        the preset or the baseline does not give it.
+        Overall score of the challenge with its year, raw and scaled terms, and the value of each context; ``None``
+        where the preset or the baseline does not give it.
     checks
         One row a check, the gravest first: ``status``, ``value``, ``allowed``, ``message``.
     provenance
@@ -84,8 +84,9 @@ class EvaluationResult:
         overall = "" if self.vcc is None else f", VCC {self.vcc['year']} overall {self.vcc['overall']:.2f}"
         grave = int(self.checks["status"].isin(["warning", "error"]).sum())
         return (
-            f"EvaluationResult: preset {self.provenance['preset']!r}, {len(self.per_perturbation)} conditions{overall}, "
-            f"{grave} warnings\n{self.summary[['value', 'baseline', 'ceiling', 'scaled']].round(4).to_string()}"
+            f"EvaluationResult: preset {self.provenance['preset']!r}, {len(self.per_perturbation)} "
+            f"conditions{overall}, {grave} "
+            f"warnings\n{self.summary[['value', 'baseline', 'ceiling', 'scaled']].round(4).to_string()}"
         )
 
     def _repr_html_(self) -> str:

@@ -111,7 +111,7 @@ class ContextTruth:
     @cached_property
     def differential_expression(self) -> pl.DataFrame:
         """Differential expression of the observed cells."""
-        key = {"table": "observed de", "truth": self.fingerprint, "versions": installed_versions()}
+        key: dict[str, object] = {"table": "observed de", "truth": self.fingerprint, "versions": installed_versions()}
         return self._cache.table(key, lambda: self.test(self.cells))
 
     def test(self, cells: CellTable) -> pl.DataFrame:

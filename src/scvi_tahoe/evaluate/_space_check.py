@@ -24,8 +24,8 @@ def check_space(prediction: AnnData) -> Check:
 
     Reads ``prediction.uns["scvi_tahoe_prediction"]``, which ``TahoeST.predict`` writes: ``space`` (``"expression"``,
     ``"embedding"``, ``"delta"`` or ``"counts"``), ``genes_from`` (``"network"`` or ``"decoder"``), and of the decoder
-    ``decoder_trained`` and ``decoder_weight``. A gene decoder that was never trained gives numbers of the right shape that
-    mean nothing. Predictions of other models carry no record and pass with a note.
+    ``decoder_trained`` and ``decoder_weight``. A gene decoder that was never trained gives numbers of the right shape
+    that mean nothing. Predictions of other models carry no record and pass with a note.
 
     Parameters
     ----------
@@ -35,7 +35,9 @@ def check_space(prediction: AnnData) -> Check:
     record: Mapping[str, Any] | None = prediction.uns.get(PREDICTION_RECORD)
     name, allowed = "space", "expression"
     if record is None:
-        return Check(name, "note", allowed=allowed, message="the prediction does not say which space it was trained in.")
+        return Check(
+            name, "note", allowed=allowed, message="the prediction does not say which space it was trained in."
+        )
     space = str(record.get("space", "expression"))
     if space != "expression":
         message = f"the prediction holds {space}, and expression is scored: predict with output='expression'."
@@ -50,6 +52,8 @@ def check_space(prediction: AnnData) -> Check:
         )
         return Check(name, "error", weight, allowed, message)
     if weight < _SMALL_WEIGHT:
-        message = f"the gene decoder was trained with a loss weight of {weight:g}, so it may have learned next to nothing."
+        message = (
+            f"the gene decoder was trained with a loss weight of {weight:g}, so it may have learned next to nothing."
+        )
         return Check(name, "warning", weight, allowed, message)
     return Check(name, "ok", weight, allowed)

@@ -106,7 +106,7 @@ def load_result(folder: str | os.PathLike[str], make_effects: Callable[..., Any]
         raise FileNotFoundError(msg)
     record = json.loads((folder / "result.json").read_text())
     if record["format"] != _FORMAT:
-        msg = f"{folder} was written in format {record['format']}; this release reads format {_FORMAT}. Update scvi-tahoe."
+        msg = f"{folder} has format {record['format']} and this release reads format {_FORMAT}; update scvi-tahoe."
         raise ValueError(msg)
     fields: dict[str, Any] = {"vcc": record["vcc"], "provenance": record["provenance"]}
     for name, n_index in _CSV.items():
@@ -115,6 +115,8 @@ def load_result(folder: str | os.PathLike[str], make_effects: Callable[..., Any]
         text = {0: str, 1: str} if n_index == 2 else {0: str}
         if path.exists():
             table = pd.read_csv(path, dtype=text if name != "cells" else None, keep_default_na=False, na_values=[""])
+            if name == "checks":
+                table[["allowed", "message"]] = table[["allowed", "message"]].fillna("")
             fields[name] = table.set_index(list(table.columns[:n_index]))
         else:
             fields[name] = None

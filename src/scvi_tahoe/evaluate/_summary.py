@@ -1,17 +1,12 @@
-"""From scores of single perturbations to one line a metric: value, baseline, ceiling and the share of the way between."""
+"""From scores of single perturbations to a line a metric: value, baseline, ceiling, share of the way."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._ceiling import to_full_depth
 from scvi_tahoe.evaluate._metric_info import metric_info
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["COUNT_COLUMNS", "mean_over_contexts", "share_of_way", "summarize"]
 
@@ -57,15 +52,16 @@ def summarize(
 
     Returns
     -------
-    Index ``metric``; columns ``value``, ``baseline``, ``ceiling`` (a replicate at full depth), ``scaled`` (share of the way
-    from baseline to ceiling), ``direction``, ``n_perturbations`` and ``n_missing``.
+    Index ``metric``; columns ``value``, ``baseline``, ``ceiling`` (a replicate at full depth), ``scaled`` (share of the
+    way from baseline to ceiling), ``direction``, ``n_perturbations`` and ``n_missing``.
     """
     value = mean_over_contexts(scores)
     table = pd.DataFrame({"value": value})
     table["baseline"] = np.nan if baseline is None else mean_over_contexts(baseline).reindex(value.index)
     table["ceiling"] = np.nan if halves is None else _ceiling(halves).reindex(value.index)
     table["scaled"] = [
-        _scaled(name, *numbers) for name, numbers in zip(table.index, table[["value", "baseline", "ceiling"]].to_numpy())
+        _scaled(name, *numbers)
+        for name, numbers in zip(table.index, table[["value", "baseline", "ceiling"]].to_numpy())
     ]
     table["direction"] = [metric_info(name).direction for name in table.index]
     missing = scores[table.index].isna().sum()
@@ -77,7 +73,7 @@ def summarize(
 
 def _ceiling(halves: pd.DataFrame) -> pd.Series:
     """Full-depth ceiling: each context carried over on its own, as cell-eval does, then averaged."""
-    metrics: Sequence[str] = [c for c in halves if c not in COUNT_COLUMNS]
+    metrics = halves.columns.difference(list(COUNT_COLUMNS), sort=False)
     by_context = halves[metrics].groupby(level="context", sort=False).mean()
     return by_context.apply(to_full_depth, axis=1).mean()
 

@@ -48,14 +48,15 @@ def check_range(cells: CellTable, *, role: str) -> Check:
         return Check(name, "error", float("nan"), allowed, message)
     if low < _TINY:
         message = (
-            f"the smallest value of the {role} is {low:.3g} and log1p expression is never negative: this looks like a cell "
-            "embedding, a delta or scaled data. Pass expression (output='expression', or the gene decoder's output)."
+            f"the smallest value of the {role} is {low:.3g} and log1p expression is never negative: this looks like a "
+            "cell embedding, a delta or scaled data. Pass expression (output='expression', or the gene decoder's "
+            "output)."
         )
         return Check(name, "error", low, allowed, message)
     if high >= LOG1P_LIMIT:
         message = (
-            f"the largest value of the {role} is {high:.4g}, in {_where(cells, values >= LOG1P_LIMIT)}: log1p expression "
-            f"stays below {LOG1P_LIMIT:g}. Normalise each cell and apply log1p, or drop the outliers."
+            f"the largest value of the {role} is {high:.4g}, in {_where(cells, values >= LOG1P_LIMIT)}: log1p "
+            f"expression stays below {LOG1P_LIMIT:g}. Normalise each cell and apply log1p, or drop the outliers."
         )
         return Check(name, "error", high, allowed, message)
     if high == 0:
@@ -79,8 +80,8 @@ def check_integers(profile: CellProfile, *, role: str) -> Check:
     if np.isnan(share) or share < _INTEGER_SHARE:
         return Check(f"scale of the {role}", "ok", share, f"below {_INTEGER_SHARE:g}")
     message = (
-        f"{share:.0%} of the non-zero values of the {role} are whole numbers: counts, or rounded logarithms. Scores are for "
-        "log1p of normalised counts; normalise prediction and reference to the same total, then apply log1p."
+        f"{share:.0%} of the non-zero values of the {role} are whole numbers: counts, or rounded logarithms. Scores "
+        "are for log1p of normalised counts; normalise prediction and reference to the same total, then apply log1p."
     )
     return Check(f"scale of the {role}", "error", share, f"below {_INTEGER_SHARE:g}", message)
 
@@ -88,8 +89,8 @@ def check_integers(profile: CellProfile, *, role: str) -> Check:
 def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
     """Compare the median total of the cells on both sides, and name the mistake where it can be told.
 
-    Errors of scale are silent elsewhere: normalising to another total, or taking the logarithm twice, changes MAE by up to
-    an order of magnitude and leaves DES as it was.
+    Errors of scale are silent elsewhere: normalising to another total, or taking the logarithm twice, changes MAE by up
+    to an order of magnitude and leaves DES as it was.
 
     Parameters
     ----------
@@ -107,8 +108,8 @@ def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
         message = "log1p was not applied to the prediction: its plain sums are the totals of the reference."
         return Check("scale", "error", ratio, "0.9 to 1.1", message)
     message = (
-        f"the median cell of the prediction sums to {np.median(predicted.totals):.4g} (after expm1), that of the reference "
-        f"to {truth:.4g}: another normalisation total or another transformation. Bring both to the same one."
+        f"the median cell of the prediction sums to {np.median(predicted.totals):.4g} (after expm1), that of the "
+        f"reference to {truth:.4g}: another normalisation total or another transformation. Bring both to the same one."
     )
     if np.isnan(ratio):
         return Check("scale", "error", ratio, "0.9 to 1.1", message)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ._config import SIZES, GeneDecoderConfig, NetworkConfig
-from ._losses import SET_LOSSES, delta_mse, energy_distance, kernel_mmd, mse, sinkhorn_divergence
-from ._networks import NetworkOutput, SetTransformer
-from ._objective import Objective, ObjectiveConfig
+from scvi_tahoe.nn._config import SIZES, GeneDecoderConfig, NetworkConfig
+from scvi_tahoe.nn._losses import SET_LOSSES, delta_mse, energy_distance, kernel_mmd, mse, sinkhorn_divergence
+from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
+from scvi_tahoe.nn._objective import Objective, ObjectiveConfig
 
 __all__ = [
     "SET_LOSSES",

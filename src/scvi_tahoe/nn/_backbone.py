@@ -18,7 +18,7 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._config import NetworkConfig
+    from scvi_tahoe.nn._config import NetworkConfig
 
 __all__ = ["Backbone", "Gpt2Block", "LlamaBlock", "RMSNorm"]
 

@@ -45,10 +45,10 @@ def _mean_within(x_SNG: Tensor, diagonal: Diagonal) -> Tensor:
 
 
 def energy_distance(x_SNG: Tensor, y_SMG: Tensor, *, diagonal: Diagonal = "zero") -> Tensor:
-    """Half of the energy distance between predicted and observed cells of each set.
+    r"""Half of the energy distance between predicted and observed cells of each set.
 
-    .. math:: E(x, y) = \\frac{1}{NM}\\sum_{ij} d(x_i, y_j) - \\frac{1}{2N^2}\\sum_{ij} d(x_i, x_j)
-              - \\frac{1}{2M^2}\\sum_{ij} d(y_i, y_j)
+    .. math:: E(x, y) = \frac{1}{NM}\sum_{ij} d(x_i, y_j) - \frac{1}{2N^2}\sum_{ij} d(x_i, x_j)
+              - \frac{1}{2M^2}\sum_{ij} d(y_i, y_j)
 
     with the Euclidean distance *d* (Székely & Rizzo 2013, *J. Stat. Plan. Inference* 143, 1249). This is what geomloss
     computes as ``SamplesLoss("energy")`` and what ST models are trained with.

@@ -5,10 +5,11 @@ width of a cell, **P** width of a perturbation vector, **B** technical batches, 
 
 .. code-block:: text
 
-    control_SNG ──► control_encoder ──► c ─┐
-    perturbation_SP ► perturbation_encoder ┼─ + ─► [batch token] cells [confidence token] ─► backbone ─► t ─► head ─► ReLU
-    batch_SN ─────► batch_encoder ─────────┘                                                                    │
-                                                                                  gene_decoder ◄────────────────┘
+    control_SNG ──► control_encoder ──► c ──────┐
+    perturbation_SP ──► perturbation_encoder ───┼─ + ──► [batch token] cells [confidence token] ──► backbone ──► t
+    batch_SN ──► batch_encoder ─────────────────┘
+
+    t (and c, or the control) ──► head ──► ReLU ──► prediction_SNG ──► gene_decoder ──► genes_SNG
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ._backbone import Backbone
-from ._config import SIZES, GeneDecoderConfig, NetworkConfig
+from scvi_tahoe.nn._backbone import Backbone
+from scvi_tahoe.nn._config import SIZES, GeneDecoderConfig, NetworkConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,8 +194,8 @@ class Head(nn.Module):
         self.down = nn.Linear(config.n_output, config.down_width) if config.head == "down_up" else None
         self.up = nn.Linear(config.down_width, config.n_output) if config.head == "down_up" else None
         if config.head == "delta":
-            nn.init.zeros_(self.project.layers[-1].weight)
-            nn.init.zeros_(self.project.layers[-1].bias)
+            for parameter in self.project.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, hidden_SND: Tensor, encoded_SND: Tensor, control_SNG: Tensor, base_SNG: Tensor) -> Tensor:
         """Return the predicted cells."""

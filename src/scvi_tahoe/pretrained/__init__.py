@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
-from ._arc_reader import read_arc_folder
-from ._limits import UnsafeFileError
-from ._pretrained_model import Labels, LossSettings, PerturbationTable, PretrainedModel, Provenance
-from ._report import LabelMatch, LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._arc_reader import find_checkpoint, list_checkpoints, read_arc_folder
+from scvi_tahoe.pretrained._arc_settings import AttentionDecision, decide_attention
+from scvi_tahoe.pretrained._arc_writer import ArcColumns, arc_refusals, write_arc_folder
+from scvi_tahoe.pretrained._axes import match_labels
+from scvi_tahoe.pretrained._diagnosis import (
+    AttentionDiagnosis,
+    ScaleCheck,
+    compare_scale,
+    diagnose_attention,
+    with_attention,
+)
+from scvi_tahoe.pretrained._export import backbone_sha256, export_model, is_export, read_export
+from scvi_tahoe.pretrained._inspect import describe, inspect_folder
+from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning
+from scvi_tahoe.pretrained._limits import UnsafeFileError
+from scvi_tahoe.pretrained._pretrained_model import Labels, LossSettings, PerturbationTable, PretrainedModel, Provenance
+from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._source import SourceFolder, read_pretrained, resolve_source
+from scvi_tahoe.pretrained._warm_start import DECISIONS, WarmStart, plan_warm_start
 
 __all__ = [
+    "DECISIONS",
+    "ArcColumns",
+    "AttentionDecision",
+    "AttentionDiagnosis",
     "LabelMatch",
     "Labels",
+    "LicenceNotAcceptedError",
+    "LicenceWarning",
     "LoadingReport",
     "LossSettings",
     "PerturbationTable",
     "PretrainedModel",
     "Provenance",
+    "ScaleCheck",
+    "SourceFolder",
     "TensorRecord",
     "UnsafeFileError",
+    "WarmStart",
+    "arc_refusals",
+    "backbone_sha256",
+    "compare_scale",
+    "decide_attention",
+    "describe",
+    "diagnose_attention",
+    "export_model",
+    "find_checkpoint",
+    "inspect_folder",
+    "is_export",
+    "list_checkpoints",
+    "match_labels",
+    "plan_warm_start",
     "read_arc_folder",
+    "read_export",
+    "read_pretrained",
+    "resolve_source",
+    "with_attention",
+    "write_arc_folder",
 ]

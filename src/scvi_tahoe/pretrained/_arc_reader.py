@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._arc_settings import decide_attention, loss_settings, network_config, unused_tensors
-from ._keys import DEAD_TABLES, from_arc, key_entries
-from ._label_maps import gene_names, read_batches, read_contexts, read_gene_names, read_perturbations
-from ._limits import UnsafeFileError, member
-from ._lora import fold_lora, has_lora
-from ._pretrained_model import Labels, PretrainedModel, Provenance, is_embedding
-from ._report import LoadingReport, TensorRecord
-from ._torch_files import checksums, read_torch, verify_tensor
-from ._yaml_files import read_yaml
+from scvi_tahoe.pretrained._arc_settings import decide_attention, loss_settings, network_config, unused_tensors
+from scvi_tahoe.pretrained._keys import DEAD_TABLES, from_arc, key_entries
+from scvi_tahoe.pretrained._label_maps import (
+    gene_names,
+    read_batches,
+    read_contexts,
+    read_gene_names,
+    read_perturbations,
+)
+from scvi_tahoe.pretrained._limits import UnsafeFileError, member
+from scvi_tahoe.pretrained._lora import fold_lora, has_lora
+from scvi_tahoe.pretrained._pretrained_model import Labels, PretrainedModel, Provenance, is_embedding
+from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._torch_files import checksums, read_torch, verify_tensor
+from scvi_tahoe.pretrained._yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,8 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe.nn import NetworkConfig
-
-    from ._arc_settings import AttentionDecision
+    from scvi_tahoe.pretrained._arc_settings import AttentionDecision
 
 __all__ = ["find_checkpoint", "list_checkpoints", "read_arc_folder"]
 
@@ -337,7 +342,9 @@ def _attention_note(decision: AttentionDecision) -> tuple[str, ...]:
     return () if decision.certain else (f"attention: {decision.reason}",)
 
 
-def _report(config: NetworkConfig, state: dict[str, Tensor], tensors: _Tensors, notes: tuple[str, ...]) -> LoadingReport:
+def _report(
+    config: NetworkConfig, state: dict[str, Tensor], tensors: _Tensors, notes: tuple[str, ...]
+) -> LoadingReport:
     records = []
     for entry in key_entries(config):
         shape = tuple(state[entry.ours].shape)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig
-
-from ._keys import BACKBONE
-from ._limits import UnsafeFileError
-from ._pretrained_model import LossSettings, is_embedding
+from scvi_tahoe.pretrained._keys import BACKBONE
+from scvi_tahoe.pretrained._limits import UnsafeFileError
+from scvi_tahoe.pretrained._pretrained_model import LossSettings, is_embedding
 
 __all__ = ["AttentionDecision", "decide_attention", "loss_settings", "network_config", "unused_tensors"]
 
@@ -184,7 +183,9 @@ def verify_supported(shapes: Shapes, hyper: Mapping[str, Any]) -> None:
     if any(_SE_DECODER.match(name) for name in shapes):
         raise ValueError("This checkpoint has an SE (State Embedding) gene decoder, which is not supported.")
     if hyper.get("log1p_from_raw_counts", False):
-        raise ValueError("This checkpoint normalises raw counts inside (log1p_from_raw_counts), which is not supported.")
+        raise ValueError(
+            "This checkpoint normalises raw counts inside (log1p_from_raw_counts), which is not supported."
+        )
 
 
 def backbone_kind(hyper: Mapping[str, Any]) -> Literal["llama", "gpt2"]:
@@ -277,7 +278,9 @@ def _depth(shapes: Shapes, pattern: str) -> int:
     """Return the number of linear layers of an encoder, whose indices go 0, 3, 6, ..."""
     indices = sorted(int(m[1]) for name in shapes if (m := re.fullmatch(pattern, name)))
     if not indices or indices != list(range(0, 3 * len(indices), 3)):
-        raise UnsafeFileError(f"The checkpoint has no complete {pattern.split('.')[0].rstrip(chr(92))}: layers {indices}.")
+        raise UnsafeFileError(
+            f"The checkpoint has no complete {pattern.split('.')[0].rstrip(chr(92))}: layers {indices}."
+        )
     return len(indices)
 
 

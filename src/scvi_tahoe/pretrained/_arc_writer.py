@@ -1,17 +1,18 @@
-"""Writes a model folder that arc-state runs: the smallest set of files, plain Python values, attention always stated."""
+"""Writes a model folder that arc-state runs: few files, plain Python values, attention always stated."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from ._atomic_folder import atomic_folder
-from ._keys import BACKBONE, to_arc
-from ._model_card import licence_notice
-from ._pretrained_model import is_embedding
+from scvi_tahoe.pretrained._atomic_folder import atomic_folder
+from scvi_tahoe.pretrained._keys import BACKBONE, to_arc
+from scvi_tahoe.pretrained._model_card import licence_notice
+from scvi_tahoe.pretrained._pretrained_model import is_embedding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,17 +20,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe.nn import NetworkConfig
+    from scvi_tahoe.pretrained._pretrained_model import PerturbationTable, PretrainedModel
 
-    from ._pretrained_model import PerturbationTable, PretrainedModel
-
-__all__ = ["arc_refusals", "write_arc_folder"]
+__all__ = ["ArcColumns", "arc_refusals", "write_arc_folder"]
 
 _TOKEN_ROWS = {"llama": 32_000, "gpt2": 50_257}
 _LOSSES = {"energy": "energy", "sinkhorn": "sinkhorn", "energy+sinkhorn": "se", "mse": "mse"}
 _LIGHTNING_VERSION = "2.5.0"
 
 
-def write_arc_folder(model: PretrainedModel, folder: str | Path, *, overwrite: bool = False) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ArcColumns:
+    """Names of ``obs`` columns for arc-state's configuration file; its command line can override them.
+
+    Parameters
+    ----------
+    perturbation, context, batch
+        Column of the perturbation, of the cell line or type, of the technical batch.
+    """
+
+    perturbation: str = "perturbation"
+    context: str = "cell_type"
+    batch: str = "batch"
+
+
+def write_arc_folder(
+    model: PretrainedModel, folder: str | Path, *, columns: ArcColumns | None = None, overwrite: bool = False
+) -> None:
     """Write a model as a folder in Arc's format, complete or not at all.
 
     Parameters
@@ -38,6 +55,8 @@ def write_arc_folder(model: PretrainedModel, folder: str | Path, *, overwrite: b
         The model.
     folder
         The folder to create.
+    columns
+        Names of ``obs`` columns to write into ``config.yaml``.
     overwrite
         Replace a model folder of that name.
 
@@ -58,13 +77,14 @@ def write_arc_folder(model: PretrainedModel, folder: str | Path, *, overwrite: b
         raise ValueError("arc-state cannot run this model: " + "; ".join(refusals) + ".")
     hyper = _hyper_parameters(model)
     with atomic_folder(folder, overwrite=overwrite) as place:
-        (place / "config.yaml").write_text(yaml.safe_dump(_config(model, hyper), sort_keys=False, allow_unicode=True))
+        config = _config(model, hyper, columns or ArcColumns())
+        (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8")
         (place / "var_dims.pkl").write_bytes(pickle.dumps(_dimensions(model), protocol=4))
         torch.save(_perturbation_map(model.perturbations), place / "pert_onehot_map.pt")
         torch.save(_one_hot_map(model.batches or ("batch",)), place / "batch_onehot_map.torch")
         torch.save(_one_hot_map(model.contexts or ("context",)), place / "cell_type_onehot_map.torch")
         if model.provenance.non_commercial:
-            (place / "LICENSE_NOTICE.md").write_text(licence_notice())
+            (place / "LICENSE_NOTICE.md").write_text(licence_notice(), "utf-8")
         (place / "checkpoints").mkdir()
         checkpoint = {
             "state_dict": _state_dict(model),
@@ -224,14 +244,14 @@ def _n_positions(config: NetworkConfig, set_size: int) -> int:
     return set_size + int(config.confidence_token) + int(config.batch_token)
 
 
-def _config(model: PretrainedModel, hyper: dict[str, Any]) -> dict[str, Any]:
+def _config(model: PretrainedModel, hyper: dict[str, Any], columns: ArcColumns) -> dict[str, Any]:
     """Return what arc-state expects in ``config.yaml``."""
     keys = ("embed_key", "output_space", "basal_mapping_strategy", "control_pert")
     data = {
         **{key: hyper[key] for key in keys},
-        "pert_col": "perturbation",
-        "cell_type_key": "cell_type",
-        "batch_col": "batch",
+        "pert_col": columns.perturbation,
+        "cell_type_key": columns.context,
+        "batch_col": columns.batch,
         "perturbation_features_file": None if model.perturbations.is_one_hot else "pert_onehot_map.pt",
     }
     left_out = {"gene_names", "transformer_backbone_kwargs", "input_dim", "output_dim", "pert_dim", "batch_dim"}

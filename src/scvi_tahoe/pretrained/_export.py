@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvi_tahoe.nn import NetworkConfig
-
-from ._atomic_folder import atomic_folder
-from ._limits import MALFORMED, UnsafeFileError, member, one_line, verify_size
-from ._model_card import licence_notice, model_card
-from ._pretrained_model import Labels, LossSettings, PerturbationTable, PretrainedModel, Provenance
-from ._report import LoadingReport, TensorRecord
-from ._yaml_files import read_json
+from scvi_tahoe.pretrained._atomic_folder import atomic_folder
+from scvi_tahoe.pretrained._limits import MALFORMED, UnsafeFileError, member, one_line, verify_size
+from scvi_tahoe.pretrained._model_card import licence_notice, model_card
+from scvi_tahoe.pretrained._pretrained_model import Labels, LossSettings, PerturbationTable, PretrainedModel, Provenance
+from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._yaml_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

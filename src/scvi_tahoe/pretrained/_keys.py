@@ -1,8 +1,8 @@
 """Names of weights in Arc's checkpoints and in ours, both ways, strictly: every tensor has a place or a refusal.
 
 The map is spelled out from a :class:`~scvi_tahoe.nn.NetworkConfig`, so that a missing, surplus or misshapen tensor
-shows. Differences beside names: we keep queries, keys and values in one matrix, gate and up projection in another, GPT-2
-matrices as linear layers (transposed), and no token table, which is all zeros and never used.
+shows. Differences beside names: we keep queries, keys and values in one matrix, gate and up projection in another,
+GPT-2 matrices as linear layers (transposed), and no token table, which is all zeros and never used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._limits import UnsafeFileError
+from scvi_tahoe.pretrained._limits import UnsafeFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -92,8 +92,8 @@ def from_arc(
             whole = whole.reshape(1, 1, -1)
         if tuple(whole.shape) != tuple(shapes[entry.ours]):
             raise UnsafeFileError(
-                f"{' + '.join(entry.theirs)} has shape {tuple(whole.shape)}; the hyper-parameters of the folder ask for "
-                f"{tuple(shapes[entry.ours])}."
+                f"{' + '.join(entry.theirs)} has shape {tuple(whole.shape)}; the hyper-parameters of the folder "
+                f"ask for {tuple(shapes[entry.ours])}."
             )
         state[entry.ours] = whole
     return state
@@ -110,8 +110,10 @@ def to_arc(ours: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tenso
     entries = key_entries(config)
     missing, surplus = {entry.ours for entry in entries} - set(ours), set(ours) - {entry.ours for entry in entries}
     if missing or surplus:
-        raise ValueError(f"State dict and configuration disagree: missing {sorted(missing)}, surplus {sorted(surplus)}.")
-    theirs = {}
+        raise ValueError(
+            f"State dict and configuration disagree: missing {sorted(missing)}, surplus {sorted(surplus)}."
+        )
+    theirs: dict[str, Tensor] = {}
     for entry in entries:
         whole = ours[entry.ours].T if entry.transpose else ours[entry.ours]
         parts = whole.split(list(entry.rows)) if len(entry.theirs) > 1 else (whole,)

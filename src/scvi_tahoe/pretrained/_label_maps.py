@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._limits import MEGABYTE, UnsafeFileError, member
-from ._pickle_files import read_pickle
-from ._pretrained_model import PerturbationTable
-from ._torch_files import read_torch
+from scvi_tahoe.pretrained._limits import MEGABYTE, UnsafeFileError, member
+from scvi_tahoe.pretrained._pickle_files import read_pickle
+from scvi_tahoe.pretrained._pretrained_model import PerturbationTable
+from scvi_tahoe.pretrained._torch_files import read_torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

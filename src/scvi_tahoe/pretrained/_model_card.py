@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._pretrained_model import PretrainedModel
+    from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
 __all__ = ["LICENCE_SUMMARY", "licence_notice", "model_card"]
 

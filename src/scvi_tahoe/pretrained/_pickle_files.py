@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
-from ._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_bytes, plain_scalar
+from scvi_tahoe.pretrained._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.pretrained._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_bytes, plain_scalar
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stand-ins for the two numpy names that occur in model folders: they yield plain Python values, whatever the file says.
+"""Stand-ins for the two numpy names that occur in model folders: they yield plain values, whatever the file says.
 
 Numbers and labels that went through pandas arrive as numpy scalars. Rebuilding them needs a dtype and a few bytes; the
 stand-ins know numbers and strings only and never hand a file's dtype to numpy's own unpickling.
@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from ._limits import UnsafeFileError
+from scvi_tahoe.pretrained._limits import UnsafeFileError
 
 __all__ = ["NUMPY_SCALAR_MODULES", "PlainDtype", "plain_bytes", "plain_scalar"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._report import LoadingReport
+    from scvi_tahoe.pretrained._report import LoadingReport
 
 __all__ = ["Labels", "LossSettings", "PerturbationTable", "PretrainedModel", "Provenance"]
 
@@ -44,7 +44,9 @@ class PerturbationTable:
         if len(set(self.names)) != len(self.names):
             raise ValueError("A perturbation name occurs twice in the table; names must be unique.")
         if self.matrix is not None and (self.matrix.ndim != 2 or len(self.matrix) != len(self.names)):
-            raise ValueError(f"{len(self.names)} perturbation names and a matrix of shape {self.matrix.shape} disagree.")
+            raise ValueError(
+                f"{len(self.names)} perturbation names and a matrix of shape {self.matrix.shape} disagree."
+            )
 
     @property
     def is_one_hot(self) -> bool:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
-from ._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar
+from scvi_tahoe.pretrained._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.pretrained._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +94,9 @@ def verify_tensor(name: str, tensor: object, known: set[tuple[int, int]] | None 
     if known is not None:
         raw = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
         if (storage.nbytes(), zlib.crc32(raw)) not in known:
-            raise UnsafeFileError(f"{name} does not match its checksum; the file is damaged. Copy or download it again.")
+            raise UnsafeFileError(
+                f"{name} does not match its checksum; the file is damaged. Copy or download it again."
+            )
     return tensor
 
 

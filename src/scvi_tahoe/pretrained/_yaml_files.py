@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
-from ._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar
+from scvi_tahoe.pretrained._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.pretrained._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +68,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
         _verify_nesting(text)
-        content = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 (a subclass of the safe loader)
+        content = yaml.load(text, Loader=_PlainLoader)
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{path.name} was refused: {error}") from None
     except (*MALFORMED, RecursionError, yaml.YAMLError) as error:

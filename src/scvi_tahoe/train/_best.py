@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import Callback
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
 

@@ -61,7 +61,7 @@ class MetricsHistory(Logger):
         values = {k: float(v) for k, v in metrics.items()}
         self._rows.setdefault(int(step or 0), {}).update(values)
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration is saved with the model."""
 
     def save(self) -> None:

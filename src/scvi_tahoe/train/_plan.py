@@ -67,26 +67,30 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("max_steps", "log_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr!r} must be positive.")
-        if self.weight_decay < 0 or self.eps <= 0:
-            raise ValueError(f"weight_decay={self.weight_decay!r} must not be negative, eps={self.eps!r} not zero.")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise ValueError(f"gradient_clip={self.gradient_clip!r} must be positive, or None for no clipping.")
-        for name in ("warmup", "min_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a fraction from 0 to 1.")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay={self.layer_decay!r} must lie above 0 and be 1 at most.")
+        self._verify_numbers()
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe={self.recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is unknown; allowed are {', '.join(map(repr, SCHEDULES))}.")
         resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
+
+    def _verify_numbers(self) -> None:
+        for name in ("max_steps", "log_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
+        in_range = {
+            "lr": (self.lr > 0, "positive"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "eps": (self.eps > 0, "positive"),
+            "gradient_clip": (self.gradient_clip is None or self.gradient_clip > 0, "positive, or None"),
+            "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
+            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a fraction from 0 to 1"),
+            "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
+        }
+        for name, (holds, allowed) in in_range.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
 
     def to_kwargs(self) -> dict[str, Any]:
         """Keyword arguments that build this configuration again."""
@@ -125,9 +129,7 @@ class TahoeTrainingPlan(LightningModule):
         self.module = module
         self.config = config
         self.pretrained = frozenset(pretrained)
-        self.parts = resolve_recipe(
-            config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps
-        )
+        self.parts = resolve_recipe(config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps)
         self.freezing = Freezing(module, self.parts, self.pretrained)
         # scvi-tools' TrainRunner sets these
         self.n_obs_training: int | None = None
@@ -154,7 +156,7 @@ class TahoeTrainingPlan(LightningModule):
             torch.cuda.set_rng_state_all(self._random_state["cuda"])
         self._random_state = None
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Unfreeze what is due."""
         self.freezing.update(self.global_step)
 
@@ -207,13 +209,13 @@ class TahoeTrainingPlan(LightningModule):
 
     # ---------------------------------------------------------------- optimizer
 
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip by norm and keep the norm; here, because Lightning refuses to clip for a fused optimizer in bf16."""
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
         self._gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
-    def on_before_zero_grad(self, optimizer: Any) -> None:  # noqa: ANN401
+    def on_before_zero_grad(self, optimizer: Any) -> None:
         """Log rates and gradient norm, now and then."""
         # called after each optimizer step, and once before the first
         if self._gradient_norm is None or (self.global_step - 1) % self.config.log_every:
@@ -240,7 +242,7 @@ class TahoeTrainingPlan(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _shape(self, schedule: PartSchedule, rate: float) -> Any:  # noqa: ANN401
+    def _shape(self, schedule: PartSchedule, rate: float) -> Any:
         config = self.config
         start = config.max_steps if schedule.unfreeze_at is None else schedule.unfreeze_at
 

@@ -42,7 +42,7 @@ class StepProgress(Callback):
             disable=not (self._show and trainer.is_global_zero),
         )  # fmt: skip
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Move on."""
         if self._bar is not None and trainer.global_step > self._bar.n:
             self._bar.update(trainer.global_step - self._bar.n)
@@ -55,7 +55,11 @@ class StepProgress(Callback):
         pl_module.log("sets_per_second", rate, on_step=False, on_epoch=True)
         if self._bar is not None:
             names = {"train": "train_loss", "validation": "validation_loss"}
-            shown = {k: f"{float(trainer.callback_metrics[n]):.4g}" for k, n in names.items() if n in trainer.callback_metrics}
+            shown = {
+                k: f"{float(trainer.callback_metrics[n]):.4g}"
+                for k, n in names.items()
+                if n in trainer.callback_metrics
+            }
             self._bar.set_postfix(shown | {"sets/s": f"{rate:.0f}"}, refresh=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

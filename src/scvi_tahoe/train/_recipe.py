@@ -107,7 +107,9 @@ def count_parts(
         lines.append(f"{NEW:<8}{n_new:>14,}  from step 0 at 1 x lr")
     for part, schedule in parts.items():
         n = sum(size for name, size in sizes.items() if name in pretrained and part_of(name, n_blocks) == part)
-        when = "never" if schedule.unfreeze_at is None else f"from step {schedule.unfreeze_at} at {schedule.rate:g} x lr"
+        when = (
+            "never" if schedule.unfreeze_at is None else f"from step {schedule.unfreeze_at} at {schedule.rate:g} x lr"
+        )
         if n:
             lines.append(f"{part:<8}{n:>14,}  {when}")
     return "\n".join(lines)

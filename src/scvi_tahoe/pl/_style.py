@@ -1,0 +1,140 @@
+"""Colours, sizes and placement shared by all figures: colour-blind safe, readable in grey."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+__all__ = ["BASELINE", "CEILING", "OBSERVED", "PREDICTED", "label_points", "new_figure", "style"]
+
+# Okabe and Ito's palette, picked so that the shades of grey differ too
+PREDICTED = "#0072B2"
+OBSERVED = "#E69F00"
+BASELINE = "#8C8C8C"
+CEILING = "#1A1A1A"
+
+_RC: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.facecolor": "white",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.dpi": 150,
+    "text.color": "black",
+    "axes.labelcolor": "black",
+    "axes.edgecolor": "black",
+    "xtick.color": "black",
+    "ytick.color": "black",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+}
+
+
+#: places for a name: distance from its point and direction, the nearest first
+_PLACES = [
+    (distance, dx, dy)
+    for distance in (1, 4, 8)
+    for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+]
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw with our settings, whatever the user's are; theirs are back afterwards."""
+    from matplotlib import rc_context
+
+    with rc_context(_RC):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of the given size in inches that pyplot knows nothing of, so that none stays open."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # gives the figure a renderer, by which text is measured
+    return figure
+
+
+def label_points(
+    ax: Axes,
+    x: NDArray[np.floating],
+    y: NDArray[np.floating],
+    names: Sequence[str],
+    *,
+    avoid: NDArray[np.floating] | None = None,
+    size: float = 6.5,
+) -> None:
+    """Write names beside points, each at the freest of eight places inside the panel, with a thin line to its point.
+
+    Parameters
+    ----------
+    ax
+        Panel with its limits set and its figure laid out.
+    x, y
+        Points in data units, the most important first; a name that fits nowhere is left out.
+    names
+        Names of the points.
+    avoid
+        Further points, ``[n, 2]``, that names should cover as few of as possible.
+    size
+        Size of the letters in points.
+    """
+    figure = ax.figure
+    renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # of the Agg canvas
+    frame = ax.get_window_extent(renderer)
+    points = ax.transData.transform(np.column_stack([x, y]))
+    others = points if avoid is None else ax.transData.transform(avoid)
+    pad = 3 * figure.dpi / 72
+    taken: list[tuple[float, ...]] = []
+    for (px, py), name in zip(points, names):
+        text = ax.text(0, 0, name, fontsize=size, transform=None, ha="center", va="center", zorder=5)
+        box = text.get_window_extent(renderer)
+        free = []
+        for distance, dx, dy in _PLACES:
+            cx = px + dx * (box.width / 2 + distance * pad)
+            cy = py + dy * (box.height / 2 + distance * pad)
+            area = (cx - box.width / 2, cy - box.height / 2, cx + box.width / 2, cy + box.height / 2)
+            inside = area[0] > frame.x0 and area[2] < frame.x1 and area[1] > frame.y0 and area[3] < frame.y1
+            if inside and not any(_overlap(area, other) for other in taken):
+                free.append((_covered(area, others), distance, cx, cy, area))
+        if not free:
+            text.remove()
+            continue
+        _, distance, cx, cy, area = min(free)
+        text.set_transform(ax.transData)
+        text.set_position(tuple(ax.transData.inverted().transform((cx, cy))))
+        if distance > 1:  # far from its point: a line tells to which it belongs
+            ends = ax.transData.inverted().transform([(px, py), (cx, cy)])
+            ax.plot(*ends.T, color="black", linewidth=0.4, zorder=2.5)
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.3})
+        taken.append(area)
+
+
+def _covered(area: tuple[float, ...], points: NDArray[np.floating]) -> int:
+    """Number of points under a name."""
+    within = (points[:, 0] > area[0]) & (points[:, 0] < area[2]) & (points[:, 1] > area[1]) & (points[:, 1] < area[3])
+    return int(within.sum())
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

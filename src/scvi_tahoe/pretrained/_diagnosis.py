@@ -1,0 +1,171 @@
+"""Two questions that weights alone cannot answer: which attention they were trained with, and on which scale.
+
+Both are answered on the user's data, by tensors in and numbers out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scvi_tahoe.nn import SetTransformer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import pandas as pd
+    from torch import Tensor
+
+__all__ = ["AttentionDiagnosis", "ScaleCheck", "compare_scale", "diagnose_attention", "with_attention"]
+
+_KINDS = {"llama": ("full", "causal", "causal_rope"), "gpt2": ("full", "causal")}
+_SURE, _LIKELY = 0.999, 0.95
+_FEWEST_SETS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionDiagnosis:
+    """Loss of a network under each attention.
+
+    Parameters
+    ----------
+    losses
+        One row a set, one column an attention.
+    best
+        The attention with the lowest mean loss.
+    certainty
+        Probability that ``best`` has a lower expected loss than the second best, by a normal approximation to the
+        paired differences between sets.
+    verdict
+        In words.
+    """
+
+    losses: pd.DataFrame
+    best: str
+    certainty: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class ScaleCheck:
+    """Predictions of controls from controls, compared with those controls.
+
+    Parameters
+    ----------
+    mean_ratio
+        Mean of the predictions over mean of the controls.
+    sd_ratio
+        Standard deviation of gene means, predicted over observed.
+    correlation
+        Pearson correlation of gene means.
+    ok
+        Whether the data are on the scale of the weights.
+    message
+        In words, with what to do.
+    """
+
+    mean_ratio: float
+    sd_ratio: float
+    correlation: float
+    ok: bool
+    message: str
+
+
+def diagnose_attention(
+    network: SetTransformer,
+    minibatches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> AttentionDiagnosis:
+    """Return the loss of a network under every kind of attention, and which it was probably trained with.
+
+    Parameters
+    ----------
+    network
+        The network as loaded, not trained further.
+    minibatches
+        Pairs of keyword arguments for the network's ``forward`` and observed cells ``(S, N, G)``.
+    loss
+        Of predicted and observed cells; one value a set, ``(S,)``.
+
+    Raises
+    ------
+    ValueError
+        If there are no minibatches.
+    """
+    import pandas as pd
+
+    variants = {kind: with_attention(network, kind) for kind in _KINDS[network.config.backbone]}
+    rows: dict[str, list[float]] = {kind: [] for kind in variants}
+    with torch.inference_mode():
+        for inputs, observed_SNG in minibatches:
+            for kind, variant in variants.items():
+                values_S = loss(variant(**inputs).prediction_SNG, observed_SNG)
+                rows[kind] += values_S.reshape(-1).float().tolist()
+    losses = pd.DataFrame(rows)
+    if losses.empty:
+        raise ValueError("There are no minibatches to compute a loss on.")
+    return _verdict(losses)
+
+
+def with_attention(network: SetTransformer, attention: Any) -> SetTransformer:
+    """Return a network with another attention that shares the weights, in eval mode."""
+    config = replace(network.config, attention=attention)
+    with torch.device("meta"):
+        variant = SetTransformer(config)
+    variant.load_state_dict(network.state_dict(), strict=True, assign=True)
+    return variant.eval()
+
+
+def compare_scale(predicted_SNG: Tensor, control_SNG: Tensor) -> ScaleCheck:
+    """Return whether a network that is given controls, and the control's perturbation vector, predicts such controls.
+
+    A network trained on data of another normalisation (another target sum, counts, scaled values) predicts cells of its
+    own scale, and the moments disagree.
+
+    Parameters
+    ----------
+    predicted_SNG
+        Prediction from the controls.
+    control_SNG
+        The controls.
+    """
+    predicted_G = predicted_SNG.flatten(0, -2).double().mean(0)
+    observed_G = control_SNG.flatten(0, -2).double().mean(0)
+    mean_ratio = _ratio(predicted_G.mean(), observed_G.mean())
+    sd_ratio = _ratio(predicted_G.std(), observed_G.std())
+    centred = predicted_G - predicted_G.mean(), observed_G - observed_G.mean()
+    norm = centred[0].norm() * centred[1].norm()
+    correlation = float((centred[0] * centred[1]).sum() / norm) if norm > 0 else 0.0
+    ok = 0.5 <= mean_ratio <= 2.0 and 0.5 <= sd_ratio <= 2.0 and correlation >= 0.5
+    figures = f"mean x{mean_ratio:.2f}, spread x{sd_ratio:.2f}, correlation {correlation:.2f}"
+    message = (
+        f"Controls predicted from controls agree with them ({figures})."
+        if ok
+        else f"Controls predicted from controls do not look like them ({figures}): the data are probably normalised "
+        "differently from the weights' training data, or genes are in another order. ST weights expect log1p of counts "
+        "normalised to the median depth or to 10,000."
+    )
+    return ScaleCheck(mean_ratio, sd_ratio, correlation, ok, message)
+
+
+def _ratio(a: Tensor, b: Tensor) -> float:
+    return float(a / b) if float(b) else math.inf
+
+
+def _verdict(losses: pd.DataFrame) -> AttentionDiagnosis:
+    means = losses.mean().sort_values()
+    best, second = str(means.index[0]), str(means.index[1])
+    difference = losses[second] - losses[best]
+    error = float(difference.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
+    z = float(difference.mean()) / error if error > 0 else (math.inf if difference.mean() > 0 else 0.0)
+    certainty = 0.5 * (1 + math.erf(z / math.sqrt(2)))
+    if len(losses) < _FEWEST_SETS or certainty < _LIKELY:
+        how_sure = "these data do not tell: look at more sets, or at cells the weights were trained on"
+    else:
+        how_sure = "clearly" if certainty >= _SURE else "probably"
+    figures = ", ".join(f"{kind} {value:.4g}" for kind, value in means.items())
+    verdict = f"Mean loss over {len(losses)} sets: {figures}. Lowest under {best!r}; {how_sure} (P = {certainty:.3f})."
+    return AttentionDiagnosis(losses, best, certainty, verdict)

@@ -1,0 +1,241 @@
+"""Where weights come from: a folder, or a name on the Hugging Face hub, pinned, checked and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvi_tahoe.pretrained._arc_reader import read_arc_folder
+from scvi_tahoe.pretrained._export import is_export, read_export
+from scvi_tahoe.pretrained._licence import verify_licence
+from scvi_tahoe.pretrained._limits import UnsafeFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scvi_tahoe.pretrained._arc_settings import Attention
+    from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
+
+__all__ = ["SourceFolder", "read_pretrained", "resolve_source"]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=-]+)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SIDE_FILES = (
+    "config.yaml",
+    "config.json",
+    "*.pkl",
+    "*.pt",
+    "*.torch",
+    "version_*/hparams.yaml",
+    "hparams.yaml",
+    "*.safetensors",
+    "README.md",
+    "LICENSE*",
+)
+#: Evaluation results: hundreds of megabytes that no model needs.
+_SKIPPED = ("eval*/*", "*.h5ad", "*.csv", "*.npy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFolder:
+    """A model folder on this machine and what it is known as.
+
+    Parameters
+    ----------
+    folder
+        Its path.
+    name
+        Hub name, or name of the folder.
+    revision
+        Commit on the hub, or ``None`` for a local folder.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None = None
+
+
+def read_pretrained(
+    source: str | Path,
+    checkpoint: str | None = None,
+    *,
+    revision: str | None = None,
+    accept_license: bool | None = None,
+    attention: Attention | None = None,
+    genes: Sequence[str] | None = None,
+    base: PretrainedModel | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> PretrainedModel:
+    """Return a model from a folder in Arc's format or in ours, local or on the hub.
+
+    Parameters
+    ----------
+    source, revision, accept_license, cache_dir, offline
+        See :func:`resolve_source`.
+    checkpoint, attention, genes
+        See :func:`read_arc_folder`; for folders in Arc's format.
+    base
+        See :func:`read_export`; for exports that refer to another model's backbone.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, LicenceNotAcceptedError
+        As those functions do.
+    """
+    place = resolve_source(
+        source,
+        checkpoint,
+        revision=revision,
+        accept_license=accept_license,
+        cache_dir=cache_dir,
+        offline=offline,
+    )
+    if is_export(place.folder):
+        if checkpoint is not None or attention is not None:
+            raise ValueError(
+                f"{place.name} is in our own format, which has one set of weights and states its attention."
+            )
+        model = read_export(place.folder, base=base)
+        model = model if genes is None else model.with_genes(genes)
+    else:
+        model = read_arc_folder(place.folder, checkpoint, attention=attention, genes=genes)
+    if place.revision is None:
+        return model
+    return replace(model, provenance=replace(model.provenance, source=place.name, revision=place.revision))
+
+
+def resolve_source(
+    source: str | Path,
+    checkpoint: str | None = None,
+    *,
+    revision: str | None = None,
+    accept_license: bool | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> SourceFolder:
+    """Return the folder of a model, downloading it if need be.
+
+    Parameters
+    ----------
+    source
+        An existing folder (or checkpoint file), or a name on the Hugging Face hub: ``'owner/name'``, with
+        ``'/folder'`` behind it where one repository holds several models.
+    checkpoint
+        The checkpoint that will be read; only that one is downloaded.
+    revision
+        Branch, tag or commit of the hub. It is resolved to a commit, which is returned. ``None``: the main branch.
+    accept_license
+        Accept the licence of downloaded weights; ``None``: what ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+    cache_dir
+        Cache of the hub; ``None``: its default.
+    offline
+        Use the cache and no network.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or offline and not in the cache.
+    ImportError
+        If ``huggingface_hub`` is not installed.
+    LicenceNotAcceptedError
+        If the licence was not accepted.
+    UnsafeFileError
+        If a downloaded file does not have the hash the hub states.
+    """
+    local = Path(source)
+    if local.exists():
+        return SourceFolder(folder=local, name=local.resolve().name)
+    if not _HUB_NAME.fullmatch(str(source)):
+        raise FileNotFoundError(f"{source} is neither a folder here nor a name on the hub ('owner/name').")
+    hub = _import_hub()
+    owner, name, *inside = str(source).split("/")
+    repository, subfolder = f"{owner}/{name}", "/".join(inside)
+    verify_licence(repository, accept_license)
+    snapshot = _snapshot(
+        hub, repository, subfolder, checkpoint, revision=revision, cache_dir=cache_dir, offline=offline
+    )
+    folder = snapshot / subfolder
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{repository} has no folder {subfolder!r}" + (" in the cache." if offline else "."))
+    verify_blobs(snapshot)
+    return SourceFolder(folder=folder, name=str(source), revision=snapshot.name)
+
+
+def verify_blobs(snapshot: Path) -> None:
+    """Compare the files of a hub snapshot with their hashes: in the cache, a large file is named by its SHA-256.
+
+    Raises
+    ------
+    UnsafeFileError
+        If one differs.
+    """
+    for path in sorted(snapshot.rglob("*")):
+        blob = path.resolve()
+        if not path.is_symlink() or not blob.is_file() or _SHA256.fullmatch(blob.name) is None:
+            continue
+        with blob.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != blob.name:
+            raise UnsafeFileError(
+                f"{path.name} does not have the hash the hub states; delete {blob.name} and try again."
+            )
+
+
+def _snapshot(
+    hub: Any,
+    repository: str,
+    subfolder: str,
+    checkpoint: str | None,
+    *,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    offline: bool,
+) -> Path:
+    prefix = f"{subfolder}/" if subfolder else ""
+    wanted = [prefix + pattern for pattern in _SIDE_FILES]
+    if not offline:
+        info = hub.HfApi().model_info(repository, revision=revision)
+        # The commit, not the branch: what was listed is what is downloaded.
+        revision = info.sha
+        wanted.append(prefix + _checkpoint_on_hub([file.rfilename for file in info.siblings or []], prefix, checkpoint))
+    try:
+        folder = hub.snapshot_download(
+            repository,
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=wanted,
+            ignore_patterns=[prefix + pattern for pattern in _SKIPPED],
+            local_files_only=offline,
+        )
+    except hub.errors.LocalEntryNotFoundError:
+        raise FileNotFoundError(f"{repository} (revision {revision or 'main'}) is not in the cache.") from None
+    return Path(folder)
+
+
+def _checkpoint_on_hub(files: list[str], prefix: str, checkpoint: str | None) -> str:
+    """Return the one checkpoint to download, relative to the model's folder; or a name that matches nothing."""
+    names = [file.removeprefix(prefix) for file in files if file.startswith(prefix) and file.endswith(".ckpt")]
+    stems = {name.rsplit("/", 1)[-1].removesuffix(".ckpt"): name for name in names if name.count("/") <= 1}
+    if checkpoint is not None:
+        stem = checkpoint.rsplit("/", 1)[-1].removesuffix(".ckpt")
+        fitting = [name for own, name in stems.items() if own == stem or own.startswith(f"{stem}-")]
+        return fitting[0] if fitting else "*.ckpt"
+    for stem in ("final", "last", "best"):
+        if stem in stems:
+            return stems[stem]
+    return stems[max(stems)] if stems else "no-checkpoint"
+
+
+def _import_hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise ImportError(
+            "Downloading weights needs huggingface_hub: pip install 'scvi-tahoe[hub]'. A local folder does not."
+        ) from None
+    return huggingface_hub
