@@ -20,7 +20,7 @@ from scvi_tahoe import FewShotContext, TahoeST
 from scvi_tahoe.datasets import papalexi_few_shot
 
 VARIANTS: dict[str, dict] = json.loads(Path(__file__).with_name("few_shot_variants.json").read_text())
-METRICS = ("discrimination_score_l1", "pearson_delta", "mae", "direction_match", "effect_size_ratio", "variance_ratio")
+METRICS = ("overlap_at_N", "discrimination_score_l1", "pearson_delta", "mae", "direction_match", "variance_ratio", "zero_fraction_difference")
 
 
 def folds(task):
@@ -53,7 +53,7 @@ def run(task, fold, variant: dict, *, seed: int, max_steps: int):
         **{"max_steps": max_steps, **variant.get("train", {})},
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    result = model.evaluate(reference, preset="quick", seed=seed, progress=False, representation_check="warn")
+    result = model.evaluate(reference, preset="vcc2025", seed=seed, progress=False, representation_check="warn")
     summary = result.summary
     return {m: summary.loc[m, "value"] for m in METRICS if m in summary.index} | {
         "seconds": seconds, "best_step": model.training_config_["best_step"],

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
+from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, evaluate
 from scvi_tahoe.nn import SIZES
 
 if TYPE_CHECKING:
     from scvi_tahoe import datasets, pl
-    from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult
 
 __all__ = [
     "SIZES",
@@ -26,7 +26,9 @@ __all__ = [
     "HeldOutPerturbations",
     "TahoeST",
     "TahoeSTModule",
+    "baseline_prediction",
     "datasets",
+    "evaluate",
     "pl",
 ]
 
@@ -35,13 +37,10 @@ __version__ = version("scvi-tahoe")
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # loaded when first asked for, so that importing the package stays quick
-_LAZY = {"EvaluationReference": "evaluate", "EvaluationResult": "evaluate", "datasets": None, "pl": None}
+_LAZY = ("datasets", "pl")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    owner = _LAZY[name]
-    if owner is None:
-        return import_module(f"{__name__}.{name}")
-    return getattr(import_module(f"{__name__}.{owner}"), name)
+    return import_module(f"{__name__}.{name}")

@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi.utils import setup_anndata_dsp
 
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
-from scvi_tahoe._constants import REGISTRY
-from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction
+from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe._exchange import (
+    labels_of,
+    objective_of,
+    pretrained_of,
+    registry_of,
+    report_from_dict,
+    scale_check,
+    start_options,
+)
+from scvi_tahoe._module import TahoeSTModule, base_cells
+from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction, with_base
 from scvi_tahoe._training import TrainingRun
 from scvi_tahoe.data import (
+    PRIORS,
+    CellPrior,
+    CellSetDataset,
     ConditionIndex,
     EmbeddingTable,
     EmbeddingTableField,
     FractionSplit,
     MinibatchSources,
+    Prior,
+    RandomSampler,
     Screen,
     ScreenKeys,
+    SetPlan,
     Split,
     align_genes,
     make_store,
@@ -34,11 +51,21 @@ from scvi_tahoe.data import (
     screen_fields,
     verify_screen,
 )
-from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, ObjectiveConfig
+from scvi_tahoe.evaluate import PREDICTION_RECORD, evaluate
+from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, Objective, ObjectiveConfig
+from scvi_tahoe.pretrained import (
+    ArcColumns,
+    LoadingReport,
+    diagnose_attention,
+    export_model,
+    plan_warm_start,
+    read_pretrained,
+    write_arc_folder,
+)
 from scvi_tahoe.train import Recipe, TahoeTrainingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -48,6 +75,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import Condition, GeneAlignment
     from scvi_tahoe.data._store import StoreKind
     from scvi_tahoe.evaluate import EvaluationResult
+    from scvi_tahoe.nn._config import Attention
+    from scvi_tahoe.pretrained import AttentionDiagnosis
 
 __all__ = ["REPRESENTATIONS", "Representation", "TahoeST"]
 
@@ -84,6 +113,15 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Further options of :class:`~scvi_tahoe.nn.NetworkConfig` by name, e.g. ``{"attention": "full"}``.
     objective
         Options of :class:`~scvi_tahoe.nn.ObjectiveConfig` by name, e.g. ``{"terms": {"energy": 1.0}}``.
+    prior
+        What the network's change is added to, one of:
+
+        * ``'none'`` - control cells (default)
+        * ``'mean'`` - control cells moved by the mean change of the other perturbations of the context
+        * ``'transfer'`` - control cells moved by the mean change of the perturbation in other contexts, weighted by how
+          alike their controls are; where no other context has it, by that of the nearest perturbations
+        * ``'cells'`` - observed cells of the perturbation in other contexts, moved to this one through the quantiles of
+          the control cells; the network sees them beside the control cells and corrects them
     batch_encoder
         Tell the network the technical batch of each cell (needs ``batch_key``).
     seed
@@ -121,21 +159,34 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         set_size: int | None = None,
         network: Mapping[str, Any] | None = None,
         objective: Mapping[str, Any] | None = None,
+        prior: Prior = "none",
         batch_encoder: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(adata, registry)
         if set_size is not None and set_size < 1:
             raise ValueError(f"set_size={set_size!r} must be 1 or more.")
+        if prior not in PRIORS:
+            raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")
+        if prior != "none" and representation == "embedding":
+            raise ValueError("a prior is made of expression; representation='embedding' takes prior='none'.")
         self.representation = representation
+        self.prior = prior
         self.set_size = set_size or _DEFAULT_SET_SIZE
         config = self._network_config(size, dict(network or {}), batch_encoder=batch_encoder)
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.module = TahoeSTModule(config, ObjectiveConfig(**(objective or {})), n_cell_embedding=auxiliary)
+            self.module = TahoeSTModule(
+                config, ObjectiveConfig.from_kwargs(objective or {}), n_cell_embedding=auxiliary
+            )
         #: names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen
         self.pretrained_parameters_: list[str] = []
+        self.prior_: dict[str, Any] | None = None
+        #: what became of every pretrained tensor, and how labels matched; None for a model from scratch
+        self.loading_report_: LoadingReport | None = None
+        self.provenance_: dict[str, Any] | None = None
+        self.weights_objective_: dict[str, Any] | None = None
         self.split_: dict[str, Any] | None = None
         self.training_config_: dict[str, Any] | None = None
         self._model_summary_string = (
@@ -164,6 +215,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             "n_perturbation": stats.n_perturbation_embedding,
             "n_batches": stats.n_batch if batch_encoder else 0,
         }
+        if options.get("head", "delta") == "delta" and self.representation != "embedding":
+            defaults |= {"keep_zeros": True, "base_encoder": self.prior == "cells"}
         if self.representation == "embedding":
             decoder = GeneDecoderConfig(n_genes=stats.n_vars, hidden=(512, 512))
             defaults |= {"rectify": False, "gene_decoder": decoder.__dict__}
@@ -276,6 +329,216 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             "register backed data: adata = sc.read_h5ad(path, backed='r')."
         )
 
+    # ---------------------------------------------------------------- pretrained weights
+
+    @classmethod
+    def from_pretrained(  # noqa: PLR0913
+        cls,
+        source: str | Path,
+        adata: AnnOrMuData | None = None,
+        *,
+        checkpoint: str | None = None,
+        revision: str | None = None,
+        accept: Sequence[str] = (),
+        accept_license: bool | None = None,
+        attention: Attention | None = None,
+        genes: Sequence[str] | None = None,
+        set_size: int | None = None,
+        network: Mapping[str, Any] | None = None,
+        objective: Mapping[str, Any] | None = None,
+        prior: Prior = "none",
+        check_scale: bool = True,
+        cache_dir: str | Path | None = None,
+        offline: bool = False,
+        seed: int = 0,
+    ) -> TahoeST:
+        """Start from pretrained weights: weights only, never an optimizer, a schedule or a step.
+
+        Genes, perturbations and batches are matched by label. Whatever would change the meaning of the weights is a
+        decision to be named in ``accept``; the error that asks for it says which. No code of a downloaded file runs.
+
+        Parameters
+        ----------
+        source
+            Folder in Arc's format or of :meth:`export`, or name of a model on the Hugging Face hub.
+        adata
+            Registered data to fine-tune on; None gives a model with the labels of the folder, for prediction.
+        checkpoint
+            Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name.
+        revision
+            Commit, tag or branch on the hub.
+        accept
+            Names from ``scvi_tahoe.pretrained.DECISIONS``.
+        accept_license
+            Accept the licence of downloaded weights (Arc's are non-commercial, also for outputs and fine-tunes).
+        attention
+            Overrides the attention that the folder states or that is assumed for it; see :meth:`diagnose_attention`.
+        genes
+            Names of the weights' genes, where the folder lacks them.
+        set_size
+            Cells of a set; None takes that of the weights.
+        network
+            Options of the network to change, such as ``{"dropout": 0.2}``; what changes its function needs a decision.
+        objective
+            As for :class:`TahoeST`; None takes the default, or what an export of ours was trained with.
+        prior
+            As for :class:`TahoeST`.
+        check_scale
+            Refuse data on another scale than the weights', by predicting controls from controls.
+        cache_dir, offline
+            Of the hub.
+        seed
+            Of what the weights do not cover.
+
+        Returns
+        -------
+        The model; ``model.loading_report_`` says what became of every tensor.
+
+        Raises
+        ------
+        ValueError
+            If a decision is missing, or the data are on another scale.
+        FileNotFoundError
+            If there is no such folder or checkpoint.
+        """
+        weights = read_pretrained(
+            source, checkpoint, revision=revision, accept_license=accept_license, attention=attention, genes=genes,
+            cache_dir=cache_dir, offline=offline,
+        )  # fmt: skip
+        if adata is None:
+            registry = registry_of(weights, cls.__name__)
+            stats = {k: v for f in registry["field_registries"].values() for k, v in f["summary_stats"].items()}
+        else:
+            registry, stats = None, dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
+        options = start_options(weights, stats, batches="n_batch" in stats)
+        if set_size is not None:
+            options["set_size"] = set_size
+        chosen = {**options, "network": network, "objective": objective or options["objective"], "prior": prior}
+        model = cls(adata, registry, seed=seed, **chosen)
+        start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
+        model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)
+        model.pretrained_parameters_ = sorted(f"network.{name}" for name in start.report.loaded)
+        model.loading_report_ = start.report
+        model.provenance_ = asdict(weights.provenance)
+        model.weights_objective_ = options["objective"] or objective_of(weights.loss)
+        model.is_trained_ = True
+        logger.info(f"{weights.provenance.source}\n{start.report.text()}")
+        if adata is not None and check_scale:
+            model._refuse_other_scale()
+        return model
+
+    def export(
+        self, folder: str | Path, *, format: Literal["scvi-tahoe", "arc"] = "scvi-tahoe", overwrite: bool = False
+    ) -> None:
+        """Write the model into a folder that anyone can read without running code.
+
+        Parameters
+        ----------
+        folder
+            To be created.
+        format
+            One of:
+
+            * ``'scvi-tahoe'`` - safetensors and JSON, which :meth:`from_pretrained` reads (default)
+            * ``'arc'`` - a folder that arc-state's own command line runs
+        overwrite
+            Replace an earlier export there.
+
+        Raises
+        ------
+        ValueError
+            If the format is unknown, or arc-state has no counterpart for something in the model.
+        FileExistsError
+            If the folder exists and may not be replaced.
+        """
+        if format not in ("scvi-tahoe", "arc"):
+            raise ValueError(f"format={format!r} is unknown; allowed are 'scvi-tahoe' and 'arc'.")
+        if self.prior != "none":
+            raise ValueError(
+                f"export writes networks, and this model also has prior={self.prior!r}, which is made of training "
+                "cells; keep it with save()."
+            )
+        pretrained = pretrained_of(self)
+        if format == "scvi-tahoe":
+            export_model(pretrained, folder, overwrite=overwrite)
+            return
+        keys = self.keys
+        columns = ArcColumns(
+            perturbation=keys.perturbation_key, context=keys.context_key or "cell_type", batch=keys.batch_key or "batch"
+        )
+        write_arc_folder(pretrained, folder, columns=columns, overwrite=overwrite)
+
+    def diagnose_attention(
+        self, adata: AnnOrMuData | None = None, *, n_sets: int = 32, seed: int = 0
+    ) -> AttentionDiagnosis:
+        """Compute the loss under each kind of attention, and say which the weights were trained with, and how sure.
+
+        Parameters
+        ----------
+        adata
+            Data with perturbed and control cells and the columns of the model's; None takes the model's own.
+        n_sets
+            Cell sets to compute it on.
+        seed
+            Which.
+
+        Returns
+        -------
+        Loss of each set under each attention, the best, how certain that is, and a verdict in words.
+        """
+        minibatches = self._minibatches(adata, n_sets=n_sets, seed=seed)
+        pairs: Iterable[Any] = (
+            (
+                {
+                    "control_SNG": m[TENSORS.CONTROL],
+                    "perturbation_SP": m[TENSORS.PERTURBATION],
+                    "batch_SN": m.get(TENSORS.BATCH),
+                    "base_SNG": base_cells(m),
+                },
+                m[TENSORS.OBSERVED],
+            )
+            for m in minibatches
+        )
+        # the question is what the weights were trained with, so the loss is theirs, not the one for fine-tuning
+        theirs = self.weights_objective_
+        objective = self.module.objective if theirs is None else Objective(ObjectiveConfig(**theirs))
+        return diagnose_attention(self.module.network, pairs, lambda p, o: objective.main_loss(p, o)[0])
+
+    def _minibatches(
+        self, adata: AnnOrMuData | None, *, n_sets: int, seed: int, only_controls: bool = False
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Minibatches of random sets; of controls with the control's own embedding if asked for."""
+        data = self.adata if adata is None else adata
+        if data is None:
+            raise ValueError("this model has no data of its own; pass data with perturbed and control cells.")
+        screen = verify_screen(data, self.keys)
+        index = ConditionIndex.from_screen(screen)
+        rows = np.flatnonzero(~index.is_control)
+        plan = SetPlan(
+            index=index, pools=index.control_pools(), row_of_label=self._rows_of_labels(screen), rows=rows,
+            set_size=self.set_size, sets_per_step=min(8, n_sets),
+        )  # fmt: skip
+        dataset = CellSetDataset(self._sources(screen, self.device))
+        self.module.eval()
+        for request in RandomSampler(plan, n_steps=-(-n_sets // plan.sets_per_step), seed=seed):
+            if only_controls:
+                control = np.full_like(request.perturbation_S, self.perturbation_table.position(screen.control))
+                request = replace(request, perturbation_S=control)
+            yield dataset.to_tensors(dataset[request], self.device)
+
+    def _refuse_other_scale(self) -> None:
+        """Raise if controls predicted from controls do not look like controls.
+
+        Only where the whole path from cells to cells was loaded: new tensors say nothing about a scale.
+        """
+        report = self.loading_report_
+        if report is None or report.must_train or self.representation == "embedding":
+            return
+        check = scale_check(self, next(self._minibatches(None, n_sets=8, seed=0, only_controls=True)))
+        if not check.ok:
+            raise ValueError(f"{check.message} To load the weights all the same, pass check_scale=False.")
+        logger.info(check.message)
+
     # ---------------------------------------------------------------- what the model knows
 
     @property
@@ -369,6 +632,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             If an option is unknown or out of range, or ``save_dir`` holds a checkpoint of another run.
         """
         screen = self._training_screen()
+        split = FractionSplit() if split is None else split
+        if not isinstance(split, Split):
+            raise TypeError(
+                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
+                "HeldOutPerturbations(validation=[...])."
+            )
         run = TrainingRun.prepare(
             n_parameters_pretrained=len(self.pretrained_parameters_),
             max_steps=max_steps,
@@ -382,20 +651,28 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             save_dir=save_dir,
             resume_from=resume_from,
             trainer_options=trainer_kwargs,
+            setting={
+                "set_size": self.set_size, "representation": self.representation, "prior": self.prior,
+                "objective": self.module.objective.config.to_dict(), "split": split.to_dict(),
+                "n_cells": screen.n_cells, "n_pretrained": len(self.pretrained_parameters_),
+            },
         )  # fmt: skip
         index = ConditionIndex.from_screen(screen)
-        assigned = (split or FractionSplit()).assign(index, seed=seed)
-        datamodule = run.datamodule(
-            self._sources(screen, run.device, store=store), assigned, self._rows_of_labels(screen), self.set_size
-        )
+        assigned = split.assign(index, seed=seed)
+        sources, base_rows = self._sources(screen, run.device, store=store), None
+        if self.prior != "none":
+            prior = CellPrior.from_cells(self.prior, _aligned(self, screen), index, assigned.train, seed=seed)
+            self.prior_ = prior.to_dict()
+            sources, base_rows = self._with_prior(sources, screen, index, index.conditions, seed=seed)
+        datamodule = run.datamodule(sources, assigned, self._rows_of_labels(screen), self.set_size, base_rows)
         _log_start(run, assigned.audit(), datamodule.dataset.sources, self)
-        previous = self.history_
+        previous = dict(self.history_ or {})  # a copy, as scvi-tools writes into the history
         self.split_ = assigned.split.to_dict()
         with run.interruptible():
             super().train(
                 max_epochs=run.n_epochs,
                 datamodule=datamodule,
-                plan_kwargs={"config": run.plan, "pretrained": self.pretrained_parameters_},
+                plan_kwargs={"config": run.plan, "pretrained": self.pretrained_parameters_, "setting": run.setting},
                 **run.trainer_kwargs(logger=logger, progress=progress),
             )
         run.finish(self, previous)
@@ -404,7 +681,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if self.adata is None:
             raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to train it.")
         self._validate_anndata()
-        screen = verify_screen(self.adata, self.keys)
+        screen = verify_screen(self.adata, self.keys, table_required=False)
         unknown = sorted(set(screen.perturbation.names) - set(self.perturbation_table.names))
         if unknown:
             raise ValueError(f"the model has no embedding row for these perturbations of the data: {unknown[:5]}.")
@@ -433,6 +710,27 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             table=(table or self.perturbation_table).matrix,
             batch_of_cell=self._batch_of_cell(screen),
         )
+
+    def _with_prior(
+        self,
+        sources: MinibatchSources,
+        screen: Screen,
+        index: ConditionIndex,
+        conditions: Sequence[Condition],
+        *,
+        seed: int,
+        table: EmbeddingTable | None = None,
+    ) -> tuple[MinibatchSources, dict[Condition, np.ndarray] | None]:
+        """Sources with what the prior says of these conditions, and the rows that each draws from."""
+        if self.prior_ is None:
+            raise ValueError(f"the model has prior={self.prior!r}, which is learned in train(); train it first.")
+        expression = _aligned(self, screen)
+        controls = {c: _dense(expression[index.controls(c)]) for c in {condition.context for condition in conditions}}
+        base = CellPrior.from_dict(self.prior_).base(conditions, controls, table or self.perturbation_table, seed=seed)
+        if base.cells is None:
+            return replace(sources, shift_of_condition=base.shift), None
+        store = make_store(base.cells, self.device)
+        return replace(sources, base=store), base.rows
 
     def _batch_of_cell(self, screen: Screen) -> np.ndarray | None:
         """Batch of each cell as the network counts them; -1 is never handed on."""
@@ -527,19 +825,34 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
         self.module.eval()
         sources = self._sources(screen, self.device, store=store, table=table, alignment=alignment)
+        if self.prior != "none":
+            sources, base_rows = self._with_prior(sources, screen, index, plan.conditions, seed=seed, table=table)
+            plan = plan if base_rows is None else with_base(plan, base_rows)
         predicted = run_prediction(
-            self.module, sources, plan, set_size=self.set_size, batch_size=batch_size or 16, output=output,
-            device=self.device, progress=progress,
+            self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
+            output=output, device=self.device, progress=progress,
         )  # fmt: skip
         names = self.genes if output != "embedding" else np.array([f"embedding_{i}" for i in range(predicted.shape[1])])
         start = None
         if control_layer:
-            rows = np.concatenate([t.controls for t in plan.tasks])
-            start = sources.cells.dense(sources.cells.fetch(rows), self.device).cpu().numpy()
+            start_rows = np.concatenate([t.controls for t in plan.tasks])
+            start = sources.cells.dense(sources.cells.fetch(start_rows), self.device).cpu().numpy()
         return assemble(
             predicted, plan, screen, self.keys, var=pd.DataFrame(index=names), control_layer=start,
-            uns={"scvi_tahoe": {"output": output, "seed": seed}},
+            uns={PREDICTION_RECORD: self._prediction_record(output, seed)},
         )  # fmt: skip
+
+    def _prediction_record(self, output: Output, seed: int) -> dict[str, Any]:
+        """Where the numbers come from; the evaluation refuses genes of a decoder that was not trained."""
+        decodes = self.module.config.gene_decoder is not None
+        weight = self.module.objective.config.decoder_weight if decodes else 0.0
+        return {
+            "space": output,
+            "genes_from": "decoder" if decodes else "network",
+            "decoder_trained": bool(decodes and weight > 0 and self.is_trained_),
+            "decoder_weight": weight,
+            "seed": seed,
+        }
 
     def _prediction_data(self, adata: AnnOrMuData | None) -> tuple[AnnOrMuData, EmbeddingTable]:
         """The data to start from, and the table with rows that only they bring."""
@@ -547,11 +860,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         data = self.adata if adata is None else adata
         if data is None:
             raise ValueError("this model has no data of its own; pass the control cells with predict(adata, ...).")
-        key = self.keys.perturbation_embedding_key
-        if key is not None and key in data.uns:
-            new = read_table(data, self.keys)
-            table = table if new is None else table.extended(new)
-        return data, table
+        new = read_table(data, self.keys, required=False)
+        return data, table if new is None else table.extended(new)
 
     def evaluate(
         self,
@@ -586,8 +896,6 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         -------
         Scores beside baselines and ceiling.
         """
-        from scvi_tahoe.evaluate import evaluate
-
         if prediction is None:
             index = ConditionIndex.from_screen(read_screen(reference, self.keys))
             sizes = dict(zip(index.conditions, np.bincount(index.condition_of_cell[~index.is_control]), strict=True))
@@ -623,12 +931,13 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         *args, **kwargs
             Of :meth:`scvi.model.base.BaseModelClass.save`.
         """
-        frames: Any = self.history_
-        self.history_: Any = history_as_lists(frames)
+        frames, report = self.history_, self.loading_report_
+        self.history_ = history_as_lists(frames)
+        self.loading_report_ = None if report is None else asdict(report)  # type: ignore[assignment]
         try:
             super().save(str(dir_path), *args, **kwargs)
         finally:
-            self.history_ = frames
+            self.history_, self.loading_report_ = frames, report
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeST:
@@ -652,12 +961,27 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             warnings.filterwarnings("ignore", message="var_names for adata passed in does not match")
             model = super().load(str(dir_path), adata, **kwargs)
         model.history_ = history_as_frames(model.history_)
+        if model.loading_report_ is not None:
+            model.loading_report_ = report_from_dict(model.loading_report_)
         return model
 
 
 def _keys(setup_method_args: Mapping[str, Any]) -> ScreenKeys:
     arguments = {k: v for k, v in setup_method_args["setup_args"].items() if v is not None}
     return ScreenKeys(**arguments)
+
+
+def _aligned(model: TahoeST, screen: Screen) -> Any:
+    """Expression of the whole screen in the model's gene order."""
+    alignment = align_genes(model.genes, screen.genes, max_missing=1.0)
+    matrix = screen.expression
+    if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
+        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
+    return alignment.apply(matrix.tocsr() if sp.issparse(matrix) else matrix)
+
+
+def _dense(block: Any) -> np.ndarray:
+    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
 
 
 def _log_start(run: TrainingRun, audit: Any, sources: MinibatchSources, model: TahoeST) -> None:

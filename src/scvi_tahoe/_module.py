@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 __all__ = ["TahoeSTModule"]
 
 
+def base_cells(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """What the network's change is added to: the prior's cells, or controls shifted by the prior; None: controls."""
+    if TENSORS.BASE in tensors:
+        return tensors[TENSORS.BASE]
+    if TENSORS.SHIFT in tensors:
+        return (tensors[TENSORS.CONTROL] + tensors[TENSORS.SHIFT][:, None]).clamp_min(0)
+    return None
+
+
 class TahoeSTModule(BaseModuleClass):
     """State Transition network with its objective.
 
@@ -73,6 +82,7 @@ class TahoeSTModule(BaseModuleClass):
         control_SNG: Tensor | Mapping[str, Tensor],
         perturbation_SP: Tensor | None = None,
         batch_SN: Tensor | None = None,
+        base_SNG: Tensor | None = None,
         **kwargs: Any,
     ) -> NetworkOutput | tuple[dict[str, Any], dict[str, Any], LossOutput]:
         """Predict perturbed cells; or, given a minibatch, the steps that scvi-tools' training plans call.
@@ -85,6 +95,8 @@ class TahoeSTModule(BaseModuleClass):
             Embedding of each set's perturbation; ``[S, N, P]`` where cells of a set carry their own.
         batch_SN
             Technical batch of each cell, where the network has a batch encoder.
+        base_SNG
+            What the network's change is added to; None: the control cells.
         **kwargs
             Of :meth:`scvi.module.base.BaseModuleClass.forward`, with a minibatch only.
 
@@ -94,19 +106,26 @@ class TahoeSTModule(BaseModuleClass):
         """
         if isinstance(control_SNG, Mapping):
             return super().forward(control_SNG, **kwargs)
-        return self.network(control_SNG, perturbation_SP, batch_SN)
+        return self.network(control_SNG, perturbation_SP, batch_SN, base_SNG)
 
     def _get_inference_input(self, tensors: Mapping[str, Tensor], **kwargs: Any) -> dict[str, Tensor | None]:
         return {
             "control_SNG": tensors[TENSORS.CONTROL],
             "perturbation_SP": tensors[TENSORS.PERTURBATION],
             "batch_SN": tensors.get(TENSORS.BATCH),
+            "base_SNG": base_cells(tensors),
         }
 
     @auto_move_data
-    def inference(self, control_SNG: Tensor, perturbation_SP: Tensor, batch_SN: Tensor | None = None) -> dict[str, Any]:
+    def inference(
+        self,
+        control_SNG: Tensor,
+        perturbation_SP: Tensor,
+        batch_SN: Tensor | None = None,
+        base_SNG: Tensor | None = None,
+    ) -> dict[str, Any]:
         """Run the network: encoders, backbone and head."""
-        return {"output": self.network(control_SNG, perturbation_SP, batch_SN)}
+        return {"output": self.network(control_SNG, perturbation_SP, batch_SN, base_SNG)}
 
     def _get_generative_input(
         self,

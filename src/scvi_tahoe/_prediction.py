@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import OBS, TENSORS
+from scvi_tahoe._module import base_cells
 from scvi_tahoe.data import CellSetDataset, Condition, ExhaustiveSampler, PredictionTask, nearest_names
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import ConditionIndex, EmbeddingTable, MinibatchSources, Screen, ScreenKeys
 
-__all__ = ["OUTPUTS", "Output", "PredictionPlan", "assemble", "plan_prediction", "run_prediction"]
+__all__ = ["OUTPUTS", "Output", "PredictionPlan", "assemble", "plan_prediction", "run_prediction", "with_base"]
 
 Output = Literal["expression", "delta", "embedding"]
 OUTPUTS: tuple[Output, ...] = ("expression", "delta", "embedding")
@@ -84,24 +85,32 @@ def plan_prediction(
     ValueError
         If a label is unknown, listed twice, or a number of cells is below 1.
     """
-    if perturbations is None:
-        perturbations = [n for n in table.names if n != index.control]
+    if seed < 0:
+        raise ValueError(f"seed={seed!r} must be 0 or more.")
     for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
         if isinstance(given, str):
             raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")
         if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
             raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
+    everything = [n for n in table.names if n != index.control]
+    perturbations = everything if perturbations is None else [str(p) for p in perturbations]
+    contexts = None if contexts is None else [str(c) for c in contexts]
     conditions = [Condition(c, p) for c in _chosen_contexts(index, contexts) for p in perturbations]
     if isinstance(n_cells, Mapping):
         conditions = [c for c in conditions if c in n_cells]
+        if not conditions:
+            raise ValueError(
+                f"n_cells names none of the conditions that are asked for; its keys are (context, perturbation), "
+                f"e.g. {list(n_cells)[:2]}."
+            )
     unknown = [p for p in perturbations if p not in table.names]
     if unknown:
         raise ValueError(table_message(table, unknown))
     tasks = []
     for condition in conditions:
         n = n_cells[condition] if isinstance(n_cells, Mapping) else n_cells
-        if n is not None and n < 1:
-            raise ValueError(f"n_cells={n} must be 1 or more.")
+        if n is not None and (not isinstance(n, int | np.integer) or n < 1):
+            raise ValueError(f"n_cells={n!r} must be a whole number of 1 or more.")
         task_seed = (seed, *(zlib.crc32(label.encode()) for label in condition))
         controls = index.controls(condition.context)
         start = _start_cells(controls, n, np.random.default_rng(task_seed))
@@ -121,6 +130,12 @@ def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
     return f"the model knows no perturbation {near}: {remedy}."
 
 
+def with_base(plan: PredictionPlan, rows: Mapping[Condition, np.ndarray]) -> PredictionPlan:
+    """The same plan, each task with the rows of its prior's cells."""
+    pairs = zip(plan.conditions, plan.tasks, strict=True)
+    return replace(plan, tasks=tuple(replace(task, base=rows[condition]) for condition, task in pairs))
+
+
 @torch.inference_mode()
 def run_prediction(
     module: TahoeSTModule,
@@ -134,6 +149,8 @@ def run_prediction(
     progress: bool,
 ) -> np.ndarray:
     """Predicted cells of all tasks, one after the other: float32 ``[n_cells, G]``."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be 1 or more.")
     dataset = CellSetDataset(sources)
     sampler = ExhaustiveSampler(plan.tasks, set_size=set_size, sets_per_step=batch_size)
     decodes = module.config.gene_decoder is not None and output != "embedding"
@@ -143,7 +160,10 @@ def run_prediction(
     with tqdm(total=plan.n_cells, unit="cell", desc="predicting", disable=not progress, dynamic_ncols=True) as bar:
         for request in sampler:
             tensors = dataset.to_tensors(dataset[request], device)
-            result = module(tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH))
+            base_SNG = base_cells(tensors)
+            result = module(
+                tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH), base_SNG
+            )
             cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
             if output == "delta":
                 cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]

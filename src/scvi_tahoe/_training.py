@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import pickle
+import signal
+import threading
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import pandas as pd
 import torch
+from scvi import settings
 from scvi.train import Trainer
 
 from scvi_tahoe._compat import quiet_lightning, require
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from scvi_tahoe._model import TahoeST
-    from scvi_tahoe.data import AssignedSplit, MinibatchSources
+    from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources
 
 __all__ = ["TrainingRun"]
 
@@ -114,6 +118,8 @@ class TrainingRun:
         Where checkpoints go, and which one the run goes on from.
     resume_step
         Its optimizer step.
+    setting
+        What decides the course of the run beside the plan, in plain values: a resumed run must have the same.
     options
         What is left for Lightning's trainer.
     device
@@ -130,6 +136,7 @@ class TrainingRun:
     folder: Path | None
     resume_from: Path | None
     resume_step: int | None
+    setting: dict[str, Any]
     options: dict[str, Any]
     device: torch.device
     _callbacks: list[Any] = field(default_factory=list)
@@ -148,6 +155,7 @@ class TrainingRun:
         save_dir: str | Path | None,
         resume_from: str | Path | None,
         trainer_options: Mapping[str, Any],
+        setting: Mapping[str, Any],
     ) -> TrainingRun:
         """Check every option and resolve the defaults. Nothing is written but the folder.
 
@@ -170,30 +178,58 @@ class TrainingRun:
                 raise ValueError(f"{name}={value!r} must be 1 or more.")
         between = validate_every or max(1, -(-steps // _N_VALIDATIONS))
         accumulate = int(trainer_options.get("accumulate_grad_batches", 1))
-        resumed = _resumed(resume_from, plan)
+        batch_size = batch_size or _BATCH_SIZE
+        setting = {
+            **setting,
+            "batch_size": batch_size,
+            "validate_every": between,
+            "accumulate_grad_batches": accumulate,
+            "precision": str(trainer_options.get("precision", "32-true")),
+        }
+        resumed = _resumed(resume_from, plan, setting)
         return cls(
             plan=plan,
             n_epochs=-(-steps // between),
             steps_per_epoch=between * accumulate,
-            batch_size=batch_size or _BATCH_SIZE,
+            batch_size=batch_size,
             accumulate=accumulate,
             monitor=monitor,
             patience=patience,
             folder=_folder(save_dir, resumes=resume_from is not None),
             resume_from=None if resume_from is None else Path(resume_from),
             resume_step=resumed,
+            setting=setting,
             options=dict(trainer_options),
             device=_device(trainer_options),
         )
 
     def datamodule(
-        self, sources: MinibatchSources, split: AssignedSplit, row_of_label: np.ndarray, set_size: int
+        self,
+        sources: MinibatchSources,
+        split: AssignedSplit,
+        row_of_label: np.ndarray,
+        set_size: int,
+        base_rows: Mapping[Condition, np.ndarray] | None = None,
     ) -> CellSetDataModule:
-        """Loaders of this run."""
+        """Loaders of this run.
+
+        Raises
+        ------
+        ValueError
+            If the run is to stop early and nothing validates.
+        """
+        if not len(split.validation):
+            if self.patience is not None:
+                raise ValueError(f"patience={self.patience} needs validation cells, and {split.split} leaves none.")
+            warnings.warn(
+                f"no cell validates with {split.split}: the model will keep the weights of the last step, not the best.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
         config = LoaderConfig(
             set_size=set_size, batch_size=self.batch_size, steps_per_epoch=self.steps_per_epoch, seed=self.plan.seed
         )
-        return CellSetDataModule(sources, split, row_of_label, config)
+        return CellSetDataModule(sources, split, row_of_label, config, base_rows)
 
     def trainer_kwargs(self, *, logger: str | Logger | Sequence[Logger] | None, progress: bool) -> dict[str, Any]:
         """Arguments of scvi-tools' trainer."""
@@ -247,10 +283,13 @@ class TrainingRun:
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Say how to go on when the user interrupts; checkpoints are complete at every moment."""
+        handler = signal.getsignal(signal.SIGINT)
         try:
             with quiet_lightning():
                 yield
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second, and then ignores Ctrl-C
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
             saved = None if self.folder is None else checkpoint_in(self.folder)
             if saved is None:
                 hint = "nothing was saved; with save_dir=... a run can be continued"
@@ -258,7 +297,7 @@ class TrainingRun:
                 hint = f"continue with model.train(..., save_dir={str(self.folder)!r}, resume_from={str(saved)!r})"
             raise KeyboardInterrupt(f"training was interrupted: {hint}") from None
 
-    def finish(self, model: TahoeST, previous: dict[str, pd.DataFrame] | None) -> None:
+    def finish(self, model: TahoeST, previous: Mapping[str, pd.DataFrame]) -> None:
         """Put history, configuration and the list of trained parameters on the model."""
         history = next(log for log in model.trainer.loggers if isinstance(log, MetricsHistory))
         best = next(c for c in self._callbacks if isinstance(c, KeepBest))
@@ -280,7 +319,7 @@ class TrainingRun:
                         f"{best.best_step}{where}")  # fmt: skip
 
 
-def _resumed(resume_from: str | Path | None, plan: PlanConfig) -> int | None:
+def _resumed(resume_from: str | Path | None, plan: PlanConfig, setting: Mapping[str, Any]) -> int | None:
     """Step of the checkpoint to resume from, after checking that the run is the same."""
     if resume_from is None:
         return None
@@ -289,14 +328,15 @@ def _resumed(resume_from: str | Path | None, plan: PlanConfig) -> int | None:
         raise FileNotFoundError(f"resume_from={str(path)!r} does not exist; a run writes {LAST} into its save_dir.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        earlier = PlanConfig.from_kwargs(checkpoint["plan_config"])
+        earlier = {**PlanConfig.from_kwargs(checkpoint["plan_config"]).to_kwargs(), **checkpoint["setting"]}
         step = int(checkpoint["global_step"])
     except (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"resume_from={str(path)!r} is not a checkpoint of an interrupted run ({error}); weights alone are "
             "loaded with TahoeST.load or TahoeST.from_pretrained."
         ) from None
-    if changed := {k: (v, plan.to_kwargs()[k]) for k, v in earlier.to_kwargs().items() if v != plan.to_kwargs()[k]}:
+    now = {**plan.to_kwargs(), **setting}
+    if changed := {k: (earlier.get(k), v) for k, v in now.items() if earlier.get(k) != v}:
         listed = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in changed.items())
         raise ValueError(
             f"a resumed run goes on with the options it started with, and these differ: {listed}. To train with other "
@@ -309,7 +349,7 @@ def _resumed(resume_from: str | Path | None, plan: PlanConfig) -> int | None:
     return step
 
 
-def _joined(previous: Mapping[str, pd.DataFrame] | None, new: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def _joined(previous: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """History of several trainings, the steps of a later one counted on from the end of the one before."""
     if not previous:
         return dict(new)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from scvi_tahoe.cli._mistakes import one_line_mistakes
+from scvi_tahoe.cli._quiet import quiet_frameworks
 from scvi_tahoe.demo import DEFAULT_STEPS, FILES, run_demo, score_table
 
 __all__ = ["demo"]
@@ -24,6 +25,7 @@ def demo(
     Takes under three minutes on two CPU cores. Leaves a folder with the model, the prediction, the scores and two
     figures, and prints the scores.
     """
+    quiet_frameworks()
     again = f"scvi-tahoe demo --folder {folder}"
     again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""
     again += f" --seed {seed}" if seed else ""

@@ -15,6 +15,7 @@ from scvi_tahoe.data._fields import (
     LabelField,
     screen_fields,
 )
+from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
     ExhaustiveSampler,
@@ -39,8 +40,10 @@ from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore,
 from scvi_tahoe.data._verification import read_table, verify_controls, verify_screen
 
 __all__ = [
+    "PRIORS",
     "AssignedSplit",
     "CellEmbeddingField",
+    "CellPrior",
     "CellSetDataModule",
     "CellSetDataset",
     "CellSetRequest",
@@ -67,6 +70,8 @@ __all__ = [
     "LoaderConfig",
     "MinibatchSources",
     "PredictionTask",
+    "Prior",
+    "PriorBase",
     "RandomSampler",
     "ScaleReport",
     "Screen",

@@ -13,8 +13,11 @@ from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
 from scvi_tahoe.data._sampler import FixedSampler, RandomSampler, SetPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
+    from scvi_tahoe.data._conditions import Condition
     from scvi_tahoe.data._splits import AssignedSplit
 
 __all__ = ["CellSetDataModule", "LoaderConfig"]
@@ -31,7 +34,7 @@ class LoaderConfig:
     batch_size
         S, sets of a training minibatch.
     steps_per_epoch
-        Training minibatches between two validations.
+        Training minibatches between two validations, on each device.
     validation_sets
         At most this many sets of a condition in validation.
     seed
@@ -64,10 +67,17 @@ class CellSetDataModule(LightningDataModule):
         Row of the embedding table for each perturbation code of the screen.
     config
         Sizes and seed.
+    base_rows
+        Which of the prior's cells each condition draws from; None without a prior of cells.
     """
 
     def __init__(
-        self, sources: MinibatchSources, split: AssignedSplit, row_of_label: np.ndarray, config: LoaderConfig
+        self,
+        sources: MinibatchSources,
+        split: AssignedSplit,
+        row_of_label: np.ndarray,
+        config: LoaderConfig,
+        base_rows: Mapping[Condition, np.ndarray] | None = None,
     ) -> None:
         super().__init__()
         self.dataset = CellSetDataset(sources)
@@ -85,11 +95,14 @@ class CellSetDataModule(LightningDataModule):
             rows=split.train,
             set_size=config.set_size,
             sets_per_step=config.batch_size,
+            base_rows=base_rows,
         )
 
     def train_dataloader(self) -> DataLoader:
         """Random sets, another draw at every epoch."""
-        sampler = RandomSampler(self._plan, n_steps=self.config.steps_per_epoch, seed=self.config.seed)
+        # Lightning deals the minibatches of one sampler out to all devices
+        n_devices = 1 if self.trainer is None else self.trainer.world_size
+        sampler = RandomSampler(self._plan, n_steps=self.config.steps_per_epoch * n_devices, seed=self.config.seed)
         return DataLoader(self.dataset, sampler=sampler, batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader | list:

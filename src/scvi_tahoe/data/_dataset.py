@@ -40,6 +40,10 @@ class MinibatchSources:
         float32 ``[labels, P]`` perturbation embeddings.
     batch_of_cell
         Technical batch of every cell as the network counts them; None if it does not look.
+    base
+        The cells of a prior, which the network corrects; None without such a prior.
+    shift_of_condition
+        float32 ``[conditions, X]``: change of the mean that a prior adds to the controls; None without such a prior.
     """
 
     cells: CellStore
@@ -47,6 +51,8 @@ class MinibatchSources:
     genes: CellStore | None = None
     embedding: CellStore | None = None
     batch_of_cell: np.ndarray | None = None
+    base: CellStore | None = None
+    shift_of_condition: np.ndarray | None = None
 
 
 class CellSetDataset(Dataset):
@@ -59,6 +65,8 @@ class CellSetDataset(Dataset):
     def __init__(self, sources: MinibatchSources) -> None:
         self.sources = sources
         self._table: Tensor = torch.from_numpy(sources.table)
+        shift = sources.shift_of_condition
+        self._shift: Tensor | None = None if shift is None else torch.from_numpy(shift)
 
     def __getitem__(self, request: CellSetRequest) -> dict[str, Any]:
         sources, observed = self.sources, request.observed_SN
@@ -73,6 +81,8 @@ class CellSetDataset(Dataset):
                 payload[TENSORS.OBSERVED_GENES] = sources.genes.fetch(observed)
             if sources.embedding is not None:
                 payload[TENSORS.OBSERVED_EMBEDDING] = sources.embedding.fetch(observed)
+        if sources.base is not None and request.base_SN is not None:
+            payload[TENSORS.BASE] = sources.base.fetch(request.base_SN)
         if sources.batch_of_cell is not None:
             # the network is told the batch of the cells it predicts: the observed ones, else those it starts from
             rows = request.control_SN if observed is None else observed
@@ -86,10 +96,15 @@ class CellSetDataset(Dataset):
             TENSORS.OBSERVED: self.sources.cells,
             TENSORS.OBSERVED_GENES: self.sources.genes,
             TENSORS.OBSERVED_EMBEDDING: self.sources.embedding,
+            TENSORS.BASE: self.sources.base,
         }
         tensors = {key: store.dense(payload[key], device) for key, store in stores.items() if store and key in payload}
         if self._table.device != device:
             self._table = self._table.to(device)
+        if self._shift is not None:
+            if self._shift.device != device:
+                self._shift = self._shift.to(device)
+            tensors[TENSORS.SHIFT] = self._shift[payload[TENSORS.CONDITION].to(device, non_blocking=True)]
         for key in (TENSORS.CONDITION, TENSORS.BATCH):
             if key in payload:
                 tensors[key] = payload[key].to(device, non_blocking=True)

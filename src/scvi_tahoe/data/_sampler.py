@@ -19,11 +19,19 @@ import numpy as np
 from torch.utils.data import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from scvi_tahoe.data._conditions import ConditionIndex, ControlPools
+    from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools
 
-__all__ = ["CellSetRequest", "ExhaustiveSampler", "FixedSampler", "PredictionTask", "RandomSampler", "SetPlan"]
+__all__ = [
+    "CellSetRequest",
+    "ExhaustiveSampler",
+    "FixedSampler",
+    "PredictionTask",
+    "RandomSampler",
+    "SetPlan",
+    "draw_window",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class CellSetRequest:
         Which condition (or prediction task) each set belongs to.
     valid_S
         Number of leading cells of each set that are wanted; the rest fill up the last window of a task.
+    base_SN
+        Rows of the prior's cells (see :class:`~scvi_tahoe.data.CellPrior`); None without them.
     """
 
     control_SN: np.ndarray
@@ -49,6 +59,7 @@ class CellSetRequest:
     perturbation_S: np.ndarray
     condition_S: np.ndarray
     valid_S: np.ndarray
+    base_SN: np.ndarray | None = None
 
     @property
     def n_sets(self) -> int:
@@ -66,6 +77,7 @@ class SetPlan:
     rows: np.ndarray
     set_size: int
     sets_per_step: int
+    base_rows: Mapping[Condition, np.ndarray] | None = None
 
     def cells_by_condition(self) -> dict[int, np.ndarray]:
         condition = self.index.condition_of_cell[self.rows]
@@ -81,10 +93,17 @@ class SetPlan:
             perturbation_S=self.row_of_label[self.index.perturbation.codes[first]],
             condition_S=condition_S,
             valid_S=np.full(len(condition_S), observed_SN.shape[1]),
+            base_SN=self._base(condition_S, observed_SN.shape[1], rng),
         )
 
+    def _base(self, condition_S: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray | None:
+        if self.base_rows is None:
+            return None
+        conditions = (self.index.conditions[c] for c in condition_S)
+        return np.stack([draw_window(self.base_rows[c], size, rng) for c in conditions])
 
-def _window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+
+def draw_window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """``size`` cells without repetition; where there are fewer, each as often as the next, give or take one."""
     copies = -(-size // len(cells))
     return np.concatenate([rng.permutation(cells) for _ in range(copies)])[:size]
@@ -124,7 +143,7 @@ class RandomSampler(Sampler[CellSetRequest]):
         turn = self._turns(rng)
         for _ in range(self.n_steps):
             condition_S = np.array([next(turn) for _ in range(self.sets.sets_per_step)])
-            observed_SN = np.stack([_window(self._cells[c], self.sets.set_size, rng) for c in condition_S])
+            observed_SN = np.stack([draw_window(self._cells[c], self.sets.set_size, rng) for c in condition_S])
             yield self.sets.request(observed_SN, condition_S, rng)
 
     def _turns(self, rng: np.random.Generator) -> Iterator[int]:
@@ -151,7 +170,7 @@ class FixedSampler(Sampler[CellSetRequest]):
         observed, conditions = [], []
         for condition, cells in sets.cells_by_condition().items():
             n_sets = min(max_sets, max(1, len(cells) // sets.set_size))
-            chosen = _window(cells, n_sets * sets.set_size, rng)
+            chosen = draw_window(cells, n_sets * sets.set_size, rng)
             observed.append(chosen.reshape(n_sets, sets.set_size))
             conditions += [condition] * n_sets
         observed_SN, condition_S = np.concatenate(observed), np.array(conditions)
@@ -182,12 +201,15 @@ class PredictionTask:
         Rows that may fill up the last window.
     seed
         Of this task alone, so that a prediction does not depend on what else is asked.
+    base
+        Rows of the prior's cells, from which one is drawn for each predicted cell; None without them.
     """
 
     controls: np.ndarray
     perturbation: int
     pool: np.ndarray
     seed: tuple[int, ...]
+    base: np.ndarray | None = None
 
 
 class ExhaustiveSampler(Sampler[CellSetRequest]):
@@ -198,15 +220,19 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
     """
 
     def __init__(self, tasks: Sequence[PredictionTask], *, set_size: int, sets_per_step: int) -> None:
-        windows, owner, valid = [], [], []
+        windows, bases, owner, valid = [], [], [], []
         for i, task in enumerate(tasks):
             n_sets = -(-len(task.controls) // set_size)
             n_fill = n_sets * set_size - len(task.controls)
             fill = np.random.default_rng(task.seed).choice(task.pool, n_fill)
             windows.append(np.concatenate([task.controls, fill]).reshape(n_sets, set_size))
+            if task.base is not None:
+                rng = np.random.default_rng((*task.seed, 2))
+                bases.append(draw_window(task.base, n_sets * set_size, rng).reshape(n_sets, set_size))
             owner += [i] * n_sets
             valid += [set_size] * (n_sets - 1) + [set_size - n_fill]
         self._control = np.concatenate(windows)
+        self._base = np.concatenate(bases) if bases else None
         self._owner, self._valid = np.array(owner), np.array(valid)
         self._perturbation = np.array([t.perturbation for t in tasks])[self._owner]
         self._step = sets_per_step
@@ -218,5 +244,6 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
         for i in range(0, len(self._owner), self._step):
             take = slice(i, i + self._step)
             yield CellSetRequest(
-                self._control[take], None, self._perturbation[take], self._owner[take], self._valid[take]
-            )
+                self._control[take], None, self._perturbation[take], self._owner[take], self._valid[take],
+                None if self._base is None else self._base[take],
+            )  # fmt: skip

@@ -127,12 +127,15 @@ def verify_log1p(matrix: object, where: str) -> ScaleReport:
     Raises
     ------
     ValueError
-        If the values are counts, normalised without logarithm, logged twice, logged to base 2, negative or above 15.
+        If the values are counts, normalised without logarithm, logged twice, logged to base 2, negative, above 15, or
+        all zero.
     """
     report = infer_scale(matrix)
     allowed = "the model is trained and scored on log1p of normalised counts"
     if report.scale in _REMEDY:
         raise ValueError(f"{where} holds {_REMEDY[report.scale]}: {allowed}.")
+    if report.smallest == report.largest == 0:
+        raise ValueError(f"{where} holds nothing but zeros: {allowed}.")
     if report.smallest < 0:
         raise ValueError(
             f"{where} holds negative values (smallest {report.smallest:.3g}), as scaled data or an embedding do: "

@@ -32,6 +32,10 @@ class ScreenKeys:
     batch_key: str | None = None
     modalities: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # labels are compared as text, so the control of a column of numbers may be given as a number
+        object.__setattr__(self, "control", str(self.control))
+
     @property
     def expression_modality(self) -> str | None:
         """Modality that holds the expression of a MuData, or None for AnnData."""
@@ -121,12 +125,14 @@ def expression_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
 
 
 def obs_column(data: AnnOrMuData, keys: ScreenKeys, key: str) -> pd.Series:
-    """A column of ``obs``; of a MuData, its own or that of the expression modality."""
+    """A column of ``obs``; of a MuData, its own or that of the expression modality, one value a cell of the latter."""
     expression = expression_adata(data, keys)
-    for obs in (data.obs, expression.obs) if isinstance(data, MuData) else (data.obs,):
-        if key in obs:
-            return obs[key]
-    raise KeyError(key)
+    if isinstance(data, MuData) and key in data.obs:
+        # a MuData lists the cells of all its modalities, in an order of its own
+        return data.obs[key].reindex(expression.obs_names)
+    if key not in expression.obs:
+        raise KeyError(key)
+    return expression.obs[key]
 
 
 def _embedding(data: AnnOrMuData, keys: ScreenKeys) -> Any:

@@ -149,7 +149,7 @@ def _verify_known(names: Sequence[str], known: Sequence[str], what: str) -> None
     if unknown := [n for n in names if n not in known]:
         raise ValueError(
             f"the split names {what}s that the screen does not have: {unknown[:5]}{nearest_names(unknown[0], known)}; "
-            f"it has {len(known)}."
+            f"it has {len(known)}: {list(known[:10])}."
         )
 
 
@@ -260,7 +260,7 @@ def _to_tuples(split: Split, *names: str) -> None:
         value = getattr(split, name)
         if isinstance(value, str):
             raise TypeError(f"{name} of {type(split).__name__} is a list of names; got the text {value!r}.")
-        object.__setattr__(split, name, tuple(value))
+        object.__setattr__(split, name, tuple(str(v) for v in value))
 
 
 _KINDS: dict[str, type[Split]] = {

@@ -1,27 +1,35 @@
 """Where expression lives while sets are read from it, and how rows become a dense tensor on the device.
 
 A store works in two steps. ``fetch`` runs in the loader and does as little as it can; ``dense`` runs on the device.
+``expect`` may be called a step ahead, and begins what can be begun.
 
-=========== =============================== ============================================
-store       fetch hands over                dense
-=========== =============================== ============================================
-DeviceStore row numbers                     gathers (and, from CSR, scatters) on the device
-HostStore   the rows, still sparse          moves them and scatters on the device
-DiskStore   the rows, read in sorted order  puts them back in the order that was asked
-=========== =============================== ============================================
+=========== ================================= ==========================================================
+store       fetch hands over                  dense
+=========== ================================= ==========================================================
+DeviceStore row numbers                       gathers (and, from CSR, scatters) on the device
+HostStore   row numbers                       a GPU reads the rows from pinned main memory, a step ahead
+HostStore   the rows, still sparse (no GPU)   scatters
+DiskStore   the rows, read in sorted order    puts them back in the order that was asked
+=========== ================================= ==========================================================
 
-Results do not depend on the store.
+Results do not depend on the store: for a GPU, sparse values are rounded to float16 whichever store holds them.
 """
 
 from __future__ import annotations
 
+import logging
+import weakref
 from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+
+from scvi_tahoe.data._compact_rows import CompactRows, fits_half, kernel_runs_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +38,18 @@ if TYPE_CHECKING:
 
 __all__ = ["CellStore", "DeviceStore", "DiskStore", "HostStore", "StoreKind", "make_store"]
 
+logger = logging.getLogger(__name__)
+
 StoreKind = Literal["auto", "device", "host", "disk"]
 Payload = dict[str, Any]
 
 #: share of the free memory of a device that "auto" gives to expression; the rest is for the network
 _DEVICE_SHARE = 0.4
+_GIB = 2**30
+#: dense rows need no scattering, so a matrix that is small when dense is kept dense
+_SMALL_DENSE = 2**28
+#: programs of the kernel that reads over the bus beside the network's kernels: enough to fill the bus, not the GPU
+_BUS_PROGRAMS = 64
 
 
 class CellStore(ABC):
@@ -51,123 +66,249 @@ class CellStore(ABC):
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """float32 ``[*rows.shape, n_features]`` on the device."""
 
+    def expect(self, rows: np.ndarray) -> None:  # noqa: B027  most stores have nothing to begin
+        """Hear that exactly this array of rows is fetched next, and begin to read it if that helps."""
 
-def _scatter_csr(counts: Tensor, indices: Tensor, data: Tensor, n_features: int) -> Tensor:
-    """Dense rows from the concatenated entries of CSR rows."""
-    # output_size keeps a GPU from waiting for the sum of counts
-    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=len(data))
-    out = torch.zeros(len(counts), n_features, dtype=torch.float32, device=data.device)
-    out.view(-1)[row * n_features + indices.long()] = data.float()
-    return out
+
+def _row_numbers(rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows))
 
 
 class DeviceStore(CellStore):
-    """The whole matrix on the device, dense or CSR; the loader hands over row numbers only."""
+    """The whole matrix on the device, dense or CSR; the loader hands over row numbers only.
 
-    def __init__(self, matrix: Any, device: torch.device) -> None:
+    The matrix goes to the device when rows are first wanted there, so that each process of a run on several devices
+    has it on its own.
+
+    Parameters
+    ----------
+    matrix
+        Cells x features, dense or CSR without duplicates.
+    device
+        Where rows will be wanted.
+    half
+        Keep sparse values in float16.
+    """
+
+    def __init__(self, matrix: Any, device: torch.device, *, half: bool = False) -> None:
         self.n_features = matrix.shape[1]
-        self.device = device
         self.sparse = sp.issparse(matrix)
-        if self.sparse:
-            index_dtype = np.int16 if self.n_features <= np.iinfo(np.int16).max else np.int32
-            self.host_indptr = np.asarray(matrix.indptr, dtype=np.int64)
-            self.indptr = torch.from_numpy(self.host_indptr).to(device)
-            self.indices = torch.from_numpy(np.asarray(matrix.indices, dtype=index_dtype)).to(device)
-            self.data = torch.from_numpy(np.asarray(matrix.data, dtype=np.float32)).to(device)
-            size = self.indices.nbytes + self.data.nbytes + self.indptr.nbytes
-        else:
-            self.matrix = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32)).to(device)
-            size = self.matrix.nbytes
-        kind = "sparse rows" if self.sparse else "dense rows"
-        self.description = f"{kind} on {device} ({size / 2**30:.2f} GiB)"
+        self._rows: CompactRows | None = CompactRows.from_csr(matrix, half=half) if self.sparse else None
+        self._matrix: Tensor | None = None
+        if not self.sparse:
+            self._matrix = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+        kind = ("sparse rows in float16" if half else "sparse rows") if self.sparse else "dense rows"
+        self.description = f"{kind} on {device} ({self.nbytes / _GIB:.2f} GiB)"
+
+    @property
+    def nbytes(self) -> int:
+        """Size."""
+        return self._rows.nbytes if self._rows is not None else self._matrix.nbytes  # type: ignore[union-attr]
 
     def fetch(self, rows: np.ndarray) -> Payload:
-        """Row numbers, and how many entries they hold (known here without asking the device)."""
-        payload: Payload = {"rows": torch.from_numpy(np.ascontiguousarray(rows))}
-        if self.sparse:
-            payload["n_entries"] = int((self.host_indptr[rows + 1] - self.host_indptr[rows]).sum())
-        return payload
+        """Row numbers."""
+        return {"rows": _row_numbers(rows)}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Gather on the device."""
-        rows = payload["rows"].to(self.device, non_blocking=True)
-        flat = rows.reshape(-1)
-        if not self.sparse:
-            return self.matrix[flat].view(*rows.shape, -1)
-        starts = self.indptr[flat]
-        counts = self.indptr[flat + 1] - starts
-        n = payload["n_entries"]
-        shift = torch.repeat_interleave(starts - (counts.cumsum(0) - counts), counts, output_size=n)
-        entry = torch.arange(n, device=self.device) + shift
-        out = _scatter_csr(counts, self.indices[entry], self.data[entry], self.n_features)
-        return out.view(*rows.shape, -1)
+        rows = payload["rows"].to(device, non_blocking=True)
+        if self._rows is not None:
+            if self._rows.device != device:
+                self._rows = self._rows.to(device)
+            return self._rows.dense(rows, device)
+        if self._matrix.device != device:  # type: ignore[union-attr]
+            self._matrix = self._matrix.to(device)  # type: ignore[union-attr]
+        return self._matrix[rows.reshape(-1)].view(*rows.shape, -1)  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Rows that the GPU is already reading on a stream of its own."""
+
+    cells: Tensor
+    done: torch.cuda.Event
+
+    def finish(self) -> Tensor:
+        """The rows, safe to use on the current stream."""
+        stream = torch.cuda.current_stream(self.cells.device)
+        stream.wait_event(self.done)
+        self.cells.record_stream(stream)
+        return self.cells
 
 
 class HostStore(CellStore):
-    """The matrix as it is in main memory; rows are sliced there and become dense on the device."""
+    """The matrix in main memory.
 
-    def __init__(self, matrix: Any) -> None:
-        self.matrix = matrix
+    For a GPU, sparse rows are kept compact in pinned memory, from where the GPU reads them itself, over the bus and
+    beside the network's own work. Otherwise rows are sliced here and become dense on the device.
+
+    Parameters
+    ----------
+    matrix
+        Cells x features, dense or CSR without duplicates.
+    device
+        Where rows will be wanted; None stands for the CPU.
+    half
+        Keep sparse values in float16.
+    """
+
+    def __init__(self, matrix: Any, device: torch.device | None = None, *, half: bool = False) -> None:
         self.n_features = matrix.shape[1]
-        self.description = "rows in main memory, " + ("sparse" if sp.issparse(matrix) else "dense")
+        self._half = half
+        self._stream: torch.cuda.Stream | None = None
+        self._begun: dict[int, tuple[np.ndarray, _Begun]] = {}
+        on_gpu = device is not None and kernel_runs_on(device.type) and sp.issparse(matrix)
+        self._pinned: CompactRows | None = CompactRows.from_csr(matrix, half=half) if on_gpu else None
+        self._matrix = None if on_gpu else matrix
+        if self._pinned is not None:
+            self.description = f"sparse rows in pinned main memory ({self._pinned.nbytes / _GIB:.2f} GiB)"
+        else:
+            self.description = "rows in main memory, " + ("sparse" if sp.issparse(matrix) else "dense")
 
     def fetch(self, rows: np.ndarray) -> Payload:
-        """Slice the rows, sparse ones as entries."""
-        block = self.matrix[rows.reshape(-1)]
+        """Row numbers for a GPU; else slice the rows, sparse ones as entries."""
+        if self._pinned is not None:
+            expected, begun = self._begun.pop(id(rows), (None, None))
+            return {"begun": begun} if expected is rows else {"rows": _row_numbers(rows)}
+        block = self._matrix[rows.reshape(-1)]  # type: ignore[index]
         if not sp.issparse(block):
             return {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32)), "shape": rows.shape}
-        return {
-            "counts": torch.from_numpy(np.diff(block.indptr).astype(np.int64)),
-            "indices": torch.from_numpy(block.indices.astype(np.int32)),
-            "data": torch.from_numpy(block.data.astype(np.float32)),
-            "shape": rows.shape,
-        }
+        return {"entries": CompactRows.from_csr(block, half=self._half), "shape": rows.shape}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
-        """Move, then scatter."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in payload.items() if isinstance(v, torch.Tensor)}
-        if "cells" in moved:
-            return moved["cells"].view(*payload["shape"], -1)
-        out = _scatter_csr(moved["counts"], moved["indices"], moved["data"], self.n_features)
-        return out.view(*payload["shape"], -1)
+        """Let the GPU read; or move, then scatter."""
+        if "begun" in payload:
+            return payload["begun"].finish()
+        if "rows" in payload:
+            return self._read(payload["rows"], device)
+        if "cells" in payload:
+            return payload["cells"].to(device, non_blocking=True).view(*payload["shape"], -1)
+        block = payload["entries"].to(device)
+        return block.dense(torch.arange(len(block.indptr) - 1, device=device), device).view(*payload["shape"], -1)
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Let the GPU begin to read, on a stream of its own."""
+        if self._stream is None:
+            return  # the device is not known before rows were wanted there once
+        with torch.cuda.stream(self._stream):
+            begun = _Begun(self._read(_row_numbers(rows), self._stream.device), torch.cuda.Event())
+            begun.done.record()
+        # a sampler that is left early expects rows that nobody fetches
+        while len(self._begun) > 8:
+            self._begun.pop(next(iter(self._begun)))
+        self._begun[id(rows)] = (rows, begun)
+
+    def _read(self, rows: Tensor, device: torch.device) -> Tensor:
+        if self._stream is None:
+            self._pinned = _pin(self._pinned, self)  # type: ignore[arg-type]
+            self._stream = torch.cuda.Stream(device)
+        return self._pinned.dense(rows.to(device, non_blocking=True), device, n_programs=_BUS_PROGRAMS)  # type: ignore[union-attr]
+
+
+def _pin(rows: CompactRows, owner: object) -> CompactRows:
+    """Lock the memory of the rows for as long as their owner lives, so that a GPU may read it."""
+    runtime = torch.cuda.cudart()
+    for tensor in (rows.indptr, rows.indices, rows.values):
+        error = runtime.cudaHostRegister(tensor.data_ptr(), max(1, tensor.nbytes), 0)
+        if int(error) != 0:
+            raise MemoryError(
+                f"{tensor.nbytes / _GIB:.1f} GiB of main memory could not be locked for the GPU (CUDA error "
+                f"{int(error)}); raise the limit of locked memory (ulimit -l), or train from a backed file with "
+                "store='disk'."
+            )
+        weakref.finalize(owner, _unpin, tensor)
+    return rows
+
+
+def _unpin(tensor: Tensor) -> None:
+    torch.cuda.synchronize()
+    torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
 
 
 class DiskStore(CellStore):
-    """A backed matrix. Files want each row once and in order, so rows are read sorted and then put back."""
+    """A backed matrix. Files want each row once and in order, so rows are read sorted and then put back.
 
-    def __init__(self, matrix: Any, alignment: GeneAlignment | None = None) -> None:
+    Parameters
+    ----------
+    matrix
+        Backed cells x features.
+    alignment
+        Order of genes to bring the columns into.
+    half
+        Round sparse values to float16.
+    """
+
+    def __init__(self, matrix: Any, alignment: GeneAlignment | None = None, *, half: bool = False) -> None:
         self.matrix = matrix
         self.alignment = alignment
         self.n_features = matrix.shape[1] if alignment is None else len(alignment.columns)
         self.description = "rows read from disk"
+        self._half = half
+        self._reader: ThreadPoolExecutor | None = None
+        self._begun: dict[int, tuple[np.ndarray, Future]] = {}
 
     def fetch(self, rows: np.ndarray) -> Payload:
         """Read each distinct row once."""
+        expected, reading = self._begun.pop(id(rows), (None, None))
+        return reading.result() if reading is not None and expected is rows else self._read(rows)
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Begin to read in a thread."""
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="scvi-tahoe-disk")
+        while len(self._begun) > 8:
+            self._begun.pop(next(iter(self._begun)))[1].cancel()
+        self._begun[id(rows)] = (rows, self._reader.submit(self._read, rows))
+
+    def _read(self, rows: np.ndarray) -> Payload:
         distinct, back = np.unique(rows, return_inverse=True)
         block = self.matrix[distinct]
         block = block if self.alignment is None else self.alignment.apply(block)
-        cells = np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
-        return {"cells": torch.from_numpy(cells), "back": torch.from_numpy(back.reshape(rows.shape))}
+        payload: Payload = {"back": torch.from_numpy(back.reshape(rows.shape))}
+        if sp.issparse(block):
+            block = _canonical(block.tocsr())
+            return payload | {"entries": CompactRows.from_csr(block, half=self._half)}
+        return payload | {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Move the distinct rows, then repeat and order them on the device."""
-        cells = payload["cells"].to(device, non_blocking=True)
-        return cells[payload["back"].to(device, non_blocking=True)]
+        back = payload["back"].to(device, non_blocking=True)
+        if "entries" in payload:
+            return payload["entries"].to(device).dense(back, device)
+        return payload["cells"].to(device, non_blocking=True)[back]
 
 
-def _free_bytes(device: torch.device) -> int:
+def _canonical(matrix: Any) -> Any:
+    """CSR in which every place has one entry."""
+    if matrix.has_canonical_format:
+        return matrix
+    # entries of one place add up, and the scattering of rows would keep the last one only
+    matrix = matrix.copy()
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _room(device: torch.device) -> int:
+    """Bytes of a device that expression may take."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE)
-    return 2**30  # on the CPU dense rows are only worth a copy of the data while they are small
+    return _GIB  # on the CPU dense rows are only worth a copy of the data while they are small
 
 
-def _on_device(matrix: Any, device: torch.device) -> DeviceStore:
+def _device_bytes(matrix: Any, device: torch.device, *, half: bool) -> int:
+    """Bytes that a matrix takes on a device."""
+    dense = 4 * matrix.shape[0] * matrix.shape[1]
+    if device.type == "cpu" or not sp.issparse(matrix):
+        return dense  # on the CPU it is dense rows or nothing
+    compact = (4 if half else 6) * matrix.nnz
+    return dense if dense <= max(_SMALL_DENSE, compact) else compact
+
+
+def _on_device(matrix: Any, device: torch.device, *, half: bool) -> DeviceStore:
     """Dense where that is no larger than CSR or small anyway; dense rows need no scattering."""
-    if sp.issparse(matrix):
-        dense_bytes = 4 * matrix.shape[0] * matrix.shape[1]
-        if dense_bytes <= max(2**28, 6 * matrix.nnz):
-            matrix = matrix.toarray()
-    return DeviceStore(matrix, device)
+    if sp.issparse(matrix) and 4 * matrix.shape[0] * matrix.shape[1] <= max(_SMALL_DENSE, 6 * matrix.nnz):
+        matrix = matrix.astype(np.float16).astype(np.float32).toarray() if half else matrix.toarray()
+    return DeviceStore(matrix, device, half=half)
 
 
 def make_store(
@@ -176,6 +317,7 @@ def make_store(
     *,
     kind: StoreKind = "auto",
     alignment: GeneAlignment | None = None,
+    exact: bool = False,
 ) -> CellStore:
     """Choose where expression lives.
 
@@ -192,6 +334,9 @@ def make_store(
         * ``'device'``, ``'host'``, ``'disk'`` - that place
     alignment
         Order of genes to bring the columns into.
+    exact
+        Keep float32 values for a GPU too. Otherwise it gets sparse values rounded to float16, whatever the store: a
+        relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
 
     Raises
     ------
@@ -205,17 +350,22 @@ def make_store(
     in_memory = isinstance(matrix, np.ndarray) or sp.issparse(matrix)
     if kind == "disk" and in_memory:
         raise ValueError("store='disk' needs backed data; read the file with sc.read_h5ad(path, backed='r').")
+    half = device.type == "cuda" and not exact
     if not in_memory and kind in ("auto", "disk"):
-        return DiskStore(matrix, alignment)
+        return DiskStore(matrix, alignment, half=half)
     if not in_memory:
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
-    if sp.issparse(matrix) and matrix.format != "csr":
-        matrix = matrix.tocsr()
+    if sp.issparse(matrix):
+        matrix = _canonical(matrix.tocsr())
+        half = half and fits_half(matrix.data)
     if alignment is not None:
         matrix = alignment.apply(matrix)
-    n_bytes = 6 * matrix.nnz if sp.issparse(matrix) else 4 * matrix.size
-    if device.type == "cpu":
-        n_bytes = 4 * matrix.shape[0] * matrix.shape[1]  # there it is dense rows or nothing
-    if kind == "device" or (kind == "auto" and n_bytes <= _free_bytes(device)):
-        return _on_device(matrix, device)
-    return HostStore(matrix)
+    needed, room = _device_bytes(matrix, device, half=half), _room(device)
+    if kind == "device" or (kind == "auto" and needed <= room):
+        return _on_device(matrix, device, half=half)
+    store = HostStore(matrix, device, half=half)
+    if kind == "auto":
+        store.description += (
+            f": on {device} it would take {needed / _GIB:.1f} GiB, and {room / _GIB:.1f} GiB are set aside for it"
+        )
+    return store

@@ -137,13 +137,22 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
         )
 
 
-def read_table(data: AnnOrMuData, keys: ScreenKeys) -> EmbeddingTable | None:
+def read_table(data: AnnOrMuData, keys: ScreenKeys, *, required: bool = True) -> EmbeddingTable | None:
     """The user's perturbation-embedding table, or None where one-hot rows are used.
+
+    Parameters
+    ----------
+    data
+        AnnData or MuData.
+    keys
+        Where its parts are.
+    required
+        Whether the data must have the table; a model that was trained with one brings its own.
 
     Raises
     ------
     KeyError
-        If ``uns`` has no such key.
+        If the table is required and ``uns`` has no such key.
     """
     key = keys.perturbation_embedding_key
     if key is None:
@@ -152,7 +161,10 @@ def read_table(data: AnnOrMuData, keys: ScreenKeys) -> EmbeddingTable | None:
     for owner in owners:
         if key in owner.uns:
             return EmbeddingTable.from_user(owner.uns[key], f"uns[{key!r}]")
-    raise KeyError(f"perturbation_embedding_key={key!r} is not in uns; there are {[str(k) for k in data.uns]}.")
+    if not required:
+        return None
+    found = list(dict.fromkeys(str(k) for owner in owners for k in owner.uns))
+    raise KeyError(f"perturbation_embedding_key={key!r} is not in uns; there are {found}.")
 
 
 def _verify_rows(labels: Sequence[str], control: str, table: EmbeddingTable, key: str | None) -> None:
@@ -175,7 +187,9 @@ def _verify_embedding(screen: Screen, keys: ScreenKeys) -> None:
     _verify_finite(values.to_numpy() if isinstance(values, pd.DataFrame) else values, "the cell embedding")
 
 
-def verify_screen(data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = True) -> Screen:
+def verify_screen(
+    data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = True, table_required: bool = True
+) -> Screen:
     """Check everything that later steps rely on, and read the screen.
 
     Parameters
@@ -187,6 +201,9 @@ def verify_screen(data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = T
     for_training
         Whether perturbed cells, and an embedding row for each of their labels, are needed. Data to predict from
         needs control cells only.
+    table_required
+        Whether the data must bring the perturbation-embedding table, with a row for each label; False where a model
+        has one.
 
     Returns
     -------
@@ -203,11 +220,11 @@ def verify_screen(data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = T
     _verify_modalities(data, keys)
     _verify_names(data, keys)
     _verify_places(data, keys)
-    table = read_table(data, keys)
+    table = read_table(data, keys, required=for_training and table_required)
     screen = read_screen(data, keys)
     if for_training:
         verify_controls(screen, perturbation_key=keys.perturbation_key, context_key=keys.context_key)
-        if table is not None:
+        if table is not None and table_required:
             _verify_rows(screen.perturbation.names, screen.control, table, keys.perturbation_embedding_key)
     _verify_finite(screen.expression, keys.expression_place)
     verify_log1p(screen.expression, keys.expression_place)

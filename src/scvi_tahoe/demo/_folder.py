@@ -20,7 +20,7 @@ FILES = (
     "model",
     "training_curve.png",
     "prediction.h5ad",
-    "scores_per_target.csv",
+    "evaluation",
     "scores.csv",
     "deltas.png",
 )

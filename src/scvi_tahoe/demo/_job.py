@@ -57,9 +57,10 @@ def run_demo(
     """Train `TahoeST` on a real screen, predict held-out perturbations, and score them beside simple predictors.
 
     The task is :func:`~scvi_tahoe.datasets.papalexi_few_shot`. The folder is left with `model/`, `prediction.h5ad`,
-    `scores.csv` (means), `scores_per_target.csv`, `history.csv`, `training_curve.png` and `deltas.png` (predicted
-    against observed changes). Every file is written whole or not at all. A run that was stopped is taken up where it
-    was when the function is called again with the same arguments; a finished one returns its scores at once.
+    `scores.csv`, `evaluation/` (every score of every target; :meth:`EvaluationResult.load` reads it), `history.csv`,
+    `training_curve.png` and `deltas.png` (predicted against observed changes). Every file is written whole or not at
+    all. A run that was stopped is taken up where it was when the function is called again with the same arguments; a
+    finished one returns its scores at once.
 
     Parameters
     ----------
@@ -127,7 +128,7 @@ def _run(job: _Job) -> None:
         ("history.csv", "model"): _train,
         ("training_curve.png",): _draw_training,
         ("prediction.h5ad",): _predict,
-        ("scores_per_target.csv", "scores.csv"): _score,
+        ("evaluation", "scores.csv"): _score,
         ("deltas.png",): _draw_deltas,
     }
     for names, step in steps.items():
@@ -137,6 +138,7 @@ def _run(job: _Job) -> None:
 
 def _train(job: _Job) -> None:
     import pandas as pd
+    import torch
 
     from scvi_tahoe import FewShotContext, TahoeST
 
@@ -146,7 +148,9 @@ def _train(job: _Job) -> None:
     )
     model = TahoeST(task.train, seed=job.seed)
     last = scratch / "last.ckpt"
-    job.report(f"Training: {job.max_steps} steps{', taken up where it was stopped' if last.exists() else ''}.")
+    where = "on the GPU" if torch.cuda.is_available() else "on the CPU; a GPU would be faster"
+    again = ", taken up where it was stopped" if last.exists() else ""
+    job.report(f"Training: {job.max_steps} steps {where}{again}.")
     model.train(
         max_steps=job.max_steps,
         split=FewShotContext(context=task.context, validation=task.validation_targets),
@@ -178,35 +182,28 @@ def _score(job: _Job) -> None:
     from scvi_tahoe.demo._scores import score_beside_baselines
 
     prediction = read_h5ad(job.folder / "prediction.h5ad")
-    means, targets = score_beside_baselines(job.task, prediction, seed=job.seed, report=job.report)
-    for name, table in (("scores_per_target.csv", targets), ("scores.csv", means)):
-        with written_whole(job.folder / name) as partial:
-            table.to_csv(partial)
+    scores, result = score_beside_baselines(job.task, prediction, seed=job.seed, report=job.report)
+    result.save(job.folder / "evaluation")
+    with written_whole(job.folder / "scores.csv") as partial:
+        scores.to_csv(partial)
 
 
 def _draw_training(job: _Job) -> None:
     import pandas as pd
 
-    from scvi_tahoe.demo._figures import training_curve
+    from scvi_tahoe.demo._training_curve import training_curve
 
     _save(training_curve(pd.read_csv(job.folder / "history.csv")), job.folder / "training_curve.png")
 
 
 def _draw_deltas(job: _Job) -> None:
-    from anndata import read_h5ad
+    from scvi_tahoe import pl
+    from scvi_tahoe.evaluate import EvaluationResult
 
-    from scvi_tahoe.demo._figures import delta_figure, mean_deltas
-    from scvi_tahoe.evaluate import baseline_prediction
-
-    task = job.task
-    mean = baseline_prediction(
-        "train_mean", task.held_out, task.train, perturbation_key=task.perturbation_key, control=task.control,
-        context_key=task.context_key, seed=job.seed,
-    )  # fmt: skip
-    observed, predicted, by_mean = (
-        mean_deltas(cells, task) for cells in (task.held_out, read_h5ad(job.folder / "prediction.h5ad"), mean)
+    title = (
+        f"Held-out targets in replicate 3: predicted against observed change, one dot a gene ({job.max_steps} steps)"
     )
-    _save(delta_figure(observed, predicted, by_mean), job.folder / "deltas.png")
+    _save(pl.deltas(EvaluationResult.load(job.folder / "evaluation"), title=title), job.folder / "deltas.png")
 
 
 def _save(figure: Figure, path: Path) -> None:

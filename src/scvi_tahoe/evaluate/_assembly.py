@@ -62,7 +62,7 @@ def assemble_result(
         c: t.differential_expression for c, t in reference.contexts.items() if scores[c].de_predicted is not None
     }
     return EvaluationResult(
-        summary=summarize(per_perturbation, baseline=baseline, halves=halves),
+        summary=summarize(per_perturbation, baseline=baseline, halves=halves, seed=provenance["seed"]),
         per_perturbation=per_perturbation,
         vcc=_challenge(per_perturbation, baseline),
         checks=checks_table(checks),

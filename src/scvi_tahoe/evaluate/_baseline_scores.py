@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.evaluate._baseline_prediction import BASELINES
+from scvi_tahoe.evaluate._baseline_prediction import BASELINES, EMBEDDING_BASELINES
 from scvi_tahoe.evaluate._check import act_on
 from scvi_tahoe.evaluate._matching import matched, value_checks
 from scvi_tahoe.evaluate._value_checks import clipped
@@ -39,6 +39,12 @@ def verify_baseline(baseline: str | AnnData | EvaluationResult | None, reference
         return
     if baseline not in BASELINES:
         msg = f"There is no baseline {baseline!r}; choose one of {list(BASELINES)}, a prediction, a result, or None."
+        raise ValueError(msg)
+    if baseline in EMBEDDING_BASELINES and reference.embeddings is None:
+        msg = (
+            f"The baseline {baseline!r} needs perturbation embeddings: "
+            "EvaluationReference.from_adata(..., perturbation_embedding=...)."
+        )
         raise ValueError(msg)
     if baseline != "control" and reference.train is None:
         msg = (

@@ -39,6 +39,8 @@ class BaselineTask:
         Label of control cells.
     genes
         Gene names, ``[G]``.
+    embeddings
+        Vector of each perturbation, for the baselines that use them.
     """
 
     train: CellTable | None
@@ -46,6 +48,7 @@ class BaselineTask:
     n_cells: Mapping[str, Mapping[str, int]]
     control: str
     genes: NDArray[np.str_]
+    embeddings: Mapping[str, NDArray[np.float64]] | None = None
     _deltas: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
     @property
@@ -92,7 +95,13 @@ class BaselineTask:
         return self._deltas[key]
 
 
-def baseline_task(held_out: CellTable, train: CellTable | None, *, control: str) -> BaselineTask:
+def baseline_task(
+    held_out: CellTable,
+    train: CellTable | None,
+    *,
+    control: str,
+    embeddings: Mapping[str, NDArray[np.float64]] | None = None,
+) -> BaselineTask:
     """Take from the held-out cells their controls and counts, and nothing else.
 
     Parameters
@@ -103,6 +112,8 @@ def baseline_task(held_out: CellTable, train: CellTable | None, *, control: str)
         Training cells over the same genes.
     control
         Label of control cells.
+    embeddings
+        Vector of each perturbation.
     """
     return BaselineTask(
         train=train,
@@ -113,6 +124,7 @@ def baseline_task(held_out: CellTable, train: CellTable | None, *, control: str)
         },
         control=control,
         genes=held_out.genes,
+        embeddings=embeddings,
     )
 
 

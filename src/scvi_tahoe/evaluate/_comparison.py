@@ -92,13 +92,10 @@ def baseline_results(
         Seed of the cells they draw.
     """
     from scvi_tahoe.evaluate._baseline_prediction import baseline_cells
-    from scvi_tahoe.evaluate._baseline_task import baseline_task
     from scvi_tahoe.evaluate._evaluate import evaluate
 
-    task = baseline_task(reference.cells, reference.train, control=reference.control)
-
     def predict(name: str) -> AnnData:
-        cells = baseline_cells(name, task, seed=seed)
+        cells = baseline_cells(name, reference.task, seed=seed)
         return cells.to_adata(perturbation_key=reference.perturbation_key, context_key=reference.context_key)
 
     # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from scvi_tahoe.evaluate._assembly import assemble_result
 from scvi_tahoe.evaluate._baseline_scores import baseline_name, scores_of_baseline, verify_baseline
 from scvi_tahoe.evaluate._cache import installed_versions
+from scvi_tahoe.evaluate._challenge_2026 import with_scores_of_2026
 from scvi_tahoe.evaluate._check import act_on
-from scvi_tahoe.evaluate._matching import matched, value_checks
+from scvi_tahoe.evaluate._counts import log1p_expression
+from scvi_tahoe.evaluate._matching import count_checks, matched, value_checks
 from scvi_tahoe.evaluate._prediction_checks import check_de_counts, check_statistics
 from scvi_tahoe.evaluate._reference import EvaluationReference
 from scvi_tahoe.evaluate._scoring import ScoringSettings, score_context
@@ -64,7 +66,11 @@ def evaluate(
     preset
         * ``"quick"`` - means, discrimination and diagnostics; no differential expression, no cell-eval; about a second
         * ``"vcc2025"`` - and the three scores of the Virtual Cell Challenge 2025 with their overall score (default)
-        * ``"minimal"``, ``"full"`` - and the metrics of cell-eval's profile of that name
+        * ``"vcc2026"`` - and the six scores of the challenge of 2026 (cell-eval2, the extra ``vcc2026``): prediction
+          and reference hold raw counts, in ``X`` or in the reference's layer; other scores are of their log1p
+          expression
+        * ``"minimal"``, ``"full"`` - and the metrics of cell-eval's profile of that name; ``"full"`` adds the energy
+          distance of cells in 50 principal components
     baseline
         What the scores are scaled from: a name of :data:`BASELINES`, the AnnData of any other prediction, its result,
         or ``None``. The challenge's overall score is defined for ``"train_mean"`` (default).
@@ -104,9 +110,15 @@ def evaluate(
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
     verify_baseline(baseline, reference)
     predicted, reference, checks = matched(prediction, reference, own_controls=control_cells == "predicted")
-    checks += [check_space(prediction), *([] if allow_train else reference.leakage_checks)]
-    checks += value_checks(predicted, reference)
-    act_on(checks, representation_check)
+    checks += [check_space(prediction, counts=settings.from_counts), *([] if allow_train else reference.leakage_checks)]
+    counts = (predicted, reference)
+    if settings.from_counts:
+        checks += count_checks(predicted, reference)
+        act_on(checks, representation_check)
+        predicted, reference = log1p_expression([predicted], total=reference.total)[0], reference.log1p
+    else:
+        checks += value_checks(predicted, reference)
+        act_on(checks, representation_check)
 
     predicted = clipped(predicted)
     scores = {c: score_context(truth, predicted.of_context(c), settings) for c, truth in reference.contexts.items()}
@@ -123,7 +135,7 @@ def evaluate(
         "train": reference.train_fingerprint,
         "versions": installed_versions(),
     }
-    return assemble_result(
+    result = assemble_result(
         predicted,
         reference,
         scores,
@@ -132,6 +144,7 @@ def evaluate(
         checks=[*checks, *found],
         provenance=provenance,
     )
+    return with_scores_of_2026(result, *counts) if settings.from_counts else result
 
 
 def _verify_policy(policy: str) -> None:

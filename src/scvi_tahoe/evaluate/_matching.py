@@ -10,6 +10,7 @@ from scvi_tahoe.evaluate._alignment import align_genes, shared_conditions
 from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._cells import cells_from_adata
 from scvi_tahoe.evaluate._check import Check
+from scvi_tahoe.evaluate._counts import check_counts, check_depth
 from scvi_tahoe.evaluate._prediction_checks import check_totals_spread
 from scvi_tahoe.evaluate._value_checks import check_integers, check_range, check_scale
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._reference import EvaluationReference
 
-__all__ = ["matched", "value_checks"]
+__all__ = ["count_checks", "matched", "value_checks"]
 
 
 def matched(
@@ -49,11 +50,13 @@ def matched(
     ValueError
         If genes are missing, no condition is shared, or controls are wanted and a context has none.
     """
+    # counts of a reference are kept in a layer as a rule, and predicted ones in X
+    has_layer = reference.layer is None or reference.layer in prediction.layers
     cells = cells_from_adata(
         prediction,
         perturbation_key=reference.perturbation_key,
         context_key=reference.context_key,
-        layer=reference.layer,
+        layer=reference.layer if has_layer else None,
         role="prediction",
     )
     in_order = np.array_equal(cells.genes, reference.cells.genes)
@@ -63,6 +66,7 @@ def matched(
         _genes(cells, reference, in_order=in_order),
         _missing(shared, reference),
         _surplus(shared, predicted, reference.control),
+        _layer(reference.layer, has_layer=has_layer),
     ]
     wanted = [(context, p) for context, perturbations in shared.items() for p in perturbations]
     if own_controls:
@@ -93,6 +97,20 @@ def value_checks(predicted: CellTable, reference: EvaluationReference) -> list[C
         check_scale(profile, observed),
         check_totals_spread(profile, observed),
     ]
+
+
+def count_checks(predicted: CellTable, reference: EvaluationReference) -> list[Check]:
+    """Check raw counts on both sides.
+
+    Parameters
+    ----------
+    predicted
+        Predicted cells of the conditions of the reference.
+    reference
+        Truth.
+    """
+    both = [check_counts(predicted, role="prediction"), check_counts(reference.cells, role="reference")]
+    return [*both, check_depth(predicted, reference.cells)]
 
 
 def _genes(cells: CellTable, reference: EvaluationReference, *, in_order: bool) -> Check:
@@ -128,6 +146,12 @@ def _surplus(shared: Mapping[str, tuple[str, ...]], predicted: CellTable, contro
         return Check("predictions without a truth", "ok", 0.0, "0")
     message = f"{len(extra)} predicted conditions are not in the reference (first: {extra[0][1]!r} in {extra[0][0]!r})."
     return Check("predictions without a truth", "note", len(extra), "0", message)
+
+
+def _layer(layer: str | None, *, has_layer: bool) -> Check:
+    if has_layer:
+        return Check("layer", "ok")
+    return Check("layer", "note", message=f"the prediction has no layer {layer!r}; its X was scored.")
 
 
 def _own_control(predicted: CellTable, context: str, control: str) -> tuple[str, str]:

@@ -49,6 +49,7 @@ class MetricInfo:
 
 _MEJIA = "Mejia et al., arXiv 2506.22641 (2025)"
 _SYSTEMA = "Vinas Torne et al., Nature Biotechnology (2025), Systema"
+_VCC2026 = "Virtual Cell Challenge 2026, cell-eval2"
 _SB: CeilingRule = "spearman_brown"
 
 METRICS: dict[str, MetricInfo] = {
@@ -77,7 +78,16 @@ METRICS: dict[str, MetricInfo] = {
     "de_nsig_counts_pred": MetricInfo(label="DE genes, predicted", best=None, needs_de=True),
     "pr_auc": MetricInfo(label="PR AUC of DE genes", best=1, ceiling=_SB, needs_de=True),
     "roc_auc": MetricInfo(label="ROC AUC of DE genes", best=1, ceiling=_SB, needs_de=True),
-    "pds_cosine": MetricInfo(label="PDS (cosine, 2026)", best=1, ceiling=_SB, source="VCC 2026, cell-eval2"),
+    "pds_cosine": MetricInfo(label="PDS (cosine, 2026)", best=1, ceiling=_SB, source=_VCC2026),
+    "expr_mse_unbiased_capped_norm": MetricInfo(label="MSE, noise-corrected (2026)", best=0, source=_VCC2026),
+    "de_wilcoxon_direction_fidelity_yield_raw": MetricInfo(
+        label="Direction fidelity (2026)", best=1, needs_de=True, source=_VCC2026
+    ),
+    "de_wilcoxon_direction_reach_raw": MetricInfo(
+        label="Direction reach (2026)", best=1, needs_de=True, source=_VCC2026
+    ),
+    "de_wilcoxon_sig_jaccard": MetricInfo(label="Jaccard of DE genes (2026)", best=1, needs_de=True, source=_VCC2026),
+    "de_wilcoxon_lfc_nmae": MetricInfo(label="Error of fold changes (2026)", best=0, needs_de=True, source=_VCC2026),
     "pearson_systema": MetricInfo(label="Pearson to mean of perturbations", best=1, ceiling=_SB, source=_SYSTEMA),
     "centroid_accuracy": MetricInfo(label="Centroid accuracy", best=1, ceiling=_SB, source=_SYSTEMA),
     "wmse": MetricInfo(label="Weighted MSE", best=0, ceiling="squared", source=_MEJIA),
@@ -89,7 +99,6 @@ METRICS: dict[str, MetricInfo] = {
     "energy_distance": MetricInfo(
         label="Energy distance (50 PCs)", best=0, ceiling="squared", source="Szekely and Rizzo (2013)"
     ),
-    "energy_distance_floor": MetricInfo(label="Energy distance of replicates", best=None, source="this package"),
 }
 
 

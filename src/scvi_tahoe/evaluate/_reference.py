@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -10,23 +11,27 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._alignment import align_genes
-from scvi_tahoe.evaluate._baseline_prediction import baseline_cells
+from scvi_tahoe.evaluate._baseline_prediction import EMBEDDING_BASELINES, baseline_cells
 from scvi_tahoe.evaluate._baseline_task import baseline_task
 from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._ceiling import split_half_scores
 from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._cells import cells_from_adata
+from scvi_tahoe.evaluate._counts import cell_totals, log1p_expression
 from scvi_tahoe.evaluate._leakage import check_leakage
+from scvi_tahoe.evaluate._perturbation_embedding import embedding_rows
 from scvi_tahoe.evaluate._scoring import ContextTruth, score_context
 from scvi_tahoe.evaluate._value_checks import check_range
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import polars as pl
     from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
 
+    from scvi_tahoe.evaluate._baseline_task import BaselineTask
     from scvi_tahoe.evaluate._cell_profile import CellProfile
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._check import Check
@@ -51,6 +56,8 @@ class EvaluationReference:
         Columns of ``obs`` in every object that is scored.
     train
         Training cells over the same genes.
+    embeddings
+        Vector of each perturbation, for the baselines that use them.
     layer
         Layer with the expression in every object; ``None`` is ``X``.
     ceiling
@@ -71,6 +78,7 @@ class EvaluationReference:
         perturbation_key: str,
         context_key: str | None = None,
         train: CellTable | None = None,
+        embeddings: Mapping[str, NDArray[np.float64]] | None = None,
         layer: str | None = None,
         ceiling: bool = True,
         cache: TruthCache | None = None,
@@ -82,6 +90,7 @@ class EvaluationReference:
         self.perturbation_key = perturbation_key
         self.context_key = context_key
         self.train = train
+        self.embeddings = embeddings
         self.layer = layer
         self.ceiling = ceiling
         self.num_threads = num_threads
@@ -98,6 +107,7 @@ class EvaluationReference:
         control: str,
         context_key: str | None = None,
         baseline_from: AnnData | None = None,
+        perturbation_embedding: Mapping[str, ArrayLike] | pd.DataFrame | tuple[Sequence[str], ArrayLike] | None = None,
         layer: str | None = None,
         ceiling: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -118,6 +128,9 @@ class EvaluationReference:
             Column of ``obs`` with the context (cell line, donor). Contexts are scored one by one and averaged.
         baseline_from
             Training data, for the baselines and the check on leakage. Genes are matched by name.
+        perturbation_embedding
+            Vector of each perturbation, for the baselines ``"ridge"`` and ``"nearest"``: ``{label: vector}``, a
+            DataFrame with labels as index, or a pair of labels and matrix.
         layer
             Layer with the expression in every object; ``None`` is ``X``.
         ceiling
@@ -147,6 +160,7 @@ class EvaluationReference:
             perturbation_key=perturbation_key,
             context_key=context_key,
             train=train,
+            embeddings=None if perturbation_embedding is None else embedding_rows(perturbation_embedding),
             layer=layer,
             ceiling=ceiling,
             cache=TruthCache(cache_dir),
@@ -190,6 +204,18 @@ class EvaluationReference:
         """Hash of the training cells and labels."""
         return None if self.train is None else content_hash(self.train)
 
+    @property
+    def task(self) -> BaselineTask:
+        """What a baseline may look at."""
+        return baseline_task(self.cells, self.train, control=self.control, embeddings=self.embeddings)
+
+    @cached_property
+    def _embedding_fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, vector in sorted((self.embeddings or {}).items()):
+            digest.update(name.encode() + vector.tobytes())
+        return digest.hexdigest()
+
     @cached_property
     def range_check(self) -> Check:
         """Whether the observed values can be log1p expression."""
@@ -205,6 +231,30 @@ class EvaluationReference:
         """Whether held-out conditions or cells are among the training data."""
         return [] if self.train is None else check_leakage(self.train, self.cells, control=self.control)
 
+    @cached_property
+    def log1p(self) -> EvaluationReference:
+        """The reference with log1p expression in the place of its raw counts."""
+        tables = [self.cells] if self.train is None else [self.cells, self.train]
+        cells, *train = log1p_expression(tables, total=self.total)
+        return EvaluationReference(
+            cells,
+            control=self.control,
+            perturbation_key=self.perturbation_key,
+            context_key=self.context_key,
+            train=train[0] if train else None,
+            embeddings=self.embeddings,
+            layer=self.layer,
+            ceiling=self.ceiling,
+            cache=self.cache,
+            num_threads=self.num_threads,
+            progress=self.progress,
+        )
+
+    @cached_property
+    def total(self) -> float:
+        """Median number of counts of the observed control cells, to which all cells are normalised."""
+        return float(np.median(cell_totals(self.cells)[self.cells.perturbation == self.control]))
+
     def restricted_to(self, conditions: Mapping[str, tuple[str, ...]]) -> EvaluationReference:
         """Return the reference with these conditions and their controls only; itself where nothing is left out."""
         if dict(conditions) == self.conditions:
@@ -218,6 +268,7 @@ class EvaluationReference:
                 perturbation_key=self.perturbation_key,
                 context_key=self.context_key,
                 train=self.train,
+                embeddings=self.embeddings,
                 layer=self.layer,
                 ceiling=self.ceiling,
                 cache=self.cache,
@@ -241,12 +292,12 @@ class EvaluationReference:
         settings = replace(settings, control_cells="real")
 
         def compute() -> pd.DataFrame:
-            predicted = baseline_cells(name, baseline_task(self.cells, self.train, control=self.control), seed=seed)
-            return self.score(predicted, settings)
+            return self.score(baseline_cells(name, self.task, seed=seed), settings)
 
-        return self._table(
-            {"table": "baseline", "name": name, "train": self.train_fingerprint}, settings, seed, compute
-        )
+        key: dict[str, object] = {"table": "baseline", "name": name, "train": self.train_fingerprint}
+        if name in EMBEDDING_BASELINES:
+            key["embeddings"] = self._embedding_fingerprint
+        return self._table(key, settings, seed, compute)
 
     def ceiling_scores(self, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of one half of the observed cells against the other, at half depth; index context, perturbation."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.evaluate._html import result_html
 from scvi_tahoe.evaluate._storage import load_result, save_result
+from scvi_tahoe.evaluate._strata import strata
 
 if TYPE_CHECKING:
     import os
@@ -47,8 +48,10 @@ class EvaluationResult:
     Attributes
     ----------
     summary
-        One row a metric: ``value``, ``baseline``, ``ceiling``, ``scaled`` (share of the way from baseline to ceiling),
-        ``direction``, ``n_perturbations``, ``n_missing``. Contexts are scored one by one and then averaged.
+        One row a metric: ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
+        ``ceiling``, ``scaled`` (share of the way from baseline to ceiling), ``scaled_low``, ``scaled_high`` (its
+        interval, prediction and baseline resampled together), ``direction``, ``n_perturbations``, ``n_missing``.
+        Contexts are scored one by one and then averaged.
     per_perturbation
         One row a (context, perturbation): its cells, its differentially expressed genes and its scores.
     vcc
@@ -91,6 +94,16 @@ class EvaluationResult:
 
     def _repr_html_(self) -> str:
         return result_html(self)
+
+    def strata(self, *, n_groups: int = 3) -> pd.DataFrame:
+        """Return the mean scores of weak, medium and strong perturbations, by observed effect size.
+
+        Parameters
+        ----------
+        n_groups
+            Groups of equal size.
+        """
+        return strata(self, n_groups=n_groups)
 
     def plot(self, kind: str = "bars", **kwargs: Any) -> Figure:
         """Draw one of the figures of :mod:`scvi_tahoe.pl`.

@@ -14,6 +14,7 @@ from scvi_tahoe.evaluate._cell_eval import CELL_EVAL_PROFILES, cell_eval_scores
 from scvi_tahoe.evaluate._cells import CellTable, concatenate
 from scvi_tahoe.evaluate._differential_expression import FDR, differential_expression
 from scvi_tahoe.evaluate._effect_metrics import effect_metrics
+from scvi_tahoe.evaluate._energy_distance import Components, energy_distance, fit_components
 from scvi_tahoe.evaluate._gene_weights import gene_weights
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, group_statistics
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRESETS", "ContextScores", "ContextTruth", "ScoringSettings", "score_context"]
 
-PRESETS = ("quick", "vcc2025", "minimal", "full")
+PRESETS = ("quick", "vcc2025", "minimal", "full", "vcc2026")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,14 @@ class ScoringSettings:
         if self.control_cells not in ("real", "predicted"):
             msg = f'control_cells must be "real" or "predicted", got {self.control_cells!r}.'
             raise ValueError(msg)
+        if self.from_counts and self.control_cells == "predicted":
+            msg = 'The challenge of 2026 takes the observed controls on both sides: use control_cells="real".'
+            raise ValueError(msg)
+
+    @property
+    def from_counts(self) -> bool:
+        """Whether both sides hold raw counts."""
+        return self.preset == "vcc2026"
 
     @property
     def needs_de(self) -> bool:
@@ -102,6 +111,11 @@ class ContextTruth:
     def weights(self) -> NDArray[np.float64]:
         """Gene weights of the weighted scores, ``[P, G]``."""
         return gene_weights(self.statistics)
+
+    @cached_property
+    def components(self) -> Components:
+        """Principal components of the observed cells."""
+        return fit_components(self.cells)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,10 +195,19 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
         )
         counts = _de_counts(truth, de_predicted)
         scores = pd.concat([theirs, scores.drop(columns=scores.columns.intersection(theirs.columns)), counts], axis=1)
+    if settings.preset == "full":
+        scores["energy_distance"] = _energy_distances(truth, predicted)
     scores.insert(0, "n_cells", truth.statistics.n_cells)
     scores.insert(1, "n_cells_predicted", statistics.n_cells)
     scores.index.name = "perturbation"
     return ContextScores(scores, statistics, de_predicted)
+
+
+def _energy_distances(truth: ContextTruth, predicted: CellTable) -> list[float]:
+    """Energy distance of predicted from observed cells of each perturbation, in 50 principal components."""
+    place = truth.components
+    blocks = [[side.block(truth.context, p) for side in (predicted, truth.cells)] for p in truth.perturbations]
+    return [energy_distance(place(ours), place(theirs)) for ours, theirs in blocks]
 
 
 def _de_counts(truth: ContextTruth, de_predicted: pl.DataFrame) -> pd.DataFrame:

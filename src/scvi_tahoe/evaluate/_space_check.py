@@ -19,7 +19,7 @@ PREDICTION_RECORD = "scvi_tahoe_prediction"
 _SMALL_WEIGHT = 0.001
 
 
-def check_space(prediction: AnnData) -> Check:
+def check_space(prediction: AnnData, *, counts: bool = False) -> Check:
     """Compare the space the model was trained in with genes, the space that is scored.
 
     Reads ``prediction.uns["scvi_tahoe_prediction"]``, which ``TahoeST.predict`` writes: ``space`` (``"expression"``,
@@ -31,16 +31,19 @@ def check_space(prediction: AnnData) -> Check:
     ----------
     prediction
         Predicted cells.
+    counts
+        Whether raw counts are scored, not log1p expression.
     """
+    wanted = "counts" if counts else "expression"
     record: Mapping[str, Any] | None = prediction.uns.get(PREDICTION_RECORD)
-    name, allowed = "space", "expression"
+    name, allowed = "space", wanted
     if record is None:
         return Check(
             name, "note", allowed=allowed, message="the prediction does not say which space it was trained in."
         )
     space = str(record.get("space", "expression"))
-    if space != "expression":
-        message = f"the prediction holds {space}, and expression is scored: predict with output='expression'."
+    if space != wanted:
+        message = f"the prediction holds {space}, and {wanted} is scored: predict with output={wanted!r}."
         return Check(name, "error", allowed=allowed, message=message)
     if record.get("genes_from", "network") != "decoder":
         return Check(name, "ok", allowed=allowed)

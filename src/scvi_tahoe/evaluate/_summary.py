@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.evaluate._bootstrap import bootstrap_means, interval
 from scvi_tahoe.evaluate._ceiling import to_full_depth
 from scvi_tahoe.evaluate._metric_info import metric_info
 
-__all__ = ["COUNT_COLUMNS", "mean_over_contexts", "share_of_way", "summarize"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["COUNT_COLUMNS", "mean_over_contexts", "summarize"]
 
 #: columns of the per-perturbation table that are no scores
 COUNT_COLUMNS = ("n_cells", "n_cells_predicted", "n_de_observed", "n_de_predicted")
@@ -27,17 +33,8 @@ def mean_over_contexts(scores: pd.DataFrame) -> pd.Series:
     return metrics.groupby(level="context", sort=False).mean().mean()
 
 
-def share_of_way(value: float, baseline: float, goal: float) -> float:
-    """How far a score got from the baseline (0) to the goal (1); negative if worse than the baseline.
-
-    NaN where the goal is no better than the baseline, and hence there is no way to go, or where one of them is missing.
-    """
-    room = goal - baseline
-    return (value - baseline) / room if np.isfinite(room) and room != 0 else float("nan")
-
-
 def summarize(
-    scores: pd.DataFrame, *, baseline: pd.DataFrame | None = None, halves: pd.DataFrame | None = None
+    scores: pd.DataFrame, *, baseline: pd.DataFrame | None = None, halves: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Put the mean of each metric beside its baseline and its ceiling.
 
@@ -49,22 +46,34 @@ def summarize(
         Scores of the baseline on the same perturbations.
     halves
         Split-half scores at half depth.
+    seed
+        Seed of the bootstrap.
 
     Returns
     -------
-    Index ``metric``; columns ``value``, ``baseline``, ``ceiling`` (a replicate at full depth), ``scaled`` (share of the
-    way from baseline to ceiling), ``direction``, ``n_perturbations`` and ``n_missing``.
+    Index ``metric``; columns ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
+    ``ceiling`` (a replicate at full depth), ``scaled`` (share of the way from baseline to ceiling), ``scaled_low``,
+    ``scaled_high``, ``direction``, ``n_perturbations`` and ``n_missing``.
     """
     value = mean_over_contexts(scores)
+    names = [str(name) for name in value.index]
+    base = None if baseline is None else baseline.reindex(columns=names).reindex(scores.index)
+    ceiling = np.full(len(names), np.nan) if halves is None else _ceiling(halves).reindex(names).to_numpy()
+    resampled = bootstrap_means([scores[names], *([] if base is None else [base])], seed=seed)
     table = pd.DataFrame({"value": value})
-    table["baseline"] = np.nan if baseline is None else mean_over_contexts(baseline).reindex(value.index)
-    table["ceiling"] = np.nan if halves is None else _ceiling(halves).reindex(value.index)
-    table["scaled"] = [
-        _scaled(name, *numbers)
-        for name, numbers in zip(table.index, table[["value", "baseline", "ceiling"]].to_numpy())
-    ]
-    table["direction"] = [metric_info(name).direction for name in table.index]
-    missing = scores[table.index].isna().sum()
+    table["low"], table["high"] = interval(resampled[0])
+    table["baseline"] = np.nan if base is None else mean_over_contexts(base)
+    table["ceiling"] = ceiling
+    table["scaled"] = _scaled(names, value.to_numpy(), table["baseline"].to_numpy(), ceiling)
+    table["scaled_low"] = table["scaled_high"] = np.nan
+    if base is not None:
+        meaningful = table["scaled"].notna().to_numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = (resampled[0] - resampled[1]) / (ceiling - resampled[1])
+        low, high = interval(np.where(np.isfinite(shares) & meaningful, shares, np.nan))
+        table["scaled_low"], table["scaled_high"] = low, high
+    table["direction"] = [metric_info(name).direction for name in names]
+    missing = scores[names].isna().sum()
     table["n_perturbations"] = len(scores) - missing
     table["n_missing"] = missing
     table.index.name = "metric"
@@ -78,9 +87,13 @@ def _ceiling(halves: pd.DataFrame) -> pd.Series:
     return by_context.apply(to_full_depth, axis=1).mean()
 
 
-def _scaled(name: str, value: float, baseline: float, ceiling: float) -> float:
-    """Share of the way for a score; NaN for a diagnostic and where the ceiling does not beat the baseline."""
-    best = metric_info(name).best
-    if best is None or not (ceiling < baseline if best == 0 else ceiling > baseline):
-        return float("nan")
-    return share_of_way(value, baseline, ceiling)
+def _scaled(
+    names: list[str], value: NDArray[np.float64], baseline: NDArray[np.float64], ceiling: NDArray[np.float64]
+) -> list[float]:
+    """Share of the way of each score; NaN for a diagnostic and where the ceiling does not beat the baseline."""
+    shares = []
+    for name, v, b, c in zip(names, value, baseline, ceiling):
+        best = metric_info(name).best
+        better = best is not None and (c < b if best == 0 else c > b)
+        shares.append((v - b) / (c - b) if better else float("nan"))
+    return shares

@@ -117,6 +117,11 @@ class NetworkConfig:
         * ``'down_up'`` - ``up(gelu(down(project(t) + control)))``
     rectify
         Set negative predictions to zero.
+    keep_zeros
+        With ``head='delta'``: change only genes that a cell of the base expresses. A change added to every zero would
+        turn the ties of rank tests into differences, and real cells are mostly zeros.
+    base_encoder
+        Whether the cells that ``head='delta'`` adds to are given at the input too, beside the control cells.
     n_batches
         If positive, a learned vector for each technical batch is added to every cell of it.
     batch_token
@@ -159,6 +164,8 @@ class NetworkConfig:
     attention: Attention = "full"
     head: Head = "delta"
     rectify: bool = True
+    keep_zeros: bool = False
+    base_encoder: bool = False
     n_batches: int = 0
     batch_token: bool = False
     n_batch_classes: int = 0
@@ -264,6 +271,8 @@ class NetworkConfig:
             )
         if self.confidence_token and self.hidden < 4:
             raise ValueError(f"confidence_token needs hidden >= 4; got {self.hidden}.")
+        if (self.keep_zeros or self.base_encoder) and self.head != "delta":
+            raise ValueError(f"keep_zeros and base_encoder need head='delta'; got head={self.head!r}.")
         if self.head == "down_up" and self.n_input != self.n_output:
             raise ValueError(
                 f"head='down_up' adds the control to the output; n_input={self.n_input} and n_output={self.n_output} "

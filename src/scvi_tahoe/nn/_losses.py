@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["SET_LOSSES", "delta_mse", "energy_distance", "kernel_mmd", "mse", "sinkhorn_divergence"]
+__all__ = ["KERNELS", "SET_LOSSES", "delta_mse", "energy_distance", "kernel_mmd", "mse", "sinkhorn_divergence"]
 
 Diagonal = Literal["zero", "excluded", "rounded"]
+
+#: kernels of :func:`kernel_mmd`
+KERNELS = ("gaussian", "laplacian")
 
 # geomloss clamps squared distances here, so that the gradient of the root stays finite
 _SMALLEST_SQUARE = 1e-8

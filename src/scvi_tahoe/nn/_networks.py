@@ -74,6 +74,9 @@ class SetTransformer(nn.Module):
         n_control_layers = 1 if config.control_encoder == "linear" else config.n_encoder_layers
         self.control_encoder = MLP(config.n_input, hidden, hidden, n_control_layers, config)
         self.perturbation_encoder = MLP(config.n_perturbation, hidden, hidden, config.n_encoder_layers, config)
+        self.base_encoder = (
+            MLP(config.n_output, hidden, hidden, config.n_encoder_layers, config) if config.base_encoder else None
+        )
         self.batch_encoder = nn.Embedding(config.n_batches, hidden) if config.n_batches else None
         if self.batch_encoder is not None:
             nn.init.normal_(self.batch_encoder.weight, std=0.02)
@@ -120,7 +123,10 @@ class SetTransformer(nn.Module):
             If the network has a batch encoder and no batch is given.
         """
         encoded_SND = self.control_encoder(control_SNG)
+        base_SNG = control_SNG if base_SNG is None else base_SNG
         cells_SND = encoded_SND + self._encode_perturbation(perturbation_SP)
+        if self.base_encoder is not None:
+            cells_SND = cells_SND + self.base_encoder(base_SNG)
         if self.batch_encoder is not None:
             cells_SND = cells_SND + self._encode_batch(batch_SN)
 
@@ -129,7 +135,6 @@ class SetTransformer(nn.Module):
         first = 0 if self.batch_token is None else 1
         hidden_SND = output_STD[:, first : first + cells_SND.shape[1]]
 
-        base_SNG = control_SNG if base_SNG is None else base_SNG
         prediction_SNG = self.head(hidden_SND, encoded_SND, control_SNG, base_SNG)
         return NetworkOutput(
             prediction_SNG=prediction_SNG,
@@ -190,6 +195,7 @@ class Head(nn.Module):
         super().__init__()
         self.kind = config.head
         self.rectify = config.rectify
+        self.keep_zeros = config.keep_zeros
         self.project = MLP(config.hidden, config.hidden, config.n_output, config.n_decoder_layers, config)
         self.down = nn.Linear(config.n_output, config.down_width) if config.head == "down_up" else None
         self.up = nn.Linear(config.down_width, config.n_output) if config.head == "down_up" else None
@@ -206,7 +212,8 @@ class Head(nn.Module):
         elif self.down is not None and self.up is not None:
             prediction_SNG = self.up(F.gelu(self.down(self.project(hidden_SND) + control_SNG)))
         else:
-            prediction_SNG = base_SNG + self.project(hidden_SND)
+            change_SNG = self.project(hidden_SND)
+            prediction_SNG = base_SNG + (change_SNG * (base_SNG > 0) if self.keep_zeros else change_SNG)
         # Unlike relu, clamp passes the gradient on at exactly zero. An untrained delta head predicts exactly zero
         # wherever the control is zero, and has to be able to switch such a gene on.
         return prediction_SNG.clamp_min(0) if self.rectify else prediction_SNG

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import torch.nn.functional as F
 
-from scvi_tahoe.nn._losses import SET_LOSSES, Diagonal
+from scvi_tahoe.nn._losses import KERNELS, SET_LOSSES, Diagonal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from scvi_tahoe.nn._networks import NetworkOutput
@@ -63,6 +65,20 @@ class ObjectiveConfig:
     confidence_scale: float = 10.0
     shift_weight: float = 0.0
 
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> ObjectiveConfig:
+        """Build from keyword arguments, refusing unknown ones by name.
+
+        Raises
+        ------
+        ValueError
+            If one is unknown or out of range.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise ValueError(f"objective options {unknown} are unknown; there are {known}.")
+        return cls(**kwargs)
+
     def __post_init__(self) -> None:
         unknown = sorted(set(self.terms) - set(SET_LOSSES))
         if unknown:
@@ -72,6 +88,11 @@ class ObjectiveConfig:
         weights = {**self.terms, **{k: v for k, v in asdict(self).items() if k.endswith("_weight")}}
         if negative := {k: v for k, v in weights.items() if v < 0}:
             raise ValueError(f"weights of the objective must not be negative; got {negative}.")
+        for name, allowed in (("energy_diagonal", get_args(Diagonal)), ("kernel", KERNELS)):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value!r} is unknown; allowed are {', '.join(map(repr, allowed))}.")
+        if self.blur <= 0:
+            raise ValueError(f"blur={self.blur} must be positive.")
         if self.chunks < 1:
             raise ValueError(f"chunks={self.chunks} must be 1 or more.")
 

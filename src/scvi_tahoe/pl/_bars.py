@@ -24,7 +24,7 @@ _LIMITS = (-0.5, 1.5)
 
 
 def bars(result: EvaluationResult, *, metrics: Sequence[str] | None = None) -> Figure:
-    """Draw the share of the way from baseline (0) to ceiling (1) of each score, with the numbers behind it.
+    """Draw the share of the way from baseline (0) to ceiling (1) of each score, with its 95 % interval and its numbers.
 
     Parameters
     ----------
@@ -50,6 +50,8 @@ def bars(result: EvaluationResult, *, metrics: Sequence[str] | None = None) -> F
         ax, right = figure.subplots(1, 2, width_ratios=(3, 1.6), sharey=True)
         share = table["scaled"].clip(*_LIMITS)
         ax.barh(range(len(table)), share, color=PREDICTED, height=0.62)
+        whiskers = table[["scaled_low", "scaled_high"]].clip(*_LIMITS).to_numpy()
+        ax.hlines(range(len(table)), *whiskers.T, color=CEILING, linewidth=0.9)
         for position, (value, shown) in enumerate(zip(table["scaled"], share)):
             if value != shown:  # an arrow at the end of a bar that goes on
                 ax.plot(shown, position, marker=">" if value > 0 else "<", color=PREDICTED, markersize=7, clip_on=False)

@@ -40,9 +40,14 @@ def cells(result: EvaluationResult) -> Figure:
 
 
 def _histogram(ax: Axes, result: EvaluationResult, column: str, *, log: bool) -> None:
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
     values = result.cells[column].to_numpy(float)
     if log:
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         positive = values[values > 0]
         # at least a factor of four across, so that equal totals do not look like a wide distribution
         middle = np.sqrt(positive.min() * positive.max())

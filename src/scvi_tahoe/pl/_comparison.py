@@ -73,5 +73,5 @@ def _cell(ax: Axes, row: int, column: int, value: float, share: float) -> None:
     color = "white" if np.isnan(share) else colormaps["Blues"](0.55 * float(np.clip(share, 0, 1)))
     ax.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=color, edgecolor="none"))
     if not np.isnan(value):
-        digits = 2 if abs(value) >= 10 else 3
+        digits = 2 if abs(value) >= 10 else 3 if abs(value) >= 0.1 else 4
         ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=7.5)

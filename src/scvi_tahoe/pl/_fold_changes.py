@@ -20,7 +20,7 @@ _FDR = 0.05
 
 
 def fold_changes(
-    result: EvaluationResult, perturbation: str, *, context: str | None = None, n_labels: int = 8
+    result: EvaluationResult, perturbation: str, *, context: str | None = None, n_labels: int = 6
 ) -> Figure:
     """Draw log2 fold changes of all genes, marked by the side on which they are differentially expressed.
 
@@ -78,7 +78,7 @@ def fold_changes(
         figure.legend(
             *ax.get_legend_handles_labels(),
             loc="outside lower center",
-            ncols=4,
+            ncols=2,
             title=f"FDR < {_FDR:g}",
             title_fontsize=7,
         )

@@ -34,6 +34,8 @@ def ranks(result: EvaluationResult, *, metric: str = "discrimination_score_l1", 
     KeyError
         If the result lacks the metric.
     """
+    from matplotlib.ticker import ScalarFormatter
+
     scores = result.per_perturbation
     if metric not in scores:
         msg = f"The result has no metric {metric!r}; it has {list(scores.columns)}."
@@ -48,6 +50,7 @@ def ranks(result: EvaluationResult, *, metric: str = "discrimination_score_l1", 
         ax.scatter(strength, value, s=22, color=PREDICTED, alpha=0.85, linewidths=0, clip_on=False)
         if counted:
             ax.set_xscale("symlog", linthresh=1)
+            ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.set_xlim(-0.2, max(10, 1.6 * strength.max()))
         ax.set_ylim(-0.03, 1.06)
         ax.set_xlabel("differentially expressed genes, observed" if counted else "length of the observed delta")

@@ -116,7 +116,7 @@ def label_points(
             area = (cx - box.width / 2, cy - box.height / 2, cx + box.width / 2, cy + box.height / 2)
             inside = area[0] > frame.x0 and area[2] < frame.x1 and area[1] > frame.y0 and area[3] < frame.y1
             if inside and not any(_overlap(area, other) for other in taken):
-                free.append((_covered(area, others), distance, cx, cy, area))
+                free.append((_covered(area, others) + 0.7 * distance, distance, cx, cy, area))
         if not free:
             text.remove()
             continue

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.pretrained._arc_reader import find_checkpoint, list_checkpoints, read_arc_folder
+from scvi_tahoe.pretrained._arc_reader import read_arc_folder
 from scvi_tahoe.pretrained._arc_settings import AttentionDecision, decide_attention
 from scvi_tahoe.pretrained._arc_writer import ArcColumns, arc_refusals, write_arc_folder
 from scvi_tahoe.pretrained._axes import match_labels
+from scvi_tahoe.pretrained._checkpoints import find_checkpoint, list_checkpoints
+from scvi_tahoe.pretrained._decisions import DECISIONS
 from scvi_tahoe.pretrained._diagnosis import (
     AttentionDiagnosis,
     ScaleCheck,
@@ -17,10 +19,11 @@ from scvi_tahoe.pretrained._export import backbone_sha256, export_model, is_expo
 from scvi_tahoe.pretrained._inspect import describe, inspect_folder
 from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning
 from scvi_tahoe.pretrained._limits import UnsafeFileError
-from scvi_tahoe.pretrained._pretrained_model import Labels, LossSettings, PerturbationTable, PretrainedModel, Provenance
+from scvi_tahoe.pretrained._origin import LossSettings, Provenance
+from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
 from scvi_tahoe.pretrained._source import SourceFolder, read_pretrained, resolve_source
-from scvi_tahoe.pretrained._warm_start import DECISIONS, WarmStart, plan_warm_start
+from scvi_tahoe.pretrained._warm_start import WarmStart, plan_warm_start
 
 __all__ = [
     "DECISIONS",

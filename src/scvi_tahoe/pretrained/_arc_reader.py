@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scvi_tahoe.pretrained._arc_settings import decide_attention, loss_settings, network_config, unused_tensors
+from scvi_tahoe.pretrained._checkpoints import find_checkpoint, folder_and_checkpoint
 from scvi_tahoe.pretrained._keys import DEAD_TABLES, from_arc, key_entries
 from scvi_tahoe.pretrained._label_maps import (
     gene_names,
@@ -19,8 +19,10 @@ from scvi_tahoe.pretrained._label_maps import (
 )
 from scvi_tahoe.pretrained._limits import UnsafeFileError, member
 from scvi_tahoe.pretrained._lora import fold_lora, has_lora
-from scvi_tahoe.pretrained._pretrained_model import Labels, PretrainedModel, Provenance, is_embedding
+from scvi_tahoe.pretrained._origin import Provenance
+from scvi_tahoe.pretrained._pretrained_model import Labels, PretrainedModel, is_embedding
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._shapes import target_shapes
 from scvi_tahoe.pretrained._torch_files import checksums, read_torch, verify_tensor
 from scvi_tahoe.pretrained._yaml_files import read_yaml
 
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.nn import NetworkConfig
     from scvi_tahoe.pretrained._arc_settings import AttentionDecision
 
-__all__ = ["find_checkpoint", "list_checkpoints", "read_arc_folder"]
+__all__ = ["read_arc_folder"]
 
-_PREFERRED = ("final", "last", "best")
 _MAX_TENSORS = 100_000
 
 
@@ -78,7 +79,7 @@ def read_arc_folder(
     ValueError
         If the model has a part that is not supported, named in the message.
     """
-    folder, checkpoint = _folder_and_checkpoint(Path(folder), checkpoint)
+    folder, checkpoint = folder_and_checkpoint(Path(folder), checkpoint)
     path = find_checkpoint(folder, checkpoint)
     content = read_torch(path)
     hyper = _hyper_parameters(folder, content)
@@ -88,7 +89,7 @@ def read_arc_folder(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.named.items()}
     config = network_config(shapes, hyper, decision.kind)
     labels, notes = _labels(folder, config, hyper)
-    state = from_arc(tensors.named, config, _our_shapes(config), tensors.check)
+    state = from_arc(tensors.named, config, target_shapes(config), tensors.check)
     model = PretrainedModel(
         config=config,
         state_dict=state,
@@ -100,68 +101,6 @@ def read_arc_folder(
         notes=(*notes, *_attention_note(decision)),
     )
     return model if genes is None else model.with_genes(genes)
-
-
-def list_checkpoints(folder: Path) -> list[str]:
-    """Return the names of the checkpoints of a folder, relative to it."""
-    found = [
-        path.relative_to(folder).as_posix()
-        for place in (folder, folder / "checkpoints")
-        if place.is_dir()
-        for path in sorted(place.glob("*.ckpt"))
-    ]
-    return found
-
-
-def find_checkpoint(folder: Path, checkpoint: str | None = None) -> Path:
-    """Return the path of a checkpoint of a folder; see :func:`read_arc_folder`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such checkpoint; the message lists those there are.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder.")
-    names = list_checkpoints(folder)
-    if not names:
-        raise FileNotFoundError(f"{folder} holds no *.ckpt file, neither in it nor in checkpoints/.")
-    if checkpoint is None:
-        return _default_checkpoint(folder, names)
-    if Path(checkpoint).is_absolute() or ".." in Path(checkpoint).parts:
-        raise UnsafeFileError(f"checkpoint={checkpoint!r} must be a name inside the folder.")
-    stem = checkpoint.removesuffix(".ckpt").removeprefix("checkpoints/")
-    for name in names:
-        own = name.removesuffix(".ckpt").removeprefix("checkpoints/")
-        if own == stem or (re.fullmatch(r"step=\d+", stem) and own.startswith(f"{stem}-")):
-            return member(folder, name)
-    raise FileNotFoundError(f"There is no checkpoint {checkpoint!r} in {folder}; it holds {names}.")
-
-
-def _default_checkpoint(folder: Path, names: list[str]) -> Path:
-    stems = {name.removesuffix(".ckpt").removeprefix("checkpoints/"): name for name in reversed(names)}
-    by_step = sorted(stems, key=_step, reverse=True)
-    for stem in (*_PREFERRED, *by_step):
-        if stem not in stems:
-            continue
-        try:
-            return member(folder, stems[stem])
-        except FileNotFoundError:
-            # last.ckpt of old versions is a link to the best one and may dangle after copying.
-            continue
-    raise FileNotFoundError(f"{folder} holds only links to checkpoints that do not exist: {names}.")
-
-
-def _step(stem: str) -> int:
-    match = re.match(r"step=(\d{1,12})", stem)
-    return int(match[1]) if match else -1
-
-
-def _folder_and_checkpoint(path: Path, checkpoint: str | None) -> tuple[Path, str | None]:
-    if path.suffix != ".ckpt":
-        return path, checkpoint
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    return folder, path.relative_to(folder).as_posix()
 
 
 def _hyper_parameters(folder: Path, content: Any) -> dict[str, Any]:
@@ -246,15 +185,6 @@ def _dead_table(name: str, table: Tensor) -> str:
     if table.device.type != "cpu" or bool(table.new_empty(0).set_(table.untyped_storage()).any()):
         raise UnsafeFileError(f"{name} is expected to be an unused table of zeros and is not; refusing to drop it.")
     return "unused table of zeros"
-
-
-def _our_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
-    import torch
-
-    from scvi_tahoe.nn import SetTransformer
-
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in SetTransformer(config).state_dict().items()}
 
 
 def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple[Labels, tuple[str, ...]]:

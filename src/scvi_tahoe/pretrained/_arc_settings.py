@@ -14,7 +14,8 @@ from typing import Any, Literal
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig
 from scvi_tahoe.pretrained._keys import BACKBONE
 from scvi_tahoe.pretrained._limits import UnsafeFileError
-from scvi_tahoe.pretrained._pretrained_model import LossSettings, is_embedding
+from scvi_tahoe.pretrained._origin import LossSettings
+from scvi_tahoe.pretrained._pretrained_model import is_embedding
 
 __all__ = ["AttentionDecision", "decide_attention", "loss_settings", "network_config", "unused_tensors"]
 

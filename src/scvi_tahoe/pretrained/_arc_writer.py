@@ -11,6 +11,7 @@ import yaml
 
 from scvi_tahoe.pretrained._atomic_folder import atomic_folder
 from scvi_tahoe.pretrained._keys import BACKBONE, to_arc
+from scvi_tahoe.pretrained._label_maps import NO_BATCHES
 from scvi_tahoe.pretrained._model_card import licence_notice
 from scvi_tahoe.pretrained._pretrained_model import is_embedding
 
@@ -81,8 +82,9 @@ def write_arc_folder(
         (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8")
         (place / "var_dims.pkl").write_bytes(pickle.dumps(_dimensions(model), protocol=4))
         torch.save(_perturbation_map(model.perturbations), place / "pert_onehot_map.pt")
-        torch.save(_one_hot_map(model.batches or ("batch",)), place / "batch_onehot_map.torch")
-        torch.save(_one_hot_map(model.contexts or ("context",)), place / "cell_type_onehot_map.torch")
+        torch.save(_one_hot_map(model.batches or (NO_BATCHES,)), place / "batch_onehot_map.torch")
+        if model.contexts:
+            torch.save(_one_hot_map(model.contexts), place / "cell_type_onehot_map.torch")
         if model.provenance.non_commercial:
             (place / "LICENSE_NOTICE.md").write_text(licence_notice(), "utf-8")
         (place / "checkpoints").mkdir()
@@ -146,7 +148,7 @@ def _dimensions(model: PretrainedModel) -> dict[str, Any]:
         "hvg_dim": config.n_output if model.embed_key == "X_hvg" else n_genes,
         "output_dim": config.n_output,
         "pert_dim": config.n_perturbation,
-        "batch_dim": config.n_batches or config.n_batch_classes or len(model.batches or ("batch",)),
+        "batch_dim": config.n_batches or config.n_batch_classes or len(model.batches or (NO_BATCHES,)),
         "gene_names": _gene_names(model),
         "pert_names": list(model.perturbations.names),
     }

@@ -14,8 +14,10 @@ from scvi_tahoe.nn import NetworkConfig
 from scvi_tahoe.pretrained._atomic_folder import atomic_folder
 from scvi_tahoe.pretrained._limits import MALFORMED, UnsafeFileError, member, one_line, verify_size
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
-from scvi_tahoe.pretrained._pretrained_model import Labels, LossSettings, PerturbationTable, PretrainedModel, Provenance
+from scvi_tahoe.pretrained._origin import LossSettings, Provenance
+from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._shapes import target_shapes
 from scvi_tahoe.pretrained._yaml_files import read_json
 
 if TYPE_CHECKING:
@@ -239,12 +241,7 @@ def _verify_hashes(folder: Path, hashes: object) -> None:
 
 
 def _verify_fit(model: PretrainedModel) -> None:
-    import torch
-
-    from scvi_tahoe.nn import SetTransformer
-
-    with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in SetTransformer(model.config).state_dict().items()}
+    expected = target_shapes(model.config)
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:

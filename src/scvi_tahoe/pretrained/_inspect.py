@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.pretrained._arc_reader import list_checkpoints
 from scvi_tahoe.pretrained._arc_writer import arc_refusals
+from scvi_tahoe.pretrained._checkpoints import list_checkpoints
 from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY
 
 if TYPE_CHECKING:

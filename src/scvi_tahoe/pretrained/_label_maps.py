@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["read_batches", "read_contexts", "read_gene_names", "read_perturbations"]
+__all__ = ["NO_BATCHES", "read_batches", "read_contexts", "read_gene_names", "read_perturbations"]
+
+#: arc-state insists on a batch map; the label under which we write one for models without batches.
+NO_BATCHES = "(no batches)"
 
 _MAP_LIMIT = 4_000 * MEGABYTE
 _MAX_TABLE_BYTES = 4_000 * MEGABYTE
@@ -51,7 +54,8 @@ def read_perturbations(folder: Path) -> PerturbationTable:
 
 def read_batches(folder: Path) -> tuple[str, ...] | None:
     """Return the technical batches in the order of the batch encoder's rows, or ``None`` without a file."""
-    return _labels(folder, "batch_onehot_map")
+    labels = _labels(folder, "batch_onehot_map")
+    return None if labels == (NO_BATCHES,) else labels
 
 
 def read_contexts(folder: Path) -> tuple[str, ...] | None:

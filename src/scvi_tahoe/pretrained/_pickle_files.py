@@ -10,7 +10,6 @@ import io
 import pickle
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from scvi_tahoe.pretrained._limits import MALFORMED, MEGABYTE, UnsafeFileError, 
 from scvi_tahoe.pretrained._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_bytes, plain_scalar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["read_pickle"]

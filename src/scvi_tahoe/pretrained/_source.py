@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.pretrained._arc_reader import read_arc_folder
+from scvi_tahoe.pretrained._checkpoints import choose_checkpoint
 from scvi_tahoe.pretrained._export import is_export, read_export
 from scvi_tahoe.pretrained._licence import verify_licence
 from scvi_tahoe.pretrained._limits import UnsafeFileError
@@ -201,7 +202,9 @@ def _snapshot(
         info = hub.HfApi().model_info(repository, revision=revision)
         # The commit, not the branch: what was listed is what is downloaded.
         revision = info.sha
-        wanted.append(prefix + _checkpoint_on_hub([file.rfilename for file in info.siblings or []], prefix, checkpoint))
+        files = [file.rfilename for file in info.siblings or []]
+        if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in files):
+            wanted.append(prefix + checkpoint_on_hub(files, prefix, checkpoint))
     try:
         folder = hub.snapshot_download(
             repository,
@@ -216,18 +219,20 @@ def _snapshot(
     return Path(folder)
 
 
-def _checkpoint_on_hub(files: list[str], prefix: str, checkpoint: str | None) -> str:
-    """Return the one checkpoint to download, relative to the model's folder; or a name that matches nothing."""
+def checkpoint_on_hub(files: list[str], prefix: str, checkpoint: str | None) -> str:
+    """Return the one checkpoint to download, relative to the model's folder ``prefix``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the hub does not have it; the message lists what it has.
+    """
     names = [file.removeprefix(prefix) for file in files if file.startswith(prefix) and file.endswith(".ckpt")]
-    stems = {name.rsplit("/", 1)[-1].removesuffix(".ckpt"): name for name in names if name.count("/") <= 1}
-    if checkpoint is not None:
-        stem = checkpoint.rsplit("/", 1)[-1].removesuffix(".ckpt")
-        fitting = [name for own, name in stems.items() if own == stem or own.startswith(f"{stem}-")]
-        return fitting[0] if fitting else "*.ckpt"
-    for stem in ("final", "last", "best"):
-        if stem in stems:
-            return stems[stem]
-    return stems[max(stems)] if stems else "no-checkpoint"
+    names = [name for name in names if "/" not in name.removeprefix("checkpoints/")]
+    name = choose_checkpoint(names, checkpoint)
+    if name is None:
+        raise FileNotFoundError(f"The hub has no checkpoint {checkpoint or ''!r} under {prefix!r}; it has {names}.")
+    return name
 
 
 def _import_hub() -> Any:

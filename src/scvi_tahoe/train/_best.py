@@ -63,9 +63,17 @@ class KeepBest(Callback):
     def _is_better(self, value: float) -> bool:
         return value < self.best_value if self.mode == "min" else value > self.best_value
 
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Let the last step be validated too, where it does not end a validation interval."""
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the validation that just ended, and write checkpoints."""
         value = trainer.callback_metrics.get(self.monitor)
+        validated = [name for name in trainer.callback_metrics if name.startswith("validation_")]
+        if value is None and validated:
+            raise ValueError(f"monitor={self.monitor!r} is not computed in this run; there are {sorted(validated)}.")
         improved = value is not None and self._is_better(float(value))
         if improved:
             self.best_value, self.best_step = float(value), trainer.global_step  # type: ignore[arg-type]
@@ -74,9 +82,10 @@ class KeepBest(Callback):
             log.save()
         if self.folder is None:
             return
-        self._write(trainer, LAST)
+        # the best first: whenever the run is killed, best.ckpt is at least as far as last.ckpt knows
         if improved:
             self._write(trainer, BEST)
+        self._write(trainer, LAST)
         if self.save_steps and trainer.global_step % self.save_steps == 0:
             self._write(trainer, f"step={trainer.global_step:06d}.ckpt")
 
@@ -91,8 +100,7 @@ class KeepBest(Callback):
         """Give the best weights back to the module."""
         if self._best_weights is None:
             logger.warning(
-                f"{self.monitor} was never computed (no validation cells, or the run was shorter than one validation "
-                "interval): the model keeps the weights of the last step."
+                f"{self.monitor} was never computed, as no cells validate: the model keeps the weights of the last step."
             )
             return
         pl_module.load_state_dict(self._best_weights)
@@ -112,4 +120,10 @@ class KeepBest(Callback):
                 f"resuming needs {BEST} beside the checkpoint, which holds the best weights so far (step "
                 f"{self.best_step}); resume into the folder of the run with save_dir."
             )
-        self._best_weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        best = torch.load(path, map_location="cpu", weights_only=True)
+        if best["global_step"] < self.best_step:
+            raise ValueError(
+                f"{str(path)!r} is from step {best['global_step']} and the best so far was at step {self.best_step}: it "
+                "belongs to another run; resume into the folder of the run with save_dir."
+            )
+        self._best_weights = best["state_dict"]

@@ -6,15 +6,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 
 from scvi_tahoe.train._freezing import Freezing
 from scvi_tahoe.train._recipe import NEW, RECIPES, PartSchedule, Recipe, count_parts, part_of, resolve_recipe
 from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from lightning.pytorch import Trainer
     from torch import Tensor
 
     from scvi_tahoe._module import TahoeSTModule
@@ -72,6 +73,8 @@ class PlanConfig:
             raise ValueError(f"recipe={self.recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is unknown; allowed are {', '.join(map(repr, SCHEDULES))}.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be 0 or more.")
         resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
 
     def _verify_numbers(self) -> None:
@@ -122,12 +125,22 @@ class TahoeTrainingPlan(LightningModule):
         How.
     pretrained
         Names of the module's parameters that hold pretrained values; only these can be frozen.
+    setting
+        What else decides the course of the run, in plain values; kept in checkpoints, so that a resumed run can be
+        compared with the one it continues.
     """
 
-    def __init__(self, module: TahoeSTModule, config: PlanConfig, pretrained: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        module: TahoeSTModule,
+        config: PlanConfig,
+        pretrained: Iterable[str] = (),
+        setting: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.module = module
         self.config = config
+        self.setting = dict(setting or {})
         self.pretrained = frozenset(pretrained)
         self.parts = resolve_recipe(config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps)
         self.freezing = Freezing(module, self.parts, self.pretrained)
@@ -136,15 +149,28 @@ class TahoeTrainingPlan(LightningModule):
         self.n_obs_validation: int | None = None
         self._running: dict[str, Tensor] = {}
         self._n_running = 0
-        self._gradient_norm: Tensor | None = None
         self._random_state: dict[str, Any] | None = None
 
     # ---------------------------------------------------------------- mode and freezing
 
     def on_fit_start(self) -> None:
         """Switch dropout on (neither scvi-tools nor Lightning does after a first training), then freeze."""
+        self._refuse_late_unfreezing()
         self.module.train()
         self.freezing.begin(self.global_step)
+
+    def _refuse_late_unfreezing(self) -> None:
+        # several devices agree at the start on the tensors whose gradients they exchange
+        late = [part for part, schedule in self.parts.items() if schedule.unfreeze_at]
+        if self.pretrained and late and self._is_distributed:
+            raise ValueError(
+                f"parts {late} would be unfrozen in the middle of a run on {self.trainer.world_size} devices, whose "
+                "gradients would then differ; give freeze_backbone=True or False, or train on one device."
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What undoes the freezing when training is interrupted: Lightning calls no hook of a plan then."""
+        return [_UndoFreezing(self.freezing)]
 
     def on_train_start(self) -> None:
         """Start dropout from the seed, or from where a resumed run left it."""
@@ -169,6 +195,7 @@ class TahoeTrainingPlan(LightningModule):
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
         checkpoint["plan_config"] = self.config.to_kwargs()
+        checkpoint["setting"] = self.setting
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
@@ -210,33 +237,32 @@ class TahoeTrainingPlan(LightningModule):
     # ---------------------------------------------------------------- optimizer
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip by norm and keep the norm; here, because Lightning refuses to clip for a fused optimizer in bf16."""
+        """Clip by norm, and log the norm and the rates of this step now and then.
+
+        Here, because Lightning refuses to clip for a fused optimizer in bf16.
+        """
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
-        self._gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-
-    def on_before_zero_grad(self, optimizer: Any) -> None:
-        """Log rates and gradient norm, now and then."""
-        # called after each optimizer step, and once before the first
-        if self._gradient_norm is None or (self.global_step - 1) % self.config.log_every:
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if self.global_step % self.config.log_every:
             return
         metrics = {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}
-        metrics["weight_decay"] = self.config.weight_decay
-        metrics["gradient_norm"] = float(self._gradient_norm)
+        metrics |= {"weight_decay": self.config.weight_decay, "gradient_norm": float(norm)}
         for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.global_step - 1)
+            logger.log_metrics(metrics, step=self.global_step)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over all parameters, one group for each part, depth and kind, each with its own schedule."""
         groups = self._groups()
-        on_gpu = next(self.module.parameters()).is_cuda
+        # a fused optimizer takes scaled gradients of float16, which cannot be clipped
+        fused = next(self.module.parameters()).is_cuda and self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(
             [{"params": g["params"], "weight_decay": g["weight_decay"], "name": g["name"]} for g in groups],
             lr=self.config.lr,
             betas=self.config.betas,
             eps=self.config.eps,
-            fused=on_gpu,
-            foreach=None if on_gpu else False,
+            fused=fused,
+            foreach=None if fused else False,
         )
         shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
@@ -281,6 +307,16 @@ class TahoeTrainingPlan(LightningModule):
         """Parameters by part: how many, how many pretrained, when they train."""
         sizes = {n: p.numel() for n, p in self.module.named_parameters()}
         return count_parts(sizes, self.parts, self.pretrained, self.module.config.n_layers)
+
+
+class _UndoFreezing(Callback):
+    """Gives the module back as it was when training ends in an exception."""
+
+    def __init__(self, freezing: Freezing) -> None:
+        self._freezing = freezing
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._freezing.end()
 
 
 def _depth(name: str, n_blocks: int) -> int:

@@ -22,7 +22,7 @@ class StepProgress(Callback):
     max_steps
         Optimizer steps of the run.
     sets_per_step
-        Cell sets of one optimizer step, over all devices.
+        Cell sets of one optimizer step on one device.
     show
         Whether a bar is drawn; the throughput is logged in any case.
     """
@@ -50,7 +50,8 @@ class StepProgress(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the losses and log the rate since the last time."""
         step, now = trainer.global_step, time.perf_counter()
-        rate = (step - self._since[0]) * self._sets_per_step / max(now - self._since[1], 1e-9)
+        n_sets = (step - self._since[0]) * self._sets_per_step * trainer.world_size
+        rate = n_sets / max(now - self._since[1], 1e-9)
         self._since = (step, now)
         pl_module.log("sets_per_second", rate, on_step=False, on_epoch=True)
         if self._bar is not None:

@@ -1,0 +1,269 @@
+"""TahoeST from pretrained weights, and back into a folder: what each side calls the same thing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scvi
+import torch
+
+from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe.pretrained import (
+    LabelMatch,
+    Labels,
+    LoadingReport,
+    LossSettings,
+    PerturbationTable,
+    PretrainedModel,
+    Provenance,
+    TensorRecord,
+    compare_scale,
+)
+from scvi_tahoe.pretrained._pretrained_model import is_embedding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from scvi_tahoe._model import TahoeST
+    from scvi_tahoe.data import EmbeddingTable
+    from scvi_tahoe.nn import NetworkConfig
+    from scvi_tahoe.pretrained import ScaleCheck
+
+__all__ = [
+    "labels_of",
+    "objective_of",
+    "pretrained_of",
+    "registry_of",
+    "report_from_dict",
+    "scale_check",
+    "start_options",
+]
+
+_OUTPUT_SPACE = {"expression": "all", "expression+embedding": "all", "embedding": "embedding"}
+
+
+def objective_of(loss: LossSettings) -> dict[str, Any]:
+    """The objective that a pretrained model was trained with, as options of ``ObjectiveConfig``."""
+    terms = {
+        "energy": {"energy" if loss.kernel == "energy" else "mmd": 1.0},
+        "sinkhorn": {"sinkhorn": 1.0},
+        "energy+sinkhorn": {"energy": loss.energy_weight, "sinkhorn": loss.sinkhorn_weight},
+        "mse": {"mse": 1.0},
+    }[loss.loss]
+    return {
+        "terms": terms,
+        "energy_diagonal": "rounded",
+        "blur": loss.blur,
+        "kernel": "gaussian" if loss.kernel == "energy" else loss.kernel,
+        "chunks": loss.n_chunks,
+        "decoder_weight": loss.decoder_weight,
+        "batch_weight": loss.batch_token_weight,
+        "confidence_weight": loss.confidence_weight,
+        "confidence_scale": loss.confidence_target_scale,
+        "shift_weight": loss.regularization,
+    }
+
+
+def network_options(source: NetworkConfig, stats: Mapping[str, Any], *, embeds: bool, batches: bool) -> dict[str, Any]:
+    """Options of the network for the user's data: everything as in the weights, but the widths of the data.
+
+    Parameters
+    ----------
+    source
+        The pretrained network.
+    stats
+        Summary statistics of the registered data.
+    embeds
+        Whether cells are embeddings.
+    batches
+        Whether the data have technical batches.
+    """
+    options = source.to_kwargs()
+    width = stats["n_cell_embedding"] if embeds else stats["n_vars"]
+    options |= {"n_input": width, "n_output": width, "n_perturbation": stats["n_perturbation_embedding"]}
+    if source.n_batches:
+        options["n_batches"] = stats["n_batch"] if batches else 0
+    if source.batch_token:
+        options["n_batch_classes"] = stats["n_batch"] if batches else 0
+        options["batch_token"] = batches
+    if source.gene_decoder is not None:
+        options["gene_decoder"] = {**options["gene_decoder"], "n_genes": stats["n_vars"]}
+    return options
+
+
+def _table(table: EmbeddingTable) -> PerturbationTable:
+    return PerturbationTable(table.names, None if table.one_hot else table.matrix)
+
+
+def labels_of(model: TahoeST) -> Labels:
+    """What the axes of a model's network stand for."""
+    keys, states = model.keys, model.registry_["field_registries"]
+
+    def names(key: str) -> tuple[str, ...] | None:
+        return tuple(map(str, states[key]["state_registry"]["names"])) if key in states else None
+
+    embeds = model.representation == "embedding"
+    genes = tuple(model.genes.tolist())
+    config = model.module.config
+    return Labels(
+        genes=None if embeds else genes,
+        decoder_genes=genes if config.gene_decoder is not None else None,
+        perturbations=_table(model.perturbation_table),
+        control=keys.control,
+        batches=names(REGISTRY.BATCH) if config.n_batches or config.batch_token else None,
+        contexts=names(REGISTRY.CONTEXT),
+        embedding=(keys.cell_embedding_key or keys.embedding_modality) if embeds else None,
+        set_size=model.set_size,
+    )
+
+
+def pretrained_of(model: TahoeST) -> PretrainedModel:
+    """The model as it is written into a folder."""
+    state = model.module.network.state_dict()
+    objective = model.module.objective.config
+    keys = model.keys
+    extra = {
+        "representation": model.representation,
+        "objective": objective.to_dict(),
+        "keys": {
+            "perturbation_key": keys.perturbation_key,
+            "context_key": keys.context_key,
+            "batch_key": keys.batch_key,
+            "layer": keys.layer,
+        },
+        "training": model.training_config_,
+    }
+    return PretrainedModel(
+        config=model.module.config,
+        state_dict={name: tensor.detach().cpu() for name, tensor in state.items()},
+        labels=labels_of(model),
+        loss=_loss_of(objective),
+        output_space=_OUTPUT_SPACE[model.representation],  # type: ignore[arg-type]
+        provenance=_provenance(model),
+        extra=extra,
+    )
+
+
+def _loss_of(objective: Any) -> LossSettings:
+    """The nearest thing that the settings of a folder can say; the objective itself travels in ``extra``."""
+    both = objective.terms.get("energy") and objective.terms.get("sinkhorn")
+    loss = (
+        "energy+sinkhorn"
+        if both
+        else next((n for n in ("energy", "sinkhorn", "mse") if n in objective.terms), "energy")
+    )
+    return LossSettings(
+        loss=loss,  # type: ignore[arg-type]
+        blur=objective.blur,
+        energy_weight=objective.terms.get("energy", 1.0),
+        sinkhorn_weight=objective.terms.get("sinkhorn", 0.01),
+        n_chunks=objective.chunks,
+        decoder_weight=objective.decoder_weight,
+        batch_token_weight=objective.batch_weight,
+        confidence_weight=objective.confidence_weight,
+        confidence_target_scale=objective.confidence_scale,
+        regularization=objective.shift_weight,
+    )
+
+
+def _provenance(model: TahoeST) -> Provenance:
+    """Where the weights come from; fine-tuned ones keep the origin, and with it the licence."""
+    if model.provenance_ is None:
+        return Provenance(source="scvi-tahoe", format="scratch")
+    return Provenance(**model.provenance_)
+
+
+def registry_of(source: PretrainedModel, model_name: str) -> dict[str, Any]:
+    """A scvi-tools registry for a model without data: labels and genes are those of the folder.
+
+    Genes and batches without names are numbered.
+    """
+    extra_keys = source.extra.get("keys", {})
+    config, embeds = source.config, is_embedding(source.embed_key)
+    genes = source.labels.decoder_genes or source.genes
+    n_genes = config.gene_decoder.n_genes if config.gene_decoder is not None else config.n_output
+    if genes is None:
+        genes = tuple(f"gene_{i}" for i in range(n_genes))
+    table = source.perturbations
+    matrix = np.eye(len(table.names), dtype=np.float32) if table.matrix is None else table.matrix
+    n_batches = config.n_batches or config.n_batch_classes
+    batches = source.batches or tuple(f"batch_{i}" for i in range(n_batches))
+    contexts = source.contexts or ("all cells",)
+    fields = {
+        REGISTRY.EXPRESSION: ({"n_vars": len(genes), "column_names": _objects(genes)}, {"n_vars": len(genes)}),
+        REGISTRY.PERTURBATION: ({"names": _objects(table.names)}, {"n_perturbation": len(table.names)}),
+        REGISTRY.CONTROL: ({"label": source.control}, {}),
+        REGISTRY.PERTURBATION_EMBEDDING: (
+            {"names": _objects(table.names), "matrix": matrix, "one_hot": table.is_one_hot},
+            {"n_perturbation_embedding": int(matrix.shape[1])},
+        ),
+        REGISTRY.CONTEXT: ({"names": _objects(contexts)}, {"n_context": len(contexts)}),
+    }
+    if n_batches:
+        fields[REGISTRY.BATCH] = ({"names": _objects(batches)}, {"n_batch": len(batches)})
+    if embeds:
+        fields[REGISTRY.CELL_EMBEDDING] = ({"width": config.n_input}, {"n_cell_embedding": config.n_input})
+    setup = {
+        "perturbation_key": "perturbation",
+        "context_key": "context",
+        "batch_key": "batch" if n_batches else None,
+        **extra_keys,
+        "control": source.control or "control",
+        "cell_embedding_key": source.embed_key if embeds else None,
+    }
+    return {
+        "scvi_version": scvi.__version__,
+        "model_name": model_name,
+        "setup_method_name": "setup_anndata",
+        "setup_args": setup,
+        "field_registries": {
+            key: {"data_registry": {}, "state_registry": state, "summary_stats": stats}
+            for key, (state, stats) in fields.items()
+        },
+    }
+
+
+def _objects(names: Any) -> np.ndarray:
+    return np.array([str(n) for n in names], dtype=object)
+
+
+def start_options(source: PretrainedModel, stats: Mapping[str, Any], *, batches: bool) -> dict[str, Any]:
+    """Constructor arguments of a model for the user's data that starts from these weights."""
+    embeds = is_embedding(source.embed_key)
+    if embeds and "n_cell_embedding" not in stats:
+        raise ValueError(
+            f"{source.provenance.source} works on the cell embedding {source.embed_key!r}; register that embedding of "
+            "your cells with cell_embedding_key."
+        )
+    network = network_options(source.config, stats, embeds=embeds, batches=batches)
+    representation = source.extra.get("representation", "embedding" if embeds else "expression")
+    if representation == "expression+embedding" and "n_cell_embedding" not in stats:
+        representation = "expression"  # the embedding is a signal of training only, and may be absent later
+    return {
+        "representation": representation,
+        "set_size": source.set_size,
+        "size": network,
+        "batch_encoder": bool(network["n_batches"]),
+        "objective": source.extra.get("objective"),
+    }
+
+
+def report_from_dict(values: dict[str, Any]) -> LoadingReport:
+    """The report whose plain values were saved with a model."""
+    return LoadingReport(
+        records=tuple(TensorRecord(**record) for record in values["records"]),
+        matches=tuple(LabelMatch(**match) for match in values["matches"]),
+        notes=tuple(values["notes"]),
+        decisions=tuple(values["decisions"]),
+    )
+
+
+def scale_check(model: TahoeST, minibatch: Mapping[str, Tensor]) -> ScaleCheck:
+    """Predict controls from controls: weights of another normalisation predict cells on another scale."""
+    control_SNX = minibatch[TENSORS.CONTROL]
+    with torch.inference_mode():
+        output = model.module(control_SNX, minibatch[TENSORS.PERTURBATION], minibatch.get(TENSORS.BATCH))
+    return compare_scale(output.prediction_SNG, control_SNX)

@@ -1,0 +1,16 @@
+"""What a command's user need not read."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+__all__ = ["quiet_frameworks"]
+
+
+def quiet_frameworks() -> None:
+    """Silence advice of Lightning and scvi-tools, and Lightning's deprecations within itself; other warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+    warnings.filterwarnings("ignore", message=".*is deprecated", module="lightning")

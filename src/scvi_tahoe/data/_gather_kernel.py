@@ -1,0 +1,34 @@
+"""One Triton kernel: rows of a compact CSR matrix, written as dense rows. Imported only where a GPU runs it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["gather_rows"]
+
+
+@triton.jit
+def gather_rows(rows, indptr, indices, values, out, n_rows, n_features, BLOCK: tl.constexpr, N_BITS: tl.constexpr):  # noqa: ANN001
+    """Write row ``rows[i]`` into ``out[i]``, each program every so many rows.
+
+    A program clears its dense row and fills it at once, while it is still in the cache.
+    """
+    lane = tl.arange(0, BLOCK)
+    nothing = tl.zeros((BLOCK,), out.dtype.element_ty)
+    for position in range(tl.program_id(0), n_rows, tl.num_programs(0)):
+        target = out + position.to(tl.int64) * n_features
+        for first in range(0, n_features, BLOCK):
+            tl.store(target + first + lane, nothing, mask=first + lane < n_features)
+        row = tl.load(rows + position).to(tl.int64)
+        start = tl.load(indptr + row)
+        n_entries = (tl.load(indptr + row + 1) - start).to(tl.int32)
+        # threads of the program write each other's places
+        tl.debug_barrier()
+        for first in range(0, n_entries, BLOCK):
+            here = first + lane < n_entries
+            column = tl.load(indices + start + first + lane, mask=here, other=0).to(tl.int32)
+            if N_BITS == 16:
+                column = column & 0xFFFF
+            value = tl.load(values + start + first + lane, mask=here, other=0.0)
+            tl.store(target + column, value.to(out.dtype.element_ty), mask=here)

@@ -1,0 +1,93 @@
+"""Which checkpoint of a folder in Arc's format: in the folder or in ``checkpoints/``, by name, kind or step."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from scvi_tahoe.pretrained._limits import UnsafeFileError, member
+
+__all__ = ["choose_checkpoint", "find_checkpoint", "folder_and_checkpoint", "list_checkpoints"]
+
+_PREFERRED = ("final", "last", "best")
+
+
+def list_checkpoints(folder: Path) -> list[str]:
+    """Return the names of the checkpoints of a folder, relative to it."""
+    found = [
+        path.relative_to(folder).as_posix()
+        for place in (folder, folder / "checkpoints")
+        if place.is_dir()
+        for path in sorted(place.glob("*.ckpt"))
+    ]
+    return found
+
+
+def find_checkpoint(folder: Path, checkpoint: str | None = None) -> Path:
+    """Return the path of a checkpoint of a folder; see :func:`read_arc_folder`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such checkpoint; the message lists those there are.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder.")
+    names = list_checkpoints(folder)
+    if not names:
+        raise FileNotFoundError(f"{folder} holds no *.ckpt file, neither in it nor in checkpoints/.")
+    if checkpoint is None:
+        return _default_checkpoint(folder, names)
+    if Path(checkpoint).is_absolute() or ".." in Path(checkpoint).parts:
+        raise UnsafeFileError(f"checkpoint={checkpoint!r} must be a name inside the folder.")
+    name = choose_checkpoint(names, checkpoint)
+    if name is not None:
+        return member(folder, name)
+    raise FileNotFoundError(f"There is no checkpoint {checkpoint!r} in {folder}; it holds {names}.")
+
+
+def choose_checkpoint(names: list[str], checkpoint: str | None = None) -> str | None:
+    """Return the name a user means by ``checkpoint``, or ``None`` if it is not among ``names``.
+
+    Without a wish: the first there is of final, last, best, and the highest step.
+    """
+    stems = {_stem(name): name for name in reversed(names)}
+    if checkpoint is None:
+        ranked = (*_PREFERRED, *sorted(stems, key=_step, reverse=True))
+        return next((stems[stem] for stem in ranked if stem in stems), None)
+    stem = _stem(checkpoint)
+    if stem in stems:
+        return stems[stem]
+    by_step = [name for own, name in stems.items() if own.startswith(f"{stem}-")]
+    return by_step[0] if by_step and re.fullmatch(r"step=\d+", stem) else None
+
+
+def _default_checkpoint(folder: Path, names: list[str]) -> Path:
+    left = list(names)
+    while left:
+        name = choose_checkpoint(left)
+        if name is None:
+            break
+        try:
+            return member(folder, name)
+        except FileNotFoundError:
+            # last.ckpt of old versions is a link to the best one and may dangle after copying.
+            left.remove(name)
+    raise FileNotFoundError(f"{folder} holds only links to checkpoints that do not exist: {names}.")
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".ckpt").removeprefix("checkpoints/")
+
+
+def _step(stem: str) -> int:
+    match = re.match(r"step=(\d{1,12})", stem)
+    return int(match[1]) if match else -1
+
+
+def folder_and_checkpoint(path: Path, checkpoint: str | None) -> tuple[Path, str | None]:
+    """Return folder and checkpoint name for a path that may be a checkpoint file itself."""
+    if path.suffix != ".ckpt":
+        return path, checkpoint
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return folder, path.relative_to(folder).as_posix()

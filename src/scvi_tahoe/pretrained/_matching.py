@@ -1,0 +1,230 @@
+"""Compares pretrained weights with a new network, axis by axis: labels first, then everything else that may differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvi_tahoe.pretrained._axes import AxisMap, match_labels
+from scvi_tahoe.pretrained._decisions import DECISIONS, TOLERATED_SHARE
+from scvi_tahoe.pretrained._pretrained_model import Labels, PretrainedModel, is_embedding
+from scvi_tahoe.pretrained._shapes import target_shapes
+
+if TYPE_CHECKING:
+    from scvi_tahoe.nn import NetworkConfig
+    from scvi_tahoe.pretrained._report import LabelMatch
+
+__all__ = ["Matching"]
+
+
+@dataclass
+class Matching:
+    """Which axis of the new network maps to what of the old, and which decisions that takes.
+
+    Parameters
+    ----------
+    source, config, labels, accept
+        See :func:`plan_warm_start`.
+    axes
+        Map of every labelled axis, by name.
+    needed
+        Decisions that are needed, with the reason.
+    matches
+        How labels matched.
+    notes
+        Remarks for the report.
+    anew
+        Tensors that are initialised whatever the source holds.
+    """
+
+    source: PretrainedModel
+    config: NetworkConfig
+    labels: Labels
+    accept: frozenset[str]
+    axes: dict[str, AxisMap] = field(default_factory=dict)
+    needed: dict[str, str] = field(default_factory=dict)
+    matches: list[LabelMatch] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    anew: set[str] = field(default_factory=set)
+
+    def match_cells(self) -> None:
+        """Match the columns of a cell, at the input and at the output."""
+        old, new = self.source, self.labels
+        if is_embedding(old.embed_key) != is_embedding(new.embedding):
+            kinds = [
+                f"embeddings ({key})" if is_embedding(key) else "expression" for key in (old.embed_key, new.embedding)
+            ]
+            self._cells_anew(f"cells are {kinds[0]} in the weights and {kinds[1]} here")
+        elif is_embedding(new.embedding):
+            self._match_embeddings()
+        elif {"new_input", "new_output"} <= self.accept:
+            self._cells_anew("decided by the user")
+        else:
+            self._match_genes()
+
+    def _match_embeddings(self) -> None:
+        old, new = self.source.config, self.config
+        if (old.n_input, old.n_output) != (new.n_input, new.n_output):
+            self._cells_anew(f"cell embeddings are {old.n_input} wide in the weights and {new.n_input} here")
+            return
+        if self.source.embed_key != self.labels.embedding:
+            self.needed["other_embedding"] = (
+                f"the weights work on embedding {self.source.embed_key!r}, the data have {self.labels.embedding!r}"
+            )
+        self.axes["input"], self.axes["output"] = AxisMap.identity(new.n_input), AxisMap.identity(new.n_output)
+        self.axes["output_columns"] = self.axes["output"]
+
+    def _match_genes(self) -> None:
+        old, new = self.source.genes, self.labels.genes
+        if old is None:
+            raise ValueError(
+                f"The weights have {self.source.config.n_output} genes without names, so they cannot be matched. Give "
+                "the names in their order with genes=, or accept 'new_input' and 'new_output' to train both ends anew."
+            )
+        if new is None:
+            raise ValueError("The new network works on expression and its genes have no names; give them in labels.")
+        match, axis = match_labels("genes", old, new)
+        self.matches.append(match)
+        if not match.matched:
+            raise ValueError(
+                f"None of the {len(new)} genes of the data is known to the weights: data {list(new[:3])}, weights "
+                f"{list(old[:3])}. Bring the names to one convention (symbols or Ensembl identifiers)."
+            )
+        if len(match.missing) > TOLERATED_SHARE * len(new):
+            self.needed["new_genes"] = f"{len(match.missing)} of {len(new)} genes are unknown to the weights"
+        if len(match.surplus) > TOLERATED_SHARE * len(old):
+            self.needed["drop_genes"] = f"{len(match.surplus)} of {len(old)} genes of the weights are not in the data"
+        n_extra = self.config.n_input - len(new)
+        if n_extra:
+            self.needed["extra_input"] = f"the input has {n_extra} columns beside the {len(new)} genes"
+        self.axes["output"] = axis
+        self.axes["output_columns"] = replace(axis, fill="zero")
+        self.axes["input"] = replace(axis, n_target=self.config.n_input, fill="zero")
+        if self.config.head == self.source.config.head == "down_up":
+            self._match_bottleneck(axis)
+
+    def _match_bottleneck(self, genes: AxisMap) -> None:
+        """Keep the units of the bottleneck; where there is less room, those with the largest weights."""
+        n_old, n_new = self.source.config.down_width, self.config.down_width
+        if n_new >= n_old:
+            kept = np.arange(n_old)
+        else:
+            state = self.source.state_dict
+            strength = state["head.down.weight"].norm(dim=1) * state["head.up.weight"].norm(dim=0)
+            kept = np.sort(strength.argsort(descending=True)[:n_new].numpy())
+            self.notes.append(f"the head's bottleneck keeps the {n_new} strongest of {n_old} units")
+        self.axes["bottleneck"] = AxisMap(np.arange(len(kept)), kept, n_new, n_old, fill="initial")
+        self.axes["bottleneck_columns"] = replace(self.axes["bottleneck"], fill="zero")
+
+    def _cells_anew(self, reason: str) -> None:
+        old, new = self.source.config, self.config
+        self.needed["new_input"] = self.needed["new_output"] = reason
+        self.axes["input"] = AxisMap.nothing(new.n_input, old.n_input)
+        self.axes["output"] = self.axes["output_columns"] = AxisMap.nothing(new.n_output, old.n_output)
+        self.axes["bottleneck"] = AxisMap.nothing(new.down_width, old.down_width)
+        self.axes["bottleneck_columns"] = self.axes["bottleneck"]
+        self.anew |= {"control_encoder.layers.0.bias", "head.down.bias"}
+
+    def match_perturbations(self) -> None:
+        """Match the columns of the perturbation encoder's first layer."""
+        old, new = self.source.perturbations, self.labels.perturbations
+        alias = {self.labels.control: self.source.control} if self.labels.control and self.source.control else {}
+        match, axis = match_labels("perturbations", old.names, new.names, alias)
+        self.matches.append(match)
+        if self.labels.control and alias and self.labels.control != self.source.control:
+            self.notes.append(f"control {self.labels.control!r} takes the place of {self.source.control!r}")
+        if "new_perturbation_encoder" in self.accept:
+            self._perturbations_anew("decided by the user")
+        elif old.is_one_hot and new.is_one_hot:
+            self.axes["perturbation"] = replace(axis, fill="mean")
+        elif old.is_one_hot != new.is_one_hot or old.width != new.width:
+            kinds = ["one-hot" if table.is_one_hot else "features" for table in (old, new)]
+            self._perturbations_anew(
+                f"perturbations are {kinds[0]} of width {old.width} in the weights and {kinds[1]} of width "
+                f"{new.width} here"
+            )
+        else:
+            self._compare_features(match)
+
+    def _compare_features(self, match: LabelMatch) -> None:
+        old, new = self.source.perturbations, self.labels.perturbations
+        silent = set(old.zero_names) | set(new.zero_names)
+        shared = [name for name in match.matched if name in set(old.names) and name not in silent]
+        self.axes["perturbation"] = AxisMap.identity(new.width)
+        if not shared:
+            self.needed["same_features"] = "no perturbation label is shared, so the features cannot be compared"
+        elif not np.allclose(old.vectors(shared), new.vectors(shared), rtol=1e-3, atol=1e-5):
+            self._perturbations_anew(f"the features of {shared[0]!r} and others differ from those of the weights")
+
+    def _perturbations_anew(self, reason: str) -> None:
+        self.needed["new_perturbation_encoder"] = reason
+        self.axes["perturbation"] = AxisMap.nothing(self.config.n_perturbation, self.source.config.n_perturbation)
+        self.anew.add("perturbation_encoder.layers.0.bias")
+
+    def match_batches(self) -> None:
+        """Match the rows of the batch encoder and of the batch classifier."""
+        old, new = self.source.config, self.config
+        if bool(old.n_batches) != bool(new.n_batches):
+            name = "new_batch_encoder" if new.n_batches else "drop_batch_encoder"
+            self.needed[name] = "the weights have " + ("no batch encoder" if new.n_batches else "a batch encoder")
+        n_old, n_new = old.n_batches or old.n_batch_classes, new.n_batches or new.n_batch_classes
+        if not (n_old and n_new):
+            self.axes["batch"] = AxisMap.nothing(n_new, n_old)
+            return
+        match, axis = match_labels("batches", self.source.batches or (), self.labels.batches or ())
+        self.matches.append(match)
+        self.axes["batch"] = replace(axis, n_source=n_old, n_target=n_new, fill="mean")
+
+    def match_decoder(self) -> None:
+        """Match the rows of the gene decoder's last layer."""
+        old, new = self.source.config.gene_decoder, self.config.gene_decoder
+        if old is None or new is None:
+            if old is not new:
+                name = "new_gene_decoder" if old is None else "drop_gene_decoder"
+                self.needed[name] = "the weights have " + ("no gene decoder" if old is None else "a gene decoder")
+            return
+        names = self.source.labels.decoder_genes, self.labels.decoder_genes
+        if "new_gene_decoder" in self.accept or (old.hidden, old.residual) != (new.hidden, new.residual):
+            self.needed["new_gene_decoder"] = "the gene decoder has other blocks than that of the weights"
+            self.anew |= {name for name in target_shapes(self.config) if name.startswith("gene_decoder.")}
+        elif names[0] is None or names[1] is None:
+            self.needed["new_gene_decoder"] = "the decoder's genes have no names"
+            self.anew |= {"gene_decoder.out.weight", "gene_decoder.out.bias"}
+        else:
+            match, self.axes["decoder"] = match_labels("decoder genes", names[0], names[1])
+            self.matches.append(match)
+            if len(match.missing) > TOLERATED_SHARE * len(names[1]):
+                self.needed["new_genes"] = f"{len(match.missing)} genes of the decoder are unknown to the weights"
+
+    def compare_settings(self) -> None:
+        """Note what else differs: tokens, head, attention, set size."""
+        old, new = self.source.config, self.config
+        for name in ("batch_token", "confidence_token"):
+            if getattr(old, name) != getattr(new, name):
+                decision = "new_tokens" if getattr(new, name) else "drop_tokens"
+                self.needed[decision] = f"{name} is {getattr(old, name)} in the weights"
+        if old.head != new.head:
+            self.needed["other_head"] = f"head is {old.head!r} in the weights, {new.head!r} here"
+            last = f"head.project.layers.{new.n_decoder_layers - 1}"
+            # What the last layer produced for the other head would be wrong here, not merely untrained.
+            self.anew |= {f"{last}.weight", f"{last}.bias"}
+        elif old.rectify != new.rectify:
+            self.needed["other_head"] = f"rectify is {old.rectify} in the weights, {new.rectify} here"
+        if old.attention != new.attention:
+            self.needed["other_attention"] = f"attention is {old.attention!r} in the weights, {new.attention!r} here"
+        if self.source.set_size != self.labels.set_size:
+            self.needed["other_set_size"] = (
+                f"sets had {self.source.set_size} cells and have {self.labels.set_size} here"
+            )
+
+    def verify_decisions(self) -> None:
+        """Raise ``ValueError`` naming every decision that is needed and not given."""
+        missing = {name: reason for name, reason in self.needed.items() if name not in self.accept}
+        if missing:
+            lines = [f"  {name!r}: {reason}; then {DECISIONS[name]}." for name, reason in missing.items()]
+            raise ValueError(
+                "These weights do not fit the data without decisions of yours. Accept by name, or change the data:\n"
+                + "\n".join(lines)
+            )

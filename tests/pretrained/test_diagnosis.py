@@ -1,0 +1,96 @@
+"""Which attention weights were trained with, and whether data are on their scale, can be read off the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from scvi_tahoe.nn import NetworkConfig, SetTransformer
+from scvi_tahoe.pretrained import compare_scale, diagnose_attention, with_attention
+
+
+def network(attention: str = "full") -> SetTransformer:
+    torch.manual_seed(0)
+    net = SetTransformer(
+        NetworkConfig(
+            n_input=10, n_output=10, n_perturbation=3, hidden=16, n_layers=2, intermediate=16, n_heads=2,
+            head="absolute", attention=attention, rectify=False,
+        )
+    )  # fmt: skip
+    for block in net.backbone.blocks:
+        torch.nn.init.normal_(block.attention.qkv.weight, std=1.0)
+        torch.nn.init.normal_(block.attention.out.weight, std=0.5)
+    return net.eval()
+
+
+def minibatches(truth: SetTransformer, n: int = 6, noise: float = 0.0) -> list[tuple[dict[str, Any], torch.Tensor]]:
+    rng = torch.Generator().manual_seed(1)
+    batches = []
+    for _ in range(n):
+        inputs = {
+            "control_SNG": torch.randn(4, 8, 10, generator=rng),
+            "perturbation_SP": torch.randn(4, 3, generator=rng),
+        }
+        with torch.inference_mode():
+            observed = truth(**inputs).prediction_SNG
+        batches.append((inputs, observed + noise * torch.randn(observed.shape, generator=rng)))
+    return batches
+
+
+def squared_error(predicted: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+    return (predicted - observed).square().mean((1, 2))
+
+
+@pytest.mark.parametrize("attention", ["full", "causal", "causal_rope"])
+def test_the_attention_that_made_the_data_is_found(attention: str) -> None:
+    truth = network(attention)
+    diagnosis = diagnose_attention(network("full"), minibatches(truth), squared_error)
+    assert diagnosis.best == attention
+    assert diagnosis.certainty > 0.999
+    assert "clearly" in diagnosis.verdict
+    assert diagnosis.losses.shape == (24, 3)
+
+
+def test_few_or_noisy_sets_are_said_not_to_tell() -> None:
+    diagnosis = diagnose_attention(network(), minibatches(network(), 1), squared_error)
+    assert "do not tell" in diagnosis.verdict
+    noise = [(inputs, torch.randn(observed.shape)) for inputs, observed in minibatches(network())]
+    assert diagnose_attention(network(), noise, squared_error).certainty < 0.999
+
+
+def test_a_diagnosis_needs_data() -> None:
+    with pytest.raises(ValueError, match="no minibatches"):
+        diagnose_attention(network(), [], squared_error)
+
+
+def test_another_attention_shares_the_weights_and_changes_nothing() -> None:
+    net = network().train()
+    other = with_attention(net, "causal")
+    assert other.config.attention == "causal"
+    assert other.backbone.norm.weight.data_ptr() == net.backbone.norm.weight.data_ptr()
+    assert net.config.attention == "full"
+    assert net.training
+
+
+def controls() -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    return torch.rand(50, generator=rng) * 3 + 0.1 * torch.rand(4, 16, 50, generator=rng)
+
+
+def test_controls_on_the_scale_of_the_weights_agree() -> None:
+    check = compare_scale(controls() * 1.05 + 0.02, controls())
+    assert check.ok
+    assert "agree" in check.message
+
+
+@pytest.mark.parametrize("change", [lambda x: x.expm1() * 10, lambda x: x / 5, lambda x: x[..., torch.randperm(50)]])
+def test_another_normalisation_or_gene_order_is_noticed(change: Any) -> None:
+    check = compare_scale(controls(), change(controls()))
+    assert not check.ok
+    assert "normalised differently" in check.message.replace("\n", " ")
+
+
+def test_silent_data_are_noticed() -> None:
+    assert not compare_scale(controls(), torch.zeros(4, 16, 50)).ok

@@ -1,0 +1,315 @@
+"""Forged and damaged files are refused with one line, and nothing of them is run."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from scvi_tahoe.pretrained import UnsafeFileError, read_arc_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CHECKPOINT = "checkpoints/final.ckpt"
+
+
+class Payload:
+    """Creates a file when unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return tmp_path / "executed"
+
+
+def refused(folder: Path, trace: Path, match: str = "refused|damaged|checkpoint|claims|pert_onehot|contiguous") -> None:
+    with pytest.raises(UnsafeFileError, match=match) as caught:
+        read_arc_folder(folder)
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
+
+
+# Code.
+
+
+@pytest.mark.parametrize("place", ["hyper", "state", "beside", "tensor"])
+def test_code_in_a_checkpoint_is_not_run(arc: Callable[..., Any], tmp_path: Path, trace: Path, place: str) -> None:
+    folder, payload = arc(), Payload(trace)
+    top: dict[str, Any] = {}
+    if place == "hyper":
+        folder.hyper["loss_fn"] = payload
+    elif place == "state":
+        folder.state["x"] = payload
+    elif place == "beside":
+        top["callbacks"] = [{"deep": (payload,)}]
+    else:
+        tensor = torch.ones(20)
+        tensor.attribute = payload  # type: ignore[attr-defined]
+        folder.state["pert_encoder.0.bias"] = torch.nn.Parameter(tensor)
+        top["hook"] = tensor
+    refused(folder.write(tmp_path / "folder", **top), trace)
+
+
+def test_a_module_in_the_settings_is_refused_by_name(arc: Callable[..., Any], tmp_path: Path, trace: Path) -> None:
+    folder = arc()
+    folder.hyper["loss_fn"] = torch.nn.MSELoss()
+    refused(folder.write(tmp_path / "folder"), trace, "torch.nn.modules.loss.MSELoss")
+
+
+@pytest.mark.parametrize("name", ["var_dims.pkl", "batch_onehot_map.pkl", "cell_type_onehot_map.pkl"])
+def test_code_in_a_pickle_is_not_run(golden: Callable[..., Any], tmp_path: Path, trace: Path, name: str) -> None:
+    folder = golden("expr_all_feat").folder.write(tmp_path / "folder", maps="pkl")
+    (folder / name).write_bytes(pickle.dumps({"gene_names": Payload(trace), "K562": Payload(trace)}))
+    refused(folder, trace, r"posix\.system")
+
+
+@pytest.mark.parametrize("name", ["pert_onehot_map.pt", "batch_onehot_map.torch", "cell_type_onehot_map.torch"])
+def test_code_in_a_map_is_not_run(golden_folder: Callable[..., Path], trace: Path, name: str) -> None:
+    folder = golden_folder()
+    torch.save({"GENE0": Payload(trace)}, folder / name)
+    refused(folder, trace, r"posix\.system")
+
+
+def test_code_in_the_storage_of_a_pickled_tensor_is_not_run(
+    golden: Callable[..., Any], tmp_path: Path, trace: Path
+) -> None:
+    folder = golden("expr_all_feat").folder.write(tmp_path / "folder", maps="pkl")
+    inner = io.BytesIO()
+    torch.save(Payload(trace), inner, _use_new_zipfile_serialization=False)
+
+    class Storage:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch.storage._load_from_bytes, (inner.getvalue(),)
+
+    class Vector:
+        def __reduce__(self) -> tuple[Any, ...]:
+            from torch._utils import _rebuild_tensor_v2
+
+            return _rebuild_tensor_v2, (Storage(), 0, (3,), (1,), False, None)
+
+    (folder / "batch_onehot_map.pkl").write_bytes(pickle.dumps({"b0": Vector()}))
+    refused(folder, trace)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cell_set_len: !!python/object/apply:os.system ['touch {trace}']",
+        "cell_set_len: !!python/object/new:os.system ['touch {trace}']",
+        "cell_set_len: !!python/name:os.system",
+        "cell_set_len: !!python/object/apply:numpy._core.multiarray.scalar [!!python/name:os.system , 1]",
+        "cell_set_len: !!python/object/apply:numpy.dtype {{args: [O]}}",
+        "!!python/object/apply:os.system ['touch {trace}']",
+    ],
+)
+def test_code_in_yaml_is_not_run(arc: Callable[..., Any], tmp_path: Path, trace: Path, text: str) -> None:
+    folder = arc()
+    folder.hyper = {}
+    path = folder.write(tmp_path / "folder")
+    (path / "hparams.yaml").write_text(text.format(trace=trace))
+    refused(path, trace, "hparams.yaml")
+
+
+@pytest.mark.parametrize("code", [b"O8", b"V100", b"i8,i8", b"U9999999"])
+def test_a_forged_numpy_dtype_is_refused(golden_folder: Callable[..., Path], trace: Path, code: bytes) -> None:
+    folder = golden_folder()
+    honest = pickle.dumps({"n": np.int64(3)}, protocol=2)
+    forged = honest.replace(b"X\x02\x00\x00\x00i8", b"X" + struct.pack("<I", len(code)) + code)
+    assert forged != honest
+    (folder / "var_dims.pkl").write_bytes(forged)
+    refused(folder, trace, "var_dims.pkl")
+
+
+# Size.
+
+
+def test_a_zip_bomb_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+    path = golden_folder() / CHECKPOINT
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
+    assert path.stat().st_size < 100_000
+    refused(path.parent.parent, trace, "compressed records")
+
+
+def test_records_that_overlap_are_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+    path = golden_folder() / CHECKPOINT
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 100_000)
+        first = archive.infolist()[0]
+        for i in range(50):
+            copy = zipfile.ZipInfo(f"archive/data/{i}")
+            copy.header_offset, copy.CRC = first.header_offset, first.CRC
+            copy.file_size = copy.compress_size = first.file_size
+            archive.filelist.append(copy)
+            archive._didModify = True  # type: ignore[attr-defined]
+    refused(path.parent.parent, trace, "more bytes than the file has")
+
+
+def test_a_claim_of_ten_gigabytes_over_a_few_bytes_is_refused(
+    arc: Callable[..., Any], tmp_path: Path, trace: Path
+) -> None:
+    folder = arc()
+    folder.state["pert_encoder.0.weight"] = torch.zeros(1, 1).expand(50_000, 50_000)
+    folder.perturbations = {"control": torch.zeros(1).expand(50_000)}
+    refused(folder.write(tmp_path / "folder"), trace)
+
+
+def test_a_dead_table_may_claim_any_size_and_costs_nothing(arc: Callable[..., Any], tmp_path: Path) -> None:
+    folder = arc()
+    folder.state["transformer_backbone.embed_tokens.weight"] = torch.zeros(1, 1).expand(2**30, 2**30)
+    assert read_arc_folder(folder.write(tmp_path / "folder")).config.hidden == 20
+
+
+def test_an_absurd_number_of_layers_or_heads_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path) -> None:
+    folder = arc()
+    folder.hyper["transformer_backbone_kwargs"] = {"num_attention_heads": 10**9}
+    refused(folder.write(tmp_path / "folder"), trace, "num_attention_heads")
+
+
+def test_a_pickle_that_claims_a_huge_memo_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+    folder = golden_folder()
+    (folder / "var_dims.pkl").write_bytes(b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b".")
+    refused(folder, trace, "memo")
+
+
+def test_a_pickle_that_claims_a_huge_string_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+    folder = golden_folder()
+    (folder / "var_dims.pkl").write_bytes(b"\x80\x04\x8e" + struct.pack("<Q", 10**10) + b"x.")
+    refused(folder, trace, "var_dims.pkl")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: " + "[" * 5000, "a: &x [1]\nb: [" + "*x, " * 5000 + "]", "a:\n" + " " * 5000 + "b: 1"]
+)
+def test_yaml_without_end_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path, text: str) -> None:
+    folder = arc()
+    folder.hyper = {}
+    path = folder.write(tmp_path / "folder")
+    (path / "hparams.yaml").write_text(text)
+    refused(path, trace, "hparams.yaml")
+
+
+# Places.
+
+
+def test_a_link_out_of_the_folder_is_refused(golden_folder: Callable[..., Path], tmp_path: Path, trace: Path) -> None:
+    folder = golden_folder()
+    outside = tmp_path / "outside.ckpt"
+    (folder / CHECKPOINT).rename(outside)
+    (folder / CHECKPOINT).symlink_to(outside)
+    refused(folder, trace, "leads out")
+
+
+def test_a_link_inside_the_folder_is_followed(golden_folder: Callable[..., Path]) -> None:
+    folder = golden_folder()
+    (folder / CHECKPOINT).rename(folder / "checkpoints" / "step=7.ckpt")
+    (folder / CHECKPOINT).symlink_to("step=7.ckpt")
+    assert read_arc_folder(folder, "final").set_size == 16
+
+
+def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(golden_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = golden_folder()
+    cache = tmp_path / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "abc"
+    (snapshot / "checkpoints").mkdir(parents=True)
+    for i, path in enumerate(path for path in folder.rglob("*") if path.is_file()):
+        blob = cache / "blobs" / str(i)
+        path.rename(blob)
+        (snapshot / path.relative_to(folder)).symlink_to(blob)
+    assert read_arc_folder(snapshot).set_size == 16
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret.ckpt", "checkpoints/../../x.ckpt"])
+def test_a_checkpoint_outside_the_folder_is_refused(golden_folder: Callable[..., Path], name: str) -> None:
+    with pytest.raises(UnsafeFileError, match="inside the folder"):
+        read_arc_folder(golden_folder(), name)
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+    folder = golden_folder()
+    (folder / "var_dims.pkl").unlink()
+    os.mkfifo(folder / "var_dims.pkl")
+    refused(folder, trace, "ordinary file")
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, "pert_onehot_map.pt", "batch_onehot_map.torch", "var_dims.pkl"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.98])
+def test_a_truncated_file_is_refused(golden_folder: Callable[..., Path], trace: Path, name: str, kept: float) -> None:
+    path = golden_folder() / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    refused(golden_path(path, name), trace, path.name)
+
+
+def golden_path(path: Path, name: str) -> Path:
+    return path.parents[name.count("/")]
+
+
+def test_flipped_bits_never_pass_as_weights(golden_folder: Callable[..., Path]) -> None:
+    folder = golden_folder("hvg_causal")
+    path = folder / CHECKPOINT
+    content = path.read_bytes()
+    honest = read_arc_folder(folder).state_dict
+    rng = np.random.default_rng(0)
+    n_refused = 0
+    for position in rng.integers(0, len(content), 60):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(damaged))
+        try:
+            state = read_arc_folder(folder).state_dict
+        except (UnsafeFileError, FileNotFoundError):
+            n_refused += 1
+        else:
+            # The bit lay in padding, in the optimizer state, or in a table of zeros' name.
+            assert all(torch.equal(state[name], honest[name]) for name in honest)
+    assert n_refused > 20
+
+
+def test_a_text_file_in_place_of_a_checkpoint_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+    folder = golden_folder()
+    (folder / CHECKPOINT).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused(folder, trace, "not in torch's zip format")
+
+
+def test_the_old_format_of_torch_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path) -> None:
+    folder = arc()
+    path = folder.write(tmp_path / "folder")
+    torch.save({"state_dict": folder.state}, path / CHECKPOINT, _use_new_zipfile_serialization=False)
+    refused(path, trace, "not in torch's zip format")
+
+
+NO_MAPS: dict[str, object] = {
+    "empty": {},
+    "matrix": {"a": torch.ones(2, 2)},
+    "two widths": {"a": torch.ones(2), "b": torch.ones(3)},
+    "text": {"a": "x"},
+    "list": [1],
+    "not finite": {"a": torch.full((5,), torch.nan)},
+}
+
+
+@pytest.mark.parametrize("content", NO_MAPS.values(), ids=list(NO_MAPS))
+def test_a_map_that_is_none_is_refused(golden_folder: Callable[..., Path], trace: Path, content: object) -> None:
+    folder = golden_folder("hvg_causal")
+    torch.save(content, folder / "pert_onehot_map.pt")
+    refused(folder, trace, "pert_onehot_map")

@@ -1,0 +1,309 @@
+"""Rows and columns follow their labels, what is new is named, and nothing that changes meaning happens unasked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from scvi_tahoe.nn import GeneDecoderConfig, SetTransformer
+from scvi_tahoe.pretrained import (
+    DECISIONS,
+    PerturbationTable,
+    PretrainedModel,
+    match_labels,
+    plan_warm_start,
+    read_arc_folder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from scvi_tahoe.pretrained import WarmStart
+
+
+@pytest.fixture
+def load(arc: Callable[..., Any], tmp_path: Path) -> Callable[..., PretrainedModel]:
+    def make(**options: Any) -> PretrainedModel:
+        return read_arc_folder(arc(**options).write(tmp_path / "folder"))
+
+    return make
+
+
+def start(source: PretrainedModel, *accept: str, config: Any = None, **labels: Any) -> WarmStart:
+    """Plan with some labels changed, the configuration following their numbers."""
+    new = replace(source.labels, **labels)
+    sizes: dict[str, Any] = {"n_perturbation": new.perturbations.width}
+    if new.genes is not None and source.genes is not None:
+        sizes |= {"n_input": len(new.genes), "n_output": len(new.genes)}
+    if source.config.n_batches and new.batches:
+        sizes["n_batches"] = len(new.batches)
+    return plan_warm_start(source, replace(source.config, **(sizes | (config or {}))), new, accept=accept)
+
+
+def run(source: PretrainedModel, state: dict[str, torch.Tensor], config: Any, *inputs: torch.Tensor) -> torch.Tensor:
+    network = SetTransformer(config).eval()
+    network.load_state_dict(state)
+    with torch.inference_mode():
+        return network(*inputs).prediction_SNG
+
+
+def one_hot(n: int, *rows: int) -> torch.Tensor:
+    return torch.eye(n)[list(rows)]
+
+
+def test_the_same_labels_load_every_tensor_without_a_copy(load: Callable[..., PretrainedModel]) -> None:
+    source = load(batch_encoder=True, confidence=True)
+    state, report = start(source)
+    assert report.loaded == set(state)
+    assert not report.must_train
+    assert all(state[name].data_ptr() == source.state_dict[name].data_ptr() for name in state)
+
+
+@pytest.mark.parametrize("space", [{}, {"space": "all", "embed_key": None}])
+def test_other_order_of_every_label_gives_the_same_predictions(
+    load: Callable[..., PretrainedModel], space: dict[str, Any]
+) -> None:
+    source = load(batch_encoder=True, **space)
+    genes, perturbations = np.random.default_rng(0).permutation(24), np.array([3, 0, 4, 1, 2])
+    names = source.perturbations.names
+    state, report = start(
+        source,
+        genes=tuple(np.array(source.genes)[genes]),
+        perturbations=PerturbationTable(tuple(names[i] for i in perturbations)),
+        batches=("c", "a", "b"),
+    )
+    assert report.loaded == set(state)
+    control = torch.rand(2, 6, 24, generator=torch.Generator().manual_seed(0))
+    before = run(source, source.state_dict, source.config, control, one_hot(5, 3, 1), torch.tensor([[0], [2]]))
+    after = run(source, state, source.config, control[..., genes], one_hot(5, 0, 3), torch.tensor([[1], [0]]))
+    torch.testing.assert_close(after, before[..., genes], atol=1e-5, rtol=1e-5)
+
+
+def test_new_genes_leave_the_predictions_of_the_old_ones_unchanged(load: Callable[..., PretrainedModel]) -> None:
+    source = load(space="all", embed_key=None)
+    genes = ("N1", *source.genes[12:], *source.genes[:12], *(f"N{i}" for i in range(2, 9)))
+    state, report = start(source, "new_genes", genes=genes)
+    config = replace(source.config, n_input=32, n_output=32)
+    control = torch.rand(2, 6, 32, generator=torch.Generator().manual_seed(0))
+    places = [genes.index(gene) for gene in source.genes]
+    before = run(source, source.state_dict, source.config, control[..., places], one_hot(5, 3, 1))
+    after = run(source, state, config, control, one_hot(5, 3, 1))
+    torch.testing.assert_close(after[..., places], before, atol=1e-5, rtol=1e-5)
+    match = report.matches[0]
+    assert match.missing == ("N1", *(f"N{i}" for i in range(2, 9)))
+    assert {"head.down.weight", "head.up.weight", "control_encoder.layers.0.weight"} <= report.must_train
+    assert report.decisions == ("new_genes",)
+
+
+def test_a_few_missing_genes_are_left_out_and_named(load: Callable[..., PretrainedModel]) -> None:
+    source = load()
+    state, report = start(source, genes=source.genes[1:-1])
+    assert report.matches[0].surplus == (source.genes[0], source.genes[-1])
+    first = "control_encoder.layers.0.weight"
+    assert torch.equal(state[first], source.state_dict[first][:, 1:-1])
+    assert first in report.loaded
+
+
+def test_new_perturbations_start_at_the_mean_of_the_known_and_old_ones_stay(
+    load: Callable[..., PretrainedModel],
+) -> None:
+    source = load()
+    names = (*source.perturbations.names, "NEW1", "NEW2")
+    state, report = start(source, perturbations=PerturbationTable(names))
+    first = "perturbation_encoder.layers.0.weight"
+    assert torch.equal(state[first][:, :5], source.state_dict[first])
+    torch.testing.assert_close(state[first][:, 6], source.state_dict[first].mean(1))
+    assert report.must_train == {first}
+    assert report.matches[1].missing == ("NEW1", "NEW2")
+    assert "NEW1" in report.text()
+
+
+def test_the_control_label_may_have_another_name(load: Callable[..., PretrainedModel]) -> None:
+    source = load()
+    table = PerturbationTable(("P0", "non-targeting"))
+    state, report = start(source, perturbations=table, control="non-targeting")
+    first = "perturbation_encoder.layers.0.weight"
+    assert torch.equal(state[first], source.state_dict[first][:, [1, 0]])
+    assert any("takes the place of 'control'" in note for note in report.notes)
+
+
+def test_new_batches_start_at_the_mean_row(load: Callable[..., PretrainedModel]) -> None:
+    source = load(batch_encoder=True)
+    state, report = start(source, batches=("x", "b"))
+    rows = source.state_dict["batch_encoder.weight"]
+    torch.testing.assert_close(state["batch_encoder.weight"], torch.stack([rows.mean(0), rows[1]]))
+    assert report.must_train == {"batch_encoder.weight"}
+
+
+def test_without_its_batch_encoder_a_network_keeps_the_mean_batch(load: Callable[..., PretrainedModel]) -> None:
+    source = load(batch_encoder=True)
+    state, report = start(source, "drop_batch_encoder", config={"n_batches": 0}, batches=None)
+    assert "batch_encoder.weight" in list(report.table.loc[report.table.status == "refused", "tensor"])
+    last = "perturbation_encoder.layers.1.bias"
+    expected = source.state_dict[last] + source.state_dict["batch_encoder.weight"].mean(0)
+    torch.testing.assert_close(state[last], expected)
+
+
+def test_features_are_compared_where_labels_are_shared(golden: Callable[..., Any], tmp_path: Path) -> None:
+    source = read_arc_folder(golden("expr_all_feat").folder.write(tmp_path / "folder"))
+    table = source.perturbations
+    same = PerturbationTable(("GENE1", "other"), np.stack([table.matrix[1], np.ones(32, np.float32)]))
+    assert start(source, perturbations=same).report.loaded
+    different = PerturbationTable(("GENE1",), table.matrix[1:2] * 2)
+    with pytest.raises(ValueError, match="new_perturbation_encoder.*GENE1"):
+        start(source, perturbations=different)
+    strangers = PerturbationTable(("x", "y"), np.ones((2, 32), np.float32))
+    with pytest.raises(ValueError, match="same_features"):
+        start(source, perturbations=strangers)
+    assert not start(source, "same_features", perturbations=strangers).report.must_train
+
+
+def test_one_hot_weights_can_start_a_network_of_features(load: Callable[..., PretrainedModel]) -> None:
+    source = load(n_encoder=2)
+    table = PerturbationTable(("P0", "new"), np.ones((2, 7), np.float32))
+    with pytest.raises(ValueError, match="one-hot of width 5 in the weights and features of width 7"):
+        start(source, perturbations=table)
+    report = start(source, "new_perturbation_encoder", perturbations=table).report
+    assert report.must_train == {"perturbation_encoder.layers.0.weight", "perturbation_encoder.layers.0.bias"}
+
+
+def test_features_of_the_width_of_one_hot_weights_are_not_taken_for_them(load: Callable[..., PretrainedModel]) -> None:
+    with pytest.raises(ValueError, match="new_perturbation_encoder"):
+        start(load(), perturbations=PerturbationTable(("a", "b"), np.ones((2, 5), np.float32)))
+
+
+def test_a_gene_decoder_follows_its_gene_names(load: Callable[..., PretrainedModel]) -> None:
+    source = load(embed_key="X_state", space="all", decoder="plain")
+    decoder = replace(source.config.gene_decoder, n_genes=31)
+    genes = ("new", *reversed(source.labels.decoder_genes))
+    state, report = start(source, config={"gene_decoder": decoder}, decoder_genes=genes)
+    torch.testing.assert_close(state["gene_decoder.out.bias"][1:], source.state_dict["gene_decoder.out.bias"].flip(0))
+    assert report.must_train == {"gene_decoder.out.weight", "gene_decoder.out.bias"}
+
+
+DECODED: dict[str, Any] = {"embed_key": "X_state", "space": "all", "decoder": "plain"}
+DECIDED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "many new genes": ({}, {"genes": [*(f"G{i}" for i in range(24)), *"abcdef"]}, {}, ("new_genes",)),
+    "many genes gone": ({}, {"genes": [f"G{i}" for i in range(12)]}, {}, ("drop_genes",)),
+    "set size": ({}, {"set_size": 64}, {}, ("other_set_size",)),
+    "attention": ({}, {}, {"attention": "causal"}, ("other_attention",)),
+    "head": ({}, {}, {"head": "absolute"}, ("other_head",)),
+    "rectify": ({}, {}, {"rectify": False}, ("other_head",)),
+    "extra input": ({}, {}, {"n_input": 30}, ("extra_input",)),
+    "embedding instead of genes": ({}, {"genes": None, "embedding": "X_state"}, {}, ("new_input", "new_output")),
+    "wider embedding": (
+        {"embed_key": "X_state"}, {}, {"n_input": 30, "n_output": 30}, ("new_input", "new_output"),
+    ),
+    "other embedding": ({"embed_key": "X_state"}, {"embedding": "X_uce"}, {}, ("other_embedding",)),
+    "batch encoder": ({}, {"batches": ("a",)}, {"n_batches": 1}, ("new_batch_encoder",)),
+    "no batch encoder": ({"batch_encoder": True}, {"batches": None}, {"n_batches": 0}, ("drop_batch_encoder",)),
+    "confidence token": ({}, {}, {"confidence_token": True}, ("new_tokens",)),
+    "no confidence token": ({"confidence": True}, {}, {"confidence_token": False}, ("drop_tokens",)),
+    "gene decoder": (
+        {"embed_key": "X_state"}, {},
+        {"gene_decoder": GeneDecoderConfig(n_genes=9, hidden=(8,))}, ("new_gene_decoder",),
+    ),
+    "no gene decoder": (
+        DECODED, {}, {"gene_decoder": None}, ("drop_gene_decoder",),
+    ),
+    "other gene decoder": (
+        DECODED, {},
+        {"gene_decoder": GeneDecoderConfig(n_genes=30, hidden=(8,))}, ("new_gene_decoder",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "labels", "config", "decisions"), DECIDED.values(), ids=list(DECIDED))
+def test_what_changes_the_meaning_of_weights_needs_a_decision(
+    load: Callable[..., PretrainedModel],
+    options: dict[str, Any],
+    labels: dict[str, Any],
+    config: dict[str, Any],
+    decisions: tuple[str, ...],
+) -> None:
+    source = load(**options)
+    with pytest.raises(ValueError, match="|".join(repr(name) for name in decisions)) as caught:
+        start(source, config=config, **labels)
+    assert all(repr(name) in str(caught.value) for name in decisions)
+    state, report = start(source, *decisions, config=config, **labels)
+    assert set(report.decisions) == set(decisions)
+    for name in report.loaded:
+        assert name in source.state_dict
+    assert report.loaded.isdisjoint(report.must_train)
+    assert report.loaded | report.must_train == set(state)
+
+
+def test_every_decision_that_is_missing_is_listed_at_once(load: Callable[..., PretrainedModel]) -> None:
+    with pytest.raises(ValueError, match="other_attention") as caught:
+        start(load(), config={"attention": "causal", "head": "absolute"}, set_size=3)
+    assert "other_head" in str(caught.value)
+    assert "other_set_size" in str(caught.value)
+
+
+def test_changing_the_output_never_leaves_a_frozen_random_layer(load: Callable[..., PretrainedModel]) -> None:
+    source = load()
+    genes = tuple(f"H{i}" for i in range(40))
+    report = start(source, "new_input", "new_output", genes=genes).report
+    assert {"head.project.layers.2.weight", "head.project.layers.2.bias"} <= report.must_train
+    assert {name for name in source.state_dict if name.startswith("backbone.")} <= report.loaded
+
+
+def test_a_delta_head_starts_at_zero_on_pretrained_weights(load: Callable[..., PretrainedModel]) -> None:
+    source = load()
+    state, _ = start(source, "other_head", config={"head": "delta"})
+    control = torch.rand(1, 4, 24)
+    config = replace(source.config, head="delta")
+    assert torch.equal(run(source, state, config, control, one_hot(5, 2)), control)
+
+
+def test_another_backbone_is_refused(load: Callable[..., PretrainedModel]) -> None:
+    with pytest.raises(ValueError, match="n_layers is 2 in the weights and 3 here"):
+        start(load(), *DECISIONS, config={"n_layers": 3})
+
+
+def test_genes_without_names_are_refused(load: Callable[..., PretrainedModel]) -> None:
+    source = load()
+    nameless = replace(source, labels=replace(source.labels, genes=None))
+    with pytest.raises(ValueError, match="24 genes without names"):
+        plan_warm_start(nameless, source.config, source.labels)
+    with pytest.raises(ValueError, match="its genes have no names"):
+        plan_warm_start(source, source.config, nameless.labels)
+
+
+def test_genes_of_another_naming_are_refused_with_examples(load: Callable[..., PretrainedModel]) -> None:
+    with pytest.raises(ValueError, match="ENSG1.*G0.*convention"):
+        start(load(), *({*DECISIONS} - {"new_input", "new_output"}), genes=tuple(f"ENSG{i}" for i in range(1, 25)))
+
+
+def test_an_unknown_decision_is_refused(load: Callable[..., PretrainedModel]) -> None:
+    with pytest.raises(ValueError, match=r"Unknown decisions \['yes'\]"):
+        start(load(), "yes")
+
+
+def test_labels_that_occur_twice_are_refused() -> None:
+    with pytest.raises(ValueError, match="occurs twice"):
+        match_labels("genes", ["a", "a"], ["a"])
+
+
+def test_what_is_new_depends_on_the_seed_alone(load: Callable[..., PretrainedModel]) -> None:
+    source = load()
+    labels = replace(source.labels, set_size=8)
+    config = replace(source.config, confidence_token=True)
+    first, second, other = (
+        plan_warm_start(source, config, labels, accept=["new_tokens"], seed=seed).state_dict for seed in (1, 1, 2)
+    )
+    assert torch.equal(first["confidence.token"], second["confidence.token"])
+    assert not torch.equal(first["confidence.token"], other["confidence.token"])
+
+
+def test_the_report_is_a_table_and_a_text(load: Callable[..., PretrainedModel]) -> None:
+    report = start(load(), perturbations=PerturbationTable(("control", "NEW"))).report
+    assert list(report.table.columns) == ["tensor", "status", "source_shape", "target_shape", "detail"]
+    assert report.label_table.set_index("axis").loc["perturbations", "missing_names"] == ["NEW"]
+    assert "1 resized" in report.text()
+    assert "1 new (NEW), 4 left out (P0, P1, P2, P3)" in report.text()
