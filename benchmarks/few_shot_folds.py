@@ -12,18 +12,19 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from scvi_tahoe import FewShotContext, TahoeST
+from scvi_tahoe import FewShotContext, FractionSplit, TahoeST
 from scvi_tahoe.datasets import papalexi_few_shot
 
 VARIANTS: dict[str, dict] = json.loads(Path(__file__).with_name("few_shot_variants.json").read_text())
-METRICS = ("overlap_at_N", "discrimination_score_l1", "pearson_delta", "mae", "direction_match", "variance_ratio", "zero_fraction_difference")
+METRICS = ("overlap_at_N", "discrimination_score_l1", "pds_cosine", "pearson_delta", "pearson_systema", "mae", "effect_size_ratio", "variance_ratio", "zero_fraction_difference")
 
 
-def folds(task):
+def folds(task: FewShotTask) -> Iterator[tuple[list[str], list[str]]]:
     """(pseudo-test targets, validation targets) of each fold."""
     obs = task.train.obs
     here = obs[task.context_key] == task.context
@@ -36,7 +37,7 @@ def folds(task):
         yield test, rest[:2]
 
 
-def run(task, fold, variant: dict, *, seed: int, max_steps: int):
+def run(task: FewShotTask, fold: tuple[list[str], list[str]], variant: dict, *, seed: int, max_steps: int, preset: str) -> dict:
     """Scores of one training."""
     test, validation = fold
     obs = task.train.obs
@@ -48,12 +49,16 @@ def run(task, fold, variant: dict, *, seed: int, max_steps: int):
     )
     model = TahoeST(train, seed=seed, **variant.get("model", {}))
     start = time.perf_counter()
+    splits = {
+        "few_shot": FewShotContext(context=task.context, validation=validation),
+        "fraction": FractionSplit(validation=0.1),
+    }
     model.train(
-        split=FewShotContext(context=task.context, validation=validation), seed=seed, progress=False,
+        split=splits[variant.get("split", "few_shot")], seed=seed, progress=False,
         **{"max_steps": max_steps, **variant.get("train", {})},
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    result = model.evaluate(reference, preset="vcc2025", seed=seed, progress=False, representation_check="warn")
+    result = model.evaluate(reference, preset=preset, seed=seed, progress=False, representation_check="warn")
     summary = result.summary
     return {m: summary.loc[m, "value"] for m in METRICS if m in summary.index} | {
         "seconds": seconds, "best_step": model.training_config_["best_step"],
@@ -66,12 +71,13 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--max-steps", type=int, default=1000)
+    parser.add_argument("--preset", default="vcc2025", help="quick runs without cell-eval")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     task = papalexi_few_shot()
     for name in args.variants.split(","):
         rows = [
-            run(task, fold, VARIANTS[name], seed=seed, max_steps=args.max_steps)
+            run(task, fold, VARIANTS[name], seed=seed, max_steps=args.max_steps, preset=args.preset)
             for fold in folds(task)
             for seed in range(args.seeds)
         ]

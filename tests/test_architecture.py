@@ -31,12 +31,7 @@ MAY_IMPORT = {
     "evaluate": {"_constants"},
     "pl": {"_constants", "evaluate"},
     "datasets": {"_constants"},
-    "_prediction": {"_constants", "data"},
-    "_training": {"_constants", "_compat", "data", "train"},
-    "_model": {
-        *("_constants", "_compat", "_module", "_prediction", "_training"),
-        *("data", "evaluate", "nn", "pl", "pretrained", "train"),
-    },
+    "_model": {"_constants", "_compat", "_module", "data", "evaluate", "nn", "pl", "pretrained", "train"},
     "demo": {"", "_constants", "datasets", "evaluate", "pl"},
     "cli": {"", "_constants", "datasets", "demo", "evaluate", "pretrained"},
     "": {"_constants", "_model", "_module", "data", "datasets", "evaluate", "nn", "pl", "pretrained", "train"},
@@ -45,8 +40,6 @@ MAY_IMPORT = {
 MAY_IMPORT_LATE = {"evaluate": {"pl"}}
 #: The same, for imports that exist for type checkers only.
 MAY_IMPORT_TYPES = {
-    "_prediction": {"_module"},
-    "_training": {"_model", "_module"},
     "train": {"_module", "nn", "data"},
 }
 #: Part of the package -> other people's packages it must not know.
@@ -70,8 +63,12 @@ class Import(NamedTuple):
 
 
 def part_of(module: str) -> str:
-    """`scvi_tahoe.data._splits` -> `data`; the package's own file -> the empty name."""
-    return (module.split(".") + [""])[1]
+    """`scvi_tahoe.data._splits` -> `data`; the package's own file -> the empty name.
+
+    The files beside `_model.py` that its methods hand their work to count as parts of it.
+    """
+    part = (module.split(".") + [""])[1]
+    return "_model" if (PACKAGE / f"{part}.py").exists() and part not in MAY_IMPORT else part
 
 
 def module_of(path: Path) -> str:

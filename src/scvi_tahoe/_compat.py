@@ -15,7 +15,9 @@ from mudata import MuData
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["AnnOrMuData", "history_as_frames", "history_as_lists", "quiet_lightning", "require"]
+    from lightning.pytorch import Trainer
+
+__all__ = ["AnnOrMuData", "begin_next_epoch", "history_as_frames", "history_as_lists", "quiet_lightning", "require"]
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
@@ -51,7 +53,8 @@ def history_as_frames(history: dict[str, Any] | None) -> dict[str, pd.DataFrame]
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's remarks on hardware, products and its own way of stopping from our users; warnings stay."""
-    chatty = [logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators.cuda")]
+    names = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")
+    chatty = [logging.getLogger(f"lightning.pytorch.{name}") for name in names]
     levels = [log.level for log in chatty]
     for log in chatty:
         log.setLevel(logging.WARNING)
@@ -63,6 +66,19 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for log, level in zip(chatty, levels, strict=True):
             log.setLevel(level)
+
+
+def begin_next_epoch(trainer: Trainer) -> None:
+    """Let a run that resumes from the end of an epoch go on with the next one.
+
+    Lightning (2.6) ends that epoch a second time where the length of the run is given in steps: hooks run twice, and
+    from there on it counts one epoch too many, by which samplers would draw other sets.
+    """
+    loop = trainer.fit_loop
+    loop.epoch_loop.restarting = False
+    loop.epoch_progress.increment_completed()
+    for part in (loop, loop.epoch_loop):
+        part.reset_restart_stage()
 
 
 def require(module: str, extra: str) -> Any:

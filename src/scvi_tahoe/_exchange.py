@@ -9,6 +9,7 @@ import scvi
 import torch
 
 from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.pretrained import (
     LabelMatch,
     Labels,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe._model import TahoeST
-    from scvi_tahoe.data import EmbeddingTable
     from scvi_tahoe.nn import NetworkConfig
     from scvi_tahoe.pretrained import ScaleCheck
 
@@ -40,6 +40,7 @@ __all__ = [
     "report_from_dict",
     "scale_check",
     "start_options",
+    "united_table",
 ]
 
 _OUTPUT_SPACE = {"expression": "all", "expression+embedding": "all", "embedding": "embedding"}
@@ -259,6 +260,17 @@ def report_from_dict(values: dict[str, Any]) -> LoadingReport:
         notes=tuple(values["notes"]),
         decisions=tuple(values["decisions"]),
     )
+
+
+def united_table(source: PretrainedModel, data: EmbeddingTable) -> EmbeddingTable | None:
+    """Labels of one-hot weights and of one-hot data together; None unless both are one-hot.
+
+    The labels that only the weights know stay predictable after fine-tuning.
+    """
+    if not (source.perturbations.is_one_hot and data.one_hot):
+        return None
+    known = source.perturbations.names
+    return EmbeddingTable.one_hot_of([*known, *(n for n in data.names if n not in known)])
 
 
 def scale_check(model: TahoeST, minibatch: Mapping[str, Tensor]) -> ScaleCheck:

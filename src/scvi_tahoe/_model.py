@@ -25,6 +25,7 @@ from scvi_tahoe._exchange import (
     report_from_dict,
     scale_check,
     start_options,
+    united_table,
 )
 from scvi_tahoe._module import TahoeSTModule, base_cells
 from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction, with_base
@@ -34,6 +35,7 @@ from scvi_tahoe.data import (
     CellPrior,
     CellSetDataset,
     ConditionIndex,
+    DeviceStore,
     EmbeddingTable,
     EmbeddingTableField,
     FractionSplit,
@@ -62,7 +64,15 @@ from scvi_tahoe.pretrained import (
     read_pretrained,
     write_arc_folder,
 )
-from scvi_tahoe.train import Recipe, TahoeTrainingPlan
+from scvi_tahoe.train import (
+    MemoryPlan,
+    Recipe,
+    TahoeTrainingPlan,
+    autocast_dtype,
+    part_of,
+    plan_memory,
+    resolve_recipe,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -187,6 +197,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self.loading_report_: LoadingReport | None = None
         self.provenance_: dict[str, Any] | None = None
         self.weights_objective_: dict[str, Any] | None = None
+        #: labels of one-hot weights and of the data together, where both are one-hot; None: the registered table
+        self.one_hot_labels_: list[str] | None = None
         self.split_: dict[str, Any] | None = None
         self.training_config_: dict[str, Any] | None = None
         self._model_summary_string = (
@@ -343,6 +355,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         accept_license: bool | None = None,
         attention: Attention | None = None,
         genes: Sequence[str] | None = None,
+        backbone_from: str | Path | None = None,
         set_size: int | None = None,
         network: Mapping[str, Any] | None = None,
         objective: Mapping[str, Any] | None = None,
@@ -375,6 +388,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             Overrides the attention that the folder states or that is assumed for it; see :meth:`diagnose_attention`.
         genes
             Names of the weights' genes, where the folder lacks them.
+        backbone_from
+            Weights whose backbone an export refers to, see :meth:`export`.
         set_size
             Cells of a set; None takes that of the weights.
         network
@@ -401,20 +416,25 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         FileNotFoundError
             If there is no such folder or checkpoint.
         """
+        hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
+        base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
         weights = read_pretrained(
-            source, checkpoint, revision=revision, accept_license=accept_license, attention=attention, genes=genes,
-            cache_dir=cache_dir, offline=offline,
-        )  # fmt: skip
+            source, checkpoint, revision=revision, attention=attention, genes=genes, base=base, **hub
+        )
         if adata is None:
             registry = registry_of(weights, cls.__name__)
             stats = {k: v for f in registry["field_registries"].values() for k, v in f["summary_stats"].items()}
         else:
             registry, stats = None, dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
+        table = None if adata is None else united_table(weights, registered_table(cls, adata))
+        if table is not None:
+            stats["n_perturbation_embedding"] = table.width
         options = start_options(weights, stats, batches="n_batch" in stats)
         if set_size is not None:
             options["set_size"] = set_size
         chosen = {**options, "network": network, "objective": objective or options["objective"], "prior": prior}
         model = cls(adata, registry, seed=seed, **chosen)
+        model.one_hot_labels_ = None if table is None else list(table.names)
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)
         model.pretrained_parameters_ = sorted(f"network.{name}" for name in start.report.loaded)
@@ -428,7 +448,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         return model
 
     def export(
-        self, folder: str | Path, *, format: Literal["scvi-tahoe", "arc"] = "scvi-tahoe", overwrite: bool = False
+        self,
+        folder: str | Path,
+        *,
+        format: Literal["scvi-tahoe", "arc"] = "scvi-tahoe",
+        backbone_from: str | Path | None = None,
+        overwrite: bool = False,
     ) -> None:
         """Write the model into a folder that anyone can read without running code.
 
@@ -441,6 +466,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
 
             * ``'scvi-tahoe'`` - safetensors and JSON, which :meth:`from_pretrained` reads (default)
             * ``'arc'`` - a folder that arc-state's own command line runs
+        backbone_from
+            The weights that the model started from, if its backbone is still theirs: the backbone is then written as a
+            reference with a hash, and :meth:`from_pretrained` wants the same argument. Format ``'scvi-tahoe'`` only.
         overwrite
             Replace an earlier export there.
 
@@ -460,8 +488,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             )
         pretrained = pretrained_of(self)
         if format == "scvi-tahoe":
-            export_model(pretrained, folder, overwrite=overwrite)
+            base = None if backbone_from is None else read_pretrained(backbone_from)
+            export_model(pretrained, folder, base=base, overwrite=overwrite)
             return
+        if backbone_from is not None:
+            raise ValueError("backbone_from needs format='scvi-tahoe': arc-state's folders hold all weights.")
         keys = self.keys
         columns = ArcColumns(
             perturbation=keys.perturbation_key, context=keys.context_key or "cell_type", batch=keys.batch_key or "batch"
@@ -554,6 +585,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
     @property
     def perturbation_table(self) -> EmbeddingTable:
         """Embedding rows of all perturbations that the model can predict."""
+        if self.one_hot_labels_ is not None:
+            return EmbeddingTable.one_hot_of(self.one_hot_labels_)
         return EmbeddingTableField.table(self._state(REGISTRY.PERTURBATION_EMBEDDING))
 
     def _state(self, key: str) -> dict[str, Any]:
@@ -577,6 +610,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         resume_from: str | Path | None = None,
         logger: str | Logger | Sequence[Logger] | None = "csv",
         store: StoreKind = "auto",
+        precision: str | int = "auto",
+        compile: bool | Literal["auto"] = "auto",
         seed: int = 0,
         progress: bool = True,
         plan_kwargs: Mapping[str, Any] | None = None,
@@ -617,6 +652,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             or Lightning loggers.
         store
             Where expression lives: ``'auto'``, ``'device'``, ``'host'`` or ``'disk'``.
+        precision
+            As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` takes the first on CUDA cards that
+            compute in bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
+        compile
+            Whether training steps run compiled; ``'auto'`` compiles for runs that save more time than it takes.
         seed
             Of the split, the sets and dropout.
         progress
@@ -624,7 +664,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         plan_kwargs
             Further options of :class:`~scvi_tahoe.train.PlanConfig` by name.
         **trainer_kwargs
-            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices``, ``precision``.
+            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices``.
 
         Raises
         ------
@@ -650,7 +690,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             patience=patience,
             save_dir=save_dir,
             resume_from=resume_from,
-            trainer_options=trainer_kwargs,
+            trainer_options={**trainer_kwargs, "precision": precision},
             setting={
                 "set_size": self.set_size, "representation": self.representation, "prior": self.prior,
                 "objective": self.module.objective.config.to_dict(), "split": split.to_dict(),
@@ -659,23 +699,73 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         )  # fmt: skip
         index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
-        sources, base_rows = self._sources(screen, run.device, store=store), None
+        sources, base_rows = self._sources(screen, run.device, store=store, exact=run.exact), None
+        compiles = run.compiles(self.module, compile)
         if self.prior != "none":
             prior = CellPrior.from_cells(self.prior, _aligned(self, screen), index, assigned.train, seed=seed)
             self.prior_ = prior.to_dict()
             sources, base_rows = self._with_prior(sources, screen, index, index.conditions, seed=seed)
         datamodule = run.datamodule(sources, assigned, self._rows_of_labels(screen), self.set_size, base_rows)
         _log_start(run, assigned.audit(), datamodule.dataset.sources, self)
-        previous = dict(self.history_ or {})  # a copy, as scvi-tools writes into the history
+        _log_resources(run, self, compiles=compiles, memory=self._memory_plan(run, datamodule.dataset.sources))
+        previous = self.history_ or {}
+        self.history_ = dict(previous)  # a copy, as scvi-tools writes into it
         self.split_ = assigned.split.to_dict()
         with run.interruptible():
             super().train(
                 max_epochs=run.n_epochs,
                 datamodule=datamodule,
-                plan_kwargs={"config": run.plan, "pretrained": self.pretrained_parameters_, "setting": run.setting},
+                plan_kwargs={
+                    "config": run.plan,
+                    "pretrained": self.pretrained_parameters_,
+                    "setting": run.setting,
+                    "compiles": compiles,
+                },
                 **run.trainer_kwargs(logger=logger, progress=progress),
             )
         run.finish(self, previous)
+
+    def memory_plan(
+        self, *, batch_size: int | None = None, store: StoreKind = "auto", precision: str | int = "auto",
+        **trainer_kwargs: Any,
+    ) -> MemoryPlan:  # fmt: skip
+        """Estimate what :meth:`train` would take of the device's memory; it is also logged when training starts.
+
+        Parameters
+        ----------
+        batch_size, store, precision, **trainer_kwargs
+            Of :meth:`train`.
+
+        Returns
+        -------
+        Bytes of weights, gradients, optimizer, activations and expression, and what is free.
+        """
+        run = TrainingRun.prepare(
+            n_parameters_pretrained=len(self.pretrained_parameters_), max_steps=None, batch_size=batch_size,
+            validate_every=None, plan_options={}, monitor="validation_loss", patience=None, save_dir=None,
+            resume_from=None, trainer_options={**trainer_kwargs, "precision": precision},
+            setting={"set_size": self.set_size},
+        )  # fmt: skip
+        return self._memory_plan(run, self._sources(self._training_screen(), run.device, store=store, exact=run.exact))
+
+    def _memory_plan(self, run: TrainingRun, sources: MinibatchSources) -> MemoryPlan:
+        sizes = {n: p.numel() for n, p in self.module.named_parameters()}
+        parts = resolve_recipe(run.plan.recipe, freeze_backbone=run.plan.freeze_backbone, max_steps=run.plan.max_steps)
+        held = set(self.pretrained_parameters_)
+        n_blocks = self.module.config.n_layers
+        frozen = sum(
+            n for name, n in sizes.items() if name in held and parts[part_of(name, n_blocks)].unfreeze_at is None
+        )
+        stores = (sources.cells, sources.genes, sources.embedding, sources.base)
+        return plan_memory(
+            self.module.config,
+            n_parameters=sum(sizes.values()),
+            n_trainable=sum(sizes.values()) - frozen,
+            cells_per_step=run.batch_size * self.set_size,
+            in_16_bits=not run.exact,
+            expression=sum(store.nbytes for store in stores if isinstance(store, DeviceStore)),
+            device=run.device,
+        )
 
     def _training_screen(self) -> Screen:
         if self.adata is None:
@@ -693,11 +783,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
 
     def _sources(
         self, screen: Screen, device: torch.device, *, store: StoreKind = "auto", table: EmbeddingTable | None = None,
-        alignment: GeneAlignment | None = None,
+        alignment: GeneAlignment | None = None, exact: bool = False,
     ) -> MinibatchSources:  # fmt: skip
         alignment = alignment or align_genes(self.genes, screen.genes)
         expression = make_store(
-            screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment
+            screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment, exact=exact
         )
         embedding = None
         if self.representation != "expression":
@@ -758,6 +848,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         seed: int = 0,
         batch_size: int | None = None,
         store: StoreKind = "auto",
+        precision: str | int = "auto",
         max_missing_genes: float = 0.1,
         progress: bool = True,
     ) -> AnnData:
@@ -788,6 +879,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             Cell sets a forward pass; None takes 16.
         store
             Where expression lives, as in :meth:`train`.
+        precision
+            ``'bf16'``, ``'16'`` or ``'32'``; ``'auto'`` as in :meth:`train`.
         max_missing_genes
             Largest fraction of the model's genes that ``adata`` may lack; they enter as zeros.
         progress
@@ -824,13 +917,16 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         index = ConditionIndex.from_screen(screen)
         plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
         self.module.eval()
-        sources = self._sources(screen, self.device, store=store, table=table, alignment=alignment)
+        products = autocast_dtype(precision, self.device)
+        sources = self._sources(
+            screen, self.device, store=store, table=table, alignment=alignment, exact=products is None
+        )
         if self.prior != "none":
             sources, base_rows = self._with_prior(sources, screen, index, plan.conditions, seed=seed, table=table)
             plan = plan if base_rows is None else with_base(plan, base_rows)
         predicted = run_prediction(
             self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
-            output=output, device=self.device, progress=progress,
+            output=output, device=self.device, progress=progress, products=products,
         )  # fmt: skip
         names = self.genes if output != "embedding" else np.array([f"embedding_{i}" for i in range(predicted.shape[1])])
         start = None
@@ -966,6 +1062,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         return model
 
 
+def registered_table(cls: type[TahoeST], adata: AnnOrMuData) -> EmbeddingTable:
+    """The perturbation table of registered data."""
+    manager = cls._get_most_recent_anndata_manager(adata, required=True)
+    return EmbeddingTableField.table(manager.get_state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+
+
 def _keys(setup_method_args: Mapping[str, Any]) -> ScreenKeys:
     arguments = {k: v for k, v in setup_method_args["setup_args"].items() if v is not None}
     return ScreenKeys(**arguments)
@@ -982,6 +1084,18 @@ def _aligned(model: TahoeST, screen: Screen) -> Any:
 
 def _dense(block: Any) -> np.ndarray:
     return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
+
+
+def _log_resources(run: TrainingRun, model: TahoeST, *, compiles: bool, memory: MemoryPlan) -> None:
+    """Say what the run uses of the machine."""
+    sets = f"{run.batch_size} sets of {model.set_size} cells a step"
+    compiled = "compiled" if compiles else "not compiled"
+    logger.info(f"{run.device}, precision {run.options['precision']}, {compiled}, {sets}; memory {memory}")
+    if not memory.fits:
+        logger.warning(
+            f"the device may run out of memory: {memory}; lower batch_size (now {run.batch_size}), or keep expression "
+            "in main memory with store='host'."
+        )
 
 
 def _log_start(run: TrainingRun, audit: Any, sources: MinibatchSources, model: TahoeST) -> None:

@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from scvi_tahoe._arrivals import Arrivals
 from scvi_tahoe._constants import OBS, TENSORS
 from scvi_tahoe._module import base_cells
 from scvi_tahoe.data import CellSetDataset, Condition, ExhaustiveSampler, PredictionTask, nearest_names
+from scvi_tahoe.train import explained_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,8 +149,9 @@ def run_prediction(
     output: Output,
     device: torch.device,
     progress: bool,
+    products: torch.dtype | None = None,
 ) -> np.ndarray:
-    """Predicted cells of all tasks, one after the other: float32 ``[n_cells, G]``."""
+    """Predicted cells of all tasks, one after the other: float32 ``[n_cells, G]``; products in 16 bits if given."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be 1 or more.")
     dataset = CellSetDataset(sources)
@@ -156,8 +159,12 @@ def run_prediction(
     decodes = module.config.gene_decoder is not None and output != "embedding"
     width = module.config.gene_decoder.n_genes if decodes else module.config.n_output  # type: ignore[union-attr]
     predicted = np.empty((plan.n_cells, width), dtype=np.float32)
-    done = 0
-    with tqdm(total=plan.n_cells, unit="cell", desc="predicting", disable=not progress, dynamic_ncols=True) as bar:
+    arrivals = Arrivals(predicted)
+    with (
+        tqdm(total=plan.n_cells, unit="cell", desc="predicting", disable=not progress, dynamic_ncols=True) as bar,
+        explained_out_of_memory(batch_size=batch_size, set_size=set_size, doing="prediction"),
+        torch.autocast(device.type, dtype=products, enabled=products is not None),
+    ):
         for request in sampler:
             tensors = dataset.to_tensors(dataset[request], device)
             base_SNG = base_cells(tensors)
@@ -167,12 +174,20 @@ def run_prediction(
             cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
             if output == "delta":
                 cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
-            wanted = torch.arange(cells_SNG.shape[1])[None] < torch.from_numpy(request.valid_S)[:, None]
-            block = cells_SNG[wanted.to(device)].float().cpu().numpy()
-            predicted[done : done + len(block)] = block
-            done += len(block)
-            bar.update(len(block))
+            arrivals.take(_wanted(cells_SNG, request.valid_S))
+            bar.update(int(request.valid_S.sum()))
+        arrivals.finish()
     return predicted
+
+
+def _wanted(cells_SNG: torch.Tensor, valid_S: np.ndarray) -> torch.Tensor:
+    """The leading cells of each set, without asking the device how many they are."""
+    n = cells_SNG.shape[1]
+    cells = cells_SNG.flatten(0, 1)
+    if (valid_S == n).all():
+        return cells
+    wanted = np.flatnonzero(np.arange(n) < valid_S[:, None])
+    return cells[torch.from_numpy(wanted).to(cells.device, non_blocking=True)]
 
 
 def assemble(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import pickle
 import signal
 import threading
@@ -21,7 +22,18 @@ from scvi.train import Trainer
 
 from scvi_tahoe._compat import quiet_lightning, require
 from scvi_tahoe.data import CellSetDataModule, LoaderConfig
-from scvi_tahoe.train import BEST, LAST, KeepBest, MetricsHistory, PlanConfig, StepProgress, checkpoint_in
+from scvi_tahoe.train import (
+    BEST,
+    LAST,
+    KeepBest,
+    MetricsHistory,
+    PlanConfig,
+    StepProgress,
+    checkpoint_in,
+    compiling_pays,
+    explained_out_of_memory,
+    resolve_precision,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +42,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from scvi_tahoe._model import TahoeST
+    from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources
 
 __all__ = ["TrainingRun"]
@@ -76,7 +89,9 @@ def _device(options: Mapping[str, Any]) -> torch.device:
     accelerator = options.get("accelerator", "auto")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         devices = options.get("devices", "auto")
-        return torch.device("cuda", devices[0] if isinstance(devices, list | tuple) else 0)
+        # of several processes on one machine each has a card of its own
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", devices[local] if isinstance(devices, list | tuple) else local)
     if accelerator in ("gpu", "cuda"):
         raise ValueError(f"accelerator={accelerator!r} was asked for, and this machine has no CUDA device.")
     return torch.device(accelerator if accelerator == "mps" else "cpu")
@@ -176,6 +191,8 @@ class TrainingRun:
         for name, value in (("validate_every", validate_every), ("patience", patience), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r} must be 1 or more.")
+        device = _device(trainer_options)
+        precision = resolve_precision(trainer_options.get("precision", "auto"), device)
         between = validate_every or max(1, -(-steps // _N_VALIDATIONS))
         accumulate = int(trainer_options.get("accumulate_grad_batches", 1))
         batch_size = batch_size or _BATCH_SIZE
@@ -184,7 +201,7 @@ class TrainingRun:
             "batch_size": batch_size,
             "validate_every": between,
             "accumulate_grad_batches": accumulate,
-            "precision": str(trainer_options.get("precision", "32-true")),
+            "precision": precision,
         }
         resumed = _resumed(resume_from, plan, setting)
         return cls(
@@ -199,8 +216,8 @@ class TrainingRun:
             resume_from=None if resume_from is None else Path(resume_from),
             resume_step=resumed,
             setting=setting,
-            options=dict(trainer_options),
-            device=_device(trainer_options),
+            options={**trainer_options, "precision": precision},
+            device=device,
         )
 
     def datamodule(
@@ -222,7 +239,7 @@ class TrainingRun:
             if self.patience is not None:
                 raise ValueError(f"patience={self.patience} needs validation cells, and {split.split} leaves none.")
             warnings.warn(
-                f"no cell validates with {split.split}: the model will keep the weights of the last step, not the best.",
+                f"no cell validates with {split.split}: the model will keep the last weights, not the best.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
@@ -230,6 +247,30 @@ class TrainingRun:
             set_size=set_size, batch_size=self.batch_size, steps_per_epoch=self.steps_per_epoch, seed=self.plan.seed
         )
         return CellSetDataModule(sources, split, row_of_label, config, base_rows)
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is computed in float32."""
+        return str(self.options["precision"]).startswith(("32", "64"))
+
+    def compiles(self, module: TahoeSTModule, choice: bool | str) -> bool:
+        """Whether the network is compiled.
+
+        Raises
+        ------
+        ValueError
+            If the choice is neither a truth value nor ``'auto'``.
+        """
+        if choice not in (True, False, "auto"):
+            raise ValueError(f"compile={choice!r} must be True, False or 'auto'.")
+        if choice != "auto":
+            return bool(choice)
+        return compiling_pays(
+            self.device,
+            n_parameters=sum(p.numel() for p in module.parameters()),
+            cells_per_step=self.batch_size * self.setting["set_size"],
+            n_steps=self.plan.max_steps * self.accumulate,
+        )
 
     def trainer_kwargs(self, *, logger: str | Logger | Sequence[Logger] | None, progress: bool) -> dict[str, Any]:
         """Arguments of scvi-tools' trainer."""
@@ -246,6 +287,8 @@ class TrainingRun:
         self._callbacks[:] = callbacks
         return {
             "benchmark": False,
+            # each process takes its own minibatches from the sampler
+            "use_distributed_sampler": False,
             **self.options,
             "max_steps": self.plan.max_steps,
             "callbacks": [*callbacks, *self.options.get("callbacks", [])],
@@ -285,7 +328,12 @@ class TrainingRun:
         """Say how to go on when the user interrupts; checkpoints are complete at every moment."""
         handler = signal.getsignal(signal.SIGINT)
         try:
-            with quiet_lightning():
+            with (
+                quiet_lightning(),
+                explained_out_of_memory(
+                    batch_size=self.batch_size, set_size=self.setting["set_size"], doing="training"
+                ),
+            ):
                 yield
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second, and then ignores Ctrl-C
             if threading.current_thread() is threading.main_thread():

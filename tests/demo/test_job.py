@@ -99,7 +99,7 @@ def test_a_run_without_steps_is_refused_before_anything_is_written(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_while_training_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     folder = tmp_path / "demo"
-    arguments = ["demo", "--folder", str(folder), "--max-steps", "200"]
+    arguments = ["demo", "--folder", str(folder), "--max-steps", "60"]
     code = "from scvi_tahoe.cli import main; main()"
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=-1, stderr=-1, text=True) as process:
         deadline = time.monotonic() + 120
@@ -109,11 +109,11 @@ def test_ctrl_c_while_training_says_how_to_go_on_and_the_run_goes_on(tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1].endswith(f"go on from there with: scvi-tahoe demo --folder {folder} --max-steps 200")
+    assert errors.splitlines()[-1].endswith(f"go on from there with: scvi-tahoe demo --folder {folder} --max-steps 60")
     assert "Traceback" not in errors
     assert not leftovers(folder)
     stop = Stop("Predicting")
     with pytest.raises(KeyboardInterrupt):
-        run_demo(folder, max_steps=200, report=stop)
+        run_demo(folder, max_steps=60, report=stop)
     assert [line for line in stop.lines if line.endswith("taken up where it was stopped.")]
     assert (folder / "model").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 from scvi_tahoe.evaluate import BASELINES, EvaluationReference, baseline_prediction, baseline_results, quantile_map
 from scvi_tahoe.evaluate._embedding_baselines import ridge_fit
@@ -51,9 +52,9 @@ def embedding(task):
 def test_no_baseline_looks_at_the_held_out_perturbed_cells(task, keys, name):
     other = task.held_out.copy()
     perturbed = (other.obs[task.perturbation_key] != task.control).to_numpy()
-    other.X = other.X.tolil()
-    other.X[np.flatnonzero(perturbed)[:, None], np.arange(5)] = 3.0
-    other.X = other.X.tocsr()
+    changed = other.X.toarray()
+    changed[perturbed, :5] = 3.0
+    other.X = sp.csr_matrix(changed)
     table = embedding(task)
     first, second = (
         baseline_prediction(name, held_out, task.train, perturbation_embedding=table, seed=3, **keys)

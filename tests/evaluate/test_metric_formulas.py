@@ -39,9 +39,9 @@ def test_the_truth_itself_has_the_best_discrimination():
 
 def test_a_prediction_of_its_neighbours_effect_is_ranked_behind_it():
     swapped = EFFECTS[[1, 0, 2]]
-    np.testing.assert_allclose(discrimination_score_l1(swapped, EFFECTS, NO_TARGET), [1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(discrimination_score_l1(swapped, EFFECTS, NO_TARGET), [1 / 3, 1 / 3, 1])
     np.testing.assert_allclose(pds_cosine(swapped, EFFECTS, NO_TARGET), [0.25, 0.25, 1])
-    np.testing.assert_allclose(centroid_accuracy(swapped, EFFECTS), [0, 0.5, 1])
+    np.testing.assert_allclose(centroid_accuracy(swapped, EFFECTS), [0, 0, 1])
 
 
 def test_no_predicted_change_is_at_chance_in_cosine_discrimination():

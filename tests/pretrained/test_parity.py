@@ -42,6 +42,14 @@ def test_golden_weights_reproduce_the_numbers_of_the_peer(each_golden: Any, case
     verify_outputs(network, each_golden.inputs(case), each_golden.outputs(case))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_golden_weights_reproduce_the_numbers_of_the_peer_on_a_gpu(each_golden: Any, tmp_path: Path) -> None:
+    network = read_arc_folder(each_golden.folder.write(tmp_path / "folder")).build().cuda()
+    inputs = {name: tensor.cuda() for name, tensor in each_golden.inputs("padded").items()}
+    verify_outputs(network, inputs, {name: x.cuda() for name, x in each_golden.outputs("padded").items()})
+
+
 @pytest.mark.skipif("SCVI_TAHOE_GOLDEN" not in os.environ, reason="SCVI_TAHOE_GOLDEN names no folder")
 def test_the_peers_own_folders_reproduce_its_numbers() -> None:
     folders = sorted(path for path in Path(os.environ["SCVI_TAHOE_GOLDEN"]).iterdir() if path.is_dir())

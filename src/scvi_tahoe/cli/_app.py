@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from scvi_tahoe.cli._convert import convert
 from scvi_tahoe.cli._demo import demo
 from scvi_tahoe.cli._evaluate import evaluate
 from scvi_tahoe.cli._inspect import inspect
@@ -21,7 +22,7 @@ app = typer.Typer(
     # A library user reads plain tracebacks; a command's user gets one line (see `_mistakes.py`).
     pretty_exceptions_enable=False,
 )
-for command in (demo, predict, evaluate, inspect):
+for command in (demo, predict, evaluate, inspect, convert):
     app.command()(command)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +9,15 @@ import typer
 
 from scvi_tahoe.cli._mistakes import one_line_mistakes
 
-__all__ = ["evaluate"]
+__all__ = ["Policy", "evaluate"]
+
+
+class Policy(StrEnum):
+    """What :func:`~scvi_tahoe.evaluate.evaluate` does about a failed check."""
+
+    ERROR = "error"
+    WARN = "warn"
+    OFF = "off"
 
 
 def evaluate(
@@ -18,21 +28,29 @@ def evaluate(
     context_key: Annotated[str | None, typer.Option(help="Column of obs with the contexts.")] = None,
     train: Annotated[Path | None, typer.Option(help="h5ad the model was trained on; baselines need it.")] = None,
     preset: Annotated[str, typer.Option(help="Which scores.")] = "vcc2025",
+    representation_check: Annotated[
+        Policy, typer.Option(help="What to do about a prediction on another scale than the reference.")
+    ] = Policy.ERROR,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the scores to.")] = None,
 ) -> None:
     """Score predicted cells against observed ones with cell-eval."""
-    with one_line_mistakes():
+    with one_line_mistakes(), warnings.catch_warnings():
         from anndata import read_h5ad
 
+        from scvi_tahoe.evaluate import EvaluationWarning
         from scvi_tahoe.evaluate import evaluate as score
 
+        # Shown below the scores, without the line of code that a warning comes with.
+        warnings.simplefilter("ignore", EvaluationWarning)
         result = score(
             read_h5ad(prediction), read_h5ad(reference), perturbation_key=perturbation_key, control=control,
             context_key=context_key, train=read_h5ad(train) if train else None, preset=preset,
-            baseline="train_mean" if train else "control",
+            baseline="train_mean" if train else "control", representation_check=representation_check.value,
         )  # fmt: skip
         if output:
             result.save(output)
     typer.echo(result.summary.to_string(float_format="{:.4f}".format))
+    for name, check in result.checks.query("status == 'warning'").iterrows():
+        typer.echo(f"Note on the prediction ({name}): {check['message']}")
     if output:
         typer.echo(f"Scores: {output}")

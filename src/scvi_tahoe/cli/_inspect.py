@@ -11,11 +11,13 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Folder of a model in arc-state's format.")],
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint file inside it.", show_default="the best")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, in arc-state's format or an export of ours.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default="the best")
+    ] = None,
 ) -> None:
-    """Show what a folder in arc-state's format holds, without running code from its files."""
+    """Show what a model's folder holds, without running code from its files."""
     with one_line_mistakes():
-        from scvi_tahoe.pretrained import read_arc_folder
+        from scvi_tahoe.pretrained import inspect_folder
 
-        typer.echo(str(read_arc_folder(folder, checkpoint=checkpoint).report))
+        typer.echo(inspect_folder(folder, checkpoint))

@@ -31,10 +31,19 @@ def one_line_mistakes(when_interrupted: str = "Stopped; nothing was written.") -
     except KeyboardInterrupt:
         typer.echo(f"\n{when_interrupted}", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, KeyError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) or not _is_mistake(error):
             raise
         # str() of a KeyError is its repr, quotes and all.
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"scvi-tahoe: {' '.join(str(text).split())}", err=True)
         raise typer.Exit(2) from None
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether the error is about what the user gave; runtime errors are bugs but for the licence to be accepted."""
+    if not isinstance(error, RuntimeError):
+        return True
+    from scvi_tahoe.pretrained import LicenceNotAcceptedError
+
+    return isinstance(error, LicenceNotAcceptedError)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from scvi_tahoe.cli._mistakes import one_line_mistakes
+from scvi_tahoe.cli._quiet import quiet_frameworks
 
 __all__ = ["predict"]
 
@@ -24,6 +25,7 @@ def predict(
     seed: Annotated[int, typer.Option(help="Seed of the control cells drawn.")] = 0,
 ) -> None:
     """Predict cells after perturbations, and write them as h5ad."""
+    quiet_frameworks()
     with one_line_mistakes():
         from anndata import read_h5ad
 

@@ -6,18 +6,21 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from scvi_tahoe.data._ahead import AheadSampler
 from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
 from scvi_tahoe.data._sampler import FixedSampler, RandomSampler, SetPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
+    from torch.utils.data import Sampler
 
     from scvi_tahoe.data._conditions import Condition
+    from scvi_tahoe.data._sampler import CellSetRequest
     from scvi_tahoe.data._splits import AssignedSplit
 
 __all__ = ["CellSetDataModule", "LoaderConfig"]
@@ -100,18 +103,28 @@ class CellSetDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Random sets, another draw at every epoch."""
-        # Lightning deals the minibatches of one sampler out to all devices
-        n_devices = 1 if self.trainer is None else self.trainer.world_size
-        sampler = RandomSampler(self._plan, n_steps=self.config.steps_per_epoch * n_devices, seed=self.config.seed)
-        return DataLoader(self.dataset, sampler=sampler, batch_size=None)  # type: ignore[arg-type]
+        n_steps = self.config.steps_per_epoch * self._n_ranks
+        return self._loader(RandomSampler(self._plan, n_steps=n_steps, seed=self.config.seed))
 
     def val_dataloader(self) -> DataLoader | list:
         """The same sets at every validation; no loader if the split holds nothing out."""
         if self.n_val == 0:
             return []
         plan = replace(self._plan, rows=self.split.validation)
-        sampler = FixedSampler(plan, max_sets=self.config.validation_sets, seed=self.config.seed)
-        return DataLoader(self.dataset, sampler=sampler, batch_size=None)  # type: ignore[arg-type]
+        return self._loader(FixedSampler(plan, max_sets=self.config.validation_sets, seed=self.config.seed))
+
+    @property
+    def _n_ranks(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _loader(self, sampler: Sampler[CellSetRequest]) -> DataLoader:
+        """A loader of this process's share of the minibatches."""
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        ahead = AheadSampler(sampler, self.dataset, rank=rank, n_ranks=self._n_ranks)
+        # every pass over a loader draws a number for worker processes; from a generator of its own, or dropout after an
+        # interruption would not be what it is without one
+        own = torch.Generator()
+        return DataLoader(self.dataset, sampler=ahead, batch_size=None, generator=own)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
         """Finish the minibatch on the device that the network runs on."""

@@ -89,6 +89,17 @@ class CellSetDataset(Dataset):
             payload[TENSORS.BATCH] = torch.from_numpy(sources.batch_of_cell[rows])
         return payload
 
+    def expect(self, request: CellSetRequest) -> None:
+        """Let the stores begin to read what is asked for next."""
+        sources, observed = self.sources, request.observed_SN
+        sources.cells.expect(request.control_SN)
+        if observed is not None:
+            for store in (sources.cells, sources.genes, sources.embedding):
+                if store is not None:
+                    store.expect(observed)
+        if sources.base is not None and request.base_SN is not None:
+            sources.base.expect(request.base_SN)
+
     def to_tensors(self, payload: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
         """The minibatch on the device; its keys name its shapes."""
         stores = {

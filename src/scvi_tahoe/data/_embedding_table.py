@@ -53,8 +53,13 @@ class EmbeddingTable:
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> EmbeddingTable:
         """One-hot rows in the sorted order of the labels, control included."""
-        names = tuple(sorted(set(labels)))
-        return cls(names, np.eye(len(names), dtype=np.float32), one_hot=True)
+        return cls.one_hot_of(sorted(set(labels)))
+
+    @classmethod
+    def one_hot_of(cls, names: Iterable[str]) -> EmbeddingTable:
+        """One-hot rows in the given order."""
+        labels = tuple(names)
+        return cls(labels, np.eye(len(labels), dtype=np.float32), one_hot=True)
 
     @classmethod
     def from_user(cls, table: object, where: str) -> EmbeddingTable:

@@ -16,8 +16,9 @@ def gather_rows(rows, indptr, indices, values, out, n_rows, n_features, BLOCK: t
     """
     lane = tl.arange(0, BLOCK)
     nothing = tl.zeros((BLOCK,), out.dtype.element_ty)
+    length = tl.zeros((), tl.int64) + n_features  # places in ``out`` need 64 bits
     for position in range(tl.program_id(0), n_rows, tl.num_programs(0)):
-        target = out + position.to(tl.int64) * n_features
+        target = out + position * length
         for first in range(0, n_features, BLOCK):
             tl.store(target + first + lane, nothing, mask=first + lane < n_features)
         row = tl.load(rows + position).to(tl.int64)

@@ -34,7 +34,7 @@ def training_curve(history: pd.DataFrame) -> Figure:
         axes.plot(seen["step"], seen[column], color=color, lw=1.6, marker="." if len(seen) < 50 else "")
         axes.set_ylabel(column.replace("_", " "))
         axes.spines[["top", "right"]].set_visible(False)
-    best = history.loc[history["validation_loss"].idxmin()]
+    best = history.sort_values("validation_loss").iloc[0]
     panels[1].plot(best["step"], best["validation_loss"], "o", color=_VALIDATION, ms=7)
     panels[1].set_xlabel("step")
     figure.suptitle(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from scvi_tahoe.evaluate._cell_profile import CellProfile
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._check import Check
     from scvi_tahoe.evaluate._reference import EvaluationReference
@@ -68,13 +69,7 @@ def assemble_result(
         checks=checks_table(checks),
         provenance=provenance,
         effects=_effects(scores, reference),
-        cells=pd.concat(
-            [
-                _profile(reference.cells, reference.control, "observed"),
-                _profile(predicted, reference.control, "predicted"),
-            ],
-            ignore_index=True,
-        ),
+        cells=_cells(observed=reference.profile, predicted=cell_profile(predicted, without=reference.control)),
         baseline_per_perturbation=baseline,
         halves_per_perturbation=halves,
         de_observed=_tests(observed_de),
@@ -111,9 +106,13 @@ def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference
     )
 
 
-def _profile(cells: CellTable, control: str, side: str) -> pd.DataFrame:
-    profile = cell_profile(cells.take(cells.perturbation != control))
-    return pd.DataFrame({"side": side, "total": profile.totals, "zero_fraction": profile.zero_fraction})
+def _cells(**sides: CellProfile) -> pd.DataFrame:
+    """Totals and zeros of the sampled cells of both sides."""
+    parts = [
+        pd.DataFrame({"side": side, "total": profile.totals, "zero_fraction": profile.zero_fraction})
+        for side, profile in sides.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.evaluate._check import Check, checks_table
 from scvi_tahoe.evaluate._metric_info import metric_info
 from scvi_tahoe.evaluate._vcc2026 import VCC2026_METRICS, vcc2026_scores
 
@@ -43,12 +44,26 @@ def with_scores_of_2026(
     members = pd.concat({c: s.per_perturbation for c, s in scores.items()}, names=["context", "perturbation"])
     own = result.per_perturbation.drop(columns=members.columns.intersection(result.per_perturbation.columns))
     kept = result.summary.drop(index=result.summary.index.intersection(list(VCC2026_METRICS)))
+    vcc = _overall(scores)
     return replace(
         result,
+        checks=pd.concat([checks_table([_scale_check(vcc)]), result.checks]),
         per_perturbation=own.join(members),
         summary=pd.concat([_summary(scores, members, kept.columns), kept]).rename_axis("metric"),
-        vcc=_overall(scores),
+        vcc=vcc,
     )
+
+
+def _scale_check(vcc: Mapping[str, Any]) -> Check:
+    """Tell which members have no scale on these data, and hence why there is no overall score."""
+    lost = [name for name, share in vcc["scaled"].items() if np.isnan(share)]
+    if not lost:
+        return Check("scale of 2026", "ok", 6, "6 members")
+    message = (
+        f"{', '.join(lost)} have no room between the mean response and a replicate on these data (too few genes or "
+        "cells), so there is no overall score of 2026."
+    )
+    return Check("scale of 2026", "warning", 6 - len(lost), "6 members", message)
 
 
 def _summary(scores: Mapping[str, Vcc2026Scores], members: pd.DataFrame, columns: pd.Index) -> pd.DataFrame:

@@ -73,6 +73,7 @@ def contained(*, quiet: bool = True) -> Iterator[None]:
     BLAS runs on one thread: cell-eval calls it once a perturbation on small blocks, where threads only fight.
     """
     import numba
+    import scanpy  # noqa: F401  # its log keeps the stderr of its first import, which must not be the one below
     from threadpoolctl import threadpool_limits
 
     their_log = logging.getLogger("cell_eval")

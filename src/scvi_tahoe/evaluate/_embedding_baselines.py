@@ -12,6 +12,8 @@ import numpy as np
 from scvi_tahoe.evaluate._baselines import shifted_controls
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._baseline_task import BaselineTask
@@ -91,7 +93,7 @@ def _nearest_deltas(task: BaselineTask, context: str) -> dict[str, NDArray[np.fl
 
 def _training(task: BaselineTask, context: str) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
     """Embeddings and deltas of training perturbations: of the context if seen there, else the mean of the others."""
-    embeddings = task.embeddings or {}
+    embeddings = _table(task)
     where: dict[str, list[str]] = {}
     for seen_in, perturbations in task.seen.items():
         for perturbation in perturbations:
@@ -114,17 +116,21 @@ def _embeddings(task: BaselineTask, names: list[str]) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        If there are no embeddings, or a perturbation has none.
+        If a perturbation has none.
     """
-    embeddings = task.embeddings
-    if embeddings is None:
-        msg = "The baselines 'ridge' and 'nearest' need perturbation embeddings: pass perturbation_embedding=..."
-        raise ValueError(msg)
+    embeddings = _table(task)
     missing = [name for name in names if name not in embeddings]
     if missing:
         msg = f"{len(missing)} perturbations have no embedding (first {missing[:3]}); add rows for them."
         raise ValueError(msg)
     return np.stack([embeddings[name] for name in names])
+
+
+def _table(task: BaselineTask) -> Mapping[str, NDArray[np.float64]]:
+    if task.embeddings is None:
+        msg = "The baselines 'ridge' and 'nearest' need perturbation embeddings: pass perturbation_embedding=..."
+        raise ValueError(msg)
+    return task.embeddings
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:

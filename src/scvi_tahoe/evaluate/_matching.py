@@ -37,7 +37,7 @@ def matched(
     reference
         Truth.
     own_controls
-        Keep the prediction's control cells; without it they are dropped.
+        Whether the prediction is scored on its own control cells, which must then be there.
 
     Returns
     -------
@@ -68,9 +68,12 @@ def matched(
         _surplus(shared, predicted, reference.control),
         _layer(reference.layer, has_layer=has_layer),
     ]
+    # controls that are not used stay where they are: to drop them would copy the matrix
     wanted = [(context, p) for context, perturbations in shared.items() for p in perturbations]
     if own_controls:
         wanted += [_own_control(predicted, context, reference.control) for context in shared]
+    else:
+        wanted += [key for key in predicted.rows if key[1] == reference.control and key[0] in shared]
     rows = np.sort(np.concatenate([predicted.rows[condition] for condition in wanted]))
     return predicted.take(rows), reference.restricted_to(shared), checks
 
@@ -88,7 +91,7 @@ def value_checks(predicted: CellTable, reference: EvaluationReference) -> list[C
     ranges = [check_range(predicted, role="prediction"), reference.range_check]
     if any(np.isnan(check.value) for check in ranges):
         return ranges  # with NaN or infinite values every further statistic would be one too
-    profile = cell_profile(predicted.take(predicted.perturbation != reference.control))
+    profile = cell_profile(predicted, without=reference.control)
     observed = reference.profile
     return [
         *ranges,

@@ -224,7 +224,7 @@ class EvaluationReference:
     @cached_property
     def profile(self) -> CellProfile:
         """Totals and zeros of a sample of the observed perturbed cells."""
-        return cell_profile(self.cells.take(self.cells.perturbation != self.control))
+        return cell_profile(self.cells, without=self.control)
 
     @cached_property
     def leakage_checks(self) -> list[Check]:

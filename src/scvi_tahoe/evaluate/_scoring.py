@@ -173,8 +173,6 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
         What to compute.
     """
     real_controls = settings.control_cells == "real"
-    if real_controls:
-        predicted = predicted.take(predicted.perturbation != truth.control)
     statistics = group_statistics(
         predicted,
         truth.context,
@@ -185,7 +183,8 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
     scores = effect_metrics(truth.statistics, statistics, truth.cells.genes, truth.weights)
     de_predicted = None
     if settings.needs_de:
-        both = concatenate(truth.controls, predicted) if real_controls else predicted
+        perturbed = predicted.perturbation != truth.control
+        both = concatenate(truth.controls, predicted.take(perturbed)) if real_controls else predicted
         de_predicted = truth.test(both)
         theirs = cell_eval_scores(
             observed=(truth.cells, truth.statistics, truth.differential_expression),

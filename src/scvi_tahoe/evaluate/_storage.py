@@ -27,7 +27,7 @@ _CSV = {
     "checks": 1,
     "baseline_per_perturbation": 2,
     "halves_per_perturbation": 2,
-    "cells": 1,
+    "cells": 0,
 }
 _PARQUET = ("de_observed", "de_predicted")
 
@@ -67,7 +67,7 @@ def _write(result: EvaluationResult, folder: Path) -> None:
     for name in _CSV:
         table = getattr(result, name)
         if table is not None:
-            table.to_csv(folder / f"{name}.csv")
+            table.to_csv(folder / f"{name}.csv", index=_CSV[name] > 0)
     for name in _PARQUET:
         table = getattr(result, name)
         if table is not None:
@@ -117,7 +117,7 @@ def load_result(folder: str | os.PathLike[str], make_effects: Callable[..., Any]
             table = pd.read_csv(path, dtype=text if name != "cells" else None, keep_default_na=False, na_values=[""])
             if name == "checks":
                 table[["allowed", "message"]] = table[["allowed", "message"]].fillna("")
-            fields[name] = table.set_index(list(table.columns[:n_index]))
+            fields[name] = table.set_index(list(table.columns[:n_index])) if n_index else table
         else:
             fields[name] = None
     for name in _PARQUET:

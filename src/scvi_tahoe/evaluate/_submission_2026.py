@@ -98,7 +98,7 @@ def table_2026(
 
 
 def _verify_conditions(cells: CellTable, rules: Rules2026) -> None:
-    targets, contexts = np.unique(cells.perturbation), np.unique(cells.context)
+    targets, contexts = sorted({p for _, p in cells.rows}), cells.contexts
     if (len(targets), len(contexts)) != (rules.n_targets, rules.n_contexts):
         msg = (
             f"The challenge of 2026 has {rules.n_targets} targets in {rules.n_contexts} contexts; the prediction has "

@@ -26,6 +26,7 @@ SCALE_WARNING = (0.9, 1.1)
 SCALE_ERROR = (0.5, 2.0)
 #: ratios this near to 1 after undoing a second log, or without undoing any, name the mistake
 _NAMED = (0.8, 1.25)
+_ASTRONOMIC = 50.0
 
 
 def check_range(cells: CellTable, *, role: str) -> Check:
@@ -104,7 +105,8 @@ def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
     if ratio < _NAMED[0] and _NAMED[0] <= twice <= _NAMED[1]:
         message = "log1p was applied twice to the prediction: undoing it once more gives the totals of the reference."
         return Check("scale", "error", ratio, "0.9 to 1.1", message)
-    if (ratio > _NAMED[1] or np.isnan(ratio)) and _NAMED[0] <= never <= _NAMED[1]:
+    # expm1 of values that are no logarithms is astronomic, not merely too large
+    if not ratio < _ASTRONOMIC and _NAMED[0] <= never <= _NAMED[1]:
         message = "log1p was not applied to the prediction: its plain sums are the totals of the reference."
         return Check("scale", "error", ratio, "0.9 to 1.1", message)
     message = (
@@ -139,4 +141,4 @@ def _where(cells: CellTable, bad: np.ndarray) -> str:
         column = int(cells.expression.indices[position])
     else:
         row, column = (int(i) for i in np.argwhere(bad)[0])
-    return f"cell {cells.names[row]!r}, gene {cells.genes[column]!r} (one of {int(bad.sum())})"
+    return f"cell {str(cells.names[row])!r}, gene {str(cells.genes[column])!r} (one of {int(bad.sum())})"

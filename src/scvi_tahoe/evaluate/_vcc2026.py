@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VCC2026_METRICS", "Vcc2026Scores", "vcc2026_scores"]
 
+logger = logging.getLogger(__name__)
+
 #: the six scored members, in cell-eval2's names
 VCC2026_METRICS = (
     "pds_cosine",
@@ -110,7 +112,17 @@ def _config(truth: ContextTruth) -> Any:
     # pdex stated: on a machine with a GPU "auto" would take another engine, whose numbers differ
     de = replace(preset.de, backend="pdex")
     threads = truth.num_threads or available_cores()
-    return replace(preset, pert_col=LABEL_COLUMN, control=truth.control, num_threads=threads, device="cpu", de=de)
+    # cell-eval2 wants to be told that labels are no genes (drugs); where some are, it finds them by name
+    named = set(truth.perturbations) & set(truth.cells.genes)
+    return replace(
+        preset,
+        pert_col=LABEL_COLUMN,
+        control=truth.control,
+        num_threads=threads,
+        device="cpu",
+        de=de,
+        target_gene_map=None if named else {"*": None},
+    )
 
 
 def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> pd.DataFrame:
@@ -125,9 +137,15 @@ def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> p
         with contained(), _quiet():
             # degenerate members (a scale without room, as on a few hundred genes) are told of below, not raised on
             generic = build_generic_baseline(observed, config=config, allow_degenerate=True)
-            _, anchor = compute_replicate_anchor(observed, config=config)
+            try:
+                _, anchor = compute_replicate_anchor(observed, config=config)
+                replicate = dict(zip(anchor["metric"].to_list(), anchor["replicate"].to_list()))
+            except (
+                ValueError
+            ) as error:  # too little effect at this depth for a scale: the members have values, no shares
+                logger.warning("The replicates of context %r give no scale: %s", truth.context, error)
+                replicate = {}
         baseline = _mean_row(generic.agg)
-        replicate = dict(zip(anchor["metric"].to_list(), anchor["replicate"].to_list()))
         members = list(VCC2026_METRICS)
         columns = {"baseline": [baseline.get(m) for m in members], "replicate": [replicate.get(m) for m in members]}
         return pl.DataFrame({"metric": members, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from scvi_tahoe.nn._energy_distance import EnergyDistance
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -38,16 +40,14 @@ def _pairwise_distance(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
     return square_SNM.clamp_min(_SMALLEST_SQUARE).sqrt()
 
 
-def _mean_within(x_SNG: Tensor, diagonal: Diagonal) -> Tensor:
-    """Mean distance between the cells of each set."""
-    n = x_SNG.shape[1]
-    distance_SNN = _pairwise_distance(x_SNG, x_SNG)
-    if diagonal != "rounded":
-        distance_SNN = distance_SNN.masked_fill(torch.eye(n, dtype=torch.bool, device=x_SNG.device), 0.0)
-    return distance_SNN.sum((1, 2)) / (n * (n - 1) if diagonal == "excluded" and n > 1 else n * n)
+def _mean_within(x_SNG: Tensor) -> Tensor:
+    """Mean distance between the cells of each set, with what rounding makes of that of a cell to itself."""
+    return _pairwise_distance(x_SNG, x_SNG).mean((1, 2))
 
 
-def energy_distance(x_SNG: Tensor, y_SMG: Tensor, *, diagonal: Diagonal = "zero") -> Tensor:
+def energy_distance(
+    x_SNG: Tensor, y_SMG: Tensor, *, diagonal: Diagonal = "zero", products: torch.dtype = torch.float32
+) -> Tensor:
     r"""Half of the energy distance between predicted and observed cells of each set.
 
     .. math:: E(x, y) = \frac{1}{NM}\sum_{ij} d(x_i, y_j) - \frac{1}{2N^2}\sum_{ij} d(x_i, x_j)
@@ -70,16 +70,22 @@ def energy_distance(x_SNG: Tensor, y_SMG: Tensor, *, diagonal: Diagonal = "zero"
           scores about (mean distance) / N
         * ``'rounded'`` - is what float32 makes of it, up to 0.06 in wide data: the value geomloss reports, and the
           one in the logs of models trained with it
+    products
+        Precision of what is multiplied; sums, norms and roots are float32 in any case. ``torch.float16`` is several
+        times faster on a GPU and agrees to 0.001, gradients too. Cells in float64 are computed in float64.
 
     Returns
     -------
     One value a set, in the units of the cells.
     """
+    if diagonal != "rounded":
+        dtype = torch.float64 if torch.float64 in (x_SNG.dtype, y_SMG.dtype) else products
+        return EnergyDistance.apply(x_SNG, y_SMG.detach(), diagonal == "excluded", dtype)
     x_SNG, y_SMG = _wide(x_SNG), _wide(y_SMG)
     with torch.no_grad():
-        within_y_S = _mean_within(y_SMG, diagonal)
+        within_y_S = _mean_within(y_SMG)
     across_S = _pairwise_distance(x_SNG, y_SMG).mean((1, 2))
-    return across_S - 0.5 * _mean_within(x_SNG, diagonal) - 0.5 * within_y_S
+    return across_S - 0.5 * _mean_within(x_SNG) - 0.5 * within_y_S
 
 
 def sinkhorn_divergence(x_SNG: Tensor, y_SMG: Tensor, *, blur: float = 0.05) -> Tensor:
@@ -137,7 +143,8 @@ def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
 
     Controls cancel, so this is the squared error of the delta. Its floor is the sampling variance of a mean of M cells.
     """
-    return (_wide(x_SNG).mean(1) - _wide(y_SMG).mean(1)).square().mean(1)
+    mean_x_SG, mean_y_SG = (cells.mean(1, dtype=torch.promote_types(cells.dtype, torch.float32)) for cells in (x_SNG, y_SMG))
+    return (mean_x_SG - mean_y_SG).square().mean(1)
 
 
 #: set losses by name; each takes (predicted [S, N, G], observed [S, M, G]) and returns one value a set

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scvi_tahoe.nn._aligned_linear import AlignedLinear
 from scvi_tahoe.nn._backbone import Backbone
 from scvi_tahoe.nn._config import SIZES, GeneDecoderConfig, NetworkConfig
 
@@ -176,7 +177,7 @@ class MLP(nn.Module):
     def __init__(self, n_in: int, width: int, n_out: int, n_layers: int, config: NetworkConfig) -> None:
         super().__init__()
         widths = [n_in, *[width] * (n_layers - 1), n_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(AlignedLinear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.activation = _ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
 
@@ -197,8 +198,8 @@ class Head(nn.Module):
         self.rectify = config.rectify
         self.keep_zeros = config.keep_zeros
         self.project = MLP(config.hidden, config.hidden, config.n_output, config.n_decoder_layers, config)
-        self.down = nn.Linear(config.n_output, config.down_width) if config.head == "down_up" else None
-        self.up = nn.Linear(config.down_width, config.n_output) if config.head == "down_up" else None
+        self.down = AlignedLinear(config.n_output, config.down_width) if config.head == "down_up" else None
+        self.up = AlignedLinear(config.down_width, config.n_output) if config.head == "down_up" else None
         if config.head == "delta":
             for parameter in self.project.layers[-1].parameters():
                 nn.init.zeros_(parameter)

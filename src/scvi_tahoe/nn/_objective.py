@@ -112,6 +112,8 @@ class Objective:
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
+        #: precision of the products in the energy distance; a training run on a GPU in 16 bits sets it to float16
+        self.products = torch.float32
         self._options: dict[str, dict[str, Any]] = {
             "energy": {"diagonal": config.energy_diagonal},
             "sinkhorn": {"blur": config.blur},
@@ -121,6 +123,8 @@ class Objective:
     def set_loss(self, name: str, predicted_SNG: Tensor, observed_SMG: Tensor) -> Tensor:
         """One named set loss, one value a set."""
         loss, options = SET_LOSSES[name], self._options.get(name, {})
+        if name == "energy":
+            options = options | {"products": self.products}
         if self.config.chunks == 1:
             return loss(predicted_SNG, observed_SMG, **options)
         pairs = zip(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from scvi_tahoe.pretrained._arc_hyper import ArcColumns
 from scvi_tahoe.pretrained._arc_reader import read_arc_folder
 from scvi_tahoe.pretrained._arc_settings import AttentionDecision, decide_attention
-from scvi_tahoe.pretrained._arc_writer import ArcColumns, arc_refusals, write_arc_folder
+from scvi_tahoe.pretrained._arc_writer import arc_refusals, write_arc_folder
 from scvi_tahoe.pretrained._axes import match_labels
 from scvi_tahoe.pretrained._checkpoints import find_checkpoint, list_checkpoints
 from scvi_tahoe.pretrained._decisions import DECISIONS

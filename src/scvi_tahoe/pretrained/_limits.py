@@ -41,8 +41,10 @@ def file_root(folder: Path) -> Path:
     ``models--<name>/blobs``.
     """
     folder = folder.resolve()
-    in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-    return folder.parent.parent if in_cache else folder
+    for place in (folder, *folder.parents):
+        if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+            return place.parent.parent
+    return folder
 
 
 def member(folder: Path, name: str) -> Path:
@@ -67,7 +69,7 @@ def member(folder: Path, name: str) -> Path:
             raise FileNotFoundError(f"{path} is a link to a file that does not exist.")
         if not target.is_file():
             raise UnsafeFileError(f"{path} is not an ordinary file.")
-        return target
+        return path
     raise FileNotFoundError(f"{path} does not exist.")
 
 

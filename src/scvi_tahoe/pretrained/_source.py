@@ -198,14 +198,14 @@ def _snapshot(
 ) -> Path:
     prefix = f"{subfolder}/" if subfolder else ""
     wanted = [prefix + pattern for pattern in _SIDE_FILES]
+    commit = None
     if not offline:
         info = hub.HfApi().model_info(repository, revision=revision)
-        # The commit, not the branch: what was listed is what is downloaded.
-        revision = info.sha
-        files = [file.rfilename for file in info.siblings or []]
+        commit, files = info.sha, [file.rfilename for file in info.siblings or []]
         if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in files):
             wanted.append(prefix + checkpoint_on_hub(files, prefix, checkpoint))
     try:
+        # Asked for by branch, so that the cache remembers which commit the branch was at for later offline use.
         folder = hub.snapshot_download(
             repository,
             revision=revision,
@@ -216,6 +216,8 @@ def _snapshot(
         )
     except hub.errors.LocalEntryNotFoundError:
         raise FileNotFoundError(f"{repository} (revision {revision or 'main'}) is not in the cache.") from None
+    if commit is not None and Path(folder).name != commit:
+        raise FileNotFoundError(f"{repository} changed during the download; try again, or pin a revision.")
     return Path(folder)
 
 

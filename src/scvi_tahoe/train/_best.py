@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from lightning.pytorch import LightningModule, Trainer
@@ -77,7 +78,7 @@ class KeepBest(Callback):
         improved = value is not None and self._is_better(float(value))
         if improved:
             self.best_value, self.best_step = float(value), trainer.global_step  # type: ignore[arg-type]
-            self._best_weights = {k: v.detach().to("cpu", copy=True) for k, v in pl_module.state_dict().items()}
+            self._best_weights = _in_main_memory(pl_module.state_dict(), self._best_weights or {})
         for log in trainer.loggers:
             log.save()
         if self.folder is None:
@@ -103,6 +104,8 @@ class KeepBest(Callback):
                 f"{self.monitor} was never computed, as no cells validate: the model keeps the weights of the last step."
             )
             return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # weights may still be on their way
         pl_module.load_state_dict(self._best_weights)
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,3 +130,14 @@ class KeepBest(Callback):
                 "belongs to another run; resume into the folder of the run with save_dir."
             )
         self._best_weights = best["state_dict"]
+
+
+def _in_main_memory(weights: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of weights, in the memory of an earlier one; a GPU goes on computing while they are copied."""
+    kept = {}
+    for name, value in weights.items():
+        place = earlier.get(name)
+        if place is None or place.is_pinned() != value.is_cuda:
+            place = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        kept[name] = place.copy_(value.detach(), non_blocking=True)
+    return kept

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -64,8 +65,9 @@ class MetricsHistory(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration is saved with the model."""
 
+    @rank_zero_only
     def save(self) -> None:
-        """Write the file anew; it is complete at every moment."""
+        """Write the file anew; it is complete at every moment. With several processes the first one writes."""
         if self.path is None or not self._rows:
             return
         names = list(dict.fromkeys(n for row in self._rows.values() for n in row))

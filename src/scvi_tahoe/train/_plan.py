@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 
+from scvi_tahoe._compat import begin_next_epoch
+from scvi_tahoe.train._acceleration import Acceleration, LateNumber
 from scvi_tahoe.train._freezing import Freezing
 from scvi_tahoe.train._recipe import NEW, RECIPES, PartSchedule, Recipe, count_parts, part_of, resolve_recipe
 from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
@@ -128,6 +130,8 @@ class TahoeTrainingPlan(LightningModule):
     setting
         What else decides the course of the run, in plain values; kept in checkpoints, so that a resumed run can be
         compared with the one it continues.
+    compiles
+        Compile the network for training steps.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class TahoeTrainingPlan(LightningModule):
         config: PlanConfig,
         pretrained: Iterable[str] = (),
         setting: Mapping[str, Any] | None = None,
+        compiles: bool = False,
     ) -> None:
         super().__init__()
         self.module = module
@@ -144,6 +149,8 @@ class TahoeTrainingPlan(LightningModule):
         self.pretrained = frozenset(pretrained)
         self.parts = resolve_recipe(config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps)
         self.freezing = Freezing(module, self.parts, self.pretrained)
+        self.acceleration = Acceleration(module, compiles=compiles)
+        self._waiting: tuple[int, dict[str, Any]] | None = None
         # scvi-tools' TrainRunner sets these
         self.n_obs_training: int | None = None
         self.n_obs_validation: int | None = None
@@ -158,6 +165,7 @@ class TahoeTrainingPlan(LightningModule):
         self._refuse_late_unfreezing()
         self.module.train()
         self.freezing.begin(self.global_step)
+        self.acceleration.begin(str(self.trainer.precision), self.device)
 
     def _refuse_late_unfreezing(self) -> None:
         # several devices agree at the start on the tensors whose gradients they exchange
@@ -170,13 +178,14 @@ class TahoeTrainingPlan(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What undoes the freezing when training is interrupted: Lightning calls no hook of a plan then."""
-        return [_UndoFreezing(self.freezing)]
+        return [_UndoChanges(self)]
 
     def on_train_start(self) -> None:
         """Start dropout from the seed, or from where a resumed run left it."""
         if self._random_state is None:
             torch.manual_seed(self.config.seed)
             return
+        begin_next_epoch(self.trainer)
         torch.set_rng_state(self._random_state["cpu"])
         if self._random_state["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(self._random_state["cuda"])
@@ -189,6 +198,7 @@ class TahoeTrainingPlan(LightningModule):
     def on_fit_end(self) -> None:
         """Leave no frozen parameter behind for the next training."""
         self.freezing.end()
+        self.acceleration.end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what an uninterrupted run would have gone on with."""
@@ -217,8 +227,18 @@ class TahoeTrainingPlan(LightningModule):
             metrics, on_step=False, on_epoch=True, batch_size=losses.n_obs_minibatch, sync_dist=self._is_distributed
         )
 
+    def on_validation_start(self) -> None:
+        """Write what is waiting: the device is about to be waited for anyway."""
+        self._log_waiting()
+        self.acceleration.pause()
+
+    def on_validation_end(self) -> None:
+        """Go on training."""
+        self.acceleration.resume()
+
     def on_train_epoch_end(self) -> None:
         """Log the means over the epoch."""
+        self._log_waiting()
         if self._n_running:
             means = {name: total / self._n_running for name, total in self._running.items()}
             self.log_dict(means, on_step=False, on_epoch=True, sync_dist=self._is_distributed)
@@ -247,15 +267,25 @@ class TahoeTrainingPlan(LightningModule):
         if self.global_step % self.config.log_every:
             return
         metrics = {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}
-        metrics |= {"weight_decay": self.config.weight_decay, "gradient_norm": float(norm)}
+        metrics |= {"weight_decay": self.config.weight_decay, "gradient_norm": LateNumber(norm)}
+        self._log_waiting()
+        self._waiting = (self.global_step, metrics)
+
+    def _log_waiting(self) -> None:
+        """Log the last rates and norm; a step or more after they were computed, so that the device need not wait."""
+        if self._waiting is None:
+            return
+        step, metrics = self._waiting
+        self._waiting = None
         for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.global_step)
+            logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over all parameters, one group for each part, depth and kind, each with its own schedule."""
         groups = self._groups()
         # a fused optimizer takes scaled gradients of float16, which cannot be clipped
-        fused = next(self.module.parameters()).is_cuda and self.trainer.precision != "16-mixed"
+        device = next(self.module.parameters()).device
+        fused = device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(
             [{"params": g["params"], "weight_decay": g["weight_decay"], "name": g["name"]} for g in groups],
             lr=self.config.lr,
@@ -309,14 +339,15 @@ class TahoeTrainingPlan(LightningModule):
         return count_parts(sizes, self.parts, self.pretrained, self.module.config.n_layers)
 
 
-class _UndoFreezing(Callback):
+class _UndoChanges(Callback):
     """Gives the module back as it was when training ends in an exception."""
 
-    def __init__(self, freezing: Freezing) -> None:
-        self._freezing = freezing
+    def __init__(self, plan: TahoeTrainingPlan) -> None:
+        self._plan = plan
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._freezing.end()
+        self._plan.freezing.end()
+        self._plan.acceleration.end()
 
 
 def _depth(name: str, n_blocks: int) -> int:

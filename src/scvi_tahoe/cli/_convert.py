@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scvi_tahoe.cli._mistakes import one_line_mistakes
+
+__all__ = ["ModelFormat", "convert"]
+
+
+class ModelFormat(StrEnum):
+    """Formats that :meth:`~scvi_tahoe.TahoeST.export` writes."""
+
+    SCVI_TAHOE = "scvi-tahoe"
+    ARC = "arc"
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder in arc-state's format, export of ours, or name on the hub.")],
+    output: Annotated[Path, typer.Argument(help="Folder to create.")],
+    to: Annotated[ModelFormat, typer.Option(help="Format to write.")] = ModelFormat.SCVI_TAHOE,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default="the best")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence of weights from the hub.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Write a model in another format: safetensors and JSON, or a folder that arc-state runs."""
+    with one_line_mistakes():
+        from scvi_tahoe import TahoeST
+
+        model = TahoeST.from_pretrained(
+            source, checkpoint=checkpoint, revision=revision, accept_license=accept_license or None
+        )
+        model.export(output, format=to.value, overwrite=overwrite)
+    typer.echo(f"{source} as {to.value}: {output}")

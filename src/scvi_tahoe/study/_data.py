@@ -1,0 +1,154 @@
+"""The cells of a run: read or made, held-out cells taken out, and an embedding made where one was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scvi_tahoe.data import ConditionIndex, FewShotContext, FractionSplit, ScreenKeys, verify_screen
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scvi_tahoe.data import Split
+    from scvi_tahoe.study._data_config import DataConfig
+    from scvi_tahoe.study._run_config import TahoeRun
+
+__all__ = ["RunData", "load_data", "screen_keys"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """The cells of a run.
+
+    Attributes
+    ----------
+    train
+        Everything the model may see.
+    held_out
+        Observed cells to be predicted, with the controls of their contexts; None if nothing is scored.
+    split
+        Which cells of ``train`` validate.
+    config
+        The data section with every label spelled out.
+    shares_conditions
+        Whether held-out cells are of conditions that are also trained on.
+    """
+
+    train: AnnData
+    held_out: AnnData | None
+    split: Split
+    config: DataConfig
+    shares_conditions: bool = False
+
+
+def load_data(run: TahoeRun) -> RunData:
+    """Return the cells of a run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    KeyError, ValueError
+        If columns or labels are missing, or the split does not fit the cells.
+    """
+    adata, held_out, split, config = _read(run.data)
+    split = run.chosen_split or split or FractionSplit()
+    if held_out is None:
+        adata, held_out, shared = _take_out(adata, split, config, seed=run.seed)
+        split = _without_test(split)
+    else:
+        shared = False
+    if config.cell_embedding_components is not None:
+        _add_components(adata, held_out, config)
+    return RunData(adata, held_out, split, config, shared)
+
+
+def screen_keys(config: DataConfig) -> dict[str, Any]:
+    """Arguments of :meth:`~scvi_tahoe.TahoeST.setup_anndata`."""
+    return {
+        "perturbation_key": config.perturbation_key,
+        "control": config.control,
+        "layer": config.layer,
+        "context_key": config.context_key,
+        "batch_key": config.batch_key,
+        "cell_embedding_key": config.embedding_key,
+        "perturbation_embedding_key": config.perturbation_embedding_key,
+    }
+
+
+def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, DataConfig]:
+    from anndata import read_h5ad
+
+    if config.path is not None:
+        held_out = None if config.held_out is None else read_h5ad(config.held_out)
+        return read_h5ad(config.path), held_out, None, config
+    from scvi_tahoe import datasets
+
+    if config.dataset == "papalexi_few_shot":
+        task = datasets.papalexi_few_shot()
+        labels = {"perturbation_key": task.perturbation_key, "control": task.control, "context_key": task.context_key}
+        split = FewShotContext(context=task.context, validation=task.validation_targets)
+        return task.train, task.held_out, split, replace_labels(config, labels)
+    if config.dataset == "simulated":
+        adata = datasets.simulate_screen(n_genes=config.n_genes or 200)
+        labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
+        return adata, None, None, replace_labels(config, labels)
+    if config.dataset == "papalexi_thp1":
+        adata = datasets.papalexi_thp1()
+        labels = {
+            "perturbation_key": "perturbation", "control": str(adata.uns["control_label"]), "context_key": "bio_rep"
+        }  # fmt: skip
+        return adata, None, None, replace_labels(config, labels)
+    labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "cell_type"}
+    return datasets.norman_k562(), None, None, replace_labels(config, labels)
+
+
+def replace_labels(config: DataConfig, labels: dict[str, str]) -> DataConfig:
+    """The section with the labels of a named screen, past the check that a user does not give them."""
+    filled = replace(config)
+    for name, value in labels.items():
+        object.__setattr__(filled, name, value)
+    return filled
+
+
+def _take_out(
+    adata: AnnData, split: Split, config: DataConfig, *, seed: int
+) -> tuple[AnnData, AnnData | None, bool]:
+    """Separate the test part of a split, with the controls of its contexts; the rest may be seen."""
+    keys = ScreenKeys(**{k: v for k, v in screen_keys(config).items() if k != "cell_embedding_key"})
+    index = ConditionIndex.from_screen(verify_screen(adata, keys))
+    test = split.assign(index, seed=seed).test
+    if not len(test):
+        return adata, None, False
+    contexts = {index.conditions[c].context for c in np.unique(index.condition_of_cell[test])}
+    controls = np.concatenate([index.controls(context) for context in sorted(contexts)])
+    seen = np.ones(adata.n_obs, dtype=bool)
+    seen[test] = False
+    held_out = adata[np.sort(np.concatenate([test, controls]))].copy()
+    return adata[seen].copy(), held_out, isinstance(split, FractionSplit)
+
+
+def _without_test(split: Split) -> Split:
+    return replace(split, test=0.0) if isinstance(split, FractionSplit) else replace(split, test=())  # type: ignore[call-arg]
+
+
+def _add_components(train: AnnData, held_out: AnnData | None, config: DataConfig) -> None:
+    """Principal components of the training cells, unit length; held-out cells are only projected."""
+    from sklearn.decomposition import PCA
+
+    matrix = train.X if config.layer is None else train.layers[config.layer]
+    n_components = int(config.cell_embedding_components or 0)
+    if n_components >= min(matrix.shape):
+        raise ValueError(
+            f"data.cell_embedding_components is {n_components}; it must be less than the {min(matrix.shape)} genes or "
+            "cells of the data."
+        )
+    pca = PCA(n_components, svd_solver="arpack", random_state=0).fit(matrix)
+    for adata in (train, held_out):
+        if adata is not None:
+            cells = pca.transform(adata.X if config.layer is None else adata.layers[config.layer])
+            length = np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-12)
+            adata.obsm[config.embedding_key] = (cells / length).astype(np.float32)

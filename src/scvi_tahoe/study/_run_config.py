@@ -1,0 +1,237 @@
+"""A run as a file: everything that decides about its numbers, in frozen dataclasses that a YAML file fills."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from scvi_tahoe.data import Split, split_from_dict
+from scvi_tahoe.nn import ObjectiveConfig
+from scvi_tahoe.pretrained import DECISIONS
+from scvi_tahoe.study._data_config import DataConfig
+from scvi_tahoe.study._plain_values import build, nearest, plain
+from scvi_tahoe.study._yaml import read_mapping, written
+from scvi_tahoe.train import PlanConfig
+
+__all__ = ["LOGGERS", "ModelConfig", "ScoreConfig", "StartConfig", "TahoeRun", "TrainConfig"]
+
+LOGGERS = ("mlflow", "tensorboard", "wandb")
+_PLAN_ELSEWHERE = ("max_steps", "lr", "recipe", "freeze_backbone", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Where the weights come from. Weights only: never an optimizer, a schedule or a step.
+
+    Attributes
+    ----------
+    source
+        Folder of an earlier run, folder in Arc's format or of an export, or name on the hub; None starts from scratch.
+    checkpoint
+        Which checkpoint of the source; None takes the best.
+    accept
+        Decisions of :data:`scvi_tahoe.pretrained.DECISIONS` that the start may make.
+    attention
+        Overrides the attention that the source states.
+    revision, accept_license, offline
+        Of the hub.
+    """
+
+    source: str | None = None
+    checkpoint: str | None = None
+    accept: tuple[str, ...] = ()
+    attention: Literal["full", "causal", "causal_rope", "self_only"] | None = None
+    revision: str | None = None
+    accept_license: bool | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.accept:
+            if name not in DECISIONS:
+                raise ValueError(f"start.accept names the unknown decision {name!r}{nearest(name, DECISIONS)}")
+        if self.source is None and (self.checkpoint or self.accept or self.attention):
+            raise ValueError("start.source is missing, and start names a checkpoint, attention or decisions for it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model, as :class:`~scvi_tahoe.TahoeST` takes it. ``size`` is not used where weights bring their own."""
+
+    size: str | dict[str, Any] = "mini"
+    representation: Literal["expression", "embedding", "expression+embedding"] = "expression"
+    set_size: int | None = None
+    network: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    prior: Literal["none", "mean", "transfer", "cells"] = "none"
+    batch_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        ObjectiveConfig.from_kwargs(self.objective)
+        _verify_at_least_one("model", set_size=self.set_size)
+        if self.representation == "embedding" and self.prior != "none":
+            raise ValueError(f"model.prior is {self.prior!r}; a prior is made of expression, not of embeddings.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the model is trained, as :meth:`~scvi_tahoe.TahoeST.train` takes it.
+
+    Attributes
+    ----------
+    plan
+        Further options of :class:`~scvi_tahoe.train.PlanConfig` by name.
+    loggers
+        Beside ``metrics.csv``: any of :data:`LOGGERS`. None by default.
+    offline
+        Loggers write into the run folder and use no network.
+    """
+
+    max_steps: int = 2_000
+    recipe: Literal["freeze_then_unfreeze", "full", "heads"] = "freeze_then_unfreeze"
+    freeze_backbone: bool | int | None = None
+    lr: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    validate_every: int | None = None
+    monitor: str = "validation_loss"
+    patience: int | None = None
+    store: Literal["auto", "device", "host", "disk"] = "auto"
+    precision: str = "auto"
+    loggers: tuple[str, ...] = ()
+    offline: bool = True
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _verify_at_least_one(
+            "train", max_steps=self.max_steps, batch_size=self.batch_size, accumulate=self.accumulate,
+            validate_every=self.validate_every, patience=self.patience,
+        )  # fmt: skip
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise ValueError(f"train.loggers names the unknown {name!r}{nearest(name, LOGGERS)} It takes {LOGGERS}.")
+        if twice := sorted(set(self.plan) & set(_PLAN_ELSEWHERE)):
+            raise ValueError(f"train.plan repeats {twice}, which belong to train (and seed to the run).")
+        known = {f.name for f in fields(PlanConfig)} - set(_PLAN_ELSEWHERE)
+        for name in self.plan:
+            if name not in known:
+                raise ValueError(f"train.plan has no key {name!r}{nearest(name, known)} It takes {sorted(known)}.")
+        self.plan_config(seed=0, default_lr=1e-3)
+
+    def plan_config(self, *, seed: int, default_lr: float) -> PlanConfig:
+        """The optimisation of the run, complete."""
+        return PlanConfig(
+            max_steps=self.max_steps, lr=self.lr or default_lr, recipe=self.recipe,
+            freeze_backbone=self.freeze_backbone, seed=seed, **self.plan,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How the prediction is scored, as :func:`scvi_tahoe.evaluate.evaluate` takes it; ``preset`` None does not score."""
+
+    preset: Literal["quick", "vcc2025", "minimal", "full"] | None = "vcc2025"
+    baseline: str | None = "train_mean"
+    representation_check: Literal["error", "warn"] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TahoeRun:
+    """One run, from data to scored prediction.
+
+    Attributes
+    ----------
+    name
+        Of the run, and of its folder.
+    data, start, model, train, score
+        Its parts.
+    split
+        Which cells validate and which are predicted, as :meth:`Split.to_dict` writes it; None takes that of the
+        data set, or a tenth of the cells of every condition for validation.
+    seed
+        Of everything that is drawn.
+
+    Examples
+    --------
+    >>> from scvi_tahoe.study import TahoeRun, finetune
+    >>> run = TahoeRun.from_yaml("run.yaml")  # doctest: +SKIP
+    >>> finetune(run, "runs/first").scores  # doctest: +SKIP
+    """
+
+    name: str
+    data: DataConfig
+    start: StartConfig = field(default_factory=StartConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    split: dict[str, Any] | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c in self.name for c in "/\\") or self.name.startswith("."):
+            raise ValueError(f"name is {self.name!r}; it names a folder, so it is text without slashes.")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more.")
+        if self.split is not None:
+            split_from_dict(self.split)
+        if self.model.representation != "expression" and not self.data.has_cell_embedding:
+            raise ValueError(
+                f"model.representation is {self.model.representation!r} and the data have no cell embedding; give "
+                "data.cell_embedding_key, or data.cell_embedding_components to have one made."
+            )
+
+    @property
+    def chosen_split(self) -> Split | None:
+        """The split as an object."""
+        return None if self.split is None else split_from_dict(self.split)
+
+    @classmethod
+    def from_dict(cls, values: object) -> TahoeRun:
+        """Build from plain values.
+
+        Raises
+        ------
+        ValueError
+            If a key is unknown (the message names the nearest known one) or a value is out of range.
+        """
+        return build(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return plain(self)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> TahoeRun:
+        """Read a run from a file. Relative paths in it count from the folder of the file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            As :meth:`from_dict`.
+        """
+        path = Path(path)
+        return cls.from_dict(read_mapping(path)).anchored(path.parent)
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the run to a file, whole or not at all; defaults are spelled out."""
+        written(Path(path), self.to_dict())
+
+    def anchored(self, folder: Path) -> TahoeRun:
+        """The run with paths relative to ``folder`` made absolute, where something exists there."""
+
+        def absolute(text: str | None) -> str | None:
+            if text is None:
+                return None
+            place = folder / Path(text).expanduser()
+            return str(place.resolve()) if place.exists() else text
+
+        data = replace(self.data, path=absolute(self.data.path), held_out=absolute(self.data.held_out))
+        return replace(self, data=data, start=replace(self.start, source=absolute(self.start.source)))
+
+
+def _verify_at_least_one(where: str, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{where}.{name} is {value}; it must be 1 or more.")

@@ -1,0 +1,135 @@
+"""The folder of a run: which files, and how one is told from another folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "BEST", "CONFIG", "FIGURES", "LAST", "METRICS", "MODEL", "PREDICTION", "PROVENANCE", "REPORT", "RESULT", "SCORES",
+    "checkpoint_path", "claim", "is_run", "read_checkpoint", "read_json", "whole", "write_json",
+]  # fmt: skip
+
+CONFIG = "config.yaml"
+PROVENANCE = "provenance.json"
+METRICS = "metrics.csv"
+BEST, LAST = "best.ckpt", "last.ckpt"
+MODEL = "model"
+REPORT = "loading_report.txt"
+PREDICTION = "prediction.h5ad"
+SCORES = "scores"
+FIGURES = "figures"
+#: written last: the run is complete
+RESULT = "result.json"
+
+_PARTIAL = ".partial-"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a trained run."""
+    return (folder / CONFIG).is_file() and (folder / MODEL).is_dir() and (folder / BEST).is_file()
+
+
+def claim(folder: Path, config: dict[str, Any]) -> None:
+    """Make the folder of a run, or take up one that was begun with the same configuration.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds something else.
+    """
+    from scvi_tahoe.study._yaml import read_mapping, written
+
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the path of a folder for the run.")
+    known = folder / CONFIG
+    if known.exists():
+        if different := _differences(read_mapping(known), config):
+            raise ValueError(
+                f"{folder} holds a run with another configuration ({'; '.join(different[:3])}); give another folder."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files that are not of a run; give a new or empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.rglob(f"{_PARTIAL}*"):
+        _remove(leftover)
+    if not known.exists():
+        written(known, config)
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = dict.fromkeys([*old, *new])
+        return [d for n in names for d in _differences(old.get(n), new.get(n), f"{where}.{n}".lstrip("."))]
+    return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
+
+
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """Path of a checkpoint: ``'best'``, ``'last'``, or a file name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the run has no such checkpoint; the message lists those it has.
+    """
+    path = folder / (name if name.endswith(".ckpt") else f"{name}.ckpt")
+    if not path.is_file():
+        found = sorted(p.name for p in folder.glob("*.ckpt"))
+        raise FileNotFoundError(f"the run {folder} has no checkpoint {name!r}; it has {', '.join(found) or 'none'}.")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint, without running code of it.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or refers to anything but tensors and plain values.
+    """
+    from scvi_tahoe.pretrained._torch_files import read_torch
+
+    content = read_torch(path)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{path} holds no state_dict; it is not a checkpoint.")
+    return content
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of ``path`` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{_PARTIAL}{path.name}")
+    _remove(partial)
+    try:
+        yield partial
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values, whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, default=float) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read plain values."""
+    return json.loads(path.read_text())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""The model of a run, before it is trained: from scratch, from published weights, or from an earlier run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvi_tahoe import TahoeST
+from scvi_tahoe._exchange import labels_of, network_options, objective_of, pretrained_of
+from scvi_tahoe.nn import GeneDecoderConfig
+from scvi_tahoe.pretrained import plan_warm_start, read_pretrained
+from scvi_tahoe.study._data import screen_keys
+from scvi_tahoe.study._run_folder import MODEL, checkpoint_path, is_run, read_checkpoint
+
+if TYPE_CHECKING:
+    from scvi_tahoe.pretrained import PretrainedModel
+    from scvi_tahoe.study._data import RunData
+    from scvi_tahoe.study._run_config import StartConfig, TahoeRun
+
+__all__ = ["build_model"]
+
+_PREFIX = "module.network."
+
+
+def build_model(run: TahoeRun, data: RunData) -> TahoeST:
+    """Return the model of a run with its starting weights.
+
+    Raises
+    ------
+    ValueError
+        If the data are not as the model needs them, or the weights fit only with decisions that were not made.
+    FileNotFoundError
+        If there are no such weights.
+    """
+    TahoeST.setup_anndata(data.train, **screen_keys(data.config))
+    if run.start.source is None:
+        return TahoeST(data.train, size=run.model.size, seed=run.seed, **_options(run))
+    weights = _weights(run.start)
+    embeds = weights.labels.genes is None and weights.labels.embedding is not None
+    if is_run(Path(run.start.source)) or embeds != (run.model.representation == "embedding"):
+        return _from_weights(run, data, weights)
+    start = run.start
+    options = {k: v for k, v in _options(run).items() if k not in ("representation", "batch_encoder")}
+    return TahoeST.from_pretrained(
+        str(start.source), data.train, checkpoint=start.checkpoint, revision=start.revision, accept=start.accept,
+        accept_license=start.accept_license, attention=start.attention, offline=start.offline, seed=run.seed, **options,
+    )  # fmt: skip
+
+
+def _options(run: TahoeRun) -> dict[str, Any]:
+    model = run.model
+    return {
+        "representation": model.representation,
+        "set_size": model.set_size,
+        "network": model.network or None,
+        "objective": model.objective or None,
+        "prior": model.prior,
+        "batch_encoder": model.batch_encoder,
+    }
+
+
+def _weights(start: StartConfig) -> PretrainedModel:
+    folder = Path(str(start.source))
+    if not is_run(folder):
+        return read_pretrained(
+            str(start.source), start.checkpoint, revision=start.revision, accept_license=start.accept_license,
+            attention=start.attention, offline=start.offline,
+        )  # fmt: skip
+    path = checkpoint_path(folder, start.checkpoint or "best")
+    state = read_checkpoint(path)["state_dict"]
+    weights = pretrained_of(TahoeST.load(folder / MODEL, adata=False))
+    network = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+    origin = replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}")
+    return replace(weights, state_dict=network, provenance=origin)
+
+
+def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> TahoeST:
+    """Start where the cells of the weights may be something else than those of the data: only the backbone fits."""
+    manager = TahoeST._get_most_recent_anndata_manager(data.train, required=True)
+    stats = dict(manager.summary_stats)
+    embeds = run.model.representation == "embedding"
+    size = network_options(weights.config, stats, embeds=embeds, batches=run.model.batch_encoder)
+    size["rectify"] = not embeds
+    if embeds and size.get("gene_decoder") is None:
+        decoder = GeneDecoderConfig(n_genes=stats["n_vars"], hidden=(512, 512))
+        size["gene_decoder"] = {"n_genes": decoder.n_genes, "hidden": list(decoder.hidden)}
+    if not embeds:
+        size["gene_decoder"] = None
+    options = _options(run) | {"set_size": run.model.set_size or weights.labels.set_size}
+    model = TahoeST(data.train, size=size, seed=run.seed, **options)
+    start = plan_warm_start(
+        weights, model.module.config, labels_of(model), accept=run.start.accept, seed=run.seed
+    )  # fmt: skip
+    # tensors are mapped from a file, and training must not write into it
+    model.module.network.load_state_dict({name: tensor.clone() for name, tensor in start.state_dict.items()})
+    model.pretrained_parameters_ = sorted(f"network.{name}" for name in start.report.loaded)
+    model.loading_report_ = start.report
+    model.provenance_ = asdict(weights.provenance)
+    model.weights_objective_ = objective_of(weights.loss)
+    model.is_trained_ = True
+    return model

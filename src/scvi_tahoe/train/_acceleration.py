@@ -1,0 +1,93 @@
+"""What makes training steps fast without changing what they compute: compiled parts, products of 16-bit numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from scvi_tahoe._module import TahoeSTModule
+
+__all__ = ["Acceleration", "LateNumber", "compiling_pays"]
+
+#: what compiling takes, what it saves of a step, and how fast an eager step computes (benchmarks/README.md)
+_COMPILE_SECONDS, _SAVED_SHARE, _OPERATIONS_PER_SECOND = 60.0, 0.1, 4e14
+#: compiling must save this many times what it takes
+_WORTH = 2.0
+
+
+def compiling_pays(device: torch.device, *, n_parameters: int, cells_per_step: int, n_steps: int) -> bool:
+    """Whether a run is so long that compiling the network saves more time than it takes.
+
+    A step computes about six operations for each parameter and cell (two forwards, four backwards).
+    """
+    if device.type != "cuda":
+        return False
+    seconds = 6.0 * n_parameters * cells_per_step * n_steps / _OPERATIONS_PER_SECOND
+    return seconds * _SAVED_SHARE > _WORTH * _COMPILE_SECONDS
+
+
+class Acceleration:
+    """Makes a module fast for the steps of a training run, and gives it back as it was.
+
+    Parameters
+    ----------
+    module
+        What is trained.
+    compiles
+        Compile blocks, encoders and head for training steps. Validation stays as it is: its last minibatch has
+        another shape.
+    """
+
+    def __init__(self, module: TahoeSTModule, *, compiles: bool) -> None:
+        self._module = module
+        parts = self._parts() if compiles else ()
+        self._compiled = [(part, torch.compile(part.forward, dynamic=False)) for part in parts]
+
+    def _parts(self) -> Iterator[nn.Module]:
+        network = self._module.network
+        yield from network.backbone.blocks
+        yield from (part for part in (network.control_encoder, network.base_encoder, network.head) if part is not None)
+
+    def begin(self, precision: str, device: torch.device) -> None:
+        """Start a run in a precision of Lightning's."""
+        in_16_bits = precision.startswith(("bf16", "16"))
+        self._module.objective.products = torch.float16 if in_16_bits and device.type == "cuda" else torch.float32
+        self.resume()
+
+    def pause(self) -> None:
+        """Run eagerly for a while."""
+        for part, _ in self._compiled:
+            part.__dict__.pop("forward", None)
+
+    def resume(self) -> None:
+        """Go on as compiled."""
+        for part, forward in self._compiled:
+            part.forward = forward
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        self.pause()
+        self._module.objective.products = torch.float32
+
+
+class LateNumber:
+    """A number that is on its way from the device; reading it later does not make the device wait."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value, self._arrived = value.detach(), None
+        if value.is_cuda:
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value.detach(), non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def __float__(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._value)

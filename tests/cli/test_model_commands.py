@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from anndata import read_h5ad
+from typer.testing import CliRunner
+
+from scvi_tahoe import TahoeST
+from scvi_tahoe.cli import app
+from scvi_tahoe.datasets import simulate_screen
+
+LABELS = ("--perturbation-key", "perturbation", "--control", "control", "--context-key", "context")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Observed cells, a model trained for two steps, and its export."""
+    folder = tmp_path_factory.mktemp("cli")
+    screen = simulate_screen(2, 4, n_genes=40, n_cells=30, n_control_cells=40)
+    screen.write_h5ad(folder / "screen.h5ad")
+    TahoeST.setup_anndata(screen, perturbation_key="perturbation", control="control", context_key="context")
+    model = TahoeST(screen, set_size=16)
+    model.train(max_steps=2, progress=False)
+    model.save(folder / "model")
+    # Of parts that arc-state knows too.
+    TahoeST(screen, set_size=16, network={"head": "hidden_residual", "keep_zeros": False}).export(folder / "export")
+    return folder
+
+
+def test_predict_writes_the_cells_that_were_asked_for(folder):
+    result = run(
+        *("predict", folder / "model", folder / "screen.h5ad", "--output", folder / "predicted.h5ad"),
+        *("--perturbation", "perturbation_1", "--perturbation", "perturbation_3", "--context", "context_2"),
+    )
+    assert result.exit_code == 0, result.output
+    predicted = read_h5ad(folder / "predicted.h5ad")
+    assert set(predicted.obs["perturbation"]) == {"perturbation_1", "perturbation_3"}
+    assert set(predicted.obs["context"]) == {"context_2"}
+    assert str(predicted.n_obs) in result.output
+
+
+def test_predict_names_a_label_that_the_model_does_not_know(folder):
+    result = run(
+        *("predict", folder / "model", folder / "screen.h5ad", "--output", folder / "x.h5ad"),
+        *("--perturbation", "pertrubation_1"),
+    )
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "perturbation_1" in result.stderr
+    assert not (folder / "x.h5ad").exists()
+
+
+def test_evaluate_prints_the_summary_and_writes_it(folder):
+    prediction = folder / "all.h5ad"
+    assert run("predict", folder / "model", folder / "screen.h5ad", "--output", prediction).exit_code == 0
+    result = run("evaluate", prediction, folder / "screen.h5ad", *LABELS, "--preset", "quick", "-o", folder / "scores")
+    assert result.exit_code == 0, result.output
+    assert "pearson_delta" in result.output
+    assert "pearson_delta" in set(pd.read_csv(folder / "scores" / "summary.csv", index_col=0).index)
+
+
+def test_evaluate_refuses_an_unknown_preset_in_one_line(folder):
+    result = run("evaluate", folder / "screen.h5ad", folder / "screen.h5ad", *LABELS, "--preset", "vcc2024")
+    assert result.exit_code == 2
+    assert "vcc2024" in result.stderr
+
+
+def test_inspect_shows_what_an_export_holds(folder):
+    result = run("inspect", folder / "export")
+    assert result.exit_code == 0, result.output
+    assert "perturbation" in result.output
+
+
+def test_convert_writes_a_folder_in_the_other_format_and_back(folder):
+    result = run("convert", folder / "export", folder / "arc", "--to", "arc")
+    assert result.exit_code == 0, result.output
+    assert run("inspect", folder / "arc").exit_code == 0
+    assert run("convert", folder / "arc", folder / "again").exit_code == 0
+
+
+def test_convert_does_not_replace_a_folder_unasked(folder):
+    (folder / "precious").mkdir()
+    (folder / "precious" / "thesis.tex").touch()
+    result = run("convert", folder / "export", folder / "precious")
+    assert result.exit_code == 2
+    assert (folder / "precious" / "thesis.tex").exists()
+
+
+def test_inspect_of_no_model_is_one_line(folder):
+    result = run("inspect", folder / "nowhere")
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -1,0 +1,86 @@
+"""The scale of expression is measured, on real screens too."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scvi_tahoe.data import infer_scale, verify_log1p
+from scvi_tahoe.datasets import norman_k562, papalexi_thp1
+
+
+@pytest.fixture(scope="module", params=[papalexi_thp1, norman_k562], ids=["papalexi", "norman"])
+def real_screen(request):
+    adata = request.param()
+    return adata[:: max(1, adata.n_obs // 1500)].copy()
+
+
+@pytest.fixture(scope="module")
+def counted_screen():
+    return papalexi_thp1()[::10].copy()
+
+
+def values(adata):
+    return adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)
+
+
+AS = {
+    "normalized": np.expm1,
+    "log1p": lambda x: x,
+    "log1p_twice": np.log1p,
+    "log2p1": lambda x: x / np.log(2),
+}
+
+
+@pytest.mark.parametrize("scale", AS)
+def test_the_scale_of_a_real_screen_is_recognised(scale, real_screen):
+    assert infer_scale(AS[scale](values(real_screen))).scale == scale
+
+
+def test_counts_are_recognised_in_any_type(counted_screen):
+    counts = counted_screen.layers["counts"]
+    for dtype in (np.float32, np.int32):
+        assert infer_scale(counts.astype(dtype)).scale == "counts"
+
+
+@pytest.mark.parametrize("scale", AS)
+def test_a_few_hundred_genes_are_enough(scale, real_screen):
+    genes = np.random.default_rng(0).choice(real_screen.n_vars, min(300, real_screen.n_vars), replace=False)
+    assert infer_scale(AS[scale](values(real_screen)[:, genes])).scale == scale
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_log1p_is_recognised_in_any_precision(dtype, real_screen):
+    assert infer_scale(values(real_screen).astype(dtype)).scale == "log1p"
+
+
+def test_a_double_log_is_recognised_in_half_precision(real_screen):
+    assert infer_scale(np.log1p(values(real_screen)).astype(np.float16)).scale == "log1p_twice"
+
+
+@pytest.mark.parametrize("target", [1e3, 1e4, 1e6])
+def test_the_normalisation_target_does_not_matter(target, counted_screen):
+    counts = values(ad.AnnData(counted_screen.layers["counts"]))
+    assert infer_scale(np.log1p(counts / counts.sum(1, keepdims=True) * target)).scale == "log1p"
+
+
+def test_storage_does_not_matter(real_screen, tmp_path):
+    dense = values(real_screen)
+    reports = [infer_scale(m) for m in (dense, sparse.csr_matrix(dense), sparse.csc_matrix(dense))]
+    real_screen.write_h5ad(tmp_path / "screen.h5ad")
+    reports.append(infer_scale(ad.read_h5ad(tmp_path / "screen.h5ad", backed="r").X))
+    assert len({r.scale for r in reports}) == 1
+    assert reports[0].integer_fraction["log1p"] == pytest.approx(reports[-1].integer_fraction["log1p"])
+
+
+def test_values_without_a_unit_are_unknown_and_pass_if_they_could_be_log1p():
+    smooth = np.random.default_rng(0).gamma(1.0, 1.0, size=(100, 50))
+    report = verify_log1p(smooth, "adata.X")
+    assert report.scale == "unknown"
+
+
+def test_the_message_names_the_matrix():
+    with pytest.raises(ValueError, match=r"^adata.layers\['raw'\] holds raw counts"):
+        verify_log1p(np.random.default_rng(0).poisson(2.0, size=(50, 20)), "adata.layers['raw']")

@@ -1,0 +1,127 @@
+"""Splits: which cells train and which are held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scvi_tahoe import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
+from scvi_tahoe.data import ConditionIndex, ScreenKeys, read_screen, split_from_dict
+
+KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_key="context", batch_key="batch")
+
+
+@pytest.fixture
+def index(screen):
+    return ConditionIndex.from_screen(read_screen(screen, KEYS))
+
+
+def conditions(assigned, part):
+    return {assigned.index.conditions[c] for c in np.unique(assigned.index.condition_of_cell[assigned.rows(part)])}
+
+
+def every_perturbed_cell_once(assigned):
+    rows = np.concatenate([assigned.train, assigned.validation, assigned.test])
+    np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(~assigned.index.is_control))
+
+
+def test_a_fraction_of_every_condition_is_held_out(index):
+    assigned = FractionSplit(validation=0.25, test=0.125).assign(index, seed=3)
+    every_perturbed_cell_once(assigned)
+    for part, n in (("train", 15), ("validation", 6), ("test", 3)):
+        assert np.bincount(index.condition_of_cell[assigned.rows(part)]).tolist() == [n] * 12
+
+
+def test_the_seed_decides_the_fraction(index):
+    first, second, third = (FractionSplit().assign(index, seed=s).validation for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, third)
+
+
+def test_a_condition_too_small_to_share_trains_whole(screen):
+    labels = screen.obs["perturbation"].astype(str).to_numpy()
+    single = np.flatnonzero((labels == "perturbation_1") & (screen.obs["context"] == "context_1"))[1:]
+    index = ConditionIndex.from_screen(read_screen(screen[np.delete(np.arange(screen.n_obs), single)], KEYS))
+    assigned = FractionSplit(validation=0.5, test=0.4).assign(index)
+    assert index.rows(("context_1", "perturbation_1"))[0] in assigned.train
+
+
+def test_held_out_perturbations_are_unseen_everywhere(index):
+    assigned = HeldOutPerturbations(validation=["perturbation_1"], test=["perturbation_2"]).assign(index)
+    every_perturbed_cell_once(assigned)
+    assert conditions(assigned, "test") == {("context_1", "perturbation_2"), ("context_2", "perturbation_2")}
+    assert assigned.audit().unseen_perturbations == ("perturbation_1", "perturbation_2")
+    assert assigned.audit().leaks == ()
+
+
+def test_held_out_contexts_keep_their_controls_out_of_every_part(index):
+    assigned = HeldOutContexts(test=["context_2"]).assign(index)
+    every_perturbed_cell_once(assigned)
+    assert {c.context for c in conditions(assigned, "train")} == {"context_1"}
+    assert len(index.controls("context_2")) == 40
+
+
+def test_a_few_shot_context_trains_on_its_other_perturbations(index):
+    assigned = FewShotContext(context="context_2", validation=["perturbation_1"], test=["perturbation_2"]).assign(index)
+    every_perturbed_cell_once(assigned)
+    assert conditions(assigned, "validation") == {("context_2", "perturbation_1")}
+    assert ("context_1", "perturbation_1") in conditions(assigned, "train")
+    assert ("context_2", "perturbation_3") in conditions(assigned, "train")
+
+
+def test_the_audit_names_what_parts_share_and_what_is_empty(index):
+    audit = FractionSplit(validation=0.25).assign(index).audit()
+    assert audit.leaks == ("12 conditions have cells in train and in validation",)
+    assert audit.empty == ("test",)
+    assert audit.table.loc["train", "conditions"] == 12
+    assert "empty: test" in str(audit)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        FractionSplit(validation=0.2, test=0.1),
+        HeldOutPerturbations(test=("a",)),
+        HeldOutContexts(validation=("b", "c")),
+        FewShotContext(context="d", validation=("a",)),
+    ],
+)
+def test_a_split_survives_as_plain_values(split):
+    assert split_from_dict(split.to_dict()) == split
+
+
+def test_numbers_as_labels_become_text():
+    assert HeldOutPerturbations(test=[1, 2]).test == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: FractionSplit(validation=1.0), ValueError, "validation=1.0 and test=0.0 must be fractions from 0"),
+        (lambda: FractionSplit(validation=0.6, test=0.5), ValueError, "sum to less than 1"),
+        (lambda: HeldOutPerturbations(test="STAT1"), TypeError, "test of HeldOutPerturbations is a list of names; got the"),
+        (lambda: HeldOutContexts(test=["a"], validation=["a"]), ValueError,
+            r"contexts are held out for validation and for test: \['a'\]; choose one"),
+        (lambda: split_from_dict({"kind": "random"}), ValueError, r"split kind 'random' is unknown; allowed are \['few_shot"),
+        (lambda: split_from_dict({"kind": "fraction", "fold": 1}), ValueError, "split 'fraction': .*'fold'"),
+    ],
+)  # fmt: skip
+def test_impossible_splits_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (HeldOutPerturbations(test=["perturbation_9"]), r"names perturbations .* not have: \['perturbation_9'\] \(did you"),
+        (HeldOutPerturbations(test=["control"]), "names perturbations that the screen does not have"),
+        (HeldOutContexts(test=["K562"]), r"names contexts .* it has 2: \['context_1', 'context_2'\]"),
+        (FewShotContext(context="K562"), r"names contexts that the screen does not have: \['K562'\]"),
+        (FewShotContext(context="context_1", test=["BRD4"]), r"perturbation in 'context_1' with cells .*\['BRD4'\]"),
+        (HeldOutContexts(test=["context_1", "context_2"]), "leaves no cell to train on; hold out less"),
+    ],
+)
+def test_splits_that_do_not_fit_the_screen_are_refused(split, message, index):
+    with pytest.raises(ValueError, match=message):
+        split.assign(index)

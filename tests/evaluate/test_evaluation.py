@@ -1,0 +1,371 @@
+"""What an evaluation promises: inputs untouched, truth computed once, contexts one by one, results that can be kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import scvi_tahoe.evaluate
+from scvi_tahoe.datasets import norman_k562
+from scvi_tahoe.evaluate import (
+    EvaluationReference,
+    EvaluationResult,
+    EvaluationWarning,
+    baseline_prediction,
+    compare_results,
+    evaluate,
+)
+
+
+def digest(adata):
+    matrix = adata.X
+    parts = (matrix,) if isinstance(matrix, np.ndarray) else (matrix.data, matrix.indices, matrix.indptr)
+    content = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+    return hashlib.sha256(content + adata.obs.to_csv().encode() + adata.var.to_csv().encode()).hexdigest()
+
+
+def test_inputs_are_byte_identical_afterwards_and_nothing_is_written(task, keys, predicted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = [digest(adata) for adata in (predicted, task.held_out, task.train)]
+    evaluate(predicted, task.held_out, train=task.train, preset="minimal", **keys)
+    assert [digest(adata) for adata in (predicted, task.held_out, task.train)] == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_package_can_be_called_like_its_function(predicted, reference, quick):
+    again = scvi_tahoe.evaluate(predicted, reference, preset="quick")
+    pd.testing.assert_frame_equal(again.summary, quick.summary)
+
+
+def test_two_evaluations_with_different_controls_do_not_disturb_each_other(task, predicted, result, reference):
+    key = task.perturbation_key
+    other = task.held_out[task.held_out.obs[key] != task.control].copy()
+    against = predicted[predicted.obs[key] != "CMTM6"].copy()
+    evaluate(against, other, perturbation_key=key, control="CMTM6", baseline=None, preset="vcc2025")
+    again = evaluate(predicted, reference, preset="minimal")
+    pd.testing.assert_frame_equal(again.per_perturbation, result.per_perturbation)
+
+
+def test_threads_are_as_before(predicted, reference):
+    import numba
+
+    numba.set_num_threads(1)
+    evaluate(predicted, reference, preset="vcc2025")
+    assert numba.get_num_threads() == 1
+
+
+def test_dense_and_sparse_predictions_score_alike(predicted, reference, quick):
+    import scipy.sparse as sp
+
+    sparse = predicted.copy()
+    sparse.X = sp.csc_matrix(predicted.X)
+    again = evaluate(sparse, reference, preset="quick").per_perturbation
+    pd.testing.assert_frame_equal(again, quick.per_perturbation, rtol=1e-6)
+
+
+def test_a_file_on_disk_scores_like_memory(predicted, reference, quick, tmp_path):
+    predicted.write_h5ad(tmp_path / "p.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "p.h5ad", backed="r")
+    pd.testing.assert_frame_equal(evaluate(backed, reference, preset="quick").summary, quick.summary)
+
+
+@pytest.fixture(scope="module")
+def two_contexts(task):
+    """Replicates 2 and 3 of the strong targets, predicted by replicate 1."""
+    everything = anndata.concat([task.train, task.held_out])
+    strong = everything[everything.obs[task.perturbation_key].isin(["JAK2", "IRF1", "STAT1", task.control])]
+    replicate = strong.obs[task.context_key].astype(str)
+    truth = strong[replicate.isin(["rep_2", "rep_3"])].copy()
+    first = strong[(replicate == "rep_1") & (strong.obs[task.perturbation_key] != task.control)]
+    copies = []
+    for name in ("rep_2", "rep_3"):
+        copy = first.copy()
+        copy.obs[task.context_key] = name
+        copies.append(copy)
+    prediction = anndata.concat(copies)
+    prediction.obs_names_make_unique()
+    return prediction, truth
+
+
+def test_contexts_are_scored_one_by_one_and_averaged(two_contexts, task, keys):
+    prediction, truth = two_contexts
+    both = evaluate(prediction, truth, baseline="control", preset="vcc2025", **keys)
+    alone = {}
+    for context in ("rep_2", "rep_3"):
+        here = [adata[adata.obs[task.context_key] == context].copy() for adata in two_contexts]
+        alone[context] = evaluate(*here, baseline="control", preset="vcc2025", **keys)
+    for context, result in alone.items():
+        pd.testing.assert_frame_equal(both.per_perturbation.loc[[context]], result.per_perturbation, check_exact=True)
+        assert both.vcc["by_context"][context] == result.vcc["overall"]
+    mean = np.mean([result.summary["value"] for result in alone.values()], axis=0)
+    np.testing.assert_allclose(both.summary["value"], mean)
+    assert both.vcc["overall"] == pytest.approx(np.mean([r.vcc["overall"] for r in alone.values()]))
+
+
+def test_labels_are_needed_with_plain_data_and_must_agree_with_a_reference(task, predicted, reference):
+    with pytest.raises(ValueError, match="needs perturbation_key"):
+        evaluate(predicted, task.held_out)
+    with pytest.raises(ValueError, match="control='DMSO' contradicts the reference"):
+        evaluate(predicted, reference, control="DMSO")
+    with pytest.raises(ValueError, match="Give the training data to the reference"):
+        evaluate(predicted, reference, train=task.train)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "best"}, "no preset 'best'; choose one of"),
+        ({"baseline": "best"}, "no baseline 'best'; choose one of"),
+        ({"baseline": "ridge"}, "needs perturbation embeddings"),
+        ({"control_cells": "both"}, '"real" or "predicted"'),
+        ({"preset": "vcc2026", "control_cells": "predicted"}, "observed controls on both sides"),
+    ],
+)
+def test_unknown_options_are_refused(predicted, reference, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(predicted, reference, **options)
+
+
+def test_the_default_baseline_needs_training_data(task, keys, predicted):
+    with pytest.raises(ValueError, match="pass train="):
+        evaluate(predicted, task.held_out, **keys)
+
+
+# baselines, ceiling, intervals, strata
+
+
+def test_the_summary_puts_value_baseline_ceiling_and_share_side_by_side(result):
+    row = result.summary.loc["discrimination_score_l1"]
+    assert row["baseline"] < row["value"] < row["ceiling"]
+    assert row["scaled"] == pytest.approx((row["value"] - row["baseline"]) / (row["ceiling"] - row["baseline"]))
+    error = result.summary.loc["mae"]
+    assert error["ceiling"] < error["value"] < error["baseline"]
+    assert 0 < error["scaled"] < 1
+
+
+def test_diagnostics_have_no_share(result):
+    diagnostics = ["effect_size_ratio", "variance_ratio", "zero_fraction_difference", "nsig_ratio"]
+    assert result.summary.loc[diagnostics, "scaled"].isna().all()
+
+
+def test_ratios_tell_what_a_good_prediction_looks_like(result):
+    value = result.summary["value"]
+    assert value["variance_ratio"] == pytest.approx(1, abs=0.1)
+    assert value["zero_fraction_difference"] == pytest.approx(0, abs=0.05)
+    assert 0.5 < value["nsig_ratio"] < 2
+
+
+def test_a_prediction_or_a_result_can_be_the_baseline(task, keys, predicted, reference, quick):
+    other = baseline_prediction("train_mean", task.held_out, task.train, **keys)
+    by_name = quick.summary["baseline"]
+    by_cells = evaluate(predicted, reference, preset="quick", baseline=other).summary["baseline"]
+    pd.testing.assert_series_equal(by_cells, by_name)
+    with pytest.warns(EvaluationWarning):
+        made = evaluate(other, reference, preset="quick")
+    by_result = evaluate(predicted, reference, preset="quick", baseline=made).summary["baseline"]
+    pd.testing.assert_series_equal(by_result, by_name)
+
+
+def test_a_result_of_other_settings_cannot_be_the_baseline(predicted, reference, result):
+    with pytest.raises(ValueError, match=r"differs from this evaluation in \['preset'\]"):
+        evaluate(predicted, reference, preset="quick", baseline=result)
+
+
+def test_without_baseline_and_ceiling_only_values_are_given(task, keys, predicted):
+    bare = EvaluationReference.from_adata(task.held_out, ceiling=False, **keys)
+    result = evaluate(predicted, bare, preset="quick", baseline=None)
+    assert result.summary[["baseline", "ceiling", "scaled"]].isna().all(axis=None)
+    assert result.summary["value"].notna().all()
+    assert result.vcc is None
+
+
+def test_intervals_hold_the_value_and_narrow_with_more_perturbations(result):
+    table = result.summary
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
+    scored = table["scaled"].notna()
+    assert (table.loc[scored, "scaled_low"] <= table.loc[scored, "scaled"]).all()
+    assert (table.loc[scored, "scaled"] <= table.loc[scored, "scaled_high"]).all()
+
+
+def test_the_bootstrap_agrees_with_the_standard_error():
+    from scvi_tahoe.evaluate._bootstrap import bootstrap_means, interval
+
+    index = pd.MultiIndex.from_product([["one"], range(400)], names=["context", "perturbation"])
+    scores = pd.DataFrame({"score": np.random.default_rng(0).normal(size=400)}, index=index)
+    low, high = interval(bootstrap_means([scores])[0])
+    assert high[0] - low[0] == pytest.approx(2 * 1.96 * scores["score"].std() / 20, rel=0.1)
+
+
+def test_strata_show_that_strong_effects_are_told_apart_better(result):
+    table = result.strata()
+    assert list(table.index) == ["weak", "medium", "strong"]
+    assert table[("n_perturbations", "")].sum() == 12
+    pearson = table[("pearson_delta", "value")]
+    assert pearson["strong"] > pearson["weak"]
+    with pytest.raises(ValueError, match="n_groups must be between 2 and"):
+        result.strata(n_groups=13)
+
+
+def test_the_energy_distance_lies_between_baseline_and_replicates(predicted, reference):
+    row = evaluate(predicted, reference, preset="full").summary.loc["energy_distance"]
+    assert row["ceiling"] < row["value"] < row["baseline"]
+
+
+# the truth's side, computed once
+
+
+@pytest.fixture
+def cached(task, keys, tmp_path):
+    return lambda: EvaluationReference.from_adata(
+        task.held_out, baseline_from=task.train, cache_dir=tmp_path / "cache", **keys
+    )
+
+
+def counting(monkeypatch):
+    from scvi_tahoe.evaluate import _scoring
+
+    calls = []
+    real = _scoring.differential_expression
+    monkeypatch.setattr(_scoring, "differential_expression", lambda *a, **k: calls.append(1) or real(*a, **k))
+    return calls
+
+
+def test_a_second_model_costs_one_test_of_its_own_cells(predicted, cached, monkeypatch):
+    calls = counting(monkeypatch)
+    reference = cached()
+    first = evaluate(predicted, reference, preset="vcc2025")
+    assert len(calls) == 5  # observed, predicted, baseline, two halves
+    calls.clear()
+    second = evaluate(predicted, reference, preset="vcc2025")
+    assert len(calls) == 1
+    from_disk = evaluate(predicted, cached(), preset="vcc2025")
+    assert len(calls) == 2
+    for other in (second, from_disk):
+        pd.testing.assert_frame_equal(other.summary, first.summary)
+        pd.testing.assert_frame_equal(other.per_perturbation, first.per_perturbation)
+
+
+def test_damaged_and_stale_tables_are_computed_again(predicted, cached, tmp_path, monkeypatch):
+    first = evaluate(predicted, cached(), preset="vcc2025")
+    tables = sorted((tmp_path / "cache").glob("*.parquet"))
+    assert len(tables) == 3
+    tables[0].write_bytes(tables[0].read_bytes()[:-7])  # cut
+    content = bytearray(tables[1].read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    tables[1].write_bytes(bytes(content))
+    tables[2].with_suffix(".json").write_text("no JSON")
+    again = evaluate(predicted, cached(), preset="vcc2025")
+    pd.testing.assert_frame_equal(again.summary, first.summary)
+    # another release: none of the tables is used
+    from scvi_tahoe.evaluate import _reference, _scoring
+
+    for module in (_scoring, _reference):
+        monkeypatch.setattr(module, "installed_versions", lambda: {"cell-eval": "0.0.0"})
+    calls = counting(monkeypatch)
+    evaluate(predicted, cached(), preset="vcc2025")
+    assert len(calls) == 5
+
+
+def test_another_truth_is_another_entry(task, keys):
+    one = EvaluationReference.from_adata(task.held_out, **keys)
+    changed = task.held_out.copy()
+    changed.X = changed.X.copy()
+    changed.X.data[0] += 0.25
+    assert EvaluationReference.from_adata(changed, **keys).fingerprint != one.fingerprint
+    assert EvaluationReference.from_adata(task.held_out.copy(), **keys).fingerprint == one.fingerprint
+
+
+# results
+
+
+def test_a_saved_result_comes_back_equal(result, tmp_path):
+    result.save(tmp_path / "scores")
+    again = EvaluationResult.load(tmp_path / "scores")
+    for name in ("summary", "per_perturbation", "checks", "cells", "de_predicted", "baseline_per_perturbation"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name), check_dtype=False)
+    assert again.vcc == pytest.approx(result.vcc["overall"]) or again.vcc["overall"] == result.vcc["overall"]
+    assert again.provenance == json.loads(json.dumps(result.provenance))
+    np.testing.assert_array_equal(again.effects.predicted, result.effects.predicted)
+    assert again.effects.conditions == result.effects.conditions
+
+
+def test_saving_again_replaces_the_result_and_nothing_else(quick, result, tmp_path):
+    result.save(tmp_path / "scores")
+    quick.save(tmp_path / "scores")
+    assert EvaluationResult.load(tmp_path / "scores").de_observed is None
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds no evaluation result"):
+        quick.save(tmp_path / "mine")
+
+
+def test_loading_nothing_or_another_format_is_refused(quick, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no result.json"):
+        EvaluationResult.load(tmp_path)
+    quick.save(tmp_path / "scores")
+    path = tmp_path / "scores" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        EvaluationResult.load(tmp_path / "scores")
+
+
+def test_warnings_stand_above_the_numbers(task, keys, reference):
+    flat = baseline_prediction("train_mean", task.held_out, task.train, **keys)
+    with pytest.warns(EvaluationWarning):
+        html = evaluate(flat, reference, preset="vcc2025")._repr_html_()
+    assert html.index("mode collapse") < html.index("VCC 2025 overall") < html.index("PDS (L1)")
+
+
+def test_the_text_form_names_year_and_score(result):
+    assert "VCC 2025 overall 42.4" in repr(result)
+
+
+def test_results_side_by_side_end_with_the_ceiling(result):
+    table = compare_results({"one": result, "two": result})
+    assert list(table.index) == ["one", "two", "ceiling (replicate)"]
+    assert table.loc["one", "VCC 2025 overall"] == result.vcc["overall"]
+
+
+def test_results_that_cannot_be_compared_are_refused(result, quick):
+    with pytest.raises(ValueError, match="'one' and 'two' cannot be compared: they differ in preset"):
+        compare_results({"one": result, "two": quick})
+    with pytest.raises(ValueError, match="no result to compare"):
+        compare_results({})
+    with pytest.raises(KeyError, match="not in every result"):
+        compare_results({"one": quick}, metrics=["overlap_at_N"])
+
+
+def test_provenance_names_what_decides_about_scores(result):
+    origin = result.provenance
+    assert origin["versions"]["cell-eval"]
+    assert origin["control_cells"] == "real"
+    assert len(origin["truth"]) > 64
+    assert origin["contexts"] == ["rep_3"]
+
+
+def test_a_few_cells_have_no_ceiling(task, keys, predicted):
+    one_each = task.held_out.obs.groupby(task.perturbation_key, observed=True).head(1).index
+    tiny = task.held_out[one_each].copy()
+    with pytest.warns(EvaluationWarning), pytest.raises(ValueError, match="too few cells to split"):
+        evaluate(predicted, tiny, baseline=None, preset="quick", **keys)
+
+
+def test_combinations_of_genes_are_perturbations_like_others():
+    screen = norman_k562()
+    screen = screen[screen.obs["perturbation"].isin(["control", "KLF1+TGFBR2", "KLF1"])]
+    result = evaluate(
+        screen[screen.obs["perturbation"] != "control"].copy(),
+        screen.copy(),
+        perturbation_key="perturbation",
+        control="control",
+        baseline="control",
+        preset="quick",
+    )
+    assert result.summary.loc["mae", "value"] == 0

@@ -1,0 +1,98 @@
+"""The scores of 2026: equal to a direct call of cell-eval2, from raw counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from scvi_tahoe.evaluate import EvaluationReference, RepresentationError, evaluate
+from scvi_tahoe.evaluate._vcc2026 import VCC2026_METRICS
+
+
+@pytest.fixture(scope="module")
+def counts(task):
+    """Predicted counts (the targets' cells of another replicate) and the reference with its counts in a layer."""
+    rows = (task.train.obs[task.context_key] == "rep_1") & task.train.obs[task.perturbation_key].isin(task.targets)
+    prediction = task.train[rows].copy()
+    prediction.X = prediction.layers.pop("counts")
+    prediction.obs[task.context_key] = task.context
+    return prediction, task.held_out
+
+
+def test_without_cell_eval2_the_extra_is_named(counts, keys, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cell_eval2", None)
+    reference = EvaluationReference.from_adata(counts[1], layer="counts", **keys)
+    with pytest.raises(ImportError, match=r"pip install \"scvi-tahoe\[vcc2026\]\""):
+        evaluate(counts[0], reference, preset="vcc2026", baseline=None)
+
+
+def test_log_values_are_refused_with_the_way_out(task, keys, predicted):
+    reference = EvaluationReference.from_adata(task.held_out, layer="counts", **keys)
+    with pytest.raises(RepresentationError, match="output='counts'"):
+        evaluate(predicted, reference, preset="vcc2026", baseline=None)
+
+
+def test_a_much_shallower_prediction_is_refused(counts, keys):
+    shallow = counts[0].copy()
+    shallow.X = (shallow.X > 5).astype(np.float32)
+    shallow = shallow[np.asarray(shallow.X.sum(axis=1)).ravel() > 0].copy()
+    reference = EvaluationReference.from_adata(counts[1], layer="counts", **keys)
+    with pytest.raises(RepresentationError, match="predict counts at the library sizes"):
+        evaluate(shallow, reference, preset="vcc2026", baseline=None)
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_a_direct_call(task, keys, counts):
+    cell_eval2 = pytest.importorskip("cell_eval2")
+    prediction, held_out = counts
+    reference = EvaluationReference.from_adata(held_out, baseline_from=task.train, layer="counts", **keys)
+    result = evaluate(prediction, reference, preset="vcc2026")
+
+    key = task.perturbation_key
+    truth = anndata.AnnData(held_out.layers["counts"], obs=held_out.obs[[key]].astype(str), var=held_out.var[[]])
+    mine = anndata.AnnData(prediction.X, obs=prediction.obs[[key]].astype(str), var=prediction.var[[]])
+    both = anndata.concat([truth[truth.obs[key] == task.control], mine])
+    both.obs_names_make_unique()
+    config = replace(cell_eval2.EvalConfig.from_preset("vcc2026"), pert_col=key, control=task.control)
+    theirs = cell_eval2.compute_metrics(both, truth, config=config)
+    mean = cell_eval2.aggregate_metrics_wide(theirs)
+    mean = mean.filter(mean["statistic"] == "mean").to_dicts()[0]
+    for metric in VCC2026_METRICS:
+        assert result.vcc[metric] == mean[metric]
+        assert result.summary.loc[metric, "value"] == mean[metric]
+    wide = pd.DataFrame(
+        theirs.pivot(on="metric", index="perturbation", values="value").to_dict(as_series=False)
+    ).set_index("perturbation")
+    ours = result.per_perturbation.droplevel("context").loc[wide.index]
+    for metric in ("pds_cosine", "de_wilcoxon_sig_jaccard", "de_wilcoxon_lfc_nmae"):
+        np.testing.assert_array_equal(ours[metric], wide[metric].astype(float))
+    assert result.vcc["year"] == 2026
+    assert "PDS (cosine, 2026)" in result._repr_html_()
+
+
+@pytest.mark.slow
+def test_a_replicate_scores_about_one_and_drugs_need_no_genes():
+    pytest.importorskip("cell_eval2")
+    from scvi_tahoe.datasets import simulate_screen
+
+    screen = simulate_screen(1, 12, n_genes=400, n_cells=120, n_control_cells=240, seed=1)
+    screen.X = screen.layers["counts"].copy()
+    half = np.random.default_rng(0).random(screen.n_obs) < 0.5
+    result = evaluate(
+        screen[half].copy(),
+        screen[~half].copy(),
+        perturbation_key="perturbation",
+        control="control",
+        baseline="control",
+        preset="vcc2026",
+    )
+    # half of the cells against the other half, as the replicate itself; the observed controls help a little
+    assert 0.7 < result.vcc["overall"] < 2
+    assert result.checks.loc["scale of 2026", "status"] == "ok"
+    assert result.vcc["scaled"]["pds_cosine"] == pytest.approx(result.summary.loc["pds_cosine", "scaled"])

@@ -1,0 +1,154 @@
+"""Distances between sets of cells, against geomloss, against arc-state's numbers, and against known answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from geomloss import SamplesLoss
+
+from scvi_tahoe.nn import delta_mse, energy_distance
+from scvi_tahoe.nn._losses import SET_LOSSES, kernel_mmd, mse, sinkhorn_divergence
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+
+
+def cells(n, *, seed, dtype=torch.float64, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(3, n, 40, generator=generator, dtype=torch.float64).mul(3).add(shift).to(dtype)
+
+
+def gradient(loss, x, y):
+    x = x.clone().requires_grad_()
+    loss(x, y).sum().backward()
+    return x.grad
+
+
+GEOMLOSS_ENERGY = SamplesLoss("energy", backend="tensorized")
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (5, 11), (1, 4)])
+def test_the_rounded_energy_distance_is_that_of_geomloss(n, m):
+    x, y = cells(n, seed=0), cells(m, seed=1, shift=0.5)
+    ours, theirs = energy_distance(x, y, diagonal="rounded"), GEOMLOSS_ENERGY(x, y)
+    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+    rounded = gradient(lambda a, b: energy_distance(a, b, diagonal="rounded"), x, y)
+    torch.testing.assert_close(rounded, gradient(GEOMLOSS_ENERGY, x, y), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (5, 11), (1, 4)])
+def test_with_an_exact_diagonal_only_the_clamp_of_geomloss_is_missing(n, m):
+    """geomloss takes 1e-4 for the distance of a cell to itself; its gradient there is zero."""
+    x, y = cells(n, seed=0), cells(m, seed=1, shift=0.5)
+    clamp = 0.5 * (1e-4 / n + 1e-4 / m)
+    torch.testing.assert_close(energy_distance(x, y), GEOMLOSS_ENERGY(x, y) + clamp, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(
+        gradient(energy_distance, x, y), gradient(GEOMLOSS_ENERGY, x, y), atol=1e-10, rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize("diagonal", ["zero", "excluded"])
+def test_the_written_gradient_is_the_true_one(diagonal):
+    x, y = cells(4, seed=0).requires_grad_(), cells(6, seed=1)
+    assert torch.autograd.gradcheck(lambda a: energy_distance(a, y, diagonal=diagonal), x)
+
+
+@pytest.mark.parametrize("diagonal", ["zero", "excluded", "rounded"])
+def test_float32_is_close_to_float64(diagonal):
+    x, y = cells(16, seed=0), cells(16, seed=1, shift=0.2)
+    wide = energy_distance(x, y, diagonal=diagonal if diagonal != "rounded" else "zero")
+    narrow = energy_distance(x.float(), y.float(), diagonal=diagonal)
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), wide, atol=2e-3 if diagonal == "rounded" else 1e-5, rtol=1e-5)
+
+
+def test_known_answers():
+    """Two cells at distance 3 from two cells, which are 0 and 2 apart: 3.08 - 0/4 - 2/4 by hand."""
+    x = torch.zeros(1, 2, 2, dtype=torch.float64)
+    y = torch.tensor([[[3.0, 1.0], [3.0, -1.0]]], dtype=torch.float64)
+    across = np.sqrt(10.0)
+    assert energy_distance(x, y).item() == pytest.approx(across - 2 * 2 / (2 * 4))
+    assert energy_distance(x, y, diagonal="excluded").item() == pytest.approx(across - 2 * 2 / (2 * 2))
+    assert mse(x, y).item() == pytest.approx((9 + 1) / 2)
+    assert delta_mse(x, y).item() == pytest.approx((9 + 0) / 2)
+
+
+def test_a_set_has_no_distance_to_itself_and_a_perfect_generator_none_on_average():
+    x = cells(8, seed=0)
+    torch.testing.assert_close(energy_distance(x, x), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    many = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(400, 8, 10, generator=many, dtype=torch.float64) for _ in range(2))
+    unbiased, biased = (energy_distance(a, b, diagonal=d).mean().item() for d in ("excluded", "zero"))
+    assert abs(unbiased) < 0.01
+    assert biased > 0.4  # about the mean distance over N
+
+
+def test_the_order_of_cells_does_not_matter_except_for_paired_ones():
+    x, y = cells(8, seed=0), cells(8, seed=1)
+    for name, loss in SET_LOSSES.items():
+        moved = loss(x.flip(1), y)
+        assert torch.allclose(moved, loss(x, y)) == (name != "mse"), name
+
+
+@pytest.mark.parametrize("diagonal", ["zero", "excluded", "rounded"])
+def test_no_gradient_flows_into_observed_cells(diagonal):
+    x, y = cells(4, seed=0).requires_grad_(), cells(4, seed=1).requires_grad_()
+    energy_distance(x, y, diagonal=diagonal).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert y.grad is None or diagonal == "rounded"
+
+
+@pytest.mark.parametrize("diagonal", ["zero", "excluded", "rounded"])
+def test_equal_cells_have_a_finite_gradient(diagonal):
+    x = cells(1, seed=0, dtype=torch.float32).expand(3, 6, 40).clone()
+    assert torch.isfinite(gradient(lambda a, b: energy_distance(a, b, diagonal=diagonal), x, x)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_cells_are_computed_in_float32(dtype):
+    x, y = cells(8, seed=0).to(dtype), cells(8, seed=1).to(dtype)
+    for name, loss in SET_LOSSES.items():
+        value = loss(x, y)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, loss(x.float(), y.float()), atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_sinkhorn_and_mmd_are_those_of_geomloss():
+    x, y = cells(8, seed=0), cells(8, seed=1, shift=0.3)
+    theirs = SamplesLoss("sinkhorn", p=2, blur=0.1, scaling=0.5, backend="tensorized")(x, y)
+    torch.testing.assert_close(sinkhorn_divergence(x, y, blur=0.1), theirs, rtol=1e-10, atol=0)
+    for kernel in ("gaussian", "laplacian"):
+        theirs = SamplesLoss(kernel, blur=2.0, backend="tensorized")(x, y)
+        torch.testing.assert_close(kernel_mmd(x, y, kernel=kernel, blur=2.0), theirs, rtol=1e-10, atol=0)
+
+
+def test_the_error_of_the_mean_change_sees_means_only():
+    x, y = cells(8, seed=0), cells(5, seed=1)
+    spread = x + 7 * torch.linspace(-1, 1, 8, dtype=x.dtype)[None, :, None]
+    torch.testing.assert_close(delta_mse(spread, y), delta_mse(x, y))
+    torch.testing.assert_close(delta_mse(x, y), (x.mean(1) - y.mean(1)).square().mean(1))
+
+
+@pytest.fixture(params=NAMES)
+def golden(request):
+    arrays = np.load(GOLDEN / f"{request.param}.npz")
+    return arrays, json.loads((GOLDEN / f"{request.param}.json").read_text())
+
+
+def sets(array, size=16):
+    return torch.from_numpy(array.reshape(-1, size, array.shape[-1]))
+
+
+def test_the_rounded_energy_distance_is_the_one_in_the_logs_of_published_models(golden):
+    arrays, settings = golden
+    size = settings["hyper_parameters"].get("cell_set_len", 16)
+    predicted, observed = (sets(arrays[f"padded/{k}"], size) for k in ("out/preds", "in/pert_cell_emb"))
+    loss = energy_distance(predicted, observed, diagonal="rounded").mean().item()
+    logged = arrays.get("padded/loss/train_loss")
+    if "padded/loss/train/actual_loss" in arrays:
+        assert 10 * loss == pytest.approx(float(arrays["padded/loss/train/actual_loss"]), rel=1e-5)
+    assert loss == pytest.approx(float(logged), rel=1e-5)

@@ -1,0 +1,144 @@
+"""The sum that is minimised: terms, weights, and arc-state's totals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scvi_tahoe.nn import Objective, ObjectiveConfig, delta_mse, energy_distance
+from scvi_tahoe.nn._networks import NetworkOutput
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def output(prediction, **others):
+    nothing = dict.fromkeys(("genes_SNG", "confidence_S", "batch_logits_SB"))
+    return NetworkOutput(prediction_SNG=prediction, hidden_SND=prediction, **{**nothing, **others})
+
+
+def cells(seed, *shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+X, Y = cells(0, 4, 6, 20), cells(1, 4, 6, 20)
+
+
+def test_the_total_is_the_weighted_sum_of_the_terms_and_each_is_reported_before_weighting():
+    objective = Objective(ObjectiveConfig(terms={"energy": 2.0, "delta_mse": 5.0}))
+    total, main_S, parts = objective(output(X), Y)
+    energy_S, delta_S = energy_distance(X, Y, diagonal="excluded"), delta_mse(X, Y)
+    torch.testing.assert_close(main_S, 2 * energy_S + 5 * delta_S)
+    torch.testing.assert_close(total, main_S.mean())
+    torch.testing.assert_close(parts["energy"], energy_S.mean())
+    torch.testing.assert_close(parts["delta_mse"], delta_S.mean())
+    assert set(parts) == {"energy", "delta_mse"}
+    assert all(p.ndim == 0 and not p.requires_grad for p in parts.values())
+
+
+def test_optional_terms_come_with_their_part_of_the_network():
+    config = ObjectiveConfig(
+        terms={"energy": 1.0}, decoder_weight=0.5, batch_weight=0.25, confidence_weight=0.125, shift_weight=3.0
+    )
+    genes, observed_genes, logits = cells(2, 4, 6, 9), cells(3, 4, 6, 9), cells(4, 4, 3)
+    batch, confidence = torch.tensor([0, 2, 1, 0]), cells(5, 4)
+    total, main_S, parts = Objective(config)(
+        output(X, genes_SNG=genes, batch_logits_SB=logits, confidence_S=confidence), Y,
+        control_SNG=X + 1, genes_SNG=observed_genes, batch_S=batch,
+    )  # fmt: skip
+    expected = {
+        "decoder": energy_distance(genes, observed_genes, diagonal="excluded").mean(),
+        "batch": torch.nn.functional.cross_entropy(logits, batch),
+        "confidence": (confidence - 10 * main_S).square().mean(),
+        "shift": torch.tensor(1.0),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(parts[name], value)
+    weights = {"decoder": 0.5, "batch": 0.25, "confidence": 0.125, "shift": 3.0}
+    torch.testing.assert_close(total, main_S.mean() + sum(weights[k] * v for k, v in expected.items()))
+
+
+def test_the_confidence_does_not_pull_on_what_it_judges():
+    x = X.clone().requires_grad_()
+    confidence = cells(5, 4).requires_grad_()
+    config = ObjectiveConfig(terms={"energy": 1.0}, confidence_weight=1e3)
+    Objective(config)(output(x, confidence_S=confidence), Y)[0].backward()
+    pulled = x.grad.clone()
+    x.grad = None
+    Objective(config)(output(x), Y)[0].backward()
+    torch.testing.assert_close(pulled, x.grad)
+    assert confidence.grad.abs().sum() > 0
+
+
+def test_chunks_of_genes_are_averaged():
+    chunked = Objective(ObjectiveConfig(terms={"energy": 1.0}, chunks=2)).set_loss("energy", X, Y)
+    halves = [energy_distance(X[..., s], Y[..., s], diagonal="excluded") for s in (slice(0, 10), slice(10, 20))]
+    torch.testing.assert_close(chunked, torch.stack(halves).mean(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"terms": {"enrgy": 1.0}}, r"objective terms \['enrgy'\] are unknown; allowed are \['delta_mse', 'energy'"),
+        ({"terms": {}}, "at least one term with a positive weight"),
+        ({"terms": {"energy": 0.0}}, "at least one term with a positive weight"),
+        ({"terms": {"energy": 1.0, "mse": -1.0}}, "must not be negative; got {'mse': -1.0}"),
+        ({"decoder_weight": -1.0}, "must not be negative; got {'decoder_weight': -1.0}"),
+        ({"energy_diagonal": "none"}, "energy_diagonal='none' is unknown; allowed are 'zero', 'excluded', 'rounded'"),
+        ({"kernel": "cosine"}, "kernel='cosine' is unknown; allowed are 'gaussian', 'laplacian'"),
+        ({"blur": 0.0}, "blur=0.0 must be positive"),
+        ({"chunks": 0}, "chunks=0 must be 1 or more"),
+        ({"weights": {}}, r"objective options \['weights'\] are unknown; there are \['terms', 'energy_diagonal'"),
+    ],
+)
+def test_impossible_objectives_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig.from_kwargs(options)
+
+
+def arrays(name):
+    loaded = np.load(GOLDEN / f"{name}.npz")
+    sets = {
+        k.rsplit("/", 1)[1]: torch.from_numpy(loaded[k].reshape(2, 16, -1)) for k in loaded if k.startswith("padded/")
+        and loaded[k].ndim == 2 and len(loaded[k]) == 32
+    }  # fmt: skip
+    return loaded, sets
+
+
+def published(**options):
+    return Objective(ObjectiveConfig(terms={"energy": 1.0}, energy_diagonal="rounded", **options))
+
+
+@pytest.mark.parametrize("name", ["expr_all_feat", "expr_all_lora", "hvg_causal", "hvg_gene_onehot", "state_emb_only"])
+def test_totals_of_published_models_without_further_terms(name):
+    loaded, sets = arrays(name)
+    total, *_ = published()(output(sets["preds"]), sets["pert_cell_emb"])
+    assert total.item() == pytest.approx(float(loaded["padded/loss/total"]), rel=1e-5)
+
+
+def test_the_total_of_a_published_model_with_a_gene_decoder():
+    loaded, sets = arrays("state_all_feat")
+    total, _, parts = published(decoder_weight=0.5)(
+        output(sets["preds"], genes_SNG=sets["pert_cell_counts_preds"]), sets["pert_cell_emb"],
+        genes_SNG=sets["pert_cell_counts"],
+    )  # fmt: skip
+    assert parts["decoder"].item() == pytest.approx(float(loaded["padded/loss/decoder_loss"]), rel=1e-5)
+    assert total.item() == pytest.approx(float(loaded["padded/loss/total"]), rel=1e-5)
+
+
+def test_the_total_of_a_published_model_with_a_confidence_token():
+    loaded, sets = arrays("hvg_gene_conf")
+    confidence = torch.from_numpy(loaded["padded/out/confidence_pred"]).squeeze(1)
+    total, _, parts = published()(output(sets["preds"], confidence_S=confidence), sets["pert_cell_emb"])
+    logged = float(loaded["padded/loss/train/confidence_loss"])  # weighted already
+    assert 0.01 * parts["confidence"].item() == pytest.approx(logged, rel=1e-5)
+    assert total.item() == pytest.approx(float(loaded["padded/loss/total"]), rel=1e-5)
+
+
+def test_the_total_of_a_published_model_with_a_batch_token():
+    loaded, sets = arrays("expr_all_batchtoken")
+    total = published()(output(sets["preds"]), sets["pert_cell_emb"])[0].item()
+    total += ObjectiveConfig().batch_weight * float(loaded["padded/loss/train/batch_token_loss"])
+    assert total == pytest.approx(float(loaded["padded/loss/total"]), rel=1e-5)

@@ -1,0 +1,123 @@
+"""Every figure can be drawn from a result, keeps within its frame, and refuses what it cannot show."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from matplotlib.text import Text
+
+from scvi_tahoe import pl
+from scvi_tahoe.datasets import papalexi_few_shot
+from scvi_tahoe.evaluate import EvaluationReference, baseline_results
+
+
+@pytest.fixture(scope="module")
+def results():
+    task = papalexi_few_shot()
+    reference = EvaluationReference.from_adata(
+        task.held_out,
+        perturbation_key=task.perturbation_key,
+        control=task.control,
+        context_key=task.context_key,
+        baseline_from=task.train,
+    )
+    return baseline_results(reference, ("train_mean", "context_transfer", "cells_quantile"))
+
+
+@pytest.fixture(scope="module")
+def result(results):
+    return results["cells_quantile"]
+
+
+FIGURES = {
+    "bars": lambda results: results["cells_quantile"].plot("bars"),
+    "cells": lambda results: results["context_transfer"].plot("cells"),
+    "comparison": pl.comparison,
+    "deltas": lambda results: results["cells_quantile"].plot("deltas"),
+    "fold changes": lambda results: results["cells_quantile"].plot("fold_changes", perturbation="IFNGR1"),
+    "ranks": lambda results: results["cells_quantile"].plot("ranks"),
+    "similarity": lambda results: results["cells_quantile"].plot("similarity"),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_two_texts_overlap_and_none_is_cut(results, name):
+    figure = FIGURES[name](results)
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    width, height = figure.canvas.get_width_height()
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts(figure)]
+    for text, box in boxes:
+        assert box.x0 > -1, text
+        assert box.x1 < width + 1, text
+        assert box.y0 > -1, text
+        assert box.y1 < height + 1, text
+    overlaps = [(a, b) for (a, one), (b, two) in itertools.combinations(boxes, 2) if overlap(one, two)]
+    assert not overlaps
+
+
+def texts(figure):
+    """Everything written in a figure; matplotlib keeps labels of ticks beyond the limits, which it does not draw."""
+    hidden = set()
+    for ax in figure.axes:
+        for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not ax.axison or not min(limits) <= tick.get_loc() <= max(limits):
+                    hidden |= {id(tick.label1), id(tick.label2)}
+    found = {id(t): t for t in figure.findobj(Text)}
+    return [t for i, t in found.items() if i not in hidden and t.get_visible() and t.get_text().strip()]
+
+
+def overlap(a, b):
+    slack = 1.5  # boxes include a little air around the letters
+    return min(a.x1, b.x1) - max(a.x0, b.x0) > slack and min(a.y1, b.y1) - max(a.y0, b.y0) > slack
+
+
+def test_figures_leave_pyplot_and_the_settings_alone(results):
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    before, open_figures = dict(mpl.rcParams), plt.get_fignums()
+    for draw in FIGURES.values():
+        draw(results)
+    assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == open_figures
+
+
+def test_the_page_of_deltas_shows_the_strongest_first_or_what_is_asked_for(result):
+    titles = [ax.get_title().split(",")[0] for ax in result.plot("deltas", max_panels=2).axes]
+    assert titles == ["JAK2", "IFNGR1"]
+    titles = [ax.get_title().split(",")[0] for ax in pl.deltas(result, ["MYC", "STAT2"]).axes]
+    assert titles == ["MYC", "STAT2"]
+
+
+def test_a_prediction_of_no_change_is_said_to_be_one(results):
+    import dataclasses
+
+    import numpy as np
+
+    result = results["train_mean"]
+    nothing = dataclasses.replace(result.effects, predicted=np.zeros_like(result.effects.predicted))
+    figure = pl.deltas(dataclasses.replace(result, effects=nothing), max_panels=1)
+    assert "no change predicted" in figure.axes[0].get_title()
+
+
+def test_what_cannot_be_shown_is_refused(result):
+    import dataclasses
+
+    with pytest.raises(ValueError, match="no figure 'pie'; choose one of"):
+        result.plot("pie")
+    with pytest.raises(KeyError, match="were not scored"):
+        pl.deltas(result, ["nothing"])
+    with pytest.raises(KeyError, match="was not scored"):
+        pl.fold_changes(result, "nothing")
+    with pytest.raises(KeyError, match="was not scored; there are"):
+        pl.similarity(result, context="nowhere")
+    with pytest.raises(KeyError, match="no metric 'nothing'"):
+        pl.ranks(result, metric="nothing")
+    with pytest.raises(ValueError, match="no differential expression"):
+        pl.fold_changes(dataclasses.replace(result, de_observed=None), "JAK2")
+    bare = result.summary.assign(scaled=float("nan"))
+    with pytest.raises(ValueError, match="both a baseline and a ceiling"):
+        pl.bars(dataclasses.replace(result, summary=bare))

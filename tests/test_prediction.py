@@ -1,0 +1,314 @@
+"""Predictions: what comes back, what it depends on, and what is refused."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from scvi_tahoe import TahoeST
+
+TABLE = {"perturbation_embedding_key": "perturbation_embedding"}
+
+
+@pytest.fixture(scope="module")
+def trained(simulated):
+    adata = simulated.copy()
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context", batch_key="batch", **TABLE)
+    model = TahoeST(adata, size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, set_size=8)
+    model.train(20, validate_every=10, batch_size=4, progress=False, lr=0.01)
+    return model
+
+
+def predict(model, *args, **options):
+    return model.predict(*args, progress=False, **options)
+
+
+def rows(predicted, perturbation, context):
+    chosen = (predicted.obs["perturbation"] == perturbation) & (predicted.obs["context"] == context)
+    return predicted[chosen.to_numpy()]
+
+
+def test_a_prediction_is_an_anndata_with_the_columns_of_the_training_data(trained, screen, tmp_path):
+    predicted = predict(trained, perturbations=["perturbation_2", "perturbation_1"], contexts=["context_2"])
+    assert predicted.X.dtype == np.float32
+    assert predicted.shape == (80, 60)  # one cell for each of the 40 controls, two perturbations
+    assert (predicted.X >= 0).all()
+    assert list(predicted.var_names) == list(screen.var_names)
+    assert list(predicted.obs.columns) == ["perturbation", "context", "batch", "origin"]
+    assert predicted.obs["perturbation"].tolist() == ["perturbation_2"] * 40 + ["perturbation_1"] * 40
+    assert set(predicted.obs["context"]) == {"context_2"}
+    start = screen.obs.loc[predicted.obs["origin"]]
+    assert (start["perturbation"] == "control").all()
+    assert (start["context"] == "context_2").all()
+    assert start["batch"].astype(str).tolist() == predicted.obs["batch"].astype(str).tolist()
+    assert predicted.obs["origin"][:40].is_unique
+    predicted.write_h5ad(tmp_path / "predicted.h5ad")
+    pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "predicted.h5ad").obs, predicted.obs, check_dtype=False)
+
+
+def test_everything_that_the_model_knows_is_predicted_unless_said_otherwise(trained):
+    predicted = predict(trained, n_cells=3)
+    assert predicted.n_obs == 2 * 6 * 3
+    assert "control" not in set(predicted.obs["perturbation"])
+
+
+def test_a_prediction_does_not_depend_on_what_else_is_asked(trained):
+    alone = predict(trained, perturbations=["perturbation_3"], contexts=["context_2"], n_cells=11)
+    among = rows(predict(trained, n_cells=11), "perturbation_3", "context_2")
+    np.testing.assert_array_equal(among.obs["origin"], alone.obs["origin"])
+    np.testing.assert_allclose(among.X, alone.X, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_prediction_does_not_depend_on_the_batch_size(batch_size, trained):
+    expected, got = (predict(trained, n_cells=20, batch_size=b) for b in (16, batch_size))
+    np.testing.assert_allclose(got.X, expected.X, rtol=1e-5, atol=1e-6)
+
+
+def test_a_prediction_does_not_depend_on_the_store(trained, screen, tmp_path):
+    screen.write_h5ad(tmp_path / "screen.h5ad")
+    backed = ad.read_h5ad(tmp_path / "screen.h5ad", backed="r")
+    expected = predict(trained, n_cells=9).X
+    for data, store in ((screen, "device"), (screen, "host"), (backed, "auto"), (backed, "host")):
+        np.testing.assert_array_equal(predict(trained, data, n_cells=9, store=store).X, expected)
+
+
+def test_the_seed_decides_which_controls_meet(trained):
+    first, second, third = (predict(trained, n_cells=5, seed=s) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first.X, second.X)
+    assert first.obs["origin"].tolist() != third.obs["origin"].tolist()
+
+
+def test_more_cells_than_controls_use_each_control_as_often_as_the_next(trained):
+    predicted = predict(trained, perturbations=["perturbation_1"], contexts=["context_1"], n_cells=100)
+    assert set(predicted.obs["origin"].value_counts()) == {2, 3}
+
+
+def test_the_number_of_cells_may_differ_by_condition(trained):
+    n_cells = {("context_1", "perturbation_1"): 3, ("context_2", "perturbation_4"): 5}
+    predicted = predict(trained, n_cells=n_cells)
+    counts = predicted.obs.groupby(["context", "perturbation"], observed=True).size()
+    assert counts.to_dict() == n_cells
+
+
+def test_deltas_and_controls_add_up_to_the_prediction(trained, screen):
+    options = {"perturbations": ["perturbation_1"], "n_cells": 10}
+    expression = predict(trained, control_layer=True, **options)
+    controls = screen[expression.obs["origin"]].X.toarray()
+    np.testing.assert_array_equal(expression.layers["control"], controls)
+    delta = predict(trained, output="delta", **options)
+    np.testing.assert_allclose(delta.X, expression.X - controls, atol=1e-6)
+    assert np.abs(delta.X).max() > 0
+    assert delta.uns["scvi_tahoe"]["output"] == "delta"
+
+
+# ---------------------------------------------------------------- other data
+
+
+def test_genes_are_matched_by_name(trained, screen):
+    expected = predict(trained, n_cells=9)
+    shuffled = screen[:, np.random.default_rng(0).permutation(60)].copy()
+    surplus = ad.concat([shuffled, shuffled[:, :7].copy()[:, []]], axis=1, merge="same")
+    extra = ad.AnnData(np.ones((screen.n_obs, 5), np.float32), obs=screen.obs[[]], var=pd.DataFrame(index=list("abcde")))
+    surplus = ad.concat([extra, shuffled], axis=1, merge="same")
+    surplus.obs = screen.obs
+    surplus.X = surplus.X.tocsr() if hasattr(surplus.X, "tocsr") else surplus.X
+    for data in (shuffled, surplus):
+        predicted = predict(trained, data, n_cells=9)
+        assert list(predicted.var_names) == list(expected.var_names)
+        np.testing.assert_array_equal(predicted.X, expected.X)
+
+
+def test_missing_genes_are_zeros_up_to_a_tenth_and_refused_beyond(trained, screen):
+    without = screen.copy()
+    without.X = without.X.toarray()
+    without.X[:, 55:] = 0
+    expected = predict(trained, without, n_cells=9)
+    np.testing.assert_array_equal(predict(trained, screen[:, :55].copy(), n_cells=9).X, expected.X)
+    with pytest.raises(ValueError, match=r"lack 30 of the model's 60 genes, e.g. \['gene_31'.*accept zeros with max_missin"):
+        predict(trained, screen[:, :30].copy())
+    assert predict(trained, screen[:, :30].copy(), max_missing_genes=0.5, n_cells=2).shape == (24, 60)
+
+
+def test_the_order_of_cells_decides_nothing_but_the_draws(trained, screen):
+    """All controls once: whatever their order, each is one start cell of each condition."""
+    shuffled = screen[np.random.default_rng(0).permutation(screen.n_obs)].copy()
+    first, second = (predict(trained, data) for data in (screen, shuffled))
+    columns = ["perturbation", "context", "origin"]
+    assert sorted(map(tuple, first.obs[columns].astype(str).to_numpy())) == sorted(
+        map(tuple, second.obs[columns].astype(str).to_numpy())
+    )
+
+
+def test_training_does_not_depend_on_categories_or_types_of_labels(simulated, make_model, train):
+    plain = simulated.copy()
+    for column in ("perturbation", "context", "batch"):
+        plain.obs[column] = plain.obs[column].astype(object)
+    reordered = simulated.copy()
+    reordered.obs["perturbation"] = reordered.obs["perturbation"].cat.reorder_categories(
+        list(reordered.obs["perturbation"].cat.categories)[::-1]
+    )
+    expected, *others = (predict(train(make_model(a)), n_cells=4).X for a in (simulated.copy(), plain, reordered))
+    for other in others:
+        np.testing.assert_array_equal(other, expected)
+
+
+def test_control_cells_alone_are_enough_and_a_new_context_may_come_with_them(trained, screen):
+    controls = screen[screen.obs["perturbation"] == "control"].copy()
+    controls.obs["context"] = controls.obs["context"].astype(str).replace("context_2", "elsewhere")
+    predicted = predict(trained, controls, n_cells=4)
+    assert set(predicted.obs["context"]) == {"context_1", "elsewhere"}
+
+
+def test_data_without_the_table_use_that_of_the_model(trained, screen):
+    del screen.uns["perturbation_embedding"]
+    np.testing.assert_array_equal(predict(trained, screen, n_cells=3).X, predict(trained, n_cells=3).X)
+
+
+def test_a_table_with_new_rows_brings_new_perturbations(trained, screen):
+    table = screen.uns["perturbation_embedding"]
+    screen.uns["perturbation_embedding"] = pd.concat([table, table.iloc[:1].rename({"perturbation_1": "twin"})])
+    predicted = predict(trained, screen, perturbations=["twin"], n_cells={("context_1", "twin"): 4})
+    assert set(predicted.obs["perturbation"]) == {"twin"}
+    assert "twin" not in trained.perturbation_table.names
+    with pytest.raises(ValueError, match="knows no perturbation 'twin'.*add their rows to the perturbation-embedding table"):
+        predict(trained, perturbations=["twin"])
+
+
+def test_predicting_leaves_the_data_as_they_were(trained, screen, simulated):
+    predict(trained, screen, n_cells=3)
+    pd.testing.assert_frame_equal(screen.obs, simulated.obs)
+    assert list(screen.uns) == list(simulated.uns)
+    assert (screen.X != simulated.X).nnz == 0
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"perturbations": ["perturbation_7"]}, ValueError, r"no perturbation 'perturbation_7' \(did you mean 'perturbation"),
+        ({"perturbations": "perturbation_1"}, TypeError, r"perturbations is a list of labels; .* write \['perturbation_1'\]"),
+        ({"contexts": "context_1"}, TypeError, "contexts is a list of labels"),
+        ({"perturbations": []}, ValueError, r"perturbations must name each label once, and at least one; got \[\]"),
+        ({"contexts": ["context_1"] * 2}, ValueError, "contexts must name each label once"),
+        ({"perturbations": [7]}, ValueError, "knows no perturbation '7'"),
+        ({"contexts": ["context_7"]}, ValueError,
+            r"context 'context_7' is not in the data \(did you mean .*starts from .* Pass other data with predict\(adata"),
+        ({"n_cells": 0}, ValueError, "n_cells=0 must be a whole number of 1 or more"),
+        ({"n_cells": 2.5}, ValueError, "n_cells=2.5 must be a whole number of 1 or more"),
+        ({"n_cells": {("context_1", "perturbation_1"): 0}}, ValueError, "n_cells=0 must be"),
+        ({"n_cells": {("perturbation_1", "context_1"): 5}}, ValueError, r"keys are \(context, perturbation\), e.g. \[\('pert"),
+        ({"output": "logits"}, ValueError, "output='logits' is unknown; allowed are 'expression', 'delta'"),
+        ({"output": "embedding"}, ValueError, "needs representation='embedding'; this model has 'expression'"),
+        ({"batch_size": 0}, ValueError, "batch_size=0 must be 1 or more"),
+        ({"batch_size": -4}, ValueError, "batch_size=-4 must be 1 or more"),
+        ({"seed": -1}, ValueError, "seed=-1 must be 0 or more"),
+        ({"store": "ram"}, ValueError, "store='ram' is unknown"),
+    ],
+)  # fmt: skip
+def test_questions_without_an_answer_are_refused(options, error, message, trained):
+    with pytest.raises(error, match=message):
+        predict(trained, **options)
+
+
+def without_controls(adata):
+    return adata[adata.obs["perturbation"] != "control"].copy()
+
+
+def of_counts(adata):
+    adata.X = adata.layers["counts"]
+
+
+def of_two_genes_one_name(adata):
+    adata.var_names = [adata.var_names[1], *adata.var_names[1:]]
+
+
+def without_contexts(adata):
+    del adata.obs["context"]
+
+
+def with_another_row(adata):
+    adata.uns["perturbation_embedding"] = adata.uns["perturbation_embedding"] + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (without_controls, ValueError, r"have no control cell \('control'\) to start a prediction from"),
+        (of_counts, ValueError, "adata.X holds raw counts"),
+        (of_two_genes_one_name, ValueError, "gene names must be unique"),
+        (without_contexts, KeyError, "context_key='context' is not a column of obs"),
+        (with_another_row, ValueError, "other rows for labels that the model knows"),
+    ],
+)
+def test_data_that_cannot_be_predicted_from_are_refused(change, error, message, trained, screen):
+    changed = change(screen)
+    with pytest.raises(error, match=message):
+        predict(trained, screen if changed is None else changed)
+
+
+def test_a_context_without_controls_is_named(trained, screen):
+    lonely = screen[~((screen.obs["perturbation"] == "control") & (screen.obs["context"] == "context_1"))].copy()
+    assert set(predict(trained, lonely, n_cells=2).obs["context"]) == {"context_2"}
+    with pytest.raises(ValueError, match="context 'context_1' has no control cell"):
+        predict(trained, lonely, contexts=["context_1"])
+
+
+def test_one_hot_models_say_that_they_cannot_predict_new_labels(make_model, train):
+    with pytest.raises(ValueError, match=r"trained with one-hot labels and can only predict those; register a perturbation_"):
+        predict(train(make_model()), perturbations=["BRD4"])
+
+
+def test_an_untrained_model_warns(make_model):
+    with pytest.warns(UserWarning, match="the model is not trained; its predictions mean nothing yet"):
+        predict(make_model(), n_cells=2)
+
+
+# ---------------------------------------------------------------- representations
+
+
+def test_an_embedding_model_predicts_genes_and_embeddings(make_model, train, screen):
+    model = train(make_model(representation="embedding", setup={"cell_embedding_key": "X_embedding"}))
+    assert predict(model, n_cells=3).shape == (36, 60)
+    embedding = predict(model, n_cells=3, output="embedding", control_layer=True)
+    assert embedding.shape == (36, 16)
+    start = screen.obs_names.get_indexer(embedding.obs["origin"])
+    np.testing.assert_array_equal(embedding.layers["control"], screen.obsm["X_embedding"][start])
+    expression = predict(model, n_cells=3, control_layer=True)
+    np.testing.assert_array_equal(expression.layers["control"], screen.X.toarray()[start])
+    with pytest.raises(ValueError, match="output='delta' needs expression at the input"):
+        predict(model, output="delta")
+
+
+def test_an_auxiliary_embedding_is_a_signal_of_training_and_no_input(make_model, train, screen):
+    model = train(make_model(representation="expression+embedding", setup={"cell_embedding_key": "X_embedding"}))
+    assert {"train_embedding", "validation_embedding"} <= set(model.history)
+    expected = predict(model, n_cells=3).X
+    screen.obsm["X_embedding"] = np.zeros_like(screen.obsm["X_embedding"])
+    np.testing.assert_array_equal(predict(model, screen, n_cells=3).X, expected)
+
+
+def test_a_batch_encoder_sees_the_batch_of_the_start_cell(make_model, train, screen):
+    model = train(make_model(batch_encoder=True))
+    predicted = predict(model, n_cells=12)
+    other = screen.copy()
+    swap = {"batch_1": "batch_2", "batch_2": "batch_1"}
+    other.obs["batch"] = other.obs["batch"].astype(str).map(swap)
+    swapped = predict(model, other, n_cells=12)
+    assert predicted.obs["origin"].tolist() == swapped.obs["origin"].tolist()
+    assert not np.array_equal(predicted.X, swapped.X)
+    other.obs["batch"] = "batch_9"
+    with pytest.raises(ValueError, match=r"trained with 2 technical batches, and the data have batches that .*\['batch_9'\]"):
+        predict(model, other)
+
+
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+def test_with_a_prior_too_a_prediction_does_not_depend_on_what_else_is_asked(prior, make_model, train):
+    model = train(make_model(prior=prior))
+    alone = predict(model, perturbations=["perturbation_3"], contexts=["context_2"], n_cells=11)
+    among = rows(predict(model, n_cells=11), "perturbation_3", "context_2")
+    np.testing.assert_allclose(among.X, alone.X, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,67 @@
+"""What a training looks like from inside."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+
+class Spy(pl.Callback):
+    """Calls a function of (trainer, plan) after every minibatch and keeps what it returns."""
+
+    def __init__(self, look, *, at_start=False):
+        self.look, self.seen = look, []
+        self.at_start = at_start
+
+    def on_train_batch_start(self, trainer, plan, *args):
+        if self.at_start:
+            self.seen.append(self.look(trainer, plan))
+
+    def on_train_batch_end(self, trainer, plan, *args):
+        if not self.at_start:
+            self.seen.append(self.look(trainer, plan))
+
+
+class Interrupt(pl.Callback):
+    """Ctrl-C after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def spy():
+    return Spy
+
+
+@pytest.fixture
+def interrupt():
+    return Interrupt
+
+
+@pytest.fixture
+def weights():
+    """A copy of all tensors of a model."""
+    return lambda model: {k: v.clone() for k, v in model.module.state_dict().items()}
+
+
+@pytest.fixture
+def pretrained(make_model):
+    """A model whose tensors all count as pretrained, but for those whose name contains a text."""
+
+    def make(*, new=None, **options):
+        model = make_model(**options)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():  # the last layer of the head starts at zero, where nothing below it has a gradient
+            for parameter in model.module.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        names = [n for n, _ in model.module.named_parameters()]
+        model.pretrained_parameters_ = [n for n in names if new is None or new not in n]
+        return model
+
+    return make

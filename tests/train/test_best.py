@@ -1,0 +1,77 @@
+"""What a model has after training is its best validation, and what a folder has is complete at every moment."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from scvi_tahoe import FractionSplit, HeldOutPerturbations
+
+
+def checkpoint(folder, name):
+    loaded = torch.load(folder / name, weights_only=True)
+    return loaded["global_step"], {k.removeprefix("module."): v for k, v in loaded["state_dict"].items()}
+
+
+def equal(a, b):
+    return set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_best_validation_is_restored_not_the_last(make_model, train, weights, tmp_path):
+    options = {"lr": 0.3, "max_steps": 10, "validate_every": 2, "plan_kwargs": {"schedule": "constant"}}
+    model = train(make_model(), save_dir=tmp_path, **options)  # far too high a rate: it gets worse
+    losses = model.history["validation_loss"]["validation_loss"]
+    best_step, best = checkpoint(tmp_path, "best.ckpt")
+    last_step, last = checkpoint(tmp_path, "last.ckpt")
+    assert best_step == losses.idxmin() + 1 < last_step == 10
+    assert equal(weights(model), best)
+    assert not equal(weights(model), last)
+    assert model.training_config_["best_step"] == best_step
+    assert model.training_config_["best_value"] == losses.min()
+    in_memory = train(make_model(), **options)
+    assert equal(weights(in_memory), best)
+
+
+def test_the_monitored_metric_decides(make_model, train, tmp_path):
+    model = train(make_model(), monitor="validation_delta_mse", validate_every=2)
+    assert model.training_config_["best_value"] == model.history["validation_delta_mse"].min().item()
+
+
+def test_the_last_steps_are_validated_where_they_do_not_fill_an_interval(make_model, train):
+    history = train(make_model(), max_steps=10, validate_every=4).history
+    assert history["validation_loss"].index.tolist() == [3, 7, 9]
+    short = train(make_model(), max_steps=3, validate_every=100)
+    assert short.history["validation_loss"].index.tolist() == [2]
+    assert short.training_config_["best_step"] == 3
+
+
+def test_patience_stops_a_run_that_does_not_improve(make_model, train):
+    model = train(make_model(), lr=1.0, max_steps=60, validate_every=1, patience=3, recipe="full")
+    steps = len(model.history["validation_loss"])
+    assert steps < 60
+    assert steps == model.training_config_["best_step"] + 3
+
+
+def test_without_validation_cells_a_warning_says_what_the_model_keeps(make_model, train):
+    split = FractionSplit(validation=0.0)
+    with pytest.warns(UserWarning, match=r"no cell validates with FractionSplit\(validation=0.0.*weights of the last step"):
+        model = train(make_model(), split=split)
+    assert model.training_config_["best_step"] is None
+    assert "validation_loss" not in model.history
+    with pytest.raises(ValueError, match="patience=2 needs validation cells, and FractionSplit.* leaves none"):
+        train(make_model(), split=split, patience=2)
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are(make_model, train):
+    with pytest.raises(ValueError, match=r"monitor='validation_pds' is not computed in this run; there are \['validation_"):
+        train(make_model(), monitor="validation_pds")
+
+
+def test_a_run_leaves_three_complete_files(make_model, train, tmp_path):
+    model = train(make_model(), save_dir=tmp_path / "new" / "run", split=HeldOutPerturbations(validation=["perturbation_1"]))
+    folder = tmp_path / "new" / "run"
+    assert {f.name for f in folder.iterdir()} == {"best.ckpt", "last.ckpt", "metrics.csv"}
+    table = pd.read_csv(folder / "metrics.csv", index_col="step")
+    for name, frame in model.history.items():
+        pd.testing.assert_series_equal(table[name].dropna(), frame[name], check_names=False, check_dtype=False)

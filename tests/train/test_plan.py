@@ -1,0 +1,170 @@
+"""The training plan: rates, decay, clipping, mode, and what is logged."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from scvi_tahoe import FractionSplit
+from scvi_tahoe.train import PlanConfig, learning_rate_share
+
+
+def rates(trainer, plan):
+    return [g["lr"] for g in trainer.optimizers[0].param_groups]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_schedule_moves_the_rate_at_every_optimizer_step(accumulate, make_model, train, spy):
+    look = spy(lambda trainer, plan: (trainer.global_step, rates(trainer, plan)), at_start=True)
+    train(make_model(), callbacks=[look], accumulate_grad_batches=accumulate, lr=0.01)
+    assert len(look.seen) == 8 * accumulate
+    options = {"schedule": "cosine", "start": 0, "end": 8, "warmup": 0.05, "floor": 0.02}
+    for step, values in look.seen:
+        assert values == pytest.approx([0.01 * learning_rate_share(step, **options)] * len(values))
+    assert {step for step, _ in look.seen} == set(range(8))
+
+
+def test_the_rate_that_is_logged_is_the_one_that_was_used(make_model, train, spy):
+    look = spy(lambda trainer, plan: rates(trainer, plan)[0], at_start=True)
+    model = train(make_model(), callbacks=[look], plan_kwargs={"log_every": 1})
+    assert model.history["lr_new"]["lr_new"].tolist() == pytest.approx(look.seen)
+    assert model.history["lr_new"].index.tolist() == list(range(8))
+
+
+def test_weight_decay_shrinks_matrices_and_neither_norms_nor_biases_nor_tokens(make_model, train):
+    """Two runs of one step that differ in nothing but the decay differ by the decay."""
+    options = {"network": {"confidence_token": True}, "setup": {"perturbation_embedding_key": "perturbation_embedding"}}
+    start = dict(make_model(**options).module.named_parameters())
+    plan = {"schedule": "constant", "warmup": 0.0}
+    without, decayed = (
+        dict(
+            train(
+                make_model(**options), plan_kwargs={**plan, "weight_decay": decay}, max_steps=1,
+                split=FractionSplit(validation=0.0),
+            ).module.named_parameters()
+        )
+        for decay in (0.0, 0.5)
+    )  # fmt: skip
+    shrunk = {n for n in start if not torch.equal(decayed[n], without[n])}
+    for name in shrunk:
+        torch.testing.assert_close(decayed[name] - without[name], -1e-3 * 0.5 * start[name], atol=2e-7, rtol=1e-3)
+    assert shrunk == {n for n, p in start.items() if p.ndim >= 2 and not n.endswith("token") and p.any()}
+
+
+def test_batches_are_not_decayed(make_model, train, spy):
+    look = spy(lambda trainer, plan: {g["name"]: g["weight_decay"] for g in trainer.optimizers[0].param_groups})
+    model = make_model(batch_encoder=True)
+    plan_groups = {}
+
+    def members(trainer, plan):
+        names = {id(p): n for n, p in plan.module.named_parameters()}
+        for group in trainer.optimizers[0].param_groups:
+            plan_groups.update({names[id(p)]: group["weight_decay"] for p in group["params"]})
+
+    train(model, callbacks=[look, spy(members)])
+    assert plan_groups["network.batch_encoder.weight"] == 0.0
+    assert plan_groups["network.backbone.norm.weight"] == 0.0
+    assert plan_groups["network.head.project.layers.0.weight"] == 0.01
+
+
+def gradient_norm(trainer, plan):
+    gradients = [p.grad for p in plan.module.parameters() if p.grad is not None]
+    return float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])))
+
+
+def test_clipping_clips_and_the_norm_before_it_is_logged(make_model, train, spy):
+    look = spy(gradient_norm)
+    model = train(make_model(), callbacks=[look], plan_kwargs={"gradient_clip": 0.125, "log_every": 1})
+    assert look.seen == pytest.approx([0.125] * 8, rel=1e-4)
+    assert (model.history["gradient_norm"]["gradient_norm"] > 1).all()
+
+
+def test_without_a_limit_nothing_is_clipped(make_model, train, spy):
+    look = spy(gradient_norm)
+    model = train(make_model(), callbacks=[look], plan_kwargs={"gradient_clip": None, "log_every": 1})
+    assert look.seen == pytest.approx(model.history["gradient_norm"]["gradient_norm"].tolist(), rel=1e-4)
+
+
+def dropout_is_on(module):
+    return [m.training for m in module.modules() if isinstance(m, torch.nn.Dropout)]
+
+
+def test_dropout_is_on_in_a_second_training_and_after_loading(make_model, train, spy, tmp_path):
+    model = make_model()
+    looks = [spy(lambda trainer, plan: (plan.module.training, dropout_is_on(plan.module))) for _ in range(3)]
+    train(model, callbacks=[looks[0]])
+    assert not model.module.training
+    train(model, callbacks=[looks[1]], recipe="full")
+    model.save(tmp_path / "model")
+    train(type(model).load(tmp_path / "model", model.adata), callbacks=[looks[2]], recipe="full")
+    for look in looks:
+        assert len(look.seen) == 8
+        for training, dropout in look.seen:
+            assert training
+            assert dropout
+            assert all(dropout)
+
+
+def test_the_validation_loss_is_the_loss_that_is_trained(make_model, train):
+    """On the same sets, without dropout, training and validation report the same number."""
+    model = make_model(network={"dropout": 0.0}, objective={"terms": {"energy": 1.0, "delta_mse": 10.0}})
+    seen = {}
+
+    class Compare(pl.Callback):
+        def on_validation_batch_start(self, trainer, plan, batch, *args):
+            with torch.no_grad():
+                seen.setdefault("as_trained", []).append(float(plan.module(batch)[-1].loss))
+                seen.setdefault("n_sets", []).append(len(next(iter(batch.values()))))
+
+    train(model, max_steps=1, validate_every=1, callbacks=[Compare()])
+    mean = sum(v * n for v, n in zip(seen["as_trained"], seen["n_sets"], strict=True)) / sum(seen["n_sets"])
+    assert model.history["validation_loss"]["validation_loss"].iloc[-1] == pytest.approx(mean, rel=1e-5)
+    parts = {k: model.history[f"validation_{k}"].iloc[-1, 0] for k in ("energy", "delta_mse")}
+    assert mean == pytest.approx(parts["energy"] + 10 * parts["delta_mse"], rel=1e-5)
+
+
+def test_layer_decay_gives_lower_blocks_lower_rates(make_model, train, spy):
+    look = spy(lambda trainer, plan: {g["name"]: g["lr"] for g in trainer.optimizers[0].param_groups})
+    train(make_model(), callbacks=[look], plan_kwargs={"layer_decay": 0.5})
+    assert look.seen[0]["new_depth2"] == pytest.approx(look.seen[0]["new"] / 4)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("max_steps", 0, "a whole number of 1 or more"),
+        ("max_steps", 1.5, "a whole number of 1 or more"),
+        ("log_every", 0, "a whole number of 1 or more"),
+        ("lr", 0.0, "positive"),
+        ("weight_decay", -0.1, "0 or more"),
+        ("eps", 0.0, "positive"),
+        ("gradient_clip", 0.0, "positive, or None"),
+        ("warmup", 1.5, "a fraction from 0 to 1"),
+        ("min_lr_ratio", -0.5, "a fraction from 0 to 1"),
+        ("layer_decay", 0.0, "above 0 and at most 1"),
+        ("seed", -1, "0 or more"),
+    ],
+)
+def test_options_out_of_range_are_refused(option, value, allowed):
+    with pytest.raises(ValueError, match=f"{option}={value!r} must be {allowed}"):
+        PlanConfig.from_kwargs({"max_steps": 10, option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 1e-3}, r"training options \['learning_rate'\] are unknown; there are \['max_steps', 'lr'"),
+        ({"schedule": "linear"}, "schedule='linear' is unknown; allowed are 'cosine', 'constant', 'one_cycle'"),
+        ({"recipe": "lora"}, "recipe='lora' is unknown; allowed are 'freeze_then_unfreeze', 'full', 'heads'"),
+        ({"freeze_backbone": 10}, "freeze_backbone=10 is the step"),
+    ],
+)
+def test_unknown_options_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        PlanConfig.from_kwargs({"max_steps": 10, **options})
+
+
+def test_a_configuration_survives_as_plain_values():
+    config = PlanConfig(max_steps=10, betas=(0.8, 0.9), freeze_backbone=3)
+    assert PlanConfig.from_kwargs(config.to_kwargs()) == config

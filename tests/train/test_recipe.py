@@ -1,0 +1,51 @@
+"""Recipes: which part trains from when."""
+
+from __future__ import annotations
+
+import pytest
+
+from scvi_tahoe.train import PartSchedule, part_of, resolve_recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "freeze", "upper", "lower"),
+    [
+        ("freeze_then_unfreeze", None, PartSchedule(unfreeze_at=20, rate=0.5), PartSchedule(unfreeze_at=40, rate=0.25)),
+        ("full", None, PartSchedule(), PartSchedule()),
+        ("heads", None, PartSchedule(unfreeze_at=None), PartSchedule(unfreeze_at=None)),
+        ("full", True, PartSchedule(unfreeze_at=None), PartSchedule(unfreeze_at=None)),
+        ("heads", False, PartSchedule(), PartSchedule()),
+        ("freeze_then_unfreeze", 30, PartSchedule(unfreeze_at=30, rate=0.5), PartSchedule(unfreeze_at=30, rate=0.5)),
+    ],
+)
+def test_a_recipe_and_what_overrides_it(recipe, freeze, upper, lower):
+    parts = resolve_recipe(recipe, freeze_backbone=freeze, max_steps=100)
+    assert parts == {"heads": PartSchedule(), "upper": upper, "lower": lower}
+
+
+@pytest.mark.parametrize(
+    ("name", "n_blocks", "part"),
+    [
+        ("network.control_encoder.layers.0.weight", 6, "heads"),
+        ("network.head.project.layers.1.bias", 6, "heads"),
+        ("network.backbone.norm.weight", 6, "upper"),
+        ("network.backbone.blocks.3.qkv.weight", 6, "lower"),
+        ("network.backbone.blocks.4.qkv.weight", 6, "upper"),
+        ("network.backbone.blocks.0.qkv.weight", 1, "upper"),
+        ("network.backbone.blocks.10.qkv.weight", 12, "upper"),
+    ],
+)
+def test_the_upper_third_of_the_blocks_is_a_part_of_its_own(name, n_blocks, part):
+    assert part_of(name, n_blocks) == part
+
+
+@pytest.mark.parametrize("step", [-1, 100, 250])
+def test_unfreezing_outside_the_run_is_refused(step):
+    message = f"freeze_backbone={step} is the step at which to unfreeze and must lie in the run of 100 steps; True keeps"
+    with pytest.raises(ValueError, match=message):
+        resolve_recipe("full", freeze_backbone=step, max_steps=100)
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(ValueError, match="recipe='head' is unknown; allowed are 'freeze_then_unfreeze', 'full', 'heads'"):
+        resolve_recipe("head", freeze_backbone=None, max_steps=100)

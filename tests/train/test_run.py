@@ -1,0 +1,152 @@
+"""A training run: its options, its repeatability, its devices."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from scvi_tahoe import HeldOutContexts
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_one_seed_gives_the_same_losses_and_weights_twice(make_model, train, weights):
+    first, second, third = (train(make_model(), seed=seed) for seed in (1, 1, 2))
+    for name, frame in first.history.items():
+        if name != "sets_per_second":
+            np.testing.assert_array_equal(frame, second.history[name])
+    assert same(weights(first), weights(second))
+    assert not same(weights(first), weights(third))
+
+
+def test_numbers_drawn_elsewhere_do_not_matter(make_model, train, weights):
+    first = train(make_model())
+    torch.manual_seed(99)
+    np.random.default_rng(0).random(3)
+    assert same(weights(first), weights(train(make_model())))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_epochs": 3}, ValueError, r"train\(\) does not take max_epochs; say it with max_steps"),
+        ({"gradient_clip_val": 1.0}, ValueError, r"say it with plan_kwargs={'gradient_clip': ...}"),
+        ({"early_stopping": True}, ValueError, "say it with patience"),
+        ({"ckpt_path": "x"}, ValueError, "say it with resume_from"),
+        ({"train_size": 0.9}, ValueError, r"say it with split=FractionSplit\(validation=...\)"),
+        ({"epochs": 3}, ValueError, r"train\(\) does not know \['epochs'\]; it takes its own arguments, plan_kwargs, and"),
+        ({"plan_kwargs": {"optimizer": "Adam"}}, ValueError, r"training options \['optimizer'\] are unknown"),
+        ({"monitor": "train_loss"}, ValueError, "monitor='train_loss' must be a validation metric, e.g. 'validation_loss'"),
+        ({"batch_size": 0}, ValueError, "batch_size=0 must be 1 or more"),
+        ({"validate_every": 0}, ValueError, "validate_every=0 must be 1 or more"),
+        ({"patience": 0}, ValueError, "patience=0 must be 1 or more"),
+        ({"max_steps": 0}, ValueError, "max_steps=0 must be a whole number of 1 or more"),
+        ({"lr": -1.0}, ValueError, "lr=-1.0 must be positive"),
+        ({"seed": -1}, ValueError, "seed=-1 must be 0 or more"),
+        ({"split": 0.1}, TypeError, r"split=0.1 must be one of the splits of scvi_tahoe, e.g. FractionSplit"),
+        ({"split": HeldOutContexts(validation=["K562"])}, ValueError, r"names contexts .*\['K562'\]"),
+        ({"store": "ram"}, ValueError, "store='ram' is unknown"),
+        ({"logger": "mlflow"}, ValueError, "logger='mlflow' is unknown; allowed are 'csv', 'tensorboard', 'wandb', None"),
+        ({"logger": "tensorboard"}, ValueError, "logger='tensorboard' writes files; give a save_dir"),
+    ],
+)
+def test_options_are_used_or_refused_by_name(options, error, message, make_model, train, weights):
+    model = make_model()
+    before = weights(model)
+    with pytest.raises(error, match=message):
+        train(model, **options)
+    assert same(before, weights(model))
+    assert not model.is_trained
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused(make_model, train):
+    with pytest.raises(ValueError, match="accelerator='gpu' was asked for, and this machine has no CUDA device"):
+        train(make_model(), accelerator="gpu")
+
+
+def test_a_file_as_folder_is_refused(make_model, train, tmp_path):
+    (tmp_path / "run").write_text("notes")
+    with pytest.raises(ValueError, match="is a file; a folder is needed"):
+        train(make_model(), save_dir=tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "notes"
+
+
+def test_an_optional_logger_names_the_extra_that_brings_it(make_model, train, tmp_path):
+    if importlib.util.find_spec("tensorboard"):
+        pytest.skip("tensorboard is installed")
+    with pytest.raises(ImportError, match=r"pip install 'scvi-tahoe\[tensorboard\]'"):
+        train(make_model(), logger="tensorboard", save_dir=tmp_path)
+
+
+def test_a_list_of_callbacks_is_left_as_it_is(make_model, train, spy):
+    mine = [spy(lambda trainer, plan: None)]
+    train(make_model(), callbacks=mine)
+    assert len(mine) == 1
+
+
+def test_bf16_with_clipping_runs_and_the_loss_stays_in_float32(make_model, train, spy):
+    dtypes = spy(lambda trainer, plan: {p.dtype for p in plan.module.parameters()})
+    model = train(make_model(), precision="bf16-mixed", callbacks=[dtypes], plan_kwargs={"gradient_clip": 0.5})
+    assert dtypes.seen[-1] == {torch.float32}
+    wide = train(make_model())
+    loss, wide_loss = (m.history["validation_loss"].iloc[-1, 0] for m in (model, wide))
+    assert loss == pytest.approx(wide_loss, rel=0.02)
+    assert loss != wide_loss
+
+
+DISTRIBUTED = """
+import os, sys, torch
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
+
+if __name__ == "__main__":
+    adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
+    model = TahoeST(adata, size={"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}, set_size=8)
+    names = [n for n, _ in model.module.named_parameters()]
+    model.pretrained_parameters_ = names if sys.argv[2] == "unfreeze" else []
+    model.train(
+        6, validate_every=3, batch_size=2, progress=False, strategy="ddp", devices=2, accelerator="cpu",
+        save_dir=sys.argv[1],
+    )
+    torch.save(
+        {"history": {k: v[k].tolist() for k, v in model.history.items()}, "weights": model.module.state_dict()},
+        f"{sys.argv[1]}/rank{os.environ.get('LOCAL_RANK', '0')}.pt",
+    )
+"""
+
+
+def run_on_two_processes(tmp_path, what):
+    (tmp_path / "script.py").write_text(DISTRIBUTED)
+    return subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run"), what],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_for_as_many_steps_as_one(tmp_path):
+    result = run_on_two_processes(tmp_path, "train")
+    assert result.returncode == 0, result.stderr[-2000:]
+    first, second = (torch.load(tmp_path / "run" / f"rank{i}.pt", weights_only=True) for i in range(2))
+    assert same(first["weights"], second["weights"])
+    assert first["history"]["validation_loss"] == second["history"]["validation_loss"]
+    assert len(first["history"]["validation_loss"]) == 2
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.slow
+def test_unfreezing_in_the_middle_of_a_run_on_two_processes_is_refused(tmp_path):
+    result = run_on_two_processes(tmp_path, "unfreeze")
+    assert result.returncode != 0
+    assert "would be unfrozen in the middle of a run on 2 devices" in result.stderr
+    assert "give freeze_backbone=True or False, or train on one device" in result.stderr
