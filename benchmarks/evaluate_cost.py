@@ -30,8 +30,8 @@ def screen(seed, n_genes=N_GENES):
     for index in range(N_PERTURBATIONS + 1):
         change = np.ones(n_genes)
         if index:
-            moved = effect_rng.choice(n_genes, 300, replace=False)
-            change[moved] = np.exp(effect_rng.normal(0, 0.7, 300))
+            moved = effect_rng.choice(n_genes, min(300, n_genes // 4), replace=False)
+            change[moved] = np.exp(effect_rng.normal(0, 0.7, len(moved)))
         rate = base * change * rng.gamma(8, 1 / 8, (N_CELLS, 1))
         counts = rng.poisson(rate).astype(np.float32)
         blocks.append(np.log1p(counts * (1e4 / counts.sum(axis=1, keepdims=True))).astype(np.float32))

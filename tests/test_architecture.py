@@ -17,7 +17,7 @@ import scvi_tahoe
 
 PACKAGE = Path(scvi_tahoe.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-FOLDERS = ("cli", "data", "datasets", "demo", "evaluate", "nn", "pl", "pretrained", "train")
+FOLDERS = ("cli", "data", "datasets", "demo", "evaluate", "nn", "pl", "pretrained", "study", "train")
 
 #: Part of the package -> the parts it may import. "" is the package itself, `from scvi_tahoe import TahoeST`.
 MAY_IMPORT = {

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe.evaluate import PREDICTION_RECORD
 
 TABLE = {"perturbation_embedding_key": "perturbation_embedding"}
 
@@ -101,7 +102,7 @@ def test_deltas_and_controls_add_up_to_the_prediction(trained, screen):
     delta = predict(trained, output="delta", **options)
     np.testing.assert_allclose(delta.X, expression.X - controls, atol=1e-6)
     assert np.abs(delta.X).max() > 0
-    assert delta.uns["scvi_tahoe"]["output"] == "delta"
+    assert delta.uns[PREDICTION_RECORD]["space"] == "delta"
 
 
 # ---------------------------------------------------------------- other data
@@ -110,7 +111,6 @@ def test_deltas_and_controls_add_up_to_the_prediction(trained, screen):
 def test_genes_are_matched_by_name(trained, screen):
     expected = predict(trained, n_cells=9)
     shuffled = screen[:, np.random.default_rng(0).permutation(60)].copy()
-    surplus = ad.concat([shuffled, shuffled[:, :7].copy()[:, []]], axis=1, merge="same")
     extra = ad.AnnData(np.ones((screen.n_obs, 5), np.float32), obs=screen.obs[[]], var=pd.DataFrame(index=list("abcde")))
     surplus = ad.concat([extra, shuffled], axis=1, merge="same")
     surplus.obs = screen.obs

@@ -932,7 +932,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         start = None
         if control_layer:
             start_rows = np.concatenate([t.controls for t in plan.tasks])
-            start = sources.cells.dense(sources.cells.fetch(start_rows), self.device).cpu().numpy()
+            cells = sources.cells if sources.genes is None or output == "embedding" else sources.genes
+            start = cells.dense(cells.fetch(start_rows), self.device).cpu().numpy()
         return assemble(
             predicted, plan, screen, self.keys, var=pd.DataFrame(index=names), control_layer=start,
             uns={PREDICTION_RECORD: self._prediction_record(output, seed)},
@@ -1054,7 +1055,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         """
         with warnings.catch_warnings():
             # genes are matched by name, so another order of them is nothing to warn about
-            warnings.filterwarnings("ignore", message="var_names for adata passed in does not match")
+            warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")
             model = super().load(str(dir_path), adata, **kwargs)
         model.history_ = history_as_frames(model.history_)
         if model.loading_report_ is not None:

@@ -7,6 +7,7 @@ conditions only, exactly as it is for a condition that nobody measured.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -190,10 +191,11 @@ class CellPrior:
         if self.kind != "cells":
             shift = np.stack([w @ self.deltas for w, _ in weights.values()]).astype(np.float32)
             return PriorBase(None, None, shift, words)
-        rng = np.random.default_rng((seed, 3))
         target_quantiles = {c: _quantiles(block) for c, block in controls.items()}
         blocks, rows, n = [], {}, 0
         for condition, (weight, _) in weights.items():
+            # a generator for each condition, so that its cells do not depend on what else is asked
+            rng = np.random.default_rng((seed, 3, *(zlib.crc32(label.encode()) for label in condition)))
             moved = self._moved_cells(weight, target_quantiles[condition.context], max_cells, rng)
             blocks.append(moved)
             rows[condition] = np.arange(n, n + moved.shape[0])

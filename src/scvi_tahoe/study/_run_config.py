@@ -98,6 +98,7 @@ class TrainConfig:
     patience: int | None = None
     store: Literal["auto", "device", "host", "disk"] = "auto"
     precision: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     loggers: tuple[str, ...] = ()
     offline: bool = True
     plan: dict[str, Any] = field(default_factory=dict)

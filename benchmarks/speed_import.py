@@ -1,0 +1,46 @@
+"""What ``import scvi_tahoe`` adds to ``import scvi``: processor seconds of fresh processes, in turns.
+
+    python benchmarks/speed_import.py --repeats 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+
+CODE = """
+import json, sys, time
+import scvi
+start = time.process_time()
+{more}
+heavy = [m for m in ("cell_eval", "polars", "scanpy", "matplotlib.pyplot", "transformers") if m in sys.modules]
+print(json.dumps([time.process_time() - start, time.process_time(), heavy]))
+"""
+
+
+def measure(more: str) -> tuple[float, float, list[str]]:
+    """Seconds after ``import scvi``, seconds in all, and which heavy packages came along."""
+    done = subprocess.run([sys.executable, "-c", CODE.format(more=more)], capture_output=True, text=True, check=True)
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    repeats = parser.parse_args().repeats
+    measure("import scvi_tahoe")  # compiles the bytecode
+    plain, ours = [], []
+    for _ in range(repeats):
+        plain.append(measure(""))
+        ours.append(measure("import scvi_tahoe"))
+    for name, values in (("import scvi", [p[1] for p in plain]), ("import scvi_tahoe after it", [o[0] for o in ours])):
+        print(f"{name:<30}{statistics.median(values):8.2f} s  ({min(values):.2f} to {max(values):.2f}, n={len(values)})")
+    print("heavy packages that came along:", sorted({m for o in ours for m in o[2]} - {m for p in plain for m in p[2]}))
+
+
+if __name__ == "__main__":
+    main()

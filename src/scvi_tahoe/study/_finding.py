@@ -1,0 +1,63 @@
+"""One thing found in a configuration or in a log: how grave, where, what, and what to do instead."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["LEVELS", "Finding", "findings_text", "worst"]
+
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing found.
+
+    Attributes
+    ----------
+    rule
+        Name of the rule, for scripts.
+    level
+        ``"error"`` (the run would mean nothing), ``"warning"`` (not what its author thinks) or ``"note"``.
+    where
+        Key of a configuration, or column of a log.
+    line
+        Line of the key in its file; None where there is none.
+    message
+        What was found.
+    instead
+        What we do, or what to do.
+    """
+
+    rule: str
+    level: Level
+    where: str
+    message: str
+    instead: str = ""
+    line: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def worst(findings: Sequence[Finding]) -> Level | None:
+    """The gravest level among findings, or None."""
+    return next((level for level in LEVELS if any(f.level == level for f in findings)), None)
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Findings as text, the gravest first, those of a file in the order of its lines."""
+    ordered = sorted(findings, key=lambda f: (LEVELS.index(f.level), f.line or 0))
+    blocks = []
+    for finding in ordered:
+        place = f"line {finding.line}, {finding.where}" if finding.line else finding.where
+        blocks.append(f"{finding.level:<8} {place}: {finding.message}")
+        if finding.instead:
+            blocks.append(f"{'':<8} -> {finding.instead}")
+    return "\n".join(blocks)

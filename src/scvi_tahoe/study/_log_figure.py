@@ -1,0 +1,141 @@
+"""The figure of one or several training logs: losses, rate and throughput by step, with the best validation marked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from scvi_tahoe.study._training_log import TrainingLog
+
+__all__ = ["log_figure", "logs_figure"]
+
+_TRAIN, _VALIDATION, _BEST, _RATE = "#E69F00", "#0072B2", "#D55E00", "#666666"
+_MAX_RATES = 4
+
+
+def log_figure(log: TrainingLog) -> Figure:
+    """Draw the log of one run.
+
+    Parameters
+    ----------
+    log
+        The log. Panels whose column it lacks are left out.
+    """
+    return logs_figure([log])
+
+
+def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
+    """Draw logs side by side, one column a run, one row a quantity.
+
+    Parameters
+    ----------
+    logs
+        The logs, in order.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    from scvi_tahoe.pl._style import new_figure, style
+
+    if not logs:
+        raise ValueError("there is no log to draw.")
+    panels = {"train": _train, "validation": _validation, "decoder_validation": _decoder, "rate": _rates,
+              "throughput": _throughput}  # fmt: skip
+    rows = [name for name in panels if any(_has(log, name) for log in logs)]
+    with style():
+        width = max(4.5, 2.6 * len(logs))
+        figure = new_figure(width, 0.5 + 1.5 * len(rows))
+        grid = figure.subplots(len(rows), len(logs), squeeze=False, sharex="col")
+        for column, log in enumerate(logs):
+            grid[0][column].set_title(log.name, fontsize=8)
+            for row, name in enumerate(rows):
+                axes = grid[row][column]
+                panels[name](axes, log, first=column == 0)
+                axes.spines[["top", "right"]].set_visible(False)
+            grid[-1][column].set_xlabel("step")
+            grid[-1][column].xaxis.set_major_formatter(_thousands)
+        _say_what_is_missing(grid)
+        return figure
+
+
+def _has(log: TrainingLog, panel: str) -> bool:
+    if panel == "rate":
+        return bool(log.rates)
+    if panel == "throughput":
+        return not log.get("sets_per_second").empty
+    return not log.get(panel).empty
+
+
+def _line(axes: Axes, series: pd.Series, color: str, **options: Any) -> None:
+    marker = "." if len(series) < 40 else ""
+    axes.plot(series.index, series.to_numpy(), color=color, lw=1.0, marker=marker, ms=3, **options)
+
+
+def _train(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+    series = log.get("train")
+    _line(axes, series, _TRAIN)
+    if len(series) and series.min() > 0 and series.max() > 20 * series.min():
+        axes.set_yscale("log")
+    _label(axes, "training loss", first)
+
+
+def _validation(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+    series = log.get("validation")
+    _line(axes, series, _VALIDATION)
+    if len(series):
+        step, value = series.idxmin(), series.min()
+        axes.plot([step], [value], "o", color=_BEST, ms=5, zorder=3)
+        axes.annotate(
+            f"{value:.3f}, step {step:,}", (step, value), xytext=(0, -10), textcoords="offset points", ha="center",
+            fontsize=6.5, color=_BEST,
+        )  # fmt: skip
+        axes.margins(x=0.12, y=0.25)
+    _label(axes, "validation loss", first)
+
+
+def _decoder(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+    _line(axes, log.get("decoder_validation"), _VALIDATION)
+    _label(axes, "gene decoder,\nvalidation", first)
+
+
+def _rates(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+    if not log.rates:
+        axes.text(0.5, 0.5, "no rate logged", transform=axes.transAxes, ha="center", va="center", color=_RATE, fontsize=7)
+    for i, (name, rate) in enumerate(list(log.rates.items())[:_MAX_RATES]):
+        _line(axes, rate, _RATE, ls=("-", "--", ":", "-.")[i], label=name.removeprefix("lr_"))
+    if len(log.rates) > 1:
+        axes.legend(fontsize=5.5, handlelength=2.2)
+    _label(axes, "learning rate", first)
+
+
+def _throughput(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+    _line(axes, log.get("sets_per_second"), _RATE)
+    axes.set_ylim(bottom=0)
+    _label(axes, "sets a second", first)
+
+
+def _label(axes: Axes, text: str, first: bool) -> None:
+    if first:
+        axes.set_ylabel(text)
+
+
+def _thousands(value: float, _: Any) -> str:
+    return f"{value:,.0f}"
+
+
+def _say_what_is_missing(grid: Any) -> None:
+    """Empty panels show nothing, so that a missing column is seen as missing."""
+    for axes_of_row in grid:
+        for axes in axes_of_row:
+            if not axes.lines and not axes.texts:
+                axes.set_yticks([])
+                axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=_RATE,
+                          fontsize=7)  # fmt: skip

@@ -1,0 +1,181 @@
+"""A training log, whoever wrote it: arc-state's ``metrics.csv`` and ours say the same things under other names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from scvi_tahoe.study._yaml import read_mapping
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["TrainingLog", "read_training_log", "read_training_logs"]
+
+#: What we call it -> names of the column, the first that exists is taken.
+_COLUMNS = {
+    "train": ("train_loss",),
+    "validation": ("val_loss", "validation_loss"),
+    "decoder_train": ("decoder_loss", "train_decoder"),
+    "decoder_validation": ("val/decoder_loss", "validation_decoder"),
+    "sets_per_second": ("cell_sets_per_sec", "sets_per_second"),
+    "seconds_per_step": ("batch_time_avg",),
+    "utilisation": ("mfu (%)",),
+    "flops": ("flops_per_batch",),
+    "epoch": ("epoch",),
+}
+_RATE = ("lr-", "lr/", "lr_", "learning_rate")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingLog:
+    """A training log.
+
+    Attributes
+    ----------
+    name
+        Of the run.
+    path
+        The file.
+    origin
+        Who wrote it.
+    series
+        By our names (``train``, ``validation``, ``decoder_train``, ...): values by step, without gaps.
+    rates
+        Learning rate by step, one entry a parameter group.
+    config
+        Configuration that lies beside the log; empty if there is none.
+    """
+
+    name: str
+    path: Path
+    origin: Literal["arc-state", "scvi-tahoe"]
+    series: dict[str, pd.Series]
+    rates: dict[str, pd.Series]
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, name: str) -> pd.Series:
+        """Values by step, empty if the log does not have them."""
+        import pandas as pd
+
+        return self.series.get(name, pd.Series(dtype=float))
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the lowest validation loss."""
+        validation = self.get("validation")
+        return None if validation.empty else int(validation.idxmin())
+
+    @property
+    def n_steps(self) -> int:
+        """Last step of the log, counted from 1."""
+        return 1 + max(int(series.index.max()) for series in self.series.values() if not series.empty)
+
+    def setting(self, path: str, default: Any = None) -> Any:
+        """A value of the configuration by its dotted path."""
+        value: Any = self.config
+        for part in path.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+
+def read_training_log(path: str | Path, *, config: str | Path | None = None) -> TrainingLog:
+    """Read the log of one run.
+
+    Parameters
+    ----------
+    path
+        ``metrics.csv``, or the folder of a run of ours or of arc-state.
+    config
+        Configuration of the run; None takes the one that lies beside the log.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no log.
+    ValueError
+        If the file is no training log.
+    """
+    import pandas as pd
+
+    path = _log_in(Path(path))
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{path} is not a table of metrics: {' '.join(str(error).split())[:160]}") from None
+    numeric = table.apply(pd.to_numeric, errors="coerce")
+    if "step" not in numeric or not any(n in numeric for n in ("train_loss", "val_loss", "validation_loss")):
+        raise ValueError(
+            f"{path} is not a training log: a column 'step' and one of 'train_loss', 'val_loss', 'validation_loss' are "
+            f"expected; it has {list(table.columns[:8])}."
+        )
+    numeric = numeric.dropna(subset=["step"])
+    numeric.index = numeric.pop("step").astype(int)
+    found = {ours: _series(numeric, names) for ours, names in _COLUMNS.items()}
+    rates = {str(c): _series(numeric, (c,)) for c in numeric.columns if str(c).startswith(_RATE)}
+    beside = _config_of(path) if config is None else Path(config)
+    content = {} if beside is None else read_mapping(beside)
+    return TrainingLog(
+        name=_name(path, content), path=path,
+        origin="scvi-tahoe" if "validation_loss" in numeric or "sets_per_second" in numeric else "arc-state",
+        series={name: series for name, series in found.items() if not series.empty},
+        rates={name: series for name, series in rates.items() if not series.empty}, config=content,
+    )  # fmt: skip
+
+
+def read_training_logs(path: str | Path, *, config: str | Path | None = None) -> list[TrainingLog]:
+    """Read one log, or all that lie in a folder of downloaded logs, in the order of their names.
+
+    Parameters
+    ----------
+    path, config
+        As for :func:`read_training_log`; of a folder with several ``*metrics.csv``, every log is read with the
+        ``*config.yaml`` of the same name.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`read_training_log`.
+    """
+    path = Path(path)
+    several = sorted(path.glob("*_metrics.csv")) if path.is_dir() else []
+    if not several:
+        return [read_training_log(path, config=config)]
+    return [read_training_log(file) for file in several]
+
+
+def _log_in(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for pattern in ("metrics.csv", "version_*/metrics.csv", "*/metrics.csv", "*_metrics.csv"):
+        if path.is_dir() and (found := sorted(path.glob(pattern))):
+            return found[-1]
+    raise FileNotFoundError(f"{path} is neither a metrics.csv nor a folder with one.")
+
+
+def _config_of(path: Path) -> Path | None:
+    """The configuration of a log: beside it, above it, or under the same name."""
+    stem = path.name.removesuffix("_metrics.csv").split("_version_")[0]
+    candidates = [path.with_name(f"{stem}_config.yaml"), path.with_name("config.yaml"), path.parent.parent / "config.yaml"]
+    return next((c for c in candidates if c.is_file()), None)
+
+
+def _name(path: Path, config: dict[str, Any]) -> str:
+    if isinstance(config.get("name"), str):
+        return config["name"]
+    stem = path.name.removesuffix("metrics.csv").rstrip("_")
+    folder = path.parent.parent if path.parent.name.startswith("version_") else path.parent
+    return stem.split("_version_")[0] or folder.resolve().name
+
+
+def _series(table: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
+    import pandas as pd
+
+    for name in names:
+        if name in table:
+            column = table[name].dropna()
+            return column[~column.index.duplicated(keep="last")].sort_index()
+    return pd.Series(dtype=float)
