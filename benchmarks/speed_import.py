@@ -38,7 +38,8 @@ def main() -> None:
         plain.append(measure(""))
         ours.append(measure("import scvi_tahoe"))
     for name, values in (("import scvi", [p[1] for p in plain]), ("import scvi_tahoe after it", [o[0] for o in ours])):
-        print(f"{name:<30}{statistics.median(values):8.2f} s  ({min(values):.2f} to {max(values):.2f}, n={len(values)})")
+        spread = f"({min(values):.2f} to {max(values):.2f}, n={len(values)})"
+        print(f"{name:<30}{statistics.median(values):8.2f} s  {spread}")
     print("heavy packages that came along:", sorted({m for o in ours for m in o[2]} - {m for p in plain for m in p[2]}))
 
 

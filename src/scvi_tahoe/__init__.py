@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
-from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, evaluate
+from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, submission
 from scvi_tahoe.nn import SIZES
 
 if TYPE_CHECKING:
-    from scvi_tahoe import datasets, pl
+    from scvi_tahoe import datasets, evaluate, pl
 
 __all__ = [
     "SIZES",
@@ -30,6 +30,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "pl",
+    "submission",
 ]
 
 __version__ = version("scvi-tahoe")
@@ -37,7 +38,7 @@ __version__ = version("scvi-tahoe")
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # loaded when first asked for, so that importing the package stays quick
-_LAZY = ("datasets", "pl")
+_LAZY = ("datasets", "evaluate", "pl")
 
 
 def __getattr__(name: str) -> Any:

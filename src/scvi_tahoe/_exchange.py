@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import scvi
 import torch
 
 from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe._sources import random_minibatches
 from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.pretrained import (
     LabelMatch,
@@ -26,11 +28,8 @@ from scvi_tahoe.pretrained._pretrained_model import is_embedding
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
-
     from scvi_tahoe._model import TahoeST
     from scvi_tahoe.nn import NetworkConfig
-    from scvi_tahoe.pretrained import ScaleCheck
 
 __all__ = [
     "labels_of",
@@ -38,10 +37,12 @@ __all__ = [
     "pretrained_of",
     "registry_of",
     "report_from_dict",
-    "scale_check",
     "start_options",
     "united_table",
+    "verify_scale",
 ]
+
+logger = logging.getLogger(__name__)
 
 _OUTPUT_SPACE = {"expression": "all", "expression+embedding": "all", "embedding": "embedding"}
 
@@ -273,9 +274,24 @@ def united_table(source: PretrainedModel, data: EmbeddingTable) -> EmbeddingTabl
     return EmbeddingTable.one_hot_of([*known, *(n for n in data.names if n not in known)])
 
 
-def scale_check(model: TahoeST, minibatch: Mapping[str, Tensor]) -> ScaleCheck:
-    """Predict controls from controls: weights of another normalisation predict cells on another scale."""
+def verify_scale(model: TahoeST) -> None:
+    """Refuse data on another scale than the weights': they must predict controls from controls.
+
+    Only where the whole path from cells to cells was loaded: new tensors say nothing about a scale.
+
+    Raises
+    ------
+    ValueError
+        If the moments of predicted and observed controls disagree.
+    """
+    report = model.loading_report_
+    if report is None or report.must_train or model.representation == "embedding":
+        return
+    minibatch = next(random_minibatches(model, None, n_sets=8, seed=0, as_controls=True))
     control_SNX = minibatch[TENSORS.CONTROL]
     with torch.inference_mode():
         output = model.module(control_SNX, minibatch[TENSORS.PERTURBATION], minibatch.get(TENSORS.BATCH))
-    return compare_scale(output.prediction_SNG, control_SNX)
+    check = compare_scale(output.prediction_SNG, control_SNX)
+    if not check.ok:
+        raise ValueError(f"{check.message} To load the weights all the same, pass check_scale=False.")
+    logger.info(check.message)

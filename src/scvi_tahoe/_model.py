@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
@@ -23,31 +22,25 @@ from scvi_tahoe._exchange import (
     pretrained_of,
     registry_of,
     report_from_dict,
-    scale_check,
     start_options,
     united_table,
+    verify_scale,
 )
 from scvi_tahoe._module import TahoeSTModule, base_cells
 from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction, with_base
+from scvi_tahoe._sources import learn_prior, minibatch_sources, random_minibatches, rows_of_labels, with_prior
 from scvi_tahoe._training import TrainingRun
 from scvi_tahoe.data import (
     PRIORS,
-    CellPrior,
-    CellSetDataset,
     ConditionIndex,
-    DeviceStore,
     EmbeddingTable,
     EmbeddingTableField,
     FractionSplit,
-    MinibatchSources,
     Prior,
-    RandomSampler,
     Screen,
     ScreenKeys,
-    SetPlan,
     Split,
     align_genes,
-    make_store,
     read_screen,
     read_table,
     screen_fields,
@@ -69,20 +62,17 @@ from scvi_tahoe.train import (
     Recipe,
     TahoeTrainingPlan,
     autocast_dtype,
-    part_of,
-    plan_memory,
-    resolve_recipe,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
     from lightning.pytorch.loggers import Logger
     from mudata import MuData
 
-    from scvi_tahoe.data import Condition, GeneAlignment
+    from scvi_tahoe.data import Condition
     from scvi_tahoe.data._store import StoreKind
     from scvi_tahoe.evaluate import EvaluationResult
     from scvi_tahoe.nn._config import Attention
@@ -156,6 +146,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
     contexts with State* (bioRxiv 2025.06.26.661135), implemented independently.
     """
 
+    history_: Any  # set by scvi-tools
     _module_cls = TahoeSTModule
     _training_plan_cls = TahoeTrainingPlan
 
@@ -444,7 +435,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         model.is_trained_ = True
         logger.info(f"{weights.provenance.source}\n{start.report.text()}")
         if adata is not None and check_scale:
-            model._refuse_other_scale()
+            verify_scale(model)
         return model
 
     def export(
@@ -517,7 +508,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         -------
         Loss of each set under each attention, the best, how certain that is, and a verdict in words.
         """
-        minibatches = self._minibatches(adata, n_sets=n_sets, seed=seed)
+        minibatches = random_minibatches(self, adata, n_sets=n_sets, seed=seed)
         pairs: Iterable[Any] = (
             (
                 {
@@ -535,41 +526,6 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         objective = self.module.objective if theirs is None else Objective(ObjectiveConfig(**theirs))
         return diagnose_attention(self.module.network, pairs, lambda p, o: objective.main_loss(p, o)[0])
 
-    def _minibatches(
-        self, adata: AnnOrMuData | None, *, n_sets: int, seed: int, only_controls: bool = False
-    ) -> Iterator[dict[str, torch.Tensor]]:
-        """Minibatches of random sets; of controls with the control's own embedding if asked for."""
-        data = self.adata if adata is None else adata
-        if data is None:
-            raise ValueError("this model has no data of its own; pass data with perturbed and control cells.")
-        screen = verify_screen(data, self.keys)
-        index = ConditionIndex.from_screen(screen)
-        rows = np.flatnonzero(~index.is_control)
-        plan = SetPlan(
-            index=index, pools=index.control_pools(), row_of_label=self._rows_of_labels(screen), rows=rows,
-            set_size=self.set_size, sets_per_step=min(8, n_sets),
-        )  # fmt: skip
-        dataset = CellSetDataset(self._sources(screen, self.device))
-        self.module.eval()
-        for request in RandomSampler(plan, n_steps=-(-n_sets // plan.sets_per_step), seed=seed):
-            if only_controls:
-                control = np.full_like(request.perturbation_S, self.perturbation_table.position(screen.control))
-                request = replace(request, perturbation_S=control)
-            yield dataset.to_tensors(dataset[request], self.device)
-
-    def _refuse_other_scale(self) -> None:
-        """Raise if controls predicted from controls do not look like controls.
-
-        Only where the whole path from cells to cells was loaded: new tensors say nothing about a scale.
-        """
-        report = self.loading_report_
-        if report is None or report.must_train or self.representation == "embedding":
-            return
-        check = scale_check(self, next(self._minibatches(None, n_sets=8, seed=0, only_controls=True)))
-        if not check.ok:
-            raise ValueError(f"{check.message} To load the weights all the same, pass check_scale=False.")
-        logger.info(check.message)
-
     # ---------------------------------------------------------------- what the model knows
 
     @property
@@ -580,16 +536,17 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
     @property
     def genes(self) -> np.ndarray:
         """Names of the model's genes."""
-        return np.asarray(self._state(REGISTRY.EXPRESSION)["column_names"]).astype(str)
+        return np.asarray(self.state_registry(REGISTRY.EXPRESSION)["column_names"]).astype(str)
 
     @property
     def perturbation_table(self) -> EmbeddingTable:
         """Embedding rows of all perturbations that the model can predict."""
         if self.one_hot_labels_ is not None:
             return EmbeddingTable.one_hot_of(self.one_hot_labels_)
-        return EmbeddingTableField.table(self._state(REGISTRY.PERTURBATION_EMBEDDING))
+        return EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
 
-    def _state(self, key: str) -> dict[str, Any]:
+    def state_registry(self, key: str) -> dict[str, Any]:
+        """What the registry stored for a field, also without data."""
         return self.registry_["field_registries"][key]["state_registry"]
 
     # ---------------------------------------------------------------- training
@@ -699,15 +656,13 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         )  # fmt: skip
         index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
-        sources, base_rows = self._sources(screen, run.device, store=store, exact=run.exact), None
-        compiles = run.compiles(self.module, compile)
+        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
         if self.prior != "none":
-            prior = CellPrior.from_cells(self.prior, _aligned(self, screen), index, assigned.train, seed=seed)
-            self.prior_ = prior.to_dict()
-            sources, base_rows = self._with_prior(sources, screen, index, index.conditions, seed=seed)
-        datamodule = run.datamodule(sources, assigned, self._rows_of_labels(screen), self.set_size, base_rows)
-        _log_start(run, assigned.audit(), datamodule.dataset.sources, self)
-        _log_resources(run, self, compiles=compiles, memory=self._memory_plan(run, datamodule.dataset.sources))
+            self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
+        sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
+        datamodule = run.datamodule(sources, assigned, rows_of_labels(self, screen), self.set_size, base_rows)
+        compiles = run.compiles(self.module, compile)
+        run.announce(self, assigned.audit(), sources, compiles=compiles)
         previous = self.history_ or {}
         self.history_ = dict(previous)  # a copy, as scvi-tools writes into it
         self.split_ = assigned.split.to_dict()
@@ -746,26 +701,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             resume_from=None, trainer_options={**trainer_kwargs, "precision": precision},
             setting={"set_size": self.set_size},
         )  # fmt: skip
-        return self._memory_plan(run, self._sources(self._training_screen(), run.device, store=store, exact=run.exact))
-
-    def _memory_plan(self, run: TrainingRun, sources: MinibatchSources) -> MemoryPlan:
-        sizes = {n: p.numel() for n, p in self.module.named_parameters()}
-        parts = resolve_recipe(run.plan.recipe, freeze_backbone=run.plan.freeze_backbone, max_steps=run.plan.max_steps)
-        held = set(self.pretrained_parameters_)
-        n_blocks = self.module.config.n_layers
-        frozen = sum(
-            n for name, n in sizes.items() if name in held and parts[part_of(name, n_blocks)].unfreeze_at is None
-        )
-        stores = (sources.cells, sources.genes, sources.embedding, sources.base)
-        return plan_memory(
-            self.module.config,
-            n_parameters=sum(sizes.values()),
-            n_trainable=sum(sizes.values()) - frozen,
-            cells_per_step=run.batch_size * self.set_size,
-            in_16_bits=not run.exact,
-            expression=sum(store.nbytes for store in stores if isinstance(store, DeviceStore)),
-            device=run.device,
-        )
+        sources = minibatch_sources(self, self._training_screen(), run.device, store=store, exact=run.exact)
+        return run.memory(self, sources)
 
     def _training_screen(self) -> Screen:
         if self.adata is None:
@@ -776,63 +713,6 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if unknown:
             raise ValueError(f"the model has no embedding row for these perturbations of the data: {unknown[:5]}.")
         return screen
-
-    def _rows_of_labels(self, screen: Screen) -> np.ndarray:
-        table = self.perturbation_table
-        return np.array([table.position(name) for name in screen.perturbation.names])
-
-    def _sources(
-        self, screen: Screen, device: torch.device, *, store: StoreKind = "auto", table: EmbeddingTable | None = None,
-        alignment: GeneAlignment | None = None, exact: bool = False,
-    ) -> MinibatchSources:  # fmt: skip
-        alignment = alignment or align_genes(self.genes, screen.genes)
-        expression = make_store(
-            screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment, exact=exact
-        )
-        embedding = None
-        if self.representation != "expression":
-            embedding = make_store(screen.cell_embedding, device)
-        embeds = self.representation == "embedding"
-        return MinibatchSources(
-            cells=embedding if embeds and embedding else expression,
-            genes=expression if embeds else None,
-            embedding=embedding if self.representation == "expression+embedding" else None,
-            table=(table or self.perturbation_table).matrix,
-            batch_of_cell=self._batch_of_cell(screen),
-        )
-
-    def _with_prior(
-        self,
-        sources: MinibatchSources,
-        screen: Screen,
-        index: ConditionIndex,
-        conditions: Sequence[Condition],
-        *,
-        seed: int,
-        table: EmbeddingTable | None = None,
-    ) -> tuple[MinibatchSources, dict[Condition, np.ndarray] | None]:
-        """Sources with what the prior says of these conditions, and the rows that each draws from."""
-        if self.prior_ is None:
-            raise ValueError(f"the model has prior={self.prior!r}, which is learned in train(); train it first.")
-        expression = _aligned(self, screen)
-        controls = {c: _dense(expression[index.controls(c)]) for c in {condition.context for condition in conditions}}
-        base = CellPrior.from_dict(self.prior_).base(conditions, controls, table or self.perturbation_table, seed=seed)
-        if base.cells is None:
-            return replace(sources, shift_of_condition=base.shift), None
-        store = make_store(base.cells, self.device)
-        return replace(sources, base=store), base.rows
-
-    def _batch_of_cell(self, screen: Screen) -> np.ndarray | None:
-        """Batch of each cell as the network counts them; -1 is never handed on."""
-        if not self.module.config.n_batches:
-            return None
-        known = {str(n): i for i, n in enumerate(self._state(REGISTRY.BATCH)["names"])}
-        if screen.batch is None or (unknown := [n for n in screen.batch.names if n not in known]):
-            missing = "no batches" if screen.batch is None else f"batches that the model does not know: {unknown[:5]}"
-            raise ValueError(
-                f"the network was trained with {len(known)} technical batches, and the data have {missing}."
-            )
-        return np.array([known[n] for n in screen.batch.names], dtype=np.int64)[screen.batch.codes]
 
     # ---------------------------------------------------------------- prediction
 
@@ -918,12 +798,13 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
         self.module.eval()
         products = autocast_dtype(precision, self.device)
-        sources = self._sources(
-            screen, self.device, store=store, table=table, alignment=alignment, exact=products is None
+        sources = minibatch_sources(
+            self, screen, self.device, store=store, table=table, alignment=alignment, exact=products is None
         )
-        if self.prior != "none":
-            sources, base_rows = self._with_prior(sources, screen, index, plan.conditions, seed=seed, table=table)
-            plan = plan if base_rows is None else with_base(plan, base_rows)
+        sources, base_rows = with_prior(
+            self, sources, screen, index, plan.conditions, device=self.device, seed=seed, table=table
+        )
+        plan = plan if base_rows is None else with_base(plan, base_rows)
         predicted = run_prediction(
             self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
             output=output, device=self.device, progress=progress, products=products,
@@ -1072,36 +953,3 @@ def registered_table(cls: type[TahoeST], adata: AnnOrMuData) -> EmbeddingTable:
 def _keys(setup_method_args: Mapping[str, Any]) -> ScreenKeys:
     arguments = {k: v for k, v in setup_method_args["setup_args"].items() if v is not None}
     return ScreenKeys(**arguments)
-
-
-def _aligned(model: TahoeST, screen: Screen) -> Any:
-    """Expression of the whole screen in the model's gene order."""
-    alignment = align_genes(model.genes, screen.genes, max_missing=1.0)
-    matrix = screen.expression
-    if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
-        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
-    return alignment.apply(matrix.tocsr() if sp.issparse(matrix) else matrix)
-
-
-def _dense(block: Any) -> np.ndarray:
-    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
-
-
-def _log_resources(run: TrainingRun, model: TahoeST, *, compiles: bool, memory: MemoryPlan) -> None:
-    """Say what the run uses of the machine."""
-    sets = f"{run.batch_size} sets of {model.set_size} cells a step"
-    compiled = "compiled" if compiles else "not compiled"
-    logger.info(f"{run.device}, precision {run.options['precision']}, {compiled}, {sets}; memory {memory}")
-    if not memory.fits:
-        logger.warning(
-            f"the device may run out of memory: {memory}; lower batch_size (now {run.batch_size}), or keep expression "
-            "in main memory with store='host'."
-        )
-
-
-def _log_start(run: TrainingRun, audit: Any, sources: MinibatchSources, model: TahoeST) -> None:
-    """Say what is about to happen, before anything costly."""
-    logger.info(f"split {run.n_epochs} validations, {run.plan.max_steps} steps\n{audit}")
-    logger.info(f"store: {sources.cells.description}")
-    for leak in audit.leaks:
-        logger.info(f"note: {leak}")

@@ -21,7 +21,7 @@ from scvi import settings
 from scvi.train import Trainer
 
 from scvi_tahoe._compat import quiet_lightning, require
-from scvi_tahoe.data import CellSetDataModule, LoaderConfig
+from scvi_tahoe.data import CellSetDataModule, DeviceStore, LoaderConfig
 from scvi_tahoe.train import (
     BEST,
     LAST,
@@ -32,7 +32,10 @@ from scvi_tahoe.train import (
     checkpoint_in,
     compiling_pays,
     explained_out_of_memory,
+    part_of,
+    plan_memory,
     resolve_precision,
+    resolve_recipe,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +46,8 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._model import TahoeST
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources
+    from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources, SplitAudit
+    from scvi_tahoe.train import MemoryPlan
 
 __all__ = ["TrainingRun"]
 
@@ -322,6 +326,40 @@ class TrainingRun:
             return pl.loggers.WandbLogger(save_dir=folder, project="scvi-tahoe")
         require("tensorboard", "tensorboard")
         return pl.loggers.TensorBoardLogger(folder, name="tensorboard")
+
+    def memory(self, model: TahoeST, sources: MinibatchSources) -> MemoryPlan:
+        """What this run will take of the device's memory."""
+        plan, held = self.plan, set(model.pretrained_parameters_)
+        sizes = {n: p.numel() for n, p in model.module.named_parameters()}
+        parts = resolve_recipe(plan.recipe, freeze_backbone=plan.freeze_backbone, max_steps=plan.max_steps)
+        n_blocks = model.module.config.n_layers
+        frozen = sum(
+            n for name, n in sizes.items() if name in held and parts[part_of(name, n_blocks)].unfreeze_at is None
+        )
+        stores = (sources.cells, sources.genes, sources.embedding, sources.base)
+        return plan_memory(
+            model.module.config,
+            n_parameters=sum(sizes.values()),
+            n_trainable=sum(sizes.values()) - frozen,
+            cells_per_step=self.batch_size * model.set_size,
+            in_16_bits=not self.exact,
+            expression=sum(store.nbytes for store in stores if isinstance(store, DeviceStore)),
+            device=self.device,
+        )
+
+    def announce(self, model: TahoeST, audit: SplitAudit, sources: MinibatchSources, *, compiles: bool) -> None:
+        """Say what is about to happen, before anything costly."""
+        memory = self.memory(model, sources)
+        sets = f"{self.batch_size} sets of {model.set_size} cells a step"
+        logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
+        logger.info(f"expression: {sources.cells.description}")
+        compiled = "compiled" if compiles else "not compiled"
+        logger.info(f"{self.device}, precision {self.options['precision']}, {compiled}, {sets}; memory {memory}")
+        if not memory.fits:
+            logger.warning(
+                f"the device may run out of memory: {memory}; lower batch_size (now {self.batch_size}), or keep "
+                "expression in main memory with store='host'."
+            )
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

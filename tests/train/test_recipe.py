@@ -41,11 +41,11 @@ def test_the_upper_third_of_the_blocks_is_a_part_of_its_own(name, n_blocks, part
 
 @pytest.mark.parametrize("step", [-1, 100, 250])
 def test_unfreezing_outside_the_run_is_refused(step):
-    message = f"freeze_backbone={step} is the step at which to unfreeze and must lie in the run of 100 steps; True keeps"
+    message = f"freeze_backbone={step} is the step at which to unfreeze and must lie in the run of 100 steps; True"
     with pytest.raises(ValueError, match=message):
         resolve_recipe("full", freeze_backbone=step, max_steps=100)
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(ValueError, match="recipe='head' is unknown; allowed are 'freeze_then_unfreeze', 'full', 'heads'"):
+    with pytest.raises(ValueError, match="recipe='head' is unknown; allowed are 'freeze_then_unfreeze', 'full'"):
         resolve_recipe("head", freeze_backbone=None, max_steps=100)

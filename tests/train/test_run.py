@@ -42,9 +42,9 @@ def test_numbers_drawn_elsewhere_do_not_matter(make_model, train, weights):
         ({"early_stopping": True}, ValueError, "say it with patience"),
         ({"ckpt_path": "x"}, ValueError, "say it with resume_from"),
         ({"train_size": 0.9}, ValueError, r"say it with split=FractionSplit\(validation=...\)"),
-        ({"epochs": 3}, ValueError, r"train\(\) does not know \['epochs'\]; it takes its own arguments, plan_kwargs, and"),
+        ({"epochs": 3}, ValueError, r"train\(\) does not know \['epochs'\]; it takes its own arguments, plan_kwargs,"),
         ({"plan_kwargs": {"optimizer": "Adam"}}, ValueError, r"training options \['optimizer'\] are unknown"),
-        ({"monitor": "train_loss"}, ValueError, "monitor='train_loss' must be a validation metric, e.g. 'validation_loss'"),
+        ({"monitor": "train_loss"}, ValueError, "monitor='train_loss' must be a validation metric, e.g"),
         ({"batch_size": 0}, ValueError, "batch_size=0 must be 1 or more"),
         ({"validate_every": 0}, ValueError, "validate_every=0 must be 1 or more"),
         ({"patience": 0}, ValueError, "patience=0 must be 1 or more"),
@@ -54,7 +54,7 @@ def test_numbers_drawn_elsewhere_do_not_matter(make_model, train, weights):
         ({"split": 0.1}, TypeError, r"split=0.1 must be one of the splits of scvi_tahoe, e.g. FractionSplit"),
         ({"split": HeldOutContexts(validation=["K562"])}, ValueError, r"names contexts .*\['K562'\]"),
         ({"store": "ram"}, ValueError, "store='ram' is unknown"),
-        ({"logger": "mlflow"}, ValueError, "logger='mlflow' is unknown; allowed are 'csv', 'tensorboard', 'wandb', None"),
+        ({"logger": "mlflow"}, ValueError, "logger='mlflow' is unknown; allowed are 'csv', 'tensorboard', 'wandb'"),
         ({"logger": "tensorboard"}, ValueError, "logger='tensorboard' writes files; give a save_dir"),
     ],
 )
@@ -112,41 +112,35 @@ if __name__ == "__main__":
     adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
     model = TahoeST(adata, size={"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}, set_size=8)
-    names = [n for n, _ in model.module.named_parameters()]
-    model.pretrained_parameters_ = names if sys.argv[2] == "unfreeze" else []
-    model.train(
-        6, validate_every=3, batch_size=2, progress=False, strategy="ddp", devices=2, accelerator="cpu",
-        save_dir=sys.argv[1],
-    )
-    torch.save(
-        {"history": {k: v[k].tolist() for k, v in model.history.items()}, "weights": model.module.state_dict()},
-        f"{sys.argv[1]}/rank{os.environ.get('LOCAL_RANK', '0')}.pt",
-    )
+    options = dict(validate_every=3, batch_size=2, progress=False, save_dir=sys.argv[1])
+    options |= dict(strategy="ddp", devices=2, accelerator="cpu")
+    model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
+    try:
+        model.train(6, **options)
+    except ValueError as error:
+        refusal = str(error)
+    model.pretrained_parameters_ = []
+    model.train(6, **options)
+    history = {k: v[k].tolist() for k, v in model.history.items()}
+    result = {"refusal": refusal, "history": history, "weights": model.module.state_dict()}
+    torch.save(result, f"{sys.argv[1]}/rank{os.environ.get('LOCAL_RANK', '0')}.pt")
 """
-
-
-def run_on_two_processes(tmp_path, what):
-    (tmp_path / "script.py").write_text(DISTRIBUTED)
-    return subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run"), what],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_model_for_as_many_steps_as_one(tmp_path):
-    result = run_on_two_processes(tmp_path, "train")
+    """And refuse to unfreeze in the middle of a run, where their gradients would differ."""
+    (tmp_path / "script.py").write_text(DISTRIBUTED)
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     first, second = (torch.load(tmp_path / "run" / f"rank{i}.pt", weights_only=True) for i in range(2))
     assert same(first["weights"], second["weights"])
     assert first["history"]["validation_loss"] == second["history"]["validation_loss"]
     assert len(first["history"]["validation_loss"]) == 2
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 6
-
-
-@pytest.mark.slow
-def test_unfreezing_in_the_middle_of_a_run_on_two_processes_is_refused(tmp_path):
-    result = run_on_two_processes(tmp_path, "unfreeze")
-    assert result.returncode != 0
-    assert "would be unfrozen in the middle of a run on 2 devices" in result.stderr
-    assert "give freeze_backbone=True or False, or train on one device" in result.stderr
+    for rank in (first, second):
+        assert "would be unfrozen in the middle of a run on 2 devices" in rank["refusal"]
+        assert "give freeze_backbone=True or False, or train on one device" in rank["refusal"]

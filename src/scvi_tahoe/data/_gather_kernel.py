@@ -9,7 +9,7 @@ __all__ = ["gather_rows"]
 
 
 @triton.jit
-def gather_rows(rows, indptr, indices, values, out, n_rows, n_features, BLOCK: tl.constexpr, N_BITS: tl.constexpr):  # noqa: ANN001
+def gather_rows(rows, indptr, indices, values, out, n_rows, n_features, BLOCK: tl.constexpr, N_BITS: tl.constexpr):  # noqa: ANN001, ANN202
     """Write row ``rows[i]`` into ``out[i]``, each program every so many rows.
 
     A program clears its dense row and fills it at once, while it is still in the cache.

@@ -143,7 +143,9 @@ def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
 
     Controls cancel, so this is the squared error of the delta. Its floor is the sampling variance of a mean of M cells.
     """
-    mean_x_SG, mean_y_SG = (cells.mean(1, dtype=torch.promote_types(cells.dtype, torch.float32)) for cells in (x_SNG, y_SMG))
+    mean_x_SG, mean_y_SG = (
+        cells.mean(1, dtype=torch.promote_types(cells.dtype, torch.float32)) for cells in (x_SNG, y_SMG)
+    )
     return (mean_x_SG - mean_y_SG).square().mean(1)
 
 

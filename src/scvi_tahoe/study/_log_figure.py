@@ -17,6 +17,13 @@ __all__ = ["log_figure", "logs_figure"]
 
 _TRAIN, _VALIDATION, _BEST, _RATE = "#E69F00", "#0072B2", "#D55E00", "#666666"
 _MAX_RATES = 4
+_LABELS = {
+    "train": "training loss",
+    "validation": "validation loss",
+    "decoder_validation": "gene decoder,\nvalidation",
+    "rate": "learning rate",
+    "throughput": "sets a second",
+}
 
 
 def log_figure(log: TrainingLog) -> Figure:
@@ -58,11 +65,15 @@ def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
             grid[0][column].set_title(log.name, fontsize=8)
             for row, name in enumerate(rows):
                 axes = grid[row][column]
-                panels[name](axes, log, first=column == 0)
+                if _has(log, name):
+                    panels[name](axes, log)
+                else:
+                    _say_what_is_missing(axes, "not logged")
+                if column == 0:
+                    axes.set_ylabel(_LABELS[name])
                 axes.spines[["top", "right"]].set_visible(False)
             grid[-1][column].set_xlabel("step")
             grid[-1][column].xaxis.set_major_formatter(_thousands)
-        _say_what_is_missing(grid)
         return figure
 
 
@@ -79,63 +90,47 @@ def _line(axes: Axes, series: pd.Series, color: str, **options: Any) -> None:
     axes.plot(series.index, series.to_numpy(), color=color, lw=1.0, marker=marker, ms=3, **options)
 
 
-def _train(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+def _train(axes: Axes, log: TrainingLog) -> None:
     series = log.get("train")
     _line(axes, series, _TRAIN)
     if len(series) and series.min() > 0 and series.max() > 20 * series.min():
         axes.set_yscale("log")
-    _label(axes, "training loss", first)
 
 
-def _validation(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+def _validation(axes: Axes, log: TrainingLog) -> None:
     series = log.get("validation")
     _line(axes, series, _VALIDATION)
-    if len(series):
-        step, value = series.idxmin(), series.min()
-        axes.plot([step], [value], "o", color=_BEST, ms=5, zorder=3)
-        axes.annotate(
-            f"{value:.3f}, step {step:,}", (step, value), xytext=(0, -10), textcoords="offset points", ha="center",
-            fontsize=6.5, color=_BEST,
-        )  # fmt: skip
-        axes.margins(x=0.12, y=0.25)
-    _label(axes, "validation loss", first)
+    step, value = series.idxmin(), series.min()
+    axes.plot([step], [value], "o", color=_BEST, ms=5, zorder=3)
+    axes.annotate(
+        f"{value:.3f}, step {step:,}", (step, value), xytext=(0, -10), textcoords="offset points", ha="center",
+        fontsize=6.5, color=_BEST,
+    )  # fmt: skip
+    axes.margins(x=0.12, y=0.25)
 
 
-def _decoder(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+def _decoder(axes: Axes, log: TrainingLog) -> None:
     _line(axes, log.get("decoder_validation"), _VALIDATION)
-    _label(axes, "gene decoder,\nvalidation", first)
 
 
-def _rates(axes: Axes, log: TrainingLog, *, first: bool) -> None:
-    if not log.rates:
-        axes.text(0.5, 0.5, "no rate logged", transform=axes.transAxes, ha="center", va="center", color=_RATE, fontsize=7)
+def _rates(axes: Axes, log: TrainingLog) -> None:
     for i, (name, rate) in enumerate(list(log.rates.items())[:_MAX_RATES]):
         _line(axes, rate, _RATE, ls=("-", "--", ":", "-.")[i], label=name.removeprefix("lr_"))
     if len(log.rates) > 1:
         axes.legend(fontsize=5.5, handlelength=2.2)
-    _label(axes, "learning rate", first)
 
 
-def _throughput(axes: Axes, log: TrainingLog, *, first: bool) -> None:
+def _throughput(axes: Axes, log: TrainingLog) -> None:
     _line(axes, log.get("sets_per_second"), _RATE)
     axes.set_ylim(bottom=0)
-    _label(axes, "sets a second", first)
-
-
-def _label(axes: Axes, text: str, first: bool) -> None:
-    if first:
-        axes.set_ylabel(text)
 
 
 def _thousands(value: float, _: Any) -> str:
     return f"{value:,.0f}"
 
 
-def _say_what_is_missing(grid: Any) -> None:
-    """Empty panels show nothing, so that a missing column is seen as missing."""
-    for axes_of_row in grid:
-        for axes in axes_of_row:
-            if not axes.lines and not axes.texts:
-                axes.set_yticks([])
-                axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=_RATE,
-                          fontsize=7)  # fmt: skip
+def _say_what_is_missing(axes: Axes, text: str) -> None:
+    """An empty panel says so, and has no scale that could be read."""
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_RATE, fontsize=7)
