@@ -43,7 +43,8 @@ class Clock(Callback):
 def line(name: str, seconds: list[float], more: str = "") -> None:
     """One line of the table: steps a second and milliseconds a step."""
     median, low, high = (f(seconds) for f in (statistics.median, min, max))
-    print(f"{name:<44}{1 / median:8.1f} steps/s  {1000 * median:7.1f} ms ({1000 * low:.1f} to {1000 * high:.1f}) {more}")
+    spread = f"{1000 * median:7.1f} ms ({1000 * low:.1f} to {1000 * high:.1f})"
+    print(f"{name:<44}{1 / median:8.1f} steps/s  {spread} {more}", flush=True)
 
 
 def check() -> None:

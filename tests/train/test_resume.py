@@ -141,3 +141,11 @@ def test_only_resume_from_restores_an_optimizer(make_model, train, spy, weights)
     model = train(make_model(), recipe="full")
     train(model, recipe="full", callbacks=[steps])
     assert steps.seen[0] == {1}
+
+
+def test_the_best_of_another_run_is_not_taken_for_ones_own(make_model, train, interrupt, tmp_path):
+    interrupted(make_model(), train, interrupt, tmp_path / "run", step=11)
+    short = {**LONG, "max_steps": 2, "validate_every": 1}
+    train(make_model(), **short, save_dir=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"is from step [12] and the best so far was at step \d: it belongs"):
+        train(make_model(), **LONG, save_dir=tmp_path / "other", resume_from=tmp_path / "run" / "last.ckpt")

@@ -12,6 +12,8 @@ __all__ = ["ArcConfig", "read_arc_config"]
 
 _ST_NAMES = ("state", "pertsets", "neuralot")
 _NO_EMBEDDING = (None, "X_hvg", "")
+#: Cells of a set of the released ST-Tahoe weights.
+_TAHOE_SET = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,25 @@ class ArcConfig:
         """Cells of a set."""
         size = self.number("model.kwargs.cell_set_len")
         return None if size is None else int(size)
+
+    @property
+    def starts_from_tahoe(self) -> bool:
+        """Whether the run starts from the released ST-Tahoe weights."""
+        source = str(self.get("model.kwargs.init_from") or "").replace("\\", "/").lower()
+        return any(part in ("st-tahoe", "st_tahoe") for part in source.split("/")[:-1])
+
+    @property
+    def set_size_of_source(self) -> int | None:
+        """Cells of a set in the training of the weights that the run starts from, where that is known."""
+        source = self.get("model.kwargs.init_from")
+        if not source:
+            return None
+        for folder in Path(str(source)).parents[:2]:
+            if (folder / "config.yaml").is_file():
+                size = ArcConfig(folder, *read_nodes(folder / "config.yaml")).set_size
+                if size is not None:
+                    return size
+        return _TAHOE_SET if self.starts_from_tahoe else None
 
     @property
     def has_gene_decoder(self) -> bool:

@@ -96,11 +96,15 @@ def _network(config: ArcConfig) -> dict[str, Any]:
     network: dict[str, Any] = {"head": ("down_up" if genes else "hidden_residual") if residual else "absolute"}
     if config.get("model.kwargs.use_basal_projection", True) is False:
         network["control_encoder"] = "linear"
-    if config.embedding is None and config.get("model.kwargs.mask_attn", False):
+    if config.get("model.kwargs.mask_attn", False):
         network["attention"] = "self_only"
     if config.has_gene_decoder and (widths := config.get("model.kwargs.decoder_hidden_dims")):
-        # the number of genes is that of the data; the model fills it in
-        network["gene_decoder_hidden"] = [int(width) for width in widths]
+        # the number of genes is that of the data, and is filled in when they are read
+        network["gene_decoder"] = {
+            "hidden": [int(width) for width in widths],
+            "residual": bool(config.get("model.kwargs.residual_decoder", False)),
+            "dropout": config.number("model.kwargs.decoder_dropout", 0.1),
+        }
     return network
 
 

@@ -30,8 +30,8 @@ _IGNORED: dict[str, tuple[str, str]] = {
         "the key is unknown, an optimizer step has one minibatch (gradient_accumulation_steps is read, from 0.9.32 on)",
         "train.accumulate",
     ),
-    "training.ckpt_every_n_steps": ("it has no effect from 0.9.32 on", "best.ckpt and last.ckpt are always kept"),
-    "training.wandb_track": ("it has no effect on this model", "train.loggers: [wandb]"),
+    "training.ckpt_every_n_steps": ("not from 0.9.32 on", "best.ckpt and last.ckpt are always kept"),
+    "training.wandb_track": ("not on this model", "train.loggers: [wandb]"),
     "training.betas": ("Adam keeps its default betas", "train.plan.betas"),
     "model.kwargs.softplus": (
         "no softplus is applied; the output of expression models is rectified by ReLU", "ReLU, network.rectify",
@@ -40,30 +40,30 @@ _IGNORED: dict[str, tuple[str, str]] = {
         "the key is unknown; the weight of the gene decoder's loss is decoder_weight (default 1.0)",
         "model.objective.decoder_weight",
     ),
-    "model.kwargs.transformer_decoder": ("it has no effect", "nothing"),
-    "model.kwargs.use_effect_gating_token": ("it has no effect", "nothing"),
-    "model.kwargs.confidence_head": ("it has no effect; confidence_token is read", "network.confidence_token"),
-    "model.kwargs.predict_mean": ("it has no effect", "nothing"),
+    "model.kwargs.transformer_decoder": ("", "nothing"),
+    "model.kwargs.use_effect_gating_token": ("", "nothing"),
+    "model.kwargs.confidence_head": ("confidence_token is read", "network.confidence_token"),
+    "model.kwargs.predict_mean": ("", "nothing"),
     "model.kwargs.batch_predictor": ("its parameters are deleted before training", "network.batch_token"),
     "model.checkpoint": ("no checkpoint is read from here; init_from is", "start.source"),
-    "model.device": ("it has no effect", "train.accelerator"),
+    "model.device": ("", "train.accelerator"),
     "data.kwargs.pert_rep": (
-        "it has no effect: features are used if perturbation_features_file is set, and only then",
+        "features are used if perturbation_features_file is set, and only then",
         "data.perturbation_embedding_key",
     ),
-    "data.kwargs.basal_rep": ("it has no effect", "nothing"),
+    "data.kwargs.basal_rep": ("", "nothing"),
     "data.kwargs.int_counts": ("values are used as they are stored", "setup refuses counts where log1p is expected"),
     "data.kwargs.normalize_counts": ("nothing is normalised", "setup refuses counts where log1p is expected"),
     "data.kwargs.map_controls": ("controls are paired with random controls whatever it says", "controls are no targets"),
     "data.kwargs.n_basal_samples": ("one control cell is drawn for each cell", "one"),
     "data.kwargs.pin_memory": ("memory is always pinned", "expression lives on the device"),
-    "data.kwargs.persistent_workers": ("it has no effect", "no worker processes"),
+    "data.kwargs.persistent_workers": ("", "no worker processes"),
     "data.kwargs.prefetch_factor": ("four minibatches are prefetched whatever it says", "no worker processes"),
     "model.kwargs.transformer_backbone_kwargs.hidden_dropout": ("the backbone has no such dropout", "network.dropout"),
     "model.kwargs.transformer_backbone_kwargs.layer_norm_eps": ("the norm keeps its own epsilon", "1e-6"),
-    "model.kwargs.transformer_backbone_kwargs.rotary_dim": ("it has no effect", "network.attention"),
+    "model.kwargs.transformer_backbone_kwargs.rotary_dim": ("", "network.attention"),
     "model.kwargs.transformer_backbone_kwargs.use_rotary_embeddings": (
-        "it has no effect: whether positions are rotated depends on the releases of arc-state and transformers",
+        "whether positions are rotated depends on the releases of arc-state and transformers",
         "network.attention, which diagnose_attention finds out",
     ),
 }  # fmt: skip
@@ -91,7 +91,8 @@ def ignored_keys(config: ArcConfig) -> Iterator[Finding]:
         if key in ("training.accumulate_grad_batches", "training.lr_num_cycles") and value == 1:
             continue
         level: Level = "warning" if key in _GRAVE else "note"
-        yield _found(config, "ignored", level, key, f"{value!r} has no effect: {truth}.", f"{ours}.")
+        why = f": {truth}" if truth else ""
+        yield _found(config, "ignored", level, key, f"{value!r} has no effect{why}.", f"{ours}.")
 
 
 def named_loss(config: ArcConfig) -> Iterator[Finding]:
@@ -173,18 +174,15 @@ def set_length(config: ArcConfig) -> Iterator[Finding]:
             f"sets have {size} cells here and {int(loader)} in the loader (max_position_embeddings): reshaping fails.",
             "model.set_size is the only place.",
         )  # fmt: skip
-    source = str(config.get("model.kwargs.init_from") or "")
-    if size < _TAHOE_SET and "tahoe" in source.lower():
+    theirs = config.set_size_of_source
+    if theirs is not None and size < theirs:
         yield _found(
             config, "shorter_sets", "warning", key,
-            f"sets of {size} cells, and the released ST-Tahoe weights were trained with {_TAHOE_SET}: the energy distance "
+            f"sets of {size} cells, and the weights it starts from were trained with {theirs}: the energy distance "
             "has a floor of about (mean distance of two cells) / (cells of a set), so losses of different lengths cannot "
             "be compared, and means over fewer cells are noisier.",
-            f"model.set_size: {_TAHOE_SET}, unless start.accept names other_set_size.",
+            f"model.set_size: {theirs}, unless start.accept names other_set_size.",
         )  # fmt: skip
-
-
-_TAHOE_SET = 512
 
 
 def attention(config: ArcConfig) -> Iterator[Finding]:
@@ -231,15 +229,13 @@ def frozen_random_head(config: ArcConfig) -> Iterator[Finding]:
     key = "model.kwargs.freeze_pert_backbone"
     if not config.get(key, False):
         return
-    source = str(config.get("model.kwargs.init_from") or "")
-    if not source:
+    if not config.get("model.kwargs.init_from"):
         yield _found(
             config, "frozen_random", "error", key, "nothing is loaded (no init_from), so what is frozen is random.",
             "only tensors with pretrained values are ever frozen.",
         )  # fmt: skip
         return
-    fresh = source.replace("\\", "/").rsplit("/", 1)[-1] == "final.ckpt" and "tahoe" in source.lower()
-    if config.embedding is None and fresh and config.get("data.kwargs.output_space") == _EVERYTHING:
+    if config.embedding is None and config.starts_from_tahoe and config.get("data.kwargs.output_space") == _EVERYTHING:
         yield _found(
             config, "frozen_random", "warning", key,
             "freezing takes project_out along, before weights are loaded. The released weights have 2,000 genes, so with "

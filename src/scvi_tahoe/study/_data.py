@@ -136,15 +136,19 @@ def _without_test(split: Split) -> Split:
 
 
 def _add_components(train: AnnData, held_out: AnnData | None, config: DataConfig) -> None:
-    """Principal components of the training cells, unit length; held-out cells are only projected."""
+    """Principal components of the control cells, unit length; all other cells are only projected.
+
+    Of control cells, because the embedding stands for one that was pretrained on cells nobody had perturbed.
+    """
     from sklearn.decomposition import PCA
 
-    matrix = train.X if config.layer is None else train.layers[config.layer]
+    is_control = (train.obs[config.perturbation_key].astype(str) == config.control).to_numpy()
+    matrix = (train.X if config.layer is None else train.layers[config.layer])[is_control]
     n_components = int(config.cell_embedding_components or 0)
     if n_components >= min(matrix.shape):
         raise ValueError(
-            f"data.cell_embedding_components is {n_components}; it must be less than the {min(matrix.shape)} genes or "
-            "cells of the data."
+            f"data.cell_embedding_components is {n_components}; it must be less than the {min(matrix.shape)} genes "
+            "or control cells of the data."
         )
     pca = PCA(n_components, svd_solver="arpack", random_state=0).fit(matrix)
     for adata in (train, held_out):

@@ -29,8 +29,8 @@ class DataConfig:
     perturbation_key, control, layer, context_key, batch_key, cell_embedding_key, perturbation_embedding_key
         As :meth:`~scvi_tahoe.TahoeST.setup_anndata` takes them.
     cell_embedding_components
-        Make a cell embedding of this many principal components of the training cells, each cell scaled to length 1
-        as sentence-like embeddings are; a stand-in where a pretrained embedding is not at hand.
+        Make a cell embedding of this many principal components of the control cells, every cell scaled to length 1: a
+        stand-in where a pretrained embedding is not at hand, which has not seen perturbed cells either.
     n_genes
         For ``dataset='simulated'``.
     sha256

@@ -34,6 +34,7 @@ def build_model(run: TahoeRun, data: RunData) -> TahoeST:
         If there are no such weights.
     """
     TahoeST.setup_anndata(data.train, **screen_keys(data.config))
+    run = _with_genes(run, data.train.n_vars)
     if run.start.source is None:
         return TahoeST(data.train, size=run.model.size, seed=run.seed, **_options(run))
     weights = _weights(run.start)
@@ -46,6 +47,15 @@ def build_model(run: TahoeRun, data: RunData) -> TahoeST:
         str(start.source), data.train, checkpoint=start.checkpoint, revision=start.revision, accept=start.accept,
         accept_license=start.accept_license, attention=start.attention, offline=start.offline, seed=run.seed, **options,
     )  # fmt: skip
+
+
+def _with_genes(run: TahoeRun, n_genes: int) -> TahoeRun:
+    """Fill in the width of a gene decoder that is described without it."""
+    decoder = run.model.network.get("gene_decoder")
+    if not isinstance(decoder, dict) or "n_genes" in decoder:
+        return run
+    network = {**run.model.network, "gene_decoder": {**decoder, "n_genes": n_genes}}
+    return replace(run, model=replace(run.model, network=network))
 
 
 def _options(run: TahoeRun) -> dict[str, Any]:
@@ -82,7 +92,7 @@ def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> Tah
     embeds = run.model.representation == "embedding"
     size = network_options(weights.config, stats, embeds=embeds, batches=run.model.batch_encoder)
     size["rectify"] = not embeds
-    if embeds and size.get("gene_decoder") is None:
+    if embeds and size.get("gene_decoder") is None and "gene_decoder" not in run.model.network:
         decoder = GeneDecoderConfig(n_genes=stats["n_vars"], hidden=(512, 512))
         size["gene_decoder"] = {"n_genes": decoder.n_genes, "hidden": list(decoder.hidden)}
     if not embeds:

@@ -101,7 +101,7 @@ class KeepBest(Callback):
         """Give the best weights back to the module."""
         if self._best_weights is None:
             logger.warning(
-                f"{self.monitor} was never computed, as no cells validate: the model keeps the weights of the last step."
+                f"{self.monitor} was never computed, as no cells validate: the model keeps its last weights."
             )
             return
         if torch.cuda.is_available():
@@ -126,8 +126,8 @@ class KeepBest(Callback):
         best = torch.load(path, map_location="cpu", weights_only=True)
         if best["global_step"] < self.best_step:
             raise ValueError(
-                f"{str(path)!r} is from step {best['global_step']} and the best so far was at step {self.best_step}: it "
-                "belongs to another run; resume into the folder of the run with save_dir."
+                f"{str(path)!r} is from step {best['global_step']} and the best so far was at step {self.best_step}: "
+                "it belongs to another run; resume into the folder of the run with save_dir."
             )
         self._best_weights = best["state_dict"]
 

@@ -1,0 +1,159 @@
+"""A study carried out: round after round, each from its folder if it is already there, and a report at the end."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scvi_tahoe.study._finetune import finetune, read_result
+from scvi_tahoe.study._run_folder import METRICS, RESULT
+from scvi_tahoe.study._study_config import StudyConfig, merged
+from scvi_tahoe.study._yaml import read_mapping, written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+
+    from scvi_tahoe.study._finetune import RunResult
+    from scvi_tahoe.study._lesson import Lesson
+
+__all__ = ["StudyResult", "read_study", "run_study"]
+
+_LOG = logging.getLogger(__name__)
+STUDY, TABLE, CURVES, SCORES, HTML = "study.yaml", "scores.csv", "curves.png", "scores.png", "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """What a study left.
+
+    Attributes
+    ----------
+    folder
+        Its folder.
+    config
+        The study.
+    runs
+        What each round left, by name.
+    table
+        One row a scored round.
+    lesson
+        Whether the scores are in the order that the study expects.
+    """
+
+    folder: Path
+    config: StudyConfig
+    runs: dict[str, RunResult]
+    table: pd.DataFrame
+    lesson: Lesson
+
+
+def run_study(
+    *studies: StudyConfig | str | Path,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] = _LOG.info,
+) -> StudyResult:
+    """Carry out a ladder of rounds, and write its table, figures and report.
+
+    A study that was stopped goes on where it was when the function is called again; finished rounds are read.
+
+    Parameters
+    ----------
+    studies
+        The study, its file, or the name of a shipped one; of several the rounds are put together, those of one name
+        once.
+    folder
+        Where to write; None takes ``studies/<name>``.
+    progress
+        Whether to show progress bars.
+    report
+        Called with a line of text at each step.
+
+    Returns
+    -------
+    :class:`StudyResult`. The folder holds one folder a round, ``scores.csv``, ``curves.png``, ``scores.png`` and
+    ``report.html``.
+
+    Raises
+    ------
+    ValueError
+        If a study is not as it must be, or the folder holds another one.
+    FileNotFoundError
+        If there is no such study.
+    """
+    config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
+    folder = (Path("studies") / config.name if folder is None else Path(folder)).resolve()
+    _claim(folder, config)
+    for one in config.rounds:
+        if (folder / one.name / RESULT).exists():
+            report(f"{one.name}: finished before.")
+            continue
+        report(f"{one.name}: {one.title}")
+        result = finetune(
+            config.run(one, folder), folder / one.name, progress=progress, truth_cache=folder / ".truth", report=report
+        )
+        report(_line(one.name, result))
+    return _conclude(folder, config)
+
+
+def read_study(folder: str | Path) -> StudyResult:
+    """Read a study whose rounds are finished, and write its table, figures and report anew.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no study, or a round is missing.
+    """
+    folder = Path(folder).resolve()
+    if not (folder / STUDY).is_file():
+        raise FileNotFoundError(f"{folder} holds no study (no {STUDY}).")
+    return _conclude(folder, StudyConfig.from_yaml(folder / STUDY))
+
+
+def _claim(folder: Path, config: StudyConfig) -> None:
+    known = folder / STUDY
+    if known.exists():
+        if read_mapping(known) != config.to_dict():
+            raise ValueError(f"{folder} holds a study that differs from this one ({STUDY}); give another folder.")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something that is not a study; give a new or empty folder.")
+    written(known, config.to_dict())
+
+
+def _line(name: str, result: RunResult) -> str:
+    seconds = f"{result.seconds['total']:.0f} s"
+    best = "" if result.best_value is None else f", best validation {result.best_value:.4g} at step {result.best_step}"
+    vcc = None if result.scores is None else result.scores.vcc
+    scored = "" if vcc is None else f", VCC {vcc['year']} overall {vcc['overall']:.1f}"
+    return f"{name}: {seconds}{best}{scored}"
+
+
+def _conclude(folder: Path, config: StudyConfig) -> StudyResult:
+    from scvi_tahoe.study._lesson import judge
+    from scvi_tahoe.study._log_figure import logs_figure
+    from scvi_tahoe.study._report_html import report_html
+    from scvi_tahoe.study._run_folder import whole
+    from scvi_tahoe.study._score_figure import score_figure
+    from scvi_tahoe.study._score_table import score_table
+    from scvi_tahoe.study._training_log import read_training_log
+    from scvi_tahoe.study._yaml import written_text
+
+    runs = {one.name: read_result(folder / one.name) for one in config.rounds}
+    table = score_table(config, runs)
+    lesson = judge(config.lesson, table["overall"].dropna().to_dict() if "overall" in table else {})
+    logs = {name: read_training_log(folder / name / METRICS) for name in runs}
+    with whole(folder / TABLE) as partial:
+        table.to_csv(partial)
+    figures = {CURVES: logs_figure(list(logs.values())), SCORES: score_figure(runs)}
+    for name, figure in figures.items():
+        if figure is not None:
+            with whole(folder / name) as partial:
+                figure.savefig(partial, dpi=130, format="png")
+    result = StudyResult(folder=folder, config=config, runs=runs, table=table, lesson=lesson)
+    written_text(folder / HTML, report_html(result, logs))
+    return result

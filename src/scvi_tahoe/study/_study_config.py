@@ -1,0 +1,219 @@
+"""A study as a file: a ladder of rounds, each a run that may start from an earlier one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Literal
+
+from scvi_tahoe.study._plain_values import build, nearest, plain
+from scvi_tahoe.study._run_config import TahoeRun
+from scvi_tahoe.study._scaling import scaled
+from scvi_tahoe.study._yaml import read_mapping
+
+__all__ = ["SHIPPED", "RoundConfig", "StudyConfig", "merged"]
+
+#: Studies that come with the package.
+SHIPPED = ("case_study", "recommended")
+_SECTIONS = ("data", "start", "model", "train", "score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundConfig:
+    """One round of a study.
+
+    Attributes
+    ----------
+    name
+        Of the round, and of its folder.
+    title
+        What it is, in a line.
+    role
+        ``"round"``, or ``"pretraining"``: a model that later rounds start from, which is not scored.
+    data, start, model, train, score, split, seed
+        Parts of a :class:`TahoeRun`; what is left out is the study's. ``start.round`` names an earlier round,
+        ``start.checkpoint`` its ``best`` or, to reproduce a mistake, its ``last``.
+    published
+        Numbers to be shown beside ours, e.g. ``{"DES": 0.128, "overall": 5.7}``.
+    """
+
+    name: str
+    title: str = ""
+    role: Literal["round", "pretraining"] = "round"
+    data: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    score: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, Any] | None = None
+    seed: int | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str | None:
+        """Name of the round it starts from."""
+        return self.start.get("round")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A ladder of rounds.
+
+    Attributes
+    ----------
+    name
+        Of the study, and of its folder.
+    title, text
+        Heading and introduction of its report.
+    scale
+        One number from above 0 to 1 by which the sizes of the rounds are multiplied, see :func:`scaled`.
+    seed
+        Of every round that does not give its own.
+    data, model, train, score, split
+        What all rounds share.
+    lesson
+        Groups of rounds in the order of their scores, worst first: every round of a group should score above every
+        round of the groups before. The report says whether it is so.
+    rounds
+        The rounds, each after those it starts from.
+    """
+
+    name: str
+    title: str = ""
+    text: str = ""
+    scale: float = 1.0
+    seed: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    score: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, Any] | None = None
+    lesson: list[Any] = field(default_factory=list)
+    rounds: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"scale is {self.scale}; it must be above 0 and at most 1 (the full size).")
+        if not self.rounds:
+            raise ValueError(f"the study {self.name!r} has no rounds.")
+        rounds = [r if isinstance(r, RoundConfig) else build(RoundConfig, r, f"rounds.{i}")
+                  for i, r in enumerate(self.rounds, 1)]  # fmt: skip
+        object.__setattr__(self, "rounds", rounds)
+        seen: list[str] = []
+        for one in rounds:
+            if one.name in seen:
+                raise ValueError(f"the study has two rounds named {one.name!r}.")
+            if one.source is not None and one.source not in seen:
+                raise ValueError(
+                    f"round {one.name!r} starts from {one.source!r}, which is no earlier round{nearest(one.source, seen)}"
+                )
+            seen.append(one.name)
+            self.run(one, Path())
+        for name in (name for group in self.lesson for name in group):
+            if name not in seen:
+                raise ValueError(f"lesson names {name!r}, which is no round{nearest(name, seen)}")
+
+    def run(self, one: RoundConfig, folder: Path) -> TahoeRun:
+        """The run of a round, at the study's scale, in the folder of the study.
+
+        Raises
+        ------
+        ValueError
+            If its parts are not those of a run.
+        """
+        parts: dict[str, Any] = {"name": one.name, "seed": self.seed if one.seed is None else one.seed}
+        for section in _SECTIONS:
+            shared = {} if section == "start" else getattr(self, section)
+            own = dict(getattr(one, section))
+            # another source of cells replaces all of the shared section: labels of one screen mean nothing in another
+            parts[section] = own if section == "data" and {"path", "dataset"} & set(own) else _combined(shared, own)
+        if one.source is not None:
+            parts["start"] = {k: v for k, v in parts["start"].items() if k != "round"} | {
+                "source": str(folder / one.source)
+            }
+        parts["split"] = one.split or (self.split if "dataset" not in one.data else None)
+        if one.role == "pretraining":
+            parts["score"] = {"preset": None}
+        try:
+            return scaled(TahoeRun.from_dict(parts), self.scale)
+        except ValueError as error:
+            raise ValueError(f"round {one.name!r}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return plain(self)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> StudyConfig:
+        """Read a study from a file, or one of :data:`SHIPPED` by its name.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is neither.
+        ValueError
+            If a key is unknown (the message names the nearest known one) or a value is out of range.
+        """
+        if str(path) in SHIPPED and not Path(path).exists():
+            with as_file(files("scvi_tahoe.study") / "studies" / f"{path}.yaml") as shipped:
+                return build(cls, read_mapping(shipped))
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}, and no shipped study of that name ({', '.join(SHIPPED)}).")
+        return build(cls, _anchored(read_mapping(path), path.parent))
+
+
+def _combined(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The shared section with the round's own values; mappings inside are combined key by key, but for loss terms."""
+    result = dict(shared)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "terms"
+        result[key] = _combined(result[key], value) if both else value
+    return result
+
+
+def _anchored(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Files named in data sections, relative to the folder of the study."""
+    rounds = content.get("rounds")
+    sections = [content.get("data"), *(r.get("data") for r in rounds if isinstance(r, dict))] if isinstance(
+        rounds, list
+    ) else [content.get("data")]  # fmt: skip
+    for section in sections:
+        for key in ("path", "held_out"):
+            if isinstance(section, dict) and isinstance(section.get(key), str) and (folder / section[key]).exists():
+                section[key] = str((folder / section[key]).resolve())
+    return content
+
+
+def merged(studies: list[StudyConfig]) -> StudyConfig:
+    """One study of several, whose rounds of the same name must be the same.
+
+    Raises
+    ------
+    ValueError
+        If two rounds of one name differ, or the list is empty.
+    """
+    if not studies:
+        raise ValueError("there is no study to run.")
+    first, *others = studies
+    if not others:
+        return first
+    rounds: dict[str, RoundConfig] = {}
+    made: dict[str, dict[str, Any]] = {}
+    for study in studies:
+        for one in study.rounds:
+            run = study.run(one, Path()).to_dict()
+            if one.name in made and made[one.name] != run:
+                raise ValueError(f"round {one.name!r} is not the same in all studies; give one of them another name.")
+            if one.name not in made:
+                # spelled out, since the shared sections differ
+                sections = {section: run[section] for section in _SECTIONS if section != "start"}
+                spelled = {**plain(one), **sections, "split": run["split"], "seed": run["seed"]}
+                rounds[one.name] = build(RoundConfig, spelled)
+            made[one.name] = run
+    return StudyConfig(
+        name="-".join(study.name for study in studies), title=" and ".join(s.title or s.name for s in studies),
+        text="\n".join(study.text for study in studies if study.text), scale=1.0, seed=first.seed,
+        lesson=[group for study in studies for group in study.lesson], rounds=list(rounds.values()),
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""The energy distance in products of 16-bit numbers, and of cells that are copies of each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from scvi_tahoe.nn import energy_distance
+from scvi_tahoe.nn._aligned_linear import AlignedLinear
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def sets(n=40, m=48, g=500, seed=0):
+    """Cells as log1p expression has them: mostly alike, a third zero, a shift in mean."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.rand(g, generator=generator) * 1.5
+    x = (torch.randn(3, n, g, generator=generator) * 0.5 + mean).relu()
+    y = (torch.randn(3, m, g, generator=generator) * 0.5 + 1.1 * mean).relu()
+    return x, y
+
+
+def value_and_gradient(x, y, **options):
+    x = x.clone().requires_grad_()
+    value = energy_distance(x, y, **options)
+    (value * torch.arange(1, 4, device=x.device)).sum().backward()
+    return value.detach().double(), x.grad.double()
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("diagonal", ["zero", "excluded"])
+@pytest.mark.parametrize(("products", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
+def test_value_and_gradient_agree_with_float64(diagonal, products, limit):
+    x, y = sets()
+    exact = value_and_gradient(x.double(), y.double(), diagonal=diagonal)
+    fast = value_and_gradient(x, y, diagonal=diagonal, products=products)
+    assert relative(fast[0], exact[0]) < limit
+    assert relative(fast[1], exact[1]) < limit
+
+
+def test_the_gradient_has_the_type_of_the_cells():
+    x, y = sets()
+    for dtype in (torch.bfloat16, torch.float32):
+        cells = x.to(dtype).requires_grad_()
+        energy_distance(cells, y, products=torch.float16).sum().backward()
+        assert cells.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.float16])
+def test_copies_of_a_cell_are_at_distance_zero_and_do_not_pull(products):
+    x, y = sets()
+    x[:, 20:] = x[:, :20]  # a set drawn with repetition
+    exact = value_and_gradient(x.double(), y.double(), diagonal="excluded")
+    fast = value_and_gradient(x, y, diagonal="excluded", products=products)
+    assert relative(fast[0], exact[0]) < 1e-3
+    assert relative(fast[1], exact[1]) < 2e-3
+
+
+def test_values_beyond_float16_stay_finite():
+    x, y = sets()
+    x[0, 0, 0] = 1e6
+    for part in value_and_gradient(x, y, products=torch.float16):
+        assert torch.isfinite(part).all()
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("diagonal", ["zero", "excluded"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_a_gpu_16_bit_products_agree_with_float64(diagonal, dtype):
+    x, y = (cells.to(dtype).float().cuda() for cells in sets(512, 512, 18_080))
+    exact = value_and_gradient(x.double(), y.double(), diagonal=diagonal)
+    for products, limit in ((torch.float32, 1e-5), (torch.float16, 1e-3)):
+        fast = value_and_gradient(x, y, diagonal=diagonal, products=products)
+        assert relative(fast[0], exact[0]) < limit
+        assert relative(fast[1], exact[1]) < limit
+
+
+@pytest.mark.parametrize("widths", [(7, 5), (8, 16), (2260, 3)])
+def test_an_aligned_layer_is_a_linear_layer(widths):
+    torch.manual_seed(0)
+    ours, plain = AlignedLinear(*widths), nn.Linear(*widths)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, widths[0])
+    assert torch.equal(ours(x), plain(x))
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("widths", [(2261, 1001), (2264, 1001), (2261, 1000)])
+def test_on_a_gpu_an_aligned_layer_agrees_with_a_linear_layer_and_so_do_its_gradients(widths):
+    torch.manual_seed(0)
+    ours, plain = AlignedLinear(*widths).cuda(), nn.Linear(*widths).cuda()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(64, widths[0], device="cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found, expected = ours(x), plain(x)
+    for layer, out in ((ours, found), (plain, expected)):
+        out.float().square().sum().backward()
+        assert layer.weight.grad.shape == (widths[1], widths[0])
+    assert relative(found.double(), expected.double()) < 5e-3
+    assert relative(ours.weight.grad.double(), plain.weight.grad.double()) < 5e-3
