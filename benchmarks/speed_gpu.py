@@ -337,7 +337,8 @@ def main() -> None:
     begin = time.perf_counter()
     adata = screen(csr_on_card(args.cells, GENES))
     seconds = time.perf_counter() - begin
-    print(f"data: {adata.n_obs:,} cells, {adata.X.nnz / adata.n_obs / GENES:.0%} non-zeros, {seconds:.0f} s", flush=True)
+    share = adata.X.nnz / adata.n_obs / GENES
+    print(f"data: {adata.n_obs:,} cells, {share:.0%} non-zeros, {seconds:.0f} s", flush=True)
 
     def run(name: str, function, *arguments, **options):
         if name not in parts:

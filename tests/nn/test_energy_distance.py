@@ -42,6 +42,14 @@ def test_value_and_gradient_agree_with_float64(diagonal, products, limit):
     assert relative(fast[1], exact[1]) < limit
 
 
+def test_the_means_keep_their_precision_where_they_nearly_cancel():
+    # the distance is a hundredth of the means that it is the difference of
+    x, y = sets(256, 256, 18_080)
+    exact = energy_distance(x.double(), y.double())
+    for products, limit in ((torch.float32, 1e-6), (torch.float16, 1e-4)):
+        assert relative(energy_distance(x, y, products=products).double(), exact) < limit
+
+
 def test_the_gradient_has_the_type_of_the_cells():
     x, y = sets()
     for dtype in (torch.bfloat16, torch.float32):

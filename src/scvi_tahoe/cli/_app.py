@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from scvi_tahoe.cli._check import check
 from scvi_tahoe.cli._convert import convert
 from scvi_tahoe.cli._demo import demo
 from scvi_tahoe.cli._evaluate import evaluate
+from scvi_tahoe.cli._finetune import finetune
 from scvi_tahoe.cli._inspect import inspect
 from scvi_tahoe.cli._predict import predict
+from scvi_tahoe.cli._study import study
 
 __all__ = ["app", "main"]
 
@@ -18,11 +21,10 @@ app = typer.Typer(
     name="scvi-tahoe",
     help="Predict how cells respond to perturbations: State Transition models in scvi-tools.",
     no_args_is_help=True,
-    add_completion=False,
     # A library user reads plain tracebacks; a command's user gets one line (see `_mistakes.py`).
     pretty_exceptions_enable=False,
 )
-for command in (demo, predict, evaluate, inspect, convert):
+for command in (demo, finetune, predict, evaluate, study, check, inspect, convert):
     app.command()(command)
 
 

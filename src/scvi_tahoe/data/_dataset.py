@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from scvi_tahoe._constants import TENSORS
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from scvi_tahoe.data._sampler import CellSetRequest
@@ -64,7 +64,8 @@ class CellSetDataset(Dataset):
 
     def __init__(self, sources: MinibatchSources) -> None:
         self.sources = sources
-        self._table: Tensor = torch.from_numpy(sources.table)
+        # pandas hands out arrays that may not be written to, and torch warns of them
+        self._table: Tensor = torch.from_numpy(np.require(sources.table, requirements="W"))
         shift = sources.shift_of_condition
         self._shift: Tensor | None = None if shift is None else torch.from_numpy(shift)
 

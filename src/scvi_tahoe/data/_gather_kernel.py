@@ -9,7 +9,17 @@ __all__ = ["gather_rows"]
 
 
 @triton.jit
-def gather_rows(rows, indptr, indices, values, out, n_rows, n_features, BLOCK: tl.constexpr, N_BITS: tl.constexpr):  # noqa: ANN001, ANN202
+def gather_rows(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    rows,  # noqa: ANN001  Triton reads annotations of its own only
+    indptr,  # noqa: ANN001
+    indices,  # noqa: ANN001
+    values,  # noqa: ANN001
+    out,  # noqa: ANN001
+    n_rows,  # noqa: ANN001
+    n_features,  # noqa: ANN001
+    BLOCK: tl.constexpr,
+    N_BITS: tl.constexpr,
+):
     """Write row ``rows[i]`` into ``out[i]``, each program every so many rows.
 
     A program clears its dense row and fills it at once, while it is still in the cache.

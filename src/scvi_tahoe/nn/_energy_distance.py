@@ -58,8 +58,12 @@ class EnergyDistance(torch.autograd.Function):
         pairs_x, pairs_y = (k * (k - 1) if excludes_diagonal and k > 1 else k * k for k in (n, m))
         ctx.save_for_backward(cells_SCG, distance_SNC)
         ctx.pairs_x, ctx.dtype, ctx.x_dtype = pairs_x, dtype, x_SNG.dtype
-        across_S = distance_SNC[:, :, :m].mean((1, 2))
-        return across_S - within_SNN.sum((1, 2)) / (2 * pairs_x) - distance_SMM.sum((1, 2)) / (2 * pairs_y)
+        # the three means nearly cancel, so that rounding of their sums would be a hundred times larger in the result
+        sums = torch.float32 if x_SNG.device.type == "mps" else torch.float64
+        across_S = distance_SNC[:, :, :m].sum((1, 2), dtype=sums) / (n * m)
+        within_x_S = within_SNN.sum((1, 2), dtype=sums) / pairs_x
+        within_y_S = distance_SMM.sum((1, 2), dtype=sums) / pairs_y
+        return (across_S - 0.5 * within_x_S - 0.5 * within_y_S).to(wide)
 
     @staticmethod
     @once_differentiable

@@ -1,8 +1,57 @@
-"""Runs are files: configurations read, explained and carried out; logs diagnosed; ladders of runs put into one report."""
+"""Runs are files: configurations read, explained and carried out; logs diagnosed; ladders of runs in one report."""
+
+from __future__ import annotations
 
 from scvi_tahoe.study._check import ConfigCheck, check_config
+from scvi_tahoe.study._data_config import DataConfig
+from scvi_tahoe.study._finding import Finding
 from scvi_tahoe.study._finetune import RunResult, finetune
-from scvi_tahoe.study._run_config import TahoeRun
-from scvi_tahoe.study._study_config import SHIPPED, StudyConfig
+from scvi_tahoe.study._inspection import Inspection, inspect_path
+from scvi_tahoe.study._lesson import Lesson
+from scvi_tahoe.study._log_diagnosis import LogDiagnosis, diagnose
+from scvi_tahoe.study._log_figure import log_figure, logs_figure
+from scvi_tahoe.study._preview import dry_run_text, result_text, rounds_text
+from scvi_tahoe.study._rebuild import RunComparison, compare_runs, run_or_rebuild
+from scvi_tahoe.study._run_config import LOGGERS, ModelConfig, ScoreConfig, StartConfig, TahoeRun, TrainConfig
+from scvi_tahoe.study._run_folder import is_run
+from scvi_tahoe.study._study import StudyResult, read_study, run_study
+from scvi_tahoe.study._study_config import SHIPPED, RoundConfig, StudyConfig
+from scvi_tahoe.study._training_log import TrainingLog, read_training_log, read_training_logs
 
-__all__ = ["SHIPPED", "ConfigCheck", "RunResult", "StudyConfig", "TahoeRun", "check_config", "finetune"]
+__all__ = [
+    "LOGGERS",
+    "SHIPPED",
+    "ConfigCheck",
+    "DataConfig",
+    "Finding",
+    "Inspection",
+    "Lesson",
+    "LogDiagnosis",
+    "ModelConfig",
+    "RoundConfig",
+    "RunComparison",
+    "RunResult",
+    "ScoreConfig",
+    "StartConfig",
+    "StudyConfig",
+    "StudyResult",
+    "TahoeRun",
+    "TrainConfig",
+    "TrainingLog",
+    "check_config",
+    "compare_runs",
+    "diagnose",
+    "dry_run_text",
+    "finetune",
+    "inspect_path",
+    "is_run",
+    "log_figure",
+    "logs_figure",
+    "read_study",
+    "read_training_log",
+    "read_training_logs",
+    "result_text",
+    "rounds_text",
+    "run_or_rebuild",
+    "run_study",
+]

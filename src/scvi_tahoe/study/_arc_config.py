@@ -55,7 +55,9 @@ class ArcConfig:
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"{self.path}, line {self.lines.get(key)}: {key} is {value!r}; a number is needed.") from None
+            raise ValueError(
+                f"{self.path}, line {self.lines.get(key)}: {key} is {value!r}; a number is needed."
+            ) from None
 
     @property
     def name(self) -> str:
@@ -100,7 +102,9 @@ class ArcConfig:
         It does where cells are embeddings and the output space is genes; see ``gene_decoder_bool``.
         """
         wants_genes = self.get("data.kwargs.output_space", "gene") in ("all", "gene")
-        return self.embedding is not None and wants_genes and self.get("model.kwargs.gene_decoder_bool", True) is not False
+        return (
+            self.embedding is not None and wants_genes and self.get("model.kwargs.gene_decoder_bool", True) is not False
+        )
 
 
 def read_arc_config(path: str | Path) -> ArcConfig:

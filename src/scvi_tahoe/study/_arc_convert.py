@@ -136,7 +136,9 @@ def _train(config: ArcConfig) -> TrainConfig:
         max_steps=int(number("training.max_steps", _STEPS) or _STEPS),
         lr=number("training.lr", _LR),
         batch_size=int(number("training.batch_size", _SETS) or _SETS),
-        accumulate=int(number("training.gradient_accumulation_steps", number("training.accumulate_grad_batches", 1)) or 1),
+        accumulate=int(
+            number("training.gradient_accumulation_steps", number("training.accumulate_grad_batches", 1)) or 1
+        ),
         validate_every=int(number("training.val_freq", 2_000) or 2_000),
         freeze_backbone=bool(config.get("model.kwargs.freeze_pert_backbone", False)),
         precision=precision,

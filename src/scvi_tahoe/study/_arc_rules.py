@@ -54,7 +54,8 @@ _IGNORED: dict[str, tuple[str, str]] = {
     "data.kwargs.basal_rep": ("", "nothing"),
     "data.kwargs.int_counts": ("values are used as they are stored", "setup refuses counts where log1p is expected"),
     "data.kwargs.normalize_counts": ("nothing is normalised", "setup refuses counts where log1p is expected"),
-    "data.kwargs.map_controls": ("controls are paired with random controls whatever it says", "controls are no targets"),
+    "data.kwargs.map_controls": ("controls are paired with random controls whatever it says", "controls are no "
+    "targets"),
     "data.kwargs.n_basal_samples": ("one control cell is drawn for each cell", "one"),
     "data.kwargs.pin_memory": ("memory is always pinned", "expression lives on the device"),
     "data.kwargs.persistent_workers": ("", "no worker processes"),
@@ -145,8 +146,10 @@ def representation(config: ArcConfig) -> Iterator[Finding]:
     weight = config.number("model.kwargs.decoder_weight", 1.0)
     yield _found(
         config, "scored_space", "error" if weight == 0 else "warning", key,
-        f"cells are embeddings ({config.embedding}), scores are of genes: val_loss, by which checkpoints are chosen, is the "
-        f"embedding's alone, and genes come from a decoder beside it (weight {weight:g}). The two losses differ by orders "
+        f"cells are embeddings ({config.embedding}), scores are of genes: val_loss, by which checkpoints are "
+        "chosen, is the "
+        f"embedding's alone, and genes come from a decoder beside it (weight {weight:g}). The two losses differ "
+        "by orders "
         "of magnitude." + (" With weight 0 the decoder stays random." if weight == 0 else ""),
         "model.representation: expression+embedding trains and scores genes, with the embedding as auxiliary signal.",
     )  # fmt: skip
@@ -179,7 +182,8 @@ def set_length(config: ArcConfig) -> Iterator[Finding]:
         yield _found(
             config, "shorter_sets", "warning", key,
             f"sets of {size} cells, and the weights it starts from were trained with {theirs}: the energy distance "
-            "has a floor of about (mean distance of two cells) / (cells of a set), so losses of different lengths cannot "
+            "has a floor of about (mean distance of two cells) / (cells of a set), so losses of different "
+            "lengths cannot "
             "be compared, and means over fewer cells are noisier.",
             f"model.set_size: {theirs}, unless start.accept names other_set_size.",
         )  # fmt: skip
@@ -192,7 +196,10 @@ def attention(config: ArcConfig) -> Iterator[Finding]:
     llama = str(config.get("model.kwargs.transformer_backbone_key", "llama")).lower() == "llama"
     if llama and not config.has(key) and not config.get("model.kwargs.mask_attn", False):
         yield Finding(
-            rule="bidirectional", level="warning", where=key, line=config.lines.get(backbone),
+            rule="bidirectional",
+            level="warning",
+            where=key,
+            line=config.lines.get(backbone),
             message="the flag is missing: arc-state from 0.9.32 on reads such weights as causal with rotary positions, "
             "earlier releases as full or causal, depending on the release of transformers.",
             instead="full, stated in network.attention; model.diagnose_attention() compares.",
@@ -206,8 +213,10 @@ def start(config: ArcConfig) -> Iterator[Finding]:
         return
     yield _found(
         config, "init_from_resumes", "warning", key,
-        "if the run's folder holds checkpoints/last.ckpt, that run is resumed with its optimizer, rate and step, and this "
-        "key is ignored; otherwise tensors are copied by position, not by the names of genes or perturbations, and those "
+        "if the run's folder holds checkpoints/last.ckpt, that run is resumed with its optimizer, rate and step, "
+        "and this "
+        "key is ignored; otherwise tensors are copied by position, not by the names of genes or perturbations, "
+        "and those "
         "that do not fit are skipped in silence.",
         "start.source: weights only, matched by name, with a report; what does not fit is asked for.",
     )  # fmt: skip
@@ -238,7 +247,8 @@ def frozen_random_head(config: ArcConfig) -> Iterator[Finding]:
     if config.embedding is None and config.starts_from_tahoe and config.get("data.kwargs.output_space") == _EVERYTHING:
         yield _found(
             config, "frozen_random", "warning", key,
-            "freezing takes project_out along, before weights are loaded. The released weights have 2,000 genes, so with "
+            "freezing takes project_out along, before weights are loaded. The released weights have 2,000 genes, "
+            "so with "
             "all genes at the output its last layer does not fit, stays random, and is frozen at that.",
             "tensors that are not loaded always train.",
         )  # fmt: skip

@@ -89,7 +89,8 @@ def checkpoint_findings(facts: dict[str, Any]) -> list[Finding]:
         findings.append(
             Finding(
                 rule="not_the_best", level="warning", where="callbacks",
-                message=f"the best validation so far, {facts['best_value']:.4g}, was at step {facts['best_step']}; this is "
+                message=f"the best validation so far, {facts['best_value']:.4g}, was at step "
+                f"{facts['best_step']}; this is "
                 f"step {facts['step']}.",
                 instead="use best.ckpt.",
             )

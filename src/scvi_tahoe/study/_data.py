@@ -114,9 +114,7 @@ def replace_labels(config: DataConfig, labels: dict[str, str]) -> DataConfig:
     return filled
 
 
-def _take_out(
-    adata: AnnData, split: Split, config: DataConfig, *, seed: int
-) -> tuple[AnnData, AnnData | None, bool]:
+def _take_out(adata: AnnData, split: Split, config: DataConfig, *, seed: int) -> tuple[AnnData, AnnData | None, bool]:
     """Separate the test part of a split, with the controls of its contexts; the rest may be seen."""
     keys = ScreenKeys(**{k: v for k, v in screen_keys(config).items() if k != "cell_embedding_key"})
     index = ConditionIndex.from_screen(verify_screen(adata, keys))

@@ -62,7 +62,9 @@ class DataConfig:
             raise ValueError("data.n_genes is for dataset: simulated only.")
         if self.cell_embedding_components is not None:
             if self.cell_embedding_components < 1:
-                raise ValueError(f"data.cell_embedding_components is {self.cell_embedding_components}; it is 1 or more.")
+                raise ValueError(
+                    f"data.cell_embedding_components is {self.cell_embedding_components}; it is 1 or more."
+                )
             if self.cell_embedding_key is not None:
                 raise ValueError("data takes cell_embedding_key or cell_embedding_components, not both.")
 

@@ -14,7 +14,18 @@ from scvi_tahoe.study._fingerprint import fingerprint, verify_same_data
 from scvi_tahoe.study._provenance import provenance
 from scvi_tahoe.study._run_config import TahoeRun
 from scvi_tahoe.study._run_folder import (
-    CONFIG, FIGURES, METRICS, MODEL, PREDICTION, PROVENANCE, REPORT, RESULT, SCORES, claim, read_json, whole,
+    CONFIG,
+    FIGURES,
+    METRICS,
+    MODEL,
+    PREDICTION,
+    PROVENANCE,
+    REPORT,
+    RESULT,
+    SCORES,
+    claim,
+    read_json,
+    whole,
     write_json,
 )  # fmt: skip
 from scvi_tahoe.study._yaml import written_text

@@ -33,7 +33,9 @@ def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
     keys = ScreenKeys(**screen_keys(config))
     index = ConditionIndex.from_screen(read_screen(data.train, keys))
     assigned = data.split.assign(index, seed=seed)
-    sides = {"train": _side(data.train, config.layer, config.perturbation_key, config.context_key, config.embedding_key)}
+    sides = {
+        "train": _side(data.train, config.layer, config.perturbation_key, config.context_key, config.embedding_key)
+    }
     if data.held_out is not None:
         sides["held_out"] = _side(
             data.held_out, config.layer, config.perturbation_key, config.context_key, config.embedding_key

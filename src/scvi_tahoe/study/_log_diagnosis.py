@@ -100,7 +100,8 @@ def _start(source: TrainingLog, checkpoint: str) -> Iterator[Finding]:
         return
     yield Finding(
         rule="start_not_best", level="warning", where="start",
-        message=f"the run started from {checkpoint} of {source.name} (step {step:,}, validation {value:.4g}), though the "
+        message=f"the run started from {checkpoint} of {source.name} (step {step:,}, validation {value:.4g}), "
+        "though the "
         f"best there was step {best_step:,} with {best:.4g}.",
         instead=f"start from step {best_step + 1:,}; ours starts from the best unless 'last' is asked for.",
     )  # fmt: skip

@@ -38,7 +38,8 @@ def best_validation(log: TrainingLog) -> Iterator[Finding]:
     behind = "" if step == last_step else f"; the last, at step {last_step:,}, is {last:.4g}, {last / value - 1:+.1%}"
     yield Finding(
         rule="best_step", level="note", where="validation",
-        message=f"the {'best of ' * (len(validation) > 1)}{_count(validation)} is {value:.4g} at step {step:,}{behind}.",
+        message=f"the {'best of ' * (len(validation) > 1)}{_count(validation)} is {value:.4g} at step "
+        f"{step:,}{behind}.",
         instead=_checkpoint(log, step),
     )  # fmt: skip
 
@@ -55,7 +56,10 @@ def _checkpoint(log: TrainingLog, step: int) -> str:
         return f"predict, and start later rounds, with the checkpoint of step {step + 1:,}."
     nearest = max(every, round((step + 1) / every) * every)
     if nearest > log.n_steps:
-        return f"checkpoints were kept every {every:,} steps, so none is near step {step + 1:,}; last.ckpt is what there is."
+        return (
+            f"checkpoints were kept every {every:,} steps, so none is near step {step + 1:,}; last.ckpt is what there "
+            "is."
+        )
     exactly = "" if nearest == step + 1 else f" (the nearest to step {step + 1:,} of those kept every {every:,})"
     return f"predict, and start later rounds, with step={nearest}.ckpt{exactly}."
 
@@ -89,7 +93,8 @@ def rising_validation(log: TrainingLog) -> Iterator[Finding]:
         share = 1 - (step + 1) / log.n_steps
         yield Finding(
             rule="rising_validation", level="warning", where="validation",
-            message=f"after its best of {best:.4g} at step {step:,} the validation loss rises to {tail:.4g} in the mean "
+            message=f"after its best of {best:.4g} at step {step:,} the validation loss rises to {tail:.4g} in "
+            "the mean "
             f"of the last {max(3, len(validation) // 10)} validations ({tail / best - 1:+.1%}); {share:.0%} of the run "
             "came after the best step.",
             instead="stop early (train.patience), let the rate fall to its floor, or regularise more.",
@@ -136,7 +141,8 @@ def validation_noise(log: TrainingLog) -> Iterator[Finding]:
     within = int((validation < validation.min() + 2 * noise).sum())
     yield Finding(
         rule="validation_noise", level="note", where="validation",
-        message=f"neighbouring validations scatter by {noise:.3g}; {within} of {len(validation)} lie within two of these "
+        message=f"neighbouring validations scatter by {noise:.3g}; {within} of {len(validation)} lie within two "
+        "of these "
         "of the best.",
         instead="treat those as equal; validate on more sets to tell them apart.",
     )  # fmt: skip
@@ -152,12 +158,14 @@ def untrained_loss(log: TrainingLog) -> Iterator[Finding]:
     if len(validation) and len(genes):
         ratio = float(genes.min() / validation.min())
         sizes = (
-            f" On held-out cells the genes' loss is {genes.min():.3g} at its best and the embedding's {validation.min():.3g}, "
+            f" On held-out cells the genes' loss is {genes.min():.3g} at its best and the embedding's "
+            f"{validation.min():.3g}, "
             f"{ratio:.0f} times less."
         )
     yield Finding(
         rule="loss_not_logged", level="warning", where="decoder",
-        message="train_loss and val_loss are the embedding's loss alone; the sum with the gene decoder's loss, which is "
+        message="train_loss and val_loss are the embedding's loss alone; the sum with the gene decoder's loss, "
+        "which is "
         f"what is minimised, is in no column, and the best checkpoint is chosen without the genes.{sizes}",
         instead="train in the space that is scored; our validation_loss is the sum that is trained.",
     )  # fmt: skip
@@ -199,7 +207,8 @@ def learning_rate(log: TrainingLog) -> Iterator[Finding]:
         if rises:
             yield Finding(
                 rule="periodic_rate", level="warning", where=name,
-                message=f"after its peak of {values.max():.3g} the rate rises again {rises} times: the schedule restarts, "
+                message=f"after its peak of {values.max():.3g} the rate rises again {rises} times: the schedule "
+                "restarts, "
                 "or that of an earlier run is still attached.",
                 instead="start from weights only; nothing but resume_from restores a schedule.",
             )  # fmt: skip
@@ -273,7 +282,8 @@ def resumed(log: TrainingLog) -> Iterator[Finding]:
     if train.index[0] > 3 * interval:
         yield Finding(
             rule="resumed", level="warning", where="step",
-            message=f"the log begins at step {train.index[0]:,}: the run was resumed, with the optimizer, the rate and the "
+            message=f"the log begins at step {train.index[0]:,}: the run was resumed, with the optimizer, the "
+            "rate and the "
             "schedule of the run before.",
             instead="start from weights only; here nothing but resume_from restores an optimizer.",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Weights & Biases, TensorBoard and MLflow beside the CSV: each by its name, and each without a network if so wished."""
+"""Weights & Biases, TensorBoard and MLflow beside the CSV, by name, and without a network if so wished."""
 
 from __future__ import annotations
 

@@ -75,9 +75,10 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         if _fits(value, option):
             return tuple(value) if get_origin(option) is tuple else value
     number = _number(value)
-    for option, kind in ((o, o) for o in options if o in (float, int)):
-        if number is not None and (kind is float or number == int(number)):
-            return kind(number)
+    if number is not None and float in options:
+        return number
+    if number is not None and int in options and number == int(number):
+        return int(number)
     raise ValueError(f"{where} is {value!r}; allowed is {' or '.join(map(_named, options))}.")
 
 
@@ -110,6 +111,7 @@ def _named(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"a list of {_named(get_args(hint)[0])}"
     names: Mapping[Any, str] = {
-        str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null", dict: "a mapping"
+        str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
+        dict: "a mapping",
     }  # fmt: skip
     return names.get(get_origin(hint) or hint, "a mapping")

@@ -13,8 +13,8 @@ __all__ = ["PACKAGES", "provenance"]
 
 #: Packages whose release can change the numbers of a run.
 PACKAGES = (
-    "scvi-tahoe", "scvi-tools", "torch", "lightning", "numpy", "scipy", "pandas", "anndata", "scikit-learn", "cell-eval",
-    "pdex",
+    "scvi-tahoe", "scvi-tools", "torch", "lightning", "numpy", "scipy", "pandas", "anndata", "scikit-learn",
+    "cell-eval", "pdex",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from scvi_tahoe.data import Split, split_from_dict
 from scvi_tahoe.nn import ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
-from scvi_tahoe.study._data_config import DataConfig
+from scvi_tahoe.study._data_config import DataConfig  # noqa: TC001  its type is looked up when a file is read
 from scvi_tahoe.study._plain_values import build, nearest, plain
 from scvi_tahoe.study._yaml import read_mapping, written
 from scvi_tahoe.train import PlanConfig
@@ -110,7 +110,9 @@ class TrainConfig:
         )  # fmt: skip
         for name in self.loggers:
             if name not in LOGGERS:
-                raise ValueError(f"train.loggers names the unknown {name!r}{nearest(name, LOGGERS)} It takes {LOGGERS}.")
+                raise ValueError(
+                    f"train.loggers names the unknown {name!r}{nearest(name, LOGGERS)} It takes {LOGGERS}."
+                )
         if twice := sorted(set(self.plan) & set(_PLAN_ELSEWHERE)):
             raise ValueError(f"train.plan repeats {twice}, which belong to train (and seed to the run).")
         known = {f.name for f in fields(PlanConfig)} - set(_PLAN_ELSEWHERE)
@@ -129,7 +131,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """How the prediction is scored, as :func:`scvi_tahoe.evaluate.evaluate` takes it; ``preset`` None does not score."""
+    """How the prediction is scored, as :func:`scvi_tahoe.evaluate.evaluate` takes it; no preset, no scores."""
 
     preset: Literal["quick", "vcc2025", "minimal", "full"] | None = "vcc2025"
     baseline: str | None = "train_mean"

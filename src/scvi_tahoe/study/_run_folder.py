@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = [
     "BEST", "CONFIG", "FIGURES", "LAST", "METRICS", "MODEL", "PREDICTION", "PROVENANCE", "REPORT", "RESULT", "SCORES",

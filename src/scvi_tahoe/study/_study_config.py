@@ -106,7 +106,8 @@ class StudyConfig:
                 raise ValueError(f"the study has two rounds named {one.name!r}.")
             if one.source is not None and one.source not in seen:
                 raise ValueError(
-                    f"round {one.name!r} starts from {one.source!r}, which is no earlier round{nearest(one.source, seen)}"
+                    f"round {one.name!r} starts from {one.source!r}, which is no earlier "
+                    f"round{nearest(one.source, seen)}"
                 )
             seen.append(one.name)
             self.run(one, Path())
@@ -160,7 +161,9 @@ class StudyConfig:
                 return build(cls, read_mapping(shipped))
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}, and no shipped study of that name ({', '.join(SHIPPED)}).")
+            raise FileNotFoundError(
+                f"there is no file {path}, and no shipped study of that name ({', '.join(SHIPPED)})."
+            )
         return build(cls, _anchored(read_mapping(path), path.parent))
 
 

@@ -159,7 +159,11 @@ def _log_in(path: Path) -> Path:
 def _config_of(path: Path) -> Path | None:
     """The configuration of a log: beside it, above it, or under the same name."""
     stem = path.name.removesuffix("_metrics.csv").split("_version_")[0]
-    candidates = [path.with_name(f"{stem}_config.yaml"), path.with_name("config.yaml"), path.parent.parent / "config.yaml"]
+    candidates = [
+        path.with_name(f"{stem}_config.yaml"),
+        path.with_name("config.yaml"),
+        path.parent.parent / "config.yaml",
+    ]
     return next((c for c in candidates if c.is_file()), None)
 
 

@@ -1,0 +1,119 @@
+"""One door for whatever a run leaves: a log, a folder of logs, the folder of a run, a checkpoint, a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvi_tahoe.study._checkpoint_facts import checkpoint_facts, checkpoint_findings
+from scvi_tahoe.study._finding import findings_text
+from scvi_tahoe.study._log_diagnosis import diagnose
+from scvi_tahoe.study._log_figure import logs_figure
+from scvi_tahoe.study._training_log import read_training_logs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Inspection", "inspect_path"]
+
+_MODEL_FILES = ("config.json", "config.yaml", "*.safetensors", "var_dims.pkl")
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What was found at a path.
+
+    Attributes
+    ----------
+    text
+        For people.
+    content
+        The same as plain values.
+    figure
+        Of the logs, if there are any.
+    """
+
+    text: str
+    content: dict[str, Any]
+    figure: Figure | None = None
+
+    def to_json(self) -> str:
+        """The content as JSON."""
+        return json.dumps(self.content, indent=1, default=float)
+
+
+def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoint: str | None = None) -> Inspection:
+    """Say what a log, a run or a checkpoint holds, and what is wrong with it.
+
+    Parameters
+    ----------
+    path
+        ``metrics.csv`` of ours or of arc-state, a folder with one or several logs, the folder of a run, a checkpoint
+        file, or the folder of a model.
+    config
+        Configuration of the run whose log it is, where it does not lie beside the log.
+    checkpoint
+        Which checkpoint of a model's folder in arc-state's format.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing to inspect.
+    ValueError
+        If it is none of these things.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    if path.suffix in (".ckpt", ".pt", ".pth"):
+        return _checkpoint(path)
+    parts: list[Inspection] = []
+    if path.is_file() or _has_logs(path):
+        parts.append(_logs(path, config))
+    if path.is_dir() and (checkpoint is not None or not parts or _is_model(path)):
+        parts += _model(path, checkpoint, needed=not parts)
+    for name in ("best.ckpt", "last.ckpt"):
+        if path.is_dir() and (path / name).is_file():
+            parts.append(_checkpoint(path / name))
+    return Inspection(
+        text="\n\n".join(part.text for part in parts),
+        content={key: value for part in parts for key, value in part.content.items()},
+        figure=next((part.figure for part in parts if part.figure is not None), None),
+    )
+
+
+def _has_logs(folder: Path) -> bool:
+    return any(any(folder.glob(p)) for p in ("metrics.csv", "*_metrics.csv", "version_*/metrics.csv"))
+
+
+def _is_model(folder: Path) -> bool:
+    """A model in arc-state's format or an export; the folder of a run of ours keeps its model inside."""
+    return not (folder / "provenance.json").exists() and any(any(folder.glob(p)) for p in _MODEL_FILES)
+
+
+def _logs(path: Path, config: str | Path | None) -> Inspection:
+    logs = read_training_logs(path, config=config)
+    found = diagnose(logs)
+    return Inspection("\n\n".join(map(str, found)), {"logs": [one.to_dict() for one in found]}, logs_figure(logs))
+
+
+def _checkpoint(path: Path) -> Inspection:
+    facts = checkpoint_facts(path)
+    findings = checkpoint_findings(facts)
+    content = {**facts, "findings": [finding.to_dict() for finding in findings]}
+    return Inspection(f"{path}\n{findings_text(findings)}", {path.name: content})
+
+
+def _model(path: Path, checkpoint: str | None, *, needed: bool) -> list[Inspection]:
+    from scvi_tahoe.pretrained import inspect_folder
+
+    try:
+        text = inspect_folder(path, checkpoint)
+    except (ValueError, FileNotFoundError):
+        # a folder of downloaded logs holds configurations without weights
+        if needed:
+            raise
+        return []
+    return [Inspection(text, {"model": text.splitlines()})]

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import read_h5ad
+
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, run_or_rebuild
+from scvi_tahoe.study._loggers import PeakMemory
+
+
+def run(values, folder, **sections):
+    for name, part in sections.items():
+        values[name] = {**values[name], **part} if isinstance(part, dict) else part
+    return finetune(TahoeRun.from_dict(values), folder, progress=False)
+
+
+def test_a_run_leaves_everything_that_is_needed_to_judge_it(finished):
+    found = {path.name for path in finished.iterdir()}
+    assert found >= {
+        "config.yaml", "provenance.json", "metrics.csv", "best.ckpt", "last.ckpt", "model", "prediction.h5ad", "scores",
+        "figures", "loading_report.txt", "README.md", "result.json",
+    }  # fmt: skip
+    assert {p.name for p in (finished / "figures").iterdir()} == {"training.png", "bars.png", "deltas.png", "cells.png"}
+
+
+def test_the_log_has_losses_rates_throughput_and_memory(finished):
+    log = pd.read_csv(finished / "metrics.csv")
+    assert {"train_loss", "validation_loss", "lr_new", "sets_per_second", "peak_memory_gb"} <= set(log.columns)
+    assert log["peak_memory_gb"].max() > 0
+
+
+def test_the_provenance_fixes_data_releases_and_seed(finished):
+    record = json.loads((finished / "provenance.json").read_text())
+    assert record["seed"] == 3
+    assert {"torch", "scvi-tools", "numpy"} <= set(record["versions"])
+    data = record["data"]
+    assert data["train"]["n_genes"] == 40
+    assert data["split"]["cells"]["validation"] == 2 * 40
+    assert len(data["sha256"]) == len(data["split"]["sha256"]) == 64
+
+
+def test_held_out_cells_are_not_in_the_training_data(finished):
+    predicted = read_h5ad(finished / "prediction.h5ad")
+    assert set(predicted.obs["perturbation"]) == {f"perturbation_0{i}" for i in (3, 4, 5)}
+    assert set(predicted.obs["context"]) == {"context_1"}
+    record = json.loads((finished / "provenance.json").read_text())["data"]
+    assert record["train"]["n_cells"] == 3 * (24 * 40 + 200) - 3 * 40
+
+
+def test_the_config_in_the_folder_rebuilds_the_same_numbers(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "first")
+    result = run_or_rebuild(tmp_path / "first" / "config.yaml", progress=False)
+    assert result.folder == tmp_path / "first-rebuilt"
+    comparison = compare_runs(tmp_path / "first", result.folder)
+    assert comparison.same, str(comparison)
+    assert "same numbers" in str(comparison)
+
+
+def test_another_seed_gives_other_numbers_and_the_comparison_says_where(finished, values, tmp_path):
+    run(values, tmp_path / "other", seed=4)
+    comparison = compare_runs(finished, tmp_path / "other")
+    assert not comparison.same
+    assert " was " in str(comparison)
+    assert " and is " in str(comparison)
+
+
+def test_a_finished_run_is_read_and_not_done_again(finished, values):
+    before = (finished / "best.ckpt").stat().st_mtime_ns
+    lines = []
+    result = finetune(TahoeRun.from_dict(values), finished, progress=False, report=lines.append)
+    assert (finished / "best.ckpt").stat().st_mtime_ns == before
+    assert "finished" in lines[0]
+    assert result.scores is not None
+    assert result.best_step in (2, 4, 6)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, values, tmp_path, monkeypatch):
+    def interrupted(self, trainer, *args):
+        if trainer.global_step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PeakMemory, "on_train_batch_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(values, tmp_path / "run")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "model").exists()
+    run(values, tmp_path / "run")
+    assert compare_runs(finished, tmp_path / "run").same
+
+
+def test_a_run_killed_between_its_last_step_and_saving_is_restored(finished, values, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for name in ("model", "scores", "figures"):
+        shutil.rmtree(tmp_path / "run" / name)
+    for name in ("result.json", "prediction.h5ad"):
+        (tmp_path / "run" / name).unlink()
+    result = run(values, tmp_path / "run")
+    assert compare_runs(finished, tmp_path / "run").same
+    assert result.best_step == json.loads((finished / "result.json").read_text())["best_step"]
+
+
+def test_a_later_run_starts_from_the_best_or_from_the_last_weights_alone(finished, values, tmp_path):
+    start = {"source": str(finished)}
+    values["train"] |= {"max_steps": 1, "validate_every": 1, "lr": 1e-9}
+    for name in ("best", "last"):
+        run(values | {"start": start | {"checkpoint": name}}, tmp_path / name)
+        source = torch.load(finished / f"{name}.ckpt", weights_only=True)
+        started = torch.load(tmp_path / name / "last.ckpt", weights_only=True)
+        for tensor, value in source["state_dict"].items():
+            torch.testing.assert_close(started["state_dict"][tensor], value, rtol=0, atol=1e-6)
+        assert started["global_step"] == 1
+        assert "loaded" in (tmp_path / name / "loading_report.txt").read_text()
+
+
+def test_an_embedding_model_takes_the_backbone_of_an_expression_model(finished, values, tmp_path):
+    values["start"] = {"source": str(finished), "accept": ["new_input", "new_output", "new_gene_decoder", "other_head"]}
+    result = run(values, tmp_path / "run", model={"representation": "embedding", "network": {
+        "gene_decoder": {"hidden": [16]}
+    }}, score={"preset": "quick", "representation_check": "warn"})  # fmt: skip
+    model = TahoeST.load(result.folder / "model", adata=False)
+    assert model.module.config.gene_decoder.hidden == (16,)
+    assert model.module.config.n_input == 6
+    loaded = torch.load(finished / "best.ckpt", weights_only=True)["state_dict"]
+    name = "network.backbone.norm.weight"
+    assert f"module.{name}" in loaded
+    assert name in model.pretrained_parameters_
+
+
+def test_weights_that_do_not_fit_ask_for_decisions(finished, values, tmp_path):
+    values["start"] = {"source": str(finished)}
+    with pytest.raises(ValueError, match="new_input"):
+        run(values, tmp_path / "run", model={"representation": "embedding"})
+
+
+def test_a_file_of_cells_is_read_and_its_test_cells_are_scored(values, tmp_path):
+    simulate_screen(n_genes=30, n_cells=20, n_control_cells=60).write_h5ad(tmp_path / "cells.h5ad")
+    values["data"] = {
+        "path": str(tmp_path / "cells.h5ad"), "perturbation_key": "perturbation", "control": "control",
+        "context_key": "context", "batch_key": "batch", "perturbation_embedding_key": "perturbation_embedding",
+    }  # fmt: skip
+    values["split"] = {"kind": "fraction", "validation": 0.1, "test": 0.2}
+    result = run(values, tmp_path / "run")
+    assert len(result.scores.per_perturbation) == 72
+    assert np.isfinite(result.scores.summary["value"]["mae"])
+
+
+def test_other_data_than_those_of_the_run_are_refused(values, tmp_path):
+    values["data"]["sha256"] = "0" * 64
+    with pytest.raises(ValueError, match="the data are not those of the run"):
+        run(values, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_another_run_is_refused_and_the_difference_named(finished, values):
+    with pytest.raises(ValueError, match=r"train.lr was 0.01, now 0.02"):
+        run(values, finished, train={"lr": 0.02})
+
+
+def test_a_foreign_folder_is_refused(values, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not of a run"):
+        run(values, tmp_path)
+
+
+def test_a_file_is_no_folder(values, tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        run(values, tmp_path / "run")
+
+
+def test_a_checkpoint_that_is_not_there_is_named(finished, values, tmp_path):
+    values["start"] = {"source": str(finished), "checkpoint": "step=5"}
+    with pytest.raises(FileNotFoundError, match=r"it has best.ckpt, last.ckpt"):
+        run(values, tmp_path / "run")
+
+
+def test_more_components_than_genes_are_refused(values, tmp_path):
+    values["data"]["cell_embedding_components"] = 40
+    with pytest.raises(ValueError, match="it must be less than the 40 genes"):
+        run(values, tmp_path / "run")
+
+
+def test_runs_that_are_not_there_cannot_be_compared(finished, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no trained run"):
+        compare_runs(finished, tmp_path)
+
+
+def test_a_dry_run_tells_and_writes_nothing(values, tmp_path, monkeypatch):
+    TahoeRun.from_dict(values).to_yaml(tmp_path / "run.yaml")
+    monkeypatch.chdir(tmp_path)
+    text = dry_run_text("run.yaml")
+    assert "3,360 cells of 40 genes" in text
+    assert "6 steps of 2 sets of 8 cells" in text
+    assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_tensorboard_writes_into_the_run_beside_the_csv(values, tmp_path):
+    pytest.importorskip("tensorboard")
+    result = run(values, tmp_path / "run", train={"loggers": ["tensorboard"]}, score={"preset": None})
+    assert list((result.folder / "tensorboard").rglob("events.*"))
+    assert (result.folder / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named_with_its_extra(values, tmp_path, name):
+    try:
+        __import__(name)
+    except ImportError:
+        with pytest.raises(ImportError, match=rf"scvi-tahoe\[{name}\]"):
+            run(values, tmp_path / "run", train={"loggers": [name]})
+    else:
+        result = run(values, tmp_path / "run", train={"loggers": [name]}, score={"preset": None})
+        assert any(name in path.name for path in result.folder.iterdir())

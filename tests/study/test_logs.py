@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from study_samples import arc_log, expression_config, with_key, write_config
+
+from scvi_tahoe.study import diagnose, inspect_path, log_figure, logs_figure, read_training_log, read_training_logs
+from scvi_tahoe.study._epoch_period import epoch_length, repetition
+
+
+def written(table, folder, name="metrics.csv"):
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / name, index=False)
+    return folder / name
+
+
+def findings(table, folder, **kwargs):
+    log = read_training_log(written(table, folder), **kwargs)
+    return {f.rule: f for f in diagnose([log])[0].findings}
+
+
+def test_the_best_validation_and_its_checkpoint_are_named(tmp_path):
+    found = findings(arc_log(validation=[3.0, 2.0, 2.5, 2.4, 2.2]), tmp_path)
+    assert "2 at step 1,599" in found["best_step"].message
+    assert "step 1,600" in found["best_step"].instead
+
+
+def test_the_checkpoint_is_the_nearest_that_was_kept(tmp_path):
+    write_config(with_key(expression_config(), "training.ckpt_every_n_steps", 1500), tmp_path)
+    found = findings(arc_log(validation=[3.0, 2.0, 2.5, 2.4, 2.2]), tmp_path)
+    assert found["best_step"].instead.startswith("predict, and start later rounds, with step=1500.ckpt (the nearest")
+
+
+def test_a_flat_validation_beside_a_falling_training_loss_is_named(tmp_path):
+    found = findings(arc_log(validation=[0.700, 0.699, 0.701, 0.7, 0.7]), tmp_path)
+    assert "stays between 0.699 and 0.701" in found["flat_validation"].message
+
+
+def test_a_validation_that_follows_is_not_called_flat(tmp_path):
+    assert "flat_validation" not in findings(arc_log(validation=[0.7, 0.6, 0.55, 0.5, 0.5]), tmp_path)
+
+
+def test_a_validation_that_rises_after_its_best_is_named(tmp_path):
+    found = findings(arc_log(validation=[3, 2, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]), tmp_path)
+    assert "after its best of 1 at step 1,199" in found["rising_validation"].message
+    assert "70% of the run" in found["rising_validation"].message
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"), [([1, 1, 1, 3, 3, 3], "divergence"), ([1, 1, np.inf, 1, 1, 1], "not_finite")]
+)
+def test_losses_that_explode_are_an_error(tmp_path, values, rule):
+    table = pd.DataFrame({"step": range(6), "train_loss": values})
+    assert findings(table, tmp_path)[rule].level == "error"
+
+
+def test_a_log_without_a_rate_says_so(tmp_path):
+    assert "rate_not_logged" in findings(arc_log(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rate", "rule"),
+    [
+        (lambda step: 1e-4, "constant_rate"),
+        (lambda step: 1e-4 * (1.5 + np.cos(step / 200)), "periodic_rate"),
+        (lambda step: 1e-4 * (1 - step / 5000), "rate_shape"),
+    ],
+)
+def test_the_course_of_the_rate_is_recognised(tmp_path, rate, rule):
+    found = findings(arc_log(rate=rate), tmp_path)
+    assert rule in found
+    assert "rate_not_logged" not in found
+
+
+def test_sets_that_repeat_every_epoch_are_found_by_the_period_of_the_loss(tmp_path):
+    found = findings(arc_log(epoch=130, n_steps=8000), tmp_path)
+    assert "the period of the epoch, 130 steps" in found["repeated_epochs"].message
+
+
+def test_sets_drawn_anew_are_not_called_repeated(tmp_path):
+    table = arc_log(n_steps=8000)
+    table["epoch"] = table["step"] // 130
+    assert "repeated_epochs" not in findings(table, tmp_path)
+
+
+@pytest.mark.parametrize("length", [2, 38, 185, 1000])
+def test_the_length_of_an_epoch_is_read_off_its_number(length):
+    steps = np.arange(49, 40_000, 50)
+    assert epoch_length(pd.Series(steps // length, index=steps)) == length
+
+
+def test_a_log_of_one_epoch_does_not_fix_its_length():
+    assert epoch_length(pd.Series(0, index=range(10))) is None
+    assert repetition(pd.Series(1.0, index=range(100)), None) is None
+    assert repetition(pd.Series(1.0, index=range(100)), 5) is None
+
+
+def test_the_loader_is_named_as_the_limit_where_steps_are_short(tmp_path):
+    write_config(expression_config(), tmp_path)
+    message = findings(arc_log(), tmp_path)["throughput"].message
+    assert "5.0 cell sets a second" in message
+    assert (
+        "87% of the time was spent outside the training step: the loader was the limit" in message or "88%" in message
+    )
+
+
+def test_a_decoder_beside_the_loss_is_named(tmp_path):
+    found = findings(arc_log(decoder=True, validation=[0.5, 0.4, 0.4, 0.4, 0.4]), tmp_path)
+    assert "30 times less" in found["loss_not_logged"].message
+
+
+def test_a_loss_that_was_named_and_not_trained_is_found_with_the_configuration(tmp_path):
+    write_config(with_key(expression_config(), "training.loss_fn", "mse"), tmp_path)
+    assert "'mse', and 'energy' was trained" in findings(arc_log(), tmp_path)["loss_named_not_trained"].message
+
+
+def test_a_log_that_begins_in_the_middle_was_resumed(tmp_path):
+    assert "begins at step 6,049" in findings(arc_log(resumed_at=6000), tmp_path)["resumed"].message
+
+
+def test_a_log_without_validation_says_so(tmp_path):
+    assert "no_validation" in findings(arc_log(), tmp_path)
+
+
+def two_runs(folder, checkpoint="last.ckpt", **second):
+    config = expression_config() | {"name": "first"}
+    write_config(config, folder, "a_config.yaml")
+    written(arc_log(validation=[3, 2, 2.5], epoch=100), folder, "a_version_0_metrics.csv")
+    config = with_key(expression_config(), "model.kwargs.init_from", f"/x/first/checkpoints/{checkpoint}")
+    for key, value in second.items():
+        config = with_key(config, f"training.{key}", value)
+    write_config(config | {"name": "second"}, folder, "b_config.yaml")
+    epoch = 100 * 4 // config["training"]["batch_size"]
+    written(arc_log(validation=[2, 1.9, 1.8], epoch=epoch), folder, "b_version_0_metrics.csv")
+    return {d.log.name: {f.rule: f for f in d.findings} for d in diagnose(read_training_logs(folder))}
+
+
+def test_a_run_that_started_from_the_last_checkpoint_is_shown_the_better_one(tmp_path):
+    message = two_runs(tmp_path)["second"]["start_not_best"].message
+    assert "last.ckpt of first (step 3,999, validation 2.5)" in message
+    assert "step 2,665 with 2" in message or "step 2,666 with 2" in message or "with 2." in message
+
+
+def test_a_run_that_started_from_the_best_is_not_blamed(tmp_path):
+    assert "start_not_best" not in two_runs(tmp_path, checkpoint="best.ckpt")["second"]
+
+
+def test_accumulation_without_effect_shows_in_the_length_of_epochs(tmp_path):
+    found = two_runs(tmp_path, accumulate_grad_batches=8, batch_size=2)
+    assert "accumulation over 8 minibatches did not happen" in found["second"]["accumulation_without_effect"].message
+    assert "accumulation_without_effect" not in found["first"]
+
+
+def test_a_finished_run_of_ours_is_inspected_with_its_checkpoints(finished):
+    found = inspect_path(finished)
+    assert "best.ckpt" in found.text
+    assert found.content["logs"][0]["origin" if "origin" in found.content["logs"][0] else "name"]
+    rules = {f["rule"] for f in found.content["logs"][0]["findings"]}
+    assert "rate_not_logged" not in rules
+    assert "repeated_epochs" not in rules
+    assert found.figure is not None
+
+
+def test_a_checkpoint_tells_what_it_would_carry_along(finished):
+    found = inspect_path(finished / "last.ckpt")
+    content = found.content["last.ckpt"]
+    assert content["step"] == 6
+    assert content["has_optimizer"]
+    assert content["has_schedule"]
+    assert "goes on with that rate" in found.text
+
+
+def test_figures_have_a_column_for_each_run_and_a_row_for_each_quantity(tmp_path):
+    logs = [read_training_log(written(arc_log(validation=[2, 1.5, 1]), tmp_path / n)) for n in ("a", "b")]
+    assert len(logs_figure(logs).axes) == 2 * 3
+    assert len(log_figure(logs[0]).axes) == 3
+    with pytest.raises(ValueError, match="no log to draw"):
+        logs_figure([])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "is not a training log"),
+        ("", "is not a table"),
+        ("step,train_loss\n1,2,3,4\n5,6,7,8,9,10\n", "is not a"),
+    ],
+)
+def test_files_that_are_no_logs_are_refused(tmp_path, text, message):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        inspect_path(tmp_path / "metrics.csv")
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path):
+    (tmp_path / "a.ckpt").write_text("no")
+    with pytest.raises(ValueError, match="was refused"):
+        inspect_path(tmp_path / "a.ckpt")
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        inspect_path(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"neither a metrics\.csv nor a folder with one"):
+        read_training_log(tmp_path)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from scvi_tahoe.study import TahoeRun
+
+
+def changed(values, path, value):
+    *parents, key = path.split(".")
+    section = values
+    for name in parents:
+        section = section.setdefault(name, {})
+    section[key] = value
+    return values
+
+
+def test_a_run_survives_its_file(values, tmp_path):
+    run = TahoeRun.from_dict(values)
+    run.to_yaml(tmp_path / "run.yaml")
+    assert TahoeRun.from_yaml(tmp_path / "run.yaml") == run
+
+
+def test_a_file_spells_out_the_defaults(values, tmp_path):
+    TahoeRun.from_dict(values).to_yaml(tmp_path / "run.yaml")
+    written = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert written["train"]["recipe"] == "freeze_then_unfreeze"
+    assert written["train"]["loggers"] == []
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(values):
+    assert TahoeRun.from_dict(changed(values, "train.lr", "1e-4")).train.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("trian", {}, "did you mean 'train'"),
+        ("train.learning", 1, "train has no key 'learning'"),
+        ("train.max_step", 1, "did you mean 'max_steps'"),
+        ("train.plan.weight_decya", 0.1, "did you mean 'weight_decay'"),
+        ("train.plan.lr", 0.1, "train.plan repeats"),
+        ("train.plan.warmup", 3.0, "warmup=3.0 must be a fraction"),
+        ("train.max_steps", 0, "train.max_steps is 0; it must be 1 or more"),
+        ("train.max_steps", "many", "train.max_steps is 'many'; allowed is a whole number"),
+        ("train.max_steps", 1.5, "train.max_steps is 1.5"),
+        ("train.batch_size", True, "train.batch_size is True"),
+        ("train.recipe", "headz", "allowed is 'freeze_then_unfreeze' or 'full' or 'heads'"),
+        ("train.loggers", ["wandbb"], "did you mean 'wandb'"),
+        ("train.freeze_backbone", 9, "must lie in the run"),
+        ("data.path", "a.h5ad", "data takes either path"),
+        ("data.control", "x", "brings perturbation_key and control along"),
+        ("data.cell_embedding_key", "X", "not both"),
+        ("data.cell_embedding_components", 0, "it is 1 or more"),
+        ("start.accept", ["new_imput"], "did you mean 'new_input'"),
+        ("start.checkpoint", "last", "start.source is missing"),
+        ("model.representation", "pca", "model.representation is 'pca'"),
+        ("model.objective.terms", {"energie": 1.0}, "objective terms"),
+        ("model.set_size", 0, "model.set_size is 0"),
+        ("split.kind", "by_hand", "split kind 'by_hand' is unknown"),
+        ("score.preset", "vcc", "score.preset is 'vcc'"),
+        ("name", "a/b", "it names a folder"),
+        ("seed", -1, "seed is -1"),
+        ("model", "mini", "model is 'mini'; allowed is a mapping"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(values, path, value, message):
+    with pytest.raises(ValueError, match=message):
+        TahoeRun.from_dict(changed(values, path, value))
+
+
+def test_a_missing_key_is_named(values):
+    del values["data"]
+    with pytest.raises(ValueError, match="lacks the key 'data'"):
+        TahoeRun.from_dict(values)
+
+
+def test_the_section_of_a_file_needs_its_labels(values):
+    values["data"] = {"path": "screen.h5ad"}
+    with pytest.raises(ValueError, match=r"data.path needs perturbation_key"):
+        TahoeRun.from_dict(values)
+
+
+def test_an_embedding_model_needs_an_embedding(values):
+    del values["data"]["cell_embedding_components"]
+    values["model"]["representation"] = "embedding"
+    with pytest.raises(ValueError, match="the data have no cell embedding"):
+        TahoeRun.from_dict(values)
+
+
+def test_a_prior_is_not_made_of_embeddings(values):
+    values["model"] |= {"representation": "embedding", "prior": "mean"}
+    with pytest.raises(ValueError, match="a prior is made of expression"):
+        TahoeRun.from_dict(values)
+
+
+def test_genes_are_counted_for_simulated_cells_only(values):
+    values["data"] = {"dataset": "norman_k562", "n_genes": 10}
+    with pytest.raises(ValueError, match="for dataset: simulated only"):
+        TahoeRun.from_dict(values)
+
+
+def test_paths_count_from_the_folder_of_the_file(values, tmp_path, monkeypatch):
+    (tmp_path / "cells.h5ad").touch()
+    values["data"] = {"path": "cells.h5ad", "perturbation_key": "p", "control": "c", "cell_embedding_key": "X"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir("/")
+    assert TahoeRun.from_yaml(tmp_path / "run.yaml").data.path == str(tmp_path / "cells.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1, 2", "is not a YAML file"), ("- a\n- b\n", "does not hold a mapping")]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        TahoeRun.from_yaml(tmp_path / "run.yaml")
+
+
+def test_a_binary_file_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ValueError, match="is not a text file"):
+        TahoeRun.from_yaml(tmp_path / "run.yaml")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*run\.yaml"):
+        TahoeRun.from_yaml(tmp_path / "run.yaml")

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from study_samples import RUN
+
+from scvi_tahoe.study import SHIPPED, StudyConfig, TahoeRun, read_study, rounds_text, run_study
+from scvi_tahoe.study._config_difference import differences
+from scvi_tahoe.study._lesson import judge
+from scvi_tahoe.study._scaling import scaled
+from scvi_tahoe.study._study_config import merged
+
+
+def study(values, **changes):
+    shared = {name: values[name] for name in ("data", "split", "model", "score")}
+    shared["train"] = values["train"]
+    return {
+        "name": "ladder",
+        "title": "A <small> ladder",
+        "seed": 3,
+        **shared,
+        "lesson": [["first"], ["second"]],
+        "rounds": [
+            {"name": "backbone", "role": "pretraining", "train": {"max_steps": 2}},
+            {"name": "first", "start": {"round": "backbone"}, "published": {"overall": 1.5}},
+            {"name": "second", "start": {"round": "first", "checkpoint": "last"}, "train": {"lr": 0.001}},
+        ],
+        **changes,
+    }
+
+
+def write(content, folder):
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    lines = []
+    result = run_study(write(study(RUN), folder), folder=folder / "out", progress=False, report=lines.append)
+    return result, lines
+
+
+def test_a_study_leaves_rounds_a_table_figures_and_a_report(done):
+    result, _ = done
+    found = {path.name for path in result.folder.iterdir()}
+    assert found >= {
+        "backbone",
+        "first",
+        "second",
+        "study.yaml",
+        "scores.csv",
+        "curves.png",
+        "scores.png",
+        "report.html",
+    }
+
+
+def test_the_table_has_a_row_for_each_scored_round(done):
+    table = done[0].table
+    assert list(table.index) == ["first", "second"]
+    assert table.loc["second", "steps"] == 6
+    assert table["MAE"].notna().all()
+    assert table.loc["first", "published_overall"] == 1.5
+
+
+def test_a_round_starts_from_the_checkpoint_that_was_asked_for(done):
+    folder = done[0].folder
+    start = yaml.safe_load((folder / "second" / "config.yaml").read_text())["start"]
+    assert start["source"] == str(folder / "first")
+    assert start["checkpoint"] == "last"
+
+
+def test_finished_rounds_are_not_done_again(done):
+    result, first = done
+    before = (result.folder / "second" / "best.ckpt").stat().st_mtime_ns
+    lines = []
+    again = run_study(result.config, folder=result.folder, progress=False, report=lines.append)
+    assert all("finished before" in line for line in lines)
+    assert (again.folder / "second" / "best.ckpt").stat().st_mtime_ns == before
+    assert any("steps" in line for line in first)
+
+
+def test_a_study_is_read_from_its_folder(done):
+    assert read_study(done[0].folder).table.equals(done[0].table)
+
+
+def test_the_report_needs_nothing_but_itself(done):
+    text = (done[0].folder / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+    assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
+    assert "A &lt;small&gt; ladder" in text
+    for section in ("Scores", "Learning curves", "Rounds side by side", "Guards that fired", "where they differ"):
+        assert section in text
+
+
+def test_the_report_says_that_there_is_no_score_to_judge_by(done):
+    assert "there is no score of first, second" in str(done[0].lesson)
+    assert "there is no score of first, second" in (done[0].folder / "report.html").read_text()
+
+
+def test_the_report_shows_where_configurations_differ(done):
+    text = (done[0].folder / "report.html").read_text()
+    assert "train.lr" in text
+    assert "model.set_size" not in text
+
+
+def test_another_study_in_the_folder_is_refused(done):
+    other = StudyConfig.from_yaml(write(study(RUN, seed=9), done[0].folder.parent))
+    with pytest.raises(ValueError, match="holds a study that differs"):
+        run_study(other, folder=done[0].folder)
+
+
+def test_a_foreign_folder_is_refused(values, tmp_path):
+    path = write(study(values), tmp_path)
+    with pytest.raises(ValueError, match="not a study"):
+        run_study(path, folder=tmp_path.parent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": 2.0}, "scale is 2.0"),
+        ({"rounds": []}, "has no rounds"),
+        ({"rounds": [{"name": "a"}, {"name": "a"}]}, "two rounds named 'a'"),
+        ({"rounds": [{"name": "alpha"}, {"name": "b", "start": {"round": "alpah"}}]}, "did you mean 'alpha'"),
+        ({"rounds": [{"name": "a", "tarin": {}}]}, "did you mean 'train'"),
+        ({"rounds": [{"name": "a", "train": {"max_step": 3}}]}, "round 'a': train has no key 'max_step'"),
+        ({"rounds": [{"name": "a"}], "lesson": [["b"]]}, "lesson names 'b'"),
+        ({"ruonds": []}, "did you mean 'rounds'"),
+    ],
+)
+def test_a_mistake_in_a_study_is_named(values, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        StudyConfig.from_yaml(write(study(values, **changes), tmp_path))
+
+
+def test_a_study_that_is_not_there_is_named_with_the_shipped_ones():
+    with pytest.raises(FileNotFoundError, match="case_study, recommended"):
+        StudyConfig.from_yaml("case_studdy")
+
+
+def test_no_study_was_left(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no study"):
+        read_study(tmp_path)
+    with pytest.raises(ValueError, match="there is no study"):
+        run_study()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_studies_are_complete(name):
+    config = StudyConfig.from_yaml(name)
+    assert config.rounds[0].role == "pretraining"
+    assert rounds_text(name).count("\n") == len(config.rounds) + 1
+
+
+def test_the_case_study_has_the_published_sizes_at_full_scale():
+    config = StudyConfig.from_yaml("case_study")
+    full = replace(config, scale=1.0)
+    runs = {one.name: full.run(one, Path()) for one in full.rounds}
+    facts = {name: (r.train.max_steps, r.train.lr, r.train.batch_size, r.model.set_size) for name, r in runs.items()}
+    assert facts["round-1"] == (8000, 3e-4, 32, 256)
+    assert facts["round-2"] == (4100, 5e-5, 48, 256)
+    assert facts["round-3a"] == (1000, 1e-4, 16, 512)
+    assert facts["round-3b"] == (10000, 5e-5, 12, 512)
+    assert facts["round-4a"] == (10000, 1e-5, 6, 512)
+    assert facts["round-4b"] == (37500, 3e-5, 6, 512)
+    assert {n for n, r in runs.items() if r.train.freeze_backbone} == {"round-1", "round-2", "round-3a", "round-3b"}
+
+
+def test_both_shipped_studies_share_their_backbone():
+    both = merged([StudyConfig.from_yaml(name) for name in SHIPPED])
+    assert [one.name for one in both.rounds].count("backbone") == 1
+    assert both.rounds[-1].name == "recommended"
+    assert both.lesson[-1] == ["recommended"]
+
+
+def test_rounds_of_one_name_must_be_the_same(values):
+    first = StudyConfig(**study(values))
+    other = StudyConfig(**study(values, seed=4))
+    with pytest.raises(ValueError, match="is not the same in all studies"):
+        merged([first, other])
+
+
+def test_one_number_scales_steps_cells_and_rate(values):
+    values["train"] |= {"max_steps": 800, "validate_every": 100, "lr": 1e-4}
+    values["model"]["set_size"] = 256
+    run = scaled(TahoeRun.from_dict(values), 0.125)
+    assert (run.train.max_steps, run.train.validate_every, run.train.lr) == (100, 12, 8e-4)
+    assert run.model.set_size == 32
+    assert scaled(run, 1) is run
+
+
+def test_the_lesson_holds_only_if_every_round_stands_where_it_should():
+    groups = [["a", "b"], ["c"]]
+    assert judge(groups, {"a": 1.0, "b": 2.0, "c": 3.0}).holds
+    found = judge(groups, {"a": 1.0, "b": 3.5, "c": 3.0})
+    assert not found.holds
+    assert "c (3.0) is not above b (3.5)" in str(found)
+    assert "cannot be said" in str(judge(groups, {"a": 1.0}))
+    assert "expects no order" in str(judge([], {}))
+
+
+def test_differences_name_keys_by_their_path():
+    found = differences({"a": {"x": {"y": 1, "z": 2}}, "b": {"x": {"y": 1, "z": 3}, "w": 4}})
+    assert found == {"x.z": [2, 3], "w": [None, 4]}
