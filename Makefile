@@ -1,4 +1,5 @@
 # make demo    install into .venv and run the main job: train, predict, score; results in scvi-tahoe-demo/
+# make study   the case study of ST-Tahoe as a ladder of runs, and the recommended recipe; report in scvi-tahoe-study/
 # make test    install into .venv and run the tests
 # make lint    ruff and mypy
 # make docs    build the documentation
@@ -10,15 +11,19 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 DEMO ?= scvi-tahoe-demo
+STUDY ?= scvi-tahoe-study
 PYTEST_FLAGS ?=
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo study test lint docs clean
 
 demo: $(VENV)/.installed
 	$(bin)/scvi-tahoe demo --folder $(DEMO)
+
+study: $(VENV)/.installed
+	$(bin)/scvi-tahoe study case_study recommended --folder $(STUDY)
 
 test: $(VENV)/.installed
 	$(bin)/python -m pytest $(PYTEST_FLAGS)

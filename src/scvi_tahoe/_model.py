@@ -579,7 +579,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Parameters
         ----------
         max_steps
-            Optimizer steps; None takes 2,000.
+            Optimizer steps; None takes 1,000.
         recipe
             Which parts train when, see :func:`~scvi_tahoe.train.resolve_recipe`. Only tensors with pretrained values
             are ever frozen; a model from scratch trains whole whatever the recipe.

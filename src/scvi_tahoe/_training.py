@@ -53,7 +53,7 @@ __all__ = ["TrainingRun"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_STEPS, _BATCH_SIZE, _N_VALIDATIONS = 2_000, 8, 20
+_MAX_STEPS, _BATCH_SIZE, _N_VALIDATIONS = 1_000, 8, 20
 _LR_SCRATCH, _LR_PRETRAINED = 1e-3, 2e-4
 
 #: what train() decides itself, and where the user says it instead

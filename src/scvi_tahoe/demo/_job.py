@@ -24,7 +24,7 @@ __all__ = ["DEFAULT_STEPS", "DemoResult", "run_demo"]
 _LOG = logging.getLogger(__name__)
 
 #: The default of ``TahoeST.train``: nothing in the demo is chosen for its task.
-DEFAULT_STEPS = 2_000
+DEFAULT_STEPS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)

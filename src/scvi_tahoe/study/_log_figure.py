@@ -102,8 +102,11 @@ def _validation(axes: Axes, log: TrainingLog) -> None:
     _line(axes, series, _VALIDATION)
     step, value = series.idxmin(), series.min()
     axes.plot([step], [value], "o", color=_BEST, ms=5, zorder=3)
+    # at the end of the panel the words go inwards
+    late = step > series.index[0] + 0.7 * (series.index[-1] - series.index[0])
     axes.annotate(
-        f"{value:.3f}, step {step:,}", (step, value), xytext=(0, -10), textcoords="offset points", ha="center",
+        f"{value:.3f}, step {step:,}", (step, value), xytext=(4 * late, -10), textcoords="offset points",
+        ha="right" if late else "center",
         fontsize=6.5, color=_BEST,
     )  # fmt: skip
     axes.margins(x=0.12, y=0.25)
@@ -114,9 +117,12 @@ def _decoder(axes: Axes, log: TrainingLog) -> None:
 
 
 def _rates(axes: Axes, log: TrainingLog) -> None:
-    for i, (name, rate) in enumerate(list(log.rates.items())[:_MAX_RATES]):
+    # groups of parameters that do not decay have the rate of their part, and frozen parts have none
+    shown = {name: rate for name, rate in log.rates.items() if not name.endswith("_no_decay") and rate.any()}
+    for i, (name, rate) in enumerate(list((shown or log.rates).items())[:_MAX_RATES]):
         _line(axes, rate, _RATE, ls=("-", "--", ":", "-.")[i], label=name.removeprefix("lr_"))
-    if len(log.rates) > 1:
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    if len(shown) > 1:
         axes.legend(fontsize=5.5, handlelength=2.2)
 
 

@@ -191,32 +191,42 @@ def learning_rate(log: TrainingLog) -> Iterator[Finding]:
             instead="ours writes the rate of every part of the network.",
         )  # fmt: skip
         return
+    constant = []
     for name, rate in log.rates.items():
         values = rate.to_numpy(dtype=float)
-        if len(values) < 3:
+        # a rate of 0 throughout is that of a frozen part; what does not decay has the rate of its part
+        if len(values) < 3 or not values.any() or name.endswith("_no_decay"):
             continue
         if np.ptp(values) <= 1e-6 * values.max():
-            yield Finding(
-                rule="constant_rate", level="warning", where=name,
-                message=f"the rate is {values[0]:.3g} throughout: no schedule was attached to the optimizer.",
-                instead="warm-up and cosine, which train() attaches unless told otherwise.",
-            )  # fmt: skip
-            continue
-        peak = int(values.argmax())
-        rises = int((np.diff(values[peak:]) > 1e-3 * values.max()).sum())
-        if rises:
-            yield Finding(
-                rule="periodic_rate", level="warning", where=name,
-                message=f"after its peak of {values.max():.3g} the rate rises again {rises} times: the schedule "
-                "restarts, "
-                "or that of an earlier run is still attached.",
-                instead="start from weights only; nothing but resume_from restores a schedule.",
-            )  # fmt: skip
+            constant.append(f"{name} {values[0]:.3g}")
         else:
-            yield Finding(
-                rule="rate_shape", level="note", where=name,
-                message=f"the rate goes from {values[0]:.3g} over {values.max():.3g} to {values[-1]:.3g}.",
-            )  # fmt: skip
+            yield _course(name, values)
+    if constant:
+        yield Finding(
+            rule="constant_rate",
+            level="warning",
+            where="learning rate",
+            message=f"the rate is constant throughout ({', '.join(constant)}): no schedule was attached to the "
+            "optimizer.",
+            instead="warm-up and cosine, which train() attaches unless told otherwise.",
+        )
+
+
+def _course(name: str, values: np.ndarray) -> Finding:
+    """What a rate that changes does."""
+    peak = int(values.argmax())
+    rises = int((np.diff(values[peak:]) > 1e-3 * values.max()).sum())
+    if not rises:
+        message = f"the rate goes from {values[0]:.3g} over {values.max():.3g} to {values[-1]:.3g}."
+        return Finding(rule="rate_shape", level="note", where=name, message=message)
+    return Finding(
+        rule="periodic_rate",
+        level="warning",
+        where=name,
+        message=f"after its peak of {values.max():.3g} the rate rises again {rises} times: the schedule restarts, or "
+        "that of an earlier run is still attached.",
+        instead="start from weights only; nothing but resume_from restores a schedule.",
+    )
 
 
 def repeated_epochs(log: TrainingLog) -> Iterator[Finding]:

@@ -157,9 +157,8 @@ def _findings(logs: Mapping[str, TrainingLog]) -> str:
         listed = "".join(_item(f.level, f.where, f.message) for f in ordered)
         grave = sum(f.level != "note" for f in ordered)
         summary = f"{escape(diagnosis.log.name)}: {grave} warning{'s' * (grave != 1)}, {len(ordered) - grave} notes"
-        items.append(
-            f"<details{' open' * bool(grave)}><summary>{summary}</summary><ul class='findings'>{listed}</ul></details>"
-        )
+        shown = " open" if any(f.level == "error" for f in ordered) else ""
+        items.append(f'<details{shown}><summary>{summary}</summary><ul class="findings">{listed}</ul></details>')
     return "".join(items)
 
 

@@ -17,6 +17,7 @@ p{max-width:75ch;margin:.5em 0}
 .verdict.alert{border-color:#d55e00;background:#fdf1e9}
 .wide{overflow-x:auto;margin:.6em 0}
 .wide img{display:block;max-width:100%;height:auto}
+#scores .wide img{min-width:640px}
 #learning-curves .wide img{max-width:none;width:max(100%,1100px)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
 th,td{padding:5px 10px;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}

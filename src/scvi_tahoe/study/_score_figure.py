@@ -55,5 +55,5 @@ def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
             panels[-1].set_title(f"overall ({year})")
         panels[0].set_yticks(list(places), list(scores))
         panels[0].invert_yaxis()
-        panels[0].legend(loc="lower left", bbox_to_anchor=(0, -0.35), ncols=2, fontsize=6.5)
+        panels[0].legend(loc="lower left", bbox_to_anchor=(0, -0.32), ncols=2, fontsize=6.5)
         return figure

@@ -75,7 +75,7 @@ def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None
     model.module.load_state_dict(
         {name.removeprefix("module."): tensor.clone() for name, tensor in best["state_dict"].items()}
     )
-    kept = next((s for s in best["callbacks"].values() if "best_step" in s), {})
+    kept: dict[str, Any] = next((s for s in best["callbacks"].values() if "best_step" in s), {})
     model.training_config_ = {
         **(model.training_config_ or {}),
         "plan": run.train.plan_config(seed=run.seed, default_lr=run.train.lr or 1e-3).to_kwargs(),

@@ -41,7 +41,8 @@ class TrainingLog:
     origin
         Who wrote it.
     series
-        By our names (``train``, ``validation``, ``decoder_train``, ...): values by step, without gaps.
+        By our names (``train``, ``validation``, ``decoder_train``, ...): values by step, without gaps. Steps are those
+        that the program itself speaks of: arc-state counts from 0, ours are steps done.
     rates
         Learning rate by step, one entry a parameter group.
     config
@@ -69,8 +70,9 @@ class TrainingLog:
 
     @property
     def n_steps(self) -> int:
-        """Last step of the log, counted from 1."""
-        return 1 + max(int(series.index.max()) for series in self.series.values() if not series.empty)
+        """Steps of the run."""
+        last = max(int(series.index.max()) for series in self.series.values() if not series.empty)
+        return last if self.origin == "scvi-tahoe" else last + 1
 
     def setting(self, path: str, default: Any = None) -> Any:
         """A value of the configuration by its dotted path."""
@@ -118,12 +120,18 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     rates = {str(c): _series(numeric, (c,)) for c in numeric.columns if str(c).startswith(_RATE)}
     beside = _config_of(path) if config is None else Path(config)
     content = {} if beside is None else read_mapping(beside)
+    ours = "validation_loss" in numeric or "sets_per_second" in numeric
+    if ours:
+        # means over the steps of a validation interval are logged at its last step, counted from 0
+        found = {name: series.set_axis(series.index + 1) for name, series in found.items()}
     return TrainingLog(
-        name=_name(path, content), path=path,
-        origin="scvi-tahoe" if "validation_loss" in numeric or "sets_per_second" in numeric else "arc-state",
+        name=_name(path, content),
+        path=path,
+        origin="scvi-tahoe" if ours else "arc-state",
         series={name: series for name, series in found.items() if not series.empty},
-        rates={name: series for name, series in rates.items() if not series.empty}, config=content,
-    )  # fmt: skip
+        rates={name: series for name, series in rates.items() if not series.empty},
+        config=content,
+    )
 
 
 def read_training_logs(path: str | Path, *, config: str | Path | None = None) -> list[TrainingLog]:

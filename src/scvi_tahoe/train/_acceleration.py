@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceleration", "LateNumber", "compiling_pays"]
 
-#: what compiling takes, what it saves of a step, and how fast an eager step computes (benchmarks/README.md)
+#: what compiling takes and saves of a step, and how fast an eager step computes: estimates, not yet seen on a card
 _COMPILE_SECONDS, _SAVED_SHARE, _OPERATIONS_PER_SECOND = 60.0, 0.1, 4e14
 #: compiling must save this many times what it takes
 _WORTH = 2.0

@@ -29,7 +29,7 @@ class MemoryPlan:
     gradients, optimizer
         Of the trainable weights: one and two float32 numbers for each.
     activations
-        What a step keeps for its backward pass, an estimate (roughly; the constants are estimates that no card has confirmed yet, ``benchmarks/README.md``).
+        What a step keeps for its backward pass, a rough estimate that no card has confirmed yet.
     expression
         Expression on the device.
     available
