@@ -12,7 +12,8 @@ VENV ?= .venv
 PIP_FLAGS ?=
 DEMO ?= scvi-tahoe-demo
 STUDY ?= scvi-tahoe-study
-PYTEST_FLAGS ?=
+# one worker a core, each with one thread
+PYTEST_FLAGS ?= -n auto
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
@@ -26,7 +27,7 @@ study: $(VENV)/.installed
 	$(bin)/scvi-tahoe study case_study recommended --folder $(STUDY)
 
 test: $(VENV)/.installed
-	$(bin)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-lint
 	$(bin)/ruff check

@@ -1,6 +1,6 @@
 """The energy distance and its gradient against float64, at the width of a whole transcriptome.
 
-    python benchmarks/energy_accuracy.py
+python benchmarks/energy_accuracy.py
 """
 
 from __future__ import annotations

@@ -12,16 +12,32 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scvi_tahoe import FewShotContext, FractionSplit, TahoeST
 from scvi_tahoe.datasets import papalexi_few_shot
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scvi_tahoe.datasets import FewShotTask
+
 VARIANTS: dict[str, dict] = json.loads(Path(__file__).with_name("few_shot_variants.json").read_text())
-METRICS = ("overlap_at_N", "discrimination_score_l1", "pds_cosine", "pearson_delta", "pearson_systema", "mae", "effect_size_ratio", "variance_ratio", "zero_fraction_difference")
+METRICS = (
+    "overlap_at_N",
+    "discrimination_score_l1",
+    "pds_cosine",
+    "pearson_delta",
+    "pearson_systema",
+    "mae",
+    "de_direction_match",
+    "effect_size_ratio",
+    "variance_ratio",
+    "zero_fraction_difference",
+)
 
 
 def folds(task: FewShotTask) -> Iterator[tuple[list[str], list[str]]]:
@@ -37,7 +53,9 @@ def folds(task: FewShotTask) -> Iterator[tuple[list[str], list[str]]]:
         yield test, rest[:2]
 
 
-def run(task: FewShotTask, fold: tuple[list[str], list[str]], variant: dict, *, seed: int, max_steps: int, preset: str) -> dict:
+def run(
+    task: FewShotTask, fold: tuple[list[str], list[str]], variant: dict, *, seed: int, max_steps: int, preset: str
+) -> dict:
     """Scores of one training."""
     test, validation = fold
     obs = task.train.obs

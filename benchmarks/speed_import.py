@@ -1,6 +1,6 @@
 """What ``import scvi_tahoe`` adds to ``import scvi``: processor seconds of fresh processes, in turns.
 
-    python benchmarks/speed_import.py --repeats 7
+python benchmarks/speed_import.py --repeats 7
 """
 
 from __future__ import annotations

@@ -92,7 +92,9 @@ def _batch_of_cell(model: TahoeST, screen: Screen) -> np.ndarray | None:
     if not (model.module.config.n_batches or model.module.config.batch_token):
         return None
     if REGISTRY.BATCH not in model.registry_["field_registries"]:
-        raise ValueError("the network looks at technical batches, and none are registered; register them with batch_key.")
+        raise ValueError(
+            "the network looks at technical batches, and none are registered; register them with batch_key."
+        )
     known = {str(n): i for i, n in enumerate(model.state_registry(REGISTRY.BATCH)["names"])}
     if screen.batch is None or (unknown := [n for n in screen.batch.names if n not in known]):
         missing = "no batches" if screen.batch is None else f"batches that the model does not know: {unknown[:5]}"

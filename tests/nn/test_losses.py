@@ -46,9 +46,7 @@ def test_with_an_exact_diagonal_only_the_clamp_of_geomloss_is_missing(n, m):
     x, y = cells(n, seed=0), cells(m, seed=1, shift=0.5)
     clamp = 0.5 * (1e-4 / n + 1e-4 / m)
     torch.testing.assert_close(energy_distance(x, y), GEOMLOSS_ENERGY(x, y) + clamp, atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(
-        gradient(energy_distance, x, y), gradient(GEOMLOSS_ENERGY, x, y), atol=1e-10, rtol=1e-10
-    )
+    torch.testing.assert_close(gradient(energy_distance, x, y), gradient(GEOMLOSS_ENERGY, x, y), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("diagonal", ["zero", "excluded"])

@@ -40,9 +40,7 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     folder = tmp_path / "cut"
     train(resumed, **{**LONG, **options}, save_dir=folder, resume_from=folder / "last.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
-    first, second = (
-        torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "cut")
-    )
+    first, second = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "cut"))
     assert first["global_step"] == second["global_step"] == 12
     assert all(torch.equal(v, second["state_dict"][k]) for k, v in first["state_dict"].items())
     pd.testing.assert_frame_equal(metrics(tmp_path / "whole"), metrics(folder))

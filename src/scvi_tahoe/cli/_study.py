@@ -41,6 +41,6 @@ def study(
     if json:
         typer.echo(result.table.to_json(orient="index", indent=1))
         return
-    shown = result.table.drop(columns=[c for c in result.table if c.startswith("published_")])
+    shown = result.table.drop(columns=[c for c in result.table if str(c).startswith("published_")])
     typer.echo(f"\n{shown.to_string(float_format='{:.4f}'.format, na_rep='')}\n\n{result.lesson}")
     typer.echo(f"Report: {result.folder / 'report.html'}")

@@ -43,7 +43,7 @@ def checkpoint_facts(path: str | Path) -> dict[str, Any]:
         "has_schedule": bool(content.get("lr_schedulers")),
         "best_value": None if score is None else float(score),
         "best_step": best.get("best_step"),
-        "has_settings": "plan_config" in content or "hyper_parameters" in content,
+        "ours": "plan_config" in content,
     }
 
 
@@ -63,7 +63,8 @@ def checkpoint_findings(facts: dict[str, Any]) -> list[Finding]:
         rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(facts["rates"]))
         findings.append(
             Finding(
-                rule="carries_optimizer", level="warning", where="optimizer_states",
+                # ours is resumed only where that is asked for
+                rule="carries_optimizer", level="note" if facts["ours"] else "warning", where="optimizer_states",
                 message=f"it carries the state of an optimizer with the rate {rates}: a program that resumes from it "
                 "goes on with that rate, whatever its configuration says.",
                 instead="start.source takes weights only; resume_from, and nothing else, restores an optimizer.",

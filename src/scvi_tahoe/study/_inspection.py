@@ -11,10 +11,13 @@ from scvi_tahoe.study._checkpoint_facts import checkpoint_facts, checkpoint_find
 from scvi_tahoe.study._finding import findings_text
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
-from scvi_tahoe.study._training_log import read_training_logs
+from scvi_tahoe.study._run_folder import METRICS
+from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from scvi_tahoe.study._training_log import TrainingLog
 
 __all__ = ["Inspection", "inspect_path"]
 
@@ -95,8 +98,14 @@ def _is_model(folder: Path) -> bool:
 
 def _logs(path: Path, config: str | Path | None) -> Inspection:
     logs = read_training_logs(path, config=config)
-    found = diagnose(logs)
+    found = diagnose([*_sources(logs), *logs])[-len(logs) :]
     return Inspection("\n\n".join(map(str, found)), {"logs": [one.to_dict() for one in found]}, logs_figure(logs))
+
+
+def _sources(logs: list[TrainingLog]) -> list[TrainingLog]:
+    """Logs of the runs that these started from, where they are still there."""
+    folders = [Path(str(log.setting("start.source"))) for log in logs if log.setting("start.source")]
+    return [read_training_log(folder) for folder in folders if (folder / METRICS).is_file()]
 
 
 def _checkpoint(path: Path) -> Inspection:

@@ -61,7 +61,7 @@ def diagnose(logs: Sequence[TrainingLog]) -> list[LogDiagnosis]:
     logs
         Logs, with their configurations where they have one.
     """
-    by_name = {log.name: log for log in logs}
+    by_name = {log.path.resolve().parent.name: log for log in logs} | {log.name: log for log in logs}
     found = []
     for log in logs:
         findings = [finding for rule in LOG_RULES for finding in rule(log)]
@@ -87,7 +87,7 @@ def _start(source: TrainingLog, checkpoint: str) -> Iterator[Finding]:
     validation = source.get("validation")
     if validation.empty:
         return
-    best_step, best = int(validation.idxmin()), float(validation.min())
+    best_step, best = int(validation.index[int(validation.argmin())]), float(validation.min())
     if checkpoint.startswith("last"):
         step, value = int(validation.index[-1]), float(validation.iloc[-1])
     elif match := re.search(r"step=(\d+)", checkpoint):
@@ -103,8 +103,12 @@ def _start(source: TrainingLog, checkpoint: str) -> Iterator[Finding]:
         message=f"the run started from {checkpoint} of {source.name} (step {step:,}, validation {value:.4g}), "
         "though the "
         f"best there was step {best_step:,} with {best:.4g}.",
-        instead=f"start from step {best_step + 1:,}; ours starts from the best unless 'last' is asked for.",
+        instead=f"start from {_named(source, best_step)}; ours starts from the best unless 'last' is asked for.",
     )  # fmt: skip
+
+
+def _named(source: TrainingLog, step: int) -> str:
+    return "best.ckpt" if source.origin == "scvi-tahoe" else f"step {step + 1:,}"
 
 
 def _cells(log: TrainingLog, *, accumulated: bool) -> float | None:

@@ -100,7 +100,7 @@ def _train(axes: Axes, log: TrainingLog) -> None:
 def _validation(axes: Axes, log: TrainingLog) -> None:
     series = log.get("validation")
     _line(axes, series, _VALIDATION)
-    step, value = series.idxmin(), series.min()
+    step, value = series.index[int(series.argmin())], series.min()
     axes.plot([step], [value], "o", color=_BEST, ms=5, zorder=3)
     # at the end of the panel the words go inwards
     late = step > series.index[0] + 0.7 * (series.index[-1] - series.index[0])

@@ -33,7 +33,7 @@ def best_validation(log: TrainingLog) -> Iterator[Finding]:
             instead="without one no checkpoint can be called the best; hold cells out with a split.",
         )  # fmt: skip
         return
-    step, value = int(validation.idxmin()), float(validation.min())
+    step, value = int(validation.index[int(validation.argmin())]), float(validation.min())
     last_step, last = int(validation.index[-1]), float(validation.iloc[-1])
     behind = "" if step == last_step else f"; the last, at step {last_step:,}, is {last:.4g}, {last / value - 1:+.1%}"
     yield Finding(
@@ -86,7 +86,7 @@ def rising_validation(log: TrainingLog) -> Iterator[Finding]:
     validation = log.get("validation")
     if len(validation) < 8:
         return
-    step, best = int(validation.idxmin()), float(validation.min())
+    step, best = int(validation.index[int(validation.argmin())]), float(validation.min())
     after = validation[validation.index > step]
     tail = float(validation.iloc[-max(3, len(validation) // 10) :].mean())
     if len(after) >= 3 and tail / best - 1 > _RISEN:

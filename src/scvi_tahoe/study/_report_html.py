@@ -77,7 +77,7 @@ def _scores(result: StudyResult) -> str:
         f"published {c.removeprefix('published_')}" for c in published
     ]
     rows = [
-        [name, *(_cell(c, row[c]) for c in columns if c != "year"), *(_cell(c, row[c]) for c in published)]
+        [str(name), *(_cell(c, row[c]) for c in columns if c != "year"), *(_cell(c, row[c]) for c in published)]
         for name, row in table.iterrows()
     ]
     extra = _reference_rows(result, [c for c in columns if c != "year"], len(published))
@@ -93,7 +93,7 @@ def _scores(result: StudyResult) -> str:
 
 
 def _year(table: pd.DataFrame) -> str:
-    years = table["year"].dropna().unique() if "year" in table else []
+    years: Any = table["year"].dropna().unique() if "year" in table else []
     return f" ({int(years[0])})" if len(years) else ""
 
 

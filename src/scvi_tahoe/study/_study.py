@@ -145,7 +145,8 @@ def _conclude(folder: Path, config: StudyConfig) -> StudyResult:
 
     runs = {one.name: read_result(folder / one.name) for one in config.rounds}
     table = score_table(config, runs)
-    lesson = judge(config.lesson, table["overall"].dropna().to_dict() if "overall" in table else {})
+    overall = {str(k): float(v) for k, v in table["overall"].dropna().items()} if "overall" in table else {}
+    lesson = judge(config.lesson, overall)
     logs = {name: read_training_log(folder / name / METRICS) for name in runs}
     with whole(folder / TABLE) as partial:
         table.to_csv(partial)

@@ -66,7 +66,7 @@ class TrainingLog:
     def best_step(self) -> int | None:
         """Step of the lowest validation loss."""
         validation = self.get("validation")
-        return None if validation.empty else int(validation.idxmin())
+        return None if validation.empty else int(validation.index[int(validation.argmin())])
 
     @property
     def n_steps(self) -> int:
