@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from anndata import read_h5ad
@@ -101,7 +102,10 @@ def test_ctrl_c_while_training_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     folder = tmp_path / "demo"
     arguments = ["demo", "--folder", str(folder), "--max-steps", "60"]
     code = "from scvi_tahoe.cli import main; main()"
-    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=-1, stderr=-1, text=True) as process:
+    # a shell that runs tests in the background hands an ignored SIGINT on to all their children
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=listen) as process:
         deadline = time.monotonic() + 120
         while not (folder / "training" / "last.ckpt").exists() and process.poll() is None:
             assert time.monotonic() < deadline

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -218,3 +219,18 @@ def test_a_logger_that_is_not_installed_is_named_with_its_extra(values, tmp_path
     else:
         result = run(values, tmp_path / "run", train={"loggers": [name]}, score={"preset": None})
         assert any(name in path.name for path in result.folder.iterdir())
+
+
+def test_a_run_from_weights_in_arcs_format_carries_their_licence(finished, values, tmp_path):
+    short = {"max_steps": 1, "validate_every": 1}
+    first = run(
+        copy.deepcopy(values), tmp_path / "first", train=short, score={"preset": None},
+        model={"network": {"head": "hidden_residual", "keep_zeros": False}},
+    )  # fmt: skip
+    TahoeST.load(first.folder / "model", adata=False).export(tmp_path / "weights", format="arc")
+    # after a single step, controls predicted from controls are not like controls
+    values["start"] = {"source": str(tmp_path / "weights"), "check_scale": False}
+    result = run(values, tmp_path / "run", train=short, score={"preset": None})
+    assert "Non-Commercial" in (result.folder / "README.md").read_text()
+    assert "loaded" in (result.folder / "loading_report.txt").read_text()
+    assert "Non-Commercial" not in (finished / "README.md").read_text()

@@ -29,7 +29,7 @@ def finetune(
     \b
     scvi-tahoe finetune run.yaml --dry-run
     scvi-tahoe finetune run.yaml --folder runs/first
-    scvi-tahoe finetune runs/first/config.yaml      # rebuilds the run, and says whether the numbers are the same
+    scvi-tahoe finetune runs/first/config.yaml    # rebuilds it, and compares the numbers
 
     After Ctrl-C the same command goes on where it stopped.
     """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)

@@ -34,6 +34,8 @@ class StartConfig:
         Decisions of :data:`scvi_tahoe.pretrained.DECISIONS` that the start may make.
     attention
         Overrides the attention that the source states.
+    check_scale
+        Refuse data on another scale than the weights'.
     revision, accept_license, offline
         Of the hub.
     """
@@ -42,6 +44,7 @@ class StartConfig:
     checkpoint: str | None = None
     accept: tuple[str, ...] = ()
     attention: Literal["full", "causal", "causal_rope", "self_only"] | None = None
+    check_scale: bool = True
     revision: str | None = None
     accept_license: bool | None = None
     offline: bool = False

@@ -45,7 +45,8 @@ def build_model(run: TahoeRun, data: RunData) -> TahoeST:
     options = {k: v for k, v in _options(run).items() if k not in ("representation", "batch_encoder")}
     return TahoeST.from_pretrained(
         str(start.source), data.train, checkpoint=start.checkpoint, revision=start.revision, accept=start.accept,
-        accept_license=start.accept_license, attention=start.attention, offline=start.offline, seed=run.seed, **options,
+        accept_license=start.accept_license, attention=start.attention, offline=start.offline,
+        check_scale=start.check_scale, seed=run.seed, **options,
     )  # fmt: skip
 
 
