@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from anndata import read_h5ad
 
 from scvi_tahoe import TahoeST
@@ -70,6 +71,24 @@ def test_another_seed_gives_other_numbers_and_the_comparison_says_where(finished
     assert not comparison.same
     assert " was " in str(comparison)
     assert " and is " in str(comparison)
+
+
+def test_a_run_keeps_its_number_of_threads_and_gives_pytorch_its_own_back(values, tmp_path):
+    before = torch.get_num_threads()
+    result = run(values, tmp_path / "run", train={"threads": before + 1}, score={"preset": "vcc2025"})
+    assert torch.get_num_threads() == before
+    assert json.loads((result.folder / "provenance.json").read_text())["machine"]["threads"] == before + 1
+    assert yaml.safe_load((result.folder / "config.yaml").read_text())["train"]["threads"] == before + 1
+
+
+def test_a_run_that_is_taken_up_keeps_the_threads_it_began_with(finished, values, tmp_path):
+    began = yaml.safe_load((finished / "config.yaml").read_text())["train"]["threads"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(began + 1)
+    try:
+        finetune(TahoeRun.from_dict(values), finished, progress=False)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_finished_run_is_read_and_not_done_again(finished, values):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +29,10 @@ from scvi_tahoe.study._run_folder import (
     whole,
     write_json,
 )  # fmt: skip
-from scvi_tahoe.study._yaml import written_text
+from scvi_tahoe.study._yaml import read_mapping, written_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from scvi_tahoe import TahoeST
     from scvi_tahoe.evaluate import EvaluationResult
@@ -107,22 +108,44 @@ def finetune(
     data = load_data(run)
     found = fingerprint(data, seed=run.seed)
     verify_same_data(run.data.sha256, found["sha256"])
-    config = resolved(run, data, found["sha256"])
+    config = resolved(run, data, found["sha256"], threads=_threads(run, folder))
     claim(folder, config.to_dict())
     if not (folder / RESULT).exists():
-        _Job(config, folder, data, found, progress, truth_cache, report).carry_out()
+        with _keeping_threads():
+            _Job(config, folder, data, found, progress, truth_cache, report).carry_out()
     else:
         report(f"{folder} holds this run, finished; this is what it left.")
     return read_result(folder)
 
 
-def resolved(run: TahoeRun, data: RunData, sha256: str) -> TahoeRun:
+def _threads(run: TahoeRun, folder: Path) -> int:
+    """Threads of the processor: as the run says, as it began, or as PyTorch would have it."""
+    import torch
+
+    begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
+    return run.train.threads or begun.get("threads") or torch.get_num_threads()
+
+
+@contextmanager
+def _keeping_threads() -> Iterator[None]:
+    """Give PyTorch its threads back: the run sets them, and scoring changes those of all libraries."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def resolved(run: TahoeRun, data: RunData, sha256: str, *, threads: int | None = None) -> TahoeRun:
     """The run with everything spelled out that it left to defaults or to the data."""
     plan = run.train.plan_config(seed=run.seed, default_lr=_LR_SCRATCH if run.start.source is None else _LR_WARM)
     options = plan.to_kwargs()
     lr = options.pop("lr")
     train = replace(
-        run.train, lr=lr, validate_every=run.train.validate_every or max(1, -(-run.train.max_steps // 20)),
+        run.train, lr=lr, threads=threads or run.train.threads,
+        validate_every=run.train.validate_every or max(1, -(-run.train.max_steps // 20)),
         plan={k: v for k, v in options.items() if k not in ("max_steps", "recipe", "freeze_backbone", "seed")},
     )  # fmt: skip
     split = run.split if data.held_out is not None and run.split is not None else data.split.to_dict()
@@ -166,7 +189,10 @@ class _Job:
 
     def carry_out(self) -> None:
         """Do the steps whose files are missing."""
+        import torch
+
         start = time.perf_counter()
+        torch.set_num_threads(int(self.run.train.threads or 1))
         if not (self.folder / PROVENANCE).exists():
             write_json(self.folder / PROVENANCE, provenance(self.run, self.fingerprint))
         if not (self.folder / MODEL).exists():

@@ -82,6 +82,9 @@ class TrainConfig:
 
     Attributes
     ----------
+    threads
+        Of the processor. Sums over more threads are rounded otherwise, so a run keeps the number it began with; None
+        takes as many as PyTorch would.
     plan
         Further options of :class:`~scvi_tahoe.train.PlanConfig` by name.
     loggers
@@ -102,6 +105,7 @@ class TrainConfig:
     store: Literal["auto", "device", "host", "disk"] = "auto"
     precision: str = "auto"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    threads: int | None = None
     loggers: tuple[str, ...] = ()
     offline: bool = True
     plan: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +113,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _verify_at_least_one(
             "train", max_steps=self.max_steps, batch_size=self.batch_size, accumulate=self.accumulate,
-            validate_every=self.validate_every, patience=self.patience,
+            validate_every=self.validate_every, patience=self.patience, threads=self.threads,
         )  # fmt: skip
         for name in self.loggers:
             if name not in LOGGERS:
