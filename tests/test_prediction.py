@@ -287,7 +287,7 @@ def test_an_embedding_model_predicts_genes_and_embeddings(make_model, train, scr
 
 def test_an_auxiliary_embedding_is_a_signal_of_training_and_no_input(make_model, train, screen):
     model = train(make_model(representation="expression+embedding", setup={"cell_embedding_key": "X_embedding"}))
-    assert {"train_embedding", "validation_embedding"} <= set(model.history)
+    assert {"train_distillation", "validation_distillation"} <= set(model.history)
     expected = predict(model, n_cells=3).X
     screen.obsm["X_embedding"] = np.zeros_like(screen.obsm["X_embedding"])
     np.testing.assert_array_equal(predict(model, screen, n_cells=3).X, expected)

@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._decoder_weight import suggest_decoder_weight
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "pl",
     "submission",
+    "suggest_decoder_weight",
 ]
 
 __version__ = version("scvi-tahoe")

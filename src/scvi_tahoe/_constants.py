@@ -34,6 +34,8 @@ class _Tensors(NamedTuple):
     SHIFT: str = "shift_SX"  #: the prior's change of the mean, added to the control cells; absent without such a prior
     PERTURBATION: str = "perturbation_SP"  #: one embedding row a set
     BATCH: str = "batch_SN"  #: technical batch of each perturbed cell
+    CONTROL_MEAN: str = "control_mean_SX"  #: mean control cell of the context of each set, where the objective asks
+    GENE_WEIGHT: str = "gene_weight_SX"  #: how strongly each gene responds in the condition of each set, where it asks
     CONDITION: str = "condition_S"  #: index into the condition list
 
 

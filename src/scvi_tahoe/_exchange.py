@@ -142,14 +142,14 @@ def pretrained_of(model: TahoeST) -> PretrainedModel:
         config=model.module.config,
         state_dict={name: tensor.detach().cpu() for name, tensor in state.items()},
         labels=labels_of(model),
-        loss=_loss_of(objective),
+        loss=_loss_of(objective, model.module.objective.decoder_weight),
         output_space=_OUTPUT_SPACE[model.representation],  # type: ignore[arg-type]
         provenance=_provenance(model),
         extra=extra,
     )
 
 
-def _loss_of(objective: Any) -> LossSettings:
+def _loss_of(objective: Any, decoder_weight: float) -> LossSettings:
     """The nearest thing that the settings of a folder can say; the objective itself travels in ``extra``."""
     both = objective.terms.get("energy") and objective.terms.get("sinkhorn")
     loss = (
@@ -163,7 +163,7 @@ def _loss_of(objective: Any) -> LossSettings:
         energy_weight=objective.terms.get("energy", 1.0),
         sinkhorn_weight=objective.terms.get("sinkhorn", 0.01),
         n_chunks=objective.chunks,
-        decoder_weight=objective.decoder_weight,
+        decoder_weight=decoder_weight,
         batch_token_weight=objective.batch_weight,
         confidence_weight=objective.confidence_weight,
         confidence_target_scale=objective.confidence_scale,

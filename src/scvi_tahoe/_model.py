@@ -28,7 +28,14 @@ from scvi_tahoe._exchange import (
 )
 from scvi_tahoe._module import TahoeSTModule, base_cells
 from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction, with_base
-from scvi_tahoe._sources import learn_prior, minibatch_sources, random_minibatches, rows_of_labels, with_prior
+from scvi_tahoe._sources import (
+    learn_prior,
+    minibatch_sources,
+    random_minibatches,
+    rows_of_labels,
+    with_objective,
+    with_prior,
+)
 from scvi_tahoe._training import TrainingRun
 from scvi_tahoe.data import (
     PRIORS,
@@ -178,12 +185,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.module = TahoeSTModule(
-                config, ObjectiveConfig.from_kwargs(objective or {}), n_cell_embedding=auxiliary
-            )
+            self.module = TahoeSTModule(config, self._objective_config(objective), n_cell_embedding=auxiliary)
         #: names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen
         self.pretrained_parameters_: list[str] = []
         self.prior_: dict[str, Any] | None = None
+        #: weight of the gene decoder that training measured, where ``decoder_weight='auto'``
+        self.decoder_weight_: float | None = None
         #: what became of every pretrained tensor, and how labels matched; None for a model from scratch
         self.loading_report_: LoadingReport | None = None
         self.provenance_: dict[str, Any] | None = None
@@ -225,6 +232,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             defaults |= {"rectify": False, "gene_decoder": decoder.__dict__}
         dimensions = SIZES[size] if isinstance(size, str) else dict(size)
         return NetworkConfig.from_kwargs({**defaults, **dimensions, **options})
+
+    def _objective_config(self, options: Mapping[str, Any] | None) -> ObjectiveConfig:
+        config = ObjectiveConfig.from_kwargs(options or {})
+        if self.representation == "embedding" and "de_weighted" in config.terms:
+            raise ValueError(
+                "the term 'de_weighted' weighs genes; representation='embedding' is trained on embeddings."
+            )
+        return config
 
     # ---------------------------------------------------------------- registration
 
@@ -660,6 +675,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if self.prior != "none":
             self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
         sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
+        sources = with_objective(self, sources, screen, assigned, run.batch_size, device=run.device, seed=seed)
         datamodule = run.datamodule(sources, assigned, rows_of_labels(self, screen), self.set_size, base_rows)
         compiles = run.compiles(self.module, compile)
         run.announce(self, assigned.audit(), sources, compiles=compiles)
@@ -823,7 +839,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
     def _prediction_record(self, output: Output, seed: int) -> dict[str, Any]:
         """Where the numbers come from; the evaluation refuses genes of a decoder that was not trained."""
         decodes = self.module.config.gene_decoder is not None
-        weight = self.module.objective.config.decoder_weight if decodes else 0.0
+        weight = self.module.objective.decoder_weight if decodes else 0.0
         return {
             "space": output,
             "genes_from": "decoder" if decodes else "network",
@@ -941,6 +957,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         model.history_ = history_as_frames(model.history_)
         if model.loading_report_ is not None:
             model.loading_report_ = report_from_dict(model.loading_report_)
+        if getattr(model, "decoder_weight_", None) is not None:
+            model.module.objective.decoder_weight = model.decoder_weight_
         return model
 
 
@@ -948,6 +966,12 @@ def registered_table(cls: type[TahoeST], adata: AnnOrMuData) -> EmbeddingTable:
     """The perturbation table of registered data."""
     manager = cls._get_most_recent_anndata_manager(adata, required=True)
     return EmbeddingTableField.table(manager.get_state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+
+
+def registered_keys(adata: AnnOrMuData) -> ScreenKeys:
+    """Where registered data keep their parts."""
+    manager = TahoeST._get_most_recent_anndata_manager(adata, required=True)
+    return _keys(manager.registry)
 
 
 def _keys(setup_method_args: Mapping[str, Any]) -> ScreenKeys:

@@ -17,7 +17,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import nn
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe.nn import NetworkConfig, Objective, ObjectiveConfig, SetTransformer, energy_distance
+from scvi_tahoe.nn import NetworkConfig, Objective, ObjectiveConfig, SetReference, SetTransformer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,21 +155,25 @@ class TahoeSTModule(BaseModuleClass):
         of observations is the number of *sets*.
         """
         batch_SN = tensors.get(TENSORS.BATCH)
+        perturbation_SP = tensors[TENSORS.PERTURBATION]
         with torch.autocast(device_type=tensors[TENSORS.OBSERVED].device.type, enabled=False):
             total, main_S, parts = self.objective(
                 inference_outputs["output"],
                 tensors[TENSORS.OBSERVED],
+                reference=SetReference(
+                    perturbation_SP, tensors.get(TENSORS.CONTROL_MEAN), tensors.get(TENSORS.GENE_WEIGHT)
+                ),
                 control_SNG=tensors[TENSORS.CONTROL],
                 genes_SNG=tensors.get(TENSORS.OBSERVED_GENES),
                 batch_S=None if batch_SN is None else batch_SN[:, 0],
             )
             embedding_SNE = generative_outputs["embedding_SNE"]
             if embedding_SNE is not None:
-                distance = energy_distance(
-                    embedding_SNE, tensors[TENSORS.OBSERVED_EMBEDDING], diagonal="excluded"
-                ).mean()
-                total = total + self.objective.config.embedding_weight * distance
-                parts["embedding"] = distance.detach()
+                auxiliary, others = self.objective.embedding_loss(
+                    embedding_SNE, tensors[TENSORS.OBSERVED_EMBEDDING], perturbation_SP
+                )
+                total = total + auxiliary
+                parts |= {name: value.detach() for name, value in others.items()}
         return LossOutput(loss=total, n_obs_minibatch=len(main_S), extra_metrics=parts)
 
     def sample(self, control_SNG: Tensor, perturbation_SP: Tensor, batch_SN: Tensor | None = None) -> Tensor:

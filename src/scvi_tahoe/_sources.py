@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe._constants import REGISTRY
+from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe._decoder_weight import decoder_weight_of
 from scvi_tahoe.data import (
     CellPrior,
     CellSetDataset,
@@ -20,6 +21,8 @@ from scvi_tahoe.data import (
     RandomSampler,
     SetPlan,
     align_genes,
+    condition_moments,
+    de_weights,
     make_store,
     verify_screen,
 )
@@ -31,10 +34,10 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._model import TahoeST
-    from scvi_tahoe.data import Condition, EmbeddingTable, GeneAlignment, Screen
+    from scvi_tahoe.data import AssignedSplit, Condition, EmbeddingTable, GeneAlignment, Screen
     from scvi_tahoe.data._store import StoreKind
 
-__all__ = ["learn_prior", "minibatch_sources", "random_minibatches", "rows_of_labels", "with_prior"]
+__all__ = ["learn_prior", "minibatch_sources", "random_minibatches", "rows_of_labels", "with_objective", "with_prior"]
 
 
 def rows_of_labels(model: TahoeST, screen: Screen) -> np.ndarray:
@@ -138,6 +141,73 @@ def with_prior(
     if base.cells is None:
         return replace(sources, shift_of_condition=base.shift), None
     return replace(sources, base=make_store(base.cells, device)), base.rows
+
+
+def with_objective(
+    model: TahoeST,
+    sources: MinibatchSources,
+    screen: Screen,
+    split: AssignedSplit,
+    n_sets: int,
+    *,
+    device: torch.device,
+    seed: int,
+) -> MinibatchSources:
+    """Sources with what the terms of the objective compare with; sets the decoder's weight where it sets itself.
+
+    Parameters
+    ----------
+    model
+        Whose objective counts.
+    sources
+        Without it.
+    screen
+        The data.
+    split
+        Which cells train.
+    n_sets
+        Sets of a minibatch.
+    device
+        Where the network runs.
+    seed
+        Which cells are looked at, where there are many.
+
+    Raises
+    ------
+    ValueError
+        If a contrastive term has nothing to tell apart.
+    """
+    objective, index = model.module.objective, split.index
+    terms = set(objective.config.terms)
+    if model.module.embedding_head is not None:
+        terms |= set(objective.config.embedding_terms)
+    _verify_contrast(terms, n_sets=n_sets, n_perturbations=len(np.unique(index.perturbation.codes[split.train])))
+    if objective.config.decoder_weight == "auto" and model.module.config.gene_decoder is not None:
+        model.decoder_weight_ = objective.decoder_weight = decoder_weight_of(screen, split.train, seed=seed)
+    if not terms & {"de_weighted", "contrastive"}:
+        return sources
+    moments, controls = condition_moments(sources.cells, split, device=device, seed=seed)
+    contexts = [condition.context for condition in index.conditions]
+    of_condition = {}
+    if "contrastive" in terms:
+        of_condition[TENSORS.CONTROL_MEAN] = np.stack([controls[context].mean for context in contexts])
+    if "de_weighted" in terms:
+        # a condition of test cells only is in no minibatch
+        weights = [
+            np.zeros_like(controls[context].mean) if found is None else de_weights(found, controls[context])
+            for found, context in zip(moments, contexts, strict=True)
+        ]
+        of_condition[TENSORS.GENE_WEIGHT] = np.stack(weights)
+    return replace(sources, of_condition=of_condition)
+
+
+def _verify_contrast(terms: set[str], *, n_sets: int, n_perturbations: int) -> None:
+    if not (found := sorted(terms & {"alignment", "contrastive"})):
+        return
+    if n_sets < 2:
+        raise ValueError(f"{found} tell the sets of a minibatch apart, and batch_size={n_sets}; give 2 or more.")
+    if n_perturbations < 2:
+        raise ValueError(f"{found} tell perturbations apart, and there is but one to train on.")
 
 
 def random_minibatches(

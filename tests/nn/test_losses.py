@@ -10,7 +10,7 @@ import pytest
 import torch
 from geomloss import SamplesLoss
 
-from scvi_tahoe.nn import delta_mse, energy_distance
+from scvi_tahoe.nn import de_weighted_mse, delta_mse, energy_distance
 from scvi_tahoe.nn._losses import SET_LOSSES, kernel_mmd, mse, sinkhorn_divergence
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -129,6 +129,33 @@ def test_the_error_of_the_mean_change_sees_means_only():
     spread = x + 7 * torch.linspace(-1, 1, 8, dtype=x.dtype)[None, :, None]
     torch.testing.assert_close(delta_mse(spread, y), delta_mse(x, y))
     torch.testing.assert_close(delta_mse(x, y), (x.mean(1) - y.mean(1)).square().mean(1))
+
+
+def test_the_weighted_error_of_the_mean_change_by_hand():
+    """Means differ by 3 and 0 (see test_known_answers); a quarter of the weight is on the gene that differs."""
+    x = torch.zeros(1, 2, 2, dtype=torch.float64)
+    y = torch.tensor([[[3.0, 1.0], [3.0, -1.0]]], dtype=torch.float64)
+    assert de_weighted_mse(x, y, torch.tensor([[0.25, 0.75]])).item() == pytest.approx(0.25 * 9)
+
+
+def test_with_equal_weights_it_is_the_error_of_the_mean_change():
+    x, y = cells(8, seed=0), cells(5, seed=1)
+    torch.testing.assert_close(de_weighted_mse(x, y, torch.full((3, 40), 1 / 40)), delta_mse(x, y))
+    narrow = de_weighted_mse(x.half(), y.half(), torch.full((3, 40), 1 / 40))
+    assert narrow.dtype == torch.float32
+
+
+def test_weights_from_the_very_cells_would_exaggerate_a_small_effect_and_given_ones_do_not():
+    """An effect of 0.5 under noise of 1: squared errors weighted by the noise itself are least near 3 x 0.5."""
+    draws = 0.5 + torch.randn(200_000, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grid = torch.linspace(0, 2, 81, dtype=torch.float64)
+
+    def best(weight_SG):
+        losses = [de_weighted_mse(torch.full_like(draws, x), draws, weight_SG).mean() for x in grid]
+        return grid[torch.stack(losses).argmin()].item()
+
+    assert best(torch.ones(1, 1)) == pytest.approx(0.5, abs=0.03)
+    assert best(draws[:, 0].square()) == pytest.approx((0.5**3 + 3 * 0.5) / (0.5**2 + 1), abs=0.04)
 
 
 @pytest.fixture(params=NAMES)

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe.nn import Objective, ObjectiveConfig, delta_mse, energy_distance
+from scvi_tahoe.nn import (
+    EMBEDDING_TERMS,
+    SET_LOSSES,
+    TERMS,
+    Objective,
+    ObjectiveConfig,
+    SetReference,
+    contrastive_alignment,
+    contrastive_delta,
+    de_weighted_mse,
+    delta_mse,
+    energy_distance,
+)
 from scvi_tahoe.nn._networks import NetworkOutput
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -24,6 +36,8 @@ def cells(seed, *shape):
 
 
 X, Y = cells(0, 4, 6, 20), cells(1, 4, 6, 20)
+WEIGHTS = cells(6, 4, 20)
+REFERENCE = SetReference(torch.eye(4), cells(7, 4, 20), WEIGHTS / WEIGHTS.sum(1, keepdim=True))
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms_and_each_is_reported_before_weighting():
@@ -60,6 +74,46 @@ def test_optional_terms_come_with_their_part_of_the_network():
     torch.testing.assert_close(total, main_S.mean() + sum(weights[k] * v for k, v in expected.items()))
 
 
+def test_every_term_can_be_combined_with_every_other_by_name_and_weight():
+    weights = {name: 0.5 + i for i, name in enumerate(TERMS)}
+    x = X.clone().requires_grad_()
+    total, main_S, parts = Objective(ObjectiveConfig(terms=weights, blur=1.0))(output(x), Y, reference=REFERENCE)
+    assert list(parts) == list(TERMS)
+    torch.testing.assert_close(total, sum(weights[name] * value for name, value in parts.items()))
+    torch.testing.assert_close(total, main_S.mean())
+    torch.testing.assert_close(parts["de_weighted"], de_weighted_mse(X, Y, REFERENCE.gene_weight_SG).mean())
+    contrast = contrastive_delta(X, Y, REFERENCE.control_mean_SG, REFERENCE.perturbation_SP)
+    torch.testing.assert_close(parts["contrastive"], contrast.mean())
+    total.backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("name", [n for n in TERMS if n not in SET_LOSSES])
+def test_a_term_that_lacks_what_it_compares_with_says_so(name):
+    objective = Objective(ObjectiveConfig(terms={"energy": 1.0, name: 1.0}))
+    with pytest.raises(ValueError, match=f"the term '{name}' compares with more than the cells"):
+        objective(output(X), Y, reference=SetReference(torch.eye(4)))
+    assert set(objective.main_loss(X, Y)[1]) == {"energy"}  # asked for the distances between sets alone
+
+
+def test_the_temperature_is_that_of_the_contrast():
+    warm = Objective(ObjectiveConfig(terms={"energy": 0.0, "mse": 1e-9, "contrastive": 1.0}, temperature=2.0))
+    expected = contrastive_delta(X, Y, *REFERENCE[1::-1], temperature=2.0).mean()
+    torch.testing.assert_close(warm(output(X), Y, reference=REFERENCE)[2]["contrastive"], expected)
+
+
+def test_the_auxiliary_terms_of_a_cell_embedding_are_combined_by_name_and_weight():
+    config = ObjectiveConfig(embedding_terms={"alignment": 3.0, "distillation": 0.5})
+    total, parts = Objective(config).embedding_loss(X, Y, torch.eye(4))
+    distance = energy_distance(X, Y, diagonal="excluded").mean()
+    alignment = contrastive_alignment(X, Y, torch.eye(4)).mean()
+    assert set(parts) == set(EMBEDDING_TERMS)
+    torch.testing.assert_close(total, 3 * alignment + 0.5 * distance)
+    none, no_parts = Objective(ObjectiveConfig(embedding_terms={})).embedding_loss(X, Y, torch.eye(4))
+    assert none.item() == 0
+    assert not no_parts
+
+
 def test_the_confidence_does_not_pull_on_what_it_judges():
     x = X.clone().requires_grad_()
     confidence = cells(5, 4).requires_grad_()
@@ -81,11 +135,23 @@ def test_chunks_of_genes_are_averaged():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"terms": {"enrgy": 1.0}}, r"objective terms \['enrgy'\] are unknown; allowed are \['delta_mse', 'energy'"),
-        ({"terms": {}}, "at least one term with a positive weight"),
-        ({"terms": {"energy": 0.0}}, "at least one term with a positive weight"),
-        ({"terms": {"energy": 1.0, "mse": -1.0}}, "must not be negative; got {'mse': -1.0}"),
-        ({"decoder_weight": -1.0}, "must not be negative; got {'decoder_weight': -1.0}"),
+        (
+            {"terms": {"enrgy": 1.0}},
+            r"terms \['enrgy'\] are unknown; allowed are \['contrastive', 'de_weighted'",
+        ),
+        (
+            {"embedding_terms": {"contrast": 1.0}},
+            r"embedding_terms \['contrast'\] are unknown; .* \['alignment'",
+        ),
+        ({"embedding_terms": {"alignment": -1.0}}, "must not be negative or infinite; got {'alignment': -1.0}"),
+        ({"terms": {"contrastive": 1.0, "de_weighted": 1.0}}, "at least one of the terms .*energy"),
+        ({"terms": {"energy": float("nan"), "mse": 1.0}}, "must not be negative or infinite; got {'energy': nan}"),
+        ({"decoder_weight": "balanced"}, "decoder_weight='balanced' must be a number or 'auto'"),
+        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
+        ({"terms": {}}, "at least one of the terms"),
+        ({"terms": {"energy": 0.0}}, "at least one of the terms"),
+        ({"terms": {"energy": 1.0, "mse": -1.0}}, "must not be negative or infinite; got {'mse': -1.0}"),
+        ({"decoder_weight": -1.0}, "must not be negative or infinite; got {'decoder_weight': -1.0}"),
         ({"energy_diagonal": "none"}, "energy_diagonal='none' is unknown; allowed are 'zero', 'excluded', 'rounded'"),
         ({"kernel": "cosine"}, "kernel='cosine' is unknown; allowed are 'gaussian', 'laplacian'"),
         ({"blur": 0.0}, "blur=0.0 must be positive"),

@@ -15,6 +15,7 @@ from scvi_tahoe.data._fields import (
     LabelField,
     screen_fields,
 )
+from scvi_tahoe.data._gene_weights import Moments, condition_moments, de_weights
 from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
@@ -69,6 +70,7 @@ __all__ = [
     "Labels",
     "LoaderConfig",
     "MinibatchSources",
+    "Moments",
     "PredictionTask",
     "Prior",
     "PriorBase",
@@ -80,6 +82,8 @@ __all__ = [
     "Split",
     "SplitAudit",
     "align_genes",
+    "condition_moments",
+    "de_weights",
     "infer_scale",
     "make_store",
     "nearest_names",

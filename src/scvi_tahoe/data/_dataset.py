@@ -6,7 +6,7 @@ P width of a perturbation embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 from scvi_tahoe._constants import TENSORS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from scvi_tahoe.data._sampler import CellSetRequest
@@ -44,6 +46,8 @@ class MinibatchSources:
         The cells of a prior, which the network corrects; None without such a prior.
     shift_of_condition
         float32 ``[conditions, X]``: change of the mean that a prior adds to the controls; None without such a prior.
+    of_condition
+        By key of the minibatch, what the objective compares with: float32 ``[conditions, X]`` each.
     """
 
     cells: CellStore
@@ -53,6 +57,7 @@ class MinibatchSources:
     batch_of_cell: np.ndarray | None = None
     base: CellStore | None = None
     shift_of_condition: np.ndarray | None = None
+    of_condition: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class CellSetDataset(Dataset):
@@ -68,6 +73,7 @@ class CellSetDataset(Dataset):
         self._table: Tensor = torch.from_numpy(np.require(sources.table, requirements="W"))
         shift = sources.shift_of_condition
         self._shift: Tensor | None = None if shift is None else torch.from_numpy(shift)
+        self._of_condition = {key: torch.from_numpy(rows) for key, rows in sources.of_condition.items()}
 
     def __getitem__(self, request: CellSetRequest) -> dict[str, Any]:
         sources, observed = self.sources, request.observed_SN
@@ -117,6 +123,10 @@ class CellSetDataset(Dataset):
             if self._shift.device != device:
                 self._shift = self._shift.to(device)
             tensors[TENSORS.SHIFT] = self._shift[payload[TENSORS.CONDITION].to(device, non_blocking=True)]
+        for key, rows in self._of_condition.items():
+            if rows.device != device:
+                self._of_condition[key] = rows = rows.to(device)
+            tensors[key] = rows[payload[TENSORS.CONDITION].to(device, non_blocking=True)]
         for key in (TENSORS.CONDITION, TENSORS.BATCH):
             if key in payload:
                 tensors[key] = payload[key].to(device, non_blocking=True)

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from scvi_tahoe.nn._config import SIZES, GeneDecoderConfig, NetworkConfig
-from scvi_tahoe.nn._losses import SET_LOSSES, delta_mse, energy_distance, kernel_mmd, mse, sinkhorn_divergence
+from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce
+from scvi_tahoe.nn._losses import (
+    SET_LOSSES,
+    de_weighted_mse,
+    delta_mse,
+    energy_distance,
+    kernel_mmd,
+    mse,
+    sinkhorn_divergence,
+)
 from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
-from scvi_tahoe.nn._objective import Objective, ObjectiveConfig
+from scvi_tahoe.nn._objective import EMBEDDING_TERMS, TERMS, Objective, ObjectiveConfig, SetReference
 
 __all__ = [
+    "EMBEDDING_TERMS",
     "SET_LOSSES",
     "SIZES",
+    "TERMS",
     "GeneDecoderConfig",
     "NetworkConfig",
     "NetworkOutput",
     "Objective",
     "ObjectiveConfig",
+    "SetReference",
     "SetTransformer",
+    "contrastive_alignment",
+    "contrastive_delta",
+    "de_weighted_mse",
     "delta_mse",
     "energy_distance",
+    "info_nce",
     "kernel_mmd",
     "mse",
     "sinkhorn_divergence",

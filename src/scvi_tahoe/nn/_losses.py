@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["KERNELS", "SET_LOSSES", "delta_mse", "energy_distance", "kernel_mmd", "mse", "sinkhorn_divergence"]
+__all__ = [
+    "KERNELS",
+    "SET_LOSSES",
+    "de_weighted_mse",
+    "delta_mse",
+    "energy_distance",
+    "kernel_mmd",
+    "mse",
+    "sinkhorn_divergence",
+]
 
 Diagonal = Literal["zero", "excluded", "rounded"]
 
@@ -134,19 +143,71 @@ def kernel_mmd(x_SNG: Tensor, y_SMG: Tensor, *, kernel: str = "gaussian", blur: 
 
 
 def mse(x_SNG: Tensor, y_SNG: Tensor) -> Tensor:
-    """Mean squared difference of cell n of one set and cell n of the other: a loss for paired cells."""
+    """Mean squared difference of cell n of one set and cell n of the other: a loss for paired cells.
+
+    One of the losses of State Transition models (Adduri et al. 2025, bioRxiv 2025.06.26.661135). A screen pairs no
+    cells, and there its minimum is the mean observed cell, without any spread.
+
+    Parameters
+    ----------
+    x_SNG, y_SNG
+        Predicted and observed cells, as many of each.
+
+    Returns
+    -------
+    One value a set, in squared units of the cells.
+    """
     return (_wide(x_SNG) - _wide(y_SNG)).square().mean((1, 2))
 
 
-def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
-    """Mean squared difference between the mean predicted and the mean observed cell, over genes.
+def _set_mean(cells_SNG: Tensor) -> Tensor:
+    """Mean cell of each set, at least in float32 and without a wide copy of the cells."""
+    return cells_SNG.mean(1, dtype=torch.promote_types(cells_SNG.dtype, torch.float32))
 
-    Controls cancel, so this is the squared error of the delta. Its floor is the sampling variance of a mean of M cells.
+
+def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
+    r"""Squared difference between the mean predicted and the mean observed cell, averaged over genes.
+
+    .. math:: \frac{1}{G}\sum_g (\bar x_g - \bar y_g)^2
+
+    Controls cancel, so this is the squared error of the delta, which linear models of pseudobulks minimise
+    (Ahlmann-Eltze, Huber & Anders 2025, *Nature Methods* 22, 1657). Its floor is the sampling variance of a mean of M
+    cells.
+
+    Parameters
+    ----------
+    x_SNG, y_SMG
+        Predicted and observed cells.
+
+    Returns
+    -------
+    One value a set, in squared units of the cells.
     """
-    mean_x_SG, mean_y_SG = (
-        cells.mean(1, dtype=torch.promote_types(cells.dtype, torch.float32)) for cells in (x_SNG, y_SMG)
-    )
-    return (mean_x_SG - mean_y_SG).square().mean(1)
+    return (_set_mean(x_SNG) - _set_mean(y_SMG)).square().mean(1)
+
+
+def de_weighted_mse(x_SNG: Tensor, y_SMG: Tensor, weight_SG: Tensor) -> Tensor:
+    r"""Squared error of the delta, each gene weighted by how strongly it responds to the perturbation.
+
+    .. math:: \sum_g w_g (\bar x_g - \bar y_g)^2
+
+    The WMSE of Mejia et al. 2025, *Diversity by Design: addressing mode collapse improves scRNA-seq perturbation
+    modeling on well-calibrated metrics* (arXiv 2506.22641), as a loss. With equal weights 1/G it is
+    :func:`delta_mse`.
+
+    Parameters
+    ----------
+    x_SNG, y_SMG
+        Predicted and observed cells.
+    weight_SG
+        Weight of each gene; rows sum to 1. It must not come from the observed cells of the very set: large weights
+        would then meet large noise, and the minimum would lie at up to three times a small effect.
+
+    Returns
+    -------
+    One value a set, in squared units of the cells.
+    """
+    return (weight_SG * (_set_mean(x_SNG) - _set_mean(y_SMG)).square()).sum(1)
 
 
 #: set losses by name; each takes (predicted [S, N, G], observed [S, M, G]) and returns one value a set

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 
-from scvi_tahoe.nn._losses import KERNELS, SET_LOSSES, Diagonal
+from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta
+from scvi_tahoe.nn._losses import KERNELS, SET_LOSSES, Diagonal, de_weighted_mse, energy_distance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,25 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.nn._networks import NetworkOutput
 
-__all__ = ["Objective", "ObjectiveConfig"]
+__all__ = ["EMBEDDING_TERMS", "TERMS", "Objective", "ObjectiveConfig", "SetReference"]
+
+#: terms that look at more than the cells of the set, see :class:`SetReference`
+REFERENCE_TERMS = ("de_weighted", "contrastive")
+#: names in ``ObjectiveConfig.terms``
+TERMS = (*SET_LOSSES, *REFERENCE_TERMS)
+#: names in ``ObjectiveConfig.embedding_terms``
+EMBEDDING_TERMS = ("distillation", "alignment")
+
+
+class SetReference(NamedTuple):
+    """What is known of each set beside its cells, for the terms that ask for it."""
+
+    perturbation_SP: Tensor
+    """Embedding of the perturbation."""
+    control_mean_SG: Tensor | None = None
+    """Mean control cell of the context; ``contrastive`` needs it."""
+    gene_weight_SG: Tensor | None = None
+    """How strongly each gene responds to the perturbation, rows summing to 1; ``de_weighted`` needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +46,11 @@ class ObjectiveConfig:
     Attributes
     ----------
     terms
-        Weight of each set loss between predicted and observed cells, by name: ``energy``, ``sinkhorn``, ``mmd``,
-        ``mse``, ``delta_mse``. The default adds the error of the mean change to the energy distance: the scores of a
-        prediction are scores of its deltas, and the energy distance alone hardly sees them among the cells' noise
-        (``benchmarks/few_shot_folds.py``). The weight brings both to the same size on log1p expression.
+        Weight of each term between predicted and observed cells, by name: ``energy``, ``sinkhorn``, ``mmd``, ``mse``,
+        ``delta_mse``; and beside at least one of these ``de_weighted`` and ``contrastive``. The default adds the error
+        of the mean change to the energy distance: the scores of a prediction are scores of its deltas, and the energy
+        distance alone hardly sees them among the cells' noise (``benchmarks/few_shot_folds.py``). The weight brings
+        both to the same size on log1p expression.
     energy_diagonal
         What the distance of a cell to itself is in the energy distance, see :func:`~scvi_tahoe.nn.energy_distance`;
         ``'rounded'`` reproduces the losses of models that were trained with geomloss.
@@ -39,12 +59,20 @@ class ObjectiveConfig:
     kernel
         Kernel of ``mmd``.
     chunks
-        Compute the set losses on this many contiguous chunks of features and average them.
+        Compute the distances between sets on this many contiguous chunks of features and average them.
+    temperature
+        Of ``contrastive`` and ``alignment``, see :func:`~scvi_tahoe.nn.info_nce`.
     decoder_weight
-        Weight of the same set losses between decoded and observed genes, where the network has a gene decoder.
-    embedding_weight
-        Weight of the energy distance between predicted and observed cell embeddings, where they are an auxiliary
-        signal.
+        Weight of the same distances between decoded and observed genes, where the network has a gene decoder.
+        ``'auto'`` lets training set it so that both spaces have the same scale, see
+        :func:`~scvi_tahoe.suggest_decoder_weight`.
+    embedding_terms
+        Where the cell embedding is an auxiliary signal (``representation='expression+embedding'``), the weight of
+        what compares the embedding read from the hidden cells with the observed one, by name:
+
+        * ``distillation`` - energy distance between the two sets of embeddings: a linear reading of the student's
+          hidden cells is regressed on the teacher, as in Romero et al. 2015, *FitNets* (arXiv 1412.6550)
+        * ``alignment`` - see :func:`~scvi_tahoe.nn.contrastive_alignment`
     batch_weight
         Weight of the classification of the technical batch, where the network has a batch token.
     confidence_weight, confidence_scale
@@ -58,8 +86,9 @@ class ObjectiveConfig:
     blur: float = 0.05
     kernel: str = "gaussian"
     chunks: int = 1
-    decoder_weight: float = 1.0
-    embedding_weight: float = 0.1
+    temperature: float = 0.1
+    decoder_weight: float | Literal["auto"] = 1.0
+    embedding_terms: dict[str, float] = field(default_factory=lambda: {"distillation": 0.1})
     batch_weight: float = 0.1
     confidence_weight: float = 0.01
     confidence_scale: float = 10.0
@@ -80,21 +109,33 @@ class ObjectiveConfig:
         return cls(**kwargs)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.terms) - set(SET_LOSSES))
-        if unknown:
-            raise ValueError(f"objective terms {unknown} are unknown; allowed are {sorted(SET_LOSSES)}.")
-        if not self.terms or not any(w > 0 for w in self.terms.values()):
-            raise ValueError("the objective needs at least one term with a positive weight.")
-        weights = {**self.terms, **{k: v for k, v in asdict(self).items() if k.endswith("_weight")}}
-        if negative := {k: v for k, v in weights.items() if v < 0}:
-            raise ValueError(f"weights of the objective must not be negative; got {negative}.")
-        for name, allowed in (("energy_diagonal", get_args(Diagonal)), ("kernel", KERNELS)):
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; allowed are {', '.join(map(repr, allowed))}.")
-        if self.blur <= 0:
-            raise ValueError(f"blur={self.blur} must be positive.")
+        for name, allowed in (("terms", TERMS), ("embedding_terms", EMBEDDING_TERMS)):
+            if unknown := sorted(set(getattr(self, name)) - set(allowed)):
+                raise ValueError(f"objective {name} {unknown} are unknown; allowed are {sorted(allowed)}.")
+        if not any(self.terms.get(name, 0) > 0 for name in SET_LOSSES):
+            raise ValueError(
+                f"the objective needs at least one of the terms {list(SET_LOSSES)} with a positive weight; "
+                f"{' and '.join(REFERENCE_TERMS)} leave most genes, or the size of a change, open."
+            )
+        weights = {**self.terms, **self.embedding_terms, **self._single_weights()}
+        if negative := {k: v for k, v in weights.items() if not 0 <= v < float("inf")}:
+            raise ValueError(f"weights of the objective must not be negative or infinite; got {negative}.")
+        for name, choices in (("energy_diagonal", get_args(Diagonal)), ("kernel", KERNELS)):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name}={value!r} is unknown; allowed are {', '.join(map(repr, choices))}.")
+        for name in ("blur", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
         if self.chunks < 1:
             raise ValueError(f"chunks={self.chunks} must be 1 or more.")
+
+    def _single_weights(self) -> dict[str, float]:
+        weights = {k: v for k, v in asdict(self).items() if k.endswith("_weight")}
+        if isinstance(self.decoder_weight, str):
+            if self.decoder_weight != "auto":
+                raise ValueError(f"decoder_weight={self.decoder_weight!r} must be a number or 'auto'.")
+            del weights["decoder_weight"]
+        return weights
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -114,6 +155,8 @@ class Objective:
         self.config = config
         #: precision of the products in the energy distance; a training run on a GPU in 16 bits sets it to float16
         self.products = torch.float32
+        #: weight of the gene decoder; with ``'auto'`` 1 until training measures it
+        self.decoder_weight = 1.0 if config.decoder_weight == "auto" else float(config.decoder_weight)
         self._options: dict[str, dict[str, Any]] = {
             "energy": {"diagonal": config.energy_diagonal},
             "sinkhorn": {"blur": config.blur},
@@ -121,7 +164,7 @@ class Objective:
         }
 
     def set_loss(self, name: str, predicted_SNG: Tensor, observed_SMG: Tensor) -> Tensor:
-        """One named set loss, one value a set."""
+        """One named distance between sets, one value a set."""
         loss, options = SET_LOSSES[name], self._options.get(name, {})
         if name == "energy":
             options = options | {"products": self.products}
@@ -132,20 +175,59 @@ class Objective:
         )
         return torch.stack([loss(p, o, **options) for p, o in pairs]).mean(0)
 
-    def main_loss(self, predicted_SNG: Tensor, observed_SMG: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the set losses, one value a set, and the mean of each before weighting."""
+    def main_loss(
+        self, predicted_SNG: Tensor, observed_SMG: Tensor, reference: SetReference | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the terms, one value a set, and the mean of each before weighting.
+
+        Without a reference, of the distances between sets alone.
+        """
         total_S, parts = predicted_SNG.new_zeros(len(predicted_SNG), dtype=torch.float32), {}
         for name, weight in self.config.terms.items():
-            loss_S = self.set_loss(name, predicted_SNG, observed_SMG)
+            if name in SET_LOSSES:
+                loss_S = self.set_loss(name, predicted_SNG, observed_SMG)
+            elif reference is None:
+                continue
+            else:
+                loss_S = self._reference_loss(name, predicted_SNG, observed_SMG, reference)
             total_S = total_S + weight * loss_S
             parts[name] = loss_S.mean().detach()
         return total_S, parts
+
+    def _reference_loss(
+        self, name: str, predicted_SNG: Tensor, observed_SMG: Tensor, reference: SetReference
+    ) -> Tensor:
+        needed = reference.gene_weight_SG if name == "de_weighted" else reference.control_mean_SG
+        if needed is None:
+            raise ValueError(f"the term {name!r} compares with more than the cells; minibatches of training bring it.")
+        if name == "de_weighted":
+            return de_weighted_mse(predicted_SNG, observed_SMG, needed)
+        return contrastive_delta(
+            predicted_SNG, observed_SMG, needed, reference.perturbation_SP, temperature=self.config.temperature
+        )
+
+    def embedding_loss(
+        self, predicted_SNE: Tensor, observed_SME: Tensor, perturbation_SP: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of ``embedding_terms`` (scalar), and each before weighting."""
+        parts: dict[str, Tensor] = {}
+        for name in self.config.embedding_terms:
+            if name == "distillation":
+                loss_S = energy_distance(predicted_SNE, observed_SME, diagonal="excluded")
+            else:
+                loss_S = contrastive_alignment(
+                    predicted_SNE, observed_SME, perturbation_SP, temperature=self.config.temperature
+                )
+            parts[name] = loss_S.mean()
+        total = sum((self.config.embedding_terms[n] * v for n, v in parts.items()), predicted_SNE.new_zeros(()))
+        return total, parts
 
     def __call__(
         self,
         output: NetworkOutput,
         observed_SNG: Tensor,
         *,
+        reference: SetReference | None = None,
         control_SNG: Tensor | None = None,
         genes_SNG: Tensor | None = None,
         batch_S: Tensor | None = None,
@@ -158,6 +240,8 @@ class Objective:
             What the network returned.
         observed_SNG
             Observed cells at the width of the prediction.
+        reference
+            For ``de_weighted`` and ``contrastive``, which are left out without it.
         control_SNG
             Control cells, for ``shift_weight``.
         genes_SNG
@@ -170,12 +254,12 @@ class Objective:
         Total (scalar), main loss of each set ``[S]``, and the value of each term before weighting.
         """
         config = self.config
-        main_S, parts = self.main_loss(output.prediction_SNG, observed_SNG)
+        main_S, parts = self.main_loss(output.prediction_SNG, observed_SNG, reference)
         total = main_S.mean()
-        if output.genes_SNG is not None and genes_SNG is not None and config.decoder_weight > 0:
+        if output.genes_SNG is not None and genes_SNG is not None and self.decoder_weight > 0:
             decoder_S, _ = self.main_loss(output.genes_SNG, genes_SNG)
             parts["decoder"] = decoder_S.mean()
-            total = total + config.decoder_weight * parts["decoder"]
+            total = total + self.decoder_weight * parts["decoder"]
         if output.batch_logits_SB is not None and batch_S is not None:
             parts["batch"] = F.cross_entropy(output.batch_logits_SB.float(), batch_S)
             total = total + config.batch_weight * parts["batch"]

@@ -1,0 +1,123 @@
+"""Contrastive losses: a prediction must be told from what was observed of the other sets of the minibatch.
+
+S sets, N predicted and M observed cells of a set, G genes, P width of a perturbation embedding, E width of a cell
+embedding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["contrastive_alignment", "contrastive_delta", "info_nce", "same_perturbation"]
+
+# added to squared lengths: keeps the gradient at a delta of zero finite, and is far below that of any real one
+_SMALLEST_SQUARE = 1e-6
+
+
+def same_perturbation(perturbation_SP: Tensor) -> Tensor:
+    """Whether two sets have the same perturbation, ``[S, S]``: equal rows, since the network cannot tell them apart."""
+    return torch.cdist(perturbation_SP.float(), perturbation_SP.float(), p=1) == 0
+
+
+def info_nce(x_SG: Tensor, y_SG: Tensor, same_SS: Tensor, *, temperature: float) -> Tensor:
+    r"""InfoNCE with cosine similarity: how surely ``x`` of a set is matched to its own ``y`` among those of all sets.
+
+    .. math:: -\log\frac{\exp(\cos(x_s, y_s) / \tau)}{\sum_t \exp(\cos(x_s, y_t) / \tau)}
+
+    with *t* over the set itself and all sets that are not the same (van den Oord et al. 2018, *Representation learning
+    with contrastive predictive coding*, arXiv 1807.03748).
+
+    Parameters
+    ----------
+    x_SG, y_SG
+        One vector a set.
+    same_SS
+        Pairs that are not held against each other.
+    temperature
+        Differences of cosines much larger than this count as certain.
+
+    Returns
+    -------
+    One value a set: 0 where nothing else is to be told apart, log S where nothing can be.
+    """
+    similarity_SS = _unit(x_SG) @ _unit(y_SG).mT / temperature
+    own = torch.eye(len(x_SG), dtype=torch.bool, device=x_SG.device)
+    logits_SS = similarity_SS.masked_fill(same_SS & ~own, -torch.inf)
+    return logits_SS.logsumexp(1) - logits_SS.diagonal()
+
+
+def contrastive_delta(
+    predicted_SNG: Tensor,
+    observed_SMG: Tensor,
+    control_mean_SG: Tensor,
+    perturbation_SP: Tensor,
+    *,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Contrast between perturbations: the predicted delta must resemble its own observed delta more than the others'.
+
+    :func:`info_nce` of the deltas of set means. It asks what the perturbation discrimination score asks (PDS; Roohani
+    et al. 2025, *Virtual Cell Challenge*, Cell 188, 3370; with the cosine of its 2026 edition), in a form that has a
+    gradient. Only directions count: the size of a change must come from another term.
+
+    Parameters
+    ----------
+    predicted_SNG, observed_SMG
+        Predicted and observed cells.
+    control_mean_SG
+        Mean control cell of the *context* of each set. With the mean of the set's own control cells, both deltas would
+        carry the same sampling noise, and by it alone a prediction would be matched to its set.
+    perturbation_SP
+        Embeddings; sets with equal ones are not held against each other.
+    temperature
+        As in :func:`info_nce`.
+
+    Returns
+    -------
+    One value a set, without a unit.
+    """
+    delta_SG, observed_SG = (
+        cells.mean(1, dtype=torch.promote_types(cells.dtype, torch.float32)) - control_mean_SG
+        for cells in (predicted_SNG, observed_SMG)
+    )
+    return info_nce(delta_SG, observed_SG, same_perturbation(perturbation_SP), temperature=temperature)
+
+
+def contrastive_alignment(
+    predicted_SNE: Tensor, observed_SME: Tensor, perturbation_SP: Tensor, *, temperature: float = 0.1
+) -> Tensor:
+    """Contrastive alignment of two representations of a set: what the network holds of it, and its cell embedding.
+
+    :func:`info_nce` in both directions (Radford et al. 2021, *Learning transferable visual models from natural language
+    supervision*, arXiv 2103.00020) of set means, less the mean over the sets of the minibatch: what all cells have in
+    common would make all cosines alike.
+
+    Parameters
+    ----------
+    predicted_SNE
+        Embeddings read from the hidden cells.
+    observed_SME
+        Embeddings of the observed cells. No gradient flows into them.
+    perturbation_SP
+        Embeddings of the perturbations; sets with equal ones are not held against each other.
+    temperature
+        As in :func:`info_nce`.
+
+    Returns
+    -------
+    One value a set, without a unit.
+    """
+    x_SE, y_SE = predicted_SNE.mean(1, dtype=torch.float32), observed_SME.detach().mean(1, dtype=torch.float32)
+    x_SE, y_SE = x_SE - x_SE.mean(0), y_SE - y_SE.mean(0)
+    same_SS = same_perturbation(perturbation_SP)
+    there_S, back_S = (info_nce(a, b, same_SS, temperature=temperature) for a, b in ((x_SE, y_SE), (y_SE, x_SE)))
+    return 0.5 * (there_S + back_S)
+
+
+def _unit(vectors_SG: Tensor) -> Tensor:
+    return vectors_SG / (vectors_SG.square().sum(-1, keepdim=True) + _SMALLEST_SQUARE).sqrt()

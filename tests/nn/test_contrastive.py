@@ -1,0 +1,138 @@
+"""Contrastive losses: known answers, what is no negative, what the shared noise of controls would do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scvi_tahoe.nn import contrastive_alignment, contrastive_delta, info_nce
+from scvi_tahoe.nn._contrastive import same_perturbation
+
+NONE_SAME = torch.eye(3, dtype=torch.bool)
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_orthogonal_vectors_by_hand():
+    """Own cosine 1, two others 0, at temperature 0.5: log(e^2 + 2) - 2."""
+    x = torch.eye(3)
+    expected = math.log(math.exp(2) + 2) - 2
+    torch.testing.assert_close(
+        info_nce(x, x, NONE_SAME, temperature=0.5), torch.full((3,), expected), atol=1e-5, rtol=0
+    )
+
+
+def test_it_is_the_cross_entropy_of_cosines():
+    x, y = normal(0, 5, 8), normal(1, 5, 8)
+    logits = torch.nn.functional.cosine_similarity(x[:, None], y[None], dim=-1) / 0.1
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(5), reduction="none")
+    found = info_nce(x, y, torch.eye(5, dtype=torch.bool), temperature=0.1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_cannot_be_told_apart_costs_the_logarithm_of_the_number_of_sets():
+    x = torch.ones(3, 4)
+    torch.testing.assert_close(info_nce(x, x, NONE_SAME, temperature=0.1), torch.full((3,), math.log(3)))
+
+
+def test_sets_of_the_same_perturbation_are_no_negatives():
+    perturbation = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert same_perturbation(perturbation).tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    x, y = normal(0, 3, 6, 8), normal(1, 3, 6, 8)
+    without = contrastive_delta(x[:2], y[:2], torch.zeros(2, 8), perturbation[:2])
+    found = contrastive_delta(x, y, torch.zeros(3, 8), perturbation)
+    torch.testing.assert_close(found[0], without[0])
+    alone = contrastive_delta(x, y, torch.zeros(3, 8), torch.ones(3, 2))
+    torch.testing.assert_close(alone, torch.zeros(3))
+
+
+def test_almost_equal_embeddings_are_other_perturbations():
+    wide = normal(0, 1, 5120).expand(2, -1).clone()
+    wide[1, 7] += 1e-4
+    assert not same_perturbation(wide)[0, 1]
+
+
+def test_the_right_delta_costs_least_whatever_its_length():
+    control, effect = normal(0, 4, 30), normal(1, 4, 30)
+    observed = (control + effect)[:, None].expand(-1, 5, -1)
+    perturbation = torch.eye(4)
+
+    def loss(delta):
+        return contrastive_delta((control + delta)[:, None].expand(-1, 7, -1), observed, control, perturbation)
+
+    right, twice, wrong, mean = (
+        loss(effect),
+        loss(2 * effect),
+        loss(effect.roll(1, 0)),
+        loss(effect.mean(0).expand(4, -1)),
+    )
+    torch.testing.assert_close(right, twice, atol=1e-4, rtol=1e-3)
+    assert (right < mean).all()
+    assert mean.mean() < wrong.mean()
+
+
+def test_with_the_mean_of_each_sets_own_controls_a_prediction_without_perturbation_would_win():
+    """The reason for the mean control cell of the context: otherwise both deltas carry the noise of the same cells."""
+    n, genes = 12, 200
+    controls, observed = normal(0, n, 16, genes), normal(1, n, 16, genes)  # no perturbation has any effect
+    constant = torch.zeros(n, 16, genes)
+    chance = math.log(n)
+    own = contrastive_delta(constant, observed, controls.mean(1), torch.eye(n)).mean()
+    context = contrastive_delta(constant, observed, controls.mean((0, 1)).expand(n, -1), torch.eye(n)).mean()
+    assert own < 0.5 * chance
+    assert context > 0.9 * chance
+
+
+@pytest.mark.parametrize("start", ["zero", "observed", "random"])
+def test_gradients_are_finite(start):
+    observed, perturbation = normal(1, 3, 6, 8), torch.eye(3)
+    x = {"zero": torch.zeros(3, 6, 8), "observed": observed.clone(), "random": normal(0, 3, 6, 8)}[
+        start
+    ].requires_grad_()
+    (contrastive_delta(x, observed, torch.zeros(3, 8), perturbation).sum() +
+     contrastive_alignment(x, observed, perturbation).sum()).backward()  # fmt: skip
+    assert torch.isfinite(x.grad).all()
+    assert x.grad.abs().max() < 1e5
+
+
+def test_descent_finds_the_directions_of_the_deltas():
+    observed, perturbation = normal(1, 6, 4, 10), torch.eye(6)
+    x = normal(0, 6, 4, 10).requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=0.05)
+    first = None
+    for _ in range(150):
+        loss = contrastive_delta(x, observed, torch.zeros(6, 10), perturbation).mean()
+        first = loss.item() if first is None else first
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05 < first
+
+
+def test_what_all_cells_have_in_common_does_not_hide_the_alignment():
+    embedding, perturbation = normal(0, 5, 6, 8), torch.eye(5)
+    far = embedding + 100
+    torch.testing.assert_close(
+        contrastive_alignment(far, far, perturbation), contrastive_alignment(embedding, embedding, perturbation),
+        atol=1e-3, rtol=1e-3,
+    )  # fmt: skip
+    assert contrastive_alignment(far, far, perturbation).mean() < 0.1 * math.log(5)
+
+
+def test_no_gradient_of_the_alignment_flows_into_the_observed_embedding():
+    x, y = normal(0, 3, 6, 8).requires_grad_(), normal(1, 3, 6, 8).requires_grad_()
+    contrastive_alignment(x, y, torch.eye(3)).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert y.grad is None
+
+
+def test_one_set_has_nothing_to_be_told_apart_from():
+    x = normal(0, 1, 6, 8).requires_grad_()
+    loss = contrastive_delta(x, x.detach() + 1, torch.zeros(1, 8), torch.ones(1, 2))
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(x.grad).all()
