@@ -117,6 +117,14 @@ def test_validation_takes_no_more_sets_of_a_condition_than_allowed(screen):
     assert np.bincount(np.concatenate([r.condition_S for r in sampler])).tolist() == [2] * 12
 
 
+def test_validation_minibatches_hold_different_conditions(screen):
+    sampler = FixedSampler(plan_of(screen, set_size=3), max_sets=2, seed=0)
+    assert all(len(set(r.condition_S)) == len(r.condition_S) == 3 for r in sampler)
+    for request in sampler:  # what belongs to a set stays together
+        labels = screen.obs["perturbation"].cat.codes.to_numpy()[request.observed_SN]
+        assert (labels == request.perturbation_S[:, None]).all()
+
+
 @pytest.mark.parametrize("n", [1, 8, 20])
 def test_prediction_takes_every_start_cell_once_in_full_windows(n):
     tasks = [

@@ -12,7 +12,7 @@ One sampler serves training, validation and prediction; only the policy differs:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +65,11 @@ class CellSetRequest:
     def n_sets(self) -> int:
         """S."""
         return len(self.control_SN)
+
+    def take(self, sets: np.ndarray) -> CellSetRequest:
+        """Some of the sets, in this order."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return CellSetRequest(**{name: None if array is None else array[sets] for name, array in arrays.items()})
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ class RandomSampler(Sampler[CellSetRequest]):
 class FixedSampler(Sampler[CellSetRequest]):
     """Validation sets: the same cells and controls at every epoch.
 
+    Sets of a condition are spread over the minibatches, where terms that compare sets need different ones.
+
     Parameters
     ----------
     sets
@@ -167,17 +174,17 @@ class FixedSampler(Sampler[CellSetRequest]):
 
     def __init__(self, sets: SetPlan, *, max_sets: int, seed: int) -> None:
         rng = np.random.default_rng((seed, 1))
-        observed, conditions = [], []
+        observed, conditions, turns = [], [], []
         for condition, cells in sets.cells_by_condition().items():
             n_sets = min(max_sets, max(1, len(cells) // sets.set_size))
             chosen = draw_window(cells, n_sets * sets.set_size, rng)
             observed.append(chosen.reshape(n_sets, sets.set_size))
             conditions += [condition] * n_sets
-        observed_SN, condition_S = np.concatenate(observed), np.array(conditions)
-        cuts = range(0, len(condition_S), sets.sets_per_step)
+            turns += range(n_sets)
+        whole = sets.request(np.concatenate(observed), np.array(conditions), rng)
+        order = np.argsort(turns, kind="stable")
         self._requests = [
-            sets.request(observed_SN[i : i + sets.sets_per_step], condition_S[i : i + sets.sets_per_step], rng)
-            for i in cuts
+            whole.take(order[i : i + sets.sets_per_step]) for i in range(0, len(order), sets.sets_per_step)
         ]
 
     def __len__(self) -> int:
