@@ -161,9 +161,11 @@ class TahoeSTModule(BaseModuleClass):
                 inference_outputs["output"],
                 tensors[TENSORS.OBSERVED],
                 reference=SetReference(
-                    perturbation_SP, tensors.get(TENSORS.CONTROL_MEAN), tensors.get(TENSORS.GENE_WEIGHT)
-                ),
-                control_SNG=tensors[TENSORS.CONTROL],
+                    perturbation_SP,
+                    tensors[TENSORS.CONTROL],
+                    tensors.get(TENSORS.CONTROL_MEAN),
+                    tensors.get(TENSORS.GENE_WEIGHT),
+                ),  # fmt: skip
                 genes_SNG=tensors.get(TENSORS.OBSERVED_GENES),
                 batch_S=None if batch_SN is None else batch_SN[:, 0],
             )

@@ -17,6 +17,11 @@ def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def at_zero(n, genes):
+    """Controls, and their mean, that are zero."""
+    return torch.zeros(n, 2, genes), torch.zeros(n, genes)
+
+
 def test_orthogonal_vectors_by_hand():
     """Own cosine 1, two others 0, at temperature 0.5: log(e^2 + 2) - 2."""
     x = torch.eye(3)
@@ -31,7 +36,7 @@ def test_it_is_the_cross_entropy_of_cosines():
     logits = torch.nn.functional.cosine_similarity(x[:, None], y[None], dim=-1) / 0.1
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(5), reduction="none")
     found = info_nce(x, y, torch.eye(5, dtype=torch.bool), temperature=0.1)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_what_cannot_be_told_apart_costs_the_logarithm_of_the_number_of_sets():
@@ -43,10 +48,10 @@ def test_sets_of_the_same_perturbation_are_no_negatives():
     perturbation = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     assert same_perturbation(perturbation).tolist() == [[True, False, True], [False, True, False], [True, False, True]]
     x, y = normal(0, 3, 6, 8), normal(1, 3, 6, 8)
-    without = contrastive_delta(x[:2], y[:2], torch.zeros(2, 8), perturbation[:2])
-    found = contrastive_delta(x, y, torch.zeros(3, 8), perturbation)
+    without = contrastive_delta(x[:2], y[:2], *at_zero(2, 8), perturbation[:2])
+    found = contrastive_delta(x, y, *at_zero(3, 8), perturbation)
     torch.testing.assert_close(found[0], without[0])
-    alone = contrastive_delta(x, y, torch.zeros(3, 8), torch.ones(3, 2))
+    alone = contrastive_delta(x, y, *at_zero(3, 8), torch.ones(3, 2))
     torch.testing.assert_close(alone, torch.zeros(3))
 
 
@@ -62,7 +67,7 @@ def test_the_right_delta_costs_least_whatever_its_length():
     perturbation = torch.eye(4)
 
     def loss(delta):
-        return contrastive_delta((control + delta)[:, None].expand(-1, 7, -1), observed, control, perturbation)
+        return contrastive_delta((control + delta)[:, None], observed, control[:, None], control, perturbation)
 
     right, twice, wrong, mean = (
         loss(effect),
@@ -75,16 +80,34 @@ def test_the_right_delta_costs_least_whatever_its_length():
     assert mean.mean() < wrong.mean()
 
 
-def test_with_the_mean_of_each_sets_own_controls_a_prediction_without_perturbation_would_win():
-    """The reason for the mean control cell of the context: otherwise both deltas carry the noise of the same cells."""
-    n, genes = 12, 200
-    controls, observed = normal(0, n, 16, genes), normal(1, n, 16, genes)  # no perturbation has any effect
-    constant = torch.zeros(n, 16, genes)
-    chance = math.log(n)
-    own = contrastive_delta(constant, observed, controls.mean(1), torch.eye(n)).mean()
-    context = contrastive_delta(constant, observed, controls.mean((0, 1)).expand(n, -1), torch.eye(n)).mean()
-    assert own < 0.5 * chance
-    assert context > 0.9 * chance
+def noise(effect):
+    """Sets of 16 controls, cells observed of their perturbations, and the mean control cell of the context."""
+    controls, observed = normal(0, 12, 16, 200), normal(1, 12, 16, 200) + effect[:, None]
+    return controls, observed, torch.zeros(12, 200)
+
+
+def test_a_prediction_that_ignores_the_perturbation_is_at_chance():
+    """With the set's own controls as reference of both deltas, it would win by the noise that they share."""
+    controls, observed, context = noise(torch.zeros(12, 200))  # no perturbation has any effect
+    for constant in (torch.zeros(12, 16, 200), controls + 0.1):
+        found = contrastive_delta(constant, observed, controls, context, torch.eye(12)).mean()
+        assert found > 0.9 * math.log(12)
+    shared = contrastive_delta(torch.zeros(12, 16, 200), observed, controls, controls.mean(1), torch.eye(12)).mean()
+    assert shared < 0.5 * math.log(12)
+
+
+def test_exaggerating_the_right_change_gains_nothing():
+    """With the mean of the context as reference of both deltas, it would drown the noise of the controls."""
+    effect = 0.3 * normal(2, 12, 200)
+    controls, observed, context = noise(effect)
+
+    def loss(times, reference):
+        x = controls + times * effect[:, None]
+        return contrastive_delta(x, observed, reference, context, torch.eye(12)).mean()
+
+    torch.testing.assert_close(loss(1, controls), loss(3, controls), atol=1e-4, rtol=1e-3)
+    nothing = torch.zeros_like(controls)
+    assert loss(3, nothing) < 0.9 * loss(1, nothing)
 
 
 @pytest.mark.parametrize("start", ["zero", "observed", "random"])
@@ -93,10 +116,10 @@ def test_gradients_are_finite(start):
     x = {"zero": torch.zeros(3, 6, 8), "observed": observed.clone(), "random": normal(0, 3, 6, 8)}[
         start
     ].requires_grad_()
-    (contrastive_delta(x, observed, torch.zeros(3, 8), perturbation).sum() +
+    (contrastive_delta(x, observed, *at_zero(3, 8), perturbation).sum() +
      contrastive_alignment(x, observed, perturbation).sum()).backward()  # fmt: skip
     assert torch.isfinite(x.grad).all()
-    assert x.grad.abs().max() < 1e5
+    assert x.grad.abs().max() < 100
 
 
 def test_descent_finds_the_directions_of_the_deltas():
@@ -105,7 +128,7 @@ def test_descent_finds_the_directions_of_the_deltas():
     optimizer = torch.optim.Adam([x], lr=0.05)
     first = None
     for _ in range(150):
-        loss = contrastive_delta(x, observed, torch.zeros(6, 10), perturbation).mean()
+        loss = contrastive_delta(x, observed, *at_zero(6, 10), perturbation).mean()
         first = loss.item() if first is None else first
         optimizer.zero_grad()
         loss.backward()
@@ -132,7 +155,7 @@ def test_no_gradient_of_the_alignment_flows_into_the_observed_embedding():
 
 def test_one_set_has_nothing_to_be_told_apart_from():
     x = normal(0, 1, 6, 8).requires_grad_()
-    loss = contrastive_delta(x, x.detach() + 1, torch.zeros(1, 8), torch.ones(1, 2))
+    loss = contrastive_delta(x, x.detach() + 1, *at_zero(1, 8), torch.ones(1, 2))
     loss.sum().backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert torch.isfinite(x.grad).all()

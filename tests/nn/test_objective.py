@@ -37,7 +37,7 @@ def cells(seed, *shape):
 
 X, Y = cells(0, 4, 6, 20), cells(1, 4, 6, 20)
 WEIGHTS = cells(6, 4, 20)
-REFERENCE = SetReference(torch.eye(4), cells(7, 4, 20), WEIGHTS / WEIGHTS.sum(1, keepdim=True))
+REFERENCE = SetReference(torch.eye(4), cells(8, 4, 6, 20), cells(7, 4, 20), WEIGHTS / WEIGHTS.sum(1, keepdim=True))
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms_and_each_is_reported_before_weighting():
@@ -60,7 +60,7 @@ def test_optional_terms_come_with_their_part_of_the_network():
     batch, confidence = torch.tensor([0, 2, 1, 0]), cells(5, 4)
     total, main_S, parts = Objective(config)(
         output(X, genes_SNG=genes, batch_logits_SB=logits, confidence_S=confidence), Y,
-        control_SNG=X + 1, genes_SNG=observed_genes, batch_S=batch,
+        reference=SetReference(torch.eye(4), X + 1), genes_SNG=observed_genes, batch_S=batch,
     )  # fmt: skip
     expected = {
         "decoder": energy_distance(genes, observed_genes, diagonal="excluded").mean(),
@@ -82,7 +82,7 @@ def test_every_term_can_be_combined_with_every_other_by_name_and_weight():
     torch.testing.assert_close(total, sum(weights[name] * value for name, value in parts.items()))
     torch.testing.assert_close(total, main_S.mean())
     torch.testing.assert_close(parts["de_weighted"], de_weighted_mse(X, Y, REFERENCE.gene_weight_SG).mean())
-    contrast = contrastive_delta(X, Y, REFERENCE.control_mean_SG, REFERENCE.perturbation_SP)
+    contrast = contrastive_delta(X, Y, REFERENCE.control_SNG, REFERENCE.control_mean_SG, REFERENCE.perturbation_SP)
     torch.testing.assert_close(parts["contrastive"], contrast.mean())
     total.backward()
     assert torch.isfinite(x.grad).all()
@@ -92,13 +92,13 @@ def test_every_term_can_be_combined_with_every_other_by_name_and_weight():
 def test_a_term_that_lacks_what_it_compares_with_says_so(name):
     objective = Objective(ObjectiveConfig(terms={"energy": 1.0, name: 1.0}))
     with pytest.raises(ValueError, match=f"the term '{name}' compares with more than the cells"):
-        objective(output(X), Y, reference=SetReference(torch.eye(4)))
+        objective(output(X), Y, reference=SetReference(torch.eye(4), X))
     assert set(objective.main_loss(X, Y)[1]) == {"energy"}  # asked for the distances between sets alone
 
 
 def test_the_temperature_is_that_of_the_contrast():
     warm = Objective(ObjectiveConfig(terms={"energy": 0.0, "mse": 1e-9, "contrastive": 1.0}, temperature=2.0))
-    expected = contrastive_delta(X, Y, *REFERENCE[1::-1], temperature=2.0).mean()
+    expected = contrastive_delta(X, Y, *REFERENCE[1:3], REFERENCE[0], temperature=2.0).mean()
     torch.testing.assert_close(warm(output(X), Y, reference=REFERENCE)[2]["contrastive"], expected)
 
 

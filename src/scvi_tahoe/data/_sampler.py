@@ -12,7 +12,7 @@ One sampler serves training, validation and prediction; only the policy differs:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,8 +68,8 @@ class CellSetRequest:
 
     def take(self, sets: np.ndarray) -> CellSetRequest:
         """Some of the sets, in this order."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        return CellSetRequest(**{name: None if array is None else array[sets] for name, array in arrays.items()})
+        arrays = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return replace(self, **{name: array[sets] for name, array in arrays if array is not None})
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,9 @@ class FixedSampler(Sampler[CellSetRequest]):
 
     def __init__(self, sets: SetPlan, *, max_sets: int, seed: int) -> None:
         rng = np.random.default_rng((seed, 1))
-        observed, conditions, turns = [], [], []
+        observed: list[np.ndarray] = []
+        conditions: list[int] = []
+        turns: list[int] = []
         for condition, cells in sets.cells_by_condition().items():
             n_sets = min(max_sets, max(1, len(cells) // sets.set_size))
             chosen = draw_window(cells, n_sets * sets.set_size, rng)

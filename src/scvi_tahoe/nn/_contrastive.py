@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scvi_tahoe.nn._losses import set_mean
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["contrastive_alignment", "contrastive_delta", "info_nce", "same_perturbation"]
 
-# added to squared lengths: keeps the gradient at a delta of zero finite, and is far below that of any real one
-_SMALLEST_SQUARE = 1e-6
+# vectors this much shorter than the typical one have no direction: an untrained network predicts changes of zero, at
+# which the gradient of a cosine is infinite
+_NO_DIRECTION = 0.01
 
 
 def same_perturbation(perturbation_SP: Tensor) -> Tensor:
@@ -45,7 +48,8 @@ def info_nce(x_SG: Tensor, y_SG: Tensor, same_SS: Tensor, *, temperature: float)
     -------
     One value a set: 0 where nothing else is to be told apart, log S where nothing can be.
     """
-    similarity_SS = _unit(x_SG) @ _unit(y_SG).mT / temperature
+    shortest = _NO_DIRECTION**2 * y_SG.detach().square().sum(-1).mean()
+    similarity_SS = _unit(x_SG, shortest) @ _unit(y_SG, shortest).mT / temperature
     own = torch.eye(len(x_SG), dtype=torch.bool, device=x_SG.device)
     logits_SS = similarity_SS.masked_fill(same_SS & ~own, -torch.inf)
     return logits_SS.logsumexp(1) - logits_SS.diagonal()
@@ -54,6 +58,7 @@ def info_nce(x_SG: Tensor, y_SG: Tensor, same_SS: Tensor, *, temperature: float)
 def contrastive_delta(
     predicted_SNG: Tensor,
     observed_SMG: Tensor,
+    control_SNG: Tensor,
     control_mean_SG: Tensor,
     perturbation_SP: Tensor,
     *,
@@ -65,13 +70,18 @@ def contrastive_delta(
     et al. 2025, *Virtual Cell Challenge*, Cell 188, 3370; with the cosine of its 2026 edition), in a form that has a
     gradient. Only directions count: the size of a change must come from another term.
 
+    The two deltas have different references on purpose. If both were taken from the set's own controls, they would
+    carry the same sampling noise, and match by it alone. If both were taken from the mean of the context, the
+    prediction would carry the noise of its controls, and drown it by exaggerating the change.
+
     Parameters
     ----------
     predicted_SNG, observed_SMG
         Predicted and observed cells.
+    control_SNG
+        Control cells that the prediction starts from: reference of the predicted delta.
     control_mean_SG
-        Mean control cell of the *context* of each set. With the mean of the set's own control cells, both deltas would
-        carry the same sampling noise, and by it alone a prediction would be matched to its set.
+        Mean control cell of the context of each set: reference of the observed delta.
     perturbation_SP
         Embeddings; sets with equal ones are not held against each other.
     temperature
@@ -81,10 +91,8 @@ def contrastive_delta(
     -------
     One value a set, without a unit.
     """
-    delta_SG, observed_SG = (
-        cells.mean(1, dtype=torch.promote_types(cells.dtype, torch.float32)) - control_mean_SG
-        for cells in (predicted_SNG, observed_SMG)
-    )
+    delta_SG = set_mean(predicted_SNG) - set_mean(control_SNG)
+    observed_SG = set_mean(observed_SMG) - control_mean_SG
     return info_nce(delta_SG, observed_SG, same_perturbation(perturbation_SP), temperature=temperature)
 
 
@@ -112,12 +120,13 @@ def contrastive_alignment(
     -------
     One value a set, without a unit.
     """
-    x_SE, y_SE = predicted_SNE.mean(1, dtype=torch.float32), observed_SME.detach().mean(1, dtype=torch.float32)
+    x_SE, y_SE = set_mean(predicted_SNE), set_mean(observed_SME.detach())
     x_SE, y_SE = x_SE - x_SE.mean(0), y_SE - y_SE.mean(0)
     same_SS = same_perturbation(perturbation_SP)
     there_S, back_S = (info_nce(a, b, same_SS, temperature=temperature) for a, b in ((x_SE, y_SE), (y_SE, x_SE)))
     return 0.5 * (there_S + back_S)
 
 
-def _unit(vectors_SG: Tensor) -> Tensor:
-    return vectors_SG / (vectors_SG.square().sum(-1, keepdim=True) + _SMALLEST_SQUARE).sqrt()
+def _unit(vectors_SG: Tensor, shortest: Tensor) -> Tensor:
+    tiny = torch.finfo(torch.float32).eps ** 2
+    return vectors_SG / (vectors_SG.square().sum(-1, keepdim=True) + shortest + tiny).sqrt()

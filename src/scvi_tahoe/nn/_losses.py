@@ -24,6 +24,7 @@ __all__ = [
     "energy_distance",
     "kernel_mmd",
     "mse",
+    "set_mean",
     "sinkhorn_divergence",
 ]
 
@@ -160,7 +161,7 @@ def mse(x_SNG: Tensor, y_SNG: Tensor) -> Tensor:
     return (_wide(x_SNG) - _wide(y_SNG)).square().mean((1, 2))
 
 
-def _set_mean(cells_SNG: Tensor) -> Tensor:
+def set_mean(cells_SNG: Tensor) -> Tensor:
     """Mean cell of each set, at least in float32 and without a wide copy of the cells."""
     return cells_SNG.mean(1, dtype=torch.promote_types(cells_SNG.dtype, torch.float32))
 
@@ -183,7 +184,7 @@ def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
     -------
     One value a set, in squared units of the cells.
     """
-    return (_set_mean(x_SNG) - _set_mean(y_SMG)).square().mean(1)
+    return (set_mean(x_SNG) - set_mean(y_SMG)).square().mean(1)
 
 
 def de_weighted_mse(x_SNG: Tensor, y_SMG: Tensor, weight_SG: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ def de_weighted_mse(x_SNG: Tensor, y_SMG: Tensor, weight_SG: Tensor) -> Tensor:
     -------
     One value a set, in squared units of the cells.
     """
-    return (weight_SG * (_set_mean(x_SNG) - _set_mean(y_SMG)).square()).sum(1)
+    return (weight_SG * (set_mean(x_SNG) - set_mean(y_SMG)).square()).sum(1)
 
 
 #: set losses by name; each takes (predicted [S, N, G], observed [S, M, G]) and returns one value a set

@@ -33,6 +33,8 @@ class SetReference(NamedTuple):
 
     perturbation_SP: Tensor
     """Embedding of the perturbation."""
+    control_SNG: Tensor
+    """Control cells that the prediction starts from."""
     control_mean_SG: Tensor | None = None
     """Mean control cell of the context; ``contrastive`` needs it."""
     gene_weight_SG: Tensor | None = None
@@ -203,8 +205,9 @@ class Objective:
         if name == "de_weighted":
             return de_weighted_mse(predicted_SNG, observed_SMG, needed)
         return contrastive_delta(
-            predicted_SNG, observed_SMG, needed, reference.perturbation_SP, temperature=self.config.temperature
-        )
+            predicted_SNG, observed_SMG, reference.control_SNG, needed, reference.perturbation_SP,
+            temperature=self.config.temperature,
+        )  # fmt: skip
 
     def embedding_loss(
         self, predicted_SNE: Tensor, observed_SME: Tensor, perturbation_SP: Tensor
@@ -228,7 +231,6 @@ class Objective:
         observed_SNG: Tensor,
         *,
         reference: SetReference | None = None,
-        control_SNG: Tensor | None = None,
         genes_SNG: Tensor | None = None,
         batch_S: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -241,9 +243,7 @@ class Objective:
         observed_SNG
             Observed cells at the width of the prediction.
         reference
-            For ``de_weighted`` and ``contrastive``, which are left out without it.
-        control_SNG
-            Control cells, for ``shift_weight``.
+            For ``de_weighted``, ``contrastive`` and ``shift_weight``, which are left out without it.
         genes_SNG
             Observed expression, for the gene decoder.
         batch_S
@@ -267,7 +267,7 @@ class Objective:
             target_S = config.confidence_scale * main_S.detach()
             parts["confidence"] = F.mse_loss(output.confidence_S.float(), target_S)
             total = total + config.confidence_weight * parts["confidence"]
-        if config.shift_weight > 0 and control_SNG is not None:
-            parts["shift"] = (output.prediction_SNG.float() - control_SNG.float()).abs().mean()
+        if config.shift_weight > 0 and reference is not None:
+            parts["shift"] = (output.prediction_SNG.float() - reference.control_SNG.float()).abs().mean()
             total = total + config.shift_weight * parts["shift"]
         return total, main_S, {name: value.detach() for name, value in parts.items()}
