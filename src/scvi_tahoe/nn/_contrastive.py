@@ -48,11 +48,7 @@ def info_nce(x_SG: Tensor, y_SG: Tensor, same_SS: Tensor, *, temperature: float)
     -------
     One value a set: 0 where nothing else is to be told apart, log S where nothing can be.
     """
-    shortest = _NO_DIRECTION**2 * y_SG.detach().square().sum(-1).mean()
-    similarity_SS = _unit(x_SG, shortest) @ _unit(y_SG, shortest).mT / temperature
-    own = torch.eye(len(x_SG), dtype=torch.bool, device=x_SG.device)
-    logits_SS = similarity_SS.masked_fill(same_SS & ~own, -torch.inf)
-    return logits_SS.logsumexp(1) - logits_SS.diagonal()
+    return _surprise(_cosine(x_SG, y_SG) / temperature, same_SS)
 
 
 def contrastive_delta(
@@ -123,10 +119,18 @@ def contrastive_alignment(
     x_SE, y_SE = set_mean(predicted_SNE), set_mean(observed_SME.detach())
     x_SE, y_SE = x_SE - x_SE.mean(0), y_SE - y_SE.mean(0)
     same_SS = same_perturbation(perturbation_SP)
-    there_S, back_S = (info_nce(a, b, same_SS, temperature=temperature) for a, b in ((x_SE, y_SE), (y_SE, x_SE)))
-    return 0.5 * (there_S + back_S)
+    logits_SS = _cosine(x_SE, y_SE) / temperature
+    return 0.5 * (_surprise(logits_SS, same_SS) + _surprise(logits_SS.mT, same_SS))
 
 
-def _unit(vectors_SG: Tensor, shortest: Tensor) -> Tensor:
-    tiny = torch.finfo(torch.float32).eps ** 2
-    return vectors_SG / (vectors_SG.square().sum(-1, keepdim=True) + shortest + tiny).sqrt()
+def _cosine(x_SG: Tensor, y_SG: Tensor) -> Tensor:
+    """Cosine of each ``x`` with each ``y``, ``[S, S]``; what is too short to have a direction is judged by ``y``."""
+    shortest = _NO_DIRECTION**2 * y_SG.detach().square().sum(-1).mean() + torch.finfo(torch.float32).eps ** 2
+    x_SG, y_SG = (v / (v.square().sum(-1, keepdim=True) + shortest).sqrt() for v in (x_SG, y_SG))
+    return x_SG @ y_SG.mT
+
+
+def _surprise(logits_SS: Tensor, same_SS: Tensor) -> Tensor:
+    """Cross entropy of each row with its own column as the right one."""
+    own = torch.eye(len(logits_SS), dtype=torch.bool, device=logits_SS.device)
+    return logits_SS.masked_fill(same_SS & ~own, -torch.inf).logsumexp(1) - logits_SS.diagonal()
