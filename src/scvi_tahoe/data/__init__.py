@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scvi_tahoe.data._alignment import GeneAlignment, align_genes
+from scvi_tahoe.data._composition import NUMBER_COLUMNS, Combination, Composition
 from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools
 from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
 from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
@@ -13,8 +14,11 @@ from scvi_tahoe.data._fields import (
     EmbeddingTableField,
     ExpressionField,
     LabelField,
+    PerturbationField,
     screen_fields,
 )
+from scvi_tahoe.data._fusion import TableFusion
+from scvi_tahoe.data._label_reading import LabelReading, dose_label
 from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
@@ -25,7 +29,7 @@ from scvi_tahoe.data._sampler import (
     SetPlan,
 )
 from scvi_tahoe.data._scale import ScaleReport, infer_scale, verify_log1p
-from scvi_tahoe.data._screen import Labels, Screen, ScreenKeys, read_screen
+from scvi_tahoe.data._screen import Labels, Screen, ScreenKeys, label_columns, read_screen, with_condition_labels
 from scvi_tahoe.data._splits import (
     AssignedSplit,
     FewShotContext,
@@ -40,6 +44,7 @@ from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore,
 from scvi_tahoe.data._verification import read_table, verify_controls, verify_screen
 
 __all__ = [
+    "NUMBER_COLUMNS",
     "PRIORS",
     "AssignedSplit",
     "CellEmbeddingField",
@@ -48,6 +53,8 @@ __all__ = [
     "CellSetDataset",
     "CellSetRequest",
     "CellStore",
+    "Combination",
+    "Composition",
     "Condition",
     "ConditionIndex",
     "ControlLabelField",
@@ -66,9 +73,11 @@ __all__ = [
     "HeldOutPerturbations",
     "HostStore",
     "LabelField",
+    "LabelReading",
     "Labels",
     "LoaderConfig",
     "MinibatchSources",
+    "PerturbationField",
     "PredictionTask",
     "Prior",
     "PriorBase",
@@ -79,8 +88,11 @@ __all__ = [
     "SetPlan",
     "Split",
     "SplitAudit",
+    "TableFusion",
     "align_genes",
+    "dose_label",
     "infer_scale",
+    "label_columns",
     "make_store",
     "nearest_names",
     "read_screen",
@@ -90,4 +102,5 @@ __all__ = [
     "verify_controls",
     "verify_log1p",
     "verify_screen",
+    "with_condition_labels",
 ]
