@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
+from scvi_tahoe.data import (
+    FewShotContext,
+    FractionSplit,
+    HeldOutContexts,
+    HeldOutPerturbations,
+    dose_label,
+    smiles_fingerprints,
+)
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, submission
 from scvi_tahoe.nn import SIZES
+from scvi_tahoe.pretrained import read_embedding_table
 
 if TYPE_CHECKING:
     from scvi_tahoe import datasets, evaluate, pl
@@ -28,8 +36,11 @@ __all__ = [
     "TahoeSTModule",
     "baseline_prediction",
     "datasets",
+    "dose_label",
     "evaluate",
     "pl",
+    "read_embedding_table",
+    "smiles_fingerprints",
     "submission",
 ]
 

@@ -17,8 +17,9 @@ from scvi_tahoe.data._fields import (
     PerturbationField,
     screen_fields,
 )
+from scvi_tahoe.data._fingerprints import smiles_fingerprints
 from scvi_tahoe.data._fusion import TableFusion
-from scvi_tahoe.data._label_reading import LabelReading, dose_label
+from scvi_tahoe.data._label_reading import LabelReading, Part, dose_label
 from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
@@ -77,6 +78,7 @@ __all__ = [
     "Labels",
     "LoaderConfig",
     "MinibatchSources",
+    "Part",
     "PerturbationField",
     "PredictionTask",
     "Prior",
@@ -98,6 +100,7 @@ __all__ = [
     "read_screen",
     "read_table",
     "screen_fields",
+    "smiles_fingerprints",
     "split_from_dict",
     "verify_controls",
     "verify_log1p",

@@ -175,7 +175,7 @@ def condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
         If a perturbed cell has no positive dose, or not one for each part of a combination.
     """
     labels = obs_column(data, keys, keys.perturbation_key).astype(str).to_numpy()
-    if keys.dose_key is None:
+    if keys.dose_key is None or (labels == keys.control).all():
         return labels
     doses, known_doses = pd.factorize(obs_column(data, keys, keys.dose_key).astype(object).to_numpy())
     codes, names = pd.factorize(labels)

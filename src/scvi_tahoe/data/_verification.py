@@ -14,7 +14,7 @@ from scvi_tahoe.data._embedding_table import EmbeddingTable, nearest_names
 from scvi_tahoe.data._fusion import TableFusion
 from scvi_tahoe.data._label_reading import DOSE_MARK
 from scvi_tahoe.data._scale import verify_log1p
-from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_screen
+from scvi_tahoe.data._screen import Screen, ScreenKeys, condition_labels, expression_adata, obs_column, read_screen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +64,17 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
         raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; name them or remove those cells.")
 
 
+def _verify_dose_key(data: AnnOrMuData, keys: ScreenKeys) -> None:
+    try:
+        condition_labels(data, keys)  # refuses doses that are none
+    except KeyError:
+        columns = [str(c) for c in expression_adata(data, keys).obs.columns]
+        raise KeyError(
+            f"dose_key={keys.dose_key!r} is not a column of obs{nearest_names(str(keys.dose_key), columns)}; it has "
+            f"{columns}."
+        ) from None
+
+
 def _verify_encoding(keys: ScreenKeys) -> None:
     separator = keys.combination_separator
     if keys.combination not in COMBINATIONS:
@@ -94,18 +105,10 @@ def _verify_spelling(labels: Sequence[str], keys: ScreenKeys) -> None:
 
 
 def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
-    if keys.dose_key is not None and keys.dose_key not in expression_adata(data, keys).obs:
-        try:
-            obs_column(data, keys, keys.dose_key)
-        except KeyError:
-            columns = [str(c) for c in expression_adata(data, keys).obs.columns]
-            raise KeyError(
-                f"dose_key={keys.dose_key!r} is not a column of obs{nearest_names(keys.dose_key, columns)}; it has "
-                f"{columns}."
-            ) from None
     for argument in ("perturbation_key", "context_key", "batch_key"):
         if (key := getattr(keys, argument)) is not None:
             _verify_obs_key(data, keys, argument, key)
+    _verify_dose_key(data, keys)
     adata = expression_adata(data, keys)
     if keys.layer is not None and keys.layer not in adata.layers:
         layers = [k for k in adata.layers if k is not None]
