@@ -51,7 +51,9 @@ def same(first, second):
 
 @pytest.mark.parametrize("combination", ["sum", "learned"])
 @pytest.mark.parametrize("table", [None, "table"])
-def test_a_pair_that_nobody_measured_is_predicted_from_its_parts(combination, table, pairs, make_model, train, tmp_path):
+def test_a_pair_that_nobody_measured_is_predicted_from_its_parts(
+    combination, table, pairs, make_model, train, tmp_path
+):
     setup = {**PAIRS, "combination": combination, "perturbation_embedding_key": table}
     model = train(make_model(pairs, setup=setup))
     unseen = predict(model, "A+D")
@@ -160,7 +162,9 @@ def test_a_pair_with_an_uncovered_part_is_refused(pairs, register, make_model, t
     with pytest.raises(ValueError, match=r"uns\['table'\] has no row for 1 of 5 perturbations: \['C'\]"):
         register(pairs, **PAIRS, perturbation_embedding_key="table")
     model = train(make_model(pairs, setup=PAIRS))
-    with pytest.raises(ValueError, match=r"knows no perturbation 'contrl' \(did you mean 'control'\?\): it was trained w"):
+    with pytest.raises(
+        ValueError, match=r"knows no perturbation 'contrl' \(did you mean 'control'\?\): it was trained w"
+    ):
         predict(model, "A+contrl")
     with pytest.raises(ValueError, match="some of .* mean the same"):
         predict(model, "A+D", "D+A")

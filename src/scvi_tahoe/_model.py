@@ -812,7 +812,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             message="the model is not trained; its predictions mean nothing yet. Call model.train()."
         )
         data, table = self._prediction_data(adata)
-        table = table.covering([] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations))
+        table = table.covering(
+            [] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations)
+        )
         screen = (
             read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
         )

@@ -109,12 +109,7 @@ def plan_prediction(
                 f"n_cells names none of the conditions that are asked for; its keys are (context, perturbation), "
                 f"e.g. {list(n_cells)[:2]}."
             )
-    known = {p: table.known_name(p) for p in perturbations}
-    unknown = [p for p in perturbations if known[p] not in table.names]
-    if unknown:
-        raise ValueError(table_message(table, unknown))
-    if len(set(known.values())) < len(known):
-        raise ValueError(f"perturbations must name each label once; some of {list(known)[:10]} mean the same.")
+    known = _known_names(table, perturbations)
     tasks = []
     for asked in conditions:
         condition = Condition(asked.context, known[asked.perturbation])
@@ -130,6 +125,17 @@ def plan_prediction(
         tuple(c.perturbation for c in conditions),
         tuple(tasks),
     )
+
+
+def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
+    """The table's spelling of every label."""
+    known = {label: table.known_name(label) for label in labels}
+    unknown = [label for label, name in known.items() if name not in table.names]
+    if unknown:
+        raise ValueError(table_message(table, unknown))
+    if len(set(known.values())) < len(known):
+        raise ValueError(f"perturbations must name each label once; some of {list(known)[:10]} mean the same.")
+    return known
 
 
 def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
@@ -228,7 +234,8 @@ def assemble(
     if keys.batch_key is not None and screen.batch is not None:
         columns.setdefault(keys.batch_key, np.asarray(screen.batch.names)[screen.batch.codes[start]])
     obs = pd.DataFrame(
-        {k: v if v.dtype.kind == "f" else pd.Categorical(v) for k, v in columns.items()}, index=[f"predicted_{i}" for i in range(len(start))]
+        {k: v if v.dtype.kind == "f" else pd.Categorical(v) for k, v in columns.items()},
+        index=[f"predicted_{i}" for i in range(len(start))],
     )
     obs[OBS.ORIGIN] = screen.cells[start]
     result = ad.AnnData(predicted, obs=obs, var=var, uns=dict(uns))

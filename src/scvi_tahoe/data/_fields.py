@@ -198,9 +198,7 @@ class EmbeddingTableField(_ScreenField):
         if keys.reading.composes:
             # pairs of perturbations of which only single ones were measured are what a combination is asked for
             n_parts = max(2, *map(len, parts)) if keys.combination == "learned" else 1
-            composition = Composition(
-                reading=keys.reading, parts=table, combination=keys.combination, n_parts=n_parts
-            )
+            composition = Composition(reading=keys.reading, parts=table, combination=keys.combination, n_parts=n_parts)
             table = EmbeddingTable.composed(composition, labels)
         return self.state(table)
 

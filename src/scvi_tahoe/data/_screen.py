@@ -191,7 +191,7 @@ def _dosed_label(label: str, dose: Any, keys: ScreenKeys) -> str:
     names = keys.reading.split(label)
     if all(name == keys.control for name in names):
         return label
-    doses = [dose] if len(names) == 1 or not isinstance(dose, str) else keys.reading.split(dose)
+    doses: list[Any] = [dose] if len(names) == 1 or not isinstance(dose, str) else keys.reading.split(dose)
     if len(doses) != len(names):
         raise ValueError(
             f"obs[{keys.dose_key!r}] has {dose!r} for {label!r}; {len(names)} doses are needed, e.g. "
