@@ -93,7 +93,10 @@ def test_pairs_can_be_held_out_and_evaluated(pairs, make_model, train):
     held_out = pairs[pair | (pairs.obs["perturbation"] == "control")].copy()
     held_out.obs["perturbation"] = held_out.obs["perturbation"].replace("A+B", "B+A")
     result = model.evaluate(held_out, preset="quick", progress=False)
-    assert set(result.per_perturbation.reset_index()["perturbation"]) == {"B+A"}
+    assert set(result.per_perturbation.reset_index()["perturbation"]) == {"A+B"}
+    held_out.obs["perturbation"] = held_out.obs["perturbation"].replace("B+A", "B+C")  # trained on as C+B
+    with pytest.raises(ValueError, match=r"B\+C"):
+        model.evaluate(held_out, preset="quick", progress=False)
 
 
 def test_a_loaded_model_trains_on_pairs_of_known_parts(pairs, make_model, train, tmp_path):

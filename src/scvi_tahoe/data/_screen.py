@@ -222,10 +222,15 @@ def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any
 
 
 def with_condition_labels(adata: AnnData, keys: ScreenKeys) -> AnnData:
-    """The same cells labelled by perturbation and dose together; just the cells where the screen has no doses."""
-    if keys.dose_key is None:
+    """The same cells with one label for each condition: perturbations and doses together, in one spelling.
+
+    Just the cells where labels are plain names.
+    """
+    if not keys.reading.composes:
         return adata
-    obs = adata.obs.assign(**{keys.perturbation_key: pd.Categorical(condition_labels(adata, keys))})
+    labels = Labels.from_values(condition_labels(adata, keys))
+    spelled = np.array([keys.reading.spelling(name) for name in labels.names])[labels.codes]
+    obs = adata.obs.assign(**{keys.perturbation_key: pd.Categorical(spelled)})
     x = adata.to_memory().X if adata.isbacked else adata.X
     return type(adata)(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
 
