@@ -107,7 +107,7 @@ def _table(table: EmbeddingTable) -> PerturbationTable:
     if composition is None:
         return PerturbationTable(table.names, None if table.one_hot else table.matrix)
     parts = composition.parts.names
-    labels = [i for i, name in enumerate(table.names) if name not in parts]
+    labels = [i for i, name in enumerate(table.names) if name not in composition.parts.row_of]
     return PerturbationTable(
         (*parts, *(table.names[i] for i in labels)),
         np.concatenate([composition.rows((Part(name),) for name in parts), table.matrix[labels]]),

@@ -130,7 +130,7 @@ def plan_prediction(
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
     """The table's spelling of every label."""
     known = {label: table.known_name(label) for label in labels}
-    unknown = [label for label, name in known.items() if name not in table.names]
+    unknown = [label for label, name in known.items() if name not in table.row_of]
     if unknown:
         raise ValueError(table_message(table, unknown))
     if len(set(known.values())) < len(known):

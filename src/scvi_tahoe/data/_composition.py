@@ -88,7 +88,7 @@ class Composition:
                 f"perturbation {label!r} has {len(parts)} parts; the model was built for up to {self.n_parts}, as in "
                 "its training data. combination='sum' has no such limit."
             )
-        return [part.name for part in parts if part.name not in self.parts.names]
+        return [part.name for part in parts if part.name not in self.parts.row_of]
 
     def rows(self, labels: Iterable[tuple[Part, ...]]) -> np.ndarray:
         """Rows of labels given by their parts: float32 ``[labels, P]``."""
@@ -108,6 +108,6 @@ class Composition:
         return np.concatenate([described.sum(0), counted]).astype(np.float32)
 
     def _described(self, part: Part) -> np.ndarray:
-        row = self.parts.matrix[self.parts.position(part.name)]
+        row = self.parts.matrix[self.parts.row_of[part.name]]
         dose = [0.0 if part.dose is None else np.log10(part.dose)] if self.reading.has_dose else []
         return np.concatenate([row, dose]).astype(np.float32)

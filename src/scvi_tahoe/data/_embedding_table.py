@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,6 +128,11 @@ class EmbeddingTable:
         """P, the width of a row."""
         return int(self.matrix.shape[1])
 
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each name."""
+        return {name: i for i, name in enumerate(self.names)}
+
     @property
     def encoder_width(self) -> int:
         """Inputs of the network's perturbation encoder: P, or less where it encodes each part of a row."""
@@ -150,7 +156,7 @@ class EmbeddingTable:
         ValueError
             If it is a combination or dose that cannot be read.
         """
-        if self.composition is None or label in self.names:
+        if self.composition is None or label in self.row_of:
             return label
         spelling = self.composition.reading.spelling(label)
         same = (name for name in self.names if self.composition.reading.spelling(name) == spelling)
@@ -168,7 +174,7 @@ class EmbeddingTable:
         if composition is None:
             return self
         names = dict.fromkeys(self.known_name(label) for label in labels)
-        fresh = [n for n in names if n not in self.names and not composition.unknown_parts(n)]
+        fresh = [n for n in names if n not in self.row_of and not composition.unknown_parts(n)]
         if not fresh:
             return self
         rows = np.concatenate([self.matrix, composition.rows_of(fresh)])
@@ -183,12 +189,12 @@ class EmbeddingTable:
             If the table has none; the message lists the nearest labels.
         """
         known = self.known_name(name)
-        if known not in self.names:
+        if known not in self.row_of:
             raise KeyError(
                 f"perturbation {name!r} is unknown to the model{nearest_names(name, self.names)}: it has rows for "
                 f"{len(self.names)} labels" + (" (one-hot, those of its training data)." if self.one_hot else ".")
             )
-        return self.names.index(known)
+        return self.row_of[known]
 
     def extended(self, new: EmbeddingTable) -> EmbeddingTable:
         """The same table with rows of labels that it lacks; those of combinations and doses are made from them.
@@ -205,7 +211,7 @@ class EmbeddingTable:
             raise ValueError(
                 f"the new perturbation-embedding table is {new.width} wide, the model was trained with {self.width}."
             )
-        known = {n: i for i, n in enumerate(self.names)}
+        known = self.row_of
         shared = [(known[n], i) for i, n in enumerate(new.names) if n in known]
         changed = [new.names[i] for k, i in shared if not np.array_equal(self.matrix[k], new.matrix[i])]
         if changed:

@@ -150,8 +150,8 @@ class Matching:
 
     def _compare_features(self, match: LabelMatch) -> None:
         old, new = self.source.perturbations, self.labels.perturbations
-        silent = set(old.zero_names) | set(new.zero_names)
-        shared = [name for name in match.matched if name in set(old.names) and name not in silent]
+        comparable = set(old.names) - set(old.zero_names) - set(new.zero_names)
+        shared = [name for name in match.matched if name in comparable]
         self.axes["perturbation"] = AxisMap.identity(self.config.n_perturbation)
         if not shared:
             self.needed["same_features"] = "no perturbation label is shared, so the features cannot be compared"
