@@ -201,6 +201,14 @@ def test_the_row_of_a_dose_is_the_drug_and_the_logarithm(doses, make_model):
     assert rows == {"DMSO": [1, 0, 0, 0], "P@10": [0, 1, 0, 1], "Q@100": [0, 0, 1, 2], "Q@0.1": [0, 0, 1, -1]}
 
 
+def test_a_drug_that_nobody_measured_is_predicted_at_a_dose_where_a_table_covers_it(doses, make_model, train):
+    doses.uns["structure"] = {"P": [1, 0, 1], "Q": [0, 1, 1], "R": [1, 1, 0]}
+    model = train(make_model(doses, setup={**DOSES, "perturbation_embedding_key": "structure"}))
+    assert set(predict(model, "R@10").obs["drug"]) == {"R"}
+    with pytest.raises(ValueError, match="knows no perturbation 'S'"):
+        predict(model, "S@10")
+
+
 def test_drugs_are_evaluated_at_each_dose(doses, make_model, train):
     high = (doses.obs["drug"] == "Q") & (doses.obs["dose"] == 100)
     model = train(make_model(doses[~high].copy(), setup=DOSES))
@@ -268,7 +276,11 @@ def test_tables_are_fused_and_later_rows_change_no_earlier_ones(pairs, make_mode
     model.save(tmp_path / "model")
     loaded = TahoeST.load(tmp_path / "model", pairs)
     assert same(predict(loaded, "C+A"), before)
-    predict(loaded, "F+A")
+    new = predict(loaded, "F+A")
+    model.export(tmp_path / "export")
+    exported = TahoeST.from_pretrained(tmp_path / "export")
+    assert same(predict(exported, "C+A", data=pairs), before)
+    assert same(predict(exported, "F+A", data=pairs[pairs.obs["perturbation"] == "control"].copy()), new)
 
 
 def test_labels_that_no_table_has_and_tables_that_are_missing_are_refused(pairs, register):

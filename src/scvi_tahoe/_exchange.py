@@ -11,7 +11,7 @@ import torch
 
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._sources import random_minibatches
-from scvi_tahoe.data import NUMBER_COLUMNS, Composition, EmbeddingTable, EmbeddingTableField, Part
+from scvi_tahoe.data import NUMBER_COLUMNS, Composition, EmbeddingTable, EmbeddingTableField, Part, TableFusion
 from scvi_tahoe.pretrained import (
     LabelMatch,
     Labels,
@@ -117,16 +117,23 @@ def _table(table: EmbeddingTable) -> PerturbationTable:
 
 def _composed(source: PretrainedModel) -> EmbeddingTable:
     """The table of a folder, with what the folder says of how its rows were made."""
-    table, how = source.perturbations, source.extra.get("composition")
+    table, how, moments = source.perturbations, source.extra.get("composition"), source.extra.get("fusion")
+    fusion = None if moments is None else TableFusion.from_dict(moments)
     if how is None:
         matrix = np.eye(len(table.names), dtype=np.float32) if table.matrix is None else table.matrix
-        return EmbeddingTable(table.names, matrix, table.is_one_hot)
+        return EmbeddingTable(table.names, matrix, table.is_one_hot, fusion=fusion)
     names = table.names[: how["n_rows"]]
     one_hot = table.columns is not None
     matrix = table.vectors(names)[:, : len(names) if one_hot else how["width"]]
-    parts = EmbeddingTable(names, np.ascontiguousarray(matrix), one_hot)
+    parts = EmbeddingTable(names, np.ascontiguousarray(matrix), one_hot, fusion=fusion)
     composition = Composition.from_dict({k: how[k] for k in ("reading", "combination", "n_parts")}, parts)
     return EmbeddingTable.composed(composition, how["labels"])
+
+
+def _fusion(table: EmbeddingTable) -> dict[str, Any] | None:
+    """How several tables became one, as plain values."""
+    fusion = table.parts.fusion
+    return None if fusion is None else {k: [a.tolist() for a in v] for k, v in fusion.to_dict().items()}
 
 
 def _composition(table: EmbeddingTable) -> dict[str, Any] | None:
@@ -172,11 +179,13 @@ def pretrained_of(model: TahoeST) -> PretrainedModel:
             "context_key": keys.context_key,
             "batch_key": keys.batch_key,
             "layer": keys.layer,
+            "perturbation_embedding_key": keys.perturbation_embedding_key,
             "dose_key": keys.dose_key,
             "combination_separator": keys.combination_separator,
             "combination": keys.combination,
         },
         "composition": _composition(model.perturbation_table),
+        "fusion": _fusion(model.perturbation_table),
         "training": model.training_config_,
     }
     return PretrainedModel(
