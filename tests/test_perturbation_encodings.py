@@ -120,12 +120,18 @@ def test_a_table_covers_pairs_with_labels_that_the_screen_lacks(pairs, make_mode
 
 
 def test_a_mudata_takes_combinations_too(pairs, train):
-    mdata = MuData({"rna": ad.AnnData(pairs.X, obs=pairs.obs[["perturbation"]], var=pairs.var)})
+    measured = pairs[pairs.obs["perturbation"] != "A+B"]
+    mdata = MuData({"rna": ad.AnnData(measured.X, obs=measured.obs[[]], var=measured.var)})
+    for column in ("perturbation", "context"):
+        mdata.obs[column] = measured.obs[column].reindex(mdata.obs_names)
     TahoeST.setup_mudata(
-        mdata, "perturbation", "control", modalities={"expression": "rna"}, **PAIRS, combination="learned"
+        mdata, "perturbation", "control", context_key="context", modalities={"expression": "rna"}, **PAIRS
     )
     model = train(TahoeST(mdata, size={"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}, set_size=8))
     assert same(predict(model, "A+D"), predict(model, "D+A"))
+    held_out = pairs[pairs.obs["perturbation"].isin(["A+B", "control"])].copy()
+    result = model.evaluate(held_out, preset="quick", progress=False)
+    assert set(result.per_perturbation.reset_index()["perturbation"]) == {"A+B"}
 
 
 REFUSED = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
@@ -14,8 +15,6 @@ from scvi_tahoe.data._label_reading import DOSE_MARK, LabelReading, dose_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data._composition import Combination
@@ -221,18 +220,21 @@ def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any
     return {keys.perturbation_key: names, str(keys.dose_key): doses}
 
 
-def with_condition_labels(adata: AnnData, keys: ScreenKeys) -> AnnData:
-    """The same cells with one label for each condition: perturbations and doses together, in one spelling.
+def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
+    """The cells as AnnData with one label for each condition: perturbations and doses together, in one spelling.
 
-    Just the cells where labels are plain names.
+    An AnnData whose labels are plain names is returned as it is.
     """
-    if not keys.reading.composes:
+    adata = expression_adata(data, keys)
+    if adata is data and not keys.reading.composes:
         return adata
-    labels = Labels.from_values(condition_labels(adata, keys))
+    labels = Labels.from_values(condition_labels(data, keys))
     spelled = np.array([keys.reading.spelling(name) for name in labels.names])[labels.codes]
     obs = adata.obs.assign(**{keys.perturbation_key: pd.Categorical(spelled)})
+    if keys.context_key is not None:
+        obs[keys.context_key] = obs_column(data, keys, keys.context_key)
     x = adata.to_memory().X if adata.isbacked else adata.X
-    return type(adata)(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
+    return AnnData(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
 
 
 def _embedding(data: AnnOrMuData, keys: ScreenKeys) -> Any:
