@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 from scvi_tahoe._decoder_weight import suggest_decoder_weight
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
+from scvi_tahoe.data import (
+    FewShotContext,
+    FractionSplit,
+    HeldOutContexts,
+    HeldOutPerturbations,
+    dose_label,
+    smiles_fingerprints,
+)
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, submission
 from scvi_tahoe.nn import SIZES
+from scvi_tahoe.pretrained import read_embedding_table
 
 if TYPE_CHECKING:
     from scvi_tahoe import datasets, evaluate, pl
@@ -29,8 +37,11 @@ __all__ = [
     "TahoeSTModule",
     "baseline_prediction",
     "datasets",
+    "dose_label",
     "evaluate",
     "pl",
+    "read_embedding_table",
+    "smiles_fingerprints",
     "submission",
     "suggest_decoder_weight",
 ]

@@ -11,7 +11,7 @@ import torch
 
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._sources import random_minibatches
-from scvi_tahoe.data import EmbeddingTable
+from scvi_tahoe.data import NUMBER_COLUMNS, Composition, EmbeddingTable, EmbeddingTableField, Part, TableFusion
 from scvi_tahoe.pretrained import (
     LabelMatch,
     Labels,
@@ -85,7 +85,12 @@ def network_options(source: NetworkConfig, stats: Mapping[str, Any], *, embeds: 
     """
     options = source.to_kwargs()
     width = stats["n_cell_embedding"] if embeds else stats["n_vars"]
-    options |= {"n_input": width, "n_output": width, "n_perturbation": stats["n_perturbation_embedding"]}
+    options |= {
+        "n_input": width,
+        "n_output": width,
+        "n_perturbation": stats["n_perturbation_embedding"],
+        "n_perturbation_parts": stats["n_perturbation_parts"],
+    }
     if source.n_batches:
         options["n_batches"] = stats["n_batch"] if batches else 0
     if source.batch_token:
@@ -97,7 +102,46 @@ def network_options(source: NetworkConfig, stats: Mapping[str, Any], *, embeds: 
 
 
 def _table(table: EmbeddingTable) -> PerturbationTable:
-    return PerturbationTable(table.names, None if table.one_hot else table.matrix)
+    """The table as a folder holds it; one whose rows are made from parts begins with the parts themselves."""
+    composition = table.composition
+    if composition is None:
+        return PerturbationTable(table.names, None if table.one_hot else table.matrix)
+    parts = composition.parts.names
+    labels = [i for i, name in enumerate(table.names) if name not in composition.parts.row_of]
+    return PerturbationTable(
+        (*parts, *(table.names[i] for i in labels)),
+        np.concatenate([composition.rows((Part(name),) for name in parts), table.matrix[labels]]),
+        composition.columns,
+    )
+
+
+def _composed(source: PretrainedModel) -> EmbeddingTable:
+    """The table of a folder, with what the folder says of how its rows were made."""
+    table, how, moments = source.perturbations, source.extra.get("composition"), source.extra.get("fusion")
+    fusion = None if moments is None else TableFusion.from_dict(moments)
+    if how is None:
+        matrix = np.eye(len(table.names), dtype=np.float32) if table.matrix is None else table.matrix
+        return EmbeddingTable(table.names, matrix, table.is_one_hot, fusion=fusion)
+    names = table.names[: how["n_rows"]]
+    one_hot = table.columns is not None
+    matrix = table.vectors(names)[:, : len(names) if one_hot else how["width"]]
+    parts = EmbeddingTable(names, np.ascontiguousarray(matrix), one_hot, fusion=fusion)
+    composition = Composition.from_dict({k: how[k] for k in ("reading", "combination", "n_parts")}, parts)
+    return EmbeddingTable.composed(composition, how["labels"])
+
+
+def _fusion(table: EmbeddingTable) -> dict[str, Any] | None:
+    """How several tables became one, as plain values."""
+    fusion = table.parts.fusion
+    return None if fusion is None else {k: [a.tolist() for a in v] for k, v in fusion.to_dict().items()}
+
+
+def _composition(table: EmbeddingTable) -> dict[str, Any] | None:
+    """How rows were made, as plain values that travel in a folder beside the rows."""
+    if table.composition is None:
+        return None
+    size = {"n_rows": len(table.parts.names), "width": table.parts.width, "labels": list(table.names)}
+    return {**table.composition.to_dict(), **size}
 
 
 def labels_of(model: TahoeST) -> Labels:
@@ -135,7 +179,13 @@ def pretrained_of(model: TahoeST) -> PretrainedModel:
             "context_key": keys.context_key,
             "batch_key": keys.batch_key,
             "layer": keys.layer,
+            "perturbation_embedding_key": keys.perturbation_embedding_key,
+            "dose_key": keys.dose_key,
+            "combination_separator": keys.combination_separator,
+            "combination": keys.combination,
         },
+        "composition": _composition(model.perturbation_table),
+        "fusion": _fusion(model.perturbation_table),
         "training": model.training_config_,
     }
     return PretrainedModel(
@@ -189,8 +239,7 @@ def registry_of(source: PretrainedModel, model_name: str) -> dict[str, Any]:
     n_genes = config.gene_decoder.n_genes if config.gene_decoder is not None else config.n_output
     if genes is None:
         genes = tuple(f"gene_{i}" for i in range(n_genes))
-    table = source.perturbations
-    matrix = np.eye(len(table.names), dtype=np.float32) if table.matrix is None else table.matrix
+    table = _composed(source)
     n_batches = config.n_batches or config.n_batch_classes
     batches = source.batches or tuple(f"batch_{i}" for i in range(n_batches))
     contexts = source.contexts or ("all cells",)
@@ -199,8 +248,8 @@ def registry_of(source: PretrainedModel, model_name: str) -> dict[str, Any]:
         REGISTRY.PERTURBATION: ({"names": _objects(table.names)}, {"n_perturbation": len(table.names)}),
         REGISTRY.CONTROL: ({"label": source.control}, {}),
         REGISTRY.PERTURBATION_EMBEDDING: (
-            {"names": _objects(table.names), "matrix": matrix, "one_hot": table.is_one_hot},
-            {"n_perturbation_embedding": int(matrix.shape[1])},
+            EmbeddingTableField.state(table),
+            {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_parts},
         ),
         REGISTRY.CONTEXT: ({"names": _objects(contexts)}, {"n_context": len(contexts)}),
     }
@@ -268,10 +317,10 @@ def united_table(source: PretrainedModel, data: EmbeddingTable) -> EmbeddingTabl
 
     The labels that only the weights know stay predictable after fine-tuning.
     """
-    if not (source.perturbations.is_one_hot and data.one_hot):
+    if source.perturbations.columns is None or not data.parts.one_hot:
         return None
-    known = source.perturbations.names
-    return EmbeddingTable.one_hot_of([*known, *(n for n in data.names if n not in known)])
+    known = [name for name in source.perturbations.columns if name not in NUMBER_COLUMNS]
+    return data.over(EmbeddingTable.one_hot_of([*known, *(n for n in data.parts.names if n not in known)]))
 
 
 def verify_scale(model: TahoeST) -> None:

@@ -52,6 +52,7 @@ from scvi_tahoe.data import (
     read_table,
     screen_fields,
     verify_screen,
+    with_condition_labels,
 )
 from scvi_tahoe.evaluate import PREDICTION_RECORD, evaluate
 from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, Objective, ObjectiveConfig
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from mudata import MuData
 
-    from scvi_tahoe.data import Condition
+    from scvi_tahoe.data import Combination, Condition
     from scvi_tahoe.data._store import StoreKind
     from scvi_tahoe.evaluate import EvaluationResult
     from scvi_tahoe.nn._config import Attention
@@ -223,6 +224,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             "n_input": width,
             "n_output": width,
             "n_perturbation": stats.n_perturbation_embedding,
+            "n_perturbation_parts": stats.get("n_perturbation_parts", 1),  # absent from models of the first release
             "n_batches": stats.n_batch if batch_encoder else 0,
         }
         if options.get("head", "delta") == "delta" and self.representation != "embedding":
@@ -252,9 +254,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         control: str,
         layer: str | None = None,
         cell_embedding_key: str | None = None,
-        perturbation_embedding_key: str | None = None,
+        perturbation_embedding_key: str | Sequence[str] | None = None,
         context_key: str | None = None,
         batch_key: str | None = None,
+        dose_key: str | None = None,
+        combination_separator: str | None = None,
+        combination: Combination = "sum",
         **kwargs: Any,
     ) -> None:
         """Register a screen. Nothing in it is changed; everything wrong with it is refused here.
@@ -272,11 +277,25 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             Key of ``obsm`` with a cell embedding, needed by the representations that use one.
         perturbation_embedding_key
             Key of ``uns`` with one embedding row a label: a mapping of label to vector, a DataFrame with labels as
-            index, or ``(names, matrix)``. None: one-hot.
+            index, or ``(names, matrix)``. A list of keys fuses tables: each is standardised and followed by a mark of
+            the labels that it lacks. None: one-hot.
         context_key
             Column of ``obs`` with the biological setting: cell line, cell type, donor.
         batch_key
             Column of ``obs`` with the technical batch; controls are matched within it.
+        dose_key
+            Column of ``obs`` with the dose of each perturbed cell, a number above 0. A condition is then a perturbation
+            at a dose, its label ``"Trametinib@10"``, and the network is told log10 of the dose; other doses can be
+            predicted. Combinations have one dose a part, ``"1+10"``.
+        combination_separator
+            What stands between the perturbations of a label, e.g. ``"+"`` in ``"KLF1+MAP2K6"``. Rows of combinations
+            are then made from those of their parts, in any order, and combinations that were not measured can be
+            predicted.
+        combination
+            How, one of:
+
+            * ``'sum'`` - sum of the rows, and the number of further parts (default)
+            * ``'learned'`` - the network encodes every part and sums what it makes of them
 
         Raises
         ------
@@ -299,9 +318,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         modalities: dict[str, str] | None = None,
         layer: str | None = None,
         cell_embedding_key: str | None = None,
-        perturbation_embedding_key: str | None = None,
+        perturbation_embedding_key: str | Sequence[str] | None = None,
         context_key: str | None = None,
         batch_key: str | None = None,
+        dose_key: str | None = None,
+        combination_separator: str | None = None,
+        combination: Combination = "sum",
         **kwargs: Any,
     ) -> None:
         """Register a screen whose expression and cell embedding are modalities of a MuData.
@@ -309,7 +331,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Parameters
         ----------
         %(param_mdata)s
-        perturbation_key, control, layer, cell_embedding_key, perturbation_embedding_key, context_key, batch_key
+        perturbation_key, control, layer, cell_embedding_key, perturbation_embedding_key, context_key, batch_key,
+        dose_key, combination_separator, combination
             As in :meth:`setup_anndata`. Columns are looked up in ``mdata.obs``, then in the expression modality.
             Without ``cell_embedding_key`` the embedding is ``X`` of its modality.
         modalities
@@ -434,13 +457,13 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             registry, stats = None, dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
         table = None if adata is None else united_table(weights, registered_table(cls, adata))
         if table is not None:
-            stats["n_perturbation_embedding"] = table.width
+            stats["n_perturbation_embedding"] = table.encoder_width
         options = start_options(weights, stats, batches="n_batch" in stats)
         if set_size is not None:
             options["set_size"] = set_size
         chosen = {**options, "network": network, "objective": objective or options["objective"], "prior": prior}
         model = cls(adata, registry, seed=seed, **chosen)
-        model.one_hot_labels_ = None if table is None else list(table.names)
+        model.one_hot_labels_ = None if table is None else list(table.parts.names)
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)
         model.pretrained_parameters_ = sorted(f"network.{name}" for name in start.report.loaded)
@@ -556,9 +579,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
     @property
     def perturbation_table(self) -> EmbeddingTable:
         """Embedding rows of all perturbations that the model can predict."""
-        if self.one_hot_labels_ is not None:
-            return EmbeddingTable.one_hot_of(self.one_hot_labels_)
-        return EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        return table if self.one_hot_labels_ is None else table.over(EmbeddingTable.one_hot_of(self.one_hot_labels_))
 
     def state_registry(self, key: str) -> dict[str, Any]:
         """What the registry stored for a field, also without data."""
@@ -725,7 +747,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to train it.")
         self._validate_anndata()
         screen = verify_screen(self.adata, self.keys, table_required=False)
-        unknown = sorted(set(screen.perturbation.names) - set(self.perturbation_table.names))
+        table = self.perturbation_table.covering(screen.perturbation.names)
+        unknown = sorted(n for n in screen.perturbation.names if table.known_name(n) not in table.names)
         if unknown:
             raise ValueError(f"the model has no embedding row for these perturbations of the data: {unknown[:5]}.")
         return screen
@@ -756,7 +779,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             Data whose control cells predictions start from, with the columns of the training data; genes are matched
             by name. None takes the model's own.
         perturbations
-            Labels; None takes all that the model knows.
+            Labels; None takes all that the model knows. A dose or combination that was not measured is predicted where
+            the model knows its parts: ``"Trametinib@3"``, ``"KLF1+MAP2K6"``.
         contexts
             Labels of contexts with control cells; None takes all.
         n_cells
@@ -804,6 +828,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             message="the model is not trained; its predictions mean nothing yet. Call model.train()."
         )
         data, table = self._prediction_data(adata)
+        table = table.covering(
+            [] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations)
+        )
         screen = (
             read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
         )
@@ -854,7 +881,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         data = self.adata if adata is None else adata
         if data is None:
             raise ValueError("this model has no data of its own; pass the control cells with predict(adata, ...).")
-        new = read_table(data, self.keys, required=False)
+        new = read_table(data, self.keys, required=False, like=table)
         return data, table if new is None else table.extended(new)
 
     def evaluate(
@@ -902,15 +929,17 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 progress=progress,
             )
         keys = self.keys
+        if (train := kwargs.get("train", self.adata)) is not None:
+            kwargs["train"] = with_condition_labels(train, keys)
         return evaluate(
-            prediction,
-            reference,
+            with_condition_labels(prediction, keys),
+            with_condition_labels(reference, keys),
             perturbation_key=keys.perturbation_key,
             control=keys.control,
             context_key=keys.context_key,
             preset=preset,
             seed=seed,
-            **{"train": self.adata, **kwargs},
+            **kwargs,
         )
 
     # ---------------------------------------------------------------- save and load

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from scvi_tahoe._arrivals import Arrivals
 from scvi_tahoe._constants import OBS, TENSORS
 from scvi_tahoe._module import base_cells
-from scvi_tahoe.data import CellSetDataset, Condition, ExhaustiveSampler, PredictionTask, nearest_names
+from scvi_tahoe.data import CellSetDataset, Condition, ExhaustiveSampler, PredictionTask, label_columns, nearest_names
 from scvi_tahoe.train import explained_out_of_memory
 
 if TYPE_CHECKING:
@@ -33,9 +33,13 @@ OUTPUTS: tuple[Output, ...] = ("expression", "delta", "embedding")
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """What is to be predicted: conditions, and the control cells that each starts from."""
+    """What is to be predicted: conditions, and the control cells that each starts from.
+
+    ``labels`` are the perturbations as they were asked for, which may be another spelling than the model's.
+    """
 
     conditions: tuple[Condition, ...]
+    labels: tuple[str, ...]
     tasks: tuple[PredictionTask, ...]
 
     @property
@@ -105,28 +109,45 @@ def plan_prediction(
                 f"n_cells names none of the conditions that are asked for; its keys are (context, perturbation), "
                 f"e.g. {list(n_cells)[:2]}."
             )
-    unknown = [p for p in perturbations if p not in table.names]
-    if unknown:
-        raise ValueError(table_message(table, unknown))
+    known = _known_names(table, perturbations)
     tasks = []
-    for condition in conditions:
-        n = n_cells[condition] if isinstance(n_cells, Mapping) else n_cells
+    for asked in conditions:
+        condition = Condition(asked.context, known[asked.perturbation])
+        n = n_cells[asked] if isinstance(n_cells, Mapping) else n_cells
         if n is not None and (not isinstance(n, int | np.integer) or n < 1):
             raise ValueError(f"n_cells={n!r} must be a whole number of 1 or more.")
         task_seed = (seed, *(zlib.crc32(label.encode()) for label in condition))
         controls = index.controls(condition.context)
         start = _start_cells(controls, n, np.random.default_rng(task_seed))
         tasks.append(PredictionTask(start, table.position(condition.perturbation), controls, (*task_seed, 1)))
-    return PredictionPlan(tuple(conditions), tuple(tasks))
+    return PredictionPlan(
+        tuple(Condition(c.context, known[c.perturbation]) for c in conditions),
+        tuple(c.perturbation for c in conditions),
+        tuple(tasks),
+    )
+
+
+def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
+    """The table's spelling of every label."""
+    known = {label: table.known_name(label) for label in labels}
+    unknown = [label for label, name in known.items() if name not in table.row_of]
+    if unknown:
+        raise ValueError(table_message(table, unknown))
+    if len(set(known.values())) < len(known):
+        raise ValueError(f"perturbations must name each label once; some of {list(known)[:10]} mean the same.")
+    return known
 
 
 def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
     """Why labels cannot be predicted, and what would help."""
-    near = "; ".join(f"{u!r}{nearest_names(u, table.names)}" for u in unknown[:5])
+    parts = table.parts
+    composition = table.composition
+    names = unknown if composition is None else [p for u in unknown for p in composition.unknown_parts(u)]
+    near = "; ".join(f"{name!r}{nearest_names(name, parts.names)}" for name in dict.fromkeys(names[:5]))
     remedy = (
         "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
         "predict new ones"
-        if table.one_hot
+        if parts.one_hot
         else "add their rows to the perturbation-embedding table of the data"
     )
     return f"the model knows no perturbation {near}: {remedy}."
@@ -206,13 +227,15 @@ def assemble(
     """
     start = np.concatenate([t.controls for t in plan.tasks])
     n = [len(t.controls) for t in plan.tasks]
-    columns: dict[str, Any] = {keys.perturbation_key: np.repeat([c.perturbation for c in plan.conditions], n)}
+    said = label_columns(plan.labels, keys)
+    columns: dict[str, Any] = {key: np.repeat(values, n) for key, values in said.items()}
     if keys.context_key is not None:
         columns[keys.context_key] = np.repeat([c.context for c in plan.conditions], n)
     if keys.batch_key is not None and screen.batch is not None:
         columns.setdefault(keys.batch_key, np.asarray(screen.batch.names)[screen.batch.codes[start]])
     obs = pd.DataFrame(
-        {k: pd.Categorical(v) for k, v in columns.items()}, index=[f"predicted_{i}" for i in range(len(start))]
+        {k: v if v.dtype.kind == "f" else pd.Categorical(v) for k, v in columns.items()},
+        index=[f"predicted_{i}" for i in range(len(start))],
     )
     obs[OBS.ORIGIN] = screen.cells[start]
     result = ad.AnnData(predicted, obs=obs, var=var, uns=dict(uns))

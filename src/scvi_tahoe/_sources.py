@@ -42,7 +42,7 @@ __all__ = ["learn_prior", "minibatch_sources", "random_minibatches", "rows_of_la
 
 def rows_of_labels(model: TahoeST, screen: Screen) -> np.ndarray:
     """Row of the model's embedding table for each perturbation code of a screen."""
-    table = model.perturbation_table
+    table = model.perturbation_table.covering(screen.perturbation.names)
     return np.array([table.position(name) for name in screen.perturbation.names])
 
 
@@ -69,7 +69,7 @@ def minibatch_sources(
     store
         Where expression lives.
     table
-        Perturbation embeddings; None takes the model's.
+        Perturbation embeddings; None takes the model's, as for :func:`rows_of_labels`.
     alignment
         Of the data's genes to the model's; None matches them.
     exact
@@ -85,7 +85,7 @@ def minibatch_sources(
         cells=embedding if embeds and embedding else expression,
         genes=expression if embeds else None,
         embedding=embedding if model.representation == "expression+embedding" else None,
-        table=(table or model.perturbation_table).matrix,
+        table=(table or model.perturbation_table.covering(screen.perturbation.names)).matrix,
         batch_of_cell=_batch_of_cell(model, screen),
     )
 
@@ -137,7 +137,8 @@ def with_prior(
     expression = _aligned(model, screen)
     contexts = {condition.context for condition in conditions}
     controls = {c: _dense(expression[index.controls(c)]) for c in contexts}
-    base = CellPrior.from_dict(model.prior_).base(conditions, controls, table or model.perturbation_table, seed=seed)
+    table = table or model.perturbation_table.covering(screen.perturbation.names)
+    base = CellPrior.from_dict(model.prior_).base(conditions, controls, table, seed=seed)
     if base.cells is None:
         return replace(sources, shift_of_condition=base.shift), None
     return replace(sources, base=make_store(base.cells, device)), base.rows

@@ -242,3 +242,20 @@ def test_other_attention_is_another_function_of_the_same_weights() -> None:
     assert not torch.allclose(
         other(cells(), perturbations()).prediction_SNG, network(cells(), perturbations()).prediction_SNG
     )
+
+
+def test_parts_of_a_perturbation_are_encoded_each_and_summed_in_any_order():
+    torch.manual_seed(0)
+    options = {"n_input": 6, "n_output": 6, "hidden": 8, "n_layers": 1, "intermediate": 16, "n_heads": 2}
+    network = SetTransformer(NetworkConfig(n_perturbation=3, n_perturbation_parts=2, **options)).eval()
+    assert network.config.perturbation_width == 8
+    one, other, nothing = torch.randn(3), torch.randn(3), torch.zeros(4)
+    mark = torch.ones(1)
+    pair, turned, single = (
+        network._encode_perturbation(torch.cat(parts)[None])[:, 0]
+        for parts in ((one, mark, other, mark), (other, mark, one, mark), (one, mark, nothing))
+    )
+    encode = network.perturbation_encoder
+    torch.testing.assert_close(pair[0], encode(one) + encode(other))
+    torch.testing.assert_close(pair, turned)
+    torch.testing.assert_close(single[0], encode(one))

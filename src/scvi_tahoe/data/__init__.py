@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scvi_tahoe.data._alignment import GeneAlignment, align_genes
+from scvi_tahoe.data._composition import NUMBER_COLUMNS, Combination, Composition
 from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools
 from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
 from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
@@ -13,9 +14,13 @@ from scvi_tahoe.data._fields import (
     EmbeddingTableField,
     ExpressionField,
     LabelField,
+    PerturbationField,
     screen_fields,
 )
+from scvi_tahoe.data._fingerprints import smiles_fingerprints
+from scvi_tahoe.data._fusion import TableFusion
 from scvi_tahoe.data._gene_weights import Moments, condition_moments, de_weights
+from scvi_tahoe.data._label_reading import LabelReading, Part, dose_label
 from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
@@ -26,7 +31,7 @@ from scvi_tahoe.data._sampler import (
     SetPlan,
 )
 from scvi_tahoe.data._scale import ScaleReport, infer_scale, verify_log1p
-from scvi_tahoe.data._screen import Labels, Screen, ScreenKeys, read_screen
+from scvi_tahoe.data._screen import Labels, Screen, ScreenKeys, label_columns, read_screen, with_condition_labels
 from scvi_tahoe.data._splits import (
     AssignedSplit,
     FewShotContext,
@@ -41,6 +46,7 @@ from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore,
 from scvi_tahoe.data._verification import read_table, verify_controls, verify_screen
 
 __all__ = [
+    "NUMBER_COLUMNS",
     "PRIORS",
     "AssignedSplit",
     "CellEmbeddingField",
@@ -49,6 +55,8 @@ __all__ = [
     "CellSetDataset",
     "CellSetRequest",
     "CellStore",
+    "Combination",
+    "Composition",
     "Condition",
     "ConditionIndex",
     "ControlLabelField",
@@ -67,10 +75,13 @@ __all__ = [
     "HeldOutPerturbations",
     "HostStore",
     "LabelField",
+    "LabelReading",
     "Labels",
     "LoaderConfig",
     "MinibatchSources",
     "Moments",
+    "Part",
+    "PerturbationField",
     "PredictionTask",
     "Prior",
     "PriorBase",
@@ -81,17 +92,22 @@ __all__ = [
     "SetPlan",
     "Split",
     "SplitAudit",
+    "TableFusion",
     "align_genes",
     "condition_moments",
     "de_weights",
+    "dose_label",
     "infer_scale",
+    "label_columns",
     "make_store",
     "nearest_names",
     "read_screen",
     "read_table",
     "screen_fields",
+    "smiles_fingerprints",
     "split_from_dict",
     "verify_controls",
     "verify_log1p",
     "verify_screen",
+    "with_condition_labels",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,9 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from scvi_tahoe.data._composition import Composition
+    from scvi_tahoe.data._fusion import TableFusion
 
 __all__ = ["EmbeddingTable", "nearest_names"]
 
@@ -44,11 +48,17 @@ class EmbeddingTable:
         float32 ``[len(names), P]``.
     one_hot
         Whether the rows are the identity made from the labels of the screen, rather than a table of the user's.
+    composition
+        How the rows were made from those of the labels' parts; None where every label has a row of its own.
+    fusion
+        How the rows were made from several tables; None if they are one table's.
     """
 
     names: tuple[str, ...]
     matrix: np.ndarray
     one_hot: bool = False
+    composition: Composition | None = None
+    fusion: TableFusion | None = None
 
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> EmbeddingTable:
@@ -60,6 +70,12 @@ class EmbeddingTable:
         """One-hot rows in the given order."""
         labels = tuple(names)
         return cls(labels, np.eye(len(labels), dtype=np.float32), one_hot=True)
+
+    @classmethod
+    def composed(cls, composition: Composition, labels: Iterable[str]) -> EmbeddingTable:
+        """Rows of labels made from those of their parts."""
+        names = tuple(labels)
+        return cls(names, composition.rows_of(names), composition=composition)
 
     @classmethod
     def from_user(cls, table: object, where: str) -> EmbeddingTable:
@@ -112,34 +128,90 @@ class EmbeddingTable:
         """P, the width of a row."""
         return int(self.matrix.shape[1])
 
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each name."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    @property
+    def encoder_width(self) -> int:
+        """Inputs of the network's perturbation encoder: P, or less where it encodes each part of a row."""
+        return self.width if self.composition is None else self.composition.encoder_width
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that the network encodes one by one; 1 where it encodes rows."""
+        return 1 if self.composition is None else self.composition.n_parts
+
+    @property
+    def parts(self) -> EmbeddingTable:
+        """The table that rows are made from; itself where every label has a row of its own."""
+        return self if self.composition is None else self.composition.parts
+
+    def known_name(self, label: str) -> str:
+        """The table's spelling of a label: ``"A+B"`` for ``"B+A"``. A label without a row is spelled the usual way.
+
+        Raises
+        ------
+        ValueError
+            If it is a combination or dose that cannot be read.
+        """
+        if self.composition is None or label in self.row_of:
+            return label
+        spelling = self.composition.reading.spelling(label)
+        same = (name for name in self.names if self.composition.reading.spelling(name) == spelling)
+        return next(same, spelling)
+
+    def covering(self, labels: Iterable[str]) -> EmbeddingTable:
+        """The same table with rows of combinations and doses that it lacks, as far as their parts have rows.
+
+        Raises
+        ------
+        ValueError
+            If a label cannot be read.
+        """
+        composition = self.composition
+        if composition is None:
+            return self
+        names = dict.fromkeys(self.known_name(label) for label in labels)
+        fresh = [n for n in names if n not in self.row_of and not composition.unknown_parts(n)]
+        if not fresh:
+            return self
+        rows = np.concatenate([self.matrix, composition.rows_of(fresh)])
+        return replace(self, names=(*self.names, *fresh), matrix=rows)
+
     def position(self, name: str) -> int:
-        """Row of a label.
+        """Row of a label, in any spelling.
 
         Raises
         ------
         KeyError
             If the table has none; the message lists the nearest labels.
         """
-        if name not in self.names:
+        known = self.known_name(name)
+        if known not in self.row_of:
             raise KeyError(
                 f"perturbation {name!r} is unknown to the model{nearest_names(name, self.names)}: it has rows for "
                 f"{len(self.names)} labels" + (" (one-hot, those of its training data)." if self.one_hot else ".")
             )
-        return self.names.index(name)
+        return self.row_of[known]
 
     def extended(self, new: EmbeddingTable) -> EmbeddingTable:
-        """The same table with rows of labels that it lacks.
+        """The same table with rows of labels that it lacks; those of combinations and doses are made from them.
 
         Raises
         ------
         ValueError
             If the new table has another width, or another row for a label that is known already.
         """
+        if self.composition is not None:
+            composition = replace(self.composition, parts=self.composition.parts.extended(new))
+            return replace(self, composition=composition)
         if new.width != self.width:
             raise ValueError(
                 f"the new perturbation-embedding table is {new.width} wide, the model was trained with {self.width}."
             )
-        known = {n: i for i, n in enumerate(self.names)}
+        known = self.row_of
         shared = [(known[n], i) for i, n in enumerate(new.names) if n in known]
         changed = [new.names[i] for k, i in shared if not np.array_equal(self.matrix[k], new.matrix[i])]
         if changed:
@@ -148,6 +220,11 @@ class EmbeddingTable:
                 "give the table that it was trained with, plus new rows."
             )
         fresh = [i for i, n in enumerate(new.names) if n not in known]
-        return EmbeddingTable(
-            (*self.names, *(new.names[i] for i in fresh)), np.concatenate([self.matrix, new.matrix[fresh]])
-        )
+        names = (*self.names, *(new.names[i] for i in fresh))
+        return replace(self, names=names, matrix=np.concatenate([self.matrix, new.matrix[fresh]]))
+
+    def over(self, parts: EmbeddingTable) -> EmbeddingTable:
+        """The same labels over another table of parts; just that table where labels are not composed."""
+        if self.composition is None:
+            return parts
+        return EmbeddingTable.composed(replace(self.composition, parts=parts), self.names)

@@ -13,8 +13,10 @@ import rich.table
 from scvi.data.fields import BaseAnnDataField
 
 from scvi_tahoe._constants import REGISTRY
+from scvi_tahoe.data._composition import Composition
 from scvi_tahoe.data._embedding_table import EmbeddingTable
-from scvi_tahoe.data._screen import Labels, ScreenKeys, expression_adata, obs_column
+from scvi_tahoe.data._fusion import TableFusion
+from scvi_tahoe.data._screen import Labels, ScreenKeys, condition_labels, expression_adata, obs_column
 from scvi_tahoe.data._verification import read_table
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = [
     "EmbeddingTableField",
     "ExpressionField",
     "LabelField",
+    "PerturbationField",
     "screen_fields",
 ]
 
@@ -131,12 +134,25 @@ class LabelField(_ScreenField):
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store the names that occur."""
-        labels = Labels.from_values(obs_column(adata, self._keys, str(self.attr_key)))
+        labels = Labels.from_values(self._values(adata))
         return {"names": np.array(labels.names, dtype=object)}
+
+    def _values(self, adata: AnnOrMuData) -> object:
+        return obs_column(adata, self._keys, str(self.attr_key))
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Number of names."""
         return {f"n_{self.registry_key}": len(state_registry["names"])}
+
+
+class PerturbationField(LabelField):
+    """The perturbation of each cell, together with its dose where the screen has doses."""
+
+    def __init__(self, keys: ScreenKeys) -> None:
+        super().__init__(REGISTRY.PERTURBATION, keys.perturbation_key, keys)
+
+    def _values(self, adata: AnnOrMuData) -> object:
+        return condition_labels(adata, self._keys)
 
 
 class ControlLabelField(_ScreenField):
@@ -157,11 +173,12 @@ class ControlLabelField(_ScreenField):
 class EmbeddingTableField(_ScreenField):
     """The perturbation-embedding table: one row a label, kept in the registry, out of the loaders' reach.
 
-    Without a key the rows are one-hot over the labels of the screen, control included.
+    Without a key the rows are one-hot over the labels of the screen, control included. Where labels are combinations
+    or carry doses, the registry keeps the rows of their parts.
     """
 
     def __init__(self, keys: ScreenKeys) -> None:
-        super().__init__(REGISTRY.PERTURBATION_EMBEDDING, "uns", keys.perturbation_embedding_key, keys)
+        super().__init__(REGISTRY.PERTURBATION_EMBEDDING, "uns", "+".join(keys.table_keys) or None, keys)
 
     def get_data_registry(self) -> dict:
         """Empty: a registered ``uns`` table would be indexed by cell number."""
@@ -169,13 +186,21 @@ class EmbeddingTableField(_ScreenField):
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store names and matrix, with a row of zeros for a control that the table lacks."""
-        table = read_table(adata, self._keys)
+        keys = self._keys
+        labels = sorted({str(label) for label in condition_labels(adata, keys)})
+        parts = [keys.reading.parts(label) for label in labels]
+        table = read_table(adata, keys)
         if table is None:
-            table = EmbeddingTable.from_labels(obs_column(adata, self._keys, self._keys.perturbation_key).astype(str))
-        elif self._keys.control not in table.names:
+            table = EmbeddingTable.from_labels(part.name for label in parts for part in label)
+        elif keys.control not in table.names:
             zeros = np.zeros((1, table.width), dtype=np.float32)
-            table = table.extended(EmbeddingTable((self._keys.control,), zeros))
-        return self._state(table)
+            table = table.extended(EmbeddingTable((keys.control,), zeros))
+        if keys.reading.composes:
+            # pairs of perturbations of which only single ones were measured are what a combination is asked for
+            n_parts = max(2, *map(len, parts)) if keys.combination == "learned" else 1
+            composition = Composition(reading=keys.reading, parts=table, combination=keys.combination, n_parts=n_parts)
+            table = EmbeddingTable.composed(composition, labels)
+        return self.state(table)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnOrMuData, **kwargs: object) -> dict:
         """Keep the trained table and add rows for labels that only the new data's table has.
@@ -186,35 +211,45 @@ class EmbeddingTableField(_ScreenField):
             If the new table is of another width, or changes a known row.
         """
         table = self.table(state_registry)
-        key = self._keys.perturbation_embedding_key
-        if key is not None and any(key in o.uns for o in (adata_target, expression_adata(adata_target, self._keys))):
-            new = read_table(adata_target, self._keys)
-            table = table if new is None else table.extended(new)
-        return self._state(table)
+        new = read_table(adata_target, self._keys, required=False, like=table)
+        return self.state(table if new is None else table.extended(new))
 
     @staticmethod
     def table(state_registry: dict) -> EmbeddingTable:
         """The table that a state registry holds."""
-        return EmbeddingTable(
+        fusion, composition = state_registry.get("fusion"), state_registry.get("composition")
+        parts = EmbeddingTable(
             tuple(str(n) for n in state_registry["names"]),
             np.asarray(state_registry["matrix"], dtype=np.float32),
             bool(state_registry["one_hot"]),
+            fusion=None if fusion is None else TableFusion.from_dict(fusion),
         )
+        if composition is None:
+            return parts
+        return EmbeddingTable.composed(Composition.from_dict(composition, parts), state_registry["labels"])
 
     @staticmethod
-    def _state(table: EmbeddingTable) -> dict:
-        return {"names": np.array(table.names, dtype=object), "matrix": table.matrix, "one_hot": table.one_hot}
+    def state(table: EmbeddingTable) -> dict:
+        """What a state registry holds of a table."""
+        parts = table.parts
+        state = {"names": np.array(parts.names, dtype=object), "matrix": parts.matrix, "one_hot": parts.one_hot}
+        if parts.fusion is not None:
+            state["fusion"] = parts.fusion.to_dict()
+        if table.composition is not None:
+            state |= {"composition": table.composition.to_dict(), "labels": list(table.names)}
+        return state
 
     def get_summary_stats(self, state_registry: dict) -> dict:
-        """Width of a row."""
-        return {"n_perturbation_embedding": int(state_registry["matrix"].shape[1])}
+        """Numbers that the perturbation encoder takes in, and parts that it encodes one by one."""
+        table = self.table(state_registry)
+        return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_parts}
 
 
 def screen_fields(keys: ScreenKeys) -> list[BaseAnnDataField]:
     """All fields of a screen, in the order in which they are registered."""
     fields: list[BaseAnnDataField] = [
         ExpressionField(keys),
-        LabelField(REGISTRY.PERTURBATION, keys.perturbation_key, keys),
+        PerturbationField(keys),
         ControlLabelField(keys),
         EmbeddingTableField(keys),
     ]

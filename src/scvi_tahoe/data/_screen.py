@@ -6,17 +6,29 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
+from scvi_tahoe.data._label_reading import DOSE_MARK, LabelReading, dose_label
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
+    from collections.abc import Sequence
 
     from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe.data._composition import Combination
 
-__all__ = ["Labels", "Screen", "ScreenKeys", "expression_adata", "read_screen"]
+__all__ = [
+    "Labels",
+    "Screen",
+    "ScreenKeys",
+    "condition_labels",
+    "expression_adata",
+    "label_columns",
+    "read_screen",
+    "with_condition_labels",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +39,32 @@ class ScreenKeys:
     control: str
     layer: str | None = None
     cell_embedding_key: str | None = None
-    perturbation_embedding_key: str | None = None
+    perturbation_embedding_key: str | Sequence[str] | None = None
     context_key: str | None = None
     batch_key: str | None = None
+    dose_key: str | None = None
+    combination_separator: str | None = None
+    combination: Combination = "sum"
     modalities: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # labels are compared as text, so the control of a column of numbers may be given as a number
         object.__setattr__(self, "control", str(self.control))
+
+    @property
+    def table_keys(self) -> tuple[str, ...]:
+        """Keys of ``uns`` with perturbation-embedding tables."""
+        keys = self.perturbation_embedding_key
+        return () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
+
+    @property
+    def reading(self) -> LabelReading:
+        """How perturbation labels are read."""
+        return LabelReading(
+            control=self.control,
+            combination_separator=self.combination_separator,
+            has_dose=self.dose_key is not None,
+        )
 
     @property
     def expression_modality(self) -> str | None:
@@ -135,6 +165,78 @@ def obs_column(data: AnnOrMuData, keys: ScreenKeys, key: str) -> pd.Series:
     return expression.obs[key]
 
 
+def condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
+    """Perturbation label of every cell, with its dose where the screen has doses (``"Trametinib@10"``).
+
+    Raises
+    ------
+    ValueError
+        If a perturbed cell has no positive dose, or not one for each part of a combination.
+    """
+    labels = obs_column(data, keys, keys.perturbation_key).astype(str).to_numpy()
+    if keys.dose_key is None or (labels == keys.control).all():
+        return labels
+    doses, known_doses = pd.factorize(obs_column(data, keys, keys.dose_key).astype(object).to_numpy())
+    codes, names = pd.factorize(labels)
+    # the code of a cell without a dose is -1
+    pairs, place = np.unique(codes * (len(known_doses) + 1) + doses + 1, return_inverse=True)
+    dosed = []
+    for name, dose in (divmod(int(pair), len(known_doses) + 1) for pair in pairs):
+        dosed.append(_dosed_label(names[name], known_doses[dose - 1] if dose else None, keys))
+    return np.array(dosed)[place]
+
+
+def _dosed_label(label: str, dose: Any, keys: ScreenKeys) -> str:
+    names = keys.reading.split(label)
+    if all(name == keys.control for name in names):
+        return label
+    doses: list[Any] = [dose] if len(names) == 1 or not isinstance(dose, str) else keys.reading.split(dose)
+    if len(doses) != len(names):
+        raise ValueError(
+            f"obs[{keys.dose_key!r}] has {dose!r} for {label!r}; {len(names)} doses are needed, e.g. "
+            f"{(keys.combination_separator or '').join(['1'] * len(names))!r}."
+        )
+    try:
+        # the dose of a control part means nothing, like the part
+        parts = [n if n == keys.control else dose_label(n, d) for n, d in zip(names, doses, strict=True)]
+    except ValueError as error:
+        raise ValueError(f"obs[{keys.dose_key!r}] (dose_key): {error} Only control cells may lack one.") from None
+    return (keys.combination_separator or "").join(parts)
+
+
+def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any]]:
+    """Columns of ``obs`` that say what labels say: the perturbation and, where the screen has doses, its dose.
+
+    The inverse of :func:`condition_labels`. Doses are numbers; those of combinations are text, ``"1+10"``.
+    """
+    if keys.dose_key is None:
+        return {keys.perturbation_key: list(labels)}
+    reading, mark = keys.reading, (keys.combination_separator or "")
+    pairs = [[text.rpartition(DOSE_MARK) for text in reading.split(label)] for label in labels]
+    names = [mark.join(name or text for name, _, text in parts) for parts in pairs]
+    doses: list[Any] = [mark.join(text if name else "1" for name, _, text in parts) for parts in pairs]
+    if all(len(parts) == 1 for parts in pairs):
+        doses = [float(dose) for dose in doses]
+    return {keys.perturbation_key: names, str(keys.dose_key): doses}
+
+
+def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
+    """The cells as AnnData with one label for each condition: perturbations and doses together, in one spelling.
+
+    An AnnData whose labels are plain names is returned as it is.
+    """
+    adata = expression_adata(data, keys)
+    if adata is data and not keys.reading.composes:
+        return adata
+    labels = Labels.from_values(condition_labels(data, keys))
+    spelled = np.array([keys.reading.spelling(name) for name in labels.names])[labels.codes]
+    obs = adata.obs.assign(**{keys.perturbation_key: pd.Categorical(spelled)})
+    if keys.context_key is not None:
+        obs[keys.context_key] = obs_column(data, keys, keys.context_key)
+    x = adata.to_memory().X if adata.isbacked else adata.X
+    return AnnData(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
+
+
 def _embedding(data: AnnOrMuData, keys: ScreenKeys) -> Any:
     if not keys.has_cell_embedding:
         return None
@@ -169,7 +271,7 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
         cells=np.asarray(expression.obs_names, dtype=object).astype(str),
         expression=expression.X if keys.layer is None else expression.layers[keys.layer],
         cell_embedding=_embedding(data, keys),
-        perturbation=Labels.from_values(obs_column(data, keys, keys.perturbation_key)),
+        perturbation=Labels.from_values(condition_labels(data, keys)),
         context=context,
         batch=None if keys.batch_key is None else Labels.from_values(obs_column(data, keys, keys.batch_key)),
         control=keys.control,

@@ -9,9 +9,12 @@ import pandas as pd
 import scipy.sparse as sp
 from mudata import MuData
 
+from scvi_tahoe.data._composition import COMBINATIONS
 from scvi_tahoe.data._embedding_table import EmbeddingTable, nearest_names
+from scvi_tahoe.data._fusion import TableFusion
+from scvi_tahoe.data._label_reading import DOSE_MARK
 from scvi_tahoe.data._scale import verify_log1p
-from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_screen
+from scvi_tahoe.data._screen import Screen, ScreenKeys, condition_labels, expression_adata, obs_column, read_screen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,10 +64,51 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
         raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; name them or remove those cells.")
 
 
+def _verify_dose_key(data: AnnOrMuData, keys: ScreenKeys) -> None:
+    try:
+        condition_labels(data, keys)  # refuses doses that are none
+    except KeyError:
+        columns = [str(c) for c in expression_adata(data, keys).obs.columns]
+        raise KeyError(
+            f"dose_key={keys.dose_key!r} is not a column of obs{nearest_names(str(keys.dose_key), columns)}; it has "
+            f"{columns}."
+        ) from None
+
+
+def _verify_encoding(keys: ScreenKeys) -> None:
+    separator = keys.combination_separator
+    if keys.combination not in COMBINATIONS:
+        raise ValueError(
+            f"combination={keys.combination!r} is unknown; allowed are {', '.join(map(repr, COMBINATIONS))}."
+        )
+    if separator is None and keys.combination != "sum":
+        raise ValueError(f"combination={keys.combination!r} needs combination_separator, e.g. '+'.")
+    if separator is not None and (not separator.strip() or separator in keys.control or DOSE_MARK in separator):
+        raise ValueError(
+            f"combination_separator={separator!r} must be text that is no part of control={keys.control!r} and is not "
+            f"{DOSE_MARK!r}, e.g. '+'."
+        )
+    if len(set(keys.table_keys)) < len(keys.table_keys) or (
+        keys.perturbation_embedding_key is not None and not keys.table_keys
+    ):
+        raise ValueError(f"perturbation_embedding_key={keys.perturbation_embedding_key!r} must name each table once.")
+
+
+def _verify_spelling(labels: Sequence[str], keys: ScreenKeys) -> None:
+    seen: dict[str, str] = {}
+    for label in labels:
+        if (other := seen.setdefault(keys.reading.spelling(label), label)) != label:
+            raise ValueError(
+                f"obs[{keys.perturbation_key!r}] has {other!r} and {label!r}, which mean the same; write them one way, "
+                f"{keys.reading.spelling(label)!r}."
+            )
+
+
 def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
     for argument in ("perturbation_key", "context_key", "batch_key"):
         if (key := getattr(keys, argument)) is not None:
             _verify_obs_key(data, keys, argument, key)
+    _verify_dose_key(data, keys)
     adata = expression_adata(data, keys)
     if keys.layer is not None and keys.layer not in adata.layers:
         layers = [k for k in adata.layers if k is not None]
@@ -137,8 +181,10 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
         )
 
 
-def read_table(data: AnnOrMuData, keys: ScreenKeys, *, required: bool = True) -> EmbeddingTable | None:
-    """The user's perturbation-embedding table, or None where one-hot rows are used.
+def read_table(
+    data: AnnOrMuData, keys: ScreenKeys, *, required: bool = True, like: EmbeddingTable | None = None
+) -> EmbeddingTable | None:
+    """The user's perturbation-embedding table, several fused into one, or None where one-hot rows are used.
 
     Parameters
     ----------
@@ -148,31 +194,35 @@ def read_table(data: AnnOrMuData, keys: ScreenKeys, *, required: bool = True) ->
         Where its parts are.
     required
         Whether the data must have the table; a model that was trained with one brings its own.
+    like
+        A table to which rows will be added: several tables are fused in the way that it was.
 
     Raises
     ------
     KeyError
-        If the table is required and ``uns`` has no such key.
+        If the table is required and ``uns`` has no such key, or some of several are missing.
     """
-    key = keys.perturbation_embedding_key
-    if key is None:
+    found = {**expression_adata(data, keys).uns, **data.uns}
+    missing = [key for key in keys.table_keys if key not in found]
+    if not keys.table_keys or (len(missing) == len(keys.table_keys) and not required):
         return None
-    owners = (data, expression_adata(data, keys))
-    for owner in owners:
-        if key in owner.uns:
-            return EmbeddingTable.from_user(owner.uns[key], f"uns[{key!r}]")
-    if not required:
-        return None
-    found = list(dict.fromkeys(str(k) for owner in owners for k in owner.uns))
-    raise KeyError(f"perturbation_embedding_key={key!r} is not in uns; there are {found}.")
-
-
-def _verify_rows(labels: Sequence[str], control: str, table: EmbeddingTable, key: str | None) -> None:
-    # the control may be absent from a table of genes or drugs: its row is zeros then
-    missing = sorted(set(labels) - set(table.names) - {control})
     if missing:
+        raise KeyError(f"perturbation_embedding_key={missing[0]!r} is not in uns; there are {list(map(str, found))}.")
+    tables = [EmbeddingTable.from_user(found[key], f"uns[{key!r}]") for key in keys.table_keys]
+    if isinstance(keys.perturbation_embedding_key, str):
+        return tables[0]
+    known = None if like is None else like.parts.fusion
+    return (known or TableFusion.of(tables)).apply(tables)
+
+
+def _verify_rows(labels: Sequence[str], table: EmbeddingTable, keys: ScreenKeys) -> None:
+    # the control may be absent from a table of genes or drugs: its row is zeros then
+    parts = {part.name for label in labels for part in keys.reading.parts(label)}
+    missing = sorted(parts - set(table.names) - {keys.control})
+    if missing:
+        where = " and ".join(f"uns[{key!r}]" for key in keys.table_keys)
         raise ValueError(
-            f"uns[{key!r}] has no row for {len(missing)} of {len(labels)} perturbations: {missing[:5]}"
+            f"{where} has no row for {len(missing)} of {len(parts)} perturbations: {missing[:5]}"
             f"{nearest_names(missing[0], table.names)}; add the rows or remove those cells."
         )
 
@@ -217,6 +267,7 @@ def verify_screen(
         If labels, names, controls, embedding rows or values are not as the model needs them; the message says which
         and what to do.
     """
+    _verify_encoding(keys)
     _verify_modalities(data, keys)
     _verify_names(data, keys)
     _verify_places(data, keys)
@@ -224,8 +275,9 @@ def verify_screen(
     screen = read_screen(data, keys)
     if for_training:
         verify_controls(screen, perturbation_key=keys.perturbation_key, context_key=keys.context_key)
+        _verify_spelling(screen.perturbation.names, keys)
         if table is not None and table_required:
-            _verify_rows(screen.perturbation.names, screen.control, table, keys.perturbation_embedding_key)
+            _verify_rows(screen.perturbation.names, table, keys)
     _verify_finite(screen.expression, keys.expression_place)
     verify_log1p(screen.expression, keys.expression_place)
     _verify_embedding(screen, keys)

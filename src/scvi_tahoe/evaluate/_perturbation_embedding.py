@@ -27,7 +27,8 @@ def embedding_rows(
     Parameters
     ----------
     embedding
-        ``{label: vector}``, a DataFrame with labels as index, or a pair of labels and matrix.
+        ``{label: vector}``, ``{"names": labels, "matrix": rows}``, a DataFrame with labels as index, or a pair of
+        labels and matrix.
 
     Raises
     ------
@@ -36,6 +37,8 @@ def embedding_rows(
     """
     if isinstance(embedding, pd.DataFrame):
         names, matrix = embedding.index.astype(str), embedding.to_numpy(float)
+    elif isinstance(embedding, Mapping) and set(embedding) == {"names", "matrix"}:
+        names, matrix = pd.Index(np.ravel(embedding["names"])).astype(str), np.asarray(embedding["matrix"], dtype=float)
     elif isinstance(embedding, Mapping):
         names, rows = pd.Index(list(embedding)).astype(str), [np.ravel(vector) for vector in embedding.values()]
         if len({len(row) for row in rows}) > 1:

@@ -83,7 +83,10 @@ class NetworkConfig:
     n_output
         Width of a predicted cell.
     n_perturbation
-        Width of a perturbation vector (number of labels where it is one-hot).
+        Numbers that the perturbation encoder takes in (number of labels where they are one-hot).
+    n_perturbation_parts
+        With 2 or more, a perturbation vector holds that many parts, each of ``n_perturbation`` numbers and a mark of
+        presence; each part is encoded and the encoded parts are summed.
     hidden, n_layers, intermediate, n_heads
         Width, depth, feed-forward width and number of attention heads of the backbone.
     n_kv_heads
@@ -157,6 +160,7 @@ class NetworkConfig:
     n_layers: int
     intermediate: int
     n_heads: int
+    n_perturbation_parts: int = 1
     n_kv_heads: int | None = None
     head_dim: int | None = None
     n_encoder_layers: int = 2
@@ -190,6 +194,12 @@ class NetworkConfig:
             object.__setattr__(self, "head_dim", self.hidden // self.n_heads)
         self._verify_attention()
         self._verify_tokens_and_head()
+
+    @property
+    def perturbation_width(self) -> int:
+        """P, the width of a perturbation vector."""
+        n = self.n_perturbation_parts
+        return self.n_perturbation if n == 1 else n * (self.n_perturbation + 1)
 
     @property
     def kv_heads(self) -> int:
@@ -235,6 +245,7 @@ class NetworkConfig:
             n_input=self.n_input,
             n_output=self.n_output,
             n_perturbation=self.n_perturbation,
+            n_perturbation_parts=self.n_perturbation_parts,
             hidden=self.hidden,
             n_layers=self.n_layers,
             intermediate=self.intermediate,

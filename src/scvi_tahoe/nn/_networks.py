@@ -146,7 +146,12 @@ class SetTransformer(nn.Module):
         )
 
     def _encode_perturbation(self, perturbation: Tensor) -> Tensor:
-        encoded = self.perturbation_encoder(perturbation)
+        if (n_parts := self.config.n_perturbation_parts) > 1:
+            parts = perturbation.unflatten(-1, (n_parts, -1))
+            # a sum does not depend on the order of the parts, and a part that is absent adds nothing to it
+            encoded = (self.perturbation_encoder(parts[..., :-1]) * parts[..., -1:]).sum(-2)
+        else:
+            encoded = self.perturbation_encoder(perturbation)
         return encoded[:, None] if perturbation.ndim == 2 else encoded
 
     def _encode_batch(self, batch: Tensor | None) -> Tensor:

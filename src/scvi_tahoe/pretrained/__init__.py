@@ -16,6 +16,7 @@ from scvi_tahoe.pretrained._diagnosis import (
     diagnose_attention,
     with_attention,
 )
+from scvi_tahoe.pretrained._embedding_files import read_embedding_table
 from scvi_tahoe.pretrained._export import backbone_sha256, export_model, is_export, read_export
 from scvi_tahoe.pretrained._inspect import describe, inspect_folder
 from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning
@@ -59,6 +60,7 @@ __all__ = [
     "match_labels",
     "plan_warm_start",
     "read_arc_folder",
+    "read_embedding_table",
     "read_export",
     "read_pretrained",
     "resolve_source",

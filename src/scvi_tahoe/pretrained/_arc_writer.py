@@ -99,6 +99,9 @@ def arc_refusals(model: PretrainedModel) -> list[str]:
         f"attention={config.attention!r} of a llama backbone is neither of its two kinds": (
             config.backbone == "llama" and config.attention == "causal"
         ),
+        "it encodes a perturbation as one vector (register combinations with combination='sum')": (
+            config.n_perturbation_parts > 1
+        ),
         "its GPT-2 backbone is always causal": config.backbone == "gpt2" and config.attention == "full",
         "it has either a batch encoder or a batch token": bool(config.n_batches) and config.batch_token,
         f"it would run with rectify={expected_rectify}": config.rectify != expected_rectify,

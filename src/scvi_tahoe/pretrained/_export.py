@@ -158,6 +158,7 @@ def _config(model: PretrainedModel, reference: dict[str, Any] | None, hashes: di
         "genes": model.labels.genes,
         "decoder_genes": model.labels.decoder_genes,
         "perturbations": model.perturbations.names,
+        "perturbation_columns": None if model.perturbations.is_one_hot else model.perturbations.columns,
         "control": model.control,
         "batches": model.batches,
         "contexts": model.contexts,
@@ -201,7 +202,7 @@ def _referenced_backbone(reference: dict[str, Any], base: PretrainedModel | None
 
 def _read_labels(folder: Path, content: dict[str, Any]) -> Labels:
     def names(key: str) -> tuple[str, ...] | None:
-        return None if content[key] is None else tuple(str(name) for name in content[key])
+        return None if content.get(key) is None else tuple(str(name) for name in content[key])
 
     matrix = None
     if (folder / _TABLE).exists():
@@ -211,7 +212,7 @@ def _read_labels(folder: Path, content: dict[str, Any]) -> Labels:
     return Labels(
         genes=names("genes"),
         decoder_genes=names("decoder_genes"),
-        perturbations=PerturbationTable(names("perturbations") or (), matrix),
+        perturbations=PerturbationTable(names("perturbations") or (), matrix, names("perturbation_columns")),
         control=content["control"],
         batches=names("batches"),
         contexts=names("contexts"),
@@ -246,10 +247,10 @@ def _verify_fit(model: PretrainedModel) -> None:
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise UnsafeFileError(f"{_WEIGHTS} and {_CONFIG} disagree about {len(wrong)} tensors, e.g. {wrong[:3]}.")
-    if model.perturbations.width != model.config.n_perturbation:
+    if model.perturbations.width != model.config.perturbation_width:
         raise UnsafeFileError(
             f"The folder has perturbation vectors of width {model.perturbations.width} for a network that takes "
-            f"{model.config.n_perturbation}."
+            f"{model.config.perturbation_width}."
         )
 
 

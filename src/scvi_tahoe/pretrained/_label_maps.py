@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["NO_BATCHES", "read_batches", "read_contexts", "read_gene_names", "read_perturbations"]
+__all__ = ["NO_BATCHES", "read_batches", "read_contexts", "read_gene_names", "read_perturbations", "vectors_of"]
 
 #: arc-state insists on a batch map; the label under which we write one for models without batches.
 NO_BATCHES = "(no batches)"
@@ -97,11 +97,11 @@ def _read_map(folder: Path, stem: str) -> dict[str, np.ndarray] | None:
         except FileNotFoundError:
             continue
         content = read_pickle(path) if suffix == ".pkl" else read_torch(path, limit=_MAP_LIMIT)
-        return _vectors(path.name, content)
+        return vectors_of(path.name, content)
     return None
 
 
-def _vectors(file: str, content: Any) -> dict[str, np.ndarray]:
+def vectors_of(file: str, content: Any) -> dict[str, np.ndarray]:
     """Return the vectors of a map as float32 arrays, after checking that it is one."""
     import torch
 

@@ -131,16 +131,16 @@ class Matching:
         """Match the columns of the perturbation encoder's first layer."""
         old, new = self.source.perturbations, self.labels.perturbations
         alias = {self.labels.control: self.source.control} if self.labels.control and self.source.control else {}
-        match, axis = match_labels("perturbations", old.names, new.names, alias)
+        match, axis = match_labels("perturbations", old.columns or old.names, new.columns or new.names, alias)
         self.matches.append(match)
         if self.labels.control and alias and self.labels.control != self.source.control:
             self.notes.append(f"control {self.labels.control!r} takes the place of {self.source.control!r}")
         if "new_perturbation_encoder" in self.accept:
             self._perturbations_anew("decided by the user")
-        elif old.is_one_hot and new.is_one_hot:
+        elif old.columns and new.columns:
             self.axes["perturbation"] = replace(axis, fill="mean")
-        elif old.is_one_hot != new.is_one_hot or old.width != new.width:
-            kinds = ["one-hot" if table.is_one_hot else "features" for table in (old, new)]
+        elif bool(old.columns) != bool(new.columns) or old.width != new.width:
+            kinds = ["one-hot" if table.columns else "features" for table in (old, new)]
             self._perturbations_anew(
                 f"perturbations are {kinds[0]} of width {old.width} in the weights and {kinds[1]} of width "
                 f"{new.width} here"
@@ -150,9 +150,9 @@ class Matching:
 
     def _compare_features(self, match: LabelMatch) -> None:
         old, new = self.source.perturbations, self.labels.perturbations
-        silent = set(old.zero_names) | set(new.zero_names)
-        shared = [name for name in match.matched if name in set(old.names) and name not in silent]
-        self.axes["perturbation"] = AxisMap.identity(new.width)
+        comparable = set(old.names) - set(old.zero_names) - set(new.zero_names)
+        shared = [name for name in match.matched if name in comparable]
+        self.axes["perturbation"] = AxisMap.identity(self.config.n_perturbation)
         if not shared:
             self.needed["same_features"] = "no perturbation label is shared, so the features cannot be compared"
         elif not np.allclose(old.vectors(shared), new.vectors(shared), rtol=1e-3, atol=1e-5):

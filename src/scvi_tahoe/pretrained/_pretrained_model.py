@@ -31,6 +31,9 @@ class PerturbationTable:
         One name a row.
     matrix
         ``(names, P)`` in float32. ``None`` stands for one-hot vectors in the order of ``names``.
+    columns
+        Where the encoder's inputs stand for labels (one-hot, or several-hot of combinations): their names. ``None``
+        for features. Left out, it is ``names`` without a matrix.
 
     Raises
     ------
@@ -40,9 +43,12 @@ class PerturbationTable:
 
     names: tuple[str, ...]
     matrix: np.ndarray | None = None
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
+        columns = self.names if self.matrix is None else self.columns
+        object.__setattr__(self, "columns", None if columns is None else tuple(columns))
         if len(set(self.names)) != len(self.names):
             raise ValueError("A perturbation name occurs twice in the table; names must be unique.")
         if self.matrix is not None and (self.matrix.ndim != 2 or len(self.matrix) != len(self.names)):

@@ -1,0 +1,113 @@
+"""Embedding rows of combinations and doses, made from the rows of their parts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from scvi_tahoe.data._label_reading import LabelReading, Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from scvi_tahoe.data._embedding_table import EmbeddingTable
+
+__all__ = ["COMBINATIONS", "NUMBER_COLUMNS", "Combination", "Composition"]
+
+Combination = Literal["sum", "learned"]
+COMBINATIONS: tuple[Combination, ...] = ("sum", "learned")
+
+#: Names of the columns beside those of the parts' table.
+NUMBER_COLUMNS = ("log10 dose", "further parts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """How rows of labels are made from rows of their parts.
+
+    A part is described by its row of the table and, in a screen with doses, by log10 of its dose (0 without one). With
+    ``combination='sum'`` these are summed, and a last column counts the parts beyond the first, so that a single
+    perturbation keeps its own row. With ``'learned'`` they stay beside each other, each with a mark of presence, and
+    the network encodes every part and sums what it makes of them (Zaheer et al. 2017, *Deep Sets*, arXiv:1703.06114).
+    Neither depends on the order of the parts.
+
+    Attributes
+    ----------
+    reading
+        How labels name their parts.
+    parts
+        Rows of the parts.
+    combination
+        ``'sum'`` or ``'learned'``.
+    n_parts
+        Most parts of a label with ``'learned'``; 1 with ``'sum'``, which has no limit.
+    """
+
+    reading: LabelReading
+    parts: EmbeddingTable
+    combination: Combination = "sum"
+    n_parts: int = 1
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the encoder's inputs where the parts are one-hot; None for features."""
+        return (*self.parts.names, *self._number_columns) if self.parts.one_hot else None
+
+    @property
+    def encoder_width(self) -> int:
+        """Numbers that describe a part (``'learned'``) or a label (``'sum'``) to the network's encoder."""
+        return self.parts.width + len(self._number_columns)
+
+    @property
+    def _number_columns(self) -> tuple[str, ...]:
+        counts = self.reading.combination_separator is not None and self.combination == "sum"
+        return tuple(np.array(NUMBER_COLUMNS)[[self.reading.has_dose, counts]].tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the rows, as plain values."""
+        return {"reading": asdict(self.reading), "combination": self.combination, "n_parts": self.n_parts}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], parts: EmbeddingTable) -> Composition:
+        """What :meth:`to_dict` gave, with rows of the parts."""
+        return cls(**{**values, "reading": LabelReading(**values["reading"])}, parts=parts)
+
+    def unknown_parts(self, label: str) -> list[str]:
+        """Parts of a label without a row.
+
+        Raises
+        ------
+        ValueError
+            If the label cannot be read, or has more parts than the network takes.
+        """
+        parts = self.reading.parts(label)
+        if self.combination == "learned" and len(parts) > self.n_parts:
+            raise ValueError(
+                f"perturbation {label!r} has {len(parts)} parts; the model was built for up to {self.n_parts}, as in "
+                "its training data. combination='sum' has no such limit."
+            )
+        return [part.name for part in parts if part.name not in self.parts.row_of]
+
+    def rows(self, labels: Iterable[tuple[Part, ...]]) -> np.ndarray:
+        """Rows of labels given by their parts: float32 ``[labels, P]``."""
+        return np.stack([self._row(parts) for parts in labels])
+
+    def rows_of(self, labels: Sequence[str]) -> np.ndarray:
+        """Rows of labels that can be read and whose parts have rows."""
+        return self.rows(self.reading.parts(label) for label in labels)
+
+    def _row(self, parts: tuple[Part, ...]) -> np.ndarray:
+        described = np.stack([self._described(part) for part in parts])
+        if self.combination == "learned":
+            slots = np.zeros((self.n_parts, self.encoder_width + 1), dtype=np.float32)
+            slots[: len(parts)] = np.pad(described, ((0, 0), (0, 1)), constant_values=1)
+            return slots.ravel()
+        counted = [len(parts) - 1] if self.reading.combination_separator is not None else []
+        return np.concatenate([described.sum(0), counted]).astype(np.float32)
+
+    def _described(self, part: Part) -> np.ndarray:
+        row = self.parts.matrix[self.parts.row_of[part.name]]
+        dose = [0.0 if part.dose is None else np.log10(part.dose)] if self.reading.has_dose else []
+        return np.concatenate([row, dose]).astype(np.float32)

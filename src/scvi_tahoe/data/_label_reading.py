@@ -1,0 +1,125 @@
+"""What a perturbation label says: which perturbations it combines, and at which dose each was given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = ["DOSE_MARK", "LabelReading", "Part", "dose_label"]
+
+#: Between a perturbation and its dose in a label: ``"Trametinib@10"``.
+DOSE_MARK = "@"
+
+
+class Part(NamedTuple):
+    """One perturbation of a label, and its dose if it has one."""
+
+    name: str
+    dose: float | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.dose is None else dose_label(self.name, self.dose)
+
+
+def dose_label(perturbation: str, dose: float) -> str:
+    """Return the label of a perturbation at a dose, as :meth:`~scvi_tahoe.TahoeST.predict` takes it.
+
+    Parameters
+    ----------
+    perturbation
+        Its label.
+    dose
+        In the unit of the training data, above 0.
+
+    Examples
+    --------
+    >>> dose_label("Trametinib", 0.5)
+    'Trametinib@0.5'
+
+    Raises
+    ------
+    ValueError
+        If the dose is not a positive finite number.
+    """
+    return f"{perturbation}{DOSE_MARK}{_verified_dose(dose, perturbation):.10g}"
+
+
+def _verified_dose(dose: object, label: str) -> float:
+    try:
+        value = float(dose)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"the dose {dose!r} of {label!r} is not a positive number; a dose is above 0 and finite.")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelReading:
+    """How labels of a screen are read.
+
+    Attributes
+    ----------
+    control
+        The label of control cells; as a part of a combination it counts for nothing.
+    combination_separator
+        Text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``; None: labels are no combinations.
+    has_dose
+        Whether every perturbation of a label carries its dose, ``"Trametinib@10"``.
+    """
+
+    control: str
+    combination_separator: str | None = None
+    has_dose: bool = False
+
+    @property
+    def composes(self) -> bool:
+        """Whether labels are more than names."""
+        return self.combination_separator is not None or self.has_dose
+
+    def parts(self, label: str) -> tuple[Part, ...]:
+        """Perturbations of a label, sorted; the control's own label has itself as its only part.
+
+        Raises
+        ------
+        ValueError
+            If a part is empty, or its dose is missing or no positive number.
+        """
+        texts = self.split(label)
+        if not all(text.strip() for text in texts):
+            raise ValueError(
+                f"perturbation {label!r} has an empty part between {self.combination_separator!r}; name every part of "
+                "a combination."
+            )
+        parts = sorted(self._part(text, label) for text in texts if text != self.control)
+        return tuple(parts) or (Part(self.control),)
+
+    def split(self, label: str) -> list[str]:
+        """Parts of a label as they are written, control included."""
+        return [label] if self.combination_separator is None else label.split(self.combination_separator)
+
+    def join(self, parts: tuple[Part, ...]) -> str:
+        """The label of these parts."""
+        return (self.combination_separator or "").join(map(str, parts))
+
+    def spelling(self, label: str) -> str:
+        """One spelling of all labels that mean the same: ``"B+A"`` and ``"A+control+B"`` become ``"A+B"``.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`parts`.
+        """
+        return self.join(self.parts(label))
+
+    def _part(self, text: str, label: str) -> Part:
+        if not self.has_dose:
+            return Part(text)
+        name, mark, dose = text.rpartition(DOSE_MARK)
+        if not mark or not name:
+            raise ValueError(
+                f"perturbation {label!r} needs a dose for {text!r}, e.g. {text + DOSE_MARK + '10'!r}: the model was "
+                "trained with doses."
+            )
+        return Part(name, _verified_dose(dose, name))
