@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
+from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutConditions, HeldOutContexts, HeldOutPerturbations
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, submission
 from scvi_tahoe.nn import SIZES
 
@@ -22,6 +22,7 @@ __all__ = [
     "EvaluationResult",
     "FewShotContext",
     "FractionSplit",
+    "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
     "TahoeST",

@@ -30,10 +30,12 @@ from scvi_tahoe.data._splits import (
     AssignedSplit,
     FewShotContext,
     FractionSplit,
+    HeldOutConditions,
     HeldOutContexts,
     HeldOutPerturbations,
     Split,
     SplitAudit,
+    default_split,
     split_from_dict,
 )
 from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore, make_store
@@ -62,6 +64,7 @@ __all__ = [
     "FixedSampler",
     "FractionSplit",
     "GeneAlignment",
+    "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
     "HostStore",
@@ -86,6 +89,7 @@ __all__ = [
     "read_screen",
     "read_table",
     "screen_fields",
+    "default_split",
     "split_from_dict",
     "verify_controls",
     "verify_log1p",
