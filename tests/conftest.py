@@ -36,11 +36,11 @@ def register():
 
 @pytest.fixture
 def make_model(simulated, register):
-    """A tiny model with dropout, of a registered screen or of a copy of the simulated one."""
+    """A tiny model with dropout and without a prior, of a registered screen or of a copy of the simulated one."""
 
     def make(adata=None, *, setup=None, **options):
         adata = register(simulated.copy() if adata is None else adata, **(setup or {}))
-        return TahoeST(adata, **{"size": SIZE, "set_size": 8, **options})
+        return TahoeST(adata, **{"size": SIZE, "set_size": 8, "prior": "none", **options})
 
     return make
 

@@ -239,7 +239,7 @@ def test_a_mudata_gives_the_same_model_as_the_anndata_it_was_made_from(screen, m
     mdata = as_mudata(screen)
     TahoeST.setup_mudata(mdata, **MUDATA_SETUP, modalities=MODALITIES)
     options = {"size": {"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}, "set_size": 8}
-    options |= {"representation": "expression+embedding"}
+    options |= {"representation": "expression+embedding", "prior": "none"}
     from_mudata = train(TahoeST(mdata, **options))
     keys = {"cell_embedding_key": "X_embedding", "batch_key": None}
     from_anndata = train(make_model(screen, setup=keys, **options))
@@ -299,7 +299,7 @@ def test_wrong_modalities_are_refused(modalities, error, message, screen):
         ({"batch_encoder": True}, "batch_encoder=True needs batches; register them with batch_key"),
         ({"objective": {"term": {}}}, r"objective options \['term'\] are unknown; there are \['terms'"),
         ({"network": {"layers": 3}}, r"does not know \['layers'\]"),
-        ({"prior": "mode"}, "prior='mode' is unknown; allowed are 'none'"),
+        ({"prior": "mode"}, "prior='mode' is unknown; allowed are 'auto', 'none'"),
     ],
 )
 def test_the_constructor_refuses_unknown_options_by_name(options, message, screen, register):

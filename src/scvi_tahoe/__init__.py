@@ -13,6 +13,7 @@ from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import (
     FewShotContext,
     FractionSplit,
+    HeldOutConditions,
     HeldOutContexts,
     HeldOutPerturbations,
     dose_label,
@@ -31,6 +32,7 @@ __all__ = [
     "EvaluationResult",
     "FewShotContext",
     "FractionSplit",
+    "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
     "TahoeST",

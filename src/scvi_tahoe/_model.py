@@ -27,7 +27,15 @@ from scvi_tahoe._exchange import (
     verify_scale,
 )
 from scvi_tahoe._module import TahoeSTModule, base_cells
-from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction, with_base
+from scvi_tahoe._prediction import (
+    OUTPUTS,
+    Output,
+    assemble,
+    plan_prediction,
+    prior_cells,
+    run_prediction,
+    with_base,
+)
 from scvi_tahoe._sources import (
     learn_prior,
     minibatch_sources,
@@ -42,12 +50,12 @@ from scvi_tahoe.data import (
     ConditionIndex,
     EmbeddingTable,
     EmbeddingTableField,
-    FractionSplit,
     Prior,
     Screen,
     ScreenKeys,
     Split,
     align_genes,
+    default_split,
     read_screen,
     read_table,
     screen_fields,
@@ -94,6 +102,8 @@ Representation = Literal["expression", "embedding", "expression+embedding"]
 REPRESENTATIONS: tuple[Representation, ...] = ("expression", "embedding", "expression+embedding")
 
 _DEFAULT_SET_SIZE = 64
+_LR_ON_PRIOR = 1e-4
+_PRIOR_CELLS_UP_TO = 5_000_000  # conditions x genes whose prior is made in minutes
 
 
 class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
@@ -122,14 +132,16 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
     objective
         Options of :class:`~scvi_tahoe.nn.ObjectiveConfig` by name, e.g. ``{"terms": {"energy": 1.0}}``.
     prior
-        What the network's change is added to, one of:
+        What the network's change is added to, see :class:`~scvi_tahoe.data.CellPrior`; one of:
 
-        * ``'none'`` - control cells (default)
+        * ``'none'`` - control cells
         * ``'mean'`` - control cells moved by the mean change of the other perturbations of the context
         * ``'transfer'`` - control cells moved by the mean change of the perturbation in other contexts, weighted by how
           alike their controls are; where no other context has it, by that of the nearest perturbations
         * ``'cells'`` - observed cells of the perturbation in other contexts, moved to this one through the quantiles of
-          the control cells; the network sees them beside the control cells and corrects them
+          what was seen in both; the network sees them beside the control cells and corrects them
+        * ``'auto'`` - cells, where perturbations were seen in several contexts and the screen is small enough to keep
+          such cells for every condition; otherwise none (default)
     batch_encoder
         Tell the network the technical batch of each cell (needs ``batch_key``).
     seed
@@ -168,7 +180,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         set_size: int | None = None,
         network: Mapping[str, Any] | None = None,
         objective: Mapping[str, Any] | None = None,
-        prior: Prior = "none",
+        prior: Prior = "auto",
         batch_encoder: bool = False,
         seed: int = 0,
     ) -> None:
@@ -177,8 +189,13 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError(f"set_size={set_size!r} must be 1 or more.")
         if prior not in PRIORS:
             raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")
-        if prior != "none" and representation == "embedding":
+        if prior not in ("none", "auto") and representation == "embedding":
             raise ValueError("a prior is made of expression; representation='embedding' takes prior='none'.")
+        head = (network or {}).get("head", "delta")
+        if prior not in ("none", "auto") and head != "delta":
+            raise ValueError(f"a prior is what head='delta' adds its change to; head={head!r} takes prior='none'.")
+        if prior == "auto":  # resolved here, so that a saved model is built again with what it was trained with
+            prior = self._choose_prior() if representation != "embedding" and head == "delta" else "none"
         self.representation = representation
         self.prior = prior
         self.set_size = set_size or _DEFAULT_SET_SIZE
@@ -206,6 +223,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             f"{sum(p.numel() for p in self.module.parameters()):,} parameters"
         )
         self.init_params_ = self._get_init_params(locals())
+
+    def _choose_prior(self) -> Prior:
+        """Cells, if perturbations are seen in several contexts and there are not too many conditions to keep."""
+        if self.adata is None:
+            return "none"
+        index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
+        is_small = len(index.conditions) * self.summary_stats.n_vars <= _PRIOR_CELLS_UP_TO
+        return "cells" if len(index.conditions) > len(index.perturbations) and is_small else "none"
 
     def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:
         stats = self.summary_stats
@@ -666,7 +691,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             If an option is unknown or out of range, or ``save_dir`` holds a checkpoint of another run.
         """
         screen = self._training_screen()
-        split = FractionSplit() if split is None else split
+        index = ConditionIndex.from_screen(screen)
+        split = default_split(index, with_prior=self.prior != "none") if split is None else split
         if not isinstance(split, Split):
             raise TypeError(
                 f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
@@ -678,7 +704,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             batch_size=batch_size,
             validate_every=validate_every,
             plan_options={
-                "recipe": recipe, "freeze_backbone": freeze_backbone, "lr": lr, "seed": seed, **(plan_kwargs or {}),
+                "recipe": recipe, "freeze_backbone": freeze_backbone, "lr": lr or self._default_lr, "seed": seed,
+                **(plan_kwargs or {}),
             },
             monitor=monitor,
             patience=patience,
@@ -691,7 +718,6 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 "n_cells": screen.n_cells, "n_pretrained": len(self.pretrained_parameters_),
             },
         )  # fmt: skip
-        index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
         sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
         if self.prior != "none":
@@ -717,6 +743,15 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 **run.trainer_kwargs(logger=logger, progress=progress),
             )
         run.finish(self, previous)
+        if self.prior != "none":
+            # which step is best is decided: the conditions that decided it may now tell what their perturbations do
+            rows = np.union1d(assigned.train, assigned.validation)
+            self.prior_ = learn_prior(self, screen, index, rows, seed=seed)
+
+    @property
+    def _default_lr(self) -> float | None:
+        """A prior leaves little to learn, and a fast network learns its noise; None leaves the choice to the run."""
+        return _LR_ON_PRIOR if self.prior != "none" and not self.pretrained_parameters_ else None
 
     def memory_plan(
         self, *, batch_size: int | None = None, store: StoreKind = "auto", precision: str | int = "auto",
@@ -791,6 +826,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             * ``'expression'`` - log1p expression (default)
             * ``'delta'`` - its difference to the control cell that each prediction started from
             * ``'embedding'`` - the predicted cell embedding, of models with ``representation='embedding'``
+            * ``'prior'`` - log1p expression as the model's prior has it, without the network: a baseline, also before
+              training
         control_layer
             Keep the control cells themselves in ``layers["control"]``.
         seed
@@ -824,9 +861,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             )
         if output == "delta" and self.representation == "embedding":
             raise ValueError("output='delta' needs expression at the input; this model takes cell embeddings.")
-        self._check_if_trained(
-            message="the model is not trained; its predictions mean nothing yet. Call model.train()."
-        )
+        if output == "prior":
+            self._begin_prior_alone()
+        else:
+            self._check_if_trained(
+                message="the model is not trained; its predictions mean nothing yet. Call model.train()."
+            )
         data, table = self._prediction_data(adata)
         table = table.covering(
             [] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations)
@@ -845,13 +885,17 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             self, screen, self.device, store=store, table=table, alignment=alignment, exact=products is None
         )
         sources, base_rows = with_prior(
-            self, sources, screen, index, plan.conditions, device=self.device, seed=seed, table=table
-        )
-        plan = plan if base_rows is None else with_base(plan, base_rows)
-        predicted = run_prediction(
-            self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
-            output=output, device=self.device, progress=progress, products=products,
+            self, sources, screen, index, plan.conditions, device=self.device, seed=seed, table=table,
+            n_cells=plan.sizes,
         )  # fmt: skip
+        plan = plan if base_rows is None else with_base(plan, base_rows)
+        if output == "prior":
+            predicted = prior_cells(sources, plan, self.device)
+        else:
+            predicted = run_prediction(
+                self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
+                output=output, device=self.device, progress=progress, products=products,
+            )  # fmt: skip
         names = self.genes if output != "embedding" else np.array([f"embedding_{i}" for i in range(predicted.shape[1])])
         start = None
         if control_layer:
@@ -863,12 +907,21 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             uns={PREDICTION_RECORD: self._prediction_record(output, seed)},
         )  # fmt: skip
 
+    def _begin_prior_alone(self) -> None:
+        """Learn the prior from all of the model's cells, if no training did."""
+        if self.prior == "none":
+            raise ValueError("output='prior' needs a model with a prior, e.g. TahoeST(adata, prior='cells').")
+        if self.prior_ is None:
+            screen = self._training_screen()
+            index = ConditionIndex.from_screen(screen)
+            self.prior_ = learn_prior(self, screen, index, np.flatnonzero(~index.is_control), seed=0)
+
     def _prediction_record(self, output: Output, seed: int) -> dict[str, Any]:
         """Where the numbers come from; the evaluation refuses genes of a decoder that was not trained."""
         decodes = self.module.config.gene_decoder is not None
         weight = self.module.objective.decoder_weight if decodes else 0.0
         return {
-            "space": output,
+            "space": "expression" if output == "prior" else output,
             "genes_from": "decoder" if decodes else "network",
             "decoder_trained": bool(decodes and weight > 0 and self.is_trained_),
             "decoder_weight": weight,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import anndata as ad
 import numpy as np
@@ -25,10 +25,19 @@ if TYPE_CHECKING:
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import ConditionIndex, EmbeddingTable, MinibatchSources, Screen, ScreenKeys
 
-__all__ = ["OUTPUTS", "Output", "PredictionPlan", "assemble", "plan_prediction", "run_prediction", "with_base"]
+__all__ = [
+    "OUTPUTS",
+    "Output",
+    "PredictionPlan",
+    "assemble",
+    "plan_prediction",
+    "prior_cells",
+    "run_prediction",
+    "with_base",
+]
 
-Output = Literal["expression", "delta", "embedding"]
-OUTPUTS: tuple[Output, ...] = ("expression", "delta", "embedding")
+Output = Literal["expression", "delta", "embedding", "prior"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,12 @@ class PredictionPlan:
     @property
     def n_cells(self) -> int:
         """Number of cells that will be predicted."""
-        return sum(len(t.controls) for t in self.tasks)
+        return sum(self.sizes.values())
+
+    @property
+    def sizes(self) -> dict[Condition, int]:
+        """Number of cells of each condition."""
+        return {c: len(t.controls) for c, t in zip(self.conditions, self.tasks, strict=True)}
 
 
 def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> list[str]:
@@ -157,6 +171,20 @@ def with_base(plan: PredictionPlan, rows: Mapping[Condition, np.ndarray]) -> Pre
     """The same plan, each task with the rows of its prior's cells."""
     pairs = zip(plan.conditions, plan.tasks, strict=True)
     return replace(plan, tasks=tuple(replace(task, base=rows[condition]) for condition, task in pairs))
+
+
+@torch.inference_mode()
+def prior_cells(sources: MinibatchSources, plan: PredictionPlan, device: torch.device) -> np.ndarray:
+    """What the prior alone says: float32 ``[n_cells, G]``."""
+    predicted = []
+    for position, task in enumerate(plan.tasks):
+        if sources.base is not None and task.base is not None:
+            cells = sources.base.dense(sources.base.fetch(task.base), device)
+        else:
+            shift = torch.from_numpy(sources.shift_of_condition[position]).to(device)  # type: ignore[index]
+            cells = (sources.cells.dense(sources.cells.fetch(task.controls), device) + shift).clamp_min(0)
+        predicted.append(cells.cpu().numpy())
+    return np.concatenate(predicted)
 
 
 @torch.inference_mode()

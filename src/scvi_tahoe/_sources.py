@@ -28,7 +28,7 @@ from scvi_tahoe.data import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
 
@@ -122,6 +122,7 @@ def with_prior(
     device: torch.device,
     seed: int,
     table: EmbeddingTable | None = None,
+    n_cells: int | Mapping[Condition, int] = 512,
 ) -> tuple[MinibatchSources, dict[Condition, np.ndarray] | None]:
     """Sources with what the prior says of these conditions, and the rows that each draws from.
 
@@ -138,7 +139,9 @@ def with_prior(
     contexts = {condition.context for condition in conditions}
     controls = {c: _dense(expression[index.controls(c)]) for c in contexts}
     table = table or model.perturbation_table.covering(screen.perturbation.names)
-    base = CellPrior.from_dict(model.prior_).base(conditions, controls, table, seed=seed)
+    base = CellPrior.from_dict(model.prior_).base(
+        conditions, controls, table, n_cells=n_cells, seed=seed, device=device
+    )
     if base.cells is None:
         return replace(sources, shift_of_condition=base.shift), None
     return replace(sources, base=make_store(base.cells, device)), base.rows

@@ -299,6 +299,7 @@ class TrainingRun:
             "logger": self._loggers(logger),
             "log_every_n_steps": max(1, self.plan.log_every),
             "check_val_every_n_epoch": 1,
+            "num_sanity_val_steps": -1,  # validates what training starts from
             "enable_progress_bar": False,
             "simple_progress_bar": False,
             "ckpt_path": self.resume_from,

@@ -19,8 +19,8 @@ def equal(a, b):
 
 
 def test_the_best_validation_is_restored_not_the_last(make_model, train, weights, tmp_path):
-    options = {"lr": 0.3, "max_steps": 10, "validate_every": 2, "plan_kwargs": {"schedule": "constant"}}
-    model = train(make_model(), save_dir=tmp_path, **options)  # far too high a rate: it gets worse
+    options = {"lr": 0.1, "max_steps": 10, "validate_every": 2, "plan_kwargs": {"schedule": "constant"}}
+    model = train(make_model(), save_dir=tmp_path, **options)  # a high rate: it gets better, then worse
     losses = model.history["validation_loss"]["validation_loss"]
     best_step, best = checkpoint(tmp_path, "best.ckpt")
     last_step, last = checkpoint(tmp_path, "last.ckpt")
@@ -31,6 +31,16 @@ def test_the_best_validation_is_restored_not_the_last(make_model, train, weights
     assert model.training_config_["best_value"] == losses.min()
     in_memory = train(make_model(), **options)
     assert equal(weights(in_memory), best)
+
+
+def test_training_that_only_makes_it_worse_leaves_what_it_started_from(make_model, train, weights, tmp_path):
+    options = {"lr": 1.0, "validate_every": 2, "plan_kwargs": {"warmup": 0.0}}
+    start = weights(make_model())
+    model = train(make_model(), save_dir=tmp_path, **options)
+    assert model.training_config_["best_step"] == 0
+    assert model.training_config_["best_value"] < model.history["validation_loss"]["validation_loss"].min()
+    assert equal(weights(model), start)
+    assert checkpoint(tmp_path, "best.ckpt")[0] == 0
 
 
 def test_the_monitored_metric_decides(make_model, train, tmp_path):
@@ -50,7 +60,7 @@ def test_patience_stops_a_run_that_does_not_improve(make_model, train):
     model = train(make_model(), lr=1.0, max_steps=60, validate_every=1, patience=3, recipe="full")
     steps = len(model.history["validation_loss"])
     assert steps < 60
-    assert steps == model.training_config_["best_step"] + 3
+    assert steps == max(model.training_config_["best_step"], 1) + 3
 
 
 def test_without_validation_cells_a_warning_says_what_the_model_keeps(make_model, train):

@@ -36,10 +36,12 @@ from scvi_tahoe.data._splits import (
     AssignedSplit,
     FewShotContext,
     FractionSplit,
+    HeldOutConditions,
     HeldOutContexts,
     HeldOutPerturbations,
     Split,
     SplitAudit,
+    default_split,
     split_from_dict,
 )
 from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore, make_store
@@ -71,6 +73,7 @@ __all__ = [
     "FixedSampler",
     "FractionSplit",
     "GeneAlignment",
+    "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
     "HostStore",
@@ -105,6 +108,7 @@ __all__ = [
     "read_table",
     "screen_fields",
     "smiles_fingerprints",
+    "default_split",
     "split_from_dict",
     "verify_controls",
     "verify_log1p",

@@ -3,32 +3,46 @@
 A perturbation that was seen in other contexts is mostly predicted by what it did there. So the prediction starts from
 that, and the network learns what is different here. While training, the prior of a condition is made from *other*
 conditions only, exactly as it is for a condition that nobody measured.
+
+What a perturbation did elsewhere is not taken relative to the controls alone. All perturbed cells of a screen differ
+from its controls in ways that belong to the experiment (lanes, days, guides), others in every context; so contexts are
+compared through their *anchors*, the perturbations seen in both and the controls as one more (what is left
+without the shared part is what Systema, Viñas Torné et al. 2025, measures). And what is left of a gene's difference is
+kept only as far as it exceeds its noise: the non-negative garrote (Breiman 1995, Technometrics 37:373),
+``1 - s^2 / d^2`` where that is positive.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 
 from scvi_tahoe.data._conditions import Condition
+from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
+from scvi_tahoe.data._sampler import draw_window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from scvi_tahoe.data._conditions import ConditionIndex
     from scvi_tahoe.data._embedding_table import EmbeddingTable
 
 __all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase"]
 
-Prior = Literal["none", "mean", "transfer", "cells"]
-PRIORS: tuple[Prior, ...] = ("none", "mean", "transfer", "cells")
+Prior = Literal["auto", "none", "mean", "transfer", "cells"]
+PRIORS: tuple[Prior, ...] = get_args(Prior)
 
-_QUANTILES = 512
 _CHUNK = 512  # genes made dense at once
+_MAX_SOURCES = 64  # conditions that one prior is made from
+_MAX_DONORS = 512  # cells kept of a condition
+_POOL = 1024  # donors of one prior
+_MAX_ANCHORS = 64  # perturbations that stand for a context
+_ANCHOR_CELLS = 128  # cells of each of them
 
 
 @dataclass(frozen=True)
@@ -63,12 +77,16 @@ class CellPrior:
         ``'mean'``, ``'transfer'`` or ``'cells'``.
     conditions
         Training conditions.
-    deltas
-        float32 ``[conditions, G]``: mean of the perturbed minus mean of the control cells of the context.
+    means, variances
+        float32 ``[conditions, G]`` of their cells.
     n_cells
-        Cells behind each.
+        Number of them.
     contexts
         Contexts with controls.
+    control_means, control_variances
+        float32 ``[contexts, G]`` of the control cells.
+    n_controls
+        Number of them.
     control_quantiles
         float32 ``[contexts, Q, G]``: expression of the controls at evenly spaced quantiles.
     donors
@@ -80,9 +98,13 @@ class CellPrior:
 
     kind: Prior
     conditions: tuple[Condition, ...]
-    deltas: np.ndarray
+    means: np.ndarray
+    variances: np.ndarray
     n_cells: np.ndarray
     contexts: tuple[str, ...]
+    control_means: np.ndarray
+    control_variances: np.ndarray
+    n_controls: np.ndarray
     control_quantiles: np.ndarray
     donors: sp.csr_matrix
     donor_condition: np.ndarray
@@ -95,7 +117,7 @@ class CellPrior:
         index: ConditionIndex,
         rows: np.ndarray,
         *,
-        max_donors: int = 1024,
+        max_donors: int = _MAX_DONORS,
         seed: int = 0,
     ) -> CellPrior:
         """Keep of the training cells what the prior needs.
@@ -117,29 +139,34 @@ class CellPrior:
         """
         rng = np.random.default_rng(seed)
         contexts = tuple(c for c in index.contexts if len(index.controls(c)))
-        controls = {c: _dense(expression[index.controls(c)]) for c in contexts}
-        means = {c: block.mean(0) for c, block in controls.items()}
+        controls = [_dense(expression[index.controls(c)]) for c in contexts]
         present = np.unique(index.condition_of_cell[rows])
-        deltas, n_cells, donors, owner = [], [], [], []
+        means, variances, n_cells, donors, owner = [], [], [], [], []
         for position, condition in enumerate(present):
             cells = rows[index.condition_of_cell[rows] == condition]
             block = expression[cells]
-            deltas.append(np.asarray(block.mean(0)).ravel() - means[index.conditions[condition].context])
+            mean, variance = _moments(block)
+            means.append(mean)
+            variances.append(variance)
             n_cells.append(len(cells))
             if kind == "cells":
                 chosen = rng.permutation(len(cells))[:max_donors]
                 donors.append(sp.csr_matrix(block[chosen], dtype=np.float32))
                 owner.append(np.full(len(chosen), position))
+        control_means, control_variances = zip(*(_moments(block) for block in controls), strict=True)
+        nothing = sp.csr_matrix((0, expression.shape[1]), dtype=np.float32)
         return cls(
             kind=kind,
             conditions=tuple(index.conditions[c] for c in present),
-            deltas=np.asarray(deltas, dtype=np.float32),
+            means=np.stack(means),
+            variances=np.stack(variances),
             n_cells=np.asarray(n_cells),
             contexts=contexts,
-            control_quantiles=np.stack([_quantiles(controls[c]) for c in contexts]),
-            donors=sp.vstack(donors, format="csr")
-            if donors
-            else sp.csr_matrix((0, expression.shape[1]), dtype=np.float32),
+            control_means=np.stack(control_means),
+            control_variances=np.stack(control_variances),
+            n_controls=np.array([len(block) for block in controls]),
+            control_quantiles=np.stack([_quantiles(block) for block in controls]),
+            donors=sp.vstack(donors, format="csr") if donors else nothing,
             donor_condition=np.concatenate(owner) if owner else np.empty(0, dtype=np.int64),
         )
 
@@ -147,9 +174,8 @@ class CellPrior:
         """Plain values and arrays, for saving."""
         donors = self.donors
         return {
-            **{k: getattr(self, k) for k in ("kind", "deltas", "n_cells", "contexts", "control_quantiles")},
+            **{f.name: getattr(self, f.name) for f in fields(self)},
             "conditions": [tuple(c) for c in self.conditions],
-            "donor_condition": self.donor_condition,
             "donors": {"data": donors.data, "indices": donors.indices, "indptr": donors.indptr, "shape": donors.shape},
         }
 
@@ -164,11 +190,12 @@ class CellPrior:
     def base(
         self,
         conditions: Sequence[Condition],
-        controls: dict[str, np.ndarray],
+        controls: Mapping[str, np.ndarray],
         table: EmbeddingTable,
         *,
-        max_cells: int = 1024,
+        n_cells: int | Mapping[Condition, int] = 512,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> PriorBase:
         """The prior of conditions, each made from other conditions only.
 
@@ -181,119 +208,245 @@ class CellPrior:
         table
             Perturbation embeddings, by which the nearest perturbations are found where no other context has the
             perturbation itself.
-        max_cells
-            Most cells of a condition.
+        n_cells
+            Cells of a prior of cells, for each condition.
         seed
             Of the draws.
+        device
+            Where quantiles are computed.
         """
-        weights = {c: self._sources(c, controls, table) for c in conditions}
+        contexts = {c: _Target(c, *_moments(block), len(block), _quantiles(block)) for c, block in controls.items()}
+        weights = {c: self._weights(c, contexts[c.context], table) for c in conditions}
         words = {c: how for c, (_, how) in weights.items()}
         if self.kind != "cells":
-            shift = np.stack([w @ self.deltas for w, _ in weights.values()]).astype(np.float32)
-            return PriorBase(None, None, shift, words)
-        target_quantiles = {c: _quantiles(block) for c, block in controls.items()}
-        blocks, rows, n = [], {}, 0
-        for condition, (weight, _) in weights.items():
-            # a generator for each condition, so that its cells do not depend on what else is asked
-            rng = np.random.default_rng((seed, 3, *(zlib.crc32(label.encode()) for label in condition)))
-            moved = self._moved_cells(weight, target_quantiles[condition.context], max_cells, rng)
-            blocks.append(moved)
-            rows[condition] = np.arange(n, n + moved.shape[0])
-            n += moved.shape[0]
-        return PriorBase(sp.vstack(blocks, format="csr"), rows, None, words)
+            shifts = [self._shift(c, w, contexts[c.context]) for c, (w, _) in weights.items()]
+            return PriorBase(None, None, np.stack(shifts).astype(np.float32), words)
+        sizes = {c: n_cells if isinstance(n_cells, int) else n_cells[c] for c in conditions}
+        blocks: dict[Condition, list[sp.csr_matrix]] = {c: [] for c in conditions}
+        for start in range(0, self.means.shape[1], _CHUNK):
+            genes = slice(start, min(start + _CHUNK, self.means.shape[1]))
+            maker = _CellMaker(self, contexts, genes, torch.device(device))
+            for condition, (weight, _) in weights.items():
+                # a generator for each condition, so that its cells do not depend on what else is asked
+                rng = np.random.default_rng((seed, 3, *(zlib.crc32(label.encode()) for label in condition)))
+                draws = np.random.default_rng((*rng.integers(2**31, size=2), start))
+                blocks[condition].append(maker.cells(condition, weight, sizes[condition], rng, draws))
+        ends = np.cumsum([sizes[c] for c in conditions])
+        rows = {c: np.arange(end - sizes[c], end) for c, end in zip(conditions, ends, strict=True)}
+        return PriorBase(sp.vstack([sp.hstack(b) for b in blocks.values()], format="csr"), rows, None, words)
 
-    def _sources(
-        self, condition: Condition, controls: dict[str, np.ndarray], table: EmbeddingTable
-    ) -> tuple[np.ndarray, str]:
+    # ------------------------------------------------------------------ which conditions, and how much of them
+
+    def _weights(self, condition: Condition, target: _Target, table: EmbeddingTable) -> tuple[np.ndarray, str]:
         """Weight of each training condition, and in words what was taken."""
         here = np.array([c.context == condition.context for c in self.conditions])
         same = np.array([c.perturbation == condition.perturbation for c in self.conditions])
+        others = here & ~same if (here & ~same).any() else ~same
         if self.kind == "mean":
-            return _normalised(
-                (here if (here & ~same).any() else ~same) & ~same, self.n_cells > 0
-            ), "mean of the others"
+            return _normalised(others, np.ones(len(others))), "mean of the others"
         elsewhere = same & ~here
         if elsewhere.any():
-            likeness = self._context_likeness(controls[condition.context])
+            likeness = self._context_likeness(target)
             by_context = np.array([likeness[c.context] for c in self.conditions])
-            return _normalised(elsewhere, by_context), "the same perturbation in other contexts"
-        others = ~same
+            weight = by_context * np.minimum(self.n_cells, _MAX_DONORS)
+            return _normalised(elsewhere, weight), "the same perturbation in other contexts"
         if table.one_hot or condition.perturbation not in table.names:
-            chosen = here & others if (here & others).any() else others
-            return _normalised(chosen, np.ones(len(chosen))), "the mean of other perturbations"
+            return _normalised(others, np.ones(len(others))), "the mean of other perturbations"
         near = _nearest(condition.perturbation, [c.perturbation for c in self.conditions], table, others)
         return near, "the nearest perturbations by embedding"
 
-    def _context_likeness(self, controls: np.ndarray) -> dict[str, float]:
+    def _context_likeness(self, target: _Target) -> dict[str, float]:
         """How alike the controls of each training context are to these: inverse squared distance of the means."""
-        mean = controls.mean(0)
-        distance = {
-            c: float(np.square(q.mean(0) - mean).mean())
-            for c, q in zip(self.contexts, self.control_quantiles, strict=True)
-        }
-        floor = 1e-3 + 0.1 * float(np.mean(list(distance.values())))
-        return {c: 1.0 / (floor + d) for c, d in distance.items()}
+        distance = np.square(self.control_means - target.mean).mean(1)
+        floor = 1e-3 + 0.1 * float(distance.mean())
+        return dict(zip(self.contexts, (1.0 / (floor + distance)).tolist(), strict=True))
 
-    def _moved_cells(
-        self, weight: np.ndarray, target_QG: np.ndarray, max_cells: int, rng: np.random.Generator
-    ) -> sp.csr_matrix:
-        """Donors of the weighted conditions, each moved through the quantiles of the two control populations."""
-        blocks = []
-        for position in np.flatnonzero(weight):
-            donors = np.flatnonzero(self.donor_condition == position)
-            n = min(len(donors), max(1, round(max_cells * float(weight[position]))))
-            cells = self.donors[rng.permutation(donors)[:n]]
-            source = self.control_quantiles[self.contexts.index(self.conditions[position].context)]
-            blocks.append(move_through_quantiles(cells, source, target_QG, rng))
-        return sp.vstack(blocks, format="csr")
+    def anchors(self, context: str, other: str, *, without: str) -> np.ndarray:
+        """Weight of each training condition in a context's anchor population; the controls have what is missing to 1.
+
+        The anchors are the perturbations seen in both contexts and the controls, each as much as the next. What is to
+        be predicted must not be among them.
+        """
+        there = {c.perturbation for c in self.conditions if c.context == other}
+        shared = [i for i, c in enumerate(self.conditions) if c.context == context and c.perturbation in there]
+        shared = [i for i in shared if self.conditions[i].perturbation != without][:_MAX_ANCHORS]
+        weight = np.zeros(len(self.conditions))
+        weight[shared] = 1 / (len(shared) + 1)
+        return weight
+
+    def anchor_moments(self, weight: np.ndarray, control: _Target) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of an anchor population, and the variance of that mean: float ``[G]`` each."""
+        rest = 1 - weight.sum()
+        mean = weight @ self.means + rest * control.mean
+        noise = np.square(weight / np.sqrt(self.n_cells)) @ self.variances
+        return mean, noise + rest**2 * control.variance / control.n_cells
+
+    def control_of(self, context: str) -> _Target:
+        """Controls of a training context."""
+        i = self.contexts.index(context)
+        means, variances = self.control_means[i], self.control_variances[i]
+        return _Target(context, means, variances, int(self.n_controls[i]), self.control_quantiles[i])
+
+    def kept_difference(self, condition: Condition, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Difference between the weighted conditions and the anchors of their contexts, and the share to keep of it.
+
+        Returns
+        -------
+        float ``[G]`` each.
+        """
+        difference, noise = np.zeros(self.means.shape[1]), np.zeros(self.means.shape[1])
+        for context, of_context in self.by_context(weight):
+            share = of_context.sum()
+            anchors = self.anchors(context, condition.context, without=condition.perturbation)
+            mean, variance = self.anchor_moments(anchors, self.control_of(context))
+            difference += of_context @ self.means - share * mean
+            noise += np.square(of_context / np.sqrt(self.n_cells)) @ self.variances + share**2 * variance
+        keep = np.clip(1 - noise / np.maximum(np.square(difference), 1e-12), 0, 1)
+        return difference, keep
+
+    def by_context(self, weight: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Weights of one context after the other."""
+        of = np.array([c.context for c in self.conditions])
+        for context in sorted(set(of[weight > 0])):
+            yield str(context), np.where(of == context, weight, 0.0)
+
+    def _shift(self, condition: Condition, weight: np.ndarray, target: _Target) -> np.ndarray:
+        """Change of the mean that a prior of means predicts."""
+        if self.kind == "mean":
+            changes = [w @ self.means - w.sum() * self.control_of(k).mean for k, w in self.by_context(weight)]
+            return np.sum(changes, axis=0)
+        difference, keep = self.kept_difference(condition, weight)
+        own = self.anchors(condition.context, condition.context, without=condition.perturbation)
+        return self.anchor_moments(own, target)[0] + keep * difference - target.mean
 
 
-def move_through_quantiles(
-    cells: sp.csr_matrix, source_QG: np.ndarray, target_QG: np.ndarray, rng: np.random.Generator
-) -> sp.csr_matrix:
-    """Cells as they would look in another population: each value goes to the same quantile of its gene there.
+@dataclass(frozen=True)
+class _Target:
+    """Control cells of a context: moments and quantiles of their genes."""
 
-    A value that many cells share (zero above all) occupies an interval of quantiles; a point of it is drawn. The
-    spread and the zeros of real cells are kept, which adding a mean change loses.
+    context: str
+    mean: np.ndarray
+    variance: np.ndarray
+    n_cells: int
+    quantiles_QG: np.ndarray
+
+
+class _CellMaker:
+    """Makes the cells of a prior of cells, for some of the genes.
 
     Parameters
     ----------
-    cells
-        CSR ``[C, G]``.
-    source_QG, target_QG
-        Sorted values of each gene in the population that the cells come from, and in the one they go to, at evenly
-        spaced quantiles.
-    rng
-        For the draws.
+    prior
+        What is known.
+    targets
+        Controls of the contexts that are predicted.
+    genes
+        Which genes.
+    device
+        Where.
     """
-    blocks = []
-    n_source, n_target = len(source_QG), len(target_QG)
-    for start in range(0, cells.shape[1], _CHUNK):
-        columns = slice(start, start + _CHUNK)
-        block = _dense(cells[:, columns])
-        draw = rng.random(block.shape)
-        moved = np.empty_like(block)
-        for g, (source, target) in enumerate(zip(source_QG[:, columns].T, target_QG[:, columns].T, strict=True)):
-            low, high = (np.searchsorted(source, block[:, g], side) for side in ("left", "right"))
-            place = (low + (high - low) * draw[:, g]) / n_source * (n_target - 1)
-            moved[:, g] = np.interp(place, np.arange(n_target), target)
-        blocks.append(sp.csr_matrix(moved))
-    return sp.hstack(blocks, format="csr")
+
+    def __init__(self, prior: CellPrior, targets: Mapping[str, _Target], genes: slice, device: torch.device) -> None:
+        self._prior, self._targets, self._genes, self._device = prior, targets, genes, device
+        self._populations: dict[tuple[str, str], tuple[Population, np.ndarray]] = {}
+        self._donors = prior.donors[:, genes]
+
+    def cells(
+        self, condition: Condition, weight: np.ndarray, n: int, rng: np.random.Generator, draws: np.random.Generator
+    ) -> sp.csr_matrix:
+        """Cells of one condition, ``[n, G of the chunk]``.
+
+        Parameters
+        ----------
+        condition
+            Which.
+        weight
+            Of each training condition.
+        n
+            How many cells.
+        rng
+            Draws donors; the same ones for every chunk of genes.
+        draws
+            Draws the order of equal values.
+        """
+        prior, here = self._prior, condition.context
+        pool = []
+        for context, of_context in prior.by_context(weight):
+            donors = np.concatenate(
+                [
+                    rng.permutation(np.flatnonzero(prior.donor_condition == i))[: max(1, round(_POOL * of_context[i]))]
+                    for i in np.flatnonzero(of_context)
+                ]
+            )
+            cells_GN = self._tensor(self._donors[donors].toarray().T)
+            if context != here:
+                source_GQ = self._anchor(context, here, condition.perturbation)
+                target_GQ = self._anchor(here, context, condition.perturbation)
+                cells_GN = move_between(cells_GN, source_GQ, target_GQ, self._uniform(cells_GN, draws))
+            pool.append(cells_GN)
+        pool_GM = torch.cat(pool, dim=1)
+        chosen = draw_window(np.arange(pool_GM.shape[1]), n, rng)
+        cells_GN = pool_GM[:, torch.from_numpy(chosen).to(self._device)]
+        _, keep = prior.kept_difference(condition, weight)
+        result_GN = with_marginals(
+            cells_GN, pool_GM, self._anchor(here, here, condition.perturbation), self._tensor(keep[self._genes]),
+            self._uniform(cells_GN, draws),
+        )  # fmt: skip
+        return sp.csr_matrix(result_GN.T.cpu().numpy())
+
+    def _anchor(self, context: str, other: str, perturbation: str) -> torch.Tensor:
+        """Quantiles of a context's anchors, of the perturbations that it shares with another, but for one."""
+        if (context, other) not in self._populations:
+            self._populations[context, other] = self._population(context, other)
+        population, owner = self._populations[context, other]
+        weight = self._prior.anchors(context, other, without=perturbation)
+        of_row = np.append(weight, 1 - weight.sum())[owner]  # the last owner are the controls
+        n_rows = np.bincount(owner, minlength=len(weight) + 1)[owner]
+        return population.quantiles(self._tensor(of_row / n_rows, torch.float64))
+
+    def _population(self, context: str, other: str) -> tuple[Population, np.ndarray]:
+        """Cells of all anchors of a context, and which condition each belongs to."""
+        prior = self._prior
+        control = self._targets[context] if context in self._targets else prior.control_of(context)
+        rows = [
+            np.flatnonzero(prior.donor_condition == i)[:_ANCHOR_CELLS]
+            for i in np.flatnonzero(prior.anchors(context, other, without=""))
+        ]
+        chosen = np.concatenate([np.empty(0, dtype=np.int64), *rows])
+        cells = np.concatenate([self._donors[chosen].toarray(), control.quantiles_QG[:, self._genes]])
+        owner = np.concatenate([prior.donor_condition[chosen], np.full(QUANTILES, len(prior.conditions))])
+        return Population.of(self._tensor(cells.T)), owner
+
+    def _tensor(self, values: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device, dtype)
+
+    def _uniform(self, like_GN: torch.Tensor, draws: np.random.Generator) -> torch.Tensor:
+        return self._tensor(draws.random(like_GN.shape, dtype=np.float32))
 
 
 def _dense(block: Any) -> np.ndarray:
     return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
 
 
+def _moments(block: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each gene: float32 ``[G]`` each."""
+    mean = np.asarray(block.mean(0), dtype=np.float64).ravel()
+    squares = block.multiply(block) if sp.issparse(block) else np.square(block, dtype=np.float64)
+    variance = np.asarray(squares.mean(0), dtype=np.float64).ravel() - np.square(mean)
+    return mean.astype(np.float32), np.maximum(variance, 0).astype(np.float32)
+
+
 def _quantiles(cells: np.ndarray) -> np.ndarray:
-    """Values of each gene at 512 evenly spaced quantiles; values of cells, never between two."""
+    """Values of each gene at evenly spaced quantiles, ``[Q, G]``; values of cells, never between two."""
     ordered = np.sort(cells, axis=0)
-    return ordered[np.round(np.linspace(0, len(ordered) - 1, _QUANTILES)).astype(np.int64)].astype(np.float32)
+    return ordered[((np.arange(QUANTILES) + 0.5) / QUANTILES * len(ordered)).astype(np.int64)]
 
 
 def _normalised(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weights of the chosen ones, the heaviest few of them, adding up to 1."""
     weighted = np.where(chosen, weight, 0).astype(np.float64)
-    return weighted / max(weighted.sum(), 1e-12)
+    weighted[np.argsort(-weighted, kind="stable")[_MAX_SOURCES:]] = 0
+    return weighted / weighted.sum()
 
 
 def _nearest(

@@ -1,4 +1,4 @@
-"""Which cells train, validate and test: four named splits, and an audit that names leaks and empty parts.
+"""Which cells train, validate and test: five named splits, and an audit that names leaks and empty parts.
 
 A split is a small frozen dataclass that can be written to a file; :meth:`Split.assign` applies it to a screen.
 Control cells belong to no part: they are inputs everywhere and targets nowhere.
@@ -7,6 +7,7 @@ Control cells belong to no part: they are inputs everywhere and targets nowhere.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,9 +26,11 @@ __all__ = [
     "AssignedSplit",
     "FewShotContext",
     "FractionSplit",
+    "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
     "Split",
+    "default_split",
     "split_from_dict",
 ]
 
@@ -158,6 +161,11 @@ def _verify_disjoint(validation: Sequence[str], test: Sequence[str], what: str) 
         raise ValueError(f"these {what}s are held out for validation and for test: {both[:5]}; choose one.")
 
 
+def _verify_fractions(validation: float, test: float) -> None:
+    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+        raise ValueError(f"validation={validation} and test={test} must be fractions from 0 that sum to less than 1.")
+
+
 def _by_condition(index: ConditionIndex, part_of_condition: np.ndarray) -> dict[Part, np.ndarray]:
     """Rows by the part (0 train, 1 validation, 2 test) of their condition."""
     part_of_cell = np.where(index.is_control, -1, part_of_condition[index.condition_of_cell])
@@ -177,10 +185,7 @@ class FractionSplit(Split):
     test: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.validation < 1 and 0 <= self.test < 1 and self.validation + self.test < 1):
-            raise ValueError(
-                f"validation={self.validation} and test={self.test} must be fractions from 0 that sum to less than 1."
-            )
+        _verify_fractions(self.validation, self.test)
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         rows: dict[Part, list[np.ndarray]] = {p: [] for p in PARTS}
@@ -193,6 +198,43 @@ class FractionSplit(Split):
             for part, chosen in zip(("validation", "test", "train"), cuts, strict=True):
                 rows[part].append(chosen)  # type: ignore[index]
         return {p: np.sort(np.concatenate(r)) for p, r in rows.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConditions(Split):
+    """Hold out a fraction of the conditions, whose perturbations are seen in other contexts.
+
+    Says how well a seen perturbation is predicted in a context where it was not measured. Every context and every
+    perturbation keeps a condition to train on.
+    """
+
+    kind: ClassVar[str] = "held_out_conditions"
+    validation: float = 0.1
+    test: float = 0.0
+
+    def __post_init__(self) -> None:
+        _verify_fractions(self.validation, self.test)
+
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        contexts = Counter(c.context for c in index.conditions)
+        perturbations = Counter(c.perturbation for c in index.conditions)
+        n_validation, n_test = (round(f * len(index.conditions)) for f in (self.validation, self.test))
+        held_out: list[int] = []
+        for i in rng.permutation(len(index.conditions)):
+            context, perturbation = index.conditions[i]
+            if len(held_out) < n_validation + n_test and min(contexts[context], perturbations[perturbation]) > 1:
+                held_out.append(i)
+                contexts[context] -= 1
+                perturbations[perturbation] -= 1
+        if len(held_out) < n_validation + n_test:
+            raise ValueError(
+                f"{self} would hold out {n_validation + n_test} conditions, and only {len(held_out)} have their "
+                "perturbation in another context and another perturbation in theirs; hold out less."
+            )
+        part = np.zeros(len(index.conditions), dtype=np.int64)
+        part[held_out[:n_validation]] = 1
+        part[held_out[n_validation:]] = 2
+        return _by_condition(index, part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +305,21 @@ def _to_tuples(split: Split, *names: str) -> None:
         object.__setattr__(split, name, tuple(str(v) for v in value))
 
 
+def default_split(index: ConditionIndex, *, with_prior: bool) -> Split:
+    """A tenth of the conditions validates where a prior can predict them, otherwise a tenth of the cells.
+
+    A prior leaves to the network what is different about a condition; only conditions that it was not trained on tell
+    whether it learned that or the noise.
+    """
+    # a spanning forest of perturbations and contexts is what must stay; twice the tenth is on the safe side of that
+    n_free = len(index.conditions) - len(index.perturbations) - len(index.contexts)
+    if with_prior and n_free >= max(10, 0.2 * len(index.conditions)):
+        return HeldOutConditions(validation=0.1)
+    return FractionSplit(validation=0.1)
+
+
 _KINDS: dict[str, type[Split]] = {
-    s.kind: s for s in (FractionSplit, HeldOutPerturbations, HeldOutContexts, FewShotContext)
+    s.kind: s for s in (FractionSplit, HeldOutConditions, HeldOutPerturbations, HeldOutContexts, FewShotContext)
 }
 
 

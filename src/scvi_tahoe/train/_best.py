@@ -64,6 +64,15 @@ class KeepBest(Callback):
     def _is_better(self, value: float) -> bool:
         return value < self.best_value if self.mode == "min" else value > self.best_value
 
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The weights that training starts from are the first that may be the best."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and trainer.global_step == 0 and self.best_step is None:
+            self.best_value, self.best_step = float(value), 0
+            self._best_weights = _in_main_memory(pl_module.state_dict(), {})
+            if self.folder is not None:
+                self._write(trainer, BEST)
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Let the last step be validated too, where it does not end a validation interval."""
         if trainer.global_step >= trainer.max_steps:

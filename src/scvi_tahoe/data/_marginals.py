@@ -1,0 +1,100 @@
+"""Marginal distributions of genes: moving cells from one population to another, and giving cells other marginals.
+
+Genes come first here (``GN``: genes x cells), so that every operation runs along the last axis of all genes at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["QUANTILES", "Population", "move_between", "with_marginals"]
+
+#: number of evenly spaced quantiles that stand for a population
+QUANTILES = 512
+
+
+@dataclass(frozen=True)
+class Population:
+    """Cells of which quantiles are wanted, under one weighting or another.
+
+    Attributes
+    ----------
+    values_GN
+        Sorted values of each gene.
+    cell_GN
+        Which cell each of them belongs to.
+    """
+
+    values_GN: Tensor
+    cell_GN: Tensor
+
+    @classmethod
+    def of(cls, cells_GN: Tensor) -> Population:
+        """Sort cells."""
+        return cls(*cells_GN.sort(dim=1))
+
+    def quantiles(self, weight_N: Tensor, n: int = QUANTILES) -> Tensor:
+        """Values of each gene at the midpoints of ``n`` equal shares of the weighted population, ``[G, n]``.
+
+        They are values of cells, never something between two: the zeros of a gene stay zeros.
+        """
+        return self.weighted_quantiles(weight_N[self.cell_GN], n)
+
+    def weighted_quantiles(self, weight_GN: Tensor, n: int) -> Tensor:
+        """The same, for weights that differ from gene to gene and are sorted as the values are."""
+        cumulated = weight_GN.cumsum(1)
+        middles = (torch.arange(n, dtype=cumulated.dtype, device=cumulated.device) + 0.5) / n
+        place = torch.searchsorted(cumulated, middles * cumulated[:, -1:])
+        return self.values_GN.gather(1, place.clamp_max(self.values_GN.shape[1] - 1))
+
+
+def move_between(cells_GN: Tensor, source_GQ: Tensor, target_GQ: Tensor, draw_GN: Tensor) -> Tensor:
+    """Cells as they would look in another population: each value goes to the same quantile of its gene there.
+
+    A value that many cells share (zero above all) occupies an interval of quantiles; a point of it is drawn. The
+    spread and the zeros of real cells are kept, which adding a mean change loses.
+
+    Parameters
+    ----------
+    cells_GN
+        Cells of the source.
+    source_GQ, target_GQ
+        Quantiles of both populations.
+    draw_GN
+        Uniform on [0, 1).
+    """
+    low, high = (torch.searchsorted(source_GQ, cells_GN, side=side) for side in ("left", "right"))
+    place = (low + (high - low) * draw_GN) / source_GQ.shape[1] * target_GQ.shape[1]
+    return target_GQ.gather(1, place.long().clamp_max(target_GQ.shape[1] - 1))
+
+
+def with_marginals(cells_GN: Tensor, pool_GM: Tensor, anchor_GQ: Tensor, keep_G: Tensor, draw_GN: Tensor) -> Tensor:
+    """Cells whose genes are distributed as a mixture of two populations, and go together as they did before.
+
+    Each gene's values are those of the mixture at evenly spaced quantiles, handed out by the rank that the cells had
+    in it. So the means are those of the mixture to within one cell's share, whatever the number of cells; drawing
+    cells would add the noise of the draw to every mean.
+
+    Parameters
+    ----------
+    cells_GN
+        Cells whose ranks count.
+    pool_GM, anchor_GQ
+        The two populations.
+    keep_G
+        Share of the pool in the mixture of each gene.
+    draw_GN
+        Uniform on [0, 1): the order of equal values.
+    """
+    n_pool, n_anchor = pool_GM.shape[1], anchor_GQ.shape[1]
+    mixture = Population.of(torch.cat([pool_GM, anchor_GQ], dim=1))
+    share_G1 = keep_G.double()[:, None]
+    weight_GN = torch.where(mixture.cell_GN < n_pool, share_G1 / n_pool, (1 - share_G1) / n_anchor)
+    values_GN = mixture.weighted_quantiles(weight_GN, cells_GN.shape[1])
+    # ranks with equal values in the order of the draw: sorted by the draw, then stably by value
+    by_draw = draw_GN.argsort(dim=1)
+    order = by_draw.gather(1, cells_GN.gather(1, by_draw).argsort(dim=1, stable=True))
+    return torch.empty_like(values_GN).scatter_(1, order, values_GN)
