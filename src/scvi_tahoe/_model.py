@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi.utils import setup_anndata_dsp
 
+from scvi_tahoe._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._exchange import (
@@ -66,7 +68,6 @@ from scvi_tahoe.train import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from anndata import AnnData
     from lightning.pytorch.loggers import Logger
@@ -183,6 +184,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             )
         #: names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen
         self.pretrained_parameters_: list[str] = []
+        #: layers, rank and alpha of the adapters that recipe='lora' attached; None without
+        self.adapters_: dict[str, Any] | None = None
         self.prior_: dict[str, Any] | None = None
         #: what became of every pretrained tensor, and how labels matched; None for a model from scratch
         self.loading_report_: LoadingReport | None = None
@@ -563,6 +566,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         validate_every: int | None = None,
         monitor: str = "validation_loss",
         patience: int | None = None,
+        save_steps: int | None = None,
         save_dir: str | Path | None = None,
         resume_from: str | Path | None = None,
         logger: str | Logger | Sequence[Logger] | None = "csv",
@@ -596,9 +600,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         validate_every
             Optimizer steps between validations; None validates 20 times.
         monitor
-            Validation metric whose best is kept, e.g. ``'validation_delta_mse'``.
+            What decides which weights are kept: ``'validation_loss'``, one of its terms such as
+            ``'validation_delta_mse'``, or a score computed at every validation: ``'validation_pds'``,
+            ``'validation_pearson_delta'``, ``'validation_overlap'`` (of the genes that change most; stands in for DES).
         patience
             Stop after this many validations without improvement; None never stops early.
+        save_steps
+            Also keep a checkpoint every this many steps in ``save_dir``, named ``step=000400.ckpt``; a multiple of
+            ``validate_every``.
         save_dir
             Folder for ``best.ckpt``, ``last.ckpt`` and ``metrics.csv``; None writes nothing.
         resume_from
@@ -617,11 +626,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         seed
             Of the split, the sets and dropout.
         progress
-            Whether to show a progress bar.
+            Whether to show a table of frozen and trainable parameters and a progress bar.
         plan_kwargs
             Further options of :class:`~scvi_tahoe.train.PlanConfig` by name.
         **trainer_kwargs
-            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices``.
+            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices`` or
+            ``accumulate_grad_batches``.
 
         Raises
         ------
@@ -645,6 +655,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             },
             monitor=monitor,
             patience=patience,
+            save_steps=save_steps,
             save_dir=save_dir,
             resume_from=resume_from,
             trainer_options={**trainer_kwargs, "precision": precision},
@@ -654,6 +665,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 "n_cells": screen.n_cells, "n_pretrained": len(self.pretrained_parameters_),
             },
         )  # fmt: skip
+        begin_adapters(self, run.plan)
         index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
         sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
@@ -662,7 +674,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
         datamodule = run.datamodule(sources, assigned, rows_of_labels(self, screen), self.set_size, base_rows)
         compiles = run.compiles(self.module, compile)
-        run.announce(self, assigned.audit(), sources, compiles=compiles)
+        run.announce(self, assigned.audit(), sources, compiles=compiles, progress=progress)
         previous = self.history_ or {}
         self.history_ = dict(previous)  # a copy, as scvi-tools writes into it
         self.split_ = assigned.split.to_dict()
@@ -676,9 +688,54 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                     "setting": run.setting,
                     "compiles": compiles,
                 },
-                **run.trainer_kwargs(logger=logger, progress=progress),
+                **run.trainer_kwargs(
+                    logger=logger, progress=progress, conditions=index.conditions, genes=self.genes
+                ),
             )
         run.finish(self, previous)
+
+    def save_adapters(self, folder: str | Path) -> None:
+        """Write the adapters of ``recipe='lora'`` alone: a hundredth of a model, put back with :meth:`load_adapters`.
+
+        Parameters
+        ----------
+        folder
+            Gets ``adapters.safetensors`` and ``adapters.json``. Tensors that were not loaded from pretrained weights,
+            which train beside adapters, are among them.
+
+        Raises
+        ------
+        ValueError
+            If the model carries no adapters.
+        """
+        write_adapters(self, Path(folder))
+
+    def load_adapters(self, folder: str | Path) -> None:
+        """Put saved adapters on a model with the weights that they were trained on.
+
+        Parameters
+        ----------
+        folder
+            Of :meth:`save_adapters`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no adapters.
+        ValueError
+            If the model has other weights, or carries adapters already.
+        """
+        read_adapters(self, Path(folder))
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the weights, so that the model can be trained on whole; :meth:`export` does it by itself.
+
+        Raises
+        ------
+        ValueError
+            If the model carries no adapters.
+        """
+        end_adapters(self)
 
     def memory_plan(
         self, *, batch_size: int | None = None, store: StoreKind = "auto", precision: str | int = "auto",
