@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
@@ -13,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from scvi_tahoe.nn import attach_adapters, linear_layers, merge_adapters, original_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from scvi_tahoe._model import TahoeST
     from scvi_tahoe.train import PlanConfig
 
@@ -74,9 +75,7 @@ def end_adapters(model: TahoeST) -> None:
         raise ValueError("the model carries no adapters; train(recipe='lora') attaches them.")
     merge_adapters(model.module.network)
     model.adapters_ = None
-    model.pretrained_parameters_ = sorted(
-        {original_name(n) for n in model.pretrained_parameters_ if ".lora_" not in n}
-    )
+    model.pretrained_parameters_ = sorted({original_name(n) for n in model.pretrained_parameters_ if ".lora_" not in n})
 
 
 def _is_of_base(name: str, adapters: dict[str, Any]) -> bool:
@@ -129,8 +128,8 @@ def read_adapters(model: TahoeST, folder: Path) -> None:
     expected = settings.pop("base_sha256")
     if _fingerprint(model, settings) != expected:
         raise ValueError(
-            f"the adapters in {str(folder)!r} were trained beside other weights than this model's; load the weights that "
-            "they were trained on first."
+            f"the adapters in {str(folder)!r} were trained beside other weights than this model's; load the weights "
+            "that they were trained on first."
         )
     tensors = load_file(folder / _TENSORS)
     shapes = {n: tuple(t.shape) for n, t in model.module.state_dict().items()}

@@ -47,24 +47,24 @@ class LearningRateTest:
 
     @property
     def suggestion(self) -> float:
-        """The rate at which the smoothed loss falls fastest on a logarithmic axis, before it is lowest.
+        """A tenth of the rate at which the smoothed loss is lowest, beyond which training is about to diverge.
 
         Raises
         ------
         ValueError
-            If the loss never fell.
+            If the loss did not fall below that of the first steps.
         """
-        lowest = int(np.argmin(self.smoothed))
-        slope = np.gradient(self.smoothed, np.log(self.rates))[: lowest + 1]
-        if lowest == 0 or slope.min() >= 0:
+        n_first = max(1, min(10, len(self.rates) // 5))
+        lowest = n_first + int(np.argmin(self.smoothed[n_first:]))
+        if self.smoothed[lowest] >= self.losses[:n_first].mean():
             raise ValueError(
-                f"the loss never fell between rates {self.rates[0]:.1e} and {self.rates[-1]:.1e}; try other bounds or "
-                "more steps."
+                f"the loss did not fall between rates {self.rates[0]:.1e} and {self.rates[-1]:.1e}; try other bounds "
+                "or more steps."
             )
-        return float(self.rates[int(np.argmin(slope))])
+        return float(self.rates[lowest] / 10)
 
     def plot(self) -> Figure:
-        """Loss against learning rate, the suggestion marked.
+        """Loss against learning rate, the suggestion marked, where there is one.
 
         Returns
         -------
@@ -72,7 +72,11 @@ class LearningRateTest:
         """
         from scvi_tahoe.pl import learning_rate_test
 
-        return learning_rate_test(self.rates, self.losses, self.smoothed, self.suggestion)
+        try:
+            suggestion = self.suggestion
+        except ValueError:
+            suggestion = None
+        return learning_rate_test(self.rates, self.losses, self.smoothed, suggestion)
 
 
 def run_learning_rate_test(
@@ -109,6 +113,4 @@ def run_learning_rate_test(
                 break
     # the last loss may be infinite, which no slope or axis can show
     kept = [i for i, value in enumerate(smoothed) if math.isfinite(value)]
-    return LearningRateTest(
-        rates=rates[kept], losses=np.array(losses)[kept], smoothed=np.array(smoothed)[kept]
-    )
+    return LearningRateTest(rates=rates[kept], losses=np.array(losses)[kept], smoothed=np.array(smoothed)[kept])

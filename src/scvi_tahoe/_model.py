@@ -28,6 +28,7 @@ from scvi_tahoe._exchange import (
     united_table,
     verify_scale,
 )
+from scvi_tahoe._learning_rate import LearningRateTest, run_learning_rate_test
 from scvi_tahoe._module import TahoeSTModule, base_cells
 from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction, with_base
 from scvi_tahoe._sources import learn_prior, minibatch_sources, random_minibatches, rows_of_labels, with_prior
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from mudata import MuData
 
-    from scvi_tahoe.data import Condition
+    from scvi_tahoe.data import CellSetDataModule, Condition
     from scvi_tahoe.data._store import StoreKind
     from scvi_tahoe.evaluate import EvaluationResult
     from scvi_tahoe.nn._config import Attention
@@ -639,12 +640,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             If an option is unknown or out of range, or ``save_dir`` holds a checkpoint of another run.
         """
         screen = self._training_screen()
-        split = FractionSplit() if split is None else split
-        if not isinstance(split, Split):
-            raise TypeError(
-                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
-                "HeldOutPerturbations(validation=[...])."
-            )
+        split = _verified_split(split)
         run = TrainingRun.prepare(
             n_parameters_pretrained=len(self.pretrained_parameters_),
             max_steps=max_steps,
@@ -666,18 +662,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             },
         )  # fmt: skip
         begin_adapters(self, run.plan)
-        index = ConditionIndex.from_screen(screen)
-        assigned = split.assign(index, seed=seed)
-        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
-        if self.prior != "none":
-            self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
-        sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
-        datamodule = run.datamodule(sources, assigned, rows_of_labels(self, screen), self.set_size, base_rows)
+        datamodule = self._datamodule(run, screen, split, store=store)
         compiles = run.compiles(self.module, compile)
-        run.announce(self, assigned.audit(), sources, compiles=compiles, progress=progress)
+        run.announce(self, datamodule, compiles=compiles, progress=progress)
         previous = self.history_ or {}
         self.history_ = dict(previous)  # a copy, as scvi-tools writes into it
-        self.split_ = assigned.split.to_dict()
+        self.split_ = datamodule.split.split.to_dict()
         with run.interruptible():
             super().train(
                 max_epochs=run.n_epochs,
@@ -689,10 +679,73 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                     "compiles": compiles,
                 },
                 **run.trainer_kwargs(
-                    logger=logger, progress=progress, conditions=index.conditions, genes=self.genes
+                    logger=logger, progress=progress, conditions=datamodule.split.index.conditions, genes=self.genes
                 ),
             )
         run.finish(self, previous)
+
+    def _datamodule(self, run: TrainingRun, screen: Screen, split: Split, *, store: StoreKind) -> CellSetDataModule:
+        seed = run.plan.seed
+        index = ConditionIndex.from_screen(screen)
+        assigned = split.assign(index, seed=seed)
+        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
+        if self.prior != "none":
+            self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
+        sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
+        return run.datamodule(sources, assigned, rows_of_labels(self, screen), self.set_size, base_rows)
+
+    def find_learning_rate(
+        self,
+        *,
+        lowest: float = 1e-6,
+        highest: float = 1.0,
+        n_steps: int = 100,
+        recipe: Recipe = "freeze_then_unfreeze",
+        batch_size: int | None = None,
+        split: Split | None = None,
+        store: StoreKind = "auto",
+        precision: str | int = "auto",
+        seed: int = 0,
+        plan_kwargs: Mapping[str, Any] | None = None,
+    ) -> LearningRateTest:
+        """Find out how large a learning rate may be, by training a copy while the rate grows; the model stays as it is.
+
+        Parameters
+        ----------
+        lowest, highest
+            Bounds of the rate.
+        n_steps
+            Steps between them.
+        recipe, batch_size, split, store, precision, seed, plan_kwargs
+            As in :meth:`train`. What the recipe freezes at first stays frozen, so the test is one of what trains first.
+
+        Returns
+        -------
+        Losses and rates, with ``suggestion`` (a peak for ``lr``) and ``plot()``.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown or out of range.
+        """
+        if not 0 < lowest < highest:
+            raise ValueError(f"lowest={lowest!r} and highest={highest!r} must be positive rates, the lower one first.")
+        screen, split = self._training_screen(), _verified_split(split)
+        run = TrainingRun.prepare(
+            n_parameters_pretrained=len(self.pretrained_parameters_), max_steps=n_steps, batch_size=batch_size,
+            validate_every=n_steps, plan_options={"recipe": recipe, "seed": seed, **(plan_kwargs or {})},
+            monitor="validation_loss", patience=None, save_dir=None, resume_from=None,
+            trainer_options={"precision": precision}, setting={"set_size": self.set_size},
+        )  # fmt: skip
+        before, prior = self.adapters_, self.prior_
+        try:
+            begin_adapters(self, run.plan)
+            datamodule = self._datamodule(run, screen, split, store=store)
+            return run_learning_rate_test(self, run, datamodule, lowest=lowest, highest=highest)
+        finally:
+            self.prior_ = prior
+            if before is None and self.adapters_ is not None:
+                end_adapters(self)  # they are zero
 
     def save_adapters(self, folder: str | Path) -> None:
         """Write the adapters of ``recipe='lora'`` alone: a hundredth of a model, put back with :meth:`load_adapters`.
@@ -999,6 +1052,16 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if model.loading_report_ is not None:
             model.loading_report_ = report_from_dict(model.loading_report_)
         return model
+
+
+def _verified_split(split: Split | None) -> Split:
+    split = FractionSplit() if split is None else split
+    if not isinstance(split, Split):
+        raise TypeError(
+            f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
+            "HeldOutPerturbations(validation=[...])."
+        )
+    return split
 
 
 def registered_table(cls: type[TahoeST], adata: AnnOrMuData) -> EmbeddingTable:

@@ -44,6 +44,7 @@ from scvi_tahoe.train import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy as np
     from lightning.pytorch import Callback
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._model import TahoeST
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources, SplitAudit
+    from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources
     from scvi_tahoe.train import MemoryPlan
 
 __all__ = ["TrainingRun"]
@@ -67,7 +68,6 @@ _OURS = {
     "gradient_clip_val": "plan_kwargs={'gradient_clip': ...}",
     "gradient_clip_algorithm": "plan_kwargs={'gradient_clip': ...}",
     "val_check_interval": "validate_every",
-    "check_val_every_n_epoch": "validate_every",
     "early_stopping": "patience",
     "early_stopping_patience": "patience",
     "early_stopping_monitor": "monitor",
@@ -75,7 +75,6 @@ _OURS = {
     "ckpt_path": "resume_from",
     "train_size": "split=FractionSplit(validation=...)",
     "validation_size": "split=FractionSplit(validation=...)",
-    "enable_progress_bar": "progress",
     "limit_val_batches": "split",
     "reload_dataloaders_every_n_epochs": "nothing: sets are drawn anew at every epoch",
 }
@@ -91,6 +90,24 @@ def _verify_trainer_options(options: Mapping[str, Any]) -> None:
             f"train() does not know {unknown}; it takes its own arguments, plan_kwargs, and options of Lightning's "
             "Trainer."
         )
+
+
+def _without_echo(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that scvi-tools' autotune always gives: what train() does anyway.
+
+    Raises
+    ------
+    ValueError
+        If one of them says otherwise.
+    """
+    options = dict(options)
+    for name, ours, instead in (
+        ("check_val_every_n_epoch", 1, "validate_every"),
+        ("enable_progress_bar", False, "progress"),
+    ):
+        if name in options and options.pop(name) != ours:
+            raise ValueError(f"train() does not take {name}; say it with {instead}.")
+    return options
 
 
 def _device(options: Mapping[str, Any]) -> torch.device:
@@ -206,6 +223,7 @@ class TrainingRun:
         FileNotFoundError
             If the checkpoint to resume from does not exist.
         """
+        trainer_options = _without_echo(trainer_options)
         _verify_trainer_options(trainer_options)
         if not monitor.startswith("validation_"):
             raise ValueError(
@@ -394,8 +412,9 @@ class TrainingRun:
             device=self.device,
         )
 
-    def announce(self, model: TahoeST, audit: SplitAudit, sources: MinibatchSources, *, compiles: bool, progress: bool) -> None:
+    def announce(self, model: TahoeST, datamodule: CellSetDataModule, *, compiles: bool, progress: bool) -> None:
         """Say what is about to happen, before anything costly."""
+        sources, audit = datamodule.dataset.sources, datamodule.split.audit()
         memory = self.memory(model, sources)
         plan = TahoeTrainingPlan(model.module, self.plan, model.pretrained_parameters_)
         if progress:
@@ -411,6 +430,10 @@ class TrainingRun:
                 "expression in main memory with store='host'."
             )
 
+    def explained(self) -> AbstractContextManager[None]:
+        """Say which argument to lower when memory runs out."""
+        return explained_out_of_memory(batch_size=self.batch_size, set_size=self.setting["set_size"], doing="training")
+
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Say how to go on when the user interrupts; checkpoints are complete at every moment."""
@@ -418,9 +441,7 @@ class TrainingRun:
         try:
             with (
                 quiet_lightning(),
-                explained_out_of_memory(
-                    batch_size=self.batch_size, set_size=self.setting["set_size"], doing="training"
-                ),
+                self.explained(),
             ):
                 yield
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second, and then ignores Ctrl-C

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["learning_rate_test"]
 
 
-def learning_rate_test(
-    rates: NDArray, losses: NDArray, smoothed: NDArray, suggestion: float | None = None
-) -> Figure:
+def learning_rate_test(rates: NDArray, losses: NDArray, smoothed: NDArray, suggestion: float | None = None) -> Figure:
     """Draw the loss against a growing learning rate.
 
     Parameters

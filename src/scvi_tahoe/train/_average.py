@@ -17,8 +17,9 @@ __all__ = ["AveragedWeights"]
 class AveragedWeights:
     """Exponential moving average of a module's parameters.
 
-    After step ``t`` each average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards its weight: at first it forgets
-    faster, or the initial weights would be part of it for a long time. What is frozen equals its average to the bit.
+    After step ``t`` each average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards its weight: at first it
+    forgets faster, or the initial weights would be part of it for a long time. What is frozen equals its average to
+    the bit.
 
     Parameters
     ----------

@@ -352,7 +352,7 @@ class TahoeTrainingPlan(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over all parameters, one group for each part, depth and kind, each with its own schedule."""
-        groups = self._groups()
+        groups = self.parameter_groups()
         # a fused optimizer takes scaled gradients of float16, which cannot be clipped
         device = next(self.module.parameters()).device
         fused = device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
@@ -380,7 +380,8 @@ class TahoeTrainingPlan(LightningModule):
 
         return share
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with what they share: name, weight decay, schedule, and share of the learning rate."""
         n_blocks = self.module.config.n_layers
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in self.module.named_parameters():

@@ -72,8 +72,8 @@ def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_st
           half the rate; the lower blocks after 40 % at a quarter
         * ``'full'`` - everything from the start
         * ``'heads'`` - everything but the backbone
-        * ``'lora'`` - none of the pretrained weights, but adapters of low rank beside each pretrained linear layer (Hu et
-          al. 2022, LoRA); needs the extra ``lora``
+        * ``'lora'`` - none of the pretrained weights, but adapters of low rank beside each pretrained linear layer
+          (Hu et al. 2022, *LoRA*); needs the extra ``lora``
     freeze_backbone
         Overrides the recipe: True never trains the backbone, False always does, a step unfreezes all of it there.
     max_steps
@@ -89,7 +89,8 @@ def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_st
     if recipe == "lora":
         if freeze_backbone not in (None, True):
             raise ValueError(
-                f"recipe='lora' keeps all pretrained weights frozen, which freeze_backbone={freeze_backbone!r} contradicts."
+                f"recipe='lora' keeps all pretrained weights frozen, which freeze_backbone={freeze_backbone!r} "
+                "contradicts."
             )
         frozen = PartSchedule(unfreeze_at=None)
         return {HEADS: frozen, "upper": frozen, "lower": frozen}
