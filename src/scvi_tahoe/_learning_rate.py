@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LearningRateTest", "run_learning_rate_test"]
 
-_SMOOTHING = 0.9
+#: as many minibatches are used, in turn: a mean over as many steps is then of the same cells whatever the rate
+_N_MINIBATCHES = 10
 #: a smoothed loss that many times the best ends the test
 _DIVERGED = 4.0
 
@@ -38,7 +40,7 @@ class LearningRateTest:
     losses
         Training loss at each step, ``[steps]``; fewer steps than asked for if it exploded.
     smoothed
-        Their exponential moving average with the bias of its start removed, ``[steps]``.
+        Mean loss of the last ten steps, ``[steps]``; NaN where there are fewer.
     """
 
     rates: NDArray[np.float64]
@@ -54,14 +56,13 @@ class LearningRateTest:
         ValueError
             If the loss did not fall below that of the first steps.
         """
-        n_first = max(1, min(10, len(self.rates) // 5))
-        lowest = n_first + int(np.argmin(self.smoothed[n_first:]))
-        if self.smoothed[lowest] >= self.losses[:n_first].mean():
+        means = self.smoothed[np.isfinite(self.smoothed)]
+        if len(means) == 0 or means.min() >= means[0]:
             raise ValueError(
                 f"the loss did not fall between rates {self.rates[0]:.1e} and {self.rates[-1]:.1e}; try other bounds "
                 "or more steps."
             )
-        return float(self.rates[lowest] / 10)
+        return float(self.rates[np.nanargmin(self.smoothed)] / 10)
 
     def plot(self) -> Figure:
         """Loss against learning rate, the suggestion marked, where there is one.
@@ -93,10 +94,11 @@ def run_learning_rate_test(
     )  # fmt: skip
     n_steps = run.plan.max_steps
     rates, losses, smoothed = np.geomspace(lowest, highest, n_steps), [], []
-    average, autocast = 0.0, torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=not run.exact)
+    autocast = torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=not run.exact)
     with torch.random.fork_rng(), run.explained():
         torch.manual_seed(run.plan.seed)
-        for step, payload in enumerate(datamodule.train_dataloader()):
+        minibatches = list(itertools.islice(datamodule.train_dataloader(), _N_MINIBATCHES))
+        for step, payload in zip(range(n_steps), itertools.cycle(minibatches), strict=False):
             for group, ours in zip(optimizer.param_groups, groups, strict=True):
                 group["lr"] = rates[step] * ours["rate"]
             with autocast:
@@ -107,10 +109,10 @@ def run_learning_rate_test(
                 torch.nn.utils.clip_grad_norm_(module.parameters(), run.plan.gradient_clip)
             optimizer.step()
             losses.append(float(loss))
-            average = _SMOOTHING * average + (1 - _SMOOTHING) * losses[-1]
-            smoothed.append(average / (1 - _SMOOTHING ** (step + 1)))
-            if not math.isfinite(smoothed[-1]) or smoothed[-1] > _DIVERGED * min(smoothed):
+            recent = losses[-_N_MINIBATCHES:]
+            smoothed.append(float(np.mean(recent)) if len(recent) == _N_MINIBATCHES else math.nan)
+            if not math.isfinite(losses[-1]) or smoothed[-1] > _DIVERGED * np.nanmin([math.inf, *smoothed]):
                 break
     # the last loss may be infinite, which no slope or axis can show
-    kept = [i for i, value in enumerate(smoothed) if math.isfinite(value)]
+    kept = [i for i, value in enumerate(losses) if math.isfinite(value)]
     return LearningRateTest(rates=rates[kept], losses=np.array(losses)[kept], smoothed=np.array(smoothed)[kept])

@@ -662,7 +662,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             },
         )  # fmt: skip
         begin_adapters(self, run.plan)
-        datamodule = self._datamodule(run, screen, split, store=store)
+        datamodule = self._minibatches(run, screen, split, store=store)
         compiles = run.compiles(self.module, compile)
         run.announce(self, datamodule, compiles=compiles, progress=progress)
         previous = self.history_ or {}
@@ -684,7 +684,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             )
         run.finish(self, previous)
 
-    def _datamodule(self, run: TrainingRun, screen: Screen, split: Split, *, store: StoreKind) -> CellSetDataModule:
+    def _minibatches(self, run: TrainingRun, screen: Screen, split: Split, *, store: StoreKind) -> CellSetDataModule:
         seed = run.plan.seed
         index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
@@ -740,7 +740,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         before, prior = self.adapters_, self.prior_
         try:
             begin_adapters(self, run.plan)
-            datamodule = self._datamodule(run, screen, split, store=store)
+            datamodule = self._minibatches(run, screen, split, store=store)
             return run_learning_rate_test(self, run, datamodule, lowest=lowest, highest=highest)
         finally:
             self.prior_ = prior

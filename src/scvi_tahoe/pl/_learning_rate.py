@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scvi_tahoe.pl._style import BASELINE, OBSERVED, PREDICTED, new_figure, style
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ def learning_rate_test(rates: NDArray, losses: NDArray, smoothed: NDArray, sugge
     Parameters
     ----------
     rates, losses, smoothed
-        Learning rate, loss and smoothed loss of each step, ``[steps]``.
+        Learning rate, loss and smoothed loss (NaN where there is none yet) of each step, ``[steps]``.
     suggestion
         Rate to mark; None marks none.
 
@@ -34,10 +36,12 @@ def learning_rate_test(rates: NDArray, losses: NDArray, smoothed: NDArray, sugge
         ax.plot(rates, smoothed, color=PREDICTED, linewidth=1.4, label="smoothed")
         if suggestion is not None:
             ax.axvline(suggestion, color=OBSERVED, linestyle="--", label=f"suggestion {suggestion:.1e}")
-        low, high = smoothed.min(), smoothed[0]
-        ax.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))
+        means = smoothed[np.isfinite(smoothed)]
+        if len(means) and means.min() < means[0]:  # what explodes would flatten the rest
+            fall = means[0] - means.min()
+            ax.set_ylim(means.min() - 0.3 * fall, means[0] + fall)
         ax.set_xscale("log")
         ax.set_xlabel("learning rate")
         ax.set_ylabel("training loss")
-        ax.legend()
+        figure.legend(loc="outside upper center", ncols=3)
     return figure
