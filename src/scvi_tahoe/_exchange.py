@@ -12,6 +12,7 @@ import torch
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._sources import random_minibatches
 from scvi_tahoe.data import NUMBER_COLUMNS, Composition, EmbeddingTable, EmbeddingTableField, Part, TableFusion
+from scvi_tahoe.nn import merged_state
 from scvi_tahoe.pretrained import (
     LabelMatch,
     Labels,
@@ -168,7 +169,7 @@ def labels_of(model: TahoeST) -> Labels:
 
 def pretrained_of(model: TahoeST) -> PretrainedModel:
     """The model as it is written into a folder."""
-    state = model.module.network.state_dict()
+    state = merged_state(model.module.network)
     objective = model.module.objective.config
     keys = model.keys
     extra = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi.utils import setup_anndata_dsp
 
+from scvi_tahoe._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._exchange import (
@@ -26,6 +28,7 @@ from scvi_tahoe._exchange import (
     united_table,
     verify_scale,
 )
+from scvi_tahoe._learning_rate import LearningRateTest, run_learning_rate_test
 from scvi_tahoe._module import TahoeSTModule, base_cells
 from scvi_tahoe._prediction import (
     OUTPUTS,
@@ -82,13 +85,12 @@ from scvi_tahoe.train import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from anndata import AnnData
     from lightning.pytorch.loggers import Logger
     from mudata import MuData
 
-    from scvi_tahoe.data import Combination, Condition
+    from scvi_tahoe.data import CellSetDataModule, Combination, Condition
     from scvi_tahoe.data._store import StoreKind
     from scvi_tahoe.evaluate import EvaluationResult
     from scvi_tahoe.nn._config import Attention
@@ -206,6 +208,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             self.module = TahoeSTModule(config, self._objective_config(objective), n_cell_embedding=auxiliary)
         #: names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen
         self.pretrained_parameters_: list[str] = []
+        #: layers, rank and alpha of the adapters that recipe='lora' attached; None without
+        self.adapters_: dict[str, Any] | None = None
         self.prior_: dict[str, Any] | None = None
         #: weight of the gene decoder that training measured, where ``decoder_weight='auto'``
         self.decoder_weight_: float | None = None
@@ -625,6 +629,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         validate_every: int | None = None,
         monitor: str = "validation_loss",
         patience: int | None = None,
+        save_steps: int | None = None,
         save_dir: str | Path | None = None,
         resume_from: str | Path | None = None,
         logger: str | Logger | Sequence[Logger] | None = "csv",
@@ -649,18 +654,23 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it there; None
             lets the recipe decide.
         lr
-            Peak learning rate; None takes 1e-3 from scratch, 2e-4 for pretrained weights.
+            Peak learning rate; None takes 1e-3 from scratch, 1e-4 with a prior, 2e-4 for pretrained weights.
         batch_size
             Cell *sets* a minibatch; None takes 8.
         split
             Which cells validate, e.g. ``FewShotContext(context="A549", validation=("STAT1",))``; None holds out a
-            tenth of the cells of every condition.
+            tenth of the cells of every condition, or with a prior a tenth of the conditions.
         validate_every
             Optimizer steps between validations; None validates 20 times.
         monitor
-            Validation metric whose best is kept, e.g. ``'validation_delta_mse'``.
+            What decides which weights are kept: ``'validation_loss'``, one of its terms such as
+            ``'validation_delta_mse'``, or a score computed at every validation: ``'validation_pds'``,
+            ``'validation_pearson_delta'``, ``'validation_overlap'`` (of the genes that change most; stands in for DES).
         patience
             Stop after this many validations without improvement; None never stops early.
+        save_steps
+            Also keep a checkpoint every this many steps in ``save_dir``, named ``step=000400.ckpt``; a multiple of
+            ``validate_every``.
         save_dir
             Folder for ``best.ckpt``, ``last.ckpt`` and ``metrics.csv``; None writes nothing.
         resume_from
@@ -679,11 +689,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         seed
             Of the split, the sets and dropout.
         progress
-            Whether to show a progress bar.
+            Whether to show a table of frozen and trainable parameters and a progress bar.
         plan_kwargs
             Further options of :class:`~scvi_tahoe.train.PlanConfig` by name.
         **trainer_kwargs
-            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices``.
+            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices`` or
+            ``accumulate_grad_batches``.
 
         Raises
         ------
@@ -691,13 +702,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             If an option is unknown or out of range, or ``save_dir`` holds a checkpoint of another run.
         """
         screen = self._training_screen()
-        index = ConditionIndex.from_screen(screen)
-        split = default_split(index, with_prior=self.prior != "none") if split is None else split
-        if not isinstance(split, Split):
-            raise TypeError(
-                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
-                "HeldOutPerturbations(validation=[...])."
-            )
+        split = self._chosen_split(split, screen)
         run = TrainingRun.prepare(
             n_parameters_pretrained=len(self.pretrained_parameters_),
             max_steps=max_steps,
@@ -709,6 +714,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             },
             monitor=monitor,
             patience=patience,
+            save_steps=save_steps,
             save_dir=save_dir,
             resume_from=resume_from,
             trainer_options={**trainer_kwargs, "precision": precision},
@@ -718,18 +724,13 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 "n_cells": screen.n_cells, "n_pretrained": len(self.pretrained_parameters_),
             },
         )  # fmt: skip
-        assigned = split.assign(index, seed=seed)
-        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
-        if self.prior != "none":
-            self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
-        sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
-        sources = with_objective(self, sources, screen, assigned, run.batch_size, device=run.device, seed=seed)
-        datamodule = run.datamodule(sources, assigned, rows_of_labels(self, screen), self.set_size, base_rows)
+        begin_adapters(self, run.plan)
+        datamodule = self._minibatches(run, screen, split, store=store)
         compiles = run.compiles(self.module, compile)
-        run.announce(self, assigned.audit(), sources, compiles=compiles)
+        run.announce(self, datamodule, compiles=compiles, progress=progress)
         previous = self.history_ or {}
         self.history_ = dict(previous)  # a copy, as scvi-tools writes into it
-        self.split_ = assigned.split.to_dict()
+        self.split_ = datamodule.split.split.to_dict()
         with run.interruptible():
             super().train(
                 max_epochs=run.n_epochs,
@@ -740,18 +741,138 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                     "setting": run.setting,
                     "compiles": compiles,
                 },
-                **run.trainer_kwargs(logger=logger, progress=progress),
+                **run.trainer_kwargs(
+                    logger=logger, progress=progress, conditions=datamodule.split.index.conditions, genes=self.genes
+                ),
             )
         run.finish(self, previous)
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
-            rows = np.union1d(assigned.train, assigned.validation)
-            self.prior_ = learn_prior(self, screen, index, rows, seed=seed)
+            rows = np.union1d(datamodule.split.train, datamodule.split.validation)
+            self.prior_ = learn_prior(self, screen, datamodule.split.index, rows, seed=seed)
 
     @property
     def _default_lr(self) -> float | None:
         """A prior leaves little to learn, and a fast network learns its noise; None leaves the choice to the run."""
         return _LR_ON_PRIOR if self.prior != "none" and not self.pretrained_parameters_ else None
+
+    def _chosen_split(self, split: Split | None, screen: Screen) -> Split:
+        if split is None:
+            return default_split(ConditionIndex.from_screen(screen), with_prior=self.prior != "none")
+        if not isinstance(split, Split):
+            raise TypeError(
+                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
+                "HeldOutPerturbations(validation=[...])."
+            )
+        return split
+
+    def _minibatches(self, run: TrainingRun, screen: Screen, split: Split, *, store: StoreKind) -> CellSetDataModule:
+        seed = run.plan.seed
+        index = ConditionIndex.from_screen(screen)
+        assigned = split.assign(index, seed=seed)
+        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
+        if self.prior != "none":
+            self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
+        sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
+        sources = with_objective(self, sources, screen, assigned, run.batch_size, device=run.device, seed=seed)
+        return run.datamodule(sources, assigned, rows_of_labels(self, screen), self.set_size, base_rows)
+
+    def find_learning_rate(
+        self,
+        *,
+        lowest: float = 1e-6,
+        highest: float = 1.0,
+        n_steps: int = 100,
+        recipe: Recipe = "freeze_then_unfreeze",
+        batch_size: int | None = None,
+        split: Split | None = None,
+        store: StoreKind = "auto",
+        precision: str | int = "auto",
+        seed: int = 0,
+        plan_kwargs: Mapping[str, Any] | None = None,
+    ) -> LearningRateTest:
+        """Find out how large a learning rate may be, by training a copy while the rate grows; the model stays as it is.
+
+        Parameters
+        ----------
+        lowest, highest
+            Bounds of the rate.
+        n_steps
+            Steps between them.
+        recipe, batch_size, split, store, precision, seed, plan_kwargs
+            As in :meth:`train`. What the recipe freezes at first stays frozen, so the test is one of what trains first.
+
+        Returns
+        -------
+        Losses and rates, with ``suggestion`` (a peak for ``lr``) and ``plot()``.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown or out of range.
+        """
+        if not 0 < lowest < highest:
+            raise ValueError(f"lowest={lowest!r} and highest={highest!r} must be positive rates, the lower one first.")
+        screen = self._training_screen()
+        split = self._chosen_split(split, screen)
+        run = TrainingRun.prepare(
+            n_parameters_pretrained=len(self.pretrained_parameters_), max_steps=n_steps, batch_size=batch_size,
+            validate_every=n_steps, plan_options={"recipe": recipe, "seed": seed, **(plan_kwargs or {})},
+            monitor="validation_loss", patience=None, save_dir=None, resume_from=None,
+            trainer_options={"precision": precision}, setting={"set_size": self.set_size},
+        )  # fmt: skip
+        before, prior = self.adapters_, self.prior_
+        try:
+            begin_adapters(self, run.plan)
+            datamodule = self._minibatches(run, screen, split, store=store)
+            return run_learning_rate_test(self, run, datamodule, lowest=lowest, highest=highest)
+        finally:
+            self.prior_ = prior
+            if before is None and self.adapters_ is not None:
+                end_adapters(self)  # they are zero
+
+    def save_adapters(self, folder: str | Path) -> None:
+        """Write the adapters of ``recipe='lora'`` alone: a hundredth of a model, put back with :meth:`load_adapters`.
+
+        Parameters
+        ----------
+        folder
+            Gets ``adapters.safetensors`` and ``adapters.json``. Tensors that were not loaded from pretrained weights,
+            which train beside adapters, are among them.
+
+        Raises
+        ------
+        ValueError
+            If the model carries no adapters.
+        """
+        write_adapters(self, Path(folder))
+
+    def load_adapters(self, folder: str | Path) -> None:
+        """Put saved adapters on a model with the weights that they were trained on.
+
+        Parameters
+        ----------
+        folder
+            Of :meth:`save_adapters`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no adapters.
+        ValueError
+            If the model has other weights, or carries adapters already.
+        """
+        read_adapters(self, Path(folder))
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the weights, so that the model can be trained on whole; :meth:`export` does it by itself.
+
+        Raises
+        ------
+        ValueError
+            If the model carries no adapters.
+        """
+        end_adapters(self)
 
     def memory_plan(
         self, *, batch_size: int | None = None, store: StoreKind = "auto", precision: str | int = "auto",

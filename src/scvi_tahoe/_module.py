@@ -17,7 +17,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import nn
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe.nn import NetworkConfig, Objective, ObjectiveConfig, SetReference, SetTransformer
+from scvi_tahoe.nn import NetworkConfig, Objective, ObjectiveConfig, SetReference, SetTransformer, attach_adapters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +69,11 @@ class TahoeSTModule(BaseModuleClass):
     def config(self) -> NetworkConfig:
         """Shape and function of the network."""
         return self.network.config
+
+    def on_load(self, model: Any, **kwargs: Any) -> None:
+        """Make room for the adapters of a saved model, before scvi-tools loads the weights."""
+        if model.adapters_ is not None:
+            attach_adapters(self.network, **model.adapters_)
 
     def train(self, mode: bool = True) -> TahoeSTModule:
         """Set the mode, but never switch the dropout of a frozen part back on."""

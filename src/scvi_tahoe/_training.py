@@ -7,20 +7,23 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import pandas as pd
 import torch
 from scvi import settings
 from scvi.train import Trainer
+from tqdm.auto import tqdm
 
 from scvi_tahoe._compat import quiet_lightning, require
+from scvi_tahoe._validation_scores import VALIDATION_SCORES, ValidationScores
 from scvi_tahoe.data import CellSetDataModule, DeviceStore, LoaderConfig
 from scvi_tahoe.train import (
     BEST,
@@ -29,10 +32,11 @@ from scvi_tahoe.train import (
     MetricsHistory,
     PlanConfig,
     StepProgress,
+    TahoeTrainingPlan,
     checkpoint_in,
     compiling_pays,
     explained_out_of_memory,
-    part_of,
+    part_in_run,
     plan_memory,
     resolve_precision,
     resolve_recipe,
@@ -40,13 +44,15 @@ from scvi_tahoe.train import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy as np
+    from lightning.pytorch import Callback
     from lightning.pytorch.loggers import Logger
 
     from scvi_tahoe._model import TahoeST
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources, SplitAudit
+    from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources
     from scvi_tahoe.train import MemoryPlan
 
 __all__ = ["TrainingRun"]
@@ -62,7 +68,6 @@ _OURS = {
     "gradient_clip_val": "plan_kwargs={'gradient_clip': ...}",
     "gradient_clip_algorithm": "plan_kwargs={'gradient_clip': ...}",
     "val_check_interval": "validate_every",
-    "check_val_every_n_epoch": "validate_every",
     "early_stopping": "patience",
     "early_stopping_patience": "patience",
     "early_stopping_monitor": "monitor",
@@ -70,7 +75,6 @@ _OURS = {
     "ckpt_path": "resume_from",
     "train_size": "split=FractionSplit(validation=...)",
     "validation_size": "split=FractionSplit(validation=...)",
-    "enable_progress_bar": "progress",
     "limit_val_batches": "split",
     "reload_dataloaders_every_n_epochs": "nothing: sets are drawn anew at every epoch",
 }
@@ -86,6 +90,24 @@ def _verify_trainer_options(options: Mapping[str, Any]) -> None:
             f"train() does not know {unknown}; it takes its own arguments, plan_kwargs, and options of Lightning's "
             "Trainer."
         )
+
+
+def _without_echo(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that scvi-tools' autotune always gives: what train() does anyway.
+
+    Raises
+    ------
+    ValueError
+        If one of them says otherwise.
+    """
+    options = dict(options)
+    for name, ours, instead in (
+        ("check_val_every_n_epoch", 1, "validate_every"),
+        ("enable_progress_bar", False, "progress"),
+    ):
+        if name in options and options.pop(name) != ours:
+            raise ValueError(f"train() does not take {name}; say it with {instead}.")
+    return options
 
 
 def _device(options: Mapping[str, Any]) -> torch.device:
@@ -117,6 +139,18 @@ def _folder(save_dir: str | Path | None, *, resumes: bool) -> Path | None:
     return folder
 
 
+def _verify_save_steps(save_steps: int | None, validate_every: int, save_dir: str | Path | None) -> None:
+    if save_steps is None:
+        return
+    if save_dir is None:
+        raise ValueError(f"save_steps={save_steps} writes checkpoints; give a save_dir.")
+    # only between two validations is a run at a point that it can be continued from as if nothing had happened
+    if save_steps < 1 or save_steps % validate_every:
+        raise ValueError(
+            f"save_steps={save_steps} must be a multiple of validate_every, which is {validate_every} in this run."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
     """What a call of ``train`` amounts to.
@@ -133,6 +167,8 @@ class TrainingRun:
         Minibatches an optimizer step.
     monitor, patience
         What is kept best, and when to stop early.
+    save_steps
+        Steps between checkpoints that are kept beside the best.
     folder, resume_from
         Where checkpoints go, and which one the run goes on from.
     resume_step
@@ -152,6 +188,7 @@ class TrainingRun:
     accumulate: int
     monitor: str
     patience: int | None
+    save_steps: int | None
     folder: Path | None
     resume_from: Path | None
     resume_step: int | None
@@ -171,6 +208,7 @@ class TrainingRun:
         plan_options: Mapping[str, Any],
         monitor: str,
         patience: int | None,
+        save_steps: int | None = None,
         save_dir: str | Path | None,
         resume_from: str | Path | None,
         trainer_options: Mapping[str, Any],
@@ -185,9 +223,18 @@ class TrainingRun:
         FileNotFoundError
             If the checkpoint to resume from does not exist.
         """
+        trainer_options = _without_echo(trainer_options)
         _verify_trainer_options(trainer_options)
         if not monitor.startswith("validation_"):
-            raise ValueError(f"monitor={monitor!r} must be a validation metric, e.g. 'validation_loss'.")
+            raise ValueError(
+                f"monitor={monitor!r} must be a validation metric: 'validation_loss', one of its terms, or a score, "
+                f"{', '.join(map(repr, VALIDATION_SCORES))}."
+            )
+        if monitor in VALIDATION_SCORES and setting.get("representation") == "embedding":
+            raise ValueError(
+                f"monitor={monitor!r} compares changes of expression, and representation='embedding' has control cells "
+                "as embeddings only; monitor 'validation_loss'."
+            )
         steps = _MAX_STEPS if max_steps is None else max_steps
         options = {k: v for k, v in plan_options.items() if not (k == "lr" and v is None)}
         options.setdefault("lr", _LR_PRETRAINED if n_parameters_pretrained else _LR_SCRATCH)
@@ -198,6 +245,7 @@ class TrainingRun:
         device = _device(trainer_options)
         precision = resolve_precision(trainer_options.get("precision", "auto"), device)
         between = validate_every or max(1, -(-steps // _N_VALIDATIONS))
+        _verify_save_steps(save_steps, between, save_dir)
         accumulate = int(trainer_options.get("accumulate_grad_batches", 1))
         batch_size = batch_size or _BATCH_SIZE
         setting = {
@@ -206,6 +254,7 @@ class TrainingRun:
             "validate_every": between,
             "accumulate_grad_batches": accumulate,
             "precision": precision,
+            "monitor": monitor,
         }
         resumed = _resumed(resume_from, plan, setting)
         return cls(
@@ -216,6 +265,7 @@ class TrainingRun:
             accumulate=accumulate,
             monitor=monitor,
             patience=patience,
+            save_steps=save_steps,
             folder=_folder(save_dir, resumes=resume_from is not None),
             resume_from=None if resume_from is None else Path(resume_from),
             resume_step=resumed,
@@ -240,8 +290,9 @@ class TrainingRun:
             If the run is to stop early and nothing validates.
         """
         if not len(split.validation):
-            if self.patience is not None:
-                raise ValueError(f"patience={self.patience} needs validation cells, and {split.split} leaves none.")
+            for name, value in (("patience", self.patience), ("monitor", self.score)):
+                if value is not None:
+                    raise ValueError(f"{name}={value} needs validation cells, and {split.split} leaves none.")
             warnings.warn(
                 f"no cell validates with {split.split}: the model will keep the last weights, not the best.",
                 UserWarning,
@@ -251,6 +302,11 @@ class TrainingRun:
             set_size=set_size, batch_size=self.batch_size, steps_per_epoch=self.steps_per_epoch, seed=self.plan.seed
         )
         return CellSetDataModule(sources, split, row_of_label, config, base_rows)
+
+    @property
+    def score(self) -> str | None:
+        """The score that decides what is best; None if a loss does."""
+        return self.monitor if self.monitor in VALIDATION_SCORES else None
 
     @property
     def exact(self) -> bool:
@@ -276,18 +332,27 @@ class TrainingRun:
             n_steps=self.plan.max_steps * self.accumulate,
         )
 
-    def trainer_kwargs(self, *, logger: str | Logger | Sequence[Logger] | None, progress: bool) -> dict[str, Any]:
+    def trainer_kwargs(
+        self,
+        *,
+        logger: str | Logger | Sequence[Logger] | None,
+        progress: bool,
+        conditions: Sequence[Condition],
+        genes: np.ndarray,
+    ) -> dict[str, Any]:
         """Arguments of scvi-tools' trainer."""
-        best = KeepBest(monitor=self.monitor, folder=self.folder)
+        mode: Literal["min", "max"] = "min" if self.score is None else "max"
+        best = KeepBest(monitor=self.monitor, mode=mode, folder=self.folder, save_steps=self.save_steps)
         bar = StepProgress(
             max_steps=self.plan.max_steps, sets_per_step=self.batch_size * self.accumulate, show=progress
         )
         # throughput is logged before the best is written, so that best.ckpt's step has a complete line
-        callbacks = [bar, best]
+        callbacks: list[Callback] = [bar, best]
+        if self.score is not None:
+            callbacks.insert(0, ValidationScores(conditions, genes))
         if self.patience is not None:
-            callbacks.append(
-                pl.callbacks.EarlyStopping(monitor=self.monitor, patience=self.patience, check_on_train_epoch_end=True)
-            )
+            stopping = {"monitor": self.monitor, "mode": mode, "patience": self.patience}
+            callbacks.append(pl.callbacks.EarlyStopping(**stopping, check_on_train_epoch_end=True))
         self._callbacks[:] = callbacks
         return {
             "benchmark": False,
@@ -334,13 +399,13 @@ class TrainingRun:
         sizes = {n: p.numel() for n, p in model.module.named_parameters()}
         parts = resolve_recipe(plan.recipe, freeze_backbone=plan.freeze_backbone, max_steps=plan.max_steps)
         n_blocks = model.module.config.n_layers
-        frozen = sum(
-            n for name, n in sizes.items() if name in held and parts[part_of(name, n_blocks)].unfreeze_at is None
-        )
+        never = {part for part, schedule in parts.items() if schedule.unfreeze_at is None}
+        frozen = sum(n for name, n in sizes.items() if part_in_run(name, held, n_blocks) in never)
         stores = (sources.cells, sources.genes, sources.embedding, sources.base)
         return plan_memory(
             model.module.config,
             n_parameters=sum(sizes.values()),
+            averaged=plan.ema is not None,
             n_trainable=sum(sizes.values()) - frozen,
             cells_per_step=self.batch_size * model.set_size,
             in_16_bits=not self.exact,
@@ -348,9 +413,13 @@ class TrainingRun:
             device=self.device,
         )
 
-    def announce(self, model: TahoeST, audit: SplitAudit, sources: MinibatchSources, *, compiles: bool) -> None:
+    def announce(self, model: TahoeST, datamodule: CellSetDataModule, *, compiles: bool, progress: bool) -> None:
         """Say what is about to happen, before anything costly."""
+        sources, audit = datamodule.dataset.sources, datamodule.split.audit()
         memory = self.memory(model, sources)
+        plan = TahoeTrainingPlan(model.module, self.plan, model.pretrained_parameters_)
+        if progress:
+            tqdm.write(plan.describe(), file=sys.stderr)
         sets = f"{self.batch_size} sets of {model.set_size} cells a step"
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
         logger.info(f"expression: {sources.cells.description}")
@@ -362,6 +431,10 @@ class TrainingRun:
                 "expression in main memory with store='host'."
             )
 
+    def explained(self) -> AbstractContextManager[None]:
+        """Say which argument to lower when memory runs out."""
+        return explained_out_of_memory(batch_size=self.batch_size, set_size=self.setting["set_size"], doing="training")
+
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Say how to go on when the user interrupts; checkpoints are complete at every moment."""
@@ -369,9 +442,7 @@ class TrainingRun:
         try:
             with (
                 quiet_lightning(),
-                explained_out_of_memory(
-                    batch_size=self.batch_size, set_size=self.setting["set_size"], doing="training"
-                ),
+                self.explained(),
             ):
                 yield
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second, and then ignores Ctrl-C

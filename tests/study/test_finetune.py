@@ -139,6 +139,28 @@ def test_a_later_run_starts_from_the_best_or_from_the_last_weights_alone(finishe
         assert "loaded" in (tmp_path / name / "loading_report.txt").read_text()
 
 
+@pytest.mark.slow
+def test_a_run_of_adapters_is_restored_and_a_later_run_starts_from_it(finished, values, tmp_path):
+    pytest.importorskip("peft")
+    train = {"recipe": "lora", "max_steps": 2, "validate_every": 1, "plan": {"lora_rank": 2, "ema": 0.5}}
+    adapters = values | {"start": {"source": str(finished)}, "train": values["train"] | train}
+    run(adapters, tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "restored")
+    for name in ("model", "scores", "figures"):
+        shutil.rmtree(tmp_path / "restored" / name)
+    for name in ("result.json", "prediction.h5ad"):
+        (tmp_path / "restored" / name).unlink()
+    run(adapters, tmp_path / "restored")
+    assert compare_runs(tmp_path / "first", tmp_path / "restored").same
+    later = values["train"] | {"max_steps": 1, "validate_every": 1, "lr": 1e-9}
+    run(values | {"start": {"source": str(tmp_path / "first")}, "train": later}, tmp_path / "later")
+    started = torch.load(tmp_path / "later" / "last.ckpt", weights_only=True)["state_dict"]
+    name = "network.backbone.blocks.0.down.weight"
+    merged = TahoeST.load(tmp_path / "first" / "model", adata=False)
+    merged.merge_adapters()
+    torch.testing.assert_close(started[f"module.{name}"], merged.module.state_dict()[name], rtol=0, atol=1e-6)
+
+
 def test_an_embedding_model_takes_the_backbone_of_an_expression_model(finished, values, tmp_path):
     values["start"] = {"source": str(finished), "accept": ["new_input", "new_output", "new_gene_decoder", "other_head"]}
     result = run(values, tmp_path / "run", model={"representation": "embedding", "network": {

@@ -71,11 +71,45 @@ def test_without_validation_cells_a_warning_says_what_the_model_keeps(make_model
     assert "validation_loss" not in model.history
     with pytest.raises(ValueError, match="patience=2 needs validation cells, and FractionSplit.* leaves none"):
         train(make_model(), split=split, patience=2)
+    with pytest.raises(ValueError, match="monitor=validation_pds needs validation cells, and FractionSplit.* leaves"):
+        train(make_model(), split=split, monitor="validation_pds")
 
 
 def test_an_unknown_metric_is_refused_with_those_there_are(make_model, train):
-    with pytest.raises(ValueError, match=r"monitor='validation_pds' is not computed in this run; there are"):
-        train(make_model(), monitor="validation_pds")
+    with pytest.raises(ValueError, match=r"monitor='validation_mmd' is not computed in this run; there are"):
+        train(make_model(), monitor="validation_mmd")
+
+
+def test_of_a_score_more_is_better(make_model, train, weights, tmp_path):
+    options = {"lr": 0.1, "max_steps": 12, "validate_every": 2, "monitor": "validation_pearson_delta"}
+    model = train(make_model(), save_dir=tmp_path, **options)
+    scores = model.history["validation_pearson_delta"]["validation_pearson_delta"]
+    assert scores.nunique() > 1
+    assert model.training_config_["best_value"] == pytest.approx(scores.max())
+    best_step, best = checkpoint(tmp_path, "best.ckpt")
+    assert best_step == model.training_config_["best_step"] == scores.idxmax() + 1
+    assert equal(weights(model), best)
+
+
+def test_patience_waits_for_a_score(make_model, train):
+    model = train(
+        make_model(), lr=1.0, max_steps=60, validate_every=1, patience=3, monitor="validation_pearson_delta"
+    )  # fmt: skip
+    steps = len(model.history["validation_pearson_delta"])
+    assert steps < 60
+    assert steps == model.training_config_["best_step"] + 3
+
+
+@pytest.mark.parametrize(
+    ("save_steps", "message"),
+    [(3, "save_steps=3 must be a multiple of validate_every, which is 4"), (0, "save_steps=0 must be a multiple")],
+)
+def test_checkpoints_between_two_validations_are_refused(save_steps, message, make_model, train, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(make_model(), save_steps=save_steps, save_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="save_steps=4 writes checkpoints; give a save_dir"):
+        train(make_model(), save_steps=4)
 
 
 def test_a_run_leaves_three_complete_files(make_model, train, tmp_path):

@@ -122,6 +122,34 @@ def test_an_error_in_training_leaves_nothing_frozen(pretrained, train, spy):
 def test_the_list_of_parts_says_how_many_parameters_train_when(pretrained, train, spy):
     look = spy(lambda trainer, plan: plan.describe())
     train(pretrained(new="head"), callbacks=[look], freeze_backbone=5)
-    lines = {line.split()[0]: line for line in look.seen[0].splitlines()[1:]}
+    header, *rows = look.seen[0].splitlines()
+    assert header.split() == ["part", "parameters", "frozen", "trainable", "trains"]
+    lines = {row.split()[0]: row for row in rows}
     assert lines["new"].endswith("from step 0 at 1 x lr")
     assert lines["upper"].endswith("from step 5 at 0.5 x lr")
+    numbers = {part: [int(n.replace(",", "")) for n in row.split()[1:4]] for part, row in lines.items()}
+    assert all(n == frozen + trainable for n, frozen, trainable in numbers.values())
+    assert numbers["new"][1] == numbers["upper"][2] == 0
+    assert sum(n for n, *_ in numbers.values()) == sum(p.numel() for p in pretrained().module.parameters())
+
+
+def test_the_list_of_parts_is_shown_with_the_progress(pretrained, train, capsys):
+    train(pretrained(), progress=True)
+    assert "upper" in capsys.readouterr().err
+    train(pretrained(), progress=False)
+    assert "upper" not in capsys.readouterr().err
+
+
+def test_what_is_unfrozen_starts_with_a_fresh_optimizer_and_a_warm_up_of_its_own(pretrained, train, spy):
+    def look(trainer, plan):
+        optimizer, name = trainer.optimizers[0], "network.backbone.blocks.0.attention.qkv.weight"
+        state = optimizer.state.get(dict(plan.module.named_parameters())[name], {})
+        rate = {g["name"]: g["lr"] for g in optimizer.param_groups}["lower"]
+        return trainer.global_step, int(state.get("step", 0)), rate
+
+    before, after = spy(look, at_start=True), spy(look)
+    plan = {"schedule": "constant", "warmup": 0.5}
+    train(pretrained(), callbacks=[before, after], max_steps=10, freeze_backbone=6, lr=0.01, plan_kwargs=plan)
+    assert [(step, moments) for step, moments, _ in after.seen] == [(s, max(0, s - 6)) for s in range(1, 11)]
+    rates = {step: rate for step, _, rate in before.seen}
+    assert [rates[s] for s in (5, 6, 7, 8)] == pytest.approx([0.0, 0.0025, 0.005, 0.005])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
+import pandas as pd
 import pytest
 import torch
 
@@ -30,6 +31,65 @@ def test_the_rate_that_is_logged_is_the_one_that_was_used(make_model, train, spy
     model = train(make_model(), callbacks=[look], plan_kwargs={"log_every": 1})
     assert model.history["lr_new"]["lr_new"].tolist() == pytest.approx(look.seen)
     assert model.history["lr_new"].index.tolist() == list(range(8))
+
+
+def test_an_accumulated_gradient_is_the_mean_of_those_of_its_minibatches(make_model, train):
+    model = make_model(network={"dropout": 0.0})
+    copy = make_model(network={"dropout": 0.0}).module
+    batches, gradients = [], {}
+
+    class Collect(pl.Callback):
+        def on_train_batch_start(self, trainer, plan, batch, *args):
+            batches.append(batch)
+
+        def on_before_optimizer_step(self, trainer, plan, optimizer):
+            gradients.update({n: p.grad.clone() for n, p in plan.module.named_parameters() if p.grad is not None})
+            trainer.should_stop = True
+
+    options = {"plan_kwargs": {"gradient_clip": None}, "accumulate_grad_batches": 2, "max_steps": 1}
+    train(model, callbacks=[Collect()], **options)
+    assert len(batches) == 2
+    (sum(copy(batch)[-1].loss for batch in batches) / 2).backward()
+    assert gradients
+    for name, parameter in copy.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad)
+
+
+def test_rates_norm_and_decay_of_every_group_are_in_the_file_from_step_0(pretrained, train, tmp_path):
+    groups = {}
+
+    class Names(pl.Callback):
+        def on_train_start(self, trainer, plan):
+            groups.update({g["name"]: g["lr"] for g in trainer.optimizers[0].param_groups})
+
+    train(pretrained(), save_dir=tmp_path, callbacks=[Names()])
+    first = pd.read_csv(tmp_path / "metrics.csv").iloc[0]
+    assert first["step"] == 0
+    assert {n for n in first.index if n.startswith("lr_")} == {f"lr_{name}" for name in groups}
+    assert {"heads", "upper", "lower"} <= set(groups)
+    for name, rate in groups.items():
+        assert first[f"lr_{name}"] == pytest.approx(rate)
+    assert first["lr_lower"] == 0 < first["lr_heads"]
+    assert first["gradient_norm"] > 0
+    assert first["weight_decay"] == 0.01
+
+
+def probabilities(model):
+    return [m.p for m in model.module.modules() if isinstance(m, torch.nn.Dropout)]
+
+
+def test_a_run_has_its_own_dropout_and_leaves_that_of_the_model(pretrained, train, spy, interrupt):
+    model = pretrained()
+    before = probabilities(model)
+    assert 0.2 in before
+    look = spy(lambda trainer, plan: [m.p for m in plan.module.modules() if isinstance(m, torch.nn.Dropout)])
+    train(model, callbacks=[look], plan_kwargs={"dropout": 0.45})
+    assert all(set(seen) == {0.45} for seen in look.seen)
+    assert probabilities(model) == before
+    with pytest.raises(KeyboardInterrupt):
+        train(model, callbacks=[interrupt(3)], plan_kwargs={"dropout": 0.0})
+    assert probabilities(model) == before
 
 
 def test_weight_decay_shrinks_matrices_and_neither_norms_nor_biases_nor_tokens(make_model, train):
@@ -143,6 +203,11 @@ def test_layer_decay_gives_lower_blocks_lower_rates(make_model, train, spy):
         ("warmup", 1.5, "a fraction from 0 to 1"),
         ("min_lr_ratio", -0.5, "a fraction from 0 to 1"),
         ("layer_decay", 0.0, "above 0 and at most 1"),
+        ("dropout", 1.0, "from 0 to below 1, or None"),
+        ("ema", 1.0, "between 0 and 1, or None"),
+        ("ema", 0.0, "between 0 and 1, or None"),
+        ("lora_rank", 0, "a whole number of 1 or more"),
+        ("lora_alpha", 0.0, "positive, or None"),
         ("seed", -1, "0 or more"),
     ],
 )
@@ -156,7 +221,10 @@ def test_options_out_of_range_are_refused(option, value, allowed):
     [
         ({"learning_rate": 1e-3}, r"training options \['learning_rate'\] are unknown; there are \['max_steps', 'lr'"),
         ({"schedule": "linear"}, "schedule='linear' is unknown; allowed are 'cosine', 'constant', 'one_cycle'"),
-        ({"recipe": "lora"}, "recipe='lora' is unknown; allowed are 'freeze_then_unfreeze', 'full', 'heads'"),
+        ({"recipe": "ia3"}, "recipe='ia3' is unknown; allowed are 'freeze_then_unfreeze', 'full', 'heads', 'lora'"),
+        ({"recipe": "lora", "freeze_backbone": 3}, "recipe='lora' keeps all pretrained weights frozen, which freeze_b"),
+        ({"lora_rank": 4}, "lora_rank needs recipe='lora'; this is recipe='freeze_then_unfreeze'"),
+        ({"lora_alpha": 4.0, "recipe": "full"}, "lora_alpha needs recipe='lora'; this is recipe='full'"),
         ({"freeze_backbone": 10}, "freeze_backbone=10 is the step"),
     ],
 )

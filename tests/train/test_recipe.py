@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_tahoe.train import PartSchedule, part_of, resolve_recipe
+from scvi_tahoe.train import PartSchedule, part_in_run, part_of, resolve_recipe
 
 
 @pytest.mark.parametrize(
@@ -15,12 +15,22 @@ from scvi_tahoe.train import PartSchedule, part_of, resolve_recipe
         ("heads", None, PartSchedule(unfreeze_at=None), PartSchedule(unfreeze_at=None)),
         ("full", True, PartSchedule(unfreeze_at=None), PartSchedule(unfreeze_at=None)),
         ("heads", False, PartSchedule(), PartSchedule()),
+        ("heads", True, PartSchedule(unfreeze_at=None), PartSchedule(unfreeze_at=None)),
         ("freeze_then_unfreeze", 30, PartSchedule(unfreeze_at=30, rate=0.5), PartSchedule(unfreeze_at=30, rate=0.5)),
     ],
 )
 def test_a_recipe_and_what_overrides_it(recipe, freeze, upper, lower):
     parts = resolve_recipe(recipe, freeze_backbone=freeze, max_steps=100)
     assert parts == {"heads": PartSchedule(), "upper": upper, "lower": lower}
+
+
+def test_adapters_train_beside_a_network_that_is_frozen_whole():
+    parts = resolve_recipe("lora", freeze_backbone=None, max_steps=100)
+    assert set(parts) == {"heads", "upper", "lower"}
+    assert all(schedule.unfreeze_at is None for schedule in parts.values())
+    adapter = "network.backbone.blocks.0.down.lora_A.default.weight"
+    assert part_in_run(adapter, {adapter}, 2) == "adapters"
+    assert part_in_run("network.head.up.weight", set(), 2) == "new"
 
 
 @pytest.mark.parametrize(

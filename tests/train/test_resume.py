@@ -26,14 +26,24 @@ def interrupted(model, train, interrupt, folder, step=8, **options):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate_grad_batches": 2}, {"freeze_backbone": 5}, {"validate_every": 5}],
-    ids=["plain", "accumulating", "unfreezing", "uneven"],
+    [
+        {},
+        {"accumulate_grad_batches": 2},
+        {"freeze_backbone": 5},
+        {"validate_every": 5},
+        {"plan_kwargs": {"log_every": 2, "ema": 0.9, "dropout": 0.4}},
+        {"monitor": "validation_pearson_delta", "patience": 9},
+        {"recipe": "lora", "lr": 0.01},
+    ],
+    ids=["plain", "accumulating", "unfreezing", "uneven", "averaging", "scoring", "adapters"],
 )
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     options, make_model, pretrained, train, interrupt, weights, tmp_path
 ):
     """With dropout, which the tiny model has."""
-    make = pretrained if "freeze_backbone" in options else make_model
+    if options.get("recipe") == "lora":
+        pytest.importorskip("peft")
+    make = pretrained if {"freeze_backbone", "recipe"} & set(options) else make_model
     whole = train(make(), **{**LONG, **options}, save_dir=tmp_path / "whole")
     interrupted(make(), train, interrupt, tmp_path / "cut", **options)
     resumed = make()
@@ -49,6 +59,14 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     for name, frame in whole.history.items():
         if name != "sets_per_second":
             pd.testing.assert_frame_equal(frame.sort_index(), resumed.history[name].sort_index())
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_a_fixed_step_too(make_model, train, weights, tmp_path):
+    whole = train(make_model(), **LONG, save_dir=tmp_path, save_steps=6)
+    assert {f.name for f in tmp_path.glob("step=*")} == {"step=000006.ckpt", "step=000012.ckpt"}
+    again = train(make_model(), **LONG, save_dir=tmp_path, save_steps=6, resume_from=tmp_path / "step=000006.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(again).values(), strict=True))
+    assert whole.training_config_["best_step"] == again.training_config_["best_step"]
 
 
 def test_an_interruption_leaves_complete_files_and_says_how_to_go_on(make_model, train, interrupt, tmp_path):
@@ -91,6 +109,7 @@ def test_a_folder_with_a_checkpoint_of_an_earlier_run_is_refused(make_model, tra
         ({"seed": 3}, "seed was 0, now 3"),
         ({"batch_size": 4}, "batch_size was 2, now 4"),
         ({"validate_every": 4}, "validate_every was 3, now 4"),
+        ({"monitor": "validation_pds"}, "monitor was 'validation_loss', now 'validation_pds'"),
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches was 1, now 2"),
         ({"split": HeldOutPerturbations(validation=["perturbation_1"])}, "split was .*fraction.*, now .*held_out_pert"),
     ],

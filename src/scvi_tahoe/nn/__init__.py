@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scvi_tahoe.nn._adapters import attach_adapters, linear_layers, merge_adapters, merged_state, original_name
 from scvi_tahoe.nn._config import SIZES, GeneDecoderConfig, NetworkConfig
 from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce
 from scvi_tahoe.nn._losses import (
@@ -31,10 +32,15 @@ __all__ = [
     "contrastive_alignment",
     "contrastive_delta",
     "de_weighted_mse",
+    "attach_adapters",
     "delta_mse",
     "energy_distance",
     "info_nce",
     "kernel_mmd",
+    "linear_layers",
+    "merge_adapters",
+    "merged_state",
     "mse",
+    "original_name",
     "sinkhorn_divergence",
 ]

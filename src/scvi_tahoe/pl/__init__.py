@@ -11,7 +11,8 @@ from scvi_tahoe.pl._comparison import comparison
 from scvi_tahoe.pl._delta_page import deltas
 from scvi_tahoe.pl._draw import draw
 from scvi_tahoe.pl._fold_changes import fold_changes
+from scvi_tahoe.pl._learning_rate import learning_rate_test
 from scvi_tahoe.pl._ranks import ranks
 from scvi_tahoe.pl._similarity import similarity
 
-__all__ = ["bars", "cells", "comparison", "deltas", "draw", "fold_changes", "ranks", "similarity"]
+__all__ = ["bars", "cells", "comparison", "deltas", "draw", "fold_changes", "learning_rate_test", "ranks", "similarity"]

@@ -12,7 +12,7 @@ from scvi_tahoe.pretrained import DECISIONS
 from scvi_tahoe.study._data_config import DataConfig  # noqa: TC001  its type is looked up when a file is read
 from scvi_tahoe.study._plain_values import build, nearest, plain
 from scvi_tahoe.study._yaml import read_mapping, written
-from scvi_tahoe.train import PlanConfig
+from scvi_tahoe.train import PlanConfig, Recipe
 
 __all__ = ["LOGGERS", "ModelConfig", "ScoreConfig", "StartConfig", "TahoeRun", "TrainConfig"]
 
@@ -94,7 +94,7 @@ class TrainConfig:
     """
 
     max_steps: int = 2_000
-    recipe: Literal["freeze_then_unfreeze", "full", "heads"] = "freeze_then_unfreeze"
+    recipe: Recipe = "freeze_then_unfreeze"
     freeze_backbone: bool | int | None = None
     lr: float | None = None
     batch_size: int = 8

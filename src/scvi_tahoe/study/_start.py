@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_model"]
 
-_PREFIX = "module.network."
-
 
 def build_model(run: TahoeRun, data: RunData) -> TahoeST:
     """Return the model of a run with its starting weights.
@@ -79,11 +77,11 @@ def _weights(start: StartConfig) -> PretrainedModel:
             attention=start.attention, offline=start.offline,
         )  # fmt: skip
     path = checkpoint_path(folder, start.checkpoint or "best")
+    model = TahoeST.load(folder / MODEL, adata=False)
     state = read_checkpoint(path)["state_dict"]
-    weights = pretrained_of(TahoeST.load(folder / MODEL, adata=False))
-    network = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
-    origin = replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}")
-    return replace(weights, state_dict=network, provenance=origin)
+    model.module.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
+    weights = pretrained_of(model)
+    return replace(weights, provenance=replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}"))
 
 
 def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> TahoeST:

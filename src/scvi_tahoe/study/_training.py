@@ -88,6 +88,7 @@ def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None
 
 def _fit_in_memory(run: TahoeRun, model: TahoeST, data: RunData) -> None:
     model.train(
-        run.train.max_steps, freeze_backbone=True, split=data.split, seed=run.seed, progress=False, logger=None,
-        batch_size=1, accelerator=run.train.accelerator, precision=run.train.precision,
+        run.train.max_steps, recipe=run.train.recipe, freeze_backbone=True, split=data.split, seed=run.seed,
+        progress=False, logger=None, batch_size=1, accelerator=run.train.accelerator, precision=run.train.precision,
+        plan_kwargs=run.train.plan,
     )  # fmt: skip

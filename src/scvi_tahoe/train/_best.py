@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
     from torch import Tensor
+
+    from scvi_tahoe.train._plan import TahoeTrainingPlan
 
 __all__ = ["BEST", "LAST", "KeepBest", "checkpoint_in"]
 
@@ -42,7 +44,8 @@ class KeepBest(Callback):
         Where ``best.ckpt`` and ``last.ckpt`` are written after validations, complete with optimizer, schedule and
         step; None keeps the best in memory and writes nothing.
     save_steps
-        Also keep a checkpoint every this many steps, named ``step=000400.ckpt``; None for none.
+        Also keep a checkpoint every this many steps (validations lie between them), named ``step=000400.ckpt``; None
+        for none.
     """
 
     def __init__(
@@ -64,12 +67,12 @@ class KeepBest(Callback):
     def _is_better(self, value: float) -> bool:
         return value < self.best_value if self.mode == "min" else value > self.best_value
 
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
         """The weights that training starts from are the first that may be the best."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and trainer.global_step == 0 and self.best_step is None:
             self.best_value, self.best_step = float(value), 0
-            self._best_weights = _in_main_memory(pl_module.state_dict(), {})
+            self._best_weights = _in_main_memory(pl_module.kept_state(), {})
             if self.folder is not None:
                 self._write(trainer, BEST)
 
@@ -78,7 +81,7 @@ class KeepBest(Callback):
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
         """Compare the validation that just ended, and write checkpoints."""
         value = trainer.callback_metrics.get(self.monitor)
         validated = [name for name in trainer.callback_metrics if name.startswith("validation_")]
@@ -87,7 +90,7 @@ class KeepBest(Callback):
         improved = value is not None and self._is_better(float(value))
         if improved:
             self.best_value, self.best_step = float(value), trainer.global_step  # type: ignore[arg-type]
-            self._best_weights = _in_main_memory(pl_module.state_dict(), self._best_weights or {})
+            self._best_weights = _in_main_memory(pl_module.kept_state(), self._best_weights or {})
         for log in trainer.loggers:
             log.save()
         if self.folder is None:
@@ -106,7 +109,7 @@ class KeepBest(Callback):
         if trainer.is_global_zero:
             os.replace(temporary, path)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
         """Give the best weights back to the module."""
         if self._best_weights is None:
             logger.warning(

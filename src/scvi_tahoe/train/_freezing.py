@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.train._recipe import part_of
+from scvi_tahoe.train._recipe import part_in_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -51,7 +51,7 @@ class Freezing:
             return False
         self._last = frozen
         for name, parameter in self._module.named_parameters():
-            held = name in self._pretrained and part_of(name, self._n_blocks) in frozen
+            held = part_in_run(name, self._pretrained, self._n_blocks) in frozen
             parameter.requires_grad_(self._before[name] and not held)
         self._module.frozen = tuple(self._frozen_submodules())
         self._module.train(self._module.training)

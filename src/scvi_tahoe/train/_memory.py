@@ -64,6 +64,7 @@ def plan_memory(
     *,
     n_parameters: int,
     n_trainable: int,
+    averaged: bool = False,
     cells_per_step: int,
     in_16_bits: bool,
     expression: int,
@@ -77,6 +78,8 @@ def plan_memory(
         Network.
     n_parameters, n_trainable
         Its weights, and how many of them train.
+    averaged
+        Whether a moving average of the weights is kept.
     cells_per_step
         Cells of a minibatch: sets times cells of a set.
     in_16_bits
@@ -88,7 +91,7 @@ def plan_memory(
     """
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     return MemoryPlan(
-        weights=(6 if in_16_bits else 4) * n_parameters,
+        weights=((6 if in_16_bits else 4) + 4 * averaged) * n_parameters,
         gradients=4 * n_trainable,
         optimizer=8 * n_trainable,
         activations=cells_per_step * _activation_bytes(config, 2 if in_16_bits else 4),

@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule
 
 from scvi_tahoe._compat import begin_next_epoch
 from scvi_tahoe.train._acceleration import Acceleration, LateNumber
+from scvi_tahoe.train._average import AveragedWeights
 from scvi_tahoe.train._freezing import Freezing
-from scvi_tahoe.train._recipe import NEW, RECIPES, PartSchedule, Recipe, count_parts, part_of, resolve_recipe
+from scvi_tahoe.train._recipe import RECIPES, PartSchedule, Recipe, count_parts, part_in_run, resolve_recipe
 from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ class PlanConfig:
         Largest norm of the gradient; None does not clip.
     layer_decay
         Share of the rate that each block of the backbone keeps of the block above it.
+    dropout
+        Probability of every dropout layer during this run, also of a pretrained network's (weights of attention keep
+        theirs); None leaves them as they are.
+    ema
+        Decay of a moving average of the weights, e.g. 0.999, see :class:`~scvi_tahoe.train.AveragedWeights`: the
+        average is validated, kept as the best and left in the model. None for none.
+    lora_rank, lora_alpha
+        Of the adapters of ``recipe='lora'``: their rank (None: 8), and ``alpha``, where ``alpha / rank`` scales what
+        they add (None: twice the rank). Refused with other recipes.
     log_every
         Optimizer steps between two lines of rates and gradient norms.
     seed
@@ -65,6 +75,10 @@ class PlanConfig:
     eps: float = 1e-8
     gradient_clip: float | None = 1.0
     layer_decay: float = 1.0
+    dropout: float | None = None
+    ema: float | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
     log_every: int = 10
     seed: int = 0
 
@@ -77,11 +91,16 @@ class PlanConfig:
             raise ValueError(f"schedule={self.schedule!r} is unknown; allowed are {', '.join(map(repr, SCHEDULES))}.")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must be 0 or more.")
+        given = [n for n in ("lora_rank", "lora_alpha") if getattr(self, n) is not None]
+        if given and self.recipe != "lora":
+            raise ValueError(f"{given[0]} needs recipe='lora'; this is recipe={self.recipe!r}.")
         resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
 
     def _verify_numbers(self) -> None:
-        for name in ("max_steps", "log_every"):
+        for name in ("max_steps", "log_every", "lora_rank"):
             value = getattr(self, name)
+            if name == "lora_rank" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
         in_range = {
@@ -92,6 +111,9 @@ class PlanConfig:
             "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
             "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a fraction from 0 to 1"),
             "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1, or None"),
+            "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None"),
+            "lora_alpha": (self.lora_alpha is None or self.lora_alpha > 0, "positive, or None"),
         }
         for name, (holds, allowed) in in_range.items():
             if not holds:
@@ -150,6 +172,9 @@ class TahoeTrainingPlan(LightningModule):
         self.parts = resolve_recipe(config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps)
         self.freezing = Freezing(module, self.parts, self.pretrained)
         self.acceleration = Acceleration(module, compiles=compiles)
+        self.average = None if config.ema is None else AveragedWeights(module, config.ema)
+        self._averages: dict[str, Tensor] | None = None
+        self._dropout_before: dict[torch.nn.Dropout, float] = {}
         self._waiting: tuple[int, dict[str, Any]] | None = None
         # scvi-tools' TrainRunner sets these
         self.n_obs_training: int | None = None
@@ -166,6 +191,17 @@ class TahoeTrainingPlan(LightningModule):
         self.module.train()
         self.freezing.begin(self.global_step)
         self.acceleration.begin(str(self.trainer.precision), self.device)
+        self._change_dropout()
+        if self.average is not None:
+            self.average.begin(self.global_step, self._averages)
+
+    def _change_dropout(self) -> None:
+        if self.config.dropout is None:
+            return
+        for layer in self.module.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                self._dropout_before[layer] = layer.p
+                layer.p = self.config.dropout
 
     def _refuse_late_unfreezing(self) -> None:
         # several devices agree at the start on the tensors whose gradients they exchange
@@ -195,10 +231,32 @@ class TahoeTrainingPlan(LightningModule):
         """Unfreeze what is due."""
         self.freezing.update(self.global_step)
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Let the average follow the weights."""
+        if self.average is not None:
+            self.average.update(self.global_step)
+
+    def on_train_end(self) -> None:
+        """Leave the average in the model; what was best replaces it later, where anything validated."""
+        if self.average is not None:
+            self.average.swap()
+
     def on_fit_end(self) -> None:
-        """Leave no frozen parameter behind for the next training."""
+        """Leave nothing of this run behind for the next."""
+        self.undo_changes()
+
+    def undo_changes(self) -> None:
+        """Give the module back as it was, but for its weights."""
         self.freezing.end()
         self.acceleration.end()
+        for layer, probability in self._dropout_before.items():
+            layer.p = probability
+        self._dropout_before = {}
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """The weights that validate and are kept: the averaged ones, where there are any."""
+        averages = {} if self.average is None else self.average.values
+        return {**self.state_dict(), **{f"module.{name}": value for name, value in averages.items()}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what an uninterrupted run would have gone on with."""
@@ -206,10 +264,17 @@ class TahoeTrainingPlan(LightningModule):
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
         checkpoint["plan_config"] = self.config.to_kwargs()
         checkpoint["setting"] = self.setting
+        if self.average is not None:
+            # whoever reads the weights of a checkpoint gets those that were validated
+            checkpoint["trained_state"], checkpoint["state_dict"] = checkpoint["state_dict"], self.kept_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
         self._random_state = checkpoint["random_state"]
+        if self.average is not None:
+            kept = checkpoint["state_dict"]
+            self._averages = {name.removeprefix("module."): value for name, value in kept.items()}
+            checkpoint["state_dict"] = checkpoint["trained_state"]  # which Lightning loads after this
 
     # ---------------------------------------------------------------- steps
 
@@ -219,22 +284,27 @@ class TahoeTrainingPlan(LightningModule):
         self._collect({"train_loss": losses.loss.detach()} | {f"train_{k}": v for k, v in losses.extra_metrics.items()})
         return losses.loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The same loss on held-out cells: what is monitored is what is trained."""
-        *_, losses = self.module(batch)
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The same loss on held-out cells; returns the predicted cells, for those who score them."""
+        _, generated, losses = self.module(batch)
         metrics = {"validation_loss": losses.loss} | {f"validation_{k}": v for k, v in losses.extra_metrics.items()}
         self.log_dict(
             metrics, on_step=False, on_epoch=True, batch_size=losses.n_obs_minibatch, sync_dist=self._is_distributed
         )
+        return {"prediction_SNG": generated["prediction_SNG"]}
 
     def on_validation_start(self) -> None:
         """Write what is waiting: the device is about to be waited for anyway."""
         self._log_waiting()
         self.acceleration.pause()
+        if self.average is not None:
+            self.average.swap()
 
     def on_validation_end(self) -> None:
         """Go on training."""
         self.acceleration.resume()
+        if self.average is not None:
+            self.average.swap()
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the epoch."""
@@ -282,7 +352,7 @@ class TahoeTrainingPlan(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over all parameters, one group for each part, depth and kind, each with its own schedule."""
-        groups = self._groups()
+        groups = self.parameter_groups()
         # a fused optimizer takes scaled gradients of float16, which cannot be clipped
         device = next(self.module.parameters()).device
         fused = device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
@@ -310,12 +380,13 @@ class TahoeTrainingPlan(LightningModule):
 
         return share
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with what they share: name, weight decay, schedule, and share of the learning rate."""
         n_blocks = self.module.config.n_layers
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in self.module.named_parameters():
             # what holds no pretrained values is never frozen and takes the full rate, wherever it stands
-            part = part_of(name, n_blocks) if name in self.pretrained else NEW
+            part = part_in_run(name, self.pretrained, n_blocks)
             schedule = self.parts.get(part, PartSchedule())
             depth = _depth(name, n_blocks) if self.config.layer_decay < 1 else 0
             decays = parameter.ndim >= 2 and not _is_token(name)
@@ -334,7 +405,7 @@ class TahoeTrainingPlan(LightningModule):
         return list(groups.values())
 
     def describe(self) -> str:
-        """Parameters by part: how many, how many pretrained, when they train."""
+        """A table of parameters by part: how many are frozen at the start, how many train, from when, at which rate."""
         sizes = {n: p.numel() for n, p in self.module.named_parameters()}
         return count_parts(sizes, self.parts, self.pretrained, self.module.config.n_layers)
 
@@ -346,8 +417,7 @@ class _UndoChanges(Callback):
         self._plan = plan
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._plan.freezing.end()
-        self._plan.acceleration.end()
+        self._plan.undo_changes()
 
 
 def _depth(name: str, n_blocks: int) -> int:

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
-__all__ = ["RECIPES", "PartSchedule", "Recipe", "part_of", "resolve_recipe"]
+__all__ = ["RECIPES", "PartSchedule", "Recipe", "part_in_run", "part_of", "resolve_recipe"]
 
-Recipe = Literal["freeze_then_unfreeze", "full", "heads"]
-RECIPES: tuple[Recipe, ...] = ("freeze_then_unfreeze", "full", "heads")
+Recipe = Literal["freeze_then_unfreeze", "full", "heads", "lora"]
+RECIPES: tuple[Recipe, ...] = ("freeze_then_unfreeze", "full", "heads", "lora")
 
 HEADS = "heads"
 #: label of parameters without pretrained values
 NEW = "new"
+#: label of the adapters of recipe='lora'
+ADAPTERS = "adapters"
 _BLOCKS = "network.backbone.blocks."
 _BACKBONE = "network.backbone."
 
@@ -51,6 +53,13 @@ def part_of(name: str, n_blocks: int) -> str:
     return "upper" if block >= n_blocks - max(1, -(-n_blocks // 3)) else "lower"
 
 
+def part_in_run(name: str, pretrained: Container[str], n_blocks: int) -> str:
+    """Part that a parameter counts to in a run: adapters and tensors without pretrained values stand for themselves."""
+    if ".lora_" in name:
+        return ADAPTERS
+    return part_of(name, n_blocks) if name in pretrained else NEW
+
+
 def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_steps: int) -> dict[str, PartSchedule]:
     """The schedule of every part.
 
@@ -63,6 +72,8 @@ def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_st
           half the rate; the lower blocks after 40 % at a quarter
         * ``'full'`` - everything from the start
         * ``'heads'`` - everything but the backbone
+        * ``'lora'`` - none of the pretrained weights, but adapters of low rank beside each pretrained linear layer
+          (Hu et al. 2022, *LoRA*); needs the extra ``lora``
     freeze_backbone
         Overrides the recipe: True never trains the backbone, False always does, a step unfreezes all of it there.
     max_steps
@@ -71,10 +82,18 @@ def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_st
     Raises
     ------
     ValueError
-        If the recipe is unknown or the step lies outside the run.
+        If the recipe is unknown, the step lies outside the run, or ``'lora'`` is to train the backbone.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe={recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
+    if recipe == "lora":
+        if freeze_backbone not in (None, True):
+            raise ValueError(
+                f"recipe='lora' keeps all pretrained weights frozen, which freeze_backbone={freeze_backbone!r} "
+                "contradicts."
+            )
+        frozen = PartSchedule(unfreeze_at=None)
+        return {HEADS: frozen, "upper": frozen, "lower": frozen}
     parts = {HEADS: PartSchedule()}
     if freeze_backbone is True or (freeze_backbone is None and recipe == "heads"):
         frozen = PartSchedule(unfreeze_at=None)
@@ -99,17 +118,17 @@ def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_st
 def count_parts(
     sizes: Mapping[str, int], parts: Mapping[str, PartSchedule], pretrained: Iterable[str], n_blocks: int
 ) -> str:
-    """A table of parameters: how many each part has, and when they train."""
-    pretrained = set(pretrained)
-    lines = [f"{'part':<8}{'parameters':>14}  trains"]
-    n_new = sum(size for name, size in sizes.items() if name not in pretrained)
-    if n_new:
-        lines.append(f"{NEW:<8}{n_new:>14,}  from step 0 at 1 x lr")
-    for part, schedule in parts.items():
-        n = sum(size for name, size in sizes.items() if name in pretrained and part_of(name, n_blocks) == part)
-        when = (
-            "never" if schedule.unfreeze_at is None else f"from step {schedule.unfreeze_at} at {schedule.rate:g} x lr"
-        )
+    """A table of parameters: how many of each part are frozen and train at the start, and when they train."""
+    pretrained = frozenset(pretrained)
+    schedules = {NEW: PartSchedule(), ADAPTERS: PartSchedule(), **parts}
+    counts = dict.fromkeys(schedules, 0)
+    for name, size in sizes.items():
+        counts[part_in_run(name, pretrained, n_blocks)] += size
+    rows = [("part", "parameters", "frozen", "trainable", "trains")]
+    for part, schedule in schedules.items():
+        n, frozen = counts[part], schedule.is_frozen(0)
+        never = schedule.unfreeze_at is None
+        when = "never" if never else f"from step {schedule.unfreeze_at} at {schedule.rate:g} x lr"
         if n:
-            lines.append(f"{part:<8}{n:>14,}  {when}")
-    return "\n".join(lines)
+            rows.append((part, f"{n:,}", f"{n * frozen:,}", f"{n * (not frozen):,}", when))
+    return "\n".join(f"{a:<9}{b:>14}{c:>14}{d:>14}  {e}" for a, b, c, d, e in rows)

@@ -1,0 +1,87 @@
+"""Adapters: low-rank matrices that train beside frozen linear layers (Hu et al. 2022, *LoRA*, arXiv:2106.09685).
+
+The layers are those of PEFT, an optional dependency: ``W x + (alpha / rank) B A x``, with ``B`` zero at the start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Sequence
+
+    from torch import Tensor
+
+__all__ = ["adapted_layers", "attach_adapters", "linear_layers", "merge_adapters", "merged_state", "original_name"]
+
+_NAME = "default"
+
+
+def linear_layers(network: nn.Module, weights: Container[str]) -> list[str]:
+    """Names of the linear layers whose weight is among the given."""
+    return [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in weights]
+
+
+def attach_adapters(network: nn.Module, layers: Sequence[str], *, rank: int, alpha: float, seed: int) -> None:
+    """Put an adapter beside each of these layers; the network computes what it did until they are trained.
+
+    Parameters
+    ----------
+    network
+        Changed in place: the weight of a layer ``a`` becomes ``a.base_layer.weight``. What needed gradients still does.
+    layers
+        Names of linear layers.
+    rank, alpha
+        Of the adapters.
+    seed
+        Of their initial values.
+
+    Raises
+    ------
+    ImportError
+        If PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("adapters need PEFT; install it with: pip install 'scvi-tahoe[lora]'") from error
+
+    wanted = {original_name(n): p.requires_grad for n, p in network.named_parameters()}
+    mode = network.training
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers))
+        inject_adapter_in_model(config, network, _NAME)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(wanted.get(original_name(name), True))
+    network.train(mode)
+
+
+def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers that carry an adapter, by their name."""
+    return ((n, m) for n, m in network.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer"))
+
+
+def original_name(name: str) -> str:
+    """Name of a parameter in the network without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def merged_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the network without adapters that computes the same: ``W + (alpha / rank) B A``."""
+    state = {original_name(n): t for n, t in network.state_dict().items() if ".lora_" not in n}
+    for name, layer in adapted_layers(network):
+        state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_NAME).detach()
+    return state
+
+
+def merge_adapters(network: nn.Module) -> None:
+    """Add the adapters to the weights and take them away."""
+    merged = merged_state(network)
+    for name, layer in list(adapted_layers(network)):
+        network.set_submodule(name, layer.get_base_layer())
+    del network.peft_config
+    network.load_state_dict(merged)

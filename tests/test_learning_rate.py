@@ -1,0 +1,92 @@
+"""The learning-rate test trains a copy, and suggests a rate below the one that breaks it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scvi_tahoe._learning_rate import LearningRateTest
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model(prior="mean")
+
+
+def test_it_leaves_the_model_as_it_was(model):
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    state = torch.get_rng_state()
+    model.find_learning_rate(n_steps=20, highest=0.1)
+    assert all(torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.is_trained
+    assert model.prior_ is None
+    assert all(p.grad is None for p in model.module.parameters())
+
+
+def test_the_rate_grows_geometrically_until_the_loss_explodes(model):
+    test = model.find_learning_rate(lowest=1e-4, highest=1e3, n_steps=60)
+    np.testing.assert_allclose(test.rates[1:] / test.rates[:-1], (1e7) ** (1 / 59))
+    assert len(test.rates) == len(test.losses) == len(test.smoothed) < 60
+    assert np.isnan(test.smoothed[:9]).all()
+    for i in (9, 20):
+        assert test.smoothed[i] == pytest.approx(test.losses[i - 9 : i + 1].mean())
+    assert test.rates[0] < test.suggestion < test.rates[-1] / 10
+
+
+def test_one_seed_gives_one_result(model):
+    first, second = (model.find_learning_rate(n_steps=12, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.losses, second.losses)
+
+
+def test_adapters_are_tested_and_taken_away_again(make_model, train):
+    pytest.importorskip("peft")
+    model = train(make_model())
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    test = model.find_learning_rate(n_steps=12, recipe="lora", highest=0.1)
+    assert len(test.rates) == 12
+    assert model.adapters_ is None
+    assert set(before) == set(model.module.state_dict())
+    assert all(torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
+    assert all(p.requires_grad for p in model.module.parameters())
+
+
+def fake(losses):
+    losses = np.asarray(losses, dtype=float)
+    return LearningRateTest(rates=np.geomspace(1e-5, 1e-1, len(losses)), losses=losses, smoothed=losses)
+
+
+def test_the_suggestion_is_a_tenth_of_the_rate_at_the_minimum():
+    losses = [5.0] * 20 + [4.0, 3.0, 2.0, 3.0, 9.0]
+    test = fake(losses)
+    assert test.suggestion == pytest.approx(test.rates[22] / 10)
+
+
+def test_a_loss_that_never_falls_suggests_nothing():
+    test = fake(np.linspace(1, 2, 25))
+    with pytest.raises(ValueError, match=r"did not fall between rates 1.0e-05 and 1.0e-01; try other bounds or more"):
+        _ = test.suggestion
+    assert len(test.plot().axes[0].lines) == 2
+
+
+def test_the_figure_shows_losses_and_suggestion():
+    figure = fake([5.0] * 20 + [4.0, 3.0, 2.0, 3.0, 9.0]).plot()
+    (ax,) = figure.axes
+    assert ax.get_xscale() == "log"
+    assert "suggestion" in figure.legends[0].get_texts()[-1].get_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lowest": 0.0}, "lowest=0.0 and highest=1.0 must be positive rates, the lower one first"),
+        ({"lowest": 1.0, "highest": 0.1}, "must be positive rates, the lower one first"),
+        ({"n_steps": 0}, "max_steps=0 must be a whole number of 1 or more"),
+        ({"plan_kwargs": {"lrs": 1}}, r"training options \['lrs'\] are unknown"),
+        ({"recipe": "lora"}, "trains adapters beside loaded weights, and this model has none"),
+    ],
+)
+def test_wrong_options_are_refused(options, message, model):
+    with pytest.raises(ValueError, match=message):
+        model.find_learning_rate(**options)
