@@ -40,7 +40,7 @@ def check_range(cells: CellTable, *, role: str) -> Check:
         What they are, for the message.
     """
     values = cells.expression.data if sp.issparse(cells.expression) else cells.expression
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    low, high = _extremes(values)
     allowed = f"0 to below {LOG1P_LIMIT:g}"
     name = f"values of the {role}"
     if not np.isfinite(low) or not np.isfinite(high):  # min and max carry NaN through
@@ -119,11 +119,8 @@ def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
 
 
 def clipped(cells: CellTable) -> CellTable:
-    """Return the cells with tiny negative values set to zero; the cells themselves where there are none."""
+    """Return a copy of the cells with negative values set to zero."""
     matrix = cells.expression
-    values = matrix.data if sp.issparse(matrix) else matrix
-    if not values.size or values.min() >= 0:
-        return cells
     if sp.issparse(matrix):
         matrix = matrix.copy()
         np.maximum(matrix.data, 0, out=matrix.data)
@@ -131,6 +128,15 @@ def clipped(cells: CellTable) -> CellTable:
     else:
         matrix = np.maximum(matrix, 0)
     return CellTable(matrix, cells.perturbation, cells.context, cells.genes, cells.names)
+
+
+def _extremes(values: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest value, NaN if there is one, in one pass: both of a block while the cache holds it."""
+    if not values.size:
+        return 0.0, 0.0
+    n_blocks = max(1, min(len(values), values.nbytes >> 20))
+    ends = np.array([(block.min(), block.max()) for block in np.array_split(values, n_blocks)])
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
 def _where(cells: CellTable, bad: np.ndarray) -> str:
