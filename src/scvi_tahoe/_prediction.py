@@ -22,13 +22,15 @@ from scvi_tahoe.train import explained_out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import scipy.sparse as sp
+
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import ConditionIndex, EmbeddingTable, MinibatchSources, Screen, ScreenKeys
 
 __all__ = ["OUTPUTS", "Output", "PredictionPlan", "assemble", "plan_prediction", "run_prediction", "with_base"]
 
-Output = Literal["expression", "delta", "embedding"]
-OUTPUTS: tuple[Output, ...] = ("expression", "delta", "embedding")
+Output = Literal["expression", "delta", "counts", "embedding"]
+OUTPUTS: tuple[Output, ...] = ("expression", "delta", "counts", "embedding")
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _wanted(cells_SNG: torch.Tensor, valid_S: np.ndarray) -> torch.Tensor:
 
 
 def assemble(
-    predicted: np.ndarray,
+    predicted: np.ndarray | sp.csr_matrix,
     plan: PredictionPlan,
     screen: Screen,
     keys: ScreenKeys,

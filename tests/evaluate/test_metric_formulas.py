@@ -92,9 +92,12 @@ def test_weights_are_the_squared_scores_of_scanpys_test_against_the_rest():
 
     rng = np.random.default_rng(0)
     labels = np.repeat(["a", "b", "c"], [40, 60, 25])
-    cells = np.log1p(rng.poisson(1 + 2 * (labels == "b")[:, None] * (np.arange(30) < 5), (125, 30))).astype(np.float32)
+    rate = 1 + 2 * (labels == "b")[:, None] * (np.arange(30) < 5)
+    cells = np.log1p(rng.poisson(rate)).astype(np.float32)
     groups = [cells[labels == name].astype(float) for name in "abc"]
-    mean, variance = (np.stack([f(group) for group in groups]) for f in (lambda x: x.mean(0), lambda x: x.var(0, ddof=1)))
+    mean, variance = (
+        np.stack([f(group) for group in groups]) for f in (lambda x: x.mean(0), lambda x: x.var(0, ddof=1))
+    )
     weights = gene_weights(statistics(mean, variance, n_cells=[40, 60, 25]))
 
     genes = [f"gene_{i}" for i in range(30)]

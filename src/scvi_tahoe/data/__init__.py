@@ -25,7 +25,7 @@ from scvi_tahoe.data._sampler import (
     SetPlan,
 )
 from scvi_tahoe.data._scale import ScaleReport, infer_scale, verify_log1p
-from scvi_tahoe.data._screen import Labels, Screen, ScreenKeys, read_screen
+from scvi_tahoe.data._screen import Labels, Screen, ScreenKeys, expression_adata, labelled_expression, read_screen
 from scvi_tahoe.data._splits import (
     AssignedSplit,
     FewShotContext,
@@ -80,7 +80,9 @@ __all__ = [
     "Split",
     "SplitAudit",
     "align_genes",
+    "expression_adata",
     "infer_scale",
+    "labelled_expression",
     "make_store",
     "nearest_names",
     "read_screen",

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
 
-__all__ = ["Labels", "Screen", "ScreenKeys", "expression_adata", "read_screen"]
+__all__ = ["Labels", "Screen", "ScreenKeys", "expression_adata", "labelled_expression", "read_screen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,20 @@ def obs_column(data: AnnOrMuData, keys: ScreenKeys, key: str) -> pd.Series:
     if key not in expression.obs:
         raise KeyError(key)
     return expression.obs[key]
+
+
+def labelled_expression(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
+    """AnnData with the expression and the labels of its cells: the object itself, or made of a MuData's parts."""
+    if not isinstance(data, MuData):
+        return data
+    expression = expression_adata(data, keys)
+    obs = {
+        key: obs_column(data, keys, key)
+        for key in (keys.perturbation_key, keys.context_key, keys.batch_key)
+        if key is not None
+    }
+    obs_frame = expression.obs.assign(**obs)
+    return AnnData(expression.X, obs=obs_frame, var=expression.var, layers=expression.layers, obsm=expression.obsm)
 
 
 def _embedding(data: AnnOrMuData, keys: ScreenKeys) -> Any:

@@ -46,8 +46,8 @@ def content_hash(cells: CellTable) -> str:
     """Hash over expression, labels and genes; equal content in another dtype or layout has another hash.
 
     BLAKE2 over the labels and over the CRC-32 of every 64 KiB of the matrix. A checksum finds every change of a single
-    value, and is several times faster than a cryptographic hash: one of these over the whole matrix would cost more than
-    all scores of the preset ``"quick"``.
+    value, and is several times faster than a cryptographic hash, which would cost more than all scores of the preset
+    ``"quick"``.
     """
     digest = hashlib.blake2b(digest_size=32)
     for labels in (cells.perturbation, cells.context, cells.genes):

@@ -96,6 +96,8 @@ class EvaluationReference:
         self.num_threads = num_threads
         self.progress = progress
         self.cache = cache or TruthCache()
+        #: what :meth:`from_adata` read, from whose control cells a model can predict
+        self.adata: AnnData | None = None
         self._subsets: dict[tuple[tuple[str, str], ...], EvaluationReference] = {}
 
     @classmethod
@@ -154,7 +156,7 @@ class EvaluationReference:
         train = None
         if baseline_from is not None:
             train = align_genes(read(baseline_from, role="training data"), cells.genes, role="training data")
-        return cls(
+        reference = cls(
             cells,
             control=control,
             perturbation_key=perturbation_key,
@@ -167,6 +169,8 @@ class EvaluationReference:
             num_threads=num_threads,
             progress=progress,
         )
+        reference.adata = adata
+        return reference
 
     def __repr__(self) -> str:
         n = sum(len(c.perturbations) for c in self.contexts.values())
