@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 #: bytes of one checksum
 _BLOCK = 1 << 16
 #: packages whose release changes scores
-_PACKAGES = ("scvi-tahoe", "cell-eval", "cell-eval2", "pdex", "numpy", "scipy", "anndata")
+_PACKAGES = ("scvi-tahoe", "cell-eval", "cell-eval2", "pdex", "gpudge", "numpy", "scipy", "anndata")
 
 
 def installed_versions() -> dict[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
+
+from scvi_tahoe.evaluate._differential_expression_gpu import differential_expression_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +25,12 @@ LABEL_COLUMN = "perturbation"
 
 
 def differential_expression(
-    cells: CellTable, *, control: str, num_threads: int | None = None, progress: bool = False
+    cells: CellTable,
+    *,
+    control: str,
+    backend: Literal["cpu", "gpu"] = "cpu",
+    num_threads: int | None = None,
+    progress: bool = False,
 ) -> pl.DataFrame:
     """Test every gene of every perturbation against the control cells of the same table.
 
@@ -36,8 +43,10 @@ def differential_expression(
         Cells of one context, controls included, log1p expression.
     control
         Label of the control cells.
+    backend
+        ``"cpu"`` (pdex) or ``"gpu"`` (gpudge).
     num_threads
-        Threads of the test; ``None`` takes every core that the process may use.
+        Threads of the test on the CPU; ``None`` takes every core that the process may use.
     progress
         Show pdex's progress bar, which tells the time left.
 
@@ -45,6 +54,8 @@ def differential_expression(
     -------
     One row a (perturbation, gene): ``target``, ``feature``, ``log2_fold_change``, ``p_value``, ``fdr`` and more.
     """
+    if backend == "gpu":
+        return differential_expression_gpu(cells, control=control, label_column=LABEL_COLUMN)
     from pdex import pdex
 
     adata = cells.to_adata(perturbation_key=LABEL_COLUMN)

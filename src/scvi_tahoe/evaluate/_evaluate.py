@@ -130,6 +130,7 @@ def evaluate(
     provenance = {
         **settings.to_kwargs(),
         "baseline": baseline_name(baseline),
+        "de_backend": reference.de_backend if settings.needs_de else None,
         "seed": seed,
         "contexts": list(reference.contexts),
         "truth": reference.fingerprint,

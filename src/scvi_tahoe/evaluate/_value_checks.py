@@ -119,8 +119,11 @@ def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
 
 
 def clipped(cells: CellTable) -> CellTable:
-    """Return a copy of the cells with negative values set to zero."""
+    """Return the cells with tiny negative values set to zero; the cells themselves where there are none."""
     matrix = cells.expression
+    values = matrix.data if sp.issparse(matrix) else matrix
+    if not values.size or values.min() >= 0:
+        return cells
     if sp.issparse(matrix):
         matrix = matrix.copy()
         np.maximum(matrix.data, 0, out=matrix.data)
