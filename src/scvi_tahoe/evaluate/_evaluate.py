@@ -109,7 +109,9 @@ def evaluate(
     _verify_policy(representation_check)
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
     verify_baseline(baseline, reference)
+    context_checks = reference.context_checks
     predicted, reference, checks = matched(prediction, reference, own_controls=control_cells == "predicted")
+    checks += context_checks
     checks += [check_space(prediction, counts=settings.from_counts), *([] if allow_train else reference.leakage_checks)]
     counts = (predicted, reference)
     if settings.from_counts:

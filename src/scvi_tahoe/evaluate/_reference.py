@@ -17,6 +17,7 @@ from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versi
 from scvi_tahoe.evaluate._ceiling import split_half_scores
 from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._cells import cells_from_adata
+from scvi_tahoe.evaluate._context_check import check_contexts
 from scvi_tahoe.evaluate._counts import cell_totals, log1p_expression
 from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
 from scvi_tahoe.evaluate._leakage import check_leakage
@@ -104,6 +105,8 @@ class EvaluationReference:
         self.cache = cache or TruthCache()
         #: what :meth:`from_adata` read, from whose control cells a model can predict
         self.adata: AnnData | None = None
+        #: whether several contexts are taken for one, where the columns of ``adata`` can tell
+        self.context_checks: list[Check] = []
         self._subsets: dict[tuple[tuple[str, str], ...], EvaluationReference] = {}
 
     @classmethod
@@ -183,6 +186,7 @@ class EvaluationReference:
             progress=progress,
         )
         reference.adata = adata
+        reference.context_checks = [check_contexts(adata.obs, cells, control=control, context_key=context_key)]
         return reference
 
     def __repr__(self) -> str:
