@@ -47,7 +47,7 @@ def check_contexts(obs: pd.DataFrame, cells: CellTable, *, control: str, context
         return Check(name, "ok", allowed=allowed)
     rows = np.flatnonzero(cells.perturbation == control)
     for column in (c for c in obs.columns if _NAMES.fullmatch(str(c))):
-        labels = obs[column].astype(str).to_numpy()[rows]
+        labels = obs[column].to_numpy().astype(str)[rows]
         distance = _largest_distance(cells, rows, labels)
         if distance > _DISTANCE:
             message = (
