@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._cells import CellTable
 
-__all__ = ["FDR", "LABEL_COLUMN", "available_cores", "contained", "differential_expression"]
+__all__ = ["FDR", "LABEL_COLUMN", "available_cores", "contained", "differential_expression", "usable_threads"]
 
 #: genes below this false discovery rate count as differentially expressed, as in cell-eval
 FDR = 0.05
@@ -65,7 +65,7 @@ def differential_expression(
             groupby=LABEL_COLUMN,
             mode="ref",
             reference=control,
-            threads=num_threads or available_cores(),
+            threads=usable_threads(num_threads),
             is_log1p=True,  # stated, since pdex would otherwise guess it
             epsilon=0.0,  # cell-eval's choice; pdex's own default differs
         )
@@ -75,6 +75,13 @@ def differential_expression(
 def available_cores() -> int:
     """Cores that this process may use, which a scheduler can limit below the machine's number."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_threads(wanted: int | None) -> int:
+    """Threads for numba: those wanted or every core, at most what it was started with, beyond which it raises."""
+    import numba
+
+    return min(wanted or available_cores(), numba.config.NUMBA_NUM_THREADS)
 
 
 @contextlib.contextmanager
