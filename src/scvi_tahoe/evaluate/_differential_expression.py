@@ -79,9 +79,10 @@ def available_cores() -> int:
 
 def usable_threads(wanted: int | None) -> int:
     """Threads for numba: those wanted or every core, at most what it was started with, beyond which it raises."""
-    import numba
+    from numba import config
 
-    return min(wanted or available_cores(), numba.config.NUMBA_NUM_THREADS)
+    started_with: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return min(wanted or available_cores(), started_with)
 
 
 @contextlib.contextmanager

@@ -197,7 +197,7 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
     de_predicted = None
     if settings.needs_de:
         perturbed = predicted.perturbation != truth.control
-        both = concatenate(truth.controls, predicted.take(perturbed)) if real_controls else predicted
+        both = concatenate(truth.controls, predicted, perturbed) if real_controls else predicted
         de_predicted = truth.test(both)
         theirs = cell_eval_scores(
             observed=(truth.cells, truth.statistics, truth.differential_expression),

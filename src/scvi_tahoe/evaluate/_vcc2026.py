@@ -84,7 +84,7 @@ def vcc2026_scores(truth: ContextTruth, predicted: CellTable, reference: Evaluat
     cell_eval2 = _cell_eval2()
     config = _config(truth)
     observed = truth.cells.to_adata(perturbation_key=LABEL_COLUMN)
-    both = concatenate(truth.controls, predicted.take(predicted.perturbation != truth.control))
+    both = concatenate(truth.controls, predicted, predicted.perturbation != truth.control)
     with contained(), _quiet():
         scores = cell_eval2.compute_metrics(both.to_adata(perturbation_key=LABEL_COLUMN), observed, config=config)
     ends = _ends(truth, reference, config)
