@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from scvi_tahoe.evaluate._assembly import assemble_result
 from scvi_tahoe.evaluate._baseline_scores import baseline_name, scores_of_baseline, verify_baseline
 from scvi_tahoe.evaluate._cache import installed_versions
+from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._challenge_2026 import with_scores_of_2026
 from scvi_tahoe.evaluate._check import act_on
 from scvi_tahoe.evaluate._counts import log1p_expression
@@ -118,8 +119,10 @@ def evaluate(
         checks += count_checks(predicted, reference)
         act_on(checks, representation_check)
         predicted, reference = log1p_expression([predicted], total=reference.total)[0], reference.log1p
+        profile = cell_profile(predicted, without=reference.control)
     else:
-        checks += value_checks(predicted, reference)
+        profile = cell_profile(predicted, without=reference.control)
+        checks += value_checks(predicted, profile, reference)
         act_on(checks, representation_check)
 
     if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
@@ -140,7 +143,7 @@ def evaluate(
         "versions": installed_versions(),
     }
     result = assemble_result(
-        predicted,
+        profile,
         reference,
         scores,
         baseline=baseline_scores,
