@@ -93,7 +93,8 @@ class ControlCounts:
 def _layer_of_counts(data: AnnOrMuData, keys: ScreenKeys, layer: str) -> Any:
     layers = expression_adata(data, keys).layers
     if layer not in layers:
-        raise ValueError(f"counts_layer={layer!r} is not in the data; there are the layers {list(layers)}.")
+        names = [name for name in layers if name is not None]  # anndata 0.13 keeps X among them, without a name
+        raise ValueError(f"counts_layer={layer!r} is not in the data; there are the layers {names}.")
     return layers[layer]
 
 
