@@ -89,6 +89,17 @@ def main():
     """Print the table."""
     warnings.simplefilter("ignore")
     papalexi, norman = papalexi_thp1(), norman_k562()
+    mixed = {
+        "replicates as one": (papalexi, "bio_rep", "non-targeting"),
+        "cell lines as one": (norman_k562(all_lines=True), "cell_type", "control"),
+    }
+    for name, (screen, column, control) in mixed.items():
+        screen.obs["context"] = screen.obs[column]
+        reference = EvaluationReference.from_adata(
+            screen, perturbation_key="perturbation", control=control, ceiling=False
+        )
+        print(f"contexts, {name}: {reference.context_checks[0].value:.1f}")
+        del screen.obs["context"]
     table = {
         f"Papalexi, halves {seed}": halves(papalexi, "perturbation", "non-targeting", "bio_rep", seed)
         for seed in (0, 1, 2)

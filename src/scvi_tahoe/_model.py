@@ -18,6 +18,7 @@ from scvi.utils import setup_anndata_dsp
 from scvi_tahoe._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
 from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe._exchange import (
     labels_of,
     objective_of,
@@ -65,7 +66,7 @@ from scvi_tahoe.data import (
     verify_screen,
     with_condition_labels,
 )
-from scvi_tahoe.evaluate import PREDICTION_RECORD, evaluate
+from scvi_tahoe.evaluate import PREDICTION_RECORD, EvaluationReference, evaluate
 from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, Objective, ObjectiveConfig
 from scvi_tahoe.pretrained import (
     ArcColumns,
@@ -911,7 +912,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
 
     # ---------------------------------------------------------------- prediction
 
-    def predict(
+    def predict(  # noqa: PLR0913
         self,
         adata: AnnOrMuData | None = None,
         *,
@@ -919,6 +920,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         contexts: Sequence[str] | None = None,
         n_cells: int | Mapping[Condition, int] | None = None,
         output: Output = "expression",
+        counts_layer: str | None = None,
         control_layer: bool = False,
         seed: int = 0,
         batch_size: int | None = None,
@@ -946,9 +948,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
 
             * ``'expression'`` - log1p expression (default)
             * ``'delta'`` - its difference to the control cell that each prediction started from
+            * ``'counts'`` - whole counts (CSR, int32) with the library sizes of the control cells, the predicted means
+              and the spread of real cells
             * ``'embedding'`` - the predicted cell embedding, of models with ``representation='embedding'``
             * ``'prior'`` - log1p expression as the model's prior has it, without the network: a baseline, also before
               training
+        counts_layer
+            With ``output='counts'``: layer of the data with raw counts, for the library sizes of its control cells.
+            None works them out from log1p expression, a cell's smallest non-zero value standing for one count.
         control_layer
             Keep the control cells themselves in ``layers["control"]``.
         seed
@@ -974,20 +981,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         ValueError
             If a label is unknown, or the data lack control cells or too many genes.
         """
-        if output not in OUTPUTS:
-            raise ValueError(f"output={output!r} is unknown; allowed are {', '.join(map(repr, OUTPUTS))}.")
-        if output == "embedding" and self.representation != "embedding":
-            raise ValueError(
-                f"output='embedding' needs representation='embedding'; this model has {self.representation!r}."
-            )
-        if output == "delta" and self.representation == "embedding":
-            raise ValueError("output='delta' needs expression at the input; this model takes cell embeddings.")
-        if output == "prior":
-            self._begin_prior_alone()
-        else:
-            self._check_if_trained(
-                message="the model is not trained; its predictions mean nothing yet. Call model.train()."
-            )
+        self._verify_output(output, counts_layer, control_layer=control_layer)
         data, table = self._prediction_data(adata)
         table = table.covering(
             [] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations)
@@ -1000,6 +994,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             logger.info(str(alignment))
         index = ConditionIndex.from_screen(screen)
         plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
+        controls = None
+        if output == "counts":  # before the costly part: it reads the library sizes and may refuse them
+            start_rows = np.concatenate([t.controls for t in plan.tasks])
+            controls = ControlCounts.read(data, self.keys, screen, start_rows, layer=counts_layer, alignment=alignment)
         self.module.eval()
         products = autocast_dtype(precision, self.device)
         sources = minibatch_sources(
@@ -1017,6 +1015,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
                 output=output, device=self.device, progress=progress, products=products,
             )  # fmt: skip
+        record = self._prediction_record(output, seed)
+        if controls is not None:
+            predicted, record["count_sampling"] = counts_of_prediction(predicted, plan, controls)
         names = self.genes if output != "embedding" else np.array([f"embedding_{i}" for i in range(predicted.shape[1])])
         start = None
         if control_layer:
@@ -1025,8 +1026,29 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             start = cells.dense(cells.fetch(start_rows), self.device).cpu().numpy()
         return assemble(
             predicted, plan, screen, self.keys, var=pd.DataFrame(index=names), control_layer=start,
-            uns={PREDICTION_RECORD: self._prediction_record(output, seed)},
+            uns={PREDICTION_RECORD: record},
         )  # fmt: skip
+
+    def _verify_output(self, output: Output, counts_layer: str | None, *, control_layer: bool) -> None:
+        """Refuse what this model cannot give, and options of another output."""
+        if output not in OUTPUTS:
+            raise ValueError(f"output={output!r} is unknown; allowed are {', '.join(map(repr, OUTPUTS))}.")
+        if output == "embedding" and self.representation != "embedding":
+            raise ValueError(
+                f"output='embedding' needs representation='embedding'; this model has {self.representation!r}."
+            )
+        if output == "delta" and self.representation == "embedding":
+            raise ValueError("output='delta' needs expression at the input; this model takes cell embeddings.")
+        if output != "counts" and counts_layer is not None:
+            raise ValueError(f"counts_layer={counts_layer!r} is for output='counts'; the output is {output!r}.")
+        if output == "counts" and control_layer:
+            raise ValueError("control_layer keeps log1p expression; with output='counts' take the cells from the data.")
+        if output == "prior":
+            self._begin_prior_alone()
+        else:
+            self._check_if_trained(
+                message="the model is not trained; its predictions mean nothing yet. Call model.train()."
+            )
 
     def _begin_prior_alone(self) -> None:
         """Learn the prior from all of the model's cells, if no training did."""
@@ -1060,10 +1082,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
 
     def evaluate(
         self,
-        reference: AnnData,
+        reference: AnnOrMuData | EvaluationReference,
         prediction: AnnData | None = None,
         *,
         preset: str = "vcc2025",
+        counts_layer: str | None = None,
         seed: int = 0,
         progress: bool = True,
         **kwargs: Any,
@@ -1074,12 +1097,15 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         ----------
         reference
             Observed cells of the held-out conditions, with the control cells of their contexts, and the columns of
-            the training data.
+            the training data; or an :class:`~scvi_tahoe.EvaluationReference` of them, which keeps what several models
+            share.
         prediction
             What to score; None predicts every condition of the reference, as many cells as were observed, from its
             control cells.
         preset
             Which scores, see :func:`scvi_tahoe.evaluate.evaluate`.
+        counts_layer
+            With ``preset="vcc2026"``: layer with raw counts of the reference and of the training data.
         seed
             Of the prediction and of the evaluation.
         progress
@@ -1090,30 +1116,53 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Returns
         -------
         Scores beside baselines and ceiling.
+
+        Raises
+        ------
+        ValueError
+            If scores need counts and no layer with them is named, or the reference no longer knows its cells.
         """
-        if prediction is None:
-            index = ConditionIndex.from_screen(read_screen(reference, self.keys))
-            sizes = dict(zip(index.conditions, np.bincount(index.condition_of_cell[~index.is_control]), strict=True))
-            prediction = self.predict(
-                reference,
-                perturbations=sorted({c.perturbation for c in index.conditions}),
-                contexts=sorted({c.context for c in index.conditions}),
-                n_cells={c: int(n) for c, n in sizes.items()},
-                seed=seed,
+        keys = self.keys
+        observed = reference.adata if isinstance(reference, EvaluationReference) else reference
+        if isinstance(reference, EvaluationReference):
+            counts_layer = reference.layer if preset == "vcc2026" else None
+        else:
+            if preset == "vcc2026" and counts_layer is None:
+                raise ValueError("preset='vcc2026' scores raw counts: name the layer that holds them, counts_layer=...")
+            train = kwargs.pop("train", self.adata)
+            reference = EvaluationReference.from_adata(
+                with_condition_labels(reference, keys),
+                perturbation_key=keys.perturbation_key,
+                control=keys.control,
+                context_key=keys.context_key,
+                baseline_from=None if train is None else with_condition_labels(train, keys),
+                layer=counts_layer if preset == "vcc2026" else keys.layer,
                 progress=progress,
             )
-        keys = self.keys
-        if (train := kwargs.get("train", self.adata)) is not None:
-            kwargs["train"] = with_condition_labels(train, keys)
-        return evaluate(
-            with_condition_labels(prediction, keys),
-            with_condition_labels(reference, keys),
-            perturbation_key=keys.perturbation_key,
-            control=keys.control,
-            context_key=keys.context_key,
-            preset=preset,
+        if prediction is None:
+            if observed is None:
+                raise ValueError(
+                    "this reference does not know the AnnData it was made of; pass prediction=model.predict(...)."
+                )
+            layer = counts_layer if preset == "vcc2026" else None
+            prediction = self._predict_as_observed(observed, counts_layer=layer, seed=seed, progress=progress)
+        return evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
+
+    def _predict_as_observed(
+        self, observed: AnnOrMuData, *, counts_layer: str | None, seed: int, progress: bool
+    ) -> AnnData:
+        """Predict every condition of observed data, as many cells as were observed."""
+        index = ConditionIndex.from_screen(read_screen(observed, self.keys))
+        sizes = dict(zip(index.conditions, np.bincount(index.condition_of_cell[~index.is_control]), strict=True))
+        return self.predict(
+            observed,
+            perturbations=sorted({c.perturbation for c in index.conditions}),
+            contexts=sorted({c.context for c in index.conditions}),
+            n_cells={c: int(n) for c, n in sizes.items()},
+            output="expression" if counts_layer is None else "counts",
+            counts_layer=counts_layer,
             seed=seed,
-            **kwargs,
+            progress=progress,
         )
 
     # ---------------------------------------------------------------- save and load

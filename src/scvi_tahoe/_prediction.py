@@ -22,6 +22,8 @@ from scvi_tahoe.train import explained_out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import scipy.sparse as sp
+
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import ConditionIndex, EmbeddingTable, MinibatchSources, Screen, ScreenKeys
 
@@ -36,7 +38,7 @@ __all__ = [
     "with_base",
 ]
 
-Output = Literal["expression", "delta", "embedding", "prior"]
+Output = Literal["expression", "delta", "counts", "embedding", "prior"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 
@@ -240,7 +242,7 @@ def _wanted(cells_SNG: torch.Tensor, valid_S: np.ndarray) -> torch.Tensor:
 
 
 def assemble(
-    predicted: np.ndarray,
+    predicted: np.ndarray | sp.csr_matrix,
     plan: PredictionPlan,
     screen: Screen,
     keys: ScreenKeys,

@@ -59,6 +59,15 @@ def test_threads_are_as_before(predicted, reference):
     assert numba.get_num_threads() == 1
 
 
+def test_no_more_threads_are_asked_for_than_numba_was_started_with(monkeypatch):
+    import numba
+
+    from scvi_tahoe.evaluate._differential_expression import usable_threads
+
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 1)
+    assert usable_threads(None) == usable_threads(8) == 1
+
+
 def test_dense_and_sparse_predictions_score_alike(predicted, reference, quick):
     import scipy.sparse as sp
 
@@ -331,11 +340,14 @@ def test_results_side_by_side_end_with_the_ceiling(result):
     table = compare_results({"one": result, "two": result})
     assert list(table.index) == ["one", "two", "ceiling (replicate)"]
     assert table.loc["one", "VCC 2025 overall"] == result.vcc["overall"]
+    pd.testing.assert_frame_equal(result.compare(result, names=("one", "two")), table)
 
 
 def test_results_that_cannot_be_compared_are_refused(result, quick):
     with pytest.raises(ValueError, match="'one' and 'two' cannot be compared: they differ in preset"):
         compare_results({"one": result, "two": quick})
+    with pytest.raises(ValueError, match="they differ in preset"):
+        result.compare(quick)
     with pytest.raises(ValueError, match="no result to compare"):
         compare_results({})
     with pytest.raises(KeyError, match="not in every result"):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from scvi_tahoe.datasets import norman_k562
 from scvi_tahoe.evaluate import (
     PREDICTION_RECORD,
     EvaluationReference,
@@ -355,3 +356,22 @@ def test_controls_may_be_in_both(quick):
 
 def test_a_good_prediction_raises_no_alarm(result):
     assert not result.checks["status"].isin(["warning", "error"]).any()
+
+
+def test_two_cell_types_under_one_label_are_told():
+    screen = norman_k562(all_lines=True)
+    mixed = EvaluationReference.from_adata(screen, perturbation_key="perturbation", control="control", ceiling=False)
+    with pytest.warns(EvaluationWarning, match="context_key='cell_type'"):
+        result = evaluate(screen.copy(), mixed, preset="quick", baseline=None)
+    assert result.checks.loc["contexts", "value"] > 5
+    named = EvaluationReference.from_adata(
+        screen, perturbation_key="perturbation", control="control", context_key="cell_type", ceiling=False
+    )
+    assert [check.status for check in named.context_checks] == ["ok"]
+
+
+def test_populations_that_differ_by_sampling_alone_are_no_contexts(task, keys):
+    held_out = task.held_out.copy()
+    held_out.obs["donor"] = np.where(np.arange(held_out.n_obs) % 2, "first", "second")
+    reference = EvaluationReference.from_adata(held_out, **{**keys, "context_key": None})
+    assert [check.status for check in reference.context_checks] == ["ok"]

@@ -85,6 +85,32 @@ def test_weights_sum_to_one_and_stand_on_the_genes_that_make_the_difference():
     np.testing.assert_allclose(gene_weights(statistics([[1.0, 0.5, 0], [0, 0, 0]]))[0, 2], 0)
 
 
+def test_weights_are_the_squared_scores_of_scanpys_test_against_the_rest():
+    import anndata
+    import pandas as pd
+    import scanpy as sc
+
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["a", "b", "c"], [40, 60, 25])
+    rate = 1 + 2 * (labels == "b")[:, None] * (np.arange(30) < 5)
+    cells = np.log1p(rng.poisson(rate)).astype(np.float32)
+    groups = [cells[labels == name].astype(float) for name in "abc"]
+    mean, variance = (
+        np.stack([f(group) for group in groups]) for f in (lambda x: x.mean(0), lambda x: x.var(0, ddof=1))
+    )
+    weights = gene_weights(statistics(mean, variance, n_cells=[40, 60, 25]))
+
+    genes = [f"gene_{i}" for i in range(30)]
+    adata = anndata.AnnData(cells, obs=pd.DataFrame({"label": pd.Categorical(labels)}), var=pd.DataFrame(index=genes))
+    adata.obs_names = [str(i) for i in range(125)]
+    sc.tl.rank_genes_groups(adata, "label", method="t-test_overestim_var", reference="rest")
+    for row, name in enumerate("abc"):
+        table = sc.get.rank_genes_groups_df(adata, name).set_index("names").loc[genes]
+        score = np.abs(table["scores"].to_numpy())
+        theirs = ((score - score.min()) / (score.max() - score.min())) ** 2
+        np.testing.assert_allclose(weights[row], theirs / theirs.sum(), rtol=1e-4, atol=1e-7)
+
+
 def test_weights_are_equal_where_no_gene_stands_out():
     np.testing.assert_allclose(gene_weights(statistics(np.ones((2, 4)))), 0.25)
 

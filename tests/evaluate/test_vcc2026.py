@@ -64,8 +64,9 @@ def test_scores_are_those_of_a_direct_call(task, keys, counts):
     mean = cell_eval2.aggregate_metrics_wide(theirs)
     mean = mean.filter(mean["statistic"] == "mean").to_dicts()[0]
     for metric in VCC2026_METRICS:
-        assert result.vcc[metric] == mean[metric]
-        assert result.summary.loc[metric, "value"] == mean[metric]
+        # cell-eval2 sums in the order its threads finish: two direct calls differ in the last bit of the double
+        assert result.vcc[metric] == pytest.approx(mean[metric], rel=1e-14)
+        assert result.summary.loc[metric, "value"] == result.vcc[metric]
     wide = pd.DataFrame(
         theirs.pivot(on="metric", index="perturbation", values="value").to_dict(as_series=False)
     ).set_index("perturbation")

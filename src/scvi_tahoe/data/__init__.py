@@ -31,7 +31,15 @@ from scvi_tahoe.data._sampler import (
     SetPlan,
 )
 from scvi_tahoe.data._scale import ScaleReport, infer_scale, verify_log1p
-from scvi_tahoe.data._screen import Labels, Screen, ScreenKeys, label_columns, read_screen, with_condition_labels
+from scvi_tahoe.data._screen import (
+    Labels,
+    Screen,
+    ScreenKeys,
+    expression_adata,
+    label_columns,
+    read_screen,
+    with_condition_labels,
+)
 from scvi_tahoe.data._splits import (
     AssignedSplit,
     FewShotContext,
@@ -100,6 +108,7 @@ __all__ = [
     "condition_moments",
     "de_weights",
     "dose_label",
+    "expression_adata",
     "infer_scale",
     "label_columns",
     "make_store",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._check import checks_table
 from scvi_tahoe.evaluate._overall import VCC2025_TERMS, Vcc2025Terms, vcc2025_overall
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from scvi_tahoe.evaluate._cell_profile import CellProfile
-    from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._check import Check
     from scvi_tahoe.evaluate._reference import EvaluationReference
     from scvi_tahoe.evaluate._scoring import ContextScores
@@ -30,7 +28,7 @@ _DE_COLUMNS = ("target", "feature", "log2_fold_change", "p_value", "fdr")
 
 
 def assemble_result(
-    predicted: CellTable,
+    profile: CellProfile,
     reference: EvaluationReference,
     scores: Mapping[str, ContextScores],
     *,
@@ -43,8 +41,8 @@ def assemble_result(
 
     Parameters
     ----------
-    predicted
-        Predicted cells.
+    profile
+        Totals and zeros of a sample of the predicted cells.
     reference
         Truth.
     scores
@@ -69,7 +67,7 @@ def assemble_result(
         checks=checks_table(checks),
         provenance=provenance,
         effects=_effects(scores, reference),
-        cells=_cells(observed=reference.profile, predicted=cell_profile(predicted, without=reference.control)),
+        cells=_cells(observed=reference.profile, predicted=profile),
         baseline_per_perturbation=baseline,
         halves_per_perturbation=halves,
         de_observed=_tests(observed_de),

@@ -64,7 +64,8 @@ def interval(resampled: NDArray[np.float64], level: float = 0.95) -> tuple[NDArr
     known = np.isfinite(resampled).any(axis=0)
     low, high = np.full((2, resampled.shape[1]), np.nan)
     tail = 50 * (1 - level)
-    low[known], high[known] = np.nanpercentile(resampled[:, known], [tail, 100 - tail], axis=0)
+    if known.any():
+        low[known], high[known] = np.nanpercentile(resampled[:, known], [tail, 100 - tail], axis=0)
     return low, high
 
 

@@ -71,7 +71,13 @@ def split_half_scores(truth: ContextTruth, settings: ScoringSettings, *, seed: i
             "pass ceiling=False to score without one."
         )
         raise ValueError(msg)
-    half = ContextTruth(observed, control=truth.control, num_threads=truth.num_threads, progress=truth.progress)
+    half = ContextTruth(
+        observed,
+        control=truth.control,
+        de_backend=truth.de_backend,
+        num_threads=truth.num_threads,
+        progress=truth.progress,
+    )
     return score_context(half, predicted, settings).per_perturbation
 
 

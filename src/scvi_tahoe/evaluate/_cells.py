@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: a dense array or a CSR matrix of floats; type checkers cannot tell what ``scipy.sparse.issparse`` can
 Matrix: TypeAlias = Any
 
+#: cells copied at once
+_CHUNK = 512
+
 __all__ = ["CellTable", "Matrix", "cells_from_adata", "concatenate", "dense"]
 
 
@@ -128,23 +131,32 @@ def dense(matrix: Matrix) -> NDArray[np.floating]:
     return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)
 
 
-def concatenate(first: CellTable, second: CellTable) -> CellTable:
+def concatenate(first: CellTable, second: CellTable, rows: NDArray[np.bool_] | None = None) -> CellTable:
     """Stack two tables of the same genes; cell names are renumbered, since both may use the same ones.
 
     Parameters
     ----------
     first, second
         Tables over the same genes in the same order. The result is sparse only where both are.
+    rows
+        Cells of the second table to take; ``None`` takes all.
     """
+    chosen = np.arange(second.n_cells) if rows is None else np.flatnonzero(rows)
+    n_cells = first.n_cells + len(chosen)
     if sp.issparse(first.expression) and sp.issparse(second.expression):
-        expression = sp.vstack([first.expression, second.expression], format="csr")
+        expression = sp.vstack([first.expression, second.expression[chosen]], format="csr")
     else:
-        expression = np.concatenate([dense(first.expression), dense(second.expression)])
-    n_cells = first.n_cells + second.n_cells
+        # filled in parts: the selection of a large matrix must not exist beside the result
+        dtype = np.result_type(first.expression.dtype, second.expression.dtype)
+        expression = np.empty((n_cells, first.n_genes), dtype=dtype)
+        expression[: first.n_cells] = dense(first.expression)
+        for start in range(0, len(chosen), _CHUNK):
+            part = chosen[start : start + _CHUNK]
+            expression[first.n_cells + start : first.n_cells + start + len(part)] = dense(second.expression[part])
     return CellTable(
         expression,
-        np.concatenate([first.perturbation, second.perturbation]),
-        np.concatenate([first.context, second.context]),
+        np.concatenate([first.perturbation, second.perturbation[chosen]]),
+        np.concatenate([first.context, second.context[chosen]]),
         first.genes,
         np.array([f"cell_{i}" for i in range(n_cells)]),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
+
+from scvi_tahoe.evaluate._differential_expression_gpu import differential_expression_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._cells import CellTable
 
-__all__ = ["FDR", "LABEL_COLUMN", "available_cores", "contained", "differential_expression"]
+__all__ = ["FDR", "LABEL_COLUMN", "available_cores", "contained", "differential_expression", "usable_threads"]
 
 #: genes below this false discovery rate count as differentially expressed, as in cell-eval
 FDR = 0.05
@@ -23,7 +25,12 @@ LABEL_COLUMN = "perturbation"
 
 
 def differential_expression(
-    cells: CellTable, *, control: str, num_threads: int | None = None, progress: bool = False
+    cells: CellTable,
+    *,
+    control: str,
+    backend: Literal["cpu", "gpu"] = "cpu",
+    num_threads: int | None = None,
+    progress: bool = False,
 ) -> pl.DataFrame:
     """Test every gene of every perturbation against the control cells of the same table.
 
@@ -36,8 +43,10 @@ def differential_expression(
         Cells of one context, controls included, log1p expression.
     control
         Label of the control cells.
+    backend
+        ``"cpu"`` (pdex) or ``"gpu"`` (gpudge).
     num_threads
-        Threads of the test; ``None`` takes every core that the process may use.
+        Threads of the test on the CPU; ``None`` takes every core that the process may use.
     progress
         Show pdex's progress bar, which tells the time left.
 
@@ -45,6 +54,8 @@ def differential_expression(
     -------
     One row a (perturbation, gene): ``target``, ``feature``, ``log2_fold_change``, ``p_value``, ``fdr`` and more.
     """
+    if backend == "gpu":
+        return differential_expression_gpu(cells, control=control, label_column=LABEL_COLUMN)
     from pdex import pdex
 
     adata = cells.to_adata(perturbation_key=LABEL_COLUMN)
@@ -54,7 +65,7 @@ def differential_expression(
             groupby=LABEL_COLUMN,
             mode="ref",
             reference=control,
-            threads=num_threads or available_cores(),
+            threads=usable_threads(num_threads),
             is_log1p=True,  # stated, since pdex would otherwise guess it
             epsilon=0.0,  # cell-eval's choice; pdex's own default differs
         )
@@ -64,6 +75,14 @@ def differential_expression(
 def available_cores() -> int:
     """Cores that this process may use, which a scheduler can limit below the machine's number."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_threads(wanted: int | None) -> int:
+    """Threads for numba: those wanted or every core, at most what it was started with, beyond which it raises."""
+    from numba import config
+
+    started_with: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return min(wanted or available_cores(), started_with)
 
 
 @contextlib.contextmanager

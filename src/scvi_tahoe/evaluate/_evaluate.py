@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from scvi_tahoe.evaluate._assembly import assemble_result
 from scvi_tahoe.evaluate._baseline_scores import baseline_name, scores_of_baseline, verify_baseline
 from scvi_tahoe.evaluate._cache import installed_versions
+from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._challenge_2026 import with_scores_of_2026
 from scvi_tahoe.evaluate._check import act_on
 from scvi_tahoe.evaluate._counts import log1p_expression
@@ -109,18 +110,23 @@ def evaluate(
     _verify_policy(representation_check)
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
     verify_baseline(baseline, reference)
+    context_checks = reference.context_checks
     predicted, reference, checks = matched(prediction, reference, own_controls=control_cells == "predicted")
+    checks += context_checks
     checks += [check_space(prediction, counts=settings.from_counts), *([] if allow_train else reference.leakage_checks)]
     counts = (predicted, reference)
     if settings.from_counts:
         checks += count_checks(predicted, reference)
         act_on(checks, representation_check)
         predicted, reference = log1p_expression([predicted], total=reference.total)[0], reference.log1p
+        profile = cell_profile(predicted, without=reference.control)
     else:
-        checks += value_checks(predicted, reference)
+        profile = cell_profile(predicted, without=reference.control)
+        checks += value_checks(predicted, profile, reference)
         act_on(checks, representation_check)
 
-    predicted = clipped(predicted)
+    if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
+        predicted = clipped(predicted)
     scores = {c: score_context(truth, predicted.of_context(c), settings) for c, truth in reference.contexts.items()}
     found = _statistics_checks(scores, reference, settings)
     act_on(found, representation_check)
@@ -129,6 +135,7 @@ def evaluate(
     provenance = {
         **settings.to_kwargs(),
         "baseline": baseline_name(baseline),
+        "de_backend": reference.de_backend if settings.needs_de else None,
         "seed": seed,
         "contexts": list(reference.contexts),
         "truth": reference.fingerprint,
@@ -136,7 +143,7 @@ def evaluate(
         "versions": installed_versions(),
     }
     result = assemble_result(
-        predicted,
+        profile,
         reference,
         scores,
         baseline=baseline_scores,

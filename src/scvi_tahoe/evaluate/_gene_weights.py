@@ -20,8 +20,8 @@ __all__ = ["gene_weights"]
 def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
     """Return gene weights of each perturbation, ``[P, G]``, rows summing to 1.
 
-    The absolute t statistic (Welch) of the perturbation's cells against the cells of all other perturbations is scaled
-    to 0-1 over genes, squared, and divided by its sum.
+    The absolute t statistic of the perturbation's cells against the cells of all other perturbations is scaled to 0-1
+    over genes, squared, and divided by its sum.
 
     Parameters
     ----------
@@ -30,12 +30,15 @@ def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
 
     Notes
     -----
-    Weighting of Mejia et al., arXiv 2506.22641 (2025): t scores, min-max scaled, squared, normalised. With a single
+    Weighting of Mejia et al., arXiv 2506.22641 (2025), as their published analysis computes it: scores of scanpy's
+    ``rank_genes_groups(method="t-test_overestim_var", reference="rest")`` without the control cells, absolute, min-max
+    scaled, squared, normalised. "Overestimated" means that the variance of the rest is divided by the number of cells
+    of the perturbation, not of the rest, so that weights depend less on how many other cells there are. With a single
     perturbation its cells are compared with the controls; where no gene stands out, all weigh the same.
     """
     n = observed.n_cells[:, None].astype(np.float64)
-    rest_mean, rest_variance, rest_n = _rest(observed)
-    error = observed.variance / np.maximum(n, 1) + rest_variance / np.maximum(rest_n, 1)
+    rest_mean, rest_variance = _rest(observed)
+    error = (observed.variance + rest_variance) / np.maximum(n, 1)
     difference = np.abs(observed.mean - rest_mean)
     t = np.divide(difference, np.sqrt(error), out=np.zeros_like(difference), where=error > 0)
     low, high = t.min(axis=1, keepdims=True), t.max(axis=1, keepdims=True)
@@ -44,16 +47,14 @@ def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
     return scaled / scaled.sum(axis=1, keepdims=True)
 
 
-def _rest(
-    observed: GroupStatistics,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean, variance and number of the cells of all other perturbations, ``[P, G]``, ``[P, G]``, ``[P, 1]``."""
+def _rest(observed: GroupStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance of the cells of all other perturbations, ``[P, G]`` each."""
     n = observed.n_cells[:, None].astype(np.float64)
     if len(n) == 1:
-        return observed.control_mean[None], observed.control_variance[None], np.array([[float(observed.n_control)]])
+        return observed.control_mean[None], observed.control_variance[None]
     total = n * observed.mean
     square = (n - 1) * observed.variance + n * observed.mean**2
     rest_n = n.sum() - n
     rest_mean = (total.sum(axis=0) - total) / rest_n
     rest_square = square.sum(axis=0) - square
-    return rest_mean, np.maximum(rest_square - rest_n * rest_mean**2, 0) / np.maximum(rest_n - 1, 1), rest_n
+    return rest_mean, np.maximum(rest_square - rest_n * rest_mean**2, 0) / np.maximum(rest_n - 1, 1)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_tahoe.evaluate._alignment import align_genes, shared_conditions
-from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._cells import cells_from_adata
 from scvi_tahoe.evaluate._check import Check
 from scvi_tahoe.evaluate._counts import check_counts, check_depth
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from scvi_tahoe.evaluate._cell_profile import CellProfile
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._reference import EvaluationReference
 
@@ -78,20 +78,21 @@ def matched(
     return predicted.take(rows), reference.restricted_to(shared), checks
 
 
-def value_checks(predicted: CellTable, reference: EvaluationReference) -> list[Check]:
+def value_checks(predicted: CellTable, profile: CellProfile, reference: EvaluationReference) -> list[Check]:
     """Check single values and the scale of cells on both sides; seconds at most, however large the data.
 
     Parameters
     ----------
     predicted
         Predicted cells of the conditions of the reference.
+    profile
+        Totals and zeros of a sample of them.
     reference
         Truth.
     """
     ranges = [check_range(predicted, role="prediction"), reference.range_check]
     if any(np.isnan(check.value) for check in ranges):
         return ranges  # with NaN or infinite values every further statistic would be one too
-    profile = cell_profile(predicted, without=reference.control)
     observed = reference.profile
     return [
         *ranges,

@@ -84,8 +84,9 @@ def check_de_counts(scores: pd.DataFrame) -> Check:
         Scores of every perturbation, with ``nsig_ratio``.
     """
     ratio = float(scores["nsig_ratio"].median())
+    times = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
     message = (
-        f"the median perturbation has {ratio:.2g} times as many differentially expressed genes as observed: the spread "
+        f"the median perturbation has {times} times as many differentially expressed genes as observed: the spread "
         "of the predicted cells is off (too little of it makes every gene significant), so DES says little about the "
         "effects."
     )

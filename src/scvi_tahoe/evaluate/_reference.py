@@ -17,7 +17,9 @@ from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versi
 from scvi_tahoe.evaluate._ceiling import split_half_scores
 from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._cells import cells_from_adata
+from scvi_tahoe.evaluate._context_check import check_contexts
 from scvi_tahoe.evaluate._counts import cell_totals, log1p_expression
+from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
 from scvi_tahoe.evaluate._leakage import check_leakage
 from scvi_tahoe.evaluate._perturbation_embedding import embedding_rows
 from scvi_tahoe.evaluate._scoring import ContextTruth, score_context
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._cell_profile import CellProfile
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._check import Check
+    from scvi_tahoe.evaluate._differential_expression_gpu import Backend
     from scvi_tahoe.evaluate._scoring import ScoringSettings
 
 __all__ = ["EvaluationReference"]
@@ -64,6 +67,8 @@ class EvaluationReference:
         Whether to compute the split-half ceiling.
     cache
         Where tables of the truth are kept.
+    de_backend
+        Where differential expression is tested: ``"cpu"``, ``"gpu"``, or the GPU where there is one (``"auto"``).
     num_threads
         Threads of the differential expression test; ``None`` takes every core that the process may use.
     progress
@@ -82,6 +87,7 @@ class EvaluationReference:
         layer: str | None = None,
         ceiling: bool = True,
         cache: TruthCache | None = None,
+        de_backend: Backend = "auto",
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -93,9 +99,14 @@ class EvaluationReference:
         self.embeddings = embeddings
         self.layer = layer
         self.ceiling = ceiling
+        self.de_backend = chosen_backend(de_backend)
         self.num_threads = num_threads
         self.progress = progress
         self.cache = cache or TruthCache()
+        #: what :meth:`from_adata` read, from whose control cells a model can predict
+        self.adata: AnnData | None = None
+        #: whether several contexts are taken for one, where the columns of ``adata`` can tell
+        self.context_checks: list[Check] = []
         self._subsets: dict[tuple[tuple[str, str], ...], EvaluationReference] = {}
 
     @classmethod
@@ -111,6 +122,7 @@ class EvaluationReference:
         layer: str | None = None,
         ceiling: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
+        de_backend: Backend = "auto",
         num_threads: int | None = None,
         progress: bool = False,
     ) -> EvaluationReference:
@@ -137,8 +149,11 @@ class EvaluationReference:
             Whether to compute the split-half ceiling, which costs about as much as scoring one prediction.
         cache_dir
             Folder in which tables of the truth are kept between processes; ``None`` keeps them in memory.
+        de_backend
+            Where differential expression is tested: ``"cpu"`` (pdex), ``"gpu"`` (gpudge, the extra ``gpu``), or
+            ``"auto"``, the GPU if gpudge is installed and there is a CUDA device. Both give the same ranks.
         num_threads
-            Threads of the differential expression test.
+            Threads of the differential expression test on the CPU.
         progress
             Show progress bars with the time left.
 
@@ -148,13 +163,15 @@ class EvaluationReference:
             If a column or the layer is missing.
         ValueError
             If a context has no control cells or nothing but control cells, or training data lack genes.
+        ImportError, RuntimeError
+            If ``de_backend="gpu"`` and gpudge is not installed, or there is no CUDA device.
         """
         read = partial(cells_from_adata, perturbation_key=perturbation_key, context_key=context_key, layer=layer)
         cells = read(adata, role="reference")
         train = None
         if baseline_from is not None:
             train = align_genes(read(baseline_from, role="training data"), cells.genes, role="training data")
-        return cls(
+        reference = cls(
             cells,
             control=control,
             perturbation_key=perturbation_key,
@@ -164,9 +181,13 @@ class EvaluationReference:
             layer=layer,
             ceiling=ceiling,
             cache=TruthCache(cache_dir),
+            de_backend=de_backend,
             num_threads=num_threads,
             progress=progress,
         )
+        reference.adata = adata
+        reference.context_checks = [check_contexts(adata.obs, cells, control=control, context_key=context_key)]
+        return reference
 
     def __repr__(self) -> str:
         n = sum(len(c.perturbations) for c in self.contexts.values())
@@ -183,6 +204,7 @@ class EvaluationReference:
                 self.cells.of_context(context),
                 control=self.control,
                 cache=self.cache,
+                de_backend=self.de_backend,
                 num_threads=self.num_threads,
                 progress=self.progress,
             )
@@ -246,6 +268,7 @@ class EvaluationReference:
             layer=self.layer,
             ceiling=self.ceiling,
             cache=self.cache,
+            de_backend=self.de_backend,
             num_threads=self.num_threads,
             progress=self.progress,
         )
@@ -272,6 +295,7 @@ class EvaluationReference:
                 layer=self.layer,
                 ceiling=self.ceiling,
                 cache=self.cache,
+                de_backend=self.de_backend,
                 num_threads=self.num_threads,
                 progress=self.progress,
             )
@@ -330,6 +354,7 @@ class EvaluationReference:
             **key,
             "truth": self.fingerprint,
             "settings": settings.to_kwargs(),
+            "backend": self.de_backend,
             "seed": seed,
             "versions": installed_versions(),
         }

@@ -105,6 +105,25 @@ class EvaluationResult:
         """
         return strata(self, n_groups=n_groups)
 
+    def compare(self, other: EvaluationResult, *, names: tuple[str, str] = ("this", "other")) -> pd.DataFrame:
+        """Put two results side by side, one row each and the ceiling, one column a score.
+
+        Parameters
+        ----------
+        other
+            Result against the same truth under the same settings.
+        names
+            What to call the two.
+
+        Raises
+        ------
+        ValueError
+            If they differ in truth, settings or release of cell-eval; the message names in what.
+        """
+        from scvi_tahoe.evaluate._comparison import compare_results
+
+        return compare_results({names[0]: self, names[1]: other})
+
     def plot(self, kind: str = "bars", **kwargs: Any) -> Figure:
         """Draw one of the figures of :mod:`scvi_tahoe.pl`.
 

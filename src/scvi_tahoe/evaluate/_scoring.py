@@ -79,6 +79,8 @@ class ContextTruth:
         Label of the control cells.
     cache
         Where differential expression is kept.
+    de_backend
+        Where differential expression is tested.
     num_threads
         Threads of the test.
     progress
@@ -91,6 +93,7 @@ class ContextTruth:
         *,
         control: str,
         cache: TruthCache | None = None,
+        de_backend: Literal["cpu", "gpu"] = "cpu",
         num_threads: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -98,6 +101,7 @@ class ContextTruth:
         self.cells = cells
         self.control = control
         self.perturbations = cells.perturbations(self.context, control=control)
+        self.de_backend = de_backend
         self.num_threads = num_threads
         self.progress = progress
         self._cache = cache or TruthCache()
@@ -125,13 +129,22 @@ class ContextTruth:
     @cached_property
     def differential_expression(self) -> pl.DataFrame:
         """Differential expression of the observed cells."""
-        key: dict[str, object] = {"table": "observed de", "truth": self.fingerprint, "versions": installed_versions()}
+        key: dict[str, object] = {
+            "table": "observed de",
+            "truth": self.fingerprint,
+            "backend": self.de_backend,
+            "versions": installed_versions(),
+        }
         return self._cache.table(key, lambda: self.test(self.cells))
 
     def test(self, cells: CellTable) -> pl.DataFrame:
         """Differential expression of other cells of this context under the same settings."""
         return differential_expression(
-            cells, control=self.control, num_threads=self.num_threads, progress=self.progress
+            cells,
+            control=self.control,
+            backend=self.de_backend,
+            num_threads=self.num_threads,
+            progress=self.progress,
         )
 
     @property
@@ -184,7 +197,7 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
     de_predicted = None
     if settings.needs_de:
         perturbed = predicted.perturbation != truth.control
-        both = concatenate(truth.controls, predicted.take(perturbed)) if real_controls else predicted
+        both = concatenate(truth.controls, predicted, perturbed) if real_controls else predicted
         de_predicted = truth.test(both)
         theirs = cell_eval_scores(
             observed=(truth.cells, truth.statistics, truth.differential_expression),

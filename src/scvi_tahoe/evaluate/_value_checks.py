@@ -40,7 +40,7 @@ def check_range(cells: CellTable, *, role: str) -> Check:
         What they are, for the message.
     """
     values = cells.expression.data if sp.issparse(cells.expression) else cells.expression
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    low, high = _extremes(values)
     allowed = f"0 to below {LOG1P_LIMIT:g}"
     name = f"values of the {role}"
     if not np.isfinite(low) or not np.isfinite(high):  # min and max carry NaN through
@@ -131,6 +131,15 @@ def clipped(cells: CellTable) -> CellTable:
     else:
         matrix = np.maximum(matrix, 0)
     return CellTable(matrix, cells.perturbation, cells.context, cells.genes, cells.names)
+
+
+def _extremes(values: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest value, NaN if there is one, in one pass: both of a block while the cache holds it."""
+    if not values.size:
+        return 0.0, 0.0
+    n_blocks = max(1, min(len(values), values.nbytes >> 20))
+    ends = np.array([(block.min(), block.max()) for block in np.array_split(values, n_blocks)])
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
 def _where(cells: CellTable, bad: np.ndarray) -> str:

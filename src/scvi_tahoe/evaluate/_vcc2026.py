@@ -12,7 +12,7 @@ import pandas as pd
 
 from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._cells import concatenate
-from scvi_tahoe.evaluate._differential_expression import LABEL_COLUMN, available_cores, contained
+from scvi_tahoe.evaluate._differential_expression import LABEL_COLUMN, contained, usable_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,7 @@ def vcc2026_scores(truth: ContextTruth, predicted: CellTable, reference: Evaluat
     cell_eval2 = _cell_eval2()
     config = _config(truth)
     observed = truth.cells.to_adata(perturbation_key=LABEL_COLUMN)
-    both = concatenate(truth.controls, predicted.take(predicted.perturbation != truth.control))
+    both = concatenate(truth.controls, predicted, predicted.perturbation != truth.control)
     with contained(), _quiet():
         scores = cell_eval2.compute_metrics(both.to_adata(perturbation_key=LABEL_COLUMN), observed, config=config)
     ends = _ends(truth, reference, config)
@@ -111,7 +111,7 @@ def _config(truth: ContextTruth) -> Any:
     preset = EvalConfig.from_preset("vcc2026")
     # pdex stated: on a machine with a GPU "auto" would take another engine, whose numbers differ
     de = replace(preset.de, backend="pdex")
-    threads = truth.num_threads or available_cores()
+    threads = usable_threads(truth.num_threads)
     # cell-eval2 wants to be told that labels are no genes (drugs); where some are, it finds them by name
     named = set(truth.perturbations) & set(truth.cells.genes)
     return replace(

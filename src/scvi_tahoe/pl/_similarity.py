@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["similarity"]
 
 
+#: cosines below are marked
+_OPPOSITE = -0.15
+
+
 def similarity(result: EvaluationResult, *, context: str | None = None) -> Figure:
     """Draw the cosine similarity of every observed with every predicted delta; at best the diagonal is dark.
+
+    Opposite deltas carry a dash, since red and blue are alike in print.
 
     Parameters
     ----------
@@ -45,15 +51,18 @@ def similarity(result: EvaluationResult, *, context: str | None = None) -> Figur
     with style():
         figure = new_figure(size + 0.7, size)
         ax = figure.subplots()
-        image = ax.imshow((observed @ predicted.T)[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1)
+        cosine = (observed @ predicted.T)[np.ix_(order, order)]
+        image = ax.imshow(cosine, cmap="RdBu_r", vmin=-1, vmax=1)
         if len(names) <= 60:
+            rows_below, columns_below = np.nonzero(cosine < _OPPOSITE)
+            ax.scatter(columns_below, rows_below, s=14, marker="_", color="#202020", linewidths=0.8)
             ax.set_xticks(range(len(names)), names, rotation=90)
             ax.set_yticks(range(len(names)), names)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
         ax.set(xlabel="predicted", ylabel="observed")
         ax.set_title("Similarity of deltas" + (f", {context}" if len(contexts) > 1 else ""), loc="left")
-        bar = figure.colorbar(image, ax=ax, shrink=0.6, label="cosine")
+        bar = figure.colorbar(image, ax=ax, shrink=0.6, label=f"cosine (\N{EN DASH} below {_OPPOSITE:g})")
         bar.outline.set_visible(False)
     return figure
 

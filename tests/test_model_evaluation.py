@@ -1,0 +1,81 @@
+"""`model.evaluate`: predicts what was observed and scores it, wherever the expression lies."""
+
+from __future__ import annotations
+
+import pytest
+from mudata import MuData
+
+from scvi_tahoe import EvaluationReference, TahoeST
+
+QUICK = {"preset": "quick", "baseline": None, "train": None, "progress": False}
+
+
+@pytest.fixture
+def model(make_model, train):
+    return train(make_model())
+
+
+@pytest.fixture
+def held_out(screen):
+    """Two perturbations and the controls, as observed cells."""
+    wanted = [*screen.obs["perturbation"].unique()[:3], "control"]
+    return screen[screen.obs["perturbation"].isin(wanted).to_numpy()].copy()
+
+
+def observed_conditions(adata):
+    perturbed = adata.obs[adata.obs["perturbation"] != "control"]
+    return perturbed.groupby(["context", "perturbation"], observed=True).size()
+
+
+def test_every_observed_condition_is_predicted_with_as_many_cells(model, held_out):
+    scores = model.evaluate(held_out, **QUICK).per_perturbation
+    sizes = observed_conditions(held_out)
+    assert scores["n_cells"].to_dict() == scores["n_cells_predicted"].to_dict() == sizes.to_dict()
+
+
+def test_held_out_conditions_of_the_training_data_are_refused(model, held_out):
+    with pytest.raises(ValueError, match="leakage"):
+        model.evaluate(held_out, preset="quick", baseline=None, progress=False)
+
+
+def test_expression_is_read_from_the_registered_layer(make_model, train, screen, held_out):
+    for adata in (screen, held_out):
+        adata.layers["lognorm"] = adata.X.copy()
+        adata.X = adata.layers["counts"].copy()
+    model = train(make_model(screen, setup={"layer": "lognorm"}))
+    result = model.evaluate(held_out, **QUICK)
+    assert result.checks.loc["scale", "status"] == "ok"
+
+
+def test_a_mudata_scores_like_the_anndata_it_was_made_of(model, held_out):
+    rna = held_out.copy()
+    obs = rna.obs[["perturbation", "context", "batch"]].copy()
+    rna.obs = rna.obs[[]]
+    mdata = MuData({"rna": rna})
+    mdata.obs = mdata.obs.join(obs)
+    keys = {"perturbation_key": "perturbation", "control": "control", "context_key": "context", "batch_key": "batch"}
+    TahoeST.setup_mudata(mdata, **keys, modalities={"expression": "rna"})
+    from_mudata = TahoeST(mdata, **model_options())
+    from_mudata.train(max_steps=2, validate_every=2, batch_size=2, progress=False)
+    result = from_mudata.evaluate(mdata, **QUICK)
+    assert result.per_perturbation["n_cells"].sum() == observed_conditions(held_out).sum()
+    same = from_mudata.evaluate(held_out, **QUICK)
+    assert same.summary["value"].to_dict() == pytest.approx(result.summary["value"].to_dict(), nan_ok=True)
+
+
+def model_options():
+    return {"size": {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, "set_size": 8}
+
+
+def test_a_reference_that_was_not_read_needs_the_prediction(model, held_out):
+    read = EvaluationReference.from_adata(
+        held_out, perturbation_key="perturbation", control="control", context_key="context", ceiling=False
+    )
+    bare = EvaluationReference(
+        read.cells, control="control", perturbation_key="perturbation", context_key="context", ceiling=False
+    )
+    options = {"preset": "quick", "baseline": None, "progress": False}
+    with pytest.raises(ValueError, match="pass prediction="):
+        model.evaluate(bare, **options)
+    predicted = model.evaluate(read, **options)
+    assert predicted.provenance["truth"] == read.fingerprint
