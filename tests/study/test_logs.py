@@ -204,3 +204,9 @@ def test_what_is_not_there_is_named(tmp_path):
         inspect_path(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"neither a metrics\.csv nor a folder with one"):
         read_training_log(tmp_path)
+
+
+def test_a_log_without_a_number_is_refused(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train_loss,val_loss\n9,one,\n")
+    with pytest.raises(ValueError, match="holds no number in train_loss, val_loss"):
+        read_training_log(tmp_path / "metrics.csv")

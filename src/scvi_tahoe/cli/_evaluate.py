@@ -35,16 +35,15 @@ def evaluate(
 ) -> None:
     """Score predicted cells against observed ones with cell-eval."""
     with one_line_mistakes(), warnings.catch_warnings():
-        from anndata import read_h5ad
-
         from scvi_tahoe.evaluate import EvaluationWarning
         from scvi_tahoe.evaluate import evaluate as score
+        from scvi_tahoe.study import read_cells
 
         # Shown below the scores, without the line of code that a warning comes with.
         warnings.simplefilter("ignore", EvaluationWarning)
         result = score(
-            read_h5ad(prediction), read_h5ad(reference), perturbation_key=perturbation_key, control=control,
-            context_key=context_key, train=read_h5ad(train) if train else None, preset=preset,
+            read_cells(prediction), read_cells(reference), perturbation_key=perturbation_key, control=control,
+            context_key=context_key, train=read_cells(train) if train else None, preset=preset,
             baseline="train_mean" if train else "control", representation_check=representation_check.value,
         )  # fmt: skip
         if output:

@@ -27,12 +27,11 @@ def predict(
     """Predict cells after perturbations, and write them as h5ad."""
     quiet_frameworks()
     with one_line_mistakes():
-        from anndata import read_h5ad
-
         from scvi_tahoe import TahoeST
         from scvi_tahoe.demo import written_whole
+        from scvi_tahoe.study import read_cells
 
-        adata = read_h5ad(data)
+        adata = read_cells(data)
         predicted = TahoeST.load(model, adata=adata).predict(
             perturbations=perturbation, contexts=context, n_cells=n_cells, seed=seed
         )

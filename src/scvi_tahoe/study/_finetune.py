@@ -165,7 +165,7 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threa
 def _network_options(model: TahoeST) -> dict[str, Any]:
     """Everything about the network but the widths that the data decide."""
     options = model.module.config.to_kwargs()
-    widths = ("n_input", "n_output", "n_perturbation", "n_batches", "n_batch_classes")
+    widths = ("n_input", "n_output", "n_perturbation", "n_batches")
     options = {name: value for name, value in options.items() if name not in widths}
     if options["gene_decoder"] is not None:
         options["gene_decoder"] = {k: v for k, v in options["gene_decoder"].items() if k != "n_genes"}

@@ -52,6 +52,7 @@ def dry_run_text(config: str | Path) -> str:
         f"training  {options.plan.max_steps:,} steps of {options.batch_size * train.accumulate} sets of {model.set_size} cells, "
         f"rate {options.plan.lr:g}, validated every {train.validate_every:,} steps",
         *("          " + line for line in plan.describe().splitlines()),
+        *(["          the projection to the output never trains"] if train.freeze_projection else []),
         f"memory    {model.memory_plan(batch_size=train.batch_size, store=train.store, precision=train.precision)}",
         f"scoring   {complete.score.preset or 'none'}",
         "Nothing was written.",

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scvi_tahoe.data import PRIORS, Split, split_from_dict
-from scvi_tahoe.nn import ObjectiveConfig
+from scvi_tahoe.evaluate import BASELINES
+from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
 from scvi_tahoe.study._data_config import DataConfig  # noqa: TC001  its type is looked up when a file is read
-from scvi_tahoe.study._plain_values import build, nearest, plain
+from scvi_tahoe.study._plain_values import build, nearest, plain, typed
 from scvi_tahoe.study._yaml import read_mapping, written
 from scvi_tahoe.train import PlanConfig
 
@@ -19,6 +20,11 @@ __all__ = ["LOGGERS", "PLAN_ELSEWHERE", "ModelConfig", "ScoreConfig", "StartConf
 LOGGERS = ("mlflow", "tensorboard", "wandb")
 #: options of the optimisation that are not in ``train.plan``
 PLAN_ELSEWHERE = ("max_steps", "lr", "recipe", "freeze_backbone", "seed")
+
+_PRECISIONS = (
+    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64",
+)  # fmt: skip
+_DIMENSIONS = ("hidden", "n_layers", "intermediate", "n_heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,12 @@ class ModelConfig:
     batch_encoder: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", typed(ObjectiveConfig, self.objective, "model.objective"))
+        object.__setattr__(self, "network", _network(self.network, "model.network"))
+        if isinstance(self.size, dict):
+            object.__setattr__(self, "size", _network(self.size, "model.size"))
+            if missing := [name for name in _DIMENSIONS if name not in self.size]:
+                raise ValueError(f"model.size lacks {missing}; it is the name of a size, or has {list(_DIMENSIONS)}.")
         ObjectiveConfig.from_kwargs(self.objective)
         _verify_at_least_one("model", set_size=self.set_size)
         if self.prior is not None and self.prior not in PRIORS:
@@ -125,6 +137,8 @@ class TrainConfig:
             "train", max_steps=self.max_steps, batch_size=self.batch_size, accumulate=self.accumulate,
             validate_every=self.validate_every, patience=self.patience, threads=self.threads,
         )  # fmt: skip
+        if self.precision not in _PRECISIONS:
+            raise ValueError(f"train.precision is {self.precision!r}; it is one of {', '.join(_PRECISIONS)}.")
         for name in self.loggers:
             if name not in LOGGERS:
                 raise ValueError(
@@ -136,13 +150,12 @@ class TrainConfig:
         for name in self.plan:
             if name not in known:
                 raise ValueError(f"train.plan has no key {name!r}{nearest(name, known)} It takes {sorted(known)}.")
+        object.__setattr__(self, "plan", typed(PlanConfig, self.plan, "train.plan"))
         given = {k: v for k, v in {"max_steps": self.max_steps, "lr": self.lr}.items() if v is not None}
         step = self.freeze_backbone
         if self.max_steps is None and step is not None and not isinstance(step, bool):
             raise ValueError("train.freeze_backbone names a step, so train.max_steps is needed, too.")
-        PlanConfig(
-            **{"max_steps": 1, **given}, recipe=self.recipe, freeze_backbone=self.freeze_backbone, **self.plan
-        )
+        PlanConfig(**{"max_steps": 1, **given}, recipe=self.recipe, freeze_backbone=self.freeze_backbone, **self.plan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +165,10 @@ class ScoreConfig:
     preset: Literal["quick", "vcc2025", "minimal", "full"] | None = "vcc2025"
     baseline: str | None = "train_mean"
     representation_check: Literal["error", "warn"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.baseline is not None and self.baseline not in BASELINES:
+            raise ValueError(f"score.baseline is {self.baseline!r}; it is one of {', '.join(BASELINES)}, or null.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +265,18 @@ class TahoeRun:
 
         data = replace(self.data, path=absolute(self.data.path), held_out=absolute(self.data.held_out))
         return replace(self, data=data, start=replace(self.start, source=absolute(self.start.source)))
+
+
+def _network(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Options of the network, each of its kind; the decoder's number of genes is that of the data."""
+    options = {name: value for name, value in values.items() if name != "gene_decoder"}
+    options = typed(NetworkConfig, options, where)
+    if "gene_decoder" not in values:
+        return options
+    decoder = values["gene_decoder"]
+    return options | {
+        "gene_decoder": None if decoder is None else plain(typed(GeneDecoderConfig, decoder, f"{where}.gene_decoder"))
+    }
 
 
 def _verify_at_least_one(where: str, **values: int | None) -> None:

@@ -53,6 +53,8 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
         If an option is out of range or does not fit the machine.
     """
     train = run.train
+    if train.monitor not in (known := _monitored(model)):
+        raise ValueError(f"train.monitor is {train.monitor!r}; this run computes {', '.join(known)}.")
     return TrainingRun.prepare(
         n_parameters_pretrained=len(model.pretrained_parameters_), max_steps=train.max_steps,
         batch_size=train.batch_size, validate_every=train.validate_every, monitor=train.monitor,
@@ -66,6 +68,19 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
             "accumulate_grad_batches": train.accumulate,
         },
     )  # fmt: skip
+
+
+def _monitored(model: TahoeST) -> list[str]:
+    """Metrics of the validation: the loss, and each of its terms."""
+    module, objective = model.module, model.module.objective.config
+    others = {
+        "decoder": module.config.gene_decoder is not None and objective.decoder_weight > 0,
+        "embedding": module.embedding_head is not None,
+        "batch": module.config.batch_token,
+        "confidence": module.config.confidence_token,
+        "shift": objective.shift_weight > 0,
+    }
+    return [f"validation_{name}" for name in ("loss", *objective.terms, *(n for n, there in others.items() if there))]
 
 
 def read_training(folder: Path) -> dict[str, Any]:

@@ -115,6 +115,9 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
             f"expected; it has {list(table.columns[:8])}."
         )
     numeric = numeric.dropna(subset=["step"])
+    losses = numeric.columns.intersection(["train_loss", "val_loss", "validation_loss"])
+    if numeric[losses].isna().all(axis=None):
+        raise ValueError(f"{path} holds no number in {', '.join(losses)}; it is an empty log, or none.")
     numeric.index = numeric.pop("step").astype(int)
     found = {ours: _series(numeric, names) for ours, names in _COLUMNS.items()}
     rates = {str(c): _series(numeric, (c,)) for c in numeric.columns if str(c).startswith(_RATE)}
