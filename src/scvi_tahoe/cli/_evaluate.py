@@ -32,8 +32,14 @@ def evaluate(
         Policy, typer.Option(help="What to do about a prediction on another scale than the reference.")
     ] = Policy.ERROR,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the scores to.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Score predicted cells against observed ones with cell-eval."""
+    """Score predicted cells against observed ones with cell-eval.
+
+    \b
+    scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl
+    scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad --json
+    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     with one_line_mistakes(), warnings.catch_warnings():
         from scvi_tahoe.evaluate import EvaluationWarning
         from scvi_tahoe.evaluate import evaluate as score
@@ -48,6 +54,9 @@ def evaluate(
         )  # fmt: skip
         if output:
             result.save(output)
+    if json:
+        typer.echo(result.summary.to_json(orient="index", indent=1))
+        return
     typer.echo(result.summary.to_string(float_format="{:.4f}".format))
     for name, check in result.checks.query("status == 'warning'").iterrows():
         typer.echo(f"Note on the prediction ({name}): {check['message']}")

@@ -24,7 +24,12 @@ def predict(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the control cells drawn.")] = 0,
 ) -> None:
-    """Predict cells after perturbations, and write them as h5ad."""
+    """Predict cells after perturbations, and write them as h5ad.
+
+    \b
+    scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad
+    scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad --perturbation STAT1 --context A549
+    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     quiet_frameworks()
     with one_line_mistakes():
         from scvi_tahoe import TahoeST

@@ -49,8 +49,8 @@ def dry_run_text(config: str | Path) -> str:
         "validate; "
         f"{held} (sha256 {found['sha256'][:12]})",
         f"weights   {loaded}",
-        f"training  {options.plan.max_steps:,} steps of {options.batch_size * train.accumulate} sets of {model.set_size} cells, "
-        f"rate {options.plan.lr:g}, validated every {train.validate_every:,} steps",
+        f"training  {options.plan.max_steps:,} steps of {options.batch_size * train.accumulate} sets of "
+        f"{model.set_size} cells, rate {options.plan.lr:g}, validated every {train.validate_every:,} steps",
         *("          " + line for line in plan.describe().splitlines()),
         *(["          the projection to the output never trains"] if train.freeze_projection else []),
         f"memory    {model.memory_plan(batch_size=train.batch_size, store=train.store, precision=train.precision)}",

@@ -125,6 +125,10 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     content = {} if beside is None else read_mapping(beside)
     ours = "validation_loss" in numeric or "sets_per_second" in numeric
     if ours:
+        # what the best is chosen by, which need not be the whole loss
+        monitor = (content.get("train") or {}).get("monitor")
+        if monitor in numeric:
+            found["validation"] = _series(numeric, (monitor,))
         # means over the steps of a validation interval are logged at its last step, counted from 0
         found = {name: series.set_axis(series.index + 1) for name, series in found.items()}
     return TrainingLog(
