@@ -231,6 +231,7 @@ def test_far_below_is_a_share_of_the_next_scores():
     found = judge(groups, {"a": 1.5, "b": 2.0, "c": 2.1})
     assert "a at most 50% of b < c" in str(found)
     assert found.exceptions == ("a (1.5) has 75% of b (2.0)",)
+    assert str(found).endswith("As expected: a < c; b < c.")
 
 
 def test_cells_of_a_later_round_are_looked_at_before_the_first_is_run(values, tmp_path):

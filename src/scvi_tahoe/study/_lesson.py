@@ -59,11 +59,14 @@ class Lesson:
         One sentence for each expectation that the scores contradict.
     unknown
         Rounds without a score.
+    met
+        Pairs of groups whose scores are as expected.
     """
 
     groups: tuple[Group, ...]
     exceptions: tuple[str, ...]
     unknown: tuple[str, ...]
+    met: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -78,7 +81,8 @@ class Lesson:
             return f"Expected {expected}; there is no score of {', '.join(self.unknown)}, so it cannot be said."
         if self.holds:
             return f"The data show the lesson: {expected}."
-        return f"The data do not show the whole lesson, {expected}: {'; '.join(self.exceptions)}."
+        as_expected = f" As expected: {'; '.join(self.met)}." if self.met else ""
+        return f"The data do not show the whole lesson, {expected}: {'; '.join(self.exceptions)}.{as_expected}"
 
     def _expected(self) -> str:
         text = str(self.groups[0])
@@ -100,11 +104,14 @@ def judge(entries: Sequence[Any], overall: Mapping[str, float]) -> Lesson:
     groups = tuple(group_of(entry) for entry in entries)
     unknown = tuple(name for group in groups for name in group.rounds if name not in overall)
     exceptions: list[str] = []
+    met: list[str] = []
     if not unknown:
         for i, lower in enumerate(groups):
             for j, higher in enumerate(groups[i + 1 :]):
-                exceptions += _exceptions(lower, higher, overall, at_most=lower.at_most if j == 0 else 1.0)
-    return Lesson(groups, tuple(exceptions), unknown)
+                found = _exceptions(lower, higher, overall, at_most=lower.at_most if j == 0 else 1.0)
+                exceptions += found
+                met += [] if found else [f"{lower} < {higher}"]
+    return Lesson(groups, tuple(exceptions), unknown, tuple(met))
 
 
 def _exceptions(lower: Group, higher: Group, overall: Mapping[str, float], *, at_most: float) -> list[str]:

@@ -151,7 +151,7 @@ class TrainConfig:
             if name not in known:
                 raise ValueError(f"train.plan has no key {name!r}{nearest(name, known)} It takes {sorted(known)}.")
         object.__setattr__(self, "plan", typed(PlanConfig, self.plan, "train.plan"))
-        given = {k: v for k, v in {"max_steps": self.max_steps, "lr": self.lr}.items() if v is not None}
+        given: dict[str, Any] = {k: v for k, v in {"max_steps": self.max_steps, "lr": self.lr}.items() if v is not None}
         step = self.freeze_backbone
         if self.max_steps is None and step is not None and not isinstance(step, bool):
             raise ValueError("train.freeze_backbone names a step, so train.max_steps is needed, too.")

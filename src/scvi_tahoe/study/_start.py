@@ -36,7 +36,7 @@ def build_model(run: TahoeRun, data: RunData) -> TahoeST:
     TahoeST.setup_anndata(data.train, **screen_keys(data.config))
     run = _with_genes(run, data.train.n_vars)
     if run.start.source is None:
-        size = {} if run.model.size is None else {"size": run.model.size}
+        size: dict[str, Any] = {} if run.model.size is None else {"size": run.model.size}
         return TahoeST(data.train, seed=run.seed, **size, **_options(run))
     weights = _weights(run.start)
     embeds = weights.labels.genes is None and weights.labels.embedding is not None

@@ -32,7 +32,7 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
     before = read_json(folder / _RECORD)["seconds"] if (folder / _RECORD).exists() else 0.0
     done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
     try:
-        if done >= run.train.max_steps:
+        if done and done >= int(run.train.max_steps or done):
             _restore(run, model, data, folder)
         else:
             _fit(run, model, data, folder, last if done else None, progress=progress)

@@ -126,7 +126,7 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     ours = "validation_loss" in numeric or "sets_per_second" in numeric
     if ours:
         # what the best is chosen by, which need not be the whole loss
-        monitor = (content.get("train") or {}).get("monitor")
+        monitor = str((content.get("train") or {}).get("monitor"))
         if monitor in numeric:
             found["validation"] = _series(numeric, (monitor,))
         # means over the steps of a validation interval are logged at its last step, counted from 0
