@@ -298,3 +298,13 @@ def test_a_run_from_weights_in_arcs_format_carries_their_licence(finished, value
     assert "Non-Commercial" in (result.folder / "README.md").read_text()
     assert "loaded" in (result.folder / "loading_report.txt").read_text()
     assert "Non-Commercial" not in (finished / "README.md").read_text()
+
+
+def test_a_new_head_on_earlier_weights_has_the_options_of_a_model_from_scratch(values, tmp_path):
+    head = {"head": "hidden_residual"}
+    first = run(copy.deepcopy(values), tmp_path / "first", model={"network": head}, score={"preset": None})
+    values["start"] = {"source": str(first.folder), "accept": ["other_head"]}
+    model = {"network": {"head": "delta"}, "prior": "cells"}
+    second = run(values, tmp_path / "second", model=model, score={"preset": None})
+    network = yaml.safe_load((second.folder / "config.yaml").read_text())["model"]["network"]
+    assert (network["head"], network["keep_zeros"], network["base_encoder"]) == ("delta", True, True)
