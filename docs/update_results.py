@@ -1,6 +1,7 @@
-"""Put the results of a demo into README.md and docs/_static, after `make demo`.
+"""Put the results of a demo into README.md and docs/_static, and those of the ladder into the page on studies.
 
-python docs/update_results.py scvi-tahoe-demo
+python docs/update_results.py scvi-tahoe-demo                     # after `make demo`
+python docs/update_results.py scvi-tahoe-demo scvi-tahoe-study    # and `make study`
 """
 
 from __future__ import annotations
@@ -39,5 +40,21 @@ def main(folder: Path) -> None:
     shutil.copyfile(folder / "deltas.png", ROOT / "docs" / "_static" / "deltas.png")
 
 
+def update_ladder(folder: Path) -> None:
+    table = pd.read_csv(folder / "scores.csv", index_col=0)
+    head = ["round", "DES", "PDS", "MAE", "overall (2025)", "best step", "steps", "published overall"]
+    rows = [
+        [name, f"{r['DES']:.3f}", f"{r['PDS']:.3f}", f"{r['MAE']:.4f}", f"{r['overall']:.1f}", f"{r['best_step']:,.0f}",
+         f"{r['steps']:,.0f}", "" if pd.isna(r["published_overall"]) else f"{r['published_overall']:g}"]
+        for name, r in table.iterrows()
+    ]  # fmt: skip
+    block = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    page = ROOT / "docs" / "user_guide" / "studies.md"
+    mark = r"(<!-- study: table -->\n).*?(\n<!-- end -->)"
+    page.write_text(re.sub(mark, lambda found: f"{found[1]}{block}{found[2]}", page.read_text(), flags=re.DOTALL))
+
+
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        update_ladder(Path(sys.argv[2]))

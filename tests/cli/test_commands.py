@@ -21,6 +21,9 @@ def test_every_command_explains_itself(command):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output
+    text = " ".join(result.output.split())
+    examples = text.count(f"scvi-tahoe {command} ") - text.count("Usage: scvi-tahoe ")
+    assert examples >= 2
 
 
 def test_an_unknown_option_exits_with_2():

@@ -16,6 +16,15 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(error, capsys):
     assert lines[0] == f"scvi-tahoe: {' '.join(error.args[0].split())}"
 
 
+def test_an_extra_that_is_not_installed_is_one_line(capsys):
+    with pytest.raises(typer.Exit) as stopped, one_line_mistakes():
+        raise ImportError("mlflow is needed; install it with: pip install 'scvi-tahoe[mlflow]'")
+    assert stopped.value.exit_code == 2
+    assert "pip install" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="no module"), one_line_mistakes():
+        raise ImportError("no module of ours")
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="size mismatch"), one_line_mistakes():
         raise RuntimeError("size mismatch")

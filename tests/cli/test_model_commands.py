@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 from anndata import read_h5ad
@@ -60,7 +62,12 @@ def test_evaluate_prints_the_summary_and_writes_it(folder):
     result = run("evaluate", prediction, folder / "screen.h5ad", *LABELS, "--preset", "quick", "-o", folder / "scores")
     assert result.exit_code == 0, result.output
     assert "pearson_delta" in result.output
-    assert "pearson_delta" in set(pd.read_csv(folder / "scores" / "summary.csv", index_col=0).index)
+    written = pd.read_csv(folder / "scores" / "summary.csv", index_col=0)
+    assert "pearson_delta" in set(written.index)
+    printed = json.loads(
+        run("evaluate", prediction, folder / "screen.h5ad", *LABELS, "--preset", "quick", "--json").stdout
+    )
+    assert printed["mae"]["value"] == pytest.approx(written.loc["mae", "value"])
 
 
 def test_evaluate_refuses_an_unknown_preset_in_one_line(folder):

@@ -128,3 +128,12 @@ def test_an_unknown_study_is_one_line_and_exit_code_2():
     result = run("study", "nothing")
     assert result.exit_code == 2
     assert "case_study, recommended" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_cells_that_are_not_there_are_one_line(tmp_path, command):
+    options = {"predict": ("-o", tmp_path / "p.h5ad"), "evaluate": ("--perturbation-key", "p", "--control", "c")}
+    result = run(command, tmp_path / "nowhere", tmp_path / "nowhere.h5ad", *options[command])
+    assert result.exit_code == 2
+    assert "there is no file" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

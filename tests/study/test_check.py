@@ -87,6 +87,13 @@ def test_embeddings_without_a_trained_decoder_make_the_run_meaningless(tmp_path,
     assert checked.exit_code() == 1
 
 
+@pytest.mark.parametrize(("space", "head"), [("all", "down_up"), ("embedding", "hidden_residual")])
+def test_the_output_space_decides_on_the_head(tmp_path, space, head):
+    for config in (expression_config(), embedding_config()):
+        path = write_config(with_key(config, "data.kwargs.output_space", space), tmp_path)
+        assert check_config(path).run.model.network["head"] == head
+
+
 def test_of_two_decoder_weights_the_live_one_is_named(tmp_path):
     found = rules(with_key(embedding_config(), "model.kwargs.decoder_loss_weight", 0.9), tmp_path)
     message = found["decoder_weight", "model.kwargs.decoder_loss_weight"].message

@@ -14,7 +14,10 @@ from anndata import read_h5ad
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, run_or_rebuild
+from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._loggers import PeakMemory
+from scvi_tahoe.study._run_folder import read_checkpoint
+from scvi_tahoe.study._start import build_model
 
 
 def run(values, folder, **sections):
@@ -46,6 +49,48 @@ def test_the_provenance_fixes_data_releases_and_seed(finished):
     assert data["train"]["n_genes"] == 40
     assert data["split"]["cells"]["validation"] == 2 * 40
     assert len(data["sha256"]) == len(data["split"]["sha256"]) == 64
+
+
+def test_the_config_in_the_folder_spells_out_what_was_left_to_the_package(finished):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    model = TahoeST.load(finished / "model", adata=False)
+    assert config["model"]["prior"] == model.prior
+    assert config["model"]["objective"] == model.module.objective.config.to_dict()
+    assert config["model"]["network"]["head"] == model.module.config.head
+    assert config["train"]["plan"]["warmup"] == model.training_config_["plan"]["warmup"]
+
+
+def test_a_refused_run_leaves_nothing(values, tmp_path):
+    for section, key, value, message in (
+        ("train", "monitor", "validation_foo", "this run computes validation_loss"),
+        ("data", "perturbation_embedding_key", "esm", "is not in uns"),
+    ):
+        wrong = {**values, section: {**values[section], key: value}}
+        with pytest.raises((ValueError, KeyError), match=message):
+            finetune(TahoeRun.from_dict(wrong), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_frozen_projection_keeps_its_random_numbers(finished, values, tmp_path):
+    values["train"] |= {"freeze_projection": True, "freeze_backbone": True}
+    result = run(values, tmp_path / "out")
+    first, now = (read_checkpoint(f / "best.ckpt")["state_dict"] for f in (finished, result.folder))
+    config = TahoeRun.from_dict(values)
+    untrained = build_model(config, load_data(config)).module.state_dict()
+    name = next(n for n in untrained if n.startswith("network.head.project.layers.0"))
+    assert torch.equal(now[f"module.{name}"], untrained[name])
+    assert not torch.equal(first[f"module.{name}"], untrained[name])
+
+
+def test_files_that_are_no_cells_are_named(values, tmp_path):
+    (tmp_path / "cells.h5ad").write_text("no cells")
+    values["data"] = {"path": str(tmp_path / "cells.h5ad"), "perturbation_key": "p", "control": "c",
+                      "cell_embedding_key": "X"}  # fmt: skip
+    with pytest.raises(ValueError, match="is not an h5ad file"):
+        finetune(TahoeRun.from_dict(values), tmp_path / "out", progress=False)
+    values["data"]["path"] = str(tmp_path / "nowhere.h5ad")
+    with pytest.raises(FileNotFoundError, match="an h5ad file with cells is expected"):
+        finetune(TahoeRun.from_dict(values), tmp_path / "out", progress=False)
 
 
 def test_held_out_cells_are_not_in_the_training_data(finished):
@@ -275,3 +320,13 @@ def test_a_run_from_weights_in_arcs_format_carries_their_licence(finished, value
     assert "Non-Commercial" in (result.folder / "README.md").read_text()
     assert "loaded" in (result.folder / "loading_report.txt").read_text()
     assert "Non-Commercial" not in (finished / "README.md").read_text()
+
+
+def test_a_new_head_on_earlier_weights_has_the_options_of_a_model_from_scratch(values, tmp_path):
+    head = {"head": "hidden_residual"}
+    first = run(copy.deepcopy(values), tmp_path / "first", model={"network": head}, score={"preset": None})
+    values["start"] = {"source": str(first.folder), "accept": ["other_head"]}
+    model = {"network": {"head": "delta"}, "prior": "cells"}
+    second = run(values, tmp_path / "second", model=model, score={"preset": None})
+    network = yaml.safe_load((second.folder / "config.yaml").read_text())["model"]["network"]
+    assert (network["head"], network["keep_zeros"], network["base_encoder"]) == ("delta", True, True)

@@ -204,3 +204,18 @@ def test_what_is_not_there_is_named(tmp_path):
         inspect_path(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"neither a metrics\.csv nor a folder with one"):
         read_training_log(tmp_path)
+
+
+def test_a_log_without_a_number_is_refused(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train_loss,val_loss\n9,one,\n")
+    with pytest.raises(ValueError, match="holds no number in train_loss, val_loss"):
+        read_training_log(tmp_path / "metrics.csv")
+
+
+def test_the_best_of_a_run_of_ours_is_that_of_the_metric_it_was_chosen_by(tmp_path):
+    (tmp_path / "metrics.csv").write_text(
+        "step,train_loss,validation_loss,validation_energy\n9,3.0,2.0,1.0\n19,2.0,3.0,0.5\n"
+    )
+    assert read_training_log(tmp_path).best_step == 10
+    (tmp_path / "config.yaml").write_text("train: {monitor: validation_energy}\n")
+    assert read_training_log(tmp_path).best_step == 20

@@ -28,8 +28,20 @@ def test_a_file_spells_out_the_defaults(values, tmp_path):
     assert written["train"]["loggers"] == []
 
 
-def test_numbers_that_yaml_reads_as_text_are_numbers(values):
-    assert TahoeRun.from_dict(changed(values, "train.lr", "1e-4")).train.lr == 1e-4
+@pytest.mark.parametrize("path", ["train.lr", "train.plan.weight_decay", "model.network.dropout"])
+def test_numbers_that_yaml_reads_as_text_are_numbers(values, path):
+    values["model"]["network"] = {}
+    values["train"]["plan"] = {}
+    run = TahoeRun.from_dict(changed(values, path, "1e-4"))
+    found = {"train.lr": run.train.lr, **{f"train.plan.{k}": v for k, v in run.train.plan.items()},
+             **{f"model.network.{k}": v for k, v in run.model.network.items()}}  # fmt: skip
+    assert found[path] == 1e-4
+
+
+def test_a_step_of_unfreezing_needs_the_length_of_the_run(values):
+    del values["train"]["max_steps"]
+    with pytest.raises(ValueError, match=r"so train.max_steps is needed"):
+        TahoeRun.from_dict(changed(values, "train.freeze_backbone", 3))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +74,16 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(values):
         ("name", "a/b", "it names a folder"),
         ("seed", -1, "seed is -1"),
         ("model", "mini", "model is 'mini'; allowed is a mapping"),
+        ("model.prior", "cell", "model.prior is 'cell'; it is one of none"),
+        ("model.network.dropuot", 0.2, "did you mean 'dropout'"),
+        ("model.network.dropout", "much", "model.network.dropout is 'much'; allowed is a number"),
+        ("model.network.gene_decoder.hidden", ["wide"], r"model.network.gene_decoder.hidden is \['wide'\]"),
+        ("model.size", {"hidden": 16}, r"model.size lacks \['n_layers'"),
+        ("model.objective.terms", ["energy"], "model.objective.terms is .*allowed is a mapping"),
+        ("model.objective.terms.energy", "x", "model.objective.terms.energy is 'x'; allowed is a number"),
+        ("train.plan.warmup", "long", "train.plan.warmup is 'long'; allowed is a number"),
+        ("train.precision", "bf17", "train.precision is 'bf17'; it is one of auto"),
+        ("score.baseline", "mean", "score.baseline is 'mean'; it is one of control"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(values, path, value, message):

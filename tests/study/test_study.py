@@ -8,7 +8,7 @@ import pytest
 import yaml
 from study_samples import RUN
 
-from scvi_tahoe.study import SHIPPED, StudyConfig, TahoeRun, read_study, rounds_text, run_study
+from scvi_tahoe.study import SHIPPED, StudyConfig, TahoeRun, TrainConfig, read_study, rounds_text, run_study
 from scvi_tahoe.study._config_difference import differences
 from scvi_tahoe.study._lesson import judge
 from scvi_tahoe.study._scaling import scaled
@@ -133,6 +133,9 @@ def test_a_foreign_folder_is_refused(values, tmp_path):
         ({"rounds": [{"name": "a", "tarin": {}}]}, "did you mean 'train'"),
         ({"rounds": [{"name": "a", "train": {"max_step": 3}}]}, "round 'a': train has no key 'max_step'"),
         ({"rounds": [{"name": "a"}], "lesson": [["b"]]}, "lesson names 'b'"),
+        ({"rounds": [{"name": "a"}], "lesson": ["a"]}, "lesson holds 'a'; it takes lists of rounds"),
+        ({"rounds": [{"name": "a"}], "lesson": [{"rounds": ["a"], "at_most": 2}]}, "at_most: 2"),
+        ({"rounds": {"a": {}}}, "allowed is a list"),
         ({"ruonds": []}, "did you mean 'rounds'"),
     ],
 )
@@ -171,7 +174,21 @@ def test_the_case_study_has_the_published_sizes_at_full_scale():
     assert facts["round-3b"] == (10000, 5e-5, 12, 512)
     assert facts["round-4a"] == (10000, 1e-5, 6, 512)
     assert facts["round-4b"] == (37500, 3e-5, 6, 512)
-    assert {n for n, r in runs.items() if r.train.freeze_backbone} == {"round-1", "round-2", "round-3a", "round-3b"}
+    frozen = {"round-1", "round-2", "round-3a", "round-3b"}
+    assert {n for n, r in runs.items() if r.train.freeze_backbone} == frozen
+    assert {n for n, r in runs.items() if r.train.freeze_projection} == frozen
+    assert {n for n, r in runs.items() if r.model.network["head"] == "down_up"} == set(runs) - {"backbone"}
+
+
+def test_the_recommended_round_leaves_the_package_its_defaults():
+    run = next(
+        config.run(one, Path())
+        for config in [StudyConfig.from_yaml("recommended")]
+        for one in config.rounds
+        if one.name == "recommended"
+    )
+    assert run.train == TrainConfig()
+    assert (run.model.prior, run.model.objective, run.model.set_size) == (None, {}, None)
 
 
 def test_both_shipped_studies_share_their_backbone():
@@ -190,8 +207,9 @@ def test_rounds_of_one_name_must_be_the_same(values):
 
 def test_one_number_scales_steps_cells_and_rate(values):
     values["train"] |= {"max_steps": 800, "validate_every": 100, "lr": 1e-4}
-    values["model"]["set_size"] = 256
+    values["model"] |= {"set_size": 256, "network": {"gene_decoder": {"hidden": [1024, 64]}}}
     run = scaled(TahoeRun.from_dict(values), 0.125)
+    assert run.model.network["gene_decoder"]["hidden"] == [128, 16]
     assert (run.train.max_steps, run.train.validate_every, run.train.lr) == (100, 12, 8e-4)
     assert run.model.set_size == 32
     assert scaled(run, 1) is run
@@ -205,6 +223,24 @@ def test_the_lesson_holds_only_if_every_round_stands_where_it_should():
     assert "c (3.0) is not above b (3.5)" in str(found)
     assert "cannot be said" in str(judge(groups, {"a": 1.0}))
     assert "expects no order" in str(judge([], {}))
+
+
+def test_far_below_is_a_share_of_the_next_scores():
+    groups = [{"rounds": ["a"], "at_most": 0.5}, ["b"], ["c"]]
+    assert judge(groups, {"a": 1.0, "b": 2.0, "c": 2.1}).holds
+    found = judge(groups, {"a": 1.5, "b": 2.0, "c": 2.1})
+    assert "a at most 50% of b < c" in str(found)
+    assert found.exceptions == ("a (1.5) has 75% of b (2.0)",)
+    assert str(found).endswith("As expected: a < c; b < c.")
+
+
+def test_cells_of_a_later_round_are_looked_at_before_the_first_is_run(values, tmp_path):
+    rounds = [{"name": "first"}, {"name": "second", "data": {"path": "nowhere.h5ad", "perturbation_key": "p",
+                                                            "control": "c", "cell_embedding_key": "X"}}]  # fmt: skip
+    path = write(study(values, rounds=rounds, lesson=[]), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"round 'second': there is no file nowhere\.h5ad"):
+        run_study(path, folder=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_differences_name_keys_by_their_path():

@@ -31,7 +31,12 @@ def convert(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
-    """Write a model in another format: safetensors and JSON, or a folder that arc-state runs."""
+    """Write a model in another format: safetensors and JSON, or a folder that arc-state runs.
+
+    \b
+    scvi-tahoe convert ST-Tahoe/ converted/
+    scvi-tahoe convert converted/ for-arc/ --to arc
+    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     with one_line_mistakes():
         from scvi_tahoe import TahoeST
 

@@ -24,7 +24,11 @@ def demo(
 
     Takes under three minutes on two CPU cores. Leaves a folder with the model, the prediction, the scores and two
     figures, and prints the scores.
-    """
+
+    \b
+    scvi-tahoe demo
+    scvi-tahoe demo --folder first --max-steps 200
+    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     quiet_frameworks()
     again = f"scvi-tahoe demo --folder {folder}"
     again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""

@@ -32,23 +32,31 @@ def evaluate(
         Policy, typer.Option(help="What to do about a prediction on another scale than the reference.")
     ] = Policy.ERROR,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the scores to.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Score predicted cells against observed ones with cell-eval."""
-    with one_line_mistakes(), warnings.catch_warnings():
-        from anndata import read_h5ad
+    """Score predicted cells against observed ones with cell-eval.
 
+    \b
+    scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl
+    scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad --json
+    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
+    with one_line_mistakes(), warnings.catch_warnings():
         from scvi_tahoe.evaluate import EvaluationWarning
         from scvi_tahoe.evaluate import evaluate as score
+        from scvi_tahoe.study import read_cells
 
         # Shown below the scores, without the line of code that a warning comes with.
         warnings.simplefilter("ignore", EvaluationWarning)
         result = score(
-            read_h5ad(prediction), read_h5ad(reference), perturbation_key=perturbation_key, control=control,
-            context_key=context_key, train=read_h5ad(train) if train else None, preset=preset,
+            read_cells(prediction), read_cells(reference), perturbation_key=perturbation_key, control=control,
+            context_key=context_key, train=read_cells(train) if train else None, preset=preset,
             baseline="train_mean" if train else "control", representation_check=representation_check.value,
         )  # fmt: skip
         if output:
             result.save(output)
+    if json:
+        typer.echo(result.summary.to_json(orient="index", indent=1))
+        return
     typer.echo(result.summary.to_string(float_format="{:.4f}".format))
     for name, check in result.checks.query("status == 'warning'").iterrows():
         typer.echo(f"Note on the prediction ({name}): {check['message']}")

@@ -29,9 +29,10 @@ def finetune(
     \b
     scvi-tahoe finetune run.yaml --dry-run
     scvi-tahoe finetune run.yaml --folder runs/first
-    scvi-tahoe finetune runs/first/config.yaml    # rebuilds it, and compares the numbers
+    scvi-tahoe finetune runs/first/config.yaml
 
-    After Ctrl-C the same command goes on where it stopped.
+    The last rebuilds an earlier run beside it, and compares the numbers. After Ctrl-C the same command goes on where it
+    stopped.
     """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     quiet_frameworks()
     again = f"scvi-tahoe finetune {config}" + (f" --folder {folder}" if folder else "")

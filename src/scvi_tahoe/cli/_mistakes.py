@@ -31,7 +31,7 @@ def one_line_mistakes(when_interrupted: str = "Stopped; nothing was written.") -
     except KeyboardInterrupt:
         typer.echo(f"\n{when_interrupted}", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get(TRACEBACK_VARIABLE) or not _is_mistake(error):
             raise
         # str() of a KeyError is its repr, quotes and all.
@@ -41,7 +41,9 @@ def one_line_mistakes(when_interrupted: str = "Stopped; nothing was written.") -
 
 
 def _is_mistake(error: Exception) -> bool:
-    """Whether the error is about what the user gave; runtime errors are bugs but for the licence to be accepted."""
+    """Whether the error is about what the user gave, a licence to be accepted, or an extra to be installed."""
+    if isinstance(error, ImportError):
+        return "pip install" in str(error)
     if not isinstance(error, RuntimeError):
         return True
     from scvi_tahoe.pretrained import LicenceNotAcceptedError

@@ -24,15 +24,19 @@ def predict(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the control cells drawn.")] = 0,
 ) -> None:
-    """Predict cells after perturbations, and write them as h5ad."""
+    """Predict cells after perturbations, and write them as h5ad.
+
+    \b
+    scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad
+    scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad --perturbation STAT1 --context A549
+    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     quiet_frameworks()
     with one_line_mistakes():
-        from anndata import read_h5ad
-
         from scvi_tahoe import TahoeST
         from scvi_tahoe.demo import written_whole
+        from scvi_tahoe.study import read_cells
 
-        adata = read_h5ad(data)
+        adata = read_cells(data)
         predicted = TahoeST.load(model, adata=adata).predict(
             perturbations=perturbation, contexts=context, n_cells=n_cells, seed=seed
         )

@@ -14,3 +14,6 @@ def quiet_frameworks() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     warnings.filterwarnings("ignore", message=".*is deprecated", module="lightning")
+    # frozen parts are meant to be in eval mode, and short runs are meant to have few minibatches
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", module="lightning")
+    warnings.filterwarnings("ignore", message="The number of training batches", module="lightning")

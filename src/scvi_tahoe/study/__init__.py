@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scvi_tahoe.study._check import ConfigCheck, check_config
+from scvi_tahoe.study._data import read_cells
 from scvi_tahoe.study._data_config import DataConfig
 from scvi_tahoe.study._finding import Finding
 from scvi_tahoe.study._finetune import RunResult, finetune
@@ -47,6 +48,7 @@ __all__ = [
     "is_run",
     "log_figure",
     "logs_figure",
+    "read_cells",
     "read_study",
     "read_training_log",
     "read_training_logs",

@@ -92,8 +92,9 @@ def _size(config: ArcConfig) -> dict[str, Any] | str:
 
 def _network(config: ArcConfig) -> dict[str, Any]:
     residual = config.get("model.kwargs.predict_residual", True)
-    genes = config.embedding is None and config.get("data.kwargs.output_space") == "all"
-    network: dict[str, Any] = {"head": ("down_up" if genes else "hidden_residual") if residual else "absolute"}
+    # with or without embedding: it is the output space that decides
+    squeezed = config.get("data.kwargs.output_space") == "all"
+    network: dict[str, Any] = {"head": ("down_up" if squeezed else "hidden_residual") if residual else "absolute"}
     if config.get("model.kwargs.use_basal_projection", True) is False:
         network["control_encoder"] = "linear"
     if config.get("model.kwargs.mask_attn", False):

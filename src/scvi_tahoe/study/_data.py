@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.study._data_config import DataConfig
     from scvi_tahoe.study._run_config import TahoeRun
 
-__all__ = ["RunData", "load_data", "screen_keys"]
+__all__ = ["RunData", "load_data", "read_cells", "screen_keys"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,32 @@ def load_data(run: TahoeRun) -> RunData:
         shared = False
     if config.cell_embedding_components is not None:
         _add_components(adata, held_out, config)
+    keys = ScreenKeys(**screen_keys(config))
+    verify_screen(adata, keys)
+    if held_out is not None:
+        verify_screen(held_out, keys, table_required=False)
     return RunData(adata, held_out, split, config, shared)
+
+
+def read_cells(path: str | Path) -> AnnData:
+    """Return the cells in an h5ad file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no h5ad file.
+    """
+    from anndata import read_h5ad
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; an h5ad file with cells is expected.")
+    try:
+        return read_h5ad(path)
+    except OSError as error:
+        raise ValueError(f"{path} is not an h5ad file, or is damaged: {' '.join(str(error).split())[:160]}") from None
 
 
 def screen_keys(config: DataConfig) -> dict[str, Any]:
@@ -80,11 +106,9 @@ def screen_keys(config: DataConfig) -> dict[str, Any]:
 
 
 def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, DataConfig]:
-    from anndata import read_h5ad
-
     if config.path is not None:
-        held_out = None if config.held_out is None else read_h5ad(config.held_out)
-        return read_h5ad(config.path), held_out, None, config
+        held_out = None if config.held_out is None else read_cells(config.held_out)
+        return read_cells(config.path), held_out, None, config
     from scvi_tahoe import datasets
 
     if config.dataset == "papalexi_few_shot":

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.study._data import load_data, screen_keys
 from scvi_tahoe.study._fingerprint import fingerprint, verify_same_data
+from scvi_tahoe.study._loggers import verify_loggers
 from scvi_tahoe.study._provenance import provenance
-from scvi_tahoe.study._run_config import TahoeRun
+from scvi_tahoe.study._run_config import PLAN_ELSEWHERE, TahoeRun
 from scvi_tahoe.study._run_folder import (
     CONFIG,
     FIGURES,
@@ -29,6 +30,8 @@ from scvi_tahoe.study._run_folder import (
     whole,
     write_json,
 )  # fmt: skip
+from scvi_tahoe.study._start import build_model
+from scvi_tahoe.study._training import read_training, train_model, training_options
 from scvi_tahoe.study._yaml import read_mapping, written_text
 
 if TYPE_CHECKING:
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["RunResult", "finetune", "resolved"]
 
 _LOG = logging.getLogger(__name__)
-_LR_SCRATCH, _LR_WARM = 1e-3, 2e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +110,14 @@ def finetune(
     data = load_data(run)
     found = fingerprint(data, seed=run.seed)
     verify_same_data(run.data.sha256, found["sha256"])
-    config = resolved(run, data, found["sha256"], threads=_threads(run, folder))
+    # all that can be wrong with data, weights and options comes up here, before anything is written
+    model = build_model(run, data)
+    config = resolved(run, data, model, found["sha256"], threads=_threads(run, folder))
+    verify_loggers(config)
     claim(folder, config.to_dict())
     if not (folder / RESULT).exists():
         with _keeping_threads():
-            _Job(config, folder, data, found, progress, truth_cache, report).carry_out()
+            _Job(config, folder, data, model, found, progress, truth_cache, report).carry_out()
     else:
         report(f"{folder} holds this run, finished; this is what it left.")
     return read_result(folder)
@@ -138,21 +143,33 @@ def _keeping_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def resolved(run: TahoeRun, data: RunData, sha256: str, *, threads: int | None = None) -> TahoeRun:
-    """The run with everything spelled out that it left to defaults or to the data."""
-    plan = run.train.plan_config(seed=run.seed, default_lr=_LR_SCRATCH if run.start.source is None else _LR_WARM)
-    options = plan.to_kwargs()
-    lr = options.pop("lr")
+def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threads: int | None = None) -> TahoeRun:
+    """The run with everything spelled out that it left to defaults, to the data or to the weights."""
+    plan = training_options(run, model)
+    options = plan.plan.to_kwargs()
     train = replace(
-        run.train, lr=lr, threads=threads or run.train.threads,
-        validate_every=run.train.validate_every or max(1, -(-run.train.max_steps // 20)),
-        plan={k: v for k, v in options.items() if k not in ("max_steps", "recipe", "freeze_backbone", "seed")},
+        run.train, max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
+        validate_every=plan.setting["validate_every"], threads=threads or run.train.threads,
+        plan={k: v for k, v in options.items() if k not in PLAN_ELSEWHERE},
     )  # fmt: skip
     split = run.split if data.held_out is not None and run.split is not None else data.split.to_dict()
-    if run.data.dataset is not None:
-        # labels of a named screen are not written: they come with its name
-        return replace(run, data=replace(run.data, sha256=sha256), split=split, train=train)
-    return replace(run, data=replace(data.config, sha256=sha256), split=split, train=train)
+    # labels of a named screen are not written: they come with its name
+    cells = replace(run.data if run.data.dataset is not None else data.config, sha256=sha256)
+    spelled = replace(
+        run.model, set_size=model.set_size, prior=model.prior, network=_network_options(model),
+        objective=model.module.objective.config.to_dict(),
+    )  # fmt: skip
+    return replace(run, data=cells, split=split, model=spelled, train=train)
+
+
+def _network_options(model: TahoeST) -> dict[str, Any]:
+    """Everything about the network but the widths that the data decide."""
+    options = model.module.config.to_kwargs()
+    widths = ("n_input", "n_output", "n_perturbation", "n_batches")
+    options = {name: value for name, value in options.items() if name not in widths}
+    if options["gene_decoder"] is not None:
+        options["gene_decoder"] = {k: v for k, v in options["gene_decoder"].items() if k != "n_genes"}
+    return options
 
 
 def read_result(folder: Path) -> RunResult:
@@ -182,6 +199,7 @@ class _Job:
     run: TahoeRun
     folder: Path
     data: RunData
+    model: TahoeST
     fingerprint: dict[str, Any]
     progress: bool
     truth_cache: Path | None
@@ -208,10 +226,7 @@ class _Job:
             step()
 
     def _train(self) -> None:
-        from scvi_tahoe.study._start import build_model
-        from scvi_tahoe.study._training import train_model
-
-        model = build_model(self.run, self.data)
+        model = self.model
         text = "from scratch: nothing was loaded." if model.loading_report_ is None else model.loading_report_.text()
         written_text(self.folder / REPORT, f"{text}\n")
         self.report(f"{self.run.name}: {self.run.train.max_steps} steps, {text.splitlines()[0]}")
@@ -288,8 +303,6 @@ class _Job:
                 figure.savefig(partial / f"{name}.png", dpi=130, format="png")
 
     def _conclude(self, seconds: float) -> None:
-        from scvi_tahoe.study._training import read_training
-
         training = read_training(self.folder)
         write_json(
             self.folder / RESULT,

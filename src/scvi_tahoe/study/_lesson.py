@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Lesson", "judge"]
+__all__ = ["Group", "Lesson", "group_of", "judge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rounds whose scores should be below those of every later group.
+
+    Attributes
+    ----------
+    rounds
+        Their names.
+    at_most
+        How far below: each score is at most this share of every score of the next group.
+    """
+
+    rounds: tuple[str, ...]
+    at_most: float = 1.0
+
+    def __str__(self) -> str:
+        return "{" + ", ".join(self.rounds) + "}" if len(self.rounds) > 1 else self.rounds[0]
+
+
+def group_of(entry: Any) -> Group:
+    """Return the group that an entry of a file describes: a list of names, or ``{rounds: [...], at_most: 0.5}``.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or ``at_most`` is not above 0 and at most 1.
+    """
+    values = entry if isinstance(entry, dict) else {"rounds": entry}
+    rounds, at_most = values.get("rounds"), values.get("at_most", 1.0)
+    if set(values) - {"rounds", "at_most"} or not isinstance(rounds, list) or not rounds:
+        raise ValueError(f"lesson holds {entry!r}; it takes lists of rounds, or {{rounds: [...], at_most: 0.5}}.")
+    if isinstance(at_most, bool) or not isinstance(at_most, int | float) or not 0 < at_most <= 1:
+        raise ValueError(f"lesson has at_most: {at_most!r}; it is a share above 0 and at most 1.")
+    return Group(rounds=tuple(map(str, rounds)), at_most=float(at_most))
 
 
 @dataclass(frozen=True)
@@ -23,11 +59,14 @@ class Lesson:
         One sentence for each expectation that the scores contradict.
     unknown
         Rounds without a score.
+    met
+        Pairs of groups whose scores are as expected.
     """
 
-    groups: tuple[tuple[str, ...], ...]
+    groups: tuple[Group, ...]
     exceptions: tuple[str, ...]
     unknown: tuple[str, ...]
+    met: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -37,34 +76,50 @@ class Lesson:
     def __str__(self) -> str:
         if not self.groups:
             return "The study expects no order of its scores."
-        expected = " < ".join("{" + ", ".join(group) + "}" if len(group) > 1 else group[0] for group in self.groups)
+        expected = self._expected()
         if self.unknown:
             return f"Expected {expected}; there is no score of {', '.join(self.unknown)}, so it cannot be said."
         if self.holds:
             return f"The data show the lesson: {expected}."
-        return f"The data do not show the lesson {expected}: {'; '.join(self.exceptions)}."
+        as_expected = f" As expected: {'; '.join(self.met)}." if self.met else ""
+        return f"The data do not show the whole lesson, {expected}: {'; '.join(self.exceptions)}.{as_expected}"
+
+    def _expected(self) -> str:
+        text = str(self.groups[0])
+        for group, above in zip(self.groups, self.groups[1:], strict=False):
+            text += f" {'<' if group.at_most == 1 else f'at most {group.at_most:.0%} of'} {above}"
+        return text
 
 
-def judge(groups: Sequence[Sequence[str]], overall: Mapping[str, float]) -> Lesson:
+def judge(entries: Sequence[Any], overall: Mapping[str, float]) -> Lesson:
     """Compare scores with the order that is expected of them.
 
     Parameters
     ----------
-    groups
-        Names of rounds, the group with the lowest expected scores first.
+    entries
+        Groups as :func:`group_of` reads them, the one with the lowest expected scores first.
     overall
         Overall score by round.
     """
-    names = [name for group in groups for name in group]
-    unknown = tuple(name for name in names if name not in overall)
-    exceptions = []
+    groups = tuple(group_of(entry) for entry in entries)
+    unknown = tuple(name for group in groups for name in group.rounds if name not in overall)
+    exceptions: list[str] = []
+    met: list[str] = []
     if not unknown:
         for i, lower in enumerate(groups):
-            for higher in groups[i + 1 :]:
-                exceptions += [
-                    f"{b} ({overall[b]:.1f}) is not above {a} ({overall[a]:.1f})"
-                    for a in lower
-                    for b in higher
-                    if overall[b] <= overall[a]
-                ]
-    return Lesson(tuple(tuple(group) for group in groups), tuple(exceptions), unknown)
+            for j, higher in enumerate(groups[i + 1 :]):
+                found = _exceptions(lower, higher, overall, at_most=lower.at_most if j == 0 else 1.0)
+                exceptions += found
+                met += [] if found else [f"{lower} < {higher}"]
+    return Lesson(groups, tuple(exceptions), unknown, tuple(met))
+
+
+def _exceptions(lower: Group, higher: Group, overall: Mapping[str, float], *, at_most: float) -> list[str]:
+    pairs = [(a, b) for a in lower.rounds for b in higher.rounds]
+    said = []
+    for a, b in pairs:
+        if overall[b] <= overall[a]:
+            said.append(f"{b} ({overall[b]:.1f}) is not above {a} ({overall[a]:.1f})")
+        elif overall[a] > at_most * overall[b]:
+            said.append(f"{a} ({overall[a]:.1f}) has {overall[a] / overall[b]:.0%} of {b} ({overall[b]:.1f})")
+    return said

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.study._run_config import TahoeRun
 
-__all__ = ["PeakMemory", "make_loggers"]
+__all__ = ["PeakMemory", "make_loggers", "verify_loggers"]
 
 _GIGABYTE = 1024**3
 
@@ -29,18 +29,24 @@ def make_loggers(run: TahoeRun, folder: Path) -> list[Logger] | str:
         The run; ``train.loggers`` names them.
     folder
         Where those that are offline write.
-
-    Raises
-    ------
-    ImportError
-        If a package is missing; the message names the extra that brings it.
     """
     makers = {"wandb": _wandb, "tensorboard": _tensorboard, "mlflow": _mlflow}
     return [makers[name](run, folder) for name in run.train.loggers] or "csv"
 
 
+def verify_loggers(run: TahoeRun) -> None:
+    """Raise if the package of a logger is missing.
+
+    Raises
+    ------
+    ImportError
+        The message names the extra that brings it.
+    """
+    for name in run.train.loggers:
+        require(name, name)
+
+
 def _wandb(run: TahoeRun, folder: Path) -> Logger:
-    require("wandb", "wandb")
     from lightning.pytorch.loggers import WandbLogger
 
     return WandbLogger(
@@ -49,14 +55,12 @@ def _wandb(run: TahoeRun, folder: Path) -> Logger:
 
 
 def _tensorboard(run: TahoeRun, folder: Path) -> Logger:
-    require("tensorboard", "tensorboard")
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
 def _mlflow(run: TahoeRun, folder: Path) -> Logger:
-    require("mlflow", "mlflow")
     from lightning.pytorch.loggers import MLFlowLogger
 
     # the server that MLFLOW_TRACKING_URI names is asked only if the run may use a network

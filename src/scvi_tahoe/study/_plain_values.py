@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["build", "nearest", "plain"]
+__all__ = ["build", "nearest", "plain", "typed"]
 
 T = TypeVar("T")
 
@@ -41,18 +41,35 @@ def build(cls: type[T], values: object, where: str = "") -> T:
         If a key is unknown or missing, or a value is of the wrong kind.
     """
     place = where or "the configuration"
+    arguments = typed(cls, values, where)
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in arguments and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{place} lacks the key {field.name!r}.")
+    return cls(**arguments)
+
+
+def typed(cls: type, values: object, where: str = "") -> dict[str, Any]:
+    """Return the given fields of a dataclass, every one of its kind; others may be absent.
+
+    Parameters
+    ----------
+    cls, values, where
+        As for :func:`build`.
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown or a value is of the wrong kind.
+    """
+    place = where or "the configuration"
     if not isinstance(values, dict):
         raise ValueError(f"{place} must be a mapping of names to values, not {values!r}.")
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(cls)}
     for key in values:
         if key not in known:
             raise ValueError(f"{place} has no key {key!r}{nearest(str(key), known)} It takes {', '.join(known)}.")
     hints = get_type_hints(cls)
-    arguments = {key: _converted(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()}
-    for name, field in known.items():
-        if name not in arguments and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{place} lacks the key {name!r}.")
-    return cls(**arguments)
+    return {key: _converted(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()}
 
 
 def plain(value: Any) -> Any:
@@ -72,6 +89,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         if is_dataclass(option) and isinstance(value, dict):
             return build(option, value, where)  # type: ignore[arg-type]
     for option in options:
+        if get_origin(option) is dict and isinstance(value, dict):
+            return {str(k): _converted(v, get_args(option)[1], f"{where}.{k}") for k, v in value.items()}
         if _fits(value, option):
             return tuple(value) if get_origin(option) is tuple else value
     number = _number(value)
@@ -112,6 +131,6 @@ def _named(hint: Any) -> str:
         return f"a list of {_named(get_args(hint)[0])}"
     names: Mapping[Any, str] = {
         str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
-        dict: "a mapping",
+        dict: "a mapping", list: "a list",
     }  # fmt: skip
     return names.get(get_origin(hint) or hint, "a mapping")

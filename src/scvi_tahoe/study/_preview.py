@@ -12,6 +12,7 @@ from scvi_tahoe.study._fingerprint import fingerprint, verify_same_data
 from scvi_tahoe.study._run_config import TahoeRun
 from scvi_tahoe.study._start import build_model
 from scvi_tahoe.study._study_config import StudyConfig, merged
+from scvi_tahoe.study._training import training_options
 
 if TYPE_CHECKING:
     from scvi_tahoe.study._finetune import RunResult
@@ -33,12 +34,11 @@ def dry_run_text(config: str | Path) -> str:
     data = load_data(run)
     found = fingerprint(data, seed=run.seed)
     verify_same_data(run.data.sha256, found["sha256"])
-    complete = resolved(run, data, found["sha256"])
     model = build_model(run, data)
+    complete = resolved(run, data, model, found["sha256"])
     train = complete.train
-    plan = TahoeTrainingPlan(
-        model.module, train.plan_config(seed=run.seed, default_lr=train.lr or 1e-3), model.pretrained_parameters_
-    )
+    options = training_options(complete, model)
+    plan = TahoeTrainingPlan(model.module, options.plan, model.pretrained_parameters_)
     side, cells = found["train"], found["split"]["cells"]
     held = "nothing is scored" if data.held_out is None else f"{found['held_out']['n_cells']:,} cells to predict from"
     loaded = "from scratch" if model.loading_report_ is None else model.loading_report_.text()
@@ -49,9 +49,10 @@ def dry_run_text(config: str | Path) -> str:
         "validate; "
         f"{held} (sha256 {found['sha256'][:12]})",
         f"weights   {loaded}",
-        f"training  {train.max_steps:,} steps of {train.batch_size * train.accumulate} sets of {model.set_size} cells, "
-        f"rate {train.lr:g}, validated every {train.validate_every:,} steps",
+        f"training  {options.plan.max_steps:,} steps of {options.batch_size * train.accumulate} sets of "
+        f"{model.set_size} cells, rate {options.plan.lr:g}, validated every {train.validate_every:,} steps",
         *("          " + line for line in plan.describe().splitlines()),
+        *(["          the projection to the output never trains"] if train.freeze_projection else []),
         f"memory    {model.memory_plan(batch_size=train.batch_size, store=train.store, precision=train.precision)}",
         f"scoring   {complete.score.preset or 'none'}",
         "Nothing was written.",
@@ -67,11 +68,15 @@ def rounds_text(*studies: StudyConfig | str | Path) -> str:
         train, model = config.run(one, Path()).train, config.run(one, Path()).model
         start = f"from {one.source}, {one.start.get('checkpoint', 'best')}" if one.source else "from scratch"
         lines.append(
-            f"{one.name:<14} {train.max_steps:>7,} steps, {train.batch_size} sets of "
-            f"{model.set_size or 'the usual'} cells, "
+            f"{one.name:<14} {_told(train.max_steps):>9} steps, {_told(train.batch_size)} sets of "
+            f"{_told(model.set_size)} cells, "
             f"{model.representation}, {start}: {one.title}"
         )
     return "\n".join([*lines, "Nothing was written."])
+
+
+def _told(number: int | None) -> str:
+    return "the usual" if number is None else f"{number:,}"
 
 
 def result_text(result: RunResult, *, as_json: bool = False) -> str:

@@ -25,6 +25,7 @@ th{font-weight:600;border-bottom:2px solid #999;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}
 td:first-child{font-weight:600}
 tbody tr:hover td{background:#f6f8fa}
+#configurations-where-they-differ td{white-space:normal;min-width:90px;max-width:190px;overflow-wrap:anywhere}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr));gap:16px}
 article{border:1px solid #ddd;border-radius:6px;padding:12px}
 article p{font-size:13px}

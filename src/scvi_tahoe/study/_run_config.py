@@ -6,18 +6,25 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scvi_tahoe.data import Split, split_from_dict
-from scvi_tahoe.nn import ObjectiveConfig
+from scvi_tahoe.data import PRIORS, Split, split_from_dict
+from scvi_tahoe.evaluate import BASELINES
+from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
 from scvi_tahoe.study._data_config import DataConfig  # noqa: TC001  its type is looked up when a file is read
-from scvi_tahoe.study._plain_values import build, nearest, plain
+from scvi_tahoe.study._plain_values import build, nearest, plain, typed
 from scvi_tahoe.study._yaml import read_mapping, written
 from scvi_tahoe.train import PlanConfig, Recipe
 
-__all__ = ["LOGGERS", "ModelConfig", "ScoreConfig", "StartConfig", "TahoeRun", "TrainConfig"]
+__all__ = ["LOGGERS", "PLAN_ELSEWHERE", "ModelConfig", "ScoreConfig", "StartConfig", "TahoeRun", "TrainConfig"]
 
 LOGGERS = ("mlflow", "tensorboard", "wandb")
-_PLAN_ELSEWHERE = ("max_steps", "lr", "recipe", "freeze_backbone", "seed")
+#: options of the optimisation that are not in ``train.plan``
+PLAN_ELSEWHERE = ("max_steps", "lr", "recipe", "freeze_backbone", "seed")
+
+_PRECISIONS = (
+    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64",
+)  # fmt: skip
+_DIMENSIONS = ("hidden", "n_layers", "intermediate", "n_heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +66,43 @@ class StartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The model, as :class:`~scvi_tahoe.TahoeST` takes it. ``size`` is not used where weights bring their own."""
+    """The model, as :class:`~scvi_tahoe.TahoeST` takes it; None and what is left out are the defaults of the package.
 
-    size: str | dict[str, Any] = "mini"
+    ``size`` is not used where weights bring their own.
+    """
+
+    size: str | dict[str, Any] | None = None
     representation: Literal["expression", "embedding", "expression+embedding"] = "expression"
     set_size: int | None = None
     network: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
-    prior: Literal["none", "mean", "transfer", "cells"] = "none"
+    prior: str | None = None
     batch_encoder: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", typed(ObjectiveConfig, self.objective, "model.objective"))
+        object.__setattr__(self, "network", _network(self.network, "model.network"))
+        if isinstance(self.size, dict):
+            object.__setattr__(self, "size", _network(self.size, "model.size"))
+            if missing := [name for name in _DIMENSIONS if name not in self.size]:
+                raise ValueError(f"model.size lacks {missing}; it is the name of a size, or has {list(_DIMENSIONS)}.")
         ObjectiveConfig.from_kwargs(self.objective)
         _verify_at_least_one("model", set_size=self.set_size)
-        if self.representation == "embedding" and self.prior != "none":
+        if self.prior is not None and self.prior not in PRIORS:
+            raise ValueError(f"model.prior is {self.prior!r}; it is one of {', '.join(PRIORS)}.")
+        if self.representation == "embedding" and self.prior not in (None, "none"):
             raise ValueError(f"model.prior is {self.prior!r}; a prior is made of expression, not of embeddings.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How the model is trained, as :meth:`~scvi_tahoe.TahoeST.train` takes it.
+    """How the model is trained, as :meth:`~scvi_tahoe.TahoeST.train` takes it; None is the default of the package.
 
     Attributes
     ----------
+    freeze_projection
+        Never train the projection to the output, not even where it is new and thus random. arc-state does so whenever
+        the backbone is frozen; here to reproduce its runs.
     threads
         Of the processor. Sums over more threads are rounded otherwise, so a run keeps the number it began with; None
         takes as many as PyTorch would.
@@ -93,11 +114,12 @@ class TrainConfig:
         Loggers write into the run folder and use no network.
     """
 
-    max_steps: int = 2_000
+    max_steps: int | None = None
     recipe: Recipe = "freeze_then_unfreeze"
     freeze_backbone: bool | int | None = None
+    freeze_projection: bool = False
     lr: float | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     accumulate: int = 1
     validate_every: int | None = None
     monitor: str = "validation_loss"
@@ -115,25 +137,25 @@ class TrainConfig:
             "train", max_steps=self.max_steps, batch_size=self.batch_size, accumulate=self.accumulate,
             validate_every=self.validate_every, patience=self.patience, threads=self.threads,
         )  # fmt: skip
+        if self.precision not in _PRECISIONS:
+            raise ValueError(f"train.precision is {self.precision!r}; it is one of {', '.join(_PRECISIONS)}.")
         for name in self.loggers:
             if name not in LOGGERS:
                 raise ValueError(
                     f"train.loggers names the unknown {name!r}{nearest(name, LOGGERS)} It takes {LOGGERS}."
                 )
-        if twice := sorted(set(self.plan) & set(_PLAN_ELSEWHERE)):
+        if twice := sorted(set(self.plan) & set(PLAN_ELSEWHERE)):
             raise ValueError(f"train.plan repeats {twice}, which belong to train (and seed to the run).")
-        known = {f.name for f in fields(PlanConfig)} - set(_PLAN_ELSEWHERE)
+        known = {f.name for f in fields(PlanConfig)} - set(PLAN_ELSEWHERE)
         for name in self.plan:
             if name not in known:
                 raise ValueError(f"train.plan has no key {name!r}{nearest(name, known)} It takes {sorted(known)}.")
-        self.plan_config(seed=0, default_lr=1e-3)
-
-    def plan_config(self, *, seed: int, default_lr: float) -> PlanConfig:
-        """The optimisation of the run, complete."""
-        return PlanConfig(
-            max_steps=self.max_steps, lr=self.lr or default_lr, recipe=self.recipe,
-            freeze_backbone=self.freeze_backbone, seed=seed, **self.plan,
-        )  # fmt: skip
+        object.__setattr__(self, "plan", typed(PlanConfig, self.plan, "train.plan"))
+        given: dict[str, Any] = {k: v for k, v in {"max_steps": self.max_steps, "lr": self.lr}.items() if v is not None}
+        step = self.freeze_backbone
+        if self.max_steps is None and step is not None and not isinstance(step, bool):
+            raise ValueError("train.freeze_backbone names a step, so train.max_steps is needed, too.")
+        PlanConfig(**{"max_steps": 1, **given}, recipe=self.recipe, freeze_backbone=self.freeze_backbone, **self.plan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +165,10 @@ class ScoreConfig:
     preset: Literal["quick", "vcc2025", "minimal", "full"] | None = "vcc2025"
     baseline: str | None = "train_mean"
     representation_check: Literal["error", "warn"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.baseline is not None and self.baseline not in BASELINES:
+            raise ValueError(f"score.baseline is {self.baseline!r}; it is one of {', '.join(BASELINES)}, or null.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +265,18 @@ class TahoeRun:
 
         data = replace(self.data, path=absolute(self.data.path), held_out=absolute(self.data.held_out))
         return replace(self, data=data, start=replace(self.start, source=absolute(self.start.source)))
+
+
+def _network(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Options of the network, each of its kind; the decoder's number of genes is that of the data."""
+    options = {name: value for name, value in values.items() if name != "gene_decoder"}
+    options = typed(NetworkConfig, options, where)
+    if "gene_decoder" not in values:
+        return options
+    decoder = values["gene_decoder"]
+    return options | {
+        "gene_decoder": None if decoder is None else plain(typed(GeneDecoderConfig, decoder, f"{where}.gene_decoder"))
+    }
 
 
 def _verify_at_least_one(where: str, **values: int | None) -> None:

@@ -57,7 +57,10 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
             )
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files that are not of a run; give a new or empty folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder {folder} cannot be made ({error.strerror}); give one that can.") from None
     for leftover in folder.rglob(f"{_PARTIAL}*"):
         _remove(leftover)
     if not known.exists():

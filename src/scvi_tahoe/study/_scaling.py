@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scvi_tahoe.study._run_config import TahoeRun
@@ -11,14 +11,16 @@ if TYPE_CHECKING:
 __all__ = ["scaled"]
 
 _FEWEST_CELLS = 16
+_NARROWEST = 16
 
 
 def scaled(run: TahoeRun, scale: float) -> TahoeRun:
     """Return a run with its sizes multiplied by one number.
 
-    Steps, steps between validations and cells of a set are multiplied by it. Learning rates are divided by it, since
-    the rate at which Adam trains a network well goes with the inverse of its width (Yang et al. 2022, *Tensor Programs
-    V*), and the width of the network that starts the study is meant to shrink with the rest. Sets of a step stay.
+    Steps, steps between validations, cells of a set and widths of a gene decoder are multiplied by it. Learning rates
+    are divided by it, since the rate at which Adam trains a network well goes with the inverse of its width (Yang et
+    al. 2022, *Tensor Programs V*), and the width of the network that starts the study is meant to shrink with the rest.
+    Sets of a step stay.
 
     Parameters
     ----------
@@ -35,12 +37,22 @@ def scaled(run: TahoeRun, scale: float) -> TahoeRun:
     return replace(
         run,
         model=replace(
-            run.model, set_size=None if set_size is None else max(_FEWEST_CELLS, round(set_size * scale))
+            run.model,
+            set_size=None if set_size is None else max(_FEWEST_CELLS, round(set_size * scale)),
+            network=_with_narrower_decoder(run.model.network, scale),
         ),
         train=replace(
             train,
-            max_steps=max(1, round(train.max_steps * scale)),
+            max_steps=None if train.max_steps is None else max(1, round(train.max_steps * scale)),
             validate_every=None if between is None else max(1, round(between * scale)),
             lr=None if train.lr is None else float(f"{train.lr / scale:.3g}"),
         ),
     )  # fmt: skip
+
+
+def _with_narrower_decoder(network: dict[str, Any], scale: float) -> dict[str, Any]:
+    decoder = network.get("gene_decoder") or {}
+    if "hidden" not in decoder:
+        return network
+    hidden = [max(_NARROWEST, round(width * scale)) for width in decoder["hidden"]]
+    return {**network, "gene_decoder": {**decoder, "hidden": hidden}}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe.study._run_config import TahoeRun
+from scvi_tahoe.study._run_folder import CONFIG
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -49,7 +52,7 @@ def score_table(config: StudyConfig, runs: Mapping[str, RunResult]) -> pd.DataFr
                 row |= {"overall": result.scores.vcc["overall"], "year": result.scores.vcc["year"]}
         row |= {
             "best_step": result.best_step,
-            "steps": config.run(one, result.folder.parent).train.max_steps,
+            "steps": TahoeRun.from_yaml(result.folder / CONFIG).train.max_steps,
             "seconds": round(result.seconds["total"], 1),
         }
         row |= {f"published_{name}": value for name, value in one.published.items()}

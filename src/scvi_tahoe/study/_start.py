@@ -34,7 +34,8 @@ def build_model(run: TahoeRun, data: RunData) -> TahoeST:
     TahoeST.setup_anndata(data.train, **screen_keys(data.config))
     run = _with_genes(run, data.train.n_vars)
     if run.start.source is None:
-        return TahoeST(data.train, size=run.model.size, seed=run.seed, **_options(run))
+        size: dict[str, Any] = {} if run.model.size is None else {"size": run.model.size}
+        return TahoeST(data.train, seed=run.seed, **size, **_options(run))
     weights = _weights(run.start)
     embeds = weights.labels.genes is None and weights.labels.embedding is not None
     if is_run(Path(run.start.source)) or embeds != (run.model.representation == "embedding"):
@@ -58,14 +59,13 @@ def _with_genes(run: TahoeRun, n_genes: int) -> TahoeRun:
 
 
 def _options(run: TahoeRun) -> dict[str, Any]:
+    """What the run says about the model; the rest is left to the package's defaults."""
     model = run.model
+    said = {"network": model.network, "objective": model.objective, "set_size": model.set_size, "prior": model.prior}
     return {
         "representation": model.representation,
-        "set_size": model.set_size,
-        "network": model.network or None,
-        "objective": model.objective or None,
-        "prior": model.prior,
         "batch_encoder": model.batch_encoder,
+        **{name: value for name, value in said.items() if value},
     }
 
 
@@ -91,12 +91,15 @@ def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> Tah
     embeds = run.model.representation == "embedding"
     size = network_options(weights.config, stats, embeds=embeds, batches=run.model.batch_encoder)
     size["rectify"] = not embeds
+    if run.model.network.get("head", size["head"]) != size["head"]:
+        # options of a head that is left behind say nothing about the new one
+        size = {name: value for name, value in size.items() if name not in ("keep_zeros", "base_encoder")}
     if embeds and size.get("gene_decoder") is None and "gene_decoder" not in run.model.network:
         decoder = GeneDecoderConfig(n_genes=stats["n_vars"], hidden=(512, 512))
         size["gene_decoder"] = {"n_genes": decoder.n_genes, "hidden": list(decoder.hidden)}
     if not embeds:
         size["gene_decoder"] = None
-    options = _options(run) | {"set_size": run.model.set_size or weights.labels.set_size}
+    options = {"set_size": weights.labels.set_size, **_options(run)}
     model = TahoeST(data.train, size=size, seed=run.seed, **options)
     start = plan_warm_start(
         weights, model.module.config, labels_of(model), accept=run.start.accept, seed=run.seed

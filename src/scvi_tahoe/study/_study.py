@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._finetune import finetune, read_result
 from scvi_tahoe.study._run_folder import METRICS, RESULT
 from scvi_tahoe.study._study_config import StudyConfig, merged
@@ -87,6 +88,7 @@ def run_study(
     """
     config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
     folder = (Path("studies") / config.name if folder is None else Path(folder)).resolve()
+    _verify_cells(config, folder)
     _claim(folder, config)
     for one in config.rounds:
         if (folder / one.name / RESULT).exists():
@@ -112,6 +114,19 @@ def read_study(folder: str | Path) -> StudyResult:
     if not (folder / STUDY).is_file():
         raise FileNotFoundError(f"{folder} holds no study (no {STUDY}).")
     return _conclude(folder, StudyConfig.from_yaml(folder / STUDY))
+
+
+def _verify_cells(config: StudyConfig, folder: Path) -> None:
+    """Read the cells of the rounds that are to be run: what is wrong with the last round's is said before the first."""
+    verified = []
+    for one in config.rounds:
+        run = config.run(one, folder)
+        if not (folder / one.name / RESULT).exists() and (run.data, run.split) not in verified:
+            try:
+                load_data(run)
+            except (KeyError, ValueError, FileNotFoundError) as error:
+                raise type(error)(f"round {one.name!r}: {error.args[0]}") from None
+            verified.append((run.data, run.split))
 
 
 def _claim(folder: Path, config: StudyConfig) -> None:

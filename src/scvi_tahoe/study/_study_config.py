@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
+from scvi_tahoe.study._lesson import group_of
 from scvi_tahoe.study._plain_values import build, nearest, plain
 from scvi_tahoe.study._run_config import TahoeRun
 from scvi_tahoe.study._scaling import scaled
@@ -74,7 +75,8 @@ class StudyConfig:
         What all rounds share.
     lesson
         Groups of rounds in the order of their scores, worst first: every round of a group should score above every
-        round of the groups before. The report says whether it is so.
+        round of the groups before. ``{rounds: [a, b], at_most: 0.5}`` instead of ``[a, b]`` expects their scores to
+        be at most half of those of the next group. The report says whether it is so.
     rounds
         The rounds, each after those it starts from.
     """
@@ -111,7 +113,7 @@ class StudyConfig:
                 )
             seen.append(one.name)
             self.run(one, Path())
-        for name in (name for group in self.lesson for name in group):
+        for name in (name for entry in self.lesson for name in group_of(entry).rounds):
             if name not in seen:
                 raise ValueError(f"lesson names {name!r}, which is no round{nearest(name, seen)}")
 

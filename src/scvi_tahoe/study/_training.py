@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._training import TrainingRun
 from scvi_tahoe.study._loggers import PeakMemory, make_loggers
 from scvi_tahoe.study._run_folder import BEST, LAST, read_checkpoint, read_json, write_json
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import TahoeRun
 
-__all__ = ["read_training", "train_model"]
+__all__ = ["read_training", "train_model", "training_options"]
 
 _RECORD = "training.json"
 
@@ -31,7 +32,7 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
     before = read_json(folder / _RECORD)["seconds"] if (folder / _RECORD).exists() else 0.0
     done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
     try:
-        if done >= run.train.max_steps:
+        if done and done >= int(run.train.max_steps or done):
             _restore(run, model, data, folder)
         else:
             _fit(run, model, data, folder, last if done else None, progress=progress)
@@ -43,6 +44,45 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
     write_json(folder / _RECORD, record)
 
 
+def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
+    """What the training of a run amounts to, with the package's defaults for what it leaves out.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range or does not fit the machine.
+    """
+    train = run.train
+    if train.monitor not in (known := _monitored(model)):
+        raise ValueError(f"train.monitor is {train.monitor!r}; this run computes {', '.join(known)}.")
+    return TrainingRun.prepare(
+        n_parameters_pretrained=len(model.pretrained_parameters_), max_steps=train.max_steps,
+        batch_size=train.batch_size, validate_every=train.validate_every, monitor=train.monitor,
+        plan_options={
+            "lr": train.lr, "recipe": train.recipe, "freeze_backbone": train.freeze_backbone, "seed": run.seed,
+            **train.plan,
+        },
+        patience=train.patience, save_dir=None, resume_from=None, setting={},
+        trainer_options={
+            "accelerator": train.accelerator, "precision": train.precision,
+            "accumulate_grad_batches": train.accumulate,
+        },
+    )  # fmt: skip
+
+
+def _monitored(model: TahoeST) -> list[str]:
+    """Metrics of the validation: the loss, and each of its terms."""
+    module, objective = model.module, model.module.objective.config
+    others = {
+        "decoder": module.config.gene_decoder is not None and objective.decoder_weight > 0,
+        "embedding": module.embedding_head is not None,
+        "batch": module.config.batch_token,
+        "confidence": module.config.confidence_token,
+        "shift": objective.shift_weight > 0,
+    }
+    return [f"validation_{name}" for name in ("loss", *objective.terms, *(n for n, there in others.items() if there))]
+
+
 def read_training(folder: Path) -> dict[str, Any]:
     """Seconds, best step and best value of a trained run."""
     return read_json(folder / _RECORD)
@@ -52,6 +92,8 @@ def _fit(
     run: TahoeRun, model: TahoeST, data: RunData, folder: Path, resume_from: Path | None, *, progress: bool
 ) -> None:
     train = run.train
+    if train.freeze_projection:
+        model.module.network.head.project.requires_grad_(requires_grad=False)
     model.train(
         train.max_steps, recipe=train.recipe, freeze_backbone=train.freeze_backbone, lr=train.lr,
         batch_size=train.batch_size, split=data.split, validate_every=train.validate_every, monitor=train.monitor,
@@ -78,7 +120,7 @@ def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None
     kept: dict[str, Any] = next((s for s in best["callbacks"].values() if "best_step" in s), {})
     model.training_config_ = {
         **(model.training_config_ or {}),
-        "plan": run.train.plan_config(seed=run.seed, default_lr=run.train.lr or 1e-3).to_kwargs(),
+        "plan": training_options(run, model).plan.to_kwargs(),
         "best_step": kept.get("best_step"),
         "best_value": kept.get("best_value"),
     }

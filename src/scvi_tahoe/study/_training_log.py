@@ -115,6 +115,9 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
             f"expected; it has {list(table.columns[:8])}."
         )
     numeric = numeric.dropna(subset=["step"])
+    losses = numeric.columns.intersection(["train_loss", "val_loss", "validation_loss"])
+    if numeric[losses].isna().all(axis=None):
+        raise ValueError(f"{path} holds no number in {', '.join(losses)}; it is an empty log, or none.")
     numeric.index = numeric.pop("step").astype(int)
     found = {ours: _series(numeric, names) for ours, names in _COLUMNS.items()}
     rates = {str(c): _series(numeric, (c,)) for c in numeric.columns if str(c).startswith(_RATE)}
@@ -122,6 +125,10 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     content = {} if beside is None else read_mapping(beside)
     ours = "validation_loss" in numeric or "sets_per_second" in numeric
     if ours:
+        # what the best is chosen by, which need not be the whole loss
+        monitor = str((content.get("train") or {}).get("monitor"))
+        if monitor in numeric:
+            found["validation"] = _series(numeric, (monitor,))
         # means over the steps of a validation interval are logged at its last step, counted from 0
         found = {name: series.set_axis(series.index + 1) for name, series in found.items()}
     return TrainingLog(
