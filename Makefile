@@ -39,7 +39,7 @@ lint: $(VENV)/.installed-lint
 	$(bin)/cffconvert --validate
 
 docs: $(VENV)/.installed-doc
-	DOCS_LINKS=$(DOCS_LINKS) $(bin)/python -m sphinx -M html docs docs/_build -W --keep-going
+	DOCS_LINKS=$(DOCS_LINKS) $(bin)/python -m sphinx -M html docs docs/_build -E -W --keep-going
 
 tutorials: $(VENV)/.installed-tutorials
 	$(bin)/python tutorials/run.py
