@@ -55,8 +55,7 @@ def main() -> None:
     if not chosen.write:
         os.environ.setdefault("TUTORIAL_STEPS", SMALL_STEPS)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
-    for library in ("OMP", "NUMBA"):  # one thread a notebook, a notebook a core
-        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a notebook, a notebook a core
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(chosen.jobs) as pool:
         folders = [(chosen.folder or Path(temporary)) / p.stem for p in paths]
         for folder in folders:
