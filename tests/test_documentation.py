@@ -71,6 +71,7 @@ def test_a_tutorial_is_stored_with_outputs_in_order_and_without_errors(path):
     outputs = [o for c in cells for o in c["outputs"]]
     assert [o for o in outputs if o["output_type"] == "error"] == []
     assert f"scvi-tahoe {scvi_tahoe.__version__}" in json.dumps(cells[0]["outputs"]), "run it again with this release"
+    assert not re.search(r"/(home|root|tmp|Users)/", json.dumps(outputs)), "outputs name folders of a machine"
     figures = sum("image/png" in o.get("data", {}) for o in outputs)
     source = "".join("".join(c["source"]) for c in cells)
     assert figures >= 2
