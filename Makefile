@@ -1,8 +1,9 @@
 # make demo    install into .venv and run the main job: train, predict, score; results in scvi-tahoe-demo/
 # make study   the case study of ST-Tahoe as a ladder of runs, and the recommended recipe; report in scvi-tahoe-study/
 # make test    install into .venv and run the tests
-# make lint    ruff and mypy
-# make docs    build the documentation
+# make lint    ruff, mypy, and the workflows and CITATION.cff checked
+# make docs    build the documentation; DOCS_LINKS=1 links names of other projects, too (needs a network)
+# make tutorials   execute the tutorials from top to bottom, with small settings
 # make clean   remove .venv and what tools leave behind
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_FLAGS goes to every `pip install`.
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
+DOCS_LINKS ?=
 DEMO ?= scvi-tahoe-demo
 STUDY ?= scvi-tahoe-study
 # one worker a core, each with one thread
@@ -18,7 +20,7 @@ PYTEST_FLAGS ?= -n auto
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo study test lint docs clean
+.PHONY: demo study test lint docs tutorials clean
 
 demo: $(VENV)/.installed
 	$(bin)/scvi-tahoe demo --folder $(DEMO)
@@ -33,9 +35,14 @@ lint: $(VENV)/.installed-lint
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
+	$(bin)/zizmor --offline --quiet .github
+	$(bin)/cffconvert --validate
 
 docs: $(VENV)/.installed-doc
-	$(bin)/python -m sphinx -M html docs docs/_build -W --keep-going
+	DOCS_LINKS=$(DOCS_LINKS) $(bin)/python -m sphinx -M html docs docs/_build -E -W --keep-going
+
+tutorials: $(VENV)/.installed-tutorials
+	$(bin)/python tutorials/run.py
 
 # torch first: where an index holds a build of it without CUDA, the pinned version is met by that one and the
 # resolver never looks at the CUDA packages.
@@ -56,6 +63,10 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 
 $(VENV)/.installed-doc: $(VENV)/.installed
 	@$(pip) --group doc
+	@touch $@
+
+$(VENV)/.installed-tutorials: $(VENV)/.installed
+	@$(pip) --group tutorials
 	@touch $@
 
 clean:

@@ -1,6 +1,15 @@
 """Sphinx configuration, after the scverse template."""
 
+import os
+import re
+import sys
+import warnings
 from importlib.metadata import metadata
+
+from sphinx.pycode import ModuleAnalyzer
+
+# About calls inside that extension, hundreds of times.
+warnings.filterwarnings("ignore", message=".*sphinx_autodoc_typehints.*")
 
 info = metadata("scvi-tahoe")
 project = info["Name"]
@@ -13,11 +22,12 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx.ext.autodoc",
-    "sphinx.ext.intersphinx",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx.ext.mathjax",
+    "sphinxcontrib.bibtex",
+    "sphinxext.opengraph",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
@@ -35,9 +45,13 @@ napoleon_include_init_with_doc = False
 typehints_defaults = "braces"
 always_use_bars_union = True
 
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
 myst_heading_anchors = 3
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_admonition", "html_image"]
-# Notebooks are stored with their outputs; the machines that build the pages have no GPU.
+# Notebooks are stored with their outputs and executed by `make tutorials`; the machines that build the pages may
+# have neither the time nor a GPU.
 nb_execution_mode = "off"
 
 html_theme = "sphinx_book_theme"
@@ -46,12 +60,61 @@ html_title = project
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2}
 pygments_style = "default"
 
-intersphinx_mapping = {
-    "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
-    "numpy": ("https://numpy.org/doc/stable/", None),
-    "pandas": ("https://pandas.pydata.org/pandas-docs/stable/", None),
-    "python": ("https://docs.python.org/3", None),
-    "scipy": ("https://docs.scipy.org/doc/scipy/", None),
-    "scvi": ("https://docs.scvi-tools.org/en/stable/", None),
-    "torch": ("https://docs.pytorch.org/docs/stable/", None),
-}
+ogp_site_url = os.environ.get("READTHEDOCS_CANONICAL_URL", "https://scvi-tahoe.readthedocs.io/")
+ogp_image = "_static/deltas.png"
+ogp_social_cards = {"enable": False}
+
+# Pages of other projects are linked where there is a network. Without one their inventories cannot be read, so the
+# whole extension stays away instead of hiding warnings: `make docs DOCS_LINKS=1` builds as Read the Docs does.
+if os.environ.get("READTHEDOCS") or os.environ.get("DOCS_LINKS"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+        "lightning": ("https://lightning.ai/docs/pytorch/stable/", None),
+        "matplotlib": ("https://matplotlib.org/stable/", None),
+        "mudata": ("https://mudata.readthedocs.io/stable/", None),
+        "numpy": ("https://numpy.org/doc/stable/", None),
+        "pandas": ("https://pandas.pydata.org/pandas-docs/stable/", None),
+        "python": ("https://docs.python.org/3", None),
+        "scipy": ("https://docs.scipy.org/doc/scipy/", None),
+        "scvi": ("https://docs.scvi-tools.org/en/stable/", None),
+        "torch": ("https://docs.pytorch.org/docs/stable/", None),
+    }
+
+# Every reference to a public name of ours has to resolve. Names of other projects, and classes that only our own files
+# see, may stay unlinked.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!scvi_tahoe\b).*"), ("py:.*", r"scvi_tahoe(\.\w+)*\._\w+\..*")]
+
+
+def resolve_private_module(app, env, node, contnode):
+    """Link a name by the folder that exports it: annotations carry the private file it is defined in."""
+    target = node.get("reftarget", "")
+    if not target.startswith("scvi_tahoe.") or node.get("refdomain") != "py":
+        return None
+    public = re.sub(r"\._\w+", "", target)
+    domain = env.get_domain("py")
+    for name in (public, re.sub(r"^scvi_tahoe\.\w+\.", "scvi_tahoe.", public)):
+        for role in (node["reftype"], "obj"):
+            found = domain.resolve_xref(env, node["refdoc"], app.builder, role, name, node, contnode)
+            if found is not None:
+                return found
+    return None
+
+
+def comment_of_constant(app, what, name, obj, options, lines):
+    """Document a constant by the `#:` comment where it is defined, not by the docstring of its type."""
+    if what != "data":
+        return
+    folder, constant = name.rsplit(".", 1)
+    for file in sorted(module for module in sys.modules if module.startswith(f"{folder}.")):
+        comments = ModuleAnalyzer.for_module(file).find_attr_docs()
+        if ("", constant) in comments:
+            lines[:] = comments["", constant]
+            return
+    lines[:] = [f"A constant of ``{folder}``."]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", comment_of_constant)
+    app.connect("missing-reference", resolve_private_module)

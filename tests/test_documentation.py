@@ -1,0 +1,102 @@
+"""What a build of the pages cannot see: public names without a page, tutorials without outputs, invalid metadata."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+import scvi_tahoe
+
+ROOT = Path(__file__).parents[1]
+DOCS, TUTORIALS = ROOT / "docs", ROOT / "tutorials"
+#: `cli` is used from a shell, and its commands document themselves with --help
+FOLDERS = ("data", "datasets", "demo", "evaluate", "nn", "pl", "pretrained", "study", "train")
+NEEDS_TWO_GPUS = "8_large_data.ipynb"
+
+
+def documented(folder: str) -> set[str]:
+    """Names in the autosummary blocks of the API pages, by the module they are looked up in."""
+    names: set[str] = set()
+    for page in (DOCS / "api").glob("*.md"):
+        for block in re.split(r"\.\. currentmodule:: ", page.read_text())[1:]:
+            module, *lines = block.split("```")[0].splitlines()
+            if module.strip() == folder:
+                names |= {line.strip() for line in lines if re.fullmatch(r"\s+\w+", line)}
+    return names
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_name_that_a_folder_exports_is_in_the_api_pages(folder):
+    module = f"scvi_tahoe.{folder}"
+    known = documented(module) | documented("scvi_tahoe")
+    missing = sorted(set(import_module(module).__all__) - known)
+    assert not missing, f"add these to docs/api/developers.md or index.md under {module}: {missing}"
+
+
+def test_every_name_of_the_package_is_in_the_api_pages():
+    known = documented("scvi_tahoe").union(*(documented(f"scvi_tahoe.{f}") for f in FOLDERS))
+    assert not set(scvi_tahoe.__all__) - known - set(FOLDERS)
+
+
+def test_every_name_in_the_api_pages_exists():
+    for folder in ("", *(f".{f}" for f in FOLDERS)):
+        module = import_module(f"scvi_tahoe{folder}")
+        assert [n for n in documented(module.__name__) if not hasattr(module, n)] == []
+
+
+PAGES = [*ROOT.glob("*.md"), *TUTORIALS.glob("*.md"), *(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
+
+
+@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in PAGES))
+def test_links_of_a_page_into_the_repository_lead_somewhere(page):
+    path = ROOT / page
+    # code blocks and spans hold examples, not links
+    text = re.sub(r"(`{3,}).*?\1|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)\s]+?)(?:#[^)]*)?\)", text)
+    assert [t for t in targets if not (path.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_tutorial_is_stored_with_outputs_in_order_and_without_errors(path):
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    if path.name == NEEDS_TWO_GPUS and not any(c["outputs"] for c in cells):
+        return
+    assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1))
+    outputs = [o for c in cells for o in c["outputs"]]
+    assert [o for o in outputs if o["output_type"] == "error"] == []
+    assert f"scvi-tahoe {scvi_tahoe.__version__}" in json.dumps(cells[0]["outputs"]), "run it again with this release"
+    assert not re.search(r"/(home|root|tmp|Users)/", json.dumps(outputs)), "outputs name folders of a machine"
+    figures = sum("image/png" in o.get("data", {}) for o in outputs)
+    source = "".join("".join(c["source"]) for c in cells)
+    assert figures >= 2
+    assert all(
+        name in source for name in ("sc.tl.umap(", "sc.tl.rank_genes_groups(", 'pertpy.tl.Distance("edistance")')
+    )
+
+
+def test_there_is_every_tutorial_that_the_index_promises():
+    index = (TUTORIALS / "index.md").read_text()
+    assert sorted(set(re.findall(r"\d_\w+", index))) == sorted(p.stem for p in TUTORIALS.glob("*.ipynb"))
+
+
+def test_citation_and_entry_of_the_ecosystem_list_say_what_the_package_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    entry = yaml.safe_load((ROOT / "meta.yaml").read_text())
+    assert citation["version"] == entry["version"] == project["version"]
+    assert citation["license"] == entry["license"] == project["license"]
+    assert entry["install"]["pypi"] == entry["name"] == project["name"]
+    assert entry["description"].strip() == project["description"]
+    required = {"name", "description", "project_home", "documentation_home", "install", "license", "tags", "version"}
+    assert required <= set(entry)
+
+
+def test_read_the_docs_builds_with_warnings_as_errors():
+    config = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text())
+    assert config["sphinx"]["fail_on_warning"] is True
