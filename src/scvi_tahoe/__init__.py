@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._ensemble import TahoeEnsemble
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
@@ -24,6 +25,7 @@ __all__ = [
     "FractionSplit",
     "HeldOutContexts",
     "HeldOutPerturbations",
+    "TahoeEnsemble",
     "TahoeST",
     "TahoeSTModule",
     "baseline_prediction",

@@ -14,7 +14,9 @@ from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi.utils import setup_anndata_dsp
 
+from scvi_tahoe._calibration import calibration_from_validation
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
+from scvi_tahoe._condition_means import observed_cosines, scale_effects, warn_of_collapse
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._exchange import (
     labels_of,
@@ -27,7 +29,15 @@ from scvi_tahoe._exchange import (
     verify_scale,
 )
 from scvi_tahoe._module import TahoeSTModule, base_cells
-from scvi_tahoe._prediction import OUTPUTS, Output, assemble, plan_prediction, run_prediction, with_base
+from scvi_tahoe._prediction import (
+    OUTPUTS,
+    Output,
+    assemble,
+    conditions_asked,
+    plan_prediction,
+    run_prediction,
+    with_base,
+)
 from scvi_tahoe._sources import learn_prior, minibatch_sources, random_minibatches, rows_of_labels, with_prior
 from scvi_tahoe._training import TrainingRun
 from scvi_tahoe.data import (
@@ -46,7 +56,7 @@ from scvi_tahoe.data import (
     screen_fields,
     verify_screen,
 )
-from scvi_tahoe.evaluate import PREDICTION_RECORD, evaluate
+from scvi_tahoe.evaluate import PREDICTION_RECORD, EffectCalibration, evaluate
 from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, Objective, ObjectiveConfig
 from scvi_tahoe.pretrained import (
     ArcColumns,
@@ -184,6 +194,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         #: names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen
         self.pretrained_parameters_: list[str] = []
         self.prior_: dict[str, Any] | None = None
+        #: what :meth:`predict` multiplies effects with, set by :meth:`calibrate`; None leaves them as the network says
+        self.calibration_: EffectCalibration | None = None
+        #: how alike the observed deltas of the training data are, by context; the measure for collapsed predictions
+        self.observed_cosine_: dict[str, float] = {}
         #: what became of every pretrained tensor, and how labels matched; None for a model from scratch
         self.loading_report_: LoadingReport | None = None
         self.provenance_: dict[str, Any] | None = None
@@ -477,6 +491,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 f"export writes networks, and this model also has prior={self.prior!r}, which is made of training "
                 "cells; keep it with save()."
             )
+        if self.calibration_ is not None:
+            raise ValueError(
+                "export writes networks, and this model is calibrated; keep it with save(), or export it without: "
+                "model.calibration_ = None."
+            )
         pretrained = pretrained_of(self)
         if format == "scvi-tahoe":
             base = None if backbone_from is None else read_pretrained(backbone_from)
@@ -657,6 +676,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
         sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
+        self.calibration_ = None  # of other weights
+        expression = sources.genes or sources.cells
+        self.observed_cosine_ = observed_cosines(expression, index, assigned.train, run.device, seed=seed)
         if self.prior != "none":
             self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
         sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
@@ -809,6 +831,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
             output=output, device=self.device, progress=progress, products=products,
         )  # fmt: skip
+        expression = sources.genes or sources.cells
+        if self.calibration_ is not None and output != "embedding":
+            scale_effects(predicted, plan, expression, self.device, self.calibration_, output=output)
+        warn_of_collapse(predicted, plan, expression, self.device, self.observed_cosine_, output=output)
         names = self.genes if output != "embedding" else np.array([f"embedding_{i}" for i in range(predicted.shape[1])])
         start = None
         if control_layer:
@@ -830,7 +856,71 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             "decoder_trained": bool(decodes and weight > 0 and self.is_trained_),
             "decoder_weight": weight,
             "seed": seed,
+            **({} if self.calibration_ is None else {"effect_factors": list(self.calibration_.factors)}),
         }
+
+    def calibrate(
+        self,
+        *,
+        mode: Literal["global", "strength"] = "global",
+        criterion: Literal["mae", "effect_size", "discrimination"] = "mae",
+        factors: Sequence[float] | None = None,
+        allow_worse_mae: bool = False,
+        n_cells: int = 256,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> EffectCalibration:
+        """Fit how strong predicted effects should be, on the validation part of the training's split.
+
+        From then on :meth:`predict` scales the difference between predicted cells and the control cells they started
+        from. Each value of a gene is multiplied by the same factor, so that the mean of the condition moves as wanted
+        while zeros stay zeros and nothing becomes negative; a gene's mean is at most doubled. ``model.calibration_ =
+        None`` takes it away again, and so does further training.
+
+        Parameters
+        ----------
+        mode
+            One of:
+
+            * ``'global'`` - one factor for all conditions (default)
+            * ``'strength'`` - two or three factors, for weak to strong predicted effects, that never fall or never rise
+              with strength; needs six validation conditions
+        criterion
+            What the factor is to be best for: ``'mae'`` (default), ``'effect_size'`` (predicted deltas as long as
+            observed ones) or ``'discrimination'`` (PDS). Inflated effects can score better on the last two while the
+            error grows; the table of the result shows it.
+        factors
+            To be tried, between 0 and 2; None tries 0.2 to 2 in steps of 0.05.
+        allow_worse_mae
+            Accept factors that make the validation MAE worse than without calibration. By default they are not.
+        n_cells
+            Most cells to predict of a validation condition.
+        seed
+            Of the prediction.
+        progress
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        The calibration, which is also ``model.calibration_``: chosen factors, scores before and after, and a table of
+        all that was tried; ``.plot()`` draws it.
+
+        Raises
+        ------
+        ValueError
+            If the model was not trained, was loaded without data, or too few conditions validate.
+
+        Notes
+        -----
+        Validation that shares conditions with training (:class:`~scvi_tahoe.FractionSplit`) calibrates the effects of
+        *seen* conditions; hold out conditions to calibrate those of unseen ones.
+        """
+        self.calibration_ = calibration_from_validation(
+            self, mode=mode, criterion=criterion, factors=factors, allow_worse_mae=allow_worse_mae,
+            n_cells=n_cells, seed=seed, progress=progress,
+        )  # fmt: skip
+        logger.info(repr(self.calibration_))
+        return self.calibration_
 
     def _prediction_data(self, adata: AnnOrMuData | None) -> tuple[AnnOrMuData, EmbeddingTable]:
         """The data to start from, and the table with rows that only they bring."""
@@ -875,16 +965,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Scores beside baselines and ceiling.
         """
         if prediction is None:
-            index = ConditionIndex.from_screen(read_screen(reference, self.keys))
-            sizes = dict(zip(index.conditions, np.bincount(index.condition_of_cell[~index.is_control]), strict=True))
-            prediction = self.predict(
-                reference,
-                perturbations=sorted({c.perturbation for c in index.conditions}),
-                contexts=sorted({c.context for c in index.conditions}),
-                n_cells={c: int(n) for c, n in sizes.items()},
-                seed=seed,
-                progress=progress,
-            )
+            asked = conditions_asked(ConditionIndex.from_screen(read_screen(reference, self.keys)))
+            prediction = self.predict(reference, **asked, seed=seed, progress=progress)
         keys = self.keys
         return evaluate(
             prediction,
@@ -909,13 +991,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         *args, **kwargs
             Of :meth:`scvi.model.base.BaseModelClass.save`.
         """
-        frames, report = self.history_, self.loading_report_
+        frames, report, calibration = self.history_, self.loading_report_, self.calibration_
         self.history_ = history_as_lists(frames)
+        self.calibration_ = None if calibration is None else calibration.to_dict()  # type: ignore[assignment]
         self.loading_report_ = None if report is None else asdict(report)  # type: ignore[assignment]
         try:
             super().save(str(dir_path), *args, **kwargs)
         finally:
-            self.history_, self.loading_report_ = frames, report
+            self.history_, self.loading_report_, self.calibration_ = frames, report, calibration
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeST:
@@ -939,6 +1022,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")
             model = super().load(str(dir_path), adata, **kwargs)
         model.history_ = history_as_frames(model.history_)
+        if model.calibration_ is not None:
+            model.calibration_ = EffectCalibration.from_dict(model.calibration_)
         if model.loading_report_ is not None:
             model.loading_report_ = report_from_dict(model.loading_report_)
         return model

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import ConditionIndex, EmbeddingTable, MinibatchSources, Screen, ScreenKeys
 
-__all__ = ["OUTPUTS", "Output", "PredictionPlan", "assemble", "plan_prediction", "run_prediction", "with_base"]
+__all__ = [
+    "OUTPUTS",
+    "Output",
+    "PredictionPlan",
+    "assemble",
+    "conditions_asked",
+    "plan_prediction",
+    "run_prediction",
+    "with_base",
+]
 
 Output = Literal["expression", "delta", "embedding"]
 OUTPUTS: tuple[Output, ...] = ("expression", "delta", "embedding")
@@ -130,6 +139,16 @@ def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
         else "add their rows to the perturbation-embedding table of the data"
     )
     return f"the model knows no perturbation {near}: {remedy}."
+
+
+def conditions_asked(index: ConditionIndex) -> dict[str, Any]:
+    """Arguments of ``predict`` that ask for the conditions of observed data, as many cells as were observed of each."""
+    sizes = np.bincount(index.condition_of_cell[~index.is_control])
+    return {
+        "perturbations": sorted({c.perturbation for c in index.conditions}),
+        "contexts": sorted({c.context for c in index.conditions}),
+        "n_cells": {c: int(n) for c, n in zip(index.conditions, sizes, strict=True)},
+    }
 
 
 def with_base(plan: PredictionPlan, rows: Mapping[Condition, np.ndarray]) -> PredictionPlan:
