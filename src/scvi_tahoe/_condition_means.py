@@ -115,7 +115,7 @@ def warn_of_collapse(
         check = check_collapse(np.stack(delta), cosine, of="observed in training")
         if check.status == "warning":
             warnings.warn(
-                f"{check.name} in {context!r}: {check.message}",
+                f"{check.name} in {context!r}: {check.message} Too few training steps have this effect, too.",
                 EvaluationWarning,
                 stacklevel=settings.warnings_stacklevel,
             )

@@ -145,7 +145,8 @@ def fit_effect_calibration(
         One of:
 
         * ``"global"`` - one factor for all
-        * ``"strength"`` - two or three bins of predicted strength (at least three conditions each), with factors that never fall or never rise with it
+        * ``"strength"`` - two or three bins of predicted strength (at least three conditions each), with factors that
+          never fall or never rise with it
     criterion
         One of:
 
@@ -227,7 +228,7 @@ def _scores(
     for name in np.unique(context):
         here = np.flatnonzero(context == name)
         if len(here) > 1:
-            targets = target_columns(tuple(conditions[i][1] for i in here), genes)
+            targets = target_columns(tuple(conditions[i][1] for i in here.tolist()), genes)
             discrimination[here] = discrimination_score_l1(predicted_KG[here], observed_KG[here], targets)
     return {
         "mae": mean_absolute_error(predicted_KG, observed_KG),
