@@ -139,6 +139,9 @@ def test_what_cannot_be_calibrated_is_refused(make_model, train, model, saved):
         calibrate(TahoeST.load(saved, adata=False))
     with pytest.raises(ValueError, match="n_cells=0 must be 1 or more"):
         calibrate(model, n_cells=0)
+    embedding = {"setup": EMBEDDINGS, "representation": "embedding", "objective": {"decoder_weight": 0.0}}
+    with pytest.raises(ValueError, match="decoder that was not trained, so they have no effects to calibrate"):
+        calibrate(train(make_model(**embedding), split=SPLIT))
     calibrate(model, factors=[0.5])
     kept = model.calibration_
     with pytest.raises(ValueError, match="mode='local' is unknown"):

@@ -46,6 +46,12 @@ def calibration_from_validation(
         raise ValueError("calibrate() needs the validation part of a training; call model.train() first.")
     if model.adata is None:
         raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to calibrate it.")
+    record = model._prediction_record("expression", seed)
+    if record["genes_from"] == "decoder" and not record["decoder_trained"]:
+        raise ValueError(
+            "the model's genes come from a decoder that was not trained, so they have no effects to calibrate; train "
+            "it with objective={'decoder_weight': ...} above 0."
+        )
     if n_cells < 1:
         raise ValueError(f"n_cells={n_cells!r} must be 1 or more.")
     screen = read_screen(model.adata, model.keys)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["move_to_mean", "observed_cosines", "scale_effects", "warn_of_collapse"]
 
 # a mean cosine needs no more than a sample of conditions and cells, and predictions may have millions of cells
-_MOST_CELLS, _MOST_CONTROLS, _MOST_CONDITIONS, _MOST_CONTEXTS = 128, 1024, 32, 8
+_MOST_CELLS, _MOST_CONTROLS, _MOST_CONDITIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
 # deltas of fewer observed cells are mostly noise, which makes them look more different than they are
 _FEWEST_CELLS = 30
 
@@ -55,7 +55,7 @@ def observed_cosines(
 
     Returns
     -------
-    Contexts with two or more conditions of 30 cells; at most eight of them.
+    Contexts with two or more conditions of 30 cells; at most four of them.
     """
     rng = np.random.default_rng((seed, 4))
     n_cells = np.bincount(index.condition_of_cell[rows], minlength=len(index.conditions))
