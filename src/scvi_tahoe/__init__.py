@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._decoder_weight import suggest_decoder_weight
+from scvi_tahoe._ensemble import TahoeEnsemble
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import (
@@ -35,6 +36,7 @@ __all__ = [
     "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
+    "TahoeEnsemble",
     "TahoeST",
     "TahoeSTModule",
     "baseline_prediction",

@@ -16,7 +16,9 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi.utils import setup_anndata_dsp
 
 from scvi_tahoe._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
+from scvi_tahoe._calibration import calibration_from_validation
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
+from scvi_tahoe._condition_means import observed_cosines, scale_effects, warn_of_collapse
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe._exchange import (
@@ -35,6 +37,7 @@ from scvi_tahoe._prediction import (
     OUTPUTS,
     Output,
     assemble,
+    conditions_asked,
     plan_prediction,
     prior_cells,
     run_prediction,
@@ -48,7 +51,7 @@ from scvi_tahoe._sources import (
     with_objective,
     with_prior,
 )
-from scvi_tahoe._training import TrainingRun
+from scvi_tahoe._training import TrainingRun, default_lr
 from scvi_tahoe.data import (
     PRIORS,
     ConditionIndex,
@@ -66,7 +69,7 @@ from scvi_tahoe.data import (
     verify_screen,
     with_condition_labels,
 )
-from scvi_tahoe.evaluate import PREDICTION_RECORD, EvaluationReference, evaluate
+from scvi_tahoe.evaluate import PREDICTION_RECORD, EffectCalibration, EvaluationReference, evaluate
 from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, Objective, ObjectiveConfig
 from scvi_tahoe.pretrained import (
     ArcColumns,
@@ -105,7 +108,6 @@ Representation = Literal["expression", "embedding", "expression+embedding"]
 REPRESENTATIONS: tuple[Representation, ...] = ("expression", "embedding", "expression+embedding")
 
 _DEFAULT_SET_SIZE = 64
-_LR_ON_PRIOR = 1e-4
 _PRIOR_CELLS_UP_TO = 5_000_000  # conditions x genes whose prior is made in minutes
 
 
@@ -214,6 +216,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self.prior_: dict[str, Any] | None = None
         #: weight of the gene decoder that training measured, where ``decoder_weight='auto'``
         self.decoder_weight_: float | None = None
+        #: what :meth:`predict` multiplies effects with, set by :meth:`calibrate`; None leaves them as the network says
+        self.calibration_: EffectCalibration | None = None
+        #: how alike the observed deltas of the training data are, by context; the measure for collapsed predictions
+        self.observed_cosine_: dict[str, float] = {}
         #: what became of every pretrained tensor, and how labels matched; None for a model from scratch
         self.loading_report_: LoadingReport | None = None
         self.provenance_: dict[str, Any] | None = None
@@ -545,6 +551,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 f"export writes networks, and this model also has prior={self.prior!r}, which is made of training "
                 "cells; keep it with save()."
             )
+        if self.calibration_ is not None:
+            raise ValueError(
+                "export writes networks, and this model is calibrated; keep it with save(), or export it without: "
+                "model.calibration_ = None."
+            )
         pretrained = pretrained_of(self)
         if format == "scvi-tahoe":
             base = None if backbone_from is None else read_pretrained(backbone_from)
@@ -655,7 +666,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it there; None
             lets the recipe decide.
         lr
-            Peak learning rate; None takes 1e-3 from scratch, 1e-4 with a prior, 2e-4 for pretrained weights.
+            Peak learning rate; None takes 1e-4 with a prior, otherwise 2e-4 for pretrained weights and 1e-3 from scratch.
         batch_size
             Cell *sets* a minibatch; None takes 8.
         split
@@ -705,12 +716,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         screen = self._training_screen()
         split = self._chosen_split(split, screen)
         run = TrainingRun.prepare(
-            n_parameters_pretrained=len(self.pretrained_parameters_),
+            default_lr=default_lr(self),
             max_steps=max_steps,
             batch_size=batch_size,
             validate_every=validate_every,
             plan_options={
-                "recipe": recipe, "freeze_backbone": freeze_backbone, "lr": lr or self._default_lr, "seed": seed,
+                "recipe": recipe, "freeze_backbone": freeze_backbone, "lr": lr, "seed": seed,
                 **(plan_kwargs or {}),
             },
             monitor=monitor,
@@ -727,6 +738,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         )  # fmt: skip
         begin_adapters(self, run.plan)
         datamodule = self._minibatches(run, screen, split, store=store)
+        self.calibration_ = None  # of other weights
+        self.observed_cosine_ = observed_cosines(
+            datamodule.dataset.sources.genes or datamodule.dataset.sources.cells, datamodule.split.index, datamodule.split.train,
+            run.device, seed=seed,
+        )  # fmt: skip
         compiles = run.compiles(self.module, compile)
         run.announce(self, datamodule, compiles=compiles, progress=progress)
         previous = self.history_ or {}
@@ -751,11 +767,6 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(datamodule.split.train, datamodule.split.validation)
             self.prior_ = learn_prior(self, screen, datamodule.split.index, rows, seed=seed)
-
-    @property
-    def _default_lr(self) -> float | None:
-        """A prior leaves little to learn, and a fast network learns its noise; None leaves the choice to the run."""
-        return _LR_ON_PRIOR if self.prior != "none" and not self.pretrained_parameters_ else None
 
     def _chosen_split(self, split: Split | None, screen: Screen) -> Split:
         if split is None:
@@ -817,7 +828,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         screen = self._training_screen()
         split = self._chosen_split(split, screen)
         run = TrainingRun.prepare(
-            n_parameters_pretrained=len(self.pretrained_parameters_), max_steps=n_steps, batch_size=batch_size,
+            default_lr=default_lr(self), max_steps=n_steps, batch_size=batch_size,
             validate_every=n_steps, plan_options={"recipe": recipe, "seed": seed, **(plan_kwargs or {})},
             monitor="validation_loss", patience=None, save_dir=None, resume_from=None,
             trainer_options={"precision": precision}, setting={"set_size": self.set_size},
@@ -891,7 +902,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Bytes of weights, gradients, optimizer, activations and expression, and what is free.
         """
         run = TrainingRun.prepare(
-            n_parameters_pretrained=len(self.pretrained_parameters_), max_steps=None, batch_size=batch_size,
+            default_lr=default_lr(self), max_steps=None, batch_size=batch_size,
             validate_every=None, plan_options={}, monitor="validation_loss", patience=None, save_dir=None,
             resume_from=None, trainer_options={**trainer_kwargs, "precision": precision},
             setting={"set_size": self.set_size},
@@ -1015,6 +1026,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
                 output=output, device=self.device, progress=progress, products=products,
             )  # fmt: skip
+        expression = sources.genes or sources.cells
+        if self.calibration_ is not None and output not in ("embedding", "prior"):
+            scale_effects(predicted, plan, expression, self.device, self.calibration_, output=output)
+        warn_of_collapse(predicted, plan, expression, self.device, self.observed_cosine_, output=output)
         record = self._prediction_record(output, seed)
         if controls is not None:
             predicted, record["count_sampling"] = counts_of_prediction(predicted, plan, controls)
@@ -1069,7 +1084,71 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             "decoder_trained": bool(decodes and weight > 0 and self.is_trained_),
             "decoder_weight": weight,
             "seed": seed,
+            **({} if self.calibration_ is None else {"effect_factors": list(self.calibration_.factors)}),
         }
+
+    def calibrate(
+        self,
+        *,
+        mode: Literal["global", "strength"] = "global",
+        criterion: Literal["mae", "effect_size", "discrimination"] = "mae",
+        factors: Sequence[float] | None = None,
+        allow_worse_mae: bool = False,
+        n_cells: int = 256,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> EffectCalibration:
+        """Fit how strong predicted effects should be, on the validation part of the training's split.
+
+        From then on :meth:`predict` scales the difference between predicted cells and the control cells they started
+        from. Each value of a gene is multiplied by the same factor, so that the mean of the condition moves as wanted
+        while zeros stay zeros and nothing becomes negative; a gene's mean is at most doubled. ``model.calibration_ =
+        None`` takes it away again, and so does further training.
+
+        Parameters
+        ----------
+        mode
+            One of:
+
+            * ``'global'`` - one factor for all conditions (default)
+            * ``'strength'`` - two or three factors, for weak to strong predicted effects, that never fall or never rise
+              with strength; needs six validation conditions
+        criterion
+            What the factor is to be best for: ``'mae'`` (default), ``'effect_size'`` (predicted deltas as long as
+            observed ones) or ``'discrimination'`` (PDS). Inflated effects can score better on the last two while the
+            error grows; the table of the result shows it.
+        factors
+            To be tried, between 0 and 2; None tries 0.2 to 2 in steps of 0.05.
+        allow_worse_mae
+            Accept factors that make the validation MAE worse than without calibration. By default they are not.
+        n_cells
+            Most cells to predict of a validation condition.
+        seed
+            Of the prediction.
+        progress
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        The calibration, which is also ``model.calibration_``: chosen factors, scores before and after, and a table of
+        all that was tried; ``.plot()`` draws it.
+
+        Raises
+        ------
+        ValueError
+            If the model was not trained, was loaded without data, or too few conditions validate.
+
+        Notes
+        -----
+        Validation that shares conditions with training (:class:`~scvi_tahoe.FractionSplit`) calibrates the effects of
+        *seen* conditions; hold out conditions to calibrate those of unseen ones.
+        """
+        self.calibration_ = calibration_from_validation(
+            self, mode=mode, criterion=criterion, factors=factors, allow_worse_mae=allow_worse_mae,
+            n_cells=n_cells, seed=seed, progress=progress,
+        )  # fmt: skip
+        logger.info(repr(self.calibration_))
+        return self.calibration_
 
     def _prediction_data(self, adata: AnnOrMuData | None) -> tuple[AnnOrMuData, EmbeddingTable]:
         """The data to start from, and the table with rows that only they bring."""
@@ -1152,13 +1231,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self, observed: AnnOrMuData, *, counts_layer: str | None, seed: int, progress: bool
     ) -> AnnData:
         """Predict every condition of observed data, as many cells as were observed."""
-        index = ConditionIndex.from_screen(read_screen(observed, self.keys))
-        sizes = dict(zip(index.conditions, np.bincount(index.condition_of_cell[~index.is_control]), strict=True))
         return self.predict(
             observed,
-            perturbations=sorted({c.perturbation for c in index.conditions}),
-            contexts=sorted({c.context for c in index.conditions}),
-            n_cells={c: int(n) for c, n in sizes.items()},
+            **conditions_asked(ConditionIndex.from_screen(read_screen(observed, self.keys))),
             output="expression" if counts_layer is None else "counts",
             counts_layer=counts_layer,
             seed=seed,
@@ -1177,13 +1252,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         *args, **kwargs
             Of :meth:`scvi.model.base.BaseModelClass.save`.
         """
-        frames, report = self.history_, self.loading_report_
+        frames, report, calibration = self.history_, self.loading_report_, self.calibration_
         self.history_ = history_as_lists(frames)
+        self.calibration_ = None if calibration is None else calibration.to_dict()  # type: ignore[assignment]
         self.loading_report_ = None if report is None else asdict(report)  # type: ignore[assignment]
         try:
             super().save(str(dir_path), *args, **kwargs)
         finally:
-            self.history_, self.loading_report_ = frames, report
+            self.history_, self.loading_report_, self.calibration_ = frames, report, calibration
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeST:
@@ -1207,6 +1283,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")
             model = super().load(str(dir_path), adata, **kwargs)
         model.history_ = history_as_frames(model.history_)
+        if model.calibration_ is not None:
+            model.calibration_ = EffectCalibration.from_dict(model.calibration_)
         if model.loading_report_ is not None:
             model.loading_report_ = report_from_dict(model.loading_report_)
         if getattr(model, "decoder_weight_", None) is not None:

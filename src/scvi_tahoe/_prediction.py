@@ -32,6 +32,7 @@ __all__ = [
     "Output",
     "PredictionPlan",
     "assemble",
+    "conditions_asked",
     "plan_prediction",
     "prior_cells",
     "run_prediction",
@@ -167,6 +168,16 @@ def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
         else "add their rows to the perturbation-embedding table of the data"
     )
     return f"the model knows no perturbation {near}: {remedy}."
+
+
+def conditions_asked(index: ConditionIndex) -> dict[str, Any]:
+    """Arguments of ``predict`` that ask for the conditions of observed data, as many cells as were observed of each."""
+    sizes = np.bincount(index.condition_of_cell[~index.is_control])
+    return {
+        "perturbations": sorted({c.perturbation for c in index.conditions}),
+        "contexts": sorted({c.context for c in index.conditions}),
+        "n_cells": {c: int(n) for c, n in zip(index.conditions, sizes, strict=True)},
+    }
 
 
 def with_base(plan: PredictionPlan, rows: Mapping[Condition, np.ndarray]) -> PredictionPlan:

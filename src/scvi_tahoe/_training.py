@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources
     from scvi_tahoe.train import MemoryPlan
 
-__all__ = ["TrainingRun"]
+__all__ = ["TrainingRun", "default_lr"]
 
 logger = logging.getLogger(__name__)
 
 _MAX_STEPS, _BATCH_SIZE, _N_VALIDATIONS = 1_000, 8, 20
-_LR_SCRATCH, _LR_PRETRAINED = 1e-3, 2e-4
+_LR_SCRATCH, _LR_PRETRAINED, _LR_ON_PRIOR = 1e-3, 2e-4, 1e-4
 
 #: what train() decides itself, and where the user says it instead
 _OURS = {
@@ -108,6 +108,13 @@ def _without_echo(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in options and options.pop(name) != ours:
             raise ValueError(f"train() does not take {name}; say it with {instead}.")
     return options
+
+
+def default_lr(model: TahoeST) -> float:
+    """Learning rate of a model for which none is chosen."""
+    if model.prior != "none":
+        return _LR_ON_PRIOR  # a prior leaves little to learn, and a fast network learns its noise
+    return _LR_PRETRAINED if model.pretrained_parameters_ else _LR_SCRATCH
 
 
 def _device(options: Mapping[str, Any]) -> torch.device:
@@ -201,7 +208,7 @@ class TrainingRun:
     def prepare(
         cls,
         *,
-        n_parameters_pretrained: int,
+        default_lr: float,
         max_steps: int | None,
         batch_size: int | None,
         validate_every: int | None,
@@ -237,7 +244,7 @@ class TrainingRun:
             )
         steps = _MAX_STEPS if max_steps is None else max_steps
         options = {k: v for k, v in plan_options.items() if not (k == "lr" and v is None)}
-        options.setdefault("lr", _LR_PRETRAINED if n_parameters_pretrained else _LR_SCRATCH)
+        options.setdefault("lr", default_lr)
         plan = PlanConfig.from_kwargs({"max_steps": steps, **options})
         for name, value in (("validate_every", validate_every), ("patience", patience), ("batch_size", batch_size)):
             if value is not None and value < 1:

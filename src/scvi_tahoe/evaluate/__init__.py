@@ -11,8 +11,10 @@ from types import ModuleType
 
 from scvi_tahoe.evaluate._baseline_prediction import BASELINES, baseline_prediction
 from scvi_tahoe.evaluate._check import Check, EvaluationWarning, RepresentationError
+from scvi_tahoe.evaluate._collapse import check_collapse, mean_cosine
 from scvi_tahoe.evaluate._comparison import baseline_results, compare_results
 from scvi_tahoe.evaluate._discrimination import centroid_accuracy, discrimination_score_l1, pds_cosine
+from scvi_tahoe.evaluate._effect_calibration import EffectCalibration, fit_effect_calibration, scaled_mean
 from scvi_tahoe.evaluate._energy_distance import energy_distance, fit_components
 from scvi_tahoe.evaluate._errors import effect_size_ratio, pearson, r2_weighted, wmse
 from scvi_tahoe.evaluate._evaluate import evaluate
@@ -35,6 +37,7 @@ __all__ = [
     "PREDICTION_RECORD",
     "PRESETS",
     "Check",
+    "EffectCalibration",
     "Effects",
     "EvaluationReference",
     "EvaluationResult",
@@ -47,19 +50,23 @@ __all__ = [
     "baseline_prediction",
     "baseline_results",
     "centroid_accuracy",
+    "check_collapse",
     "compare_results",
     "discrimination_score_l1",
     "effect_size_ratio",
     "energy_distance",
     "evaluate",
     "fit_components",
+    "fit_effect_calibration",
     "gene_weights",
     "group_statistics",
+    "mean_cosine",
     "metric_info",
     "pds_cosine",
     "pearson",
     "quantile_map",
     "r2_weighted",
+    "scaled_mean",
     "strata",
     "submission",
     "vcc2025_overall",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_tahoe.evaluate._check import Check, graded
+from scvi_tahoe.evaluate._collapse import check_collapse, mean_cosine
 from scvi_tahoe.evaluate._effect_metrics import target_columns
 from scvi_tahoe.evaluate._errors import effect_size_ratio
 
@@ -26,7 +27,6 @@ __all__ = ["check_de_counts", "check_statistics", "check_totals_spread"]
 _ZEROS = (-0.2, 0.2)
 _SPREAD = (0.5, 1.5)
 _EFFECT = (0.5, 2.0)
-_COLLAPSE = 0.25
 _TOTALS = 0.12
 _NSIG = (0.2, 5.0)
 _MIN_CELLS = 30
@@ -68,7 +68,7 @@ def check_statistics(
         _zeros(predicted, observed),
         _spread(predicted, observed),
         _effect_size(predicted, observed),
-        _mode_collapse(predicted, observed),
+        check_collapse(predicted.delta, mean_cosine(observed.delta)),
         _cells(predicted, observed),
         _targets(observed, genes),
     ]
@@ -120,25 +120,6 @@ def _effect_size(predicted: GroupStatistics, observed: GroupStatistics) -> Check
         "and DES while MAE gets worse, and nothing in the overall score shows it."
     )
     return graded("effect size", ratio, message=message, warn=_EFFECT)
-
-
-def _mode_collapse(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
-    both = [_mean_cosine(side.delta) for side in (predicted, observed)]
-    message = (
-        f"predicted deltas of different perturbations have a mean cosine of {both[0]:.2f} (observed: {both[1]:.2f}): "
-        "the model predicts nearly the same change for all of them."
-    )
-    return graded("mode collapse", both[0] - both[1], message=message, warn=(-np.inf, _COLLAPSE))
-
-
-def _mean_cosine(delta_PG: NDArray[np.floating]) -> float:
-    """Mean cosine over pairs of different perturbations; NaN where fewer than two change at all."""
-    length = np.linalg.norm(delta_PG, axis=1)
-    unit = delta_PG[length > 0] / length[length > 0, None]
-    n = len(unit)
-    if n < 2:
-        return float("nan")
-    return float((np.square(unit.sum(axis=0)).sum() - n) / (n * (n - 1)))
 
 
 def _cells(predicted: GroupStatistics, observed: GroupStatistics) -> Check:

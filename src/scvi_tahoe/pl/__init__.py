@@ -6,6 +6,7 @@ Every function takes results and returns a :class:`matplotlib.figure.Figure`; ``
 from __future__ import annotations
 
 from scvi_tahoe.pl._bars import bars
+from scvi_tahoe.pl._calibration import calibration
 from scvi_tahoe.pl._cells import cells
 from scvi_tahoe.pl._comparison import comparison
 from scvi_tahoe.pl._delta_page import deltas
@@ -15,4 +16,15 @@ from scvi_tahoe.pl._learning_rate import learning_rate_test
 from scvi_tahoe.pl._ranks import ranks
 from scvi_tahoe.pl._similarity import similarity
 
-__all__ = ["bars", "cells", "comparison", "deltas", "draw", "fold_changes", "learning_rate_test", "ranks", "similarity"]
+__all__ = [
+    "bars",
+    "calibration",
+    "cells",
+    "comparison",
+    "deltas",
+    "draw",
+    "fold_changes",
+    "learning_rate_test",
+    "ranks",
+    "similarity",
+]

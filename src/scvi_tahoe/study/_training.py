@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe._training import TrainingRun
+from scvi_tahoe._training import TrainingRun, default_lr
 from scvi_tahoe.study._loggers import PeakMemory, make_loggers
 from scvi_tahoe.study._run_folder import BEST, LAST, read_checkpoint, read_json, write_json
 
@@ -56,7 +56,7 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
     if train.monitor not in (known := _monitored(model)):
         raise ValueError(f"train.monitor is {train.monitor!r}; this run computes {', '.join(known)}.")
     return TrainingRun.prepare(
-        n_parameters_pretrained=len(model.pretrained_parameters_), max_steps=train.max_steps,
+        default_lr=default_lr(model), max_steps=train.max_steps,
         batch_size=train.batch_size, validate_every=train.validate_every, monitor=train.monitor,
         plan_options={
             "lr": train.lr, "recipe": train.recipe, "freeze_backbone": train.freeze_backbone, "seed": run.seed,
@@ -71,16 +71,18 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
 
 
 def _monitored(model: TahoeST) -> list[str]:
-    """Metrics of the validation: the loss, and each of its terms."""
+    """Metrics of the validation: the loss, each of its terms, and scores of the evaluation."""
     module, objective = model.module, model.module.objective.config
     others = {
-        "decoder": module.config.gene_decoder is not None and objective.decoder_weight > 0,
-        "embedding": module.embedding_head is not None,
+        "decoder": module.config.gene_decoder is not None and objective.decoder_weight != 0,
         "batch": module.config.batch_token,
         "confidence": module.config.confidence_token,
         "shift": objective.shift_weight > 0,
     }
-    return [f"validation_{name}" for name in ("loss", *objective.terms, *(n for n, there in others.items() if there))]
+    auxiliary = () if module.embedding_head is None else tuple(objective.embedding_terms)
+    terms = ("loss", *objective.terms, *auxiliary, *(n for n, there in others.items() if there))
+    scores = () if model.representation == "embedding" else VALIDATION_SCORES
+    return [*(f"validation_{name}" for name in terms), *scores]
 
 
 def read_training(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""TahoeST.calibrate: predict the validation conditions, compare their effects with the observed ones, fit a factor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scvi_tahoe._sources import minibatch_sources
+from scvi_tahoe.data import ConditionIndex, read_screen, split_from_dict
+from scvi_tahoe.evaluate import EffectCalibration, fit_effect_calibration
+
+if TYPE_CHECKING:
+    from scvi_tahoe._model import TahoeST
+
+__all__ = ["calibration_from_validation"]
+
+_CHUNK = 1024  # cells made dense at once
+
+
+def calibration_from_validation(
+    model: TahoeST, *, n_cells: int, seed: int, progress: bool, **options: Any
+) -> EffectCalibration:
+    """Fit the calibration of a trained model on the validation part of its split; the model is left as it was.
+
+    Parameters
+    ----------
+    model
+        Trained, with its data.
+    n_cells
+        Most cells to predict of a condition.
+    seed
+        Of the prediction.
+    progress
+        Whether to show a progress bar.
+    **options
+        Of :func:`~scvi_tahoe.evaluate.fit_effect_calibration`.
+
+    Raises
+    ------
+    ValueError
+        If the model was not trained, has no data, its genes come from a decoder that was not trained, or nothing
+        validates.
+    """
+    if model.split_ is None or model.training_config_ is None:
+        raise ValueError("calibrate() needs the validation part of a training; call model.train() first.")
+    if model.adata is None:
+        raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to calibrate it.")
+    record = model._prediction_record("expression", seed)
+    if record["genes_from"] == "decoder" and not record["decoder_trained"]:
+        raise ValueError(
+            "the model's genes come from a decoder that was not trained, so they have no effects to calibrate; train "
+            "it with objective={'decoder_weight': ...} above 0."
+        )
+    if n_cells < 1:
+        raise ValueError(f"n_cells={n_cells!r} must be 1 or more.")
+    screen = read_screen(model.adata, model.keys)
+    index = ConditionIndex.from_screen(screen)
+    rows = split_from_dict(model.split_).assign(index, seed=model.training_config_["plan"]["seed"]).validation
+    if not len(rows):
+        raise ValueError(
+            "no cell validates with the split of the training; train with a split that has validation=..., best of "
+            "conditions that training does not see."
+        )
+    position = index.condition_of_cell[rows]
+    conditions = [index.conditions[i] for i in np.unique(position)]
+    sources = minibatch_sources(model, screen, model.device, exact=True)
+    store = sources.cells if sources.genes is None else sources.genes
+
+    def mean_of(cells: np.ndarray) -> np.ndarray:
+        parts = np.split(cells, range(_CHUNK, len(cells), _CHUNK))
+        sums = [store.dense(store.fetch(p), model.device).sum(0).cpu().numpy().astype(np.float64) for p in parts]
+        return np.sum(sums, axis=0) / len(cells)
+
+    controls = {context: index.controls(context) for context in {c.context for c in conditions}}
+    control_mean = {context: mean_of(cells) for context, cells in controls.items()}
+    observed = [mean_of(rows[position == i]) - control_mean[index.conditions[i].context] for i in np.unique(position)]
+    kept, model.calibration_ = model.calibration_, None  # what is fitted is the factor on what the network says
+    try:
+        predicted = model.predict(
+            perturbations=sorted({c.perturbation for c in conditions}),
+            contexts=sorted(controls),
+            n_cells={c: min(n_cells, len(controls[c.context])) for c in conditions},
+            control_layer=True,
+            seed=seed,
+            progress=progress,
+        )
+    finally:
+        model.calibration_ = kept
+    means = _means_by_condition(model, predicted, conditions)
+    return fit_effect_calibration(*means, np.stack(observed), conditions, model.genes, **options)
+
+
+def _means_by_condition(model: TahoeST, predicted: Any, conditions: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of predicted cells and of the controls they started from, ``[K, G]`` each."""
+    keys = model.keys
+    perturbation = predicted.obs[keys.perturbation_key].to_numpy().astype(str)
+    context = None if keys.context_key is None else predicted.obs[keys.context_key].to_numpy().astype(str)
+    masks = [(perturbation == c.perturbation) & (True if context is None else context == c.context) for c in conditions]
+    mean, start = (
+        np.stack([x[m].mean(axis=0, dtype=np.float64) for m in masks])
+        for x in (predicted.X, predicted.layers["control"])
+    )
+    return mean, start

@@ -1,0 +1,158 @@
+"""Mean changes of conditions: of predicted cells against the controls they started from, and of observed cells.
+
+From these come the calibration of effects and the alarm on predictions that are all alike.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scvi import settings
+
+from scvi_tahoe.evaluate import EvaluationWarning, check_collapse, mean_cosine, scaled_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from scvi_tahoe._prediction import Output, PredictionPlan
+    from scvi_tahoe.data import CellStore, ConditionIndex
+    from scvi_tahoe.evaluate import EffectCalibration
+
+__all__ = ["move_to_mean", "observed_cosines", "scale_effects", "warn_of_collapse"]
+
+# a mean cosine needs no more than a sample of conditions and cells, and predictions may have millions of cells
+_MOST_CELLS, _MOST_CONTROLS, _MOST_CONDITIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
+# deltas of fewer observed cells are mostly noise, which makes them look more different than they are
+_FEWEST_CELLS = 30
+
+
+def _mean(cells: CellStore, rows: np.ndarray, device: torch.device) -> np.ndarray:
+    """Mean expression of some rows of a store, ``[G]``."""
+    return cells.dense(cells.fetch(rows), device).mean(0).cpu().numpy().astype(np.float64)
+
+
+def observed_cosines(
+    cells: CellStore, index: ConditionIndex, rows: np.ndarray, device: torch.device, *, seed: int
+) -> dict[str, float]:
+    """How alike the observed deltas of different perturbations are: their mean cosine in each context.
+
+    Parameters
+    ----------
+    cells
+        Expression of the screen.
+    index
+        Its conditions.
+    rows
+        Perturbed cells that may be looked at.
+    device
+        Where rows become dense.
+    seed
+        Of the sample of conditions and cells.
+
+    Returns
+    -------
+    Contexts with two or more conditions of 30 cells; at most four of them.
+    """
+    rng = np.random.default_rng((seed, 4))
+    n_cells = np.bincount(index.condition_of_cell[rows], minlength=len(index.conditions))
+    cosines: dict[str, float] = {}
+    for context in rng.permutation(np.array(index.contexts)).tolist():
+        controls = index.controls(context)
+        enough = [i for i, c in enumerate(index.conditions) if c.context == context and n_cells[i] >= _FEWEST_CELLS]
+        if len(enough) < 2 or not len(controls) or len(cosines) == _MOST_CONTEXTS:
+            continue
+        base = _mean(cells, rng.permutation(controls)[:_MOST_CONTROLS], device)
+        own = [rows[index.condition_of_cell[rows] == i] for i in rng.permutation(enough)[:_MOST_CONDITIONS]]
+        cosines[context] = mean_cosine(
+            np.stack([_mean(cells, rng.permutation(r)[:_MOST_CELLS], device) - base for r in own])
+        )
+    return cosines
+
+
+def warn_of_collapse(
+    predicted: np.ndarray,
+    plan: PredictionPlan,
+    cells: CellStore,
+    device: torch.device,
+    observed: Mapping[str, float],
+    *,
+    output: Output,
+) -> None:
+    """Warn where predicted deltas of different perturbations are more alike than the observed ones of training.
+
+    Parameters
+    ----------
+    predicted
+        Predicted cells of the plan, one task after the other.
+    plan
+        What was predicted.
+    cells
+        Expression, from which the control cells of the plan are read.
+    device
+        Where rows become dense.
+    observed
+        Of :func:`observed_cosines`; other contexts are compared with the mean of these.
+    output
+        What the prediction holds.
+    """
+    if not observed or output == "embedding":
+        return
+    stops = np.cumsum([len(task.controls) for task in plan.tasks])
+    deltas: dict[str, list[np.ndarray]] = {}
+    for condition, task, stop in zip(plan.conditions, plan.tasks, stops, strict=True):
+        known = deltas.setdefault(condition.context, [])
+        if len(known) < _MOST_CONDITIONS:
+            start = task.controls[:_MOST_CELLS]
+            first = stop - len(task.controls)
+            mean = predicted[first : first + len(start)].mean(axis=0, dtype=np.float64)
+            known.append(mean if output == "delta" else mean - _mean(cells, start, device))
+    for context, delta in deltas.items():
+        cosine = observed.get(context, float(np.mean(list(observed.values()))))
+        check = check_collapse(np.stack(delta), cosine, of="observed in training")
+        if check.status == "warning":
+            warnings.warn(
+                f"{check.name} in {context!r}: {check.message} Too few training steps have this effect, too.",
+                EvaluationWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+
+
+def scale_effects(
+    predicted: np.ndarray,
+    plan: PredictionPlan,
+    cells: CellStore,
+    device: torch.device,
+    calibration: EffectCalibration,
+    *,
+    output: Output,
+) -> None:
+    """Scale the effect of each condition in place, see :func:`~scvi_tahoe.evaluate.scaled_mean`.
+
+    Parameters
+    ----------
+    predicted, plan, cells, device, output
+        As in :func:`warn_of_collapse`.
+    calibration
+        Factor by strength of the effect.
+    """
+    stop = 0
+    for task in plan.tasks:
+        first, stop = stop, stop + len(task.controls)
+        block = predicted[first:stop]
+        start = cells.dense(cells.fetch(task.controls), device).cpu().numpy()
+        if output == "delta":
+            block += start
+        mean, base = (x.mean(axis=0, dtype=np.float64)[None] for x in (block, start))
+        factor = calibration.factor(np.linalg.norm(mean - base, axis=1))
+        move_to_mean(block, mean[0], scaled_mean(mean, base, factor)[0])
+        if output == "delta":
+            block -= start
+
+
+def move_to_mean(cells_CG: np.ndarray, mean_G: np.ndarray, wanted_G: np.ndarray) -> None:
+    """Multiply each gene in place, so that its mean becomes the wanted one; genes that no cell expresses stay."""
+    cells_CG *= np.divide(wanted_G, mean_G, out=np.ones_like(wanted_G), where=mean_G > 0).astype(cells_CG.dtype)

@@ -1,0 +1,176 @@
+"""Calibration of a model and the alarm on collapsed predictions: applied, kept, taken away, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
+from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.evaluate import EvaluationWarning
+
+SPLIT = HeldOutPerturbations(validation=["perturbation_1", "perturbation_2", "perturbation_3"])
+EMBEDDINGS = {"perturbation_embedding_key": "perturbation_embedding", "cell_embedding_key": "X_embedding"}
+
+
+@pytest.fixture(scope="module")
+def saved(simulated, tmp_path_factory):
+    """Folder of a trained model whose predictions differ between perturbations; not calibrated."""
+    adata = simulated.copy()
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context", batch_key="batch", **EMBEDDINGS)
+    model = TahoeST(adata, size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, set_size=8)
+    model.train(20, validate_every=10, batch_size=4, progress=False, lr=0.01, split=SPLIT)
+    folder = tmp_path_factory.mktemp("calibration") / "model"
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved, screen):
+    return TahoeST.load(saved, screen)
+
+
+def predict(model, *args, **options):
+    return model.predict(*args, progress=False, **options)
+
+
+def calibrate(model, **options):
+    return model.calibrate(progress=False, **options)
+
+
+def deltas(predicted, screen):
+    """Mean delta of each condition against the cells that it started from, and those cells' names."""
+    groups = predicted.obs.groupby(["context", "perturbation"], observed=True).indices
+    start = screen[predicted.obs["origin"]].X.toarray()
+    return {name: predicted.X[rows].mean(axis=0) - start[rows].mean(axis=0) for name, rows in groups.items()}
+
+
+def test_predicted_effects_are_scaled_by_what_was_fitted(model, screen):
+    before = predict(model)
+    result = calibrate(model, factors=[0.5], criterion="mae")
+    assert model.calibration_ is result
+    assert result.n_conditions == 6
+    assert result.factors == (0.5,)  # so briefly trained, half of it is nearer to the truth
+    after = predict(model)
+    np.testing.assert_array_equal(after.X > 0, before.X > 0)
+    expected, got = (deltas(p, screen) for p in (before, after))
+    for name, delta in expected.items():
+        np.testing.assert_allclose(got[name], 0.5 * delta, atol=1e-5)
+    assert after.uns["scvi_tahoe_prediction"]["effect_factors"] == [0.5]
+
+
+def test_what_the_table_says_is_what_predictions_then_have(model, screen):
+    """The error after calibration, computed from cells by hand."""
+    result = calibrate(model, mode="strength")
+    predicted = deltas(predict(model, perturbations=list(SPLIT.validation)), screen)
+    errors = []
+    for (context, perturbation), delta in predicted.items():
+        here = screen.obs["context"] == context
+        seen, control = (
+            screen[here & (screen.obs["perturbation"] == p)].X.mean(axis=0) for p in (perturbation, "control")
+        )
+        errors.append(np.abs(delta - np.asarray(seen - control).ravel()).mean())
+    assert np.mean(errors) == pytest.approx(result.after["mae"], rel=1e-4)
+    assert result.after["mae"] <= result.before["mae"]
+
+
+def test_it_is_saved_with_the_model_and_can_be_taken_away(model, screen, tmp_path):
+    plain = predict(model).X
+    calibrate(model, factors=[0.5])
+    calibrated = predict(model).X
+    model.save(tmp_path / "calibrated")
+    loaded = TahoeST.load(tmp_path / "calibrated", screen.copy())
+    assert repr(loaded.calibration_) == repr(model.calibration_)
+    np.testing.assert_array_equal(predict(loaded).X, calibrated)
+    loaded.calibration_ = None
+    np.testing.assert_array_equal(predict(loaded).X, plain)
+    assert not np.array_equal(plain, calibrated)
+
+
+def test_a_delta_is_that_of_the_calibrated_cells(model):
+    calibrate(model, factors=[0.5])
+    cells, delta = (predict(model, output=o, control_layer=True) for o in ("expression", "delta"))
+    np.testing.assert_allclose(delta.X, cells.X - cells.layers["control"], atol=1e-5)
+
+
+def test_calibrating_again_starts_from_what_the_network_says(model):
+    first = calibrate(model)
+    assert repr(calibrate(model)) == repr(first)
+
+
+def test_further_training_takes_the_calibration_away(model, train):
+    calibrate(model)
+    train(model, recipe="full")
+    assert model.calibration_ is None
+
+
+def test_a_calibrated_model_is_not_exported_in_silence(model, tmp_path):
+    calibrate(model)
+    with pytest.raises(ValueError, match="this model is calibrated; keep it with save"):
+        model.export(tmp_path / "export")
+
+
+@pytest.mark.parametrize("options", [{"prior": "cells"}, {"representation": "embedding"}], ids=["prior", "embedding"])
+def test_every_kind_of_model_can_be_calibrated(options, make_model, train):
+    model = train(make_model(setup=EMBEDDINGS, **options), split=SPLIT)
+    result = calibrate(model)
+    assert result.after["mae"] <= result.before["mae"]
+    assert np.isfinite(predict(model, n_cells=3).X).all()
+
+
+def test_the_split_is_drawn_as_it_was_in_training(make_model, train):
+    """Fitted on the validation cells of the training's own seed: another seed would hold out others."""
+    model = train(make_model(), split=FractionSplit(validation=0.3), seed=3)
+    expected = calibrate(model).before
+    model.training_config_["plan"]["seed"] = 4
+    assert calibrate(model).before["mae"] != pytest.approx(expected["mae"], rel=1e-9)
+
+
+def test_what_cannot_be_calibrated_is_refused(make_model, train, model, saved):
+    with pytest.raises(ValueError, match=r"needs the validation part of a training; call model.train\(\) first"):
+        calibrate(make_model())
+    with pytest.warns(UserWarning, match="no cell validates"):
+        unvalidated = train(make_model(), split=FractionSplit(validation=0))
+    with pytest.raises(ValueError, match="no cell validates with the split of the training"):
+        calibrate(unvalidated)
+    with pytest.raises(ValueError, match="loaded without data"):
+        calibrate(TahoeST.load(saved, adata=False))
+    with pytest.raises(ValueError, match="n_cells=0 must be 1 or more"):
+        calibrate(model, n_cells=0)
+    embedding = {"setup": EMBEDDINGS, "representation": "embedding", "objective": {"decoder_weight": 0.0}}
+    with pytest.raises(ValueError, match="decoder that was not trained, so they have no effects to calibrate"):
+        calibrate(train(make_model(**embedding), split=SPLIT))
+    calibrate(model, factors=[0.5])
+    kept = model.calibration_
+    with pytest.raises(ValueError, match="mode='local' is unknown"):
+        calibrate(model, mode="local")
+    assert model.calibration_ is kept
+
+
+def test_a_model_that_predicts_one_change_for_all_sets_off_the_alarm(make_model):
+    model = make_model(simulate_screen(1, 6, n_genes=60, n_cells=40, n_control_cells=60))
+    model.train(4, validate_every=2, batch_size=4, progress=False, lr=0.01)
+    assert set(model.observed_cosine_) == {"context_1"}
+    with pytest.warns(
+        EvaluationWarning, match="mode collapse in 'context_1'.*observed in training: 0.*nearly the same"
+    ):
+        predict(model)
+    with pytest.warns(EvaluationWarning, match="mode collapse in 'context_1'"):
+        predict(model, output="delta", n_cells=20)
+
+
+def test_a_model_that_tells_perturbations_apart_does_not(make_model):
+    """What each perturbation did in the other context, hardly changed by a step of training."""
+    model = make_model(simulate_screen(2, 6, n_genes=60, n_cells=40, n_control_cells=60), prior="transfer")
+    model.train(1, validate_every=1, batch_size=4, progress=False)
+    assert set(model.observed_cosine_) == {"context_1", "context_2"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvaluationWarning)
+        predict(model)
+
+
+def test_too_few_observed_cells_say_nothing_about_collapse(model):
+    """24 cells a condition: their deltas are mostly noise, next to which every prediction looks collapsed."""
+    assert model.observed_cosine_ == {}

@@ -1,0 +1,171 @@
+"""Ensembles: the mean of the members, their spread, evaluation, files, and what is refused."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from scvi_tahoe import HeldOutPerturbations, TahoeEnsemble, TahoeST
+
+SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
+BRIEF = {"max_steps": 8, "validate_every": 4, "batch_size": 2, "progress": False, "lr": 0.01}
+
+
+@pytest.fixture(scope="module")
+def registered(simulated):
+    adata = simulated.copy()
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context", batch_key="batch")
+    return adata
+
+
+@pytest.fixture(scope="module")
+def ensemble(registered):
+    split = HeldOutPerturbations(validation=["perturbation_1"])
+    return TahoeEnsemble.train(
+        registered, seeds=(3, 5, 7), model_kwargs={"size": SIZE, "set_size": 8}, split=split, **BRIEF
+    )
+
+
+def predict(model, *args, **options):
+    return model.predict(*args, progress=False, **options)
+
+
+def test_one_model_is_trained_for_each_seed(ensemble):
+    assert [m.training_config_["plan"]["seed"] for m in ensemble.models] == [3, 5, 7]
+    assert len({float(predict(m, n_cells=4).X.sum()) for m in ensemble.models}) == 3
+    assert "TahoeEnsemble of 3 models" in repr(ensemble)
+
+
+def test_the_mean_of_a_condition_is_the_mean_over_members(ensemble, screen):
+    predicted = predict(ensemble)
+    members = [predict(m) for m in ensemble.models]
+    start = screen[predicted.obs["origin"]].X.toarray()
+    table = predicted.uns["scvi_tahoe_ensemble"]
+    assert list(table.columns) == ["perturbation", "context", "effect_size", "uncertainty"]
+    assert len(table) == 12
+    for k, row in enumerate(table.itertuples()):
+        rows = (
+            (predicted.obs["perturbation"] == row.perturbation) & (predicted.obs["context"] == row.context)
+        ).to_numpy()
+        means = np.stack([m.X[rows].mean(axis=0) for m in members])
+        delta = means.mean(axis=0) - start[rows].mean(axis=0)
+        np.testing.assert_allclose(predicted.X[rows].mean(axis=0), np.minimum(means.mean(0), 2 * means[0]), atol=1e-5)
+        np.testing.assert_allclose(predicted.varm["ensemble_delta"][:, k], delta, atol=1e-5)
+        np.testing.assert_allclose(predicted.varm["ensemble_sd"][:, k], means.std(axis=0, ddof=1), atol=1e-5)
+        uncertainty = np.linalg.norm(means.std(axis=0, ddof=1)) / np.linalg.norm(delta)
+        assert row.uncertainty == pytest.approx(uncertainty, rel=1e-3)
+        np.testing.assert_array_equal(predicted.obs["uncertainty"][rows], row.uncertainty)
+
+
+def test_zeros_and_columns_are_those_of_the_first_member(ensemble, tmp_path):
+    predicted, first = predict(ensemble), predict(ensemble.models[0])
+    np.testing.assert_array_equal(predicted.X > 0, first.X > 0)
+    assert predicted.obs.drop(columns="uncertainty").equals(first.obs)
+    assert "control" not in predicted.layers
+    assert "control" in predict(ensemble, control_layer=True).layers
+    predicted.write_h5ad(tmp_path / "predicted.h5ad")
+    np.testing.assert_array_equal(
+        ad.read_h5ad(tmp_path / "predicted.h5ad").varm["ensemble_sd"], predicted.varm["ensemble_sd"]
+    )
+
+
+def test_equal_members_are_certain_and_predict_what_each_predicts(ensemble):
+    same = TahoeEnsemble([ensemble.models[0]] * 2)
+    predicted = predict(same)
+    np.testing.assert_allclose(predicted.X, predict(ensemble.models[0]).X, atol=1e-6)
+    np.testing.assert_array_equal(predicted.obs["uncertainty"], 0)
+
+
+def test_a_prediction_is_scored_like_that_of_a_model(ensemble, screen):
+    options = {"preset": "quick", "baseline": None, "representation_check": "off", "progress": False}
+    result = ensemble.evaluate(screen, **options)
+    sizes = (
+        screen.obs.loc[screen.obs["perturbation"] != "control"]
+        .groupby(["context", "perturbation"], observed=True)
+        .size()
+    )
+    prediction = predict(ensemble, screen, n_cells={k: int(v) for k, v in sizes.items()})
+    again = ensemble.evaluate(screen, prediction, **options)
+    assert result.summary["value"].equals(again.summary["value"])
+    assert (
+        result.summary.loc["mae", "value"] != ensemble.models[0].evaluate(screen, **options).summary.loc["mae", "value"]
+    )
+
+
+def test_a_saved_ensemble_predicts_what_it_predicted_before(ensemble, screen, tmp_path):
+    expected = predict(ensemble).X
+    ensemble.save(tmp_path / "ensemble")
+    np.testing.assert_array_equal(predict(TahoeEnsemble.load(tmp_path / "ensemble", screen.copy())).X, expected)
+    without = TahoeEnsemble.load(tmp_path / "ensemble", adata=False)
+    np.testing.assert_array_equal(predict(without, screen).X, expected)
+    with pytest.raises(FileExistsError, match="exists; give overwrite=True"):
+        ensemble.save(tmp_path / "ensemble")
+    TahoeEnsemble(ensemble.models[:2]).save(tmp_path / "ensemble", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "ensemble").iterdir()) == ["ensemble.json", "member_0", "member_1"]
+    assert [p.name for p in tmp_path.iterdir()] == ["ensemble"]
+
+
+def test_a_folder_that_holds_no_ensemble_is_left_alone_and_not_loaded(ensemble, tmp_path):
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(FileExistsError, match="is no ensemble; it is not replaced"):
+        ensemble.save(tmp_path / "notes", overwrite=True)
+    with pytest.raises(FileNotFoundError, match="holds no ensemble"):
+        TahoeEnsemble.load(tmp_path / "notes")
+
+
+def test_a_function_makes_each_member_and_folders_are_named_by_seed(registered, tmp_path):
+    made = []
+
+    def make(seed):
+        made.append(seed)
+        return TahoeST(registered, size=SIZE, set_size=8, seed=seed)
+
+    TahoeEnsemble.train(make, seeds=[1, 2], save_dir=tmp_path, **{**BRIEF, "max_steps": 2, "validate_every": 1})
+    assert made == [1, 2]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["seed_1", "seed_2"]
+    assert (tmp_path / "seed_2" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": [0]}, r"seeds=\[0\] must be two or more different numbers"),
+        ({"seeds": [1, 1]}, "must be two or more different numbers"),
+        ({"seed": 0}, "an ensemble does not take seed"),
+        ({"resume_from": "last.ckpt"}, "an ensemble does not take resume_from"),
+        ({"data": lambda seed: seed, "model_kwargs": {"size": "mini"}}, "the function that was given makes its own"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_any_training(options, message, registered):
+    with pytest.raises(ValueError, match=message):
+        TahoeEnsemble.train(**{"data": registered, **options})
+
+
+def test_members_that_do_not_fit_are_refused(ensemble, make_model, train, screen):
+    first = ensemble.models[0]
+    with pytest.raises(ValueError, match="an ensemble needs two or more models; got 1"):
+        TahoeEnsemble([first])
+    with pytest.raises(ValueError, match="member 1 is not trained"):
+        TahoeEnsemble([first, make_model()])
+    with pytest.raises(TypeError, match="member 1 is int, not a TahoeST"):
+        TahoeEnsemble([first, 1])
+    brief = {"max_steps": 1, "validate_every": 1}
+    fewer_genes = train(make_model(screen[:, :50].copy()), **brief)
+    with pytest.raises(ValueError, match="members 0 and 1 differ in their genes"):
+        TahoeEnsemble([first, fewer_genes])
+    fewer = train(make_model(screen[screen.obs["perturbation"] != "perturbation_6"].copy()), **brief)
+    with pytest.raises(ValueError, match="differ in their perturbations"):
+        TahoeEnsemble([first, fewer])
+    without_batches = train(make_model(setup={"batch_key": None}), **brief)
+    with pytest.raises(ValueError, match="differ in their columns"):
+        TahoeEnsemble([first, without_batches])
+    embedding = {"cell_embedding_key": "X_embedding"}
+    other = train(make_model(setup=embedding, representation="expression+embedding"), **brief)
+    with pytest.raises(ValueError, match="differ in their representation: expression\\+embedding and expression"):
+        TahoeEnsemble([first, other])
+
+
+def test_other_outputs_are_refused_with_where_to_find_them(ensemble):
+    with pytest.raises(ValueError, match=r"output='delta': .*mean deltas are in varm\['ensemble_delta'\]"):
+        predict(ensemble, output="delta")
