@@ -666,7 +666,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it there; None
             lets the recipe decide.
         lr
-            Peak learning rate; None takes 1e-4 with a prior, otherwise 2e-4 for pretrained weights and 1e-3 from scratch.
+            Peak learning rate; None takes 1e-4 with a prior, else 2e-4 for pretrained weights and 1e-3 from scratch.
         batch_size
             Cell *sets* a minibatch; None takes 8.
         split
@@ -739,15 +739,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         begin_adapters(self, run.plan)
         datamodule = self._minibatches(run, screen, split, store=store)
         self.calibration_ = None  # of other weights
-        self.observed_cosine_ = observed_cosines(
-            datamodule.dataset.sources.genes or datamodule.dataset.sources.cells, datamodule.split.index, datamodule.split.train,
-            run.device, seed=seed,
-        )  # fmt: skip
+        expression = datamodule.dataset.sources.genes or datamodule.dataset.sources.cells
+        assigned = datamodule.split
+        self.observed_cosine_ = observed_cosines(expression, assigned.index, assigned.train, run.device, seed=seed)
         compiles = run.compiles(self.module, compile)
         run.announce(self, datamodule, compiles=compiles, progress=progress)
         previous = self.history_ or {}
         self.history_ = dict(previous)  # a copy, as scvi-tools writes into it
-        self.split_ = datamodule.split.split.to_dict()
+        self.split_ = assigned.split.to_dict()
         with run.interruptible():
             super().train(
                 max_epochs=run.n_epochs,
@@ -765,8 +764,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         run.finish(self, previous)
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
-            rows = np.union1d(datamodule.split.train, datamodule.split.validation)
-            self.prior_ = learn_prior(self, screen, datamodule.split.index, rows, seed=seed)
+            rows = np.union1d(assigned.train, assigned.validation)
+            self.prior_ = learn_prior(self, screen, assigned.index, rows, seed=seed)
 
     def _chosen_split(self, split: Split | None, screen: Screen) -> Split:
         if split is None:

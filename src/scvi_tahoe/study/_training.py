@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._training import TrainingRun, default_lr
+from scvi_tahoe._validation_scores import VALIDATION_SCORES
 from scvi_tahoe.study._loggers import PeakMemory, make_loggers
 from scvi_tahoe.study._run_folder import BEST, LAST, read_checkpoint, read_json, write_json
 
