@@ -71,7 +71,7 @@ def test_counts_keep_library_sizes_means_and_dispersions_of_the_observed_cells(m
         ratios.append([np.median(mean), np.median(fano / real_fano)])
     means, fano = np.mean(ratios, axis=0)
     assert means == pytest.approx(1, abs=0.05)
-    assert 0.9 < fano < 1.25  # a Poisson draw in the place of the rounding gives 1.7
+    assert 0.9 < fano < 1.3  # a Poisson draw in the place of the rounding gives 1.7
 
 
 def test_predicted_means_survive_the_sampling(models, task):
@@ -102,7 +102,7 @@ def test_means_are_drawn_from_a_poisson_and_cells_are_rounded():
     controls = ControlCounts(cells.sum(axis=1), (cells == 0).mean(axis=1))
     normalised = np.log1p(cells / cells.sum(axis=1, keepdims=True) * 1e4).astype(np.float32)
     means = np.repeat(np.log1p(rate / rate.sum() * 1e4)[None], 400, axis=0).astype(np.float32)
-    plan = PredictionPlan((Condition("a", "b"),), (PredictionTask(np.arange(400), 0, np.arange(400), (0,)),))
+    plan = PredictionPlan((Condition("a", "b"),), ("b",), (PredictionTask(np.arange(400), 0, np.arange(400), (0,)),))
     rounded, sampling = counts_of_prediction(normalised, plan, controls)
     assert sampling == {"rounded": 1, "poisson": 0}
     np.testing.assert_array_equal(rounded.toarray(), cells)  # real cells come back as they were

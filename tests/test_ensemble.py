@@ -119,7 +119,7 @@ def test_a_function_makes_each_member_and_folders_are_named_by_seed(registered, 
 
     def make(seed):
         made.append(seed)
-        return TahoeST(registered, size=SIZE, set_size=8, seed=seed)
+        return TahoeST(registered, size=SIZE, set_size=8, prior="none", seed=seed)
 
     TahoeEnsemble.train(make, seeds=[1, 2], save_dir=tmp_path, **{**BRIEF, "max_steps": 2, "validate_every": 1})
     assert made == [1, 2]

@@ -74,7 +74,7 @@ def test_a_refused_run_leaves_nothing(values, tmp_path):
 def test_a_frozen_projection_keeps_its_random_numbers(finished, values, tmp_path):
     values["train"] |= {"freeze_projection": True, "freeze_backbone": True}
     result = run(values, tmp_path / "out")
-    first, now = (read_checkpoint(f / "best.ckpt")["state_dict"] for f in (finished, result.folder))
+    first, now = (read_checkpoint(f / "last.ckpt")["state_dict"] for f in (finished, result.folder))
     config = TahoeRun.from_dict(values)
     untrained = build_model(config, load_data(config)).module.state_dict()
     name = next(n for n in untrained if n.startswith("network.head.project.layers.0"))
@@ -143,7 +143,7 @@ def test_a_finished_run_is_read_and_not_done_again(finished, values):
     assert (finished / "best.ckpt").stat().st_mtime_ns == before
     assert "finished" in lines[0]
     assert result.scores is not None
-    assert result.best_step in (2, 4, 6)
+    assert result.best_step in (0, 2, 4, 6)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, values, tmp_path, monkeypatch):

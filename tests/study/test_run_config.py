@@ -74,7 +74,7 @@ def test_a_step_of_unfreezing_needs_the_length_of_the_run(values):
         ("name", "a/b", "it names a folder"),
         ("seed", -1, "seed is -1"),
         ("model", "mini", "model is 'mini'; allowed is a mapping"),
-        ("model.prior", "cell", "model.prior is 'cell'; it is one of none"),
+        ("model.prior", "cell", "model.prior is 'cell'; it is one of auto, none"),
         ("model.network.dropuot", 0.2, "did you mean 'dropout'"),
         ("model.network.dropout", "much", "model.network.dropout is 'much'; allowed is a number"),
         ("model.network.gene_decoder.hidden", ["wide"], r"model.network.gene_decoder.hidden is \['wide'\]"),

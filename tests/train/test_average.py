@@ -29,7 +29,7 @@ def trained_weights(spy):
 
 def averages(start, seen, decay):
     """By the formula, one step after the other."""
-    average, by_step, done = dict(start), {}, 0
+    average, by_step, done = dict(start), {0: dict(start)}, 0
     for step, weights in seen:
         if step > done:
             keep = min(decay, (1 + step) / (10 + step))
