@@ -328,10 +328,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             are then made from those of their parts, in any order, and combinations that were not measured can be
             predicted.
         combination
-            How, one of:
-
-            * ``'sum'`` - sum of the rows, and the number of further parts (default)
-            * ``'learned'`` - the network encodes every part and sums what it makes of them
+            How: ``'sum'`` adds the rows of the parts, and the number of further parts (default); with ``'learned'``
+            the network encodes every part and sums what it makes of them.
 
         Raises
         ------
@@ -1175,7 +1173,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         ----------
         reference
             Observed cells of the held-out conditions, with the control cells of their contexts, and the columns of
-            the training data; or an :class:`~scvi_tahoe.EvaluationReference` of them, which keeps what several models
+            the training data; or an :class:`~scvi_tahoe.evaluate.EvaluationReference` of them, which keeps what several models
             share.
         prediction
             What to score; None predicts every condition of the reference, as many cells as were observed, from its
