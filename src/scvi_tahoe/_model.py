@@ -365,10 +365,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Parameters
         ----------
         %(param_mdata)s
-        perturbation_key, control, layer, cell_embedding_key, perturbation_embedding_key, context_key, batch_key,
-        dose_key, combination_separator, combination
+        perturbation_key, control, layer, cell_embedding_key, perturbation_embedding_key, context_key, batch_key
             As in :meth:`setup_anndata`. Columns are looked up in ``mdata.obs``, then in the expression modality.
             Without ``cell_embedding_key`` the embedding is ``X`` of its modality.
+        dose_key, combination_separator, combination
+            As in :meth:`setup_anndata`.
         modalities
             Which modality holds which part, e.g. ``{"expression": "rna", "cell_embedding": "state"}``.
 
