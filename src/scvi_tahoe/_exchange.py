@@ -27,15 +27,17 @@ from scvi_tahoe.pretrained import (
 from scvi_tahoe.pretrained._pretrained_model import is_embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._model import TahoeST
-    from scvi_tahoe.nn import NetworkConfig
 
 __all__ = [
     "labels_of",
     "objective_of",
     "pretrained_of",
+    "reason_to_leave_prior",
+    "register_in_order",
     "registry_of",
     "report_from_dict",
     "start_options",
@@ -70,20 +72,25 @@ def objective_of(loss: LossSettings) -> dict[str, Any]:
     }
 
 
-def network_options(source: NetworkConfig, stats: Mapping[str, Any], *, embeds: bool, batches: bool) -> dict[str, Any]:
+def network_options(
+    weights: PretrainedModel, stats: Mapping[str, Any], *, embeds: bool, batches: bool, head: str | None = None
+) -> dict[str, Any]:
     """Options of the network for the user's data: everything as in the weights, but the widths of the data.
 
     Parameters
     ----------
-    source
-        The pretrained network.
+    weights
+        The pretrained model.
     stats
         Summary statistics of the registered data.
     embeds
         Whether cells are embeddings.
     batches
         Whether the data have technical batches.
+    head
+        Of the new network; None: that of the weights.
     """
+    source = weights.config
     options = source.to_kwargs()
     width = stats["n_cell_embedding"] if embeds else stats["n_vars"]
     options |= {
@@ -99,6 +106,11 @@ def network_options(source: NetworkConfig, stats: Mapping[str, Any], *, embeds: 
         options["batch_token"] = batches
     if source.gene_decoder is not None:
         options["gene_decoder"] = {**options["gene_decoder"], "n_genes": stats["n_vars"]}
+    if embeds != is_embedding(weights.embed_key) or head not in (None, source.head):
+        # options of cells or of a head that are left behind say nothing about the new ones
+        del options["keep_zeros"], options["base_encoder"]
+    elif not source.base_encoder:
+        del options["base_encoder"]  # a prior of cells brings one
     return options
 
 
@@ -188,6 +200,7 @@ def pretrained_of(model: TahoeST) -> PretrainedModel:
         "composition": _composition(model.perturbation_table),
         "fusion": _fusion(model.perturbation_table),
         "training": model.training_config_,
+        "prior": model.prior,
     }
     return PretrainedModel(
         config=model.module.config,
@@ -197,6 +210,7 @@ def pretrained_of(model: TahoeST) -> PretrainedModel:
         output_space=_OUTPUT_SPACE[model.representation],  # type: ignore[arg-type]
         provenance=_provenance(model),
         extra=extra,
+        prior=model.prior_,
     )
 
 
@@ -282,15 +296,17 @@ def _objects(names: Any) -> np.ndarray:
     return np.array([str(n) for n in names], dtype=object)
 
 
-def start_options(source: PretrainedModel, stats: Mapping[str, Any], *, batches: bool) -> dict[str, Any]:
-    """Constructor arguments of a model for the user's data that starts from these weights."""
+def start_options(
+    source: PretrainedModel, stats: Mapping[str, Any], *, batches: bool, head: str | None = None
+) -> dict[str, Any]:
+    """Constructor arguments of a model for the user's data that starts from these weights; ``head`` if it is new."""
     embeds = is_embedding(source.embed_key)
     if embeds and "n_cell_embedding" not in stats:
         raise ValueError(
             f"{source.provenance.source} works on the cell embedding {source.embed_key!r}; register that embedding of "
             "your cells with cell_embedding_key."
         )
-    network = network_options(source.config, stats, embeds=embeds, batches=batches)
+    network = network_options(source, stats, embeds=embeds, batches=batches, head=head)
     representation = source.extra.get("representation", "embedding" if embeds else "expression")
     if representation == "expression+embedding" and "n_cell_embedding" not in stats:
         representation = "expression"  # the embedding is a signal of training only, and may be absent later
@@ -300,7 +316,44 @@ def start_options(source: PretrainedModel, stats: Mapping[str, Any], *, batches:
         "size": network,
         "batch_encoder": bool(network["n_batches"]),
         "objective": source.extra.get("objective"),
+        "prior": source.extra.get("prior", "none") if (head or source.config.head) == "delta" else "none",
     }
+
+
+def reason_to_leave_prior(source: PretrainedModel, kind: str, genes: Iterable[str] | None) -> tuple[str, ...]:
+    """Why the prior of a folder is of no use here, as notes of a loading report; empty if it is, or there is none.
+
+    Parameters
+    ----------
+    source
+        The folder.
+    kind
+        Prior of the new model.
+    genes
+        Of the user's data; None: there are none.
+    """
+    if source.prior is None:
+        return ()
+    if kind != source.prior["kind"]:
+        return (f"the prior of the weights, {source.prior['kind']!r}, is left out, as prior={kind!r} was asked for",)
+    if genes is not None and set(genes) != set(source.genes or ()):
+        return (f"the prior of the weights, {kind!r}, is left out, as the data have other genes; train() learns it",)
+    return ()
+
+
+def register_in_order(cls: type[TahoeST], adata: AnnOrMuData, genes: Sequence[str]) -> None:
+    """Register data once more, its genes in the order of the weights: what a prior draws depends on their order."""
+    registry = cls._get_most_recent_anndata_manager(adata, required=True).registry
+    fields = registry["field_registries"]
+    expression = fields[REGISTRY.EXPRESSION]
+    if list(expression["state_registry"]["column_names"]) == list(genes):
+        return
+    state = {**expression["state_registry"], "column_names": _objects(genes)}
+    ordered = {
+        **registry,
+        "field_registries": {**fields, REGISTRY.EXPRESSION: {**expression, "state_registry": state}},
+    }
+    getattr(cls, registry["setup_method_name"])(adata, source_registry=ordered, **registry["setup_args"])
 
 
 def report_from_dict(values: dict[str, Any]) -> LoadingReport:

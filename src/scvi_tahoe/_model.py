@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,8 @@ from scvi_tahoe._exchange import (
     labels_of,
     objective_of,
     pretrained_of,
+    reason_to_leave_prior,
+    register_in_order,
     registry_of,
     report_from_dict,
     start_options,
@@ -196,7 +198,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")
         if prior not in ("none", "auto") and representation == "embedding":
             raise ValueError("a prior is made of expression; representation='embedding' takes prior='none'.")
-        head = (network or {}).get("head", "delta")
+        head = _head(size, network)
         if prior not in ("none", "auto") and head != "delta":
             raise ValueError(f"a prior is what head='delta' adds its change to; head={head!r} takes prior='none'.")
         if prior == "auto":  # resolved here, so that a saved model is built again with what it was trained with
@@ -263,7 +265,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             "n_perturbation_parts": stats.get("n_perturbation_parts", 1),  # absent from models of the first release
             "n_batches": stats.n_batch if batch_encoder else 0,
         }
-        if options.get("head", "delta") == "delta" and self.representation != "embedding":
+        if _head(size, options) == "delta" and self.representation != "embedding":
             defaults |= {"keep_zeros": True, "base_encoder": self.prior == "cells"}
         if self.representation == "embedding":
             decoder = GeneDecoderConfig(n_genes=stats.n_vars, hidden=(512, 512))
@@ -423,7 +425,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         set_size: int | None = None,
         network: Mapping[str, Any] | None = None,
         objective: Mapping[str, Any] | None = None,
-        prior: Prior = "none",
+        prior: Prior = "auto",
         check_scale: bool = True,
         cache_dir: str | Path | None = None,
         offline: bool = False,
@@ -461,7 +463,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         objective
             As for :class:`TahoeST`; None takes the default, or what an export of ours was trained with.
         prior
-            As for :class:`TahoeST`.
+            As for :class:`TahoeST`, but ``'auto'`` is that of an export of ours, and none for other weights. An
+            export's prior is ready for prediction, unless the data have other genes; training learns it from the data.
         check_scale
             Refuse data on another scale than the weights', by predicting controls from controls.
         cache_dir, offline
@@ -493,20 +496,28 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         table = None if adata is None else united_table(weights, registered_table(cls, adata))
         if table is not None:
             stats["n_perturbation_embedding"] = table.encoder_width
-        options = start_options(weights, stats, batches="n_batch" in stats)
+        options = start_options(weights, stats, batches="n_batch" in stats, head=(network or {}).get("head"))
         if set_size is not None:
             options["set_size"] = set_size
-        chosen = {**options, "network": network, "objective": objective or options["objective"], "prior": prior}
+        chosen = {**options, "network": network, "objective": objective or options["objective"]}
+        if prior != "auto":
+            chosen["prior"] = prior
+        without_prior = reason_to_leave_prior(
+            weights, chosen["prior"], None if adata is None else registered_genes(adata)
+        )
+        if adata is not None and weights.prior is not None and not without_prior:
+            register_in_order(cls, adata, weights.labels.genes or ())
         model = cls(adata, registry, seed=seed, **chosen)
         model.one_hot_labels_ = None if table is None else list(table.parts.names)
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)
         model.pretrained_parameters_ = sorted(f"network.{name}" for name in start.report.loaded)
-        model.loading_report_ = start.report
+        model.prior_ = None if without_prior else weights.prior
+        model.loading_report_ = replace(start.report, notes=(*start.report.notes, *without_prior))
         model.provenance_ = asdict(weights.provenance)
         model.weights_objective_ = options["objective"] or objective_of(weights.loss)
         model.is_trained_ = True
-        logger.info(f"{weights.provenance.source}\n{start.report.text()}")
+        logger.info(f"{weights.provenance.source}\n{model.loading_report_.text()}")
         if adata is not None and check_scale:
             verify_scale(model)
         return model
@@ -528,7 +539,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         format
             One of:
 
-            * ``'scvi-tahoe'`` - safetensors and JSON, which :meth:`from_pretrained` reads (default)
+            * ``'scvi-tahoe'`` - safetensors and JSON, which :meth:`from_pretrained` reads (default). What a prior keeps
+              of the training data is written too: with ``prior='cells'``, cells of it
             * ``'arc'`` - a folder that arc-state's own command line runs
         backbone_from
             The weights that the model started from, if its backbone is still theirs: the backbone is then written as a
@@ -545,10 +557,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         """
         if format not in ("scvi-tahoe", "arc"):
             raise ValueError(f"format={format!r} is unknown; allowed are 'scvi-tahoe' and 'arc'.")
-        if self.prior != "none":
+        if format == "arc" and self.prior != "none":
             raise ValueError(
-                f"export writes networks, and this model also has prior={self.prior!r}, which is made of training "
-                "cells; keep it with save()."
+                f"arc-state has no counterpart for prior={self.prior!r}. Train a model with prior='none' for it, and "
+                "with a head that it knows: TahoeST(adata, prior='none', network={'head': 'hidden_residual'}); or "
+                "export with format='scvi-tahoe', which keeps the prior."
             )
         if self.calibration_ is not None:
             raise ValueError(
@@ -1296,10 +1309,21 @@ def registered_table(cls: type[TahoeST], adata: AnnOrMuData) -> EmbeddingTable:
     return EmbeddingTableField.table(manager.get_state_registry(REGISTRY.PERTURBATION_EMBEDDING))
 
 
+def registered_genes(adata: AnnOrMuData) -> np.ndarray:
+    """Gene names of registered data."""
+    manager = TahoeST._get_most_recent_anndata_manager(adata, required=True)
+    return np.asarray(manager.get_state_registry(REGISTRY.EXPRESSION)["column_names"]).astype(str)
+
+
 def registered_keys(adata: AnnOrMuData) -> ScreenKeys:
     """Where registered data keep their parts."""
     manager = TahoeST._get_most_recent_anndata_manager(adata, required=True)
     return _keys(manager.registry)
+
+
+def _head(size: str | Mapping[str, Any], network: Mapping[str, Any] | None) -> str:
+    """Head of the network that these options describe."""
+    return {**({} if isinstance(size, str) else size), **(network or {})}.get("head", "delta")
 
 
 def _keys(setup_method_args: Mapping[str, Any]) -> ScreenKeys:

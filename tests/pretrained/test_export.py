@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
+from scvi_tahoe import FractionSplit, TahoeST
 from scvi_tahoe.nn import NetworkConfig, SetTransformer
 from scvi_tahoe.pretrained import (
     Labels,
@@ -197,6 +201,224 @@ def test_options_of_the_other_format_are_refused(tmp_path: Path) -> None:
         read_pretrained(tmp_path / "ours", "best")
 
 
+# What a prior keeps of its training data.
+
+
+NO_VALIDATION = FractionSplit(validation=0.0)  # the last step is kept, not the best, which may be that of the start
+
+
+def predicted(model: TahoeST, *data: Any, **options: Any) -> np.ndarray:
+    return model.predict(*data, n_cells=9, progress=False, **options).X
+
+
+@pytest.fixture
+def with_cells(make_model: Callable[..., TahoeST], train: Callable[..., TahoeST], tmp_path: Path) -> TahoeST:
+    """A model whose prior holds cells, exported to ``export``."""
+    model = train(make_model(prior="cells"))
+    model.export(tmp_path / "export")
+    return model
+
+
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+def test_an_export_predicts_what_the_model_predicted_without_data(
+    prior: Any, make_model: Any, train: Any, screen: Any, tmp_path: Path
+) -> None:
+    model = train(make_model(prior=prior))
+    model.export(tmp_path / "export")
+    again = TahoeST.from_pretrained(tmp_path / "export")
+    assert again.prior == prior
+    np.testing.assert_array_equal(predicted(again, screen), predicted(model))
+    again.export(tmp_path / "again")
+    np.testing.assert_array_equal(predicted(TahoeST.from_pretrained(tmp_path / "again"), screen), predicted(model))
+
+
+def test_an_export_predicts_the_same_on_data_of_the_same_genes_in_any_order(
+    with_cells: TahoeST, screen: Any, register: Any, train: Any, tmp_path: Path
+) -> None:
+    expected = predicted(with_cells)
+    shuffled = register(screen[:, np.random.default_rng(0).permutation(60)].copy())
+    for data in (register(screen.copy()), shuffled):
+        again = TahoeST.from_pretrained(tmp_path / "export", data)
+        np.testing.assert_array_equal(predicted(again), expected)
+        np.testing.assert_array_equal(predicted(again, output="prior"), predicted(with_cells, output="prior"))
+        assert not again.loading_report_.notes
+    again.save(tmp_path / "saved")
+    np.testing.assert_array_equal(predicted(TahoeST.load(tmp_path / "saved", screen)), expected)
+    assert not np.array_equal(predicted(train(again, split=NO_VALIDATION)), expected)
+
+
+def test_a_prior_is_left_out_where_the_data_have_other_genes_and_learned_in_training(
+    with_cells: TahoeST, screen: Any, register: Any, train: Any, tmp_path: Path
+) -> None:
+    fewer = TahoeST.from_pretrained(tmp_path / "export", register(screen[:, :57].copy()))
+    assert (fewer.prior, fewer.prior_) == ("cells", None)
+    assert "prior of the weights, 'cells', is left out, as the data have other genes" in fewer.loading_report_.text()
+    with pytest.raises(ValueError, match=r"prior='cells', which is learned in train\(\)"):
+        predicted(fewer)
+    assert predicted(train(fewer)).shape[1] == 57
+
+
+def test_another_prior_than_that_of_the_export_is_used_when_asked_for(
+    with_cells: TahoeST, screen: Any, register: Any, tmp_path: Path
+) -> None:
+    without = TahoeST.from_pretrained(tmp_path / "export", register(screen), prior="none")
+    assert (without.prior, without.prior_) == ("none", None)
+    assert without.module.config.base_encoder
+    assert "left out, as prior='none' was asked for" in without.loading_report_.text()
+    assert not np.array_equal(predicted(without), predicted(with_cells))
+
+
+def test_a_prior_that_was_not_learned_yet_is_exported_as_its_name(make_model: Any, screen: Any, tmp_path: Path) -> None:
+    make_model(prior="cells").export(tmp_path / "export")
+    assert not (tmp_path / "export" / "prior.safetensors").exists()
+    again = TahoeST.from_pretrained(tmp_path / "export")
+    assert again.prior == "cells"
+    with pytest.raises(ValueError, match=r"learned in train\(\)"):
+        predicted(again, screen)
+
+
+def test_the_model_card_says_that_the_folder_holds_cells(
+    with_cells: TahoeST, make_model: Any, train: Any, tmp_path: Path
+) -> None:
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "holds the expression of 288 perturbed cells of the training data" in card
+    assert "| prior | cells, of 12 conditions |" in card
+    assert "cells, of 12 conditions" in inspect_folder(tmp_path / "export")
+    train(make_model(prior="transfer")).export(tmp_path / "means")
+    assert "perturbed cells of the training data" not in (tmp_path / "means" / "README.md").read_text()
+
+
+def test_arcs_format_has_no_prior(with_cells: TahoeST, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no counterpart for prior='cells'. Train a model with prior='none'"):
+        with_cells.export(tmp_path / "arc", format="arc")
+    assert not (tmp_path / "arc").exists()
+
+
+FORGED_ARRAYS: dict[str, tuple[Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], str]] = {
+    "another number of genes": (lambda a: {"means": a["means"][:, 1:].copy()}, "means has the shape"),
+    "a missing condition": (lambda a: {"n_cells": a["n_cells"][1:].copy()}, "n_cells has the shape"),
+    "no quantiles": (lambda a: {"control_quantiles": a["control_quantiles"][:, :0].copy()}, "quantiles are incomplete"),
+    "one array more": (lambda a: {"extra": a["means"]}, "it has the arrays"),
+    "another type": (lambda a: {"variances": a["variances"].astype(np.float64)}, "variances has the type"),
+    "places that are no numbers": (lambda a: {"donor_condition": a["donor_condition"] * 1.0}, "has the type"),
+    "infinite values": (lambda a: {"means": a["means"] * np.float32("inf")}, "not finite"),
+    "a donor's gene out of range": (lambda a: {"donors.indices": a["donors.indices"] + 1}, "out of range"),
+    "a donor's gene below zero": (lambda a: {"donors.indices": a["donors.indices"] - 60}, "out of range"),
+    "rows that overlap": (lambda a: {"donors.indptr": a["donors.indptr"][::-1].copy()}, "out of range"),
+    "more rows than owners": (lambda a: {"donors.indptr": np.append(a["donors.indptr"], 0)}, "incomplete"),
+    "an unknown owner": (lambda a: {"donor_condition": a["donor_condition"] + 1}, "out of range"),
+    "a condition without donors": (lambda a: {"donor_condition": a["donor_condition"] * 0}, "no donors"),
+    "conditions of no cells": (lambda a: {"n_cells": a["n_cells"] * 0}, "out of range"),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a small model whose prior holds cells."""
+    from scvi_tahoe.datasets import simulate_screen
+
+    screen = simulate_screen(2, 3, n_genes=60, n_cells=8, n_control_cells=8)
+    TahoeST.setup_anndata(screen, perturbation_key="perturbation", control="control", context_key="context")
+    model = TahoeST(screen, size={"hidden": 8, "n_layers": 1, "intermediate": 8, "n_heads": 2}, prior="cells")
+    model.predict(output="prior", n_cells=2, progress=False)  # learns the prior
+    folder = tmp_path_factory.mktemp("prior") / "export"
+    model.export(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED_ARRAYS.values(), ids=list(FORGED_ARRAYS))
+def test_arrays_that_are_no_prior_of_the_network_are_refused(
+    change: Any, message: str, exported: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "export")
+    arrays = load_file(folder / "prior.safetensors")
+    save_file({**arrays, **change(arrays)}, folder / "prior.safetensors")
+    with pytest.raises(UnsafeFileError, match="does not match its hash"):
+        read_export(folder)
+    with pytest.raises(UnsafeFileError, match=message):
+        read_export(folder, verify_checksums=False)
+
+
+FORGED_LABELS: dict[str, tuple[dict[str, Any], str]] = {
+    "another kind": ({"kind": "magic"}, "its kind is 'magic'"),
+    "no conditions": ({"conditions": []}, "no conditions"),
+    "conditions of a context without controls": ({"contexts": ["context_1"]}, r"no controls of \['context_2'\]"),
+    "contexts that occur twice": ({"contexts": ["context_1", "context_2", "context_2"]}, "occurs twice"),
+    "conditions that are none": ({"conditions": [["a"]]}, "incomplete or damaged"),
+    "conditions that are missing": ({"conditions": None}, "incomplete or damaged"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED_LABELS.values(), ids=list(FORGED_LABELS))
+def test_labels_that_do_not_fit_a_prior_are_refused(
+    change: dict[str, Any], message: str, exported: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "export")
+    content = json.loads((folder / "config.json").read_text())
+    content["prior"] |= change
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UnsafeFileError, match=message):
+        read_export(folder)
+
+
+def test_a_prior_whose_file_is_missing_cut_short_or_without_a_hash_is_refused(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "export")
+    content = (folder / "prior.safetensors").read_bytes()
+    (folder / "prior.safetensors").write_bytes(content[:-10])
+    with pytest.raises(UnsafeFileError, match="prior.safetensors is damaged"):
+        read_export(folder, verify_checksums=False)
+    (folder / "prior.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="prior.safetensors"):
+        read_export(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["sha256"]["prior.safetensors"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsafeFileError, match="no hashes"):
+        read_export(folder)
+
+
+# Weights without a prior as the start of a model with one.
+
+
+def test_other_weights_get_no_prior_unless_asked(make_model: Any, train: Any, register: Any, tmp_path: Path) -> None:
+    model = train(make_model())
+    model.export(tmp_path / "export")
+    assert TahoeST.from_pretrained(tmp_path / "export", model.adata).prior == "none"
+    start = TahoeST.from_pretrained(tmp_path / "export", model.adata, prior="cells")
+    encoder = {f"network.{name}" for name in start.module.network.state_dict() if name.startswith("base_encoder.")}
+    new = {f"network.{record.tensor}" for record in start.loading_report_.records if record.status == "new"}
+    assert start.module.config.base_encoder
+    assert encoder == new
+    assert not encoder & set(start.pretrained_parameters_)
+    # until it is trained, the new encoder changes nothing
+    control, perturbation = torch.rand(2, 8, 60), torch.eye(7)[:2]
+    outputs = [m.module.network.eval()(control, perturbation).prediction_SNG for m in (model, start)]
+    assert torch.equal(*outputs)
+    before = start.module.network.base_encoder.layers[0].weight.clone()
+    train(start, recipe="full", split=NO_VALIDATION)
+    assert not torch.equal(start.module.network.base_encoder.layers[0].weight, before)
+
+
+def test_a_prior_needs_a_delta_head_also_of_weights(make_model: Any, train: Any, tmp_path: Path) -> None:
+    model = train(make_model(network={"head": "hidden_residual"}))
+    model.export(tmp_path / "export")
+    with pytest.raises(ValueError, match="head='hidden_residual' takes prior='none'"):
+        TahoeST.from_pretrained(tmp_path / "export", model.adata, prior="cells")
+    start = TahoeST.from_pretrained(
+        tmp_path / "export", model.adata, prior="cells", network={"head": "delta"}, accept=("other_head",)
+    )
+    config = start.module.config
+    assert (start.prior, config.head, config.keep_zeros, config.base_encoder) == ("cells", "delta", True, True)
+
+
+def test_an_export_with_a_prior_can_start_a_network_with_another_head(with_cells: TahoeST, tmp_path: Path) -> None:
+    start = TahoeST.from_pretrained(
+        tmp_path / "export", with_cells.adata, network={"head": "absolute"}, accept=("other_head",), check_scale=False
+    )
+    assert (start.prior, start.prior_, start.module.config.base_encoder) == ("none", None, False)
+    assert "prior='none'" in start.loading_report_.text()
+
+
 # Arc's format.
 
 
@@ -286,8 +508,6 @@ def test_a_model_of_ours_is_described_too() -> None:
 
 
 def test_a_perturbation_table_refuses_what_does_not_fit() -> None:
-    import numpy as np
-
     with pytest.raises(ValueError, match="occurs twice"):
         PerturbationTable(("a", "a"))
     with pytest.raises(ValueError, match="disagree"):

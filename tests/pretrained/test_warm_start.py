@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe.nn import GeneDecoderConfig, SetTransformer
+from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, SetTransformer
 from scvi_tahoe.pretrained import (
     DECISIONS,
+    Labels,
     PerturbationTable,
     PretrainedModel,
+    Provenance,
     match_labels,
     plan_warm_start,
     read_arc_folder,
@@ -259,6 +261,57 @@ def test_a_delta_head_starts_at_zero_on_pretrained_weights(load: Callable[..., P
     control = torch.rand(1, 4, 24)
     config = replace(source.config, head="delta")
     assert torch.equal(run(source, state, config, control, one_hot(5, 2)), control)
+
+
+@pytest.fixture
+def based() -> PretrainedModel:
+    """A network that also reads the cells its change is added to."""
+    config = NetworkConfig(
+        n_input=24, n_output=24, n_perturbation=3, hidden=8, n_layers=1, intermediate=8, n_heads=2, keep_zeros=True,
+        base_encoder=True,
+    )  # fmt: skip
+    labels = Labels(
+        genes=tuple(f"G{i}" for i in range(24)),
+        perturbations=PerturbationTable(("control", "x", "y")),
+        control="control",
+        set_size=4,
+    )
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(tensor.shape, generator=generator)
+        for name, tensor in SetTransformer(config).state_dict().items()
+    }
+    return PretrainedModel(config=config, state_dict=state, labels=labels, provenance=Provenance(source="based"))
+
+
+def test_the_encoder_of_the_base_follows_the_gene_names(based: PretrainedModel) -> None:
+    order = np.random.default_rng(0).permutation(24)
+    genes = tuple(based.genes[i] for i in order)
+    state, report = start(based, genes=(*genes, "new"))
+    assert {r.tensor for r in report.records if r.status == "resized"} >= {"base_encoder.layers.0.weight"}
+    control, base, perturbation = torch.rand(1, 4, 24), torch.rand(1, 4, 24), one_hot(3, 1)
+    expected = run(based, based.state_dict, based.config, control, perturbation, None, base)
+    config = replace(based.config, n_input=25, n_output=25)
+    moved = [torch.cat([cells[..., order], torch.rand(1, 4, 1)], -1) for cells in (control, base)]
+    found = run(based, state, config, moved[0], perturbation, None, moved[1])
+    torch.testing.assert_close(found[..., :24], expected[..., order], atol=1e-4, rtol=1e-4)
+
+
+def test_the_encoder_of_the_base_is_new_where_the_cells_are(based: PretrainedModel) -> None:
+    config = {"n_input": 6, "n_output": 6}
+    needed = ("new_input", "new_output")
+    state, report = start(based, *needed, config=config, genes=tuple(f"H{i}" for i in range(6)))
+    assert state["base_encoder.layers.0.weight"].shape == (8, 6)
+    assert {"base_encoder.layers.0.weight", "base_encoder.layers.0.bias"} <= report.must_train
+
+
+@pytest.mark.parametrize("name", ["base_encoder", "keep_zeros"])
+def test_what_a_delta_head_does_with_its_base_changes_by_decision_only(based: PretrainedModel, name: str) -> None:
+    with pytest.raises(ValueError, match=f"'other_head': the weights are used with .*{name}"):
+        start(based, config={name: False})
+    state, report = start(based, "other_head", config={name: False})
+    assert report.decisions == ("other_head",)
+    assert any(n.startswith("base_encoder.") for n in state) == (name != "base_encoder")
 
 
 def test_another_backbone_is_refused(load: Callable[..., PretrainedModel]) -> None:

@@ -414,7 +414,9 @@ class _CellMaker:
         ]
         chosen = np.concatenate([np.empty(0, dtype=np.int64), *rows])
         cells = np.concatenate([self._donors[chosen].toarray(), control.quantiles_QG[:, self._genes]])
-        owner = np.concatenate([prior.donor_condition[chosen], np.full(QUANTILES, len(prior.conditions))])
+        owner = np.concatenate(
+            [prior.donor_condition[chosen], np.full(len(control.quantiles_QG), len(prior.conditions))]
+        )
         return Population.of(self._tensor(cells.T)), owner
 
     def _tensor(self, values: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:

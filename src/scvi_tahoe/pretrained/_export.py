@@ -1,4 +1,4 @@
-"""Our own format: ``model.safetensors``, ``config.json``, a model card. No pickle anywhere; hashes of every file."""
+"""Our own format: safetensors, ``config.json`` and a model card. No pickle anywhere; hashes of every file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from scvi_tahoe.pretrained._limits import MALFORMED, UnsafeFileError, member, on
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
 from scvi_tahoe.pretrained._origin import LossSettings, Provenance
 from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
+from scvi_tahoe.pretrained._prior_files import read_arrays, read_prior, write_prior
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
 from scvi_tahoe.pretrained._shapes import target_shapes
 from scvi_tahoe.pretrained._yaml_files import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -30,6 +31,7 @@ __all__ = ["backbone_sha256", "export_model", "is_export", "read_export"]
 FORMAT = "scvi-tahoe"
 FORMAT_VERSION = 1
 _WEIGHTS, _TABLE, _CONFIG = "model.safetensors", "perturbations.safetensors", "config.json"
+_PRIOR = "prior.safetensors"
 _WEIGHTS_LIMIT = 200_000_000_000
 
 
@@ -70,11 +72,12 @@ def export_model(
             from safetensors.numpy import save_file as save_arrays
 
             save_arrays({"matrix": np.ascontiguousarray(model.perturbations.matrix, np.float32)}, place / _TABLE)
+        prior = None if model.prior is None else write_prior(model.prior, place / _PRIOR)
         (place / "README.md").write_text(model_card(model), "utf-8")
         if model.provenance.non_commercial:
             (place / "LICENSE_NOTICE.md").write_text(licence_notice(), "utf-8")
         hashes = {path.name: _sha256(path) for path in sorted(place.iterdir())}
-        config = json.dumps(_config(model, reference, hashes), indent=1, ensure_ascii=False)
+        config = json.dumps({**_config(model, reference, hashes), "prior": prior}, indent=1, ensure_ascii=False)
         (place / _CONFIG).write_text(config, "utf-8")
 
 
@@ -114,13 +117,15 @@ def read_export(
             f"reads {FORMAT!r}, version {FORMAT_VERSION}."
         )
     if verify_checksums:
-        _verify_hashes(folder, content.get("sha256"))
+        _verify_hashes(folder, content.get("sha256"), needed=[_WEIGHTS, *([_PRIOR] if content.get("prior") else [])])
     try:
         config = NetworkConfig.from_kwargs(content["network"])
         labels = _read_labels(folder, content["labels"])
         loss = LossSettings(**content["loss"])
         provenance = Provenance(**content["provenance"])
         state = _read_weights(member(folder, _WEIGHTS))
+        prior = content.get("prior")
+        prior = None if prior is None else read_prior(member(folder, _PRIOR), prior, config.n_output)
         notes, space, extra = tuple(content["notes"]), content["output_space"], dict(content["extra"])
         reference = content["backbone_reference"]
     except UnsafeFileError:
@@ -139,6 +144,7 @@ def read_export(
         report=LoadingReport(tuple(_records(state)), notes=notes),
         notes=notes,
         extra=extra,
+        prior=prior,
     )
     _verify_fit(model)
     return model
@@ -206,9 +212,7 @@ def _read_labels(folder: Path, content: dict[str, Any]) -> Labels:
 
     matrix = None
     if (folder / _TABLE).exists():
-        from safetensors.numpy import load_file
-
-        matrix = load_file(member(folder, _TABLE))["matrix"]
+        matrix = read_arrays(member(folder, _TABLE), _WEIGHTS_LIMIT)["matrix"]
     return Labels(
         genes=names("genes"),
         decoder_genes=names("decoder_genes"),
@@ -232,8 +236,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None
 
 
-def _verify_hashes(folder: Path, hashes: object) -> None:
-    if not isinstance(hashes, dict) or _WEIGHTS not in hashes:
+def _verify_hashes(folder: Path, hashes: object, *, needed: Sequence[str]) -> None:
+    if not isinstance(hashes, dict) or not hashes.keys() >= set(needed):
         raise UnsafeFileError(f"{_CONFIG} of {folder} states no hashes of its files.")
     for name, expected in hashes.items():
         # The model card is for people and may be edited.

@@ -79,6 +79,9 @@ def describe(model: PretrainedModel) -> str:
         )
         or "none",
         "set size": str(labels.set_size),
+        "prior": ""
+        if model.prior is None
+        else f"{model.prior['kind']}, of {len(model.prior['conditions'])} conditions",
         "loss": ", ".join(f"{name} {value}" for name, value in model.loss.to_kwargs().items()),
         "tensors": "" if model.report is None else model.report.text().replace("\n", "\n" + " " * 16),
         "arc export": "possible" if not arc_refusals(model) else "; ".join(arc_refusals(model)),

@@ -125,7 +125,7 @@ class Matching:
         self.axes["output"] = self.axes["output_columns"] = AxisMap.nothing(new.n_output, old.n_output)
         self.axes["bottleneck"] = AxisMap.nothing(new.down_width, old.down_width)
         self.axes["bottleneck_columns"] = self.axes["bottleneck"]
-        self.anew |= {"control_encoder.layers.0.bias", "head.down.bias"}
+        self.anew |= {"control_encoder.layers.0.bias", "base_encoder.layers.0.bias", "head.down.bias"}
 
     def match_perturbations(self) -> None:
         """Match the columns of the perturbation encoder's first layer."""
@@ -212,6 +212,9 @@ class Matching:
             self.anew |= {f"{last}.weight", f"{last}.bias"}
         elif old.rectify != new.rectify:
             self.needed["other_head"] = f"rectify is {old.rectify} in the weights, {new.rectify} here"
+        elif old.keep_zeros != new.keep_zeros or (old.base_encoder and not new.base_encoder):
+            was, now = ([name for name in ("keep_zeros", "base_encoder") if getattr(c, name)] for c in (old, new))
+            self.needed["other_head"] = f"the weights are used with {was} and here with {now}"
         if old.attention != new.attention:
             self.needed["other_attention"] = f"attention is {old.attention!r} in the weights, {new.attention!r} here"
         if self.source.set_size != self.labels.set_size:

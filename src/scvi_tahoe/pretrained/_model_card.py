@@ -42,6 +42,13 @@ A set transformer that predicts the expression of perturbed cells from control c
 ## Licence
 
 {licence_text}
+{donors}"""
+
+_DONORS = """
+## Cells of the training data
+
+`prior.safetensors` holds the expression of {n} perturbed cells of the training data, from which predictions are made,
+and quantiles of its control cells. Pass this folder on only where those cells may be passed on.
 """
 
 
@@ -68,14 +75,19 @@ def model_card(model: PretrainedModel) -> str:
         + ("one-hot" if labels.perturbations.is_one_hot else f"features of width {labels.perturbations.width}"),
         "control": str(labels.control),
         "set size": str(labels.set_size),
+        "prior": "none"
+        if model.prior is None
+        else f"{model.prior['kind']}, of {len(model.prior['conditions'])} conditions",
         "parameters": f"{sum(tensor.numel() for tensor in model.state_dict.values()):,}",
     }
     origin = model.provenance.source + (f", revision {model.provenance.revision}" if model.provenance.revision else "")
     arc = model.provenance.non_commercial
+    n_donors = 0 if model.prior is None else len(model.prior["donor_condition"])
     return _CARD.format(
         licence="other" if arc else "unknown",
         title=f"{model.provenance.source} (scvi-tahoe)",
         rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         origin=f"Weights from {origin}." if model.provenance.format != "scratch" else "Trained from scratch.",
         licence_text=LICENCE_SUMMARY if arc else "Stated by whoever trained and published these weights.",
+        donors=_DONORS.format(n=f"{n_donors:,}") if n_donors else "",
     )

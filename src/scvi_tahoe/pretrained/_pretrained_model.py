@@ -152,6 +152,9 @@ class PretrainedModel:
         Remarks a user should read.
     extra
         Plain values that travel along in our own format (see :func:`export_model`).
+    prior
+        What the prior of the model keeps of its training data, by the names of the fields of
+        :class:`~scvi_tahoe.data.CellPrior`; genes as in ``labels``.
     """
 
     config: NetworkConfig
@@ -163,6 +166,7 @@ class PretrainedModel:
     report: LoadingReport | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
+    prior: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def genes(self) -> tuple[str, ...] | None:

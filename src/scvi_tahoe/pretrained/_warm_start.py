@@ -162,6 +162,7 @@ def _axes_of(matching: Matching, name: str) -> tuple[AxisMap | None, AxisMap | N
     table: dict[str, tuple[str | None, str | None]] = {
         "control_encoder.layers.0.weight": (None, "input"),
         "perturbation_encoder.layers.0.weight": (None, "perturbation"),
+        "base_encoder.layers.0.weight": (None, "output_columns"),
         "batch_encoder.weight": ("batch", None),
         "batch_classifier.weight": ("batch", None),
         "batch_classifier.bias": ("batch", None),
@@ -205,6 +206,8 @@ def initial_tensor(name: str, shape: tuple[int, ...], config: NetworkConfig, gen
     last = f"head.project.layers.{config.n_decoder_layers - 1}."
     if config.head == "delta" and name.startswith(last):
         return torch.zeros(shape)
+    if name.startswith(f"base_encoder.layers.{config.n_encoder_layers - 1}."):
+        return torch.zeros(shape)  # beside loaded weights: a new encoder changes nothing until it is trained
     if "norm" in name:
         return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
     if name in ("batch_token", "confidence.token"):

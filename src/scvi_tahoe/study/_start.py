@@ -89,11 +89,10 @@ def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> Tah
     manager = TahoeST._get_most_recent_anndata_manager(data.train, required=True)
     stats = dict(manager.summary_stats)
     embeds = run.model.representation == "embedding"
-    size = network_options(weights.config, stats, embeds=embeds, batches=run.model.batch_encoder)
+    size = network_options(
+        weights, stats, embeds=embeds, batches=run.model.batch_encoder, head=run.model.network.get("head")
+    )
     size["rectify"] = not embeds
-    if run.model.network.get("head", size["head"]) != size["head"]:
-        # options of a head that is left behind say nothing about the new one
-        size = {name: value for name, value in size.items() if name not in ("keep_zeros", "base_encoder")}
     if embeds and size.get("gene_decoder") is None and "gene_decoder" not in run.model.network:
         decoder = GeneDecoderConfig(n_genes=stats["n_vars"], hidden=(512, 512))
         size["gene_decoder"] = {"n_genes": decoder.n_genes, "hidden": list(decoder.hidden)}
