@@ -20,7 +20,9 @@ def saved(simulated, tmp_path_factory):
     """Folder of a trained model whose predictions differ between perturbations; not calibrated."""
     adata = simulated.copy()
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context", batch_key="batch", **EMBEDDINGS)
-    model = TahoeST(adata, size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, set_size=8, prior="none")
+    model = TahoeST(
+        adata, size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, set_size=8, prior="none"
+    )
     model.train(20, validate_every=10, batch_size=4, progress=False, lr=0.01, split=SPLIT)
     folder = tmp_path_factory.mktemp("calibration") / "model"
     model.save(folder)

@@ -1187,8 +1187,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         ----------
         reference
             Observed cells of the held-out conditions, with the control cells of their contexts, and the columns of
-            the training data; or an :class:`~scvi_tahoe.evaluate.EvaluationReference` of them, which keeps what several models
-            share.
+            the training data; or an :class:`~scvi_tahoe.evaluate.EvaluationReference` of them, which keeps what
+            several models share.
         prediction
             What to score; None predicts every condition of the reference, as many cells as were observed, from its
             control cells.
