@@ -1,9 +1,9 @@
 """Choose how the prior of cells is made, on the few-shot task, without looking at its twelve held-out targets.
 
-The targets that are seen in all three replicates are held out in turn: in each replicate half of them are predicted
 The targets that are seen in all three replicates are held out in turn: in each of them half are predicted from the
 other two, with the other half as what is seen there. Prints one row a variant, means over replicates and draws of the
 halves. The last rows are the package's own prior, alone and with the network that corrects it.
+
     python benchmarks/prior_choices.py
     python benchmarks/prior_choices.py --network 300
 """
