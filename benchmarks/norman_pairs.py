@@ -38,24 +38,22 @@ VARIANTS = {
 }
 
 
-def shifted(controls: AnnData, changes: dict[str, np.ndarray]) -> AnnData:
-    """Control cells moved by the change of each pair; means are what it says, without clipping."""
-    cells = controls.X.toarray()
-    obs = pd.DataFrame({"perturbation": np.repeat(list(changes), len(cells))})
-    obs.index = obs.index.astype(str)
-    return AnnData(
-        np.concatenate([cells + change for change in changes.values()]).astype(np.float32), obs, controls.var
-    )
+def at_mean(start: np.ndarray, changes: dict[str, np.ndarray], genes: pd.DataFrame) -> AnnData:
+    """Equal cells at the predicted mean: shifted control cells, clipped at zero, would have another mean."""
+    obs = pd.DataFrame({"perturbation": np.repeat(list(changes), 2)}, index=[str(i) for i in range(2 * len(changes))])
+    cells = np.repeat([np.maximum(start + change, 0) for change in changes.values()], 2, axis=0)
+    return AnnData(cells.astype(np.float32), obs, genes)
 
 
 def predictions(adata: AnnData, scored: list[str], held_out: list[str], *, seed: int, max_steps: int) -> Iterator:
     """Name and predicted cells of each method."""
     label = adata.obs["perturbation"].astype(str)
-    train, controls = adata[~label.isin(held_out)].copy(), adata[(label == "control").to_numpy()]
+    train = adata[~label.isin(held_out)].copy()
     mean = {p: np.asarray(adata.X[(label == p).to_numpy()].mean(0)).ravel() for p in train.obs["perturbation"].unique()}
     change = {p: m - mean["control"] for p, m in mean.items() if p != "control"}
-    yield SUM, shifted(controls, {p: sum(change[part] for part in p.split("+")) for p in scored})
-    yield "mean of training", shifted(controls, {p: np.mean(list(change.values()), axis=0) for p in scored})
+    start, overall = mean["control"], np.mean(list(change.values()), axis=0)
+    yield SUM, at_mean(start, {p: sum(change[part] for part in p.split("+")) for p in scored}, adata.var)
+    yield "mean of training", at_mean(start, dict.fromkeys(scored, overall), adata.var)
     asked = {"perturbations": scored, "n_cells": 100, "progress": False}
     for name, options in VARIANTS.items():
         options = {"combination": "sum", "prior": "auto", **options}
