@@ -86,7 +86,8 @@ def main() -> None:
             result = evaluate(
                 predicted, reference, **KEYS, preset="quick", baseline=None, representation_check="off", seed=draw,
             )  # fmt: skip
-            rows.append({"method": name, "draw": draw, **{m: result.summary.loc[m, "value"] for m in METRICS}})
+            scores = {m: float(result.summary.loc[m, "value"]) for m in METRICS}
+            rows.append({"method": name, "draw": draw, **scores})
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     summary = table.groupby("method", sort=False)[list(METRICS)].mean()
