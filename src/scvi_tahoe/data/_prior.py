@@ -210,8 +210,8 @@ class CellPrior:
         controls
             Control cells of each context among them, dense.
         table
-            Perturbation embeddings, by which the nearest perturbations are found where no other context has the
-            perturbation itself.
+            Perturbation embeddings. Where no other context has the perturbation itself, they say which parts a
+            combination has, and which perturbations are the nearest to one without measured parts.
         n_cells
             Cells of a prior of cells, for each condition.
         seed
