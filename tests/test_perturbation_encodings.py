@@ -74,6 +74,23 @@ def test_a_pair_that_nobody_measured_is_predicted_from_its_parts(
     assert set(exported.perturbation_table.names) == set(model.perturbation_table.names)
 
 
+def test_in_one_context_pairs_of_measured_parts_get_a_prior_of_cells_and_others_none(pairs, make_model):
+    one = pairs[(pairs.obs["context"] == "context_1").to_numpy()]
+    assert make_model(one.copy(), setup=PAIRS, prior="auto").prior == "cells"
+    without_parts = one[~one.obs["perturbation"].isin(["A", "C"]).to_numpy()].copy()
+    assert make_model(without_parts, setup=PAIRS, prior="auto").prior == "none"
+    # without a separator "A+B" is a name like any other
+    assert make_model(one.copy(), setup={"perturbation_embedding_key": None}, prior="auto").prior == "none"
+
+
+def test_the_prior_of_a_pair_is_predicted_without_training_and_in_any_order(pairs, make_model):
+    one = pairs[(pairs.obs["context"] == "context_1").to_numpy()].copy()
+    model = make_model(one, setup=PAIRS, prior="cells")
+    first, second, single = (predict(model, label, output="prior") for label in ("A+D", "D+A", "A"))
+    assert same(first, second)
+    assert not same(first, single)
+
+
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
 def test_a_prior_serves_pairs_that_nobody_measured_in_any_order(prior, pairs, make_model, train):
     model = train(make_model(pairs, setup=PAIRS, prior=prior))

@@ -144,11 +144,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         * ``'none'`` - control cells
         * ``'mean'`` - control cells moved by the mean change of the other perturbations of the context
         * ``'transfer'`` - control cells moved by the mean change of the perturbation in other contexts, weighted by how
-          alike their controls are; where no other context has it, by that of the nearest perturbations
+          alike their controls are; where no other context has it, by the changes of the parts of a combination, else
+          by that of the nearest perturbations
         * ``'cells'`` - observed cells of the perturbation in other contexts, moved to this one through the quantiles of
-          what was seen in both; the network sees them beside the control cells and corrects them
-        * ``'auto'`` - cells, where perturbations were seen in several contexts and the screen is small enough to keep
-          such cells for every condition; otherwise none (default)
+          what was seen in both; of a combination that was seen nowhere else, the cells of each part, changed as the
+          other parts change cells. The network sees them beside the control cells and corrects them
+        * ``'auto'`` - cells, where perturbations were seen in several contexts, or at least half of the combinations
+          have parts that were all measured alone, and the screen is small enough to keep such cells for every
+          condition; otherwise none (default)
     batch_encoder
         Tell the network the technical batch of each cell (needs ``batch_key``).
     seed
@@ -238,12 +241,25 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self.init_params_ = self._get_init_params(locals())
 
     def _choose_prior(self) -> Prior:
-        """Cells, if perturbations are seen in several contexts and there are not too many conditions to keep."""
+        """Cells, if most conditions can be made from others and there are not too many conditions to keep."""
         if self.adata is None:
             return "none"
         index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
         is_small = len(index.conditions) * self.summary_stats.n_vars <= _PRIOR_CELLS_UP_TO
-        return "cells" if len(index.conditions) > len(index.perturbations) and is_small else "none"
+        recurs = len(index.conditions) > len(index.perturbations)
+        return "cells" if is_small and (recurs or self._combines_measured_parts(index)) else "none"
+
+    def _combines_measured_parts(self, index: ConditionIndex) -> bool:
+        """Whether at least half of the combinations have parts that were all measured alone.
+
+        A prior serves a combination that was not measured only if the network was trained on combinations with such a
+        prior; from others it learns the effects of parts again, and adds them twice.
+        """
+        reading = self.keys.reading
+        parts = [reading.parts(label) for label in index.perturbations]
+        alone = {of_label[0] for of_label in parts if len(of_label) == 1}
+        measured = [alone.issuperset(of_label) for of_label in parts if len(of_label) > 1]
+        return bool(measured) and 2 * sum(measured) >= len(measured)
 
     def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:
         stats = self.summary_stats

@@ -10,6 +10,10 @@ compared through their *anchors*, the perturbations seen in both and the control
 without the shared part is what Systema, Viñas Torné et al. 2025, measures). And what is left of a gene's difference is
 kept only as far as it exceeds its noise: the non-negative garrote (Breiman 1995, Technometrics 37:373),
 ``1 - s^2 / d^2`` where that is positive.
+
+A combination that was measured nowhere else starts from its parts: the anchors and what each part differs from them,
+``anchors + d_A + d_B``. Adding the parts' changes from the controls would count what all perturbed cells share once for
+every part. What is left to the network is what is not additive.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data._conditions import Condition
-from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
+from scvi_tahoe.data._marginals import QUANTILES, Population, add_change, move_between, with_marginals
 from scvi_tahoe.data._sampler import draw_window
 
 if TYPE_CHECKING:
@@ -206,8 +210,8 @@ class CellPrior:
         controls
             Control cells of each context among them, dense.
         table
-            Perturbation embeddings, by which the nearest perturbations are found where no other context has the
-            perturbation itself.
+            Perturbation embeddings. Where no other context has the perturbation itself, they say which parts a
+            combination has, and which perturbations are the nearest to one without measured parts.
         n_cells
             Cells of a prior of cells, for each condition.
         seed
@@ -216,44 +220,73 @@ class CellPrior:
             Where quantiles are computed.
         """
         contexts = {c: _Target(c, *_moments(block), len(block), _quantiles(block)) for c, block in controls.items()}
-        weights = {c: self._weights(c, contexts[c.context], table) for c in conditions}
-        words = {c: how for c, (_, how) in weights.items()}
+        sources = {c: self._source(c, contexts[c.context], table) for c in conditions}
+        words = {c: source.words for c, source in sources.items()}
         if self.kind != "cells":
-            shifts = [self._shift(c, w, contexts[c.context]) for c, (w, _) in weights.items()]
+            shifts = [self._shift(source, contexts[c.context]) for c, source in sources.items()]
             return PriorBase(None, None, np.stack(shifts).astype(np.float32), words)
         sizes = {c: n_cells if isinstance(n_cells, int) else n_cells[c] for c in conditions}
         blocks: dict[Condition, list[sp.csr_matrix]] = {c: [] for c in conditions}
         for start in range(0, self.means.shape[1], _CHUNK):
             genes = slice(start, min(start + _CHUNK, self.means.shape[1]))
             maker = _CellMaker(self, contexts, genes, torch.device(device))
-            for condition, (weight, _) in weights.items():
+            for condition, source in sources.items():
                 # a generator for each condition, so that its cells do not depend on what else is asked
-                rng = np.random.default_rng((seed, 3, *(zlib.crc32(label.encode()) for label in condition)))
+                label = (condition.context, table.known_name(condition.perturbation))
+                rng = np.random.default_rng((seed, 3, *(zlib.crc32(text.encode()) for text in label)))
                 draws = np.random.default_rng((*rng.integers(2**31, size=2), start))
-                blocks[condition].append(maker.cells(condition, weight, sizes[condition], rng, draws))
+                blocks[condition].append(maker.cells(source, sizes[condition], rng, draws))
         ends = np.cumsum([sizes[c] for c in conditions])
         rows = {c: np.arange(end - sizes[c], end) for c, end in zip(conditions, ends, strict=True)}
         return PriorBase(sp.vstack([sp.hstack(b) for b in blocks.values()], format="csr"), rows, None, words)
 
     # ------------------------------------------------------------------ which conditions, and how much of them
 
-    def _weights(self, condition: Condition, target: _Target, table: EmbeddingTable) -> tuple[np.ndarray, str]:
-        """Weight of each training condition, and in words what was taken."""
-        here = np.array([c.context == condition.context for c in self.conditions])
-        same = np.array([c.perturbation == condition.perturbation for c in self.conditions])
-        others = here & ~same if (here & ~same).any() else ~same
+    def _source(self, condition: Condition, target: _Target, table: EmbeddingTable) -> _Source:
+        """What the prior of a condition is made from."""
+        here, label = condition
+        in_context = np.array([c.context == here for c in self.conditions])
+        same = np.array([c.perturbation == label for c in self.conditions])
+        others = in_context & ~same if (in_context & ~same).any() else ~same
         if self.kind == "mean":
-            return _normalised(others, np.ones(len(others))), "mean of the others"
-        elsewhere = same & ~here
-        if elsewhere.any():
-            likeness = self._context_likeness(target)
-            by_context = np.array([likeness[c.context] for c in self.conditions])
-            weight = by_context * np.minimum(self.n_cells, _MAX_DONORS)
-            return _normalised(elsewhere, weight), "the same perturbation in other contexts"
-        if table.one_hot or condition.perturbation not in table.names:
-            return _normalised(others, np.ones(len(others))), "the mean of other perturbations"
-        near = _nearest(condition.perturbation, [c.perturbation for c in self.conditions], table, others)
-        return near, "the nearest perturbations by embedding"
+            return _Source(here, (label,), (_normalised(others, np.ones(len(others))),), "mean of the others")
+        if (same & ~in_context).any():
+            weight = self._elsewhere(same & ~in_context, target)
+            return _Source(here, (label,), (weight,), "the same perturbation in other contexts")
+        parts = self._parts(condition, target, table)
+        if parts:
+            names = tuple(self.conditions[int(w.argmax())].perturbation for w in parts)
+            return _Source(here, (label, *names), parts, f"its parts {', '.join(names)}")
+        if table.one_hot or label not in table.names:
+            weight = _normalised(others, np.ones(len(others)))
+            return _Source(here, (label,), (weight,), "the mean of other perturbations")
+        near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
+        return _Source(here, (label,), (near,), "the nearest perturbations by embedding")
+
+    def _elsewhere(self, conditions: np.ndarray, target: _Target) -> np.ndarray:
+        """Weights of conditions of one perturbation, by their cells and by how alike their contexts are to this."""
+        likeness = self._context_likeness(target)
+        by_context = np.array([likeness[c.context] for c in self.conditions])
+        return _normalised(conditions, by_context * np.minimum(self.n_cells, _MAX_DONORS))
+
+    def _parts(self, condition: Condition, target: _Target, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
+        """Weights for each part of a combination that was measured alone: in its context, else in others."""
+        if table.composition is None:
+            return ()
+        reading = table.composition.reading
+        parts = reading.parts(condition.perturbation)
+        if len(parts) == 1:
+            return ()
+        spelling = np.array([reading.spelling(c.perturbation) for c in self.conditions])
+        in_context = np.array([c.context == condition.context for c in self.conditions])
+        weights = []
+        for part in parts:
+            alone = spelling == str(part)
+            if (alone & in_context).any():
+                weights.append(_normalised(alone & in_context, np.ones(len(alone))))
+            elif alone.any():
+                weights.append(self._elsewhere(alone, target))
+        return tuple(weights)
 
     def _context_likeness(self, target: _Target) -> dict[str, float]:
         """How alike the controls of each training context are to these: inverse squared distance of the means."""
@@ -261,15 +294,15 @@ class CellPrior:
         floor = 1e-3 + 0.1 * float(distance.mean())
         return dict(zip(self.contexts, (1.0 / (floor + distance)).tolist(), strict=True))
 
-    def anchors(self, context: str, other: str, *, without: str) -> np.ndarray:
+    def anchors(self, context: str, other: str, *, without: Sequence[str]) -> np.ndarray:
         """Weight of each training condition in a context's anchor population; the controls have what is missing to 1.
 
         The anchors are the perturbations seen in both contexts and the controls, each as much as the next. What is to
-        be predicted must not be among them.
+        be predicted, or is a part of it, must not be among them.
         """
         there = {c.perturbation for c in self.conditions if c.context == other}
         shared = [i for i, c in enumerate(self.conditions) if c.context == context and c.perturbation in there]
-        shared = [i for i in shared if self.conditions[i].perturbation != without][:_MAX_ANCHORS]
+        shared = [i for i in shared if self.conditions[i].perturbation not in without][:_MAX_ANCHORS]
         weight = np.zeros(len(self.conditions))
         weight[shared] = 1 / (len(shared) + 1)
         return weight
@@ -287,8 +320,15 @@ class CellPrior:
         means, variances = self.control_means[i], self.control_variances[i]
         return _Target(context, means, variances, int(self.n_controls[i]), self.control_quantiles[i])
 
-    def kept_difference(self, condition: Condition, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def kept_difference(self, source: _Source, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Difference between the weighted conditions and the anchors of their contexts, and the share to keep of it.
+
+        Parameters
+        ----------
+        source
+            What is made.
+        weight
+            One of its weights.
 
         Returns
         -------
@@ -297,7 +337,7 @@ class CellPrior:
         difference, noise = np.zeros(self.means.shape[1]), np.zeros(self.means.shape[1])
         for context, of_context in self.by_context(weight):
             share = of_context.sum()
-            anchors = self.anchors(context, condition.context, without=condition.perturbation)
+            anchors = self.anchors(context, source.context, without=source.without)
             mean, variance = self.anchor_moments(anchors, self.control_of(context))
             difference += of_context @ self.means - share * mean
             noise += np.square(of_context / np.sqrt(self.n_cells)) @ self.variances + share**2 * variance
@@ -310,14 +350,37 @@ class CellPrior:
         for context in sorted(set(of[weight > 0])):
             yield str(context), np.where(of == context, weight, 0.0)
 
-    def _shift(self, condition: Condition, weight: np.ndarray, target: _Target) -> np.ndarray:
+    def _shift(self, source: _Source, target: _Target) -> np.ndarray:
         """Change of the mean that a prior of means predicts."""
         if self.kind == "mean":
+            (weight,) = source.weights
             changes = [w @ self.means - w.sum() * self.control_of(k).mean for k, w in self.by_context(weight)]
             return np.sum(changes, axis=0)
-        difference, keep = self.kept_difference(condition, weight)
-        own = self.anchors(condition.context, condition.context, without=condition.perturbation)
-        return self.anchor_moments(own, target)[0] + keep * difference - target.mean
+        kept = [np.prod(self.kept_difference(source, weight), axis=0) for weight in source.weights]
+        own = self.anchors(source.context, source.context, without=source.without)
+        return self.anchor_moments(own, target)[0] + np.sum(kept, axis=0) - target.mean
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the prior of a condition is made from.
+
+    Attributes
+    ----------
+    context
+        Of the condition.
+    without
+        Perturbations that are no anchors: its own, and its parts.
+    weights
+        Of each training condition, one array for each part of a combination, else one.
+    words
+        The same in words.
+    """
+
+    context: str
+    without: tuple[str, ...]
+    weights: tuple[np.ndarray, ...]
+    words: str
 
 
 @dataclass(frozen=True)
@@ -351,17 +414,13 @@ class _CellMaker:
         self._populations: dict[tuple[str, str], tuple[Population, np.ndarray]] = {}
         self._donors = prior.donors[:, genes]
 
-    def cells(
-        self, condition: Condition, weight: np.ndarray, n: int, rng: np.random.Generator, draws: np.random.Generator
-    ) -> sp.csr_matrix:
+    def cells(self, source: _Source, n: int, rng: np.random.Generator, draws: np.random.Generator) -> sp.csr_matrix:
         """Cells of one condition, ``[n, G of the chunk]``.
 
         Parameters
         ----------
-        condition
-            Which.
-        weight
-            Of each training condition.
+        source
+            What they are made from.
         n
             How many cells.
         rng
@@ -369,7 +428,26 @@ class _CellMaker:
         draws
             Draws the order of equal values.
         """
-        prior, here = self._prior, condition.context
+        if len(source.weights) == 1:
+            return sp.csr_matrix(self._kept(source, source.weights[0], n, rng, draws).T.cpu().numpy())
+        parts = [self._kept(source, weight, QUANTILES, rng, draws) for weight in source.weights]
+        anchor_GQ = self._anchor(source.context, source.context, source.without)
+        moved = []
+        for i, cells_GN in enumerate(parts):
+            for j, other_GN in enumerate(parts):
+                if i != j:  # what the other part does to the anchors, it does to the cells of this one
+                    draw_GN = self._uniform(cells_GN, draws)
+                    cells_GN = add_change(cells_GN, anchor_GQ, other_GN.sort(dim=1).values, draw_GN)
+            moved.append(cells_GN)
+        everything = torch.ones(anchor_GQ.shape[0], device=self._device)
+        result_GN = self._drawn(torch.cat(moved, dim=1), anchor_GQ, everything, n, rng, draws)
+        return sp.csr_matrix(result_GN.T.cpu().numpy())
+
+    def _kept(
+        self, source: _Source, weight: np.ndarray, n: int, rng: np.random.Generator, draws: np.random.Generator
+    ) -> torch.Tensor:
+        """Cells of the weighted conditions, moved to the context, of whose difference the noise is taken away."""
+        prior, here = self._prior, source.context
         pool = []
         for context, of_context in prior.by_context(weight):
             donors = np.concatenate(
@@ -380,26 +458,29 @@ class _CellMaker:
             )
             cells_GN = self._tensor(self._donors[donors].toarray().T)
             if context != here:
-                source_GQ = self._anchor(context, here, condition.perturbation)
-                target_GQ = self._anchor(here, context, condition.perturbation)
+                source_GQ = self._anchor(context, here, source.without)
+                target_GQ = self._anchor(here, context, source.without)
                 cells_GN = move_between(cells_GN, source_GQ, target_GQ, self._uniform(cells_GN, draws))
             pool.append(cells_GN)
-        pool_GM = torch.cat(pool, dim=1)
+        _, keep = prior.kept_difference(source, weight)
+        anchor_GQ = self._anchor(here, here, source.without)
+        return self._drawn(torch.cat(pool, dim=1), anchor_GQ, self._tensor(keep[self._genes]), n, rng, draws)
+
+    def _drawn(
+        self, pool_GM: torch.Tensor, anchor_GQ: torch.Tensor, keep_G: torch.Tensor, n: int, rng: np.random.Generator,
+        draws: np.random.Generator,
+    ) -> torch.Tensor:  # fmt: skip
+        """As many cells of a pool, with the marginals of its mixture with the anchors."""
         chosen = draw_window(np.arange(pool_GM.shape[1]), n, rng)
         cells_GN = pool_GM[:, torch.from_numpy(chosen).to(self._device)]
-        _, keep = prior.kept_difference(condition, weight)
-        result_GN = with_marginals(
-            cells_GN, pool_GM, self._anchor(here, here, condition.perturbation), self._tensor(keep[self._genes]),
-            self._uniform(cells_GN, draws),
-        )  # fmt: skip
-        return sp.csr_matrix(result_GN.T.cpu().numpy())
+        return with_marginals(cells_GN, pool_GM, anchor_GQ, keep_G, self._uniform(cells_GN, draws))
 
-    def _anchor(self, context: str, other: str, perturbation: str) -> torch.Tensor:
-        """Quantiles of a context's anchors, of the perturbations that it shares with another, but for one."""
+    def _anchor(self, context: str, other: str, without: Sequence[str]) -> torch.Tensor:
+        """Quantiles of a context's anchors, of the perturbations that it shares with another, but for some."""
         if (context, other) not in self._populations:
             self._populations[context, other] = self._population(context, other)
         population, owner = self._populations[context, other]
-        weight = self._prior.anchors(context, other, without=perturbation)
+        weight = self._prior.anchors(context, other, without=without)
         of_row = np.append(weight, 1 - weight.sum())[owner]  # the last owner are the controls
         n_rows = np.bincount(owner, minlength=len(weight) + 1)[owner]
         return population.quantiles(self._tensor(of_row / n_rows, torch.float64))
@@ -410,7 +491,7 @@ class _CellMaker:
         control = self._targets[context] if context in self._targets else prior.control_of(context)
         rows = [
             np.flatnonzero(prior.donor_condition == i)[:_ANCHOR_CELLS]
-            for i in np.flatnonzero(prior.anchors(context, other, without=""))
+            for i in np.flatnonzero(prior.anchors(context, other, without=()))
         ]
         chosen = np.concatenate([np.empty(0, dtype=np.int64), *rows])
         cells = np.concatenate([self._donors[chosen].toarray(), control.quantiles_QG[:, self._genes]])
@@ -459,7 +540,8 @@ def _nearest(
     target = matrix[table.position(perturbation)]
     names = sorted({name for name, ok in zip(known, allowed, strict=True) if ok and name in table.names})
     cosine = np.array([matrix[table.position(n)] @ target for n in names])
-    best = np.argsort(-cosine)[:n_nearest]
+    # all that are as near as the last of them: the first names of many equals would be an arbitrary choice
+    best = np.flatnonzero(cosine >= np.sort(cosine)[-n_nearest:][0])
     share = np.exp(10 * (cosine[best] - cosine[best].max()))
     by_name = {names[i]: s for i, s in zip(best, share, strict=True)}
     weight = np.array([by_name.get(n, 0.0) / known.count(n) for n in known])
