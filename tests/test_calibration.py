@@ -23,7 +23,8 @@ def saved(simulated, tmp_path_factory):
     model = TahoeST(
         adata, size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, set_size=8, prior="none"
     )
-    model.train(20, validate_every=10, batch_size=4, progress=False, lr=0.01, split=SPLIT)
+    model.train(60, validate_every=10, batch_size=4, progress=False, lr=3e-3, split=SPLIT)
+    assert model.training_config_["best_step"] > 0
     folder = tmp_path_factory.mktemp("calibration") / "model"
     model.save(folder)
     return folder
