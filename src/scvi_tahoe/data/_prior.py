@@ -46,7 +46,7 @@ _MAX_SOURCES = 64  # conditions that one prior is made from
 _MAX_DONORS = 512  # cells kept of a condition
 _POOL = 1024  # donors of one prior
 _MAX_ANCHORS = 64  # perturbations that stand for a context
-_ANCHOR_CELLS = 128  # cells of each of them
+_ANCHOR_CELLS = 16_384  # cells of all of them; their noise is in every mean that is predicted
 
 
 @dataclass(frozen=True)
@@ -489,10 +489,9 @@ class _CellMaker:
         """Cells of all anchors of a context, and which condition each belongs to."""
         prior = self._prior
         control = self._targets[context] if context in self._targets else prior.control_of(context)
-        rows = [
-            np.flatnonzero(prior.donor_condition == i)[:_ANCHOR_CELLS]
-            for i in np.flatnonzero(prior.anchors(context, other, without=()))
-        ]
+        anchors = np.flatnonzero(prior.anchors(context, other, without=()))
+        of_each = _ANCHOR_CELLS // max(1, len(anchors))
+        rows = [np.flatnonzero(prior.donor_condition == i)[:of_each] for i in anchors]
         chosen = np.concatenate([np.empty(0, dtype=np.int64), *rows])
         cells = np.concatenate([self._donors[chosen].toarray(), control.quantiles_QG[:, self._genes]])
         owner = np.concatenate(
