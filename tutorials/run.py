@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 CHECKED = ("1", "2", "3", "4", "5", "6", "7")
 SMALL_STEPS = "40"
 #: Where a machine keeps its packages and notebooks, which is nobody else's business.
-FOLDERS = re.compile(r"/\S+/(?=(?:site-packages|ipykernel_\d+)/)")
+FOLDERS = re.compile(r"/\S+/(?=(?:site-packages|ipykernel_\d+|scvi_tahoe)/)")
 
 
 def execute(path: Path, folder: Path, *, write: bool) -> str | None:
