@@ -36,7 +36,6 @@ lint: $(VENV)/.installed-lint
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/zizmor --offline --quiet .github
-	$(bin)/cffconvert --validate
 
 docs: $(VENV)/.installed-doc
 	DOCS_LINKS=$(DOCS_LINKS) $(bin)/python -m sphinx -M html docs docs/_build -E -W --keep-going
