@@ -25,8 +25,9 @@ pip := $(bin)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS)
 demo: $(VENV)/.installed
 	$(bin)/scvi-tahoe demo --folder $(DEMO)
 
+# one thread: networks of this size gain little from a second, and lose much where the cores have other work
 study: $(VENV)/.installed
-	$(bin)/scvi-tahoe study case_study recommended --folder $(STUDY)
+	OMP_NUM_THREADS=1 $(bin)/scvi-tahoe study case_study recommended --folder $(STUDY)
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_FLAGS)
