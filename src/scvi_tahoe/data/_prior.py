@@ -226,6 +226,7 @@ class CellPrior:
             shifts = [self._shift(source, contexts[c.context]) for c, source in sources.items()]
             return PriorBase(None, None, np.stack(shifts).astype(np.float32), words)
         sizes = {c: n_cells if isinstance(n_cells, int) else n_cells[c] for c in conditions}
+        keeps = {c: [self.kept_difference(s, weight)[1] for weight in s.weights] for c, s in sources.items()}
         blocks: dict[Condition, list[sp.csr_matrix]] = {c: [] for c in conditions}
         for start in range(0, self.means.shape[1], _CHUNK):
             genes = slice(start, min(start + _CHUNK, self.means.shape[1]))
@@ -235,7 +236,7 @@ class CellPrior:
                 label = (condition.context, table.known_name(condition.perturbation))
                 rng = np.random.default_rng((seed, 3, *(zlib.crc32(text.encode()) for text in label)))
                 draws = np.random.default_rng((*rng.integers(2**31, size=2), start))
-                blocks[condition].append(maker.cells(source, sizes[condition], rng, draws))
+                blocks[condition].append(maker.cells(source, keeps[condition], sizes[condition], rng, draws))
         ends = np.cumsum([sizes[c] for c in conditions])
         rows = {c: np.arange(end - sizes[c], end) for c, end in zip(conditions, ends, strict=True)}
         return PriorBase(sp.vstack([sp.hstack(b) for b in blocks.values()], format="csr"), rows, None, words)
@@ -414,13 +415,17 @@ class _CellMaker:
         self._populations: dict[tuple[str, str], tuple[Population, np.ndarray]] = {}
         self._donors = prior.donors[:, genes]
 
-    def cells(self, source: _Source, n: int, rng: np.random.Generator, draws: np.random.Generator) -> sp.csr_matrix:
+    def cells(
+        self, source: _Source, keeps: Sequence[np.ndarray], n: int, rng: np.random.Generator, draws: np.random.Generator
+    ) -> sp.csr_matrix:
         """Cells of one condition, ``[n, G of the chunk]``.
 
         Parameters
         ----------
         source
             What they are made from.
+        keeps
+            For each of its weights, the share to keep of the difference of every gene.
         n
             How many cells.
         rng
@@ -429,8 +434,8 @@ class _CellMaker:
             Draws the order of equal values.
         """
         if len(source.weights) == 1:
-            return sp.csr_matrix(self._kept(source, source.weights[0], n, rng, draws).T.cpu().numpy())
-        parts = [self._kept(source, weight, QUANTILES, rng, draws) for weight in source.weights]
+            return sp.csr_matrix(self._kept(source, source.weights[0], keeps[0], n, rng, draws).T.cpu().numpy())
+        parts = [self._kept(source, w, k, QUANTILES, rng, draws) for w, k in zip(source.weights, keeps, strict=True)]
         anchor_GQ = self._anchor(source.context, source.context, source.without)
         moved = []
         for i, cells_GN in enumerate(parts):
@@ -444,8 +449,9 @@ class _CellMaker:
         return sp.csr_matrix(result_GN.T.cpu().numpy())
 
     def _kept(
-        self, source: _Source, weight: np.ndarray, n: int, rng: np.random.Generator, draws: np.random.Generator
-    ) -> torch.Tensor:
+        self, source: _Source, weight: np.ndarray, keep: np.ndarray, n: int, rng: np.random.Generator,
+        draws: np.random.Generator,
+    ) -> torch.Tensor:  # fmt: skip
         """Cells of the weighted conditions, moved to the context, of whose difference the noise is taken away."""
         prior, here = self._prior, source.context
         pool = []
@@ -462,7 +468,6 @@ class _CellMaker:
                 target_GQ = self._anchor(here, context, source.without)
                 cells_GN = move_between(cells_GN, source_GQ, target_GQ, self._uniform(cells_GN, draws))
             pool.append(cells_GN)
-        _, keep = prior.kept_difference(source, weight)
         anchor_GQ = self._anchor(here, here, source.without)
         return self._drawn(torch.cat(pool, dim=1), anchor_GQ, self._tensor(keep[self._genes]), n, rng, draws)
 
