@@ -58,7 +58,7 @@ def csr_on_card(n_cells: int, n_genes: int, density: float = 0.3, seed: int = 0)
         n = min(2000, n_cells - first)
         expressed = torch.rand(n, n_genes, device=DEVICE, generator=generator) < share
         row, column = expressed.nonzero(as_tuple=True)
-        count = 1 + torch.rand(len(row), device=DEVICE, generator=generator).log_().mul_(-1.5).floor_()
+        count = 1 + torch.rand(len(row), device=DEVICE, generator=generator).clamp_min_(1e-6).log_().mul_(-1.5).floor_()
         depth = 0.3 + torch.rand(n, device=DEVICE, generator=generator)
         counts.append(expressed.sum(1).cpu())
         columns.append(column.int().cpu())
