@@ -3,7 +3,7 @@
 Builds its data on the card, checks every fast path against a slow reference first, then prints one line a figure:
 median, smallest and largest of the repeats.
 
-    python benchmarks/speed_gpu.py --parts check,gather,loss,step,train,host,predict,frozen,limits,start --out results.json
+    python benchmarks/speed_gpu.py --parts step,train,predict --out results.json
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 
 from scvi_tahoe.data import align_genes, make_store
+from scvi_tahoe.data._store import _on_device
 
 CPU = torch.device("cpu")
 ROWS = np.array([[5, 2, 5], [0, 9, 2]])  # unsorted and repeated
@@ -63,6 +64,13 @@ def test_a_large_sparse_matrix_stays_sparse_on_the_device():
     store = make_store(matrix, CPU, kind="device")
     assert store.sparse
     np.testing.assert_array_equal(read(store).numpy(), matrix[ROWS.ravel()].toarray().reshape(2, 3, -1))
+
+
+def test_a_small_sparse_matrix_is_dense_on_the_device_and_rounded_as_a_gpu_wants_it(screen):
+    store = _on_device(screen.X, CPU, half=True)
+    assert not store.sparse
+    expected = screen.X.toarray()[ROWS].astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(read(store).numpy(), expected)
 
 
 @pytest.mark.parametrize("kind", ["device", "host", "disk"])
