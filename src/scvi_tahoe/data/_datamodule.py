@@ -128,4 +128,6 @@ class CellSetDataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
         """Finish the minibatch on the device that the network runs on."""
-        return self.dataset.to_tensors(batch, device)
+        # float16 and bfloat16 add up to float32, as float32 and bfloat16 do; with no other precision is that so
+        compact = self.trainer is not None and self.trainer.precision == "bf16-mixed"
+        return self.dataset.to_tensors(batch, device, compact=compact)

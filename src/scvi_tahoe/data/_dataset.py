@@ -107,8 +107,18 @@ class CellSetDataset(Dataset):
         if sources.base is not None and request.base_SN is not None:
             sources.base.expect(request.base_SN)
 
-    def to_tensors(self, payload: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """The minibatch on the device; its keys name its shapes."""
+    def to_tensors(self, payload: dict[str, Any], device: torch.device, *, compact: bool = False) -> dict[str, Tensor]:
+        """The minibatch on the device; its keys name its shapes.
+
+        Parameters
+        ----------
+        payload
+            What ``dataset[request]`` held.
+        device
+            Where the minibatch is wanted.
+        compact
+            Leave cells that their store holds in float16 as they are; otherwise every cell is float32.
+        """
         stores = {
             TENSORS.CONTROL: self.sources.cells,
             TENSORS.OBSERVED: self.sources.cells,
@@ -116,7 +126,11 @@ class CellSetDataset(Dataset):
             TENSORS.OBSERVED_EMBEDDING: self.sources.embedding,
             TENSORS.BASE: self.sources.base,
         }
-        tensors = {key: store.dense(payload[key], device) for key, store in stores.items() if store and key in payload}
+        tensors = {
+            key: (store.compact if compact else store.dense)(payload[key], device)
+            for key, store in stores.items()
+            if store and key in payload
+        }
         if self._table.device != device:
             self._table = self._table.to(device)
         if self._shift is not None:
