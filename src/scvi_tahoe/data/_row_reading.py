@@ -137,6 +137,8 @@ class _ZarrRows:
         self._gap = int(getattr(matrix.group["data"], "chunks", (_GAP,))[0])
 
     def __call__(self, rows: np.ndarray) -> sp.csr_matrix:
+        if rows[-1] >= len(self.indptr) - 1:
+            raise IndexError(f"row {rows[-1]} of {len(self.indptr) - 1}.")
         runs = runs_of(rows, self.indptr, self._gap)
         block = self._runs(runs)
         lengths = runs[:, 1] - runs[:, 0]

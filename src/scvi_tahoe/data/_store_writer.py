@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import scipy.sparse as sp
+    import zarr
 
 __all__ = ["StoreWriter"]
 
@@ -22,7 +23,6 @@ __all__ = ["StoreWriter"]
 _CHUNK = 2**14
 #: entries of a shard, which is a file: 64 MiB of values before compression
 _SHARD = 2**24
-_MOST_16_BIT = 2**16
 
 
 class StoreWriter:
@@ -45,25 +45,14 @@ class StoreWriter:
 
     def __init__(self, folder: Path, n_genes: int) -> None:
         import zarr
-        from zarr.codecs import BloscCodec
 
         self._folder = folder
         self.n_genes = n_genes
         with fast_codecs():
             self._root = zarr.open_group(folder, mode="w", zarr_format=3)
             self._group = self._root.create_group("X")
-            options: dict[str, Any] = {
-                "shape": (0,),
-                "chunks": (_CHUNK,),
-                "shards": (_SHARD,),
-                "compressors": (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"),),
-            }
-            columns = "uint16" if n_genes <= _MOST_16_BIT else "int32"
-            self._arrays = [
-                self._group.create_array("data", dtype="float32", **options),
-                self._group.create_array("indices", dtype=columns, **options),
-            ]
-        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self._arrays: list[zarr.Array] = []
+        self._waiting = [(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int32))]
         self._n_waiting = 0
         self._n_written = 0
         self._counts: list[np.ndarray] = []
@@ -90,13 +79,15 @@ class StoreWriter:
         if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
             raise ValueError("expression holds NaN or infinite values; remove or impute them first.")
         self._counts.append(np.diff(block.indptr).astype(np.int64))
-        self._waiting.append((values, block.indices.astype(self._arrays[1].dtype)))
+        self._waiting.append((values, block.indices.astype(np.int32)))
         self._n_waiting += len(values)
         if self._n_waiting >= _SHARD:
             self._flush(self._n_waiting // _SHARD * _SHARD)
 
     def _flush(self, n: int) -> None:
         """Write that many of the entries that wait: whole shards, but for the last one."""
+        if not self._arrays:
+            self._arrays = self._new_arrays(min(_SHARD, max(1, -(-n // _CHUNK)) * _CHUNK))
         columns = [np.concatenate(parts) for parts in zip(*self._waiting, strict=True)]
         end = self._n_written + n
         for array, entries in zip(self._arrays, columns, strict=True):
@@ -105,6 +96,19 @@ class StoreWriter:
         self._waiting = [(columns[0][n:].copy(), columns[1][n:].copy())]
         self._n_waiting -= n
         self._n_written = end
+
+    def _new_arrays(self, shard: int) -> list[zarr.Array]:
+        from zarr.codecs import BloscCodec
+
+        compressors = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"),)
+        with fast_codecs():
+            return [
+                # 16 bits would do for most columns, but scipy knows 32 and 64; compressed it makes no difference
+                self._group.create_array(
+                    name, dtype=dtype, shape=(0,), chunks=(_CHUNK,), shards=(shard,), compressors=compressors
+                )
+                for name, dtype in (("data", "float32"), ("indices", "int32"))
+            ]
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> None:
         """Write what is left, and what belongs to the cells and genes.
@@ -130,7 +134,7 @@ class StoreWriter:
             raise ValueError(
                 f"{len(counts)} cells x {self.n_genes} genes were appended; obs has {len(obs)} rows, var {len(var)}."
             )
-        if self._n_waiting:
+        if self._n_waiting or not self._arrays:
             self._flush(self._n_waiting)
         self._group.create_array("indptr", data=np.append(0, np.cumsum(counts)))
         shape = [len(counts), self.n_genes]
