@@ -1,8 +1,9 @@
 """Training from a store on disk: steps a second against the same model with expression in memory, and peak memory.
 
-Simulates an atlas straight into a store (by default 5 million cells x 2,000 genes, 7.5 % non-zeros: 50 contexts with 200
-perturbations of 475 cells and 5,000 controls each), checks rows against the simulation, and trains in processes of their
-own: from disk on all cells, and from memory on the contexts that fit. Needs the extra `annbatch` and 5 GB on disk.
+Simulates an atlas straight into a store (by default 5 million cells x 2,000 genes, 7.5 % non-zeros: 50 contexts with
+200 perturbations of 475 cells and 5,000 controls each), checks rows against the simulation, and trains in processes of
+their own: from disk on all cells, and from memory on the contexts that fit. Needs the extra `annbatch` and 5 GB on
+disk.
 
     OMP_NUM_THREADS=1 python benchmarks/atlas.py --folder /tmp/atlas
 """

@@ -19,6 +19,19 @@ CPU = torch.device("cpu")
 KEYS = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
 
 
+@pytest.fixture(scope="module")
+def small(simulated):
+    """The simulated screen without tables of its truth, of which zarr makes hundreds of files."""
+    adata = simulated.copy()
+    adata.uns = {key: adata.uns[key] for key in ("log1p", "perturbation_embedding")}
+    return adata
+
+
+@pytest.fixture
+def screen(small):
+    return small.copy()
+
+
 @pytest.fixture
 def convert(tmp_path):
     """Write AnnData objects as h5ad files, and these as a store."""
@@ -93,10 +106,10 @@ def test_sorting_on_disk_does_not_depend_on_how_much_is_in_memory(screen, conver
 
 
 @pytest.fixture(scope="module")
-def written_in_pieces(simulated, tmp_path_factory):
+def written_in_pieces(small, tmp_path_factory):
     """A store of several files, each of several chunks."""
     folder = tmp_path_factory.mktemp("pieces")
-    simulated.write_h5ad(folder / "screen.h5ad")
+    small.write_h5ad(folder / "screen.h5ad")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scvi_tahoe.data._store_writer._CHUNK", 256)
         patch.setattr("scvi_tahoe.data._store_writer._SHARD", 2048)
