@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.data import expression_adata, infer_scale
+from scvi_tahoe.data import DiskRows, expression_adata, infer_scale, is_sharded
 
 if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
@@ -74,6 +74,8 @@ class ControlCounts:
                 "tell them: its values are no multiples of one count. Name the layer with their raw counts: "
                 "predict(output='counts', counts_layer=...)."
             )
+        if is_sharded(counts):
+            counts = DiskRows(counts)
         rows = np.unique(rows)
         total_C, zeros_C = np.zeros(screen.n_cells), np.zeros(screen.n_cells)
         for some in np.array_split(rows, -(-len(rows) // _CHUNK)):

@@ -809,7 +809,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         seed = run.plan.seed
         index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
-        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
+        controls = np.flatnonzero(index.is_control)
+        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact, often=controls)
         if self.prior != "none":
             self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
         sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)

@@ -278,7 +278,7 @@ def assemble(
         {k: v if v.dtype.kind == "f" else pd.Categorical(v) for k, v in columns.items()},
         index=[f"predicted_{i}" for i in range(len(start))],
     )
-    obs[OBS.ORIGIN] = screen.cells[start]
+    obs[OBS.ORIGIN] = np.asarray(screen.cells[start], dtype=object).astype(str)
     result = ad.AnnData(predicted, obs=obs, var=var, uns=dict(uns))
     if control_layer is not None:
         result.layers["control"] = control_layer

@@ -17,12 +17,14 @@ from scvi_tahoe.data import (
     CellPrior,
     CellSetDataset,
     ConditionIndex,
+    DiskRows,
     MinibatchSources,
     RandomSampler,
     SetPlan,
     align_genes,
     condition_moments,
     de_weights,
+    is_sharded,
     make_store,
     verify_screen,
 )
@@ -55,6 +57,7 @@ def minibatch_sources(
     table: EmbeddingTable | None = None,
     alignment: GeneAlignment | None = None,
     exact: bool = False,
+    often: np.ndarray | None = None,
 ) -> MinibatchSources:
     """Where each part of a minibatch of this model comes from.
 
@@ -74,10 +77,17 @@ def minibatch_sources(
         Of the data's genes to the model's; None matches them.
     exact
         Keep expression in float32 on a GPU too.
+    often
+        Cells that many minibatches will hold; a store on disk keeps them in memory.
     """
     alignment = alignment or align_genes(model.genes, screen.genes)
     expression = make_store(
-        screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment, exact=exact
+        screen.expression,
+        device,
+        kind=store,
+        alignment=None if alignment.is_identity else alignment,
+        exact=exact,
+        often=often,
     )
     embedding = None if model.representation == "expression" else make_store(screen.cell_embedding, device)
     embeds = model.representation == "embedding"
@@ -136,8 +146,8 @@ def with_prior(
     if model.prior_ is None:
         raise ValueError(f"the model has prior={model.prior!r}, which is learned in train(); train it first.")
     expression = _aligned(model, screen)
-    contexts = {condition.context for condition in conditions}
-    controls = {c: _dense(expression[index.controls(c)]) for c in contexts}
+    contexts = sorted({condition.context for condition in conditions})
+    controls = ((c, _dense(expression[index.controls(c)])) for c in contexts)  # in memory one at a time
     table = table or model.perturbation_table.covering(screen.perturbation.names)
     base = CellPrior.from_dict(model.prior_).base(
         conditions, controls, table, n_cells=n_cells, seed=seed, device=device
@@ -255,9 +265,11 @@ def random_minibatches(
 
 
 def _aligned(model: TahoeST, screen: Screen) -> Any:
-    """Expression of the whole screen in memory, in the model's gene order."""
+    """Expression of the whole screen by rows, in the model's gene order: in memory, but for a store on disk."""
     alignment = align_genes(model.genes, screen.genes, max_missing=1.0)
     matrix = screen.expression
+    if is_sharded(matrix):
+        return DiskRows(matrix, alignment)
     if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
     return alignment.apply(matrix.tocsr() if sp.issparse(matrix) else matrix)

@@ -122,8 +122,10 @@ def _device(options: Mapping[str, Any]) -> torch.device:
     accelerator = options.get("accelerator", "auto")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         devices = options.get("devices", "auto")
-        # of several processes on one machine each has a card of its own
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        # of several processes on one machine each has a card of its own: torchrun and Lightning say which, and SLURM,
+        # which may show a process that card alone
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+        local %= torch.cuda.device_count()
         return torch.device("cuda", devices[local] if isinstance(devices, list | tuple) else local)
     if accelerator in ("gpu", "cuda"):
         raise ValueError(f"accelerator={accelerator!r} was asked for, and this machine has no CUDA device.")

@@ -7,7 +7,7 @@ import pytest
 from anndata import read_h5ad
 from typer.testing import CliRunner
 
-from scvi_tahoe import TahoeST
+from scvi_tahoe import TahoeST, read_store
 from scvi_tahoe.cli import app
 from scvi_tahoe.datasets import simulate_screen
 
@@ -87,6 +87,40 @@ def test_convert_writes_a_folder_in_the_other_format_and_back(folder):
     assert result.exit_code == 0, result.output
     assert run("inspect", folder / "arc").exit_code == 0
     assert run("convert", folder / "arc", folder / "again").exit_code == 0
+
+
+DATA = ("--perturbation-key", "perturbation", "--control", "control", "--context-key", "context")
+
+
+def test_convert_writes_h5ad_files_as_a_store_on_disk(folder):
+    result = run("convert", folder / "screen.h5ad", folder / "screen.h5ad", folder / "store", *DATA)
+    assert result.exit_code == 0, result.output
+    observed = read_h5ad(folder / "screen.h5ad")
+    assert f"{2 * observed.n_obs} cells x 40 genes" in result.output
+    assert "scvi_tahoe.read_store(" in result.output
+    adata = read_store(folder / "store")
+    assert adata.shape == (2 * observed.n_obs, 40)
+    assert "perturbation_embedding" in adata.uns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("screen.h5ad", "x"), "give --perturbation-key and --control"),
+        (("screen.h5ad", "x", *DATA, "--checkpoint", "best"), "--checkpoint is for models, and the format is store"),
+        (("export", "x", *DATA), "--perturbation-key, --control, --context-key is for data"),
+        (("export", "export", "x"), "one model is converted at a time, and there are 2"),
+        (("absent.h5ad", "x", *DATA), "absent.h5ad does not exist"),
+        (("screen.h5ad", "export", *DATA, "--overwrite"), "export exists and is no store on disk; it is not replaced"),
+    ],
+)
+def test_convert_says_in_one_line_what_does_not_go_together(arguments, message, folder):
+    paths = [folder / a if a in ("screen.h5ad", "export", "absent.h5ad", "x") else a for a in arguments]
+    result = run("convert", *paths)
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert message in result.stderr
+    assert not (folder / "x").exists()
 
 
 def test_convert_does_not_replace_a_folder_unasked(folder):

@@ -107,5 +107,7 @@ def test_changing_a_minibatch_does_not_change_the_data(kind, screen):
 def test_stores_that_do_not_exist_are_refused(screen):
     with pytest.raises(ValueError, match="store='ram' is unknown; allowed are 'auto', 'device', 'host' and 'disk'"):
         make_store(screen.X, CPU, kind="ram")
-    with pytest.raises(ValueError, match=r"store='disk' needs backed data; read the file with .*backed='r'"):
+    with pytest.raises(
+        ValueError, match=r"store='disk' needs data on disk; open the file with .*backed='r'.*scvi-tahoe convert"
+    ):
         make_store(screen.X, CPU, kind="disk")

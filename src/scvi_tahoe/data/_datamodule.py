@@ -120,7 +120,7 @@ class CellSetDataModule(LightningDataModule):
     def _loader(self, sampler: Sampler[CellSetRequest]) -> DataLoader:
         """A loader of this process's share of the minibatches."""
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        ahead = AheadSampler(sampler, self.dataset, rank=rank, n_ranks=self._n_ranks)
+        ahead = AheadSampler(sampler, self.dataset, rank=rank, n_ranks=self._n_ranks, ahead=self.dataset.ahead)
         # every pass over a loader draws a number for worker processes; from a generator of its own, or dropout after an
         # interruption would not be what it is without one
         own = torch.Generator()

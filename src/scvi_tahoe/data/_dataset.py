@@ -75,6 +75,13 @@ class CellSetDataset(Dataset):
         self._shift: Tensor | None = None if shift is None else torch.from_numpy(shift)
         self._of_condition = {key: torch.from_numpy(rows) for key, rows in sources.of_condition.items()}
 
+    @property
+    def ahead(self) -> int:
+        """Minibatches that reading should be ahead."""
+        sources = self.sources
+        stores = (sources.cells, sources.genes, sources.embedding, sources.base)
+        return max(store.ahead for store in stores if store is not None)
+
     def __getitem__(self, request: CellSetRequest) -> dict[str, Any]:
         sources, observed = self.sources, request.observed_SN
         payload: dict[str, Any] = {
@@ -97,7 +104,7 @@ class CellSetDataset(Dataset):
         return payload
 
     def expect(self, request: CellSetRequest) -> None:
-        """Let the stores begin to read what is asked for next."""
+        """Let the stores begin to read what is asked for soon."""
         sources, observed = self.sources, request.observed_SN
         sources.cells.expect(request.control_SN)
         if observed is not None:

@@ -19,6 +19,7 @@ every part. What is left to the network is what is not additive.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,7 +32,7 @@ from scvi_tahoe.data._marginals import QUANTILES, Population, add_change, move_b
 from scvi_tahoe.data._sampler import draw_window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from scvi_tahoe.data._conditions import ConditionIndex
     from scvi_tahoe.data._embedding_table import EmbeddingTable
@@ -143,11 +144,22 @@ class CellPrior:
         """
         rng = np.random.default_rng(seed)
         contexts = tuple(c for c in index.contexts if len(index.controls(c)))
-        controls = [_dense(expression[index.controls(c)]) for c in contexts]
+        control_means, control_variances, n_controls, control_quantiles = [], [], [], []
+        for context in contexts:
+            controls = _dense(expression[index.controls(context)])
+            mean, variance = _moments(controls)
+            control_means.append(mean)
+            control_variances.append(variance)
+            n_controls.append(len(controls))
+            control_quantiles.append(_quantiles(controls))
         present = np.unique(index.condition_of_cell[rows])
         means, variances, n_cells, donors, owner = [], [], [], [], []
+        of_condition = index.condition_of_cell[rows]
+        by_condition = np.split(
+            rows[np.argsort(of_condition, kind="stable")], np.cumsum(np.bincount(of_condition))[:-1]
+        )
         for position, condition in enumerate(present):
-            cells = rows[index.condition_of_cell[rows] == condition]
+            cells = by_condition[condition]
             block = expression[cells]
             mean, variance = _moments(block)
             means.append(mean)
@@ -157,7 +169,6 @@ class CellPrior:
                 chosen = rng.permutation(len(cells))[:max_donors]
                 donors.append(sp.csr_matrix(block[chosen], dtype=np.float32))
                 owner.append(np.full(len(chosen), position))
-        control_means, control_variances = zip(*(_moments(block) for block in controls), strict=True)
         nothing = sp.csr_matrix((0, expression.shape[1]), dtype=np.float32)
         return cls(
             kind=kind,
@@ -168,8 +179,8 @@ class CellPrior:
             contexts=contexts,
             control_means=np.stack(control_means),
             control_variances=np.stack(control_variances),
-            n_controls=np.array([len(block) for block in controls]),
-            control_quantiles=np.stack([_quantiles(block) for block in controls]),
+            n_controls=np.array(n_controls),
+            control_quantiles=np.stack(control_quantiles),
             donors=sp.vstack(donors, format="csr") if donors else nothing,
             donor_condition=np.concatenate(owner) if owner else np.empty(0, dtype=np.int64),
         )
@@ -194,7 +205,7 @@ class CellPrior:
     def base(
         self,
         conditions: Sequence[Condition],
-        controls: Mapping[str, np.ndarray],
+        controls: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
         table: EmbeddingTable,
         *,
         n_cells: int | Mapping[Condition, int] = 512,
@@ -208,7 +219,7 @@ class CellPrior:
         conditions
             To be predicted or trained on.
         controls
-            Control cells of each context among them, dense.
+            Control cells of each context among them, dense; pairs may come one at a time where memory is short.
         table
             Perturbation embeddings. Where no other context has the perturbation itself, they say which parts a
             combination has, and which perturbations are the nearest to one without measured parts.
@@ -219,7 +230,8 @@ class CellPrior:
         device
             Where quantiles are computed.
         """
-        contexts = {c: _Target(c, *_moments(block), len(block), _quantiles(block)) for c, block in controls.items()}
+        pairs = controls.items() if isinstance(controls, Mapping) else controls
+        contexts = {c: _Target(c, *_moments(block), len(block), _quantiles(block)) for c, block in pairs}
         sources = {c: self._source(c, contexts[c.context], table) for c in conditions}
         words = {c: source.words for c, source in sources.items()}
         if self.kind != "cells":

@@ -101,8 +101,10 @@ class Labels:
     @classmethod
     def from_values(cls, values: Any) -> Labels:
         """Encode any column; unused categories are left out."""
-        names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
-        return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
+        # the values that occur are turned into text, not those of every cell: there are millions of cells
+        occur, found = pd.factorize(np.asarray(values, dtype=object), use_na_sentinel=False)[::-1]
+        names, codes = np.unique(np.asarray(occur).astype(str), return_inverse=True)
+        return cls(codes=codes.astype(np.int64)[found], names=tuple(str(n) for n in names))
 
     def code(self, name: str) -> int:
         """Position of a label; KeyError if no cell has it."""
@@ -135,7 +137,7 @@ class Screen:
     """
 
     genes: np.ndarray
-    cells: np.ndarray
+    cells: pd.Index
     expression: Any
     cell_embedding: Any
     perturbation: Labels
@@ -268,7 +270,7 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     )
     return Screen(
         genes=np.asarray(expression.var_names, dtype=object).astype(str),
-        cells=np.asarray(expression.obs_names, dtype=object).astype(str),
+        cells=expression.obs_names,
         expression=expression.X if keys.layer is None else expression.layers[keys.layer],
         cell_embedding=_embedding(data, keys),
         perturbation=Labels.from_values(condition_labels(data, keys)),

@@ -1,7 +1,7 @@
 """Where expression lives while sets are read from it, and how rows become a dense tensor on the device.
 
 A store works in two steps. ``fetch`` runs in the loader and does as little as it can; ``dense`` runs on the device.
-``expect`` may be called a step ahead, and begins what can be begun.
+``expect`` may be called some steps ahead, and begins what can be begun.
 
 =========== ================================= ==========================================================
 store       fetch hands over                  dense
@@ -30,6 +30,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data._compact_rows import CompactRows, fits_half, kernel_runs_on
+from scvi_tahoe.data._row_reading import DiskRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,11 @@ _GIB = 2**30
 _SMALL_DENSE = 2**28
 #: programs of the kernel that reads over the bus beside the network's kernels: enough to fill the bus, not the GPU
 _BUS_PROGRAMS = 64
+#: bytes of control cells that are kept in memory while the rest is on disk; twice as many are needed for a moment
+_KEPT = 2**29
+_BLOCK = 2**14
+#: arrays of rows that reading has begun for; a sampler that is left early expects rows that nobody fetches
+_MOST_BEGUN = 32
 
 
 class CellStore(ABC):
@@ -57,6 +63,8 @@ class CellStore(ABC):
 
     n_features: int
     description: str
+    #: minibatches that reading should be ahead of training
+    ahead: int = 1
 
     @abstractmethod
     def fetch(self, rows: np.ndarray) -> Payload:
@@ -71,7 +79,7 @@ class CellStore(ABC):
         return self.dense(payload, device)
 
     def expect(self, rows: np.ndarray) -> None:  # noqa: B027  most stores have nothing to begin
-        """Hear that exactly this array of rows is fetched next, and begin to read it if that helps."""
+        """Hear that exactly this array of rows is fetched soon, and begin to read it if that helps."""
 
 
 def _row_numbers(rows: np.ndarray) -> Tensor:
@@ -237,29 +245,58 @@ def _unpin(tensor: Tensor) -> None:
 
 
 class DiskStore(CellStore):
-    """A backed matrix. Files want each row once and in order, so rows are read sorted and then put back.
+    """A matrix on disk. Files want each row once and in order, so rows are read sorted and then put back.
 
     Parameters
     ----------
     matrix
-        Backed cells x features.
+        Backed cells x features, or CSR in zarr (see :func:`read_store`).
     alignment
         Order of genes to bring the columns into.
+    device
+        Where rows will be wanted; None stands for the CPU.
     half
         Round sparse values to float16.
+    often
+        Rows that are asked for all the time: control cells. They are kept in memory where they take no more than
+        half a GiB, and a request for none but them reads nothing.
     """
 
-    def __init__(self, matrix: Any, alignment: GeneAlignment | None = None, *, half: bool = False) -> None:
-        self.matrix = matrix
-        self.alignment = alignment
-        self.n_features = matrix.shape[1] if alignment is None else len(alignment.columns)
+    ahead = 4
+
+    def __init__(
+        self,
+        matrix: Any,
+        alignment: GeneAlignment | None = None,
+        *,
+        device: torch.device | None = None,
+        half: bool = False,
+        often: np.ndarray | None = None,
+    ) -> None:
+        self.rows = DiskRows(matrix, alignment)
+        self.n_features = self.rows.shape[1]
         self.description = "rows read from disk"
         self._half = half
         self._reader: ThreadPoolExecutor | None = None
         self._begun: dict[int, tuple[np.ndarray, Future]] = {}
+        self._kept: CellStore | None = None
+        self._place: np.ndarray | None = None
+        if often is not None and len(often):
+            self._keep(np.unique(often), device or torch.device("cpu"))
+
+    def _keep(self, rows: np.ndarray, device: torch.device) -> None:
+        n_entries = self.rows.n_entries(rows)
+        if n_entries is None or 6 * n_entries > _KEPT:
+            return
+        block = sp.vstack([self.rows.distinct(rows[i : i + _BLOCK]) for i in range(0, len(rows), _BLOCK)], format="csr")
+        on_gpu = device.type == "cuda"
+        self._kept = HostStore(block, device, half=self._half) if on_gpu else DeviceStore(block, device)
+        self._place = np.full(self.rows.shape[0], -1, dtype=np.int32)
+        self._place[rows] = np.arange(len(rows))
+        self.description += f", {len(rows)} control cells kept in memory"
 
     def fetch(self, rows: np.ndarray) -> Payload:
-        """Read each distinct row once."""
+        """Read each distinct row once, or take the ones that are kept."""
         expected, reading = self._begun.pop(id(rows), (None, None))
         return reading.result() if reading is not None and expected is rows else self._read(rows)
 
@@ -267,22 +304,26 @@ class DiskStore(CellStore):
         """Begin to read in a thread."""
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="scvi-tahoe-disk")
-        while len(self._begun) > 8:
+        while len(self._begun) > _MOST_BEGUN:
             self._begun.pop(next(iter(self._begun)))[1].cancel()
         self._begun[id(rows)] = (rows, self._reader.submit(self._read, rows))
 
     def _read(self, rows: np.ndarray) -> Payload:
+        if self._kept is not None:
+            place = self._place[rows]  # type: ignore[index]
+            if (place >= 0).all():
+                return {"kept": self._kept.fetch(place.astype(np.int64))}
         distinct, back = np.unique(rows, return_inverse=True)
-        block = self.matrix[distinct]
-        block = block if self.alignment is None else self.alignment.apply(block)
+        block = self.rows.distinct(distinct)
         payload: Payload = {"back": torch.from_numpy(back.reshape(rows.shape))}
         if sp.issparse(block):
-            block = _canonical(block.tocsr())
             return payload | {"entries": CompactRows.from_csr(block, half=self._half)}
         return payload | {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Move the distinct rows, then repeat and order them on the device."""
+        if "kept" in payload:
+            return self._kept.dense(payload["kept"], device)  # type: ignore[union-attr]
         back = payload["back"].to(device, non_blocking=True)
         if "entries" in payload:
             return payload["entries"].to(device).dense(back, device)
@@ -331,6 +372,7 @@ def make_store(
     kind: StoreKind = "auto",
     alignment: GeneAlignment | None = None,
     exact: bool = False,
+    often: np.ndarray | None = None,
 ) -> CellStore:
     """Choose where expression lives.
 
@@ -350,6 +392,8 @@ def make_store(
     exact
         Keep float32 values for a GPU too. Otherwise it gets sparse values rounded to float16, whatever the store: a
         relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
+    often
+        Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.
 
     Raises
     ------
@@ -362,10 +406,13 @@ def make_store(
         matrix = matrix.to_numpy()
     in_memory = isinstance(matrix, np.ndarray) or sp.issparse(matrix)
     if kind == "disk" and in_memory:
-        raise ValueError("store='disk' needs backed data; read the file with sc.read_h5ad(path, backed='r').")
+        raise ValueError(
+            "store='disk' needs data on disk; open the file with sc.read_h5ad(path, backed='r'), or convert it with "
+            "`scvi-tahoe convert` and open that with scvi_tahoe.read_store(folder), which is faster."
+        )
     half = device.type == "cuda" and not exact
     if not in_memory and kind in ("auto", "disk"):
-        return DiskStore(matrix, alignment, half=half)
+        return DiskStore(matrix, alignment, device=device, half=half, often=often)
     if not in_memory:
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
     if sp.issparse(matrix):

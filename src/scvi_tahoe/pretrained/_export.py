@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe._atomic_folder import atomic_folder
 from scvi_tahoe.nn import NetworkConfig
-from scvi_tahoe.pretrained._atomic_folder import atomic_folder
 from scvi_tahoe.pretrained._limits import MALFORMED, UnsafeFileError, member, one_line, verify_size
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
 from scvi_tahoe.pretrained._origin import LossSettings, Provenance
