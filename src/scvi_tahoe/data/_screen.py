@@ -101,6 +101,11 @@ class Labels:
     @classmethod
     def from_values(cls, values: Any) -> Labels:
         """Encode any column; unused categories are left out."""
+        code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
+        if len(code_of_cell) and code_of_cell.min() >= 0:
+            # text is made of each label, not of each cell
+            names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
+            return cls(codes=code.astype(np.int64)[code_of_cell], names=tuple(str(n) for n in names))
         names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
         return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
 
