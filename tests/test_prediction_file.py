@@ -134,7 +134,9 @@ def test_rows_are_sparse_where_that_is_smaller_and_the_log_says_so(models, suffi
 def test_a_written_prediction_is_scored_like_one_in_memory(models, screen, suffix, tmp_path):
     model = models["none"]
     expected, written = (predict(model, path=p) for p in (None, tmp_path / f"predicted.{suffix}"))
-    scores = [model.evaluate(screen, p, preset="quick", allow_train=True, progress=False).summary for p in (expected, written)]
+    scores = [
+        model.evaluate(screen, p, preset="quick", allow_train=True, progress=False).summary for p in (expected, written)
+    ]
     np.testing.assert_allclose(scores[0]["value"], scores[1]["value"], rtol=1e-6)
 
 
@@ -164,6 +166,12 @@ def test_other_endings_are_refused(models, name, tmp_path):
         predict(models["none"], path=tmp_path / name)
 
 
+def write_half(path, predicted, error):
+    with written_prediction(path, obs=predicted.obs, var=predicted.var) as file:
+        file.append("X", dense(predicted.X)[:10])
+        raise error
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_prediction_that_fails_leaves_nothing(models, suffix, tmp_path):
     path = tmp_path / "new" / f"predicted.{suffix}"
@@ -172,20 +180,16 @@ def test_a_prediction_that_fails_leaves_nothing(models, suffix, tmp_path):
     assert not path.parent.exists()
     predicted = predict(models["none"], n_cells=2)
     path.parent.mkdir()
-    with (
-        pytest.raises(RuntimeError, match="no space left"),
-        written_prediction(path, obs=predicted.obs, var=predicted.var) as file,
-    ):
-        file.append("X", predicted.X[:10])
-        raise RuntimeError("no space left")
+    with pytest.raises(RuntimeError, match="no space left"):
+        write_half(path, predicted, RuntimeError("no space left"))
     assert list(path.parent.iterdir()) == []
 
 
 def test_an_interrupted_replacement_leaves_the_old_prediction(models, tmp_path):
     path = tmp_path / "predicted.h5ad"
     predicted = predict(models["none"], n_cells=2, path=path).to_memory()
-    with pytest.raises(KeyboardInterrupt), written_prediction(path, obs=predicted.obs, var=predicted.var):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path, predicted, KeyboardInterrupt())
     np.testing.assert_array_equal(dense(read(path).X), dense(predicted.X))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
@@ -36,7 +35,7 @@ from scvi_tahoe._exchange import (
 )
 from scvi_tahoe._learning_rate import LearningRateTest, run_learning_rate_test
 from scvi_tahoe._module import TahoeSTModule, base_cells
-from scvi_tahoe._predicted_chunks import Forward
+from scvi_tahoe._predicted_chunks import Forward, default_batch_size
 from scvi_tahoe._prediction import OUTPUTS, Output, cells_of_plan, conditions_asked, plan_prediction
 from scvi_tahoe._prediction_devices import Devices, prediction_devices
 from scvi_tahoe._prediction_file import prediction_path
@@ -998,7 +997,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         seed
             Which control cells meet. A prediction depends on the seed and its own condition, not on what else is asked.
         batch_size
-            Cell sets a forward pass; None takes 16.
+            Cell sets a forward pass; None takes 16, or fewer of many genes on a CPU.
         store
             Where expression lives, as in :meth:`train`.
         precision
@@ -1057,17 +1056,16 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             )
         self.module.eval()
         products = autocast_dtype(precision, chosen[0])
+        if batch_size is None:
+            batch_size = default_batch_size(chosen[0], set_size=self.set_size, width=len(self.genes))
         forward = Forward(
-            set_size=self.set_size, batch_size=16 if batch_size is None else batch_size, output=output,
-            products=products, progress=progress,
-        )  # fmt: skip
+            set_size=self.set_size, batch_size=batch_size, output=output, products=products, progress=progress
+        )
         sources = minibatch_sources(
             self, screen, chosen[0], store=store, table=table, alignment=alignment, exact=products is None,
             rows=plan.rows_read,
         )  # fmt: skip
-        sources, plan, base = begin_prior(
-            self, sources, plan, screen, index, table=table, seed=seed, device=chosen[0]
-        )
+        sources, plan, base = begin_prior(self, sources, plan, screen, index, table=table, seed=seed, device=chosen[0])
         job = PredictionJob(
             module=self.module, sources=sources, plan=plan, base=base, forward=forward, devices=chosen,
             genes=self.genes, obs=cells_of_plan(plan, screen, self.keys), record=self._prediction_record(output, seed),

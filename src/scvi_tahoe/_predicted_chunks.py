@@ -20,20 +20,30 @@ from tqdm.auto import tqdm
 from scvi_tahoe._arrivals import Arrivals
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe._module import base_cells
-from scvi_tahoe.data import CellSetDataset, CellSetRequest, ExhaustiveSampler, MinibatchSources, make_store
+from scvi_tahoe.data import CellSetDataset, CellSetRequest, CellStore, ExhaustiveSampler, MinibatchSources, make_store
 from scvi_tahoe.train import explained_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from scvi_tahoe._base_supply import BaseSupply
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe._prediction import Output, PredictionPlan
 
-__all__ = ["CHUNK_BYTES", "Chunk", "Forward", "predicted_chunks", "prior_chunks", "prediction_width"]
+__all__ = [
+    "CHUNK_BYTES",
+    "Chunk",
+    "Forward",
+    "default_batch_size",
+    "predicted_chunks",
+    "prediction_width",
+    "prior_chunks",
+]
 
 #: dense float32 cells that are predicted before they are handed on, where not all are wanted at once
 CHUNK_BYTES = 2**29
+_SETS = 16
+_CPU_BYTES = 2**24
 _ROWS = 4096  # cells that are moved by a prior of means at once
 
 
@@ -94,6 +104,23 @@ class _Placed:
     stop_row: int
 
 
+def default_batch_size(device: torch.device, *, set_size: int, width: int) -> int:
+    """Sets of a minibatch where the user does not say.
+
+    Parameters
+    ----------
+    device
+        Where the network runs. The allocator of a CPU gives memory of more than 32 MiB back to the system after each
+        operation, and to be given it anew takes longer than most operations: so there the cells of a minibatch stay
+        smaller.
+    set_size
+        Cells of a set.
+    width
+        Genes of a cell.
+    """
+    return _SETS if device.type != "cpu" else min(_SETS, max(1, _CPU_BYTES // (4 * set_size * width)))
+
+
 def prediction_width(module: TahoeSTModule, output: Output) -> int:
     """Genes, or dimensions of an embedding, of a predicted cell."""
     decoder = module.config.gene_decoder
@@ -110,7 +137,7 @@ def predicted_chunks(
     base: BaseSupply | None = None,
     out: np.ndarray | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Predict all conditions of a plan, in their order.
 
     Parameters
@@ -156,9 +183,7 @@ def predicted_chunks(
             if out is None:
                 cells[: len(rest)] = rest
             _supply_base(base, group, replicas, exact=forward.products is None)
-            with explained_out_of_memory(
-                batch_size=forward.batch_size, set_size=forward.set_size, doing="prediction"
-            ):
+            with explained_out_of_memory(batch_size=forward.batch_size, set_size=forward.set_size, doing="prediction"):
                 _predict(replicas, group, torch.from_numpy(cells), start, forward, pool, bar)
             stop_task = int(np.searchsorted(plan.stops, group[-1].stop_row, side="right"))
             stop = int(plan.stops[stop_task - 1])
@@ -174,7 +199,7 @@ def prior_chunks(
     base: BaseSupply | None,
     out: np.ndarray | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """What the prior alone says of all conditions of a plan; parameters as of :func:`predicted_chunks`."""
     width, stops = sources.cells.n_features, plan.stops
     first = start = 0
@@ -283,20 +308,18 @@ def _supply_base(
         replica.dataset.sources = replace(replica.dataset.sources, base=own)
 
 
-class _Renumbered:
-    """A store whose first row has another number than 0."""
+class _Renumbered(CellStore):
+    """A store whose first row has another number than 0. It expects nothing: it is in memory."""
 
-    def __init__(self, store: Any, first_row: int) -> None:
-        self._store, self._first_row, self.n_features = store, first_row, store.n_features
+    def __init__(self, store: CellStore, first_row: int) -> None:
+        self._store, self._first_row = store, first_row
+        self.n_features, self.description = store.n_features, store.description
 
     def fetch(self, rows: np.ndarray) -> dict[str, Any]:
         return self._store.fetch(rows - self._first_row)
 
     def dense(self, payload: dict[str, Any], device: torch.device) -> torch.Tensor:
         return self._store.dense(payload, device)
-
-    def expect(self, rows: np.ndarray) -> None:
-        """Nothing: the store is on the device, or in main memory at worst."""
 
 
 def _predict(
@@ -367,7 +390,7 @@ def _wanted(cells_SNG: torch.Tensor, valid_S: np.ndarray) -> torch.Tensor:
     """The leading cells of each set, without asking the device how many they are."""
     n = cells_SNG.shape[1]
     cells = cells_SNG.flatten(0, 1)
-    if (valid_S == n).all():
-        return cells
+    if (valid_S[:-1] == n).all():
+        return cells[: int(valid_S.sum())]
     wanted = np.flatnonzero(np.arange(n) < valid_S[:, None])
     return cells[torch.from_numpy(wanted).to(cells.device, non_blocking=True)]

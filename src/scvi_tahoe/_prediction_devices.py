@@ -37,15 +37,19 @@ def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.devic
         If there are not so many devices, or this process is one of several that were started together.
     """
     n_known = torch.cuda.device_count()
-    if devices is None or (_is_number(devices) and devices == 1):
-        return (own,)
-    if devices == "auto":
-        return (own,) if own.type != "cuda" or _n_processes() > 1 else _beginning_with(own, n_known)
-    if _is_number(devices) and 1 < int(devices) <= n_known:  # type: ignore[call-overload]
-        chosen = _beginning_with(own, n_known)[: int(devices)]  # type: ignore[call-overload]
-    elif _is_list(devices) and all(0 <= i < n_known for i in devices):  # type: ignore[union-attr]
-        chosen = tuple(torch.device("cuda", int(i)) for i in devices)  # type: ignore[union-attr]
-    else:
+    chosen: tuple[torch.device, ...] | None = None
+    if devices is None:
+        chosen = (own,)
+    elif devices == "auto":
+        chosen = (own,) if own.type != "cuda" or _n_processes() > 1 else _beginning_with(own, n_known)
+    elif isinstance(devices, int) and not isinstance(devices, bool):
+        if devices == 1:
+            chosen = (own,)
+        elif 1 < devices <= n_known:
+            chosen = _beginning_with(own, n_known)[:devices]
+    elif _is_list_below(devices, n_known):
+        chosen = tuple(torch.device("cuda", i) for i in devices)  # type: ignore[union-attr]
+    if chosen is None:
         have = f"{n_known} CUDA device{'' if n_known == 1 else 's'}"
         raise ValueError(
             f"devices={devices!r} must be 'auto', a number of CUDA devices or a list of different ones; this machine "
@@ -59,13 +63,12 @@ def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.devic
     return chosen
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_list(value: Any) -> bool:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return is_list and all(map(_is_number, value)) and len(set(value)) == len(value)
+def _is_list_below(value: Any, n_known: int) -> bool:
+    """Whether this is a list of different numbers of devices."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return False
+    are_numbers = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < n_known for i in value)
+    return are_numbers and len(set(value)) == len(value)
 
 
 def _n_processes() -> int:

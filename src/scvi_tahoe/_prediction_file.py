@@ -196,9 +196,7 @@ def _consolidate(root: Any) -> None:
 
 
 @contextmanager
-def written_prediction(
-    path: Path, *, obs: pd.DataFrame, var: pd.DataFrame
-) -> Iterator[PredictionFile]:
+def written_prediction(path: Path, *, obs: pd.DataFrame, var: pd.DataFrame) -> Iterator[PredictionFile]:
     """A file beside ``path`` that takes its place when the block ends without an error, and is gone otherwise.
 
     Parameters

@@ -20,7 +20,7 @@ from scvi_tahoe._prediction_file import open_prediction, written_prediction
 from scvi_tahoe.evaluate import PREDICTION_RECORD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
     import torch
@@ -134,9 +134,7 @@ class PredictionJob:
             before: Future[None] | None = None
             for chunk in chunks:
                 if self.calibration is not None and output not in ("embedding", "prior"):
-                    scale_effects(
-                        chunk.cells, chunk.plan, self._expression, device, self.calibration, output=output
-                    )
+                    scale_effects(chunk.cells, chunk.plan, self._expression, device, self.calibration, output=output)
                 alarm.see(chunk.cells, chunk.plan)
                 start = self._start_cells(chunk.plan) if self.control_layer else None
                 if before is not None:
@@ -155,7 +153,7 @@ class PredictionJob:
             self._sampling.update(sampling)
         take(chunk.first_row, cells, start)
 
-    def _chunks(self, out: np.ndarray | None) -> Iterator[Chunk]:
+    def _chunks(self, out: np.ndarray | None) -> Generator[Chunk, None, None]:
         if self.forward.output == "prior":
             return prior_chunks(
                 self.sources, self.plan, device=self.devices[0], base=self.base, out=out, chunk_bytes=CHUNK_BYTES

@@ -442,7 +442,9 @@ class _CellMaker:
         Where.
     """
 
-    def __init__(self, prior: CellPrior, targets: Mapping[str, PriorTarget], genes: slice, device: torch.device) -> None:
+    def __init__(
+        self, prior: CellPrior, targets: Mapping[str, PriorTarget], genes: slice, device: torch.device
+    ) -> None:
         self._prior, self._targets, self._genes, self._device = prior, targets, genes, device
         self._populations: dict[tuple[str, str], tuple[Population, np.ndarray]] = {}
         self._donors = prior.donors[:, genes]

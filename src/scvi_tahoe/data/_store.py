@@ -371,6 +371,12 @@ def _canonical(matrix: Any) -> Any:
     return matrix
 
 
+def _worth_selecting(rows: np.ndarray | None, matrix: Any) -> np.ndarray | None:
+    """The distinct rows, where they are at most half of the matrix."""
+    distinct = None if rows is None else np.unique(rows)
+    return distinct if distinct is not None and 2 * len(distinct) <= matrix.shape[0] else None
+
+
 def _room(device: torch.device) -> int:
     """Bytes of a device that expression may take."""
     if device.type == "cuda":
@@ -422,8 +428,8 @@ def make_store(
         Keep float32 values for a GPU too. Otherwise it gets sparse values rounded to float16, whatever the store: a
         relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
     rows
-        The only rows that will be read; None: any. Of a matrix in memory no others are then taken to the device, if
-        that saves at least half of it.
+        The only rows that will be read; None: any. No others are then kept beside the matrix or taken to the
+        device, if that saves at least half of it.
 
     Raises
     ------
@@ -437,18 +443,25 @@ def make_store(
     in_memory = isinstance(matrix, np.ndarray) or sp.issparse(matrix)
     if kind == "disk" and in_memory:
         raise ValueError("store='disk' needs backed data; read the file with sc.read_h5ad(path, backed='r').")
-    if rows is not None and in_memory and 2 * len(rows := np.unique(rows)) <= matrix.shape[0]:
-        chosen = (matrix.tocsr() if sp.issparse(matrix) else matrix)[rows]
-        return SelectedRows(
-            make_store(chosen, device, kind=kind, alignment=alignment, exact=exact), rows, matrix.shape[0]
-        )
     half = device.type == "cuda" and not exact
     if not in_memory and kind in ("auto", "disk"):
         return DiskStore(matrix, alignment, half=half)
     if not in_memory:
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
     if sp.issparse(matrix):
-        matrix = _canonical(matrix.tocsr())
+        matrix = matrix.tocsr()
+    chosen = _worth_selecting(rows, matrix)
+    if chosen is None:
+        return _in_memory(matrix, device, kind, alignment, half=half)
+    return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
+
+
+def _in_memory(
+    matrix: Any, device: torch.device, kind: StoreKind, alignment: GeneAlignment | None, *, half: bool
+) -> CellStore:
+    """On the device, or in main memory."""
+    if sp.issparse(matrix):
+        matrix = _canonical(matrix)
         half = half and fits_half(matrix.data)
     if alignment is not None:
         matrix = alignment.apply(matrix)
