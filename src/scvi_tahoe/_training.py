@@ -366,6 +366,7 @@ class TrainingRun:
             # each process takes its own minibatches from the sampler
             "use_distributed_sampler": False,
             **self.options,
+            **self._strategy(),
             "max_steps": self.plan.max_steps,
             "callbacks": [*callbacks, *self.options.get("callbacks", [])],
             "logger": self._loggers(logger),
@@ -376,6 +377,12 @@ class TrainingRun:
             "simple_progress_bar": False,
             "ckpt_path": self.resume_from,
         }
+
+    def _strategy(self) -> dict[str, Any]:
+        """Lightning's data-parallel strategy, whose gradients then live where they are exchanged and are not copied."""
+        if self.options.get("strategy") != "ddp":
+            return {}
+        return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True)}
 
     def _loggers(self, chosen: str | Logger | Sequence[Logger] | None) -> list[Logger]:
         path = self.folder / "metrics.csv" if self.folder is not None and chosen is not None else None

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +78,46 @@ def test_values_beyond_float16_stay_finite():
     x[0, 0, 0] = 1e6
     for part in value_and_gradient(x, y, products=torch.float16):
         assert torch.isfinite(part).all()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, whose interpreter runs anywhere")
+def test_the_kernels_compute_what_float64_computes():
+    # the interpreter has to be chosen before Triton is imported
+    code = """
+import contextlib, torch
+torch.cuda.device = lambda device: contextlib.nullcontext()
+from scvi_tahoe.nn import energy_distance
+from scvi_tahoe.nn._energy_kernels import centred_cells, distances, pull_weights, scaled_rows
+
+def by_kernels(x, y, gradient, excluded):
+    n, m = x.shape[1], y.shape[1]
+    pairs_x, pairs_y = (k * (k - 1) if excluded else k * k for k in (n, m))
+    cells, square = centred_cells(x, y, 6e4)
+    product, within = cells[:, m:].float() @ cells.mT.float(), cells[:, :m].float() @ cells[:, :m].mT.float()
+    across, inside = distances(product, square, first=m, split=m, rounding=4e-6, keep=True).sum(1).unbind(-1)
+    other = distances(within, square, first=0, split=m, rounding=4e-6, keep=False)[..., 0].sum(1)
+    weight, scale = pull_weights(product, n_observed=m, across=1 / (n * m), within=1 / pairs_x)
+    pulled = (weight.float() @ cells.float()).half()
+    value = across / (n * m) - inside / pairs_x / 2 - other / pairs_y / 2
+    return value, scaled_rows(pulled, scale * gradient[:, None], x.shape[2], x.dtype)
+
+torch.manual_seed(0)
+for n, m, genes in ((20, 24, 501), (33, 17, 64), (16, 16, 2500)):
+    mean = torch.rand(genes) * 1.5
+    x, y = ((torch.randn(3, k, genes) * 0.5 + mean).relu() for k in (n, m))
+    y, gradient = 1.1 * y, torch.arange(1, 4).float()
+    x[:, 5] = x[:, 4]
+    for diagonal in ("zero", "excluded"):
+        exact = x.double().requires_grad_()
+        expected = energy_distance(exact, y.double(), diagonal=diagonal)
+        (expected * gradient).sum().backward()
+        found = by_kernels(x, y, gradient, diagonal == "excluded")
+        for a, b in zip(found, (expected.detach(), exact.grad)):
+            if (a - b).norm() > 1e-3 * b.norm():
+                raise SystemExit(f"{n}, {m}, {genes}, {diagonal}: {float((a - b).norm() / b.norm())}")
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True, timeout=300)
 
 
 @pytest.mark.gpu

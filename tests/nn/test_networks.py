@@ -259,3 +259,38 @@ def test_parts_of_a_perturbation_are_encoded_each_and_summed_in_any_order():
     torch.testing.assert_close(pair[0], encode(one) + encode(other))
     torch.testing.assert_close(pair, turned)
     torch.testing.assert_close(single[0], encode(one))
+
+
+WIDE: dict[str, Any] = {**SMALL, "head_dim": 5, "n_output": 83, "n_input": 83}
+
+
+def in_16_bits(network, device: str):
+    """Prediction and gradient of the control encoder, with products in bfloat16."""
+    control = cells().to(device)[..., :1].expand(-1, -1, 83) * torch.linspace(0.1, 2, 83, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        prediction = network.to(device)(control, perturbations().to(device)).prediction_SNG
+    prediction.float().square().sum().backward()
+    return prediction.float().cpu(), {n: p.grad.cpu() for n, p in network.named_parameters() if p.grad is not None}
+
+
+def assert_same_in_16_bits(found, expected):
+    assert (found[0] - expected[0]).norm() < 0.02 * expected[0].norm()
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        assert (found[1][name] - gradient).norm() < 0.05 * gradient.norm() + 1e-3, name
+
+
+@pytest.mark.parametrize("head", ["down_up", "delta", "absolute"])
+def test_what_a_gpu_computes_in_16_bits_is_the_same_network(head, monkeypatch):
+    expected = in_16_bits(build(**{**WIDE, "head": head}), "cpu")
+    for module in ("_aligned_linear", "_networks", "_backbone"):
+        monkeypatch.setattr(f"scvi_tahoe.nn.{module}.runs_in_16_bits", lambda x: True)
+    assert_same_in_16_bits(in_16_bits(build(**{**WIDE, "head": head}), "cpu"), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("head", ["down_up", "delta", "absolute"])
+def test_on_a_gpu_products_of_16_bits_give_the_same_network(head):
+    expected = in_16_bits(build(**{**WIDE, "head": head}), "cpu")
+    assert_same_in_16_bits(in_16_bits(build(**{**WIDE, "head": head}), "cuda"), expected)

@@ -396,7 +396,9 @@ def _device_bytes(matrix: Any, device: torch.device, *, half: bool) -> int:
 def _on_device(matrix: Any, device: torch.device, *, half: bool) -> DeviceStore:
     """Dense where that is no larger than CSR or small anyway; dense rows need no scattering."""
     if sp.issparse(matrix) and 4 * matrix.shape[0] * matrix.shape[1] <= max(_SMALL_DENSE, 6 * matrix.nnz):
-        matrix = matrix.astype(np.float16).astype(np.float32).toarray() if half else matrix.toarray()
+        matrix = matrix.toarray()
+        # after it is dense: scipy has no sparse matrices of float16
+        matrix = matrix.astype(np.float16).astype(np.float32) if half else matrix
     return DeviceStore(matrix, device, half=half)
 
 

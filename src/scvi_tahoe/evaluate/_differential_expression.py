@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from typing import TYPE_CHECKING, Literal, cast
 
-from scvi_tahoe.evaluate._differential_expression_gpu import differential_expression_gpu
+from scvi_tahoe.evaluate._differential_expression_gpu import differential_expression_gpu, fits_single_precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,9 +45,10 @@ def differential_expression(
     control
         Label of the control cells.
     backend
-        ``"cpu"`` (pdex) or ``"gpu"`` (gpudge).
+        ``"cpu"`` (pdex) or ``"gpu"`` (gpudge). Float64 values that float32 cannot hold are tested on the CPU in any
+        case, with a warning: gpudge ranks float32.
     num_threads
-        Threads of the test on the CPU; ``None`` takes every core that the process may use.
+        Threads of what runs on the CPU; ``None`` takes every core that the process may use.
     progress
         Show pdex's progress bar, which tells the time left.
 
@@ -54,8 +56,16 @@ def differential_expression(
     -------
     One row a (perturbation, gene): ``target``, ``feature``, ``log2_fold_change``, ``p_value``, ``fdr`` and more.
     """
+    if backend == "gpu" and fits_single_precision(cells):
+        return differential_expression_gpu(
+            cells, control=control, label_column=LABEL_COLUMN, num_threads=num_threads or available_cores()
+        )
     if backend == "gpu":
-        return differential_expression_gpu(cells, control=control, label_column=LABEL_COLUMN)
+        warnings.warn(
+            "Differential expression runs on the CPU: the expression is float64 with values that float32 cannot hold, "
+            "and the GPU ranks float32, where close values would tie. Cast prediction and reference to float32 first.",
+            stacklevel=2,
+        )
     from pdex import pdex
 
     adata = cells.to_adata(perturbation_key=LABEL_COLUMN)

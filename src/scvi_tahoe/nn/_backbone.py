@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scvi_tahoe.nn._aligned_linear import more_to_align, runs_in_16_bits
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -104,18 +106,19 @@ class Attention(nn.Module):
         self.kind = config.attention
         self.dropout = config.attention_dropout
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        self.widths = [queries, keys, keys]
-        self.qkv = _linear(config.hidden, sum(self.widths), bias=bias)
+        self.qkv = _linear(config.hidden, queries + 2 * keys, bias=bias)
         self.out = _linear(queries, config.hidden, bias=bias, branches=2 * config.n_layers)
 
     def forward(self, tokens_STD: Tensor, allowed: Tensor | None = None, rotary: Rotary | None = None) -> Tensor:
         """Return what every token gathers from the tokens it may see."""
-        query, key, value = self.qkv(tokens_STD).split(self.widths, dim=-1)
-        value_SHTW = self._grouped(self._heads(value))
+        # the fused kernels want heads of multiples of 8, and would copy queries, keys and values to get them
+        more = more_to_align(self.head_dim) if rotary is None and runs_in_16_bits(tokens_STD) else 0
+        heads_SHTW = self._project(tokens_STD, more).unflatten(-1, (-1, self.head_dim + more)).transpose(1, 2)
+        query_SHTW, key_SKTW, value_SKTW = heads_SHTW.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
+        value_SHTW = self._grouped(value_SKTW)
         if self.kind == "self_only":
             # A softmax over one token is 1, so the token's own value is all there is to gather.
-            return self.out(value_SHTW.transpose(1, 2).flatten(2))
-        query_SHTW, key_SKTW = self._heads(query), self._heads(key)
+            return self._join(value_SHTW, more)
         if rotary is not None:
             query_SHTW, key_SKTW = _rotate(query_SHTW, rotary), _rotate(key_SKTW, rotary)
         gathered_SHTW = F.scaled_dot_product_attention(
@@ -126,11 +129,27 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             # Without padding no mask is built at all: the fused kernels take this path.
             is_causal=allowed is None and self.kind != "full",
+            scale=self.head_dim**-0.5,
         )
-        return self.out(gathered_SHTW.transpose(1, 2).flatten(2))
+        return self._join(gathered_SHTW, more)
 
-    def _heads(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def _project(self, tokens_STD: Tensor, more: int) -> Tensor:
+        """Queries, keys and values of all heads, each head with ``more`` columns of zeros."""
+        if not more or type(self.qkv) is not nn.Linear:
+            return _widened_heads(self.qkv(tokens_STD), self.head_dim, more)
+        weight = _widened_heads(_rounded(self.qkv.weight).T, self.head_dim, more).T
+        bias = None if self.qkv.bias is None else _widened_heads(self.qkv.bias, self.head_dim, more)
+        return F.linear(tokens_STD, weight, bias)
+
+    def _join(self, heads_SHTW: Tensor, more: int) -> Tensor:
+        """Map what the heads gathered back to the tokens."""
+        flat = heads_SHTW.transpose(1, 2).flatten(2)
+        if not more:
+            return self.out(flat)
+        if type(self.out) is not nn.Linear:
+            return self.out(heads_SHTW[..., : self.head_dim].transpose(1, 2).flatten(2))
+        weight = _widened_heads(_rounded(self.out.weight), self.head_dim, more)
+        return F.linear(flat, weight, self.out.bias)
 
     def _grouped(self, shared_SKTW: Tensor) -> Tensor:
         """Repeat shared key/value heads so that there is one for every query head."""
@@ -159,6 +178,16 @@ def _linear(n_in: int, n_out: int, *, bias: bool, branches: int = 1) -> nn.Linea
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """The weight in the 16 bits of the products, before anything else is done with it: half the bytes."""
+    return weight.to(torch.get_autocast_dtype(weight.device.type))
+
+
+def _widened_heads(flat: Tensor, head_dim: int, more: int) -> Tensor:
+    """Columns of heads, one head after the other, with ``more`` zeros behind each."""
+    return F.pad(flat.unflatten(-1, (-1, head_dim)), (0, more)).flatten(-2) if more else flat
 
 
 def _allowed(present_ST: Tensor, *, causal: bool) -> Tensor:

@@ -5,9 +5,10 @@ S sets, N predicted and M observed cells of a set, G genes (or any width). Every
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from scvi_tahoe.nn._energy_distance import EnergyDistance
 
@@ -162,8 +163,22 @@ def mse(x_SNG: Tensor, y_SNG: Tensor) -> Tensor:
 
 
 def set_mean(cells_SNG: Tensor) -> Tensor:
-    """Mean cell of each set, at least in float32 and without a wide copy of the cells."""
-    return cells_SNG.mean(1, dtype=torch.promote_types(cells_SNG.dtype, torch.float32))
+    """Mean cell of each set, at least in float32 and without a wide copy of the cells or of their gradient."""
+    return _SetMean.apply(cells_SNG)
+
+
+class _SetMean(torch.autograd.Function):
+    """The mean over cells, whose gradient is the same for every cell and takes the memory of one."""
+
+    @staticmethod
+    def forward(ctx: Any, cells_SNG: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.shape, ctx.dtype = cells_SNG.shape, cells_SNG.dtype
+        return cells_SNG.mean(1, dtype=torch.promote_types(cells_SNG.dtype, torch.float32))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_SG: Tensor) -> Tensor:
+        return (gradient_SG / ctx.shape[1]).to(ctx.dtype)[:, None].expand(ctx.shape)
 
 
 def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:

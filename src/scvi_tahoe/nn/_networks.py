@@ -14,13 +14,13 @@ width of a cell, **P** width of a perturbation vector, **B** technical batches, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scvi_tahoe.nn._aligned_linear import AlignedLinear
+from scvi_tahoe.nn._aligned_linear import AlignedLinear, runs_in_16_bits, widened
 from scvi_tahoe.nn._backbone import Backbone
 from scvi_tahoe.nn._config import SIZES, GeneDecoderConfig, NetworkConfig
 
@@ -188,10 +188,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` mapped from the first width to the last; leading dimensions stay."""
-        *hidden_layers, last = self.layers
-        for layer in hidden_layers:
+        return self.layers[-1](self.before_last(x))
+
+    def before_last(self, x: Tensor) -> Tensor:
+        """What the last layer is given."""
+        for layer in self.layers[:-1]:
             x = self.dropout(self.activation(layer(x)))
-        return last(x)
+        return x
 
 
 class Head(nn.Module):
@@ -216,13 +219,34 @@ class Head(nn.Module):
         elif self.kind == "absolute":
             prediction_SNG = self.project(hidden_SND)
         elif self.down is not None and self.up is not None:
-            prediction_SNG = self.up(F.gelu(self.down(self.project(hidden_SND) + control_SNG)))
+            prediction_SNG = self._down_and_up(hidden_SND, control_SNG, self.down, self.up)
         else:
             change_SNG = self.project(hidden_SND)
             prediction_SNG = base_SNG + (change_SNG * (base_SNG > 0) if self.keep_zeros else change_SNG)
         # Unlike relu, clamp passes the gradient on at exactly zero. An untrained delta head predicts exactly zero
         # wherever the control is zero, and has to be able to switch such a gene on.
         return prediction_SNG.clamp_min(0) if self.rectify else prediction_SNG
+
+    def _down_and_up(self, hidden_SND: Tensor, control_SNG: Tensor, down: AlignedLinear, up: AlignedLinear) -> Tensor:
+        """``up(gelu(down(project(hidden) + control)))``.
+
+        Only linear maps lie between the last hidden layer of ``project`` and the bottleneck. For many cells their
+        product is formed first, which saves a product of all cells at the width of all genes, and rounding to 16 bits
+        of a small change that was added to the control.
+        """
+        last, n_cells = cast("AlignedLinear", self.project.layers[-1]), control_SNG.shape[:-1].numel()
+        # adapters replace layers by ones that are more than a weight and a bias
+        plain = all(type(layer) is AlignedLinear for layer in (down, up, last))
+        saves = n_cells * (down.in_features - down.out_features) > down.in_features * down.out_features
+        if not (plain and saves and runs_in_16_bits(control_SNG)):
+            return up(F.gelu(down(self.project(hidden_SND) + control_SNG)))
+        dtype = torch.get_autocast_dtype(control_SNG.device.type)
+        (down_weight, down_bias), (up_weight, up_bias), (weight, bias) = (x.aligned(dtype) for x in (down, up, last))
+        before_SND = widened(self.project.before_last(hidden_SND), weight.shape[1])
+        constant = None if bias is None else down_weight @ bias
+        lowered = F.linear(before_SND, down_weight @ weight, constant)
+        lowered = lowered + F.linear(widened(control_SNG, down_weight.shape[1]), down_weight, down_bias)
+        return F.linear(F.gelu(lowered), up_weight, up_bias)[..., : up.out_features]
 
 
 class Confidence(nn.Module):

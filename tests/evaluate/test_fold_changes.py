@@ -1,0 +1,69 @@
+"""Fold changes taken beside the GPU: those of pdex to the last bit, so that ranks do not depend on the backend."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from scvi_tahoe.evaluate._cells import CellTable
+from scvi_tahoe.evaluate._differential_expression import differential_expression
+from scvi_tahoe.evaluate._differential_expression_gpu import fits_single_precision
+from scvi_tahoe.evaluate._fold_changes import fold_changes
+
+TARGETS = ("a", "b", "c")
+
+
+def table(*, dtype=np.float32, form="csr"):
+    """Shuffled cells; gene 0 is in no cell, gene 1 in no control, gene 2 in the controls alone."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(["control", *TARGETS], 60))
+    matrix = np.log1p(rng.poisson(rng.gamma(0.4, 2, 300), (len(labels), 300)) * rng.gamma(8, 1 / 8, (len(labels), 1)))
+    matrix[:, 0] = 0
+    matrix[:, 1] = labels != "control"
+    matrix[:, 2] = labels == "control"
+    matrix = matrix.astype(dtype)
+    names = np.arange(len(labels)).astype(str)
+    return CellTable(
+        sp.csr_matrix(matrix) if form == "csr" else np.asarray(matrix, order=form),
+        labels,
+        np.full(len(labels), "all"),
+        np.array([f"gene_{i}" for i in range(matrix.shape[1])]),
+        names,
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", ["csr", "C", "F"])
+def test_fold_changes_are_those_of_pdex_bit_by_bit(dtype, form):
+    cells = table(dtype=dtype, form=form)
+    pdex = differential_expression(cells, control="control").sort("target", maintain_order=True)
+    ours = fold_changes(cells, TARGETS, control="control", num_threads=2)
+    np.testing.assert_array_equal(ours.ravel(), pdex["log2_fold_change"].to_numpy())
+
+
+def test_a_gene_of_one_side_is_infinite_and_one_of_neither_unchanged():
+    changes = fold_changes(table(), TARGETS, control="control")
+    np.testing.assert_array_equal(changes[:, :3], [[0, np.inf, -np.inf]] * 3)
+
+
+def test_no_perturbation_gives_no_row():
+    assert fold_changes(table(), (), control="control").shape == (0, 300)
+
+
+def test_float64_values_that_float32_cannot_hold_are_tested_on_the_cpu_with_a_warning():
+    cells = table(dtype=np.float64)
+    with pytest.warns(UserWarning, match="runs on the CPU: the expression is float64"):
+        asked_for_gpu = differential_expression(cells, control="control", backend="gpu")
+    assert asked_for_gpu.equals(differential_expression(cells, control="control"))
+
+
+@pytest.mark.parametrize("form", ["csr", "C"])
+def test_float32_values_fit_whatever_type_holds_them(form):
+    single, double = table(form=form), table(dtype=np.float64, form=form)
+    held = CellTable(
+        single.expression.astype(np.float64), single.perturbation, single.context, single.genes, single.names
+    )
+    assert fits_single_precision(single)
+    assert fits_single_precision(held)
+    assert not fits_single_precision(double)
