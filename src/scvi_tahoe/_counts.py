@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe._sparse_rows import csr_of
 from scvi_tahoe.data import DiskRows, expression_adata, infer_scale, is_sharded
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def counts_of_prediction(
         for first in range(0, len(cells_CG), _CHUNK):
             rate_CG = _rates(cells_CG[first : first + _CHUNK], total_C[first : first + _CHUNK])
             counts_CG = rng.poisson(rate_CG) if poisson else _rounded(rate_CG, rng)
-            blocks.append(sp.csr_matrix(counts_CG, dtype=np.int32))
+            blocks.append(csr_of(counts_CG.astype(np.int32)))
     return sp.vstack(blocks, format="csr"), sampling
 
 

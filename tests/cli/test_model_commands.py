@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from anndata import read_h5ad
+from anndata import read_h5ad, read_zarr
 from typer.testing import CliRunner
 
 from scvi_tahoe import TahoeST, read_store
@@ -43,6 +43,26 @@ def test_predict_writes_the_cells_that_were_asked_for(folder):
     assert set(predicted.obs["perturbation"]) == {"perturbation_1", "perturbation_3"}
     assert set(predicted.obs["context"]) == {"context_2"}
     assert str(predicted.n_obs) in result.output
+
+
+def test_predict_writes_zarr_and_replaces_it_only_when_asked(folder):
+    arguments = ("predict", folder / "model", folder / "screen.h5ad", "-o", folder / "twice.zarr", "--n-cells", 2)
+    assert run(*arguments).exit_code == 0
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "overwrite" in result.stderr
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert read_zarr(folder / "twice.zarr").n_obs == 2 * 4 * 2
+
+
+@pytest.mark.parametrize("devices", ["7", "0,7", "all"])
+def test_predict_refuses_devices_that_are_not_there(folder, devices):
+    result = run(
+        *("predict", folder / "model", folder / "screen.h5ad", "-o", folder / "x.h5ad", "--devices", devices),
+    )
+    assert result.exit_code == 2
+    assert "must be 'auto', a number of CUDA devices or a list" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_predict_names_a_label_that_the_model_does_not_know(folder):

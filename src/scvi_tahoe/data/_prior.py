@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._conditions import ConditionIndex
     from scvi_tahoe.data._embedding_table import EmbeddingTable
 
-__all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase"]
+__all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase", "PriorTarget"]
 
 Prior = Literal["auto", "none", "mean", "transfer", "cells"]
 PRIORS: tuple[Prior, ...] = get_args(Prior)
@@ -230,8 +230,40 @@ class CellPrior:
         device
             Where quantiles are computed.
         """
+        return self.base_from(self.targets(controls), conditions, table, n_cells=n_cells, seed=seed, device=device)
+
+    def targets(self, controls: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> dict[str, PriorTarget]:
+        """What a prior needs to know of the contexts that it is made for.
+
+        Parameters
+        ----------
+        controls
+            Control cells of each, dense; pairs may come one at a time where memory is short.
+        """
         pairs = controls.items() if isinstance(controls, Mapping) else controls
-        contexts = {c: _Target(c, *_moments(block), len(block), _quantiles(block)) for c, block in pairs}
+        return {c: PriorTarget(c, *_moments(block), len(block), _quantiles(block)) for c, block in pairs}
+
+    def base_from(
+        self,
+        contexts: Mapping[str, PriorTarget],
+        conditions: Sequence[Condition],
+        table: EmbeddingTable,
+        *,
+        n_cells: int | Mapping[Condition, int] = 512,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> PriorBase:
+        """As :meth:`base`, for some conditions of contexts that were looked at before.
+
+        The prior of a condition is the same to the last bit, whichever others are made with it.
+
+        Parameters
+        ----------
+        contexts
+            Of :meth:`targets`: all contexts that are predicted, whichever conditions are made now.
+        conditions, table, n_cells, seed, device
+            As in :meth:`base`.
+        """
         sources = {c: self._source(c, contexts[c.context], table) for c in conditions}
         words = {c: source.words for c, source in sources.items()}
         if self.kind != "cells":
@@ -255,7 +287,7 @@ class CellPrior:
 
     # ------------------------------------------------------------------ which conditions, and how much of them
 
-    def _source(self, condition: Condition, target: _Target, table: EmbeddingTable) -> _Source:
+    def _source(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> _Source:
         """What the prior of a condition is made from."""
         here, label = condition
         in_context = np.array([c.context == here for c in self.conditions])
@@ -276,13 +308,13 @@ class CellPrior:
         near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
         return _Source(here, (label,), (near,), "the nearest perturbations by embedding")
 
-    def _elsewhere(self, conditions: np.ndarray, target: _Target) -> np.ndarray:
+    def _elsewhere(self, conditions: np.ndarray, target: PriorTarget) -> np.ndarray:
         """Weights of conditions of one perturbation, by their cells and by how alike their contexts are to this."""
         likeness = self._context_likeness(target)
         by_context = np.array([likeness[c.context] for c in self.conditions])
         return _normalised(conditions, by_context * np.minimum(self.n_cells, _MAX_DONORS))
 
-    def _parts(self, condition: Condition, target: _Target, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
+    def _parts(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
         """Weights for each part of a combination that was measured alone: in its context, else in others."""
         if table.composition is None:
             return ()
@@ -301,7 +333,7 @@ class CellPrior:
                 weights.append(self._elsewhere(alone, target))
         return tuple(weights)
 
-    def _context_likeness(self, target: _Target) -> dict[str, float]:
+    def _context_likeness(self, target: PriorTarget) -> dict[str, float]:
         """How alike the controls of each training context are to these: inverse squared distance of the means."""
         distance = np.square(self.control_means - target.mean).mean(1)
         floor = 1e-3 + 0.1 * float(distance.mean())
@@ -320,18 +352,18 @@ class CellPrior:
         weight[shared] = 1 / (len(shared) + 1)
         return weight
 
-    def anchor_moments(self, weight: np.ndarray, control: _Target) -> tuple[np.ndarray, np.ndarray]:
+    def anchor_moments(self, weight: np.ndarray, control: PriorTarget) -> tuple[np.ndarray, np.ndarray]:
         """Mean of an anchor population, and the variance of that mean: float ``[G]`` each."""
         rest = 1 - weight.sum()
         mean = weight @ self.means + rest * control.mean
         noise = np.square(weight / np.sqrt(self.n_cells)) @ self.variances
         return mean, noise + rest**2 * control.variance / control.n_cells
 
-    def control_of(self, context: str) -> _Target:
+    def control_of(self, context: str) -> PriorTarget:
         """Controls of a training context."""
         i = self.contexts.index(context)
         means, variances = self.control_means[i], self.control_variances[i]
-        return _Target(context, means, variances, int(self.n_controls[i]), self.control_quantiles[i])
+        return PriorTarget(context, means, variances, int(self.n_controls[i]), self.control_quantiles[i])
 
     def kept_difference(self, source: _Source, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Difference between the weighted conditions and the anchors of their contexts, and the share to keep of it.
@@ -363,7 +395,7 @@ class CellPrior:
         for context in sorted(set(of[weight > 0])):
             yield str(context), np.where(of == context, weight, 0.0)
 
-    def _shift(self, source: _Source, target: _Target) -> np.ndarray:
+    def _shift(self, source: _Source, target: PriorTarget) -> np.ndarray:
         """Change of the mean that a prior of means predicts."""
         if self.kind == "mean":
             (weight,) = source.weights
@@ -397,7 +429,7 @@ class _Source:
 
 
 @dataclass(frozen=True)
-class _Target:
+class PriorTarget:
     """Control cells of a context: moments and quantiles of their genes."""
 
     context: str
@@ -422,7 +454,9 @@ class _CellMaker:
         Where.
     """
 
-    def __init__(self, prior: CellPrior, targets: Mapping[str, _Target], genes: slice, device: torch.device) -> None:
+    def __init__(
+        self, prior: CellPrior, targets: Mapping[str, PriorTarget], genes: slice, device: torch.device
+    ) -> None:
         self._prior, self._targets, self._genes, self._device = prior, targets, genes, device
         self._populations: dict[tuple[str, str], tuple[Population, np.ndarray]] = {}
         self._donors = prior.donors[:, genes]

@@ -101,10 +101,13 @@ class Labels:
     @classmethod
     def from_values(cls, values: Any) -> Labels:
         """Encode any column; unused categories are left out."""
-        # the values that occur are turned into text, not those of every cell: there are millions of cells
-        occur, found = pd.factorize(np.asarray(values, dtype=object), use_na_sentinel=False)[::-1]
-        names, codes = np.unique(np.asarray(occur).astype(str), return_inverse=True)
-        return cls(codes=codes.astype(np.int64)[found], names=tuple(str(n) for n in names))
+        code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
+        if len(code_of_cell) and code_of_cell.min() >= 0:
+            # text is made of each label, not of each cell
+            names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
+            return cls(codes=code.astype(np.int64)[code_of_cell], names=tuple(str(n) for n in names))
+        names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
+        return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
 
     def code(self, name: str) -> int:
         """Position of a label; KeyError if no cell has it."""

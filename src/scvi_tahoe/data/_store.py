@@ -17,11 +17,13 @@ Results do not depend on the store: for a GPU, sparse values are rounded to floa
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._alignment import GeneAlignment
 
-__all__ = ["CellStore", "DeviceStore", "DiskStore", "HostStore", "StoreKind", "make_store"]
+__all__ = ["CellStore", "DeviceStore", "DiskStore", "HostStore", "SelectedRows", "StoreKind", "make_store"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,10 @@ class CellStore(ABC):
 
     def expect(self, rows: np.ndarray) -> None:  # noqa: B027  most stores have nothing to begin
         """Hear that exactly this array of rows is fetched soon, and begin to read it if that helps."""
+
+    def replica(self) -> CellStore:
+        """The same rows for another device or thread: what is in main memory is shared, what is begun is not."""
+        return copy.copy(self)
 
 
 def _row_numbers(rows: np.ndarray) -> Tensor:
@@ -180,6 +186,7 @@ class HostStore(CellStore):
         self._pinned: CompactRows | None = CompactRows.from_csr(matrix, half=half) if on_gpu else None
         self._matrix = None if on_gpu else matrix
         if self._pinned is not None:
+            self._lock = _MemoryLock(self._pinned)
             self.description = f"sparse rows in pinned main memory ({self._pinned.nbytes / _GIB:.2f} GiB)"
         else:
             self.description = "rows in main memory, " + ("sparse" if sp.issparse(matrix) else "dense")
@@ -217,26 +224,46 @@ class HostStore(CellStore):
             self._begun.pop(next(iter(self._begun)))
         self._begun[id(rows)] = (rows, begun)
 
+    def replica(self) -> HostStore:
+        """Share the rows, and the lock on their memory; streams belong to one device."""
+        other = copy.copy(self)
+        other._stream, other._begun = None, {}
+        return other
+
     def _read(self, rows: Tensor, device: torch.device) -> Tensor:
         if self._stream is None:
-            self._pinned = _pin(self._pinned, self)  # type: ignore[arg-type]
+            self._lock.take()
             self._stream = torch.cuda.Stream(device)
         return self._pinned.dense(rows.to(device, non_blocking=True), device, n_programs=_BUS_PROGRAMS)  # type: ignore[union-attr]
 
 
-def _pin(rows: CompactRows, owner: object) -> CompactRows:
-    """Lock the memory of the rows for as long as their owner lives, so that a GPU may read it."""
-    runtime = torch.cuda.cudart()
-    for tensor in (rows.indptr, rows.indices, rows.values):
-        error = runtime.cudaHostRegister(tensor.data_ptr(), max(1, tensor.nbytes), 0)
-        if int(error) != 0:
-            raise MemoryError(
-                f"{tensor.nbytes / _GIB:.1f} GiB of main memory could not be locked for the GPU (CUDA error "
-                f"{int(error)}); raise the limit of locked memory (ulimit -l), or train from a backed file with "
-                "store='disk'."
-            )
-        weakref.finalize(owner, _unpin, tensor)
-    return rows
+class _MemoryLock:
+    """Keeps the memory of rows locked, once it was taken, for as long as a store holds it, so that GPUs may read it.
+
+    With one address space, which every 64-bit system has, memory that is locked for one GPU is locked for all.
+    """
+
+    def __init__(self, rows: CompactRows) -> None:
+        self._rows = rows
+        self._mutex = Lock()
+        self._taken = False
+
+    def take(self) -> None:
+        """Lock, if that was not done yet."""
+        with self._mutex:
+            if self._taken:
+                return
+            self._taken = True
+            runtime = torch.cuda.cudart()
+            for tensor in (self._rows.indptr, self._rows.indices, self._rows.values):
+                error = runtime.cudaHostRegister(tensor.data_ptr(), max(1, tensor.nbytes), 0)
+                if int(error) != 0:
+                    raise MemoryError(
+                        f"{tensor.nbytes / _GIB:.1f} GiB of main memory could not be locked for the GPU (CUDA error "
+                        f"{int(error)}); raise the limit of locked memory (ulimit -l), or train from a backed file "
+                        "with store='disk'."
+                    )
+                weakref.finalize(self, _unpin, tensor)
 
 
 def _unpin(tensor: Tensor) -> None:
@@ -308,6 +335,13 @@ class DiskStore(CellStore):
             self._begun.pop(next(iter(self._begun)))[1].cancel()
         self._begun[id(rows)] = (rows, self._reader.submit(self._read, rows))
 
+    def replica(self) -> DiskStore:
+        """Share the file; each has a thread of its own that reads."""
+        other = copy.copy(self)
+        other._reader, other._begun = None, {}
+        other._kept = None if self._kept is None else self._kept.replica()
+        return other
+
     def _read(self, rows: np.ndarray) -> Payload:
         if self._kept is not None:
             place = self._place[rows]  # type: ignore[index]
@@ -330,6 +364,56 @@ class DiskStore(CellStore):
         return payload["cells"].to(device, non_blocking=True)[back]
 
 
+class SelectedRows(CellStore):
+    """A store of some of the rows of a matrix, under the numbers that they have in the whole.
+
+    Parameters
+    ----------
+    store
+        Of these rows alone.
+    rows
+        Their numbers in the whole, ascending.
+    n_rows
+        Of the whole.
+    """
+
+    def __init__(self, store: CellStore, rows: np.ndarray, n_rows: int) -> None:
+        self.store = store
+        self.n_features = store.n_features
+        self.description = f"{store.description}, the {len(rows):,} cells that are read"
+        self._place = np.full(n_rows, -1, dtype=np.int64)
+        self._place[rows] = np.arange(len(rows))
+        self._expected: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def fetch(self, rows: np.ndarray) -> Payload:
+        """What the store hands over."""
+        expected, places = self._expected.pop(id(rows), (None, None))
+        return self.store.fetch(places if places is not None and expected is rows else self._places(rows))
+
+    def dense(self, payload: Payload, device: torch.device) -> Tensor:
+        """What the store makes of it."""
+        return self.store.dense(payload, device)
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Let the store begin to read."""
+        while len(self._expected) > 8:
+            self._expected.pop(next(iter(self._expected)))
+        self._expected[id(rows)] = (rows, places := self._places(rows))
+        self.store.expect(places)
+
+    def replica(self) -> SelectedRows:
+        """The same of the store's."""
+        other = copy.copy(self)
+        other.store, other._expected = self.store.replica(), {}
+        return other
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        places = self._place[rows]
+        if (places < 0).any():
+            raise IndexError(f"row {rows[places < 0].flat[0]} is not among the rows that this store was made of.")
+        return places
+
+
 def _canonical(matrix: Any) -> Any:
     """CSR in which every place has one entry."""
     if matrix.has_canonical_format:
@@ -338,6 +422,12 @@ def _canonical(matrix: Any) -> Any:
     matrix = matrix.copy()
     matrix.sum_duplicates()
     return matrix
+
+
+def _worth_selecting(rows: np.ndarray | None, matrix: Any) -> np.ndarray | None:
+    """The distinct rows, where they are at most half of the matrix."""
+    distinct = None if rows is None else np.unique(rows)
+    return distinct if distinct is not None and 2 * len(distinct) <= matrix.shape[0] else None
 
 
 def _room(device: torch.device) -> int:
@@ -373,6 +463,7 @@ def make_store(
     alignment: GeneAlignment | None = None,
     exact: bool = False,
     often: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> CellStore:
     """Choose where expression lives.
 
@@ -394,6 +485,9 @@ def make_store(
         relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
     often
         Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.
+    rows
+        The only rows that will be read; None: any. No others are then kept beside the matrix or taken to the
+        device, if that saves at least half of it.
 
     Raises
     ------
@@ -416,7 +510,19 @@ def make_store(
     if not in_memory:
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
     if sp.issparse(matrix):
-        matrix = _canonical(matrix.tocsr())
+        matrix = matrix.tocsr()
+    chosen = _worth_selecting(rows, matrix)
+    if chosen is None:
+        return _in_memory(matrix, device, kind, alignment, half=half)
+    return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
+
+
+def _in_memory(
+    matrix: Any, device: torch.device, kind: StoreKind, alignment: GeneAlignment | None, *, half: bool
+) -> CellStore:
+    """On the device, or in main memory."""
+    if sp.issparse(matrix):
+        matrix = _canonical(matrix)
         half = half and fits_half(matrix.data)
     if alignment is not None:
         matrix = alignment.apply(matrix)
