@@ -69,6 +69,10 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings(), redirect_stdout(without_line):
             # loaders hand over row numbers, so worker processes would cost more than they bring
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # every value is logged where it is computed, however short the run is
+            warnings.filterwarnings("ignore", message=r"The number of training batches .* is smaller than the logging")
+            # what Lightning 2.6 calls in torch 2.13 is Lightning's to change
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             yield
     finally:
         for log, level in zip(chatty, levels, strict=True):

@@ -93,6 +93,11 @@ def test_an_interruption_is_not_called_a_name_error(make_model, train, interrupt
     assert set(lines) == {"a callback of the user speaks"}
 
 
+def test_a_short_run_is_told_nothing_about_intervals_of_logging(make_model, train, recwarn):
+    train(make_model(), max_steps=2, validate_every=1)
+    assert [str(w.message) for w in recwarn if "lightning" in str(w.filename)] == []
+
+
 def test_without_a_folder_the_message_says_what_would_have_helped(make_model, train, interrupt):
     with pytest.raises(KeyboardInterrupt, match=r"nothing was saved; with save_dir=... a run can be continued"):
         train(make_model(), callbacks=[interrupt(2)])
