@@ -27,7 +27,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data._conditions import Condition
-from scvi_tahoe.data._marginals import QUANTILES, Population, add_change, move_between, with_marginals
+from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
 from scvi_tahoe.data._sampler import draw_window
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ class _CellMaker:
             for j, other_GN in enumerate(parts):
                 if i != j:  # what the other part does to the anchors, it does to the cells of this one
                     draw_GN = self._uniform(cells_GN, draws)
-                    cells_GN = add_change(cells_GN, anchor_GQ, other_GN.sort(dim=1).values, draw_GN)
+                    cells_GN = move_between(cells_GN, anchor_GQ, other_GN.sort(dim=1).values, draw_GN)
             moved.append(cells_GN)
         everything = torch.ones(anchor_GQ.shape[0], device=self._device)
         result_GN = self._drawn(torch.cat(moved, dim=1), anchor_GQ, everything, n, rng, draws)
