@@ -209,6 +209,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self.representation = representation
         self.prior = prior
         self.set_size = set_size or _DEFAULT_SET_SIZE
+        said = {**(size if not isinstance(size, str) else {}), **(network or {})}
+        if prior == "cells" and "sees_perturbation" not in said and self._labels_only_tell_apart():
+            network = {**(network or {}), "sees_perturbation": False}  # in what is saved, as the prior above
         config = self._network_config(size, dict(network or {}), batch_encoder=batch_encoder)
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
         with torch.random.fork_rng():
@@ -248,6 +251,18 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         is_small = len(index.conditions) * self.summary_stats.n_vars <= _PRIOR_CELLS_UP_TO
         recurs = len(index.conditions) > len(index.perturbations)
         return "cells" if is_small and (recurs or self._combines_measured_parts(index)) else "none"
+
+    def _labels_only_tell_apart(self) -> bool:
+        """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.
+
+        Beside the cells of the same perturbation a one-hot label only tells conditions apart, so that the network can
+        learn the noise of each. An embedding says what perturbations have in common, and stays.
+        """
+        table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        if self.adata is None or not table.one_hot or table.composition is not None:
+            return False
+        index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
+        return len(index.conditions) > len(index.perturbations)
 
     def _combines_measured_parts(self, index: ConditionIndex) -> bool:
         """Whether at least half of the combinations have parts that were all measured alone.
