@@ -148,7 +148,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
           by that of the nearest perturbations
         * ``'cells'`` - observed cells of the perturbation in other contexts, moved to this one through the quantiles of
           what was seen in both; of a combination that was seen nowhere else, the cells of each part, changed as the
-          other parts change cells. The network sees them beside the control cells and corrects them
+          other parts change cells. The network sees them beside the control cells and corrects them; one-hot labels of
+          perturbations seen in several contexts it does not see, unless ``network={"sees_perturbation": True}``
         * ``'auto'`` - cells, where perturbations were seen in several contexts, or at least half of the combinations
           have parts that were all measured alone, and the screen is small enough to keep such cells for every
           condition; otherwise none (default)
@@ -213,6 +214,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if prior == "cells" and "sees_perturbation" not in said and self._labels_only_tell_apart():
             network = {**(network or {}), "sees_perturbation": False}  # in what is saved, as the prior above
         config = self._network_config(size, dict(network or {}), batch_encoder=batch_encoder)
+        if prior != "cells" and not config.sees_perturbation:
+            raise ValueError(
+                "a network with sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is "
+                f"{prior!r}; train one with network={{'sees_perturbation': True}}."
+            )
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
