@@ -49,17 +49,17 @@ def note(name: str, value: float, unit: str, digits: int = 2) -> None:
     print(f"{name:<64}{value:>12,.{digits}f}  {unit}", flush=True)
 
 
-def csr_on_card(n_cells: int, n_genes: int, density: float = 0.3, seed: int = 0) -> sp.csr_matrix:
+def csr_on_card(n_cells: int, n_genes: int, density: float = 0.3, seed: int = 0, device=DEVICE) -> sp.csr_matrix:
     """log1p of normalised counts, genes expressed in different fractions of cells."""
-    generator = torch.Generator(DEVICE).manual_seed(seed)
-    share = torch.rand(n_genes, device=DEVICE, generator=generator).mul_(2 * density)
+    generator = torch.Generator(device).manual_seed(seed)
+    share = torch.rand(n_genes, device=device, generator=generator).mul_(2 * density)
     counts, columns, values = [], [], []
     for first in range(0, n_cells, 2000):
         n = min(2000, n_cells - first)
-        expressed = torch.rand(n, n_genes, device=DEVICE, generator=generator) < share
+        expressed = torch.rand(n, n_genes, device=device, generator=generator) < share
         row, column = expressed.nonzero(as_tuple=True)
-        count = 1 + torch.rand(len(row), device=DEVICE, generator=generator).clamp_min_(1e-6).log_().mul_(-1.5).floor_()
-        depth = 0.3 + torch.rand(n, device=DEVICE, generator=generator)
+        count = 1 + torch.rand(len(row), device=device, generator=generator).clamp_min_(1e-6).log_().mul_(-1.5).floor_()
+        depth = 0.3 + torch.rand(n, device=device, generator=generator)
         counts.append(expressed.sum(1).cpu())
         columns.append(column.int().cpu())
         values.append(torch.log1p(count * depth[row]).cpu())

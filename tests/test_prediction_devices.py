@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 
 from scvi_tahoe import TahoeST, _model, _prediction_job
 from scvi_tahoe._prediction_devices import prediction_devices
-from scvi_tahoe.data import make_store
+from scvi_tahoe.data import _store, make_store
 
 CPU = torch.device("cpu")
 SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
@@ -60,13 +61,13 @@ def test_several_devices_write_the_same_file(models, prior, on_cpus, monkeypatch
 
 
 def test_several_devices_read_from_disk(models, on_cpus, screen, tmp_path):
-    import anndata as ad
-
     screen.write_h5ad(tmp_path / "screen.h5ad")
     expected = predict(models["none"], n_cells=9, batch_size=2)
     on_cpus(2)
     backed = ad.read_h5ad(tmp_path / "screen.h5ad", backed="r")
-    np.testing.assert_array_equal(predict(models["none"], backed, n_cells=9, batch_size=2).X, expected.X)
+    for store in ("auto", "disk"):
+        got = predict(models["none"], backed, n_cells=9, batch_size=2, store=store)
+        np.testing.assert_array_equal(got.X, expected.X)
 
 
 def test_an_error_on_one_device_ends_the_prediction_and_leaves_the_model_usable(models, on_cpus, monkeypatch):
@@ -173,3 +174,18 @@ def test_a_store_of_some_rows_gives_them_under_their_own_numbers(kind, screen):
     assert "3 cells that are read" in store.description
     with pytest.raises(IndexError, match="row 4 is not among the rows"):
         store.fetch(np.array([4]))
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_rows_of_a_file_are_read_once_where_they_are_few(form, screen, tmp_path, monkeypatch):
+    screen.X = screen.X.toarray() if form == "dense" else screen.X
+    screen.write_h5ad(tmp_path / "screen.h5ad")
+    matrix, rows = ad.read_h5ad(tmp_path / "screen.h5ad", backed="r").X, np.array([11, 3])
+    expected = ad.read_h5ad(tmp_path / "screen.h5ad").X[rows]
+    store = make_store(matrix, CPU, rows=rows)
+    assert "from disk" not in store.description
+    np.testing.assert_array_equal(
+        store.dense(store.fetch(rows), CPU).numpy(), expected if form == "dense" else expected.toarray()
+    )
+    monkeypatch.setattr(_store, "_READ_ONCE", 100)
+    assert "from disk" in make_store(matrix, CPU, rows=rows).description

@@ -299,6 +299,10 @@ def test_wrong_modalities_are_refused(modalities, error, message, screen):
         ({"batch_encoder": True}, "batch_encoder=True needs batches; register them with batch_key"),
         ({"objective": {"term": {}}}, r"objective options \['term'\] are unknown; there are \['terms'"),
         ({"network": {"layers": 3}}, r"does not know \['layers'\]"),
+        (
+            {"prior": "transfer", "network": {"sees_perturbation": False, "base_encoder": True}},
+            "sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is 'transfer'",
+        ),
         ({"prior": "mode"}, "prior='mode' is unknown; allowed are 'auto', 'none'"),
     ],
 )

@@ -143,7 +143,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
           by that of the nearest perturbations
         * ``'cells'`` - observed cells of the perturbation in other contexts, moved to this one through the quantiles of
           what was seen in both; of a combination that was seen nowhere else, the cells of each part, changed as the
-          other parts change cells. The network sees them beside the control cells and corrects them
+          other parts change cells. The network sees them beside the control cells and corrects them; one-hot labels of
+          perturbations seen in several contexts it does not see, unless ``network={"sees_perturbation": True}``
         * ``'auto'`` - cells, where perturbations were seen in several contexts, or at least half of the combinations
           have parts that were all measured alone, and the screen is small enough to keep such cells for every
           condition; otherwise none (default)
@@ -204,7 +205,15 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self.representation = representation
         self.prior = prior
         self.set_size = set_size or _DEFAULT_SET_SIZE
+        said = {**(size if not isinstance(size, str) else {}), **(network or {})}
+        if prior == "cells" and "sees_perturbation" not in said and self._labels_only_tell_apart():
+            network = {**(network or {}), "sees_perturbation": False}  # in what is saved, as the prior above
         config = self._network_config(size, dict(network or {}), batch_encoder=batch_encoder)
+        if prior != "cells" and not config.sees_perturbation:
+            raise ValueError(
+                "a network with sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is "
+                f"{prior!r}; train one with network={{'sees_perturbation': True}}."
+            )
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -243,6 +252,18 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         is_small = len(index.conditions) * self.summary_stats.n_vars <= _PRIOR_CELLS_UP_TO
         recurs = len(index.conditions) > len(index.perturbations)
         return "cells" if is_small and (recurs or self._combines_measured_parts(index)) else "none"
+
+    def _labels_only_tell_apart(self) -> bool:
+        """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.
+
+        Beside the cells of the same perturbation a one-hot label only tells conditions apart, so that the network can
+        learn the noise of each. An embedding says what perturbations have in common, and stays.
+        """
+        table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        if self.adata is None or not table.one_hot or table.composition is not None:
+            return False
+        index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
+        return len(index.conditions) > len(index.perturbations)
 
     def _combines_measured_parts(self, index: ConditionIndex) -> bool:
         """Whether at least half of the combinations have parts that were all measured alone.

@@ -51,6 +51,8 @@ _DEVICE_SHARE = 0.4
 _GIB = 2**30
 #: dense rows need no scattering, so a matrix that is small when dense is kept dense
 _SMALL_DENSE = 2**28
+#: rows of a file that are read once, where "auto" is told that no others are wanted
+_READ_ONCE = _GIB
 #: programs of the kernel that reads over the bus beside the network's kernels: enough to fill the bus, not the GPU
 _BUS_PROGRAMS = 64
 #: bytes of control cells that are kept in memory while the rest is on disk; twice as many are needed for a moment
@@ -253,7 +255,6 @@ class _MemoryLock:
         with self._mutex:
             if self._taken:
                 return
-            self._taken = True
             runtime = torch.cuda.cudart()
             for tensor in (self._rows.indptr, self._rows.indices, self._rows.values):
                 error = runtime.cudaHostRegister(tensor.data_ptr(), max(1, tensor.nbytes), 0)
@@ -264,6 +265,7 @@ class _MemoryLock:
                         "with store='disk'."
                     )
                 weakref.finalize(self, _unpin, tensor)
+            self._taken = True
 
 
 def _unpin(tensor: Tensor) -> None:
@@ -424,10 +426,15 @@ def _canonical(matrix: Any) -> Any:
     return matrix
 
 
-def _worth_selecting(rows: np.ndarray | None, matrix: Any) -> np.ndarray | None:
-    """The distinct rows, where they are at most half of the matrix."""
-    distinct = None if rows is None else np.unique(rows)
-    return distinct if distinct is not None and 2 * len(distinct) <= matrix.shape[0] else None
+def _as_rows(matrix: Any) -> Any:
+    return matrix.tocsr() if sp.issparse(matrix) else matrix
+
+
+def _bytes_of_rows(matrix: Any, n_rows: int) -> int:
+    """About how many bytes some rows of a backed matrix take in memory."""
+    group = getattr(matrix, "group", None)  # of a sparse one
+    entries = matrix.shape[0] * matrix.shape[1] if group is None else group["indices"].shape[0]
+    return (4 if group is None else 8) * entries * n_rows // max(1, matrix.shape[0])
 
 
 def _room(device: torch.device) -> int:
@@ -486,8 +493,8 @@ def make_store(
     often
         Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.
     rows
-        The only rows that will be read; None: any. No others are then kept beside the matrix or taken to the
-        device, if that saves at least half of it.
+        The only rows that will be read; None: any. No others are taken to the device, if that saves at
+        least half of the matrix; and ``'auto'`` reads them from a file once, if they take less than 1 GiB.
 
     Raises
     ------
@@ -505,14 +512,16 @@ def make_store(
             "`scvi-tahoe convert` and open that with scvi_tahoe.read_store(folder), which is faster."
         )
     half = device.type == "cuda" and not exact
+    chosen = None if rows is None else np.unique(rows)
+    if not in_memory and kind == "auto" and chosen is not None and _bytes_of_rows(matrix, len(chosen)) <= _READ_ONCE:
+        some = _as_rows(matrix[chosen])
+        return SelectedRows(_in_memory(some, device, kind, alignment, half=half), chosen, matrix.shape[0])
     if not in_memory and kind in ("auto", "disk"):
         return DiskStore(matrix, alignment, device=device, half=half, often=often)
     if not in_memory:
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
-    if sp.issparse(matrix):
-        matrix = matrix.tocsr()
-    chosen = _worth_selecting(rows, matrix)
-    if chosen is None:
+    matrix = _as_rows(matrix)
+    if chosen is None or 2 * len(chosen) > matrix.shape[0]:
         return _in_memory(matrix, device, kind, alignment, half=half)
     return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
 

@@ -146,6 +146,8 @@ class SetTransformer(nn.Module):
         )
 
     def _encode_perturbation(self, perturbation: Tensor) -> Tensor:
+        if not self.config.sees_perturbation:
+            perturbation = torch.zeros_like(perturbation)
         if (n_parts := self.config.n_perturbation_parts) > 1:
             parts = perturbation.unflatten(-1, (n_parts, -1))
             # a sum does not depend on the order of the parts, and a part that is absent adds nothing to it

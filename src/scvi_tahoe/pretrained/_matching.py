@@ -215,6 +215,9 @@ class Matching:
         elif old.keep_zeros != new.keep_zeros or (old.base_encoder and not new.base_encoder):
             was, now = ([name for name in ("keep_zeros", "base_encoder") if getattr(c, name)] for c in (old, new))
             self.needed["other_head"] = f"the weights are used with {was} and here with {now}"
+        elif old.base_encoder and old.sees_perturbation != new.sees_perturbation:
+            saw, sees = (f"sees_perturbation={c.sees_perturbation}" for c in (old, new))
+            self.needed["other_head"] = f"the weights are used with {saw} and here with {sees}"
         if old.attention != new.attention:
             self.needed["other_attention"] = f"attention is {old.attention!r} in the weights, {new.attention!r} here"
         if self.source.set_size != self.labels.set_size:
