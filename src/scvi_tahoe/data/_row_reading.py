@@ -37,11 +37,7 @@ def is_sharded(matrix: Any) -> bool:
 
 @contextmanager
 def fast_codecs() -> Iterator[None]:
-<<<<<<< HEAD
     """Let zarr arrays that are opened here be decoded by zarrs where it is installed: several times as fast."""
-=======
-    """Let zarr arrays that are opened here be decoded by zarrs, where it is installed: several times as fast."""
->>>>>>> 20e7b62b5ac5714b87be48e90da100829599c0b0
     if find_spec("zarrs") is None:
         yield
         return
