@@ -22,6 +22,7 @@ from scvi_tahoe.pretrained import (
     PretrainedModel,
     Provenance,
     TensorRecord,
+    UnsafeFileError,
     compare_scale,
 )
 from scvi_tahoe.pretrained._pretrained_model import is_embedding
@@ -131,6 +132,13 @@ def _table(table: EmbeddingTable) -> PerturbationTable:
 
 def _composed(source: PretrainedModel) -> EmbeddingTable:
     """The table of a folder, with what the folder says of how its rows were made."""
+    try:
+        return _table_of(source)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnsafeFileError(f"{source.provenance.source} does not say how its table was made: {error!r}") from None
+
+
+def _table_of(source: PretrainedModel) -> EmbeddingTable:
     table, how, moments = source.perturbations, source.extra.get("composition"), source.extra.get("fusion")
     fusion = None if moments is None else TableFusion.from_dict(moments)
     if how is None:
