@@ -180,8 +180,7 @@ def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
 
 @pytest.mark.parametrize(
     ("name", "offset", "value"),
-    [("data.pkl", 42, 2**31), ("data/0", 42, 2**31), ("data/0", 42, 0), ("data/0", 24, 2**31),
-     ("data/0", 42, 2**32 - 1)],
+    [
         ("data.pkl", 42, 2**31),
         ("data/0", 42, 2**31),
         ("data/0", 42, 0),
