@@ -67,7 +67,8 @@ REFUSALS = {
     "a missing table": (None, {"perturbation_embedding_key": "esm2"}, KeyError,
         "perturbation_embedding_key='esm2' is not in uns; there are .*perturbation_embedding"),
     "an unknown control label": (None, {"control": "contrl"}, ValueError,
-        r"control='contrl' is no label of obs\['perturbation'\] \(did you mean 'control'\?\); it has 7 labels"),
+        r"control='contrl' is no label of obs\['perturbation'\] \(did you mean 'control'\?\); it has 7 labels.*; most "
+        "cells have 'control'"),
     "controls only": (lambda a: a[a.obs["perturbation"] == "control"].copy(), {}, ValueError,
         r"every cell is a control \('control'\); there is nothing to learn from"),
     "a context without controls": (without_controls_in_one_context, {}, ValueError,

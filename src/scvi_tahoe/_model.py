@@ -73,6 +73,7 @@ from scvi_tahoe.pretrained import (
     LoadingReport,
     diagnose_attention,
     export_model,
+    is_export,
     plan_warm_start,
     push_model,
     read_pretrained,
@@ -1400,7 +1401,16 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Returns
         -------
         The model, in eval mode.
+
+        Raises
+        ------
+        ValueError
+            If the folder is one of :meth:`export`, which :meth:`from_pretrained` reads, or holds no model.
         """
+        if is_export(dir_path):
+            raise ValueError(
+                f"{dir_path} was written by export(), not by save(); read it with TahoeST.from_pretrained."
+            )
         with warnings.catch_warnings():
             # genes are matched by name, so another order of them is nothing to warn about
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")

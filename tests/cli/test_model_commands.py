@@ -45,6 +45,19 @@ def test_predict_writes_the_cells_that_were_asked_for(folder):
     assert str(predicted.n_obs) in result.output
 
 
+def test_predict_from_an_export_writes_what_the_model_predicts(folder):
+    TahoeST.load(folder / "model", adata=read_h5ad(folder / "screen.h5ad")).export(folder / "handed_on")
+    predicted = []
+    for model in ("model", "handed_on"):
+        written = folder / f"by_{model}.h5ad"
+        options = ("--perturbation", "perturbation_1", "--n-cells", 5)
+        result = run("predict", folder / model, folder / "screen.h5ad", "-o", written, *options)
+        assert result.exit_code == 0, result.output
+        predicted.append(read_h5ad(written))
+    assert (predicted[0].X == predicted[1].X).all()
+    pd.testing.assert_frame_equal(predicted[0].obs, predicted[1].obs)
+
+
 def test_predict_writes_zarr_and_replaces_it_only_when_asked(folder):
     arguments = ("predict", folder / "model", folder / "screen.h5ad", "-o", folder / "twice.zarr", "--n-cells", 2)
     assert run(*arguments).exit_code == 0

@@ -122,6 +122,21 @@ def test_an_unchanged_backbone_can_be_saved_by_reference(model: PretrainedModel,
         export_model(replace(model, state_dict=other), tmp_path / "wrong", base=model)
 
 
+def test_whoever_may_read_the_model_card_may_read_the_weights(model: PretrainedModel, tmp_path: Path) -> None:
+    export_model(model, tmp_path / "model")
+    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
+
+
+def test_the_two_ways_to_keep_a_model_name_each_others_reader(make_model: Any, tmp_path: Path) -> None:
+    model = make_model(prior="none")
+    model.export(tmp_path / "exported")
+    model.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"exported was written by export\(\).* read it with TahoeST.from_pretrained"):
+        TahoeST.load(tmp_path / "exported")
+    with pytest.raises(FileNotFoundError, match=r"saved was written by save\(\).* read it with TahoeST.load"):
+        TahoeST.from_pretrained(tmp_path / "saved")
+
+
 def test_an_existing_folder_is_replaced_only_on_request(model: PretrainedModel, tmp_path: Path) -> None:
     export_model(model, tmp_path / "ours")
     with pytest.raises(FileExistsError, match="overwrite=True"):

@@ -12,7 +12,7 @@ __all__ = ["predict"]
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that TahoeST.save wrote.")],
+    model: Annotated[Path, typer.Argument(help="Folder that TahoeST.save or export wrote.")],
     data: Annotated[Path, typer.Argument(help="h5ad with the control cells to start from.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="h5ad file or zarr folder to write.")],
     perturbation: Annotated[
@@ -38,10 +38,15 @@ def predict(
     quiet_frameworks()
     with one_line_mistakes():
         from scvi_tahoe import TahoeST
+        from scvi_tahoe.pretrained import is_export
         from scvi_tahoe.study import read_cells
 
         adata = read_cells(data)
-        predicted = TahoeST.load(model, adata=adata).predict(
+        # an export knows its columns, and needs no data but the cells to start from
+        exported = is_export(model)
+        network = TahoeST.from_pretrained(model) if exported else TahoeST.load(model, adata=adata)
+        predicted = network.predict(
+            adata if exported else None,
             perturbations=perturbation,
             contexts=context,
             n_cells=n_cells,

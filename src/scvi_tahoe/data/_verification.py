@@ -167,10 +167,12 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
     """
     names = screen.perturbation.names
     if screen.control not in names:
+        # controls are mostly the largest group
+        largest = names[int(np.bincount(screen.perturbation.codes, minlength=len(names)).argmax())]
         raise ValueError(
             f"control={screen.control!r} is no label of obs[{perturbation_key!r}]"
             f"{nearest_names(screen.control, names)}; "
-            f"it has {len(names)} labels, among them {list(names[:5])}."
+            f"it has {len(names)} labels, among them {list(names[:5])}; most cells have {largest!r}."
         )
     is_control = screen.perturbation.codes == screen.perturbation.code(screen.control)
     if is_control.all():
