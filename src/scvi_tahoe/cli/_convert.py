@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scvi_tahoe.cli._mistakes import one_line_mistakes
 
-__all__ = ["ModelFormat", "convert"]
+if TYPE_CHECKING:
+    from scvi_tahoe.pretrained import ArcColumns, PretrainedModel
+
+__all__ = ["ModelFormat", "arc_columns", "convert"]
 
 
 class ModelFormat(StrEnum):
@@ -38,10 +41,21 @@ def convert(
     scvi-tahoe convert converted/ for-arc/ --to arc
     """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     with one_line_mistakes():
-        from scvi_tahoe import TahoeST
+        from scvi_tahoe.pretrained import export_model, read_pretrained, write_arc_folder
 
-        model = TahoeST.from_pretrained(
-            source, checkpoint=checkpoint, revision=revision, accept_license=accept_license or None
-        )
-        model.export(output, format=to.value, overwrite=overwrite)
+        # Not through a model of data: what a folder does not name stays without a name.
+        weights = read_pretrained(source, checkpoint, revision=revision, accept_license=accept_license or None)
+        if to is ModelFormat.SCVI_TAHOE:
+            export_model(weights, output, overwrite=overwrite)
+        else:
+            write_arc_folder(weights, output, columns=arc_columns(weights), overwrite=overwrite)
     typer.echo(f"{source} as {to.value}: {output}")
+
+
+def arc_columns(weights: PretrainedModel) -> ArcColumns:
+    """Names of ``obs`` columns for arc-state, as the model of an export of ours had them."""
+    from scvi_tahoe.pretrained import ArcColumns
+
+    keys = weights.extra.get("keys") or {}
+    found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}
+    return ArcColumns(**{name: str(column) for name, column in found.items() if column})
