@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,7 @@ __all__ = [
     "start_options",
     "united_table",
     "verify_scale",
+    "with_numbered_genes",
 ]
 
 logger = logging.getLogger(__name__)
@@ -250,6 +252,18 @@ def _provenance(model: TahoeST) -> Provenance:
     if model.provenance_ is None:
         return Provenance(source="scvi-tahoe", format="scratch")
     return Provenance(**model.provenance_)
+
+
+def with_numbered_genes(source: PretrainedModel) -> PretrainedModel:
+    """The weights with numbers for the genes of their cells, where the folder does not name them; a note says so."""
+    same_width = source.config.n_input == source.config.n_output
+    if source.genes is not None or is_embedding(source.embed_key) or not same_width:
+        return source
+    n_genes = source.config.n_output
+    note = (
+        f"the {n_genes} genes are numbered, gene_0 to gene_{n_genes - 1}: the model runs on tensors, not on named genes"
+    )
+    return replace(source.with_genes([f"gene_{i}" for i in range(n_genes)]), notes=(*source.notes, note))
 
 
 def registry_of(source: PretrainedModel, model_name: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from scvi_tahoe._exchange import (
     start_options,
     united_table,
     verify_scale,
+    with_numbered_genes,
 )
 from scvi_tahoe._learning_rate import LearningRateTest, run_learning_rate_test
 from scvi_tahoe._module import TahoeSTModule, base_cells
@@ -523,6 +524,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             source, checkpoint, revision=revision, attention=attention, genes=genes, base=base, **hub
         )
         if adata is None:
+            weights = with_numbered_genes(weights)
             registry = registry_of(weights, cls.__name__)
             stats = {k: v for f in registry["field_registries"].values() for k, v in f["summary_stats"].items()}
         else:

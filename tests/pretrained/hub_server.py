@@ -111,6 +111,7 @@ class _Hub(BaseHTTPRequestHandler):
         name, commit = self.server.name, repository.commit  # type: ignore[attr-defined]
         names = sorted(p.relative_to(repository.folder).as_posix() for p in repository.folder.rglob("*") if p.is_file())
         about, files = f"/api/models/{name}", f"/{name}/resolve/{commit}/"
+        path = path.replace(f"/{name}/resolve/main/", files)
         if not repository.exists:
             self._send(b"", {"X-Error-Code": "RepoNotFound"}, body=body, status=404)
         elif path.startswith(f"{about}/tree/{commit}"):

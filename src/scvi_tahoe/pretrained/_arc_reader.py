@@ -19,7 +19,7 @@ from scvi_tahoe.pretrained._label_maps import (
 from scvi_tahoe.pretrained._limits import UnsafeFileError, member
 from scvi_tahoe.pretrained._lora import fold_lora, has_lora
 from scvi_tahoe.pretrained._origin import Provenance
-from scvi_tahoe.pretrained._pretrained_model import Labels, PretrainedModel, is_embedding
+from scvi_tahoe.pretrained._pretrained_model import UNNAMED_GENES, Labels, PretrainedModel, is_embedding
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
 from scvi_tahoe.pretrained._shapes import target_shapes, verify_depth
 from scvi_tahoe.pretrained._torch_files import checksums, read_torch, verify_finite, verify_tensor
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["read_arc_folder"]
 
 _MAX_TENSORS = 100_000
+_TAHOE_CONTROL = "[('DMSO_TF', 0.0, 'uM')]"
 
 
 def read_arc_folder(
@@ -207,6 +208,10 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
     genes, decoder_genes, notes = _gene_axes(folder, config, hyper)
     control = hyper.get("control_pert")
     control = control if isinstance(control, str) else None
+    if control not in perturbations.names and _TAHOE_CONTROL in perturbations.names:
+        # For its column drugname_drugconc arc-state replaces the configured control after writing the configuration.
+        notes = (*notes, f"the control label is {_TAHOE_CONTROL!r}; the {control!r} that the folder states is none")
+        control = _TAHOE_CONTROL
     if control not in perturbations.names:
         notes = (*notes, f"the control label {control!r} is not among the {len(perturbations.names)} perturbations")
     key = hyper.get("embed_key")
@@ -240,8 +245,9 @@ def _gene_axes(
     if expression and genes is None:
         lengths = [len(names) for names in lists]
         notes = (
-            f"the folder does not name the {config.n_output} genes of the network (it lists {lengths or 'none'}); "
-            "give their names in its order with genes=",
+            f"{UNNAMED_GENES}, {config.n_output}"
+            + (f" (its lists have {' and '.join(map(str, sorted(set(lengths))))} names)" if lengths else "")
+            + "; give their names in its order with genes=",
         )
     if config.gene_decoder and decoder_genes is None:
         notes = (*notes, f"the folder does not name the {config.gene_decoder.n_genes} genes of its decoder")
