@@ -259,7 +259,9 @@ def with_numbered_genes(source: PretrainedModel) -> PretrainedModel:
     if source.genes is not None or is_embedding(source.embed_key) or not same_width:
         return source
     n_genes = source.config.n_output
-    note = f"the {n_genes} genes are numbered, gene_0 to gene_{n_genes - 1}: the model runs on tensors, not on named genes"
+    note = (
+        f"the {n_genes} genes are numbered, gene_0 to gene_{n_genes - 1}: the model runs on tensors, not on named genes"
+    )
     return replace(source.with_genes([f"gene_{i}" for i in range(n_genes)]), notes=(*source.notes, note))
 
 

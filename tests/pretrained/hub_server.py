@@ -1,4 +1,4 @@
-"""A server on this machine that speaks what the hub's client asks of it: one folder a repository, one commit at a time."""
+"""A server on this machine that answers what the hub's client asks: a folder is a repository."""
 
 from __future__ import annotations
 
@@ -109,9 +109,7 @@ class _Hub(BaseHTTPRequestHandler):
     def _read(self, *, body: bool) -> None:
         repository, path = self.repository, self.path.split("?")[0]
         name, commit = self.server.name, repository.commit  # type: ignore[attr-defined]
-        names = sorted(
-            p.relative_to(repository.folder).as_posix() for p in repository.folder.rglob("*") if p.is_file()
-        )
+        names = sorted(p.relative_to(repository.folder).as_posix() for p in repository.folder.rglob("*") if p.is_file())
         about, files = f"/api/models/{name}", f"/{name}/resolve/{commit}/"
         path = path.replace(f"/{name}/resolve/main/", files)
         if not repository.exists:
@@ -120,9 +118,7 @@ class _Hub(BaseHTTPRequestHandler):
             self._json([self._describe(file) for file in names], body=body)
         elif path.startswith(about):
             siblings = [{"rfilename": file} for file in names]
-            self._json(
-                {"id": name, "sha": commit, "private": repository.private, "siblings": siblings}, body=body
-            )
+            self._json({"id": name, "sha": commit, "private": repository.private, "siblings": siblings}, body=body)
         elif path.startswith(files):
             file = path.removeprefix(files).replace("%3D", "=")
             repository.asked.append(file)

@@ -205,9 +205,7 @@ def test_a_pickle_that_claims_a_huge_string_is_refused(golden_folder: Callable[.
     refused(folder, trace, "var_dims.pkl")
 
 
-@pytest.mark.parametrize(
-    "text", ["a: " + "[" * 5000, "a: &x [1]\nb: [" + "*x, " * 5000 + "]"]
-)
+@pytest.mark.parametrize("text", ["a: " + "[" * 5000, "a: &x [1]\nb: [" + "*x, " * 5000 + "]"])
 def test_yaml_without_end_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path, text: str) -> None:
     folder = arc()
     folder.hyper = {}

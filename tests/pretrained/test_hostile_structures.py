@@ -180,7 +180,13 @@ def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
 
 @pytest.mark.parametrize(
     ("name", "offset", "value"),
-    [("data.pkl", 42, 2**31), ("data/0", 42, 2**31), ("data/0", 42, 0), ("data/0", 24, 2**31), ("data/0", 42, 2**32 - 1)],
+    [
+        ("data.pkl", 42, 2**31),
+        ("data/0", 42, 2**31),
+        ("data/0", 42, 0),
+        ("data/0", 24, 2**31),
+        ("data/0", 42, 2**32 - 1),
+    ],
 )
 def test_a_directory_that_lies_about_place_or_size_is_refused(
     golden_folder: Callable[..., Path], name: str, offset: int, value: int
@@ -297,9 +303,7 @@ def sign(folder: Path, content: dict[str, Any] | None = None, edit: Callable[[st
     import hashlib
 
     content = content or json.loads((folder / "config.json").read_text())
-    content["sha256"] = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in content["sha256"]
-    }
+    content["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in content["sha256"]}
     (folder / "config.json").write_text(edit(json.dumps(content)))
 
 

@@ -100,7 +100,7 @@ def scaled_rows(pulled_SNP: Tensor, scale_SN: Tensor, n_genes: int, dtype: torch
 
 
 # mypy: disable-error-code="no-untyped-def"
-# ruff: noqa: ANN001, ANN202, D103
+# ruff: noqa: ANN001, ANN202
 
 
 @triton.jit

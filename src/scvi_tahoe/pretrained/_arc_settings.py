@@ -136,7 +136,9 @@ def unused_tensors(shapes: Shapes, hyper: Mapping[str, Any]) -> dict[str, str]:
     key, space = hyper.get("embed_key"), hyper.get("output_space", "gene")
     decoder_trained = key is not None and (space == "all" or key != "X_hvg")
     for name in shapes:
-        if name.startswith("final_down_then_up.") and not (flag_of(hyper, "predict_residual", default=True) and space == "all"):
+        if name.startswith("final_down_then_up.") and not (
+            flag_of(hyper, "predict_residual", default=True) and space == "all"
+        ):
             unused[name] = "not used without predict_residual"
         if name.startswith("gene_decoder.") and not decoder_trained:
             unused[name] = "gene decoder that was never trained"
@@ -217,7 +219,9 @@ def backbone_settings(hyper: Mapping[str, Any]) -> Mapping[str, Any]:
 def gene_decoder_config(shapes: Shapes, hyper: Mapping[str, Any]) -> GeneDecoderConfig | None:
     """Return the gene decoder's configuration from its shapes, or ``None``."""
     residual = "gene_decoder.final_layer.0.weight" in shapes
-    pattern = r"gene_decoder\.blocks\.([0-9]{1,6})\.0\.weight" if residual else r"gene_decoder\.decoder\.([0-9]{1,6})\.weight"
+    pattern = (
+        r"gene_decoder\.blocks\.([0-9]{1,6})\.0\.weight" if residual else r"gene_decoder\.decoder\.([0-9]{1,6})\.weight"
+    )
     layers = sorted((int(m[1]), name) for name in shapes if (m := re.fullmatch(pattern, name)))
     widths = [shapes[name][0] for _, name in layers if len(shapes[name]) == 2]
     if residual:

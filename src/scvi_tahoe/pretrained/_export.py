@@ -274,7 +274,7 @@ def _verify_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
     verify_size(path, _WEIGHTS_LIMIT)
     try:
         with safe_open(path, framework="pt") as stored:
-            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            slices = {name: stored.get_slice(name) for name in stored.keys()}
             found = {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()}
     except (*MALFORMED, SafetensorError) as error:
         raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None

@@ -80,10 +80,11 @@ class Matching:
         old, new = self.source.genes, self.labels.genes
         if old is None:
             raise ValueError(
-                f"{self.source.provenance.source} does not name the {self.source.config.n_output} genes of its network, "
-                f"so they cannot be matched with your {len(new or ())} (ST-HVG-Tahoe and ST-HVG-Parse were published "
-                "without that list). If you know their names, give them in the network's order with genes=[...]; a wrong "
-                "order is noticed by the scale check only. Or accept=('new_input', 'new_output') keeps the backbone and "
+                f"{self.source.provenance.source} does not name the {self.source.config.n_output} genes of its "
+                f"network, so they cannot be matched with your {len(new or ())} (ST-HVG-Tahoe and ST-HVG-Parse were "
+                "published without that list). If you know their names, give them in the network's order with "
+                "genes=[...]; a wrong order is noticed by the scale check only. Or "
+                "accept=('new_input', 'new_output') keeps the backbone and "
                 "trains both ends anew."
             )
         if new is None:

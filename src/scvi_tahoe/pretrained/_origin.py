@@ -58,7 +58,10 @@ class LossSettings:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        allowed = {"loss": ("energy", "sinkhorn", "energy+sinkhorn", "mse"), "kernel": ("energy", "gaussian", "laplacian")}
+        allowed = {
+            "loss": ("energy", "sinkhorn", "energy+sinkhorn", "mse"),
+            "kernel": ("energy", "gaussian", "laplacian"),
+        }
         for name, value in asdict(self).items():
             if name in allowed:
                 fits = value in allowed[name]

@@ -94,7 +94,9 @@ def verify_tensor(name: str, tensor: object, known: set[tuple[int, int]] | None 
         raise UnsafeFileError(f"{name} is not an ordinary tensor.")
     if tensor.dtype not in _FLOATS or tensor.is_nested or not tensor.is_contiguous():
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise UnsafeFileError(f"{name} ({kind}) is not a contiguous tensor of 16-, 32- or 64-bit floating-point numbers.")
+        raise UnsafeFileError(
+            f"{name} ({kind}) is not a contiguous tensor of 16-, 32- or 64-bit floating-point numbers."
+        )
     if tensor.numel() == 0 or any(size > 2**31 for size in tensor.shape):
         raise UnsafeFileError(f"{name} has the implausible shape {tuple(tensor.shape)}.")
     storage = tensor.untyped_storage()
