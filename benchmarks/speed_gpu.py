@@ -3,7 +3,7 @@
 Builds its data on the card, checks every fast path against a slow reference first, then prints one line a figure:
 median, smallest and largest of the repeats.
 
-    python benchmarks/speed_gpu.py --parts check,gather,loss,step,train,host,predict,start --out results.json
+    python benchmarks/speed_gpu.py --parts step,train,predict --out results.json
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def note(name: str, value: float, unit: str, digits: int = 2) -> None:
     print(f"{name:<64}{value:>12,.{digits}f}  {unit}", flush=True)
 
 
-def csr_on_card(n_cells: int, n_genes: int, density: float = 0.3, seed: int = 0) -> sp.csr_matrix:
+def csr_on_card(n_cells: int, n_genes: int, density: float = 0.3, seed: int = 0, device=DEVICE) -> sp.csr_matrix:
     """log1p of normalised counts, genes expressed in different fractions of cells."""
-    generator = torch.Generator(DEVICE).manual_seed(seed)
-    share = torch.rand(n_genes, device=DEVICE, generator=generator).mul_(2 * density)
+    generator = torch.Generator(device).manual_seed(seed)
+    share = torch.rand(n_genes, device=device, generator=generator).mul_(2 * density)
     counts, columns, values = [], [], []
     for first in range(0, n_cells, 2000):
         n = min(2000, n_cells - first)
-        expressed = torch.rand(n, n_genes, device=DEVICE, generator=generator) < share
+        expressed = torch.rand(n, n_genes, device=device, generator=generator) < share
         row, column = expressed.nonzero(as_tuple=True)
-        count = 1 + torch.rand(len(row), device=DEVICE, generator=generator).clamp_min_(1e-6).log_().mul_(-1.5).floor_()
-        depth = 0.3 + torch.rand(n, device=DEVICE, generator=generator)
+        count = 1 + torch.rand(len(row), device=device, generator=generator).clamp_min_(1e-6).log_().mul_(-1.5).floor_()
+        depth = 0.3 + torch.rand(n, device=device, generator=generator)
         counts.append(expressed.sum(1).cpu())
         columns.append(column.int().cpu())
         values.append(torch.log1p(count * depth[row]).cpu())
@@ -274,6 +274,34 @@ def train(adata: ad.AnnData, head: str, *, compile: bool, store: str = "auto", s
     return model
 
 
+def frozen(adata: ad.AnnData) -> None:
+    """What a frozen backbone saves: rate and memory of runs that train all of it, and none of it."""
+    for freeze in (False, True):
+        model, clock = new_model(adata, "down_up"), Clock()
+        model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        model.train(
+            max_steps=90, batch_size=SETS, validate_every=30, compile=False, progress=False, freeze_backbone=freeze,
+            callbacks=[clock],
+        )  # fmt: skip
+        state = model.trainer.optimizers[0].state.values()
+        moments = sum(t.nbytes for s in state for t in s.values() if torch.is_tensor(t))
+        report(f"train(freeze_backbone={freeze}), down_up, eager", clock.rates[1:], "sets/s")
+        note(f"train(freeze_backbone={freeze}): peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+        note(f"train(freeze_backbone={freeze}): state of the optimizer", moments / 2**30, "GiB")
+        del model, state
+
+
+def limits(adata: ad.AnnData) -> None:
+    """What the user reads when the memory of the card does not suffice."""
+    model = new_model(adata, "down_up")
+    try:
+        model.train(max_steps=2, batch_size=4_000, validate_every=2, compile=False, progress=False)
+    except MemoryError as error:
+        print(f"out of memory: {error}", flush=True)
+
+
 def predict(model: TahoeST, head: str) -> None:
     """100 perturbations x 1,000 cells, from the call to the AnnData; and the forward alone."""
     seconds = []
@@ -321,7 +349,7 @@ def start(matrix: sp.csr_matrix) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default="check,gather,loss,step,train,host,predict,start")
+    parser.add_argument("--parts", default="check,gather,loss,step,train,host,predict,frozen,limits,start")
     parser.add_argument("--heads", default="down_up,delta")
     parser.add_argument("--compile", default="both", choices=["both", "yes", "no"])
     parser.add_argument("--profile", action="store_true")
@@ -365,6 +393,8 @@ def main() -> None:
             run("predict", predict, model, head)
         del model
     run("host", train, adata, heads[0], compile=False, store="host", steps=300)
+    run("frozen", frozen, adata)
+    run("limits", limits, adata)
     run("start", start, adata.X)
     if args.out:
         args.out.write_text(json.dumps(RESULTS, indent=1))

@@ -23,9 +23,10 @@ FOLDERS = ("cli", "data", "datasets", "demo", "evaluate", "nn", "pl", "pretraine
 MAY_IMPORT = {
     "_constants": set(),
     "_compat": {"_constants"},
+    "_atomic_folder": set(),
     "nn": set(),
-    "data": {"_constants", "_compat"},
-    "pretrained": {"_constants", "nn"},
+    "data": {"_constants", "_compat", "_atomic_folder"},
+    "pretrained": {"_constants", "_atomic_folder", "nn"},
     "_module": {"_constants", "nn"},
     "train": {"_constants", "_compat"},
     "evaluate": {"_constants"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
@@ -60,6 +61,31 @@ def test_links_of_a_page_into_the_repository_lead_somewhere(page):
     text = re.sub(r"(`{3,}).*?\1|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL)
     targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)\s]+?)(?:#[^)]*)?\)", text)
     assert [t for t in targets if not (path.parent / t).exists()] == []
+
+
+def literal_texts() -> str:
+    """All text in the package's code; what an f-string fills in is left out."""
+    texts = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.ClassDef):
+                texts.append(node.name)
+    return "\n".join(texts)
+
+
+def test_messages_on_the_page_of_troubleshooting_are_those_of_the_package():
+    page = (DOCS / "user_guide" / "troubleshooting.md").read_text()
+    ours, code = page.split("## scvi-tools and its neighbours")[0], literal_texts()
+    # what stands for a value splits a message: ..., N, quotes, brackets, the name of the data and of a check
+    messages = [m for line in ours.splitlines() if line.startswith("**") for m in re.findall(r"`([^`]+)`", line)]
+    pieces = [p.strip() for m in messages for p in re.split(r"\.\.\.|\b[NM]\b|[\[\]():']|\b(?:adata|holds)\b", m)]
+    assert len(pieces) > 40
+    assert [p for p in pieces if len(p) > 4 and p not in code] == []
 
 
 @pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda p: p.stem)

@@ -307,6 +307,35 @@ def test_a_batch_encoder_sees_the_batch_of_the_start_cell(make_model, train, scr
         predict(model, other)
 
 
+ONE_HOT = {"prior": "cells"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sees"),
+    [
+        (ONE_HOT, False),
+        ({**ONE_HOT, "network": {"sees_perturbation": True}}, True),
+        ({**ONE_HOT, "prior": "transfer"}, True),
+        ({**ONE_HOT, "setup": {"perturbation_embedding_key": "perturbation_embedding"}}, True),
+    ],
+)
+def test_one_hot_labels_are_hidden_beside_cells_of_the_same_perturbation_unless_asked_for(options, sees, make_model):
+    assert make_model(**options).module.config.sees_perturbation is sees
+
+
+def test_one_hot_labels_of_one_context_are_seen_where_the_prior_knows_no_other_cells(screen, make_model):
+    alone = screen[screen.obs["context"] == "context_1"].copy()
+    assert make_model(alone, **ONE_HOT).module.config.sees_perturbation
+
+
+def test_a_saved_model_stays_blind_to_labels_and_predicts_the_same(make_model, train, tmp_path):
+    model = train(make_model(**ONE_HOT))
+    model.save(tmp_path / "model", save_anndata=True)
+    again = TahoeST.load(tmp_path / "model")
+    assert not again.module.config.sees_perturbation
+    np.testing.assert_array_equal(predict(again, n_cells=5).X, predict(model, n_cells=5).X)
+
+
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
 def test_with_a_prior_too_a_prediction_does_not_depend_on_what_else_is_asked(prior, make_model, train):
     model = train(make_model(prior=prior))

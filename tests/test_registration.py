@@ -67,7 +67,8 @@ REFUSALS = {
     "a missing table": (None, {"perturbation_embedding_key": "esm2"}, KeyError,
         "perturbation_embedding_key='esm2' is not in uns; there are .*perturbation_embedding"),
     "an unknown control label": (None, {"control": "contrl"}, ValueError,
-        r"control='contrl' is no label of obs\['perturbation'\] \(did you mean 'control'\?\); it has 7 labels"),
+        r"control='contrl' is no label of obs\['perturbation'\] \(did you mean 'control'\?\); it has 7 labels.*; most "
+        "cells have 'control'"),
     "controls only": (lambda a: a[a.obs["perturbation"] == "control"].copy(), {}, ValueError,
         r"every cell is a control \('control'\); there is nothing to learn from"),
     "a context without controls": (without_controls_in_one_context, {}, ValueError,
@@ -299,6 +300,10 @@ def test_wrong_modalities_are_refused(modalities, error, message, screen):
         ({"batch_encoder": True}, "batch_encoder=True needs batches; register them with batch_key"),
         ({"objective": {"term": {}}}, r"objective options \['term'\] are unknown; there are \['terms'"),
         ({"network": {"layers": 3}}, r"does not know \['layers'\]"),
+        (
+            {"prior": "transfer", "network": {"sees_perturbation": False, "base_encoder": True}},
+            "sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is 'transfer'",
+        ),
         ({"prior": "mode"}, "prior='mode' is unknown; allowed are 'auto', 'none'"),
     ],
 )

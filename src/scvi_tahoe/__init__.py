@@ -18,7 +18,9 @@ from scvi_tahoe.data import (
     HeldOutContexts,
     HeldOutPerturbations,
     dose_label,
+    read_store,
     smiles_fingerprints,
+    write_store,
 )
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, submission
 from scvi_tahoe.nn import SIZES
@@ -45,9 +47,11 @@ __all__ = [
     "evaluate",
     "pl",
     "read_embedding_table",
+    "read_store",
     "smiles_fingerprints",
     "submission",
     "suggest_decoder_weight",
+    "write_store",
 ]
 
 __version__ = version("scvi-tahoe")

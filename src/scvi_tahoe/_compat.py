@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
@@ -14,6 +15,7 @@ from mudata import MuData
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TextIO
 
     from lightning.pytorch import Trainer
 
@@ -52,20 +54,48 @@ def history_as_frames(history: dict[str, Any] | None) -> dict[str, pd.DataFrame]
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's remarks on hardware, products and its own way of stopping from our users; warnings stay."""
+    """Keep Lightning's remarks on hardware, products and its own way of stopping from our users; warnings stay.
+
+    Kept away, too, is the line of scvi-tools (1.4 to 1.5) that calls whatever ends a training, Ctrl-C included, a
+    ``NameError``. The exception itself is raised as ever.
+    """
     names = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")
     chatty = [logging.getLogger(f"lightning.pytorch.{name}") for name in names]
     levels = [log.level for log in chatty]
     for log in chatty:
         log.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        without_line: Any = _WithoutLine(sys.stdout, "Exception raised during training.")
+        with warnings.catch_warnings(), redirect_stdout(without_line):
             # loaders hand over row numbers, so worker processes would cost more than they bring
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # every value is logged where it is computed, however short the run is
+            warnings.filterwarnings("ignore", message=r"The number of training batches .* is smaller than the logging")
+            # what Lightning 2.6 calls in torch 2.13 is Lightning's to change
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             yield
     finally:
         for log, level in zip(chatty, levels, strict=True):
             log.setLevel(level)
+
+
+class _WithoutLine:
+    """A text stream that leaves out the line that one `print` begins with a given argument."""
+
+    def __init__(self, stream: TextIO, beginning: str) -> None:
+        self._stream, self._beginning = stream, beginning
+        self._leaves_out = False
+
+    def write(self, text: str) -> int:
+        # print writes its arguments, the spaces between them and the end of the line one by one
+        self._leaves_out |= text == self._beginning
+        if not self._leaves_out:
+            return self._stream.write(text)
+        self._leaves_out = "\n" not in text
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def begin_next_epoch(trainer: Trainer) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import CellStore, ConditionIndex
     from scvi_tahoe.evaluate import EffectCalibration
 
-__all__ = ["move_to_mean", "observed_cosines", "scale_effects", "warn_of_collapse"]
+__all__ = ["CollapseAlarm", "move_to_mean", "observed_cosines", "scale_effects"]
 
 # a mean cosine needs no more than a sample of conditions and cells, and predictions may have millions of cells
 _MOST_CELLS, _MOST_CONTROLS, _MOST_CONDITIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
@@ -73,25 +73,13 @@ def observed_cosines(
     return cosines
 
 
-def warn_of_collapse(
-    predicted: np.ndarray,
-    plan: PredictionPlan,
-    cells: CellStore,
-    device: torch.device,
-    observed: Mapping[str, float],
-    *,
-    output: Output,
-) -> None:
-    """Warn where predicted deltas of different perturbations are more alike than the observed ones of training.
+class CollapseAlarm:
+    """Warns where predicted deltas of different perturbations are more alike than the observed ones of training.
 
     Parameters
     ----------
-    predicted
-        Predicted cells of the plan, one task after the other.
-    plan
-        What was predicted.
     cells
-        Expression, from which the control cells of the plan are read.
+        Expression, from which the control cells of a plan are read.
     device
         Where rows become dense.
     observed
@@ -99,26 +87,45 @@ def warn_of_collapse(
     output
         What the prediction holds.
     """
-    if not observed or output == "embedding":
-        return
-    stops = np.cumsum([len(task.controls) for task in plan.tasks])
-    deltas: dict[str, list[np.ndarray]] = {}
-    for condition, task, stop in zip(plan.conditions, plan.tasks, stops, strict=True):
-        known = deltas.setdefault(condition.context, [])
-        if len(known) < _MOST_CONDITIONS:
-            start = task.controls[:_MOST_CELLS]
-            first = stop - len(task.controls)
-            mean = predicted[first : first + len(start)].mean(axis=0, dtype=np.float64)
-            known.append(mean if output == "delta" else mean - _mean(cells, start, device))
-    for context, delta in deltas.items():
-        cosine = observed.get(context, float(np.mean(list(observed.values()))))
-        check = check_collapse(np.stack(delta), cosine, of="observed in training")
-        if check.status == "warning":
-            warnings.warn(
-                f"{check.name} in {context!r}: {check.message} Too few training steps have this effect, too.",
-                EvaluationWarning,
-                stacklevel=settings.warnings_stacklevel,
-            )
+
+    def __init__(
+        self, cells: CellStore, device: torch.device, observed: Mapping[str, float], *, output: Output
+    ) -> None:
+        self._cells, self._device, self._output = cells, device, output
+        self._observed = {} if output == "embedding" else observed
+        self._deltas: dict[str, list[np.ndarray]] = {}
+
+    def see(self, predicted: np.ndarray, plan: PredictionPlan) -> None:
+        """Look at some conditions.
+
+        Parameters
+        ----------
+        predicted
+            Predicted cells of the plan, one task after the other.
+        plan
+            What was predicted.
+        """
+        if not self._observed:
+            return
+        for condition, task, stop in zip(plan.conditions, plan.tasks, plan.stops, strict=True):
+            known = self._deltas.setdefault(condition.context, [])
+            if len(known) < _MOST_CONDITIONS:
+                start = task.controls[:_MOST_CELLS]
+                first = stop - len(task.controls)
+                mean = predicted[first : first + len(start)].mean(axis=0, dtype=np.float64)
+                known.append(mean if self._output == "delta" else mean - _mean(self._cells, start, self._device))
+
+    def ring(self) -> None:
+        """Warn of what was seen."""
+        for context, delta in self._deltas.items():
+            cosine = self._observed.get(context, float(np.mean(list(self._observed.values()))))
+            check = check_collapse(np.stack(delta), cosine, of="observed in training")
+            if check.status == "warning":
+                warnings.warn(
+                    f"{check.name} in {context!r}: {check.message} Too few training steps have this effect, too.",
+                    EvaluationWarning,
+                    stacklevel=settings.warnings_stacklevel,
+                )
 
 
 def scale_effects(
@@ -134,8 +141,16 @@ def scale_effects(
 
     Parameters
     ----------
-    predicted, plan, cells, device, output
-        As in :func:`warn_of_collapse`.
+    predicted
+        Predicted cells of the plan, one task after the other.
+    plan
+        What was predicted.
+    cells
+        Expression, from which the control cells of the plan are read.
+    device
+        Where rows become dense.
+    output
+        What the prediction holds.
     calibration
         Factor by strength of the effect.
     """

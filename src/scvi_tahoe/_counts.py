@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.data import expression_adata, infer_scale
+from scvi_tahoe._sparse_rows import csr_of
+from scvi_tahoe.data import DiskRows, expression_adata, infer_scale, is_sharded
 
 if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
@@ -74,6 +75,8 @@ class ControlCounts:
                 "tell them: its values are no multiples of one count. Name the layer with their raw counts: "
                 "predict(output='counts', counts_layer=...)."
             )
+        if is_sharded(counts):
+            counts = DiskRows(counts)
         rows = np.unique(rows)
         total_C, zeros_C = np.zeros(screen.n_cells), np.zeros(screen.n_cells)
         for some in np.array_split(rows, -(-len(rows) // _CHUNK)):
@@ -147,7 +150,7 @@ def counts_of_prediction(
         for first in range(0, len(cells_CG), _CHUNK):
             rate_CG = _rates(cells_CG[first : first + _CHUNK], total_C[first : first + _CHUNK])
             counts_CG = rng.poisson(rate_CG) if poisson else _rounded(rate_CG, rng)
-            blocks.append(sp.csr_matrix(counts_CG, dtype=np.int32))
+            blocks.append(csr_of(counts_CG.astype(np.int32)))
     return sp.vstack(blocks, format="csr"), sampling
 
 

@@ -138,7 +138,7 @@ class TahoeEnsemble:
         adata
             As in :meth:`TahoeST.predict`.
         **kwargs
-            Of :meth:`TahoeST.predict`, with ``output="expression"``.
+            Of :meth:`TahoeST.predict`, with ``output="expression"`` and without a path.
 
         Returns
         -------
@@ -159,6 +159,11 @@ class TahoeEnsemble:
         if (output := kwargs.pop("output", "expression")) != "expression":
             raise ValueError(
                 f"output={output!r}: an ensemble predicts 'expression'; mean deltas are in varm['ensemble_delta']."
+            )
+        if kwargs.get("path") is not None:
+            raise ValueError(
+                f"path={str(kwargs['path'])!r}: an ensemble predicts in memory, as its mean is known only when all "
+                "members have predicted; write the result with write_h5ad, or ask for fewer conditions at a time."
             )
         keeps_controls = kwargs.pop("control_layer", False)
         first = self.models[0].predict(adata, control_layer=True, **kwargs)

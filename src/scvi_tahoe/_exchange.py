@@ -112,8 +112,9 @@ def network_options(
     if embeds != is_embedding(weights.embed_key) or head not in (None, source.head):
         # options of cells or of a head that are left behind say nothing about the new ones
         del options["keep_zeros"], options["base_encoder"]
+        options["sees_perturbation"] = True
     elif not source.base_encoder:
-        del options["base_encoder"]  # a prior of cells brings one
+        del options["base_encoder"]  # a prior of cells brings one; what the weights know of labels is used
     return options
 
 

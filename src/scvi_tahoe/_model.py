@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi.utils import setup_anndata_dsp
 
 from scvi_tahoe._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
+from scvi_tahoe._base_supply import begin_prior
 from scvi_tahoe._calibration import calibration_from_validation
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
-from scvi_tahoe._condition_means import observed_cosines, scale_effects, warn_of_collapse
+from scvi_tahoe._condition_means import observed_cosines
 from scvi_tahoe._constants import REGISTRY, TENSORS
-from scvi_tahoe._counts import ControlCounts, counts_of_prediction
+from scvi_tahoe._counts import ControlCounts
 from scvi_tahoe._exchange import (
     labels_of,
     objective_of,
@@ -36,16 +36,11 @@ from scvi_tahoe._exchange import (
 )
 from scvi_tahoe._learning_rate import LearningRateTest, run_learning_rate_test
 from scvi_tahoe._module import TahoeSTModule, base_cells
-from scvi_tahoe._prediction import (
-    OUTPUTS,
-    Output,
-    assemble,
-    conditions_asked,
-    plan_prediction,
-    prior_cells,
-    run_prediction,
-    with_base,
-)
+from scvi_tahoe._predicted_chunks import Forward, default_batch_size
+from scvi_tahoe._prediction import OUTPUTS, Output, cells_of_plan, conditions_asked, plan_prediction
+from scvi_tahoe._prediction_devices import Devices, prediction_devices
+from scvi_tahoe._prediction_file import prediction_path
+from scvi_tahoe._prediction_job import PredictionJob
 from scvi_tahoe._sources import (
     learn_prior,
     minibatch_sources,
@@ -72,13 +67,14 @@ from scvi_tahoe.data import (
     verify_screen,
     with_condition_labels,
 )
-from scvi_tahoe.evaluate import PREDICTION_RECORD, EffectCalibration, EvaluationReference, evaluate
+from scvi_tahoe.evaluate import EffectCalibration, EvaluationReference, evaluate
 from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, Objective, ObjectiveConfig
 from scvi_tahoe.pretrained import (
     ArcColumns,
     LoadingReport,
     diagnose_attention,
     export_model,
+    is_export,
     plan_warm_start,
     push_model,
     read_pretrained,
@@ -150,7 +146,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
           by that of the nearest perturbations
         * ``'cells'`` - observed cells of the perturbation in other contexts, moved to this one through the quantiles of
           what was seen in both; of a combination that was seen nowhere else, the cells of each part, changed as the
-          other parts change cells. The network sees them beside the control cells and corrects them
+          other parts change cells. The network sees them beside the control cells and corrects them; one-hot labels of
+          perturbations seen in several contexts it does not see, unless ``network={"sees_perturbation": True}``
         * ``'auto'`` - cells, where perturbations were seen in several contexts, or at least half of the combinations
           have parts that were all measured alone, and the screen is small enough to keep such cells for every
           condition; otherwise none (default)
@@ -211,7 +208,15 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self.representation = representation
         self.prior = prior
         self.set_size = set_size or _DEFAULT_SET_SIZE
+        said = {**(size if not isinstance(size, str) else {}), **(network or {})}
+        if prior == "cells" and "sees_perturbation" not in said and self._labels_only_tell_apart():
+            network = {**(network or {}), "sees_perturbation": False}  # in what is saved, as the prior above
         config = self._network_config(size, dict(network or {}), batch_encoder=batch_encoder)
+        if prior != "cells" and not config.sees_perturbation:
+            raise ValueError(
+                "a network with sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is "
+                f"{prior!r}; train one with network={{'sees_perturbation': True}}."
+            )
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -250,6 +255,18 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         is_small = len(index.conditions) * self.summary_stats.n_vars <= _PRIOR_CELLS_UP_TO
         recurs = len(index.conditions) > len(index.perturbations)
         return "cells" if is_small and (recurs or self._combines_measured_parts(index)) else "none"
+
+    def _labels_only_tell_apart(self) -> bool:
+        """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.
+
+        Beside the cells of the same perturbation a one-hot label only tells conditions apart, so that the network can
+        learn the noise of each. An embedding says what perturbations have in common, and stays.
+        """
+        table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        if self.adata is None or not table.one_hot or table.composition is not None:
+            return False
+        index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
+        return len(index.conditions) > len(index.perturbations)
 
     def _combines_measured_parts(self, index: ConditionIndex) -> bool:
         """Whether at least half of the combinations have parts that were all measured alone.
@@ -882,7 +899,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         seed = run.plan.seed
         index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
-        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact)
+        controls = np.flatnonzero(index.is_control)
+        sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact, often=controls)
         if self.prior != "none":
             self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
         sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
@@ -1038,6 +1056,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         store: StoreKind = "auto",
         precision: str | int = "auto",
         max_missing_genes: float = 0.1,
+        devices: Devices = None,
+        path: str | Path | None = None,
+        overwrite: bool = False,
         progress: bool = True,
     ) -> AnnData:
         """Predict the cells of perturbations in contexts.
@@ -1072,27 +1093,46 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         seed
             Which control cells meet. A prediction depends on the seed and its own condition, not on what else is asked.
         batch_size
-            Cell sets a forward pass; None takes 16.
+            Cell sets a forward pass; None takes 16, or fewer of many genes on a CPU.
         store
             Where expression lives, as in :meth:`train`.
         precision
             ``'bf16'``, ``'16'`` or ``'32'``; ``'auto'`` as in :meth:`train`.
         max_missing_genes
             Largest fraction of the model's genes that ``adata`` may lack; they enter as zeros.
+        devices
+            Devices of this machine that minibatches are dealt out to; the cells do not depend on it. One of:
+
+            * None or 1 - the model's own (default)
+            * a number, or a list of numbers - so many, or these CUDA devices
+            * ``'auto'`` - all CUDA devices if the model is on one
+
+            A process of a run on several devices predicts on its own.
+        path
+            Write the prediction here in chunks, and keep no more than a few of them in memory: a file that ends in
+            ``.h5ad``, or a folder that ends in ``.zarr``. It appears when it is complete. None predicts into memory.
+        overwrite
+            Replace a prediction that is at ``path``.
         progress
             Whether to show a progress bar.
 
         Returns
         -------
         AnnData of predicted cells: ``X`` float32; ``obs`` perturbation, context and batch under the names of the
-        training data, and ``origin``.
+        training data, and ``origin``. With a path, ``X`` and layers stay in the file (``.to_memory()`` reads them):
+        as CSR where that is smaller.
 
         Raises
         ------
+        FileExistsError
+            If something is at ``path`` and may not be replaced.
         ValueError
-            If a label is unknown, or the data lack control cells or too many genes.
+            If a label is unknown, the data lack control cells or too many genes, the path has another ending, or there
+            are not so many devices.
         """
         self._verify_output(output, counts_layer, control_layer=control_layer)
+        target = None if path is None else prediction_path(path, overwrite=overwrite)
+        chosen = prediction_devices(devices, self.device)
         data, table = self._prediction_data(adata)
         table = table.covering(
             [] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations)
@@ -1105,44 +1145,30 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             logger.info(str(alignment))
         index = ConditionIndex.from_screen(screen)
         plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
-        controls = None
+        counts = None
         if output == "counts":  # before the costly part: it reads the library sizes and may refuse them
-            start_rows = np.concatenate([t.controls for t in plan.tasks])
-            controls = ControlCounts.read(data, self.keys, screen, start_rows, layer=counts_layer, alignment=alignment)
+            counts = ControlCounts.read(
+                data, self.keys, screen, plan.start_rows, layer=counts_layer, alignment=alignment
+            )
         self.module.eval()
-        products = autocast_dtype(precision, self.device)
-        sources = minibatch_sources(
-            self, screen, self.device, store=store, table=table, alignment=alignment, exact=products is None
+        products = autocast_dtype(precision, chosen[0])
+        if batch_size is None:
+            batch_size = default_batch_size(chosen[0], set_size=self.set_size, width=len(self.genes))
+        forward = Forward(
+            set_size=self.set_size, batch_size=batch_size, output=output, products=products, progress=progress
         )
-        sources, base_rows = with_prior(
-            self, sources, screen, index, plan.conditions, device=self.device, seed=seed, table=table,
-            n_cells=plan.sizes,
+        sources = minibatch_sources(
+            self, screen, chosen[0], store=store, table=table, alignment=alignment, exact=products is None,
+            rows=plan.rows_read,
         )  # fmt: skip
-        plan = plan if base_rows is None else with_base(plan, base_rows)
-        if output == "prior":
-            predicted = prior_cells(sources, plan, self.device)
-        else:
-            predicted = run_prediction(
-                self.module, sources, plan, set_size=self.set_size, batch_size=16 if batch_size is None else batch_size,
-                output=output, device=self.device, progress=progress, products=products,
-            )  # fmt: skip
-        expression = sources.genes or sources.cells
-        if self.calibration_ is not None and output not in ("embedding", "prior"):
-            scale_effects(predicted, plan, expression, self.device, self.calibration_, output=output)
-        warn_of_collapse(predicted, plan, expression, self.device, self.observed_cosine_, output=output)
-        record = self._prediction_record(output, seed)
-        if controls is not None:
-            predicted, record["count_sampling"] = counts_of_prediction(predicted, plan, controls)
-        names = self.genes if output != "embedding" else np.array([f"embedding_{i}" for i in range(predicted.shape[1])])
-        start = None
-        if control_layer:
-            start_rows = np.concatenate([t.controls for t in plan.tasks])
-            cells = sources.cells if sources.genes is None or output == "embedding" else sources.genes
-            start = cells.dense(cells.fetch(start_rows), self.device).cpu().numpy()
-        return assemble(
-            predicted, plan, screen, self.keys, var=pd.DataFrame(index=names), control_layer=start,
-            uns={PREDICTION_RECORD: record},
+        sources, plan, base = begin_prior(self, sources, plan, screen, index, table=table, seed=seed, device=chosen[0])
+        job = PredictionJob(
+            module=self.module, sources=sources, plan=plan, base=base, forward=forward, devices=chosen,
+            genes=self.genes, obs=cells_of_plan(plan, screen, self.keys), record=self._prediction_record(output, seed),
+            calibration=self.calibration_, observed_cosine=self.observed_cosine_, counts=counts,
+            control_layer=control_layer,
         )  # fmt: skip
+        return job.in_memory() if target is None else job.to_file(target)
 
     def _verify_output(self, output: Output, counts_layer: str | None, *, control_layer: bool) -> None:
         """Refuse what this model cannot give, and options of another output."""
@@ -1377,7 +1403,16 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Returns
         -------
         The model, in eval mode.
+
+        Raises
+        ------
+        ValueError
+            If the folder is one of :meth:`export`, which :meth:`from_pretrained` reads, or holds no model.
         """
+        if is_export(dir_path):
+            raise ValueError(
+                f"{dir_path} was written by export(), not by save(); read it with TahoeST.from_pretrained."
+            )
         with warnings.catch_warnings():
             # genes are matched by name, so another order of them is nothing to warn about
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")

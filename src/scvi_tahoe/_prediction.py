@@ -1,42 +1,30 @@
-"""From a question (which perturbations, in which contexts) to predicted cells in an AnnData."""
+"""From a question (which perturbations, in which contexts) to control cells to start from; and labels of the answer."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
 
-from scvi_tahoe._arrivals import Arrivals
-from scvi_tahoe._constants import OBS, TENSORS
-from scvi_tahoe._module import base_cells
-from scvi_tahoe.data import CellSetDataset, Condition, ExhaustiveSampler, PredictionTask, label_columns, nearest_names
-from scvi_tahoe.train import explained_out_of_memory
+from scvi_tahoe._constants import OBS
+from scvi_tahoe.data import Condition, PredictionTask, label_columns, nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import scipy.sparse as sp
-
-    from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import ConditionIndex, EmbeddingTable, MinibatchSources, Screen, ScreenKeys
+    from scvi_tahoe.data import ConditionIndex, EmbeddingTable, Screen, ScreenKeys
 
 __all__ = [
     "OUTPUTS",
     "Output",
     "PredictionPlan",
-    "assemble",
+    "cells_of_plan",
     "conditions_asked",
     "plan_prediction",
-    "prior_cells",
-    "run_prediction",
-    "with_base",
 ]
 
 Output = Literal["expression", "delta", "counts", "embedding", "prior"]
@@ -63,6 +51,27 @@ class PredictionPlan:
     def sizes(self) -> dict[Condition, int]:
         """Number of cells of each condition."""
         return {c: len(t.controls) for c, t in zip(self.conditions, self.tasks, strict=True)}
+
+    @property
+    def stops(self) -> np.ndarray:
+        """Row after the last cell of each condition, int64 ``[conditions]``."""
+        return np.cumsum([len(task.controls) for task in self.tasks])
+
+    @property
+    def start_rows(self) -> np.ndarray:
+        """The control cell that each predicted cell starts from, int64 ``[n_cells]``."""
+        return np.concatenate([task.controls for task in self.tasks])
+
+    @property
+    def rows_read(self) -> np.ndarray:
+        """All control cells that the prediction reads, also to fill up windows, int64, ascending."""
+        # contexts share one pool, which is looked at once
+        pools = {id(task.pool): task.pool for task in self.tasks}
+        return np.unique(np.concatenate([*pools.values(), self.start_rows]))
+
+    def part(self, first: int, stop: int) -> PredictionPlan:
+        """The conditions from ``first`` to before ``stop``."""
+        return PredictionPlan(self.conditions[first:stop], self.labels[first:stop], self.tasks[first:stop])
 
 
 def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> list[str]:
@@ -127,6 +136,7 @@ def plan_prediction(
                 f"e.g. {list(n_cells)[:2]}."
             )
     known = _known_names(table, perturbations)
+    pools = {context: index.controls(context) for context in dict.fromkeys(c.context for c in conditions)}
     tasks = []
     for asked in conditions:
         condition = Condition(asked.context, known[asked.perturbation])
@@ -134,7 +144,7 @@ def plan_prediction(
         if n is not None and (not isinstance(n, int | np.integer) or n < 1):
             raise ValueError(f"n_cells={n!r} must be a whole number of 1 or more.")
         task_seed = (seed, *(zlib.crc32(label.encode()) for label in condition))
-        controls = index.controls(condition.context)
+        controls = pools[condition.context]
         start = _start_cells(controls, n, np.random.default_rng(task_seed))
         tasks.append(PredictionTask(start, table.position(condition.perturbation), controls, (*task_seed, 1)))
     return PredictionPlan(
@@ -180,106 +190,29 @@ def conditions_asked(index: ConditionIndex) -> dict[str, Any]:
     }
 
 
-def with_base(plan: PredictionPlan, rows: Mapping[Condition, np.ndarray]) -> PredictionPlan:
-    """The same plan, each task with the rows of its prior's cells."""
-    pairs = zip(plan.conditions, plan.tasks, strict=True)
-    return replace(plan, tasks=tuple(replace(task, base=rows[condition]) for condition, task in pairs))
+def cells_of_plan(plan: PredictionPlan, screen: Screen, keys: ScreenKeys) -> pd.DataFrame:
+    """``obs`` of a prediction: columns as in the training data, and ``origin``, the control cell of each.
 
-
-@torch.inference_mode()
-def prior_cells(sources: MinibatchSources, plan: PredictionPlan, device: torch.device) -> np.ndarray:
-    """What the prior alone says: float32 ``[n_cells, G]``."""
-    predicted = []
-    for position, task in enumerate(plan.tasks):
-        if sources.base is not None and task.base is not None:
-            cells = sources.base.dense(sources.base.fetch(task.base), device)
-        else:
-            shift = torch.from_numpy(sources.shift_of_condition[position]).to(device)  # type: ignore[index]
-            cells = (sources.cells.dense(sources.cells.fetch(task.controls), device) + shift).clamp_min(0)
-        predicted.append(cells.cpu().numpy())
-    return np.concatenate(predicted)
-
-
-@torch.inference_mode()
-def run_prediction(
-    module: TahoeSTModule,
-    sources: MinibatchSources,
-    plan: PredictionPlan,
-    *,
-    set_size: int,
-    batch_size: int,
-    output: Output,
-    device: torch.device,
-    progress: bool,
-    products: torch.dtype | None = None,
-) -> np.ndarray:
-    """Predicted cells of all tasks, one after the other: float32 ``[n_cells, G]``; products in 16 bits if given."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be 1 or more.")
-    dataset = CellSetDataset(sources)
-    sampler = ExhaustiveSampler(plan.tasks, set_size=set_size, sets_per_step=batch_size)
-    decodes = module.config.gene_decoder is not None and output != "embedding"
-    width = module.config.gene_decoder.n_genes if decodes else module.config.n_output  # type: ignore[union-attr]
-    predicted = np.empty((plan.n_cells, width), dtype=np.float32)
-    arrivals = Arrivals(predicted)
-    with (
-        tqdm(total=plan.n_cells, unit="cell", desc="predicting", disable=not progress, dynamic_ncols=True) as bar,
-        explained_out_of_memory(batch_size=batch_size, set_size=set_size, doing="prediction"),
-        torch.autocast(device.type, dtype=products, enabled=products is not None),
-    ):
-        for request in sampler:
-            tensors = dataset.to_tensors(dataset[request], device)
-            base_SNG = base_cells(tensors)
-            result = module(
-                tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH), base_SNG
-            )
-            cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
-            if output == "delta":
-                cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
-            arrivals.take(_wanted(cells_SNG, request.valid_S))
-            bar.update(int(request.valid_S.sum()))
-        arrivals.finish()
-    return predicted
-
-
-def _wanted(cells_SNG: torch.Tensor, valid_S: np.ndarray) -> torch.Tensor:
-    """The leading cells of each set, without asking the device how many they are."""
-    n = cells_SNG.shape[1]
-    cells = cells_SNG.flatten(0, 1)
-    if (valid_S == n).all():
-        return cells
-    wanted = np.flatnonzero(np.arange(n) < valid_S[:, None])
-    return cells[torch.from_numpy(wanted).to(cells.device, non_blocking=True)]
-
-
-def assemble(
-    predicted: np.ndarray | sp.csr_matrix,
-    plan: PredictionPlan,
-    screen: Screen,
-    keys: ScreenKeys,
-    *,
-    var: pd.DataFrame,
-    control_layer: np.ndarray | None = None,
-    uns: Mapping[str, Any],
-) -> ad.AnnData:
-    """Put predicted cells into an AnnData that scanpy takes as it is.
-
-    Columns of ``obs`` are named as in the training data; ``origin`` names the control cell that each started from.
+    Labels of a condition are repeated as numbers, never compared as text once a cell.
     """
-    start = np.concatenate([t.controls for t in plan.tasks])
-    n = [len(t.controls) for t in plan.tasks]
-    said = label_columns(plan.labels, keys)
-    columns: dict[str, Any] = {key: np.repeat(values, n) for key, values in said.items()}
+    start = plan.start_rows
+    of_cell = np.repeat(np.arange(len(plan.tasks)), [len(t.controls) for t in plan.tasks])
+    said: dict[str, Any] = dict(label_columns(plan.labels, keys))
     if keys.context_key is not None:
-        columns[keys.context_key] = np.repeat([c.context for c in plan.conditions], n)
+        said[keys.context_key] = [c.context for c in plan.conditions]
+    columns: dict[str, Any] = {}
+    for key, values in said.items():
+        of_condition = np.asarray(values)
+        columns[key] = of_condition[of_cell] if of_condition.dtype.kind == "f" else _taken(values, of_cell)
     if keys.batch_key is not None and screen.batch is not None:
-        columns.setdefault(keys.batch_key, np.asarray(screen.batch.names)[screen.batch.codes[start]])
-    obs = pd.DataFrame(
-        {k: v if v.dtype.kind == "f" else pd.Categorical(v) for k, v in columns.items()},
-        index=[f"predicted_{i}" for i in range(len(start))],
-    )
-    obs[OBS.ORIGIN] = screen.cells[start]
-    result = ad.AnnData(predicted, obs=obs, var=var, uns=dict(uns))
-    if control_layer is not None:
-        result.layers["control"] = control_layer
-    return result
+        columns.setdefault(keys.batch_key, _taken(screen.batch.names, screen.batch.codes[start]))
+    obs = pd.DataFrame(columns, index=[f"predicted_{i}" for i in range(len(start))])
+    obs[OBS.ORIGIN] = np.asarray(screen.cells[start], dtype=object).astype(str)
+    return obs
+
+
+def _taken(values: Sequence[str], codes: np.ndarray) -> pd.Categorical:
+    """``values[codes]`` with sorted categories, and none that does not occur."""
+    names, code = np.unique(np.asarray(values, dtype=str), return_inverse=True)
+    used, place = np.unique(code[codes], return_inverse=True)
+    return pd.Categorical.from_codes(place, categories=names[used].astype(object))

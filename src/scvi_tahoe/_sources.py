@@ -17,27 +17,37 @@ from scvi_tahoe.data import (
     CellPrior,
     CellSetDataset,
     ConditionIndex,
+    DiskRows,
     MinibatchSources,
     RandomSampler,
     SetPlan,
     align_genes,
     condition_moments,
     de_weights,
+    is_sharded,
     make_store,
     verify_screen,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._model import TahoeST
-    from scvi_tahoe.data import AssignedSplit, Condition, EmbeddingTable, GeneAlignment, Screen
+    from scvi_tahoe.data import AssignedSplit, Condition, EmbeddingTable, GeneAlignment, PriorTarget, Screen
     from scvi_tahoe.data._store import StoreKind
 
-__all__ = ["learn_prior", "minibatch_sources", "random_minibatches", "rows_of_labels", "with_objective", "with_prior"]
+__all__ = [
+    "learn_prior",
+    "minibatch_sources",
+    "prior_and_targets",
+    "random_minibatches",
+    "rows_of_labels",
+    "with_objective",
+    "with_prior",
+]
 
 
 def rows_of_labels(model: TahoeST, screen: Screen) -> np.ndarray:
@@ -55,6 +65,8 @@ def minibatch_sources(
     table: EmbeddingTable | None = None,
     alignment: GeneAlignment | None = None,
     exact: bool = False,
+    often: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> MinibatchSources:
     """Where each part of a minibatch of this model comes from.
 
@@ -74,11 +86,16 @@ def minibatch_sources(
         Of the data's genes to the model's; None matches them.
     exact
         Keep expression in float32 on a GPU too.
+    often
+        Cells that many minibatches will hold; a store on disk keeps them in memory.
+    rows
+        The only cells that will be read; None: any.
     """
     alignment = alignment or align_genes(model.genes, screen.genes)
     expression = make_store(
-        screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment, exact=exact
-    )
+        screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment, exact=exact,
+        often=often, rows=rows,
+    )  # fmt: skip
     embedding = None if model.representation == "expression" else make_store(screen.cell_embedding, device)
     embeds = model.representation == "embedding"
     return MinibatchSources(
@@ -121,8 +138,6 @@ def with_prior(
     *,
     device: torch.device,
     seed: int,
-    table: EmbeddingTable | None = None,
-    n_cells: int | Mapping[Condition, int] = 512,
 ) -> tuple[MinibatchSources, dict[Condition, np.ndarray] | None]:
     """Sources with what the prior says of these conditions, and the rows that each draws from.
 
@@ -133,18 +148,31 @@ def with_prior(
     """
     if model.prior == "none":
         return sources, None
-    if model.prior_ is None:
-        raise ValueError(f"the model has prior={model.prior!r}, which is learned in train(); train it first.")
-    expression = _aligned(model, screen)
-    contexts = {condition.context for condition in conditions}
-    controls = {c: _dense(expression[index.controls(c)]) for c in contexts}
-    table = table or model.perturbation_table.covering(screen.perturbation.names)
-    base = CellPrior.from_dict(model.prior_).base(
-        conditions, controls, table, n_cells=n_cells, seed=seed, device=device
-    )
+    prior, targets = prior_and_targets(model, screen, index, conditions)
+    table = model.perturbation_table.covering(screen.perturbation.names)
+    base = prior.base_from(targets, conditions, table, seed=seed, device=device)
     if base.cells is None:
         return replace(sources, shift_of_condition=base.shift), None
     return replace(sources, base=make_store(base.cells, device)), base.rows
+
+
+def prior_and_targets(
+    model: TahoeST, screen: Screen, index: ConditionIndex, conditions: Sequence[Condition]
+) -> tuple[CellPrior, dict[str, PriorTarget]]:
+    """The model's prior, and what it needs to know of the contexts of these conditions.
+
+    Raises
+    ------
+    ValueError
+        If it was not learned yet.
+    """
+    if model.prior_ is None:
+        raise ValueError(f"the model has prior={model.prior!r}, which is learned in train(); train it first.")
+    expression = _aligned(model, screen)
+    contexts = sorted({condition.context for condition in conditions})
+    controls = ((c, _dense(expression[index.controls(c)])) for c in contexts)  # in memory one at a time
+    prior = CellPrior.from_dict(model.prior_)
+    return prior, prior.targets(controls)
 
 
 def with_objective(
@@ -255,9 +283,11 @@ def random_minibatches(
 
 
 def _aligned(model: TahoeST, screen: Screen) -> Any:
-    """Expression of the whole screen in memory, in the model's gene order."""
+    """Expression of the whole screen by rows, in the model's gene order: in memory, but for a store on disk."""
     alignment = align_genes(model.genes, screen.genes, max_missing=1.0)
     matrix = screen.expression
+    if is_sharded(matrix):
+        return DiskRows(matrix, alignment)
     if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
     return alignment.apply(matrix.tocsr() if sp.issparse(matrix) else matrix)

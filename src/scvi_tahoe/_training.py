@@ -12,6 +12,7 @@ import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -122,8 +123,10 @@ def _device(options: Mapping[str, Any]) -> torch.device:
     accelerator = options.get("accelerator", "auto")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         devices = options.get("devices", "auto")
-        # of several processes on one machine each has a card of its own
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        # of several processes on one machine each has a card of its own: torchrun and Lightning say which, and SLURM,
+        # which may show a process that card alone
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+        local %= torch.cuda.device_count()
         return torch.device("cuda", devices[local] if isinstance(devices, list | tuple) else local)
     if accelerator in ("gpu", "cuda"):
         raise ValueError(f"accelerator={accelerator!r} was asked for, and this machine has no CUDA device.")
@@ -366,6 +369,7 @@ class TrainingRun:
             # each process takes its own minibatches from the sampler
             "use_distributed_sampler": False,
             **self.options,
+            **self._strategy(),
             "max_steps": self.plan.max_steps,
             "callbacks": [*callbacks, *self.options.get("callbacks", [])],
             "logger": self._loggers(logger),
@@ -376,6 +380,12 @@ class TrainingRun:
             "simple_progress_bar": False,
             "ckpt_path": self.resume_from,
         }
+
+    def _strategy(self) -> dict[str, Any]:
+        """Lightning's data-parallel strategy, whose gradients then live where they are exchanged and are not copied."""
+        if self.options.get("strategy") != "ddp":
+            return {}
+        return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True)}
 
     def _loggers(self, chosen: str | Logger | Sequence[Logger] | None) -> list[Logger]:
         path = self.folder / "metrics.csv" if self.folder is not None and chosen is not None else None
@@ -427,6 +437,8 @@ class TrainingRun:
         plan = TahoeTrainingPlan(model.module, self.plan, model.pretrained_parameters_)
         if progress:
             tqdm.write(plan.describe(), file=sys.stderr)
+            if self.device.type == "cpu" and self.options.get("accelerator", "auto") == "auto":
+                _say_that_there_is_no_gpu()
         sets = f"{self.batch_size} sets of {model.set_size} cells a step"
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
         logger.info(f"expression: {sources.cells.description}")
@@ -482,6 +494,12 @@ class TrainingRun:
             where = "" if self.folder is None else f", {self.folder / BEST}"
             logger.info(f"kept the best of {self.n_epochs} validations: {self.monitor} {best.best_value:.4g} at step "
                         f"{best.best_step}{where}")  # fmt: skip
+
+
+@cache
+def _say_that_there_is_no_gpu() -> None:
+    """Once in a process."""
+    tqdm.write("No GPU was found: training and prediction run on the CPU, which works and is slower.", file=sys.stderr)
 
 
 def _resumed(resume_from: str | Path | None, plan: PlanConfig, setting: Mapping[str, Any]) -> int | None:

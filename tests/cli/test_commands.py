@@ -43,6 +43,25 @@ def test_the_demo_refuses_a_run_without_steps(tmp_path):
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.parametrize("on_the_path", [True, False])
+def test_a_stopped_demo_names_the_program_as_it_can_be_typed(tmp_path, monkeypatch, on_the_path):
+    from scvi_tahoe.cli import _demo
+
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    program = tmp_path / "bin" / "scvi-tahoe"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(program.parent) if on_the_path else "")
+    monkeypatch.setattr("sys.argv", [str(program), "demo"])
+    monkeypatch.setattr(_demo, "run_demo", stop)
+    result = run("demo", "--folder", "first")
+    assert result.exit_code == 130
+    name = "scvi-tahoe" if on_the_path else str(program)
+    assert result.stderr.strip().endswith(f"go on from there with: {name} demo --folder first")
+
+
 def test_a_file_that_does_not_exist_is_one_line(tmp_path):
     result = run(
         "evaluate", tmp_path / "a.h5ad", tmp_path / "b.h5ad", "--perturbation-key", "p", "--control", "c"

@@ -61,6 +61,17 @@ def test_the_dataset_hears_of_a_minibatch_one_before_it():
     assert listener.heard == [1, 2]
 
 
+def test_the_dataset_may_hear_of_several_minibatches_before_the_first_of_them():
+    listener = Listener()
+    minibatches = iter(AheadSampler(Numbers(5), listener, ahead=3))
+    assert next(minibatches) == 0
+    assert listener.heard == [1, 2, 3]
+    assert next(minibatches) == 1
+    assert listener.heard == [1, 2, 3, 4]
+    assert [*minibatches] == [2, 3, 4]
+    assert listener.heard == [1, 2, 3, 4]
+
+
 def test_the_epoch_reaches_the_sampler():
     sampler = AheadSampler(Numbers(2), Listener())
     sampler.set_epoch(3)

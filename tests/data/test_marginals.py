@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe.data._marginals import QUANTILES, Population, add_change, move_between, with_marginals
+from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
 
 
 @pytest.fixture
@@ -45,6 +45,12 @@ def test_cells_moved_to_another_population_are_distributed_as_it_is(rng):
     np.testing.assert_allclose((moved == 0).float().mean(1), (target == 0).float().mean(1), atol=0.02)
 
 
+def test_a_gene_that_only_the_cells_express_stays_on_where_no_cell_of_either_population_does(rng):
+    nothing = torch.zeros(1, QUANTILES)
+    cells = torch.tensor([[0.0, 3.0]])
+    assert move_between(cells, nothing, nothing, uniform(rng, cells)).tolist() == [[0.0, 3.0]]
+
+
 def test_cells_moved_to_their_own_population_are_distributed_as_before_and_zeros_stay_zeros(rng):
     cells = counts(rng, [0.5, 3.0], 4000)
     moved = move_between(cells, quantiles(cells), quantiles(cells), uniform(rng, cells))
@@ -57,17 +63,10 @@ def test_a_gene_that_is_off_in_the_target_is_off_in_every_moved_cell(rng):
     assert not move_between(source, quantiles(source), target, uniform(rng, source)).any()
 
 
-def test_a_change_is_added_to_cells_of_the_source_as_they_would_be_moved(rng):
-    source, target = counts(rng, [0.5, 3.0], 400), counts(rng, [2.0, 1.0], 400)
-    arguments = (source, quantiles(source), quantiles(target), uniform(rng, source))
-    inside = (source <= quantiles(source)[:, -1:]) & (source >= quantiles(source)[:, :1])
-    torch.testing.assert_close(add_change(*arguments)[inside], move_between(*arguments)[inside])
-
-
 def test_what_lies_beyond_the_source_lies_as_far_beyond_the_target(rng):
     source, target = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 3.0, 4.0]])
     cells = torch.tensor([[9.0, 0.5]])
-    np.testing.assert_allclose(add_change(cells, source, target, uniform(rng, cells)), [[10.0, 1.5]])
+    np.testing.assert_allclose(move_between(cells, source, target, uniform(rng, cells)), [[10.0, 1.5]])
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])

@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 
 from scvi_tahoe.data import align_genes, make_store
+from scvi_tahoe.data._store import _on_device
 
 CPU = torch.device("cpu")
 ROWS = np.array([[5, 2, 5], [0, 9, 2]])  # unsorted and repeated
@@ -65,6 +66,13 @@ def test_a_large_sparse_matrix_stays_sparse_on_the_device():
     np.testing.assert_array_equal(read(store).numpy(), matrix[ROWS.ravel()].toarray().reshape(2, 3, -1))
 
 
+def test_a_small_sparse_matrix_is_dense_on_the_device_and_rounded_as_a_gpu_wants_it(screen):
+    store = _on_device(screen.X, CPU, half=True)
+    assert not store.sparse
+    expected = screen.X.toarray()[ROWS].astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(read(store).numpy(), expected)
+
+
 @pytest.mark.parametrize("kind", ["device", "host", "disk"])
 @pytest.mark.parametrize("form", ["dense", "csr"])
 def test_genes_are_aligned_in_every_store(form, kind, screen, backed):
@@ -99,5 +107,7 @@ def test_changing_a_minibatch_does_not_change_the_data(kind, screen):
 def test_stores_that_do_not_exist_are_refused(screen):
     with pytest.raises(ValueError, match="store='ram' is unknown; allowed are 'auto', 'device', 'host' and 'disk'"):
         make_store(screen.X, CPU, kind="ram")
-    with pytest.raises(ValueError, match=r"store='disk' needs backed data; read the file with .*backed='r'"):
+    with pytest.raises(
+        ValueError, match=r"store='disk' needs data on disk; open the file with .*backed='r'.*scvi-tahoe convert"
+    ):
         make_store(screen.X, CPU, kind="disk")

@@ -135,9 +135,20 @@ def test_on_a_gpu_every_store_gives_the_rows(kind, exact, n_features):
         assert torch.equal(store.dense(store.fetch(rows), device).cpu(), expected)
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_compact_rows_are_the_same_numbers_in_the_precision_they_are_held_in(half):
+    store = DeviceStore(log1p_rows(50, 300), CPU, half=half)
+    rows = store.fetch(np.array([[3, 3, 0], [49, 7, 1]]))
+    compact = store.compact(rows, CPU)
+    assert compact.dtype == (torch.float16 if half else torch.float32)
+    assert torch.equal(compact.float(), store.dense(rows, CPU))
+
+
 @pytest.mark.gpu
 @on_gpu
 def test_on_a_gpu_plain_torch_gathers_what_the_kernel_gathers():
     compact = CompactRows.from_csr(log1p_rows(500, 2_000), half=True).to(torch.device("cuda", 0))
     rows = torch.randint(0, 500, (100,), device="cuda")
-    assert torch.equal(compact.dense(rows, rows.device), compact._by_torch(rows, rows.device).view(100, -1))
+    assert torch.equal(
+        compact.dense(rows, rows.device), compact._by_torch(rows, rows.device, torch.float32).view(100, -1)
+    )

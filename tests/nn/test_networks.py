@@ -117,6 +117,18 @@ def test_a_delta_network_adds_its_change_to_the_given_base() -> None:
     assert torch.equal(network(cells(width=3), perturbations(), base_SNG=base).prediction_SNG, base)
 
 
+def test_a_network_that_does_not_see_perturbations_tells_them_apart_by_the_base_alone() -> None:
+    network = build(head="delta", base_encoder=True, sees_perturbation=False)
+    torch.nn.init.normal_(network.head.project.layers[-1].weight)
+    one, other = perturbations(), perturbations().flip(0)
+    torch.testing.assert_close(
+        network(cells(), one, base_SNG=cells()).prediction_SNG, network(cells(), other, base_SNG=cells()).prediction_SNG
+    )
+    seeing = build(head="delta", base_encoder=True)
+    torch.nn.init.normal_(seeing.head.project.layers[-1].weight)
+    assert not torch.allclose(seeing(cells(), one).prediction_SNG, seeing(cells(), other).prediction_SNG)
+
+
 def test_a_silent_gene_can_be_switched_on() -> None:
     network = build()
     (-network(torch.zeros(2, 6, 16), perturbations()).prediction_SNG.sum()).backward()
@@ -194,6 +206,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown head": ({"head": "best"}, "head='best' is not one of"),
     "an unknown activation": ({"activation": "tanh"}, "activation='tanh'"),
     "heads that do not group": ({"n_kv_heads": 3}, "multiple"),
+    "no sign of the perturbation": ({"sees_perturbation": False}, "needs base_encoder=True"),
     "no head width": ({"head_dim": None, "hidden": 22}, "not divisible"),
     "an odd rotary width": ({"attention": "causal_rope", "head_dim": 5}, "odd"),
     "grouped heads in gpt2": ({**GPT2, "n_kv_heads": 2}, "gpt2"),

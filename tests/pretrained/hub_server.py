@@ -1,4 +1,4 @@
-"""A server on this machine that answers what the hub's client asks: a folder is a repository."""
+"""A server on this machine that speaks what the hub's client asks of it: a folder a repository, one commit a time."""
 
 from __future__ import annotations
 

@@ -122,6 +122,21 @@ def test_an_unchanged_backbone_can_be_saved_by_reference(model: PretrainedModel,
         export_model(replace(model, state_dict=other), tmp_path / "wrong", base=model)
 
 
+def test_whoever_may_read_the_model_card_may_read_the_weights(model: PretrainedModel, tmp_path: Path) -> None:
+    export_model(model, tmp_path / "model")
+    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
+
+
+def test_the_two_ways_to_keep_a_model_name_each_others_reader(make_model: Any, tmp_path: Path) -> None:
+    model = make_model(prior="none")
+    model.export(tmp_path / "exported")
+    model.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"exported was written by export\(\).* read it with TahoeST.from_pretrained"):
+        TahoeST.load(tmp_path / "exported")
+    with pytest.raises(FileNotFoundError, match=r"saved was written by save\(\).* read it with TahoeST.load"):
+        TahoeST.from_pretrained(tmp_path / "saved")
+
+
 def test_an_existing_folder_is_replaced_only_on_request(model: PretrainedModel, tmp_path: Path) -> None:
     export_model(model, tmp_path / "ours")
     with pytest.raises(FileExistsError, match="overwrite=True"):
@@ -259,13 +274,23 @@ def test_a_prior_is_left_out_where_the_data_have_other_genes_and_learned_in_trai
 
 
 def test_another_prior_than_that_of_the_export_is_used_when_asked_for(
-    with_cells: TahoeST, screen: Any, register: Any, tmp_path: Path
+    make_model: Any, train: Any, screen: Any, register: Any, tmp_path: Path
 ) -> None:
+    with_cells = train(make_model(prior="cells", network={"sees_perturbation": True}))
+    with_cells.export(tmp_path / "export")
     without = TahoeST.from_pretrained(tmp_path / "export", register(screen), prior="none")
     assert (without.prior, without.prior_) == ("none", None)
     assert without.module.config.base_encoder
     assert "left out, as prior='none' was asked for" in without.loading_report_.text()
     assert not np.array_equal(predicted(without), predicted(with_cells))
+
+
+def test_a_network_that_knows_perturbations_by_its_prior_only_keeps_it(
+    with_cells: TahoeST, screen: Any, register: Any, tmp_path: Path
+) -> None:
+    assert not with_cells.module.config.sees_perturbation
+    with pytest.raises(ValueError, match="sees_perturbation=False knows of a perturbation what prior='cells' shows"):
+        TahoeST.from_pretrained(tmp_path / "export", register(screen), prior="none")
 
 
 def test_a_prior_that_was_not_learned_yet_is_exported_as_its_name(make_model: Any, screen: Any, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from typer.testing import CliRunner
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.cli._convert import ModelFormat, convert
+from scvi_tahoe.cli._app import app
 from scvi_tahoe.pretrained import LicenceNotAcceptedError, inspect_folder, read_pretrained
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ def test_a_folder_without_names_can_be_inspected_and_converted_and_still_has_non
     published: Path, tmp_path: Path
 ) -> None:
     assert "genes           not named" in inspect_folder(published)
-    convert(str(published), tmp_path / "ours", ModelFormat.SCVI_TAHOE, None, None, False, False)
-    convert(str(tmp_path / "ours"), tmp_path / "theirs", ModelFormat.ARC, None, None, False, False)
+    for source, target, form in ((published, "ours", "scvi-tahoe"), (tmp_path / "ours", "theirs", "arc")):
+        done = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / target), "--to", form])
+        assert done.exit_code == 0, done.output
     first, last = read_pretrained(published), read_pretrained(tmp_path / "theirs")
     assert first.genes is None
     assert last.genes is None

@@ -397,6 +397,12 @@ def test_what_a_delta_head_does_with_its_base_changes_by_decision_only(based: Pr
     assert any(n.startswith("base_encoder.") for n in state) == (name != "base_encoder")
 
 
+def test_weights_that_saw_labels_beside_a_base_are_used_without_by_decision_only(based: PretrainedModel) -> None:
+    with pytest.raises(ValueError, match="'other_head': the weights are used with sees_perturbation=True and here"):
+        start(based, config={"sees_perturbation": False})
+    assert start(based, "other_head", config={"sees_perturbation": False})[1].decisions == ("other_head",)
+
+
 def test_another_backbone_is_refused(load: Callable[..., PretrainedModel]) -> None:
     with pytest.raises(ValueError, match="n_layers is 2 in the weights and 3 here"):
         start(load(), *DECISIONS, config={"n_layers": 3})

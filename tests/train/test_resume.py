@@ -7,6 +7,7 @@ import signal
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from scvi_tahoe import HeldOutPerturbations
 
@@ -78,6 +79,23 @@ def test_an_interruption_leaves_complete_files_and_says_how_to_go_on(make_model,
     assert {f.name for f in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt", "metrics.csv"}
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
     assert metrics(tmp_path)["step"].max() >= 5
+
+
+def test_an_interruption_is_not_called_a_name_error(make_model, train, interrupt, capsys):
+    class Speaks(Callback):
+        def on_train_batch_start(self, *_):
+            print("a callback of the user", "speaks")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_model(), callbacks=[Speaks(), interrupt(2)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert set(lines) == {"a callback of the user speaks"}
+
+
+def test_a_short_run_is_told_nothing_about_intervals_of_logging(make_model, train, recwarn):
+    train(make_model(), max_steps=2, validate_every=1)
+    assert [str(w.message) for w in recwarn if "lightning" in str(w.filename)] == []
 
 
 def test_without_a_folder_the_message_says_what_would_have_helped(make_model, train, interrupt):

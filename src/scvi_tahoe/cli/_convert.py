@@ -11,20 +11,26 @@ from scvi_tahoe.cli._mistakes import one_line_mistakes
 if TYPE_CHECKING:
     from scvi_tahoe.pretrained import ArcColumns, PretrainedModel
 
-__all__ = ["ModelFormat", "arc_columns", "convert"]
+__all__ = ["Format", "arc_columns", "convert"]
 
 
-class ModelFormat(StrEnum):
-    """Formats that :meth:`~scvi_tahoe.TahoeST.export` writes."""
+class Format(StrEnum):
+    """Formats of models that :meth:`~scvi_tahoe.TahoeST.export` writes, and the store on disk of data."""
 
     SCVI_TAHOE = "scvi-tahoe"
     ARC = "arc"
+    STORE = "store"
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder in arc-state's format, export of ours, or name on the hub.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(help="Model: folder in arc-state's format, export of ours, or name on the hub. Or h5ad files."),
+    ],
     output: Annotated[Path, typer.Argument(help="Folder to create.")],
-    to: Annotated[ModelFormat, typer.Option(help="Format to write.")] = ModelFormat.SCVI_TAHOE,
+    to: Annotated[
+        Format | None, typer.Option(help="Format to write.", show_default="store for h5ad files, else scvi-tahoe")
+    ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default="the best")
     ] = None,
@@ -32,24 +38,73 @@ def convert(
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the licence of weights from the hub.")
     ] = False,
+    perturbation_key: Annotated[str | None, typer.Option(help="Data: column of obs with perturbations.")] = None,
+    control: Annotated[str | None, typer.Option(help="Data: label of control cells.")] = None,
+    context_key: Annotated[str | None, typer.Option(help="Data: column of obs with contexts.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Data: layer with expression.", show_default="X")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Data: show bars.")] = True,
 ) -> None:
-    """Write a model in another format: safetensors and JSON, or a folder that arc-state runs.
+    """Write a model in another format: safetensors and JSON, or a folder that arc-state runs. Or h5ad files as a store
+    on disk, for data larger than memory.
 
     \b
     scvi-tahoe convert ST-Tahoe/ converted/
     scvi-tahoe convert converted/ for-arc/ --to arc
-    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
+    scvi-tahoe convert plate_1.h5ad plate_2.h5ad atlas.zarr --perturbation-key drug --control DMSO
+    """  # noqa: D205, D301 (typer keeps the lines of a paragraph that begins with this character)
+    of_data = {"--perturbation-key": perturbation_key, "--control": control}
+    only_data = of_data | {"--context-key": context_key, "--layer": layer}
+    only_models = {"--checkpoint": checkpoint, "--revision": revision, "--accept-license": accept_license or None}
     with one_line_mistakes():
+        if to is None:
+            to = Format.STORE if all(name.endswith(".h5ad") for name in source) else Format.SCVI_TAHOE
+        is_data = to is Format.STORE
+        if wrong := [name for name, value in (only_models if is_data else only_data).items() if value is not None]:
+            raise ValueError(
+                f"{', '.join(wrong)} is for {'models' if is_data else 'data'}, and the format is {to.value}."
+            )
+        if is_data:
+            if missing := [name for name, value in of_data.items() if value is None]:
+                raise ValueError(f"a store is sorted by condition: give {' and '.join(missing)}.")
+            _convert_data(
+                source, output, progress=progress, overwrite=overwrite, layer=layer,
+                perturbation_key=str(perturbation_key), control=str(control), context_key=context_key,
+            )  # fmt: skip
+            return
+        if len(source) > 1:
+            raise ValueError(f"one model is converted at a time, and there are {len(source)}: {', '.join(source)}.")
         from scvi_tahoe.pretrained import export_model, read_pretrained, write_arc_folder
 
-        # Not through a model of data: what a folder does not name stays without a name.
-        weights = read_pretrained(source, checkpoint, revision=revision, accept_license=accept_license or None)
-        if to is ModelFormat.SCVI_TAHOE:
-            export_model(weights, output, overwrite=overwrite)
-        else:
+        # not through a model of data: what a folder does not name stays without a name
+        weights = read_pretrained(source[0], checkpoint, revision=revision, accept_license=accept_license or None)
+        if to is Format.ARC:
             write_arc_folder(weights, output, columns=arc_columns(weights), overwrite=overwrite)
-    typer.echo(f"{source} as {to.value}: {output}")
+        else:
+            export_model(weights, output, overwrite=overwrite)
+    typer.echo(f"{source[0]} as {to.value}: {output}")
+
+
+def _convert_data(
+    source: list[str], output: Path, *, perturbation_key: str, control: str, context_key: str | None, layer: str | None,
+    overwrite: bool, progress: bool,
+) -> None:  # fmt: skip
+    from scvi_tahoe import read_store, write_store
+
+    write_store(
+        source,
+        output,
+        perturbation_key=perturbation_key,
+        control=control,
+        context_key=context_key,
+        layer=layer,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    adata = read_store(output)
+    typer.echo(
+        f"{adata.n_obs} cells x {adata.n_vars} genes: {output}; open it with scvi_tahoe.read_store({str(output)!r})"
+    )
 
 
 def arc_columns(weights: PretrainedModel) -> ArcColumns:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,18 +24,24 @@ def demo(
 ) -> None:
     """Train on a real screen, predict held-out perturbations and score them beside simple predictors.
 
-    Takes under three minutes on two CPU cores. Leaves a folder with the model, the prediction, the scores and two
-    figures, and prints the scores.
+    Takes under three minutes on two CPU cores; started again, it goes on where it was stopped. Leaves a folder with the
+    model, the prediction, the scores and two figures, and prints the scores.
 
     \b
     scvi-tahoe demo
     scvi-tahoe demo --folder first --max-steps 200
     """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     quiet_frameworks()
-    again = f"scvi-tahoe demo --folder {folder}"
+    again = f"{_program()} demo --folder {folder}"
     again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""
     again += f" --seed {seed}" if seed else ""
     with one_line_mistakes(f"Stopped. What was finished is in {folder}; go on from there with: {again}"):
         result = run_demo(folder, max_steps=max_steps, seed=seed, overwrite=overwrite, report=typer.echo)
     names = ", ".join(name for name in FILES if (result.folder / name).exists())
     typer.echo(f"\n{score_table(result.scores)}\n\n{result.folder} ({result.seconds:.0f} s): {names}")
+
+
+def _program() -> str:
+    """Return what to type to get this program again; after `make demo` it is in an environment that is not active."""
+    name, started_as = "scvi-tahoe", Path(sys.argv[0])
+    return str(started_as) if started_as.name == name and shutil.which(name) is None else name

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,9 @@ __all__ = ["predict"]
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that TahoeST.save wrote.")],
+    model: Annotated[Path, typer.Argument(help="Folder that TahoeST.save or export wrote.")],
     data: Annotated[Path, typer.Argument(help="h5ad with the control cells to start from.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="h5ad to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="h5ad file or zarr folder to write.")],
     perturbation: Annotated[
         list[str] | None, typer.Option(help="What to predict; may be repeated.", show_default="all known")
     ] = None,
@@ -23,23 +23,43 @@ def predict(
         int | None, typer.Option(help="Cells of each condition.", show_default="as many as controls")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the control cells drawn.")] = 0,
+    devices: Annotated[
+        str | None, typer.Option(help="GPUs: how many, a list such as 0,1 or auto.", show_default="the model's own")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a prediction that is there.")] = False,
 ) -> None:
-    """Predict cells after perturbations, and write them as h5ad.
+    """Predict cells after perturbations, and write them in chunks, so that they may be larger than memory.
 
     \b
     scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad
+    scvi-tahoe predict model/ controls.h5ad -o predicted.zarr --devices auto
     scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad --perturbation STAT1 --context A549
     """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
     quiet_frameworks()
     with one_line_mistakes():
         from scvi_tahoe import TahoeST
-        from scvi_tahoe.demo import written_whole
+        from scvi_tahoe.pretrained import is_export
         from scvi_tahoe.study import read_cells
 
         adata = read_cells(data)
-        predicted = TahoeST.load(model, adata=adata).predict(
-            perturbations=perturbation, contexts=context, n_cells=n_cells, seed=seed
+        # an export knows its columns, and needs no data but the cells to start from
+        exported = is_export(model)
+        network = TahoeST.from_pretrained(model) if exported else TahoeST.load(model, adata=adata)
+        predicted = network.predict(
+            adata if exported else None,
+            perturbations=perturbation,
+            contexts=context,
+            n_cells=n_cells,
+            seed=seed,
+            devices=_devices(devices),
+            path=output,
+            overwrite=overwrite,
         )
-        with written_whole(output) as partial:
-            predicted.write_h5ad(partial)
     typer.echo(f"{predicted.n_obs:,} predicted cells of {predicted.n_vars:,} genes: {output}")
+
+
+def _devices(text: str | None) -> Any:
+    """``"2"`` is a number, ``"0,1"`` and ``"0,"`` are lists; what else there is, the model judges."""
+    if text is None or not text.replace(",", "").isdecimal():
+        return text
+    return [int(part) for part in text.split(",") if part] if "," in text else int(text)

@@ -21,7 +21,8 @@ from scvi_tahoe.data._fingerprints import smiles_fingerprints
 from scvi_tahoe.data._fusion import TableFusion
 from scvi_tahoe.data._gene_weights import Moments, condition_moments, de_weights
 from scvi_tahoe.data._label_reading import LabelReading, Part, dose_label
-from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase
+from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase, PriorTarget
+from scvi_tahoe.data._row_reading import DiskRows, is_sharded
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
     ExhaustiveSampler,
@@ -53,6 +54,9 @@ from scvi_tahoe.data._splits import (
     split_from_dict,
 )
 from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore, make_store
+from scvi_tahoe.data._store_conversion import write_store
+from scvi_tahoe.data._store_folder import read_store
+from scvi_tahoe.data._store_writer import StoreWriter
 from scvi_tahoe.data._verification import read_table, verify_controls, verify_screen
 
 __all__ = [
@@ -72,6 +76,7 @@ __all__ = [
     "ControlLabelField",
     "ControlPools",
     "DeviceStore",
+    "DiskRows",
     "DiskStore",
     "EmbeddingTable",
     "EmbeddingTableField",
@@ -96,6 +101,7 @@ __all__ = [
     "PredictionTask",
     "Prior",
     "PriorBase",
+    "PriorTarget",
     "RandomSampler",
     "ScaleReport",
     "Screen",
@@ -103,6 +109,7 @@ __all__ = [
     "SetPlan",
     "Split",
     "SplitAudit",
+    "StoreWriter",
     "TableFusion",
     "align_genes",
     "condition_moments",
@@ -110,10 +117,12 @@ __all__ = [
     "dose_label",
     "expression_adata",
     "infer_scale",
+    "is_sharded",
     "label_columns",
     "make_store",
     "nearest_names",
     "read_screen",
+    "read_store",
     "read_table",
     "screen_fields",
     "smiles_fingerprints",
@@ -123,4 +132,5 @@ __all__ = [
     "verify_log1p",
     "verify_screen",
     "with_condition_labels",
+    "write_store",
 ]

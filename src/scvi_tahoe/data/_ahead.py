@@ -1,7 +1,8 @@
-"""A sampler that tells the dataset a step ahead what it will be asked for, and deals minibatches out to processes."""
+"""A sampler that tells the dataset ahead of time what it will be asked for, and deals minibatches out to processes."""
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,27 @@ class AheadSampler(Sampler[CellSetRequest]):
     sampler
         Of the minibatches of all processes.
     dataset
-        Hears of each minibatch one before it is asked for, so that reading overlaps with computing.
+        Hears of each minibatch before it is asked for, so that reading overlaps with computing.
     rank, n_ranks
         Which process of how many this is.
+    ahead
+        How many minibatches before.
     """
 
     def __init__(
-        self, sampler: Sampler[CellSetRequest], dataset: CellSetDataset, *, rank: int = 0, n_ranks: int = 1
+        self,
+        sampler: Sampler[CellSetRequest],
+        dataset: CellSetDataset,
+        *,
+        rank: int = 0,
+        n_ranks: int = 1,
+        ahead: int = 1,
     ) -> None:
         self._sampler: Any = sampler
         self._dataset = dataset
         self._rank = rank
         self._n_ranks = n_ranks
+        self._ahead = ahead
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this, also after resuming."""
@@ -54,10 +64,10 @@ class AheadSampler(Sampler[CellSetRequest]):
         if len(self._sampler) % self._n_ranks:
             requests = chain(requests, cycle(self._sampler))
         mine = islice(requests, self._rank, len(self) * self._n_ranks, self._n_ranks)
-        current = next(mine, None)
-        while current is not None:
-            following = next(mine, None)
-            if following is not None:
+        # nobody hears of the first one: it is asked for at once
+        waiting = deque(islice(mine, 1))
+        while waiting:
+            for following in islice(mine, self._ahead + 1 - len(waiting)):
                 self._dataset.expect(following)
-            yield current
-            current = following
+                waiting.append(following)
+            yield waiting.popleft()

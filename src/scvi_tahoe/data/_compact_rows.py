@@ -107,7 +107,9 @@ class CompactRows:
             self, **{n: getattr(self, n).to(device, non_blocking=True) for n in ("indptr", "indices", "values")}
         )
 
-    def dense(self, rows: Tensor, device: torch.device, *, n_programs: int | None = None) -> Tensor:
+    def dense(
+        self, rows: Tensor, device: torch.device, *, n_programs: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Some rows, dense.
 
         Parameters
@@ -119,23 +121,25 @@ class CompactRows:
             memory, which the kernel reads over the bus.
         n_programs
             How many programs of the kernel run at once; None fills the GPU.
+        dtype
+            Of the result.
 
         Returns
         -------
-        float32 ``[*rows.shape, n_features]``.
+        ``[*rows.shape, n_features]``.
         """
         flat = rows.reshape(-1)
         if kernel_runs_on(device.type):
             n_programs = n_programs or _PROGRAMS_PER_PROCESSOR * _n_processors(device.index or 0)
-            dense = self._by_kernel(flat, device, n_programs)
+            dense = self._by_kernel(flat, device, n_programs, dtype)
         else:
-            dense = self._by_torch(flat, device)
+            dense = self._by_torch(flat, device, dtype)
         return dense.view(*rows.shape, self.n_features)
 
-    def _by_kernel(self, flat: Tensor, device: torch.device, n_programs: int) -> Tensor:
+    def _by_kernel(self, flat: Tensor, device: torch.device, n_programs: int, dtype: torch.dtype) -> Tensor:
         from scvi_tahoe.data._gather_kernel import gather_rows
 
-        out = torch.empty(len(flat), self.n_features, dtype=torch.float32, device=device)
+        out = torch.empty(len(flat), self.n_features, dtype=dtype, device=device)
         if not len(flat):
             return out
         with torch.cuda.device(device):
@@ -145,7 +149,7 @@ class CompactRows:
             )  # fmt: skip
         return out
 
-    def _by_torch(self, flat: Tensor, device: torch.device) -> Tensor:
+    def _by_torch(self, flat: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         starts = self.indptr[flat]
         counts = self.indptr[flat + 1] - starts
         ends = counts.cumsum(0)
@@ -157,8 +161,8 @@ class CompactRows:
         columns = self.indices[entry].long()
         if self.indices.dtype == torch.int16:
             columns &= _MOST_16_BIT - 1
-        out = torch.zeros(len(flat), self.n_features, dtype=torch.float32, device=device)
-        out.view(-1)[row * self.n_features + columns] = self.values[entry].float()
+        out = torch.zeros(len(flat), self.n_features, dtype=dtype, device=device)
+        out.view(-1)[row * self.n_features + columns] = self.values[entry].to(dtype)
         return out
 
 

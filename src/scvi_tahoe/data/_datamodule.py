@@ -120,7 +120,7 @@ class CellSetDataModule(LightningDataModule):
     def _loader(self, sampler: Sampler[CellSetRequest]) -> DataLoader:
         """A loader of this process's share of the minibatches."""
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        ahead = AheadSampler(sampler, self.dataset, rank=rank, n_ranks=self._n_ranks)
+        ahead = AheadSampler(sampler, self.dataset, rank=rank, n_ranks=self._n_ranks, ahead=self.dataset.ahead)
         # every pass over a loader draws a number for worker processes; from a generator of its own, or dropout after an
         # interruption would not be what it is without one
         own = torch.Generator()
@@ -128,4 +128,6 @@ class CellSetDataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
         """Finish the minibatch on the device that the network runs on."""
-        return self.dataset.to_tensors(batch, device)
+        # float16 and bfloat16 add up to float32, as float32 and bfloat16 do; with no other precision is that so
+        compact = self.trainer is not None and self.trainer.precision == "bf16-mixed"
+        return self.dataset.to_tensors(batch, device, compact=compact)

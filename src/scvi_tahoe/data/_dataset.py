@@ -75,6 +75,13 @@ class CellSetDataset(Dataset):
         self._shift: Tensor | None = None if shift is None else torch.from_numpy(shift)
         self._of_condition = {key: torch.from_numpy(rows) for key, rows in sources.of_condition.items()}
 
+    @property
+    def ahead(self) -> int:
+        """Minibatches that reading should be ahead."""
+        sources = self.sources
+        stores = (sources.cells, sources.genes, sources.embedding, sources.base)
+        return max(store.ahead for store in stores if store is not None)
+
     def __getitem__(self, request: CellSetRequest) -> dict[str, Any]:
         sources, observed = self.sources, request.observed_SN
         payload: dict[str, Any] = {
@@ -97,7 +104,7 @@ class CellSetDataset(Dataset):
         return payload
 
     def expect(self, request: CellSetRequest) -> None:
-        """Let the stores begin to read what is asked for next."""
+        """Let the stores begin to read what is asked for soon."""
         sources, observed = self.sources, request.observed_SN
         sources.cells.expect(request.control_SN)
         if observed is not None:
@@ -107,8 +114,18 @@ class CellSetDataset(Dataset):
         if sources.base is not None and request.base_SN is not None:
             sources.base.expect(request.base_SN)
 
-    def to_tensors(self, payload: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """The minibatch on the device; its keys name its shapes."""
+    def to_tensors(self, payload: dict[str, Any], device: torch.device, *, compact: bool = False) -> dict[str, Tensor]:
+        """The minibatch on the device; its keys name its shapes.
+
+        Parameters
+        ----------
+        payload
+            What ``dataset[request]`` held.
+        device
+            Where the minibatch is wanted.
+        compact
+            Leave cells that their store holds in float16 as they are; otherwise every cell is float32.
+        """
         stores = {
             TENSORS.CONTROL: self.sources.cells,
             TENSORS.OBSERVED: self.sources.cells,
@@ -116,7 +133,11 @@ class CellSetDataset(Dataset):
             TENSORS.OBSERVED_EMBEDDING: self.sources.embedding,
             TENSORS.BASE: self.sources.base,
         }
-        tensors = {key: store.dense(payload[key], device) for key, store in stores.items() if store and key in payload}
+        tensors = {
+            key: (store.compact if compact else store.dense)(payload[key], device)
+            for key, store in stores.items()
+            if store and key in payload
+        }
         if self._table.device != device:
             self._table = self._table.to(device)
         if self._shift is not None:

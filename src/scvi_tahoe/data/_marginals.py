@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["QUANTILES", "Population", "add_change", "move_between", "with_marginals"]
+__all__ = ["QUANTILES", "Population", "move_between", "with_marginals"]
 
 #: number of evenly spaced quantiles that stand for a population
 QUANTILES = 512
@@ -55,12 +55,14 @@ def move_between(cells_GN: Tensor, source_GQ: Tensor, target_GQ: Tensor, draw_GN
     """Cells as they would look in another population: each value goes to the same quantile of its gene there.
 
     A value that many cells share (zero above all) occupies an interval of quantiles; a point of it is drawn. The
-    spread and the zeros of real cells are kept, which adding a mean change loses.
+    spread and the zeros of real cells are kept, which adding a mean change loses. By what a value lies beyond the
+    source's range, it lies beyond the target's: cells of a perturbation that switches a gene on, which no other cell
+    of the source expresses, keep it on.
 
     Parameters
     ----------
     cells_GN
-        Cells of the source.
+        Cells, 0 or more; they need not belong to the source.
     source_GQ, target_GQ
         Quantiles of both populations.
     draw_GN
@@ -68,26 +70,9 @@ def move_between(cells_GN: Tensor, source_GQ: Tensor, target_GQ: Tensor, draw_GN
     """
     low, high = (torch.searchsorted(source_GQ, cells_GN, side=side) for side in ("left", "right"))
     place = (low + (high - low) * draw_GN) / source_GQ.shape[1] * target_GQ.shape[1]
-    return target_GQ.gather(1, place.long().clamp_max(target_GQ.shape[1] - 1))
-
-
-def add_change(cells_GN: Tensor, source_GQ: Tensor, target_GQ: Tensor, draw_GN: Tensor) -> Tensor:
-    """Cells with the change between two populations on top of what they have, as for a second perturbation.
-
-    As :func:`move_between`, but the cells need not belong to the source: by what a value lies beyond the source's
-    range, it lies beyond the target's. So a gene that the first perturbation alone switches on stays on.
-
-    Parameters
-    ----------
-    cells_GN
-        Cells, 0 or more.
-    source_GQ, target_GQ
-        Quantiles of both populations.
-    draw_GN
-        Uniform on [0, 1).
-    """
+    moved_GN = target_GQ.gather(1, place.long().clamp_max(target_GQ.shape[1] - 1))
     beyond_GN = cells_GN - cells_GN.clamp(source_GQ[:, :1], source_GQ[:, -1:])
-    return (move_between(cells_GN, source_GQ, target_GQ, draw_GN) + beyond_GN).clamp_min(0)
+    return (moved_GN + beyond_GN).clamp_min(0)
 
 
 def with_marginals(cells_GN: Tensor, pool_GM: Tensor, anchor_GQ: Tensor, keep_G: Tensor, draw_GN: Tensor) -> Tensor:

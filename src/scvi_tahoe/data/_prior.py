@@ -19,6 +19,7 @@ every part. What is left to the network is what is not additive.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -27,16 +28,16 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data._conditions import Condition
-from scvi_tahoe.data._marginals import QUANTILES, Population, add_change, move_between, with_marginals
+from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
 from scvi_tahoe.data._sampler import draw_window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from scvi_tahoe.data._conditions import ConditionIndex
     from scvi_tahoe.data._embedding_table import EmbeddingTable
 
-__all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase"]
+__all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase", "PriorTarget"]
 
 Prior = Literal["auto", "none", "mean", "transfer", "cells"]
 PRIORS: tuple[Prior, ...] = get_args(Prior)
@@ -143,11 +144,22 @@ class CellPrior:
         """
         rng = np.random.default_rng(seed)
         contexts = tuple(c for c in index.contexts if len(index.controls(c)))
-        controls = [_dense(expression[index.controls(c)]) for c in contexts]
+        control_means, control_variances, n_controls, control_quantiles = [], [], [], []
+        for context in contexts:
+            controls = _dense(expression[index.controls(context)])
+            mean, variance = _moments(controls)
+            control_means.append(mean)
+            control_variances.append(variance)
+            n_controls.append(len(controls))
+            control_quantiles.append(_quantiles(controls))
         present = np.unique(index.condition_of_cell[rows])
         means, variances, n_cells, donors, owner = [], [], [], [], []
+        of_condition = index.condition_of_cell[rows]
+        by_condition = np.split(
+            rows[np.argsort(of_condition, kind="stable")], np.cumsum(np.bincount(of_condition))[:-1]
+        )
         for position, condition in enumerate(present):
-            cells = rows[index.condition_of_cell[rows] == condition]
+            cells = by_condition[condition]
             block = expression[cells]
             mean, variance = _moments(block)
             means.append(mean)
@@ -157,7 +169,6 @@ class CellPrior:
                 chosen = rng.permutation(len(cells))[:max_donors]
                 donors.append(sp.csr_matrix(block[chosen], dtype=np.float32))
                 owner.append(np.full(len(chosen), position))
-        control_means, control_variances = zip(*(_moments(block) for block in controls), strict=True)
         nothing = sp.csr_matrix((0, expression.shape[1]), dtype=np.float32)
         return cls(
             kind=kind,
@@ -168,8 +179,8 @@ class CellPrior:
             contexts=contexts,
             control_means=np.stack(control_means),
             control_variances=np.stack(control_variances),
-            n_controls=np.array([len(block) for block in controls]),
-            control_quantiles=np.stack([_quantiles(block) for block in controls]),
+            n_controls=np.array(n_controls),
+            control_quantiles=np.stack(control_quantiles),
             donors=sp.vstack(donors, format="csr") if donors else nothing,
             donor_condition=np.concatenate(owner) if owner else np.empty(0, dtype=np.int64),
         )
@@ -194,7 +205,7 @@ class CellPrior:
     def base(
         self,
         conditions: Sequence[Condition],
-        controls: Mapping[str, np.ndarray],
+        controls: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
         table: EmbeddingTable,
         *,
         n_cells: int | Mapping[Condition, int] = 512,
@@ -208,7 +219,7 @@ class CellPrior:
         conditions
             To be predicted or trained on.
         controls
-            Control cells of each context among them, dense.
+            Control cells of each context among them, dense; pairs may come one at a time where memory is short.
         table
             Perturbation embeddings. Where no other context has the perturbation itself, they say which parts a
             combination has, and which perturbations are the nearest to one without measured parts.
@@ -219,7 +230,40 @@ class CellPrior:
         device
             Where quantiles are computed.
         """
-        contexts = {c: _Target(c, *_moments(block), len(block), _quantiles(block)) for c, block in controls.items()}
+        return self.base_from(self.targets(controls), conditions, table, n_cells=n_cells, seed=seed, device=device)
+
+    def targets(self, controls: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> dict[str, PriorTarget]:
+        """What a prior needs to know of the contexts that it is made for.
+
+        Parameters
+        ----------
+        controls
+            Control cells of each, dense; pairs may come one at a time where memory is short.
+        """
+        pairs = controls.items() if isinstance(controls, Mapping) else controls
+        return {c: PriorTarget(c, *_moments(block), len(block), _quantiles(block)) for c, block in pairs}
+
+    def base_from(
+        self,
+        contexts: Mapping[str, PriorTarget],
+        conditions: Sequence[Condition],
+        table: EmbeddingTable,
+        *,
+        n_cells: int | Mapping[Condition, int] = 512,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> PriorBase:
+        """As :meth:`base`, for some conditions of contexts that were looked at before.
+
+        The prior of a condition is the same to the last bit, whichever others are made with it.
+
+        Parameters
+        ----------
+        contexts
+            Of :meth:`targets`: all contexts that are predicted, whichever conditions are made now.
+        conditions, table, n_cells, seed, device
+            As in :meth:`base`.
+        """
         sources = {c: self._source(c, contexts[c.context], table) for c in conditions}
         words = {c: source.words for c, source in sources.items()}
         if self.kind != "cells":
@@ -243,7 +287,7 @@ class CellPrior:
 
     # ------------------------------------------------------------------ which conditions, and how much of them
 
-    def _source(self, condition: Condition, target: _Target, table: EmbeddingTable) -> _Source:
+    def _source(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> _Source:
         """What the prior of a condition is made from."""
         here, label = condition
         in_context = np.array([c.context == here for c in self.conditions])
@@ -264,13 +308,13 @@ class CellPrior:
         near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
         return _Source(here, (label,), (near,), "the nearest perturbations by embedding")
 
-    def _elsewhere(self, conditions: np.ndarray, target: _Target) -> np.ndarray:
+    def _elsewhere(self, conditions: np.ndarray, target: PriorTarget) -> np.ndarray:
         """Weights of conditions of one perturbation, by their cells and by how alike their contexts are to this."""
         likeness = self._context_likeness(target)
         by_context = np.array([likeness[c.context] for c in self.conditions])
         return _normalised(conditions, by_context * np.minimum(self.n_cells, _MAX_DONORS))
 
-    def _parts(self, condition: Condition, target: _Target, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
+    def _parts(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
         """Weights for each part of a combination that was measured alone: in its context, else in others."""
         if table.composition is None:
             return ()
@@ -289,7 +333,7 @@ class CellPrior:
                 weights.append(self._elsewhere(alone, target))
         return tuple(weights)
 
-    def _context_likeness(self, target: _Target) -> dict[str, float]:
+    def _context_likeness(self, target: PriorTarget) -> dict[str, float]:
         """How alike the controls of each training context are to these: inverse squared distance of the means."""
         distance = np.square(self.control_means - target.mean).mean(1)
         floor = 1e-3 + 0.1 * float(distance.mean())
@@ -308,18 +352,18 @@ class CellPrior:
         weight[shared] = 1 / (len(shared) + 1)
         return weight
 
-    def anchor_moments(self, weight: np.ndarray, control: _Target) -> tuple[np.ndarray, np.ndarray]:
+    def anchor_moments(self, weight: np.ndarray, control: PriorTarget) -> tuple[np.ndarray, np.ndarray]:
         """Mean of an anchor population, and the variance of that mean: float ``[G]`` each."""
         rest = 1 - weight.sum()
         mean = weight @ self.means + rest * control.mean
         noise = np.square(weight / np.sqrt(self.n_cells)) @ self.variances
         return mean, noise + rest**2 * control.variance / control.n_cells
 
-    def control_of(self, context: str) -> _Target:
+    def control_of(self, context: str) -> PriorTarget:
         """Controls of a training context."""
         i = self.contexts.index(context)
         means, variances = self.control_means[i], self.control_variances[i]
-        return _Target(context, means, variances, int(self.n_controls[i]), self.control_quantiles[i])
+        return PriorTarget(context, means, variances, int(self.n_controls[i]), self.control_quantiles[i])
 
     def kept_difference(self, source: _Source, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Difference between the weighted conditions and the anchors of their contexts, and the share to keep of it.
@@ -351,7 +395,7 @@ class CellPrior:
         for context in sorted(set(of[weight > 0])):
             yield str(context), np.where(of == context, weight, 0.0)
 
-    def _shift(self, source: _Source, target: _Target) -> np.ndarray:
+    def _shift(self, source: _Source, target: PriorTarget) -> np.ndarray:
         """Change of the mean that a prior of means predicts."""
         if self.kind == "mean":
             (weight,) = source.weights
@@ -385,7 +429,7 @@ class _Source:
 
 
 @dataclass(frozen=True)
-class _Target:
+class PriorTarget:
     """Control cells of a context: moments and quantiles of their genes."""
 
     context: str
@@ -410,7 +454,9 @@ class _CellMaker:
         Where.
     """
 
-    def __init__(self, prior: CellPrior, targets: Mapping[str, _Target], genes: slice, device: torch.device) -> None:
+    def __init__(
+        self, prior: CellPrior, targets: Mapping[str, PriorTarget], genes: slice, device: torch.device
+    ) -> None:
         self._prior, self._targets, self._genes, self._device = prior, targets, genes, device
         self._populations: dict[tuple[str, str], tuple[Population, np.ndarray]] = {}
         self._donors = prior.donors[:, genes]
@@ -442,7 +488,7 @@ class _CellMaker:
             for j, other_GN in enumerate(parts):
                 if i != j:  # what the other part does to the anchors, it does to the cells of this one
                     draw_GN = self._uniform(cells_GN, draws)
-                    cells_GN = add_change(cells_GN, anchor_GQ, other_GN.sort(dim=1).values, draw_GN)
+                    cells_GN = move_between(cells_GN, anchor_GQ, other_GN.sort(dim=1).values, draw_GN)
             moved.append(cells_GN)
         everything = torch.ones(anchor_GQ.shape[0], device=self._device)
         result_GN = self._drawn(torch.cat(moved, dim=1), anchor_GQ, everything, n, rng, draws)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe.data._row_reading import DiskRows, is_sharded
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -56,7 +58,7 @@ class ScaleReport:
 
 
 def _dense_rows(matrix: object, rows: np.ndarray) -> np.ndarray:
-    block = matrix[rows]  # type: ignore[index]
+    block = (DiskRows(matrix) if is_sharded(matrix) else matrix)[rows]  # type: ignore[index]
     return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)
 
 

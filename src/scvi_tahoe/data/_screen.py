@@ -101,6 +101,11 @@ class Labels:
     @classmethod
     def from_values(cls, values: Any) -> Labels:
         """Encode any column; unused categories are left out."""
+        code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
+        if len(code_of_cell) and code_of_cell.min() >= 0:
+            # text is made of each label, not of each cell
+            names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
+            return cls(codes=code.astype(np.int64)[code_of_cell], names=tuple(str(n) for n in names))
         names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
         return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
 
@@ -135,7 +140,7 @@ class Screen:
     """
 
     genes: np.ndarray
-    cells: np.ndarray
+    cells: pd.Index
     expression: Any
     cell_embedding: Any
     perturbation: Labels
@@ -268,7 +273,7 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     )
     return Screen(
         genes=np.asarray(expression.var_names, dtype=object).astype(str),
-        cells=np.asarray(expression.obs_names, dtype=object).astype(str),
+        cells=expression.obs_names,
         expression=expression.X if keys.layer is None else expression.layers[keys.layer],
         cell_embedding=_embedding(data, keys),
         perturbation=Labels.from_values(condition_labels(data, keys)),

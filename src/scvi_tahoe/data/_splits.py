@@ -189,8 +189,11 @@ class FractionSplit(Split):
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         rows: dict[Part, list[np.ndarray]] = {p: [] for p in PARTS}
-        for condition in range(len(index.conditions)):
-            cells = rng.permutation(np.flatnonzero(index.condition_of_cell == condition))
+        n_cells = np.bincount(index.condition_of_cell[~index.is_control], minlength=len(index.conditions))
+        # stable, so that the cells of each condition come in the order of the data; controls are first
+        order = np.argsort(index.condition_of_cell, kind="stable")[len(index.is_control) - n_cells.sum() :]
+        for cells_of_one in np.split(order, np.cumsum(n_cells)[:-1]):
+            cells = rng.permutation(cells_of_one)
             n_validation, n_test = (round(f * len(cells)) for f in (self.validation, self.test))
             if n_validation + n_test >= len(cells):
                 n_validation = n_test = 0

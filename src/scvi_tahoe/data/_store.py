@@ -1,7 +1,7 @@
 """Where expression lives while sets are read from it, and how rows become a dense tensor on the device.
 
 A store works in two steps. ``fetch`` runs in the loader and does as little as it can; ``dense`` runs on the device.
-``expect`` may be called a step ahead, and begins what can be begun.
+``expect`` may be called some steps ahead, and begins what can be begun.
 
 =========== ================================= ==========================================================
 store       fetch hands over                  dense
@@ -17,11 +17,13 @@ Results do not depend on the store: for a GPU, sparse values are rounded to floa
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,13 +32,14 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data._compact_rows import CompactRows, fits_half, kernel_runs_on
+from scvi_tahoe.data._row_reading import DiskRows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe.data._alignment import GeneAlignment
 
-__all__ = ["CellStore", "DeviceStore", "DiskStore", "HostStore", "StoreKind", "make_store"]
+__all__ = ["CellStore", "DeviceStore", "DiskStore", "HostStore", "SelectedRows", "StoreKind", "make_store"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +51,15 @@ _DEVICE_SHARE = 0.4
 _GIB = 2**30
 #: dense rows need no scattering, so a matrix that is small when dense is kept dense
 _SMALL_DENSE = 2**28
+#: rows of a file that are read once, where "auto" is told that no others are wanted
+_READ_ONCE = _GIB
 #: programs of the kernel that reads over the bus beside the network's kernels: enough to fill the bus, not the GPU
 _BUS_PROGRAMS = 64
+#: bytes of control cells that are kept in memory while the rest is on disk; twice as many are needed for a moment
+_KEPT = 2**29
+_BLOCK = 2**14
+#: arrays of rows that reading has begun for; a sampler that is left early expects rows that nobody fetches
+_MOST_BEGUN = 32
 
 
 class CellStore(ABC):
@@ -57,6 +67,8 @@ class CellStore(ABC):
 
     n_features: int
     description: str
+    #: minibatches that reading should be ahead of training
+    ahead: int = 1
 
     @abstractmethod
     def fetch(self, rows: np.ndarray) -> Payload:
@@ -66,8 +78,16 @@ class CellStore(ABC):
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """float32 ``[*rows.shape, n_features]`` on the device."""
 
+    def compact(self, payload: Payload, device: torch.device) -> Tensor:
+        """The same rows, as narrow as the store holds them: float16 where it rounds values to it, else float32."""
+        return self.dense(payload, device)
+
     def expect(self, rows: np.ndarray) -> None:  # noqa: B027  most stores have nothing to begin
-        """Hear that exactly this array of rows is fetched next, and begin to read it if that helps."""
+        """Hear that exactly this array of rows is fetched soon, and begin to read it if that helps."""
+
+    def replica(self) -> CellStore:
+        """The same rows for another device or thread: what is in main memory is shared, what is begun is not."""
+        return copy.copy(self)
 
 
 def _row_numbers(rows: np.ndarray) -> Tensor:
@@ -111,11 +131,18 @@ class DeviceStore(CellStore):
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Gather on the device."""
+        return self._gather(payload, device, torch.float32)
+
+    def compact(self, payload: Payload, device: torch.device) -> Tensor:
+        """Gather without making float32 of what is float16: half the bytes to write, and to read in training."""
+        return self._gather(payload, device, torch.float32 if self._rows is None else self._rows.values.dtype)
+
+    def _gather(self, payload: Payload, device: torch.device, dtype: torch.dtype) -> Tensor:
         rows = payload["rows"].to(device, non_blocking=True)
         if self._rows is not None:
             if self._rows.device != device:
                 self._rows = self._rows.to(device)
-            return self._rows.dense(rows, device)
+            return self._rows.dense(rows, device, dtype=dtype)
         if self._matrix.device != device:  # type: ignore[union-attr]
             self._matrix = self._matrix.to(device)  # type: ignore[union-attr]
         return self._matrix[rows.reshape(-1)].view(*rows.shape, -1)  # type: ignore[index]
@@ -161,6 +188,7 @@ class HostStore(CellStore):
         self._pinned: CompactRows | None = CompactRows.from_csr(matrix, half=half) if on_gpu else None
         self._matrix = None if on_gpu else matrix
         if self._pinned is not None:
+            self._lock = _MemoryLock(self._pinned)
             self.description = f"sparse rows in pinned main memory ({self._pinned.nbytes / _GIB:.2f} GiB)"
         else:
             self.description = "rows in main memory, " + ("sparse" if sp.issparse(matrix) else "dense")
@@ -198,26 +226,46 @@ class HostStore(CellStore):
             self._begun.pop(next(iter(self._begun)))
         self._begun[id(rows)] = (rows, begun)
 
+    def replica(self) -> HostStore:
+        """Share the rows, and the lock on their memory; streams belong to one device."""
+        other = copy.copy(self)
+        other._stream, other._begun = None, {}
+        return other
+
     def _read(self, rows: Tensor, device: torch.device) -> Tensor:
         if self._stream is None:
-            self._pinned = _pin(self._pinned, self)  # type: ignore[arg-type]
+            self._lock.take()
             self._stream = torch.cuda.Stream(device)
         return self._pinned.dense(rows.to(device, non_blocking=True), device, n_programs=_BUS_PROGRAMS)  # type: ignore[union-attr]
 
 
-def _pin(rows: CompactRows, owner: object) -> CompactRows:
-    """Lock the memory of the rows for as long as their owner lives, so that a GPU may read it."""
-    runtime = torch.cuda.cudart()
-    for tensor in (rows.indptr, rows.indices, rows.values):
-        error = runtime.cudaHostRegister(tensor.data_ptr(), max(1, tensor.nbytes), 0)
-        if int(error) != 0:
-            raise MemoryError(
-                f"{tensor.nbytes / _GIB:.1f} GiB of main memory could not be locked for the GPU (CUDA error "
-                f"{int(error)}); raise the limit of locked memory (ulimit -l), or train from a backed file with "
-                "store='disk'."
-            )
-        weakref.finalize(owner, _unpin, tensor)
-    return rows
+class _MemoryLock:
+    """Keeps the memory of rows locked, once it was taken, for as long as a store holds it, so that GPUs may read it.
+
+    With one address space, which every 64-bit system has, memory that is locked for one GPU is locked for all.
+    """
+
+    def __init__(self, rows: CompactRows) -> None:
+        self._rows = rows
+        self._mutex = Lock()
+        self._taken = False
+
+    def take(self) -> None:
+        """Lock, if that was not done yet."""
+        with self._mutex:
+            if self._taken:
+                return
+            runtime = torch.cuda.cudart()
+            for tensor in (self._rows.indptr, self._rows.indices, self._rows.values):
+                error = runtime.cudaHostRegister(tensor.data_ptr(), max(1, tensor.nbytes), 0)
+                if int(error) != 0:
+                    raise MemoryError(
+                        f"{tensor.nbytes / _GIB:.1f} GiB of main memory could not be locked for the GPU (CUDA error "
+                        f"{int(error)}); raise the limit of locked memory (ulimit -l), or train from a backed file "
+                        "with store='disk'."
+                    )
+                weakref.finalize(self, _unpin, tensor)
+            self._taken = True
 
 
 def _unpin(tensor: Tensor) -> None:
@@ -226,29 +274,58 @@ def _unpin(tensor: Tensor) -> None:
 
 
 class DiskStore(CellStore):
-    """A backed matrix. Files want each row once and in order, so rows are read sorted and then put back.
+    """A matrix on disk. Files want each row once and in order, so rows are read sorted and then put back.
 
     Parameters
     ----------
     matrix
-        Backed cells x features.
+        Backed cells x features, or CSR in zarr (see :func:`read_store`).
     alignment
         Order of genes to bring the columns into.
+    device
+        Where rows will be wanted; None stands for the CPU.
     half
         Round sparse values to float16.
+    often
+        Rows that are asked for all the time: control cells. They are kept in memory where they take no more than
+        half a GiB, and a request for none but them reads nothing.
     """
 
-    def __init__(self, matrix: Any, alignment: GeneAlignment | None = None, *, half: bool = False) -> None:
-        self.matrix = matrix
-        self.alignment = alignment
-        self.n_features = matrix.shape[1] if alignment is None else len(alignment.columns)
+    ahead = 4
+
+    def __init__(
+        self,
+        matrix: Any,
+        alignment: GeneAlignment | None = None,
+        *,
+        device: torch.device | None = None,
+        half: bool = False,
+        often: np.ndarray | None = None,
+    ) -> None:
+        self.rows = DiskRows(matrix, alignment)
+        self.n_features = self.rows.shape[1]
         self.description = "rows read from disk"
         self._half = half
         self._reader: ThreadPoolExecutor | None = None
         self._begun: dict[int, tuple[np.ndarray, Future]] = {}
+        self._kept: CellStore | None = None
+        self._place: np.ndarray | None = None
+        if often is not None and len(often):
+            self._keep(np.unique(often), device or torch.device("cpu"))
+
+    def _keep(self, rows: np.ndarray, device: torch.device) -> None:
+        n_entries = self.rows.n_entries(rows)
+        if n_entries is None or 6 * n_entries > _KEPT:
+            return
+        block = sp.vstack([self.rows.distinct(rows[i : i + _BLOCK]) for i in range(0, len(rows), _BLOCK)], format="csr")
+        on_gpu = device.type == "cuda"
+        self._kept = HostStore(block, device, half=self._half) if on_gpu else DeviceStore(block, device)
+        self._place = np.full(self.rows.shape[0], -1, dtype=np.int32)
+        self._place[rows] = np.arange(len(rows))
+        self.description += f", {len(rows)} control cells kept in memory"
 
     def fetch(self, rows: np.ndarray) -> Payload:
-        """Read each distinct row once."""
+        """Read each distinct row once, or take the ones that are kept."""
         expected, reading = self._begun.pop(id(rows), (None, None))
         return reading.result() if reading is not None and expected is rows else self._read(rows)
 
@@ -256,26 +333,87 @@ class DiskStore(CellStore):
         """Begin to read in a thread."""
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="scvi-tahoe-disk")
-        while len(self._begun) > 8:
+        while len(self._begun) > _MOST_BEGUN:
             self._begun.pop(next(iter(self._begun)))[1].cancel()
         self._begun[id(rows)] = (rows, self._reader.submit(self._read, rows))
 
+    def replica(self) -> DiskStore:
+        """Share the file; each has a thread of its own that reads."""
+        other = copy.copy(self)
+        other._reader, other._begun = None, {}
+        other._kept = None if self._kept is None else self._kept.replica()
+        return other
+
     def _read(self, rows: np.ndarray) -> Payload:
+        if self._kept is not None:
+            place = self._place[rows]  # type: ignore[index]
+            if (place >= 0).all():
+                return {"kept": self._kept.fetch(place.astype(np.int64))}
         distinct, back = np.unique(rows, return_inverse=True)
-        block = self.matrix[distinct]
-        block = block if self.alignment is None else self.alignment.apply(block)
+        block = self.rows.distinct(distinct)
         payload: Payload = {"back": torch.from_numpy(back.reshape(rows.shape))}
         if sp.issparse(block):
-            block = _canonical(block.tocsr())
             return payload | {"entries": CompactRows.from_csr(block, half=self._half)}
         return payload | {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Move the distinct rows, then repeat and order them on the device."""
+        if "kept" in payload:
+            return self._kept.dense(payload["kept"], device)  # type: ignore[union-attr]
         back = payload["back"].to(device, non_blocking=True)
         if "entries" in payload:
             return payload["entries"].to(device).dense(back, device)
         return payload["cells"].to(device, non_blocking=True)[back]
+
+
+class SelectedRows(CellStore):
+    """A store of some of the rows of a matrix, under the numbers that they have in the whole.
+
+    Parameters
+    ----------
+    store
+        Of these rows alone.
+    rows
+        Their numbers in the whole, ascending.
+    n_rows
+        Of the whole.
+    """
+
+    def __init__(self, store: CellStore, rows: np.ndarray, n_rows: int) -> None:
+        self.store = store
+        self.n_features = store.n_features
+        self.description = f"{store.description}, the {len(rows):,} cells that are read"
+        self._place = np.full(n_rows, -1, dtype=np.int64)
+        self._place[rows] = np.arange(len(rows))
+        self._expected: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def fetch(self, rows: np.ndarray) -> Payload:
+        """What the store hands over."""
+        expected, places = self._expected.pop(id(rows), (None, None))
+        return self.store.fetch(places if places is not None and expected is rows else self._places(rows))
+
+    def dense(self, payload: Payload, device: torch.device) -> Tensor:
+        """What the store makes of it."""
+        return self.store.dense(payload, device)
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Let the store begin to read."""
+        while len(self._expected) > 8:
+            self._expected.pop(next(iter(self._expected)))
+        self._expected[id(rows)] = (rows, places := self._places(rows))
+        self.store.expect(places)
+
+    def replica(self) -> SelectedRows:
+        """The same of the store's."""
+        other = copy.copy(self)
+        other.store, other._expected = self.store.replica(), {}
+        return other
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        places = self._place[rows]
+        if (places < 0).any():
+            raise IndexError(f"row {rows[places < 0].flat[0]} is not among the rows that this store was made of.")
+        return places
 
 
 def _canonical(matrix: Any) -> Any:
@@ -286,6 +424,17 @@ def _canonical(matrix: Any) -> Any:
     matrix = matrix.copy()
     matrix.sum_duplicates()
     return matrix
+
+
+def _as_rows(matrix: Any) -> Any:
+    return matrix.tocsr() if sp.issparse(matrix) else matrix
+
+
+def _bytes_of_rows(matrix: Any, n_rows: int) -> int:
+    """About how many bytes some rows of a backed matrix take in memory."""
+    group = getattr(matrix, "group", None)  # of a sparse one
+    entries = matrix.shape[0] * matrix.shape[1] if group is None else group["indices"].shape[0]
+    return (4 if group is None else 8) * entries * n_rows // max(1, matrix.shape[0])
 
 
 def _room(device: torch.device) -> int:
@@ -320,6 +469,8 @@ def make_store(
     kind: StoreKind = "auto",
     alignment: GeneAlignment | None = None,
     exact: bool = False,
+    often: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> CellStore:
     """Choose where expression lives.
 
@@ -339,6 +490,11 @@ def make_store(
     exact
         Keep float32 values for a GPU too. Otherwise it gets sparse values rounded to float16, whatever the store: a
         relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
+    often
+        Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.
+    rows
+        The only rows that will be read; None: any. No others are taken to the device, if that saves at
+        least half of the matrix; and ``'auto'`` reads them from a file once, if they take less than 1 GiB.
 
     Raises
     ------
@@ -351,14 +507,31 @@ def make_store(
         matrix = matrix.to_numpy()
     in_memory = isinstance(matrix, np.ndarray) or sp.issparse(matrix)
     if kind == "disk" and in_memory:
-        raise ValueError("store='disk' needs backed data; read the file with sc.read_h5ad(path, backed='r').")
+        raise ValueError(
+            "store='disk' needs data on disk; open the file with sc.read_h5ad(path, backed='r'), or convert it with "
+            "`scvi-tahoe convert` and open that with scvi_tahoe.read_store(folder), which is faster."
+        )
     half = device.type == "cuda" and not exact
+    chosen = None if rows is None else np.unique(rows)
+    if not in_memory and kind == "auto" and chosen is not None and _bytes_of_rows(matrix, len(chosen)) <= _READ_ONCE:
+        some = _as_rows(matrix[chosen])
+        return SelectedRows(_in_memory(some, device, kind, alignment, half=half), chosen, matrix.shape[0])
     if not in_memory and kind in ("auto", "disk"):
-        return DiskStore(matrix, alignment, half=half)
+        return DiskStore(matrix, alignment, device=device, half=half, often=often)
     if not in_memory:
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
+    matrix = _as_rows(matrix)
+    if chosen is None or 2 * len(chosen) > matrix.shape[0]:
+        return _in_memory(matrix, device, kind, alignment, half=half)
+    return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
+
+
+def _in_memory(
+    matrix: Any, device: torch.device, kind: StoreKind, alignment: GeneAlignment | None, *, half: bool
+) -> CellStore:
+    """On the device, or in main memory."""
     if sp.issparse(matrix):
-        matrix = _canonical(matrix.tocsr())
+        matrix = _canonical(matrix)
         half = half and fits_half(matrix.data)
     if alignment is not None:
         matrix = alignment.apply(matrix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,13 @@ from scvi_tahoe.data._composition import COMBINATIONS
 from scvi_tahoe.data._embedding_table import EmbeddingTable, nearest_names
 from scvi_tahoe.data._fusion import TableFusion
 from scvi_tahoe.data._label_reading import DOSE_MARK
+from scvi_tahoe.data._row_reading import is_sharded
 from scvi_tahoe.data._scale import verify_log1p
 from scvi_tahoe.data._screen import Screen, ScreenKeys, condition_labels, expression_adata, obs_column, read_screen
+from scvi_tahoe.data._store_folder import unverified_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
 
@@ -60,7 +62,7 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
             f"obs[{key!r}] ({argument}) has {int(values.isna().sum())} cells without a value; "
             "name them or remove those cells."
         )
-    if (values.astype(str).str.strip() == "").any():
+    if any(str(value).strip() == "" for value in values.unique()):
         raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; name them or remove those cells.")
 
 
@@ -141,12 +143,14 @@ def _verify_names(data: AnnOrMuData, keys: ScreenKeys) -> None:
 def _verify_finite(matrix: object, where: str) -> None:
     # min and max carry NaN and infinity through, so two passes without a temporary array are enough
     if isinstance(matrix, np.ndarray):
-        blocks = [matrix]
+        blocks: Iterable[Any] = [matrix]
     elif sp.issparse(matrix):
         blocks = [matrix.data]  # type: ignore[attr-defined]
+    elif is_sharded(matrix):
+        blocks = unverified_values(matrix)
     else:
         n = matrix.shape[0]  # type: ignore[attr-defined]
-        blocks = (matrix[i : i + _BLOCK] for i in range(0, n, _BLOCK))  # type: ignore[assignment, index]
+        blocks = (matrix[i : i + _BLOCK] for i in range(0, n, _BLOCK))  # type: ignore[index]
     for block in blocks:
         values = np.asarray(block.data if sp.issparse(block) else block)
         if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
@@ -163,10 +167,12 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
     """
     names = screen.perturbation.names
     if screen.control not in names:
+        # controls are mostly the largest group
+        largest = names[int(np.bincount(screen.perturbation.codes, minlength=len(names)).argmax())]
         raise ValueError(
             f"control={screen.control!r} is no label of obs[{perturbation_key!r}]"
             f"{nearest_names(screen.control, names)}; "
-            f"it has {len(names)} labels, among them {list(names[:5])}."
+            f"it has {len(names)} labels, among them {list(names[:5])}; most cells have {largest!r}."
         )
     is_control = screen.perturbation.codes == screen.perturbation.code(screen.control)
     if is_control.all():

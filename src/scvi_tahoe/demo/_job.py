@@ -100,7 +100,10 @@ def run_demo(
     start, folder = time.perf_counter(), Path(folder)
     claim_folder(folder, {"max_steps": max_steps, "seed": seed}, overwrite=overwrite)
     if all((folder / name).exists() for name in FILES):
-        report(f"{folder} holds a finished demo with these settings; these are its scores.")
+        report(
+            f"{folder} holds a finished demo with these settings; these are its scores. To run it again, overwrite it "
+            "or give another folder."
+        )
     else:
         _run(_Job(folder, papalexi_few_shot(), max_steps, seed, report))
     scores = pd.read_csv(folder / "scores.csv", index_col=0)

@@ -239,13 +239,15 @@ def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
     if layer is not None and layer not in adata.layers:
         msg = f"The {role} has no layer {layer!r}; its layers are {list(adata.layers)}."
         raise KeyError(msg)
-    matrix = (adata.to_memory() if adata.isbacked else adata).X if layer is None else adata.layers[layer]
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if hasattr(matrix, "to_memory"):  # CSR in a file
+        matrix = matrix.to_memory()
     if matrix is None:
         msg = f"The {role} has no expression: X is None. Name the layer that holds it with layer=..."
         raise ValueError(msg)
     if sp.issparse(matrix):
         return _canonical_csr(matrix)
-    matrix = np.asarray(matrix)
+    matrix = np.asarray(matrix[:])  # dense in a file is read by this
     # numba, which the DE step uses, knows no float16; integers are checked for scale later, as floats
     return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float32)
 

@@ -106,6 +106,8 @@ def differential_expression_gpu(
                 cells.to_adata(perturbation_key=label_column),
                 groupby=label_column,
                 reference=control,
+                # all at once where memory allows; where it does not, gpudge halves the genes of a pass
+                gpu_gene_chunk_size=len(cells.genes),
                 output_columns={"target": "target", "feature": "feature", "p_value": "p_value", "p_adj": "fdr"},
             ),
         )

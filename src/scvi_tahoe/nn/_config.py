@@ -127,6 +127,9 @@ class NetworkConfig:
         turn the ties of rank tests into differences, and real cells are mostly zeros.
     base_encoder
         Whether the cells that ``head='delta'`` adds to are given at the input too, beside the control cells.
+    sees_perturbation
+        Whether the network is told which perturbation a set received. Without, it knows what ``base_encoder`` shows of
+        it: it can learn how a base errs in general, and cannot learn single perturbations by heart.
     n_batches
         If positive, a learned vector for each technical batch is added to every cell of it.
     batch_token
@@ -172,6 +175,7 @@ class NetworkConfig:
     rectify: bool = True
     keep_zeros: bool = False
     base_encoder: bool = False
+    sees_perturbation: bool = True
     n_batches: int = 0
     batch_token: bool = False
     n_batch_classes: int = 0
@@ -286,6 +290,11 @@ class NetworkConfig:
             raise ValueError(f"confidence_token needs hidden >= 4; got {self.hidden}.")
         if (self.keep_zeros or self.base_encoder) and self.head != "delta":
             raise ValueError(f"keep_zeros and base_encoder need head='delta'; got head={self.head!r}.")
+        if not (self.sees_perturbation or self.base_encoder):
+            raise ValueError(
+                "sees_perturbation=False leaves the network without any sign of the perturbation; it needs "
+                "base_encoder=True, which prior='cells' brings."
+            )
         if self.head == "down_up" and self.n_input != self.n_output:
             raise ValueError(
                 f"head='down_up' adds the control to the output; n_input={self.n_input} and n_output={self.n_output} "

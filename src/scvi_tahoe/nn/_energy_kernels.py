@@ -1,10 +1,10 @@
 """The energy distance's passes over cells and distances on a GPU, each in one Triton kernel.
 
-Imported only where a GPU runs it. What plain torch operations do for it one after the other is bound by memory: at 18,080
+Imported only where a GPU runs it. What plain torch operations do one after the other is bound by memory: at 18,080
 genes they read and write the cells three times as often.
 
-Shapes: **S** sets, **N** predicted and **M** observed cells of a set, **C** = M + N, **G** genes, **P** = G rounded up to
-what the matrix units load at once.
+Shapes: **S** sets, **N** predicted and **M** observed cells of a set, **C** = M + N, **G** genes, **P** = G rounded up
+to what the matrix units load at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLOCK = 2048
 
 
 def centred_cells(x_SNG: Tensor, y_SMG: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    """Observed and then predicted cells less a centre of their set, float16 ``[S, C, P]``; squared lengths ``[S, C]``."""
+    """Observed, then predicted cells less a centre of their set, float16 ``[S, C, P]``; squared lengths ``[S, C]``."""
     (n_sets, n, n_genes), m = x_SNG.shape, y_SMG.shape[1]
     width = -(-n_genes // _STEP) * _STEP
     centre_SG = y_SMG[:, :_CENTRE_OF].mean(1, dtype=torch.float32)

@@ -14,7 +14,7 @@ width of a cell, **P** width of a perturbation vector, **B** technical batches, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +146,8 @@ class SetTransformer(nn.Module):
         )
 
     def _encode_perturbation(self, perturbation: Tensor) -> Tensor:
+        if not self.config.sees_perturbation:
+            perturbation = torch.zeros_like(perturbation)
         if (n_parts := self.config.n_perturbation_parts) > 1:
             parts = perturbation.unflatten(-1, (n_parts, -1))
             # a sum does not depend on the order of the parts, and a part that is absent adds nothing to it
@@ -234,7 +236,7 @@ class Head(nn.Module):
         product is formed first, which saves a product of all cells at the width of all genes, and rounding to 16 bits
         of a small change that was added to the control.
         """
-        last, n_cells = self.project.layers[-1], control_SNG.shape[:-1].numel()
+        last, n_cells = cast("AlignedLinear", self.project.layers[-1]), control_SNG.shape[:-1].numel()
         # adapters replace layers by ones that are more than a weight and a bias
         plain = all(type(layer) is AlignedLinear for layer in (down, up, last))
         saves = n_cells * (down.in_features - down.out_features) > down.in_features * down.out_features
@@ -243,7 +245,8 @@ class Head(nn.Module):
         dtype = torch.get_autocast_dtype(control_SNG.device.type)
         (down_weight, down_bias), (up_weight, up_bias), (weight, bias) = (x.aligned(dtype) for x in (down, up, last))
         before_SND = widened(self.project.before_last(hidden_SND), weight.shape[1])
-        lowered = F.linear(before_SND, down_weight @ weight, down_weight @ bias)
+        constant = None if bias is None else down_weight @ bias
+        lowered = F.linear(before_SND, down_weight @ weight, constant)
         lowered = lowered + F.linear(widened(control_SNG, down_weight.shape[1]), down_weight, down_bias)
         return F.linear(F.gelu(lowered), up_weight, up_bias)[..., : up.out_features]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import yaml
 
+from scvi_tahoe._atomic_folder import atomic_folder
 from scvi_tahoe.pretrained._arc_hyper import (
     TOKEN_ROWS,
     ArcColumns,
@@ -17,7 +18,6 @@ from scvi_tahoe.pretrained._arc_hyper import (
     n_positions,
     output_space,
 )
-from scvi_tahoe.pretrained._atomic_folder import atomic_folder
 from scvi_tahoe.pretrained._keys import BACKBONE, to_arc
 from scvi_tahoe.pretrained._label_maps import NO_BATCHES
 from scvi_tahoe.pretrained._model_card import licence_notice

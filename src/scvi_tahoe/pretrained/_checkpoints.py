@@ -34,6 +34,10 @@ def find_checkpoint(folder: Path, checkpoint: str | None = None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
     names = list_checkpoints(folder)
+    if not names and (folder / "model.pt").is_file():
+        raise FileNotFoundError(
+            f"{folder} was written by save(), not by export(); read it with TahoeST.load, which needs no decisions."
+        )
     if not names:
         raise FileNotFoundError(f"{folder} holds no *.ckpt file, neither in it nor in checkpoints/.")
     if checkpoint is None:

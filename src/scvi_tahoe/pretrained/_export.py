@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe._atomic_folder import atomic_folder
 from scvi_tahoe.nn import NetworkConfig
-from scvi_tahoe.pretrained._atomic_folder import atomic_folder
 from scvi_tahoe.pretrained._limits import MALFORMED, UnsafeFileError, member, one_line, verify_size
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
 from scvi_tahoe.pretrained._origin import LossSettings, Provenance
@@ -87,6 +88,8 @@ def export_model(
         (place / "README.md").write_text(model_card(model), "utf-8")
         if model.provenance.non_commercial:
             (place / "LICENSE_NOTICE.md").write_text(licence_notice(), "utf-8")
+        for path in place.glob("*.safetensors"):  # safetensors keeps others from reading what it writes
+            shutil.copymode(place / "README.md", path)
         hashes = {path.name: _sha256(path) for path in sorted(place.iterdir())}
         config = json.dumps({**_config(model, reference, hashes), "prior": prior}, indent=1, ensure_ascii=False)
         (place / _CONFIG).write_text(config, "utf-8")

@@ -83,9 +83,8 @@ class Matching:
                 f"{self.source.provenance.source} does not name the {self.source.config.n_output} genes of its "
                 f"network, so they cannot be matched with your {len(new or ())} (ST-HVG-Tahoe and ST-HVG-Parse were "
                 "published without that list). If you know their names, give them in the network's order with "
-                "genes=[...]; a wrong order is noticed by the scale check only. Or "
-                "accept=('new_input', 'new_output') keeps the backbone and "
-                "trains both ends anew."
+                "genes=[...]; a wrong order is noticed by the scale check only. Or accept=('new_input', 'new_output') "
+                "keeps the backbone and trains both ends anew."
             )
         if new is None:
             raise ValueError("The new network works on expression and its genes have no names; give them in labels.")
@@ -221,6 +220,9 @@ class Matching:
         elif old.keep_zeros != new.keep_zeros or (old.base_encoder and not new.base_encoder):
             was, now = ([name for name in ("keep_zeros", "base_encoder") if getattr(c, name)] for c in (old, new))
             self.needed["other_head"] = f"the weights are used with {was} and here with {now}"
+        elif old.base_encoder and old.sees_perturbation != new.sees_perturbation:
+            saw, sees = (f"sees_perturbation={c.sees_perturbation}" for c in (old, new))
+            self.needed["other_head"] = f"the weights are used with {saw} and here with {sees}"
         if old.attention != new.attention:
             self.needed["other_attention"] = f"attention is {old.attention!r} in the weights, {new.attention!r} here"
         if self.source.set_size != self.labels.set_size:

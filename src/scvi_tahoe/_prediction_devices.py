@@ -1,0 +1,81 @@
+"""On which devices a prediction runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Devices", "prediction_devices"]
+
+Devices: TypeAlias = int | Sequence[int] | Literal["auto"] | None
+
+
+def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.device, ...]:
+    """Devices of this process, the first of which also does what is done once.
+
+    Parameters
+    ----------
+    devices
+        One of:
+
+        * None or 1 - the model's own device
+        * a number - so many CUDA devices, beginning with the model's own if that is one
+        * a list of numbers - these CUDA devices
+        * ``'auto'`` - all CUDA devices if the model is on one, else its own
+    own
+        Where the model is.
+
+    Raises
+    ------
+    ValueError
+        If there are not so many devices, or this process is one of several that were started together.
+    """
+    n_known = torch.cuda.device_count()
+    chosen: tuple[torch.device, ...] | None = None
+    if devices is None:
+        chosen = (own,)
+    elif devices == "auto":
+        chosen = (own,) if own.type != "cuda" or _n_processes() > 1 else _beginning_with(own, n_known)
+    elif isinstance(devices, int) and not isinstance(devices, bool):
+        if devices == 1:
+            chosen = (own,)
+        elif 1 < devices <= n_known:
+            chosen = _beginning_with(own, n_known)[:devices]
+    elif _is_list_below(devices, n_known):
+        chosen = tuple(torch.device("cuda", i) for i in devices)  # type: ignore[union-attr]
+    if chosen is None:
+        have = f"{n_known} CUDA device{'' if n_known == 1 else 's'}"
+        raise ValueError(
+            f"devices={devices!r} must be 'auto', a number of CUDA devices or a list of different ones; this machine "
+            f"has {have}. None predicts on the model's own device ({own})."
+        )
+    if len(chosen) > 1 and _n_processes() > 1:
+        raise ValueError(
+            f"devices={devices!r} in one of {_n_processes()} processes that were started together: each predicts on "
+            "its own device (devices=None). To use several devices, predict from a process that was started alone."
+        )
+    return chosen
+
+
+def _is_list_below(value: Any, n_known: int) -> bool:
+    """Whether this is a list of different numbers of devices."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return False
+    are_numbers = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < n_known for i in value)
+    return are_numbers and len(set(value)) == len(value)
+
+
+def _n_processes() -> int:
+    is_one_of_many = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if is_one_of_many else 1
+
+
+def _beginning_with(own: torch.device, n: int) -> tuple[torch.device, ...]:
+    every = [torch.device("cuda", i) for i in range(n)]
+    return tuple(sorted(every, key=lambda device: device != own))

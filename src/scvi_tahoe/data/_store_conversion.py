@@ -1,0 +1,295 @@
+"""From h5ad files to a store on disk: cells sorted by condition, in memory that does not grow with them.
+
+Sorting on disk in two passes: the first goes through the files from beginning to end and throws each cell into the
+bucket of its place in the store, the second takes one bucket after the other and puts its cells in order.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from tqdm.auto import tqdm
+
+from scvi_tahoe._atomic_folder import atomic_folder
+from scvi_tahoe.data._alignment import GeneAlignment
+from scvi_tahoe.data._embedding_table import nearest_names
+from scvi_tahoe.data._scale import verify_log1p
+from scvi_tahoe.data._store_folder import SIGNATURE, is_store
+from scvi_tahoe.data._store_writer import StoreWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["write_store"]
+
+#: entries read at once, and entries of a bucket
+_READ, _BUCKET = 2**22, 2**25
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One h5ad file, opened."""
+
+    path: Path
+    matrix: Any
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    uns: dict[str, Any]
+    place: str
+
+    @property
+    def rows_at_once(self) -> int:
+        """Cells that hold about as many entries as are read at once."""
+        n_entries = self.matrix.group["data"].shape[0] if self.is_sparse else np.prod(self.matrix.shape)
+        return max(1, int(_READ / max(1.0, n_entries / max(1, self.matrix.shape[0]))))
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it is CSR."""
+        return not isinstance(self.matrix, h5py.Dataset)
+
+    def counts(self) -> np.ndarray:
+        """Entries of each cell; as many as genes where they are dense."""
+        n_cells, n_genes = self.matrix.shape
+        if self.is_sparse:
+            return np.diff(np.asarray(self.matrix.group["indptr"][:], dtype=np.int64))
+        return np.full(n_cells, n_genes, dtype=np.int64)
+
+    def blocks(self) -> Iterator[tuple[slice, sp.csr_matrix]]:
+        """All cells in their order."""
+        for start in range(0, self.matrix.shape[0], self.rows_at_once):
+            rows = slice(start, min(start + self.rows_at_once, self.matrix.shape[0]))
+            yield rows, sp.csr_matrix(self.matrix[rows], dtype=np.float32)
+
+
+def write_store(
+    files: Sequence[str | Path] | str | Path,
+    folder: str | Path,
+    *,
+    perturbation_key: str,
+    control: str,
+    context_key: str | None = None,
+    layer: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Write h5ad files as a store on disk, which :func:`read_store` opens.
+
+    Cells are sorted by context and perturbation, the controls of a context first, so that a set of cells is read in few
+    pieces. What is kept is expression, ``obs``, ``var`` and ``uns`` (of the first file that has a key); other layers
+    and ``obsm`` are left out. The folder appears when everything was written.
+
+    Parameters
+    ----------
+    files
+        One or more h5ad files. Genes are matched by name, and all files must have the same ones.
+    folder
+        Where to write; it needs twice the room of the result for a while.
+    perturbation_key, control, context_key
+        As for ``setup_anndata``.
+    layer
+        Layer with the expression, in all files; None takes ``X``.
+    overwrite
+        Replace a store of that name.
+    progress
+        Show bars.
+
+    Returns
+    -------
+    The folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    FileExistsError
+        If the folder exists.
+    KeyError
+        If a column or layer does not.
+    ValueError
+        If a file is no h5ad, files do not fit together, or expression is not log1p of normalised counts.
+    """
+    files = [files] if isinstance(files, str | Path) else list(files)
+    keys = [perturbation_key] if context_key is None else [context_key, perturbation_key]
+    folder = Path(folder)
+    if overwrite and folder.is_dir() and any(folder.iterdir()) and not is_store(folder):
+        raise FileExistsError(f"{folder} exists and is no store on disk; it is not replaced. Give another name.")
+    with ExitStack() as stack:
+        sources = [_opened(Path(file), layer, keys, stack) for file in files]
+        if not sources:
+            raise ValueError("no file was given.")
+        alignments = [_same_genes(source, sources[0]) for source in sources]
+        obs = _joined_obs(sources)
+        place = _places(obs, keys, control)
+        for source in sources:
+            verify_log1p(source.matrix, f"{source.place} of {source.path}")
+        with atomic_folder(folder, overwrite=overwrite, kind="store on disk", signatures=(SIGNATURE,)) as partial:
+            writer = StoreWriter(partial, len(sources[0].var))  # first, as it empties the folder
+            buckets = _Buckets(partial / "sorting", np.concatenate([s.counts() for s in sources]), place)
+            for offset, source, alignment in zip(_offsets(sources), sources, alignments, strict=True):
+                bar = tqdm(total=len(source.obs), desc=f"reading {source.path.name}", unit="cell", disable=not progress)
+                for rows, block in source.blocks():
+                    buckets.add(alignment.apply(block), place[offset + rows.start : offset + rows.stop])
+                    bar.update(rows.stop - rows.start)
+                bar.close()
+            for block in tqdm(
+                buckets.in_order(), total=len(buckets), desc=f"writing {folder.name}", disable=not progress
+            ):
+                writer.append(block)
+            shutil.rmtree(partial / "sorting")
+            uns = {key: value for source in reversed(sources) for key, value in source.uns.items()}
+            writer.finish(obs.iloc[np.argsort(place)], sources[0].var, uns)
+    return folder
+
+
+def _opened(path: Path, layer: str | None, keys: Sequence[str], stack: ExitStack) -> _Source:
+    import anndata.io
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; h5ad files are needed.")
+    try:
+        file = stack.enter_context(h5py.File(path))
+        obs, var = (anndata.io.read_elem(file[name]) for name in ("obs", "var"))
+        uns = anndata.io.read_elem(file["uns"]) if "uns" in file else {}
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path} is no h5ad file: {error}") from error
+    for key in keys:
+        if key not in obs:
+            columns = [str(c) for c in obs.columns]
+            raise KeyError(f"{key!r} is not a column of obs in {path}{nearest_names(key, columns)}; it has {columns}.")
+        if obs[key].isna().any():
+            raise ValueError(f"obs[{key!r}] of {path} has cells without a value; name them or remove those cells.")
+    for names, what in ((obs.index, "cell"), (var.index, "gene")):
+        if not names.is_unique:
+            twice = [str(name) for name in names[names.duplicated()][:3]]
+            raise ValueError(f"{what} names of {path} must be unique, and these occur more than once: {twice}.")
+    return _Source(
+        path, _expression(file, path, layer), obs, var, dict(uns), "X" if layer is None else f"layer {layer!r}"
+    )
+
+
+def _expression(file: h5py.File, path: Path, layer: str | None) -> Any:
+    """Dense, or CSR, on disk."""
+    import anndata.io
+
+    if layer is not None and layer not in file.get("layers", {}):
+        raise KeyError(f"layer={layer!r} is not in layers of {path}; there are {list(file.get('layers', {}))}.")
+    matrix = file.get("X") if layer is None else file["layers"][layer]
+    if matrix is None:
+        raise ValueError(f"{path} has no X; name a layer.")
+    if not isinstance(matrix, h5py.Group):
+        return matrix
+    if (kind := matrix.attrs.get("encoding-type")) != "csr_matrix":
+        raise ValueError(f"expression in {path} is a {kind}; write it by rows first: adata.X = adata.X.tocsr().")
+    return anndata.io.sparse_dataset(matrix)
+
+
+def _same_genes(source: _Source, first: _Source) -> GeneAlignment:
+    columns = source.var.index.get_indexer(first.var.index)
+    if len(source.var) != len(first.var) or (columns < 0).any():
+        lacking = [str(name) for name in first.var.index[columns < 0][:3]]
+        more = [str(name) for name in source.var.index.difference(first.var.index)[:3]]
+        raise ValueError(
+            f"{source.path} has other genes than {first.path}: {int((columns < 0).sum())} are missing ({lacking}), and "
+            f"{len(source.var) - int((columns >= 0).sum())} are more ({more}); bring the files to the same genes first."
+        )
+    return GeneAlignment(columns.astype(np.int64), (), 0)
+
+
+def _joined_obs(sources: Sequence[_Source]) -> pd.DataFrame:
+    """Columns that all files have; names of cells that several files have get the number of their file."""
+    columns = [c for c in sources[0].obs.columns if all(c in s.obs for s in sources)]
+    obs = pd.concat([source.obs[columns] for source in sources])
+    if not obs.index.is_unique:
+        number = np.repeat(np.arange(len(sources)), [len(s.obs) for s in sources])
+        obs.index = obs.index.astype(str) + "-" + pd.Index(number.astype(str))
+    for column in columns:
+        if isinstance(sources[0].obs[column].dtype, pd.CategoricalDtype):  # other categories make them text again
+            obs[column] = obs[column].astype("category")
+    return obs
+
+
+def _places(obs: pd.DataFrame, keys: Sequence[str], control: str) -> np.ndarray:
+    """Place of each cell in the store: by context, controls first, then by perturbation, then as they came."""
+    labels = [pd.factorize(obs[key].astype(str), sort=True) for key in keys]
+    codes, names = labels[-1]
+    if control not in names:
+        known = [str(name) for name in names]
+        raise ValueError(
+            f"control={control!r} is no label of obs[{keys[-1]!r}]{nearest_names(control, known)}; it has "
+            f"{len(known)} labels, among them {known[:5]}."
+        )
+    codes = np.where(codes == names.get_loc(control), -1, codes)
+    order = np.lexsort([codes, *(code for code, _ in labels[:-1])])
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return place
+
+
+def _offsets(sources: Sequence[_Source]) -> np.ndarray:
+    return np.append(0, np.cumsum([len(source.obs) for source in sources])[:-1])
+
+
+class _Buckets:
+    """Cells by their place in the store, in files.
+
+    Parameters
+    ----------
+    folder
+        Where to write them.
+    counts
+        Entries of each cell.
+    place
+        Its place.
+    """
+
+    def __init__(self, folder: Path, counts: np.ndarray, place: np.ndarray) -> None:
+        folder.mkdir()
+        self._folder = folder
+        in_order = np.empty_like(counts)
+        in_order[place] = counts
+        bucket = np.cumsum(in_order) // _BUCKET
+        self._starts = np.append(np.flatnonzero(np.diff(bucket, prepend=-1)), len(place))
+        self._n_genes = 0
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def add(self, block: sp.csr_matrix, place: np.ndarray) -> None:
+        """Throw cells into their buckets."""
+        self._n_genes = block.shape[1]
+        order = np.argsort(place)
+        block, place = block[order], place[order]
+        cuts = np.searchsorted(place, self._starts)
+        for bucket in np.flatnonzero(np.diff(cuts)).tolist():
+            rows = slice(cuts[bucket], cuts[bucket + 1])
+            some = block[rows]
+            self._append(bucket, "place", place[rows])
+            self._append(bucket, "count", np.diff(some.indptr).astype(np.int64))
+            self._append(bucket, "column", some.indices.astype(np.int32))
+            self._append(bucket, "value", some.data.astype(np.float32))
+
+    def _append(self, bucket: int, what: str, values: np.ndarray) -> None:
+        with (self._folder / f"{bucket}.{what}").open("ab") as file:
+            values.tofile(file)
+
+    def in_order(self) -> Iterator[sp.csr_matrix]:
+        """One bucket after the other, its cells in order; its files are gone then."""
+        for bucket in range(len(self)):
+            paths = [self._folder / f"{bucket}.{what}" for what in ("place", "count", "column", "value")]
+            place, counts, columns, values = (
+                np.fromfile(path, dtype=kind)
+                for path, kind in zip(paths, (np.int64, np.int64, np.int32, np.float32), strict=True)
+            )
+            indptr = np.append(0, np.cumsum(counts))
+            yield sp.csr_matrix((values, columns, indptr), shape=(len(place), self._n_genes))[np.argsort(place)]
+            for path in paths:
+                path.unlink()
