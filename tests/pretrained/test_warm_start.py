@@ -411,7 +411,7 @@ def test_another_backbone_is_refused(load: Callable[..., PretrainedModel]) -> No
 def test_genes_without_names_are_refused(load: Callable[..., PretrainedModel]) -> None:
     source = load()
     nameless = replace(source, labels=replace(source.labels, genes=None))
-    with pytest.raises(ValueError, match="24 genes without names"):
+    with pytest.raises(ValueError, match="does not name the 24 genes"):
         plan_warm_start(nameless, source.config, source.labels)
     with pytest.raises(ValueError, match="its genes have no names"):
         plan_warm_start(source, source.config, nameless.labels)
