@@ -100,7 +100,8 @@ def main() -> None:
                 progress=False, callbacks=[clock],
             )  # fmt: skip
             last.append(model.training_config_["best_value"])
-        ends = f"best validation loss {np.mean(last):.4f} ± {np.std(last):.4f} over {args.seeds} seeds"
+        each = ", ".join(f"{value:.4f}" for value in last)
+        ends = f"best validation loss {np.mean(last):.4f} ± {np.std(last):.4f} over {args.seeds} seeds ({each})"
         line(f"train(), {precision}, processor", clock.processor[1:], ends)
         line(f"train(), {precision}, wall", clock.wall[1:])
 

@@ -196,7 +196,7 @@ def report(name: str, rates: list[Rate]) -> None:
         seconds = [getattr(rate, kind) for rate in rates]
         median, low, high = (1000 * f(seconds) for f in (statistics.median, min, max))
         spread = f"{median:8.1f} ms a step ({low:.1f} to {high:.1f}, n={len(seconds)})"
-        print(f"{name:<46}{kind:<10}{1000 / median:8.2f} steps/s {spread}", flush=True)
+        print(f"{name:<50}{kind:<10}{1000 / median:8.2f} steps/s {spread}", flush=True)
 
 
 def main() -> None:
@@ -231,20 +231,23 @@ def main() -> None:
             for workers in (int(w) for w in args.workers.split(",")):
                 line = command(args.program, toml, folder / f"{turn}_{workers}", workers=workers, steps=args.steps)
                 theirs[workers] = peer(line, **interval)
+                report(f"turn {turn}: arc-state tx train, {workers} workers", [theirs[workers]])
                 rates.setdefault(("arc-state tx train", f"{workers} workers"), []).append(theirs[workers])
             for variant, precision in names:
                 own = ours(train, VARIANTS[variant], precision=precision, **interval)
+                report(f"turn {turn}: {variant}, {precision}", [own])
                 rates.setdefault((variant, precision), []).append(own)
                 best = Rate(*(min(getattr(r, kind) for r in theirs.values()) for kind in Rate._fields))
                 for kind in Rate._fields:
                     ratio = getattr(best, kind) / getattr(own, kind)
                     ratios.setdefault((variant, precision, kind), []).append(ratio)
+    print("\nmedians over the turns", flush=True)
     for name, values in rates.items():
         report(", ".join(name), values)
     print("times the steps of the program with the number of workers that was best in the same turn:")
     for (variant, precision, kind), values in ratios.items():
         spread = f"({min(values):.1f} to {max(values):.1f}, n={len(values)})"
-        print(f"{variant + ', ' + precision:<46}{kind:<10}{statistics.median(values):8.1f} {spread}")
+        print(f"{variant + ', ' + precision:<50}{kind:<10}{statistics.median(values):8.1f} {spread}")
 
 
 if __name__ == "__main__":

@@ -130,10 +130,9 @@ def kill_and_resume(folder: Path) -> dict:
     return {"exit code after the kill": code, "resumed from step": at, **json.loads((folder / "done.json").read_text())}
 
 
-def show(found: dict, head: str) -> None:
-    """Print the table."""
+def show_runs(found: dict) -> None:
+    """Rates, cells and losses of one GPU and of two."""
     one, two = found["1_0"], found["2_0"]
-    print(f"{torch.cuda.get_device_name(0)} x 2, torch {torch.__version__}, head {head}")
     for name, run in (("one GPU", one), ("two GPUs", two)):
         rates = run["rates"]
         print(f"{name:<10}{statistics.median(rates):>10,.1f} sets/s  ({min(rates):,.1f} to {max(rates):,.1f})")
@@ -142,12 +141,14 @@ def show(found: dict, head: str) -> None:
     print(f"sets of the first steps: {len(two['seen'])} of each process, {len(common)} seen by both")
     for name in ("train_loss", "validation_loss"):
         for run, label in ((one, "one"), (two, "two")):
-            print(f"{name}, {label}: {np.round(run['losses'][name], 5).tolist()}")
-    seconds = found["predict"]["seconds"]
-    for n in ("1", "2"):
-        print(f"predict() 100,000 x {GENES:,}, {n} GPUs: {statistics.median(seconds[n][1:]):.2f} s {seconds[n]}")
-    print(f"predictions equal: {found['predict']['same']}")
-    print(f"a process killed: {found['killed']}")
+            print(f"{name}, {label}: {np.round(run['losses'][name], 5).tolist()}", flush=True)
+
+
+def show_prediction(found: dict) -> None:
+    """Time and equality of predictions."""
+    for n, seconds in found["predict"]["seconds"].items():
+        print(f"predict() 100,000 x {GENES:,}, {n} GPUs: {statistics.median(seconds[1:]):.2f} s {np.round(seconds, 2)}")
+    print(f"predictions equal: {found['predict']['same']}", flush=True)
 
 
 def main() -> None:
@@ -167,14 +168,17 @@ def main() -> None:
         return resumed(args.folder, goes_on=args.part == "resume")
     if torch.cuda.device_count() < 2:
         raise SystemExit(f"this machine has {torch.cuda.device_count()} GPUs; two are needed.")
+    print(f"{torch.cuda.get_device_name(0)} x 2, torch {torch.__version__}, head {args.head}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        read = lambda: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
         for n in (1, 2):
             finished(launch(n, "--part", "worker", "--folder", str(folder), "--head", args.head))
+        show_runs(read())
         finished(launch(0, "--part", "predict", "--folder", str(folder)))
-        found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-        found["killed"] = kill_and_resume(folder / "run")
-    show(found, args.head)
+        show_prediction(read())
+        found = read() | {"killed": kill_and_resume(folder / "run")}
+        print(f"a process killed: {found['killed']}")
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))
     return None

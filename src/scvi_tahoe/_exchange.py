@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from scvi_tahoe.pretrained import (
     PretrainedModel,
     Provenance,
     TensorRecord,
+    UnsafeFileError,
     compare_scale,
 )
 from scvi_tahoe.pretrained._pretrained_model import is_embedding
@@ -43,6 +45,7 @@ __all__ = [
     "start_options",
     "united_table",
     "verify_scale",
+    "with_numbered_genes",
 ]
 
 logger = logging.getLogger(__name__)
@@ -131,6 +134,13 @@ def _table(table: EmbeddingTable) -> PerturbationTable:
 
 def _composed(source: PretrainedModel) -> EmbeddingTable:
     """The table of a folder, with what the folder says of how its rows were made."""
+    try:
+        return _table_of(source)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnsafeFileError(f"{source.provenance.source} does not say how its table was made: {error!r}") from None
+
+
+def _table_of(source: PretrainedModel) -> EmbeddingTable:
     table, how, moments = source.perturbations, source.extra.get("composition"), source.extra.get("fusion")
     fusion = None if moments is None else TableFusion.from_dict(moments)
     if how is None:
@@ -242,6 +252,18 @@ def _provenance(model: TahoeST) -> Provenance:
     if model.provenance_ is None:
         return Provenance(source="scvi-tahoe", format="scratch")
     return Provenance(**model.provenance_)
+
+
+def with_numbered_genes(source: PretrainedModel) -> PretrainedModel:
+    """The weights with numbers for the genes of their cells, where the folder does not name them; a note says so."""
+    same_width = source.config.n_input == source.config.n_output
+    if source.genes is not None or is_embedding(source.embed_key) or not same_width:
+        return source
+    n_genes = source.config.n_output
+    note = (
+        f"the {n_genes} genes are numbered, gene_0 to gene_{n_genes - 1}: the model runs on tensors, not on named genes"
+    )
+    return replace(source.with_genes([f"gene_{i}" for i in range(n_genes)]), notes=(*source.notes, note))
 
 
 def registry_of(source: PretrainedModel, model_name: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from scvi_tahoe._exchange import (
     start_options,
     united_table,
     verify_scale,
+    with_numbered_genes,
 )
 from scvi_tahoe._learning_rate import LearningRateTest, run_learning_rate_test
 from scvi_tahoe._module import TahoeSTModule, base_cells
@@ -75,6 +76,7 @@ from scvi_tahoe.pretrained import (
     export_model,
     is_export,
     plan_warm_start,
+    push_model,
     read_pretrained,
     write_arc_folder,
 )
@@ -522,6 +524,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             source, checkpoint, revision=revision, attention=attention, genes=genes, base=base, **hub
         )
         if adata is None:
+            weights = with_numbered_genes(weights)
             registry = registry_of(weights, cls.__name__)
             stats = {k: v for f in registry["field_registries"].values() for k, v in f["summary_stats"].items()}
         else:
@@ -596,11 +599,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 "with a head that it knows: TahoeST(adata, prior='none', network={'head': 'hidden_residual'}); or "
                 "export with format='scvi-tahoe', which keeps the prior."
             )
-        if self.calibration_ is not None:
-            raise ValueError(
-                "export writes networks, and this model is calibrated; keep it with save(), or export it without: "
-                "model.calibration_ = None."
-            )
+        self._verify_exportable()
         pretrained = pretrained_of(self)
         if format == "scvi-tahoe":
             base = None if backbone_from is None else read_pretrained(backbone_from)
@@ -613,6 +612,80 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             perturbation=keys.perturbation_key, context=keys.context_key or "cell_type", batch=keys.batch_key or "batch"
         )
         write_arc_folder(pretrained, folder, columns=columns, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        accept_license: bool | None = None,
+        license_file: str | Path | None = None,
+        share_cells: bool = False,
+        private: bool = True,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+        backbone_from: str | Path | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub as :meth:`export` writes it: safetensors and JSON, never a pickle.
+
+        The model card and, for weights that derive from Arc's, the notice of their licence go along.
+
+        Parameters
+        ----------
+        repository
+            ``'owner/name'``; created if it does not exist.
+        accept_license
+            Accept the licence of the weights that the model started from, if they are Arc's; None: what the
+            environment variable ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+        license_file
+            Text of that licence, uploaded as ``LICENSE``; needed to publish weights that derive from Arc's.
+        share_cells
+            Upload a prior that holds cells of the training data, as ``prior='cells'`` does.
+        private
+            Visibility of a new repository. A public one is refused unless this is False.
+        revision
+            Branch to upload to.
+        message
+            Title of the commit.
+        token
+            Of the hub; None takes that of ``hf auth login``.
+        backbone_from
+            As for :meth:`export`.
+
+        Returns
+        -------
+        The commit, which :meth:`from_pretrained` takes as ``revision``.
+
+        Raises
+        ------
+        LicenceNotAcceptedError
+            If a licence has to be accepted, or its text to be given.
+        PermissionError
+            If cells of the training data would be passed on, or the repository is public, unasked.
+        ValueError
+            If the model is calibrated.
+        """
+        self._verify_exportable()
+        base = None if backbone_from is None else read_pretrained(backbone_from)
+        return push_model(
+            pretrained_of(self),
+            repository,
+            accept_license=accept_license,
+            license_file=license_file,
+            share_cells=share_cells,
+            private=private,
+            revision=revision,
+            message=message,
+            token=token,
+            base=base,
+        )
+
+    def _verify_exportable(self) -> None:
+        if self.calibration_ is not None:
+            raise ValueError(
+                "export writes networks, and this model is calibrated; keep it with save(), or export it without: "
+                "model.calibration_ = None."
+            )
 
     def diagnose_attention(
         self, adata: AnnOrMuData | None = None, *, n_sets: int = 32, seed: int = 0

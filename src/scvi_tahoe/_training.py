@@ -12,6 +12,7 @@ import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -436,6 +437,8 @@ class TrainingRun:
         plan = TahoeTrainingPlan(model.module, self.plan, model.pretrained_parameters_)
         if progress:
             tqdm.write(plan.describe(), file=sys.stderr)
+            if self.device.type == "cpu" and self.options.get("accelerator", "auto") == "auto":
+                _say_that_there_is_no_gpu()
         sets = f"{self.batch_size} sets of {model.set_size} cells a step"
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
         logger.info(f"expression: {sources.cells.description}")
@@ -491,6 +494,12 @@ class TrainingRun:
             where = "" if self.folder is None else f", {self.folder / BEST}"
             logger.info(f"kept the best of {self.n_epochs} validations: {self.monitor} {best.best_value:.4g} at step "
                         f"{best.best_step}{where}")  # fmt: skip
+
+
+@cache
+def _say_that_there_is_no_gpu() -> None:
+    """Once in a process."""
+    tqdm.write("No GPU was found: training and prediction run on the CPU, which works and is slower.", file=sys.stderr)
 
 
 def _resumed(resume_from: str | Path | None, plan: PlanConfig, setting: Mapping[str, Any]) -> int | None:

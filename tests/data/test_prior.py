@@ -205,20 +205,6 @@ def test_three_parts_add_up_as_two_do(one_context):
     np.testing.assert_allclose(change[20:30], 1.0, atol=0.6)
 
 
-@pytest.mark.parametrize("kind", ["transfer", "cells"])
-@pytest.mark.parametrize("times", [1.0, 1.5, 2.0])
-def test_measured_pairs_say_how_often_what_perturbations_share_counts(kind, times):
-    names = list(SINGLES)
-    pairs = list(zip(names[2::2], names[3::2], strict=False))
-    effects = {("X", p): change + SHARED for p, change in SINGLES.items()}
-    effects |= {("X", f"{a}+{b}"): SINGLES[a] + SINGLES[b] + times * SHARED for a, b in pairs}
-    cells = Cells(effects)
-    labels = [f"{a}+{b}" for a, b in pairs]
-    (change,) = cells.changes(cells.prior(kind), ("X", "A+B"), table=combinations(*SINGLES).covering([*labels, "A+B"]))
-    np.testing.assert_allclose(change[:2], 1.0, atol=0.4)
-    np.testing.assert_allclose(change[20:30].mean(), times, atol=0.3)
-
-
 def test_what_one_part_switches_on_beyond_all_other_cells_the_other_part_leaves_on():
     effects = {("X", p): gene(i) for i, p in enumerate("BCDEFGH")}
     cells = Cells({**effects, ("X", "A"): gene(30, by=20.0)})

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+# tests are imported by their path, so a file beside them is not found by itself
+sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -283,3 +289,27 @@ def _hyper(draw: _Draw, o: ArcOptions) -> dict[str, Any]:
 @pytest.fixture
 def arc() -> Callable[..., Folder]:
     return make_arc
+
+
+@pytest.fixture
+def run_with_hub(tmp_path: Path) -> Callable[..., str]:
+    """Run a script whose hub is at another address; returns what it prints."""
+
+    def run(address: str, script: str, *arguments: object) -> str:
+        # The client reads the hub's address when it is imported, so it needs a process of its own.
+        environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+        environment |= {
+            "HF_ENDPOINT": address,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "hf-home"),
+            "HF_TOKEN": "hf_none",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        environment.pop("SCVI_TAHOE_ACCEPT_LICENSE", None)
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run

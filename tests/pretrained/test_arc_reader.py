@@ -306,7 +306,7 @@ def test_genes_that_the_folder_does_not_name_can_be_given(arc: Callable[..., Any
     path = folder.write(tmp_path / "folder")
     model = read_arc_folder(path)
     assert model.genes is None
-    assert any("does not name the 24 genes" in note for note in model.notes)
+    assert any("does not name the genes of the network, 24" in note for note in model.notes)
     names = [f"HVG{i}" for i in range(24)]
     assert read_arc_folder(path, genes=names).genes == tuple(names)
     with pytest.raises(ValueError, match="23 gene names"):

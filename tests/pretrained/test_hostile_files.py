@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe.pretrained import UnsafeFileError, read_arc_folder
+from scvi_tahoe.pretrained import UnsafeFileError, export_model, plan_warm_start, read_arc_folder, write_arc_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 CHECKPOINT = "checkpoints/final.ckpt"
+DEAD_TABLE = "transformer_backbone.embed_tokens.weight"
 
 
 class Payload:
@@ -169,10 +170,21 @@ def test_a_claim_of_ten_gigabytes_over_a_few_bytes_is_refused(
     refused(folder.write(tmp_path / "folder"), trace)
 
 
-def test_a_dead_table_may_claim_any_size_and_costs_nothing(arc: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_dead_table_is_never_materialised(arc: Callable[..., Any], tmp_path: Path) -> None:
+    # A table of 2^60 numbers over four bytes: whoever made it real on the way would run out of memory.
     folder = arc()
-    folder.state["transformer_backbone.embed_tokens.weight"] = torch.zeros(1, 1).expand(2**30, 2**30)
-    assert read_arc_folder(folder.write(tmp_path / "folder")).config.hidden == 20
+    folder.state[DEAD_TABLE] = torch.zeros(1, 1).expand(2**30, 2**30)
+    model = read_arc_folder(folder.write(tmp_path / "folder"))
+    assert not [name for name in model.state_dict if "embed" in name]
+    model.build()
+    start = plan_warm_start(model, model.config, model.labels)
+    assert [r.source_shape for r in start.report.records if r.status == "dropped"] == [(2**30, 2**30)]
+    export_model(model, tmp_path / "ours")
+    write_arc_folder(model, tmp_path / "theirs")
+    written = torch.load(tmp_path / "theirs" / CHECKPOINT, weights_only=True)["state_dict"][DEAD_TABLE]
+    assert written.shape == (32_000, 20)
+    assert written.untyped_storage().nbytes() == 4
+    assert (tmp_path / "theirs" / CHECKPOINT).stat().st_size < written.numel() * 4 / 10
 
 
 def test_an_absurd_number_of_layers_or_heads_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path) -> None:
@@ -193,9 +205,7 @@ def test_a_pickle_that_claims_a_huge_string_is_refused(golden_folder: Callable[.
     refused(folder, trace, "var_dims.pkl")
 
 
-@pytest.mark.parametrize(
-    "text", ["a: " + "[" * 5000, "a: &x [1]\nb: [" + "*x, " * 5000 + "]", "a:\n" + " " * 5000 + "b: 1"]
-)
+@pytest.mark.parametrize("text", ["a: " + "[" * 5000, "a: &x [1]\nb: [" + "*x, " * 5000 + "]"])
 def test_yaml_without_end_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path, text: str) -> None:
     folder = arc()
     folder.hyper = {}

@@ -134,6 +134,89 @@ def test_the_control_label_may_have_another_name(load: Callable[..., PretrainedM
     assert any("takes the place of 'control'" in note for note in report.notes)
 
 
+def test_shared_labels_predict_the_same_whatever_else_is_shuffled_missing_or_new(
+    load: Callable[..., PretrainedModel],
+) -> None:
+    source = load(batch_encoder=True)
+    rng = np.random.default_rng(1)
+    kept = rng.permutation(24)[:22]  # two genes are gone, the others in another order, two are new
+    genes = ("N0", *(source.genes[i] for i in kept[:11]), "N1", *(source.genes[i] for i in kept[11:]))
+    names = ("new", "P2", "control", "P0")  # P1 and P3 are gone
+    state, report = start(source, genes=genes, perturbations=PerturbationTable(names), batches=("x", "c", "a"))
+    config = replace(source.config, n_input=24, n_output=24, n_perturbation=4)
+    control = torch.rand(2, 6, 24, generator=torch.Generator().manual_seed(0))
+    gone = np.setdiff1d(np.arange(24), kept)
+    control[..., gone] = 0.0  # what the data do not measure, the weights have to see as not expressed
+    places = np.array([genes.index(source.genes[i]) for i in kept])
+    moved = torch.rand(2, 6, 24)
+    moved[..., places] = control[..., kept]
+    old = [source.perturbations.names.index(name) for name in ("P2", "control")]
+    before = run(source, source.state_dict, source.config, control, one_hot(5, *old), torch.tensor([[2], [0]]))
+    after = run(source, state, config, moved, one_hot(4, 1, 2), torch.tensor([[1], [2]]))
+    torch.testing.assert_close(after[..., places], before[..., kept], atol=1e-5, rtol=1e-5)
+    label_table = report.label_table.set_index("axis")
+    assert label_table.loc["genes", ["matched", "missing", "surplus"]].tolist() == [22, 2, 2]
+    assert label_table.loc["perturbations", "missing_names"] == ["new"]
+    assert label_table.loc["perturbations", "surplus_names"] == ["P1", "P3"]
+    assert label_table.loc["batches", ["matched", "missing", "surplus"]].tolist() == [2, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_table_counts_what_was_really_moved(load: Callable[..., PretrainedModel], seed: int) -> None:
+    source, rng = load(batch_encoder=True, confidence=True), np.random.default_rng(seed)
+
+    def some(names: tuple[str, ...], n_kept: int, new: str, n_new: int) -> tuple[str, ...]:
+        return tuple(rng.permutation([*rng.permutation(names)[:n_kept], *(f"{new}{i}" for i in range(n_new))]).tolist())
+
+    perturbations = some(source.perturbations.names[1:], int(rng.integers(1, 5)), "Q", int(rng.integers(0, 4)))
+    state, report = start(
+        source,
+        "new_genes",
+        "drop_genes",
+        genes=some(source.genes, int(rng.integers(8, 25)), "N", int(rng.integers(0, 9))),
+        perturbations=PerturbationTable(("control", *perturbations)),
+        batches=some(source.batches, int(rng.integers(1, 4)), "z", int(rng.integers(0, 3))),
+    )
+    for record in report.records:
+        if record.tensor not in state:
+            continue
+        theirs, ours = source.state_dict[record.tensor], state[record.tensor]
+        rows, columns = _found(ours, theirs, 0), _found(ours.T, theirs.T, 0) if ours.ndim == 2 else 0
+        if record.status == "loaded":
+            assert ours.shape[0] == rows or ours.shape[-1] == columns, record
+        elif "columns" in record.detail:
+            assert f"{columns} of {ours.shape[1]} columns by label" in record.detail
+        else:
+            assert f"{rows} of {ours.shape[0]} rows by label" in record.detail
+
+
+def _found(ours: torch.Tensor, theirs: torch.Tensor, dim: int) -> int:
+    """Slices of ours that are slices of theirs, bit by bit."""
+    known = {slice_.numpy().tobytes() for slice_ in theirs.unbind(dim)}
+    return sum(slice_.contiguous().numpy().tobytes() in known for slice_ in ours.unbind(dim))
+
+
+def test_from_one_hot_to_a_table_all_but_the_first_layer_of_perturbations_stays(
+    load: Callable[..., PretrainedModel],
+) -> None:
+    source = load()
+    table = PerturbationTable(("P0", "control"), np.ones((2, 7), np.float32))
+    state, report = start(source, "new_perturbation_encoder", perturbations=table)
+    new = {"perturbation_encoder.layers.0.weight", "perturbation_encoder.layers.0.bias"}
+    assert {record.tensor for record in report.records if record.status == "new"} == new
+    assert all(torch.equal(state[name], source.state_dict[name]) for name in source.state_dict if name not in new)
+
+
+def test_a_control_that_the_weights_know_is_never_renamed(load: Callable[..., PretrainedModel]) -> None:
+    source = load()
+    source = replace(source, labels=replace(source.labels, control="not there"))
+    state, report = start(source, perturbations=PerturbationTable(("P0", "control")), control="control")
+    first = "perturbation_encoder.layers.0.weight"
+    assert torch.equal(state[first], source.state_dict[first][:, [1, 0]])
+    assert report.matches[1].missing == ()
+    assert not any("takes the place" in note for note in report.notes)
+
+
 def test_new_batches_start_at_the_mean_row(load: Callable[..., PretrainedModel]) -> None:
     source = load(batch_encoder=True)
     state, report = start(source, batches=("x", "b"))
@@ -328,7 +411,7 @@ def test_another_backbone_is_refused(load: Callable[..., PretrainedModel]) -> No
 def test_genes_without_names_are_refused(load: Callable[..., PretrainedModel]) -> None:
     source = load()
     nameless = replace(source, labels=replace(source.labels, genes=None))
-    with pytest.raises(ValueError, match="24 genes without names"):
+    with pytest.raises(ValueError, match="does not name the 24 genes"):
         plan_warm_start(nameless, source.config, source.labels)
     with pytest.raises(ValueError, match="its genes have no names"):
         plan_warm_start(source, source.config, nameless.labels)

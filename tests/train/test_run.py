@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from scvi_tahoe import HeldOutContexts
+from scvi_tahoe._training import _say_that_there_is_no_gpu
 
 
 def same(a, b):
@@ -103,6 +104,17 @@ def test_bf16_with_clipping_runs_and_the_loss_stays_in_float32(make_model, train
     loss, wide_loss = (m.history["validation_loss"].iloc[-1, 0] for m in (model, wide))
     assert loss == pytest.approx(wide_loss, rel=0.02)
     assert loss != wide_loss
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_without_a_gpu_says_so_once(make_model, train, capsys):
+    _say_that_there_is_no_gpu.cache_clear()
+    for _ in range(2):
+        train(make_model(), progress=True)
+    assert capsys.readouterr().err.count("No GPU was found") == 1
+    _say_that_there_is_no_gpu.cache_clear()
+    train(make_model(), progress=True, accelerator="cpu")  # asked for, so no surprise
+    assert "No GPU" not in capsys.readouterr().err
 
 
 DISTRIBUTED = """

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scvi_tahoe.cli._mistakes import one_line_mistakes
 
-__all__ = ["Format", "convert"]
+if TYPE_CHECKING:
+    from scvi_tahoe.pretrained import ArcColumns, PretrainedModel
+
+__all__ = ["Format", "arc_columns", "convert"]
 
 
 class Format(StrEnum):
@@ -71,12 +74,14 @@ def convert(
             return
         if len(source) > 1:
             raise ValueError(f"one model is converted at a time, and there are {len(source)}: {', '.join(source)}.")
-        from scvi_tahoe import TahoeST
+        from scvi_tahoe.pretrained import export_model, read_pretrained, write_arc_folder
 
-        model = TahoeST.from_pretrained(
-            source[0], checkpoint=checkpoint, revision=revision, accept_license=accept_license or None
-        )
-        model.export(output, format="arc" if to is Format.ARC else "scvi-tahoe", overwrite=overwrite)
+        # not through a model of data: what a folder does not name stays without a name
+        weights = read_pretrained(source[0], checkpoint, revision=revision, accept_license=accept_license or None)
+        if to is Format.ARC:
+            write_arc_folder(weights, output, columns=arc_columns(weights), overwrite=overwrite)
+        else:
+            export_model(weights, output, overwrite=overwrite)
     typer.echo(f"{source[0]} as {to.value}: {output}")
 
 
@@ -100,3 +105,12 @@ def _convert_data(
     typer.echo(
         f"{adata.n_obs} cells x {adata.n_vars} genes: {output}; open it with scvi_tahoe.read_store({str(output)!r})"
     )
+
+
+def arc_columns(weights: PretrainedModel) -> ArcColumns:
+    """Names of ``obs`` columns for arc-state, as the model of an export of ours had them."""
+    from scvi_tahoe.pretrained import ArcColumns
+
+    keys = weights.extra.get("keys") or {}
+    found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}
+    return ArcColumns(**{name: str(column) for name, column in found.items() if column})

@@ -13,9 +13,7 @@ kept only as far as it exceeds its noise: the non-negative garrote (Breiman 1995
 
 A combination that was measured nowhere else starts from its parts: the anchors and what each part differs from them,
 ``anchors + d_A + d_B``. Adding the parts' changes from the controls would count what all perturbed cells share once for
-every part: right if it is what perturbations do, wrong if it belongs to the experiment. Which of the two, or how much
-of each, is learned from the combinations that were measured; without them it counts once. What is left to the network
-is what is not additive.
+every part. What is left to the network is what is not additive.
 """
 
 from __future__ import annotations
@@ -49,7 +47,6 @@ _MAX_SOURCES = 64  # conditions that one prior is made from
 _MAX_DONORS = 512  # cells kept of a condition
 _POOL = 1024  # donors of one prior
 _MAX_ANCHORS = 64  # perturbations that stand for a context
-_FEWEST_COMBINATIONS = 3  # measured ones that say how what perturbations share adds up
 _ANCHOR_CELLS = 16_384  # cells of all of them; their noise is in every mean that is predicted
 
 
@@ -304,11 +301,7 @@ class CellPrior:
         parts = self._parts(condition, target, table)
         if parts:
             names = tuple(self.conditions[int(w.argmax())].perturbation for w in parts)
-            repeats = self._repeats(label, table) if len(parts) > 1 else 0.0
-            # parts are compared with what single perturbations do
-            combined = {c.perturbation for c, n in zip(self.conditions, self._arity(table), strict=True) if n > 1}
-            without = tuple(sorted({label, *names, *combined}))
-            return _Source(here, without, parts, f"its parts {', '.join(names)}", repeats)
+            return _Source(here, (label, *names), parts, f"its parts {', '.join(names)}")
         if table.one_hot or label not in table.names:
             weight = _normalised(others, np.ones(len(others)))
             return _Source(here, (label,), (weight,), "the mean of other perturbations")
@@ -339,37 +332,6 @@ class CellPrior:
             elif alone.any():
                 weights.append(self._elsewhere(alone, target))
         return tuple(weights)
-
-    def _arity(self, table: EmbeddingTable) -> np.ndarray:
-        """Number of parts of each training condition."""
-        reading = table.composition.reading  # type: ignore[union-attr]  # only combinations come here
-        return np.array([len(reading.parts(c.perturbation)) for c in self.conditions])
-
-    def _repeats(self, label: str, table: EmbeddingTable) -> float:
-        """How much of what perturbations share every further part of a combination adds: 0 none, 1 all of it.
-
-        The mean change of the measured combinations, but for this one, is regressed on that of single perturbations;
-        what belongs to single ones averages out. Both are taken from the same controls, and the noise that they share
-        therefore, and that of the single ones, is taken out of the products.
-        """
-        reading = table.composition.reading  # type: ignore[union-attr]  # only combinations come here
-        arity = self._arity(table)
-        spelling = np.array([reading.spelling(c.perturbation) for c in self.conditions])
-        combined = (arity > 1) & (spelling != reading.spelling(label))
-        product, square = 0.0, 0.0
-        for i, context in enumerate(self.contexts):
-            here = np.array([c.context == context for c in self.conditions])
-            both, alone = np.flatnonzero(here & combined), np.flatnonzero(here & (arity == 1))
-            if len(both) < _FEWEST_COMBINATIONS or len(alone) < 2:
-                continue
-            noise = self.control_variances[i].sum() / self.n_controls[i]
-            change = self.means[alone].mean(0) - self.control_means[i]
-            further = self.means[both].mean(0) - self.control_means[i] - change
-            own_noise = (self.variances[alone].sum(1) / self.n_cells[alone]).sum() / len(alone) ** 2
-            n_further = (arity[both] - 1).mean()
-            product += n_further * float(further @ change + own_noise)
-            square += n_further**2 * float(change @ change - noise - own_noise)
-        return min(max(product / square, 0.0), 1.0) if square > 0 else 0.0
 
     def _context_likeness(self, target: PriorTarget) -> dict[str, float]:
         """How alike the controls of each training context are to these: inverse squared distance of the means."""
@@ -441,8 +403,7 @@ class CellPrior:
             return np.sum(changes, axis=0)
         kept = [np.prod(self.kept_difference(source, weight), axis=0) for weight in source.weights]
         own = self.anchors(source.context, source.context, without=source.without)
-        shared = self.anchor_moments(own, target)[0] - target.mean
-        return (1 + source.repeats * (len(source.weights) - 1)) * shared + np.sum(kept, axis=0)
+        return self.anchor_moments(own, target)[0] + np.sum(kept, axis=0) - target.mean
 
 
 @dataclass(frozen=True)
@@ -454,20 +415,17 @@ class _Source:
     context
         Of the condition.
     without
-        Perturbations that are no anchors: its own; of one that is made from its parts, these and other combinations.
+        Perturbations that are no anchors: its own, and its parts.
     weights
         Of each training condition, one array for each part of a combination, else one.
     words
         The same in words.
-    repeats
-        How much of what perturbations share each part of a combination but the first adds.
     """
 
     context: str
     without: tuple[str, ...]
     weights: tuple[np.ndarray, ...]
     words: str
-    repeats: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -525,14 +483,12 @@ class _CellMaker:
             return sp.csr_matrix(self._kept(source, source.weights[0], keeps[0], n, rng, draws).T.cpu().numpy())
         parts = [self._kept(source, w, k, QUANTILES, rng, draws) for w, k in zip(source.weights, keeps, strict=True)]
         anchor_GQ = self._anchor(source.context, source.context, source.without)
-        # a change that starts nearer to the controls repeats more of what perturbations share
-        start_GQ = self._anchor(source.context, source.context, source.without, share=1 - source.repeats)
         moved = []
         for i, cells_GN in enumerate(parts):
             for j, other_GN in enumerate(parts):
                 if i != j:  # what the other part does to the anchors, it does to the cells of this one
                     draw_GN = self._uniform(cells_GN, draws)
-                    cells_GN = move_between(cells_GN, start_GQ, other_GN.sort(dim=1).values, draw_GN)
+                    cells_GN = move_between(cells_GN, anchor_GQ, other_GN.sort(dim=1).values, draw_GN)
             moved.append(cells_GN)
         everything = torch.ones(anchor_GQ.shape[0], device=self._device)
         result_GN = self._drawn(torch.cat(moved, dim=1), anchor_GQ, everything, n, rng, draws)
@@ -570,15 +526,12 @@ class _CellMaker:
         cells_GN = pool_GM[:, torch.from_numpy(chosen).to(self._device)]
         return with_marginals(cells_GN, pool_GM, anchor_GQ, keep_G, self._uniform(cells_GN, draws))
 
-    def _anchor(self, context: str, other: str, without: Sequence[str], *, share: float = 1.0) -> torch.Tensor:
-        """Quantiles of a context's anchors, of the perturbations that it shares with another, but for some.
-
-        Those of a mixture of anchors and controls, if the share of the anchors is less than 1.
-        """
+    def _anchor(self, context: str, other: str, without: Sequence[str]) -> torch.Tensor:
+        """Quantiles of a context's anchors, of the perturbations that it shares with another, but for some."""
         if (context, other) not in self._populations:
             self._populations[context, other] = self._population(context, other)
         population, owner = self._populations[context, other]
-        weight = share * self._prior.anchors(context, other, without=without)
+        weight = self._prior.anchors(context, other, without=without)
         of_row = np.append(weight, 1 - weight.sum())[owner]  # the last owner are the controls
         n_rows = np.bincount(owner, minlength=len(weight) + 1)[owner]
         return population.quantiles(self._tensor(of_row / n_rows, torch.float64))

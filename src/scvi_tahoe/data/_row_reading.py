@@ -37,7 +37,7 @@ def is_sharded(matrix: Any) -> bool:
 
 @contextmanager
 def fast_codecs() -> Iterator[None]:
-    """Let zarr arrays that are opened here be decoded by zarrs, where it is installed: ten times as fast."""
+    """Let zarr arrays that are opened here be decoded by zarrs where it is installed: several times as fast."""
     if find_spec("zarrs") is None:
         yield
         return

@@ -45,8 +45,8 @@ def check_totals_spread(predicted: CellProfile, observed: CellProfile) -> Check:
         spread = [float(np.std(side.totals) / np.mean(side.totals)) for side in (predicted, observed)]
     message = (
         f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): the reference is normalised "
-        "and the prediction is not. Normalise its cells to the same total before scoring; if a model of normalised cells "
-        "made them, it overshoots for some perturbations: train for fewer steps, or compare with its prior."
+        "and the prediction is not. Normalise its cells to the same total before scoring; if a model of normalised "
+        "cells made them, it overshoots for some perturbations: train for fewer steps, or compare with its prior."
     )
     return graded("spread of totals", spread[0] - spread[1], message=message, warn=(-np.inf, _TOTALS))
 

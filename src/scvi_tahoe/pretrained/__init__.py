@@ -25,6 +25,7 @@ from scvi_tahoe.pretrained._origin import LossSettings, Provenance
 from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
 from scvi_tahoe.pretrained._source import SourceFolder, read_pretrained, resolve_source
+from scvi_tahoe.pretrained._upload import push_model
 from scvi_tahoe.pretrained._warm_start import WarmStart, plan_warm_start
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "list_checkpoints",
     "match_labels",
     "plan_warm_start",
+    "push_model",
     "read_arc_folder",
     "read_embedding_table",
     "read_export",

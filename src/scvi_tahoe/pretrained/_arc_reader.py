@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,10 +19,10 @@ from scvi_tahoe.pretrained._label_maps import (
 from scvi_tahoe.pretrained._limits import UnsafeFileError, member
 from scvi_tahoe.pretrained._lora import fold_lora, has_lora
 from scvi_tahoe.pretrained._origin import Provenance
-from scvi_tahoe.pretrained._pretrained_model import Labels, PretrainedModel, is_embedding
+from scvi_tahoe.pretrained._pretrained_model import UNNAMED_GENES, Labels, PretrainedModel, is_embedding
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
-from scvi_tahoe.pretrained._shapes import target_shapes
-from scvi_tahoe.pretrained._torch_files import checksums, read_torch, verify_tensor
+from scvi_tahoe.pretrained._shapes import target_shapes, verify_depth
+from scvi_tahoe.pretrained._torch_files import checksums, read_torch, verify_finite, verify_tensor
 from scvi_tahoe.pretrained._yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["read_arc_folder"]
 
 _MAX_TENSORS = 100_000
+_TAHOE_CONTROL = "[('DMSO_TF', 0.0, 'uM')]"
 
 
 def read_arc_folder(
@@ -88,6 +88,7 @@ def read_arc_folder(
     decision = decide_attention(hyper, attention)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.named.items()}
     config = network_config(shapes, hyper, decision.kind)
+    verify_depth(config)
     labels, notes = _labels(folder, config, hyper)
     state = from_arc(tensors.named, config, target_shapes(config), tensors.check)
     model = PretrainedModel(
@@ -137,7 +138,8 @@ class _Tensors:
             state, folded = _fold(state, hyper, known)
 
         tables = [name for name in DEAD_TABLES if name in state]
-        dropped = {name: (tuple(state[name].shape), _dead_table(name, state[name])) for name in tables}
+        reasons = {name: _dead_table(name, state[name]) for name in tables}
+        dropped = {name: (tuple(state[name].shape), reason) for name, reason in reasons.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         unused = unused_tensors(shapes, hyper)
         dropped.update({name: (shapes[name], reason) for name, reason in unused.items()})
@@ -157,6 +159,7 @@ def _named_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
     if len(state) > _MAX_TENSORS or not all(isinstance(name, str) for name in state):
         raise UnsafeFileError("The state_dict is not a mapping of names to tensors.")
     strangers = [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
+    strangers += [name for name, tensor in state.items() if name not in strangers and tensor.is_nested]
     if strangers:
         raise UnsafeFileError(f"{strangers[0]} in the state_dict is not a tensor.")
     return dict(state)
@@ -174,15 +177,18 @@ def _fold(
 
 
 def _checked(name: str, tensor: Tensor, known: set[tuple[int, int]] | None) -> Tensor:
-    verify_tensor(name, tensor, known)
-    if not math.isfinite(float(tensor.sum())) and not bool(tensor.isfinite().all()):
-        raise UnsafeFileError(f"{name} holds values that are not finite; the training diverged or the file is damaged.")
-    return tensor
+    # In single precision before it is looked at: a double may be finite and its single not.
+    numbers = verify_tensor(name, tensor, known).detach().float()
+    verify_finite(name, numbers)
+    return numbers
 
 
 def _dead_table(name: str, table: Tensor) -> str:
+    import torch
+
     # What is looked at is the memory behind the table, not the table: its shape may claim anything.
-    if table.device.type != "cpu" or bool(table.new_empty(0).set_(table.untyped_storage()).any()):
+    plain = table.device.type == "cpu" and table.layout is torch.strided and not (table.is_nested or table.is_quantized)
+    if not plain or bool(torch.empty(0, dtype=torch.uint8).set_(table.untyped_storage()).any()):
         raise UnsafeFileError(f"{name} is expected to be an unused table of zeros and is not; refusing to drop it.")
     return "unused table of zeros"
 
@@ -202,9 +208,15 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
     genes, decoder_genes, notes = _gene_axes(folder, config, hyper)
     control = hyper.get("control_pert")
     control = control if isinstance(control, str) else None
+    if control not in perturbations.names and _TAHOE_CONTROL in perturbations.names:
+        # For its column drugname_drugconc arc-state replaces the configured control after writing the configuration.
+        notes = (*notes, f"the control label is {_TAHOE_CONTROL!r}; the {control!r} that the folder states is none")
+        control = _TAHOE_CONTROL
     if control not in perturbations.names:
         notes = (*notes, f"the control label {control!r} is not among the {len(perturbations.names)} perturbations")
     key = hyper.get("embed_key")
+    if key is not None and not isinstance(key, str):
+        raise UnsafeFileError(f"The folder states the cell embedding {str(key)[:40]!r}, which is no name.")
     return Labels(
         genes=genes,
         decoder_genes=decoder_genes,
@@ -233,8 +245,9 @@ def _gene_axes(
     if expression and genes is None:
         lengths = [len(names) for names in lists]
         notes = (
-            f"the folder does not name the {config.n_output} genes of the network (it lists {lengths or 'none'}); "
-            "give their names in its order with genes=",
+            f"{UNNAMED_GENES}, {config.n_output}"
+            + (f" (its lists have {' and '.join(map(str, sorted(set(lengths))))} names)" if lengths else "")
+            + "; give their names in its order with genes=",
         )
     if config.gene_decoder and decoder_genes is None:
         notes = (*notes, f"the folder does not name the {config.gene_decoder.n_genes} genes of its decoder")
@@ -259,7 +272,7 @@ def _output_space(hyper: dict[str, Any]) -> Literal["gene", "all", "embedding"]:
 
 def _provenance(folder: Path, path: Path, decision: AttentionDecision) -> Provenance:
     return Provenance(
-        source=folder.resolve().name,
+        source="".join(c if c.isprintable() else " " for c in folder.resolve().name),
         checkpoint=path.name,
         format="arc",
         attention_reason=decision.reason,

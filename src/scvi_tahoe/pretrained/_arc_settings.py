@@ -54,21 +54,20 @@ def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None
     """
     if override is not None:
         return AttentionDecision(override, "given by the user", certain=True)
-    if hyper.get("mask_attn", False):
+    if flag_of(hyper, "mask_attn", default=False):
         return AttentionDecision(
             "self_only", "mask_attn is set (transformers before 4.53 ignored it and attended fully)", certain=True
         )
     if backbone_kind(hyper) == "gpt2":
         return AttentionDecision("causal", "the peer's GPT-2 backbone is causal in spite of its name", certain=True)
-    flag = backbone_settings(hyper).get("bidirectional_attention")
-    if flag is None:
+    if backbone_settings(hyper).get("bidirectional_attention") is None:
         return AttentionDecision(
             "full",
             "the folder does not say (no bidirectional_attention): full is assumed, but weights trained in August and "
             "September 2025 may be causal; compare with diagnose_attention or give attention=",
             certain=False,
         )
-    if flag:
+    if flag_of(backbone_settings(hyper), "bidirectional_attention", default=False):
         return AttentionDecision("full", "bidirectional_attention is true", certain=True)
     return AttentionDecision("causal_rope", "bidirectional_attention is false", certain=True)
 
@@ -95,8 +94,8 @@ def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attentio
     verify_supported(shapes, hyper)
     backbone = backbone_kind(hyper)
     single = "basal_encoder.weight" in shapes
-    n_encoder_layers = _depth(shapes, r"pert_encoder\.(\d+)\.weight")
-    n_decoder_layers = _depth(shapes, r"project_out\.(\d+)\.weight")
+    n_encoder_layers = _depth(shapes, r"pert_encoder\.([0-9]{1,6})\.weight")
+    n_decoder_layers = _depth(shapes, r"project_out\.([0-9]{1,6})\.weight")
     hidden, n_perturbation = _matrix(shapes, "pert_encoder.0.weight")
     n_input = _matrix(shapes, "basal_encoder.weight" if single else "basal_encoder.0.weight")[1]
     n_output = _matrix(shapes, f"project_out.{3 * (n_decoder_layers - 1)}.weight")[0]
@@ -124,7 +123,7 @@ def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attentio
             dropout=float(hyper.get("dropout", 0.1)),
             **_backbone_dimensions(shapes, hyper, hidden),
         )
-    except (ValueError, TypeError) as error:
+    except (ArithmeticError, ValueError, TypeError) as error:
         raise UnsafeFileError(f"The folder describes an impossible network: {error}") from None
 
 
@@ -137,7 +136,9 @@ def unused_tensors(shapes: Shapes, hyper: Mapping[str, Any]) -> dict[str, str]:
     key, space = hyper.get("embed_key"), hyper.get("output_space", "gene")
     decoder_trained = key is not None and (space == "all" or key != "X_hvg")
     for name in shapes:
-        if name.startswith("final_down_then_up.") and not (hyper.get("predict_residual", True) and space == "all"):
+        if name.startswith("final_down_then_up.") and not (
+            flag_of(hyper, "predict_residual", default=True) and space == "all"
+        ):
             unused[name] = "not used without predict_residual"
         if name.startswith("gene_decoder.") and not decoder_trained:
             unused[name] = "gene decoder that was never trained"
@@ -173,8 +174,8 @@ def loss_settings(hyper: Mapping[str, Any]) -> LossSettings:
             regularization=float(hyper.get("regularization", 0.0)),
             learning_rate=None if hyper.get("lr") is None else float(hyper["lr"]),
         )
-    except (TypeError, ValueError) as error:
-        raise UnsafeFileError(f"A loss setting of the folder is not a number: {error}") from None
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UnsafeFileError(f"A loss setting of the folder is damaged: {error}") from None
 
 
 def verify_supported(shapes: Shapes, hyper: Mapping[str, Any]) -> None:
@@ -187,6 +188,14 @@ def verify_supported(shapes: Shapes, hyper: Mapping[str, Any]) -> None:
         raise ValueError(
             "This checkpoint normalises raw counts inside (log1p_from_raw_counts), which is not supported."
         )
+
+
+def flag_of(settings: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    """Return a setting that is true or false; text such as ``'no'`` would count as true and is refused."""
+    value = settings.get(name)
+    if value is not None and (not isinstance(value, bool | int) or value not in (0, 1)):
+        raise UnsafeFileError(f"The hyper-parameter {name} is {str(value)[:40]!r}; it can be true or false.")
+    return default if value is None else bool(value)
 
 
 def backbone_kind(hyper: Mapping[str, Any]) -> Literal["llama", "gpt2"]:
@@ -210,7 +219,9 @@ def backbone_settings(hyper: Mapping[str, Any]) -> Mapping[str, Any]:
 def gene_decoder_config(shapes: Shapes, hyper: Mapping[str, Any]) -> GeneDecoderConfig | None:
     """Return the gene decoder's configuration from its shapes, or ``None``."""
     residual = "gene_decoder.final_layer.0.weight" in shapes
-    pattern = r"gene_decoder\.blocks\.(\d+)\.0\.weight" if residual else r"gene_decoder\.decoder\.(\d+)\.weight"
+    pattern = (
+        r"gene_decoder\.blocks\.([0-9]{1,6})\.0\.weight" if residual else r"gene_decoder\.decoder\.([0-9]{1,6})\.weight"
+    )
     layers = sorted((int(m[1]), name) for name in shapes if (m := re.fullmatch(pattern, name)))
     widths = [shapes[name][0] for _, name in layers if len(shapes[name]) == 2]
     if residual:
@@ -223,12 +234,12 @@ def gene_decoder_config(shapes: Shapes, hyper: Mapping[str, Any]) -> GeneDecoder
         return GeneDecoderConfig(
             n_genes=widths[-1], hidden=tuple(widths[:-1]), residual=residual, dropout=float(dropout)
         )
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise UnsafeFileError(f"The folder describes an impossible gene decoder: {error}") from None
 
 
 def _head(shapes: Shapes, hyper: Mapping[str, Any]) -> Literal["absolute", "down_up", "hidden_residual"]:
-    if not hyper.get("predict_residual", True):
+    if not flag_of(hyper, "predict_residual", default=True):
         return "absolute"
     # Versions before 0.9.12 had no second head: their output space 'all' is residual in hidden space.
     return "down_up" if "final_down_then_up.0.weight" in shapes else "hidden_residual"
@@ -237,7 +248,7 @@ def _head(shapes: Shapes, hyper: Mapping[str, Any]) -> Literal["absolute", "down
 def _backbone_dimensions(shapes: Shapes, hyper: Mapping[str, Any], hidden: int) -> dict[str, Any]:
     settings = backbone_settings(hyper)
     if backbone_kind(hyper) == "gpt2":
-        n_layers = _count(shapes, rf"{BACKBONE}\.h\.(\d+)\.ln_1\.weight")
+        n_layers = _count(shapes, rf"{BACKBONE}\.h\.([0-9]{{1,6}})\.ln_1\.weight")
         return {
             "n_layers": n_layers,
             "intermediate": _matrix(shapes, f"{BACKBONE}.h.0.mlp.c_fc.weight")[1],
@@ -250,11 +261,11 @@ def _backbone_dimensions(shapes: Shapes, hyper: Mapping[str, Any], hidden: int) 
     n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
     head_dim = settings.get("head_dim")
     queries = _matrix(shapes, f"{BACKBONE}.layers.0.self_attn.q_proj.weight")[0]
-    head_dim = queries // n_heads if head_dim is None else head_dim
+    head_dim = queries // n_heads if head_dim is None else _integer(settings, ("head_dim",))
     if n_heads * head_dim != queries:
         raise UnsafeFileError(f"{n_heads} heads of width {head_dim} do not make up the {queries} rows of q_proj.")
     return {
-        "n_layers": _count(shapes, rf"{BACKBONE}\.layers\.(\d+)\.input_layernorm\.weight"),
+        "n_layers": _count(shapes, rf"{BACKBONE}\.layers\.([0-9]{{1,6}})\.input_layernorm\.weight"),
         "intermediate": _matrix(shapes, f"{BACKBONE}.layers.0.mlp.gate_proj.weight")[0],
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,

@@ -99,6 +99,9 @@ def arc_refusals(model: PretrainedModel) -> list[str]:
         f"attention={config.attention!r} of a llama backbone is neither of its two kinds": (
             config.backbone == "llama" and config.attention == "causal"
         ),
+        "it knows no prior (export to our own format, or train with prior='none')": (
+            model.prior is not None or model.extra.get("prior", "none") != "none"
+        ),
         "it encodes a perturbation as one vector (register combinations with combination='sum')": (
             config.n_perturbation_parts > 1
         ),

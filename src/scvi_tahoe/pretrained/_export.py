@@ -19,7 +19,8 @@ from scvi_tahoe.pretrained._origin import LossSettings, Provenance
 from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
 from scvi_tahoe.pretrained._prior_files import read_arrays, read_prior, write_prior
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
-from scvi_tahoe.pretrained._shapes import target_shapes
+from scvi_tahoe.pretrained._shapes import target_shapes, verify_depth
+from scvi_tahoe.pretrained._torch_files import verify_finite
 from scvi_tahoe.pretrained._yaml_files import read_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ FORMAT = "scvi-tahoe"
 FORMAT_VERSION = 1
 _WEIGHTS, _TABLE, _CONFIG = "model.safetensors", "perturbations.safetensors", "config.json"
 _PRIOR = "prior.safetensors"
+#: Parts of ``extra`` that a model is built from.
+_EXTRA = {
+    "representation": str,
+    "objective": dict,
+    "keys": dict,
+    "composition": dict,
+    "fusion": dict,
+    "training": dict,
+    "prior": str,
+}
 _WEIGHTS_LIMIT = 200_000_000_000
 
 
@@ -119,21 +130,26 @@ def read_export(
             f"{folder} has format {content.get('format')!r}, version {content.get('format_version')!r}; this release "
             f"reads {FORMAT!r}, version {FORMAT_VERSION}."
         )
-    if verify_checksums:
-        _verify_hashes(folder, content.get("sha256"), needed=[_WEIGHTS, *([_PRIOR] if content.get("prior") else [])])
     try:
         config = NetworkConfig.from_kwargs(content["network"])
+        verify_depth(config)
+        reference = content["backbone_reference"]
+        _verify_header(member(folder, _WEIGHTS), _written_shapes(config, by_reference=reference is not None))
+        if verify_checksums:
+            needed = [_WEIGHTS, *([_PRIOR] if content.get("prior") else [])]
+            _verify_hashes(folder, content.get("sha256"), needed=needed)
         labels = _read_labels(folder, content["labels"])
         loss = LossSettings(**content["loss"])
         provenance = Provenance(**content["provenance"])
         state = _read_weights(member(folder, _WEIGHTS))
         prior = content.get("prior")
         prior = None if prior is None else read_prior(member(folder, _PRIOR), prior, config.n_output)
-        notes, space, extra = tuple(content["notes"]), content["output_space"], dict(content["extra"])
-        reference = content["backbone_reference"]
-    except UnsafeFileError:
+        notes, space, extra = tuple(content["notes"]), content["output_space"], _read_extra(content["extra"])
+        if space not in ("gene", "all", "embedding"):
+            raise ValueError(f"output space {str(space)[:40]!r} is unknown")
+    except (FileNotFoundError, PermissionError, UnsafeFileError):
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise UnsafeFileError(f"{_CONFIG} of {folder} is incomplete or damaged: {one_line(error)}") from None
     if reference is not None:
         state.update(_referenced_backbone(reference, base))
@@ -209,34 +225,79 @@ def _referenced_backbone(reference: dict[str, Any], base: PretrainedModel | None
     return {name: tensor for name, tensor in base.state_dict.items() if name.startswith("backbone.")}
 
 
+def _read_extra(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what travels along, each part of the kind that it is written as."""
+    for name, kind in _EXTRA.items():
+        if content.get(name) is not None and not isinstance(content[name], kind):
+            raise TypeError(f"{name} is not of the kind {kind.__name__}")
+    return dict(content)
+
+
 def _read_labels(folder: Path, content: dict[str, Any]) -> Labels:
     def names(key: str) -> tuple[str, ...] | None:
-        return None if content.get(key) is None else tuple(str(name) for name in content[key])
+        values = content.get(key)
+        if values is not None and not (isinstance(values, list) and all(isinstance(v, str) for v in values)):
+            raise ValueError(f"{key} is not a list of names")
+        return None if values is None else tuple(values)
+
+    def name(key: str) -> str | None:
+        if not isinstance(content[key], str | None):
+            raise ValueError(f"{key} is not a name")
+        return content[key]
 
     matrix = None
     if (folder / _TABLE).exists():
         matrix = read_arrays(member(folder, _TABLE), _WEIGHTS_LIMIT)["matrix"]
+        if matrix.dtype != np.float32 or not np.isfinite(matrix).all():
+            raise UnsafeFileError(f"{_TABLE} holds something else than finite numbers in single precision.")
+    set_size = content["set_size"]
+    if not isinstance(set_size, int) or not 0 < set_size < 1_000_000:
+        raise ValueError(f"a set cannot have {str(set_size)[:40]} cells")
     return Labels(
         genes=names("genes"),
         decoder_genes=names("decoder_genes"),
         perturbations=PerturbationTable(names("perturbations") or (), matrix, names("perturbation_columns")),
-        control=content["control"],
+        control=name("control"),
         batches=names("batches"),
         contexts=names("contexts"),
-        embedding=content["embedding"],
-        set_size=int(content["set_size"]),
+        embedding=name("embedding"),
+        set_size=set_size,
     )
+
+
+def _written_shapes(config: NetworkConfig, *, by_reference: bool) -> dict[str, tuple[int, ...]]:
+    shapes = target_shapes(config)
+    return {name: shape for name, shape in shapes.items() if not (by_reference and name.startswith("backbone."))}
+
+
+def _verify_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
+    """Compare what a file of weights says of itself with the network, before its numbers are read or hashed."""
+    from safetensors import SafetensorError, safe_open
+
+    verify_size(path, _WEIGHTS_LIMIT)
+    try:
+        with safe_open(path, framework="pt") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}
+            found = {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()}
+    except (*MALFORMED, SafetensorError) as error:
+        raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None
+    wanted = {name: ("F32", shape) for name, shape in expected.items()}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        raise UnsafeFileError(f"{path.name} and {_CONFIG} disagree about {len(wrong)} tensors, e.g. {wrong[:3]}.")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    verify_size(path, _WEIGHTS_LIMIT)
     try:
-        return load_file(path)
+        state = load_file(path)
     except (*MALFORMED, SafetensorError) as error:
         raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None
+    for name, tensor in state.items():
+        verify_finite(name, tensor)
+    return state
 
 
 def _verify_hashes(folder: Path, hashes: object, *, needed: Sequence[str]) -> None:
@@ -249,15 +310,23 @@ def _verify_hashes(folder: Path, hashes: object, *, needed: Sequence[str]) -> No
 
 
 def _verify_fit(model: PretrainedModel) -> None:
-    expected = target_shapes(model.config)
-    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict.items()}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
-        raise UnsafeFileError(f"{_WEIGHTS} and {_CONFIG} disagree about {len(wrong)} tensors, e.g. {wrong[:3]}.")
-    if model.perturbations.width != model.config.perturbation_width:
+    """Refuse labels of another number than the axis they name."""
+    config, labels, decoder = model.config, model.labels, model.config.gene_decoder
+    n_batches = config.n_batches or config.n_batch_classes
+    axes = {
+        "genes": (labels.genes, config.n_output),
+        "decoder genes": (labels.decoder_genes, decoder.n_genes if decoder else None),
+        "batches": (labels.batches if n_batches else None, n_batches),
+    }
+    for axis, (names, n) in axes.items():
+        if names is not None and (len(names) != n or len(set(names)) != n):
+            raise UnsafeFileError(
+                f"{_CONFIG} names {len(names)} {axis}, {len(set(names))} of them different, for a network of {n}."
+            )
+    if model.perturbations.width != config.perturbation_width:
         raise UnsafeFileError(
             f"The folder has perturbation vectors of width {model.perturbations.width} for a network that takes "
-            f"{model.config.perturbation_width}."
+            f"{config.perturbation_width}."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,8 @@ __all__ = ["NO_BATCHES", "read_batches", "read_contexts", "read_gene_names", "re
 NO_BATCHES = "(no batches)"
 
 _MAP_LIMIT = 4_000 * MEGABYTE
-_MAX_TABLE_BYTES = 4_000 * MEGABYTE
+_MAX_TABLE_BYTES = 2_000 * MEGABYTE
+_MAX_LABEL = 1_000
 _SUFFIXES = (".torch", ".pt", ".pkl")
 
 
@@ -44,8 +46,6 @@ def read_perturbations(folder: Path) -> PerturbationTable:
     widths = {len(vector) for vector in vectors.values()}
     if len(widths) != 1:
         raise UnsafeFileError(f"pert_onehot_map holds vectors of {len(widths)} different widths.")
-    if len(names) * widths.pop() * 4 > _MAX_TABLE_BYTES:
-        raise UnsafeFileError(f"pert_onehot_map claims a table of more than {_MAX_TABLE_BYTES:,} bytes.")
     order = _one_hot_order(vectors)
     if order is not None:
         return PerturbationTable(order)
@@ -77,6 +77,9 @@ def gene_names(settings: Any) -> tuple[str, ...] | None:
     names = settings.get("gene_names") if isinstance(settings, dict) else None
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return None
+    strange = next((name for name in names if not name.isprintable() or len(name) > _MAX_LABEL), None)
+    if strange is not None:
+        raise UnsafeFileError(f"The gene name {strange[:40]!r} of the folder cannot be printed in one line.")
     return tuple(names)
 
 
@@ -107,6 +110,10 @@ def vectors_of(file: str, content: Any) -> dict[str, np.ndarray]:
 
     if not isinstance(content, dict) or not content:
         raise UnsafeFileError(f"{file} does not hold a mapping of labels to vectors.")
+    # Before any is converted: vectors that share their memory in the file have memory of their own afterwards.
+    n_numbers = sum(math.prod(getattr(vector, "shape", ())) for vector in content.values())
+    if 4 * n_numbers > _MAX_TABLE_BYTES:
+        raise UnsafeFileError(f"{file} claims a table of {4 * n_numbers:,} bytes; it can have {_MAX_TABLE_BYTES:,}.")
     vectors = {}
     for label, vector in content.items():
         if isinstance(vector, torch.Tensor):
@@ -116,6 +123,8 @@ def vectors_of(file: str, content: Any) -> dict[str, np.ndarray]:
             vector = vector.detach().float().numpy()
         if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.size == 0:
             raise UnsafeFileError(f"{file}: {label!r} is not a vector.")
+        if not str(label).isprintable() or len(str(label)) > _MAX_LABEL:
+            raise UnsafeFileError(f"{file} has the label {str(label)[:40]!r}, which cannot be printed in one line.")
         vectors[str(label)] = vector.astype(np.float32, copy=False)
         if not np.isfinite(vectors[str(label)]).all():
             raise UnsafeFileError(f"{file}: {label!r} holds values that are not finite.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pickle import UnpicklingError
 __all__ = ["MALFORMED", "UnsafeFileError", "file_root", "member", "one_line", "verify_size"]
 
 MEGABYTE = 1_000_000
+_LONGEST = 600
 
 #: What readers raise on damaged or forged input. Turned into one :class:`UnsafeFileError` at the border.
 MALFORMED = (
@@ -31,7 +33,14 @@ MALFORMED = (
 
 
 class UnsafeFileError(ValueError):
-    """A file of a model folder is damaged, forged, or holds what weights have no need of. Nothing of it was run."""
+    """A file of a model folder is damaged, forged, or holds what weights have no need of. Nothing of it was run.
+
+    The message is one line of bounded length, whatever names and values of the file are in it.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else " " for c in message[:_LONGEST])
+        super().__init__(line + (" ..." if len(message) > _LONGEST else ""))
 
 
 def file_root(folder: Path) -> Path:
@@ -56,19 +65,26 @@ def member(folder: Path, name: str) -> Path:
         If the name is absolute or climbs out, a symlink leads outside, or it is not an ordinary file.
     FileNotFoundError
         If there is no such file.
+    PermissionError
+        If it may not be read.
     """
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts:
         raise UnsafeFileError(f"{name!r} is not a name inside the model folder; give a plain file name.")
     path = folder / relative
     if path.is_symlink() or path.exists():
-        target = path.resolve()
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):
+            raise UnsafeFileError(f"{path} is a link that leads to itself.") from None
         if not target.is_relative_to(file_root(folder)):
             raise UnsafeFileError(f"{path} is a link that leads out of the model folder; copy the file itself there.")
         if not target.exists():
             raise FileNotFoundError(f"{path} is a link to a file that does not exist.")
         if not target.is_file():
             raise UnsafeFileError(f"{path} is not an ordinary file.")
+        if not os.access(path, os.R_OK):
+            raise PermissionError(f"{path} may not be read by this user.")
         return path
     raise FileNotFoundError(f"{path} does not exist.")
 

@@ -80,8 +80,11 @@ class Matching:
         old, new = self.source.genes, self.labels.genes
         if old is None:
             raise ValueError(
-                f"The weights have {self.source.config.n_output} genes without names, so they cannot be matched. Give "
-                "the names in their order with genes=, or accept 'new_input' and 'new_output' to train both ends anew."
+                f"{self.source.provenance.source} does not name the {self.source.config.n_output} genes of its "
+                f"network, so they cannot be matched with your {len(new or ())} (ST-HVG-Tahoe and ST-HVG-Parse were "
+                "published without that list). If you know their names, give them in the network's order with "
+                "genes=[...]; a wrong order is noticed by the scale check only. Or accept=('new_input', 'new_output') "
+                "keeps the backbone and trains both ends anew."
             )
         if new is None:
             raise ValueError("The new network works on expression and its genes have no names; give them in labels.")
@@ -130,10 +133,12 @@ class Matching:
     def match_perturbations(self) -> None:
         """Match the columns of the perturbation encoder's first layer."""
         old, new = self.source.perturbations, self.labels.perturbations
-        alias = {self.labels.control: self.source.control} if self.labels.control and self.source.control else {}
-        match, axis = match_labels("perturbations", old.columns or old.names, new.columns or new.names, alias)
+        known, alias = old.columns or old.names, {}
+        if self.labels.control and self.source.control in known:
+            alias = {self.labels.control: self.source.control}
+        match, axis = match_labels("perturbations", known, new.columns or new.names, alias)
         self.matches.append(match)
-        if self.labels.control and alias and self.labels.control != self.source.control:
+        if alias and self.labels.control != self.source.control:
             self.notes.append(f"control {self.labels.control!r} takes the place of {self.source.control!r}")
         if "new_perturbation_encoder" in self.accept:
             self._perturbations_anew("decided by the user")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,11 @@ class LossSettings:
         Weight of the mean absolute change against the controls.
     learning_rate
         Learning rate of that training, or ``None`` if unknown.
+
+    Raises
+    ------
+    ValueError
+        If a setting is of another kind, negative or not finite.
     """
 
     loss: Literal["energy", "sinkhorn", "energy+sinkhorn", "mse"] = "energy"
@@ -50,6 +56,23 @@ class LossSettings:
     confidence_target_scale: float = 10.0
     regularization: float = 0.0
     learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "loss": ("energy", "sinkhorn", "energy+sinkhorn", "mse"),
+            "kernel": ("energy", "gaussian", "laplacian"),
+        }
+        for name, value in asdict(self).items():
+            if name in allowed:
+                fits = value in allowed[name]
+            elif name in ("shuffle_chunks", "detach_decoder"):
+                fits = isinstance(value, bool)
+            elif name == "learning_rate" and value is None:
+                fits = True
+            else:
+                fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+            if not fits or (name == "n_chunks" and value < 1):
+                raise ValueError(f"the loss setting {name} cannot be {str(value)[:40]!r}")
 
     def to_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments that build these settings again, as plain values fit for JSON."""
@@ -76,6 +99,11 @@ class Provenance:
         Whether that is stated by the folder rather than assumed.
     non_commercial
         Whether the weights derive from Arc's and inherit their licence.
+
+    Raises
+    ------
+    ValueError
+        If a word is none, or the format is unknown.
     """
 
     source: str
@@ -85,3 +113,10 @@ class Provenance:
     attention_reason: str = ""
     attention_certain: bool = True
     non_commercial: bool = False
+
+    def __post_init__(self) -> None:
+        words = (self.source, self.revision or "", self.checkpoint or "", self.attention_reason)
+        if not all(isinstance(word, str) and len(word) < 2_000 and word.isprintable() for word in words):
+            raise ValueError("where the weights come from is not stated in plain words")
+        if self.format not in ("arc", "scvi-tahoe", "scratch"):
+            raise ValueError(f"the weights state the unknown format {str(self.format)[:40]!r}")

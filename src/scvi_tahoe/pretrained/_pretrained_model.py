@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from scvi_tahoe.pretrained._origin import Provenance
     from scvi_tahoe.pretrained._report import LoadingReport
 
-__all__ = ["Labels", "PerturbationTable", "PretrainedModel", "is_embedding"]
+__all__ = ["UNNAMED_GENES", "Labels", "PerturbationTable", "PretrainedModel", "is_embedding"]
+
+#: How the note begins that asks for names of genes; it goes when they are given.
+UNNAMED_GENES = "the folder does not name the genes of the network"
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +222,8 @@ class PretrainedModel:
                 f"{len(genes)} gene names ({len(set(genes))} different) were given; the network has "
                 f"{self.config.n_output} genes. Give the names of its columns, in their order."
             )
-        return replace(self, labels=replace(self.labels, genes=genes))
+        notes = tuple(note for note in self.notes if not note.startswith(UNNAMED_GENES))
+        return replace(self, labels=replace(self.labels, genes=genes), notes=notes)
 
     def build(self) -> Any:
         """Return a :class:`~scvi_tahoe.nn.SetTransformer` with these weights, sharing their memory, in eval mode."""

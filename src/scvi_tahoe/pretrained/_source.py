@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.pretrained._arc_settings import Attention
     from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
-__all__ = ["SourceFolder", "read_pretrained", "resolve_source"]
+__all__ = ["SourceFolder", "import_hub", "read_pretrained", "resolve_source"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=-]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -148,11 +148,11 @@ def resolve_source(
         If a downloaded file does not have the hash the hub states.
     """
     local = Path(source)
-    if local.exists():
+    if _exists(local):
         return SourceFolder(folder=local, name=local.resolve().name)
     if not _HUB_NAME.fullmatch(str(source)):
-        raise FileNotFoundError(f"{source} is neither a folder here nor a name on the hub ('owner/name').")
-    hub = _import_hub()
+        raise FileNotFoundError(f"{str(source)[:200]} is neither a folder here nor a name on the hub ('owner/name').")
+    hub = import_hub()
     owner, name, *inside = str(source).split("/")
     repository, subfolder = f"{owner}/{name}", "/".join(inside)
     verify_licence(repository, accept_license)
@@ -164,6 +164,13 @@ def resolve_source(
         raise FileNotFoundError(f"{repository} has no folder {subfolder!r}" + (" in the cache." if offline else "."))
     verify_blobs(snapshot)
     return SourceFolder(folder=folder, name=str(source), revision=snapshot.name)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
 
 
 def verify_blobs(snapshot: Path) -> None:
@@ -237,12 +244,13 @@ def checkpoint_on_hub(files: list[str], prefix: str, checkpoint: str | None) -> 
     return name
 
 
-def _import_hub() -> Any:
+def import_hub() -> Any:
+    """Return ``huggingface_hub``, or raise ``ImportError`` saying how to install it."""
     try:
         import huggingface_hub
         import huggingface_hub.errors
     except ImportError:
         raise ImportError(
-            "Downloading weights needs huggingface_hub: pip install 'scvi-tahoe[hub]'. A local folder does not."
+            "The hub needs huggingface_hub: pip install 'scvi-tahoe[hub]'. A local folder does not."
         ) from None
     return huggingface_hub

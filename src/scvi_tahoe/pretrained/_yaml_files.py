@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from scvi_tahoe.pretrained._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.pretrained._plain_content import verify_expanded
 from scvi_tahoe.pretrained._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar
 
 if TYPE_CHECKING:
@@ -16,16 +16,29 @@ if TYPE_CHECKING:
 
 __all__ = ["read_json", "read_yaml"]
 
-_LIMIT = 64 * MEGABYTE
+#: The longest known: 62,710 gene names, a line each.
+_YAML_LIMIT, _JSON_LIMIT = 16 * MEGABYTE, 32 * MEGABYTE
 _MAX_DEPTH = 60
 _MAX_ALIASES = 2_000
+_MAX_VALUES = 300_000
+_MAX_SCALAR = 10_000
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _PlainLoader(_SafeLoader):
-    """The safe loader of PyYAML with numpy scalars and tuples as plain values."""
+    """The safe loader of PyYAML with numpy scalars and tuples as plain values, and keys that are plain, too."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse keys that occur twice, keys that are not simple, and merge keys, which multiply a mapping."""
+        keys = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                raise UnsafeFileError("it has a key that is not a plain word.")
+            if key.value in keys:
+                raise UnsafeFileError(f"it has the key {key.value[:40]!r} twice.")
+            keys.add(key.value)
 
 
 def _construct_dtype(loader: yaml.SafeLoader, node: yaml.Node) -> PlainDtype:
@@ -64,11 +77,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     UnsafeFileError
         If the file is too large, nested without end, damaged, not a mapping, or asks for Python objects.
     """
-    verify_size(path, _LIMIT)
+    verify_size(path, _YAML_LIMIT)
     try:
         text = path.read_text("utf-8")
-        _verify_nesting(text)
+        _verify_events(text)
         content = yaml.load(text, Loader=_PlainLoader)
+        verify_expanded(content)
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{path.name} was refused: {error}") from None
     except (*MALFORMED, RecursionError, yaml.YAMLError) as error:
@@ -84,9 +98,12 @@ def read_json(path: Path) -> dict[str, Any]:
     UnsafeFileError
         If the file is too large, damaged or not a mapping.
     """
-    verify_size(path, _LIMIT)
+    verify_size(path, _JSON_LIMIT)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats)
+        verify_expanded(content)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{path.name} was refused: {error}") from None
     except (*MALFORMED, RecursionError) as error:
         raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None
     return _mapping(path, content)
@@ -98,13 +115,30 @@ def _mapping(path: Path, content: object) -> dict[str, Any]:
     return content
 
 
-def _verify_nesting(text: str) -> None:
-    depth = 0
-    for bracket in re.finditer(r"[\[\]{}]", text):
-        depth += 1 if bracket.group() in "[{" else -1
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise UnsafeFileError(f"it has the key {twice[:40]!r} twice.")
+    return content
+
+
+def _verify_events(text: str) -> None:
+    """Read the file as a stream, which takes no stack, and refuse what would take too much to build."""
+    depth = n_aliases = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_SafeLoader)):
+        if count > _MAX_VALUES:
+            raise UnsafeFileError(f"it holds more than {_MAX_VALUES:,} values.")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            n_aliases += 1
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_SCALAR:
+            raise UnsafeFileError(f"it holds a value of {len(event.value):,} characters.")
         if depth > _MAX_DEPTH:
-            raise UnsafeFileError(f"its brackets are nested more than {_MAX_DEPTH} deep.")
-    if re.search(rf"^[ \t-]{{{4 * _MAX_DEPTH},}}", text, re.MULTILINE):
-        raise UnsafeFileError("its lines are nested without end.")
-    if len(re.findall(r"(?:^|[\s\[,:-])\*\w+", text)) > _MAX_ALIASES:
-        raise UnsafeFileError(f"it repeats itself by more than {_MAX_ALIASES:,} references.")
+            raise UnsafeFileError(f"it is nested more than {_MAX_DEPTH} deep.")
+        if n_aliases > _MAX_ALIASES:
+            raise UnsafeFileError(f"it repeats itself by more than {_MAX_ALIASES:,} references.")

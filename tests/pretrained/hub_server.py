@@ -1,0 +1,164 @@
+"""A server on this machine that speaks what the hub's client asks of it: a folder a repository, one commit a time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Repository:
+    """What a repository of the server is and was asked for."""
+
+    folder: Path
+    private: bool = False
+    exists: bool = True
+    commit: str = COMMIT
+    asked: list[str] = field(default_factory=list)
+    large: dict[str, bytes] = field(default_factory=dict)
+    branches: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def serve(repository: Repository, name: str = "someone/st-model") -> Iterator[str]:
+    """Address of a server that holds one repository."""
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    httpd.repository, httpd.name = repository, name  # type: ignore[attr-defined]
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_port}"
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+
+
+class _Hub(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def repository(self) -> Repository:
+        return self.server.repository  # type: ignore[attr-defined]
+
+    def do_HEAD(self) -> None:
+        self._read(body=False)
+
+    def do_GET(self) -> None:
+        self._read(body=True)
+
+    def do_PUT(self) -> None:
+        self.repository.large[self.path.rsplit("/", 1)[1]] = self._sent()
+        self._send(b"", {})
+
+    def do_POST(self) -> None:
+        about = f"/api/models/{self.server.name}"  # type: ignore[attr-defined]
+        path, sent, repository = self.path.split("?")[0], self._sent(), self.repository
+        if path == "/api/repos/create":
+            # newer clients send the visibility, older ones whether it is private
+            wish = json.loads(sent)
+            repository.exists, repository.private = True, wish.get("private") or wish.get("visibility") == "private"
+            self._json({"url": f"{self._address}/{self.server.name}"})  # type: ignore[attr-defined]
+        elif path.startswith(f"{about}/branch/"):
+            repository.branches.append(path.rsplit("/", 1)[1])
+            self._json({})
+        elif path.startswith(f"{about}/preupload/"):
+            files = [file["path"] for file in json.loads(sent)["files"]]
+            modes = {name: "lfs" if name.endswith((".safetensors", ".pt")) else "regular" for name in files}
+            self._json(
+                {"files": [{"path": n, "uploadMode": m, "shouldIgnore": False, "oid": None} for n, m in modes.items()]}
+            )
+        elif path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**o, "actions": {"upload": {"href": f"{self._address}/lfs/{o['oid']}"}}}
+                for o in json.loads(sent)["objects"]
+            ]
+            self._json({"transfer": "basic", "objects": objects})
+        elif path.startswith(f"{about}/commit/"):
+            self._commit([json.loads(line) for line in sent.splitlines()])
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        else:
+            self.send_error(404)
+
+    def _commit(self, lines: list[dict[str, Any]]) -> None:
+        repository = self.repository
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                data = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                data = repository.large[value["oid"]]
+            else:
+                continue
+            (repository.folder / value["path"]).write_bytes(data)
+        repository.commit = hashlib.sha1(json.dumps(lines).encode(), usedforsecurity=False).hexdigest()
+        address = f"{self._address}/{self.server.name}/commit/{repository.commit}"  # type: ignore[attr-defined]
+        self._json({"success": True, "commitUrl": address, "commitOid": repository.commit})
+
+    def _read(self, *, body: bool) -> None:
+        repository, path = self.repository, self.path.split("?")[0]
+        name, commit = self.server.name, repository.commit  # type: ignore[attr-defined]
+        names = sorted(p.relative_to(repository.folder).as_posix() for p in repository.folder.rglob("*") if p.is_file())
+        about, files = f"/api/models/{name}", f"/{name}/resolve/{commit}/"
+        path = path.replace(f"/{name}/resolve/main/", files)
+        if not repository.exists:
+            self._send(b"", {"X-Error-Code": "RepoNotFound"}, body=body, status=404)
+        elif path.startswith(f"{about}/tree/{commit}"):
+            self._json([self._describe(file) for file in names], body=body)
+        elif path.startswith(about):
+            siblings = [{"rfilename": file} for file in names]
+            self._json({"id": name, "sha": commit, "private": repository.private, "siblings": siblings}, body=body)
+        elif path.startswith(files):
+            file = path.removeprefix(files).replace("%3D", "=")
+            repository.asked.append(file)
+            data = (repository.folder / file).read_bytes()
+            etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            self._send(data, {"ETag": etag, "X-Repo-Commit": commit}, body=body)
+        else:
+            self.send_error(404)
+
+    def _describe(self, name: str) -> dict[str, object]:
+        """What the hub lists of a file; large ones are listed with their SHA-256."""
+        data = (self.repository.folder / name).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        lfs = {"oid": digest, "size": len(data), "pointerSize": 130}
+        return {"type": "file", "path": name, "size": len(data), "oid": digest[:40], "lfs": lfs}
+
+    @property
+    def _address(self) -> str:
+        return f"http://{self.headers['Host']}"
+
+    def _sent(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def _json(self, content: object, *, body: bool = True) -> None:
+        self._send(json.dumps(content).encode(), {"Content-Type": "application/json"}, body=body)
+
+    def _send(self, data: bytes, headers: dict[str, str], *, body: bool = True, status: int = 200) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""
