@@ -347,7 +347,8 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
-    device, base = torch.device(args.device), BASE[args.device]
+    device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
+    base = BASE[args.device]
     in_16_bits = args.device == "cuda"
     timer = Timer(device, args.repeats)
     name = torch.cuda.get_device_name(0) if in_16_bits else "CPU, one thread"
