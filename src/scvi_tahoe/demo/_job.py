@@ -151,7 +151,7 @@ def _train(job: _Job) -> None:
     )
     model = TahoeST(task.train, seed=job.seed)
     last = scratch / "last.ckpt"
-    where = "on the GPU" if torch.cuda.is_available() else "on the CPU; a GPU would be faster"
+    where = "on the GPU" if torch.cuda.is_available() else "on the CPU"
     again = ", taken up where it was stopped" if last.exists() else ""
     job.report(f"Training: {job.max_steps} steps {where}{again}.")
     # The default split, a tenth of the cells of every condition, chooses the weights: the task's two validation targets
