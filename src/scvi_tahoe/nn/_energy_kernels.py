@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from scvi_tahoe.nn._aligned_linear import more_to_align
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,14 +24,13 @@ __all__ = ["centred_cells", "distances", "pull_weights", "scaled_rows"]
 
 #: any centre does, as distances do not change when both sets are moved; the mean of a few cells is close enough to all
 _CENTRE_OF = 32
-_STEP = 8
 _BLOCK = 2048
 
 
 def centred_cells(x_SNG: Tensor, y_SMG: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """Observed, then predicted cells less a centre of their set, float16 ``[S, C, P]``; squared lengths ``[S, C]``."""
     (n_sets, n, n_genes), m = x_SNG.shape, y_SMG.shape[1]
-    width = -(-n_genes // _STEP) * _STEP
+    width = n_genes + more_to_align(n_genes)
     centre_SG = y_SMG[:, :_CENTRE_OF].mean(1, dtype=torch.float32)
     cells_SCP = torch.empty(n_sets, m + n, width, dtype=torch.float16, device=y_SMG.device)
     square_SC = torch.empty(n_sets, m + n, dtype=torch.float32, device=y_SMG.device)
