@@ -14,7 +14,7 @@ PIP_FLAGS ?=
 DOCS_LINKS ?=
 DEMO ?= scvi-tahoe-demo
 STUDY ?= scvi-tahoe-study
-# one worker a core, each with one thread
+# one worker a core, each with one thread, of numba's too: it would raise those of the whole process
 PYTEST_FLAGS ?= -n auto
 
 bin := $(VENV)/bin
@@ -30,7 +30,7 @@ study: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(bin)/scvi-tahoe study case_study recommended --folder $(STUDY)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-lint
 	$(bin)/ruff check

@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stdout
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-__all__ = ["AnnOrMuData", "begin_next_epoch", "history_as_frames", "history_as_lists", "quiet_lightning", "require"]
+__all__ = [
+    "AnnOrMuData",
+    "ask_for_sigterm_seldom",
+    "begin_next_epoch",
+    "history_as_frames",
+    "history_as_lists",
+    "quiet_lightning",
+    "require",
+]
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
@@ -109,6 +118,26 @@ def begin_next_epoch(trainer: Trainer) -> None:
     loop.epoch_progress.increment_completed()
     for part in (loop, loop.epoch_loop):
         part.reset_restart_stage()
+
+
+def ask_for_sigterm_seldom(trainer: Trainer, every: int = 50) -> None:
+    """Let the processes of a run ask each other for a SIGTERM at every 50th minibatch instead of at every one.
+
+    Lightning (2.6) asks before each minibatch and reads the answer from the device, which by then has finished all
+    it was given and idles until the next step has been launched. A process still ends at the minibatch after a signal
+    of its own.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    ask = getattr(loop, "_broadcast_sigterm_tensor", None)
+    if ask is None:  # an older Lightning
+        return
+    minibatches = count()
+
+    def seldom() -> None:
+        if next(minibatches) % every == 0:
+            ask()
+
+    loop._broadcast_sigterm_tensor = seldom
 
 
 def require(module: str, extra: str) -> Any:

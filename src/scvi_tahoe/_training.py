@@ -382,10 +382,13 @@ class TrainingRun:
         }
 
     def _strategy(self) -> dict[str, Any]:
-        """Lightning's data-parallel strategy, whose gradients then live where they are exchanged and are not copied."""
+        """Lightning's data-parallel strategy, whose gradients then live where they are exchanged and are not copied.
+
+        They are exchanged in pieces of about one block of the published network (torch's default: 25 MB).
+        """
         if self.options.get("strategy") != "ddp":
             return {}
-        return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True)}
+        return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True, bucket_cap_mb=100)}
 
     def _loggers(self, chosen: str | Logger | Sequence[Logger] | None) -> list[Logger]:
         path = self.folder / "metrics.csv" if self.folder is not None and chosen is not None else None

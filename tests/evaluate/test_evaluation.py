@@ -53,7 +53,16 @@ def test_two_evaluations_with_different_controls_do_not_disturb_each_other(task,
 
 def test_threads_are_as_before(predicted, reference):
     import numba
+    import torch
 
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        evaluate(predicted, reference, preset="quick")
+        evaluate(predicted, reference, preset="vcc2025")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
     numba.set_num_threads(1)
     evaluate(predicted, reference, preset="vcc2025")
     assert numba.get_num_threads() == 1

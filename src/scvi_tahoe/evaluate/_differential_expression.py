@@ -103,10 +103,13 @@ def contained(*, quiet: bool = True) -> Iterator[None]:
     """
     import numba
     import scanpy  # noqa: F401  # its log keeps the stderr of its first import, which must not be the one below
+    import torch
     from threadpoolctl import threadpool_limits
 
     their_log = logging.getLogger("cell_eval")
     with contextlib.ExitStack() as stack:
+        # numba's first parallel function sets the threads of OpenMP, and so of PyTorch, for the whole process
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         stack.callback(numba.set_num_threads, numba.get_num_threads())
         stack.callback(their_log.setLevel, their_log.level)
         their_log.setLevel(

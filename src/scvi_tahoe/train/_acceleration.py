@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -48,6 +48,7 @@ class Acceleration:
         self._module = module
         parts = self._parts() if compiles else ()
         self._compiled = [(part, torch.compile(part.forward, dynamic=False)) for part in parts]
+        self._splits_for_ddp: Any = None
 
     def _parts(self) -> Iterator[nn.Module]:
         network = self._module.network
@@ -58,6 +59,11 @@ class Acceleration:
         """Start a run in a precision of Lightning's."""
         in_16_bits = precision.startswith(("bf16", "16"))
         self._module.objective.products = torch.float16 if in_16_bits and device.type == "cuda" else torch.float32
+        if self._compiled:
+            # several devices exchange the gradients of a part while the next is computed; torch would also split each
+            # part for that, which costs more than it brings: see the two cards in benchmarks/README.md
+            self._splits_for_ddp = torch._dynamo.config.optimize_ddp
+            torch._dynamo.config.optimize_ddp = False
         self.resume()
 
     def pause(self) -> None:
@@ -73,6 +79,8 @@ class Acceleration:
     def end(self) -> None:
         """Leave nothing behind."""
         self.pause()
+        if self._splits_for_ddp is not None:
+            torch._dynamo.config.optimize_ddp, self._splits_for_ddp = self._splits_for_ddp, None
         self._module.objective.products = torch.float32
 
 

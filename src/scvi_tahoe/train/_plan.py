@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 
-from scvi_tahoe._compat import begin_next_epoch
+from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
 from scvi_tahoe.train._acceleration import Acceleration, LateNumber
 from scvi_tahoe.train._average import AveragedWeights
 from scvi_tahoe.train._freezing import Freezing
@@ -188,6 +188,8 @@ class TahoeTrainingPlan(LightningModule):
     def on_fit_start(self) -> None:
         """Switch dropout on (neither scvi-tools nor Lightning does after a first training), then freeze."""
         self._refuse_late_unfreezing()
+        if self._is_distributed:
+            ask_for_sigterm_seldom(self.trainer)
         self.module.train()
         self.freezing.begin(self.global_step)
         self.acceleration.begin(str(self.trainer.precision), self.device)
