@@ -10,6 +10,7 @@ from cell_eval import MetricsEvaluator, metrics_registry
 
 from scvi_tahoe.datasets import norman_k562
 from scvi_tahoe.evaluate import evaluate
+from scvi_tahoe.evaluate._differential_expression import usable_threads
 
 
 def direct(prediction, reference, *, key, control, profile, folder):
@@ -19,7 +20,7 @@ def direct(prediction, reference, *, key, control, profile, folder):
         adata_real=plain(reference, key),
         control_pert=control,
         pert_col=key,
-        num_threads=2,
+        num_threads=usable_threads(2),
         outdir=str(folder),
     )
     scores, _ = evaluator.compute(profile, write_csv=False, break_on_error=True)
@@ -80,7 +81,7 @@ def test_the_ceiling_with_own_controls_is_that_of_cell_eval(task, keys, tmp_path
         plain(held_out, task.perturbation_key),
         control_pert=task.control,
         pert_col=task.perturbation_key,
-        num_threads=2,
+        num_threads=usable_threads(2),
         outdir=str(tmp_path / "out"),
     )
     _, theirs = evaluator.compute_ceiling("minimal", write_csv=False)

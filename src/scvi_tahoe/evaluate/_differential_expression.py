@@ -103,19 +103,17 @@ def contained(*, quiet: bool = True) -> Iterator[None]:
     """
     import numba
     import scanpy  # noqa: F401  # its log keeps the stderr of its first import, which must not be the one below
-    import torch
     from threadpoolctl import threadpool_limits
 
     their_log = logging.getLogger("cell_eval")
     with contextlib.ExitStack() as stack:
-        # numba's first parallel function sets the threads of OpenMP, and so of PyTorch, for the whole process
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        # first in, last out: numba's first parallel function sets the threads of OpenMP, and so of PyTorch, too
+        stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         stack.callback(numba.set_num_threads, numba.get_num_threads())
         stack.callback(their_log.setLevel, their_log.level)
         their_log.setLevel(
             logging.ERROR
         )  # it warns of every infinite fold change, which one-sided zeros give as a rule
-        stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         if quiet:
             sink = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stderr(sink))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -99,7 +100,14 @@ def differential_expression_gpu(
     import gpudge
     import polars as pl
 
-    with np.errstate(divide="ignore", invalid="ignore"):  # of gpudge's own fold changes, which nobody sees
+    (context,) = cells.contexts
+    targets = cells.perturbations(context, control=control)
+    with (
+        np.errstate(divide="ignore", invalid="ignore"),  # of gpudge's own fold changes, which nobody sees
+        ThreadPoolExecutor(max_workers=1) as pool,
+    ):
+        # on the CPU, while gpudge keeps the GPU busy
+        changes = pool.submit(fold_changes, cells, targets, control=control, num_threads=num_threads)
         table = cast(
             "pl.DataFrame",
             gpudge.de(
@@ -111,12 +119,9 @@ def differential_expression_gpu(
                 output_columns={"target": "target", "feature": "feature", "p_value": "p_value", "p_adj": "fdr"},
             ),
         )
-    (context,) = cells.contexts
-    targets = cells.perturbations(context, control=control)
-    changes = fold_changes(cells, targets, control=control, num_threads=num_threads)
     # places of both labels as numbers: a join would make millions of strings once more
     rows, columns = (
         table[name].cast(pl.Enum(list(labels))).to_physical().to_numpy()
         for name, labels in (("target", targets), ("feature", cells.genes))
     )
-    return table.with_columns(log2_fold_change=pl.Series(changes[rows, columns], dtype=pl.Float64))
+    return table.with_columns(log2_fold_change=pl.Series(changes.result()[rows, columns], dtype=pl.Float64))
