@@ -855,7 +855,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             },
         )  # fmt: skip
         begin_adapters(self, run.plan)
-        datamodule = self._minibatches(run, screen, split, store=store)
+        datamodule = self._minibatches(run, screen, split, store=store, progress=progress)
         self.calibration_ = None  # of other weights
         expression = datamodule.dataset.sources.genes or datamodule.dataset.sources.cells
         assigned = datamodule.split
@@ -895,7 +895,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             )
         return split
 
-    def _minibatches(self, run: TrainingRun, screen: Screen, split: Split, *, store: StoreKind) -> CellSetDataModule:
+    def _minibatches(
+        self, run: TrainingRun, screen: Screen, split: Split, *, store: StoreKind, progress: bool = False
+    ) -> CellSetDataModule:
         seed = run.plan.seed
         index = ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=seed)
@@ -903,7 +905,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         sources = minibatch_sources(self, screen, run.device, store=store, exact=run.exact, often=controls)
         if self.prior != "none":
             self.prior_ = learn_prior(self, screen, index, assigned.train, seed=seed)
-        sources, base_rows = with_prior(self, sources, screen, index, index.conditions, device=run.device, seed=seed)
+        sources, base_rows = with_prior(
+            self, sources, screen, index, index.conditions, device=run.device, seed=seed, progress=progress
+        )
         sources = with_objective(self, sources, screen, assigned, run.batch_size, device=run.device, seed=seed)
         return run.datamodule(sources, assigned, rows_of_labels(self, screen), self.set_size, base_rows)
 

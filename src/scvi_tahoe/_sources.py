@@ -138,6 +138,7 @@ def with_prior(
     *,
     device: torch.device,
     seed: int,
+    progress: bool = False,
 ) -> tuple[MinibatchSources, dict[Condition, np.ndarray] | None]:
     """Sources with what the prior says of these conditions, and the rows that each draws from.
 
@@ -150,7 +151,7 @@ def with_prior(
         return sources, None
     prior, targets = prior_and_targets(model, screen, index, conditions)
     table = model.perturbation_table.covering(screen.perturbation.names)
-    base = prior.base_from(targets, conditions, table, seed=seed, device=device)
+    base = prior.base_from(targets, conditions, table, seed=seed, device=device, progress=progress)
     if base.cells is None:
         return replace(sources, shift_of_condition=base.shift), None
     return replace(sources, base=make_store(base.cells, device)), base.rows

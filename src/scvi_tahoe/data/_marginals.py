@@ -16,39 +16,74 @@ __all__ = ["QUANTILES", "Population", "move_between", "with_marginals"]
 QUANTILES = 512
 
 
+#: genes that are looked at together; those of about as many zeros, which are left out
+_GROUP = 128
+
+
+@dataclass(frozen=True)
+class _SortedGenes:
+    """Genes of about as many zeros: their cells in the order of the values, from the last zero on.
+
+    Attributes
+    ----------
+    genes
+        Which.
+    values_GM
+        Sorted values; of most zeros, which come first, nothing is kept.
+    cell_GM
+        Which cell each of them belongs to.
+    """
+
+    genes: Tensor
+    values_GM: Tensor
+    cell_GM: Tensor
+
+
 @dataclass(frozen=True)
 class Population:
     """Cells of which quantiles are wanted, under one weighting or another.
 
     Attributes
     ----------
-    values_GN
-        Sorted values of each gene.
-    cell_GN
-        Which cell each of them belongs to.
+    groups
+        All genes, those with about as many zeros together.
+    n_genes
+        Number of them.
     """
 
-    values_GN: Tensor
-    cell_GN: Tensor
+    groups: tuple[_SortedGenes, ...]
+    n_genes: int
 
     @classmethod
     def of(cls, cells_GN: Tensor) -> Population:
-        """Sort cells."""
-        return cls(*cells_GN.sort(dim=1))
+        """Sort cells, whose values are 0 or more."""
+        n_zeros, order = (cells_GN == 0).sum(1).sort()
+        groups = []
+        for genes, zeros in zip(order.split(_GROUP), n_zeros.split(_GROUP), strict=True):
+            values_GN, cell_GN = cells_GN[genes].sort(dim=1)
+            first = max(int(zeros[0]) - 1, 0)  # a zero stays, for the quantiles that fall among them
+            groups.append(_SortedGenes(genes, values_GN[:, first:].contiguous(), cell_GN[:, first:].contiguous()))
+        return cls(tuple(groups), len(cells_GN))
 
     def quantiles(self, weight_N: Tensor, n: int = QUANTILES) -> Tensor:
         """Values of each gene at the midpoints of ``n`` equal shares of the weighted population, ``[G, n]``.
 
         They are values of cells, never something between two: the zeros of a gene stay zeros.
         """
-        return self.weighted_quantiles(weight_N[self.cell_GN], n)
+        total = weight_N.sum()
+        result_Gn = torch.empty(self.n_genes, n, device=weight_N.device)
+        for group in self.groups:
+            cumulated_GM = weight_N[group.cell_GM].cumsum(1)
+            cumulated_GM += total - cumulated_GM[:, -1:]  # the zeros that were left out
+            result_Gn[group.genes] = _values_at(group.values_GM, cumulated_GM, n)
+        return result_Gn
 
-    def weighted_quantiles(self, weight_GN: Tensor, n: int) -> Tensor:
-        """The same, for weights that differ from gene to gene and are sorted as the values are."""
-        cumulated = weight_GN.cumsum(1)
-        middles = (torch.arange(n, dtype=cumulated.dtype, device=cumulated.device) + 0.5) / n
-        place = torch.searchsorted(cumulated, middles * cumulated[:, -1:])
-        return self.values_GN.gather(1, place.clamp_max(self.values_GN.shape[1] - 1))
+
+def _values_at(values_GN: Tensor, cumulated_GN: Tensor, n: int) -> Tensor:
+    """Sorted values at the midpoints of ``n`` equal shares of their cumulated weight, ``[G, n]``."""
+    middles = (torch.arange(n, dtype=cumulated_GN.dtype, device=cumulated_GN.device) + 0.5) / n
+    place = torch.searchsorted(cumulated_GN, middles * cumulated_GN[:, -1:])
+    return values_GN.gather(1, place.clamp_max(values_GN.shape[1] - 1))
 
 
 def move_between(cells_GN: Tensor, source_GQ: Tensor, target_GQ: Tensor, draw_GN: Tensor) -> Tensor:
@@ -94,10 +129,10 @@ def with_marginals(cells_GN: Tensor, pool_GM: Tensor, anchor_GQ: Tensor, keep_G:
         Uniform on [0, 1): the order of equal values.
     """
     n_pool, n_anchor = pool_GM.shape[1], anchor_GQ.shape[1]
-    mixture = Population.of(torch.cat([pool_GM, anchor_GQ], dim=1))
+    mixture_GN, cell_GN = torch.cat([pool_GM, anchor_GQ], dim=1).sort(dim=1)
     share_G1 = keep_G.double()[:, None]
-    weight_GN = torch.where(mixture.cell_GN < n_pool, share_G1 / n_pool, (1 - share_G1) / n_anchor)
-    values_GN = mixture.weighted_quantiles(weight_GN, cells_GN.shape[1])
+    weight_GN = torch.where(cell_GN < n_pool, share_G1 / n_pool, (1 - share_G1) / n_anchor)
+    values_GN = _values_at(mixture_GN, weight_GN.cumsum(1), cells_GN.shape[1])
     # ranks with equal values in the order of the draw: sorted by the draw, then stably by value
     by_draw = draw_GN.argsort(dim=1)
     order = by_draw.gather(1, cells_GN.gather(1, by_draw).argsort(dim=1, stable=True))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import scipy.sparse as sp
 import torch
+from tqdm.auto import tqdm
 
 from scvi_tahoe.data._conditions import Condition
 from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
@@ -252,6 +253,7 @@ class CellPrior:
         n_cells: int | Mapping[Condition, int] = 512,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        progress: bool = False,
     ) -> PriorBase:
         """As :meth:`base`, for some conditions of contexts that were looked at before.
 
@@ -263,6 +265,8 @@ class CellPrior:
             Of :meth:`targets`: all contexts that are predicted, whichever conditions are made now.
         conditions, table, n_cells, seed, device
             As in :meth:`base`.
+        progress
+            Show a bar where it takes more than some seconds.
         """
         sources = {c: self._source(c, contexts[c.context], table) for c in conditions}
         words = {c: source.words for c, source in sources.items()}
@@ -272,15 +276,20 @@ class CellPrior:
         sizes = {c: n_cells if isinstance(n_cells, int) else n_cells[c] for c in conditions}
         keeps = {c: [self.kept_difference(s, weight)[1] for weight in s.weights] for c, s in sources.items()}
         blocks: dict[Condition, list[sp.csr_matrix]] = {c: [] for c in conditions}
-        for start in range(0, self.means.shape[1], _CHUNK):
+        by_anchors = sorted(sources.items(), key=lambda item: item[1].without)
+        starts = range(0, self.means.shape[1], _CHUNK)
+        bar = tqdm(total=len(starts) * len(by_anchors), desc="prior", unit="block", delay=3, disable=not progress)
+        for start in starts:
             genes = slice(start, min(start + _CHUNK, self.means.shape[1]))
             maker = _CellMaker(self, contexts, genes, torch.device(device))
-            for condition, source in sources.items():
+            for condition, source in by_anchors:
                 # a generator for each condition, so that its cells do not depend on what else is asked
                 label = (condition.context, table.known_name(condition.perturbation))
                 rng = np.random.default_rng((seed, 3, *(zlib.crc32(text.encode()) for text in label)))
                 draws = np.random.default_rng((*rng.integers(2**31, size=2), start))
                 blocks[condition].append(maker.cells(source, keeps[condition], sizes[condition], rng, draws))
+                bar.update()
+        bar.close()
         ends = np.cumsum([sizes[c] for c in conditions])
         rows = {c: np.arange(end - sizes[c], end) for c, end in zip(conditions, ends, strict=True)}
         return PriorBase(sp.vstack([sp.hstack(b) for b in blocks.values()], format="csr"), rows, None, words)
@@ -459,6 +468,8 @@ class _CellMaker:
     ) -> None:
         self._prior, self._targets, self._genes, self._device = prior, targets, genes, device
         self._populations: dict[tuple[str, str], tuple[Population, np.ndarray]] = {}
+        self._anchors: dict[tuple[str, str], torch.Tensor] = {}
+        self._without: tuple[str, ...] = ()
         self._donors = prior.donors[:, genes]
 
     def cells(
@@ -528,6 +539,13 @@ class _CellMaker:
 
     def _anchor(self, context: str, other: str, without: Sequence[str]) -> torch.Tensor:
         """Quantiles of a context's anchors, of the perturbations that it shares with another, but for some."""
+        if without != self._without:  # conditions of one perturbation follow each other and share their anchors
+            self._anchors, self._without = {}, tuple(without)
+        if (context, other) not in self._anchors:
+            self._anchors[context, other] = self._anchor_quantiles(context, other, without)
+        return self._anchors[context, other]
+
+    def _anchor_quantiles(self, context: str, other: str, without: Sequence[str]) -> torch.Tensor:
         if (context, other) not in self._populations:
             self._populations[context, other] = self._population(context, other)
         population, owner = self._populations[context, other]
