@@ -3,6 +3,7 @@
 The shape is that of ``speed_gpu.py``: 18,080 genes, sets of 512 cells, 12 sets a step of each GPU.
 
     python benchmarks/speed_two_gpus.py --out two_gpus.json
+    NCCL_PROTO=Simple python benchmarks/speed_two_gpus.py --parts train
 """
 
 from __future__ import annotations
@@ -130,12 +131,16 @@ def kill_and_resume(folder: Path) -> dict:
     return {"exit code after the kill": code, "resumed from step": at, **json.loads((folder / "done.json").read_text())}
 
 
-def show_runs(found: dict) -> None:
-    """Rates, cells and losses of one GPU and of two."""
+def show_run(n: int, run: dict) -> None:
+    """Rate of a run on one GPU or on two."""
+    rates = run["rates"]
+    spread = f"({min(rates):,.1f} to {max(rates):,.1f})"
+    print(f"{n} GPUs: {statistics.median(rates):,.1f} sets/s {spread}, training of {STEPS} steps", flush=True)
+
+
+def show_both(found: dict) -> None:
+    """Ratio, cells and losses of one GPU and of two."""
     one, two = found["1_0"], found["2_0"]
-    for name, run in (("one GPU", one), ("two GPUs", two)):
-        rates = run["rates"]
-        print(f"{name:<10}{statistics.median(rates):>10,.1f} sets/s  ({min(rates):,.1f} to {max(rates):,.1f})")
     print(f"ratio {statistics.median(two['rates']) / statistics.median(one['rates']):.3f}")
     common = set(two["seen"]) & set(found["2_1"]["seen"])
     print(f"sets of the first steps: {len(two['seen'])} of each process, {len(common)} seen by both")
@@ -157,6 +162,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["worker", "predict", "start", "resume"])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--head", default="delta")
+    parser.add_argument("--parts", default="train,predict,kill")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -172,13 +178,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         read = lambda: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-        for n in (1, 2):
-            finished(launch(n, "--part", "worker", "--folder", str(folder), "--head", args.head))
-        show_runs(read())
-        finished(launch(0, "--part", "predict", "--folder", str(folder)))
-        show_prediction(read())
-        found = read() | {"killed": kill_and_resume(folder / "run")}
-        print(f"a process killed: {found['killed']}")
+        if "train" in args.parts:
+            for n in (1, 2):
+                finished(launch(n, "--part", "worker", "--folder", str(folder), "--head", args.head))
+                show_run(n, read()[f"{n}_0"])
+            show_both(read())
+        if "predict" in args.parts:
+            finished(launch(0, "--part", "predict", "--folder", str(folder)))
+            show_prediction(read())
+        found = read()
+        if "kill" in args.parts:
+            found["killed"] = kill_and_resume(folder / "run")
+            print(f"a process killed: {found['killed']}")
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))
     return None
