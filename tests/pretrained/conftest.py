@@ -21,7 +21,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BACKBONE = "transformer_backbone"
@@ -291,21 +291,52 @@ def arc() -> Callable[..., Folder]:
     return make_arc
 
 
+def _hub_environment(address: str, home: Path) -> dict[str, str]:
+    """What tells the hub's client where the hub is, and keeps it away from the user's own settings."""
+    return {
+        "HF_ENDPOINT": address,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HOME": str(home),
+        "HF_TOKEN": "hf_none",
+    }
+
+
+@pytest.fixture
+def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Point the hub's client to another address, in this process.
+
+    The client reads the address when it is imported, so it is imported anew, and the one there was is put back later.
+    """
+    pytest.importorskip("huggingface_hub")
+    before = _take_out("huggingface_hub")
+
+    def use(address: str) -> None:
+        _take_out("huggingface_hub")
+        for key in [key for key in os.environ if "proxy" in key.lower() or key == "SCVI_TAHOE_ACCEPT_LICENSE"]:
+            monkeypatch.delenv(key)
+        for key, value in _hub_environment(address, tmp_path / "hf-home").items():
+            monkeypatch.setenv(key, value)
+
+    yield use
+    _take_out("huggingface_hub")
+    sys.modules.update(before)
+
+
+def _take_out(package: str) -> dict[str, Any]:
+    names = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
+    return {name: sys.modules.pop(name) for name in names}
+
+
 @pytest.fixture
 def run_with_hub(tmp_path: Path) -> Callable[..., str]:
     """Run a script whose hub is at another address; returns what it prints."""
 
     def run(address: str, script: str, *arguments: object) -> str:
-        # The client reads the hub's address when it is imported, so it needs a process of its own.
+        # scvi.hub keeps the client it was imported with, so it needs a process of its own.
         environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
-        environment |= {
-            "HF_ENDPOINT": address,
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(tmp_path / "hf-home"),
-            "HF_TOKEN": "hf_none",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
+        environment |= _hub_environment(address, tmp_path / "hf-home") | {"PYTHONPATH": os.pathsep.join(sys.path)}
         environment.pop("SCVI_TAHOE_ACCEPT_LICENSE", None)
         command = [sys.executable, "-c", script, *map(str, arguments)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

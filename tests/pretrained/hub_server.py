@@ -20,13 +20,22 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repository:
-    """What a repository of the server is and was asked for."""
+    """What a repository of the server is and was asked for.
+
+    ``asked`` has the names of files, ``sent`` a name and a byte for each body: the first byte that was sent of it.
+    Transfers of files in ``cut`` break off half-way, as many times as stated there, and those in ``refused`` are
+    refused where they are to go on. Files in ``forged`` are listed as they are and sent as other bytes.
+    """
 
     folder: Path
     private: bool = False
     exists: bool = True
     commit: str = COMMIT
     asked: list[str] = field(default_factory=list)
+    sent: list[tuple[str, int]] = field(default_factory=list)
+    cut: dict[str, int] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    forged: dict[str, bytes] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     branches: list[str] = field(default_factory=list)
 
@@ -122,11 +131,32 @@ class _Hub(BaseHTTPRequestHandler):
         elif path.startswith(files):
             file = path.removeprefix(files).replace("%3D", "=")
             repository.asked.append(file)
-            data = (repository.folder / file).read_bytes()
-            etag = f'"{hashlib.sha256(data).hexdigest()}"'
-            self._send(data, {"ETag": etag, "X-Repo-Commit": commit}, body=body)
+            self._send_file(file, body=body)
         else:
             self.send_error(404)
+
+    def _send_file(self, name: str, *, body: bool) -> None:
+        """Send a file, or its end where the client has the beginning."""
+        repository = self.repository
+        data = (repository.folder / name).read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": repository.commit}
+        data = repository.forged.get(name, data)
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if not body:
+            self._send(data, headers, body=False)
+            return
+        if start and name in repository.refused:
+            self._send(b"", {}, status=503)
+            return
+        repository.sent.append((name, start))
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        broken = repository.cut.get(name, 0) > 0
+        if broken:
+            repository.cut[name] -= 1
+        rest = data[start:]
+        self._send(rest, headers, status=206 if start else 200, n_bytes=len(rest) // 2 if broken else None)
+        self.close_connection = broken
 
     def _describe(self, name: str) -> dict[str, object]:
         """What the hub lists of a file; large ones are listed with their SHA-256."""
@@ -152,13 +182,22 @@ class _Hub(BaseHTTPRequestHandler):
     def _json(self, content: object, *, body: bool = True) -> None:
         self._send(json.dumps(content).encode(), {"Content-Type": "application/json"}, body=body)
 
-    def _send(self, data: bytes, headers: dict[str, str], *, body: bool = True, status: int = 200) -> None:
+    def _send(
+        self,
+        data: bytes,
+        headers: dict[str, str],
+        *,
+        body: bool = True,
+        status: int = 200,
+        n_bytes: int | None = None,
+    ) -> None:
+        """Send an answer; of the body, where ``n_bytes`` is given, no more than that."""
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
-            self.wfile.write(data)
+            self.wfile.write(data[:n_bytes])
 
     def log_message(self, *_: object) -> None:
         """Stay silent."""

@@ -2,44 +2,112 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from hub_server import COMMIT, Repository, serve
 
+from scvi_tahoe.pretrained import UnsafeFileError, read_arc_folder, read_pretrained
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SCRIPT = """
-import json, sys
-from scvi_tahoe.pretrained import read_pretrained
-cache, offline = sys.argv[1], sys.argv[2] == "offline"
-model = read_pretrained("someone/st-model", accept_license=True, cache_dir=cache, offline=offline)
-print(json.dumps([model.provenance.revision, model.provenance.checkpoint, len(model.state_dict)]))
-"""
+CHECKPOINT = "checkpoints/final.ckpt"
+
+pytestmark = pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
 
 
-@pytest.mark.slow
+@pytest.fixture
+def repository(golden_folder: Callable[..., Path], use_hub: Callable[[str], None]) -> Iterator[Repository]:
+    """A repository that the hub's client of this process asks for."""
+    hub = Repository(golden_folder("hvg_causal"))
+    with serve(hub) as address:
+        use_hub(address)
+        yield hub
+
+
+@pytest.fixture
+def download(tmp_path: Path) -> Callable[..., Any]:
+    def download(**options: Any) -> Any:
+        return read_pretrained("someone/st-model", accept_license=True, cache_dir=tmp_path / "hub", **options)
+
+    return download
+
+
 def test_a_download_is_pinned_sparing_and_kept(
-    golden_folder: Callable[..., Path], run_with_hub: Callable[..., str], tmp_path: Path
+    repository: Repository, download: Callable[..., Any], use_hub: Callable[[str], None]
 ) -> None:
-    pytest.importorskip("huggingface_hub")
-    folder = golden_folder("hvg_causal")
-    (folder / "checkpoints" / "step=5.ckpt").write_bytes(b"not wanted")
-    (folder / "eval_final").mkdir()
-    (folder / "eval_final" / "adata_pred.h5ad").write_bytes(b"not wanted")
-    repository, cache = Repository(folder), tmp_path / "hub"
-    with serve(repository) as address:
-        online = run_with_hub(address, SCRIPT, cache, "online")
-        revision, checkpoint, n_tensors = json.loads(online.splitlines()[-1])
-        assert (revision, checkpoint) == (COMMIT, "final.ckpt")
-        assert n_tensors > 20
-        asked = repository.asked
-        assert "checkpoints/final.ckpt" in asked
-        assert not [name for name in asked if name.startswith("eval") or "step=5" in name]
-        n_asked = len(asked)
-        offline = run_with_hub("http://127.0.0.1:9", SCRIPT, cache, "offline")
-    assert json.loads(offline.splitlines()[-1])[0] == COMMIT
-    assert len(asked) == n_asked
+    (repository.folder / "checkpoints" / "step=5.ckpt").write_bytes(b"not wanted")
+    (repository.folder / "eval_final").mkdir()
+    (repository.folder / "eval_final" / "adata_pred.h5ad").write_bytes(b"not wanted")
+    online = download()
+    assert (online.provenance.revision, online.provenance.checkpoint) == (COMMIT, "final.ckpt")
+    assert CHECKPOINT in repository.asked
+    assert not [name for name in repository.asked if name.startswith("eval") or "step=5" in name]
+    n_asked = len(repository.asked)
+    use_hub("http://127.0.0.1:9")
+    with pytest.raises(Exception, match="refused") as unreachable:
+        download()
+    assert "offline=True" in unreachable.value.__notes__[0]
+    offline = download(offline=True)
+    assert offline.provenance.revision == COMMIT
+    assert all(torch.equal(offline.state_dict[name], tensor) for name, tensor in online.state_dict.items())
+    assert len(repository.asked) == n_asked
+
+
+@pytest.fixture
+def large(golden: Callable[[str], Any], repository: Repository) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint of more than two of the pieces that the client writes at once (10 MB)."""
+    golden("hvg_causal").folder.write(repository.folder, optimizer_states=[torch.zeros(6_000_000)])
+    return read_arc_folder(repository.folder).state_dict
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(
+    repository: Repository, download: Callable[..., Any], large: dict[str, torch.Tensor]
+) -> None:
+    repository.cut[CHECKPOINT] = 1
+    model = download()
+    first, second = (start for name, start in repository.sent if name == CHECKPOINT)
+    assert first == 0 < 10_000_000 < second
+    assert all(torch.equal(model.state_dict[name], tensor) for name, tensor in large.items())
+
+
+def test_a_download_that_failed_is_completed_by_the_next_call(
+    repository: Repository, download: Callable[..., Any], large: dict[str, torch.Tensor]
+) -> None:
+    repository.cut[CHECKPOINT] = 1
+    repository.refused.add(CHECKPOINT)
+    with pytest.raises(OSError, match="503"):
+        download()
+    with pytest.raises(FileNotFoundError):
+        download(offline=True)
+    repository.refused.clear()
+    model = download()
+    assert all(torch.equal(model.state_dict[name], tensor) for name, tensor in large.items())
+    whole = [name for name, _ in repository.sent if name != CHECKPOINT]
+    assert len(whole) == len(set(whole)), "a file that was whole is not sent again"
+
+
+def test_bytes_that_differ_from_the_listed_hash_are_refused(
+    repository: Repository, download: Callable[..., Any]
+) -> None:
+    content = bytearray((repository.folder / CHECKPOINT).read_bytes())
+    content[len(content) // 2] ^= 1
+    repository.forged[CHECKPOINT] = bytes(content)
+    for offline in (False, True):
+        with pytest.raises(UnsafeFileError, match="hash the hub states"):
+            download(offline=offline)
+
+
+def test_the_variable_of_the_client_that_forbids_the_network_is_heeded(
+    repository: Repository,
+    download: Callable[..., Any],
+    use_hub: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    download()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    use_hub("http://127.0.0.1:9")
+    assert download().provenance.revision == COMMIT

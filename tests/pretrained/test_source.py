@@ -102,6 +102,19 @@ def test_a_download_with_a_wrong_hash_is_refused(cache: Path) -> None:
         offline(cache, accept_license=True)
 
 
+@pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
+def test_small_files_are_compared_with_the_hash_that_git_gives_them(cache: Path) -> None:
+    content = b"data: {}\n"
+    blob = next(cache.rglob("blobs")) / hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    blob.write_bytes(content)
+    link = next(cache.rglob("snapshots")) / COMMIT / "config.yaml"
+    link.symlink_to(os.path.relpath(blob, link.parent))
+    assert offline(cache, accept_license=True).provenance.revision == COMMIT
+    blob.write_bytes(content + b"more: {}\n")
+    with pytest.raises(UnsafeFileError, match=r"config\.yaml does not have the hash the hub states"):
+        offline(cache, accept_license=True)
+
+
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "a b/c", "../x/y/.."])
 def test_what_is_neither_folder_nor_name_is_refused(source: str) -> None:
     with pytest.raises(FileNotFoundError, match="neither a folder here nor a name"):

@@ -7,35 +7,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from hub_server import Repository, serve
 
-from scvi_tahoe.pretrained import LicenceNotAcceptedError, PretrainedModel, export_model, push_model, read_arc_folder
+from scvi_tahoe import TahoeST
+from scvi_tahoe.pretrained import (
+    LicenceNotAcceptedError,
+    PretrainedModel,
+    export_model,
+    push_model,
+    read_arc_folder,
+    read_pretrained,
+)
 from scvi_tahoe.pretrained._upload import verify_uploadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytest.importorskip("huggingface_hub")
-
-PUSH = """
-import json, sys
-import torch
-from scvi_tahoe import TahoeST
-from scvi_tahoe.pretrained import read_pretrained
-folder, cache, pushes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-model = TahoeST.from_pretrained(folder)
-for name, options in pushes:
-    try:
-        commit = model.push_to_hub(name, **options)
-    except Exception as error:
-        print(json.dumps([type(error).__name__, str(error)]))
-    else:
-        again = read_pretrained(name, revision=None, accept_license=True, cache_dir=cache)
-        mine, theirs = model.module.network.state_dict(), again.state_dict
-        same = all(torch.equal(mine[name], theirs[name]) for name in mine) and len(mine) == len(theirs)
-        print(json.dumps([commit, again.provenance.revision, same]))
-"""
 
 
 @pytest.fixture
@@ -49,18 +39,25 @@ def hub(tmp_path: Path) -> Repository:
     return Repository(tmp_path / "repository", exists=False)
 
 
-@pytest.mark.slow
-def test_what_is_pushed_is_pulled_again_bit_by_bit(
-    model: PretrainedModel, hub: Repository, run_with_hub: Callable[..., str], tmp_path: Path
-) -> None:
-    (tmp_path / "terms.txt").write_text("the text of the licence")
-    options = {"accept_license": True, "license_file": str(tmp_path / "terms.txt")}
+@pytest.fixture
+def address(hub: Repository, use_hub: Callable[[str], None]) -> Iterator[str]:
+    """Where the hub's client of this process finds the repository."""
     with serve(hub) as address:
-        pushes = json.dumps([["someone/st-model", options]])
-        printed = run_with_hub(address, PUSH, tmp_path / "arc", tmp_path / "hub", pushes)
-    commit, revision, same = json.loads(printed.splitlines()[-1])
-    assert commit == revision == hub.commit
-    assert same
+        use_hub(address)
+        yield address
+
+
+@pytest.mark.usefixtures("address")
+@pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
+def test_what_is_pushed_is_pulled_again_bit_by_bit(model: PretrainedModel, hub: Repository, tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_text("the text of the licence")
+    mine = TahoeST.from_pretrained(tmp_path / "arc")
+    commit = mine.push_to_hub("someone/st-model", accept_license=True, license_file=str(tmp_path / "terms.txt"))
+    again = read_pretrained("someone/st-model", accept_license=True, cache_dir=tmp_path / "hub")
+    assert commit == again.provenance.revision == hub.commit
+    expected = mine.module.network.state_dict()
+    assert set(again.state_dict) == set(expected)
+    assert all(torch.equal(again.state_dict[name], tensor) for name, tensor in expected.items())
     assert hub.private
     files = {path.name for path in hub.folder.iterdir()}
     assert files == {"config.json", "model.safetensors", "README.md", "LICENSE_NOTICE.md", "LICENSE"}
@@ -69,23 +66,17 @@ def test_what_is_pushed_is_pulled_again_bit_by_bit(
     assert "Non-Commercial" in (hub.folder / "README.md").read_text()
 
 
-@pytest.mark.slow
-def test_nothing_is_pushed_that_nobody_allowed(
-    model: PretrainedModel, hub: Repository, run_with_hub: Callable[..., str], tmp_path: Path
-) -> None:
-    refused = [
-        ({}, "LicenceNotAcceptedError", "accept_license=True"),
-        ({"accept_license": True, "private": False}, "LicenceNotAcceptedError", "license_file="),
-        ({"accept_license": True}, "PermissionError", "is public; nothing was uploaded"),
-    ]
+@pytest.mark.usefixtures("address")
+@pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
+def test_nothing_is_pushed_that_nobody_allowed(model: PretrainedModel, hub: Repository, tmp_path: Path) -> None:
     hub.exists, hub.private = True, False
-    with serve(hub) as address:
-        pushes = json.dumps([["someone/st-model", options] for options, *_ in refused])
-        printed = run_with_hub(address, PUSH, tmp_path / "arc", tmp_path / "hub", pushes)
-    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
-    for (kind, text), (_, error, match) in zip(lines, refused, strict=True):
-        assert kind == error
-        assert match in text
+    mine = TahoeST.from_pretrained(tmp_path / "arc")
+    with pytest.raises(LicenceNotAcceptedError, match="accept_license=True"):
+        mine.push_to_hub("someone/st-model")
+    with pytest.raises(LicenceNotAcceptedError, match="license_file="):
+        mine.push_to_hub("someone/st-model", accept_license=True, private=False)
+    with pytest.raises(PermissionError, match="is public; nothing was uploaded"):
+        mine.push_to_hub("someone/st-model", accept_license=True)
     assert not list(hub.folder.iterdir())
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["SourceFolder", "import_hub", "read_pretrained", "resolve_source"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=-]+)*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SIDE_FILES = (
     "config.yaml",
     "config.json",
@@ -120,6 +120,10 @@ def resolve_source(
 ) -> SourceFolder:
     """Return the folder of a model, downloading it if need be.
 
+    A transfer that breaks off is resumed where it stopped, by the hub's client and within the call. After a call that
+    failed, files that are whole stay in the cache; whether the beginning of the broken one does is up to the release of
+    ``huggingface_hub`` (2.4 discards it).
+
     Parameters
     ----------
     source
@@ -134,7 +138,7 @@ def resolve_source(
     cache_dir
         Cache of the hub; ``None``: its default.
     offline
-        Use the cache and no network.
+        Use the cache and no network. So does the variable ``HF_HUB_OFFLINE=1`` of the hub's client.
 
     Raises
     ------
@@ -174,7 +178,10 @@ def _exists(path: Path) -> bool:
 
 
 def verify_blobs(snapshot: Path) -> None:
-    """Compare the files of a hub snapshot with their hashes: in the cache, a large file is named by its SHA-256.
+    """Compare the files of a hub snapshot with their hashes, which are their names in the cache.
+
+    That is the SHA-256 of a large file, and what git calls the hash of a small one: the SHA-1 behind a header, or, from
+    some mirrors, without it.
 
     Raises
     ------
@@ -183,14 +190,17 @@ def verify_blobs(snapshot: Path) -> None:
     """
     for path in sorted(snapshot.rglob("*")):
         blob = path.resolve()
-        if not path.is_symlink() or not blob.is_file() or _SHA256.fullmatch(blob.name) is None:
-            continue
+        if path.is_symlink() and blob.is_file() and _HASH.fullmatch(blob.name) and blob.name not in _hashes(blob):
+            raise UnsafeFileError(f"{path.name} does not have the hash the hub states; delete {blob} and try again.")
+
+
+def _hashes(blob: Path) -> set[str]:
+    if len(blob.name) == 64:
         with blob.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != blob.name:
-            raise UnsafeFileError(
-                f"{path.name} does not have the hash the hub states; delete {blob.name} and try again."
-            )
+            return {hashlib.file_digest(stream, "sha256").hexdigest()}
+    content = blob.read_bytes()
+    header = b"blob %d\0" % len(content)
+    return {hashlib.sha1(part + content, usedforsecurity=False).hexdigest() for part in (header, b"")}
 
 
 def _snapshot(
@@ -206,8 +216,13 @@ def _snapshot(
     prefix = f"{subfolder}/" if subfolder else ""
     wanted = [prefix + pattern for pattern in _SIDE_FILES]
     commit = None
+    offline = offline or hub.constants.HF_HUB_OFFLINE
     if not offline:
-        info = hub.HfApi().model_info(repository, revision=revision)
+        try:
+            info = hub.HfApi().model_info(repository, revision=revision)
+        except Exception as error:
+            error.add_note(f"{repository} was asked for on the hub; offline=True reads what is in the cache.")
+            raise
         commit, files = info.sha, [file.rfilename for file in info.siblings or []]
         if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in files):
             wanted.append(prefix + checkpoint_on_hub(files, prefix, checkpoint))
@@ -248,6 +263,7 @@ def import_hub() -> Any:
     """Return ``huggingface_hub``, or raise ``ImportError`` saying how to install it."""
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError:
         raise ImportError(
