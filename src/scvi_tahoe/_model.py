@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._store import StoreKind
     from scvi_tahoe.evaluate import EvaluationResult
     from scvi_tahoe.nn._config import Attention
-    from scvi_tahoe.pretrained import AttentionDiagnosis
+    from scvi_tahoe.pretrained import AttentionDiagnosis, PretrainedModel
 
 __all__ = ["REPRESENTATIONS", "Representation", "TahoeST"]
 
@@ -554,6 +554,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         model.weights_objective_ = options["objective"] or objective_of(weights.loss)
         model.is_trained_ = True
         logger.info(f"{weights.provenance.source}\n{model.loading_report_.text()}")
+        if not weights.provenance.attention_certain:
+            warnings.warn(
+                f"Attention of {weights.provenance.source}: {weights.provenance.attention_reason}.", stacklevel=2
+            )
         if adata is not None and check_scale:
             verify_scale(model)
         return model
@@ -564,6 +568,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         *,
         format: Literal["scvi-tahoe", "arc"] = "scvi-tahoe",
         backbone_from: str | Path | None = None,
+        accept_license: bool | None = None,
         overwrite: bool = False,
     ) -> None:
         """Write the model into a folder that anyone can read without running code.
@@ -581,6 +586,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         backbone_from
             The weights that the model started from, if its backbone is still theirs: the backbone is then written as a
             reference with a hash, and :meth:`from_pretrained` wants the same argument. Format ``'scvi-tahoe'`` only.
+        accept_license
+            Accept the licence of ``backbone_from``, where that is a name on the hub.
         overwrite
             Replace an earlier export there.
 
@@ -602,7 +609,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self._verify_exportable()
         pretrained = pretrained_of(self)
         if format == "scvi-tahoe":
-            base = None if backbone_from is None else read_pretrained(backbone_from)
+            base = self._backbone_of(backbone_from, accept_license)
             export_model(pretrained, folder, base=base, overwrite=overwrite)
             return
         if backbone_from is not None:
@@ -666,7 +673,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             If the model is calibrated.
         """
         self._verify_exportable()
-        base = None if backbone_from is None else read_pretrained(backbone_from)
+        base = self._backbone_of(backbone_from, accept_license)
         return push_model(
             pretrained_of(self),
             repository,
@@ -679,6 +686,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             token=token,
             base=base,
         )
+
+    def _backbone_of(self, source: str | Path | None, accept_license: bool | None) -> PretrainedModel | None:
+        """Weights whose backbone is referred to: of the hub, at the commit this model started from, if it is that."""
+        if source is None:
+            return None
+        started = self.provenance_ or {}
+        revision = started.get("revision") if str(source) == started.get("source") else None
+        return read_pretrained(source, revision=revision, accept_license=accept_license)
 
     def _verify_exportable(self) -> None:
         if self.calibration_ is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from scvi_tahoe.nn import NetworkConfig, SetTransformer
 from scvi_tahoe.pretrained import compare_scale, diagnose_attention, with_attention
+from scvi_tahoe.pretrained._diagnosis import _verdict
 
 
 def network(attention: str = "full") -> SetTransformer:
@@ -58,6 +61,14 @@ def test_few_or_noisy_sets_are_said_not_to_tell() -> None:
     assert "do not tell" in diagnosis.verdict
     noise = [(inputs, torch.randn(observed.shape)) for inputs, observed in minibatches(network())]
     assert diagnose_attention(network(), noise, squared_error).certainty < 0.999
+
+
+def test_the_lowest_of_three_by_chance_is_not_taken_for_the_answer() -> None:
+    """Loss without any difference between the three: what is lowest, is so by chance, and by that of three at once."""
+    rng = np.random.default_rng(0)
+    verdicts = [_verdict(pd.DataFrame(rng.normal(size=(32, 3)), columns=list("abc"))) for _ in range(200)]
+    assert sum(v.certainty > 0.95 for v in verdicts) <= 10
+    assert all(0 <= v.certainty <= 1 for v in verdicts)
 
 
 def test_a_diagnosis_needs_data() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hub_server import COMMIT, Repository, serve
 
-from scvi_tahoe.pretrained import UnsafeFileError, read_arc_folder, read_pretrained
+from scvi_tahoe import TahoeST
+from scvi_tahoe.pretrained import LicenceNotAcceptedError, UnsafeFileError, read_arc_folder, read_pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,6 +100,20 @@ def test_bytes_that_differ_from_the_listed_hash_are_refused(
     for offline in (False, True):
         with pytest.raises(UnsafeFileError, match="hash the hub states"):
             download(offline=offline)
+
+
+def test_an_export_refers_to_a_backbone_of_the_hub_whose_licence_is_accepted(
+    repository: Repository, tmp_path: Path
+) -> None:
+    name = "someone/st-model"
+    model = TahoeST.from_pretrained(name, accept_license=True)
+    with pytest.raises(LicenceNotAcceptedError):
+        model.export(tmp_path / "small", backbone_from=name)
+    model.export(tmp_path / "small", backbone_from=name, accept_license=True)
+    again = TahoeST.from_pretrained(tmp_path / "small", backbone_from=name, accept_license=True)
+    expected, found = (m.module.network.state_dict() for m in (model, again))
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert repository.commit in (tmp_path / "small" / "config.json").read_text()
 
 
 def test_the_variable_of_the_client_that_forbids_the_network_is_heeded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +77,30 @@ def test_with_data_the_message_says_what_is_missing_and_both_ways_on(published: 
 def test_a_wrong_order_of_the_genes_is_noticed_by_the_scale(published: Path, adata: AnnData) -> None:
     with pytest.raises(ValueError, match="genes are in another order.*check_scale=False"):
         TahoeST.from_pretrained(published, adata, genes=list(adata.var_names))
+
+
+@pytest.mark.parametrize("change", ["a new perturbation", "a new gene", "a gene less"])
+def test_the_scale_is_checked_whatever_labels_are_new(published: Path, adata: AnnData, change: str) -> None:
+    genes = list(adata.var_names)
+    if change == "a new perturbation":
+        adata.obs["drug"] = np.where(np.arange(120) < 20, "[('New', 0.5, 'uM')]", adata.obs["drug"])
+    elif change == "a new gene":
+        adata.var_names = ["NEW", *genes[1:]]
+    else:
+        adata = adata[:, 1:].copy()
+    TahoeST.setup_anndata(adata, perturbation_key="drug", control=DMSO, context_key="cell")
+    with pytest.raises(ValueError, match="Controls predicted from controls do not look like them"):
+        TahoeST.from_pretrained(published, adata, genes=genes)
+    model = TahoeST.from_pretrained(published, adata, genes=genes, check_scale=False)
+    assert model.loading_report_.must_train or change == "a gene less"
+
+
+def test_an_attention_that_is_assumed_is_warned_about_and_one_that_is_stated_is_not(published: Path) -> None:
+    with pytest.warns(UserWarning, match="Attention of ST-Tahoe: the folder does not say.*full is assumed"):
+        TahoeST.from_pretrained(published)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        TahoeST.from_pretrained(published, attention="causal")
 
 
 def test_the_control_is_the_label_that_the_peer_puts_in_its_place(published: Path, adata: AnnData) -> None:

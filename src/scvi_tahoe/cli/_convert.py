@@ -32,7 +32,11 @@ def convert(
         Format | None, typer.Option(help="Format to write.", show_default="store for h5ad files, else scvi-tahoe")
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default="the best")
+        str | None,
+        typer.Option(
+            help="Which checkpoint of a folder in arc-state's format.",
+            show_default="final, last, best or the highest step",
+        ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
     accept_license: Annotated[

@@ -16,7 +16,11 @@ def inspect(
         typer.Argument(help="metrics.csv, folder of a run or of several logs, checkpoint, or folder of a model."),
     ],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default="the best")
+        str | None,
+        typer.Option(
+            help="Which checkpoint of a folder in arc-state's format.",
+            show_default="final, last, best or the highest step",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Configuration of the run of a log.", show_default="the one beside the log")

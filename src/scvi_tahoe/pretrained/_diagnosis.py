@@ -38,7 +38,7 @@ class AttentionDiagnosis:
         The attention with the lowest mean loss.
     certainty
         Probability that ``best`` has a lower expected loss than the second best, by a normal approximation to the
-        paired differences between sets.
+        paired differences between sets, lowered for ``best`` having been picked out of several (Bonferroni).
     verdict
         In words.
     """
@@ -161,7 +161,9 @@ def _verdict(losses: pd.DataFrame) -> AttentionDiagnosis:
     difference = losses[second] - losses[best]
     error = float(difference.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
     z = float(difference.mean()) / error if error > 0 else (math.inf if difference.mean() > 0 else 0.0)
-    certainty = 0.5 * (1 + math.erf(z / math.sqrt(2)))
+    # any of them could have been the best by chance, before any other
+    n_orders = len(means) * (len(means) - 1)
+    certainty = max(0.0, 1 - n_orders * 0.5 * math.erfc(z / math.sqrt(2)))
     if len(losses) < _FEWEST_SETS or certainty < _LIKELY:
         how_sure = "these data do not tell: look at more sets, or at cells the weights were trained on"
     else:

@@ -68,7 +68,7 @@ def describe(model: PretrainedModel) -> str:
         "gene decoder": "none"
         if decoder is None
         else f"{config.n_output} -> {decoder.hidden} -> {decoder.n_genes}{', residual' if decoder.residual else ''}",
-        "decoder genes": _names(labels.decoder_genes),
+        "decoder genes": "" if decoder is None else _names(labels.decoder_genes),
         "perturbations": f"{_names(table.names)}, "
         + ("one-hot" if table.is_one_hot else f"features of width {table.width}, {len(table.zero_names)} of them zero"),
         "control": repr(labels.control),
