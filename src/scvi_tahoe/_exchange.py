@@ -251,7 +251,12 @@ def _provenance(model: TahoeST) -> Provenance:
     """Where the weights come from; fine-tuned ones keep the origin, and with it the licence."""
     if model.provenance_ is None:
         return Provenance(source="scvi-tahoe", format="scratch")
-    return Provenance(**model.provenance_)
+    origin = Provenance(**model.provenance_)
+    if origin.attention_certain or not model.history_:
+        return origin
+    return replace(
+        origin, attention_certain=True, attention_reason=f"fine-tuned with it; before: {origin.attention_reason}"
+    )
 
 
 def with_numbered_genes(source: PretrainedModel) -> PretrainedModel:

@@ -553,11 +553,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         model.provenance_ = asdict(weights.provenance)
         model.weights_objective_ = options["objective"] or objective_of(weights.loss)
         model.is_trained_ = True
-        logger.info(f"{weights.provenance.source}\n{model.loading_report_.text()}")
-        if not weights.provenance.attention_certain:
-            warnings.warn(
-                f"Attention of {weights.provenance.source}: {weights.provenance.attention_reason}.", stacklevel=2
-            )
+        origin = weights.provenance
+        attention_kind = f"attention {weights.config.attention} ({origin.attention_reason or 'as trained'})"
+        logger.info(f"{origin.source}, {attention_kind}\n{model.loading_report_.text()}")
+        if not origin.attention_certain:
+            warnings.warn(f"Attention of {origin.source}: {origin.attention_reason}.", stacklevel=2)
         if adata is not None and check_scale:
             verify_scale(model)
         return model

@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from typer.testing import CliRunner
 
-from scvi_tahoe import TahoeST
+from scvi_tahoe import FractionSplit, TahoeST
 from scvi_tahoe.cli._app import app
 from scvi_tahoe.pretrained import LicenceNotAcceptedError, inspect_folder, read_pretrained
 
@@ -101,6 +101,23 @@ def test_an_attention_that_is_assumed_is_warned_about_and_one_that_is_stated_is_
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         TahoeST.from_pretrained(published, attention="causal")
+
+
+@pytest.mark.filterwarnings("ignore:no cell validates", "ignore:Found", "ignore:Total length")
+def test_an_attention_that_was_assumed_is_known_once_it_was_trained_with(
+    published: Path, adata: AnnData, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="full is assumed"):
+        model = TahoeST.from_pretrained(published, adata, genes=list(adata.var_names), check_scale=False)
+    model.export(tmp_path / "before")
+    with pytest.warns(UserWarning, match="full is assumed"):
+        TahoeST.from_pretrained(tmp_path / "before")
+    model.train(max_steps=1, progress=False, logger=None, split=FractionSplit(validation=0.0, test=0.0))
+    model.export(tmp_path / "after")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        TahoeST.from_pretrained(tmp_path / "after")
+    assert "full: fine-tuned with it; before: the folder does not say" in inspect_folder(tmp_path / "after")
 
 
 def test_the_control_is_the_label_that_the_peer_puts_in_its_place(published: Path, adata: AnnData) -> None:

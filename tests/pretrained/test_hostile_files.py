@@ -225,6 +225,16 @@ def test_a_link_out_of_the_folder_is_refused(golden_folder: Callable[..., Path],
     refused(folder, trace, "leads out")
 
 
+def test_a_folder_of_checkpoints_that_is_a_link_out_is_refused(
+    golden_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = golden_folder()
+    (folder / "checkpoints").rename(tmp_path / "elsewhere")
+    (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeFileError, match="leads out of the model folder"):
+        read_arc_folder(folder)
+
+
 def test_a_link_inside_the_folder_is_followed(golden_folder: Callable[..., Path]) -> None:
     folder = golden_folder()
     (folder / CHECKPOINT).rename(folder / "checkpoints" / "step=7.ckpt")

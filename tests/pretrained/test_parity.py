@@ -83,6 +83,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "batches and confidence": {"batch_encoder": True, "confidence": True},
     "both tokens, rotary": {"batch_token": True, "confidence": True, "flag": False},
     "single layers": {"n_encoder": 1, "n_decoder": 1, "activation": "relu"},
+    "heads that do not divide the width": {"hidden": 22, "n_kv": 4, "confidence": True},
     "gpt2": {"backbone": "gpt2", "batch_encoder": True},
     "gpt2 with tokens": {"backbone": "gpt2", "batch_token": True, "confidence": True, "mlp": False},
     "gpt2, each cell sees itself": {"backbone": "gpt2", "mask_attn": True},

