@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import CellStore, ConditionIndex
     from scvi_tahoe.evaluate import EffectCalibration
 
-__all__ = ["CollapseAlarm", "move_to_mean", "observed_cosines", "scale_effects"]
+__all__ = ["CollapseAlarm", "mean_expression", "move_to_mean", "observed_cosines", "scale_effects"]
 
 # a mean cosine needs no more than a sample of conditions and cells, and predictions may have millions of cells
 _MOST_CELLS, _MOST_CONTROLS, _MOST_CONDITIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
@@ -30,7 +30,7 @@ _MOST_CELLS, _MOST_CONTROLS, _MOST_CONDITIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
 _FEWEST_CELLS = 30
 
 
-def _mean(cells: CellStore, rows: np.ndarray, device: torch.device) -> np.ndarray:
+def mean_expression(cells: CellStore, rows: np.ndarray, device: torch.device) -> np.ndarray:
     """Mean expression of some rows of a store, ``[G]``."""
     return cells.dense(cells.fetch(rows), device).mean(0).cpu().numpy().astype(np.float64)
 
@@ -65,10 +65,10 @@ def observed_cosines(
         enough = [i for i, c in enumerate(index.conditions) if c.context == context and n_cells[i] >= _FEWEST_CELLS]
         if len(enough) < 2 or not len(controls) or len(cosines) == _MOST_CONTEXTS:
             continue
-        base = _mean(cells, rng.permutation(controls)[:_MOST_CONTROLS], device)
+        base = mean_expression(cells, rng.permutation(controls)[:_MOST_CONTROLS], device)
         own = [rows[index.condition_of_cell[rows] == i] for i in rng.permutation(enough)[:_MOST_CONDITIONS]]
         cosines[context] = mean_cosine(
-            np.stack([_mean(cells, rng.permutation(r)[:_MOST_CELLS], device) - base for r in own])
+            np.stack([mean_expression(cells, rng.permutation(r)[:_MOST_CELLS], device) - base for r in own])
         )
     return cosines
 
@@ -113,7 +113,9 @@ class CollapseAlarm:
                 start = task.controls[:_MOST_CELLS]
                 first = stop - len(task.controls)
                 mean = predicted[first : first + len(start)].mean(axis=0, dtype=np.float64)
-                known.append(mean if self._output == "delta" else mean - _mean(self._cells, start, self._device))
+                known.append(
+                    mean if self._output == "delta" else mean - mean_expression(self._cells, start, self._device)
+                )
 
     def ring(self) -> None:
         """Warn of what was seen."""

@@ -20,6 +20,7 @@ from scvi_tahoe._calibration import calibration_from_validation
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
 from scvi_tahoe._condition_means import observed_cosines
 from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe._correction_share import shrink_correction as shrink_by_validation
 from scvi_tahoe._counts import ControlCounts
 from scvi_tahoe._exchange import (
     labels_of,
@@ -781,6 +782,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         store: StoreKind = "auto",
         precision: str | int = "auto",
         compile: bool | Literal["auto"] = "auto",
+        shrink_correction: bool = True,
         seed: int = 0,
         progress: bool = True,
         plan_kwargs: Mapping[str, Any] | None = None,
@@ -831,6 +833,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             compute in bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
         compile
             Whether training steps run compiled; ``'auto'`` compiles for runs that save more time than it takes.
+        shrink_correction
+            With a prior: keep that share of the network's correction, from 0 to 1, that holds for the conditions that
+            validate (``model.training_config_["correction_share"]``), where three or more validate whose cells do not
+            train; not with ``recipe='lora'``, which leaves the head as it was. False keeps what was trained.
         seed
             Of the split, the sets and dropout.
         progress
@@ -895,6 +901,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 ),
             )
         run.finish(self, previous)
+        share = None
+        if shrink_correction:
+            recipe = run.plan.recipe
+            share = shrink_by_validation(self, assigned, expression, run.device, recipe=recipe, seed=seed)
+        self.training_config_["correction_share"] = share
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(assigned.train, assigned.validation)

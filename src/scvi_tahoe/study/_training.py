@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._correction_share import shrink_restored
 from scvi_tahoe._training import TrainingRun, default_lr
 from scvi_tahoe._validation_scores import VALIDATION_SCORES
 from scvi_tahoe.study._loggers import PeakMemory, make_loggers
@@ -127,6 +128,7 @@ def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None
         "best_step": kept.get("best_step"),
         "best_value": kept.get("best_value"),
     }
+    model.training_config_["correction_share"] = shrink_restored(model)
     log = pd.read_csv(folder / "metrics.csv", index_col="step")
     model.history_ = {name: log[[name]].dropna() for name in log.columns}
 
@@ -135,5 +137,5 @@ def _fit_in_memory(run: TahoeRun, model: TahoeST, data: RunData) -> None:
     model.train(
         run.train.max_steps, recipe=run.train.recipe, freeze_backbone=True, split=data.split, seed=run.seed,
         progress=False, logger=None, batch_size=1, accelerator=run.train.accelerator, precision=run.train.precision,
-        plan_kwargs=run.train.plan,
+        plan_kwargs=run.train.plan, shrink_correction=False,
     )  # fmt: skip

@@ -1,0 +1,104 @@
+"""How much of the network's correction of its prior is kept: what validates, and no more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scvi_tahoe import FractionSplit, TahoeST
+from scvi_tahoe._correction_share import fit_share, shrink_restored
+from scvi_tahoe.datasets import simulate_screen
+
+NOISY = {"max_steps": 80, "validate_every": 20, "batch_size": 4, "lr": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """A screen with so few cells that a network learns their noise."""
+    return simulate_screen(3, 12, n_genes=60, n_cells=8, n_control_cells=40)
+
+
+@pytest.fixture
+def fresh(noisy, make_model):
+    def fresh(prior="transfer"):
+        return make_model(
+            noisy.copy(),
+            setup={"batch_key": None},
+            prior=prior,
+            size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2},
+        )
+
+    return fresh
+
+
+def predict(model, **options):
+    return model.predict(n_cells=20, progress=False, **options).X
+
+
+def noise(*shape):
+    return np.random.default_rng(0).normal(size=shape)
+
+
+def test_the_share_is_that_part_of_the_correction_which_is_not_noise():
+    prior, truth, wrong = noise(3, 20, 500)
+    observed = prior + truth + 0.5 * np.random.default_rng(1).normal(size=truth.shape)
+    assert fit_share(prior, prior + truth, observed) == pytest.approx(1, abs=0.02)
+    assert fit_share(prior, prior + truth + wrong, observed) == pytest.approx(0.5, abs=0.02)
+    assert fit_share(prior, prior + wrong, observed) == pytest.approx(0, abs=0.02)
+
+
+def test_the_share_is_between_none_and_all_of_the_correction():
+    prior, truth = noise(2, 20, 500)
+    assert fit_share(prior, prior + truth, prior - truth) == 0
+    assert fit_share(prior, prior + truth, prior + 2 * truth) == 1
+    assert fit_share(prior, prior, prior + truth) == 1  # nothing to take a share of
+
+
+def test_a_share_that_makes_the_mean_absolute_error_larger_is_not_taken():
+    prior = np.zeros((1, 11))
+    network, observed = prior + 1, prior + 1
+    observed[0, 0] = -9  # one gene outweighs ten in squares
+    assert fit_share(prior, network, observed) == 1
+
+
+def test_training_keeps_the_share_that_validates_and_says_so(fresh, train):
+    model, whole = train(fresh(), **NOISY), train(fresh(), shrink_correction=False, **NOISY)
+    share = model.training_config_["correction_share"]
+    assert 0 < share < 1
+    assert whole.training_config_["correction_share"] is None
+    prior = predict(model, output="prior")
+    np.testing.assert_array_equal(prior, predict(whole, output="prior"))
+    changed = (predict(whole) > 0) & (predict(model) > 0)
+    np.testing.assert_allclose(
+        (predict(model) - prior)[changed], share * (predict(whole) - prior)[changed], rtol=1e-3, atol=1e-5
+    )
+    for (name, a), (_, b) in zip(model.module.named_parameters(), whole.module.named_parameters(), strict=True):
+        assert torch.equal(a, b) or name.startswith("network.head.project.layers.1")
+
+
+def test_a_model_of_which_a_share_is_kept_is_the_same_saved_and_exported(fresh, train, noisy, register, tmp_path):
+    model = train(fresh(), **NOISY)
+    expected = predict(model)
+    model.save(tmp_path / "saved")
+    loaded = TahoeST.load(tmp_path / "saved", noisy.copy())
+    assert loaded.training_config_["correction_share"] == model.training_config_["correction_share"] < 1
+    np.testing.assert_array_equal(predict(loaded), expected)
+    model.export(tmp_path / "exported")
+    exported = TahoeST.from_pretrained(tmp_path / "exported", register(noisy.copy(), batch_key=None), check_scale=False)
+    np.testing.assert_array_equal(predict(exported), expected)
+
+
+def test_the_share_is_found_again_from_the_weights_alone(fresh, train):
+    model, whole = train(fresh(), **NOISY), train(fresh(), shrink_correction=False, **NOISY)
+    assert shrink_restored(whole) == model.training_config_["correction_share"]
+    np.testing.assert_array_equal(predict(whole), predict(model))
+
+
+@pytest.mark.parametrize(
+    ("prior", "options"),
+    [("none", {}), ("transfer", {"split": FractionSplit(validation=0.2)})],
+    ids=["no prior", "conditions that train validate"],
+)
+def test_all_of_the_correction_is_kept_where_nothing_can_tell(prior, options, fresh, train):
+    assert train(fresh(prior), **options).training_config_["correction_share"] is None
