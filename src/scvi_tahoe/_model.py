@@ -905,7 +905,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if shrink_correction:
             recipe = run.plan.recipe
             share = shrink_by_validation(self, assigned, expression, run.device, recipe=recipe, seed=seed)
-        self.training_config_["correction_share"] = share
+        self.training_config_ = {**(self.training_config_ or {}), "correction_share": share}
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(assigned.train, assigned.validation)
