@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._check import checks_table
+from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
 from scvi_tahoe.evaluate._overall import VCC2025_TERMS, Vcc2025Terms, vcc2025_overall
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult
 from scvi_tahoe.evaluate._summary import summarize
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import polars as pl
+    from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cell_profile import CellProfile
     from scvi_tahoe.evaluate._check import Check
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._scoring import ContextScores
 
 __all__ = ["assemble_result"]
-
-_DE_COLUMNS = ("target", "feature", "log2_fold_change", "p_value", "fdr")
 
 
 def assemble_result(
@@ -119,7 +119,18 @@ def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
         return None
     parts = []
     for context, table in tables.items():
-        frame = pd.DataFrame({column: table[column].to_numpy() for column in _DE_COLUMNS})
+        frame = pd.DataFrame({c: _values(table[c]) for c in DE_COLUMNS})
         frame.insert(0, "context", context)
         parts.append(frame.rename(columns={"target": "perturbation", "feature": "gene"}))
     return pd.concat(parts, ignore_index=True)
+
+
+def _values(column: pl.Series) -> NDArray[Any]:
+    """Values of a column; equal texts are one object, where polars would make a million of them."""
+    import polars as pl
+
+    if column.dtype != pl.String:
+        return column.to_numpy()
+    labels = column.unique(maintain_order=True)
+    places = column.cast(pl.Enum(labels)).to_physical().to_numpy()
+    return labels.to_numpy().astype(object)[places]

@@ -131,7 +131,9 @@ def dense(matrix: Matrix) -> NDArray[np.floating]:
     return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)
 
 
-def concatenate(first: CellTable, second: CellTable, rows: NDArray[np.bool_] | None = None) -> CellTable:
+def concatenate(
+    first: CellTable, second: CellTable, rows: NDArray[np.bool_] | NDArray[np.intp] | None = None
+) -> CellTable:
     """Stack two tables of the same genes; cell names are renumbered, since both may use the same ones.
 
     Parameters
@@ -139,9 +141,9 @@ def concatenate(first: CellTable, second: CellTable, rows: NDArray[np.bool_] | N
     first, second
         Tables over the same genes in the same order. The result is sparse only where both are.
     rows
-        Cells of the second table to take; ``None`` takes all.
+        Cells of the second table to take, as a mask or as their places; ``None`` takes all.
     """
-    chosen = np.arange(second.n_cells) if rows is None else np.flatnonzero(rows)
+    chosen = np.arange(second.n_cells) if rows is None else np.flatnonzero(rows) if rows.dtype == bool else rows
     n_cells = first.n_cells + len(chosen)
     if sp.issparse(first.expression) and sp.issparse(second.expression):
         expression = sp.vstack([first.expression, second.expression[chosen]], format="csr")
