@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["assemble_result"]
 
+#: columns of differential expression that have another name in results
+_TITLES = {"target": "perturbation", "feature": "gene"}
+
 
 def assemble_result(
     profile: CellProfile,
@@ -117,12 +120,12 @@ def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
     """Differential expression of all contexts as one pandas table."""
     if not tables:
         return None
-    parts = []
-    for context, table in tables.items():
-        frame = pd.DataFrame({c: _values(table[c]) for c in DE_COLUMNS})
-        frame.insert(0, "context", context)
-        parts.append(frame.rename(columns={"target": "perturbation", "feature": "gene"}))
-    return pd.concat(parts, ignore_index=True)
+    # column by column, so that no part of the table exists twice
+    labels = np.array(list(tables), dtype=object)
+    columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [len(table) for table in tables.values()])}
+    for column in DE_COLUMNS:
+        columns[_TITLES.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
+    return pd.DataFrame(columns, copy=False)
 
 
 def _values(column: pl.Series) -> NDArray[Any]:

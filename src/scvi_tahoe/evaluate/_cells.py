@@ -14,12 +14,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe._constants import ALL_CONTEXT
+from scvi_tahoe.evaluate._selected_rows import SelectedRows
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-#: a dense array or a CSR matrix of floats; type checkers cannot tell what ``scipy.sparse.issparse`` can
+#: a dense array, rows selected from one, or a CSR matrix of floats; type checkers cannot tell what
+#: ``scipy.sparse.issparse`` can
 Matrix: TypeAlias = Any
 
 #: cells copied at once
@@ -35,7 +37,8 @@ class CellTable:
     Attributes
     ----------
     expression
-        Log1p expression, ``[C, G]``, dense or CSR. Shared with the AnnData it came from, hence never written to.
+        Log1p expression, ``[C, G]``: dense, selected rows of a dense matrix, or CSR. Shared with the AnnData it came
+        from, hence never written to.
     perturbation
         Perturbation label of each cell, ``[C]``.
     context
@@ -109,9 +112,17 @@ class CellTable:
             self.expression[rows], self.perturbation[rows], self.context[rows], self.genes, self.names[rows]
         )
 
+    def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> CellTable:
+        """Cells of the given rows as :meth:`take`, but dense expression is copied only when it is asked for."""
+        places = np.arange(self.n_cells)[rows]
+        if sp.issparse(self.expression) or np.array_equal(places, np.arange(self.n_cells)):
+            return self.take(places)
+        expression = SelectedRows(self.expression, places)
+        return CellTable(expression, self.perturbation[places], self.context[places], self.genes, self.names[places])
+
     def of_context(self, context: str) -> CellTable:
-        """Cells of one context."""
-        return self.take(self.context == context)
+        """Cells of one context; dense expression is not copied."""
+        return self.select(self.context == context)
 
     def to_adata(self, *, perturbation_key: str, context_key: str | None = None) -> AnnData:
         """AnnData with plain labels: what scanpy, cell-eval and :func:`~scvi_tahoe.evaluate.evaluate` take."""
@@ -123,7 +134,8 @@ class CellTable:
             columns[context_key] = pd.Categorical(self.context)
         names = pd.Index(self.names.astype(object))
         obs = pd.DataFrame(columns, index=names)
-        return AnnData(self.expression, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes.astype(object))))
+        expression = self.expression if sp.issparse(self.expression) else np.asarray(self.expression)
+        return AnnData(expression, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes.astype(object))))
 
 
 def dense(matrix: Matrix) -> NDArray[np.floating]:

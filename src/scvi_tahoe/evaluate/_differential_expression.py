@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate._cells import concatenate
 from scvi_tahoe.evaluate._differential_expression_gpu import differential_expression_gpu, fits_single_precision
+from scvi_tahoe.evaluate._selected_rows import SelectedRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +92,9 @@ def differential_expression(
             "and the GPU ranks float32, where close values would tie. Cast prediction and reference to float32 first.",
             stacklevel=2,
         )
+    if controls is None and isinstance(cells.expression, SelectedRows):
+        (context,) = cells.contexts
+        controls = cells.take(cells.rows[context, control])
     if controls is None:
         with contained(quiet=not progress):
             return _tested(cells.to_adata(perturbation_key=LABEL_COLUMN), control, num_threads)
