@@ -1,9 +1,9 @@
 """What an evaluation costs at 18,080 genes x 50 perturbations x 200 cells (and 200 controls).
 
 ``python benchmarks/evaluate_cost.py quick`` times ``preset="quick"``; ``... vcc2025`` the second model against one
-truth and, in a process where everything is compiled, a direct call of cell-eval; ``... memory ours``, ``... memory
-all`` (with a baseline and the ceiling) and ``... memory direct`` the peak of resident memory over the two matrices, each
-in a process of its own.
+truth and, in a process where everything is compiled, a direct call of cell-eval; ``... memory ours``, ``memory all``
+(with a baseline and the ceiling) and ``memory direct`` the peak of resident memory over the two matrices, each in a
+process of its own.
 """
 
 from __future__ import annotations
