@@ -1,8 +1,9 @@
 """What an evaluation costs at 18,080 genes x 50 perturbations x 200 cells (and 200 controls).
 
 ``python benchmarks/evaluate_cost.py quick`` times ``preset="quick"``; ``... vcc2025`` the second model against one
-truth and, in a process where everything is compiled, a direct call of cell-eval; ``... memory ours`` and ``... memory
-direct`` the peak of resident memory over the two matrices, each in a process of its own.
+truth and, in a process where everything is compiled, a direct call of cell-eval; ``... memory ours``, ``memory all``
+(with a baseline and the ceiling) and ``memory direct`` the peak of resident memory over the two matrices, each in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ def memory(who):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if who == "ours":
         evaluate(prediction, reference_of(truth), preset="vcc2025", baseline=None)
+    elif who == "all":
+        reference = EvaluationReference.from_adata(truth, perturbation_key="target", control="control")
+        evaluate(prediction, reference, preset="vcc2025", baseline="control")
     else:
         direct(prediction, truth)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

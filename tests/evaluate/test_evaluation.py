@@ -269,6 +269,17 @@ def test_a_second_model_costs_one_test_of_its_own_cells(predicted, cached, monke
         pd.testing.assert_frame_equal(other.per_perturbation, first.per_perturbation)
 
 
+def test_progress_is_shown_with_the_time_left_when_it_is_asked_for(predicted, task, keys, capfd):
+    for progress in (False, True):
+        reference = EvaluationReference.from_adata(task.held_out, ceiling=False, progress=progress, **keys)
+        evaluate(predicted, reference, preset="vcc2025", baseline=None)
+        shown = capfd.readouterr().err
+        assert ("Differential expression: 100%" in shown) is progress  # of the prediction
+        assert ("differential expression (against reference): 100%" in shown) is progress  # of the truth, by pdex
+        assert not progress or "perturbation/s" in shown
+        assert "Iterating over perturbations" not in shown  # cell-eval's own
+
+
 def test_damaged_and_stale_tables_are_computed_again(predicted, cached, tmp_path, monkeypatch):
     first = evaluate(predicted, cached(), preset="vcc2025")
     tables = sorted((tmp_path / "cache").glob("*.parquet"))

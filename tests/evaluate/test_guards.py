@@ -167,6 +167,12 @@ def test_dense_predictions_are_told(task, keys, reference):
     assert check(result, "zeros") == "warning"
 
 
+def test_totals_that_vary_where_the_observed_ones_do_not_are_told(predicted, reference):
+    depth = np.exp(np.random.default_rng(0).normal(0, 0.6, (predicted.n_obs, 1))).astype(np.float32)
+    result = scored(changed(predicted, lambda x: np.log1p(np.expm1(x) * depth)), reference)
+    assert check(result, "spread of totals") == "warning"
+
+
 def means(adata, key):
     """Every cell replaced by the mean of its condition: the right means, no spread."""
     matrix = np.asarray(adata.X)

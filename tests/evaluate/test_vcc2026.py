@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from scvi_tahoe.evaluate import EvaluationReference, RepresentationError, evaluate
+from scvi_tahoe.evaluate._differential_expression import usable_threads
 from scvi_tahoe.evaluate._vcc2026 import VCC2026_METRICS
 
 
@@ -59,7 +60,9 @@ def test_scores_are_those_of_a_direct_call(task, keys, counts):
     mine = anndata.AnnData(prediction.X, obs=prediction.obs[[key]].astype(str), var=prediction.var[[]])
     both = anndata.concat([truth[truth.obs[key] == task.control], mine])
     both.obs_names_make_unique()
-    config = replace(cell_eval2.EvalConfig.from_preset("vcc2026"), pert_col=key, control=task.control)
+    config = replace(
+        cell_eval2.EvalConfig.from_preset("vcc2026"), pert_col=key, control=task.control, num_threads=usable_threads(2)
+    )
     theirs = cell_eval2.compute_metrics(both, truth, config=config)
     mean = cell_eval2.aggregate_metrics_wide(theirs)
     mean = mean.filter(mean["statistic"] == "mean").to_dicts()[0]

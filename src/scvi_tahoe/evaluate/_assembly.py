@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._check import checks_table
+from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
 from scvi_tahoe.evaluate._overall import VCC2025_TERMS, Vcc2025Terms, vcc2025_overall
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult
 from scvi_tahoe.evaluate._summary import summarize
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import polars as pl
+    from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cell_profile import CellProfile
     from scvi_tahoe.evaluate._check import Check
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["assemble_result"]
 
-_DE_COLUMNS = ("target", "feature", "log2_fold_change", "p_value", "fdr")
+#: columns of differential expression that have another name in results
+_TITLES = {"target": "perturbation", "feature": "gene"}
 
 
 def assemble_result(
@@ -117,9 +120,20 @@ def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
     """Differential expression of all contexts as one pandas table."""
     if not tables:
         return None
-    parts = []
-    for context, table in tables.items():
-        frame = pd.DataFrame({column: table[column].to_numpy() for column in _DE_COLUMNS})
-        frame.insert(0, "context", context)
-        parts.append(frame.rename(columns={"target": "perturbation", "feature": "gene"}))
-    return pd.concat(parts, ignore_index=True)
+    # column by column, so that no part of the table exists twice
+    labels = np.array(list(tables), dtype=object)
+    columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [len(table) for table in tables.values()])}
+    for column in DE_COLUMNS:
+        columns[_TITLES.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
+    return pd.DataFrame(columns, copy=False)
+
+
+def _values(column: pl.Series) -> NDArray[Any]:
+    """Values of a column; equal texts are one object, where polars would make a million of them."""
+    import polars as pl
+
+    if column.dtype != pl.String:
+        return column.to_numpy()
+    labels = column.unique(maintain_order=True)
+    places = column.cast(pl.Enum(labels)).to_physical().to_numpy()
+    return labels.to_numpy().astype(object)[places]

@@ -130,14 +130,19 @@ def baseline_task(
 
 def assemble(task: BaselineTask, predict: Callable[[str, str, int], Matrix]) -> CellTable:
     """Stack what ``predict(context, perturbation, n_cells)`` returns for every condition of the task, sorted."""
-    blocks, perturbations, contexts = [], [], []
+    n_cells = sum(n for wanted in task.n_cells.values() for n in wanted.values())
+    # filled in place: the parts must not exist beside the whole
+    expression = np.empty((n_cells, len(task.genes)), dtype=np.float32)
+    perturbations: list[str] = []
+    contexts: list[str] = []
     for context, wanted in task.n_cells.items():
         for perturbation, n in wanted.items():
-            blocks.append(dense(predict(context, perturbation, n)).astype(np.float32, copy=False))
+            start = len(perturbations)
+            expression[start : start + n] = dense(predict(context, perturbation, n))
             perturbations += [perturbation] * n
             contexts += [context] * n
-    names = np.array([f"predicted_{i}" for i in range(len(perturbations))])
-    return CellTable(np.concatenate(blocks), np.array(perturbations), np.array(contexts), task.genes, names)
+    names = np.array([f"predicted_{i}" for i in range(n_cells)])
+    return CellTable(expression, np.array(perturbations), np.array(contexts), task.genes, names)
 
 
 def column_mean(matrix: Matrix) -> NDArray[np.float64]:

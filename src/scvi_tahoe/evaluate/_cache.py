@@ -9,15 +9,18 @@ import os
 import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe.evaluate._selected_rows import SelectedRows
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import polars as pl
+    from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
 
@@ -27,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: bytes of one checksum
 _BLOCK = 1 << 16
+#: selected rows copied at once
+_ROWS = 512
 #: packages whose release changes scores
 _PACKAGES = ("scvi-tahoe", "cell-eval", "cell-eval2", "pdex", "gpudge", "numpy", "scipy", "anndata")
 
@@ -56,10 +61,25 @@ def content_hash(cells: CellTable) -> str:
     parts = (matrix.data, matrix.indices, matrix.indptr) if sp.issparse(matrix) else (matrix,)
     for part in parts:
         digest.update(f"{part.dtype}{part.shape}".encode())
-        stored = memoryview(np.ascontiguousarray(part)).cast("B")
-        for start in range(0, len(stored), _BLOCK):
-            digest.update(zlib.crc32(stored[start : start + _BLOCK]).to_bytes(4, "little"))
+        for block in _stored(part):
+            digest.update(zlib.crc32(block).to_bytes(4, "little"))
     return digest.hexdigest()
+
+
+def _stored(part: NDArray[Any] | SelectedRows) -> Iterator[memoryview]:
+    """Bytes of a matrix, row by row, in blocks; selected rows are copied a few at a time."""
+    step = _ROWS if isinstance(part, SelectedRows) else max(len(part), 1)
+    rest = b""
+    for first in range(0, len(part), step):
+        stored = memoryview(np.ascontiguousarray(part[first : first + step])).cast("B")
+        if rest:
+            stored = memoryview(rest + stored)
+        whole = len(stored) - len(stored) % _BLOCK
+        for start in range(0, whole, _BLOCK):
+            yield stored[start : start + _BLOCK]
+        rest = bytes(stored[whole:])
+    if rest:
+        yield memoryview(rest)
 
 
 class TruthCache:

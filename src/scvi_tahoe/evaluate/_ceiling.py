@@ -49,7 +49,7 @@ def split_halves(
         elif (half := len(rows) // 2) > 0:
             first.append(shuffled[:half])
             second.append(shuffled[half : 2 * half])
-    return cells.take(np.concatenate(first)), cells.take(np.concatenate(second))
+    return cells.select(np.concatenate(first)), cells.select(np.concatenate(second))
 
 
 def split_half_scores(truth: ContextTruth, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:

@@ -14,12 +14,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe._constants import ALL_CONTEXT
+from scvi_tahoe.evaluate._selected_rows import SelectedRows
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-#: a dense array or a CSR matrix of floats; type checkers cannot tell what ``scipy.sparse.issparse`` can
+#: a dense array, rows selected from one, or a CSR matrix of floats; type checkers cannot tell what
+#: ``scipy.sparse.issparse`` can
 Matrix: TypeAlias = Any
 
 #: cells copied at once
@@ -35,7 +37,8 @@ class CellTable:
     Attributes
     ----------
     expression
-        Log1p expression, ``[C, G]``, dense or CSR. Shared with the AnnData it came from, hence never written to.
+        Log1p expression, ``[C, G]``: dense, selected rows of a dense matrix, or CSR. Shared with the AnnData it came
+        from, hence never written to.
     perturbation
         Perturbation label of each cell, ``[C]``.
     context
@@ -109,9 +112,17 @@ class CellTable:
             self.expression[rows], self.perturbation[rows], self.context[rows], self.genes, self.names[rows]
         )
 
+    def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> CellTable:
+        """Cells of the given rows as :meth:`take`, but dense expression is copied only when it is asked for."""
+        places = np.arange(self.n_cells)[rows]
+        if sp.issparse(self.expression) or np.array_equal(places, np.arange(self.n_cells)):
+            return self.take(places)
+        expression = SelectedRows(self.expression, places)
+        return CellTable(expression, self.perturbation[places], self.context[places], self.genes, self.names[places])
+
     def of_context(self, context: str) -> CellTable:
-        """Cells of one context."""
-        return self.take(self.context == context)
+        """Cells of one context; dense expression is not copied."""
+        return self.select(self.context == context)
 
     def to_adata(self, *, perturbation_key: str, context_key: str | None = None) -> AnnData:
         """AnnData with plain labels: what scanpy, cell-eval and :func:`~scvi_tahoe.evaluate.evaluate` take."""
@@ -123,7 +134,8 @@ class CellTable:
             columns[context_key] = pd.Categorical(self.context)
         names = pd.Index(self.names.astype(object))
         obs = pd.DataFrame(columns, index=names)
-        return AnnData(self.expression, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes.astype(object))))
+        expression = self.expression if sp.issparse(self.expression) else np.asarray(self.expression)
+        return AnnData(expression, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes.astype(object))))
 
 
 def dense(matrix: Matrix) -> NDArray[np.floating]:
@@ -131,7 +143,9 @@ def dense(matrix: Matrix) -> NDArray[np.floating]:
     return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)
 
 
-def concatenate(first: CellTable, second: CellTable, rows: NDArray[np.bool_] | None = None) -> CellTable:
+def concatenate(
+    first: CellTable, second: CellTable, rows: NDArray[np.bool_] | NDArray[np.intp] | None = None
+) -> CellTable:
     """Stack two tables of the same genes; cell names are renumbered, since both may use the same ones.
 
     Parameters
@@ -139,9 +153,9 @@ def concatenate(first: CellTable, second: CellTable, rows: NDArray[np.bool_] | N
     first, second
         Tables over the same genes in the same order. The result is sparse only where both are.
     rows
-        Cells of the second table to take; ``None`` takes all.
+        Cells of the second table to take, as a mask or as their places; ``None`` takes all.
     """
-    chosen = np.arange(second.n_cells) if rows is None else np.flatnonzero(rows)
+    chosen = np.arange(second.n_cells) if rows is None else np.flatnonzero(rows) if rows.dtype == bool else rows
     n_cells = first.n_cells + len(chosen)
     if sp.issparse(first.expression) and sp.issparse(second.expression):
         expression = sp.vstack([first.expression, second.expression[chosen]], format="csr")

@@ -5,35 +5,56 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
+from tqdm.auto import tqdm
+
+from scvi_tahoe.evaluate._cells import concatenate
 from scvi_tahoe.evaluate._differential_expression_gpu import differential_expression_gpu, fits_single_precision
+from scvi_tahoe.evaluate._selected_rows import SelectedRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import polars as pl
+    from anndata import AnnData
+    from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
 
-__all__ = ["FDR", "LABEL_COLUMN", "available_cores", "contained", "differential_expression", "usable_threads"]
+__all__ = [
+    "DE_COLUMNS",
+    "FDR",
+    "LABEL_COLUMN",
+    "available_cores",
+    "contained",
+    "differential_expression",
+    "usable_threads",
+]
 
 #: genes below this false discovery rate count as differentially expressed, as in cell-eval
 FDR = 0.05
 #: name of the label column in the objects handed to cell-eval; never seen by users
 LABEL_COLUMN = "perturbation"
+#: what is kept of a test; the rest would take half of the memory of the table
+DE_COLUMNS = ("target", "feature", "log2_fold_change", "p_value", "fdr")
+#: cells that are tested at once where the controls come from another table
+_BLOCK = 1024
 
 
 def differential_expression(
     cells: CellTable,
     *,
     control: str,
+    controls: CellTable | None = None,
     backend: Literal["cpu", "gpu"] = "cpu",
     num_threads: int | None = None,
     progress: bool = False,
 ) -> pl.DataFrame:
-    """Test every gene of every perturbation against the control cells of the same table.
+    """Test every gene of every perturbation against the control cells.
 
     Two-sided Mann-Whitney U, Benjamini-Hochberg over the genes of each perturbation, fold changes of geometric means:
     pdex with the settings that cell-eval 0.8.2 gives it.
@@ -41,45 +62,92 @@ def differential_expression(
     Parameters
     ----------
     cells
-        Cells of one context, controls included, log1p expression.
+        Cells of one context, log1p expression, with their controls unless ``controls`` is given.
     control
         Label of the control cells.
+    controls
+        Control cells to test against in the place of those of ``cells``. On the CPU they are put before a few
+        perturbations at a time, so that no copy of all cells is made.
     backend
         ``"cpu"`` (pdex) or ``"gpu"`` (gpudge). Float64 values that float32 cannot hold are tested on the CPU in any
         case, with a warning: gpudge ranks float32.
     num_threads
         Threads of what runs on the CPU; ``None`` takes every core that the process may use.
     progress
-        Show pdex's progress bar, which tells the time left.
+        Show a progress bar with the time left.
 
     Returns
     -------
-    One row a (perturbation, gene): ``target``, ``feature``, ``log2_fold_change``, ``p_value``, ``fdr`` and more.
+    One row a (perturbation, gene), perturbations sorted, genes in the order of the table: :data:`DE_COLUMNS`.
     """
-    if backend == "gpu" and fits_single_precision(cells):
-        return differential_expression_gpu(
-            cells, control=control, label_column=LABEL_COLUMN, num_threads=num_threads or available_cores()
+    if backend == "gpu" and all(fits_single_precision(side) for side in (cells, controls) if side is not None):
+        whole = cells if controls is None else concatenate(controls, cells, cells.perturbation != control)
+        table = differential_expression_gpu(
+            whole, control=control, label_column=LABEL_COLUMN, num_threads=num_threads or available_cores()
         )
+        return table.select(DE_COLUMNS)
     if backend == "gpu":
         warnings.warn(
             "Differential expression runs on the CPU: the expression is float64 with values that float32 cannot hold, "
             "and the GPU ranks float32, where close values would tie. Cast prediction and reference to float32 first.",
             stacklevel=2,
         )
+    if controls is None and isinstance(cells.expression, SelectedRows):
+        (context,) = cells.contexts
+        controls = cells.take(cells.rows[context, control])
+    if controls is None:
+        with contained(quiet=not progress):
+            return _tested(cells.to_adata(perturbation_key=LABEL_COLUMN), control, num_threads)
+    import polars as pl
+
+    bar = tqdm(
+        total=len(np.unique(cells.perturbation[cells.perturbation != control])),
+        desc="Differential expression",
+        unit="perturbation",
+        file=sys.stderr,  # as it is outside of what keeps pdex quiet
+        disable=not progress,
+    )
+    tables = []
+    with bar, contained():
+        for rows, n_perturbations in _blocks(cells, control=control, n_controls=controls.n_cells):
+            block = concatenate(controls, cells, rows).to_adata(perturbation_key=LABEL_COLUMN)
+            tables.append(_tested(block, control, num_threads))
+            del block  # before the next one is made
+            bar.update(n_perturbations)
+    return pl.concat(tables)
+
+
+def _tested(adata: AnnData, control: str, num_threads: int | None) -> pl.DataFrame:
+    """What pdex finds with cell-eval's settings."""
     from pdex import pdex
 
-    adata = cells.to_adata(perturbation_key=LABEL_COLUMN)
-    with contained(quiet=not progress):
-        table = pdex(
-            adata,
-            groupby=LABEL_COLUMN,
-            mode="ref",
-            reference=control,
-            threads=usable_threads(num_threads),
-            is_log1p=True,  # stated, since pdex would otherwise guess it
-            epsilon=0.0,  # cell-eval's choice; pdex's own default differs
-        )
-    return cast("pl.DataFrame", table)
+    table = pdex(
+        adata,
+        groupby=LABEL_COLUMN,
+        mode="ref",
+        reference=control,
+        threads=usable_threads(num_threads),
+        is_log1p=True,  # stated, since pdex would otherwise guess it
+        epsilon=0.0,  # cell-eval's choice; pdex's own default differs
+    )
+    return cast("pl.DataFrame", table).select(DE_COLUMNS)
+
+
+def _blocks(cells: CellTable, *, control: str, n_controls: int) -> Iterator[tuple[NDArray[np.intp], int]]:
+    """Rows of consecutive perturbations, sorted by label, and how many perturbations they are.
+
+    Large enough that copying the controls costs next to nothing beside ranking them for each perturbation anew.
+    """
+    (context,) = cells.contexts
+    enough = max(_BLOCK, n_controls // 4)
+    waiting: list[NDArray[np.intp]] = []
+    for perturbation in cells.perturbations(context, control=control):
+        waiting.append(cells.rows[context, perturbation])
+        if sum(map(len, waiting)) >= enough:
+            yield np.concatenate(waiting), len(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting), len(waiting)
 
 
 def available_cores() -> int:

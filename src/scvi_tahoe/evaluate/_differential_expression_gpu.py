@@ -67,7 +67,7 @@ def fits_single_precision(cells: CellTable) -> bool:
     matrix = cells.expression
     if matrix.dtype == np.float32:
         return True
-    values = matrix.data if sp.issparse(matrix) else matrix
+    values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
     return bool(np.array_equal(values, values.astype(np.float32)))
 
 

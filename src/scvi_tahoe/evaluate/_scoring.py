@@ -11,7 +11,6 @@ import pandas as pd
 
 from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._cell_eval import CELL_EVAL_PROFILES, cell_eval_scores
-from scvi_tahoe.evaluate._cells import CellTable, concatenate
 from scvi_tahoe.evaluate._differential_expression import FDR, differential_expression
 from scvi_tahoe.evaluate._effect_metrics import effect_metrics
 from scvi_tahoe.evaluate._energy_distance import Components, energy_distance, fit_components
@@ -21,6 +20,8 @@ from scvi_tahoe.evaluate._group_statistics import GroupStatistics, group_statist
 if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
+
+    from scvi_tahoe.evaluate._cells import CellTable
 
 __all__ = ["PRESETS", "ContextScores", "ContextTruth", "ScoringSettings", "score_context"]
 
@@ -137,11 +138,12 @@ class ContextTruth:
         }
         return self._cache.table(key, lambda: self.test(self.cells))
 
-    def test(self, cells: CellTable) -> pl.DataFrame:
+    def test(self, cells: CellTable, *, controls: CellTable | None = None) -> pl.DataFrame:
         """Differential expression of other cells of this context under the same settings."""
         return differential_expression(
             cells,
             control=self.control,
+            controls=controls,
             backend=self.de_backend,
             num_threads=self.num_threads,
             progress=self.progress,
@@ -196,14 +198,14 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
     scores = effect_metrics(truth.statistics, statistics, truth.cells.genes, truth.weights)
     de_predicted = None
     if settings.needs_de:
-        perturbed = predicted.perturbation != truth.control
-        both = concatenate(truth.controls, predicted, perturbed) if real_controls else predicted
-        de_predicted = truth.test(both)
+        controls = truth.controls if real_controls else None
+        de_predicted = truth.test(predicted, controls=controls)
         theirs = cell_eval_scores(
             observed=(truth.cells, truth.statistics, truth.differential_expression),
-            predicted=(both, statistics, de_predicted),
+            predicted=(predicted, statistics, de_predicted),
             control=truth.control,
             preset=settings.preset,
+            controls=controls,
         )
         counts = _de_counts(truth, de_predicted)
         scores = pd.concat([theirs, scores.drop(columns=scores.columns.intersection(theirs.columns)), counts], axis=1)
