@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zipfile
@@ -73,10 +74,9 @@ def member(folder: Path, name: str) -> Path:
         raise UnsafeFileError(f"{name!r} is not a name inside the model folder; give a plain file name.")
     path = folder / relative
     if path.is_symlink() or path.exists():
-        try:
-            target = path.resolve()
-        except (OSError, RuntimeError):
-            raise UnsafeFileError(f"{path} is a link that leads to itself.") from None
+        if _leads_to_itself(path):
+            raise UnsafeFileError(f"{path} is a link that leads to itself.")
+        target = path.resolve()
         if not target.is_relative_to(file_root(folder)):
             raise UnsafeFileError(f"{path} is a link that leads out of the model folder; copy the file itself there.")
         if not target.exists():
@@ -87,6 +87,16 @@ def member(folder: Path, name: str) -> Path:
             raise PermissionError(f"{path} may not be read by this user.")
         return path
     raise FileNotFoundError(f"{path} does not exist.")
+
+
+def _leads_to_itself(path: Path) -> bool:
+    try:
+        path.resolve(strict=True)  # a circle is an error from Python 3.13 on only if strict
+    except RuntimeError:
+        return True
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def verify_size(path: Path, limit: int) -> None:
