@@ -61,7 +61,8 @@ def main() -> None:
     if not chosen.write:
         os.environ.setdefault("TUTORIAL_STEPS", SMALL_STEPS)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a notebook, a notebook a core
+    for library in ("OMP", "NUMBA"):  # one thread a notebook, a notebook a core; numba would raise those of PyTorch
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(chosen.jobs) as pool:
         folders = [(chosen.folder or Path(temporary)) / p.stem for p in paths]
         for folder in folders:
