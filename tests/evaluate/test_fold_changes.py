@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import CellTable
 from scvi_tahoe.evaluate._differential_expression import differential_expression
-from scvi_tahoe.evaluate._differential_expression_gpu import fits_single_precision
+from scvi_tahoe.evaluate._differential_expression_gpu import _places, fits_single_precision
 from scvi_tahoe.evaluate._fold_changes import fold_changes
 
 TARGETS = ("a", "b", "c")
 
 
-def table(*, dtype=np.float32, form="csr"):
-    """Shuffled cells; gene 0 is in no cell, gene 1 in no control, gene 2 in the controls alone."""
+def table(*, dtype=np.float32, form="csr", shuffled=True):
+    """Cells; gene 0 is in no cell, gene 1 in no control, gene 2 in the controls alone."""
     rng = np.random.default_rng(0)
-    labels = rng.permutation(np.repeat(["control", *TARGETS], 60))
+    labels = np.repeat(["control", *TARGETS], 60)
+    labels = rng.permutation(labels) if shuffled else labels
     matrix = np.log1p(rng.poisson(rng.gamma(0.4, 2, 300), (len(labels), 300)) * rng.gamma(8, 1 / 8, (len(labels), 1)))
     matrix[:, 0] = 0
     matrix[:, 1] = labels != "control"
@@ -35,8 +37,9 @@ def table(*, dtype=np.float32, form="csr"):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("form", ["csr", "C", "F"])
-def test_fold_changes_are_those_of_pdex_bit_by_bit(dtype, form):
-    cells = table(dtype=dtype, form=form)
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_fold_changes_are_those_of_pdex_bit_by_bit(dtype, form, shuffled):
+    cells = table(dtype=dtype, form=form, shuffled=shuffled)
     pdex = differential_expression(cells, control="control").sort("target", maintain_order=True)
     ours = fold_changes(cells, TARGETS, control="control", num_threads=2)
     np.testing.assert_array_equal(ours.ravel(), pdex["log2_fold_change"].to_numpy())
@@ -45,6 +48,18 @@ def test_fold_changes_are_those_of_pdex_bit_by_bit(dtype, form):
 def test_a_gene_of_one_side_is_infinite_and_one_of_neither_unchanged():
     changes = fold_changes(table(), TARGETS, control="control")
     np.testing.assert_array_equal(changes[:, :3], [[0, np.inf, -np.inf]] * 3)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_fold_changes_find_the_rows_of_a_table_in_whatever_order_it_is(order, shuffled):
+    genes = np.array(["x", "y", "z", "w"])
+    table = pl.DataFrame({"target": np.repeat(np.array(TARGETS)[order], 4), "feature": np.tile(genes, 3)})
+    table = table.sample(fraction=1.0, shuffle=True, seed=0) if shuffled else table
+    values = np.arange(12.0).reshape(3, 4)
+    found = values[_places(table, TARGETS, genes)].ravel()
+    expected = [values[TARGETS.index(t), list(genes).index(g)] for t, g in table.iter_rows()]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_no_perturbation_gives_no_row():
