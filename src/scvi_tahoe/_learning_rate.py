@@ -95,7 +95,8 @@ def run_learning_rate_test(
     n_steps = run.plan.max_steps
     rates, losses, smoothed = np.geomspace(lowest, highest, n_steps), [], []
     autocast = torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=not run.exact)
-    with torch.random.fork_rng(), run.explained():
+    devices = [run.device] if run.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), run.explained():
         torch.manual_seed(run.plan.seed)
         minibatches = list(itertools.islice(datamodule.train_dataloader(), _N_MINIBATCHES))
         for step, payload in zip(range(n_steps), itertools.cycle(minibatches), strict=False):

@@ -219,8 +219,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 f"{prior!r}; train one with network={{'sees_perturbation': True}}."
             )
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+            torch.default_generator.manual_seed(seed)
             self.module = TahoeSTModule(config, self._objective_config(objective), n_cell_embedding=auxiliary)
         #: names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen
         self.pretrained_parameters_: list[str] = []

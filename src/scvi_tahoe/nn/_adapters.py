@@ -51,8 +51,8 @@ def attach_adapters(network: nn.Module, layers: Sequence[str], *, rank: int, alp
 
     wanted = {original_name(n): p.requires_grad for n, p in network.named_parameters()}
     mode = network.training
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # drawn on the CPU, wherever the network is
+        torch.default_generator.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers))
         inject_adapter_in_model(config, network, _NAME)
     for name, parameter in network.named_parameters():
