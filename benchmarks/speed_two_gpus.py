@@ -3,7 +3,7 @@
 The shape is that of ``speed_gpu.py``: 18,080 genes, sets of 512 cells, 12 sets a step of each GPU.
 
     python benchmarks/speed_two_gpus.py --out two_gpus.json
-    NCCL_PROTO=Simple python benchmarks/speed_two_gpus.py --parts train
+    python benchmarks/speed_two_gpus.py --strategy ddp_sharded --parts train,kill
 """
 
 from __future__ import annotations
@@ -53,15 +53,17 @@ class Watch(Callback):
             self.rates.append((trainer.global_step - self._start[1]) * self.sets_per_step / seconds)
 
 
-def worker(folder: Path, head: str) -> None:
+def worker(folder: Path, head: str, strategy: str) -> None:
     """One process of a run on as many GPUs as there are processes: a fast run, then one whose losses are compared."""
     rank, n = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     torch.cuda.set_device(rank)
     adata = screen(csr_on_card(24_000, GENES))
-    options = {"accelerator": "gpu", "progress": False, "devices": n, "strategy": "ddp" if n > 1 else "auto"}
+    options = {"accelerator": "gpu", "progress": False, "devices": n, "strategy": strategy if n > 1 else "auto"}
     model, watch = new_model(adata, head), Watch(SETS * n)
     model.train(STEPS, batch_size=SETS, validate_every=EVERY, compile=True, callbacks=[watch], **options)
     result = {"rates": watch.rates[1:], "seen": torch.cat(watch.seen).tolist()}
+    if rank == 0:
+        show_run(n, result)
     # the same number of sets a step for every number of GPUs
     torch.manual_seed(0)
     model = new_model(adata, head)
@@ -86,7 +88,7 @@ def predict(folder: Path) -> None:
     (folder / "predict.json").write_text(json.dumps({"seconds": seconds, "same": same}))
 
 
-def resumed(folder: Path, *, goes_on: bool) -> None:
+def resumed(folder: Path, strategy: str, *, goes_on: bool) -> None:
     """One process of a small run, which goes on from its last checkpoint if it is told to."""
     n = int(os.environ["WORLD_SIZE"])
     adata = simulate_screen(2, 8, n_genes=500, n_cells=80, n_control_cells=200)
@@ -94,7 +96,7 @@ def resumed(folder: Path, *, goes_on: bool) -> None:
     model = TahoeST(adata, set_size=32, prior="none")
     model.train(
         4000, batch_size=4, validate_every=100, compile=False, progress=False, save_dir=folder,
-        resume_from=folder / "last.ckpt" if goes_on else None, accelerator="gpu", devices=n, strategy="ddp",
+        resume_from=folder / "last.ckpt" if goes_on else None, accelerator="gpu", devices=n, strategy=strategy,
     )  # fmt: skip
     if model.trainer.is_global_zero:
         loss = float(model.history["validation_loss"].iloc[-1, 0])
@@ -115,10 +117,10 @@ def finished(process: subprocess.Popen) -> None:
         raise SystemExit(f"{process.args} failed")
 
 
-def kill_and_resume(folder: Path) -> dict:
+def kill_and_resume(folder: Path, strategy: str) -> dict:
     """Kill one of two processes at its first checkpoint, see the other end, and go on."""
     folder.mkdir()
-    run = launch(2, "--part", "start", "--folder", str(folder))
+    run = launch(2, "--part", "start", "--folder", str(folder), "--strategy", strategy)
     while not (folder / "last.ckpt").exists():
         if run.poll() is not None:
             raise SystemExit("the run ended before its first checkpoint")
@@ -127,7 +129,7 @@ def kill_and_resume(folder: Path) -> dict:
     os.kill(int(children[-1]), signal.SIGKILL)
     code = run.wait(timeout=120)
     at = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)["global_step"]
-    finished(launch(2, "--part", "resume", "--folder", str(folder)))
+    finished(launch(2, "--part", "resume", "--folder", str(folder), "--strategy", strategy))
     return {"exit code after the kill": code, "resumed from step": at, **json.loads((folder / "done.json").read_text())}
 
 
@@ -162,33 +164,36 @@ def main() -> None:
     parser.add_argument("--part", choices=["worker", "predict", "start", "resume"])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--head", default="delta")
+    parser.add_argument("--strategy", default="ddp", choices=["ddp", "ddp_sharded"])
     parser.add_argument("--parts", default="train,predict,kill")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     if args.part == "worker":
-        return worker(args.folder, args.head)
+        return worker(args.folder, args.head, args.strategy)
     if args.part == "predict":
         return predict(args.folder)
     if args.part:
-        return resumed(args.folder, goes_on=args.part == "resume")
+        return resumed(args.folder, args.strategy, goes_on=args.part == "resume")
     if torch.cuda.device_count() < 2:
         raise SystemExit(f"this machine has {torch.cuda.device_count()} GPUs; two are needed.")
-    print(f"{torch.cuda.get_device_name(0)} x 2, torch {torch.__version__}, head {args.head}", flush=True)
+    print(
+        f"{torch.cuda.get_device_name(0)} x 2, torch {torch.__version__}, head {args.head}, {args.strategy}", flush=True
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         read = lambda: {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
         if "train" in args.parts:
             for n in (1, 2):
-                finished(launch(n, "--part", "worker", "--folder", str(folder), "--head", args.head))
-                show_run(n, read()[f"{n}_0"])
+                options = ("--folder", str(folder), "--head", args.head, "--strategy", args.strategy)
+                finished(launch(n, "--part", "worker", *options))
             show_both(read())
         if "predict" in args.parts:
             finished(launch(0, "--part", "predict", "--folder", str(folder)))
             show_prediction(read())
         found = read()
         if "kill" in args.parts:
-            found["killed"] = kill_and_resume(folder / "run")
+            found["killed"] = kill_and_resume(folder / "run", args.strategy)
             print(f"a process killed: {found['killed']}")
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))

@@ -29,9 +29,11 @@ from scvi_tahoe.data import CellSetDataModule, DeviceStore, LoaderConfig
 from scvi_tahoe.train import (
     BEST,
     LAST,
+    SHARDED,
     KeepBest,
     MetricsHistory,
     PlanConfig,
+    ShardedOptimizerStrategy,
     StepProgress,
     TahoeTrainingPlan,
     checkpoint_in,
@@ -254,6 +256,11 @@ class TrainingRun:
                 raise ValueError(f"{name}={value!r} must be 1 or more.")
         device = _device(trainer_options)
         precision = resolve_precision(trainer_options.get("precision", "auto"), device)
+        if trainer_options.get("strategy") == SHARDED and precision.startswith("16"):
+            raise ValueError(
+                f"precision={precision!r} checks gradients as a whole, which strategy={SHARDED!r} has in no process; "
+                "give precision='bf16-mixed', or strategy='ddp'."
+            )
         between = validate_every or max(1, -(-steps // _N_VALIDATIONS))
         _verify_save_steps(save_steps, between, save_dir)
         accumulate = int(trainer_options.get("accumulate_grad_batches", 1))
@@ -382,13 +389,15 @@ class TrainingRun:
         }
 
     def _strategy(self) -> dict[str, Any]:
-        """Lightning's data-parallel strategy, whose gradients then live where they are exchanged and are not copied.
+        """The strategy for several processes, unless the user brings one.
 
-        They are exchanged in pieces of about one block of the published network (torch's default: 25 MB).
+        Lightning's data-parallel one with gradients that live where they are exchanged and are not copied, exchanged in
+        pieces of about one block of the published network (torch's default: 25 MB); or ours.
         """
-        if self.options.get("strategy") != "ddp":
-            return {}
-        return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True, bucket_cap_mb=100)}
+        wanted = self.options.get("strategy")
+        if wanted == "ddp":
+            return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True, bucket_cap_mb=100)}
+        return {"strategy": ShardedOptimizerStrategy()} if wanted == SHARDED else {}
 
     def _loggers(self, chosen: str | Logger | Sequence[Logger] | None) -> list[Logger]:
         path = self.folder / "metrics.csv" if self.folder is not None and chosen is not None else None

@@ -109,8 +109,9 @@ def differential_expression_gpu(
         np.errstate(divide="ignore", invalid="ignore"),  # of gpudge's own fold changes, which nobody sees
         ThreadPoolExecutor(max_workers=1) as pool,
     ):
-        # on the CPU, while gpudge keeps the GPU busy
-        changes = pool.submit(fold_changes, cells, targets, control=control, num_threads=num_threads)
+        # on some cores, while gpudge keeps the GPU busy with the others
+        threads = max(1, num_threads // 4)
+        changes = pool.submit(fold_changes, cells, targets, control=control, num_threads=threads)
         table = cast(
             "pl.DataFrame",
             gpudge.de(

@@ -13,12 +13,14 @@ from scvi_tahoe.train._precision import autocast_dtype, resolve_precision
 from scvi_tahoe.train._progress import StepProgress
 from scvi_tahoe.train._recipe import RECIPES, PartSchedule, Recipe, part_in_run, part_of, resolve_recipe
 from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
+from scvi_tahoe.train._sharded_optimizer import SHARDED, ShardedAdamW, ShardedOptimizerStrategy
 
 __all__ = [
     "BEST",
     "LAST",
     "RECIPES",
     "SCHEDULES",
+    "SHARDED",
     "AveragedWeights",
     "Freezing",
     "KeepBest",
@@ -28,6 +30,8 @@ __all__ = [
     "PlanConfig",
     "Recipe",
     "Schedule",
+    "ShardedAdamW",
+    "ShardedOptimizerStrategy",
     "StepProgress",
     "TahoeTrainingPlan",
     "autocast_dtype",

@@ -14,6 +14,7 @@ from scvi_tahoe.train._average import AveragedWeights
 from scvi_tahoe.train._freezing import Freezing
 from scvi_tahoe.train._recipe import RECIPES, PartSchedule, Recipe, count_parts, part_in_run, resolve_recipe
 from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
+from scvi_tahoe.train._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -174,6 +175,7 @@ class TahoeTrainingPlan(LightningModule):
         self.acceleration = Acceleration(module, compiles=compiles)
         self.average = None if config.ema is None else AveragedWeights(module, config.ema)
         self._averages: dict[str, Tensor] | None = None
+        self._sharded: ShardedAdamW | None = None
         self._dropout_before: dict[torch.nn.Dropout, float] = {}
         self._waiting: tuple[int, dict[str, Any]] | None = None
         # scvi-tools' TrainRunner sets these
@@ -192,6 +194,8 @@ class TahoeTrainingPlan(LightningModule):
             ask_for_sigterm_seldom(self.trainer)
         self.module.train()
         self.freezing.begin(self.global_step)
+        if self._sharded is not None:
+            self._sharded.begin()
         self.acceleration.begin(str(self.trainer.precision), self.device)
         self._change_dropout()
         if self.average is not None:
@@ -249,6 +253,8 @@ class TahoeTrainingPlan(LightningModule):
 
     def undo_changes(self) -> None:
         """Give the module back as it was, but for its weights."""
+        if self._sharded is not None:
+            self._sharded.end()
         self.freezing.end()
         self.acceleration.end()
         for layer, probability in self._dropout_before.items():
@@ -333,9 +339,11 @@ class TahoeTrainingPlan(LightningModule):
 
         Here, because Lightning refuses to clip for a fused optimizer in bf16.
         """
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
         limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if self._sharded is not None:
+            norm = self._sharded.exchange(limit)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.grad is not None], limit)
         if self.global_step % self.config.log_every:
             return
         metrics = {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}
@@ -358,14 +366,21 @@ class TahoeTrainingPlan(LightningModule):
         # a fused optimizer takes scaled gradients of float16, which cannot be clipped
         device = next(self.module.parameters()).device
         fused = device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(
-            [{"params": g["params"], "weight_decay": g["weight_decay"], "name": g["name"]} for g in groups],
-            lr=self.config.lr,
-            betas=self.config.betas,
-            eps=self.config.eps,
-            fused=fused,
-            foreach=None if fused else False,
-        )
+        described = [{"params": g["params"], "weight_decay": g["weight_decay"], "name": g["name"]} for g in groups]
+        options: dict[str, Any] = {
+            "lr": self.config.lr,
+            "betas": self.config.betas,
+            "eps": self.config.eps,
+            "fused": fused,
+            "foreach": None if fused else False,
+        }
+        optimizer: torch.optim.AdamW
+        if isinstance(self.trainer.strategy, ShardedOptimizerStrategy):
+            # gradients come from products of 16 bits, so that exchanging them in as many loses next to nothing
+            precision = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
+            optimizer = self._sharded = ShardedAdamW(described, precision=precision, **options)
+        else:
+            optimizer = torch.optim.AdamW(described, **options)
         shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

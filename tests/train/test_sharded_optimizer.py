@@ -1,0 +1,203 @@
+"""Every process updates its share of the weights: as one process would with the mean of all gradients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPT = """
+import sys
+
+import torch
+import torch.distributed as dist
+from scvi_tahoe.train import ShardedAdamW
+
+folder, precision = sys.argv[1], getattr(torch, sys.argv[2])
+dist.init_process_group("gloo")
+rank, n = dist.get_rank(), dist.get_world_size()
+
+
+def make(step_from=0):
+    torch.manual_seed(rank)  # the weights of the first process count
+    sizes = [(5, 7), (7,), (33, 9), (4,)]
+    weights = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
+    weights[3].requires_grad_(False)
+    return weights
+
+
+def optimizer_of(weights, kind, **options):
+    first = {"params": weights[0:2], "lr": 0.1, "weight_decay": 0.1}
+    groups = [first, {"params": weights[2:3]}, {"params": weights[3:]}]
+    return kind(groups, lr=0.02, weight_decay=0.0, fused=True, **options)
+
+
+def gradients(step, of):
+    generator = torch.Generator().manual_seed(10 * step + of)
+    return [torch.randn(size, generator=generator) for size in [(5, 7), (7,), (33, 9)]]
+
+
+def one_step(step, weights, optimizer, limit):
+    optimizer.zero_grad()
+    for weight, gradient in zip(weights, gradients(step, rank)):
+        weight.grad = gradient
+    norm = optimizer.exchange(limit)
+    optimizer.step()
+    return float(norm)
+
+
+weights = make()
+optimizer = optimizer_of(weights, ShardedAdamW, precision=precision)
+optimizer.begin()
+start = [w.detach().clone() for w in weights]
+norms = [one_step(step, weights, optimizer, 3.0) for step in range(4)]
+optimizer.consolidate_state_dict()
+state = optimizer.state_dict() if rank == 0 else None
+norms += [one_step(step, weights, optimizer, float("inf")) for step in range(4, 6)]
+optimizer.end()
+
+# what was saved goes on in the same way
+middle = [None]
+if rank == 0:
+    middle[0] = (state, start)
+dist.broadcast_object_list(middle, 0)
+torch.save(
+    {"start": start, "weights": [w.detach() for w in weights], "norms": norms, "state": state,
+     "own_memory": [w.untyped_storage().nbytes() == w.numel() * 4 for w in weights]},
+    f"{folder}/rank{rank}.pt",
+)
+
+again = make()
+second = optimizer_of(again, ShardedAdamW, precision=precision)
+second.begin()
+for step in range(4):
+    one_step(step, again, second, 3.0)
+second.load_state_dict(middle[0][0])
+for step in range(4, 6):
+    one_step(step, again, second, float("inf"))
+assert all(torch.equal(a, b) for a, b in zip(again, weights))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def run(folder, processes, precision="float32"):
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*command, str(folder / "script.py"), str(folder), precision],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(processes)]
+
+
+def gradients(step, of):
+    generator = torch.Generator().manual_seed(10 * step + of)
+    return [torch.randn(size, generator=generator) for size in [(5, 7), (7,), (33, 9)]]
+
+
+def plain(start, processes):
+    """The same with torch's own optimizer and the mean of the gradients: weights, norms, state after four steps."""
+    weights = [torch.nn.Parameter(w.clone()) for w in start]
+    groups = [
+        {"params": weights[0:2], "lr": 0.1, "weight_decay": 0.1},
+        {"params": weights[2:3]},
+        {"params": weights[3:]},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.02, weight_decay=0.0, fused=True)
+    norms = []
+    for step in range(6):
+        for weight, parts in zip(
+            weights, zip(*(gradients(step, i) for i in range(processes)), strict=True), strict=False
+        ):
+            weight.grad = torch.stack(parts).mean(0)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(weights[:3], 3.0 if step < 4 else float("inf"))))
+        optimizer.step()
+        if step == 3:
+            state = {k: {n: v.clone() for n, v in s.items()} for k, s in optimizer.state_dict()["state"].items()}
+    return weights, norms, state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(tmp_path, processes):
+    ranks = run(tmp_path, processes)
+    weights, norms, state = plain(ranks[0]["start"], processes)
+    for rank in ranks:
+        assert all(torch.equal(a, b) for a, b in zip(rank["weights"][:3], ranks[0]["weights"][:3], strict=True))
+        assert rank["norms"] == pytest.approx(norms, rel=1e-6)
+        assert all(rank["own_memory"])
+    for ours, theirs in zip(ranks[0]["weights"], weights, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
+    saved = ranks[0]["state"]
+    assert [len(group["params"]) for group in saved["param_groups"]] == [2, 1, 1]
+    assert saved["state"].keys() == state.keys()  # nothing of what is frozen
+    for number, values in state.items():
+        assert float(saved["state"][number]["step"]) == 4
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(saved["state"][number][name], values[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_gradients_of_16_bits_are_summed_to_within_their_precision(tmp_path):
+    ranks = run(tmp_path, 2, "bfloat16")
+    _, norms, _ = plain(ranks[0]["start"], 2)
+    assert ranks[0]["norms"] == pytest.approx(norms, rel=4e-3)
+    assert ranks[0]["norms"] != pytest.approx(norms, rel=1e-7)
+    assert all(torch.equal(a, b) for a, b in zip(ranks[0]["weights"][:3], ranks[1]["weights"][:3], strict=True))
+
+
+TRAINING = """
+import os
+import sys
+
+import torch
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
+
+folder = sys.argv[1]
+
+
+def trained(strategy, step=None):
+    adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
+    size = {"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}
+    model = TahoeST(adata, size=size, set_size=8, prior="none")
+    model.train(
+        6, batch_size=2, validate_every=3, save_steps=3, progress=False, save_dir=folder, compile=False,
+        accelerator="cpu", devices=2, strategy=strategy, resume_from=step and f"{folder}/{step}",
+        plan_kwargs={"ema": 0.9},
+    )
+    return torch.load(f"{folder}/last.ckpt", weights_only=True)["trained_state"]
+
+
+if __name__ == "__main__":
+    whole = trained("ddp_sharded")
+    again = trained("ddp_sharded", "step=000003.ckpt")
+    other = trained("ddp", "step=000003.ckpt")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        torch.save([whole, again, other], f"{folder}/states.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(tmp_path):
+    (tmp_path / "train.py").write_text(TRAINING)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, again, other = torch.load(tmp_path / "run" / "states.pt", weights_only=True)
+    for name, value in whole.items():
+        assert torch.equal(again[name], value)
+        torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_scaled_gradients_of_float16_are_refused(make_model, train):
+    with pytest.raises(ValueError, match="give precision='bf16-mixed', or strategy='ddp'"):
+        train(make_model(), precision="16-mixed", strategy="ddp_sharded")
