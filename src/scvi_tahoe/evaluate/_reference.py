@@ -15,14 +15,15 @@ from scvi_tahoe.evaluate._baseline_prediction import EMBEDDING_BASELINES, baseli
 from scvi_tahoe.evaluate._baseline_task import baseline_task
 from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._ceiling import split_half_scores
-from scvi_tahoe.evaluate._cell_profile import cell_profile
+from scvi_tahoe.evaluate._cell_profile import profiles_of_contexts
 from scvi_tahoe.evaluate._cells import cells_from_adata
 from scvi_tahoe.evaluate._context_check import check_contexts
-from scvi_tahoe.evaluate._counts import cell_totals, log1p_expression
+from scvi_tahoe.evaluate._counts import cell_totals, check_counts, log1p_expression
 from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
 from scvi_tahoe.evaluate._leakage import check_leakage
 from scvi_tahoe.evaluate._perturbation_embedding import embedding_rows
 from scvi_tahoe.evaluate._scoring import ContextTruth, score_context
+from scvi_tahoe.evaluate._train_checks import check_training_data
 from scvi_tahoe.evaluate._value_checks import check_range
 
 if TYPE_CHECKING:
@@ -244,14 +245,24 @@ class EvaluationReference:
         return check_range(self.cells, role="reference")
 
     @cached_property
-    def profile(self) -> CellProfile:
-        """Totals and zeros of a sample of the observed perturbed cells."""
-        return cell_profile(self.cells, without=self.control)
+    def profiles(self) -> dict[str, CellProfile]:
+        """Totals and zeros of a sample of the observed perturbed cells of each context."""
+        return profiles_of_contexts(self.cells, without=self.control)
 
     @cached_property
     def leakage_checks(self) -> list[Check]:
         """Whether held-out conditions or cells are among the training data."""
         return [] if self.train is None else check_leakage(self.train, self.cells, control=self.control)
+
+    @cached_property
+    def train_checks(self) -> list[Check]:
+        """Whether the training data are log1p expression on the scale of the observed cells."""
+        return [] if self.train is None else check_training_data(self.train, self.profiles, control=self.control)
+
+    @cached_property
+    def train_count_checks(self) -> list[Check]:
+        """Whether the training data are raw counts."""
+        return [] if self.train is None else [check_counts(self.train, role="training data")]
 
     @cached_property
     def log1p(self) -> EvaluationReference:

@@ -64,7 +64,7 @@ class EvaluationResult:
     effects
         Observed and predicted deltas.
     cells
-        Totals and share of zeros of a sample of cells of both sides, column ``side``.
+        Totals and share of zeros of a sample of cells of both sides, columns ``side`` and ``context``.
     baseline_per_perturbation, halves_per_perturbation
         Scores of the baseline and of the split halves, like ``per_perturbation``.
     de_observed, de_predicted

@@ -87,7 +87,7 @@ def check_integers(profile: CellProfile, *, role: str) -> Check:
     return Check(f"scale of the {role}", "error", share, f"below {_INTEGER_SHARE:g}", message)
 
 
-def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
+def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "prediction") -> Check:
     """Compare the median total of the cells on both sides, and name the mistake where it can be told.
 
     Errors of scale are silent elsewhere: normalising to another total, or taking the logarithm twice, changes MAE by up
@@ -97,25 +97,29 @@ def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
     ----------
     predicted, observed
         Profiles of the perturbed cells of both sides.
+    role
+        What the first ones are, for the message.
     """
+    name = "scale" if role == "prediction" else f"totals of the {role}"
+    allowed = f"{SCALE_WARNING[0]:g} to {SCALE_WARNING[1]:g}"
     truth = float(np.median(observed.totals))
     ratio = float(np.median(predicted.totals)) / truth
     twice = float(np.median(predicted.relogged_totals)) / truth
     never = float(np.median(predicted.raw_totals)) / truth
     if ratio < _NAMED[0] and _NAMED[0] <= twice <= _NAMED[1]:
-        message = "log1p was applied twice to the prediction: undoing it once more gives the totals of the reference."
-        return Check("scale", "error", ratio, "0.9 to 1.1", message)
+        message = f"log1p was applied twice to the {role}: undoing it once more gives the totals of the reference."
+        return Check(name, "error", ratio, allowed, message)
     # expm1 of values that are no logarithms is astronomic, not merely too large
     if not ratio < _ASTRONOMIC and _NAMED[0] <= never <= _NAMED[1]:
-        message = "log1p was not applied to the prediction: its plain sums are the totals of the reference."
-        return Check("scale", "error", ratio, "0.9 to 1.1", message)
+        message = f"log1p was not applied to the {role}: its plain sums are the totals of the reference."
+        return Check(name, "error", ratio, allowed, message)
     message = (
-        f"the median cell of the prediction sums to {np.median(predicted.totals):.4g} (after expm1), that of the "
+        f"the median cell of the {role} sums to {np.median(predicted.totals):.4g} (after expm1), that of the "
         f"reference to {truth:.4g}: another normalisation total or another transformation. Bring both to the same one."
     )
     if np.isnan(ratio):
-        return Check("scale", "error", ratio, "0.9 to 1.1", message)
-    return graded("scale", ratio, message=message, warn=SCALE_WARNING, error=SCALE_ERROR)
+        return Check(name, "error", ratio, allowed, message)
+    return graded(name, ratio, message=message, warn=SCALE_WARNING, error=SCALE_ERROR)
 
 
 def clipped(cells: CellTable) -> CellTable:
