@@ -126,8 +126,8 @@ def _one_scale(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
         return Check(name, "ok", 0.0, allowed)
     message = (
         f"{len(off)} of {len(ratio)} perturbations have another sum of log1p expression than observed (first: "
-        f"{observed.perturbations[off[0]]!r}, {ratio[off[0]]:.2g} times): some cells may be on another scale than the "
-        "rest. Normalise all of them alike."
+        f"{observed.perturbations[off[0]]!r}, {ratio[off[0]]:.2g} times): these cells may be on another scale; "
+        "normalise all cells alike."
     )
     return Check(name, "warning", len(off), allowed, message)
 
