@@ -350,6 +350,16 @@ def test_damaged_and_stale_tables_are_computed_again(predicted, cached, tmp_path
     assert len(calls) == 5
 
 
+@pytest.mark.parametrize("side", ["held_out", "train"])
+def test_data_that_changed_in_place_since_the_reference_was_made_are_refused(task, keys, predicted, side):
+    sides = {"held_out": task.held_out.copy(), "train": task.train.copy()}
+    reference = EvaluationReference.from_adata(sides["held_out"], baseline_from=sides["train"], **keys)
+    evaluate(predicted, reference, preset="quick")
+    sides[side].X.data *= 2  # what scanpy's normalisation does
+    with pytest.raises(ValueError, match="changed in place since it was made"):
+        evaluate(predicted, reference, preset="quick")
+
+
 def test_a_table_under_the_name_of_another_is_not_trusted(predicted, cached, tmp_path):
     first = evaluate(predicted, cached(), preset="vcc2025")
     one, two, three = sorted((tmp_path / "cache").glob("*.parquet"))

@@ -48,18 +48,19 @@ class CellProfile:
 
 
 def profiles_of_contexts(cells: CellTable, *, without: str) -> dict[str, CellProfile]:
-    """Profile the cells of every context, 300 in all, but at least 60 of each.
+    """Profile the cells of every context, 300 in all, but at least 60 of each; contexts of controls are left out.
 
     Parameters
     ----------
     cells
-        Cells with at least one row in each context.
+        Cells of one or several contexts.
     without
         Label of cells to leave out (controls).
     """
     perturbed = cells.perturbation != without
-    most = max(_MAX_CELLS // len(cells.contexts), _MIN_CELLS)
-    return {c: _profile(cells, np.flatnonzero(perturbed & (cells.context == c)), most) for c in cells.contexts}
+    contexts = [str(context) for context in np.unique(cells.context[perturbed])]
+    most = max(_MAX_CELLS // max(len(contexts), 1), _MIN_CELLS)
+    return {c: _profile(cells, np.flatnonzero(perturbed & (cells.context == c)), most) for c in contexts}
 
 
 def cell_profile(cells: CellTable) -> CellProfile:

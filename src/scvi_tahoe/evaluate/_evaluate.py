@@ -109,6 +109,7 @@ def evaluate(
     settings = ScoringSettings(preset=preset, control_cells=control_cells)
     _verify_policy(representation_check)
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
+    reference.verify_unchanged()
     verify_baseline(baseline, reference)
     context_checks = reference.context_checks
     predicted, reference, checks = matched(prediction, reference, own_controls=control_cells == "predicted")

@@ -43,12 +43,16 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationReference"]
 
+#: cells of each table that are looked at again in every evaluation
+_SAMPLE = 64
+
 
 class EvaluationReference:
     """Observed held-out cells, and the training data that baselines come from.
 
     Build it once with :meth:`from_adata` and score any number of predictions against it: differential expression of the
-    truth, baselines and ceiling are computed for the first one only.
+    truth, baselines and ceiling are computed for the first one only. The AnnData that it was made of must not change
+    meanwhile.
 
     Parameters
     ----------
@@ -109,6 +113,7 @@ class EvaluationReference:
         #: whether several contexts are taken for one, where the columns of ``adata`` can tell
         self.context_checks: list[Check] = []
         self._subsets: dict[tuple[tuple[str, str], ...], EvaluationReference] = {}
+        self._as_read = self._samples()
 
     @classmethod
     def from_adata(
@@ -226,6 +231,32 @@ class EvaluationReference:
     def train_fingerprint(self) -> str | None:
         """Hash of the training cells and labels."""
         return None if self.train is None else content_hash(self.train)
+
+    def verify_unchanged(self) -> None:
+        """Refuse to go on if the data were changed in place since they were read, since half of all is known by now.
+
+        Expression is shared with the AnnData it came from. A sample of cells is compared, which finds what is done to
+        all of them, such as another normalisation.
+
+        Raises
+        ------
+        ValueError
+            If held-out cells or training data are other ones than before.
+        """
+        changed = [name for name, sample in self._samples().items() if sample != self._as_read[name]]
+        if changed:
+            msg = (
+                f"The {' and the '.join(changed)} of this reference changed in place since it was made, so what was "
+                "computed from them is stale: make a new one with EvaluationReference.from_adata(...), and give it a "
+                "copy if the data will change."
+            )
+            raise ValueError(msg)
+
+    def _samples(self) -> dict[str, str]:
+        """Hash of some cells of each table."""
+        tables = {"held-out cells": self.cells} | ({} if self.train is None else {"training data": self.train})
+        places = {name: np.linspace(0, table.n_cells - 1, _SAMPLE).astype(np.intp) for name, table in tables.items()}
+        return {name: content_hash(table.take(places[name])) for name, table in tables.items()}
 
     @property
     def task(self) -> BaselineTask:

@@ -41,8 +41,7 @@ def check_training_data(train: CellTable, observed: Mapping[str, CellProfile], *
     found = check_range(train, role=_ROLE)
     if np.isnan(found.value):
         return [found]
-    perturbed = np.unique(train.context[train.perturbation != control])
-    profiles = profiles_of_contexts(train.take(np.isin(train.context, perturbed)), without=control)
+    profiles = profiles_of_contexts(train, without=control)
     by_context = {
         context: [
             check_integers(profile, role=_ROLE),

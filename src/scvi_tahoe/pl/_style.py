@@ -87,7 +87,7 @@ def fit_title(ax: Axes) -> None:
     """
     renderer: Any = ax.figure.canvas.get_renderer()  # type: ignore[attr-defined]  # of the Agg canvas
     title, room = ax.title, ax.get_window_extent(renderer).width
-    size = title.get_fontsize()
+    size = float(title.get_fontsize())
     while title.get_window_extent(renderer).width > room and size > _SMALLEST:
         size -= 0.5
         title.set_fontsize(size)
