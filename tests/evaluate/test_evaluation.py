@@ -425,7 +425,20 @@ def test_warnings_stand_above_the_numbers(task, keys, reference):
 
 
 def test_the_text_form_names_year_and_score(result):
-    assert "VCC 2025 overall 42.4" in repr(result)
+    text = repr(result)
+    assert "VCC 2025 overall 42.4" in text
+    terms = text[text.index("VCC 2025") :].splitlines()[0]
+    for name in ("DES", "PDS", "MAE"):
+        term = f"{name} {result.vcc[name]:.4f} (baseline {result.vcc['baseline'][name]:.4f}, scaled "
+        assert f"{term}{result.vcc['scaled'][name]:.4f})" in terms
+
+
+def test_the_text_form_puts_warnings_above_the_numbers(predicted, reference):
+    double = predicted.copy()
+    double.X = np.log1p(double.X)
+    with pytest.warns(EvaluationWarning):
+        text = repr(evaluate(double, reference, preset="vcc2025", representation_check="warn"))
+    assert text.index("error: scale: log1p was applied twice") < text.index("VCC 2025 overall") < text.index("mae")
 
 
 def test_results_side_by_side_end_with_the_ceiling(result):
