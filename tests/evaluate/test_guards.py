@@ -112,6 +112,24 @@ def test_an_unknown_policy_is_refused(predicted, reference):
         evaluate(predicted, reference, representation_check="maybe")
 
 
+@pytest.mark.parametrize(
+    ("change", "found"), [(np.log1p, "twice"), (lambda x: np.expm1(x) / 100, "never")], ids=["twice", "never"]
+)
+def test_the_same_mistake_on_both_sides_is_told(contexts, change, found):
+    prediction, truth, keys, _ = contexts
+    sides = [changed(adata, change) for adata in (prediction, truth)]
+    with pytest.raises(RepresentationError, match=f"log1p was applied to the reference {found}"):
+        evaluate(*sides, baseline=None, preset="quick", **keys)
+
+
+def test_the_truth_in_the_place_of_the_prediction_is_told(task, keys, predicted):
+    truth = task.held_out
+    mixed = anndata.concat([predicted[predicted.obs["target_gene"] != "MYC"], truth[truth.obs["target_gene"] == "MYC"]])
+    result = scored(mixed, truth, baseline=None, **keys)
+    assert check(result, "copies of the truth") == "warning"
+    assert "of 1 of 12 perturbations" in result.checks.loc["copies of the truth", "message"]
+
+
 @pytest.fixture(scope="module")
 def contexts():
     """A screen of three contexts: prediction, truth, keys, and which predicted cells are of the smallest context."""

@@ -11,7 +11,7 @@ from scvi_tahoe.evaluate._cells import cells_from_adata
 from scvi_tahoe.evaluate._check import Check, gravest
 from scvi_tahoe.evaluate._counts import check_counts, check_depth
 from scvi_tahoe.evaluate._prediction_checks import check_totals_spread
-from scvi_tahoe.evaluate._value_checks import check_integers, check_range, check_scale
+from scvi_tahoe.evaluate._value_checks import check_integers, check_logarithm, check_range, check_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,6 +99,7 @@ def value_checks(
         context: [
             check_integers(profiles[context], role="prediction"),
             check_integers(observed, role="reference"),
+            check_logarithm(observed),
             check_scale(profiles[context], observed),
             check_totals_spread(profiles[context], observed),
         ]

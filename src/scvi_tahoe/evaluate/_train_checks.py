@@ -8,7 +8,7 @@ import numpy as np
 
 from scvi_tahoe.evaluate._cell_profile import profiles_of_contexts
 from scvi_tahoe.evaluate._check import gravest
-from scvi_tahoe.evaluate._value_checks import check_integers, check_range, check_scale
+from scvi_tahoe.evaluate._value_checks import ONE_TOTAL, check_integers, check_range, check_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["check_training_data"]
 
 _ROLE = "training data"
-#: largest spread of totals, over their mean, of cells that were all normalised to one total
-_ONE_TOTAL = 0.02
 
 
 def check_training_data(train: CellTable, observed: Mapping[str, CellProfile], *, control: str) -> list[Check]:
@@ -60,5 +58,5 @@ def _like(context: str, observed: Mapping[str, CellProfile]) -> CellProfile | No
     if context in observed:
         return observed[context]
     first = next(iter(observed.values()))
-    normalised = all(np.std(o.totals) <= _ONE_TOTAL * np.mean(o.totals) for o in observed.values())
+    normalised = all(np.std(o.totals) <= ONE_TOTAL * np.mean(o.totals) for o in observed.values())
     return first if normalised else None

@@ -13,7 +13,17 @@ from scvi_tahoe.evaluate._check import Check, graded
 if TYPE_CHECKING:
     from scvi_tahoe.evaluate._cell_profile import CellProfile
 
-__all__ = ["LOG1P_LIMIT", "SCALE_ERROR", "SCALE_WARNING", "check_integers", "check_range", "check_scale", "clipped"]
+__all__ = [
+    "LOG1P_LIMIT",
+    "ONE_TOTAL",
+    "SCALE_ERROR",
+    "SCALE_WARNING",
+    "check_integers",
+    "check_logarithm",
+    "check_range",
+    "check_scale",
+    "clipped",
+]
 
 #: cell-eval's bound for log1p values; ``expm1(15)`` is 3.3 million counts of one gene in one cell
 LOG1P_LIMIT = 15.0
@@ -27,6 +37,8 @@ SCALE_ERROR = (0.5, 2.0)
 #: ratios this near to 1 after undoing a second log, or without undoing any, name the mistake
 _NAMED = (0.8, 1.25)
 _ASTRONOMIC = 50.0
+#: largest spread of totals, over their mean, of cells that were all normalised to one total
+ONE_TOTAL = 0.02
 
 
 def check_range(cells: CellTable, *, role: str) -> Check:
@@ -85,6 +97,34 @@ def check_integers(profile: CellProfile, *, role: str) -> Check:
         "are for log1p of normalised counts; normalise prediction and reference to the same total, then apply log1p."
     )
     return Check(f"scale of the {role}", "error", share, f"below {_INTEGER_SHARE:g}", message)
+
+
+def check_logarithm(observed: CellProfile) -> Check:
+    """Tell a reference that was never logged, or twice, where cells were normalised to one total over its genes.
+
+    With the same mistake on both sides nothing differs between them; but totals are equal on one scale only.
+
+    Parameters
+    ----------
+    observed
+        Profile of the perturbed cells of the reference.
+    """
+    once, twice, never = (_spread(t) for t in (observed.totals, observed.relogged_totals, observed.raw_totals))
+    name, allowed = "logarithm of the reference", "log1p, once"
+    if once > ONE_TOTAL and (twice <= ONE_TOTAL or never <= ONE_TOTAL):
+        found, where = ("twice", "after two expm1") if twice <= ONE_TOTAL else ("never", "as they are")
+        message = (
+            f"log1p was applied to the reference {found}: its cells have one total {where}, and not after one expm1. "
+            "Scores are for log1p of normalised counts."
+        )
+        return Check(name, "error", once, allowed, message)
+    return Check(name, "ok", once, allowed)
+
+
+def _spread(totals: np.ndarray) -> float:
+    """Standard deviation over mean; NaN where totals are infinite."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        return float(np.std(totals) / np.mean(totals)) if len(totals) > 1 else float("nan")
 
 
 def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "prediction") -> Check:
