@@ -17,6 +17,8 @@ from scvi_tahoe.datasets import norman_k562, papalexi_few_shot, papalexi_thp1
 from scvi_tahoe.evaluate import EvaluationReference, baseline_prediction, evaluate
 
 CHECKS = [
+    "gene profile",
+    "scale of single conditions",
     "scale",
     "spread of totals",
     "zeros",
@@ -68,6 +70,9 @@ def faulty(task):
         "log1p twice": np.log1p(good.X),
         "5 x shallower, not normalised": np.log1p(thinned),
         "total x 1.15": np.log1p(1.15 * np.expm1(good.X)),
+        "genes moved by one": np.roll(good.X, 1, axis=1),
+        "log1p twice in one condition": np.where((labels == "MYC")[:, None], np.log1p(good.X), good.X),
+        "total x 10 in one condition": np.where((labels == "MYC")[:, None], np.log1p(10 * np.expm1(good.X)), good.X),
         "mean of each condition": np.stack([means[p] for p in labels]),
         "effects x 5": np.maximum(good.X + 4 * (np.stack([means[p] for p in labels]) - control), 0),
         "effects x 0.2": np.maximum(good.X - 0.8 * (np.stack([means[p] for p in labels]) - control), 0),

@@ -6,6 +6,7 @@ import pytest
 from mudata import MuData
 
 from scvi_tahoe import EvaluationReference, TahoeST
+from scvi_tahoe.evaluate import RepresentationError
 
 QUICK = {"preset": "quick", "baseline": None, "train": None, "progress": False}
 
@@ -36,6 +37,18 @@ def test_every_observed_condition_is_predicted_with_as_many_cells(model, held_ou
 def test_held_out_conditions_of_the_training_data_are_refused(model, held_out):
     with pytest.raises(ValueError, match="leakage"):
         model.evaluate(held_out, preset="quick", baseline=None, progress=False)
+
+
+@pytest.mark.parametrize(("weight", "status"), [(0.0, "error"), (1e-5, "warning"), (0.1, "ok")])
+def test_genes_of_a_decoder_that_was_not_trained_are_refused(make_model, train, held_out, weight, status):
+    model = make_model(
+        representation="embedding", setup={"cell_embedding_key": "X_embedding"}, objective={"decoder_weight": weight}
+    )
+    result = train(model).evaluate(held_out, **QUICK, representation_check="off")
+    assert result.checks.loc["space", "status"] == status
+    if status == "error":
+        with pytest.raises(RepresentationError, match="gene decoder was not trained"):
+            model.evaluate(held_out, **QUICK)
 
 
 def test_expression_is_read_from_the_registered_layer(make_model, train, screen, held_out):

@@ -103,6 +103,19 @@ def test_evaluate_prints_the_summary_and_writes_it(folder):
     assert printed["mae"]["value"] == pytest.approx(written.loc["mae", "value"])
 
 
+def test_evaluate_tells_what_is_wrong_before_the_scores_and_beside_json(folder):
+    screen = read_h5ad(folder / "screen.h5ad")
+    screen.X = screen.X.log1p()
+    screen.write_h5ad(folder / "double.h5ad")
+    command = ("evaluate", folder / "double.h5ad", folder / "screen.h5ad", *LABELS, "--preset", "quick")
+    assert "log1p was applied twice" in run(*command).stderr
+    shown = run(*command, "--representation-check", "warn").stdout
+    assert shown.index("log1p was applied twice") < shown.index("mae")
+    printed = run(*command, "--representation-check", "warn", "--json")
+    assert "log1p was applied twice" in printed.stderr
+    assert json.loads(printed.stdout)["mae"]["value"] > 0
+
+
 def test_evaluate_refuses_an_unknown_preset_in_one_line(folder):
     result = run("evaluate", folder / "screen.h5ad", folder / "screen.h5ad", *LABELS, "--preset", "vcc2024")
     assert result.exit_code == 2

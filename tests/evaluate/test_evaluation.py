@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 
 import anndata
 import numpy as np
@@ -17,6 +18,7 @@ from scvi_tahoe.evaluate import (
     EvaluationResult,
     EvaluationWarning,
     baseline_prediction,
+    baseline_results,
     compare_results,
     evaluate,
 )
@@ -204,11 +206,20 @@ def test_without_baseline_and_ceiling_only_values_are_given(task, keys, predicte
 
 def test_intervals_hold_the_value_and_narrow_with_more_perturbations(result):
     table = result.summary
+    table = table[~table.index.isin(["de_spearman_sig"])]
     assert (table["low"] <= table["value"]).all()
     assert (table["value"] <= table["high"]).all()
     scored = table["scaled"].notna()
     assert (table.loc[scored, "scaled_low"] <= table.loc[scored, "scaled"]).all()
     assert (table.loc[scored, "scaled"] <= table.loc[scored, "scaled_high"]).all()
+
+
+def test_a_score_of_the_whole_panel_has_no_interval_and_no_strata(predicted, reference):
+    result = evaluate(predicted, reference, preset="full")
+    whole = ["de_spearman_sig", "pearson_edistance", "clustering_agreement"]
+    assert result.summary.loc[whole, "value"].notna().all()
+    assert result.summary.loc[whole, ["low", "high", "scaled_low", "scaled_high"]].isna().all(axis=None)
+    assert not set(whole) & {metric for metric, _ in result.strata()}
 
 
 def test_the_bootstrap_agrees_with_the_standard_error():
@@ -228,6 +239,44 @@ def test_strata_show_that_strong_effects_are_told_apart_better(result):
     assert pearson["strong"] > pearson["weak"]
     with pytest.raises(ValueError, match="n_groups must be between 2 and"):
         result.strata(n_groups=13)
+
+
+def test_strata_have_baseline_ceiling_and_share_like_every_table(result):
+    strong = result.strata().loc["strong", "mae"]
+    assert strong["ceiling"] < strong["value"] < strong["baseline"]
+    way = (strong["value"] - strong["baseline"]) / (strong["ceiling"] - strong["baseline"])
+    assert strong["scaled"] == pytest.approx(way)
+
+
+def test_strata_average_contexts_one_by_one(two_contexts, task, keys):
+    prediction, truth = two_contexts
+    here = prediction.obs[task.context_key] == "rep_2"
+    named = prediction.obs[task.perturbation_key]
+    few = prediction[~here | named.isin(sorted(named.unique())[:2])].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvaluationWarning)
+        result = evaluate(few, truth, baseline=None, preset="quick", **keys)
+    assert result.per_perturbation.groupby(level="context").size().nunique() == 2
+    table = result.strata(n_groups=2)
+    size = np.linalg.norm(result.effects.observed, axis=1)
+    means = []
+    for context, n_strong in {"rep_2": 1, "rep_3": 2}.items():
+        rows = np.flatnonzero(result.per_perturbation.index.get_level_values("context") == context)
+        rows = rows[np.argsort(size[rows])]
+        means.append(result.per_perturbation["mae"].iloc[rows[-n_strong:]].mean())
+    assert table.loc["strong", ("mae", "value")] == pytest.approx(np.mean(means))
+
+
+def test_groups_that_no_context_can_fill_are_empty(two_contexts, task, keys):
+    prediction, truth = two_contexts
+    two = sorted(prediction.obs[task.perturbation_key].unique())[:2]
+    few = prediction[prediction.obs[task.perturbation_key].isin(two)].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EvaluationWarning)
+        result = evaluate(few, truth, baseline=None, preset="quick", **keys)
+    table = result.strata(n_groups=3)
+    assert list(table.index) == ["weak", "medium", "strong"]
+    assert list(table[("n_perturbations", "")]) == [0, 2, 2]
 
 
 def test_the_energy_distance_lies_between_baseline_and_replicates(predicted, reference):
@@ -301,6 +350,29 @@ def test_damaged_and_stale_tables_are_computed_again(predicted, cached, tmp_path
     assert len(calls) == 5
 
 
+@pytest.mark.parametrize("side", ["held_out", "train"])
+def test_data_that_changed_in_place_since_the_reference_was_made_are_refused(task, keys, predicted, side):
+    sides = {"held_out": task.held_out.copy(), "train": task.train.copy()}
+    reference = EvaluationReference.from_adata(sides["held_out"], baseline_from=sides["train"], **keys)
+    evaluate(predicted, reference, preset="quick")
+    sides[side].X.data *= 2  # what scanpy's normalisation does
+    with pytest.raises(ValueError, match="changed in place since it was made"):
+        evaluate(predicted, reference, preset="quick")
+
+
+def test_a_table_under_the_name_of_another_is_not_trusted(predicted, cached, tmp_path):
+    first = evaluate(predicted, cached(), preset="vcc2025")
+    one, two, three = sorted((tmp_path / "cache").glob("*.parquet"))
+    for source, target in ((one, two), (two, three), (three, one)):
+        for suffix in (".parquet", ".json"):
+            target.with_suffix(suffix + "~").write_bytes(source.with_suffix(suffix).read_bytes())
+    for path in (one, two, three):
+        for suffix in (".parquet", ".json"):
+            path.with_suffix(suffix + "~").replace(path.with_suffix(suffix))
+    again = evaluate(predicted, cached(), preset="vcc2025")
+    pd.testing.assert_frame_equal(again.summary, first.summary)
+
+
 def test_another_truth_is_another_entry(task, keys):
     one = EvaluationReference.from_adata(task.held_out, **keys)
     changed = task.held_out.copy()
@@ -353,12 +425,25 @@ def test_warnings_stand_above_the_numbers(task, keys, reference):
 
 
 def test_the_text_form_names_year_and_score(result):
-    assert "VCC 2025 overall 42.4" in repr(result)
+    text = repr(result)
+    assert "VCC 2025 overall 42.4" in text
+    terms = text[text.index("VCC 2025") :].splitlines()[0]
+    for name in ("DES", "PDS", "MAE"):
+        term = f"{name} {result.vcc[name]:.4f} (baseline {result.vcc['baseline'][name]:.4f}, scaled "
+        assert f"{term}{result.vcc['scaled'][name]:.4f})" in terms
+
+
+def test_the_text_form_puts_warnings_above_the_numbers(predicted, reference):
+    double = predicted.copy()
+    double.X = np.log1p(double.X)
+    with pytest.warns(EvaluationWarning):
+        text = repr(evaluate(double, reference, preset="vcc2025", representation_check="warn"))
+    assert text.index("error: scale: log1p was applied twice") < text.index("VCC 2025 overall") < text.index("mae")
 
 
 def test_results_side_by_side_end_with_the_ceiling(result):
     table = compare_results({"one": result, "two": result})
-    assert list(table.index) == ["one", "two", "ceiling (replicate)"]
+    assert list(table.index) == ["one", "two", "baseline (train_mean)", "ceiling (replicate)"]
     assert table.loc["one", "VCC 2025 overall"] == result.vcc["overall"]
     pd.testing.assert_frame_equal(result.compare(result, names=("one", "two")), table)
 
@@ -372,6 +457,23 @@ def test_results_that_cannot_be_compared_are_refused(result, quick):
         compare_results({})
     with pytest.raises(KeyError, match="not in every result"):
         compare_results({"one": quick}, metrics=["overlap_at_N"])
+
+
+def test_overall_scores_from_different_baselines_are_not_put_side_by_side(predicted, reference, task, keys):
+    mean = evaluate(predicted, reference, preset="quick")
+    nothing = evaluate(predicted, reference, preset="quick", baseline="control")
+    with pytest.raises(ValueError, match="they differ in baseline"):
+        mean.compare(nothing)
+    part = EvaluationReference.from_adata(task.held_out, baseline_from=task.train[::2].copy(), **keys)
+    with pytest.raises(ValueError, match="they differ in baseline"):
+        mean.compare(evaluate(predicted, part, preset="quick"))
+    mean.compare(evaluate(predicted, reference, preset="quick", seed=1))  # drawn anew, the same otherwise
+    mean.compare(evaluate(predicted, reference, preset="quick", baseline=None))
+
+
+def test_a_baseline_that_is_compared_needs_no_row_of_its_own(predicted, reference, quick):
+    both = {"mean": baseline_results(reference, ("train_mean",), preset="quick")["train_mean"], "cells": quick}
+    assert list(compare_results(both).index) == ["mean", "cells", "ceiling (replicate)"]
 
 
 def test_provenance_names_what_decides_about_scores(result):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scvi_tahoe.datasets import norman_k562
+from scvi_tahoe.datasets import norman_k562, simulate_screen
 from scvi_tahoe.evaluate import (
     PREDICTION_RECORD,
     EvaluationReference,
@@ -112,6 +112,93 @@ def test_an_unknown_policy_is_refused(predicted, reference):
         evaluate(predicted, reference, representation_check="maybe")
 
 
+@pytest.mark.parametrize(
+    ("change", "found"), [(np.log1p, "twice"), (lambda x: np.expm1(x) / 100, "never")], ids=["twice", "never"]
+)
+def test_the_same_mistake_on_both_sides_is_told(contexts, change, found):
+    prediction, truth, keys, _ = contexts
+    sides = [changed(adata, change) for adata in (prediction, truth)]
+    with pytest.raises(RepresentationError, match=f"log1p was applied to the reference {found}"):
+        evaluate(*sides, baseline=None, preset="quick", **keys)
+
+
+def test_the_truth_in_the_place_of_the_prediction_is_told(task, keys, predicted):
+    truth = task.held_out
+    mixed = anndata.concat([predicted[predicted.obs["target_gene"] != "MYC"], truth[truth.obs["target_gene"] == "MYC"]])
+    result = scored(mixed, truth, baseline=None, **keys)
+    assert check(result, "copies of the truth") == "warning"
+    assert "of 1 of 12 perturbations" in result.checks.loc["copies of the truth", "message"]
+
+
+@pytest.fixture(scope="module")
+def contexts():
+    """A screen of three contexts: prediction, truth, keys, and which predicted cells are of the smallest context."""
+    screen = simulate_screen(3, 6, n_genes=80, n_cells=80, seed=3)
+    odd = np.arange(screen.n_obs) % 2 == 1
+    few = ~(
+        (screen.obs["context"] == "context_3") & screen.obs["perturbation"].isin([f"perturbation_{i}" for i in "345"])
+    )
+    control = screen.obs["perturbation"] == "control"
+    prediction, truth = screen[odd & few & ~control].copy(), screen[(~odd & few) | control].copy()
+    prediction.X, truth.X = prediction.X.toarray(), truth.X.toarray()
+    keys = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
+    return prediction, truth, keys, (prediction.obs["context"] == "context_3").to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(np.log1p, "log1p was applied twice", id="double log"),
+        pytest.param(lambda x: np.log1p(10 * np.expm1(x)), "another normalisation total", id="another total"),
+        pytest.param(np.round, "whole numbers", id="rounded logarithms"),
+    ],
+)
+def test_one_context_on_another_scale_is_refused_by_name(contexts, change, message):
+    prediction, truth, keys, small = contexts
+    bad = changed(prediction, lambda x: np.where(small[:, None], change(x), x))
+    with pytest.raises(RepresentationError, match=f"in context 'context_3': .*{message}"):
+        evaluate(bad, truth, baseline=None, preset="quick", **keys)
+    assert not scored(prediction, truth, baseline=None, **keys).checks["status"].isin(["warning", "error"]).any()
+
+
+def test_warnings_name_the_context_and_how_many_more_there_are(contexts):
+    prediction, truth, keys, small = contexts
+    bad = changed(prediction, lambda x: np.where(small[:, None], x, np.roll(x, 1, axis=1)))
+    message = scored(bad, truth, baseline=None, **keys).checks.loc["gene profile", "message"]
+    assert message.startswith("in context 'context_1' and 1 more: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(np.log1p, "log1p was applied twice to the training data", id="double log"),
+        pytest.param(lambda x: np.log1p(10 * np.expm1(x)), "median cell of the training data", id="another total"),
+        pytest.param(lambda x: np.round(np.minimum(np.expm1(x), 14)), "of the training data are whole", id="counts"),
+        pytest.param(spoilt(np.nan), "training data has NaN", id="one NaN"),
+    ],
+)
+def test_training_data_on_another_scale_would_spoil_the_baselines(task, keys, predicted, change, message):
+    train = task.train.copy()
+    train.X = train.X.toarray()
+    with pytest.raises(RepresentationError, match=message):
+        evaluate(predicted, task.held_out, train=changed(train, change), **keys)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_totals_of_other_contexts_may_differ_unless_all_cells_have_the_same(contexts, normalised):
+    prediction, truth, keys, small = contexts
+    here, there = truth.obs["context"] == "context_3", truth.obs["context"] == "context_1"
+    train = changed(truth[there].copy(), lambda x: np.log1p(3 * np.expm1(x)))
+    genes = slice(None) if normalised else slice(0, 40)
+    sides = [adata[:, genes].copy() for adata in (prediction[small], truth[here], train)]
+    options = {"train": sides[2], "preset": "quick", **keys}
+    if not normalised:
+        scored(*sides[:2], **{k: v for k, v in options.items() if k != "preset"})
+        return
+    with pytest.raises(RepresentationError, match="median cell of the training data"):
+        evaluate(*sides[:2], **options)
+
+
 def test_a_reference_of_counts_is_refused(task, keys, predicted):
     with pytest.raises(RepresentationError, match="reference are whole numbers"):
         evaluate(predicted, counts_in_x(task.held_out), baseline=None, **keys)
@@ -210,6 +297,29 @@ def test_too_many_differentially_expressed_genes_are_told(task, keys, reference)
     with pytest.warns(EvaluationWarning, match="times as many differentially expressed genes"):
         result = evaluate(prediction, reference, preset="vcc2025")
     assert check(result, "number of DE genes") == "warning"
+
+
+def test_cells_of_some_conditions_that_are_all_alike_are_told(task, predicted, reference):
+    collapsed = means(predicted, task.perturbation_key)
+    few = predicted.obs[task.perturbation_key].isin(["MYC", "JAK2"]).to_numpy()
+    mixed = changed(predicted, lambda x: np.where(few[:, None], np.asarray(collapsed.X), x))
+    result = scored(mixed, reference)
+    assert check(result, "spread of cells") == "warning"
+    assert "2 of 12 perturbations" in result.checks.loc["spread of cells", "message"]
+
+
+@pytest.mark.parametrize("change", [np.log1p, lambda x: np.log1p(10 * np.expm1(x)), np.zeros_like])
+def test_one_condition_on_another_scale_does_not_hide_among_the_others(task, predicted, reference, change):
+    here = (predicted.obs[task.perturbation_key] == "MYC").to_numpy()
+    result = scored(changed(predicted, lambda x: np.where(here[:, None], change(x), x)), reference)
+    assert check(result, "scale of single conditions") == "warning"
+    assert "'MYC'" in result.checks.loc["scale of single conditions", "message"]
+
+
+@pytest.mark.parametrize("shift", [1, 57])
+def test_values_under_the_names_of_other_genes_are_told(predicted, reference, shift):
+    result = scored(changed(predicted, lambda x: np.roll(x, shift, axis=1)), reference)
+    assert check(result, "gene profile") == "warning"
 
 
 def test_few_cells_are_told(predicted, reference, task):
@@ -353,6 +463,20 @@ def test_held_out_cells_under_another_label_are_found_in_the_training_data(task,
     leaky = anndata.concat([task.train, hidden])
     with pytest.raises(RepresentationError, match="held-out perturbed cells occur in the training data"):
         evaluate(predicted, task.held_out, train=leaky, **keys)
+
+
+def test_leaked_cells_are_found_in_another_precision(task, keys, predicted):
+    hidden = task.held_out[task.held_out.obs[task.perturbation_key] == "JAK2"].copy()
+    hidden.obs[task.perturbation_key] = "another name"
+    leaky = anndata.concat([task.train, hidden])
+    # what was saved as float32 is not bit by bit what is held in float64
+    counts = leaky.layers["counts"].toarray().astype(np.float64)
+    leaky.X = np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 300)
+    truth = task.held_out.copy()
+    counts = truth.layers["counts"].toarray().astype(np.float64)
+    truth.X = np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 300).astype(np.float32)
+    reference = EvaluationReference.from_adata(truth, baseline_from=leaky, **keys)
+    assert [found.status for found in reference.leakage_checks] == ["ok", "error"]
 
 
 def test_controls_may_be_in_both(quick):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
+from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import (
     GroupStatistics,
     centroid_accuracy,
     discrimination_score_l1,
     effect_size_ratio,
     energy_distance,
+    evaluate,
     gene_weights,
     pds_cosine,
     pearson,
     r2_weighted,
     wmse,
 )
+from scvi_tahoe.evaluate._effect_metrics import effect_metrics
 
 NO_TARGET = np.array([-1, -1, -1])
 EFFECTS = np.array([[3.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 1.0, 0]])
@@ -148,3 +155,81 @@ def test_energy_distance_sees_a_change_of_spread_that_means_do_not():
     rng = np.random.default_rng(0)
     narrow, wide = rng.normal(0, 1, (400, 3)), rng.normal(0, 3, (400, 3))
     assert energy_distance(narrow, wide) > 20 * energy_distance(narrow, rng.normal(0, 1, (400, 3)))
+
+
+def test_systema_gives_nothing_for_a_shift_that_all_perturbations_share():
+    shared = np.array([4.0, 4.0, 0, 0, 0, 0])
+    own = np.array([[0, 0, 1.0, -1.0, 0, 0], [0, 0, -1.0, 1.0, 0, 0]])
+    observed = statistics(shared + own)
+
+    def systema(mean):
+        scores = effect_metrics(observed, statistics(mean), np.array(list("uvwxyz")), np.full((2, 6), 1 / 6))
+        return scores[["pearson_delta", "pearson_systema"]].to_numpy()
+
+    np.testing.assert_allclose(systema(shared + own), 1)
+    np.testing.assert_allclose(systema(shared - own)[:, 1], -1)
+    for_all = systema(np.stack([shared, shared]))
+    assert (for_all[:, 0] > 0.9).all()  # against controls the shared shift looks like a good prediction
+    assert np.isnan(for_all[:, 1]).all()
+    # a wrong own effect on top of the right shared one: still good against controls, no agreement beyond the mean
+    other = np.array([[0, 0, 0, 0, 1.0, -1.0], [0, 0, 0, 0, -1.0, 1.0]])
+    assert (systema(shared + other)[:, 0] > 0.9).all()
+    np.testing.assert_allclose(systema(shared + other)[:, 1], 0, atol=1e-12)
+
+
+def test_diagnostics_of_spread_and_zeros_are_ratio_and_difference():
+    observed = statistics(EFFECTS)
+    predicted = replace(
+        statistics(EFFECTS, variance=np.array([[0.4], [0.1], [0.0]]) * np.ones((1, 4))),
+        zero_fraction=np.array([[0.3], [0.0], [0.1]]) * np.ones((1, 4)),
+    )
+    scores = effect_metrics(observed, predicted, np.array(list("wxyz")), np.full((3, 4), 0.25))
+    np.testing.assert_allclose(scores["variance_ratio"], [2, 1, 0])  # of standard deviations
+    np.testing.assert_allclose(scores["zero_fraction_difference"], [0.3, 0, 0.1])
+    np.testing.assert_allclose(scores["effect_size_ratio"], 1)
+
+
+def cells_with_changes(changed, seed):
+    """Forty cells a perturbation over ten genes; genes of ``changed`` are far above the controls."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(["control", *changed], 40)
+    matrix = rng.uniform(1, 2, (len(labels), 10)).astype(np.float32)
+    for label, genes in changed.items():
+        matrix[np.ix_(labels == label, genes)] += 3
+    obs = pd.DataFrame({"target": labels}, index=[f"cell_{i}" for i in range(len(labels))])
+    return anndata.AnnData(matrix, obs=obs)
+
+
+def test_the_ratio_of_de_counts_counts_genes_on_both_sides():
+    truth = cells_with_changes({"a": [0, 1, 2, 3], "b": [4, 5], "c": []}, seed=0)
+    prediction = cells_with_changes({"a": [0, 9], "b": [4, 5, 6, 7], "c": [1]}, seed=0)
+    result = evaluate(
+        prediction,
+        truth,
+        perturbation_key="target",
+        control="control",
+        baseline=None,
+        preset="vcc2025",
+        representation_check="off",
+    )
+    scores = result.per_perturbation.droplevel("context")
+    assert scores["n_de_observed"].tolist() == [4, 2, 0]
+    assert scores["n_de_predicted"].tolist() == [2, 4, 1]
+    np.testing.assert_array_equal(scores["nsig_ratio"], [0.5, 2, np.nan])
+
+
+def test_the_floor_of_the_energy_distance_is_that_of_a_replicate():
+    screen = simulate_screen(1, 5, n_genes=60, n_cells=200, n_control_cells=100, seed=4)
+    odd = np.arange(screen.n_obs) % 2 == 1
+    control = (screen.obs["perturbation"] == "control").to_numpy()
+    result = evaluate(
+        screen[odd & ~control].copy(),
+        screen[~odd | control].copy(),
+        perturbation_key="perturbation",
+        control="control",
+        baseline="control",
+        preset="full",
+    )
+    row = result.summary.loc["energy_distance"]
+    assert row["value"] == pytest.approx(row["ceiling"], rel=0.2)
+    assert row["baseline"] > 3 * row["ceiling"]

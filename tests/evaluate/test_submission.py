@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scvi_tahoe.evaluate import Rules2026, submission
+from scvi_tahoe.evaluate import EvaluationWarning, Rules2026, submission
 from scvi_tahoe.evaluate._submission_2025 import read_2025
 from scvi_tahoe.evaluate._submission_2026 import read_2026
 
@@ -101,6 +101,11 @@ def test_what_breaks_a_rule_of_2025_is_refused(of_2025, tmp_path):
     submission(of_2025, path, year=2025, genes=genes, n_cells=numbers)
     with pytest.raises(KeyError, match="no obs column 'gene'"):
         submission(of_2025, path, year=2025, genes=genes, perturbation_key="gene")
+
+
+def test_another_panel_of_genes_than_that_of_2025_is_told(of_2025, tmp_path):
+    with pytest.warns(EvaluationWarning, match="scores 18,080 genes, and this file has 299"):
+        submission(of_2025, tmp_path / "mine.vcc", year=2025, genes=list(of_2025.var_names))
 
 
 def test_too_many_cells_are_refused(of_2025, tmp_path, monkeypatch):

@@ -77,6 +77,10 @@ def test_scores_are_those_of_a_direct_call(task, keys, counts):
     for metric in ("pds_cosine", "de_wilcoxon_sig_jaccard", "de_wilcoxon_lfc_nmae"):
         np.testing.assert_array_equal(ours[metric], wide[metric].astype(float))
     assert result.vcc["year"] == 2026
+    # a member that is the mean of its perturbations has an interval, one that is a ratio of sums has none
+    table = result.summary.loc[list(VCC2026_METRICS)]
+    assert ((table["low"] < table["value"]) & (table["value"] < table["high"])).sum() == 5
+    assert np.isnan(table.loc["expr_mse_unbiased_capped_norm", "low"])
     assert "PDS (cosine, 2026)" in result._repr_html_()
 
 

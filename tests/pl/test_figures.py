@@ -8,7 +8,7 @@ import pytest
 from matplotlib.text import Text
 
 from scvi_tahoe import pl
-from scvi_tahoe.datasets import papalexi_few_shot
+from scvi_tahoe.datasets import papalexi_few_shot, simulate_screen
 from scvi_tahoe.evaluate import EvaluationReference, baseline_results
 
 
@@ -41,9 +41,35 @@ FIGURES = {
 }
 
 
+@pytest.fixture(scope="module")
+def drugs():
+    """Results on three contexts, perturbations and contexts with long names."""
+    screen = simulate_screen(3, 9, n_genes=100, n_cells=40, seed=2)
+    names = {f"perturbation_{i}": f"Trametinib (DMSO_TF solvate) {i}.0 uM" for i in range(1, 10)}
+    screen.obs["drug"] = screen.obs["perturbation"].astype(str).map(names | {"control": "DMSO_TF"})
+    screen.obs["line"] = "NCI-H596 " + screen.obs["context"].astype(str)
+    held_out = screen.obs["drug"].isin(list(names.values())[:5])
+    control = screen.obs["drug"] == "DMSO_TF"
+    reference = EvaluationReference.from_adata(
+        screen[held_out | control].copy(),
+        perturbation_key="drug",
+        control="DMSO_TF",
+        context_key="line",
+        baseline_from=screen[~held_out].copy(),
+    )
+    found = baseline_results(reference, ("train_mean", "control"))
+    return {"context_transfer": found["train_mean"], "cells_quantile": found["control"]}
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_no_two_texts_overlap_and_none_is_cut(results, name):
-    figure = FIGURES[name](results)
+@pytest.mark.parametrize("screen", ["results", "drugs"])
+def test_no_two_texts_overlap_and_none_is_cut(request, screen, name):
+    results = request.getfixturevalue(screen)
+    if (screen, name) == ("drugs", "fold changes"):
+        drug = results["cells_quantile"].per_perturbation.index[0][1]
+        figure = results["cells_quantile"].plot("fold_changes", perturbation=drug)
+    else:
+        figure = FIGURES[name](results)
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     width, height = figure.canvas.get_width_height()
@@ -90,6 +116,20 @@ def test_the_page_of_deltas_shows_the_strongest_first_or_what_is_asked_for(resul
     assert titles == ["JAK2", "IFNGR1"]
     titles = [ax.get_title().split(",")[0] for ax in pl.deltas(result, ["MYC", "STAT2"]).axes]
     assert titles == ["MYC", "STAT2"]
+
+
+def test_a_title_that_is_too_long_is_cut_in_its_name_and_keeps_context_and_correlation(drugs):
+    titles = [ax.get_title() for ax in drugs["context_transfer"].plot("deltas").axes if ax.get_title()]
+    assert all(title.startswith("Trametinib (DMSO") for title in titles)
+    assert all("NCI-H596 context_" in title.split("\n")[1] for title in titles)
+
+
+def test_names_tell_the_context_where_there_are_several(drugs, results):
+    def names(result):
+        return [text.get_text() for text in result.plot("ranks").axes[0].texts]
+
+    assert any("(NCI-H596 context_" in name for name in names(drugs["cells_quantile"]))
+    assert "MYC" in names(results["cells_quantile"])
 
 
 def test_a_prediction_of_no_change_is_said_to_be_one(results):

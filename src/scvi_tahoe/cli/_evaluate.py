@@ -43,9 +43,10 @@ def evaluate(
     with one_line_mistakes(), warnings.catch_warnings():
         from scvi_tahoe.evaluate import EvaluationWarning
         from scvi_tahoe.evaluate import evaluate as score
+        from scvi_tahoe.evaluate._text import finding_lines
         from scvi_tahoe.study import read_cells
 
-        # Shown below the scores, without the line of code that a warning comes with.
+        # Shown with the scores, without the line of code that a warning comes with.
         warnings.simplefilter("ignore", EvaluationWarning)
         result = score(
             read_cells(prediction), read_cells(reference), perturbation_key=perturbation_key, control=control,
@@ -55,10 +56,10 @@ def evaluate(
         if output:
             result.save(output)
     if json:
+        for line in [] if representation_check is Policy.OFF else finding_lines(result):
+            typer.echo(line, err=True)
         typer.echo(result.summary.to_json(orient="index", indent=1))
         return
-    typer.echo(result.summary.to_string(float_format="{:.4f}".format))
-    for name, check in result.checks.query("status == 'warning'").iterrows():
-        typer.echo(f"Note on the prediction ({name}): {check['message']}")
+    typer.echo(repr(result))
     if output:
         typer.echo(f"Scores: {output}")

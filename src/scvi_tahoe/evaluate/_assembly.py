@@ -31,7 +31,7 @@ _TITLES = {"target": "perturbation", "feature": "gene"}
 
 
 def assemble_result(
-    profile: CellProfile,
+    profiles: Mapping[str, CellProfile],
     reference: EvaluationReference,
     scores: Mapping[str, ContextScores],
     *,
@@ -44,8 +44,8 @@ def assemble_result(
 
     Parameters
     ----------
-    profile
-        Totals and zeros of a sample of the predicted cells.
+    profiles
+        Totals and zeros of a sample of the predicted cells of each context.
     reference
         Truth.
     scores
@@ -70,7 +70,7 @@ def assemble_result(
         checks=checks_table(checks),
         provenance=provenance,
         effects=_effects(scores, reference),
-        cells=_cells(observed=reference.profile, predicted=profile),
+        cells=_cells(observed=reference.profiles, predicted=profiles),
         baseline_per_perturbation=baseline,
         halves_per_perturbation=halves,
         de_observed=_tests(observed_de),
@@ -107,11 +107,12 @@ def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference
     )
 
 
-def _cells(**sides: CellProfile) -> pd.DataFrame:
+def _cells(**sides: Mapping[str, CellProfile]) -> pd.DataFrame:
     """Totals and zeros of the sampled cells of both sides."""
     parts = [
-        pd.DataFrame({"side": side, "total": profile.totals, "zero_fraction": profile.zero_fraction})
-        for side, profile in sides.items()
+        pd.DataFrame({"side": side, "context": c, "total": profile.totals, "zero_fraction": profile.zero_fraction})
+        for side, profiles in sides.items()
+        for c, profile in profiles.items()
     ]
     return pd.concat(parts, ignore_index=True)
 

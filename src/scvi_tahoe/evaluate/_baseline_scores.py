@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scvi_tahoe.evaluate._baseline_prediction import BASELINES, EMBEDDING_BASELINES
-from scvi_tahoe.evaluate._cell_profile import cell_profile
+from scvi_tahoe.evaluate._cell_profile import profiles_of_contexts
 from scvi_tahoe.evaluate._check import act_on
 from scvi_tahoe.evaluate._matching import matched, value_checks
 from scvi_tahoe.evaluate._value_checks import clipped
@@ -92,8 +92,8 @@ def scores_of_baseline(
     if shared is not reference:
         msg = "The baseline's prediction lacks conditions that the prediction has; predict the same ones."
         raise ValueError(msg)
-    profile = cell_profile(predicted, without=reference.control)
-    act_on([*checks, *value_checks(predicted, profile, reference)], "error")
+    profiles = profiles_of_contexts(predicted, without=reference.control)
+    act_on([*checks, *value_checks(predicted, profiles, reference)], "error")
     return reference.score(clipped(predicted), settings)
 
 

@@ -33,7 +33,10 @@ _BLOCK = 1 << 16
 #: selected rows copied at once
 _ROWS = 512
 #: packages whose release changes scores
-_PACKAGES = ("scvi-tahoe", "cell-eval", "cell-eval2", "pdex", "gpudge", "numpy", "scipy", "anndata")
+_PACKAGES = (
+    *("scvi-tahoe", "cell-eval", "cell-eval2", "pdex", "gpudge"),
+    *("numpy", "scipy", "anndata", "scanpy", "scikit-learn"),
+)
 
 
 def installed_versions() -> dict[str, str]:
@@ -107,7 +110,7 @@ class TruthCache:
         compute
             Makes the table.
         """
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        name = hashlib.sha256(_text(key).encode()).hexdigest()
         if name not in self._memory:
             table = self._read(name)
             if table is None:
@@ -125,8 +128,11 @@ class TruthCache:
         if not (path.exists() and record.exists()):
             return None
         try:
-            expected = json.loads(record.read_text())["sha256"]
-            if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            told = json.loads(record.read_text())
+            if hashlib.sha256(_text(told["key"]).encode()).hexdigest() != name:
+                logger.warning("Cached table %s was made for something else and is computed again.", path)
+                return None
+            if hashlib.sha256(path.read_bytes()).hexdigest() != told["sha256"]:
                 logger.warning("Cached table %s does not match its checksum and is computed again.", path)
                 return None
             return pl.read_parquet(path)
@@ -145,3 +151,7 @@ class TruthCache:
         os.replace(temporary, path)
         temporary.write_text(json.dumps({"sha256": checksum, "key": key}, sort_keys=True, indent=1))
         os.replace(temporary, record)
+
+
+def _text(key: object) -> str:
+    return json.dumps(key, sort_keys=True)

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._cells import CellTable
 
-__all__ = ["CellProfile", "cell_profile"]
+__all__ = ["CellProfile", "cell_profile", "profiles_of_contexts"]
 
 #: cells looked at on each side: enough for a median, few enough for a tenth of a second at 18,000 genes
 _MAX_CELLS = 300
+#: and in each of many contexts at least as many
+_MIN_CELLS = 60
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,37 @@ class CellProfile:
     integer_fraction: float
 
 
-def cell_profile(cells: CellTable, *, without: str | None = None, seed: int = 0) -> CellProfile:
+def profiles_of_contexts(cells: CellTable, *, without: str) -> dict[str, CellProfile]:
+    """Profile the cells of every context, 300 in all, but at least 60 of each; contexts of controls are left out.
+
+    Parameters
+    ----------
+    cells
+        Cells of one or several contexts.
+    without
+        Label of cells to leave out (controls).
+    """
+    perturbed = cells.perturbation != without
+    contexts = [str(context) for context in np.unique(cells.context[perturbed])]
+    most = max(_MAX_CELLS // max(len(contexts), 1), _MIN_CELLS)
+    return {c: _profile(cells, np.flatnonzero(perturbed & (cells.context == c)), most) for c in contexts}
+
+
+def cell_profile(cells: CellTable) -> CellProfile:
     """Profile up to 300 randomly chosen cells.
 
     Parameters
     ----------
     cells
         Cells with at least one row.
-    without
-        Label of cells to leave out (controls).
-    seed
-        Seed of the choice.
     """
-    rows = np.arange(cells.n_cells) if without is None else np.flatnonzero(cells.perturbation != without)
-    if len(rows) > _MAX_CELLS:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, _MAX_CELLS, replace=False))
+    return _profile(cells, np.arange(cells.n_cells), _MAX_CELLS)
+
+
+def _profile(cells: CellTable, rows: NDArray[np.intp], most: int) -> CellProfile:
+    """Profile at most as many of the given cells, always the same ones."""
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
     values = dense(cells.expression[rows])
     positive = values[values != 0]
     with np.errstate(over="ignore", invalid="ignore"):  # values that are no logarithms overflow, which is the finding

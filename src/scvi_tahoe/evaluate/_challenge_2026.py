@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.evaluate._bootstrap import bootstrap_means, interval
 from scvi_tahoe.evaluate._check import Check, checks_table
 from scvi_tahoe.evaluate._metric_info import metric_info
+from scvi_tahoe.evaluate._summary import mean_over_contexts
 from scvi_tahoe.evaluate._vcc2026 import VCC2026_METRICS, vcc2026_scores
 
 if TYPE_CHECKING:
@@ -45,11 +47,12 @@ def with_scores_of_2026(
     own = result.per_perturbation.drop(columns=members.columns.intersection(result.per_perturbation.columns))
     kept = result.summary.drop(index=result.summary.index.intersection(list(VCC2026_METRICS)))
     vcc = _overall(scores)
+    theirs = _summary(scores, members, kept.columns, seed=result.provenance["seed"])
     return replace(
         result,
         checks=pd.concat([checks_table([_scale_check(vcc)]), result.checks]),
         per_perturbation=own.join(members),
-        summary=pd.concat([_summary(scores, members, kept.columns), kept]).rename_axis("metric"),
+        summary=pd.concat([theirs, kept]).rename_axis("metric"),
         vcc=vcc,
     )
 
@@ -66,12 +69,19 @@ def _scale_check(vcc: Mapping[str, Any]) -> Check:
     return Check("scale of 2026", "warning", 6 - len(lost), "6 members", message)
 
 
-def _summary(scores: Mapping[str, Vcc2026Scores], members: pd.DataFrame, columns: pd.Index) -> pd.DataFrame:
+def _summary(
+    scores: Mapping[str, Vcc2026Scores], members: pd.DataFrame, columns: pd.Index, *, seed: int
+) -> pd.DataFrame:
     """Lines of the six members in the form of the summary; the ceiling is the mean of five split-half replicates."""
     mean = pd.concat([s.table for s in scores.values()]).groupby(level=0, sort=False).mean()
     table = pd.DataFrame(np.nan, index=list(VCC2026_METRICS), columns=columns, dtype=object)
     table["value"], table["baseline"] = mean["value"], mean["baseline"]
     table["ceiling"], table["scaled"] = mean["replicate"], mean["scaled"]
+    low, high = interval(bootstrap_means([members], seed=seed)[0])
+    # a member whose value is not the mean over perturbations has no interval
+    means = np.isclose(mean_over_contexts(members), table["value"].reindex(members.columns).astype(float))
+    for side, ends in (("low", low), ("high", high)):
+        table[side] = pd.Series(np.where(means, ends, np.nan), index=members.columns).reindex(table.index)
     table["direction"] = [metric_info(name).direction for name in table.index]
     known = members.notna().sum().reindex(table.index).fillna(len(members)).astype(int)
     table["n_perturbations"], table["n_missing"] = known, len(members) - known

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Check", "EvaluationWarning", "RepresentationError", "act_on", "checks_table", "graded"]
+__all__ = ["Check", "EvaluationWarning", "RepresentationError", "act_on", "checks_table", "graded", "gravest"]
+
+#: from harmless to grave
+_STATUSES = ("ok", "note", "warning", "error")
 
 
 class RepresentationError(ValueError):
@@ -78,6 +81,34 @@ def graded(
     return Check(name, "ok", float(value), allowed)
 
 
+def gravest(found: Mapping[str, Sequence[Check]]) -> list[Check]:
+    """Keep of each kind the gravest outcome over contexts, so that no context can hide behind the others.
+
+    Parameters
+    ----------
+    found
+        Outcomes of every context.
+
+    Returns
+    -------
+    One check of each name; where there are several contexts, messages begin with the one that was found wanting and
+    tell how many more are.
+    """
+    by_name: dict[str, list[tuple[str, Check]]] = {}
+    for context, checks in found.items():
+        for check in checks:
+            by_name.setdefault(check.name, []).append((context, check))
+    kept = []
+    for outcomes in by_name.values():
+        context, worst = max(outcomes, key=lambda outcome: _STATUSES.index(outcome[1].status))
+        if worst.message and len(found) > 1:
+            others = sum(check.status == worst.status for _, check in outcomes) - 1
+            where = f"in context {context!r}" + (f" and {others} more" if others else "")
+            worst = replace(worst, message=f"{where}: {worst.message}")
+        kept.append(worst)
+    return kept
+
+
 def act_on(checks: Sequence[Check], policy: Literal["error", "warn", "off"]) -> None:
     """Warn about what deserves it, and raise on errors unless the policy turns them into warnings.
 
@@ -108,5 +139,4 @@ def checks_table(checks: Sequence[Check]) -> pd.DataFrame:
     """One row a check, the gravest first."""
     columns = ["name", "status", "value", "allowed", "message"]
     table = pd.DataFrame([asdict(check) for check in checks], columns=columns).set_index("name")
-    order = {"error": 0, "warning": 1, "note": 2, "ok": 3}
-    return table.sort_values("status", key=lambda status: status.map(order), kind="stable")
+    return table.sort_values("status", key=lambda status: -status.map(_STATUSES.index), kind="stable")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.evaluate._baseline_prediction import BASELINES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -31,7 +33,11 @@ HEADLINE_METRICS = (
 
 
 def compare_results(
-    results: Mapping[str, EvaluationResult], *, metrics: Sequence[str] | None = None, ceiling: bool = True
+    results: Mapping[str, EvaluationResult],
+    *,
+    metrics: Sequence[str] | None = None,
+    baseline: bool = True,
+    ceiling: bool = True,
 ) -> pd.DataFrame:
     """Return one row a prediction and one column a metric, with the overall score of the challenge where there is one.
 
@@ -41,6 +47,9 @@ def compare_results(
         Results by name, all against the same truth under the same settings.
     metrics
         Metrics to show; by default the headline ones that all results have.
+    baseline
+        Add a row with the baseline that shares of the way and overall scores start from, unless one of the predictions
+        is that baseline.
     ceiling
         Add a last row with what a replicate experiment would reach.
 
@@ -60,6 +69,12 @@ def compare_results(
         msg = f"Metrics {absent} are not in every result; they have {list(first.summary.index)}."
         raise KeyError(msg)
     rows = {name: result.summary.loc[list(metrics), "value"] for name, result in results.items()}
+    scaled = next((r for r in results.values() if r.provenance["baseline"] is not None), first)
+    base = scaled.summary.loc[list(metrics), "baseline"]
+    if baseline and base.notna().any() and not any(_same(base, row) for row in rows.values()):
+        # the six scores of 2026 have a baseline of their own beside the named one
+        several = scaled.provenance["preset"] == "vcc2026"
+        rows["baseline" if several else f"baseline ({scaled.provenance['baseline']})"] = base
     if ceiling and first.summary["ceiling"].notna().any():
         rows["ceiling (replicate)"] = first.summary.loc[list(metrics), "ceiling"]
     table = pd.DataFrame(rows).T
@@ -69,6 +84,24 @@ def compare_results(
         table[f"VCC {year} overall"] = [challenges[n]["overall"] if n in challenges else np.nan for n in table.index]
     table.index.name = "prediction"
     return table
+
+
+def _same(one: pd.Series, other: pd.Series) -> bool:
+    return bool(np.allclose(one.to_numpy(float), other.to_numpy(float), rtol=1e-6, atol=0, equal_nan=True))
+
+
+def _same_baseline(one: EvaluationResult, other: EvaluationResult) -> bool:
+    """Whether shares of the way and overall scores start from the same; without a baseline there are none to compare.
+
+    A named baseline counts as the same with another seed: its cells are drawn anew, from the same training data.
+    """
+    names = [side.provenance["baseline"] for side in (one, other)]
+    if None in names:
+        return True
+    if all(name in BASELINES for name in names):
+        from_training = names[0] != "control"
+        return names[0] == names[1] and not (from_training and one.provenance["train"] != other.provenance["train"])
+    return _same(one.summary["baseline"], other.summary["baseline"])
 
 
 def baseline_results(
@@ -105,7 +138,7 @@ def baseline_results(
 
 
 def verify_comparable(results: Mapping[str, EvaluationResult]) -> None:
-    """Refuse results of different truths, settings or releases of cell-eval.
+    """Refuse results of different truths, settings, baselines or releases of cell-eval.
 
     Raises
     ------
@@ -122,6 +155,8 @@ def verify_comparable(results: Mapping[str, EvaluationResult]) -> None:
         ]
         versions = [r.provenance["versions"] for r in (first, other)]
         different += [p for p in ("cell-eval", "pdex", "cell-eval2") if versions[0].get(p) != versions[1].get(p)]
+        if not different and not _same_baseline(first, other):
+            different = ["baseline"]
         if different:
             msg = f"Results {first_name!r} and {name!r} cannot be compared: they differ in {', '.join(different)}."
             raise ValueError(msg)

@@ -20,7 +20,7 @@ __all__ = ["check_contexts"]
 
 #: columns that name contexts in public screens
 _NAMES = re.compile(r"cell[_ .]?(line|type)s?|celltype|donor|tissue|context|cell[_ .]?name", re.IGNORECASE)
-#: largest distance of control means that sampling gives, in units of what it gives on average (as for controls)
+#: largest distance of control means that sampling gives, in units of what it gives on average
 _DISTANCE = 2.0
 _MAX_CELLS = 1000
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from scvi_tahoe.evaluate._assembly import assemble_result
 from scvi_tahoe.evaluate._baseline_scores import baseline_name, scores_of_baseline, verify_baseline
 from scvi_tahoe.evaluate._cache import installed_versions
-from scvi_tahoe.evaluate._cell_profile import cell_profile
+from scvi_tahoe.evaluate._cell_profile import profiles_of_contexts
 from scvi_tahoe.evaluate._challenge_2026 import with_scores_of_2026
-from scvi_tahoe.evaluate._check import act_on
+from scvi_tahoe.evaluate._check import act_on, gravest
 from scvi_tahoe.evaluate._counts import log1p_expression
 from scvi_tahoe.evaluate._matching import count_checks, matched, value_checks
 from scvi_tahoe.evaluate._prediction_checks import check_de_counts, check_statistics
@@ -109,6 +109,7 @@ def evaluate(
     settings = ScoringSettings(preset=preset, control_cells=control_cells)
     _verify_policy(representation_check)
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
+    reference.verify_unchanged()
     verify_baseline(baseline, reference)
     context_checks = reference.context_checks
     predicted, reference, checks = matched(prediction, reference, own_controls=control_cells == "predicted")
@@ -116,13 +117,13 @@ def evaluate(
     checks += [check_space(prediction, counts=settings.from_counts), *([] if allow_train else reference.leakage_checks)]
     counts = (predicted, reference)
     if settings.from_counts:
-        checks += count_checks(predicted, reference)
+        checks += [*count_checks(predicted, reference), *reference.train_count_checks]
         act_on(checks, representation_check)
         predicted, reference = log1p_expression([predicted], total=reference.total)[0], reference.log1p
-        profile = cell_profile(predicted, without=reference.control)
+        profiles = profiles_of_contexts(predicted, without=reference.control)
     else:
-        profile = cell_profile(predicted, without=reference.control)
-        checks += value_checks(predicted, profile, reference)
+        profiles = profiles_of_contexts(predicted, without=reference.control)
+        checks += [*value_checks(predicted, profiles, reference), *reference.train_checks]
         act_on(checks, representation_check)
 
     if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
@@ -143,7 +144,7 @@ def evaluate(
         "versions": installed_versions(),
     }
     result = assemble_result(
-        profile,
+        profiles,
         reference,
         scores,
         baseline=baseline_scores,
@@ -164,21 +165,17 @@ def _statistics_checks(
     scores: Mapping[str, ContextScores], reference: EvaluationReference, settings: ScoringSettings
 ) -> list[Check]:
     """Checks on effects and spread, of each context; the gravest of each kind is kept."""
-    kept: dict[str, Check] = {}
-    order = ["ok", "note", "warning", "error"]
+    found = {}
     for context, truth in reference.contexts.items():
-        found = check_statistics(
+        found[context] = check_statistics(
             scores[context].statistics,
             truth.statistics,
             truth.cells.genes,
             own_controls=settings.control_cells == "predicted",
         )
         if settings.needs_de:
-            found.append(check_de_counts(scores[context].per_perturbation))
-        for check in found:
-            if check.name not in kept or order.index(check.status) > order.index(kept[check.name].status):
-                kept[check.name] = check
-    return list(kept.values())
+            found[context].append(check_de_counts(scores[context].per_perturbation))
+    return gravest(found)
 
 
 def _as_reference(

@@ -67,9 +67,11 @@ def _leaked_cells(train: CellTable, observed: CellTable, control: str) -> Check:
 
 
 def _sums(cells: CellTable) -> NDArray[np.float64]:
-    """Sum of each row, always added up in the same order, so that equal cells have equal sums in any storage."""
+    """Sum of each row in one precision and one order, so that equal cells have equal sums in any storage."""
     chunks = (dense(cells.expression[start : start + _CHUNK]) for start in range(0, cells.n_cells, _CHUNK))
-    return np.concatenate([np.ascontiguousarray(chunk).sum(axis=1, dtype=np.float64) for chunk in chunks])
+    return np.concatenate(
+        [np.ascontiguousarray(chunk, dtype=np.float32).sum(axis=1, dtype=np.float64) for chunk in chunks]
+    )
 
 
 def _blocks(cells: CellTable, rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:

@@ -8,10 +8,10 @@ import numpy as np
 
 from scvi_tahoe.evaluate._alignment import align_genes, shared_conditions
 from scvi_tahoe.evaluate._cells import cells_from_adata
-from scvi_tahoe.evaluate._check import Check
+from scvi_tahoe.evaluate._check import Check, gravest
 from scvi_tahoe.evaluate._counts import check_counts, check_depth
 from scvi_tahoe.evaluate._prediction_checks import check_totals_spread
-from scvi_tahoe.evaluate._value_checks import check_integers, check_range, check_scale
+from scvi_tahoe.evaluate._value_checks import check_integers, check_logarithm, check_range, check_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,29 +78,34 @@ def matched(
     return predicted.take(rows), reference.restricted_to(shared), checks
 
 
-def value_checks(predicted: CellTable, profile: CellProfile, reference: EvaluationReference) -> list[Check]:
+def value_checks(
+    predicted: CellTable, profiles: Mapping[str, CellProfile], reference: EvaluationReference
+) -> list[Check]:
     """Check single values and the scale of cells on both sides; seconds at most, however large the data.
 
     Parameters
     ----------
     predicted
         Predicted cells of the conditions of the reference.
-    profile
-        Totals and zeros of a sample of them.
+    profiles
+        Totals and zeros of a sample of them, of each context: one on another scale must not vanish among the others.
     reference
         Truth.
     """
     ranges = [check_range(predicted, role="prediction"), reference.range_check]
     if any(np.isnan(check.value) for check in ranges):
         return ranges  # with NaN or infinite values every further statistic would be one too
-    observed = reference.profile
-    return [
-        *ranges,
-        check_integers(profile, role="prediction"),
-        check_integers(observed, role="reference"),
-        check_scale(profile, observed),
-        check_totals_spread(profile, observed),
-    ]
+    found = {
+        context: [
+            check_integers(profiles[context], role="prediction"),
+            check_integers(observed, role="reference"),
+            check_logarithm(observed),
+            check_scale(profiles[context], observed),
+            check_totals_spread(profiles[context], observed),
+        ]
+        for context, observed in reference.profiles.items()
+    }
+    return [*ranges, *gravest(found)]
 
 
 def count_checks(predicted: CellTable, reference: EvaluationReference) -> list[Check]:
@@ -114,7 +119,11 @@ def count_checks(predicted: CellTable, reference: EvaluationReference) -> list[C
         Truth.
     """
     both = [check_counts(predicted, role="prediction"), check_counts(reference.cells, role="reference")]
-    return [*both, check_depth(predicted, reference.cells)]
+    by_context = {
+        context: [check_depth(predicted.of_context(context), truth.cells)]
+        for context, truth in reference.contexts.items()
+    }
+    return [*both, *gravest(by_context)]
 
 
 def _genes(cells: CellTable, reference: EvaluationReference, *, in_order: bool) -> Check:

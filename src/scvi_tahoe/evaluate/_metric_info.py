@@ -29,6 +29,9 @@ class MetricInfo:
         * ``"none"`` - no rule, no ceiling.
     needs_de
         Whether it is computed from differential expression.
+    whole_panel
+        Whether it is one number for all perturbations of a context, repeated in each row: then neither a bootstrap over
+        perturbations nor groups of them say anything.
     source
         Where the formula comes from.
     """
@@ -37,6 +40,7 @@ class MetricInfo:
     best: float | None
     ceiling: CeilingRule = "none"
     needs_de: bool = False
+    whole_panel: bool = False
     source: str = "cell-eval 0.8.2"
 
     @property
@@ -62,15 +66,15 @@ METRICS: dict[str, MetricInfo] = {
     "pearson_delta": MetricInfo(label="Pearson of deltas", best=1, ceiling=_SB),
     "discrimination_score_l2": MetricInfo(label="PDS (L2)", best=1, ceiling=_SB),
     "discrimination_score_cosine": MetricInfo(label="PDS (cosine)", best=1, ceiling=_SB),
-    "pearson_edistance": MetricInfo(label="Pearson of energy distances", best=1),
-    "clustering_agreement": MetricInfo(label="Clustering agreement", best=1),
+    "pearson_edistance": MetricInfo(label="Pearson of energy distances", best=1, whole_panel=True),
+    "clustering_agreement": MetricInfo(label="Clustering agreement", best=1, whole_panel=True),
     **{
         f"{kind}_at_{n}": MetricInfo(label=f"{kind.title()} at {n}", best=1, ceiling=_SB, needs_de=True)
         for kind in ("overlap", "precision")
         for n in ("N", 50, 100, 200, 500)
         if (kind, n) != ("overlap", "N")
     },
-    "de_spearman_sig": MetricInfo(label="Spearman of DE counts", best=1, ceiling=_SB, needs_de=True),
+    "de_spearman_sig": MetricInfo(label="Spearman of DE counts", best=1, ceiling=_SB, needs_de=True, whole_panel=True),
     "de_direction_match": MetricInfo(label="Direction of DE genes", best=1, ceiling=_SB, needs_de=True),
     "de_spearman_lfc_sig": MetricInfo(label="Spearman of DE fold changes", best=1, ceiling=_SB, needs_de=True),
     "de_sig_genes_recall": MetricInfo(label="Recall of DE genes", best=1, ceiling=_SB, needs_de=True),

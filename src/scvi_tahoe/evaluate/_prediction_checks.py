@@ -30,7 +30,14 @@ _EFFECT = (0.5, 2.0)
 _TOTALS = 0.12
 _NSIG = (0.2, 5.0)
 _MIN_CELLS = 30
-_CONTROLS = 2.0
+_CONTROLS = 1.5
+_PROFILE = 0.8
+_ONE_SCALE = (0.7, 1.4)
+#: a condition whose cells spread less than this share of the observed ones holds copies of its mean ...
+_ALIKE = 0.25
+#: ... and so may this share of all conditions without a warning, if there are this many cells
+_FEW_ALIKE = 0.1
+_CELLS_OF_SPREAD = 5
 
 
 def check_totals_spread(predicted: CellProfile, observed: CellProfile) -> Check:
@@ -66,6 +73,9 @@ def check_statistics(
         Whether the prediction is scored on its own controls, which are then compared with the observed ones.
     """
     checks = [
+        _copies(predicted, observed),
+        _profile(predicted, observed),
+        _one_scale(predicted, observed),
         _zeros(predicted, observed),
         _spread(predicted, observed),
         _effect_size(predicted, observed),
@@ -94,6 +104,48 @@ def check_de_counts(scores: pd.DataFrame) -> Check:
     return graded("number of DE genes", ratio, message=message, warn=_NSIG)
 
 
+def _copies(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    """Count perturbations with the observed mean of every gene: no prediction, but the answer."""
+    equal = np.isclose(predicted.mean, observed.mean, rtol=1e-6, atol=0) & (
+        observed.mean.max(axis=1, keepdims=True) > 0
+    )
+    n = int(equal.all(axis=1).sum())
+    message = (
+        f"the predicted cells of {n} of {len(equal)} perturbations have exactly the observed means: the observed cells "
+        "themselves were passed as the prediction."
+    )
+    return Check("copies of the truth", "warning" if n else "ok", n, "0", message if n else "")
+
+
+def _profile(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    """Correlation over genes of the mean expression of both sides: genes under each other's names have none."""
+    means = [side.mean.mean(axis=0) for side in (predicted, observed)]
+    flat = any(np.ptp(mean) == 0 for mean in means)
+    correlation = float("nan") if flat else float(np.corrcoef(*means)[0, 1])
+    message = (
+        f"mean expression of the genes correlates by {correlation:.2f} with the observed one (replicates: above 0.98): "
+        "values stand under the names of other genes, or cells under the name of another context. Check the order of "
+        "var_names and the labels of the prediction."
+    )
+    return graded("gene profile", correlation, message=message, warn=(_PROFILE, np.inf))
+
+
+def _one_scale(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
+    """Count perturbations whose summed log1p expression is off, as in a file of mixed scales; medians miss them."""
+    observed_sum = observed.mean.sum(axis=1)
+    ratio = np.divide(predicted.mean.sum(axis=1), observed_sum, out=np.ones_like(observed_sum), where=observed_sum > 0)
+    off = np.flatnonzero((ratio < _ONE_SCALE[0]) | (ratio > _ONE_SCALE[1]))
+    name, allowed = "scale of single conditions", f"summed log1p within {_ONE_SCALE[0]:g} to {_ONE_SCALE[1]:g} times"
+    if not len(off):
+        return Check(name, "ok", 0.0, allowed)
+    message = (
+        f"{len(off)} of {len(ratio)} perturbations have another sum of log1p expression than observed (first: "
+        f"{observed.perturbations[off[0]]!r}, {ratio[off[0]]:.2g} times): these cells may be on another scale; "
+        "normalise all cells alike."
+    )
+    return Check(name, "warning", len(off), allowed, message)
+
+
 def _zeros(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     difference = float((predicted.zero_fraction - observed.zero_fraction).mean())
     message = (
@@ -106,12 +158,18 @@ def _zeros(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
 
 def _spread(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     observed_sd = np.sqrt(observed.variance).sum(axis=1)
-    ratio = float(np.median(np.sqrt(predicted.variance).sum(axis=1) / np.maximum(observed_sd, 1e-12)))
-    message = (
-        f"cells of one predicted condition spread {ratio:.2g} times as much as observed ones; DES is a rank test on "
-        "cells and rewards or punishes the spread, not only the means."
-    )
-    return graded("spread of cells", ratio, message=message, warn=_SPREAD)
+    ratios = np.sqrt(predicted.variance).sum(axis=1) / np.maximum(observed_sd, 1e-12)
+    ratio = float(np.median(ratios))
+    alike = (ratios < _ALIKE) & (predicted.n_cells >= _CELLS_OF_SPREAD)
+    remark = "DES is a rank test on cells and rewards or punishes the spread, not only the means."
+    message = f"cells of one predicted condition spread {ratio:.2g} times as much as observed ones; {remark}"
+    check = graded("spread of cells", ratio, message=message, warn=_SPREAD)
+    if check.status == "ok" and alike.mean() > _FEW_ALIKE:  # too few to move the median
+        first = observed.perturbations[int(np.argmax(alike))]
+        of = f"{alike.sum()} of {len(alike)} perturbations (first: {first!r})"
+        message = f"cells of {of} are nearly all alike; {remark}"
+        return Check(check.name, "warning", ratio, check.allowed, message)
+    return check
 
 
 def _effect_size(predicted: GroupStatistics, observed: GroupStatistics) -> Check:

@@ -15,14 +15,15 @@ from scvi_tahoe.evaluate._baseline_prediction import EMBEDDING_BASELINES, baseli
 from scvi_tahoe.evaluate._baseline_task import baseline_task
 from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._ceiling import split_half_scores
-from scvi_tahoe.evaluate._cell_profile import cell_profile
+from scvi_tahoe.evaluate._cell_profile import profiles_of_contexts
 from scvi_tahoe.evaluate._cells import cells_from_adata
 from scvi_tahoe.evaluate._context_check import check_contexts
-from scvi_tahoe.evaluate._counts import cell_totals, log1p_expression
+from scvi_tahoe.evaluate._counts import cell_totals, check_counts, log1p_expression
 from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
 from scvi_tahoe.evaluate._leakage import check_leakage
 from scvi_tahoe.evaluate._perturbation_embedding import embedding_rows
 from scvi_tahoe.evaluate._scoring import ContextTruth, score_context
+from scvi_tahoe.evaluate._train_checks import check_training_data
 from scvi_tahoe.evaluate._value_checks import check_range
 
 if TYPE_CHECKING:
@@ -42,12 +43,16 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationReference"]
 
+#: cells of each table that are looked at again in every evaluation
+_SAMPLE = 64
+
 
 class EvaluationReference:
     """Observed held-out cells, and the training data that baselines come from.
 
     Build it once with :meth:`from_adata` and score any number of predictions against it: differential expression of the
-    truth, baselines and ceiling are computed for the first one only.
+    truth, baselines and ceiling are computed for the first one only. The AnnData that it was made of must not change
+    meanwhile.
 
     Parameters
     ----------
@@ -108,6 +113,7 @@ class EvaluationReference:
         #: whether several contexts are taken for one, where the columns of ``adata`` can tell
         self.context_checks: list[Check] = []
         self._subsets: dict[tuple[tuple[str, str], ...], EvaluationReference] = {}
+        self._as_read = self._samples()
 
     @classmethod
     def from_adata(
@@ -226,6 +232,32 @@ class EvaluationReference:
         """Hash of the training cells and labels."""
         return None if self.train is None else content_hash(self.train)
 
+    def verify_unchanged(self) -> None:
+        """Refuse to go on if the data were changed in place since they were read, since half of all is known by now.
+
+        Expression is shared with the AnnData it came from. A sample of cells is compared, which finds what is done to
+        all of them, such as another normalisation.
+
+        Raises
+        ------
+        ValueError
+            If held-out cells or training data are other ones than before.
+        """
+        changed = [name for name, sample in self._samples().items() if sample != self._as_read[name]]
+        if changed:
+            msg = (
+                f"The {' and the '.join(changed)} of this reference changed in place since it was made, so what was "
+                "computed from them is stale: make a new one with EvaluationReference.from_adata(...), and give it a "
+                "copy if the data will change."
+            )
+            raise ValueError(msg)
+
+    def _samples(self) -> dict[str, str]:
+        """Hash of some cells of each table."""
+        tables = {"held-out cells": self.cells} | ({} if self.train is None else {"training data": self.train})
+        places = {name: np.linspace(0, table.n_cells - 1, _SAMPLE).astype(np.intp) for name, table in tables.items()}
+        return {name: content_hash(table.take(places[name])) for name, table in tables.items()}
+
     @property
     def task(self) -> BaselineTask:
         """What a baseline may look at."""
@@ -244,14 +276,24 @@ class EvaluationReference:
         return check_range(self.cells, role="reference")
 
     @cached_property
-    def profile(self) -> CellProfile:
-        """Totals and zeros of a sample of the observed perturbed cells."""
-        return cell_profile(self.cells, without=self.control)
+    def profiles(self) -> dict[str, CellProfile]:
+        """Totals and zeros of a sample of the observed perturbed cells of each context."""
+        return profiles_of_contexts(self.cells, without=self.control)
 
     @cached_property
     def leakage_checks(self) -> list[Check]:
         """Whether held-out conditions or cells are among the training data."""
         return [] if self.train is None else check_leakage(self.train, self.cells, control=self.control)
+
+    @cached_property
+    def train_checks(self) -> list[Check]:
+        """Whether the training data are log1p expression on the scale of the observed cells."""
+        return [] if self.train is None else check_training_data(self.train, self.profiles, control=self.control)
+
+    @cached_property
+    def train_count_checks(self) -> list[Check]:
+        """Whether the training data are raw counts."""
+        return [] if self.train is None else [check_counts(self.train, role="training data")]
 
     @cached_property
     def log1p(self) -> EvaluationReference:

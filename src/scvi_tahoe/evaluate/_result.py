@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scvi_tahoe.evaluate._html import result_html
 from scvi_tahoe.evaluate._storage import load_result, save_result
 from scvi_tahoe.evaluate._strata import strata
+from scvi_tahoe.evaluate._text import result_text
 
 if TYPE_CHECKING:
     import os
@@ -64,7 +65,7 @@ class EvaluationResult:
     effects
         Observed and predicted deltas.
     cells
-        Totals and share of zeros of a sample of cells of both sides, column ``side``.
+        Totals and share of zeros of a sample of cells of both sides, columns ``side`` and ``context``.
     baseline_per_perturbation, halves_per_perturbation
         Scores of the baseline and of the split halves, like ``per_perturbation``.
     de_observed, de_predicted
@@ -84,13 +85,7 @@ class EvaluationResult:
     de_predicted: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
-        overall = "" if self.vcc is None else f", VCC {self.vcc['year']} overall {self.vcc['overall']:.2f}"
-        grave = int(self.checks["status"].isin(["warning", "error"]).sum())
-        return (
-            f"EvaluationResult: preset {self.provenance['preset']!r}, {len(self.per_perturbation)} "
-            f"conditions{overall}, {grave} "
-            f"warnings\n{self.summary[['value', 'baseline', 'ceiling', 'scaled']].round(4).to_string()}"
-        )
+        return result_text(self)
 
     def _repr_html_(self) -> str:
         return result_html(self)

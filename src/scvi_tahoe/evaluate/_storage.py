@@ -114,7 +114,8 @@ def load_result(folder: str | os.PathLike[str], make_effects: Callable[..., Any]
         # labels such as "1" or "NA" are names, not numbers or gaps
         text = {0: str, 1: str} if n_index == 2 else {0: str}
         if path.exists():
-            table = pd.read_csv(path, dtype=text if name != "cells" else None, keep_default_na=False, na_values=[""])
+            types = text if name != "cells" else {"side": str, "context": str}
+            table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
             if name == "checks":
                 table[["allowed", "message"]] = table[["allowed", "message"]].fillna("")
             fields[name] = table.set_index(list(table.columns[:n_index])) if n_index else table

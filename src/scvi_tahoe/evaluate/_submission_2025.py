@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cell_profile import cell_profile
 from scvi_tahoe.evaluate._cells import cells_from_adata
+from scvi_tahoe.evaluate._check import EvaluationWarning
 from scvi_tahoe.evaluate._submission_genes import in_challenge_order
 from scvi_tahoe.evaluate._value_checks import check_integers, check_range, clipped
 
@@ -26,6 +28,8 @@ __all__ = ["MAX_CELLS", "read_2025", "table_2025", "write_2025"]
 
 #: most cells that the challenge takes
 MAX_CELLS = 200_000
+#: genes of its panel; as for cell-eval's ``prep``, another number is told and not refused
+N_GENES = 18_080
 #: column that it expects
 _COLUMN = "target_gene"
 #: content of the file by which it knows a prepared submission
@@ -60,6 +64,9 @@ def table_2025(
     if cells.n_cells > MAX_CELLS:
         msg = f"The challenge of 2025 takes at most {MAX_CELLS:,} cells; the prediction has {cells.n_cells:,}."
         raise ValueError(msg)
+    if cells.n_genes != N_GENES:
+        message = f"the challenge of 2025 scores {N_GENES:,} genes, and this file has {cells.n_genes:,}."
+        warnings.warn(message, EvaluationWarning, stacklevel=3)
     labels, numbers = np.unique(cells.perturbation, return_counts=True)
     found = dict(zip(map(str, labels), map(int, numbers)))
     if control not in found:

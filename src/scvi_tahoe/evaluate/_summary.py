@@ -12,9 +12,11 @@ from scvi_tahoe.evaluate._ceiling import to_full_depth
 from scvi_tahoe.evaluate._metric_info import metric_info
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["COUNT_COLUMNS", "mean_over_contexts", "summarize"]
+__all__ = ["COUNT_COLUMNS", "mean_over_contexts", "shares", "summarize"]
 
 #: columns of the per-perturbation table that are no scores
 COUNT_COLUMNS = ("n_cells", "n_cells_predicted", "n_de_observed", "n_de_predicted")
@@ -53,24 +55,25 @@ def summarize(
     -------
     Index ``metric``; columns ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
     ``ceiling`` (a replicate at full depth), ``scaled`` (share of the way from baseline to ceiling), ``scaled_low``,
-    ``scaled_high``, ``direction``, ``n_perturbations`` and ``n_missing``.
+    ``scaled_high``, ``direction``, ``n_perturbations`` and ``n_missing``. A score of the whole panel has no interval.
     """
     value = mean_over_contexts(scores)
     names = [str(name) for name in value.index]
     base = None if baseline is None else baseline.reindex(columns=names).reindex(scores.index)
     ceiling = np.full(len(names), np.nan) if halves is None else _ceiling(halves).reindex(names).to_numpy()
     resampled = bootstrap_means([scores[names], *([] if base is None else [base])], seed=seed)
+    whole = np.array([metric_info(name).whole_panel for name in names])
     table = pd.DataFrame({"value": value})
-    table["low"], table["high"] = interval(resampled[0])
+    table["low"], table["high"] = interval(np.where(whole, np.nan, resampled[0]))
     table["baseline"] = np.nan if base is None else mean_over_contexts(base)
     table["ceiling"] = ceiling
-    table["scaled"] = _scaled(names, value.to_numpy(), table["baseline"].to_numpy(), ceiling)
+    table["scaled"] = shares(names, value.to_numpy(), table["baseline"].to_numpy(), ceiling)
     table["scaled_low"] = table["scaled_high"] = np.nan
     if base is not None:
-        meaningful = table["scaled"].notna().to_numpy()
+        meaningful = table["scaled"].notna().to_numpy() & ~whole
         with np.errstate(divide="ignore", invalid="ignore"):
-            shares = (resampled[0] - resampled[1]) / (ceiling - resampled[1])
-        low, high = interval(np.where(np.isfinite(shares) & meaningful, shares, np.nan))
+            share = (resampled[0] - resampled[1]) / (ceiling - resampled[1])
+        low, high = interval(np.where(np.isfinite(share) & meaningful, share, np.nan))
         table["scaled_low"], table["scaled_high"] = low, high
     table["direction"] = [metric_info(name).direction for name in names]
     missing = scores[names].isna().sum()
@@ -87,13 +90,13 @@ def _ceiling(halves: pd.DataFrame) -> pd.Series:
     return by_context.apply(to_full_depth, axis=1).mean()
 
 
-def _scaled(
-    names: list[str], value: NDArray[np.float64], baseline: NDArray[np.float64], ceiling: NDArray[np.float64]
+def shares(
+    names: Sequence[str], value: NDArray[np.float64], baseline: NDArray[np.float64], ceiling: NDArray[np.float64]
 ) -> list[float]:
     """Share of the way of each score; NaN for a diagnostic and where the ceiling does not beat the baseline."""
-    shares = []
+    found = []
     for name, v, b, c in zip(names, value, baseline, ceiling):
         best = metric_info(name).best
         better = best is not None and (c < b if best == 0 else c > b)
-        shares.append((v - b) / (c - b) if better else float("nan"))
-    return shares
+        found.append((v - b) / (c - b) if better else float("nan"))
+    return found

@@ -13,7 +13,17 @@ from scvi_tahoe.evaluate._check import Check, graded
 if TYPE_CHECKING:
     from scvi_tahoe.evaluate._cell_profile import CellProfile
 
-__all__ = ["LOG1P_LIMIT", "SCALE_ERROR", "SCALE_WARNING", "check_integers", "check_range", "check_scale", "clipped"]
+__all__ = [
+    "LOG1P_LIMIT",
+    "ONE_TOTAL",
+    "SCALE_ERROR",
+    "SCALE_WARNING",
+    "check_integers",
+    "check_logarithm",
+    "check_range",
+    "check_scale",
+    "clipped",
+]
 
 #: cell-eval's bound for log1p values; ``expm1(15)`` is 3.3 million counts of one gene in one cell
 LOG1P_LIMIT = 15.0
@@ -27,6 +37,8 @@ SCALE_ERROR = (0.5, 2.0)
 #: ratios this near to 1 after undoing a second log, or without undoing any, name the mistake
 _NAMED = (0.8, 1.25)
 _ASTRONOMIC = 50.0
+#: largest spread of totals, over their mean, of cells that were all normalised to one total
+ONE_TOTAL = 0.02
 
 
 def check_range(cells: CellTable, *, role: str) -> Check:
@@ -87,7 +99,35 @@ def check_integers(profile: CellProfile, *, role: str) -> Check:
     return Check(f"scale of the {role}", "error", share, f"below {_INTEGER_SHARE:g}", message)
 
 
-def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
+def check_logarithm(observed: CellProfile) -> Check:
+    """Tell a reference that was never logged, or twice, where cells were normalised to one total over its genes.
+
+    With the same mistake on both sides nothing differs between them; but totals are equal on one scale only.
+
+    Parameters
+    ----------
+    observed
+        Profile of the perturbed cells of the reference.
+    """
+    once, twice, never = (_spread(t) for t in (observed.totals, observed.relogged_totals, observed.raw_totals))
+    name, allowed = "logarithm of the reference", "log1p, once"
+    if once > ONE_TOTAL and (twice <= ONE_TOTAL or never <= ONE_TOTAL):
+        found, where = ("twice", "after two expm1") if twice <= ONE_TOTAL else ("never", "as they are")
+        message = (
+            f"log1p was applied to the reference {found}: its cells have one total {where}, and not after one expm1. "
+            "Scores are for log1p of normalised counts."
+        )
+        return Check(name, "error", once, allowed, message)
+    return Check(name, "ok", once, allowed)
+
+
+def _spread(totals: np.ndarray) -> float:
+    """Standard deviation over mean; NaN where totals are infinite."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        return float(np.std(totals) / np.mean(totals)) if len(totals) > 1 else float("nan")
+
+
+def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "prediction") -> Check:
     """Compare the median total of the cells on both sides, and name the mistake where it can be told.
 
     Errors of scale are silent elsewhere: normalising to another total, or taking the logarithm twice, changes MAE by up
@@ -97,25 +137,29 @@ def check_scale(predicted: CellProfile, observed: CellProfile) -> Check:
     ----------
     predicted, observed
         Profiles of the perturbed cells of both sides.
+    role
+        What the first ones are, for the message.
     """
+    name = "scale" if role == "prediction" else f"totals of the {role}"
+    allowed = f"{SCALE_WARNING[0]:g} to {SCALE_WARNING[1]:g}"
     truth = float(np.median(observed.totals))
     ratio = float(np.median(predicted.totals)) / truth
     twice = float(np.median(predicted.relogged_totals)) / truth
     never = float(np.median(predicted.raw_totals)) / truth
     if ratio < _NAMED[0] and _NAMED[0] <= twice <= _NAMED[1]:
-        message = "log1p was applied twice to the prediction: undoing it once more gives the totals of the reference."
-        return Check("scale", "error", ratio, "0.9 to 1.1", message)
+        message = f"log1p was applied twice to the {role}: undoing it once more gives the totals of the reference."
+        return Check(name, "error", ratio, allowed, message)
     # expm1 of values that are no logarithms is astronomic, not merely too large
     if not ratio < _ASTRONOMIC and _NAMED[0] <= never <= _NAMED[1]:
-        message = "log1p was not applied to the prediction: its plain sums are the totals of the reference."
-        return Check("scale", "error", ratio, "0.9 to 1.1", message)
+        message = f"log1p was not applied to the {role}: its plain sums are the totals of the reference."
+        return Check(name, "error", ratio, allowed, message)
     message = (
-        f"the median cell of the prediction sums to {np.median(predicted.totals):.4g} (after expm1), that of the "
+        f"the median cell of the {role} sums to {np.median(predicted.totals):.4g} (after expm1), that of the "
         f"reference to {truth:.4g}: another normalisation total or another transformation. Bring both to the same one."
     )
     if np.isnan(ratio):
-        return Check("scale", "error", ratio, "0.9 to 1.1", message)
-    return graded("scale", ratio, message=message, warn=SCALE_WARNING, error=SCALE_ERROR)
+        return Check(name, "error", ratio, allowed, message)
+    return graded(name, ratio, message=message, warn=SCALE_WARNING, error=SCALE_ERROR)
 
 
 def clipped(cells: CellTable) -> CellTable:

@@ -49,7 +49,8 @@ def bars(result: EvaluationResult, *, metrics: Sequence[str] | None = None) -> F
         figure = new_figure(6.8, 0.25 * len(table) + 0.9)
         ax, right = figure.subplots(1, 2, width_ratios=(3, 1.6), sharey=True)
         share = table["scaled"].clip(*_LIMITS)
-        ax.barh(range(len(table)), share, color=PREDICTED, height=0.62)
+        # light, so that the interval is seen on the bar, in grey too
+        ax.barh(range(len(table)), share, color=PREDICTED, alpha=0.55, linewidth=0, height=0.62)
         whiskers = table[["scaled_low", "scaled_high"]].clip(*_LIMITS).to_numpy()
         ax.hlines(range(len(table)), *whiskers.T, color=CEILING, linewidth=0.9)
         for position, (value, shown) in enumerate(zip(table["scaled"], share)):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_tahoe.pl._style import BASELINE, PREDICTED, label_points, new_figure, style
+from scvi_tahoe.pl._style import BASELINE, PREDICTED, fit_title, label_points, new_figure, style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,12 +55,12 @@ def deltas(
     n_columns = min(n_columns, len(rows))
     n_rows = -(-len(rows) // n_columns)
     with style():
-        figure = new_figure(1.9 * n_columns + 0.4, 1.95 * n_rows + 0.6)
-        axes = figure.subplots(n_rows, n_columns, squeeze=False)
         several = len({context for context, _ in result.effects.conditions}) > 1
+        figure = new_figure(1.9 * n_columns + 0.4, (2.1 if several else 1.95) * n_rows + 0.6)
+        axes = figure.subplots(n_rows, n_columns, squeeze=False)
         for ax, row in zip(axes.flat, rows):
             context, perturbation = result.effects.conditions[row]
-            name = f"{perturbation} ({context})" if several else perturbation
+            name = f"{perturbation}\n{context}" if several else perturbation
             _panel(ax, result.effects.observed[row], result.effects.predicted[row], name)
         for ax in list(axes.flat)[len(rows) :]:
             ax.set_axis_off()
@@ -69,6 +69,7 @@ def deltas(
         figure.suptitle(title or "Predicted against observed change of each gene", fontsize=10)
         figure.draw_without_rendering()  # names are placed in the final layout
         for ax, row in zip(axes.flat, rows):
+            fit_title(ax)
             observed, predicted = result.effects.observed[row], result.effects.predicted[row]
             top = np.argsort(-np.abs(observed))[:n_labels]
             names = [str(gene) for gene in result.effects.genes[top]]

@@ -63,7 +63,13 @@ def ranks(result: EvaluationResult, *, metric: str = "discrimination_score_l1", 
             ax,
             strength[lowest],
             value[lowest],
-            [str(scores.index[i][1]) for i in lowest],
+            [_name(result, i) for i in lowest],
             avoid=np.column_stack([strength, value]),
         )
     return figure
+
+
+def _name(result: EvaluationResult, row: int) -> str:
+    """Perturbation of a row, and its context where there are several."""
+    context, perturbation = result.per_perturbation.index[row]
+    return f"{perturbation} ({context})" if len(result.provenance["contexts"]) > 1 else str(perturbation)

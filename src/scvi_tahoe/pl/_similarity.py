@@ -19,6 +19,10 @@ __all__ = ["similarity"]
 
 #: cosines below are marked
 _OPPOSITE = -0.15
+#: most perturbations that are named
+_MAX_NAMES = 60
+#: inches that a letter of a name takes
+_LETTER = 0.055
 
 
 def similarity(result: EvaluationResult, *, context: str | None = None) -> Figure:
@@ -48,12 +52,14 @@ def similarity(result: EvaluationResult, *, context: str | None = None) -> Figur
     order = _order(observed)
     names = [result.effects.conditions[rows[i]][1] for i in order]
     size = min(2.4 + 0.16 * len(names), 9)
+    named = len(names) <= _MAX_NAMES
+    margin = _LETTER * max(max(map(len, names)) - 10, 0) if named else 0.0  # long names must not squeeze the map
     with style():
-        figure = new_figure(size + 0.7, size)
+        figure = new_figure(size + 0.7 + margin, size + margin)
         ax = figure.subplots()
         cosine = (observed @ predicted.T)[np.ix_(order, order)]
         image = ax.imshow(cosine, cmap="RdBu_r", vmin=-1, vmax=1)
-        if len(names) <= 60:
+        if named:
             rows_below, columns_below = np.nonzero(cosine < _OPPOSITE)
             ax.scatter(columns_below, rows_below, s=14, marker="_", color="#202020", linewidths=0.8)
             ax.set_xticks(range(len(names)), names, rotation=90)
@@ -61,7 +67,8 @@ def similarity(result: EvaluationResult, *, context: str | None = None) -> Figur
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
         ax.set(xlabel="predicted", ylabel="observed")
-        ax.set_title("Similarity of deltas" + (f", {context}" if len(contexts) > 1 else ""), loc="left")
+        title = "Similarity of deltas" + (f", {context}" if len(contexts) > 1 else "")
+        figure.suptitle(title, fontsize=8.5, x=0.01, ha="left")
         bar = figure.colorbar(image, ax=ax, shrink=0.6, label=f"cosine (\N{EN DASH} below {_OPPOSITE:g})")
         bar.outline.set_visible(False)
     return figure

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["BASELINE", "CEILING", "OBSERVED", "PREDICTED", "label_points", "new_figure", "style"]
+__all__ = ["BASELINE", "CEILING", "OBSERVED", "PREDICTED", "fit_title", "label_points", "new_figure", "style"]
 
 # Okabe and Ito's palette, picked so that the shades of grey differ too
 PREDICTED = "#0072B2"
@@ -48,6 +48,8 @@ _RC: dict[Any, Any] = {
 }
 
 
+#: letters of a title, in points, are not made smaller than this
+_SMALLEST = 5.5
 #: places for a name: distance from its point and direction, the nearest first
 _PLACES = [
     (distance, dx, dy)
@@ -73,6 +75,27 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # gives the figure a renderer, by which text is measured
     return figure
+
+
+def fit_title(ax: Axes) -> None:
+    """Make the title of a panel no wider than the panel: by smaller letters at first, then by cutting its first line.
+
+    Parameters
+    ----------
+    ax
+        Panel of a figure that is laid out.
+    """
+    renderer: Any = ax.figure.canvas.get_renderer()  # type: ignore[attr-defined]  # of the Agg canvas
+    title, room = ax.title, ax.get_window_extent(renderer).width
+    size = float(title.get_fontsize())
+    while title.get_window_extent(renderer).width > room and size > _SMALLEST:
+        size -= 0.5
+        title.set_fontsize(size)
+    first, *rest = title.get_text().split("\n")
+    kept = len(first)
+    while title.get_window_extent(renderer).width > room and kept > 1:
+        kept -= 1
+        title.set_text("\n".join([first[:kept].rstrip() + "\N{HORIZONTAL ELLIPSIS}", *rest]))
 
 
 def label_points(
