@@ -39,6 +39,21 @@ def test_held_out_conditions_of_the_training_data_are_refused(model, held_out):
         model.evaluate(held_out, preset="quick", baseline=None, progress=False)
 
 
+def test_a_ready_reference_is_compared_with_what_the_model_has_seen(make_model, train, screen, held_out):
+    keys = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
+    reference = EvaluationReference.from_adata(held_out, **keys)
+    quick = {"preset": "quick", "baseline": None, "progress": False}
+    seen = train(make_model())
+    n = len(observed_conditions(held_out))
+    with pytest.raises(RepresentationError, match=f"{n} of {n} held-out conditions are in the training data too"):
+        seen.evaluate(reference, **quick)
+    assert seen.evaluate(reference, **quick, allow_train=True).per_perturbation.shape[0] == n
+    held = screen.obs["perturbation"].isin(set(held_out.obs["perturbation"]) - {"control"})
+    conditions = {(c, p) for c, p in observed_conditions(held_out).index}
+    assert conditions <= set(seen._conditions(seen.adata))
+    assert not conditions & set(seen._conditions(screen[~held].copy()))
+
+
 @pytest.mark.parametrize(("weight", "status"), [(0.0, "error"), (1e-5, "warning"), (0.1, "ok")])
 def test_genes_of_a_decoder_that_was_not_trained_are_refused(make_model, train, held_out, weight, status):
     model = make_model(
@@ -87,7 +102,7 @@ def test_a_reference_that_was_not_read_needs_the_prediction(model, held_out):
     bare = EvaluationReference(
         read.cells, control="control", perturbation_key="perturbation", context_key="context", ceiling=False
     )
-    options = {"preset": "quick", "baseline": None, "progress": False}
+    options = {"preset": "quick", "baseline": None, "progress": False, "allow_train": True}
     with pytest.raises(ValueError, match="pass prediction="):
         model.evaluate(bare, **options)
     predicted = model.evaluate(read, **options)

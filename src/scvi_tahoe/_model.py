@@ -69,6 +69,8 @@ from scvi_tahoe.data import (
     with_condition_labels,
 )
 from scvi_tahoe.evaluate import EffectCalibration, EvaluationReference, evaluate
+from scvi_tahoe.evaluate._check import act_on
+from scvi_tahoe.evaluate._leakage import check_conditions
 from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, Objective, ObjectiveConfig
 from scvi_tahoe.pretrained import (
     ArcColumns,
@@ -1361,6 +1363,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         observed = reference.adata if isinstance(reference, EvaluationReference) else reference
         if isinstance(reference, EvaluationReference):
             counts_layer = reference.layer if preset == "vcc2026" else None
+            # a reference without training data does not know what this model has seen
+            if reference.train is None and "train" not in kwargs and not kwargs.get("allow_train", False):
+                checks = [check_conditions(self._conditions(self.adata), self._conditions(observed))]
+                act_on(checks, kwargs.get("representation_check", "error"))
         else:
             if preset == "vcc2026" and counts_layer is None:
                 raise ValueError("preset='vcc2026' scores raw counts: name the layer that holds them, counts_layer=...")
@@ -1382,6 +1388,16 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             layer = counts_layer if preset == "vcc2026" else None
             prediction = self._predict_as_observed(observed, counts_layer=layer, seed=seed, progress=progress)
         return evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
+
+    def _conditions(self, data: AnnOrMuData | None) -> list[tuple[str, str]]:
+        """Contexts and perturbations of some data; those of other columns than the training data's are not known."""
+        if data is None or self.keys.perturbation_key not in data.obs:
+            return []
+        cells = with_condition_labels(data, self.keys).obs
+        perturbations = cells[self.keys.perturbation_key].astype(str)
+        contexts = [""] * len(cells) if self.keys.context_key is None else cells[self.keys.context_key].astype(str)
+        pairs = set(zip(contexts, perturbations, strict=True))
+        return [(context, perturbation) for context, perturbation in pairs if perturbation != self.keys.control]
 
     def _predict_as_observed(
         self, observed: AnnOrMuData, *, counts_layer: str | None, seed: int, progress: bool

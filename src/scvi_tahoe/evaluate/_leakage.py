@@ -10,11 +10,13 @@ from scvi_tahoe.evaluate._cells import dense
 from scvi_tahoe.evaluate._check import Check
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
 
-__all__ = ["check_leakage"]
+__all__ = ["check_conditions", "check_leakage"]
 
 #: share of held-out cells that may equal a training cell by chance: shallow cells over few genes do
 _CHANCE = 0.01
@@ -34,19 +36,22 @@ def check_leakage(train: CellTable, observed: CellTable, *, control: str) -> lis
     control
         Label of control cells.
     """
-    conditions = sorted(key for key in observed.rows if key[1] != control and key in train.rows)
-    total = sum(perturbation != control for _, perturbation in observed.rows)
-    if conditions:
-        context, perturbation = conditions[0]
-        message = (
-            f"{len(conditions)} of {total} held-out conditions are in the training data too (first: {perturbation!r} "
-            f"in {context!r}), so baselines and perhaps the model have seen the answer. Take them out of the training "
-            "data, or pass allow_train=True to score the fit."
-        )
-        by_condition = Check("leakage of conditions", "error", len(conditions), "0", message)
-    else:
-        by_condition = Check("leakage of conditions", "ok", 0.0, "0")
-    return [by_condition, _leaked_cells(train, observed, control)]
+    held_out = [key for key in observed.rows if key[1] != control]
+    return [check_conditions(train.rows, held_out), _leaked_cells(train, observed, control)]
+
+
+def check_conditions(trained: Collection[tuple[str, str]], held_out: Collection[tuple[str, str]]) -> Check:
+    """Look for held-out conditions among those that were trained on; both as context and perturbation."""
+    both = sorted(set(held_out) & set(trained))
+    if not both:
+        return Check("leakage of conditions", "ok", 0.0, "0")
+    context, perturbation = both[0]
+    message = (
+        f"{len(both)} of {len(held_out)} held-out conditions are in the training data too (first: {perturbation!r} "
+        f"in {context!r}), so baselines and perhaps the model have seen the answer. Take them out of the training "
+        "data, or pass allow_train=True to score the fit."
+    )
+    return Check("leakage of conditions", "error", len(both), "0", message)
 
 
 def _leaked_cells(train: CellTable, observed: CellTable, control: str) -> Check:
