@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._decoder_weight import suggest_decoder_weight
 from scvi_tahoe._ensemble import TahoeEnsemble
+from scvi_tahoe._messages import show_messages
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import (
@@ -56,7 +56,7 @@ __all__ = [
 
 __version__ = version("scvi-tahoe")
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())
+show_messages(__name__)
 
 # loaded when first asked for, so that importing the package stays quick
 _LAZY = ("datasets", "evaluate", "pl")

@@ -506,6 +506,9 @@ class TrainingRun:
             where = "" if self.folder is None else f", {self.folder / BEST}"
             logger.info(f"kept the best of {self.n_epochs} validations: {self.monitor} {best.best_value:.4g} at step "
                         f"{best.best_step}{where}")  # fmt: skip
+        if best.best_step == 0:
+            start = "the prior's" if model.prior != "none" else "those of the weights that training started from"
+            logger.warning(f"no step of training improved {self.monitor}: predictions are {start}.")
 
 
 @cache

@@ -26,7 +26,10 @@ def evaluate(
     perturbation_key: Annotated[str, typer.Option(help="Column of obs with the perturbations.")],
     control: Annotated[str, typer.Option(help="Label of control cells.")],
     context_key: Annotated[str | None, typer.Option(help="Column of obs with the contexts.")] = None,
-    train: Annotated[Path | None, typer.Option(help="h5ad the model was trained on; baselines need it.")] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="h5ad the model was trained on; its mean change is the baseline, without it no change is."),
+    ] = None,
     preset: Annotated[str, typer.Option(help="Which scores.")] = "vcc2025",
     representation_check: Annotated[
         Policy, typer.Option(help="What to do about a prediction on another scale than the reference.")

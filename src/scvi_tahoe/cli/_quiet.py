@@ -9,8 +9,11 @@ __all__ = ["quiet_frameworks"]
 
 
 def quiet_frameworks() -> None:
-    """Silence advice of Lightning and scvi-tools, and Lightning's deprecations within itself; other warnings stay."""
-    for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
+    """Silence advice of Lightning and scvi-tools, and Lightning's deprecations within itself; other warnings stay.
+
+    What the package logs of a run stands in the output of commands in other words.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric", "scvi", "scvi_tahoe"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     warnings.filterwarnings("ignore", message=".*is deprecated", module="lightning")

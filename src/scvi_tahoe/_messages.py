@@ -1,0 +1,33 @@
+"""What the package has to say reaches people who configured no logging, as it does with scvi-tools."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+__all__ = ["show_messages"]
+
+
+class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to the standard error of the moment, unless the program has handlers of its own.
+
+    Of several processes that train one model the first speaks; warnings come from all.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if logging.getLogger().handlers:
+            return
+        if record.levelno < logging.WARNING and os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
+def show_messages(name: str) -> None:
+    """Show messages of a logger from level INFO on; ``logging.getLogger(name).setLevel(...)`` changes that."""
+    logger = logging.getLogger(name)
+    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
+        logger.addHandler(_Terminal())
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
