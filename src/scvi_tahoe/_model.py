@@ -20,6 +20,7 @@ from scvi_tahoe._calibration import calibration_from_validation
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
 from scvi_tahoe._condition_means import observed_cosines
 from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe._control_scale import warn_about_scale
 from scvi_tahoe._correction_share import shrink_correction as shrink_by_validation
 from scvi_tahoe._counts import ControlCounts
 from scvi_tahoe._exchange import (
@@ -1177,6 +1178,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             logger.info(str(alignment))
         index = ConditionIndex.from_screen(screen)
         plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
+        if self.representation != "embedding":
+            warn_about_scale(self, screen, alignment, plan.start_rows)
         counts = None
         if output == "counts":  # before the costly part: it reads the library sizes and may refuse them
             counts = ControlCounts.read(
