@@ -325,3 +325,17 @@ def test_the_initial_weights_follow_the_seed_and_leave_the_global_generator_alon
     assert not all(torch.equal(first[k], third[k]) for k in first)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(1))
+
+
+def test_another_label_that_sounds_like_the_controls_is_named(screen, register, recwarn):
+    label = screen.obs["perturbation"].astype(str)
+    screen.obs["perturbation"] = label.replace({"control": "safe-targeting"})
+    with pytest.warns(UserWarning, match=r"has \['safe-targeting'\], which sounds more like it"):
+        register(screen, control="perturbation_1")
+    recwarn.clear()
+    register(screen, control="safe-targeting")
+    screen.obs["perturbation"] = label.replace(
+        {"control": "wild type", "perturbation_1": "CTRL9"}
+    )  # a gene of that name
+    register(screen, control="wild type")
+    assert not [w for w in recwarn if "sounds more like it" in str(w.message)]

@@ -70,3 +70,4 @@ def test_another_row_for_a_known_label_is_refused():
 
 def test_nothing_is_suggested_where_nothing_is_near():
     assert nearest_names("BRD4", ["control", "DMSO"]) == ""
+    assert nearest_names("stat1", ["STAT2", "STAT1", "KO_A"]) == " (did you mean 'STAT1'?)"

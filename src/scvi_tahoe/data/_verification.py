@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,6 +159,14 @@ def _verify_finite(matrix: object, where: str) -> None:
             raise ValueError(f"{where} holds NaN or infinite values; remove or impute them first.")
 
 
+#: what control cells are usually called
+_CONTROL = re.compile(
+    r"(?<![a-z0-9])(non.?target(ing|ed)?|safe.?target(ing)?|negative.?control|control|ctrl|dmso|vehicle|untreated"
+    r"|scrambled?|mock|nt)(?![a-z0-9])",
+    re.IGNORECASE,
+)
+
+
 def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str | None) -> None:
     """Refuse a screen without control cells in a context that has perturbed ones.
 
@@ -177,6 +187,13 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
     is_control = screen.perturbation.codes == screen.perturbation.code(screen.control)
     if is_control.all():
         raise ValueError(f"every cell is a control ({screen.control!r}); there is nothing to learn from.")
+    others = [name for name in names if name != screen.control and _CONTROL.search(name)]
+    if others and not _CONTROL.search(screen.control):
+        warnings.warn(
+            f"control={screen.control!r} is taken for the control cells, and obs[{perturbation_key!r}] has "
+            f"{others[:3]}, which sounds more like it.",
+            stacklevel=2,
+        )
     with_control = set(np.unique(screen.context.codes[is_control]))
     missing = [screen.context.names[c] for c in np.unique(screen.context.codes[~is_control]) if c not in with_control]
     if missing:

@@ -37,9 +37,13 @@ def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> Cell
     columns = pd.Index(cells.genes).get_indexer(pd.Index(genes))
     missing = genes[columns < 0]
     if len(missing):
-        looks_embedded = " It looks like a cell embedding: pass the gene output." if len(missing) == len(genes) else ""
+        other = len(missing) == len(genes)
+        renamed = " Not one name is shared: are they of another kind (Ensembl, symbols)?" if other else ""
+        looks_embedded = " It looks like a cell embedding: pass the gene output." if other else ""
+        looks_embedded = renamed if cells.n_genes == len(genes) else looks_embedded
+        first = [*map(str, missing[:3])]
         msg = (
-            f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first {list(missing[:3])}); "
+            f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first {first}); "
             f"it has {cells.n_genes} columns.{looks_embedded} Scores need the same genes: predict them, or subset the "
             "reference to the genes that you want scored."
         )

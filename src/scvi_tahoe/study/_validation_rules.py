@@ -47,7 +47,7 @@ def _count(validation: pd.Series) -> str:
 
 def _checkpoint(log: TrainingLog, step: int) -> str:
     if log.origin == "scvi-tahoe":
-        return "use best.ckpt, which holds these weights; the saved model already does."
+        return "use best.ckpt or the saved model: both have the best weights, of the start where no step was better."
     every = log.setting("training.ckpt_every_n_steps")
     if not isinstance(every, int) or every < 1:
         return f"predict, and start later rounds, with the checkpoint of step {step + 1:,}."
