@@ -84,3 +84,14 @@ def test_values_without_a_unit_are_unknown_and_pass_if_they_could_be_log1p():
 def test_the_message_names_the_matrix():
     with pytest.raises(ValueError, match=r"^adata.layers\['raw'\] holds raw counts"):
         verify_log1p(np.random.default_rng(0).poisson(2.0, size=(50, 20)), "adata.layers['raw']")
+
+
+def test_a_logarithm_of_counts_that_were_not_normalised_is_told(counted_screen, recwarn):
+    counts = values(ad.AnnData(counted_screen.layers["counts"]))
+    for dtype in (np.float32, np.float64):
+        with pytest.warns(UserWarning, match=r"not normalised: .* Run sc.pp.normalize_total\(adata\) before"):
+            verify_log1p(np.log1p(counts).astype(dtype), "adata.X")
+    recwarn.clear()
+    for total in (200, 1e4):
+        verify_log1p(np.log1p(counts / counts.sum(1, keepdims=True) * total).astype(np.float32), "adata.X")
+    assert not recwarn.list

@@ -7,6 +7,7 @@ numbers. This works on any subset of genes and with any normalisation target, an
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -49,12 +50,15 @@ class ScaleReport:
         For each candidate, the fraction of ratios that are whole numbers.
     smallest, largest
         Range of the values looked at.
+    keeps_depth
+        Whether they are log1p of whole counts: cells were not normalised to one total.
     """
 
     scale: Scale
     integer_fraction: dict[Scale, float]
     smallest: float
     largest: float
+    keeps_depth: bool = False
 
 
 def _dense_rows(matrix: object, rows: np.ndarray) -> np.ndarray:
@@ -101,7 +105,9 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     best: Scale = max(known, key=lambda s: known[s]) if known else "unknown"  # type: ignore[assignment]
     if best != "unknown" and known[best] < 0.95:
         best = "unknown"
-    return ScaleReport(best, fractions, smallest, largest)
+    counts = np.expm1(nonzero) if best == "log1p" else np.array([0.5])
+    whole = bool(np.all(np.abs(counts - np.round(counts)) <= _TOLERANCE * np.maximum(counts, 0.5)))
+    return ScaleReport(best, fractions, smallest, largest, keeps_depth=whole)
 
 
 _REMEDY = {
@@ -113,7 +119,7 @@ _REMEDY = {
 
 
 def verify_log1p(matrix: object, where: str) -> ScaleReport:
-    """Refuse expression that is not log1p of normalised counts.
+    """Refuse expression that is not log1p of normalised counts, and warn of counts that were not normalised.
 
     Parameters
     ----------
@@ -147,5 +153,11 @@ def verify_log1p(matrix: object, where: str) -> ScaleReport:
         raise ValueError(
             f"{where} holds values up to {report.largest:.3g}, above {LOG1P_LIMIT:g}, which no log1p of counts "
             f"reaches: {allowed}; run sc.pp.log1p(adata) first."
+        )
+    if report.keeps_depth:
+        warnings.warn(
+            f"{where} holds log1p of counts that were not normalised: cells differ by their depth, which is no effect "
+            "of a perturbation. Run sc.pp.normalize_total(adata) before sc.pp.log1p(adata).",
+            stacklevel=2,
         )
     return report
