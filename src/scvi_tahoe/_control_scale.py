@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
-from scvi_tahoe.data import ConditionIndex, read_screen
+from scvi_tahoe.data import read_screen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +23,9 @@ _CELLS = 256
 _LIMIT = 1.6
 
 
-def warn_about_scale(model: TahoeST, screen: Screen, alignment: GeneAlignment, rows: NDArray[np.intp]) -> None:
+def warn_about_scale(
+    model: TahoeST, screen: Screen, alignment: GeneAlignment, rows: NDArray[np.intp], *, own_data: bool
+) -> None:
     """Warn where new control cells have far more or less expression than the model's own.
 
     Compared are means of log1p expression over the genes that both have. Nothing is known of the model's own where it
@@ -40,12 +41,14 @@ def warn_about_scale(model: TahoeST, screen: Screen, alignment: GeneAlignment, r
         Which column of theirs each gene of the model is in.
     rows
         Control cells that the prediction starts from.
+    own_data
+        Whether they are cells of the model's own data.
     """
-    own_G = _own_controls(model, screen)
-    if own_G is None or not len(rows):
+    if not len(rows) or (model.prior_ is None and (own_data or model.adata is None)):
         return
+    own_G = _own_controls(model)
     present = alignment.columns >= 0
-    new_G = _mean(alignment.apply(screen.expression[np.sort(rows)[:: -(-len(rows) // _CELLS)]]))
+    new_G = _mean(alignment.apply(_some(screen, np.sort(rows))))
     own, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
     if own > 0 and not 1 / _LIMIT <= new / own <= _LIMIT:
         warnings.warn(
@@ -56,19 +59,18 @@ def warn_about_scale(model: TahoeST, screen: Screen, alignment: GeneAlignment, r
         )
 
 
-def _own_controls(model: TahoeST, new: Screen) -> NDArray[np.float64] | None:
+def _own_controls(model: TahoeST) -> NDArray[np.float64]:
     """Mean log1p expression of the controls that the model knows, ``[G]``."""
     if model.prior_ is not None:
         return np.asarray(model.prior_["control_means"], dtype=np.float64).mean(axis=0)
-    if model.adata is None:
-        return None
     screen = read_screen(model.adata, model.keys)
-    if screen.expression is new.expression:
-        return None
-    controls = np.flatnonzero(ConditionIndex.from_screen(screen).is_control)
-    return _mean(screen.expression[controls[:: max(1, -(-len(controls) // _CELLS))]])
+    return _mean(_some(screen, np.flatnonzero(screen.perturbation.codes == screen.perturbation.code(screen.control))))
 
 
-def _mean(cells: object) -> NDArray[np.float64]:
-    mean = cells.mean(axis=0) if sp.issparse(cells) else np.asarray(cells).mean(axis=0)  # type: ignore[attr-defined]
-    return np.asarray(mean, dtype=np.float64).ravel()
+def _some(screen: Screen, rows: NDArray[np.intp]) -> Any:
+    """Expression of some of the cells, spread over all of them."""
+    return screen.expression[rows[:: -(-len(rows) // _CELLS)]]
+
+
+def _mean(cells: Any) -> NDArray[np.float64]:
+    return np.asarray(cells.mean(axis=0), dtype=np.float64).ravel()

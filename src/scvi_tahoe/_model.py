@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
@@ -66,6 +67,7 @@ from scvi_tahoe.data import (
     read_screen,
     read_table,
     screen_fields,
+    spelled_labels,
     verify_screen,
     with_condition_labels,
 )
@@ -1179,7 +1181,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         index = ConditionIndex.from_screen(screen)
         plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
         if self.representation != "embedding":
-            warn_about_scale(self, screen, alignment, plan.start_rows)
+            warn_about_scale(self, screen, alignment, plan.start_rows, own_data=data is self.adata)
         counts = None
         if output == "counts":  # before the costly part: it reads the library sizes and may refuse them
             counts = ControlCounts.read(
@@ -1396,10 +1398,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         """Contexts and perturbations of some data; those of other columns than the training data's are not known."""
         if data is None or self.keys.perturbation_key not in data.obs:
             return []
-        cells = with_condition_labels(data, self.keys).obs
-        perturbations = cells[self.keys.perturbation_key].astype(str)
-        contexts = [""] * len(cells) if self.keys.context_key is None else cells[self.keys.context_key].astype(str)
-        pairs = set(zip(contexts, perturbations, strict=True))
+        key = self.keys.context_key
+        contexts = "" if key is None else data.obs[key].astype(str).to_numpy()
+        cells = pd.DataFrame({"context": contexts, "perturbation": spelled_labels(data, self.keys)})
+        pairs = cells.drop_duplicates().itertuples(index=False, name=None)
         return [(context, perturbation) for context, perturbation in pairs if perturbation != self.keys.control]
 
     def _predict_as_observed(

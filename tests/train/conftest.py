@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -65,3 +69,19 @@ def pretrained(make_model):
         return model
 
     return make
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Run a script that starts several processes, or that torchrun starts several times, to its end."""
+
+    def run(text, *arguments, processes=None):
+        (tmp_path / "script.py").write_text(text)
+        started = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
+        result = subprocess.run(
+            [sys.executable, *started, str(tmp_path / "script.py"), *map(str, arguments)],
+            capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    return run

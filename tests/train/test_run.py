@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -144,14 +141,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model_for_as_many_steps_as_one(tmp_path):
+def test_two_processes_train_one_model_for_as_many_steps_as_one(run_script, tmp_path):
     """And refuse to unfreeze in the middle of a run, where their gradients would differ."""
-    (tmp_path / "script.py").write_text(DISTRIBUTED)
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run")],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_script(DISTRIBUTED, tmp_path / "run")
     first, second = (torch.load(tmp_path / "run" / f"rank{i}.pt", weights_only=True) for i in range(2))
     assert same(first["weights"], second["weights"])
     assert first["history"]["validation_loss"] == second["history"]["validation_loss"]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -84,17 +80,6 @@ dist.destroy_process_group()
 """
 
 
-def run(folder, processes, precision="float32"):
-    (folder / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*command, str(folder / "script.py"), str(folder), precision],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(processes)]
-
-
 def gradients(step, of):
     generator = torch.Generator().manual_seed(10 * step + of)
     return [torch.randn(size, generator=generator) for size in [(5, 7), (7,), (33, 9)]]
@@ -124,8 +109,9 @@ def plain(start, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(tmp_path, processes):
-    ranks = run(tmp_path, processes)
+def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(run_script, tmp_path, processes):
+    run_script(SCRIPT, tmp_path, "float32", processes=processes)
+    ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(processes)]
     weights, norms, state = plain(ranks[0]["start"], processes)
     for rank in ranks:
         assert all(torch.equal(a, b) for a, b in zip(rank["weights"][:3], ranks[0]["weights"][:3], strict=True))
@@ -143,8 +129,9 @@ def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(tmp_
 
 
 @pytest.mark.slow
-def test_gradients_of_16_bits_are_summed_to_within_their_precision(tmp_path):
-    ranks = run(tmp_path, 2, "bfloat16")
+def test_gradients_of_16_bits_are_summed_to_within_their_precision(run_script, tmp_path):
+    run_script(SCRIPT, tmp_path, "bfloat16", processes=2)
+    ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2)]
     _, norms, _ = plain(ranks[0]["start"], 2)
     assert ranks[0]["norms"] == pytest.approx(norms, rel=4e-3)
     assert ranks[0]["norms"] != pytest.approx(norms, rel=1e-7)
@@ -185,13 +172,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(tmp_path):
-    (tmp_path / "train.py").write_text(TRAINING)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run")],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(run_script, tmp_path):
+    run_script(TRAINING, tmp_path / "run")
     whole, again, other = torch.load(tmp_path / "run" / "states.pt", weights_only=True)
     for name, value in whole.items():
         assert torch.equal(again[name], value)

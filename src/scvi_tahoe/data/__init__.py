@@ -39,6 +39,7 @@ from scvi_tahoe.data._screen import (
     expression_adata,
     label_columns,
     read_screen,
+    spelled_labels,
     with_condition_labels,
 )
 from scvi_tahoe.data._splits import (
@@ -131,6 +132,7 @@ __all__ = [
     "verify_controls",
     "verify_log1p",
     "verify_screen",
+    "spelled_labels",
     "with_condition_labels",
     "write_store",
 ]

@@ -105,9 +105,11 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     best: Scale = max(known, key=lambda s: known[s]) if known else "unknown"  # type: ignore[assignment]
     if best != "unknown" and known[best] < 0.95:
         best = "unknown"
-    counts = np.expm1(nonzero) if best == "log1p" else np.array([0.5])
-    whole = bool(np.all(np.abs(counts - np.round(counts)) <= _TOLERANCE * np.maximum(counts, 0.5)))
-    return ScaleReport(best, fractions, smallest, largest, keeps_depth=whole)
+    return ScaleReport(best, fractions, smallest, largest, keeps_depth=best == "log1p" and _whole(np.expm1(nonzero)))
+
+
+def _whole(values: np.ndarray) -> bool:
+    return bool(np.all(np.abs(values - np.round(values)) <= _TOLERANCE * np.maximum(values, 0.5)))
 
 
 _REMEDY = {

@@ -225,6 +225,12 @@ def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any
     return {keys.perturbation_key: names, str(keys.dose_key): doses}
 
 
+def spelled_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
+    """Label of every cell's condition, perturbation and dose together, each condition in one spelling."""
+    labels = Labels.from_values(condition_labels(data, keys))
+    return np.array([keys.reading.spelling(name) for name in labels.names])[labels.codes]
+
+
 def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     """The cells as AnnData with one label for each condition: perturbations and doses together, in one spelling.
 
@@ -233,9 +239,7 @@ def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     adata = expression_adata(data, keys)
     if adata is data and not keys.reading.composes:
         return adata
-    labels = Labels.from_values(condition_labels(data, keys))
-    spelled = np.array([keys.reading.spelling(name) for name in labels.names])[labels.codes]
-    obs = adata.obs.assign(**{keys.perturbation_key: pd.Categorical(spelled)})
+    obs = adata.obs.assign(**{keys.perturbation_key: pd.Categorical(spelled_labels(data, keys))})
     if keys.context_key is not None:
         obs[keys.context_key] = obs_column(data, keys, keys.context_key)
     x = adata.to_memory().X if adata.isbacked else adata.X

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["align_genes", "shared_conditions"]
 
 
+_RENAMED = " Not one name is shared: are they of another kind (Ensembl, symbols)?"
+
+
 def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> CellTable:
     """Return the cells over ``genes`` in that order; the cells themselves where nothing changes.
 
@@ -37,14 +40,14 @@ def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> Cell
     columns = pd.Index(cells.genes).get_indexer(pd.Index(genes))
     missing = genes[columns < 0]
     if len(missing):
-        other = len(missing) == len(genes)
-        renamed = " Not one name is shared: are they of another kind (Ensembl, symbols)?" if other else ""
-        looks_embedded = " It looks like a cell embedding: pass the gene output." if other else ""
-        looks_embedded = renamed if cells.n_genes == len(genes) else looks_embedded
+        guess = ""
+        if len(missing) == len(genes):
+            as_many = cells.n_genes == len(genes)
+            guess = _RENAMED if as_many else " It looks like a cell embedding: pass the gene output."
         first = [*map(str, missing[:3])]
         msg = (
             f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first {first}); "
-            f"it has {cells.n_genes} columns.{looks_embedded} Scores need the same genes: predict them, or subset the "
+            f"it has {cells.n_genes} columns.{guess} Scores need the same genes: predict them, or subset the "
             "reference to the genes that you want scored."
         )
         raise ValueError(msg)

@@ -123,26 +123,14 @@ def differential_expression_gpu(
                 output_columns={"target": "target", "feature": "feature", "p_value": "p_value", "p_adj": "fdr"},
             ),
         )
-    by_target = changes.result()[_places(table, targets, cells.genes)]
-    return table.with_columns(log2_fold_change=pl.Series(by_target.ravel(), dtype=pl.Float64))
+    found = changes.result()[_places(table, targets, cells.genes)]
+    return table.with_columns(log2_fold_change=pl.Series(found, dtype=pl.Float64))
 
 
 def _places(table: pl.DataFrame, targets: Sequence[str], genes: NDArray[np.str_]) -> Any:
-    """Where each row of the table is in an array of targets by genes.
-
-    gpudge goes through the genes of one target after the other. Comparing all labels, millions of strings, would take
-    as long as the test of some perturbations; so the first target's genes and every block's ends are compared, and all
-    labels only where these are not as expected.
-    """
+    """Where each row of the table is in an array of targets by genes."""
     import polars as pl
 
-    n = len(genes)
-    if table.height == len(targets) * n and table.height > 0:
-        order = table["target"][::n].to_list()
-        same_end = table["target"][n - 1 :: n].to_list() == order and table["feature"][n - 1 :: n].n_unique() == 1
-        if same_end and sorted(order) == sorted(targets) and table["feature"][:n].to_list() == list(genes):
-            place = {label: row for row, label in enumerate(targets)}
-            return np.array([place[label] for label in order])
     # as numbers: a join would make the strings once more
     return tuple(
         table[name].cast(pl.Enum(list(labels))).to_physical().to_numpy()

@@ -56,8 +56,10 @@ class _Group:
         All weights, and zeros between them.
     share
         The part of ``values`` that this process updates.
-    gradients
-        Of all weights, in the precision in which they are exchanged.
+    gradient
+        That of ``share``.
+    sent
+        Gradients of all weights in this process, in the precision in which they are exchanged.
     received
         The sum over all processes, of the share.
     """
@@ -66,7 +68,8 @@ class _Group:
     places: Sequence[slice]
     values: Tensor
     share: Parameter
-    gradients: Tensor
+    gradient: Tensor
+    sent: Tensor
     received: Tensor
 
     @classmethod
@@ -76,27 +79,25 @@ class _Group:
         for parameter in parameters:
             places.append(slice(end, end + parameter.numel()))
             end = _rounded(places[-1].stop, _ALIGNED)
-        n = dist.get_world_size()
-        length = _rounded(end, _ALIGNED * n)
+        length = _rounded(end, _ALIGNED * dist.get_world_size())
         values = torch.zeros(length, device=parameters[0].device, dtype=parameters[0].dtype)
         for parameter, place in zip(parameters, places, strict=True):
             values[place].view_as(parameter).copy_(parameter.detach())
             parameter.data = values[place].view_as(parameter)
         dist.broadcast(values, 0)
-        own = slice(dist.get_rank() * length // n, (dist.get_rank() + 1) * length // n)
-        share = torch.nn.Parameter(values[own])
-        share.grad = torch.zeros_like(values[own])
-        gradients = torch.zeros(length, device=values.device, dtype=precision or values.dtype)
-        return cls(parameters, places, values, share, gradients, torch.empty_like(gradients[own]))
+        share = torch.nn.Parameter(_own(values))
+        gradient = share.grad = torch.zeros_like(_own(values))
+        sent = torch.zeros(length, device=values.device, dtype=precision or values.dtype)
+        return cls(parameters, places, values, share, gradient, sent, torch.empty_like(_own(sent)))
 
     def send_gradients(self) -> dist.Work | None:
         """Start to sum the gradients over all processes."""
         for parameter, place in zip(self.parameters, self.places, strict=True):
             if parameter.grad is None:  # of a weight that had no part in the loss of this process
-                self.gradients[place].zero_()
+                self.sent[place].zero_()
             else:
-                self.gradients[place].view_as(parameter).copy_(parameter.grad)
-        return _reduce_scatter(self.received, self.gradients)
+                self.sent[place].view_as(parameter).copy_(parameter.grad)
+        return _reduce_scatter(self.received, self.sent)
 
     def hand_out(self) -> dist.Work | None:
         """Start to give every process the weights that the others updated."""
@@ -114,8 +115,7 @@ class _Group:
         together = torch.zeros_like(self.values)
         for value, parameter, place in zip(whole, self.parameters, self.places, strict=True):
             together[place].view_as(parameter).copy_(value)
-        start = dist.get_rank() * len(self.share)
-        return together[start : start + len(self.share)].clone()
+        return _own(together).clone()
 
     def release(self) -> None:
         """Let every parameter have memory of its own again."""
@@ -178,9 +178,7 @@ class ShardedAdamW(torch.optim.AdamW):
         The norm before clipping.
         """
         _wait([group.send_gradients() for group in self._present])
-        gradients = [group.share.grad for group in self._present if group.share.grad is not None]  # all have one
-        for group, gradient in zip(self._present, gradients, strict=True):
-            gradient.copy_(group.received)
+        gradients = [group.gradient.copy_(group.received) for group in self._present]
         square = torch.nn.utils.get_total_norm(gradients).square()
         dist.all_reduce(square)
         norm = square.sqrt() / dist.get_world_size()
@@ -247,10 +245,15 @@ def _rounded(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def _own(whole: Tensor) -> Tensor:
+    """The part of this process, as a view."""
+    return whole.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def _reduce_scatter(share: Tensor, whole: Tensor) -> dist.Work | None:
     if dist.get_backend() == "gloo":  # has no such operation in every version
         dist.all_reduce(whole)
-        share.copy_(whole[dist.get_rank() * len(share) :][: len(share)])
+        share.copy_(_own(whole))
         return None
     # as newer versions of torch call it
     start = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
