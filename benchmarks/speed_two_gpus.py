@@ -3,7 +3,7 @@
 The shape is that of ``speed_gpu.py``: 18,080 genes, sets of 512 cells, 12 sets a step of each GPU.
 
     python benchmarks/speed_two_gpus.py --out two_gpus.json
-    python benchmarks/speed_two_gpus.py --strategy ddp_sharded --parts train,kill
+    python benchmarks/speed_two_gpus.py --strategy ddp --parts train
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["worker", "predict", "start", "resume"])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--head", default="delta")
-    parser.add_argument("--strategy", default="ddp", choices=["ddp", "ddp_sharded"])
+    parser.add_argument("--strategy", default="ddp_sharded", choices=["ddp", "ddp_sharded"])
     parser.add_argument("--parts", default="train,predict,kill")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

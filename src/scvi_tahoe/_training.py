@@ -388,16 +388,25 @@ class TrainingRun:
             "ckpt_path": self.resume_from,
         }
 
-    def _strategy(self) -> dict[str, Any]:
-        """The strategy for several processes, unless the user brings one.
+    @property
+    def strategy(self) -> Any:
+        """How several processes train together; the fastest that the precision allows, unless the user says."""
+        given = self.options.get("strategy", "auto")
+        devices, n_nodes = self.options.get("devices", 1), self.options.get("num_nodes", 1)
+        n_devices = len(devices) if isinstance(devices, list | tuple) else devices
+        several = n_nodes > 1 or (isinstance(n_devices, int) and n_devices > 1)
+        if given != "auto" or not several:
+            return given
+        return "ddp" if str(self.options["precision"]).startswith("16") else SHARDED
 
-        Lightning's data-parallel one with gradients that live where they are exchanged and are not copied, exchanged in
-        pieces of about one block of the published network (torch's default: 25 MB); or ours.
+    def _strategy(self) -> dict[str, Any]:
+        """Ours; or Lightning's data-parallel one, with gradients that are not copied but live where they are exchanged.
+
+        In pieces of about one block of the published network (torch's default: 25 MB).
         """
-        wanted = self.options.get("strategy")
-        if wanted == "ddp":
+        if self.strategy == "ddp":
             return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True, bucket_cap_mb=100)}
-        return {"strategy": ShardedOptimizerStrategy()} if wanted == SHARDED else {}
+        return {"strategy": ShardedOptimizerStrategy()} if self.strategy == SHARDED else {}
 
     def _loggers(self, chosen: str | Logger | Sequence[Logger] | None) -> list[Logger]:
         path = self.folder / "metrics.csv" if self.folder is not None and chosen is not None else None
@@ -455,7 +464,10 @@ class TrainingRun:
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
         logger.info(f"expression: {sources.cells.description}")
         compiled = "compiled" if compiles else "not compiled"
-        logger.info(f"{self.device}, precision {self.options['precision']}, {compiled}, {sets}; memory {memory}")
+        strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED) else ""
+        logger.info(
+            f"{self.device}{strategy}, precision {self.options['precision']}, {compiled}, {sets}; memory {memory}"
+        )
         if not memory.fits:
             logger.warning(
                 f"the device may run out of memory: {memory}; lower batch_size (now {self.batch_size}), or keep "

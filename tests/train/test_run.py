@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scvi_tahoe import HeldOutContexts
-from scvi_tahoe._training import _say_that_there_is_no_gpu
+from scvi_tahoe._training import TrainingRun, _say_that_there_is_no_gpu
 
 
 def same(a, b):
@@ -112,6 +112,29 @@ def test_a_machine_without_a_gpu_says_so_once(make_model, train, capsys):
     _say_that_there_is_no_gpu.cache_clear()
     train(make_model(), progress=True, accelerator="cpu")  # asked for, so no surprise
     assert "No GPU" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        ({}, "auto"),
+        ({"devices": 1}, "auto"),
+        ({"devices": "auto"}, "auto"),
+        ({"devices": 2}, "ddp_sharded"),
+        ({"devices": [0, 1]}, "ddp_sharded"),
+        ({"devices": 1, "num_nodes": 2}, "ddp_sharded"),
+        ({"devices": 2, "precision": "16-mixed"}, "ddp"),
+        ({"devices": 2, "strategy": "ddp"}, "ddp"),
+        ({"devices": 1, "strategy": "ddp_sharded"}, "ddp_sharded"),
+    ],
+)
+def test_several_devices_share_the_optimizer_unless_the_user_or_the_precision_says_otherwise(options, strategy):
+    run = TrainingRun.prepare(
+        max_steps=1, batch_size=None, validate_every=None, monitor="validation_loss", patience=None, save_dir=None,
+        save_steps=None, resume_from=None, plan_options={}, default_lr=1e-3, setting={},
+        trainer_options={"precision": "32-true", **options},
+    )  # fmt: skip
+    assert run.strategy == strategy
 
 
 DISTRIBUTED = """

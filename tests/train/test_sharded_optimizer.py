@@ -180,6 +180,58 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(run_script,
         torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6)
 
 
+ROUNDED = """
+import os
+import sys
+
+import torch
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.train import TahoeTrainingPlan
+
+folder = sys.argv[1]
+
+
+def trained(name, **options):
+    adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
+    size = {"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}
+    model = TahoeST(adata, size=size, set_size=8, prior="none")
+    model.train(
+        6, batch_size=2, validate_every=2, progress=False, save_dir=f"{folder}/{name}", compile=False,
+        accelerator="cpu", devices=2, strategy="ddp_sharded", precision="bf16-mixed", save_steps=2, **options,
+    )
+    state = {n: (p.detach().clone(), p.untyped_storage().nbytes()) for n, p in model.module.named_parameters()}
+    last = torch.load(f"{folder}/{name}/last.ckpt", weights_only=True)
+    return {"kept": state, "last": last["state_dict"], "loss": model.history["train_loss"].to_numpy()[-1].item()}
+
+
+if __name__ == "__main__":
+    results = {"rounded": trained("rounded")}
+    results["resumed"] = trained("rounded", resume_from=f"{folder}/rounded/step=000002.ckpt")
+    TahoeTrainingPlan._only_in_products = lambda self: []
+    results["exact"] = trained("exact")
+    torch.save(results, f"{folder}/rank{os.environ.get('LOCAL_RANK', '0')}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_handing_out_what_products_round_anyway_in_16_bits_changes_nothing(run_script, tmp_path):
+    run_script(ROUNDED, tmp_path)
+    ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2)]
+    exact = ranks[0]["exact"]
+    for run in (*ranks, {"rounded": ranks[0]["resumed"]}):
+        rounded = run["rounded"]
+        assert rounded["loss"] == exact["loss"]
+        for name, (weight, n_bytes) in rounded["kept"].items():
+            assert torch.equal(weight, exact["kept"][name][0])
+            assert n_bytes == weight.numel() * 4
+        assert all(torch.equal(weight, exact["last"][name]) for name, weight in rounded["last"].items())
+    # and nothing that is kept is rounded
+    weight = ranks[0]["rounded"]["last"]["module.network.head.project.layers.0.weight"]
+    assert (weight != weight.bfloat16()).float().mean() > 0.9
+
+
 def test_scaled_gradients_of_float16_are_refused(make_model, train):
     with pytest.raises(ValueError, match="give precision='bf16-mixed', or strategy='ddp'"):
         train(make_model(), precision="16-mixed", strategy="ddp_sharded")

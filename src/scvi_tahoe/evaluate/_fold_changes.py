@@ -49,35 +49,36 @@ def fold_changes(
     close would otherwise swap ranks between backends.
     """
     (context,) = cells.contexts
-    expm1, log2_ratio = _compiled()
+    mean_of_rows, expm1, log2_ratio = _compiled()
+    matrix = cells.expression
+    is_csr = isinstance(matrix, sp.csr_matrix | sp.csr_array) and matrix.dtype.kind == "f"
 
     def geometric_mean(label: str) -> _Vector:
-        rows = _rows(cells.expression, cells.rows[context, label])
-        return expm1(np.asarray(rows.mean(axis=0)).ravel())
+        rows = cells.rows[context, label]
+        if not is_csr:
+            # of a copy, as in pdex: the order of a sum depends on how the matrix lies in memory
+            return expm1(np.asarray(matrix[rows].mean(axis=0)).ravel())
+        # what scipy does, without its copies
+        share = matrix.dtype.type(1.0 / len(rows))
+        return expm1(mean_of_rows(matrix.data, matrix.indices, matrix.indptr, rows, cells.n_genes, share))
 
     reference = geometric_mean(control)
-    with ThreadPoolExecutor(max_workers=max(num_threads, 1)) as pool:  # scipy and numpy let go of the interpreter
+    with ThreadPoolExecutor(max_workers=max(num_threads, 1)) as pool:  # compiled code lets go of the interpreter
         changes = pool.map(lambda label: log2_ratio(geometric_mean(label), reference), targets)
         return np.stack([*changes]) if len(targets) else np.empty((0, cells.n_genes))
 
 
-def _rows(matrix: Any, rows: NDArray[np.intp]) -> Any:
-    """Rows of a matrix; those of a CSR matrix that follow each other are not copied.
-
-    Of any other matrix a copy, as in pdex: the order of a sum depends on how the matrix lies in memory.
-    """
-    follow = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
-    if not (follow and isinstance(matrix, sp.csr_matrix | sp.csr_array)):
-        return matrix[rows]
-    ends = matrix.indptr[rows[0] : rows[-1] + 2]
-    values = slice(ends[0], ends[-1])
-    parts = (matrix.data[values], matrix.indices[values], ends - ends[0])
-    return type(matrix)(parts, shape=(len(rows), matrix.shape[1]), copy=False)
-
-
 @lru_cache(maxsize=1)
-def _compiled() -> tuple[Callable[[_Vector], _Vector], Callable[[_Vector, _Vector], NDArray[np.float64]]]:
+def _compiled() -> tuple[Callable[..., _Vector], ...]:
     import numba
+
+    @numba.njit(nogil=True)
+    def mean_of_rows(values, columns, ends, rows, n_columns, share):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        result = np.zeros(n_columns, values.dtype)
+        for row in rows:
+            for i in range(ends[row], ends[row + 1]):
+                result[columns[i]] += values[i] * share
+        return result
 
     @numba.njit(nogil=True)
     def expm1(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
@@ -94,4 +95,4 @@ def _compiled() -> tuple[Callable[[_Vector], _Vector], Callable[[_Vector, _Vecto
             result[i] = 0.0 if np.isnan(ratio) else ratio
         return result
 
-    return expm1, log2_ratio
+    return mean_of_rows, expm1, log2_ratio

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
     from torch import Tensor
+    from torch.nn import Parameter
 
     from scvi_tahoe._module import TahoeSTModule
 
@@ -236,6 +237,8 @@ class TahoeTrainingPlan(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Unfreeze what is due."""
         self.freezing.update(self.global_step)
+        if self._sharded is not None:
+            self._sharded.compact()
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Let the average follow the weights."""
@@ -244,6 +247,7 @@ class TahoeTrainingPlan(LightningModule):
 
     def on_train_end(self) -> None:
         """Leave the average in the model; what was best replaces it later, where anything validated."""
+        self._complete_weights()
         if self.average is not None:
             self.average.swap()
 
@@ -261,8 +265,14 @@ class TahoeTrainingPlan(LightningModule):
             layer.p = probability
         self._dropout_before = {}
 
+    def _complete_weights(self) -> None:
+        """Let the module hold weights that nobody rounded."""
+        if self._sharded is not None:
+            self._sharded.complete()
+
     def kept_state(self) -> dict[str, Tensor]:
         """The weights that validate and are kept: the averaged ones, where there are any."""
+        self._complete_weights()
         averages = {} if self.average is None else self.average.values
         return {**self.state_dict(), **{f"module.{name}": value for name, value in averages.items()}}
 
@@ -305,6 +315,7 @@ class TahoeTrainingPlan(LightningModule):
         """Write what is waiting: the device is about to be waited for anyway."""
         self._log_waiting()
         self.acceleration.pause()
+        self._complete_weights()
         if self.average is not None:
             self.average.swap()
 
@@ -377,13 +388,22 @@ class TahoeTrainingPlan(LightningModule):
         optimizer: torch.optim.AdamW
         if isinstance(self.trainer.strategy, ShardedOptimizerStrategy):
             # gradients come from products of 16 bits, so that exchanging them in as many loses next to nothing
-            precision = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
-            optimizer = self._sharded = ShardedAdamW(described, precision=precision, **options)
+            precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            optimizer = self._sharded = ShardedAdamW(
+                described, precision=precision, rounded=self._only_in_products() if precision else (), **options
+            )
         else:
             optimizer = torch.optim.AdamW(described, **options)
         shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _only_in_products(self) -> list[Parameter]:
+        """Weights that training rounds for its products and uses nowhere else."""
+        if self.average is not None or self.trainer.accumulate_grad_batches > 1:
+            return []  # averages follow the weights themselves; gradients of 16 bits would not add up
+        layers = (layer for layer in self.module.modules() if isinstance(layer, torch.nn.Linear))
+        return [cast("Parameter", layer.weight) for layer in layers]
 
     def _shape(self, schedule: PartSchedule, rate: float) -> Any:
         config = self.config

@@ -3,8 +3,11 @@
 Usually all processes average all gradients and all do the same optimizer step. Here a process gets the sum of the
 gradients of its share only, in the precision of the products that made them, updates that share, and hands out the new
 weights: the first stage of ZeRO (Rajbhandari et al. 2020, *ZeRO: Memory optimizations toward training trillion
-parameter models*, arXiv:1910.02054). As much is sent, half of it in 16 bits, and the optimizer step takes a share of
-its time. The weights are the same in all processes, to the bit.
+parameter models*, arXiv:1910.02054). Weights that only enter products of 16 bits are handed out in 16 bits, which is
+what those products round them to anyway; the process that updates them keeps them as they are (Micikevicius et al.
+2018, *Mixed precision training*, arXiv:1710.03740), and whoever validates or saves a model gets them from there. So
+half as much is sent, the optimizer step takes a share of its time, and weights need not be rounded at every step. They
+are the same in all processes, to the bit.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from torch import Tensor
     from torch.nn import Parameter
@@ -41,6 +44,13 @@ class ShardedOptimizerStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         """Leave the module as it is: nothing exchanges gradients during the backward pass."""
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the state of the model with nothing rounded; all processes have to call it (Lightning does)."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, ShardedAdamW):
+                optimizer.complete()
+        return super().lightning_module_state_dict()
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -48,14 +58,17 @@ class _Group:
 
     Attributes
     ----------
+    number
+        Of the parameter group.
     parameters
-        They are, and each is a view into ``values``.
+        They are. While training each is a view into ``values``.
     places
         Where each of them is.
     values
-        All weights, and zeros between them.
+        All weights as training computes with them, and zeros between them.
     share
-        The part of ``values`` that this process updates.
+        The weights that this process updates, as they are: a view into ``values``, or memory of its own where those
+        are rounded.
     gradient
         That of ``share``.
     sent
@@ -64,6 +77,7 @@ class _Group:
         The sum over all processes, of the share.
     """
 
+    number: int
     parameters: Sequence[Parameter]
     places: Sequence[slice]
     values: Tensor
@@ -73,22 +87,37 @@ class _Group:
     received: Tensor
 
     @classmethod
-    def of(cls, parameters: Sequence[Parameter], precision: torch.dtype | None) -> _Group:
+    def of(
+        cls, number: int, parameters: Sequence[Parameter], *, sent: torch.dtype | None, rounded: torch.dtype | None
+    ) -> _Group:
         """Move parameters beside each other, with the values that they have in the first process."""
         places, end = [], 0
         for parameter in parameters:
             places.append(slice(end, end + parameter.numel()))
-            end = _rounded(places[-1].stop, _ALIGNED)
-        length = _rounded(end, _ALIGNED * dist.get_world_size())
-        values = torch.zeros(length, device=parameters[0].device, dtype=parameters[0].dtype)
+            end = _rounded_up(places[-1].stop, _ALIGNED)
+        length = _rounded_up(end, _ALIGNED * dist.get_world_size())
+        whole = torch.zeros(length, device=parameters[0].device, dtype=parameters[0].dtype)
         for parameter, place in zip(parameters, places, strict=True):
-            values[place].view_as(parameter).copy_(parameter.detach())
-            parameter.data = values[place].view_as(parameter)
-        dist.broadcast(values, 0)
-        share = torch.nn.Parameter(_own(values))
-        gradient = share.grad = torch.zeros_like(_own(values))
-        sent = torch.zeros(length, device=values.device, dtype=precision or values.dtype)
-        return cls(parameters, places, values, share, gradient, sent, torch.empty_like(_own(sent)))
+            whole[place].view_as(parameter).copy_(parameter.detach())
+            parameter.data = whole[place].view_as(parameter)
+        dist.broadcast(whole, 0)
+        values = whole if rounded is None else whole.to(rounded)
+        share = torch.nn.Parameter(_own(whole) if rounded is None else _own(whole).clone())
+        gradient = share.grad = torch.zeros_like(share)
+        exchanged = torch.zeros(length, device=whole.device, dtype=sent or whole.dtype)
+        received = torch.empty_like(_own(exchanged))
+        return cls(number, parameters, places, values, share, gradient, exchanged, received)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether training computes with rounded weights."""
+        return self.values.dtype != self.share.dtype
+
+    def place_in(self, memory: Tensor) -> None:
+        """Let every parameter be a view into weights of all processes."""
+        for parameter, place in zip(self.parameters, self.places, strict=True):
+            parameter.grad = None
+            parameter.data = memory[place].view_as(parameter)
 
     def send_gradients(self) -> dist.Work | None:
         """Start to sum the gradients over all processes."""
@@ -101,18 +130,25 @@ class _Group:
 
     def hand_out(self) -> dist.Work | None:
         """Start to give every process the weights that the others updated."""
-        return _all_gather(self.values, self.share.detach())
+        if self.rounds:
+            _own(self.values).copy_(self.share.detach())
+        return _all_gather(self.values, _own(self.values))
+
+    def whole(self, share: Tensor) -> Tensor:
+        """All of something of which every process has a share."""
+        whole = torch.empty(len(self.values), device=share.device, dtype=share.dtype)
+        _wait([_all_gather(whole, share.detach())])
+        return whole
 
     def apart(self, share: Tensor) -> list[Tensor]:
         """What belongs to each parameter of something of which every process has a share, in main memory."""
-        whole = torch.empty_like(self.values)
-        _wait([_all_gather(whole, share)])
+        whole = self.whole(share)
         views = (whole[place].view_as(p) for p, place in zip(self.parameters, self.places, strict=True))
         return [view.to("cpu", copy=True) for view in views]
 
     def own_share(self, whole: Sequence[Tensor]) -> Tensor:
         """The share of this process of something that was taken apart."""
-        together = torch.zeros_like(self.values)
+        together = torch.zeros(len(self.values), device=self.share.device, dtype=self.share.dtype)
         for value, parameter, place in zip(whole, self.parameters, self.places, strict=True):
             together[place].view_as(parameter).copy_(value)
         return _own(together).clone()
@@ -120,7 +156,8 @@ class _Group:
     def release(self) -> None:
         """Let every parameter have memory of its own again."""
         for parameter in self.parameters:
-            parameter.data = parameter.detach().clone()
+            parameter.grad = None
+            parameter.data = parameter.detach().to(self.share.dtype, copy=True)
 
 
 class ShardedAdamW(torch.optim.AdamW):
@@ -135,34 +172,60 @@ class ShardedAdamW(torch.optim.AdamW):
         Parameter groups.
     precision
         In which gradients are exchanged; None for that of the weights.
+    rounded
+        Parameters that training uses in ``precision`` only. From :meth:`compact` to :meth:`complete` the module holds
+        them rounded, and so are their gradients.
     **kwargs
         Handed to :class:`torch.optim.AdamW`.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, precision: torch.dtype | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        precision: torch.dtype | None,
+        rounded: Collection[Parameter] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(groups, **kwargs)
         self._precision = precision
+        self._rounded = frozenset(rounded)
         self._parameters: list[list[Parameter]] = [list(g["params"]) for g in self.param_groups]
-        self._groups: list[_Group | None] = []
+        self._groups: list[_Group] = []
+        self._is_compact = False
         self._consolidated: dict[str, Any] | None = None
 
     def begin(self) -> None:
         """Take the parameters that train from here on; what is frozen stays frozen."""
         self._groups = []
-        for group, parameters in zip(self.param_groups, self._parameters, strict=True):
-            trained = [p for p in parameters if p.requires_grad]
-            self._groups.append(_Group.of(trained, self._precision) if trained else None)
-            group["params"] = [self._groups[-1].share] if self._groups[-1] else []
+        for number, group in enumerate(self.param_groups):
+            trained = [p for p in self._parameters[number] if p.requires_grad]
+            exact = [p for p in trained if p not in self._rounded]
+            rounded = [p for p in trained if p in self._rounded]
+            for parameters, precision in ((exact, None), (rounded, self._precision)):
+                if parameters:
+                    self._groups.append(_Group.of(number, parameters, sent=self._precision, rounded=precision))
+            group["params"] = [flat.share for flat in self._groups if flat.number == number]
+
+    def compact(self) -> None:
+        """Let the module hold the weights as training computes with them."""
+        if not self._is_compact:
+            self._is_compact = True
+            for group in (group for group in self._groups if group.rounds):
+                group.place_in(group.values)
+
+    def complete(self) -> None:
+        """Let the module hold the weights with nothing rounded; all processes have to call it."""
+        if self._is_compact:
+            self._is_compact = False
+            for group in (group for group in self._groups if group.rounds):
+                group.place_in(group.whole(group.share))
 
     def end(self) -> None:
-        """Leave nothing behind in the parameters."""
-        for group in self._present:
+        """Leave nothing behind in the parameters; what is rounded in this moment stays so."""
+        for group in self._groups:
             group.release()
-        self._groups = []
-
-    @property
-    def _present(self) -> list[_Group]:
-        return [group for group in self._groups if group is not None]
+        self._groups, self._is_compact = [], False
 
     @torch.no_grad()
     def exchange(self, limit: float) -> Tensor:
@@ -177,20 +240,21 @@ class ShardedAdamW(torch.optim.AdamW):
         -------
         The norm before clipping.
         """
-        _wait([group.send_gradients() for group in self._present])
-        gradients = [group.gradient.copy_(group.received) for group in self._present]
-        square = torch.nn.utils.get_total_norm(gradients).square()
+        _wait([group.send_gradients() for group in self._groups])
+        norms = [torch.linalg.vector_norm(group.received, dtype=torch.float32) for group in self._groups]
+        square = torch.stack(norms).square().sum()
         dist.all_reduce(square)
         norm = square.sqrt() / dist.get_world_size()
-        factor = (limit / (norm + 1e-6)).clamp(max=1.0) / dist.get_world_size()
-        for gradient in gradients:
-            gradient.mul_(factor)
+        # of one dimension, so that the products are of its precision
+        factor = ((limit / (norm + 1e-6)).clamp(max=1.0) / dist.get_world_size())[None]
+        for group in self._groups:
+            torch.mul(group.received, factor, out=group.gradient)
         return norm
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Update the share of this process, and exchange the weights."""
         result = super().step(closure)
-        _wait([group.hand_out() for group in self._present])
+        _wait([group.hand_out() for group in self._groups])
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -200,21 +264,27 @@ class ShardedAdamW(torch.optim.AdamW):
 
     def consolidate_state_dict(self) -> None:
         """Collect the state of all processes in the first; all have to call it (Lightning does)."""
-        numbers = iter(range(sum(map(len, self._parameters))))
-        groups, state = [], {}
-        for group, parameters, flat in zip(self.param_groups, self._parameters, self._groups, strict=True):
-            number_of = {parameter: next(numbers) for parameter in parameters}
-            groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": [*number_of.values()]})
-            own = self.state.get(flat.share) if flat else None
-            if not flat or not own:
+        number_of = self._numbers()
+        state = {}
+        for flat in self._groups:
+            own = self.state.get(flat.share)
+            if not own:
                 continue
             whole = {name: flat.apart(own[name]) for name in _AVERAGES}
             for i, parameter in enumerate(flat.parameters):
                 state[number_of[parameter]] = {
                     "step": own["step"].to("cpu", copy=True),
-                    **{n: whole[n][i] for n in _AVERAGES},
+                    **{name: whole[name][i] for name in _AVERAGES},
                 }
+        groups = [
+            {**{k: v for k, v in group.items() if k != "params"}, "params": [number_of[p] for p in parameters]}
+            for group, parameters in zip(self.param_groups, self._parameters, strict=True)
+        ]
         self._consolidated = {"state": state, "param_groups": groups} if dist.get_rank() == 0 else None
+
+    def _numbers(self) -> dict[Parameter, int]:
+        """Number of each parameter, as torch counts them."""
+        return {p: number for number, p in enumerate(p for group in self._parameters for p in group)}
 
     def state_dict(self) -> dict[str, Any]:
         """What was consolidated."""
@@ -228,20 +298,22 @@ class ShardedAdamW(torch.optim.AdamW):
         saved = state_dict["param_groups"]
         if [len(g["params"]) for g in saved] != [*map(len, self._parameters)]:
             raise ValueError("the loaded state has other parameter groups than this run.")
-        for group, old, parameters, flat in zip(self.param_groups, saved, self._parameters, self._groups, strict=True):
+        for group, old in zip(self.param_groups, saved, strict=True):
             group.update({k: v for k, v in old.items() if k != "params"})
-            states = {p: state_dict["state"].get(i) for p, i in zip(parameters, old["params"], strict=True)}
-            known = [states[p] for p in flat.parameters] if flat else []
-            if not flat or not all(known):
+        number_of = self._numbers()
+        for flat in self._groups:
+            known = [state_dict["state"].get(number_of[p]) for p in flat.parameters]
+            if not all(known):
                 continue
             step = torch.as_tensor(known[0]["step"], dtype=torch.float32)
+            fused = self.param_groups[flat.number]["fused"]
             self.state[flat.share] = {
-                "step": step.to(flat.values.device) if group["fused"] else step.cpu(),
+                "step": step.to(flat.values.device) if fused else step.cpu(),
                 **{name: flat.own_share([s[name] for s in known]) for name in _AVERAGES},
             }
 
 
-def _rounded(n: int, multiple: int) -> int:
+def _rounded_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
