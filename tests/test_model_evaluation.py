@@ -47,6 +47,9 @@ def test_a_ready_reference_is_compared_with_what_the_model_has_seen(make_model, 
     n = len(observed_conditions(held_out))
     with pytest.raises(RepresentationError, match=f"{n} of {n} held-out conditions are in the training data too"):
         seen.evaluate(reference, **quick)
+    told = seen.evaluate(reference, **quick, representation_check="off").checks
+    assert told.index[0] == "leakage of conditions"
+    assert told["status"].iloc[0] == "error"
     assert seen.evaluate(reference, **quick, allow_train=True).per_perturbation.shape[0] == n
     held = screen.obs["perturbation"].isin(set(held_out.obs["perturbation"]) - {"control"})
     conditions = {(c, p) for c, p in observed_conditions(held_out).index}

@@ -72,7 +72,7 @@ from scvi_tahoe.data import (
     with_condition_labels,
 )
 from scvi_tahoe.evaluate import EffectCalibration, EvaluationReference, evaluate
-from scvi_tahoe.evaluate._check import act_on
+from scvi_tahoe.evaluate._check import act_on, checks_table
 from scvi_tahoe.evaluate._leakage import check_conditions
 from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, Objective, ObjectiveConfig
 from scvi_tahoe.pretrained import (
@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import CellSetDataModule, Combination, Condition
     from scvi_tahoe.data._store import StoreKind
     from scvi_tahoe.evaluate import EvaluationResult
+    from scvi_tahoe.evaluate._check import Check
     from scvi_tahoe.nn._config import Attention
     from scvi_tahoe.pretrained import AttentionDiagnosis, PretrainedModel
 
@@ -1366,12 +1367,13 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         """
         keys = self.keys
         observed = reference.adata if isinstance(reference, EvaluationReference) else reference
+        seen: list[Check] = []
         if isinstance(reference, EvaluationReference):
             counts_layer = reference.layer if preset == "vcc2026" else None
             # a reference without training data does not know what this model has seen
             if reference.train is None and "train" not in kwargs and not kwargs.get("allow_train", False):
-                checks = [check_conditions(self._conditions(self.adata), self._conditions(observed))]
-                act_on(checks, kwargs.get("representation_check", "error"))
+                seen = [check_conditions(self._conditions(self.adata), self._conditions(observed))]
+                act_on(seen, kwargs.get("representation_check", "error"))
         else:
             if preset == "vcc2026" and counts_layer is None:
                 raise ValueError("preset='vcc2026' scores raw counts: name the layer that holds them, counts_layer=...")
@@ -1392,7 +1394,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 )
             layer = counts_layer if preset == "vcc2026" else None
             prediction = self._predict_as_observed(observed, counts_layer=layer, seed=seed, progress=progress)
-        return evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
+        result = evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
+        return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result
 
     def _conditions(self, data: AnnOrMuData | None) -> list[tuple[str, str]]:
         """Contexts and perturbations of some data; those of other columns than the training data's are not known."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import html
 import json
 import warnings
 
@@ -420,8 +422,8 @@ def test_loading_nothing_or_another_format_is_refused(quick, tmp_path):
 def test_warnings_stand_above_the_numbers(task, keys, reference):
     flat = baseline_prediction("train_mean", task.held_out, task.train, **keys)
     with pytest.warns(EvaluationWarning):
-        html = evaluate(flat, reference, preset="vcc2025")._repr_html_()
-    assert html.index("mode collapse") < html.index("VCC 2025 overall") < html.index("PDS (L1)")
+        shown = evaluate(flat, reference, preset="vcc2025")._repr_html_()
+    assert shown.index("mode collapse") < shown.index("VCC 2025 overall") < shown.index("PDS (L1)")
 
 
 def test_the_text_form_names_year_and_score(result):
@@ -431,6 +433,14 @@ def test_the_text_form_names_year_and_score(result):
     for name in ("DES", "PDS", "MAE"):
         term = f"{name} {result.vcc[name]:.4f} (baseline {result.vcc['baseline'][name]:.4f}, scaled "
         assert f"{term}{result.vcc['scaled'][name]:.4f})" in terms
+
+
+def test_an_overall_score_from_another_baseline_than_the_challenge_takes_says_so(result):
+    note = "(from 'no_change', not from 'train_mean' as in the challenge)"
+    other = dataclasses.replace(result, provenance={**result.provenance, "baseline": "no_change"})
+    assert note in repr(other)
+    assert html.escape(note) in other._repr_html_()
+    assert "as in the challenge" not in repr(result) + result._repr_html_()
 
 
 def test_the_text_form_puts_warnings_above_the_numbers(predicted, reference):

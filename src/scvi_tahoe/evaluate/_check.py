@@ -135,8 +135,9 @@ def act_on(checks: Sequence[Check], policy: Literal["error", "warn", "off"]) -> 
         raise RepresentationError(" ".join([*errors, hint]))
 
 
-def checks_table(checks: Sequence[Check]) -> pd.DataFrame:
-    """One row a check, the gravest first."""
+def checks_table(checks: Sequence[Check], *, beside: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row a check, the gravest first; with the rows of another such table, where one is given."""
     columns = ["name", "status", "value", "allowed", "message"]
     table = pd.DataFrame([asdict(check) for check in checks], columns=columns).set_index("name")
+    table = table if beside is None else pd.concat([table, beside])
     return table.sort_values("status", key=lambda status: -status.map(_STATUSES.index), kind="stable")

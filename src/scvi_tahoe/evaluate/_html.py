@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from scvi_tahoe.evaluate._metric_info import metric_info
+from scvi_tahoe.evaluate._text import other_baseline
 
 if TYPE_CHECKING:
     from scvi_tahoe.evaluate._result import EvaluationResult
@@ -38,7 +39,8 @@ def _challenge(result: EvaluationResult) -> str:
         f"{vcc['scaled'][name]:.4f})</small></td>"
         for name in vcc["scaled"]
     )
-    return f"<table><tr><th>VCC {vcc['year']} overall {vcc['overall']:.2f}</th>{terms}</tr></table>"
+    overall = f"VCC {vcc['year']} overall {vcc['overall']:.2f}{escape(other_baseline(result))}"
+    return f"<table><tr><th>{overall}</th>{terms}</tr></table>"
 
 
 def _table(result: EvaluationResult) -> str:

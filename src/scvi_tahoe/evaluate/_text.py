@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._result import EvaluationResult
 
-__all__ = ["finding_lines", "result_text"]
+__all__ = ["finding_lines", "other_baseline", "result_text"]
 
 
 def result_text(result: EvaluationResult) -> str:
@@ -26,7 +26,7 @@ def result_text(result: EvaluationResult) -> str:
         f"EvaluationResult: preset {result.provenance['preset']!r}, {len(result.per_perturbation)} conditions, "
         f"baseline {result.provenance['baseline']!r}"
     )
-    challenge = [] if result.vcc is None else [_challenge(result.vcc)]
+    challenge = [] if result.vcc is None else [_challenge(result.vcc) + other_baseline(result)]
     return "\n".join([head, *finding_lines(result), *challenge, result.summary[columns].round(4).to_string()])
 
 
@@ -40,6 +40,19 @@ def finding_lines(result: EvaluationResult) -> list[str]:
     """
     grave = result.checks[result.checks["status"].isin(["warning", "error"])]
     return [f"{row['status']}: {name}: {row['message']}" for name, row in grave.iterrows()]
+
+
+def other_baseline(result: EvaluationResult) -> str:
+    """What to say of an overall score of 2025 that does not start where the challenge's does; nothing of others.
+
+    Parameters
+    ----------
+    result
+        Result.
+    """
+    name = result.provenance["baseline"]
+    own = result.vcc is None or result.vcc["year"] != 2025 or name == "train_mean"
+    return "" if own else f" (from {name!r}, not from 'train_mean' as in the challenge)"
 
 
 def _challenge(vcc: Mapping[str, Any]) -> str:
