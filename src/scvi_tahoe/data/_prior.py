@@ -13,7 +13,10 @@ kept only as far as it exceeds its noise: the non-negative garrote (Breiman 1995
 
 A combination that was measured nowhere else starts from its parts: the anchors and what each part differs from them,
 ``anchors + d_A + d_B``. Adding the parts' changes from the controls would count what all perturbed cells share once for
-every part. What is left to the network is what is not additive.
+every part. The noise of the parts adds up, too, so more of it is taken away: what is kept of a gene's difference is the
+mean of the garrote, which looks at this difference alone, and of empirical Bayes (Efron & Morris 1973, JASA 68:117),
+``t / (t + s^2)``, where ``t`` is how much the gene differs among single perturbations, times how strong this one is.
+What is left to the network is what is not additive.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ _MAX_SOURCES = 64  # conditions that one prior is made from
 _MAX_DONORS = 512  # cells kept of a condition
 _POOL = 1024  # donors of one prior
 _MAX_ANCHORS = 64  # perturbations that stand for a context
+_TINY = 1e-12  # below any squared difference that counts
 _ANCHOR_CELLS = 16_384  # cells of all of them; their noise is in every mean that is predicted
 
 
@@ -310,7 +314,7 @@ class CellPrior:
         parts = self._parts(condition, target, table)
         if parts:
             names = tuple(self.conditions[int(w.argmax())].perturbation for w in parts)
-            return _Source(here, (label, *names), parts, f"its parts {', '.join(names)}")
+            return _Source(here, (label, *names, *self._combinations(table)), parts, f"its parts {', '.join(names)}")
         if table.one_hot or label not in table.names:
             weight = _normalised(others, np.ones(len(others)))
             return _Source(here, (label,), (weight,), "the mean of other perturbations")
@@ -341,6 +345,13 @@ class CellPrior:
             elif alone.any():
                 weights.append(self._elsewhere(alone, target))
         return tuple(weights)
+
+    def _combinations(self, table: EmbeddingTable) -> list[str]:
+        """Training perturbations of several parts."""
+        if table.composition is None:
+            return []
+        reading = table.composition.reading
+        return sorted({c.perturbation for c in self.conditions if len(reading.parts(c.perturbation)) > 1})
 
     def _context_likeness(self, target: PriorTarget) -> dict[str, float]:
         """How alike the controls of each training context are to these: inverse squared distance of the means."""
@@ -388,15 +399,27 @@ class CellPrior:
         -------
         float ``[G]`` each.
         """
-        difference, noise = np.zeros(self.means.shape[1]), np.zeros(self.means.shape[1])
+        difference, noise, usual = (np.zeros(self.means.shape[1]) for _ in range(3))
         for context, of_context in self.by_context(weight):
             share = of_context.sum()
             anchors = self.anchors(context, source.context, without=source.without)
             mean, variance = self.anchor_moments(anchors, self.control_of(context))
             difference += of_context @ self.means - share * mean
             noise += np.square(of_context / np.sqrt(self.n_cells)) @ self.variances + share**2 * variance
-        keep = np.clip(1 - noise / np.maximum(np.square(difference), 1e-12), 0, 1)
-        return difference, keep
+            usual += share * self._spread(anchors, mean, variance)
+        keep = np.clip(1 - noise / np.maximum(np.square(difference), _TINY), 0, 1)
+        if len(source.without) == 1 or not usual.any():
+            return difference, keep
+        strength = max((np.square(difference) - noise).sum() / usual.sum(), 0.0)
+        expected = strength * usual
+        return difference, (keep + expected / np.maximum(expected + noise, _TINY)) / 2
+
+    def _spread(self, anchors: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """How much each gene differs among anchors, squared, beyond the noise of their means and of their mean's."""
+        chosen = anchors > 0
+        noise = self.variances[chosen] / self.n_cells[chosen, None] + variance
+        excess = np.square(self.means[chosen] - mean) - noise
+        return np.maximum(excess.mean(0), 0) if chosen.any() else np.zeros(len(mean))
 
     def by_context(self, weight: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Weights of one context after the other."""
@@ -424,7 +447,8 @@ class _Source:
     context
         Of the condition.
     without
-        Perturbations that are no anchors: its own, and its parts.
+        Perturbations that are no anchors: its own; and those of a combination's parts and all combinations, as what
+        single perturbations share is to be counted once.
     weights
         Of each training condition, one array for each part of a combination, else one.
     words
