@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mudata import MuData
 
 from scvi_tahoe import HeldOutPerturbations, TahoeST
@@ -74,11 +75,11 @@ def test_a_pair_that_nobody_measured_is_predicted_from_its_parts(
     assert set(exported.perturbation_table.names) == set(model.perturbation_table.names)
 
 
-def test_in_one_context_pairs_of_measured_parts_get_a_prior_of_cells_and_others_none(pairs, make_model):
+def test_in_one_context_there_is_a_prior_of_cells_where_parts_were_measured_alone(pairs, make_model):
     one = pairs[(pairs.obs["context"] == "context_1").to_numpy()]
     assert make_model(one.copy(), setup=PAIRS, prior="auto").prior == "cells"
-    without_parts = one[~one.obs["perturbation"].isin(["A", "C"]).to_numpy()].copy()
-    assert make_model(without_parts, setup=PAIRS, prior="auto").prior == "none"
+    one_part = one[~one.obs["perturbation"].isin(["A", "C", "D"]).to_numpy()].copy()
+    assert make_model(one_part, setup=PAIRS, prior="auto").prior == "none"
     # without a separator "A+B" is a name like any other
     assert make_model(one.copy(), setup={"perturbation_embedding_key": None}, prior="auto").prior == "none"
 
@@ -89,6 +90,26 @@ def test_the_prior_of_a_pair_is_predicted_without_training_and_in_any_order(pair
     first, second, single = (predict(model, label, output="prior") for label in ("A+D", "D+A", "A"))
     assert same(first, second)
     assert not same(first, single)
+
+
+@pytest.mark.parametrize("prior", ["transfer", "cells"])
+@pytest.mark.parametrize(("without", "corrected"), [([], True), (["A+B"], True), (["A", "A+B"], False)])
+def test_a_pair_is_corrected_where_the_network_was_trained_on_pairs_of_measured_parts(
+    prior, without, corrected, pairs, make_model, train, caplog
+):
+    """C+B has both parts; where C is taken away, too, no pair has."""
+    gone = [*without, *([] if corrected else ["C"])]
+    one = pairs[((pairs.obs["context"] == "context_1") & ~pairs.obs["perturbation"].isin(gone)).to_numpy()].copy()
+    model = make_model(one, setup=PAIRS, prior=prior)
+    with torch.no_grad():  # as if it had learned something
+        model.module.network.head.project.layers[-1].bias.fill_(0.5)
+    train(model)
+    asked = "B+D"
+    assert same(predict(model, asked), predict(model, asked, output="prior")) == (not corrected)
+    assert ("B+D) are predicted as the prior has them, from their parts" in caplog.text) == (not corrected)
+    assert not same(predict(model, "B"), predict(model, "B", output="prior"))
+    both = predict(model, "B", asked)
+    assert np.array_equal(both[both.obs["perturbation"] == asked].X, predict(model, asked).X)
 
 
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe._constants import TENSORS
 from scvi_tahoe._sources import prior_and_targets
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import CellPrior, ConditionIndex, EmbeddingTable, MinibatchSources, PriorTarget, Screen
 
 __all__ = ["BaseSupply", "begin_prior"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,8 +77,8 @@ def begin_prior(
 
     Returns
     -------
-    Sources with the shift of a prior of means; the plan, its tasks with the rows of a prior of cells; and the supply of
-    these cells, None without such a prior.
+    Sources with the shift of a prior of means, and with the conditions that are not corrected; the plan, its tasks with
+    the rows of a prior of cells; and the supply of these cells, None without such a prior.
 
     Raises
     ------
@@ -84,13 +88,22 @@ def begin_prior(
     if model.prior == "none":
         return sources, plan, None
     prior, targets = prior_and_targets(model, screen, index, plan.conditions)
+    corrected = prior.is_corrected(plan.conditions, table)
+    if not corrected.all():
+        left = sorted({c.perturbation for c, yes in zip(plan.conditions, corrected, strict=True) if not yes})
+        logger.info(
+            f"{len(left)} combinations ({', '.join(left[:3])}{', ...' if left[3:] else ''}) are predicted as the prior "
+            "has them, from their parts: training saw too few combinations whose parts were measured alone to learn "
+            "what to change about that."
+        )
+        sources = replace(sources, of_condition={TENSORS.CORRECTED: corrected.astype(np.float32)[:, None]})
     if prior.kind != "cells":
         base = prior.base_from(targets, plan.conditions, table, n_cells=plan.sizes, seed=seed, device=device)
         return replace(sources, shift_of_condition=base.shift), plan, None
     stops = plan.stops
     tasks = [
-        replace(task, base=np.arange(stop - len(task.controls), stop))
-        for task, stop in zip(plan.tasks, stops, strict=True)
+        replace(task, base=np.arange(stop - len(task.controls), stop), keeps_base=not yes)
+        for task, stop, yes in zip(plan.tasks, stops, corrected.tolist(), strict=True)
     ]
     plan = replace(plan, tasks=tuple(tasks))
     return sources, plan, BaseSupply(prior, targets, plan, table, seed, device)

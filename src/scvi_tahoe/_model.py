@@ -155,9 +155,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
           what was seen in both; of a combination that was seen nowhere else, the cells of each part, changed as the
           other parts change cells. The network sees them beside the control cells and corrects them; one-hot labels of
           perturbations seen in several contexts it does not see, unless ``network={"sees_perturbation": True}``
-        * ``'auto'`` - cells, where perturbations were seen in several contexts, or at least half of the combinations
-          have parts that were all measured alone, and the screen is small enough to keep such cells for every
-          condition; otherwise none (default)
+        * ``'auto'`` - cells, where perturbations were seen in several contexts or, with a ``combination_separator``,
+          at least two of them alone, and the screen is small enough to keep such cells for every condition; otherwise
+          none (default)
     batch_encoder
         Tell the network the technical batch of each cell (needs ``batch_key``).
     seed
@@ -261,7 +261,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
         is_small = len(index.conditions) * self.summary_stats.n_vars <= _PRIOR_CELLS_UP_TO
         recurs = len(index.conditions) > len(index.perturbations)
-        return "cells" if is_small and (recurs or self._combines_measured_parts(index)) else "none"
+        return "cells" if is_small and (recurs or self._has_parts_to_combine(index)) else "none"
 
     def _labels_only_tell_apart(self) -> bool:
         """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.
@@ -275,17 +275,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
         return len(index.conditions) > len(index.perturbations)
 
-    def _combines_measured_parts(self, index: ConditionIndex) -> bool:
-        """Whether at least half of the combinations have parts that were all measured alone.
-
-        A prior serves a combination that was not measured only if the network was trained on combinations with such a
-        prior; from others it learns the effects of parts again, and adds them twice.
-        """
-        reading = self.keys.reading
-        parts = [reading.parts(label) for label in index.perturbations]
-        alone = {of_label[0] for of_label in parts if len(of_label) == 1}
-        measured = [alone.issuperset(of_label) for of_label in parts if len(of_label) > 1]
-        return bool(measured) and 2 * sum(measured) >= len(measured)
+    def _has_parts_to_combine(self, index: ConditionIndex) -> bool:
+        """Whether combinations that nobody measured can be made of perturbations that were measured alone."""
+        parts = [self.keys.reading.parts(label) for label in index.perturbations]
+        return self.keys.combination_separator is not None and sum(len(of_label) == 1 for of_label in parts) > 1
 
     def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:
         stats = self.summary_stats

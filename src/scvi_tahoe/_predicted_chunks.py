@@ -377,10 +377,13 @@ def _run(
     if following is not None:
         dataset.expect(following.request)
     tensors = dataset.to_tensors(payload, replica.device)
+    base_SNG = base_cells(tensors)
     result = replica.module(
-        tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH), base_cells(tensors)
+        tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH), base_SNG
     )
     cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
+    if TENSORS.CORRECTED in tensors and base_SNG is not None:
+        cells_SNG = torch.where(tensors[TENSORS.CORRECTED][:, None] > 0, cells_SNG, base_SNG.to(cells_SNG.dtype))
     if output == "delta":
         cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
     replica.arrivals.take(_wanted(cells_SNG, request.valid_S), rows)

@@ -346,6 +346,41 @@ class CellPrior:
                 weights.append(self._elsewhere(alone, target))
         return tuple(weights)
 
+    def is_corrected(self, conditions: Sequence[Condition], table: EmbeddingTable) -> np.ndarray:
+        """Whether what a network learned on top of this prior applies to conditions, bool ``[conditions]``.
+
+        It does not to a combination that starts from its parts, unless at least half of the combinations that it was
+        trained on did, too: from others it learns what parts do, which such a start has already.
+
+        Parameters
+        ----------
+        conditions
+            To be predicted.
+        table
+            Perturbation embeddings, which say which parts a combination has.
+        """
+        if table.composition is None:
+            return np.ones(len(conditions), dtype=bool)
+        reading = table.composition.reading
+        parts = {c.perturbation: reading.parts(c.perturbation) for c in (*self.conditions, *conditions)}
+        alone = {parts[c.perturbation][0] for c in self.conditions if len(parts[c.perturbation]) == 1}
+        contexts: dict[str, set[str]] = {}
+        for condition in self.conditions:
+            contexts.setdefault(condition.perturbation, set()).add(condition.context)
+
+        def from_parts(condition: Condition) -> bool:
+            recurs = contexts.get(condition.perturbation, set()) - {condition.context}
+            return (
+                len(parts[condition.perturbation]) > 1
+                and not recurs
+                and alone.issuperset(parts[condition.perturbation])
+            )
+
+        trained = [from_parts(c) for c in self.conditions if len(parts[c.perturbation]) > 1]
+        if trained and 2 * sum(trained) >= len(trained):
+            return np.ones(len(conditions), dtype=bool)
+        return np.array([not from_parts(c) for c in conditions], dtype=bool)
+
     def _combinations(self, table: EmbeddingTable) -> list[str]:
         """Training perturbations of several parts."""
         if table.composition is None:
@@ -399,27 +434,28 @@ class CellPrior:
         -------
         float ``[G]`` each.
         """
-        difference, noise, usual = (np.zeros(self.means.shape[1]) for _ in range(3))
+        difference, noise, others = (np.zeros(self.means.shape[1]) for _ in range(3))
         for context, of_context in self.by_context(weight):
             share = of_context.sum()
             anchors = self.anchors(context, source.context, without=source.without)
             mean, variance = self.anchor_moments(anchors, self.control_of(context))
             difference += of_context @ self.means - share * mean
             noise += np.square(of_context / np.sqrt(self.n_cells)) @ self.variances + share**2 * variance
-            usual += share * self._spread(anchors, mean, variance)
+            others += share * self._excess(anchors, mean, variance)
         keep = np.clip(1 - noise / np.maximum(np.square(difference), _TINY), 0, 1)
-        if len(source.without) == 1 or not usual.any():
+        if len(source.without) == 1:
             return difference, keep
-        strength = max((np.square(difference) - noise).sum() / usual.sum(), 0.0)
+        own = np.square(difference) - noise
+        usual = np.maximum(others + own, 0)  # of a gene, times the number of perturbations that were looked at
+        strength = max(own.sum(), 0.0) / max(usual.sum(), _TINY)  # of this perturbation, over that number
         expected = strength * usual
         return difference, (keep + expected / np.maximum(expected + noise, _TINY)) / 2
 
-    def _spread(self, anchors: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-        """How much each gene differs among anchors, squared, beyond the noise of their means and of their mean's."""
+    def _excess(self, anchors: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """How much each gene of anchors differs from their mean, squared, beyond its noise, summed over anchors."""
         chosen = anchors > 0
         noise = self.variances[chosen] / self.n_cells[chosen, None] + variance
-        excess = np.square(self.means[chosen] - mean) - noise
-        return np.maximum(excess.mean(0), 0) if chosen.any() else np.zeros(len(mean))
+        return (np.square(self.means[chosen] - mean) - noise).sum(0)
 
     def by_context(self, weight: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Weights of one context after the other."""

@@ -212,6 +212,8 @@ class PredictionTask:
         Of this task alone, so that a prediction does not depend on what else is asked.
     base
         Rows of the prior's cells, from which one is drawn for each predicted cell; None without them.
+    keeps_base
+        Whether the prior's cells are the prediction, so that they come as they are, one for each predicted cell.
     """
 
     controls: np.ndarray
@@ -219,6 +221,7 @@ class PredictionTask:
     pool: np.ndarray
     seed: tuple[int, ...]
     base: np.ndarray | None = None
+    keeps_base: bool = False
 
 
 class ExhaustiveSampler(Sampler[CellSetRequest]):
@@ -236,8 +239,9 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
             fill = np.random.default_rng(task.seed).choice(task.pool, n_fill)
             windows.append(np.concatenate([task.controls, fill]).reshape(n_sets, set_size))
             if task.base is not None:
-                rng = np.random.default_rng((*task.seed, 2))
-                bases.append(draw_window(task.base, n_sets * set_size, rng).reshape(n_sets, set_size))
+                rng, n = np.random.default_rng((*task.seed, 2)), n_sets * set_size
+                base = np.resize(task.base, n) if task.keeps_base else draw_window(task.base, n, rng)
+                bases.append(base.reshape(n_sets, set_size))
             owner += [i] * n_sets
             valid += [set_size] * (n_sets - 1) + [set_size - n_fill]
         self._control = np.concatenate(windows)
