@@ -33,8 +33,8 @@ SUM = "sum of single deltas"
 #: combination and prior of each trained row
 VARIANTS = {
     "TahoeST": {},
-    "TahoeST, combination='learned'": {"combination": "learned"},
-    "TahoeST, prior='cells'": {"prior": "cells"},
+    "TahoeST, prior='none'": {"prior": "none"},
+    "TahoeST, prior='none', combination='learned'": {"prior": "none", "combination": "learned"},
 }
 
 
@@ -59,7 +59,7 @@ def predictions(adata: AnnData, scored: list[str], held_out: list[str], *, seed:
         options = {"combination": "sum", "prior": "auto", **options}
         TahoeST.setup_anndata(train, **KEYS, combination_separator="+", combination=options["combination"])
         model = TahoeST(train, prior=options["prior"], seed=seed)
-        if options["prior"] == "cells":
+        if model.prior != "none":
             yield "prior alone, predict(output='prior')", model.predict(output="prior", **asked)
         model.train(max_steps=max_steps, seed=seed, progress=False)
         yield f"{name} (prior {model.prior!r})" if options["prior"] == "auto" else name, model.predict(**asked)
