@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scvi_tahoe import HeldOutPerturbations, TahoeEnsemble, TahoeST
+from scvi_tahoe.evaluate import EvaluationReference
 
 SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
 BRIEF = {"max_steps": 8, "validate_every": 4, "batch_size": 2, "progress": False, "lr": 0.01}
@@ -88,6 +89,11 @@ def test_a_prediction_is_scored_like_that_of_a_model(ensemble, screen):
     prediction = predict(ensemble, screen, n_cells={k: int(v) for k, v in sizes.items()})
     again = ensemble.evaluate(screen, prediction, **options)
     assert result.summary["value"].equals(again.summary["value"])
+    keys = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
+    ready = ensemble.evaluate(EvaluationReference.from_adata(screen, **keys), allow_train=True, **options)
+    assert result.summary["value"].equals(ready.summary["value"])
+    with pytest.raises(ValueError, match=r"preset='vcc2026' scores counts, .* ensemble.models\[0\].evaluate"):
+        ensemble.evaluate(screen, preset="vcc2026")
     assert (
         result.summary.loc["mae", "value"] != ensemble.models[0].evaluate(screen, **options).summary.loc["mae", "value"]
     )

@@ -10,6 +10,7 @@ import torch
 from mudata import MuData
 
 from scvi_tahoe import HeldOutPerturbations, TahoeST
+from scvi_tahoe._training import default_lr
 
 NAMES = [f"perturbation_{i}" for i in range(1, 7)]
 SHORT = dict(zip(NAMES, ["A", "B", "C", "D", "A+B", "C+B"], strict=True))
@@ -92,7 +93,7 @@ def test_the_prior_of_a_pair_is_predicted_without_training_and_in_any_order(pair
     assert not same(first, single)
 
 
-@pytest.mark.parametrize("prior", ["transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
 @pytest.mark.parametrize(("without", "corrected"), [([], True), (["A+B"], True), (["A", "A+B"], False)])
 def test_a_pair_is_corrected_where_the_network_was_trained_on_pairs_of_measured_parts(
     prior, without, corrected, pairs, make_model, train, caplog
@@ -104,12 +105,35 @@ def test_a_pair_is_corrected_where_the_network_was_trained_on_pairs_of_measured_
     with torch.no_grad():  # as if it had learned something
         model.module.network.head.project.layers[-1].bias.fill_(0.5)
     train(model)
-    asked = "B+D"
-    assert same(predict(model, asked), predict(model, asked, output="prior")) == (not corrected)
-    assert ("B+D) are predicted as the prior has them, from their parts" in caplog.text) == (not corrected)
+    asked, left = "B+D", not corrected and prior != "mean"  # which starts from no parts
+    as_prior = predict(model, asked, output="prior")
+    assert "are predicted as the prior" not in caplog.text
+    predicted = predict(model, asked)
+    assert same(predicted, as_prior) == left
+    assert ("B+D) are predicted as the prior has them, from their parts" in caplog.text) == left
+    assert predicted.uns["scvi_tahoe_prediction"].get("predicted_as_prior", []) == ([asked] if left else [])
     assert not same(predict(model, "B"), predict(model, "B", output="prior"))
     both = predict(model, "B", asked)
     assert np.array_equal(both[both.obs["perturbation"] == asked].X, predict(model, asked).X)
+
+
+def test_a_pair_that_trained_is_corrected_however_few_pairs_have_measured_parts(pairs, make_model, train):
+    """A+B has both parts; A+E and C+E have one."""
+    names = {"C+B": "C+E", "D": "A+E"}
+    pairs.obs["perturbation"] = pairs.obs["perturbation"].replace(names)
+    one = pairs[(pairs.obs["context"] == "context_1").to_numpy()].copy()
+    model = make_model(one, setup=PAIRS, prior="cells")
+    with torch.no_grad():
+        model.module.network.head.project.layers[-1].bias.fill_(0.5)
+    train(model)
+    assert not same(predict(model, "A+B"), predict(model, "A+B", output="prior"))
+    assert same(predict(model, "B+C"), predict(model, "B+C", output="prior"))
+
+
+def test_the_rate_is_low_only_where_the_same_perturbation_elsewhere_leaves_little_to_learn(pairs, make_model):
+    one = pairs[(pairs.obs["context"] == "context_1").to_numpy()].copy()
+    assert default_lr(make_model(one, setup=PAIRS, prior="cells")) == 1e-3
+    assert default_lr(make_model(pairs, setup=PAIRS, prior="cells")) == 1e-4
 
 
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
     from scvi_tahoe._prediction import PredictionPlan
     from scvi_tahoe.data import CellPrior, ConditionIndex, EmbeddingTable, MinibatchSources, PriorTarget, Screen
 
-__all__ = ["BaseSupply", "begin_prior"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["BaseSupply", "begin_prior", "left_as_prior"]
 
 
 @dataclass
@@ -90,20 +87,25 @@ def begin_prior(
     prior, targets = prior_and_targets(model, screen, index, plan.conditions)
     corrected = prior.is_corrected(plan.conditions, table)
     if not corrected.all():
-        left = sorted({c.perturbation for c, yes in zip(plan.conditions, corrected, strict=True) if not yes})
-        logger.info(
-            f"{len(left)} combinations ({', '.join(left[:3])}{', ...' if left[3:] else ''}) are predicted as the prior "
-            "has them, from their parts: training saw too few combinations whose parts were measured alone to learn "
-            "what to change about that."
-        )
         sources = replace(sources, of_condition={TENSORS.CORRECTED: corrected.astype(np.float32)[:, None]})
+    tasks = [replace(task, keeps_base=not yes) for task, yes in zip(plan.tasks, corrected.tolist(), strict=True)]
     if prior.kind != "cells":
         base = prior.base_from(targets, plan.conditions, table, n_cells=plan.sizes, seed=seed, device=device)
-        return replace(sources, shift_of_condition=base.shift), plan, None
+        return replace(sources, shift_of_condition=base.shift), replace(plan, tasks=tuple(tasks)), None
     stops = plan.stops
     tasks = [
-        replace(task, base=np.arange(stop - len(task.controls), stop), keeps_base=not yes)
-        for task, stop, yes in zip(plan.tasks, stops, corrected.tolist(), strict=True)
+        replace(task, base=np.arange(stop - len(task.controls), stop)) for task, stop in zip(tasks, stops, strict=True)
     ]
     plan = replace(plan, tasks=tuple(tasks))
     return sources, plan, BaseSupply(prior, targets, plan, table, seed, device)
+
+
+def left_as_prior(plan: PredictionPlan) -> list[str]:
+    """Labels of a plan whose prior the network does not correct, see :meth:`~scvi_tahoe.data.CellPrior.is_corrected`.
+
+    Parameters
+    ----------
+    plan
+        Of :func:`begin_prior`.
+    """
+    return sorted({label for label, task in zip(plan.labels, plan.tasks, strict=True) if task.keeps_base})

@@ -15,6 +15,7 @@ from scvi_tahoe._condition_means import move_to_mean
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._prediction import conditions_asked
 from scvi_tahoe.data import ConditionIndex, read_screen
+from scvi_tahoe.evaluate import EvaluationReference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -194,7 +195,7 @@ class TahoeEnsemble:
 
     def evaluate(
         self,
-        reference: AnnData,
+        reference: AnnData | EvaluationReference,
         prediction: AnnData | None = None,
         *,
         seed: int = 0,
@@ -211,11 +212,26 @@ class TahoeEnsemble:
         Returns
         -------
         Scores beside baselines and ceiling.
+
+        Raises
+        ------
+        ValueError
+            If scores need counts, which an ensemble does not predict, or the reference no longer knows its cells.
         """
         first = self.models[0]
         if prediction is None:
-            asked = conditions_asked(ConditionIndex.from_screen(read_screen(reference, first.keys)))
-            prediction = self.predict(reference, **asked, seed=seed, progress=progress)
+            if kwargs.get("preset") == "vcc2026":
+                raise ValueError(
+                    "preset='vcc2026' scores counts, which the mean of several models is not; evaluate one of them, "
+                    "ensemble.models[0].evaluate(...)."
+                )
+            observed = reference.adata if isinstance(reference, EvaluationReference) else reference
+            if observed is None:
+                raise ValueError(
+                    "this reference does not know the AnnData it was made of; pass prediction=ensemble.predict(...)."
+                )
+            asked = conditions_asked(ConditionIndex.from_screen(read_screen(observed, first.keys)))
+            prediction = self.predict(observed, **asked, seed=seed, progress=progress)
         return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:

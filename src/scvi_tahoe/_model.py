@@ -16,7 +16,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi.utils import setup_anndata_dsp
 
 from scvi_tahoe._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
-from scvi_tahoe._base_supply import begin_prior
+from scvi_tahoe._base_supply import begin_prior, left_as_prior
 from scvi_tahoe._calibration import calibration_from_validation
 from scvi_tahoe._compat import AnnOrMuData, history_as_frames, history_as_lists
 from scvi_tahoe._condition_means import observed_cosines
@@ -260,8 +260,15 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             return "none"
         index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
         is_small = len(index.conditions) * self.summary_stats.n_vars <= _PRIOR_CELLS_UP_TO
-        recurs = len(index.conditions) > len(index.perturbations)
-        return "cells" if is_small and (recurs or self._has_parts_to_combine(index)) else "none"
+        return "cells" if is_small and (self.perturbations_recur or self._has_parts_to_combine(index)) else "none"
+
+    @property
+    def perturbations_recur(self) -> bool:
+        """Whether the model's data have a perturbation in more than one context."""
+        if self.adata is None:
+            return False
+        index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
+        return len(index.conditions) > len(index.perturbations)
 
     def _labels_only_tell_apart(self) -> bool:
         """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.
@@ -270,10 +277,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         learn the noise of each. An embedding says what perturbations have in common, and stays.
         """
         table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
-        if self.adata is None or not table.one_hot or table.composition is not None:
-            return False
-        index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
-        return len(index.conditions) > len(index.perturbations)
+        return table.one_hot and table.composition is None and self.perturbations_recur
 
     def _has_parts_to_combine(self, index: ConditionIndex) -> bool:
         """Whether combinations that nobody measured can be made of perturbations that were measured alone."""
@@ -800,7 +804,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it there; None
             lets the recipe decide.
         lr
-            Peak learning rate; None takes 1e-4 with a prior, else 2e-4 for pretrained weights and 1e-3 from scratch.
+            Peak learning rate; None takes 1e-4 with a prior where perturbations were seen in several contexts,
+            else 2e-4 for pretrained weights and 1e-3 from scratch.
         batch_size
             Cell *sets* a minibatch; None takes 8.
         split
@@ -1193,9 +1198,17 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             rows=plan.rows_read,
         )  # fmt: skip
         sources, plan, base = begin_prior(self, sources, plan, screen, index, table=table, seed=seed, device=chosen[0])
+        record = self._prediction_record(output, seed)
+        if output != "prior" and (left := left_as_prior(plan)):
+            record["predicted_as_prior"] = left
+            logger.info(
+                f"{len(left)} combinations ({', '.join(left[:3])}{', ...' if left[3:] else ''}) are predicted as the "
+                "prior has them, from their parts: training saw too few combinations whose parts were measured alone "
+                "to learn what to change about that."
+            )
         job = PredictionJob(
             module=self.module, sources=sources, plan=plan, base=base, forward=forward, devices=chosen,
-            genes=self.genes, obs=cells_of_plan(plan, screen, self.keys), record=self._prediction_record(output, seed),
+            genes=self.genes, obs=cells_of_plan(plan, screen, self.keys), record=record,
             calibration=self.calibration_, observed_cosine=self.observed_cosine_, counts=counts,
             control_layer=control_layer,
         )  # fmt: skip

@@ -115,8 +115,9 @@ def _without_echo(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_lr(model: TahoeST) -> float:
     """Learning rate of a model for which none is chosen."""
-    if model.prior != "none":
-        return _LR_ON_PRIOR  # a prior leaves little to learn, and a fast network learns its noise
+    if model.prior != "none" and model.perturbations_recur:
+        # the same perturbation elsewhere leaves little to learn, and a fast network learns its noise
+        return _LR_ON_PRIOR
     return _LR_PRETRAINED if model.pretrained_parameters_ else _LR_SCRATCH
 
 
@@ -133,6 +134,17 @@ def _device(options: Mapping[str, Any]) -> torch.device:
     if accelerator in ("gpu", "cuda"):
         raise ValueError(f"accelerator={accelerator!r} was asked for, and this machine has no CUDA device.")
     return torch.device(accelerator if accelerator == "mps" else "cpu")
+
+
+def _n_devices(devices: Any) -> int:
+    """How many devices of a machine are asked for, in Lightning's words; ``'auto'`` is one, as in scvi-tools."""
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if devices in (-1, "-1"):
+        return max(1, torch.cuda.device_count())
+    return int(devices) if str(devices).isdigit() else 1
 
 
 def _folder(save_dir: str | Path | None, *, resumes: bool) -> Path | None:
@@ -250,6 +262,8 @@ class TrainingRun:
         steps = _MAX_STEPS if max_steps is None else max_steps
         options = {k: v for k, v in plan_options.items() if not (k == "lr" and v is None)}
         options.setdefault("lr", default_lr)
+        if "max_steps" in options:
+            raise ValueError("plan_kwargs does not take max_steps; say it with train(max_steps=...).")
         plan = PlanConfig.from_kwargs({"max_steps": steps, **options})
         for name, value in (("validate_every", validate_every), ("patience", patience), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -392,9 +406,9 @@ class TrainingRun:
     def strategy(self) -> Any:
         """How several processes train together; the fastest that the precision allows, unless the user says."""
         given = self.options.get("strategy", "auto")
-        devices, n_nodes = self.options.get("devices", 1), self.options.get("num_nodes", 1)
-        n_devices = len(devices) if isinstance(devices, list | tuple) else devices
-        several = n_nodes > 1 or (isinstance(n_devices, int) and n_devices > 1)
+        several = self.options.get("num_nodes", 1) > 1 or _n_devices(self.options.get("devices", "auto")) > 1
+        if given == SHARDED and not several:
+            return "auto"  # there is nobody to share with
         if given != "auto" or not several:
             return given
         return "ddp" if str(self.options["precision"]).startswith("16") else SHARDED

@@ -119,6 +119,14 @@ def test_a_folder_with_a_checkpoint_of_an_earlier_run_is_refused(make_model, tra
     assert (tmp_path / "best.ckpt").read_bytes() == kept
 
 
+def test_a_folder_with_a_checkpoint_of_a_fixed_step_alone_is_refused_too(make_model, train, tmp_path):
+    train(make_model(), max_steps=2, validate_every=1, save_steps=1, save_dir=tmp_path)
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"holds the checkpoint step=000002.ckpt of an earlier run"):
+        train(make_model(), save_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -114,6 +114,11 @@ def test_a_machine_without_a_gpu_says_so_once(make_model, train, capsys):
     assert "No GPU" not in capsys.readouterr().err
 
 
+def test_the_length_of_a_run_is_said_in_one_place(make_model, train):
+    with pytest.raises(ValueError, match=r"plan_kwargs does not take max_steps; say it with train\(max_steps"):
+        train(make_model(), plan_kwargs={"max_steps": 100})
+
+
 @pytest.mark.parametrize(
     ("options", "strategy"),
     [
@@ -125,7 +130,11 @@ def test_a_machine_without_a_gpu_says_so_once(make_model, train, capsys):
         ({"devices": 1, "num_nodes": 2}, "ddp_sharded"),
         ({"devices": 2, "precision": "16-mixed"}, "ddp"),
         ({"devices": 2, "strategy": "ddp"}, "ddp"),
-        ({"devices": 1, "strategy": "ddp_sharded"}, "ddp_sharded"),
+        ({"devices": "2"}, "ddp_sharded"),
+        ({"devices": "0,1"}, "ddp_sharded"),
+        ({"devices": "1"}, "auto"),
+        ({"devices": 1, "strategy": "ddp_sharded"}, "auto"),
+        ({"strategy": "ddp_sharded"}, "auto"),
     ],
 )
 def test_several_devices_share_the_optimizer_unless_the_user_or_the_precision_says_otherwise(options, strategy):

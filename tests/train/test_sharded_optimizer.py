@@ -66,6 +66,24 @@ torch.save(
     f"{folder}/rank{rank}.pt",
 )
 
+# a checkpoint has nothing of a weight that had no gradient before
+part = make()
+partly = optimizer_of(part, ShardedAdamW, precision=precision)
+partly.begin()
+del (lacking := {**middle[0][0], "state": dict(middle[0][0]["state"])})["state"][1]
+partly.load_state_dict(lacking)
+partly.consolidate_state_dict()
+if rank == 0:
+    kept = partly.state_dict()["state"]
+    assert all(torch.equal(kept[i]["exp_avg"], middle[0][0]["state"][i]["exp_avg"]) for i in (0, 2))
+    assert not kept[1]["exp_avg"].any()
+part[0].grad = torch.zeros_like(part[0])
+try:
+    partly.exchange(1.0)
+    raise SystemExit("a weight without a gradient was trained")
+except ValueError as error:
+    assert "has no part in the loss" in str(error)
+
 again = make()
 second = optimizer_of(again, ShardedAdamW, precision=precision)
 second.begin()

@@ -349,8 +349,8 @@ class CellPrior:
     def is_corrected(self, conditions: Sequence[Condition], table: EmbeddingTable) -> np.ndarray:
         """Whether what a network learned on top of this prior applies to conditions, bool ``[conditions]``.
 
-        It does not to a combination that starts from its parts, unless at least half of the combinations that it was
-        trained on did, too: from others it learns what parts do, which such a start has already.
+        It does not to a combination that was not trained on and starts from its parts, unless at least half of the
+        combinations that were trained on did, too: from others it learns what parts do, which such a start has already.
 
         Parameters
         ----------
@@ -359,7 +359,7 @@ class CellPrior:
         table
             Perturbation embeddings, which say which parts a combination has.
         """
-        if table.composition is None:
+        if table.composition is None or self.kind == "mean":
             return np.ones(len(conditions), dtype=bool)
         reading = table.composition.reading
         parts = {c.perturbation: reading.parts(c.perturbation) for c in (*self.conditions, *conditions)}
@@ -379,7 +379,8 @@ class CellPrior:
         trained = [from_parts(c) for c in self.conditions if len(parts[c.perturbation]) > 1]
         if trained and 2 * sum(trained) >= len(trained):
             return np.ones(len(conditions), dtype=bool)
-        return np.array([not from_parts(c) for c in conditions], dtype=bool)
+        known = set(self.conditions)
+        return np.array([c in known or not from_parts(c) for c in conditions], dtype=bool)
 
     def _combinations(self, table: EmbeddingTable) -> list[str]:
         """Training perturbations of several parts."""

@@ -27,8 +27,9 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 def checkpoint_in(folder: Path) -> Path | None:
-    """A checkpoint that an earlier run left in a folder, or None."""
-    return next((folder / name for name in (LAST, BEST) if (folder / name).exists()), None)
+    """A checkpoint that an earlier run left in a folder, the last one of several, or None."""
+    named = [folder / name for name in (LAST, BEST) if (folder / name).exists()]
+    return next(iter([*named, *sorted(folder.glob("step=*.ckpt"), reverse=True)]), None)
 
 
 class KeepBest(Callback):

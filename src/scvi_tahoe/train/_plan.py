@@ -109,6 +109,7 @@ class PlanConfig:
             "lr": (self.lr > 0, "positive"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "eps": (self.eps > 0, "positive"),
+            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
             "gradient_clip": (self.gradient_clip is None or self.gradient_clip > 0, "positive, or None"),
             "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
             "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a fraction from 0 to 1"),
@@ -213,7 +214,7 @@ class TahoeTrainingPlan(LightningModule):
     def _refuse_late_unfreezing(self) -> None:
         # several devices agree at the start on the tensors whose gradients they exchange
         late = [part for part, schedule in self.parts.items() if schedule.unfreeze_at]
-        if self.pretrained and late and self._is_distributed:
+        if self.pretrained and late and (self._is_distributed or self._sharded is not None):
             raise ValueError(
                 f"parts {late} would be unfrozen in the middle of a run on {self.trainer.world_size} devices, whose "
                 "gradients would then differ; give freeze_backbone=True or False, or train on one device."
@@ -257,13 +258,13 @@ class TahoeTrainingPlan(LightningModule):
 
     def undo_changes(self) -> None:
         """Give the module back as it was, but for its weights."""
-        if self._sharded is not None:
-            self._sharded.end()
         self.freezing.end()
         self.acceleration.end()
         for layer, probability in self._dropout_before.items():
             layer.p = probability
         self._dropout_before = {}
+        if self._sharded is not None:  # last, as it needs memory
+            self._sharded.end()
 
     def _complete_weights(self) -> None:
         """Let the module hold weights that nobody rounded."""

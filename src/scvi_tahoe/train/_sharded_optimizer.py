@@ -122,10 +122,12 @@ class _Group:
     def send_gradients(self) -> dist.Work | None:
         """Start to sum the gradients over all processes."""
         for parameter, place in zip(self.parameters, self.places, strict=True):
-            if parameter.grad is None:  # of a weight that had no part in the loss of this process
-                self.sent[place].zero_()
-            else:
-                self.sent[place].view_as(parameter).copy_(parameter.grad)
+            if parameter.grad is None:
+                raise ValueError(
+                    f"a weight of shape {tuple(parameter.shape)} has no part in the loss, and processes that share the "
+                    "optimizer train all weights together; give strategy='ddp_find_unused_parameters_true'."
+                )
+            self.sent[place].view_as(parameter).copy_(parameter.grad)
         return _reduce_scatter(self.received, self.sent)
 
     def hand_out(self) -> dist.Work | None:
@@ -223,8 +225,11 @@ class ShardedAdamW(torch.optim.AdamW):
 
     def end(self) -> None:
         """Leave nothing behind in the parameters; what is rounded in this moment stays so."""
-        for group in self._groups:
-            group.release()
+        for flat in self._groups:
+            flat.release()
+        for group in self.param_groups:
+            group["params"] = []
+        self.state.clear()
         self._groups, self._is_compact = [], False
 
     @torch.no_grad()
@@ -302,14 +307,19 @@ class ShardedAdamW(torch.optim.AdamW):
             group.update({k: v for k, v in old.items() if k != "params"})
         number_of = self._numbers()
         for flat in self._groups:
-            known = [state_dict["state"].get(number_of[p]) for p in flat.parameters]
-            if not all(known):
+            states = {p: state_dict["state"].get(number_of[p]) for p in flat.parameters}
+            known = [state for state in states.values() if state]
+            if not known:
                 continue
             step = torch.as_tensor(known[0]["step"], dtype=torch.float32)
             fused = self.param_groups[flat.number]["fused"]
             self.state[flat.share] = {
                 "step": step.to(flat.values.device) if fused else step.cpu(),
-                **{name: flat.own_share([s[name] for s in known]) for name in _AVERAGES},
+                # torch keeps nothing of a weight that had no gradient yet
+                **{
+                    n: flat.own_share([s[n] if s else torch.zeros_like(p) for p, s in states.items()])
+                    for n in _AVERAGES
+                },
             }
 
 
