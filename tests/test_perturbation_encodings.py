@@ -130,9 +130,12 @@ def test_a_pair_that_trained_is_corrected_however_few_pairs_have_measured_parts(
     assert same(predict(model, "B+C"), predict(model, "B+C", output="prior"))
 
 
-def test_the_rate_is_low_only_where_the_same_perturbation_elsewhere_leaves_little_to_learn(pairs, make_model):
-    one = pairs[(pairs.obs["context"] == "context_1").to_numpy()].copy()
-    assert default_lr(make_model(one, setup=PAIRS, prior="cells")) == 1e-3
+def test_the_rate_is_low_only_where_a_prior_leaves_little_to_learn(pairs, make_model):
+    one = pairs[(pairs.obs["context"] == "context_1").to_numpy()]
+    without_parts = one[~one.obs["perturbation"].isin(["A", "C"]).to_numpy()].copy()
+    assert default_lr(make_model(without_parts, setup=PAIRS, prior="cells")) == 1e-3
+    assert default_lr(make_model(one.copy(), setup=PAIRS, prior="none")) == 1e-3
+    assert default_lr(make_model(one.copy(), setup=PAIRS, prior="cells")) == 1e-4  # both pairs have measured parts
     assert default_lr(make_model(pairs, setup=PAIRS, prior="cells")) == 1e-4
 
 

@@ -279,6 +279,17 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
         return table.one_hot and table.composition is None and self.perturbations_recur
 
+    @property
+    def combines_measured_parts(self) -> bool:
+        """Whether at least half of the combinations in the model's data have parts that were all measured alone."""
+        if self.adata is None:
+            return False
+        index = ConditionIndex.from_screen(read_screen(self.adata, self.keys))
+        parts = [self.keys.reading.parts(label) for label in index.perturbations]
+        alone = {of_label[0] for of_label in parts if len(of_label) == 1}
+        measured = [alone.issuperset(of_label) for of_label in parts if len(of_label) > 1]
+        return bool(measured) and 2 * sum(measured) >= len(measured)
+
     def _has_parts_to_combine(self, index: ConditionIndex) -> bool:
         """Whether combinations that nobody measured can be made of perturbations that were measured alone."""
         parts = [self.keys.reading.parts(label) for label in index.perturbations]
@@ -804,8 +815,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it there; None
             lets the recipe decide.
         lr
-            Peak learning rate; None takes 1e-4 with a prior where perturbations were seen in several contexts,
-            else 2e-4 for pretrained weights and 1e-3 from scratch.
+            Peak learning rate; None takes 1e-4 with a prior where perturbations were seen in several contexts
+            or most combinations have measured parts, else 2e-4 for pretrained weights and 1e-3 from scratch.
         batch_size
             Cell *sets* a minibatch; None takes 8.
         split

@@ -115,8 +115,8 @@ def _without_echo(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_lr(model: TahoeST) -> float:
     """Learning rate of a model for which none is chosen."""
-    if model.prior != "none" and model.perturbations_recur:
-        # the same perturbation elsewhere leaves little to learn, and a fast network learns its noise
+    if model.prior != "none" and (model.perturbations_recur or model.combines_measured_parts):
+        # such a prior leaves little to learn, and a fast network learns its noise
         return _LR_ON_PRIOR
     return _LR_PRETRAINED if model.pretrained_parameters_ else _LR_SCRATCH
 
@@ -458,6 +458,7 @@ class TrainingRun:
             model.module.config,
             n_parameters=sum(sizes.values()),
             averaged=plan.ema is not None,
+            shared=self.strategy == SHARDED,
             n_trainable=sum(sizes.values()) - frozen,
             cells_per_step=self.batch_size * model.set_size,
             in_16_bits=not self.exact,

@@ -226,6 +226,7 @@ def test_options_out_of_range_are_refused(option, value, allowed):
     ("options", "message"),
     [
         ({"learning_rate": 1e-3}, r"training options \['learning_rate'\] are unknown; there are \['max_steps', 'lr'"),
+        ({"schedule": "constant", "min_lr_ratio": 0.3}, "min_lr_ratio=0.3 has no effect with schedule='constant'"),
         ({"schedule": "linear"}, "schedule='linear' is unknown; allowed are 'cosine', 'constant', 'one_cycle'"),
         ({"recipe": "ia3"}, "recipe='ia3' is unknown; allowed are 'freeze_then_unfreeze', 'full', 'heads', 'lora'"),
         ({"recipe": "lora", "freeze_backbone": 3}, "recipe='lora' keeps all pretrained weights frozen, which freeze_b"),

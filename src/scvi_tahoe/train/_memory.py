@@ -65,6 +65,7 @@ def plan_memory(
     n_parameters: int,
     n_trainable: int,
     averaged: bool = False,
+    shared: bool = False,
     cells_per_step: int,
     in_16_bits: bool,
     expression: int,
@@ -80,6 +81,8 @@ def plan_memory(
         Its weights, and how many of them train.
     averaged
         Whether a moving average of the weights is kept.
+    shared
+        Whether several processes share the optimizer, and hold gradients that they exchange.
     cells_per_step
         Cells of a minibatch: sets times cells of a set.
     in_16_bits
@@ -92,7 +95,7 @@ def plan_memory(
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     return MemoryPlan(
         weights=((6 if in_16_bits else 4) + 4 * averaged) * n_parameters,
-        gradients=4 * n_trainable,
+        gradients=(8 if shared and not in_16_bits else 4) * n_trainable,
         optimizer=8 * n_trainable,
         activations=cells_per_step * _activation_bytes(config, 2 if in_16_bits else 4),
         expression=expression,

@@ -91,6 +91,8 @@ class PlanConfig:
             raise ValueError(f"recipe={self.recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is unknown; allowed are {', '.join(map(repr, SCHEDULES))}.")
+        if self.schedule == "constant" and self.min_lr_ratio != PlanConfig.min_lr_ratio:
+            raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r} has no effect with schedule='constant'.")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must be 0 or more.")
         given = [n for n in ("lora_rank", "lora_alpha") if getattr(self, n) is not None]
