@@ -81,9 +81,10 @@ def _profile(cells: CellTable, rows: NDArray[np.intp], most: int) -> CellProfile
     values = dense(cells.expression[rows])
     positive = values[values != 0]
     with np.errstate(over="ignore", invalid="ignore"):  # values that are no logarithms overflow, which is the finding
-        linear = np.expm1(values)
-        totals = linear.sum(axis=1, dtype=np.float64)
-        relogged = np.expm1(linear).sum(axis=1, dtype=np.float64)
+        linear, twice = np.zeros_like(values), np.zeros_like(values)
+        np.expm1(values, out=linear, where=values != 0)  # most are zero, and stay it
+        np.expm1(linear, out=twice, where=values != 0)
+        totals, relogged = linear.sum(axis=1, dtype=np.float64), twice.sum(axis=1, dtype=np.float64)
     return CellProfile(
         totals=totals,
         relogged_totals=relogged,

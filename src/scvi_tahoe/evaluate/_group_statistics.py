@@ -5,11 +5,14 @@ Shapes: **P** perturbations, **G** genes.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
+
+from scvi_tahoe.evaluate._differential_expression import available_cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +82,8 @@ def group_statistics(
     controls_of
         Take the control side from these statistics: how the real controls come under a prediction.
     """
-    blocks = [_moments(cells.block(context, p)) for p in perturbations]
+    with ThreadPoolExecutor(available_cores()) as pool:  # numpy lets go of the interpreter
+        blocks = [*pool.map(lambda p: _moments(cells.block(context, p)), perturbations)]
     mean, variance, zeros = (np.stack(part) for part in zip(*(block[:3] for block in blocks)))
     if controls_of is None:
         control_side = _moments(cells.block(context, control))
