@@ -77,12 +77,22 @@ def test_the_figure_shows_losses_and_suggestion():
     assert "suggestion" in figure.legends[0].get_texts()[-1].get_text()
 
 
+def test_dropout_is_that_of_the_run_and_the_model_keeps_its_own(model):
+    before = [layer.p for layer in model.module.modules() if isinstance(layer, torch.nn.Dropout)]
+    without, with_dropout = (
+        model.find_learning_rate(n_steps=12, plan_kwargs={"dropout": p}).losses for p in (0.0, 0.9)
+    )
+    assert not np.array_equal(without, with_dropout)
+    assert before == [layer.p for layer in model.module.modules() if isinstance(layer, torch.nn.Dropout)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"lowest": 0.0}, "lowest=0.0 and highest=1.0 must be positive rates, the lower one first"),
         ({"lowest": 1.0, "highest": 0.1}, "must be positive rates, the lower one first"),
         ({"n_steps": 0}, "max_steps=0 must be a whole number of 1 or more"),
+        ({"plan_kwargs": {"ema": 0.9, "lr": 0.1}}, r"plan_kwargs \['ema', 'lr'\] have no effect while the rate grows"),
         ({"plan_kwargs": {"lrs": 1}}, r"training options \['lrs'\] are unknown"),
         ({"recipe": "lora"}, "trains adapters beside loaded weights, and this model has none"),
     ],

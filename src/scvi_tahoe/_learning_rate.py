@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from scvi_tahoe._training import TrainingRun
     from scvi_tahoe.data import CellSetDataModule
 
-__all__ = ["LearningRateTest", "run_learning_rate_test"]
+__all__ = ["UNUSED_OPTIONS", "LearningRateTest", "run_learning_rate_test"]
+
+#: options of a training plan that say nothing of a test in which the rate grows
+UNUSED_OPTIONS = ("lr", "schedule", "warmup", "min_lr_ratio", "ema", "log_every")
 
 #: as many minibatches are used, in turn: a mean over as many steps is then of the same cells whatever the rate
 _N_MINIBATCHES = 10
@@ -87,6 +90,9 @@ def run_learning_rate_test(
     module = copy.deepcopy(model.module).to(run.device).train()
     plan = TahoeTrainingPlan(module, run.plan, model.pretrained_parameters_)
     Freezing(module, plan.parts, plan.pretrained).begin(0)
+    if run.plan.dropout is not None:
+        for layer in (layer for layer in module.modules() if isinstance(layer, torch.nn.Dropout)):
+            layer.p = run.plan.dropout
     groups = plan.parameter_groups()
     optimizer = torch.optim.AdamW(
         [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups],

@@ -37,7 +37,7 @@ from scvi_tahoe._exchange import (
     verify_scale,
     with_numbered_genes,
 )
-from scvi_tahoe._learning_rate import LearningRateTest, run_learning_rate_test
+from scvi_tahoe._learning_rate import UNUSED_OPTIONS, LearningRateTest, run_learning_rate_test
 from scvi_tahoe._module import TahoeSTModule, base_cells
 from scvi_tahoe._predicted_chunks import Forward, default_batch_size
 from scvi_tahoe._prediction import OUTPUTS, Output, cells_of_plan, conditions_asked, plan_prediction
@@ -976,6 +976,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             Steps between them.
         recipe, batch_size, split, store, precision, seed, plan_kwargs
             As in :meth:`train`. What the recipe freezes at first stays frozen, so the test is one of what trains first.
+            Options of a schedule, of averages and of logging are refused in ``plan_kwargs``: here the rate grows.
 
         Returns
         -------
@@ -988,6 +989,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         """
         if not 0 < lowest < highest:
             raise ValueError(f"lowest={lowest!r} and highest={highest!r} must be positive rates, the lower one first.")
+        if without_effect := sorted({*UNUSED_OPTIONS} & {*(plan_kwargs or {})}):
+            raise ValueError(f"plan_kwargs {without_effect} have no effect while the rate grows; leave them out.")
         screen = self._training_screen()
         split = self._chosen_split(split, screen)
         run = TrainingRun.prepare(

@@ -168,6 +168,19 @@ def test_a_prior_that_was_saved_says_the_same(screen):
     np.testing.assert_array_equal(*(screen.changes(p, ("Y", "A"))[0] for p in (prior, again)))
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e3])
+def test_a_dose_that_nobody_measured_starts_from_the_other_doses_of_its_drug_whatever_their_unit(unit):
+    drugs, doses = "ABCDEFGH", [f"{unit * d:g}" for d in (0.1, 1, 10)]
+    cells = Cells({("X", f"{p}@{dose}"): gene(i, by=2.0) for i, p in enumerate(drugs) for dose in doses})
+    reading = LabelReading(control="control", has_dose=True)
+    composition = Composition(reading=reading, parts=EmbeddingTable.from_labels(["control", *drugs]))
+    measured = [p for _, p in cells.index.conditions]
+    table = EmbeddingTable.composed(composition, ["control", *measured]).covering([f"A@{3 * unit:g}"])
+    (change,) = cells.changes(cells.prior("transfer"), ("X", f"A@{3 * unit:g}"), table=table)
+    np.testing.assert_allclose(change[0], 2.0, atol=0.2)
+    np.testing.assert_allclose(change[1:8], 0.0, atol=0.15)
+
+
 # ---------------------------------------------------------------- combinations
 
 SHARED = gene(*range(20, 30), by=1.0)

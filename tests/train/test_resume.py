@@ -190,5 +190,10 @@ def test_the_best_of_another_run_is_not_taken_for_ones_own(make_model, train, in
     interrupted(make_model(), train, interrupt, tmp_path / "run", step=11)
     short = {**LONG, "max_steps": 2, "validate_every": 1}
     train(make_model(), **short, save_dir=tmp_path / "other")
-    with pytest.raises(ValueError, match=r"is from step [12] and the best so far was at step \d: it belongs"):
+    with pytest.raises(ValueError, match=r"is from step [12] and the best so far was at step \d .*: it belongs"):
         train(make_model(), **LONG, save_dir=tmp_path / "other", resume_from=tmp_path / "run" / "last.ckpt")
+    # nor one that is from a later step, and worse
+    train(make_model(), **LONG, lr=1e-7, save_dir=tmp_path / "slow")
+    assert torch.load(tmp_path / "slow" / "best.ckpt", weights_only=True)["global_step"] > 10
+    with pytest.raises(ValueError, match=r"validation_loss .* and .*it belongs to another run"):
+        train(make_model(), **LONG, save_dir=tmp_path / "slow", resume_from=tmp_path / "run" / "last.ckpt")

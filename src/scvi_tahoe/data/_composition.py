@@ -65,6 +65,18 @@ class Composition:
         counts = self.reading.combination_separator is not None and self.combination == "sum"
         return tuple(np.array(NUMBER_COLUMNS)[[self.reading.has_dose, counts]].tolist())
 
+    def without_numbers(self, rows: np.ndarray) -> np.ndarray:
+        """What rows of labels say of their perturbations: the parts' rows summed, without doses and numbers of parts.
+
+        How large a dose is as a number depends on its unit, and so would every likeness in which it counts.
+
+        Parameters
+        ----------
+        rows
+            Of :meth:`rows`.
+        """
+        return rows.reshape(len(rows), self.n_parts, -1)[:, :, : self.parts.width].sum(1)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, as plain values."""
         return {"reading": asdict(self.reading), "combination": self.combination, "n_parts": self.n_parts}

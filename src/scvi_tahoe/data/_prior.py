@@ -665,7 +665,8 @@ def _nearest(
     perturbation: str, known: Sequence[str], table: EmbeddingTable, allowed: np.ndarray, n_nearest: int = 5
 ) -> np.ndarray:
     """Softmax of the cosine over the nearest perturbations, spread evenly over their conditions."""
-    matrix = table.matrix / np.maximum(np.linalg.norm(table.matrix, axis=1, keepdims=True), 1e-12)
+    rows = table.matrix if table.composition is None else table.composition.without_numbers(table.matrix)
+    matrix = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     target = matrix[table.position(perturbation)]
     names = sorted({name for name, ok in zip(known, allowed, strict=True) if ok and name in table.names})
     cosine = np.array([matrix[table.position(n)] @ target for n in names])

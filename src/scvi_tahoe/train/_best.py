@@ -137,10 +137,16 @@ class KeepBest(Callback):
                 f"{self.best_step}); resume into the folder of the run with save_dir."
             )
         best = torch.load(path, map_location="cpu", weights_only=True)
-        if best["global_step"] < self.best_step:
+        value = best["callbacks"][self.state_key]["best_value"]
+        same_step = best["global_step"] == self.best_step
+        # the best is written first, so that it may be a later and better one than the checkpoint knows of
+        if best["global_step"] < self.best_step or not (
+            value == self.best_value if same_step else self._is_better(value)
+        ):
             raise ValueError(
-                f"{str(path)!r} is from step {best['global_step']} and the best so far was at step {self.best_step}: "
-                "it belongs to another run; resume into the folder of the run with save_dir."
+                f"{str(path)!r} is from step {best['global_step']} and the best so far was at step {self.best_step} "
+                f"({self.monitor} {value:.6g} and {self.best_value:.6g}): it belongs to another run; resume into the "
+                "folder of the run with save_dir."
             )
         self._best_weights = best["state_dict"]
 
