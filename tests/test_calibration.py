@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,11 @@ def calibrate(model, **options):
     return model.calibrate(progress=False, **options)
 
 
+def halve_effects(model):
+    """Calibrate, with a factor that can be seen."""
+    model.calibration_ = replace(calibrate(model), factors=(0.5,))
+
+
 def deltas(predicted, screen):
     """Mean delta of each condition against the cells that it started from, and those cells' names."""
     groups = predicted.obs.groupby(["context", "perturbation"], observed=True).indices
@@ -52,10 +58,10 @@ def deltas(predicted, screen):
 
 def test_predicted_effects_are_scaled_by_what_was_fitted(model, screen):
     before = predict(model)
-    result = calibrate(model, factors=[0.5], criterion="mae")
+    result = calibrate(model)
     assert model.calibration_ is result
     assert result.n_conditions == 6
-    assert result.factors == (0.5,)  # so briefly trained, half of it is nearer to the truth
+    halve_effects(model)
     after = predict(model)
     np.testing.assert_array_equal(after.X > 0, before.X > 0)
     expected, got = (deltas(p, screen) for p in (before, after))
@@ -81,7 +87,7 @@ def test_what_the_table_says_is_what_predictions_then_have(model, screen):
 
 def test_it_is_saved_with_the_model_and_can_be_taken_away(model, screen, tmp_path):
     plain = predict(model).X
-    calibrate(model, factors=[0.5])
+    halve_effects(model)
     calibrated = predict(model).X
     model.save(tmp_path / "calibrated")
     loaded = TahoeST.load(tmp_path / "calibrated", screen.copy())
@@ -93,7 +99,7 @@ def test_it_is_saved_with_the_model_and_can_be_taken_away(model, screen, tmp_pat
 
 
 def test_a_delta_is_that_of_the_calibrated_cells(model):
-    calibrate(model, factors=[0.5])
+    halve_effects(model)
     cells, delta = (predict(model, output=o, control_layer=True) for o in ("expression", "delta"))
     np.testing.assert_allclose(delta.X, cells.X - cells.layers["control"], atol=1e-5)
 
@@ -121,6 +127,34 @@ def test_every_kind_of_model_can_be_calibrated(options, make_model, train):
     result = calibrate(model)
     assert result.after["mae"] <= result.before["mae"]
     assert np.isfinite(predict(model, n_cells=3).X).all()
+
+
+def test_an_effect_on_a_prior_of_cells_is_not_measured_from_a_draw_of_controls(make_model, train, screen):
+    """Cells of a prior owe nothing to the control cells of a prediction, of which few would pass for strong effects."""
+    model = train(make_model(prior="cells"), split=SPLIT)
+    halve_effects(model)
+    model.calibration_ = replace(model.calibration_, limits=(), factors=(0.5,))
+    calibrated = predict(model, n_cells=8)
+    model.calibration_ = None
+    plain = predict(model, n_cells=8)
+    for (context, _), rows in plain.obs.groupby(["context", "perturbation"], observed=True).indices.items():
+        controls = screen[(screen.obs["context"] == context) & (screen.obs["perturbation"] == "control")]
+        control = controls.X.toarray().mean(axis=0)
+        before, after = (p.X[rows].mean(axis=0) for p in (plain, calibrated))
+        wanted = np.clip(control + 0.5 * (before - control), 0, 2 * before)
+        np.testing.assert_allclose(after, wanted, atol=1e-4)
+
+
+def test_few_conditions_are_not_taken_for_all(model, make_model, train):
+    with pytest.warns(
+        EvaluationWarning, match=r"6 conditions validate \(perturbation_1 in context_1, .*Train with a split"
+    ):
+        calibrate(model)
+    names = [f"perturbation_{i}" for i in range(1, 6)]
+    many = train(make_model(prior="none"), split=HeldOutPerturbations(validation=names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvaluationWarning)
+        assert calibrate(many).n_conditions == 10
 
 
 def test_the_split_is_drawn_as_it_was_in_training(make_model, train):

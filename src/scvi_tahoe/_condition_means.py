@@ -86,12 +86,21 @@ class CollapseAlarm:
         Of :func:`observed_cosines`; other contexts are compared with the mean of these.
     output
         What the prediction holds.
+    control_means
+        As in :func:`scale_effects`.
     """
 
     def __init__(
-        self, cells: CellStore, device: torch.device, observed: Mapping[str, float], *, output: Output
+        self,
+        cells: CellStore,
+        device: torch.device,
+        observed: Mapping[str, float],
+        *,
+        output: Output,
+        control_means: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._cells, self._device, self._output = cells, device, output
+        self._control_means = control_means
         self._observed = {} if output == "embedding" else observed
         self._deltas: dict[str, list[np.ndarray]] = {}
 
@@ -113,9 +122,10 @@ class CollapseAlarm:
                 start = task.controls[:_MOST_CELLS]
                 first = stop - len(task.controls)
                 mean = predicted[first : first + len(start)].mean(axis=0, dtype=np.float64)
-                known.append(
-                    mean if self._output == "delta" else mean - mean_expression(self._cells, start, self._device)
-                )
+                base = mean_expression(self._cells, start, self._device)
+                if self._output == "delta":
+                    mean += base
+                known.append(mean - (base if self._control_means is None else self._control_means[condition.context]))
 
     def ring(self) -> None:
         """Warn of what was seen."""
@@ -138,8 +148,13 @@ def scale_effects(
     calibration: EffectCalibration,
     *,
     output: Output,
+    control_means: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Scale the effect of each condition in place, see :func:`~scvi_tahoe.evaluate.scaled_mean`.
+
+    The effect is the difference to the control cells that the prediction started from. Where it started from a prior's
+    cells, these owe nothing to the draw of control cells, whose noise would pass for an effect: there it is the
+    difference to all control cells of the context.
 
     Parameters
     ----------
@@ -155,15 +170,20 @@ def scale_effects(
         What the prediction holds.
     calibration
         Factor by strength of the effect.
+    control_means
+        Mean of all control cells of each context, ``[G]``, where predictions start from a prior's cells; else None.
     """
     stop = 0
-    for task in plan.tasks:
+    for condition, task in zip(plan.conditions, plan.tasks, strict=True):
         first, stop = stop, stop + len(task.controls)
         block = predicted[first:stop]
         start = cells.dense(cells.fetch(task.controls), device).cpu().numpy()
         if output == "delta":
             block += start
-        mean, base = (x.mean(axis=0, dtype=np.float64)[None] for x in (block, start))
+        mean = block.mean(axis=0, dtype=np.float64)[None]
+        base = (start.mean(axis=0, dtype=np.float64) if control_means is None else control_means[condition.context])[
+            None
+        ]
         factor = calibration.factor(np.linalg.norm(mean - base, axis=1))
         move_to_mean(block, mean[0], scaled_mean(mean, base, factor)[0])
         if output == "delta":

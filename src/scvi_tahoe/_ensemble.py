@@ -172,7 +172,7 @@ class TahoeEnsemble:
         means = [_means(first.X, codes, len(table))]
         for model in self.models[1:]:
             means.append(_means(model.predict(adata, **kwargs).X, codes, len(table)))
-        start_KG = _means(first.layers["control"], codes, len(table))
+        start_KG = self._start_means(first.layers["control"], codes, table)
         if not keeps_controls:
             del first.layers["control"]
         mean_KG, sd_KG = np.mean(means, axis=0), np.std(means, axis=0, ddof=1)
@@ -192,6 +192,19 @@ class TahoeEnsemble:
         first.uns[ENSEMBLE_RECORD] = table
         first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
         return first
+
+    def _start_means(self, control_CG: np.ndarray, codes: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+        """Mean of the control cells that each condition is compared with, ``[K, G]``: those it started from.
+
+        Where it started from a prior's cells, which no draw of controls moves, those of all conditions of its context.
+        """
+        key = self.models[0].keys.context_key
+        if all(model.prior != "cells" for model in self.models):
+            return _means(control_CG, codes, len(table))
+        of_context = (
+            np.zeros(len(table), dtype=np.intp) if key is None else table.groupby(key, sort=False).ngroup().to_numpy()
+        )
+        return _means(control_CG, of_context[codes], of_context.max() + 1)[of_context]
 
     def evaluate(
         self,

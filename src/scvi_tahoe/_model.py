@@ -1285,7 +1285,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         """Fit how strong predicted effects should be, on the validation part of the training's split.
 
         From then on :meth:`predict` scales the difference between predicted cells and the control cells they started
-        from. Each value of a gene is multiplied by the same factor, so that the mean of the condition moves as wanted
+        from (with ``prior="cells"``: all control cells of the context). Each value of a gene is multiplied by the same factor, so that the mean of the condition moves as wanted
         while zeros stay zeros and nothing becomes negative; a gene's mean is at most doubled. ``model.calibration_ =
         None`` takes it away again, and so does further training.
 
@@ -1324,8 +1324,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
 
         Notes
         -----
-        Validation that shares conditions with training (:class:`~scvi_tahoe.FractionSplit`) calibrates the effects of
-        *seen* conditions; hold out conditions to calibrate those of unseen ones.
+        Of the factors that the validation conditions do not tell from the best, by one standard error, the nearest to 1
+        is taken. Warns where fewer than ten conditions validate: what a few ask for, mostly weak ones, may not suit
+        others. Validation that shares conditions with training (:class:`~scvi_tahoe.FractionSplit`) calibrates the
+        effects of *seen* conditions; hold out conditions to calibrate those of unseen ones.
         """
         self.calibration_ = calibration_from_validation(
             self, mode=mode, criterion=criterion, factors=factors, allow_worse_mae=allow_worse_mae,

@@ -129,12 +129,18 @@ class PredictionJob:
     def _run(self, take: Callable[[int, Any, np.ndarray | None], None], out: np.ndarray | None) -> None:
         """Predict; and hand each chunk on in a thread of its own, while the next one is computed."""
         output, device = self.forward.output, self.devices[0]
-        alarm = CollapseAlarm(self._expression, device, self.observed_cosine, output=output)
+        control_means = self._control_means
+        alarm = CollapseAlarm(
+            self._expression, device, self.observed_cosine, output=output, control_means=control_means
+        )
         with ThreadPoolExecutor(1) as after, closing(self._chunks(out)) as chunks:
             before: Future[None] | None = None
             for chunk in chunks:
                 if self.calibration is not None and output not in ("embedding", "prior"):
-                    scale_effects(chunk.cells, chunk.plan, self._expression, device, self.calibration, output=output)
+                    scale_effects(
+                        chunk.cells, chunk.plan, self._expression, device, self.calibration,
+                        output=output, control_means=control_means,
+                    )  # fmt: skip
                 alarm.see(chunk.cells, chunk.plan)
                 start = self._start_cells(chunk.plan) if self.control_layer else None
                 if before is not None:
@@ -175,6 +181,11 @@ class PredictionJob:
     def _uns(self) -> dict[str, Any]:
         sampling = {} if self.counts is None else {"count_sampling": dict(self._sampling)}
         return {PREDICTION_RECORD: {**self.record, **sampling}}
+
+    @property
+    def _control_means(self) -> dict[str, np.ndarray] | None:
+        """Mean of the control cells of each context, where predictions start from a prior's cells."""
+        return None if self.base is None else {name: target.mean for name, target in self.base.targets.items()}
 
     @property
     def _expression(self) -> CellStore:

@@ -36,6 +36,17 @@ def test_a_known_factor_is_found(factor, criterion, effects):
     assert result.before["effect_size_ratio"] == pytest.approx(1 / factor)
 
 
+def test_no_more_is_changed_than_the_conditions_tell_from_the_best(effects):
+    """They agree that effects are too strong, but not by how much."""
+    start, observed = effects
+    asked = np.tile([0.4, 0.5, 0.6, 0.9], N_CONDITIONS // 4)[:, None]
+    result = fit(start, observed / asked, observed)
+    table = result.table.set_index("factor")
+    (factor,) = result.factors
+    assert table["mae"].idxmin() < factor < 1
+    assert result.after["mae"] < result.before["mae"]
+
+
 def test_discrimination_does_not_change_a_prediction_that_gains_nothing(effects):
     start, observed = effects
     result = fit(start, observed, observed, criterion="discrimination")

@@ -129,7 +129,9 @@ def fit_effect_calibration(
     factors: Sequence[float] | None = None,
     allow_worse_mae: bool = False,
 ) -> EffectCalibration:
-    """Choose the factor (one, or one a bin of predicted strength) that does best on the criterion.
+    """Choose the factor (one, or one a bin of predicted strength) that does well on the criterion.
+
+    Of all that the conditions do not tell from the best, by one standard error, the nearest to 1 is taken.
 
     Parameters
     ----------
@@ -255,7 +257,12 @@ def _choose(
     *,
     allow_worse_mae: bool,
 ) -> tuple[int, ...]:
-    """Position of the factor of each bin: best on the criterion, and of equally good ones the nearest to 1."""
+    """Position of the factor of each bin: the nearest to 1 of those that these conditions do not tell from the best.
+
+    That is, whose mean cost exceeds the smallest by no more than one standard error of the difference over conditions
+    (Breiman et al. 1984, *Classification and Regression Trees*, section 3.4.3). A factor is fitted on a few conditions,
+    most of them weak; its excess over what they demand is noise that stronger ones would pay for.
+    """
     if criterion == "mae":
         cost_KF = score_KF["mae"]
     elif criterion == "discrimination":
@@ -263,14 +270,25 @@ def _choose(
     else:
         with np.errstate(divide="ignore"):
             cost_KF = np.minimum(np.abs(np.log(score_KF["effect_size_ratio"])), 1e3)  # a factor of 0 has no logarithm
-    cost_BF, mae_BF = (np.stack([np.nansum(x[b], axis=0) for b in bins]) for x in (cost_KF, score_KF["mae"]))
     rising = np.array(list(combinations_with_replacement(range(len(tried)), len(bins))))
     options = np.unique(np.concatenate([rising, rising[:, ::-1]]), axis=0)
     at = np.arange(len(bins))
-    cost, mae = cost_BF[at, options].sum(axis=1), mae_BF[at, options].sum(axis=1)
-    one = int(np.flatnonzero(tried == 1)[0])
-    allowed = np.full(len(options), True) if allow_worse_mae else mae <= mae_BF[:, one].sum() * (1 + _ROUNDING)
-    options, cost = options[allowed], cost[allowed]
-    best = options[cost <= cost.min() + _ROUNDING * max(abs(cost.min()), 1)]
-    distance = np.abs(tried[best] - 1).sum(axis=1)
-    return tuple(int(j) for j in best[distance.argmin()])
+
+    def summed(x_KF: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.stack([np.nansum(x_KF[b], axis=0) for b in bins])[at, options].sum(axis=1)
+
+    if not allow_worse_mae:
+        mae, one = summed(score_KF["mae"]), int(np.flatnonzero(tried == 1)[0])
+        unchanged = summed(score_KF["mae"][:, [one]].repeat(len(tried), axis=1))
+        options = options[mae <= unchanged * (1 + _ROUNDING)]
+    best_of_bin = options[summed(cost_KF).argmin()]
+    best_K = np.empty(len(cost_KF), dtype=np.intp)
+    for b, rows in enumerate(bins):
+        best_K[rows] = best_of_bin[b]
+    excess_KF = cost_KF - np.take_along_axis(cost_KF, best_K[:, None], axis=1)
+    n = int((~np.isnan(excess_KF[:, 0])).sum())
+    mean = summed(excess_KF) / n
+    error = np.sqrt(np.maximum(summed(np.square(excess_KF)) / n - np.square(mean), 0) / max(n - 1, 1))
+    candidates = options[mean <= error + _ROUNDING]
+    distance = np.abs(tried[candidates] - 1).sum(axis=1)
+    return tuple(int(j) for j in candidates[distance.argmin()])
