@@ -3,8 +3,8 @@
 Some of the cells of each of the twelve targets stand for the truth and others, never the same, for the prediction: a
 prediction from the right perturbation in the right context, which only has the noise of its number of cells. Prints PDS
 and error for shares of both, and where PDS goes as cells grow, doubling by doubling. Then the default model: which
-targets it confuses, and what noise that is added to its predictions does to its scores. No model and no option is chosen
-here; the cells that are looked at are those that the task scores.
+targets it confuses, and what noise that is added to its predictions does to its scores. No model and no option is
+chosen here; the cells that are looked at are those that the task scores.
 
     python benchmarks/discrimination_limit.py
 """

@@ -1285,9 +1285,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         """Fit how strong predicted effects should be, on the validation part of the training's split.
 
         From then on :meth:`predict` scales the difference between predicted cells and the control cells they started
-        from (with ``prior="cells"``: all control cells of the context). Each value of a gene is multiplied by the same factor, so that the mean of the condition moves as wanted
-        while zeros stay zeros and nothing becomes negative; a gene's mean is at most doubled. ``model.calibration_ =
-        None`` takes it away again, and so does further training.
+        from (with ``prior="cells"``: all control cells of the context). Each value of a gene is multiplied by the same
+        factor, so that the mean of the condition moves as wanted while zeros stay zeros and nothing becomes negative; a
+        gene's mean is at most doubled. ``model.calibration_ = None`` takes it away again, and so does further training.
 
         Parameters
         ----------
