@@ -10,8 +10,6 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_trials_of_autotune_report_the_validation_they_are_asked_for(screen, register, tmp_path):
-    for package in ("ray.tune", "hyperopt", "scib_metrics"):
-        pytest.importorskip(package)
     import ray
     from ray import tune
     from scvi.autotune import run_autotune

@@ -71,15 +71,15 @@ def pretrained(make_model):
     return make
 
 
-@pytest.fixture
-def run_script(tmp_path):
-    """Run a script that starts several processes, or that torchrun starts several times, to its end."""
+@pytest.fixture(scope="session")
+def run_script(tmp_path_factory):
+    """Run a script that starts several processes to its end."""
 
-    def run(text, *arguments, processes=None):
-        (tmp_path / "script.py").write_text(text)
-        started = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
+    def run(text, *arguments):
+        script = tmp_path_factory.mktemp("script") / "script.py"
+        script.write_text(text)
         result = subprocess.run(
-            [sys.executable, *started, str(tmp_path / "script.py"), *map(str, arguments)],
+            [sys.executable, str(script), *map(str, arguments)],
             capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr[-3000:]

@@ -5,19 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+# all cases in one script, whose processes are forked: what takes long is to import the package
 SCRIPT = """
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from scvi_tahoe.train import ShardedAdamW
 
-folder, precision = sys.argv[1], getattr(torch, sys.argv[2])
-dist.init_process_group("gloo")
-rank, n = dist.get_rank(), dist.get_world_size()
 
-
-def make(step_from=0):
+def make(rank):
     torch.manual_seed(rank)  # the weights of the first process count
     sizes = [(5, 7), (7,), (33, 9), (4,)]
     weights = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
@@ -25,10 +23,12 @@ def make(step_from=0):
     return weights
 
 
-def optimizer_of(weights, kind, **options):
+def optimizer_of(weights, precision):
     first = {"params": weights[0:2], "lr": 0.1, "weight_decay": 0.1}
     groups = [first, {"params": weights[2:3]}, {"params": weights[3:]}]
-    return kind(groups, lr=0.02, weight_decay=0.0, fused=True, **options)
+    optimizer = ShardedAdamW(groups, lr=0.02, weight_decay=0.0, fused=True, precision=getattr(torch, precision))
+    optimizer.begin()
+    return optimizer
 
 
 def gradients(step, of):
@@ -36,7 +36,7 @@ def gradients(step, of):
     return [torch.randn(size, generator=generator) for size in [(5, 7), (7,), (33, 9)]]
 
 
-def one_step(step, weights, optimizer, limit):
+def one_step(step, rank, weights, optimizer, limit):
     optimizer.zero_grad()
     for weight, gradient in zip(weights, gradients(step, rank)):
         weight.grad = gradient
@@ -45,57 +45,72 @@ def one_step(step, weights, optimizer, limit):
     return float(norm)
 
 
-weights = make()
-optimizer = optimizer_of(weights, ShardedAdamW, precision=precision)
-optimizer.begin()
-start = [w.detach().clone() for w in weights]
-norms = [one_step(step, weights, optimizer, 3.0) for step in range(4)]
-optimizer.consolidate_state_dict()
-state = optimizer.state_dict() if rank == 0 else None
-norms += [one_step(step, weights, optimizer, float("inf")) for step in range(4, 6)]
-optimizer.end()
+def process(rank, n, precision, folder):
+    folder.mkdir(exist_ok=True)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=n)
+    weights = make(rank)
+    optimizer = optimizer_of(weights, precision)
+    start = [w.detach().clone() for w in weights]
+    norms = [one_step(step, rank, weights, optimizer, 3.0) for step in range(4)]
+    optimizer.consolidate_state_dict()
+    state = optimizer.state_dict() if rank == 0 else None
+    norms += [one_step(step, rank, weights, optimizer, float("inf")) for step in range(4, 6)]
+    optimizer.end()
 
-# what was saved goes on in the same way
-middle = [None]
-if rank == 0:
-    middle[0] = (state, start)
-dist.broadcast_object_list(middle, 0)
-torch.save(
-    {"start": start, "weights": [w.detach() for w in weights], "norms": norms, "state": state,
-     "own_memory": [w.untyped_storage().nbytes() == w.numel() * 4 for w in weights]},
-    f"{folder}/rank{rank}.pt",
-)
+    # what was saved goes on in the same way
+    middle = [None]
+    if rank == 0:
+        middle[0] = (state, start)
+    dist.broadcast_object_list(middle, 0)
+    torch.save(
+        {"start": start, "weights": [w.detach() for w in weights], "norms": norms, "state": state,
+         "own_memory": [w.untyped_storage().nbytes() == w.numel() * 4 for w in weights]},
+        folder / f"rank{rank}.pt",
+    )
 
-# a checkpoint has nothing of a weight that had no gradient before
-part = make()
-partly = optimizer_of(part, ShardedAdamW, precision=precision)
-partly.begin()
-del (lacking := {**middle[0][0], "state": dict(middle[0][0]["state"])})["state"][1]
-partly.load_state_dict(lacking)
-partly.consolidate_state_dict()
-if rank == 0:
-    kept = partly.state_dict()["state"]
-    assert all(torch.equal(kept[i]["exp_avg"], middle[0][0]["state"][i]["exp_avg"]) for i in (0, 2))
-    assert not kept[1]["exp_avg"].any()
-part[0].grad = torch.zeros_like(part[0])
-try:
-    partly.exchange(1.0)
-    raise SystemExit("a weight without a gradient was trained")
-except ValueError as error:
-    assert "has no part in the loss" in str(error)
+    # a checkpoint has nothing of a weight that had no gradient before
+    part = make(rank)
+    partly = optimizer_of(part, precision)
+    del (lacking := {**middle[0][0], "state": dict(middle[0][0]["state"])})["state"][1]
+    partly.load_state_dict(lacking)
+    partly.consolidate_state_dict()
+    if rank == 0:
+        kept = partly.state_dict()["state"]
+        assert all(torch.equal(kept[i]["exp_avg"], middle[0][0]["state"][i]["exp_avg"]) for i in (0, 2))
+        assert not kept[1]["exp_avg"].any()
+    part[0].grad = torch.zeros_like(part[0])
+    try:
+        partly.exchange(1.0)
+        raise SystemExit("a weight without a gradient was trained")
+    except ValueError as error:
+        assert "has no part in the loss" in str(error)
 
-again = make()
-second = optimizer_of(again, ShardedAdamW, precision=precision)
-second.begin()
-for step in range(4):
-    one_step(step, again, second, 3.0)
-second.load_state_dict(middle[0][0])
-for step in range(4, 6):
-    one_step(step, again, second, float("inf"))
-assert all(torch.equal(a, b) for a, b in zip(again, weights))
-dist.barrier()
-dist.destroy_process_group()
+    again = make(rank)
+    second = optimizer_of(again, precision)
+    for step in range(4):
+        one_step(step, rank, again, second, 3.0)
+    second.load_state_dict(middle[0][0])
+    for step in range(4, 6):
+        one_step(step, rank, again, second, float("inf"))
+    assert all(torch.equal(a, b) for a, b in zip(again, weights))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+for n, precision in ((2, "float32"), (3, "float32"), (2, "bfloat16")):
+    arguments = (n, precision, Path(sys.argv[1]) / f"{precision}_{n}")
+    torch.multiprocessing.start_processes(process, args=arguments, nprocs=n, start_method="fork")
 """
+
+
+@pytest.fixture(scope="module")
+def processes_of(run_script, tmp_path_factory):
+    """What each process of a case ended with."""
+    folder = tmp_path_factory.mktemp("sharded")
+    run_script(SCRIPT, folder)
+    return lambda n, precision: [
+        torch.load(folder / f"{precision}_{n}" / f"rank{i}.pt", weights_only=True) for i in range(n)
+    ]
 
 
 def gradients(step, of):
@@ -127,9 +142,8 @@ def plain(start, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(run_script, tmp_path, processes):
-    run_script(SCRIPT, tmp_path, "float32", processes=processes)
-    ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(processes)]
+def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(processes_of, processes):
+    ranks = processes_of(processes, "float32")
     weights, norms, state = plain(ranks[0]["start"], processes)
     for rank in ranks:
         assert all(torch.equal(a, b) for a, b in zip(rank["weights"][:3], ranks[0]["weights"][:3], strict=True))
@@ -147,9 +161,8 @@ def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(run_
 
 
 @pytest.mark.slow
-def test_gradients_of_16_bits_are_summed_to_within_their_precision(run_script, tmp_path):
-    run_script(SCRIPT, tmp_path, "bfloat16", processes=2)
-    ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2)]
+def test_gradients_of_16_bits_are_summed_to_within_their_precision(processes_of):
+    ranks = processes_of(2, "bfloat16")
     _, norms, _ = plain(ranks[0]["start"], 2)
     assert ranks[0]["norms"] == pytest.approx(norms, rel=4e-3)
     assert ranks[0]["norms"] != pytest.approx(norms, rel=1e-7)
@@ -163,90 +176,75 @@ import sys
 import torch
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
-
-folder = sys.argv[1]
-
-
-def trained(strategy, step=None):
-    adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
-    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
-    size = {"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}
-    model = TahoeST(adata, size=size, set_size=8, prior="none")
-    model.train(
-        6, batch_size=2, validate_every=3, save_steps=3, progress=False, save_dir=folder, compile=False,
-        accelerator="cpu", devices=2, strategy=strategy, resume_from=step and f"{folder}/{step}",
-        plan_kwargs={"ema": 0.9},
-    )
-    return torch.load(f"{folder}/last.ckpt", weights_only=True)["trained_state"]
-
-
-if __name__ == "__main__":
-    whole = trained("ddp_sharded")
-    again = trained("ddp_sharded", "step=000003.ckpt")
-    other = trained("ddp", "step=000003.ckpt")
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        torch.save([whole, again, other], f"{folder}/states.pt")
-"""
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(run_script, tmp_path):
-    run_script(TRAINING, tmp_path / "run")
-    whole, again, other = torch.load(tmp_path / "run" / "states.pt", weights_only=True)
-    for name, value in whole.items():
-        assert torch.equal(again[name], value)
-        torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6)
-
-
-ROUNDED = """
-import os
-import sys
-
-import torch
-from scvi_tahoe import TahoeST
-from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.train import TahoeTrainingPlan
 
 folder = sys.argv[1]
 
 
-def trained(name, **options):
+def trained(name, *, resume_from=None, **options):
     adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
     size = {"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}
     model = TahoeST(adata, size=size, set_size=8, prior="none")
     model.train(
-        6, batch_size=2, validate_every=2, progress=False, save_dir=f"{folder}/{name}", compile=False,
-        accelerator="cpu", devices=2, strategy="ddp_sharded", precision="bf16-mixed", save_steps=2, **options,
+        6, batch_size=2, progress=False, save_dir=f"{folder}/{name}", compile=False, accelerator="cpu", devices=2,
+        resume_from=resume_from and f"{folder}/{name}/{resume_from}",
+        **{"strategy": "ddp_sharded", "validate_every": 2, "save_steps": 2, **options},
     )
-    state = {n: (p.detach().clone(), p.untyped_storage().nbytes()) for n, p in model.module.named_parameters()}
-    last = torch.load(f"{folder}/{name}/last.ckpt", weights_only=True)
-    return {"kept": state, "last": last["state_dict"], "loss": model.history["train_loss"].to_numpy()[-1].item()}
+    return model, torch.load(f"{folder}/{name}/last.ckpt", weights_only=True)
+
+
+def state_of(**options):
+    options = {"validate_every": 3, "save_steps": 3, "plan_kwargs": {"ema": 0.9}, **options}
+    return trained("run", **options)[1]["trained_state"]
+
+
+def rounded(name, **options):
+    model, last = trained(name, precision="bf16-mixed", **options)
+    kept = {n: (p.detach().clone(), p.untyped_storage().nbytes()) for n, p in model.module.named_parameters()}
+    return {"kept": kept, "last": last["state_dict"], "loss": model.history["train_loss"].to_numpy()[-1].item()}
 
 
 if __name__ == "__main__":
-    results = {"rounded": trained("rounded")}
-    results["resumed"] = trained("rounded", resume_from=f"{folder}/rounded/step=000002.ckpt")
+    results = {
+        "whole": state_of(),
+        "again": state_of(resume_from="step=000003.ckpt"),
+        "other": state_of(resume_from="step=000003.ckpt", strategy="ddp"),
+        "rounded": rounded("rounded"),
+        "resumed": rounded("rounded", resume_from="step=000002.ckpt"),
+    }
     TahoeTrainingPlan._only_in_products = lambda self: []
-    results["exact"] = trained("exact")
+    results["exact"] = rounded("exact")
     torch.save(results, f"{folder}/rank{os.environ.get('LOCAL_RANK', '0')}.pt")
 """
 
 
+@pytest.fixture(scope="module")
+def runs(run_script, tmp_path_factory):
+    """Results of the runs of both processes."""
+    folder = tmp_path_factory.mktemp("runs")
+    run_script(TRAINING, folder)
+    return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(2)]
+
+
 @pytest.mark.slow
-def test_handing_out_what_products_round_anyway_in_16_bits_changes_nothing(run_script, tmp_path):
-    run_script(ROUNDED, tmp_path)
-    ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2)]
-    exact = ranks[0]["exact"]
-    for run in (*ranks, {"rounded": ranks[0]["resumed"]}):
-        rounded = run["rounded"]
+def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(runs):
+    for name, value in runs[0]["whole"].items():
+        assert torch.equal(runs[0]["again"][name], value)
+        torch.testing.assert_close(runs[0]["other"][name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_handing_out_what_products_round_anyway_in_16_bits_changes_nothing(runs):
+    exact = runs[0]["exact"]
+    for rounded in (runs[0]["rounded"], runs[1]["rounded"], runs[0]["resumed"]):
         assert rounded["loss"] == exact["loss"]
         for name, (weight, n_bytes) in rounded["kept"].items():
             assert torch.equal(weight, exact["kept"][name][0])
             assert n_bytes == weight.numel() * 4
         assert all(torch.equal(weight, exact["last"][name]) for name, weight in rounded["last"].items())
     # and nothing that is kept is rounded
-    weight = ranks[0]["rounded"]["last"]["module.network.head.project.layers.0.weight"]
+    weight = runs[0]["rounded"]["last"]["module.network.head.project.layers.0.weight"]
     assert (weight != weight.bfloat16()).float().mean() > 0.9
 
 
