@@ -91,7 +91,7 @@ def test_a_loaded_model_knows_what_it_was_trained_with(make_model, train, tmp_pa
 def test_a_model_without_data_says_what_is_missing(make_model, train, tmp_path):
     train(make_model()).save(tmp_path / "model")
     loaded = TahoeST.load(tmp_path / "model", adata=False)
-    with pytest.raises(ValueError, match=r"has no data of its own; pass the control cells with predict\(adata, ...\)"):
+    with pytest.raises(ValueError, match=r"has no data of its own; pass the control cells, e.g. predict\(adata, ...\)"):
         loaded.predict()
     with pytest.raises(ValueError, match=r"loaded without data; load it with TahoeST.load\(path, adata\) to train it"):
         loaded.train()

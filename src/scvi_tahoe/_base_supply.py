@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe._constants import TENSORS
 from scvi_tahoe._sources import prior_and_targets
 
 if TYPE_CHECKING:
@@ -20,7 +19,10 @@ if TYPE_CHECKING:
     from scvi_tahoe._prediction import PredictionPlan
     from scvi_tahoe.data import CellPrior, ConditionIndex, EmbeddingTable, MinibatchSources, PriorTarget, Screen
 
-__all__ = ["BaseSupply", "begin_prior", "left_as_prior"]
+__all__ = ["CONTROL_CELLS", "BaseSupply", "begin_prior", "left_as_prior"]
+
+#: what a prediction without a prior starts from, in words as of :meth:`~scvi_tahoe.data.CellPrior.starts_from`
+CONTROL_CELLS = "control cells"
 
 
 @dataclass
@@ -69,13 +71,14 @@ def begin_prior(
     table: EmbeddingTable,
     seed: int,
     device: torch.device,
-) -> tuple[MinibatchSources, PredictionPlan, BaseSupply | None]:
+) -> tuple[MinibatchSources, PredictionPlan, BaseSupply | None, list[str]]:
     """What the model's prior adds to a prediction.
 
     Returns
     -------
-    Sources with the shift of a prior of means, and with the conditions that are not corrected; the plan, its tasks with
-    the rows of a prior of cells; and the supply of these cells, None without such a prior.
+    Sources with the shift of a prior of means; the plan, its tasks with the rows of a prior of cells, and whether these
+    are the prediction; the supply of these cells, None without such a prior; and what each condition starts from, in
+    words.
 
     Raises
     ------
@@ -83,21 +86,19 @@ def begin_prior(
         If the model has a prior that was not learned yet.
     """
     if model.prior == "none":
-        return sources, plan, None
+        return sources, plan, None, [CONTROL_CELLS] * len(plan.tasks)
     prior, targets = prior_and_targets(model, screen, index, plan.conditions)
-    corrected = prior.is_corrected(plan.conditions, table)
-    if not corrected.all():
-        sources = replace(sources, of_condition={TENSORS.CORRECTED: corrected.astype(np.float32)[:, None]})
-    tasks = [replace(task, keeps_base=not yes) for task, yes in zip(plan.tasks, corrected.tolist(), strict=True)]
-    if prior.kind != "cells":
-        base = prior.base_from(targets, plan.conditions, table, n_cells=plan.sizes, seed=seed, device=device)
-        return replace(sources, shift_of_condition=base.shift), replace(plan, tasks=tuple(tasks)), None
-    stops = plan.stops
-    tasks = [
-        replace(task, base=np.arange(stop - len(task.controls), stop)) for task, stop in zip(tasks, stops, strict=True)
-    ]
-    plan = replace(plan, tasks=tuple(tasks))
-    return sources, plan, BaseSupply(prior, targets, plan, table, seed, device)
+    words, corrected = prior.starts_from(plan.conditions, table), prior.is_corrected(plan.conditions, table)
+    has_cells = prior.kind == "cells"
+    tasks = tuple(
+        replace(task, keeps_base=not yes, base=np.arange(stop - len(task.controls), stop) if has_cells else None)
+        for task, yes, stop in zip(plan.tasks, corrected.tolist(), plan.stops, strict=True)
+    )
+    plan = replace(plan, tasks=tasks)
+    if has_cells:
+        return sources, plan, BaseSupply(prior, targets, plan, table, seed, device), words
+    base = prior.base_from(targets, plan.conditions, table, n_cells=plan.sizes, seed=seed, device=device)
+    return replace(sources, shift_of_condition=base.shift), plan, None, words
 
 
 def left_as_prior(plan: PredictionPlan) -> list[str]:

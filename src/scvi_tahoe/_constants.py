@@ -32,7 +32,6 @@ class _Tensors(NamedTuple):
     OBSERVED_EMBEDDING: str = "observed_SNE"  #: their cell embedding, where it is an auxiliary signal
     BASE: str = "base_SNX"  #: the prior's cells, which the network corrects; absent without a prior of cells
     SHIFT: str = "shift_SX"  #: the prior's change of the mean, added to the control cells; absent without such a prior
-    CORRECTED: str = "corrected_S1"  #: 0 for sets whose prior is not to be corrected, else 1; absent without such sets
     PERTURBATION: str = "perturbation_SP"  #: one embedding row a set
     BATCH: str = "batch_SN"  #: technical batch of each perturbed cell
     CONTROL_MEAN: str = "control_mean_SX"  #: mean control cell of the context of each set, where the objective asks

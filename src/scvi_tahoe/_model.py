@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,10 +41,18 @@ from scvi_tahoe._exchange import (
 from scvi_tahoe._learning_rate import UNUSED_OPTIONS, LearningRateTest, run_learning_rate_test
 from scvi_tahoe._module import TahoeSTModule, base_cells
 from scvi_tahoe._predicted_chunks import Forward, default_batch_size
-from scvi_tahoe._prediction import OUTPUTS, Output, cells_of_plan, conditions_asked, plan_prediction
+from scvi_tahoe._prediction import (
+    OUTPUTS,
+    Output,
+    cells_of_plan,
+    conditions_asked,
+    plan_prediction,
+    resolve_conditions,
+)
 from scvi_tahoe._prediction_devices import Devices, prediction_devices
 from scvi_tahoe._prediction_file import prediction_path
 from scvi_tahoe._prediction_job import PredictionJob
+from scvi_tahoe._prior_report import prior_table
 from scvi_tahoe._sources import (
     learn_prior,
     minibatch_sources,
@@ -100,7 +109,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from mudata import MuData
 
-    from scvi_tahoe.data import CellSetDataModule, Combination, Condition
+    from scvi_tahoe.data import CellSetDataModule, Combination, Condition, GeneAlignment
     from scvi_tahoe.data._store import StoreKind
     from scvi_tahoe.evaluate import EvaluationResult
     from scvi_tahoe.evaluate._check import Check
@@ -1181,16 +1190,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self._verify_output(output, counts_layer, control_layer=control_layer)
         target = None if path is None else prediction_path(path, overwrite=overwrite)
         chosen = prediction_devices(devices, self.device)
-        data, table = self._prediction_data(adata)
-        table = table.covering(
-            [] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations)
-        )
-        screen = (
-            read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
-        )
-        alignment = align_genes(self.genes, screen.genes, max_missing=max_missing_genes)
-        if not alignment.is_identity:
-            logger.info(str(alignment))
+        data, screen, table, alignment = self._prediction_data(adata, perturbations, max_missing_genes)
         index = ConditionIndex.from_screen(screen)
         plan = plan_prediction(index, table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed)
         if self.representation != "embedding":
@@ -1211,8 +1211,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             self, screen, chosen[0], store=store, table=table, alignment=alignment, exact=products is None,
             rows=plan.rows_read,
         )  # fmt: skip
-        sources, plan, base = begin_prior(self, sources, plan, screen, index, table=table, seed=seed, device=chosen[0])
-        record = self._prediction_record(output, seed)
+        sources, plan, base, starts_from = begin_prior(
+            self, sources, plan, screen, index, table=table, seed=seed, device=chosen[0]
+        )
+        record = self._prediction_record(output, seed) | {"starts_from": dict(Counter(starts_from))}
         if output != "prior" and (left := left_as_prior(plan)):
             record["predicted_as_prior"] = left
             logger.info(
@@ -1243,16 +1245,16 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if output == "counts" and control_layer:
             raise ValueError("control_layer keeps log1p expression; with output='counts' take the cells from the data.")
         if output == "prior":
-            self._begin_prior_alone()
+            if self.prior == "none":
+                raise ValueError("output='prior' needs a model with a prior, e.g. TahoeST(adata, prior='cells').")
+            self._learn_prior_alone()
         else:
             self._check_if_trained(
                 message="the model is not trained; its predictions mean nothing yet. Call model.train()."
             )
 
-    def _begin_prior_alone(self) -> None:
+    def _learn_prior_alone(self) -> None:
         """Learn the prior from all of the model's cells, if no training did."""
-        if self.prior == "none":
-            raise ValueError("output='prior' needs a model with a prior, e.g. TahoeST(adata, prior='cells').")
         if self.prior_ is None:
             screen = self._training_screen()
             index = ConditionIndex.from_screen(screen)
@@ -1336,14 +1338,76 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         logger.info(repr(self.calibration_))
         return self.calibration_
 
-    def _prediction_data(self, adata: AnnOrMuData | None) -> tuple[AnnOrMuData, EmbeddingTable]:
-        """The data to start from, and the table with rows that only they bring."""
+    def prior_report(
+        self,
+        adata: AnnOrMuData | None = None,
+        *,
+        perturbations: Sequence[str] | None = None,
+        contexts: Sequence[str] | None = None,
+        max_missing_genes: float = 0.1,
+    ) -> pd.DataFrame:
+        """Say what predictions start from: where the prior of each condition comes from. No cells are made for it.
+
+        As ``predict(output="prior")``, it can be asked before training, and learns the prior of all cells then. After
+        training the prior knows the training and the validation conditions. What a condition's prior is made from are
+        always other conditions, also where it was measured itself.
+
+        Parameters
+        ----------
+        adata, perturbations, contexts, max_missing_genes
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        One row a condition: perturbation (and dose) and context under the names of the training data, and
+
+        * ``starts_from`` - in words, one of: the same perturbation in other contexts; its parts, or some of its parts,
+          where the others of a combination were not measured alone; the nearest perturbations by embedding; the mean of
+          other perturbations; with ``prior="none"``, control cells
+        * ``made_from`` - training conditions and their weights, the five heaviest first, the parts of a combination
+          after each other; weights add up to 1, of each part
+        * ``n_cells`` - training cells of all of these conditions, of which ``prior="cells"`` keeps up to 512 each;
+          without a prior, control cells of the context
+        * ``kept`` - share of the difference to the anchors that is kept as exceeding its noise: its length over that of
+          the whole difference, over genes (and parts); 1 with ``prior="mean"``, NaN without a prior
+        * ``corrected`` - whether :meth:`predict` lets the network change it
+
+        Raises
+        ------
+        ValueError
+            If a label is unknown, the data lack control cells or too many genes, or the prior is not learned yet and
+            the model has no data.
+
+        Examples
+        --------
+        >>> model.prior_report(perturbations=["STAT1"])
+        """
+        _, screen, table, _ = self._prediction_data(adata, perturbations, max_missing_genes)
+        index = ConditionIndex.from_screen(screen)
+        conditions = resolve_conditions(index, table, perturbations=perturbations, contexts=contexts)
+        if self.prior != "none":
+            self._learn_prior_alone()
+        return prior_table(self, screen, index, conditions, table)
+
+    def _prediction_data(
+        self, adata: AnnOrMuData | None, perturbations: Sequence[str] | None, max_missing_genes: float
+    ) -> tuple[AnnOrMuData, Screen, EmbeddingTable, GeneAlignment]:
+        """The data to start from; the table with rows that only they or what is asked for bring; and their genes."""
         table = self.perturbation_table
         data = self.adata if adata is None else adata
         if data is None:
-            raise ValueError("this model has no data of its own; pass the control cells with predict(adata, ...).")
+            raise ValueError("this model has no data of its own; pass the control cells, e.g. predict(adata, ...).")
         new = read_table(data, self.keys, required=False, like=table)
-        return data, table if new is None else table.extended(new)
+        table = (table if new is None else table.extended(new)).covering(
+            [] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations)
+        )
+        screen = (
+            read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
+        )
+        alignment = align_genes(self.genes, screen.genes, max_missing=max_missing_genes)
+        if not alignment.is_identity:
+            logger.info(str(alignment))
+        return data, screen, table, alignment
 
     def evaluate(
         self,

@@ -97,11 +97,12 @@ class Forward:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A minibatch, and the rows of the whole prediction that its wanted cells are."""
+    """A minibatch, the rows of the whole prediction that its wanted cells are, and its sets that stay as the prior."""
 
     request: CellSetRequest
     first_row: int
     stop_row: int
+    keeps_base_S: np.ndarray
 
 
 def default_batch_size(device: torch.device, *, set_size: int, width: int) -> int:
@@ -272,10 +273,11 @@ def _replicas(
 
 def _minibatches(plan: PredictionPlan, forward: Forward) -> list[_Placed]:
     sampler = ExhaustiveSampler(plan.tasks, set_size=forward.set_size, sets_per_step=forward.batch_size)
+    keeps_base = np.array([task.keeps_base for task in plan.tasks])
     placed, row = [], 0
     for request in sampler:
         stop = row + int(request.valid_S.sum())
-        placed.append(_Placed(request, row, stop))
+        placed.append(_Placed(request, row, stop, keeps_base[request.condition_S]))
         row = stop
     return placed
 
@@ -347,7 +349,7 @@ def _predict(
                     if stopped.is_set():
                         return
                     rows = target[one.first_row - start : one.stop_row - start]
-                    _run(replica, one.request, following, rows, forward.output)
+                    _run(replica, one, following, rows, forward.output)
                     with mutex:
                         bar.update(len(rows))
                 replica.arrivals.finish()
@@ -367,11 +369,9 @@ def _predict(
         job.result()
 
 
-def _run(
-    replica: _Replica, request: CellSetRequest, following: _Placed | None, rows: torch.Tensor, output: Output
-) -> None:
+def _run(replica: _Replica, one: _Placed, following: _Placed | None, rows: torch.Tensor, output: Output) -> None:
     """Predict one minibatch; the cells are in ``rows`` once they arrived."""
-    dataset = replica.dataset
+    dataset, request = replica.dataset, one.request
     decodes = replica.module.config.gene_decoder is not None and output != "embedding"
     payload = dataset[request]
     if following is not None:
@@ -382,8 +382,9 @@ def _run(
         tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH), base_SNG
     )
     cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
-    if TENSORS.CORRECTED in tensors and base_SNG is not None:
-        cells_SNG = torch.where(tensors[TENSORS.CORRECTED][:, None] > 0, cells_SNG, base_SNG.to(cells_SNG.dtype))
+    if base_SNG is not None and one.keeps_base_S.any():
+        keeps_S = torch.from_numpy(one.keeps_base_S).to(replica.device, non_blocking=True)
+        cells_SNG = torch.where(keeps_S[:, None, None], base_SNG.to(cells_SNG.dtype), cells_SNG)
     if output == "delta":
         cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
     replica.arrivals.take(_wanted(cells_SNG, request.valid_S), rows)

@@ -25,6 +25,7 @@ __all__ = [
     "cells_of_plan",
     "conditions_asked",
     "plan_prediction",
+    "resolve_conditions",
 ]
 
 Output = Literal["expression", "delta", "counts", "embedding", "prior"]
@@ -98,6 +99,36 @@ def _start_cells(controls: np.ndarray, n_cells: int | None, rng: np.random.Gener
     return np.concatenate([rng.permutation(controls) for _ in range(-(-n // len(controls)))])[:n]
 
 
+def resolve_conditions(
+    index: ConditionIndex,
+    table: EmbeddingTable,
+    *,
+    perturbations: Sequence[str] | None,
+    contexts: Sequence[str] | None,
+) -> dict[Condition, Condition]:
+    """Resolve labels.
+
+    Returns
+    -------
+    For each condition as it was asked for, the same in the table's spelling.
+
+    Raises
+    ------
+    ValueError
+        If a label is unknown or listed twice, or a context has no control cells.
+    """
+    for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
+        if isinstance(given, str):
+            raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")
+        if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
+            raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
+    everything = [n for n in table.names if n != index.control]
+    perturbations = everything if perturbations is None else [str(p) for p in perturbations]
+    chosen = _chosen_contexts(index, None if contexts is None else [str(c) for c in contexts])
+    known = _known_names(table, perturbations)
+    return {Condition(c, p): Condition(c, known[p]) for c in chosen for p in perturbations}
+
+
 def plan_prediction(
     index: ConditionIndex,
     table: EmbeddingTable,
@@ -107,7 +138,7 @@ def plan_prediction(
     n_cells: int | Mapping[Condition, int] | None,
     seed: int,
 ) -> PredictionPlan:
-    """Resolve labels and draw start cells.
+    """Resolve labels, as :func:`resolve_conditions` does, and draw start cells.
 
     Every condition draws from a generator of its own, seeded by the seed and its two labels: a prediction does not
     depend on what else is asked.
@@ -119,27 +150,17 @@ def plan_prediction(
     """
     if seed < 0:
         raise ValueError(f"seed={seed!r} must be 0 or more.")
-    for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
-        if isinstance(given, str):
-            raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")
-        if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
-            raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
-    everything = [n for n in table.names if n != index.control]
-    perturbations = everything if perturbations is None else [str(p) for p in perturbations]
-    contexts = None if contexts is None else [str(c) for c in contexts]
-    conditions = [Condition(c, p) for c in _chosen_contexts(index, contexts) for p in perturbations]
+    found = resolve_conditions(index, table, perturbations=perturbations, contexts=contexts)
     if isinstance(n_cells, Mapping):
-        conditions = [c for c in conditions if c in n_cells]
-        if not conditions:
+        found = {asked: known for asked, known in found.items() if asked in n_cells}
+        if not found:
             raise ValueError(
                 f"n_cells names none of the conditions that are asked for; its keys are (context, perturbation), "
                 f"e.g. {list(n_cells)[:2]}."
             )
-    known = _known_names(table, perturbations)
-    pools = {context: index.controls(context) for context in dict.fromkeys(c.context for c in conditions)}
+    pools = {context: index.controls(context) for context in dict.fromkeys(c.context for c in found)}
     tasks = []
-    for asked in conditions:
-        condition = Condition(asked.context, known[asked.perturbation])
+    for asked, condition in found.items():
         n = n_cells[asked] if isinstance(n_cells, Mapping) else n_cells
         if n is not None and (not isinstance(n, int | np.integer) or n < 1):
             raise ValueError(f"n_cells={n!r} must be a whole number of 1 or more.")
@@ -147,11 +168,7 @@ def plan_prediction(
         controls = pools[condition.context]
         start = _start_cells(controls, n, np.random.default_rng(task_seed))
         tasks.append(PredictionTask(start, table.position(condition.perturbation), controls, (*task_seed, 1)))
-    return PredictionPlan(
-        tuple(Condition(c.context, known[c.perturbation]) for c in conditions),
-        tuple(c.perturbation for c in conditions),
-        tuple(tasks),
-    )
+    return PredictionPlan(tuple(found.values()), tuple(asked.perturbation for asked in found), tuple(tasks))
 
 
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:

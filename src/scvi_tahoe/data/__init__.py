@@ -21,7 +21,7 @@ from scvi_tahoe.data._fingerprints import smiles_fingerprints
 from scvi_tahoe.data._fusion import TableFusion
 from scvi_tahoe.data._gene_weights import Moments, condition_moments, de_weights
 from scvi_tahoe.data._label_reading import LabelReading, Part, dose_label
-from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase, PriorTarget
+from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase, PriorOrigin, PriorTarget
 from scvi_tahoe.data._row_reading import DiskRows, is_sharded
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
@@ -102,6 +102,7 @@ __all__ = [
     "PredictionTask",
     "Prior",
     "PriorBase",
+    "PriorOrigin",
     "PriorTarget",
     "RandomSampler",
     "ScaleReport",

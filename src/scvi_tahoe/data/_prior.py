@@ -22,6 +22,7 @@ What is left to the network is what is not additive.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._conditions import ConditionIndex
     from scvi_tahoe.data._embedding_table import EmbeddingTable
 
-__all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase", "PriorTarget"]
+__all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase", "PriorOrigin", "PriorTarget"]
 
 Prior = Literal["auto", "none", "mean", "transfer", "cells"]
 PRIORS: tuple[Prior, ...] = get_args(Prior)
@@ -53,6 +54,12 @@ _POOL = 1024  # donors of one prior
 _MAX_ANCHORS = 64  # perturbations that stand for a context
 _TINY = 1e-12  # below any squared difference that counts
 _ANCHOR_CELLS = 16_384  # cells of all of them; their noise is in every mean that is predicted
+
+# what a prior may start from, in words that name no condition, so that the conditions of each can be counted
+_ELSEWHERE = "the same perturbation in other contexts"
+_PARTS, _SOME_PARTS = "its parts", "some of its parts"
+_NEAREST = "the nearest perturbations by embedding"
+_OTHERS = "the mean of other perturbations"
 
 
 @dataclass(frozen=True)
@@ -67,14 +74,35 @@ class PriorBase:
         Which rows each condition draws from; None otherwise.
     shift
         float32 ``[conditions, G]`` of a prior of means; None otherwise.
-    sources
-        For each condition, in words, what its prior was made from.
     """
 
     cells: sp.csr_matrix | None
     rows: dict[Condition, np.ndarray] | None
     shift: np.ndarray | None
-    sources: dict[Condition, str]
+
+
+@dataclass(frozen=True)
+class PriorOrigin:
+    """What the prior of one condition is made from.
+
+    Attributes
+    ----------
+    starts_from
+        In words, one of a few, see :meth:`CellPrior.starts_from`.
+    weights
+        Training conditions and their weights, which add up to 1: one mapping for each part of a combination that starts
+        from its parts, else one.
+    n_cells
+        Training cells of all of these conditions.
+    kept
+        Length of what is kept of the difference to the anchors over the length of that difference, over all genes (and
+        parts), from 0 to 1. A prior of the kind ``'mean'`` keeps all of its change.
+    """
+
+    starts_from: str
+    weights: tuple[dict[Condition, float], ...]
+    n_cells: int
+    kept: float
 
 
 @dataclass(frozen=True)
@@ -272,11 +300,10 @@ class CellPrior:
         progress
             Show a bar where it takes more than some seconds.
         """
-        sources = {c: self._source(c, contexts[c.context], table) for c in conditions}
-        words = {c: source.words for c, source in sources.items()}
+        sources = dict(self._sources(contexts, conditions, table))
         if self.kind != "cells":
             shifts = [self._shift(source, contexts[c.context]) for c, source in sources.items()]
-            return PriorBase(None, None, np.stack(shifts).astype(np.float32), words)
+            return PriorBase(None, None, np.stack(shifts).astype(np.float32))
         sizes = {c: n_cells if isinstance(n_cells, int) else n_cells[c] for c in conditions}
         keeps = {c: [self.kept_difference(s, weight)[1] for weight in s.weights] for c, s in sources.items()}
         blocks: dict[Condition, list[sp.csr_matrix]] = {c: [] for c in conditions}
@@ -296,30 +323,87 @@ class CellPrior:
         bar.close()
         ends = np.cumsum([sizes[c] for c in conditions])
         rows = {c: np.arange(end - sizes[c], end) for c, end in zip(conditions, ends, strict=True)}
-        return PriorBase(sp.vstack([sp.hstack(b) for b in blocks.values()], format="csr"), rows, None, words)
+        return PriorBase(sp.vstack([sp.hstack(b) for b in blocks.values()], format="csr"), rows, None)
 
     # ------------------------------------------------------------------ which conditions, and how much of them
 
-    def _source(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> _Source:
-        """What the prior of a condition is made from."""
+    def starts_from(self, conditions: Sequence[Condition], table: EmbeddingTable) -> list[str]:
+        """What the prior of each condition starts from, in words. A few only, which name no condition.
+
+        Parameters
+        ----------
+        conditions
+            To be predicted or trained on.
+        table
+            As in :meth:`base`.
+        """
+        if self.kind == "mean":
+            return [_OTHERS] * len(conditions)
+        contexts: dict[str, set[str]] = {}
+        for condition in self.conditions:
+            contexts.setdefault(condition.perturbation, set()).add(condition.context)
+        reading = None if table.composition is None else table.composition.reading
+        names = [*contexts, *(c.perturbation for c in conditions)]
+        parts = {} if reading is None else {name: reading.parts(name) for name in dict.fromkeys(names)}
+        alone = {parts[name][0] for name in contexts if name in parts and len(parts[name]) == 1}
+
+        def words(context: str, label: str) -> str:
+            if contexts.get(label, set()) - {context}:
+                return _ELSEWHERE
+            of_label = parts.get(label, ())
+            if len(of_label) > 1 and not alone.isdisjoint(of_label):
+                return _PARTS if alone.issuperset(of_label) else _SOME_PARTS
+            return _OTHERS if table.one_hot or label not in table.row_of else _NEAREST
+
+        return [words(*condition) for condition in conditions]
+
+    def origins(
+        self, contexts: Mapping[str, PriorTarget], conditions: Sequence[Condition], table: EmbeddingTable
+    ) -> list[PriorOrigin]:
+        """What the prior of each condition is made from. Nothing is made, so this is fast.
+
+        Parameters
+        ----------
+        contexts, conditions, table
+            As in :meth:`base_from`.
+        """
+        return [self._origin(source) for _, source in self._sources(contexts, conditions, table)]
+
+    def _origin(self, source: _Source) -> PriorOrigin:
+        used = [np.flatnonzero(weight) for weight in source.weights]
+        weights = [
+            {self.conditions[i]: float(weight[i]) for i in rows}
+            for rows, weight in zip(used, source.weights, strict=True)
+        ]
+        n_cells = int(self.n_cells[np.unique(np.concatenate(used))].sum())
+        if self.kind == "mean":
+            return PriorOrigin(source.words, tuple(weights), n_cells, 1.0)
+        pairs = [self.kept_difference(source, weight) for weight in source.weights]
+        whole, kept = (sum(np.square(d * k**n).sum() for d, k in pairs) for n in (0, 1))
+        return PriorOrigin(source.words, tuple(weights), n_cells, float(np.sqrt(kept / max(whole, _TINY))))
+
+    def _sources(
+        self, contexts: Mapping[str, PriorTarget], conditions: Sequence[Condition], table: EmbeddingTable
+    ) -> Iterator[tuple[Condition, _Source]]:
+        for condition, words in zip(conditions, self.starts_from(conditions, table), strict=True):
+            yield condition, self._source(condition, contexts[condition.context], table, words)
+
+    def _source(self, condition: Condition, target: PriorTarget, table: EmbeddingTable, words: str) -> _Source:
+        """Conditions, and their weights, of what the prior of a condition starts from."""
         here, label = condition
         in_context = np.array([c.context == here for c in self.conditions])
         same = np.array([c.perturbation == label for c in self.conditions])
-        others = in_context & ~same if (in_context & ~same).any() else ~same
-        if self.kind == "mean":
-            return _Source(here, (label,), (_normalised(others, np.ones(len(others))),), "mean of the others")
-        if (same & ~in_context).any():
-            weight = self._elsewhere(same & ~in_context, target)
-            return _Source(here, (label,), (weight,), "the same perturbation in other contexts")
-        parts = self._parts(condition, target, table)
-        if parts:
+        if words == _ELSEWHERE:
+            return _Source(here, (label,), (self._elsewhere(same & ~in_context, target),), words)
+        if words in (_PARTS, _SOME_PARTS):
+            parts = self._parts(condition, target, table)
             names = tuple(self.conditions[int(w.argmax())].perturbation for w in parts)
-            return _Source(here, (label, *names, *self._combinations(table)), parts, f"its parts {', '.join(names)}")
-        if table.one_hot or label not in table.names:
-            weight = _normalised(others, np.ones(len(others)))
-            return _Source(here, (label,), (weight,), "the mean of other perturbations")
-        near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
-        return _Source(here, (label,), (near,), "the nearest perturbations by embedding")
+            return _Source(here, (label, *names, *self._combinations(table)), parts, words)
+        others = in_context & ~same if (in_context & ~same).any() else ~same
+        if words == _NEAREST:
+            near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
+            return _Source(here, (label,), (near,), words)
+        return _Source(here, (label,), (_normalised(others, np.ones(len(others))),), words)
 
     def _elsewhere(self, conditions: np.ndarray, target: PriorTarget) -> np.ndarray:
         """Weights of conditions of one perturbation, by their cells and by how alike their contexts are to this."""
@@ -329,16 +413,11 @@ class CellPrior:
 
     def _parts(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
         """Weights for each part of a combination that was measured alone: in its context, else in others."""
-        if table.composition is None:
-            return ()
-        reading = table.composition.reading
-        parts = reading.parts(condition.perturbation)
-        if len(parts) == 1:
-            return ()
+        reading = table.composition.reading  # type: ignore[union-attr]
         spelling = np.array([reading.spelling(c.perturbation) for c in self.conditions])
         in_context = np.array([c.context == condition.context for c in self.conditions])
         weights = []
-        for part in parts:
+        for part in reading.parts(condition.perturbation):
             alone = spelling == str(part)
             if (alone & in_context).any():
                 weights.append(_normalised(alone & in_context, np.ones(len(alone))))
@@ -359,28 +438,13 @@ class CellPrior:
         table
             Perturbation embeddings, which say which parts a combination has.
         """
-        if table.composition is None or self.kind == "mean":
+        combinations = set(self._combinations(table))
+        trained = [c for c in self.conditions if c.perturbation in combinations]
+        from_parts = [words == _PARTS for words in self.starts_from(trained, table)]
+        if trained and 2 * sum(from_parts) >= len(trained):
             return np.ones(len(conditions), dtype=bool)
-        reading = table.composition.reading
-        parts = {c.perturbation: reading.parts(c.perturbation) for c in (*self.conditions, *conditions)}
-        alone = {parts[c.perturbation][0] for c in self.conditions if len(parts[c.perturbation]) == 1}
-        contexts: dict[str, set[str]] = {}
-        for condition in self.conditions:
-            contexts.setdefault(condition.perturbation, set()).add(condition.context)
-
-        def from_parts(condition: Condition) -> bool:
-            recurs = contexts.get(condition.perturbation, set()) - {condition.context}
-            return (
-                len(parts[condition.perturbation]) > 1
-                and not recurs
-                and alone.issuperset(parts[condition.perturbation])
-            )
-
-        trained = [from_parts(c) for c in self.conditions if len(parts[c.perturbation]) > 1]
-        if trained and 2 * sum(trained) >= len(trained):
-            return np.ones(len(conditions), dtype=bool)
-        known = set(self.conditions)
-        return np.array([c in known or not from_parts(c) for c in conditions], dtype=bool)
+        known, words = set(self.conditions), self.starts_from(conditions, table)
+        return np.array([c in known or w != _PARTS for c, w in zip(conditions, words, strict=True)], dtype=bool)
 
     def _combinations(self, table: EmbeddingTable) -> list[str]:
         """Training perturbations of several parts."""
@@ -489,7 +553,7 @@ class _Source:
     weights
         Of each training condition, one array for each part of a combination, else one.
     words
-        The same in words.
+        What these stand for.
     """
 
     context: str
@@ -674,5 +738,6 @@ def _nearest(
     best = np.flatnonzero(cosine >= np.sort(cosine)[-n_nearest:][0])
     share = np.exp(10 * (cosine[best] - cosine[best].max()))
     by_name = {names[i]: s for i, s in zip(best, share, strict=True)}
-    weight = np.array([by_name.get(n, 0.0) / known.count(n) for n in known])
+    conditions_of = Counter(known)
+    weight = np.array([by_name.get(n, 0.0) / conditions_of[n] for n in known])
     return _normalised(allowed, weight)
