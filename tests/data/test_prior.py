@@ -138,12 +138,63 @@ def test_a_prior_does_not_depend_on_what_else_is_asked(kind, screen):
     np.testing.assert_array_equal(alone, among[1])
 
 
-def test_sources_are_said_in_words(screen):
+ELSEWHERE, OTHERS = "the same perturbation in other contexts", "the mean of other perturbations"
+
+
+@pytest.mark.parametrize(("kind", "words"), [("mean", [OTHERS, OTHERS]), ("transfer", [ELSEWHERE, OTHERS])])
+def test_what_a_prior_starts_from_is_said_in_words(kind, words, screen):
     table = EmbeddingTable.from_labels([*screen.index.perturbation.names, "Z"])
-    controls = {"Y": screen.controls("Y")}
-    asked = [Condition("Y", "A"), Condition("Y", "Z")]
-    words = screen.prior("transfer").base(asked, controls, table).sources
-    assert list(words.values()) == ["the same perturbation in other contexts", "the mean of other perturbations"]
+    assert screen.prior(kind).starts_from([Condition("Y", "A"), Condition("Y", "Z")], table) == words
+
+
+def test_combinations_start_from_their_parts_in_words_that_do_not_name_them(one_context):
+    table = combinations(*SINGLES, "Y", "Z").covering(["A+B", "A+Z", "Y+Z"])
+    words = one_context.prior().starts_from([Condition("X", pair) for pair in ("A+B", "A+Z", "Y+Z")], table)
+    assert words == ["its parts", "some of its parts", "the nearest perturbations by embedding"]
+
+
+@pytest.mark.parametrize("kind", ["mean", "transfer", "cells"])
+def test_the_origin_of_a_prior_names_other_conditions_with_weights_that_add_up_to_1(kind, screen):
+    prior = screen.prior(kind)
+    table = EmbeddingTable.from_labels(screen.index.perturbation.names)
+    (origin,) = prior.origins(prior.targets({"Y": screen.controls("Y")}), [Condition("Y", "A")], table)
+    (weights,) = origin.weights
+    expected = [("Y", p) for p in "BCDE"] if kind == "mean" else [("X", "A")]
+    assert sorted(weights) == expected
+    assert sum(weights.values()) == pytest.approx(1)
+    assert origin.n_cells == N_CELLS * len(expected)
+
+
+def test_each_part_of_a_combination_has_weights_of_its_own(one_context):
+    table = combinations(*SINGLES).covering(["A+B"])
+    prior = one_context.prior()
+    (origin,) = prior.origins(prior.targets({"X": one_context.controls("X")}), [Condition("X", "A+B")], table)
+    assert origin.weights == ({("X", "A"): 1.0}, {("X", "B"): 1.0})
+    assert origin.n_cells == 2 * N_CELLS
+
+
+def test_the_share_that_is_kept_is_the_length_of_what_the_prior_adds_to_the_anchors(screen):
+    prior, asked = screen.prior("transfer"), Condition("Y", "A")
+    table = EmbeddingTable.from_labels(screen.index.perturbation.names)
+    (origin,) = prior.origins(prior.targets({"Y": screen.controls("Y")}), [asked], table)
+    (change,) = screen.changes(prior, asked)
+    anchors = {c: np.mean([*(screen.mean(c, p) for p in "BCDE"), screen.controls(c).mean(0)], axis=0) for c in "XY"}
+    kept = change + screen.controls("Y").mean(0) - anchors["Y"]
+    whole = screen.mean("X", "A") - anchors["X"]
+    assert 0.5 < origin.kept < 0.999
+    assert origin.kept == pytest.approx(np.linalg.norm(kept) / np.linalg.norm(whole), rel=1e-4)
+
+
+def test_all_of_a_strong_effect_is_kept_little_of_noise_and_all_of_a_mean():
+    effects = {(c, p): gene(i + 5) for c in "XY" for i, p in enumerate("BCDEFGHI")}
+    cells = Cells({**effects, ("X", "strong"): gene(0, by=20), ("X", "none"): np.mean(list(effects.values()), axis=0)})
+    table = EmbeddingTable.from_labels(cells.index.perturbation.names)
+    asked = [Condition("Y", "strong"), Condition("Y", "none")]
+    for kind in ("mean", "transfer", "cells"):
+        prior = cells.prior(kind)
+        strong, none = (o.kept for o in prior.origins(prior.targets({"Y": cells.controls("Y")}), asked, table))
+        assert strong > 0.99
+        assert none == 1 if kind == "mean" else none < 0.75
 
 
 def test_the_nearest_perturbations_by_embedding_stand_for_one_that_was_seen_nowhere():
@@ -232,8 +283,8 @@ def test_a_part_that_nobody_measured_alone_is_left_out(one_context):
     prior = one_context.prior("transfer")
     (change,) = one_context.changes(prior, ("X", "A+Z"), table=table)
     np.testing.assert_allclose(change[0], 1.0, atol=0.2)
-    sources = prior.base([Condition("X", "A+Z")], {"X": one_context.controls("X")}, table).sources
-    assert list(sources.values()) == ["its parts A"]
+    (origin,) = prior.origins(prior.targets({"X": one_context.controls("X")}), [Condition("X", "A+Z")], table)
+    assert origin.weights == ({("X", "A"): 1.0},)
 
 
 def test_parts_may_have_been_measured_in_another_context_and_be_spelled_with_the_control():

@@ -475,8 +475,8 @@ class CellPrior:
     def anchor_moments(self, weight: np.ndarray, control: PriorTarget) -> tuple[np.ndarray, np.ndarray]:
         """Mean of an anchor population, and the variance of that mean: float ``[G]`` each."""
         rest = 1 - weight.sum()
-        mean = weight @ self.means + rest * control.mean
-        noise = np.square(weight / np.sqrt(self.n_cells)) @ self.variances
+        mean = _weighted(weight, self.means) + rest * control.mean
+        noise = _weighted(np.square(weight / np.sqrt(self.n_cells)), self.variances)
         return mean, noise + rest**2 * control.variance / control.n_cells
 
     def control_of(self, context: str) -> PriorTarget:
@@ -504,8 +504,8 @@ class CellPrior:
             share = of_context.sum()
             anchors = self.anchors(context, source.context, without=source.without)
             mean, variance = self.anchor_moments(anchors, self.control_of(context))
-            difference += of_context @ self.means - share * mean
-            noise += np.square(of_context / np.sqrt(self.n_cells)) @ self.variances + share**2 * variance
+            difference += _weighted(of_context, self.means) - share * mean
+            noise += _weighted(np.square(of_context / np.sqrt(self.n_cells)), self.variances) + share**2 * variance
             others += share * self._excess(anchors, mean, variance)
         keep = np.clip(1 - noise / np.maximum(np.square(difference), _TINY), 0, 1)
         if len(source.without) == 1:
@@ -532,7 +532,8 @@ class CellPrior:
         """Change of the mean that a prior of means predicts."""
         if self.kind == "mean":
             (weight,) = source.weights
-            changes = [w @ self.means - w.sum() * self.control_of(k).mean for k, w in self.by_context(weight)]
+            contexts = self.by_context(weight)
+            changes = [_weighted(w, self.means) - w.sum() * self.control_of(k).mean for k, w in contexts]
             return np.sum(changes, axis=0)
         kept = [np.prod(self.kept_difference(source, weight), axis=0) for weight in source.weights]
         own = self.anchors(source.context, source.context, without=source.without)
@@ -718,6 +719,12 @@ def _quantiles(cells: np.ndarray) -> np.ndarray:
     return ordered[((np.arange(QUANTILES) + 0.5) / QUANTILES * len(ordered)).astype(np.int64)]
 
 
+def _weighted(weight: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """``weight @ rows`` without the rows of weight 0, which are most of them."""
+    used = np.flatnonzero(weight)
+    return weight[used] @ rows[used]
+
+
 def _normalised(chosen: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Weights of the chosen ones, the heaviest few of them, adding up to 1."""
     weighted = np.where(chosen, weight, 0).astype(np.float64)
@@ -732,7 +739,7 @@ def _nearest(
     rows = table.matrix if table.composition is None else table.composition.without_numbers(table.matrix)
     matrix = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     target = matrix[table.position(perturbation)]
-    names = sorted({name for name, ok in zip(known, allowed, strict=True) if ok and name in table.names})
+    names = sorted({name for name, ok in zip(known, allowed, strict=True) if ok and name in table.row_of})
     cosine = np.array([matrix[table.position(n)] @ target for n in names])
     # all that are as near as the last of them: the first names of many equals would be an arbitrary choice
     best = np.flatnonzero(cosine >= np.sort(cosine)[-n_nearest:][0])
