@@ -32,7 +32,7 @@ _OF_USER: ContextVar[tuple[Mapping[str, Any], Mapping[str, Any]] | None] = Conte
 
 
 class Unused(NamedTuple):
-    """Why an option has no effect, and what to do for it to have one."""
+    """Why an option has no effect, and with what it would have one."""
 
     reason: str
     instead: str
@@ -66,71 +66,55 @@ def unused_in_objective(config: ObjectiveConfig, network: NetworkConfig, represe
 
     A term with weight 0 is computed and logged, so what belongs to it counts.
     """
-    embeds, auxiliary = representation == "embedding", representation == "expression+embedding"
-    terms = set(config.terms)
+    terms, auxiliary = set(config.terms), representation == "expression+embedding"
+    decodes = representation == "embedding" and network.gene_decoder is not None
     contrasts = "contrastive" in terms or (auxiliary and "alignment" in config.embedding_terms)
-    decoder = "network={'gene_decoder': {...}} adds one" if embeds else "representation='embedding' brings one"
-    confidence = Unused("the network has no confidence token", "network={'confidence_token': True} adds one")
+    named = f"terms are {sorted(terms)}"
+    decoder = "network={'gene_decoder': {...}}" if representation == "embedding" else "representation='embedding'"
+    classes = "network={'batch_token': True, 'n_batch_classes': ...}"
     found = {
-        "decoder_weight": None
-        if embeds and network.gene_decoder is not None
-        else Unused("no gene decoder is trained", decoder),
-        "embedding_terms": None
-        if auxiliary
-        else Unused(
-            f"representation={representation!r} has no cell embedding as auxiliary signal",
-            "representation='expression+embedding' has one",
-        ),
-        "batch_weight": None
-        if network.batch_token
-        else Unused(
-            "the network has no batch token",
-            "network={'batch_token': True, 'n_batch_classes': number of batches} adds one",
-        ),
-        "confidence_weight": None if network.confidence_token else confidence,
-        "confidence_scale": None if network.confidence_token else confidence,
-        "energy_diagonal": _of_terms("energy", terms=terms),
-        "kernel": _of_terms("mmd", terms=terms),
-        "blur": _of_terms("sinkhorn", "mmd", terms=terms),
-        "temperature": None
-        if contrasts
-        else Unused(
-            "nothing is contrasted",
-            "'contrastive' in terms does so, and 'alignment' in embedding_terms with "
+        "decoder_weight": (decodes, "no gene decoder is trained", decoder),
+        "embedding_terms": (
+            auxiliary,
+            f"representation is {representation!r}",
             "representation='expression+embedding'",
         ),
+        "batch_weight": (network.batch_token, "the network has no batch token", classes),
+        **dict.fromkeys(
+            ("confidence_weight", "confidence_scale"),
+            (network.confidence_token, "the network has no confidence token", "network={'confidence_token': True}"),
+        ),
+        "energy_diagonal": ("energy" in terms, named, "'energy' in terms"),
+        "kernel": ("mmd" in terms, named, "'mmd' in terms"),
+        "blur": (bool(terms & {"sinkhorn", "mmd"}), named, "'sinkhorn' or 'mmd' in terms"),
+        "temperature": (
+            contrasts,
+            "no term contrasts perturbations",
+            "'contrastive' in terms, and with 'alignment' in embedding_terms of representation='expression+embedding'",
+        ),
     }
-    return {name: unused for name, unused in found.items() if unused is not None}
-
-
-def _of_terms(*names: str, terms: set[str]) -> Unused | None:
-    if terms & set(names):
-        return None
-    said = " or ".join(map(repr, names))
-    return Unused(f"terms are {sorted(terms)}", f"{said} in terms makes it count")
+    return {name: Unused(reason, instead) for name, (counts, reason, instead) in found.items() if not counts}
 
 
 def unused_in_network(config: NetworkConfig, representation: str) -> dict[str, Unused]:
     """Options of a network that it, or the training of this model, does not look at."""
-    found: dict[str, Unused] = {}
-    if config.attention == "self_only":
-        found["attention_dropout"] = Unused(
-            "with attention='self_only' a cell looks at itself alone", "attention='full' has weights to drop"
-        )
-    if config.backbone == "llama":
-        found["backbone_dropout"] = Unused("backbone='llama' has no dropout", "backbone='gpt2' has it")
-    if config.n_encoder_layers == config.n_decoder_layers == 1:
-        between = Unused(
-            "it belongs between two linear layers, and n_encoder_layers and n_decoder_layers are 1",
-            "2 or more make it count",
-        )
-        found |= {"activation": between, "dropout": between}
-    if representation != "embedding":
-        found["gene_decoder"] = Unused(
-            f"representation={representation!r} predicts genes itself, and a decoder beside it would never be trained",
-            "representation='embedding' trains it",
-        )
-    return found
+    between = (
+        max(config.n_encoder_layers, config.n_decoder_layers) > 1,
+        "it belongs between two layers, and n_encoder_layers and n_decoder_layers are 1",
+        "2 or more of either",
+    )
+    found = {
+        "attention_dropout": (config.attention != "self_only", "a cell looks at itself alone", "another attention"),
+        "backbone_dropout": (config.backbone != "llama", "backbone='llama' has no dropout", "backbone='gpt2'"),
+        "activation": between,
+        "dropout": between,
+        "gene_decoder": (
+            representation == "embedding",
+            f"representation={representation!r} predicts genes without it, and does not train it",
+            "representation='embedding'",
+        ),
+    }
+    return {name: Unused(reason, instead) for name, (counts, reason, instead) in found.items() if not counts}
 
 
 def default_of(config: type[NetworkConfig | ObjectiveConfig], name: str) -> Any:
@@ -156,9 +140,11 @@ def refuse_unused(what: str, given: Mapping[str, Any], unused: Mapping[str, Unus
     ValueError
         If there is one; it names each with its value, the reason, and what to do instead.
     """
-    if found := [name for name in given if name in unused]:
-        lines = [
-            f"{what} {name}={given[name]!r} has no effect: {unused[name].reason}. Leave it out; {unused[name].instead}."
-            for name in found
-        ]
-        raise ValueError("\n".join(lines))
+    if found := {name: value for name, value in given.items() if name in unused}:
+        raise ValueError(
+            "\n".join(
+                f"{what} {name}={value!r} has no effect: {unused[name].reason}. Leave it out; it counts with "
+                f"{unused[name].instead}."
+                for name, value in found.items()
+            )
+        )

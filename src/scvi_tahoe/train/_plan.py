@@ -195,14 +195,12 @@ class TahoeTrainingPlan(LightningModule):
         config = self.config
         if config.layer_decay < 1 and not any(self._decayed_blocks_train()):
             raise ValueError(
-                f"layer_decay={config.layer_decay!r} has no effect: no block of the backbone below the last trains "
-                f"with recipe={config.recipe!r}, freeze_backbone={config.freeze_backbone!r}. Leave it out; recipe='full' "
-                "trains all blocks."
+                f"layer_decay={config.layer_decay!r} has no effect: of the backbone's blocks none below the last "
+                f"trains with recipe={config.recipe!r} and freeze_backbone={config.freeze_backbone!r}. Leave it out."
             )
         if config.dropout is not None and not any(isinstance(m, torch.nn.Dropout) for m in self.module.modules()):
             raise ValueError(
-                f"dropout={config.dropout!r} has no effect: the network has no dropout layer. Leave it out; encoders "
-                "and projections of two layers or more have one."
+                f"dropout={config.dropout!r} has no effect: this network has no layer of dropout. Leave it out."
             )
 
     def _decayed_blocks_train(self) -> Iterator[bool]:
