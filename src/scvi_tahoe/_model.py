@@ -183,7 +183,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
     Raises
     ------
     ValueError
-        If an option is unknown or two contradict each other.
+        If an option is unknown, two contradict each other, or one that is given would have no effect.
 
     Examples
     --------

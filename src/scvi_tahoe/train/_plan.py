@@ -159,6 +159,11 @@ class TahoeTrainingPlan(LightningModule):
         compared with the one it continues.
     compiles
         Compile the network for training steps.
+
+    Raises
+    ------
+    ValueError
+        If ``layer_decay`` or ``dropout`` is given and has no effect on this module.
     """
 
     def __init__(
