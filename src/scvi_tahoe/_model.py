@@ -62,6 +62,14 @@ from scvi_tahoe._sources import (
     with_prior,
 )
 from scvi_tahoe._training import TrainingRun, default_lr
+from scvi_tahoe._unused_options import (
+    default_of,
+    options_given,
+    options_of_user,
+    refuse_unused,
+    unused_in_network,
+    unused_in_objective,
+)
 from scvi_tahoe.data import (
     PRIORS,
     ConditionIndex,
@@ -175,7 +183,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
     Raises
     ------
     ValueError
-        If an option is unknown or two contradict each other.
+        If an option is unknown, two contradict each other, or one that is given would have no effect.
 
     Examples
     --------
@@ -233,10 +241,11 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 "a network with sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is "
                 f"{prior!r}; train one with network={{'sees_perturbation': True}}."
             )
+        loss = self._objective_config(objective, said, config)
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
         with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.default_generator.manual_seed(seed)
-            self.module = TahoeSTModule(config, self._objective_config(objective), n_cell_embedding=auxiliary)
+            self.module = TahoeSTModule(config, loss, n_cell_embedding=auxiliary)
         #: names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen
         self.pretrained_parameters_: list[str] = []
         #: layers, rank and alpha of the adapters that recipe='lora' attached; None without
@@ -332,13 +341,23 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         dimensions = SIZES[size] if isinstance(size, str) else dict(size)
         return NetworkConfig.from_kwargs({**defaults, **dimensions, **options})
 
-    def _objective_config(self, options: Mapping[str, Any] | None) -> ObjectiveConfig:
+    def _objective_config(
+        self, options: Mapping[str, Any] | None, network_options: Mapping[str, Any], network: NetworkConfig
+    ) -> ObjectiveConfig:
+        """The objective, once it is sure that nothing the user gave for it or for the network has no effect."""
         config = ObjectiveConfig.from_kwargs(options or {})
         if self.representation == "embedding" and "de_weighted" in config.terms:
             raise ValueError(
                 "the term 'de_weighted' weighs genes; representation='embedding' is trained on embeddings."
             )
-        return config
+        of_objective, of_network = options_given(options, network_options)
+        # a network's options are written out with their defaults in many places, and a default asks for nothing
+        of_network = {k: v for k, v in of_network.items() if v != default_of(NetworkConfig, k)}
+        refuse_unused("network option", of_network, unused_in_network(network, self.representation))
+        unused = unused_in_objective(config, network, self.representation)
+        refuse_unused("objective option", of_objective, unused)
+        # what came along and says nothing about this model is not kept as if it did
+        return replace(config, **{name: default_of(ObjectiveConfig, name) for name in unused})
 
     # ---------------------------------------------------------------- registration
 
@@ -567,7 +586,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         )
         if adata is not None and weights.prior is not None and not without_prior:
             register_in_order(cls, adata, weights.labels.genes or ())
-        model = cls(adata, registry, seed=seed, **chosen)
+        with options_of_user(objective=objective, network=network):
+            model = cls(adata, registry, seed=seed, **chosen)
         model.one_hot_labels_ = None if table is None else list(table.parts.names)
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)
@@ -1553,7 +1573,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError(
                 f"{dir_path} was written by export(), not by save(); read it with TahoeST.from_pretrained."
             )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), options_of_user():
             # genes are matched by name, so another order of them is nothing to warn about
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")
             model = super().load(str(dir_path), adata, **kwargs)

@@ -14,7 +14,8 @@ from anndata import read_h5ad
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, run_or_rebuild
-from scvi_tahoe.study._data import load_data
+from scvi_tahoe.study._data import load_data, screen_keys
+from scvi_tahoe.study._finetune import resolved
 from scvi_tahoe.study._loggers import PeakMemory
 from scvi_tahoe.study._run_folder import read_checkpoint
 from scvi_tahoe.study._start import build_model
@@ -58,6 +59,48 @@ def test_the_config_in_the_folder_spells_out_what_was_left_to_the_package(finish
     assert config["model"]["objective"] == model.module.objective.config.to_dict()
     assert config["model"]["network"]["head"] == model.module.config.head
     assert config["train"]["plan"]["warmup"] == model.training_config_["plan"]["warmup"]
+
+
+def test_options_without_effect_are_refused_but_defaults_that_a_file_spells_out(finished, values, tmp_path):
+    whole = yaml.safe_load((finished / "config.yaml").read_text())["model"]
+    data = load_data(TahoeRun.from_dict(values))
+
+    def build(**changes):
+        return build_model(TahoeRun.from_dict(values | {"model": whole | changes}), data).module
+
+    assert build().objective.config.to_dict() == whole["objective"]
+    assert build(objective={"decoder_weight": 1.0}).objective.config.to_dict() == whole["objective"]
+    with pytest.raises(ValueError, match="objective option decoder_weight=0.5 has no effect"):
+        build(objective=whole["objective"] | {"decoder_weight": 0.5})
+    with pytest.raises(ValueError, match="network option backbone_dropout=0.1 has no effect"):
+        build(network=whole["network"] | {"backbone_dropout": 0.1})
+    values["start"] = {"source": str(finished)}
+    with pytest.raises(ValueError, match="network option backbone_dropout=0.1 has no effect"):
+        build(network={"backbone_dropout": 0.1})
+
+
+def test_a_run_is_rebuilt_though_its_weights_bring_options_that_mean_nothing_to_it(values, tmp_path):
+    data = load_data(TahoeRun.from_dict(values))
+    TahoeST.setup_anndata(data.train, **screen_keys(data.config))
+    weights = TahoeST(
+        data.train, size=values["model"]["size"], set_size=8, prior="none",
+        network={"confidence_token": True, "attention_dropout": 0.3}, objective={"confidence_weight": 0.5, "chunks": 2},
+    )  # fmt: skip
+    weights.train(1, validate_every=1, batch_size=2, progress=False)
+    weights.export(tmp_path / "weights")
+    values["start"] = {
+        "source": str(tmp_path / "weights"), "accept": ["drop_tokens", "other_attention"], "check_scale": False,
+    }  # fmt: skip
+    network = {"confidence_token": False, "attention": "self_only"}
+    written = TahoeRun.from_dict(values | {"model": {"network": network}})
+    first = build_model(written, data)
+    assert first.module.objective.config.chunks == 2
+    config = resolved(written, data, first, "0" * 64)
+    config.to_yaml(tmp_path / "config.yaml")
+    again = build_model(TahoeRun.from_yaml(tmp_path / "config.yaml"), data)
+    assert again.module.objective.config == first.module.objective.config
+    assert again.module.config == first.module.config
+    assert resolved(config, data, again, "0" * 64) == config
 
 
 def test_a_refused_run_leaves_nothing(values, tmp_path):
@@ -169,6 +212,19 @@ def test_a_run_killed_between_its_last_step_and_saving_is_restored(finished, val
     result = run(values, tmp_path / "run")
     assert compare_runs(finished, tmp_path / "run").same
     assert result.best_step == json.loads((finished / "result.json").read_text())["best_step"]
+
+
+def test_a_run_with_rates_by_depth_is_restored_though_its_last_step_trains_no_backbone(values, tmp_path):
+    values |= {"model": {"size": values["model"]["size"] | {"n_layers": 2}, "set_size": 8}, "score": {"preset": None}}
+    run(copy.deepcopy(values), tmp_path / "first", train={"max_steps": 2})
+    values["start"] = {"source": str(tmp_path / "first")}
+    later = {"recipe": "full", "max_steps": 2, "plan": {"layer_decay": 0.5}}
+    run(copy.deepcopy(values), tmp_path / "run", train=later)
+    shutil.copytree(tmp_path / "run", tmp_path / "restored")
+    shutil.rmtree(tmp_path / "restored" / "model")
+    (tmp_path / "restored" / "result.json").unlink()
+    run(values, tmp_path / "restored", train=later)
+    assert compare_runs(tmp_path / "run", tmp_path / "restored").same
 
 
 def test_a_later_run_starts_from_the_best_or_from_the_last_weights_alone(finished, values, tmp_path):

@@ -194,6 +194,25 @@ def test_layer_decay_gives_lower_blocks_lower_rates(make_model, train, spy):
     assert look.seen[0]["new_depth2"] == pytest.approx(look.seen[0]["new"] / 4)
 
 
+def test_layer_decay_is_refused_where_it_decays_no_rate(pretrained, make_model, train):
+    lower = {"plan_kwargs": {"layer_decay": 0.5}}
+    for options in ({"recipe": "heads"}, {"freeze_backbone": True}):
+        with pytest.raises(ValueError, match=f"layer_decay=0.5 has no effect: .*with .*{list(options.values())[0]}"):
+            train(pretrained(), **options, **lower)
+        train(make_model(), **options, **lower)  # from scratch nothing is frozen
+    size = {"hidden": 8, "n_layers": 1, "intermediate": 8, "n_heads": 2}
+    with pytest.raises(ValueError, match="layer_decay=0.5 has no effect"):
+        train(make_model(size=size), **lower)
+    train(pretrained(), freeze_backbone=2, **lower)
+
+
+def test_dropout_is_refused_where_there_is_no_layer_of_it(make_model, train):
+    size = {"hidden": 8, "n_layers": 1, "intermediate": 8, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
+    with pytest.raises(ValueError, match="dropout=0.3 has no effect: this network has no layer of dropout"):
+        train(make_model(size=size), plan_kwargs={"dropout": 0.3})
+    train(make_model(size=size | {"backbone": "gpt2"}), plan_kwargs={"dropout": 0.3})
+
+
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [

@@ -147,7 +147,7 @@ def test_a_run_resumed_with_other_options_is_refused(change, message, make_model
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"set_size": 4}, "set_size was 8, now 4"), ({"objective": {"blur": 0.1}}, "objective was")]
+    ("change", "message"), [({"set_size": 4}, "set_size was 8, now 4"), ({"objective": {"chunks": 2}}, "objective was")]
 )
 def test_a_run_resumed_by_another_model_is_refused(change, message, make_model, train, interrupt, tmp_path):
     interrupted(make_model(), train, interrupt, tmp_path)

@@ -16,6 +16,13 @@ from scvi_tahoe.nn._losses import (
 )
 from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
 from scvi_tahoe.nn._objective import EMBEDDING_TERMS, TERMS, Objective, ObjectiveConfig, SetReference
+from scvi_tahoe.nn._part_losses import (
+    batch_classification,
+    confidence_error,
+    control_shift,
+    decoder_loss,
+    distillation,
+)
 
 __all__ = [
     "EMBEDDING_TERMS",
@@ -29,11 +36,16 @@ __all__ = [
     "ObjectiveConfig",
     "SetReference",
     "SetTransformer",
+    "attach_adapters",
+    "batch_classification",
+    "confidence_error",
     "contrastive_alignment",
     "contrastive_delta",
+    "control_shift",
     "de_weighted_mse",
-    "attach_adapters",
+    "decoder_loss",
     "delta_mse",
+    "distillation",
     "energy_distance",
     "info_nce",
     "kernel_mmd",

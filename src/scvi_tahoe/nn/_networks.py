@@ -186,7 +186,8 @@ class MLP(nn.Module):
         widths = [n_in, *[width] * (n_layers - 1), n_out]
         self.layers = nn.ModuleList(AlignedLinear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.activation = _ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(config.dropout)
+        # a single layer has nothing between, and nothing there may look as if it could be changed
+        self.dropout = nn.Dropout(config.dropout) if n_layers > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` mapped from the first width to the last; leading dimensions stay."""

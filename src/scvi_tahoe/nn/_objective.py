@@ -6,10 +6,16 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 
 from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta
-from scvi_tahoe.nn._losses import KERNELS, SET_LOSSES, Diagonal, de_weighted_mse, energy_distance
+from scvi_tahoe.nn._losses import KERNELS, SET_LOSSES, Diagonal, de_weighted_mse
+from scvi_tahoe.nn._part_losses import (
+    batch_classification,
+    confidence_error,
+    control_shift,
+    decoder_loss,
+    distillation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,8 +78,7 @@ class ObjectiveConfig:
         Where the cell embedding is an auxiliary signal (``representation='expression+embedding'``), the weight of
         what compares the embedding read from the hidden cells with the observed one, by name:
 
-        * ``distillation`` - energy distance between the two sets of embeddings: a linear reading of the student's
-          hidden cells is regressed on the teacher, as in Romero et al. 2015, *FitNets* (arXiv 1412.6550)
+        * ``distillation`` - see :func:`~scvi_tahoe.nn.distillation`
         * ``alignment`` - see :func:`~scvi_tahoe.nn.contrastive_alignment`
     batch_weight
         Weight of the classification of the technical batch, where the network has a batch token.
@@ -216,7 +221,7 @@ class Objective:
         parts: dict[str, Tensor] = {}
         for name in self.config.embedding_terms:
             if name == "distillation":
-                loss_S = energy_distance(predicted_SNE, observed_SME, diagonal="excluded")
+                loss_S = distillation(predicted_SNE, observed_SME)
             else:
                 loss_S = contrastive_alignment(
                     predicted_SNE, observed_SME, perturbation_SP, temperature=self.config.temperature
@@ -257,17 +262,17 @@ class Objective:
         main_S, parts = self.main_loss(output.prediction_SNG, observed_SNG, reference)
         total = main_S.mean()
         if output.genes_SNG is not None and genes_SNG is not None and self.decoder_weight > 0:
-            decoder_S, _ = self.main_loss(output.genes_SNG, genes_SNG)
+            decoder_S = decoder_loss(output.genes_SNG, genes_SNG, distance=lambda x, y: self.main_loss(x, y)[0])
             parts["decoder"] = decoder_S.mean()
             total = total + self.decoder_weight * parts["decoder"]
         if output.batch_logits_SB is not None and batch_S is not None:
-            parts["batch"] = F.cross_entropy(output.batch_logits_SB.float(), batch_S)
+            parts["batch"] = batch_classification(output.batch_logits_SB, batch_S).mean()
             total = total + config.batch_weight * parts["batch"]
         if output.confidence_S is not None:
-            target_S = config.confidence_scale * main_S.detach()
-            parts["confidence"] = F.mse_loss(output.confidence_S.float(), target_S)
+            error_S = confidence_error(output.confidence_S, main_S, scale=config.confidence_scale)
+            parts["confidence"] = error_S.mean()
             total = total + config.confidence_weight * parts["confidence"]
         if config.shift_weight > 0 and reference is not None:
-            parts["shift"] = (output.prediction_SNG.float() - reference.control_SNG.float()).abs().mean()
+            parts["shift"] = control_shift(output.prediction_SNG, reference.control_SNG).mean()
             total = total + config.shift_weight * parts["shift"]
         return total, main_S, {name: value.detach() for name, value in parts.items()}

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._unused_options import default_of, unused_in_network
+from scvi_tahoe.nn import NetworkConfig
 from scvi_tahoe.study._data import load_data, screen_keys
 from scvi_tahoe.study._fingerprint import fingerprint, verify_same_data
 from scvi_tahoe.study._loggers import verify_loggers
@@ -163,11 +165,15 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threa
 
 
 def _network_options(model: TahoeST) -> dict[str, Any]:
-    """Everything about the network but the widths that the data decide."""
-    options = model.module.config.to_kwargs()
+    """Everything about the network but the widths that the data decide, and what has no effect on it."""
+    config = model.module.config
+    options = config.to_kwargs()
     widths = ("n_input", "n_output", "n_perturbation", "n_batches")
     options = {name: value for name, value in options.items() if name not in widths}
-    if options["gene_decoder"] is not None:
+    for name in unused_in_network(config, model.representation):
+        if options[name] != default_of(NetworkConfig, name):  # of the weights, which bring it again
+            del options[name]
+    if options.get("gene_decoder") is not None:
         options["gene_decoder"] = {k: v for k, v in options["gene_decoder"].items() if k != "n_genes"}
     return options
 

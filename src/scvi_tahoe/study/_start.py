@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe._exchange import labels_of, network_options, objective_of, pretrained_of
+from scvi_tahoe._unused_options import as_said, options_of_user
 from scvi_tahoe.nn import GeneDecoderConfig
 from scvi_tahoe.pretrained import plan_warm_start, read_pretrained
 from scvi_tahoe.study._data import screen_keys
@@ -61,7 +62,8 @@ def _with_genes(run: TahoeRun, n_genes: int) -> TahoeRun:
 def _options(run: TahoeRun) -> dict[str, Any]:
     """What the run says about the model; the rest is left to the package's defaults."""
     model = run.model
-    said = {"network": model.network, "objective": model.objective, "set_size": model.set_size, "prior": model.prior}
+    objective = as_said(model.objective)
+    said = {"network": model.network, "objective": objective, "set_size": model.set_size, "prior": model.prior}
     return {
         "representation": model.representation,
         "batch_encoder": model.batch_encoder,
@@ -99,7 +101,8 @@ def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> Tah
     if not embeds:
         size["gene_decoder"] = None
     options = {"set_size": weights.labels.set_size, **_options(run)}
-    model = TahoeST(data.train, size=size, seed=run.seed, **options)
+    with options_of_user(objective=options.get("objective"), network=run.model.network):  # the size is the weights'
+        model = TahoeST(data.train, size=size, seed=run.seed, **options)
     start = plan_warm_start(
         weights, model.module.config, labels_of(model), accept=run.start.accept, seed=run.seed
     )  # fmt: skip

@@ -134,8 +134,10 @@ def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None
 
 
 def _fit_in_memory(run: TahoeRun, model: TahoeST, data: RunData) -> None:
+    # the backbone is frozen, and layer_decay without any rate to decay is refused
+    plan = {name: value for name, value in run.train.plan.items() if name != "layer_decay"}
     model.train(
         run.train.max_steps, recipe=run.train.recipe, freeze_backbone=True, split=data.split, seed=run.seed,
         progress=False, logger=None, batch_size=1, accelerator=run.train.accelerator, precision=run.train.precision,
-        plan_kwargs=run.train.plan, shrink_correction=False,
+        plan_kwargs=plan, shrink_correction=False,
     )  # fmt: skip

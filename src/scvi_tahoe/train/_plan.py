@@ -17,7 +17,7 @@ from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
 from scvi_tahoe.train._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from lightning.pytorch import Trainer
     from torch import Tensor
@@ -159,6 +159,11 @@ class TahoeTrainingPlan(LightningModule):
         compared with the one it continues.
     compiles
         Compile the network for training steps.
+
+    Raises
+    ------
+    ValueError
+        If ``layer_decay`` or ``dropout`` is given and has no effect on this module.
     """
 
     def __init__(
@@ -175,6 +180,7 @@ class TahoeTrainingPlan(LightningModule):
         self.setting = dict(setting or {})
         self.pretrained = frozenset(pretrained)
         self.parts = resolve_recipe(config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps)
+        self._refuse_unused()
         self.freezing = Freezing(module, self.parts, self.pretrained)
         self.acceleration = Acceleration(module, compiles=compiles)
         self.average = None if config.ema is None else AveragedWeights(module, config.ema)
@@ -188,6 +194,25 @@ class TahoeTrainingPlan(LightningModule):
         self._running: dict[str, Tensor] = {}
         self._n_running = 0
         self._random_state: dict[str, Any] | None = None
+
+    def _refuse_unused(self) -> None:
+        """Refuse what has no effect on this module."""
+        config = self.config
+        if config.layer_decay < 1 and not any(self._decayed_blocks_train()):
+            raise ValueError(
+                f"layer_decay={config.layer_decay!r} has no effect: of the backbone's blocks none below the last "
+                f"trains with recipe={config.recipe!r} and freeze_backbone={config.freeze_backbone!r}. Leave it out."
+            )
+        if config.dropout is not None and not any(isinstance(m, torch.nn.Dropout) for m in self.module.modules()):
+            raise ValueError(
+                f"dropout={config.dropout!r} has no effect: this network has no layer of dropout. Leave it out."
+            )
+
+    def _decayed_blocks_train(self) -> Iterator[bool]:
+        n_blocks = self.module.config.n_layers
+        for name in (name for name, _ in self.module.named_parameters() if _depth(name, n_blocks)):
+            schedule = self.parts.get(part_in_run(name, self.pretrained, n_blocks), PartSchedule())
+            yield schedule.unfreeze_at is not None
 
     # ---------------------------------------------------------------- mode and freezing
 
