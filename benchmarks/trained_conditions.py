@@ -1,9 +1,9 @@
 """What does a prior do to conditions that the model *was* trained on? Asked of the Norman screen, half by half.
 
 The cells of every condition are halved at random. A model is trained on one half and predicts the conditions it was
-trained on; the other half is the truth. A prior predicts every condition from others, also the trained ones, and what a
-network adds without seeing one-hot labels holds for all; without a prior the network learns each label. The first row is
-what the cells of the first half say themselves. Draw, seed of the weights and of training are one number.
+trained on; the other half is the truth. A prior predicts every condition from others, also the trained ones; without it
+the network learns each condition from its own cells. The first row is what the cells of the first half say themselves.
+Draw, seed of the weights and of training are one number.
 
     python benchmarks/trained_conditions.py --draws 3 --max-steps 400
 """
@@ -23,7 +23,6 @@ from scvi_tahoe.datasets import norman_k562
 CONTROL = "control"
 VARIANTS = {
     "TahoeST": {},
-    "TahoeST, network={'sees_perturbation': True}": {"network": {"sees_perturbation": True}},
     "TahoeST, prior='none'": {"prior": "none"},
 }
 
