@@ -132,7 +132,7 @@ def test_doses_and_screens_of_one_context_have_their_own_columns(screen, make_mo
     report = make_model(screen, setup=setup, prior="transfer").prior_report(perturbations=["P@2.5"])
     assert list(report.columns) == ["drug", "dose", *COLUMNS[2:]]
     assert report[["drug", "dose"]].to_numpy().tolist() == [["P", 2.5]]
-    assert report["starts_from"].item() == "the nearest perturbations by embedding"
+    assert report["starts_from"].item() == "the nearest doses of the same perturbation"
     assert set(report["made_from"].item().split(", ")) > {"P@2 (0.17)"}
 
 

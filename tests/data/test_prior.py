@@ -150,7 +150,7 @@ def test_what_a_prior_starts_from_is_said_in_words(kind, words, screen):
 def test_combinations_start_from_their_parts_in_words_that_do_not_name_them(one_context):
     table = combinations(*SINGLES, "Y", "Z").covering(["A+B", "A+Z", "Y+Z"])
     words = one_context.prior().starts_from([Condition("X", pair) for pair in ("A+B", "A+Z", "Y+Z")], table)
-    assert words == ["its parts", "some of its parts", "the nearest perturbations by embedding"]
+    assert words == ["its parts", "some of its parts", "the mean of other perturbations"]
 
 
 @pytest.mark.parametrize("kind", ["mean", "transfer", "cells"])
@@ -230,6 +230,49 @@ def test_a_dose_that_nobody_measured_starts_from_the_other_doses_of_its_drug_wha
     (change,) = cells.changes(cells.prior("transfer"), ("X", f"A@{3 * unit:g}"), table=table)
     np.testing.assert_allclose(change[0], 2.0, atol=0.2)
     np.testing.assert_allclose(change[1:8], 0.0, atol=0.15)
+
+
+def of_doses(*, contexts="X", unmeasured=()):
+    """Eight drugs whose effect on a gene of their own grows by 1 with every decade of dose, and their table."""
+    drugs, doses = "ABCDEFGH", ("0.1", "1", "10")
+    cells = Cells(
+        {
+            (c, f"{p}@{dose}"): gene(i, by=1.0 + k)
+            for c in contexts
+            for i, p in enumerate(drugs)
+            for k, dose in enumerate(doses)
+            if (c, p) not in unmeasured
+        }
+    )
+    composition = Composition(
+        reading=LabelReading(control="control", has_dose=True),
+        parts=EmbeddingTable.from_labels(["control", *drugs]),
+    )
+    measured = sorted({p for _, p in cells.index.conditions})
+    return cells, EmbeddingTable.composed(composition, ["control", *measured])
+
+
+@pytest.mark.parametrize("kind", ["transfer", "cells"])
+def test_a_dose_starts_from_the_doses_next_to_it_by_the_distance_of_their_logarithms(kind):
+    cells, table = of_doses()
+    asked = {"A@0.001": 1.0, "A@0.11": 1.04, "A@0.3162": 1.5, "A@3.162": 2.5, "A@1000": 3.0}
+    table = table.covering(list(asked))
+    prior = cells.prior(kind)
+    changes = cells.changes(prior, *(("X", label) for label in asked), table=table)
+    for change, expected in zip(changes, asked.values(), strict=True):
+        assert change[0] == pytest.approx(expected, abs=0.25)
+        np.testing.assert_allclose(change[1:8], 0.0, atol=0.2)
+    assert set(prior.starts_from([Condition("X", p) for p in asked], table)) == {
+        "the nearest doses of the same perturbation"
+    }
+
+
+@pytest.mark.parametrize("kind", ["transfer", "cells"])
+def test_a_dose_of_a_drug_that_only_other_contexts_have_starts_from_its_doses_there(kind):
+    cells, table = of_doses(contexts="XY", unmeasured=[("Y", "A")])
+    (change,) = cells.changes(cells.prior(kind), ("Y", "A@3.162"), table=table.covering(["A@3.162"]))
+    assert change[0] == pytest.approx(2.5, abs=0.25)
+    np.testing.assert_allclose(change[1:8], 0.0, atol=0.2)
 
 
 # ---------------------------------------------------------------- combinations

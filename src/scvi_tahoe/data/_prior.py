@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._conditions import ConditionIndex
     from scvi_tahoe.data._embedding_table import EmbeddingTable
+    from scvi_tahoe.data._label_reading import Part
 
 __all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase", "PriorOrigin", "PriorTarget"]
 
@@ -57,8 +58,10 @@ _ANCHOR_CELLS = 16_384  # cells of all of them; their noise is in every mean tha
 
 # what a prior may start from, in words that name no condition, so that the conditions of each can be counted
 _ELSEWHERE = "the same perturbation in other contexts"
+_DOSES = "the nearest doses of the same perturbation"
 _PARTS, _SOME_PARTS = "its parts", "some of its parts"
 _NEAREST = "the nearest perturbations by embedding"
+_SHARING = "perturbations that share parts with it"
 _OTHERS = "the mean of other perturbations"
 
 
@@ -346,14 +349,22 @@ class CellPrior:
         names = [*contexts, *(c.perturbation for c in conditions)]
         parts = {} if reading is None else {name: reading.parts(name) for name in dict.fromkeys(names)}
         alone = {parts[name][0] for name in contexts if name in parts and len(parts[name]) == 1}
+        known = {part.name for name in contexts for part in parts.get(name, ())}
+        n_doses = Counter(part.name for part in alone if part.dose is not None)
 
         def words(context: str, label: str) -> str:
             if contexts.get(label, set()) - {context}:
                 return _ELSEWHERE
             of_label = parts.get(label, ())
+            if len(of_label) == 1 and n_doses[of_label[0].name] > (of_label[0] in alone):
+                return _DOSES
             if len(of_label) > 1 and not alone.isdisjoint(of_label):
                 return _PARTS if alone.issuperset(of_label) else _SOME_PARTS
-            return _OTHERS if table.one_hot or label not in table.row_of else _NEAREST
+            if table.one_hot or label not in table.row_of:
+                return _OTHERS
+            if not table.parts.one_hot:
+                return _NEAREST
+            return _SHARING if any(part.name in known for part in of_label) else _OTHERS
 
         return [words(*condition) for condition in conditions]
 
@@ -395,21 +406,57 @@ class CellPrior:
         same = np.array([c.perturbation == label for c in self.conditions])
         if words == _ELSEWHERE:
             return _Source(here, (label,), (self._elsewhere(same & ~in_context, target),), words)
+        if words == _DOSES:
+            weight, names = self._doses(condition, target, table)
+            return _Source(here, (label, *names), (weight,), words)
         if words in (_PARTS, _SOME_PARTS):
             parts = self._parts(condition, target, table)
             names = tuple(self.conditions[int(w.argmax())].perturbation for w in parts)
             return _Source(here, (label, *names, *self._combinations(table)), parts, words)
         others = in_context & ~same if (in_context & ~same).any() else ~same
-        if words == _NEAREST:
+        if words in (_NEAREST, _SHARING):
             near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
             return _Source(here, (label,), (near,), words)
         return _Source(here, (label,), (_normalised(others, np.ones(len(others))),), words)
 
-    def _elsewhere(self, conditions: np.ndarray, target: PriorTarget) -> np.ndarray:
-        """Weights of conditions of one perturbation, by their cells and by how alike their contexts are to this."""
+    def _elsewhere(self, conditions: np.ndarray, target: PriorTarget, *, share: np.ndarray | float = 1.0) -> np.ndarray:
+        """Weights of conditions of one perturbation, by their cells and by how alike their contexts are to this.
+
+        Times a share of each condition.
+        """
         likeness = self._context_likeness(target)
         by_context = np.array([likeness[c.context] for c in self.conditions])
         return _normalised(conditions, by_context * np.minimum(self.n_cells, _MAX_DONORS))
+
+    def _doses(
+        self, condition: Condition, target: PriorTarget, table: EmbeddingTable
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Weights of the doses of a perturbation next below and above this one, by the distance of their logarithms.
+
+        In its context, where one was measured there, else in the others. And the labels of all its doses.
+        """
+        reading = table.composition.reading  # type: ignore[union-attr]
+        (own,) = reading.parts(condition.perturbation)
+        parts = [reading.parts(c.perturbation) for c in self.conditions]
+        of_drug = [i for i, p in enumerate(parts) if len(p) == 1 and p[0].name == own.name]
+        names = tuple(sorted({self.conditions[i].perturbation for i in of_drug}))
+        doses: dict[str, list[tuple[float, int]]] = {}
+        for i in of_drug:
+            if self.conditions[i].perturbation != condition.perturbation:
+                doses.setdefault(self.conditions[i].context, []).append((_log_dose(parts[i][0]), i))
+        if condition.context in doses:
+            doses = {condition.context: doses[condition.context]}
+        weight, dose = np.zeros(len(parts)), _log_dose(own)
+        likeness = self._context_likeness(target)
+        for context, measured in doses.items():
+            measured.sort()
+            above = int(np.searchsorted([d for d, _ in measured], dose))
+            (lower, low), (upper, high) = measured[max(above - 1, 0)], measured[min(above, len(measured) - 1)]
+            share = 1.0 if low == high else (dose - lower) / (upper - lower)
+            of_context = likeness[context] * min(*self.n_cells[[low, high]], _MAX_DONORS)
+            weight[low] += of_context * (1 - share)
+            weight[high] += of_context * share
+        return _normalised(weight > 0, weight), names
 
     def _parts(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
         """Weights for each part of a combination that was measured alone: in its context, else in others."""
@@ -508,7 +555,7 @@ class CellPrior:
             noise += _weighted(np.square(of_context / np.sqrt(self.n_cells)), self.variances) + share**2 * variance
             others += share * self._excess(anchors, mean, variance)
         keep = np.clip(1 - noise / np.maximum(np.square(difference), _TINY), 0, 1)
-        if len(source.without) == 1:
+        if source.words not in (_PARTS, _SOME_PARTS):
             return difference, keep
         own = np.square(difference) - noise
         usual = np.maximum(others + own, 0)  # of a gene, times the number of perturbations that were looked at
@@ -549,8 +596,8 @@ class _Source:
     context
         Of the condition.
     without
-        Perturbations that are no anchors: its own; and those of a combination's parts and all combinations, as what
-        single perturbations share is to be counted once.
+        Perturbations that are no anchors: its own; its other doses, where it starts from these; and those of a
+        combination's parts and all combinations, as what single perturbations share is to be counted once.
     weights
         Of each training condition, one array for each part of a combination, else one.
     words
@@ -639,13 +686,13 @@ class _CellMaker:
         prior, here = self._prior, source.context
         pool = []
         for context, of_context in prior.by_context(weight):
-            donors = np.concatenate(
-                [
-                    rng.permutation(np.flatnonzero(prior.donor_condition == i))[: max(1, round(_POOL * of_context[i]))]
-                    for i in np.flatnonzero(of_context)
-                ]
-            )
-            cells_GN = self._tensor(self._donors[donors].toarray().T)
+            donors = []
+            for i in np.flatnonzero(of_context):
+                cells, n_wanted = np.flatnonzero(prior.donor_condition == i), max(1, round(_POOL * of_context[i]))
+                own = rng.permutation(cells)[:n_wanted]
+                # doses are mixed by their weights, also where one of them has fewer cells
+                donors.append(np.resize(own, n_wanted) if source.words == _DOSES else own)
+            cells_GN = self._tensor(self._donors[np.concatenate(donors)].toarray().T)
             if context != here:
                 source_GQ = self._anchor(context, here, source.without)
                 target_GQ = self._anchor(here, context, source.without)
@@ -717,6 +764,10 @@ def _quantiles(cells: np.ndarray) -> np.ndarray:
     """Values of each gene at evenly spaced quantiles, ``[Q, G]``; values of cells, never between two."""
     ordered = np.sort(cells, axis=0)
     return ordered[((np.arange(QUANTILES) + 0.5) / QUANTILES * len(ordered)).astype(np.int64)]
+
+
+def _log_dose(part: Part) -> float:
+    return float(np.log(part.dose)) if part.dose is not None else float("nan")
 
 
 def _weighted(weight: np.ndarray, rows: np.ndarray) -> np.ndarray:
