@@ -115,6 +115,14 @@ def test_further_training_takes_the_calibration_away(model, train):
     assert model.calibration_ is None
 
 
+def test_a_training_that_is_refused_takes_nothing_away(model):
+    calibration, split = calibrate(model), model.split_
+    with pytest.raises(ValueError, match="layer_decay=0.5 has no effect"):
+        model.train(2, recipe="heads", split=FractionSplit(validation=0.2), plan_kwargs={"layer_decay": 0.5})
+    assert model.calibration_ is calibration
+    assert model.split_ is split
+
+
 def test_a_calibrated_model_is_not_exported_in_silence(model, tmp_path):
     calibrate(model)
     with pytest.raises(ValueError, match="this model is calibrated; keep it with save"):
