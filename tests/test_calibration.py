@@ -10,7 +10,7 @@ import pytest
 
 from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.evaluate import EvaluationWarning
+from scvi_tahoe.evaluate import EvaluationWarning, mean_cosine
 
 SPLIT = HeldOutPerturbations(validation=["perturbation_1", "perturbation_2", "perturbation_3"])
 #: asks for other factors than 1 of a model that was trained so briefly
@@ -210,6 +210,18 @@ def test_what_cannot_be_calibrated_is_refused(make_model, train, model, saved):
     with pytest.raises(ValueError, match="mode='local' is unknown"):
         calibrate(model, mode="local")
     assert model.calibration_ is kept
+
+
+def test_the_alarm_measures_effects_on_a_prior_of_cells_from_all_controls(make_model):
+    data = simulate_screen(1, 6, n_genes=60, n_cells=40, n_control_cells=60)
+    model = make_model(data, prior="cells")
+    model.train(4, validate_every=2, batch_size=4, progress=False)
+    with pytest.warns(EvaluationWarning, match="mode collapse") as warned:
+        predicted = predict(model, n_cells=4)
+    control = data[data.obs["perturbation"] == "control"].X.toarray().mean(axis=0)
+    groups = predicted.obs.groupby("perturbation", observed=True).indices
+    cosine = mean_cosine(np.stack([predicted.X[rows].mean(axis=0) - control for rows in groups.values()]))
+    assert f"have a mean cosine of {cosine:.2f} " in str(warned[0].message)
 
 
 def test_a_model_that_predicts_one_change_for_all_sets_off_the_alarm(make_model):
