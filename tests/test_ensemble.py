@@ -59,6 +59,23 @@ def test_the_mean_of_a_condition_is_the_mean_over_members(ensemble, screen):
         np.testing.assert_array_equal(predicted.obs["uncertainty"][rows], row.uncertainty)
 
 
+@pytest.mark.parametrize("context_key", ["context", None])
+def test_effects_on_a_prior_of_cells_are_those_against_all_controls_whatever_else_is_asked(context_key, simulated):
+    adata = simulated.copy()
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key=context_key)
+    options = {"size": SIZE, "set_size": 8, "prior": "cells"}
+    ensemble = TahoeEnsemble.train(adata, seeds=(3, 5), model_kwargs=options, **{**BRIEF, "max_steps": 4})
+    context = adata.obs["context"].to_numpy() == "context_1" if context_key else np.ones(adata.n_obs, dtype=bool)
+    asked = {"contexts": ["context_1"]} if context_key else {}
+    asked |= {"perturbations": ["perturbation_1"], "n_cells": 4}
+    predicted = predict(ensemble, **asked)
+    control = adata[context & (adata.obs["perturbation"] == "control").to_numpy()].X.toarray().mean(axis=0)
+    mean = np.mean([predict(m, **asked).X.mean(axis=0) for m in ensemble.models], axis=0)
+    np.testing.assert_allclose(predicted.varm["ensemble_delta"][:, 0], mean - control, atol=1e-5)
+    among = predict(ensemble, n_cells=4).uns["scvi_tahoe_ensemble"]
+    assert among["effect_size"].iloc[0] == predicted.uns["scvi_tahoe_ensemble"]["effect_size"].item()
+
+
 def test_zeros_and_columns_are_those_of_the_first_member(ensemble, tmp_path):
     predicted, first = predict(ensemble), predict(ensemble.models[0])
     np.testing.assert_array_equal(predicted.X > 0, first.X > 0)

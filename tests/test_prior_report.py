@@ -102,6 +102,15 @@ def test_labels_are_refused_as_predict_refuses_them(options, error, message, mak
         make_model(prior="cells").prior_report(**options)
 
 
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+def test_a_single_condition_has_no_others_to_start_from(prior, screen, make_model, train):
+    one = (screen.obs["context"] == "context_1") & screen.obs["perturbation"].isin(["control", "perturbation_1"])
+    model = make_model(screen[one.to_numpy()].copy(), prior=prior)
+    for use in (model.prior_report, lambda: train(model)):
+        with pytest.raises(ValueError, match=f"prior='{prior}' makes each condition from others, and .* have 1; train"):
+            use()
+
+
 def test_without_a_prior_predictions_start_from_control_cells(make_model):
     report = make_model(prior="none").prior_report(contexts=["context_1"])
     assert set(report["starts_from"]) == {"control cells"}

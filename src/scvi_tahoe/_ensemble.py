@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe._condition_means import move_to_mean
+from scvi_tahoe._condition_means import mean_expression, move_to_mean
 from scvi_tahoe._model import TahoeST
 from scvi_tahoe._prediction import conditions_asked
+from scvi_tahoe._sources import minibatch_sources
 from scvi_tahoe.data import ConditionIndex, read_screen
 from scvi_tahoe.evaluate import EvaluationReference
 
@@ -146,7 +147,8 @@ class TahoeEnsemble:
         AnnData as of :meth:`TahoeST.predict`, and beside it
 
         * ``varm["ensemble_delta"]``, ``varm["ensemble_sd"]`` - mean over members of the delta against the control cells
-          that predictions started from, and its standard deviation (``n - 1``), ``[genes, conditions]``, float32
+          that predictions started from (with ``prior="cells"``: all control cells of the context), and its standard
+          deviation (``n - 1``), ``[genes, conditions]``, float32
         * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, context (if
           registered), ``effect_size`` (length of the mean delta), ``uncertainty``
         * ``obs["uncertainty"]`` - of the condition of each cell: length of the standard deviation over the length of
@@ -172,7 +174,7 @@ class TahoeEnsemble:
         means = [_means(first.X, codes, len(table))]
         for model in self.models[1:]:
             means.append(_means(model.predict(adata, **kwargs).X, codes, len(table)))
-        start_KG = self._start_means(first.layers["control"], codes, table)
+        start_KG = self._start_means(adata, first.layers["control"], codes, table, **kwargs)
         if not keeps_controls:
             del first.layers["control"]
         mean_KG, sd_KG = np.mean(means, axis=0), np.std(means, axis=0, ddof=1)
@@ -193,18 +195,28 @@ class TahoeEnsemble:
         first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
         return first
 
-    def _start_means(self, control_CG: np.ndarray, codes: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+    def _start_means(
+        self, adata: AnnOrMuData | None, control_CG: np.ndarray, codes: np.ndarray, table: pd.DataFrame, **kwargs: Any
+    ) -> np.ndarray:
         """Mean of the control cells that each condition is compared with, ``[K, G]``: those it started from.
 
-        Where it started from a prior's cells, which no draw of controls moves, those of all conditions of its context.
+        Where it started from a prior's cells, which no draw of controls moves, all of its context.
         """
-        key = self.models[0].keys.context_key
-        if all(model.prior != "cells" for model in self.models):
+        model = next((model for model in self.models if model.prior == "cells"), None)
+        if model is None:
             return _means(control_CG, codes, len(table))
-        of_context = (
-            np.zeros(len(table), dtype=np.intp) if key is None else table.groupby(key, sort=False).ngroup().to_numpy()
+        _, screen, _, alignment = model._prediction_data(
+            adata, kwargs.get("perturbations"), kwargs.get("max_missing_genes", 0.1)
         )
-        return _means(control_CG, of_context[codes], of_context.max() + 1)[of_context]
+        index = ConditionIndex.from_screen(screen)
+        key = model.keys.context_key
+        contexts = [index.contexts[0]] * len(table) if key is None else table[key].tolist()
+        controls = {context: index.controls(context) for context in dict.fromkeys(contexts)}
+        sources = minibatch_sources(
+            model, screen, model.device, alignment=alignment, exact=True, rows=np.concatenate([*controls.values()])
+        )
+        mean_of = {c: mean_expression(sources.cells, rows, model.device) for c, rows in controls.items()}
+        return np.stack([mean_of[context] for context in contexts])
 
     def evaluate(
         self,

@@ -919,6 +919,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 "n_cells": screen.n_cells, "n_pretrained": len(self.pretrained_parameters_),
             },
         )  # fmt: skip
+        run.plan.refuse_unused(self.module, self.pretrained_parameters_)
         begin_adapters(self, run.plan)
         datamodule = self._minibatches(run, screen, split, store=store, progress=progress)
         self.calibration_ = None  # of other weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,19 @@ def test_no_more_is_changed_than_the_conditions_tell_from_the_best(effects):
     (factor,) = result.factors
     assert table["mae"].idxmin() < factor < 1
     assert result.after["mae"] < result.before["mae"]
+
+
+def test_of_factors_that_change_as_much_in_sum_the_best_are_taken(effects):
+    start, observed = effects
+    asked = np.repeat([0.6, 0.7, 0.85], N_CONDITIONS // 3)[:, None] * np.tile([0.85, 1.15], N_CONDITIONS // 2)[:, None]
+    result = fit(start, observed / asked, observed, mode="strength")
+    mae = [of_bin.set_index("factor")["mae"] for _, of_bin in result.table.groupby("bin")]
+    assert len(set(result.factors)) > 1
+    changed = sum(1 - f for f in result.factors)
+    tried = [f for f in mae[0].index if f <= 1]
+    for factors in itertools.combinations_with_replacement(tried, len(mae)):
+        if sum(1 - f for f in factors) == pytest.approx(changed, abs=1e-6):
+            assert np.mean([m[f] for m, f in zip(mae, factors, strict=True)]) >= result.after["mae"] - 1e-9
 
 
 def test_discrimination_does_not_change_a_prediction_that_gains_nothing(effects):

@@ -114,6 +114,23 @@ def test_a_refused_run_leaves_nothing(values, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_whose_options_mean_nothing_to_its_weights_leaves_nothing(finished, values, tmp_path):
+    values["start"] = {"source": str(finished)}
+    values["train"] |= {"freeze_backbone": True, "plan": {"layer_decay": 0.5}}
+    with pytest.raises(ValueError, match="layer_decay=0.5 has no effect"):
+        finetune(TahoeRun.from_dict(values), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_that_are_not_attached_yet_may_have_rates_by_depth(values, tmp_path):
+    values |= {"model": {"size": values["model"]["size"] | {"n_layers": 2}, "set_size": 8}, "score": {"preset": None}}
+    run(copy.deepcopy(values), tmp_path / "first", train={"max_steps": 2})
+    values |= {"start": {"source": str(tmp_path / "first")}, "model": {}}
+    values["train"] |= {"recipe": "lora", "max_steps": 2, "plan": {"layer_decay": 0.5}}
+    TahoeRun.from_dict(values).to_yaml(tmp_path / "run.yaml")
+    assert "Nothing was written." in dry_run_text(tmp_path / "run.yaml")
+
+
 def test_a_frozen_projection_keeps_its_random_numbers(finished, values, tmp_path):
     values["train"] |= {"freeze_projection": True, "freeze_backbone": True}
     result = run(values, tmp_path / "out")

@@ -177,7 +177,18 @@ class CellPrior:
             Most cells kept of a condition.
         seed
             Which, where there are more.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two conditions.
         """
+        present = np.unique(index.condition_of_cell[rows])
+        if len(present) < 2:
+            raise ValueError(
+                f"prior={kind!r} makes each condition from others, and the training cells have {len(present)}; train "
+                "on two or more conditions, or take prior='none'."
+            )
         rng = np.random.default_rng(seed)
         contexts = tuple(c for c in index.contexts if len(index.controls(c)))
         control_means, control_variances, n_controls, control_quantiles = [], [], [], []
@@ -188,7 +199,6 @@ class CellPrior:
             control_variances.append(variance)
             n_controls.append(len(controls))
             control_quantiles.append(_quantiles(controls))
-        present = np.unique(index.condition_of_cell[rows])
         means, variances, n_cells, donors, owner = [], [], [], [], []
         of_condition = index.condition_of_cell[rows]
         by_condition = np.split(

@@ -261,7 +261,8 @@ def _choose(
 
     That is, whose mean cost exceeds the smallest by no more than one standard error of the difference over conditions
     (Breiman et al. 1984, *Classification and Regression Trees*, section 3.4.3). A factor is fitted on a few conditions,
-    most of them weak; its excess over what they demand is noise that stronger ones would pay for.
+    most of them weak; its excess over what they demand is noise that stronger ones would pay for. Where the factors of
+    several bins are as near in sum, those of the smallest cost are taken.
     """
     if criterion == "mae":
         cost_KF = score_KF["mae"]
@@ -289,6 +290,7 @@ def _choose(
     n = int((~np.isnan(excess_KF[:, 0])).sum())
     mean = summed(excess_KF) / n
     error = np.sqrt(np.maximum(summed(np.square(excess_KF)) / n - np.square(mean), 0) / max(n - 1, 1))
-    candidates = options[mean <= error + _ROUNDING]
-    distance = np.abs(tried[candidates] - 1).sum(axis=1)
-    return tuple(int(j) for j in candidates[distance.argmin()])
+    alike = mean <= error + _ROUNDING
+    distance = np.abs(tried[options[alike]] - 1).sum(axis=1).round(6)  # equal sums of other numbers
+    nearest = np.lexsort((mean[alike], distance))[0]
+    return tuple(int(j) for j in options[alike][nearest])

@@ -146,8 +146,15 @@ def _keeping_threads() -> Iterator[None]:
 
 
 def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threads: int | None = None) -> TahoeRun:
-    """The run with everything spelled out that it left to defaults, to the data or to the weights."""
+    """The run with everything spelled out that it left to defaults, to the data or to the weights.
+
+    Raises
+    ------
+    ValueError
+        If an option of the training is out of range or has no effect on this model.
+    """
     plan = training_options(run, model)
+    plan.plan.refuse_unused(model.module, model.pretrained_parameters_)
     options = plan.plan.to_kwargs()
     train = replace(
         run.train, max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,

@@ -17,7 +17,7 @@ from scvi_tahoe.train._schedule import SCHEDULES, Schedule, learning_rate_share
 from scvi_tahoe.train._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from lightning.pytorch import Trainer
     from torch import Tensor
@@ -124,6 +124,39 @@ class PlanConfig:
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
 
+    def refuse_unused(self, module: TahoeSTModule, pretrained: Container[str] = ()) -> None:
+        """Refuse what has no effect on a module, before anything is begun that a refusal would leave half done.
+
+        Parameters
+        ----------
+        module
+            What is to be trained, with or without the adapters of ``recipe='lora'``.
+        pretrained
+            Names of its parameters that hold pretrained values.
+
+        Raises
+        ------
+        ValueError
+            If ``layer_decay`` or ``dropout`` is given and has no effect.
+        """
+        if self.layer_decay < 1 and not any(self._decayed_blocks_train(module, pretrained)):
+            raise ValueError(
+                f"layer_decay={self.layer_decay!r} has no effect: of the backbone's blocks none below the last "
+                f"trains with recipe={self.recipe!r} and freeze_backbone={self.freeze_backbone!r}. Leave it out."
+            )
+        if self.dropout is not None and not any(isinstance(m, torch.nn.Dropout) for m in module.modules()):
+            raise ValueError(
+                f"dropout={self.dropout!r} has no effect: this network has no layer of dropout. Leave it out."
+            )
+
+    def _decayed_blocks_train(self, module: TahoeSTModule, pretrained: Container[str]) -> Iterator[bool]:
+        parts = resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
+        n_blocks = module.config.n_layers
+        for name in (name for name, _ in module.named_parameters() if _depth(name, n_blocks)):
+            schedule = parts.get(part_in_run(name, pretrained, n_blocks), PartSchedule())
+            # adapters beside pretrained weights train, and may not be there yet
+            yield self.recipe == "lora" or schedule.unfreeze_at is not None
+
     def to_kwargs(self) -> dict[str, Any]:
         """Keyword arguments that build this configuration again."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -180,7 +213,7 @@ class TahoeTrainingPlan(LightningModule):
         self.setting = dict(setting or {})
         self.pretrained = frozenset(pretrained)
         self.parts = resolve_recipe(config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps)
-        self._refuse_unused()
+        config.refuse_unused(module, self.pretrained)
         self.freezing = Freezing(module, self.parts, self.pretrained)
         self.acceleration = Acceleration(module, compiles=compiles)
         self.average = None if config.ema is None else AveragedWeights(module, config.ema)
@@ -194,25 +227,6 @@ class TahoeTrainingPlan(LightningModule):
         self._running: dict[str, Tensor] = {}
         self._n_running = 0
         self._random_state: dict[str, Any] | None = None
-
-    def _refuse_unused(self) -> None:
-        """Refuse what has no effect on this module."""
-        config = self.config
-        if config.layer_decay < 1 and not any(self._decayed_blocks_train()):
-            raise ValueError(
-                f"layer_decay={config.layer_decay!r} has no effect: of the backbone's blocks none below the last "
-                f"trains with recipe={config.recipe!r} and freeze_backbone={config.freeze_backbone!r}. Leave it out."
-            )
-        if config.dropout is not None and not any(isinstance(m, torch.nn.Dropout) for m in self.module.modules()):
-            raise ValueError(
-                f"dropout={config.dropout!r} has no effect: this network has no layer of dropout. Leave it out."
-            )
-
-    def _decayed_blocks_train(self) -> Iterator[bool]:
-        n_blocks = self.module.config.n_layers
-        for name in (name for name, _ in self.module.named_parameters() if _depth(name, n_blocks)):
-            schedule = self.parts.get(part_in_run(name, self.pretrained, n_blocks), PartSchedule())
-            yield schedule.unfreeze_at is not None
 
     # ---------------------------------------------------------------- mode and freezing
 
