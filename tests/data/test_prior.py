@@ -275,6 +275,20 @@ def test_a_dose_of_a_drug_that_only_other_contexts_have_starts_from_its_doses_th
     np.testing.assert_allclose(change[1:8], 0.0, atol=0.2)
 
 
+@pytest.mark.parametrize("kind", ["transfer", "cells"])
+def test_a_drug_that_nobody_measured_starts_from_its_neighbours_at_the_dose_that_is_asked(kind):
+    cells, _ = of_doses()
+    rows = np.vstack([np.zeros(9), np.eye(8, 9), np.eye(1, 9)]).astype(np.float32)  # "New" is described as "A" is
+    parts = EmbeddingTable(("control", *"ABCDEFGH", "New"), rows)
+    composition = Composition(reading=LabelReading(control="control", has_dose=True), parts=parts)
+    measured = sorted({p for _, p in cells.index.conditions})
+    asked = {"New@0.1": 1.0, "New@3.162": 2.5, "New@10": 3.0}
+    table = EmbeddingTable.composed(composition, ["control", *measured]).covering(list(asked))
+    changes = cells.changes(cells.prior(kind), *(("X", label) for label in asked), table=table)
+    for change, expected in zip(changes, asked.values(), strict=True):
+        assert change[0] == pytest.approx(expected, abs=0.3)
+
+
 # ---------------------------------------------------------------- combinations
 
 SHARED = gene(*range(20, 30), by=1.0)

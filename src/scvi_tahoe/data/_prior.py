@@ -426,6 +426,9 @@ class CellPrior:
         others = in_context & ~same if (in_context & ~same).any() else ~same
         if words in (_NEAREST, _SHARING):
             near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
+            own = () if table.composition is None else table.composition.reading.parts(label)
+            if len(own) == 1 and own[0].dose is not None:
+                near = self._at_dose(near, own[0], table)
             return _Source(here, (label,), (near,), words)
         return _Source(here, (label,), (_normalised(others, np.ones(len(others))),), words)
 
@@ -441,32 +444,42 @@ class CellPrior:
     def _doses(
         self, condition: Condition, target: PriorTarget, table: EmbeddingTable
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Weights of the doses of a perturbation next below and above this one, by the distance of their logarithms.
+        """Weights of other doses of a perturbation: in its context, where one was measured there, else in the others.
 
-        In its context, where one was measured there, else in the others. And the labels of all its doses.
+        And the labels of all its doses.
         """
         reading = table.composition.reading  # type: ignore[union-attr]
         (own,) = reading.parts(condition.perturbation)
-        parts = [reading.parts(c.perturbation) for c in self.conditions]
-        of_drug = [i for i, p in enumerate(parts) if len(p) == 1 and p[0].name == own.name]
-        names = tuple(sorted({self.conditions[i].perturbation for i in of_drug}))
-        doses: dict[str, list[tuple[float, int]]] = {}
-        for i in of_drug:
-            if self.conditions[i].perturbation != condition.perturbation:
-                doses.setdefault(self.conditions[i].context, []).append((_log_dose(parts[i][0]), i))
-        if condition.context in doses:
-            doses = {condition.context: doses[condition.context]}
-        weight, dose = np.zeros(len(parts)), _log_dose(own)
-        likeness = self._context_likeness(target)
-        for context, measured in doses.items():
+        of_drug = np.array([[p.name for p in reading.parts(c.perturbation)] == [own.name] for c in self.conditions])
+        names = tuple(sorted({self.conditions[i].perturbation for i in np.flatnonzero(of_drug)}))
+        of_drug &= np.array([c.perturbation != condition.perturbation for c in self.conditions])
+        here = of_drug & np.array([c.context == condition.context for c in self.conditions])
+        weight = _normalised(here, np.ones(len(here))) if here.any() else self._elsewhere(of_drug, target)
+        return self._at_dose(weight, own, table), names
+
+    def _at_dose(self, weight: np.ndarray, part: Part, table: EmbeddingTable) -> np.ndarray:
+        """The same weight for each perturbation and context, on its doses next below and above that of a part.
+
+        By the distance of their logarithms; beyond the measured ones on the last.
+        """
+        reading, dose = table.composition.reading, _log_dose(part)  # type: ignore[union-attr]
+        doses: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        for i in np.flatnonzero(weight):
+            context, label = self.conditions[i]
+            parts = reading.parts(label)
+            if len(parts) == 1:
+                doses.setdefault((context, parts[0].name), []).append((_log_dose(parts[0]), int(i)))
+        weight = weight.copy()
+        for measured in doses.values():
             measured.sort()
+            rows = [i for _, i in measured]
+            total, weight[rows] = weight[rows].sum(), 0.0
             above = int(np.searchsorted([d for d, _ in measured], dose))
             (lower, low), (upper, high) = measured[max(above - 1, 0)], measured[min(above, len(measured) - 1)]
             share = 1.0 if low == high else (dose - lower) / (upper - lower)
-            of_context = likeness[context] * min(*self.n_cells[[low, high]], _MAX_DONORS)
-            weight[low] += of_context * (1 - share)
-            weight[high] += of_context * share
-        return _normalised(weight > 0, weight), names
+            weight[low] += total * (1 - share)
+            weight[high] += total * share
+        return weight
 
     def _parts(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
         """Weights for each part of a combination that was measured alone: in its context, else in others."""
