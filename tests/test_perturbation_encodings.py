@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import anndata as ad
 import numpy as np
@@ -165,6 +166,46 @@ def test_pairs_can_be_held_out_and_evaluated(pairs, make_model, train):
     held_out.obs["perturbation"] = held_out.obs["perturbation"].replace("B+A", "B+C")  # trained on as C+B
     with pytest.raises(ValueError, match=r"B\+C"):
         model.evaluate(held_out, preset="quick", progress=False)
+
+
+def test_the_control_is_no_combination_to_predict(pairs, make_model, train):
+    model = train(make_model(pairs, setup=PAIRS))
+    for label in ("control", "control+control"):
+        with pytest.raises(ValueError, match=rf"names '{re.escape(label)}', which is the control \('control'\)"):
+            predict(model, "A", label)
+
+
+def test_the_control_is_not_predicted_at_any_dose(doses, make_model, train):
+    model = train(make_model(doses, setup=DOSES))
+    for label in ("DMSO", "DMSO@10"):
+        with pytest.raises(ValueError, match=f"names '{label}', which is the control"):
+            predict(model, "P@1", label)
+
+
+def test_controls_of_observed_cells_may_be_written_as_a_combination(pairs, make_model, train):
+    pair = (pairs.obs["perturbation"] == "A+B").to_numpy()
+    control = (pairs.obs["perturbation"] == "control").to_numpy()
+    model = train(make_model(pairs[~pair].copy(), setup=PAIRS))
+    held_out = pairs[pair | control].copy()
+    held_out.obs.iloc[np.flatnonzero(held_out.obs["perturbation"] == "control")[::3], 0] = "control+control"
+    result = model.evaluate(held_out, preset="quick", progress=False)
+    assert set(result.per_perturbation.reset_index()["perturbation"]) == {"A+B"}
+
+
+@pytest.mark.parametrize("combination", ["sum", "learned"])
+def test_a_part_that_is_named_twice_is_predicted_only_where_it_was_measured(combination, pairs, make_model, train):
+    setup = {**PAIRS, "combination": combination}
+    model = train(make_model(pairs, setup=setup))
+    for label in ("A+A", "B+A+B"):
+        with pytest.raises(ValueError, match=rf"'{re.escape(label)}' names '\w' twice, and was not measured"):
+            predict(model, "A", label)
+    with pytest.raises(ValueError, match="'A' twice, and was not measured"):
+        model.prior_report(perturbations=["A+A"])
+    pairs = pairs.copy()
+    pairs.obs["perturbation"] = pairs.obs["perturbation"].replace({"C+B": "A+A"})
+    assert not same(predict(model, "A+A", data=pairs), predict(model, "A", data=pairs))
+    two_guides = train(make_model(pairs, setup=setup))
+    assert "A+A" in set(predict(two_guides).obs["perturbation"])
 
 
 def test_a_loaded_model_trains_on_pairs_of_known_parts(pairs, make_model, train, tmp_path):

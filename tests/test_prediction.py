@@ -342,3 +342,12 @@ def test_with_a_prior_too_a_prediction_does_not_depend_on_what_else_is_asked(pri
     alone = predict(model, perturbations=["perturbation_3"], contexts=["context_2"], n_cells=11)
     among = rows(predict(model, n_cells=11), "perturbation_3", "context_2")
     np.testing.assert_allclose(among.X, alone.X, rtol=1e-5, atol=1e-5)
+
+
+def test_the_control_is_no_perturbation_to_predict(make_model, trained):
+    message = r"perturbations names 'control', which is the control \('control'\): control cells are what predictions"
+    with pytest.raises(ValueError, match=message):
+        predict(trained, perturbations=["perturbation_1", "control"])
+    for prior in ("cells", "none"):
+        with pytest.raises(ValueError, match=message):
+            make_model(prior=prior).prior_report(perturbations=["control"])

@@ -255,7 +255,7 @@ class TahoeEnsemble:
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=ensemble.predict(...)."
                 )
-            asked = conditions_asked(ConditionIndex.from_screen(read_screen(observed, first.keys)))
+            asked = conditions_asked(ConditionIndex.from_screen(read_screen(observed, first.keys)), first.keys.reading)
             prediction = self.predict(observed, **asked, seed=seed, progress=progress)
         return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
 

@@ -46,6 +46,7 @@ from scvi_tahoe._prediction import (
     Output,
     cells_of_plan,
     conditions_asked,
+    covered_by_asking,
     plan_prediction,
     resolve_conditions,
 )
@@ -70,6 +71,7 @@ from scvi_tahoe._unused_options import (
     unused_in_network,
     unused_in_objective,
 )
+from scvi_tahoe._validation_scores import computed_scores
 from scvi_tahoe.data import (
     PRIORS,
     ConditionIndex,
@@ -850,7 +852,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             Cell *sets* a minibatch; None takes 8.
         split
             Which cells validate, e.g. ``FewShotContext(context="A549", validation=("STAT1",))``; None holds out a
-            tenth of the cells of every condition, or with a prior a tenth of the conditions.
+            tenth of the cells of every condition, or with a prior a tenth of the conditions, where enough perturbations
+            are in several contexts: the prior predicts those from the other contexts. In one context it is cells.
         validate_every
             Optimizer steps between validations; None validates 20 times.
         monitor
@@ -880,7 +883,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         shrink_correction
             With a prior: keep that share of the network's correction, from 0 to 1, that holds for the conditions that
             validate (``model.training_config_["correction_share"]``), where three or more validate whose cells do not
-            train; not with ``recipe='lora'``, which leaves the head as it was. False keeps what was trained.
+            train; not with ``recipe='lora'``, which leaves the head as it was, nor where no step improved what training
+            started from. False keeps what was trained.
         seed
             Of the split, the sets and dropout.
         progress
@@ -908,6 +912,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
                 **(plan_kwargs or {}),
             },
             monitor=monitor,
+            monitored=computed_scores(self),
             patience=patience,
             save_steps=save_steps,
             save_dir=save_dir,
@@ -1147,8 +1152,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             Data whose control cells predictions start from, with the columns of the training data; genes are matched
             by name. None takes the model's own.
         perturbations
-            Labels; None takes all that the model knows. A dose or combination that was not measured is predicted where
-            the model knows its parts: ``"Trametinib@3"``, ``"KLF1+MAP2K6"``.
+            Labels, not the control's; None takes all that the model knows. A dose or combination that was not measured
+            is predicted where the model knows its parts: ``"Trametinib@3"``, ``"KLF1+MAP2K6"``.
         contexts
             Labels of contexts with control cells; None takes all.
         n_cells
@@ -1205,8 +1210,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         FileExistsError
             If something is at ``path`` and may not be replaced.
         ValueError
-            If a label is unknown, the data lack control cells or too many genes, the path has another ending, or there
-            are not so many devices.
+            If a label is unknown or the control's, the data lack control cells or too many genes, the path has another
+            ending, or there are not so many devices.
         """
         self._verify_output(output, counts_layer, control_layer=control_layer)
         target = None if path is None else prediction_path(path, overwrite=overwrite)
@@ -1325,7 +1330,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
             observed ones) or ``'discrimination'`` (PDS). Inflated effects can score better on the last two while the
             error grows; the table of the result shows it.
         factors
-            To be tried, between 0 and 2; None tries 0.2 to 2 in steps of 0.05.
+            To be tried, between 0 and 2, beside 1; None tries 0.2 to 2 in steps of 0.05.
         allow_worse_mae
             Accept factors that make the validation MAE worse than without calibration. By default they are not.
         n_cells
@@ -1419,12 +1424,12 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if data is None:
             raise ValueError("this model has no data of its own; pass the control cells, e.g. predict(adata, ...).")
         new = read_table(data, self.keys, required=False, like=table)
-        table = (table if new is None else table.extended(new)).covering(
-            [] if perturbations is None or isinstance(perturbations, str) else map(str, perturbations)
-        )
+        table = table if new is None else table.extended(new)
         screen = (
             read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
         )
+        if perturbations is not None and not isinstance(perturbations, str):
+            table = covered_by_asking(screen, table, [str(p) for p in perturbations])
         alignment = align_genes(self.genes, screen.genes, max_missing=max_missing_genes)
         if not alignment.is_identity:
             logger.info(str(alignment))
@@ -1520,7 +1525,7 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         """Predict every condition of observed data, as many cells as were observed."""
         return self.predict(
             observed,
-            **conditions_asked(ConditionIndex.from_screen(read_screen(observed, self.keys))),
+            **conditions_asked(ConditionIndex.from_screen(read_screen(observed, self.keys)), self.keys.reading),
             output="expression" if counts_layer is None else "counts",
             counts_layer=counts_layer,
             seed=seed,

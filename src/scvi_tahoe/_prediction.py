@@ -16,7 +16,7 @@ from scvi_tahoe.data import Condition, PredictionTask, label_columns, nearest_na
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scvi_tahoe.data import ConditionIndex, EmbeddingTable, Screen, ScreenKeys
+    from scvi_tahoe.data import ConditionIndex, EmbeddingTable, LabelReading, Screen, ScreenKeys
 
 __all__ = [
     "OUTPUTS",
@@ -24,6 +24,7 @@ __all__ = [
     "PredictionPlan",
     "cells_of_plan",
     "conditions_asked",
+    "covered_by_asking",
     "plan_prediction",
     "resolve_conditions",
 ]
@@ -115,7 +116,7 @@ def resolve_conditions(
     Raises
     ------
     ValueError
-        If a label is unknown or listed twice, or a context has no control cells.
+        If a label is unknown, listed twice or the control's, or a context has no control cells.
     """
     for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
         if isinstance(given, str):
@@ -124,6 +125,7 @@ def resolve_conditions(
             raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
     everything = [n for n in table.names if n != index.control]
     perturbations = everything if perturbations is None else [str(p) for p in perturbations]
+    _refuse_control(index, table, perturbations)
     chosen = _chosen_contexts(index, None if contexts is None else [str(c) for c in contexts])
     known = _known_names(table, perturbations)
     return {Condition(c, p): Condition(c, known[p]) for c in chosen for p in perturbations}
@@ -146,7 +148,7 @@ def plan_prediction(
     Raises
     ------
     ValueError
-        If a label is unknown, listed twice, or a number of cells is below 1.
+        If a label is unknown, listed twice or the control's, or a number of cells is below 1.
     """
     if seed < 0:
         raise ValueError(f"seed={seed!r} must be 0 or more.")
@@ -171,10 +173,40 @@ def plan_prediction(
     return PredictionPlan(tuple(found.values()), tuple(asked.perturbation for asked in found), tuple(tasks))
 
 
+def _refuse_control(index: ConditionIndex, table: EmbeddingTable, labels: Sequence[str]) -> None:
+    # its row would give it the mean effect of all perturbations
+    reading = None if table.composition is None else table.composition.reading
+    for label in labels:
+        if label == index.control or (reading is not None and reading.is_control(label)):
+            raise ValueError(
+                f"perturbations names {label!r}, which is the control ({index.control!r}): control cells are what "
+                "predictions start from, and are in the data. Name perturbations, or leave the argument out for all "
+                "that the model knows."
+            )
+
+
+def covered_by_asking(screen: Screen, table: EmbeddingTable, labels: Sequence[str]) -> EmbeddingTable:
+    """The table with rows of the combinations and doses that are asked for, where their parts have rows.
+
+    A combination that names a part twice, as two guides of one gene do, has a row only where it was measured: in the
+    training data, or in these.
+    """
+    if table.composition is None:
+        return table
+    reading, measured = table.composition.reading, set(screen.perturbation.names)
+    return table.covering([p for p in labels if p in measured or p in table.row_of or reading.repeated(p) is None])
+
+
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
     """The table's spelling of every label."""
     known = {label: table.known_name(label) for label in labels}
     unknown = [label for label, name in known.items() if name not in table.row_of]
+    for label in unknown:
+        if table.composition is not None and (part := table.composition.reading.repeated(label)):
+            raise ValueError(
+                f"perturbation {label!r} names {part!r} twice, and was not measured: {part!r} would count twice. Name "
+                "each part of a combination once."
+            )
     if unknown:
         raise ValueError(table_message(table, unknown))
     if len(set(known.values())) < len(known):
@@ -197,13 +229,19 @@ def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
     return f"the model knows no perturbation {near}: {remedy}."
 
 
-def conditions_asked(index: ConditionIndex) -> dict[str, Any]:
+def conditions_asked(index: ConditionIndex, reading: LabelReading) -> dict[str, Any]:
     """Arguments of ``predict`` that ask for the conditions of observed data, as many cells as were observed of each."""
-    sizes = np.bincount(index.condition_of_cell[~index.is_control])
+    observed = np.bincount(index.condition_of_cell[~index.is_control])
+    # controls may be labelled as a combination of controls
+    sizes = {
+        c: int(n)
+        for c, n in zip(index.conditions, observed, strict=True)
+        if not (reading.composes and reading.is_control(c.perturbation))
+    }
     return {
-        "perturbations": sorted({c.perturbation for c in index.conditions}),
-        "contexts": sorted({c.context for c in index.conditions}),
-        "n_cells": {c: int(n) for c, n in zip(index.conditions, sizes, strict=True)},
+        "perturbations": sorted({c.perturbation for c in sizes}),
+        "contexts": sorted({c.context for c in sizes}),
+        "n_cells": sizes,
     }
 
 

@@ -26,6 +26,8 @@ BOTH = LabelReading(control="DMSO", combination_separator="+", has_dose=True)
         (DOSES, "DMSO", (Part("DMSO"),)),
         (BOTH, "B@1+A@10", (Part("A", 10.0), Part("B", 1.0))),
         (BOTH, "B@1+DMSO", (Part("B", 1.0),)),
+        (BOTH, "B@1+DMSO@5", (Part("B", 1.0),)),
+        (DOSES, "DMSO@0", (Part("DMSO"),)),
         (LabelReading(control="ctrl"), "A+B@2", (Part("A+B@2"),)),
     ],
 )
@@ -56,3 +58,23 @@ def test_a_label_without_its_dose_or_with_an_empty_part_is_refused():
 def test_a_dose_label_is_what_the_reading_reads():
     assert dose_label("Trametinib", 10) == "Trametinib@10"
     assert DOSES.parts(dose_label("Trametinib", 0.05)) == (Part("Trametinib", 0.05),)
+
+
+@pytest.mark.parametrize(
+    ("reading", "label", "control"),
+    [
+        (PAIRS, "ctrl", True), (PAIRS, "ctrl+ctrl", True), (PAIRS, "ctrl+A", False), (DOSES, "DMSO@10", True),
+        (DOSES, "A@10", False), (LabelReading(control="ctrl"), "ctrl", True),
+        (LabelReading(control="ctrl"), "ctrl+ctrl", False),
+    ],
+)  # fmt: skip
+def test_the_control_is_known_by_any_label_that_means_it(reading, label, control):
+    assert reading.is_control(label) == control
+
+
+@pytest.mark.parametrize(
+    ("reading", "label", "part"),
+    [(PAIRS, "A+B", None), (PAIRS, "B+A+B", "B"), (PAIRS, "ctrl+ctrl+A", None), (BOTH, "A@1+A@10", "A")],
+)
+def test_a_part_that_comes_twice_is_named(reading, label, part):
+    assert reading.repeated(label) == part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 __all__ = ["DOSE_MARK", "LabelReading", "Part", "dose_label"]
@@ -92,8 +93,29 @@ class LabelReading:
                 f"perturbation {label!r} has an empty part between {self.combination_separator!r}; name every part of "
                 "a combination."
             )
-        parts = sorted(self._part(text, label) for text in texts if text != self.control)
-        return tuple(parts) or (Part(self.control),)
+        parts = [self._part(text, label) for text in texts]
+        return tuple(sorted(part for part in parts if part.name != self.control)) or (Part(self.control),)
+
+    def is_control(self, label: str) -> bool:
+        """Whether a label means the control: its own, ``"control+control"``, or at a dose.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`parts`.
+        """
+        return self.parts(label) == (Part(self.control),)
+
+    def repeated(self, label: str) -> str | None:
+        """A perturbation that a label names more than once, at any dose; None if there is none.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`parts`.
+        """
+        names = [part.name for part in self.parts(label)]
+        return next((name for name, after in pairwise(names) if name == after), None)
 
     def split(self, label: str) -> list[str]:
         """Parts of a label as they are written, control included."""
@@ -114,9 +136,11 @@ class LabelReading:
         return self.join(self.parts(label))
 
     def _part(self, text: str, label: str) -> Part:
-        if not self.has_dose:
+        if not self.has_dose or text == self.control:
             return Part(text)
         name, mark, dose = text.rpartition(DOSE_MARK)
+        if mark and name == self.control:
+            return Part(name)  # its dose means nothing, as it does
         if not mark or not name:
             raise ValueError(
                 f"perturbation {label!r} needs a dose for {text!r}, e.g. {text + DOSE_MARK + '10'!r}: the model was "

@@ -260,18 +260,14 @@ class _Job:
         return TahoeST.load(self.folder / MODEL, adata=self.data.train)
 
     def _predict(self) -> None:
-        import numpy as np
-
+        from scvi_tahoe._prediction import conditions_asked
         from scvi_tahoe.data import ConditionIndex, read_screen
 
         model = self._model()
         index = ConditionIndex.from_screen(read_screen(self.data.held_out, model.keys))
-        sizes = np.bincount(index.condition_of_cell[~index.is_control], minlength=len(index.conditions))
         predicted = model.predict(
             self.data.held_out,
-            perturbations=sorted({c.perturbation for c in index.conditions}),
-            contexts=sorted({c.context for c in index.conditions}),
-            n_cells={c: int(n) for c, n in zip(index.conditions, sizes, strict=True)},
+            **conditions_asked(index, model.keys.reading),
             seed=self.run.seed,
             progress=self.progress,
         )
