@@ -10,7 +10,7 @@ import pytest
 
 from scvi_tahoe import HeldOutPerturbations, evaluate
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe._validation_scores import VALIDATION_SCORES, top_gene_overlap
+from scvi_tahoe._validation_scores import VALIDATION_SCORES, computed_scores, top_gene_overlap
 
 
 class Cells(pl.Callback):
@@ -73,6 +73,32 @@ def test_the_overlap_counts_the_genes_that_change_most_whatever_their_sign():
 
 def test_losses_alone_are_computed_where_no_score_is_asked_for(make_model, train):
     assert not set(VALIDATION_SCORES) & set(train(make_model()).history)
+
+
+EMBEDDED = {"setup": {"cell_embedding_key": "X_embedding"}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "network": {"confidence_token": True},
+            "objective": {"shift_weight": 0.1, "terms": {"mmd": 1, "contrastive": 1}},
+        },
+        {**EMBEDDED, "representation": "embedding"},
+        {**EMBEDDED, "representation": "embedding", "objective": {"decoder_weight": 0.0}},
+        {**EMBEDDED, "representation": "expression+embedding"},
+        {"network": {"batch_token": True, "n_batch_classes": 2}},
+    ],
+    ids=["plain", "more terms", "decoder", "no decoder", "auxiliary embedding", "batch token"],
+)
+def test_what_can_be_monitored_is_what_a_training_computes(options, make_model, train):
+    model = make_model(**options)
+    expects = computed_scores(model)
+    score = {"monitor": "validation_pds"} if "validation_pds" in expects else {}
+    history = train(model, **score).history
+    assert set(expects) == {name for name in history if name.startswith("validation_")}
 
 
 def test_scores_of_embeddings_are_refused(make_model, train):

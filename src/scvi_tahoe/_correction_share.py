@@ -77,10 +77,10 @@ def shrink_correction(
 
     Returns
     -------
-    The share; None where nothing was done: without a prior, or because fewer than three conditions validate, or ones
-    that also train.
+    The share; None where nothing was done: without a prior, or because no step improved what training started from,
+    fewer than three conditions validate, or ones that also train.
     """
-    if model.prior == "none" or recipe == "lora":
+    if model.prior == "none" or recipe == "lora" or (model.training_config_ or {}).get("best_step") == 0:
         return None
     index, rng = split.index, np.random.default_rng((seed, 5))
     position = index.condition_of_cell[split.validation]

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe._compat import quiet_lightning, require
 from scvi_tahoe._validation_scores import VALIDATION_SCORES, ValidationScores
-from scvi_tahoe.data import CellSetDataModule, DeviceStore, LoaderConfig
+from scvi_tahoe.data import CellSetDataModule, DeviceStore, LoaderConfig, nearest_names
 from scvi_tahoe.train import (
     BEST,
     LAST,
@@ -63,6 +64,7 @@ __all__ = ["TrainingRun", "default_lr"]
 logger = logging.getLogger(__name__)
 
 _MAX_STEPS, _BATCH_SIZE, _N_VALIDATIONS = 1_000, 8, 20
+_VALIDATION = "validation_"  # what names of metrics of the validation begin with
 _LR_SCRATCH, _LR_PRETRAINED, _LR_ON_PRIOR = 1e-3, 2e-4, 1e-4
 
 #: what train() decides itself, and where the user says it instead
@@ -111,6 +113,12 @@ def _without_echo(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in options and options.pop(name) != ours:
             raise ValueError(f"train() does not take {name}; say it with {instead}.")
     return options
+
+
+def _nearest_score(monitor: str, monitored: Sequence[str]) -> str:
+    """The name most like it; what all of them begin with makes none alike."""
+    near = nearest_names(monitor.removeprefix(_VALIDATION), [name.removeprefix(_VALIDATION) for name in monitored], n=1)
+    return re.sub(r"'(\w+)'", rf"'{_VALIDATION}\1'", near)
 
 
 def default_lr(model: TahoeST) -> float:
@@ -222,7 +230,7 @@ class TrainingRun:
     _callbacks: list[Any] = field(default_factory=list)
 
     @classmethod
-    def prepare(
+    def prepare(  # noqa: PLR0913
         cls,
         *,
         default_lr: float,
@@ -231,6 +239,7 @@ class TrainingRun:
         validate_every: int | None,
         plan_options: Mapping[str, Any],
         monitor: str,
+        monitored: Sequence[str] = (),
         patience: int | None,
         save_steps: int | None = None,
         save_dir: str | Path | None,
@@ -249,7 +258,7 @@ class TrainingRun:
         """
         trainer_options = _without_echo(trainer_options)
         _verify_trainer_options(trainer_options)
-        if not monitor.startswith("validation_"):
+        if not monitor.startswith(_VALIDATION):
             raise ValueError(
                 f"monitor={monitor!r} must be a validation metric: 'validation_loss', one of its terms, or a score, "
                 f"{', '.join(map(repr, VALIDATION_SCORES))}."
@@ -258,6 +267,12 @@ class TrainingRun:
             raise ValueError(
                 f"monitor={monitor!r} compares changes of expression, and representation='embedding' has control cells "
                 "as embeddings only; monitor 'validation_loss'."
+            )
+        # callbacks of the user's may compute more
+        if monitored and monitor not in monitored and not trainer_options.get("callbacks"):
+            raise ValueError(
+                f"monitor={monitor!r} is not computed in this run{_nearest_score(monitor, monitored)}; there are "
+                f"{list(monitored)}."
             )
         steps = _MAX_STEPS if max_steps is None else max_steps
         options = {k: v for k, v in plan_options.items() if not (k == "lr" and v is None)}
@@ -534,7 +549,9 @@ class TrainingRun:
             logger.info(f"kept the best of {self.n_epochs} validations: {self.monitor} {best.best_value:.4g} at step "
                         f"{best.best_step}{where}")  # fmt: skip
         if best.best_step == 0:
-            start = "the prior's" if model.prior != "none" else "those of the weights that training started from"
+            # of a prior a network from scratch changes nothing, a trained one does
+            alone = model.prior != "none" and not self.setting.get("n_pretrained")
+            start = "the prior's" if alone else "those of the weights that training started from"
             logger.warning(f"no step of training improved {self.monitor}: predictions are {start}.")
 
 

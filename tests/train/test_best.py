@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch import Callback
 
-from scvi_tahoe import FractionSplit, HeldOutPerturbations
+from scvi_tahoe import FractionSplit, HeldOutConditions, HeldOutPerturbations
 
 
 def checkpoint(folder, name):
@@ -78,6 +81,49 @@ def test_without_validation_cells_a_warning_says_what_the_model_keeps(make_model
 def test_an_unknown_metric_is_refused_with_those_there_are(make_model, train):
     with pytest.raises(ValueError, match=r"monitor='validation_mmd' is not computed in this run; there are"):
         train(make_model(), monitor="validation_mmd")
+    model = make_model()
+    names = r"\['validation_loss', .*'validation_pds', 'validation_pearson_delta', 'validation_overlap'\]"
+    near = r"\(did you mean 'validation_pds'\?\)"
+    with pytest.raises(ValueError, match=rf"'validation_pdss' is not computed in this run {near}; there are {names}"):
+        train(model, monitor="validation_pdss")
+    assert model.split_ is None  # nothing of a training has begun
+
+
+def test_a_metric_of_the_users_own_decides(make_model, train):
+    class Own(Callback):
+        def on_validation_epoch_end(self, trainer, plan):
+            plan.log("validation_own", float(-trainer.global_step))
+
+    model = train(make_model(), monitor="validation_own", callbacks=[Own()])
+    assert model.training_config_["best_step"] == 8
+    with pytest.raises(ValueError, match="monitor='validation_other' is not computed in this run; there are .*_own"):
+        train(make_model(), monitor="validation_other", callbacks=[Own()])
+
+
+@pytest.mark.parametrize(
+    ("prior", "warm", "kept"),
+    [
+        ("none", False, "those of the weights that training started from"),
+        ("transfer", False, "the prior's"),
+        ("transfer", True, "those of the weights that training started from"),
+    ],
+)
+def test_a_run_that_improves_nothing_keeps_what_it_started_from_and_says_what_that_is(
+    prior, warm, kept, make_model, train, weights, caplog
+):
+    held_out = HeldOutConditions(validation=0.3)
+    model = make_model(prior=prior)
+    if warm:
+        train(model, lr=0.01)
+    start = weights(model)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="scvi_tahoe"):
+        train(model, lr=10.0, split=held_out, validate_every=2, plan_kwargs={"warmup": 0.0})
+    assert model.training_config_["best_step"] == 0
+    assert f"predictions are {kept}." in caplog.text
+    assert "of the network's correction" not in caplog.text
+    assert model.training_config_["correction_share"] is None
+    assert equal(weights(model), start)
 
 
 def test_of_a_score_more_is_better(make_model, train, weights, tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._correction_share import shrink_restored
 from scvi_tahoe._training import TrainingRun, default_lr
-from scvi_tahoe._validation_scores import VALIDATION_SCORES
+from scvi_tahoe._validation_scores import computed_scores
 from scvi_tahoe.study._loggers import PeakMemory, make_loggers
 from scvi_tahoe.study._run_folder import BEST, LAST, read_checkpoint, read_json, write_json
 
@@ -55,7 +55,7 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
         If an option is out of range or does not fit the machine.
     """
     train = run.train
-    if train.monitor not in (known := _monitored(model)):
+    if train.monitor not in (known := computed_scores(model)):
         raise ValueError(f"train.monitor is {train.monitor!r}; this run computes {', '.join(known)}.")
     return TrainingRun.prepare(
         default_lr=default_lr(model), max_steps=train.max_steps,
@@ -70,21 +70,6 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
             "accumulate_grad_batches": train.accumulate,
         },
     )  # fmt: skip
-
-
-def _monitored(model: TahoeST) -> list[str]:
-    """Metrics of the validation: the loss, each of its terms, and scores of the evaluation."""
-    module, objective = model.module, model.module.objective.config
-    others = {
-        "decoder": module.config.gene_decoder is not None and objective.decoder_weight != 0,
-        "batch": module.config.batch_token,
-        "confidence": module.config.confidence_token,
-        "shift": objective.shift_weight > 0,
-    }
-    auxiliary = () if module.embedding_head is None else tuple(objective.embedding_terms)
-    terms = ("loss", *objective.terms, *auxiliary, *(n for n, there in others.items() if there))
-    scores = () if model.representation == "embedding" else VALIDATION_SCORES
-    return [*(f"validation_{name}" for name in terms), *scores]
 
 
 def read_training(folder: Path) -> dict[str, Any]:
