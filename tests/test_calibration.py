@@ -207,8 +207,18 @@ def test_what_cannot_be_calibrated_is_refused(make_model, train, model, saved):
         calibrate(train(make_model(**embedding), split=SPLIT))
     calibrate(model, factors=[0.5])
     kept = model.calibration_
-    with pytest.raises(ValueError, match="mode='local' is unknown"):
-        calibrate(model, mode="local")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvaluationWarning)  # a refusal comes alone
+        for options, message in (
+            ({"mode": "local"}, "mode='local' is unknown"),
+            ({"criterion": "pds"}, "criterion='pds' is unknown"),
+            ({"factors": [3]}, r"factors=\[3\] must lie between 0 and 2"),
+            ({"n_cells": 0}, "n_cells=0 must be 1 or more"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                calibrate(model, **options)
+            with pytest.raises(ValueError, match=message):
+                calibrate(make_model(), **options)
     assert model.calibration_ is kept
 
 
@@ -222,6 +232,15 @@ def test_the_alarm_measures_effects_on_a_prior_of_cells_from_all_controls(make_m
     groups = predicted.obs.groupby("perturbation", observed=True).indices
     cosine = mean_cosine(np.stack([predicted.X[rows].mean(axis=0) - control for rows in groups.values()]))
     assert f"have a mean cosine of {cosine:.2f} " in str(warned[0].message)
+
+
+def test_too_few_conditions_are_refused_before_anything_is_predicted(make_model, train):
+    split = HeldOutPerturbations(validation=["perturbation_1", "perturbation_2"])
+    model = train(make_model(), split=split)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvaluationWarning)
+        with pytest.raises(ValueError, match="4 validation conditions are too few for mode='strength', which needs 6"):
+            calibrate(model, mode="strength")
 
 
 def test_a_model_that_predicts_one_change_for_all_sets_off_the_alarm(make_model):

@@ -10,7 +10,12 @@ from scvi import settings
 
 from scvi_tahoe._sources import minibatch_sources
 from scvi_tahoe.data import ConditionIndex, read_screen, split_from_dict
-from scvi_tahoe.evaluate import EffectCalibration, EvaluationWarning, fit_effect_calibration
+from scvi_tahoe.evaluate import (
+    EffectCalibration,
+    EvaluationWarning,
+    fit_effect_calibration,
+    verify_calibration_options,
+)
 
 if TYPE_CHECKING:
     from scvi_tahoe._model import TahoeST
@@ -44,9 +49,12 @@ def calibration_from_validation(
     Raises
     ------
     ValueError
-        If the model was not trained, has no data, its genes come from a decoder that was not trained, or nothing
-        validates.
+        If an option is unknown, the model was not trained, has no data, its genes come from a decoder that was not
+        trained, or nothing validates, or too little.
     """
+    if n_cells < 1:
+        raise ValueError(f"n_cells={n_cells!r} must be 1 or more.")
+    verify_calibration_options(**{k: v for k, v in options.items() if k != "allow_worse_mae"})
     if model.split_ is None or model.training_config_ is None:
         raise ValueError("calibrate() needs the validation part of a training; call model.train() first.")
     if model.adata is None:
@@ -57,8 +65,6 @@ def calibration_from_validation(
             "the model's genes come from a decoder that was not trained, so they have no effects to calibrate; train "
             "it with objective={'decoder_weight': ...} above 0."
         )
-    if n_cells < 1:
-        raise ValueError(f"n_cells={n_cells!r} must be 1 or more.")
     screen = read_screen(model.adata, model.keys)
     index = ConditionIndex.from_screen(screen)
     rows = split_from_dict(model.split_).assign(index, seed=model.training_config_["plan"]["seed"]).validation
@@ -69,6 +75,7 @@ def calibration_from_validation(
         )
     position = index.condition_of_cell[rows]
     conditions = [index.conditions[i] for i in np.unique(position)]
+    verify_calibration_options(mode=options.get("mode", "global"), n_conditions=len(conditions))
     if len(conditions) < _FEW_CONDITIONS:
         warnings.warn(
             f"{len(conditions)} conditions validate ({', '.join(map(str, conditions[:4]))}"

@@ -150,6 +150,8 @@ def test_a_scaled_mean_is_never_negative_nor_more_than_doubled():
         ({"factors": [0.5, 3]}, "must lie between 0 and 2"),
         ({"factors": [-1]}, "must lie between 0 and 2"),
         ({"factors": [float("nan")]}, "must lie between 0 and 2"),
+        ({"factors": np.array([0.5, 3])}, "must lie between 0 and 2"),
+        ({"factors": "all"}, "factors='all' must be numbers between 0 and 2"),
     ],
 )
 def test_unknown_options_are_refused(options, message, effects):

@@ -14,7 +14,12 @@ from scvi_tahoe.evaluate._check import Check, EvaluationWarning, RepresentationE
 from scvi_tahoe.evaluate._collapse import check_collapse, mean_cosine
 from scvi_tahoe.evaluate._comparison import baseline_results, compare_results
 from scvi_tahoe.evaluate._discrimination import centroid_accuracy, discrimination_score_l1, pds_cosine
-from scvi_tahoe.evaluate._effect_calibration import EffectCalibration, fit_effect_calibration, scaled_mean
+from scvi_tahoe.evaluate._effect_calibration import (
+    EffectCalibration,
+    fit_effect_calibration,
+    scaled_mean,
+    verify_calibration_options,
+)
 from scvi_tahoe.evaluate._energy_distance import energy_distance, fit_components
 from scvi_tahoe.evaluate._errors import effect_size_ratio, pearson, r2_weighted, wmse
 from scvi_tahoe.evaluate._evaluate import evaluate
@@ -70,6 +75,7 @@ __all__ = [
     "strata",
     "submission",
     "vcc2025_overall",
+    "verify_calibration_options",
     "wmse",
 ]
 

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["CRITERIA", "MODES", "Criterion", "EffectCalibration", "Mode", "fit_effect_calibration", "scaled_mean"]
+__all__ = [
+    "CRITERIA",
+    "MODES",
+    "Criterion",
+    "EffectCalibration",
+    "Mode",
+    "fit_effect_calibration",
+    "scaled_mean",
+    "verify_calibration_options",
+]
 
 Mode = Literal["global", "strength"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -157,7 +166,7 @@ def fit_effect_calibration(
           noise makes observed deltas longer, the more so the fewer cells they are made of
         * ``"discrimination"`` - highest discrimination score (PDS, L1)
     factors
-        To be tried, between 0 and 2; None tries 0.2 to 2 in steps of 0.05.
+        To be tried, between 0 and 2, beside 1; None tries 0.2 to 2 in steps of 0.05.
     allow_worse_mae
         Accept a MAE that is worse than before.
 
@@ -166,19 +175,9 @@ def fit_effect_calibration(
     ValueError
         If an option is unknown, or there are too few conditions for it.
     """
+    verify_calibration_options(mode=mode, criterion=criterion, factors=factors, n_conditions=len(conditions))
     tried = _verified_factors(factors)
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} is unknown; allowed are {', '.join(map(repr, MODES))}.")
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion={criterion!r} is unknown; allowed are {', '.join(map(repr, CRITERIA))}.")
-    by_strength = mode == "strength"
-    n_bins = min(_MOST_BINS, len(conditions) // _FEWEST) if by_strength else 1
-    if len(conditions) < 2 or (by_strength and n_bins < 2):
-        raise ValueError(
-            f"{len(conditions)} validation conditions are too few for mode={mode!r}, which needs "
-            f"{2 * _FEWEST if by_strength else 2}: hold out more of them for validation"
-            + (", or use mode='global'." if by_strength else ".")
-        )
+    n_bins = min(_MOST_BINS, len(conditions) // _FEWEST) if mode == "strength" else 1
     strength = np.linalg.norm(mean_KG - start_KG, axis=1)
     scores = [
         _scores(scaled_mean(mean_KG, start_KG, np.full(len(mean_KG), f)) - start_KG, observed_KG, conditions, genes)
@@ -211,10 +210,48 @@ def fit_effect_calibration(
     )
 
 
+def verify_calibration_options(
+    *,
+    mode: str = "global",
+    criterion: str = "mae",
+    factors: Sequence[float] | None = None,
+    n_conditions: int | None = None,
+) -> None:
+    """Refuse options of :func:`fit_effect_calibration`, before anything is predicted for it.
+
+    Parameters
+    ----------
+    mode, criterion, factors
+        Of :func:`fit_effect_calibration`.
+    n_conditions
+        Number of validation conditions; None where that is not known yet.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown, or there are too few conditions for it.
+    """
+    _verified_factors(factors)
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r} is unknown; allowed are {', '.join(map(repr, MODES))}.")
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion={criterion!r} is unknown; allowed are {', '.join(map(repr, CRITERIA))}.")
+    by_strength = mode == "strength"
+    needed = 2 * _FEWEST if by_strength else 2
+    if n_conditions is not None and n_conditions < needed:
+        raise ValueError(
+            f"{n_conditions} validation conditions are too few for mode={mode!r}, which needs {needed}: hold out more "
+            "of them for validation" + (", or use mode='global'." if by_strength else ".")
+        )
+
+
 def _verified_factors(factors: Sequence[float] | None) -> NDArray[np.float64]:
-    tried = np.unique(np.append(_FACTORS if factors is None else np.asarray(factors, dtype=np.float64), 1.0))
+    try:
+        tried = np.unique(np.append(_FACTORS if factors is None else np.asarray(factors, dtype=np.float64), 1.0))
+    except (TypeError, ValueError):
+        raise ValueError(f"factors={factors!r} must be numbers between 0 and {_MOST_FACTOR:g}.") from None
     if not (np.isfinite(tried).all() and tried[0] >= 0 and tried[-1] <= _MOST_FACTOR):
-        raise ValueError(f"factors={list(factors or ())!r} must lie between 0 and {_MOST_FACTOR:g}.")
+        raise ValueError(f"factors={factors!r} must lie between 0 and {_MOST_FACTOR:g}.")
     return tried
 
 
