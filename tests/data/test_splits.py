@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvi_tahoe import FewShotContext, FractionSplit, HeldOutContexts, HeldOutPerturbations
+from scvi_tahoe import FewShotContext, FractionSplit, HeldOutConditions, HeldOutContexts, HeldOutPerturbations
 from scvi_tahoe.data import ConditionIndex, ScreenKeys, read_screen, split_from_dict
+from scvi_tahoe.datasets import simulate_screen
 
 KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_key="context", batch_key="batch")
 
@@ -125,3 +126,13 @@ def test_impossible_splits_are_refused(make, error, message):
 def test_splits_that_do_not_fit_the_screen_are_refused(split, message, index):
     with pytest.raises(ValueError, match=message):
         split.assign(index)
+
+
+def test_a_screen_of_one_context_has_no_conditions_to_hold_out_and_says_what_it_has():
+    one = simulate_screen(1, 6, n_genes=20, n_cells=4, n_control_cells=4)
+    index = ConditionIndex.from_screen(read_screen(one, KEYS))
+    with pytest.raises(
+        ValueError, match=r"in one context, 'context_1', none can be. .*HeldOutPerturbations\(validat"
+    ) as e:
+        HeldOutConditions(validation=0.2).assign(index)
+    assert "hold out less" not in str(e.value)

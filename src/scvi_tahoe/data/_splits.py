@@ -229,6 +229,13 @@ class HeldOutConditions(Split):
                 held_out.append(i)
                 contexts[context] -= 1
                 perturbations[perturbation] -= 1
+        if not held_out and n_validation + n_test:
+            where = f"in one context, {index.conditions[0].context!r}" if len(contexts) == 1 else "in several contexts"
+            raise ValueError(
+                f"{self} holds out conditions whose perturbations train in other contexts; of this screen's, {where}, "
+                "none can be. Name perturbations to hold out everywhere, HeldOutPerturbations(validation="
+                f"{list(perturbations)[:1]}), or hold out cells of each, FractionSplit(validation=0.1)."
+            )
         if len(held_out) < n_validation + n_test:
             raise ValueError(
                 f"{self} would hold out {n_validation + n_test} conditions, and only {len(held_out)} have their "
