@@ -41,6 +41,11 @@ def test_a_frozen_backbone_has_no_gradient_no_dropout_and_is_bit_identical_after
     assert "network.head.project.layers.1.weight" in moved
 
 
+def test_what_is_frozen_is_not_warned_of(pretrained, train, recwarn):
+    train(pretrained(), recipe="freeze_then_unfreeze")
+    assert not [w for w in recwarn if "eval mode" in str(w.message)]
+
+
 def test_dropout_of_the_rest_stays_on(pretrained, train, spy):
     look = spy(lambda trainer, plan: [m.training for m in plan.module.network.head.modules()])
     train(pretrained(), callbacks=[look], freeze_backbone=True, validate_every=2)
