@@ -123,9 +123,11 @@ def resolve_conditions(
             raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")
         if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
             raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
-    everything = [n for n in table.names if n != index.control]
-    perturbations = everything if perturbations is None else [str(p) for p in perturbations]
-    _refuse_control(index, table, perturbations)
+    if perturbations is None:
+        perturbations = [n for n in table.names if n != index.control]
+    else:
+        perturbations = [str(p) for p in perturbations]
+        _refuse_control(index, table, perturbations)
     chosen = _chosen_contexts(index, None if contexts is None else [str(c) for c in contexts])
     known = _known_names(table, perturbations)
     return {Condition(c, p): Condition(c, known[p]) for c in chosen for p in perturbations}
