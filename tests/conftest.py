@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from scvi_tahoe import TahoeST
@@ -21,6 +23,15 @@ def simulated():
 def screen(simulated):
     """Two contexts, six perturbations, two batches, 60 genes; a copy of one's own."""
     return simulated.copy()
+
+
+@pytest.fixture
+def doses(screen):
+    """Two drugs at three doses each; of control cells nobody gives one."""
+    number = pd.to_numeric(screen.obs["perturbation"].astype(str).str[-1], errors="coerce").to_numpy() - 1
+    screen.obs["drug"] = np.where(np.isnan(number), "DMSO", np.where(number < 3, "P", "Q"))
+    screen.obs["dose"] = 10.0 ** (number % 3)
+    return screen
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from scvi_tahoe.evaluate import EvaluationWarning, mean_cosine
 SPLIT = HeldOutPerturbations(validation=["perturbation_1", "perturbation_2", "perturbation_3"])
 #: asks for other factors than 1 of a model that was trained so briefly
 LONGER = {"criterion": "effect_size", "allow_worse_mae": True}
+DOSES = {"perturbation_key": "drug", "control": "DMSO", "dose_key": "dose"}
 EMBEDDINGS = {"perturbation_embedding_key": "perturbation_embedding", "cell_embedding_key": "X_embedding"}
 
 
@@ -51,6 +52,10 @@ def halve_effects(model):
     model.calibration_ = replace(calibrate(model), factors=(0.5,))
 
 
+def perturbation_doses(name):
+    return [f"{name}@{dose}" for dose in (1, 10, 100)]
+
+
 def deltas(predicted, screen):
     """Mean delta of each condition against the cells that it started from, and those cells' names."""
     groups = predicted.obs.groupby(["context", "perturbation"], observed=True).indices
@@ -70,6 +75,24 @@ def test_predicted_effects_are_scaled_by_what_was_fitted(model, screen):
     for name, delta in expected.items():
         np.testing.assert_allclose(got[name], 0.5 * delta, atol=1e-5)
     assert after.uns["scvi_tahoe_prediction"]["effect_factors"] == [0.5]
+
+
+def test_each_dose_is_compared_with_its_own_cells(doses, make_model, train):
+    """The error before calibration, computed from cells by hand."""
+    asked = ["P@1", "P@100", "Q@10"]
+    model = train(make_model(doses, setup=DOSES), split=HeldOutPerturbations(validation=asked))
+    result = calibrate(model)
+    model.calibration_ = None
+    predicted, errors = predict(model, perturbations=asked, control_layer=True), []
+    conditions = predicted.obs.groupby(["context", "drug", "dose"], observed=True).indices
+    for (context, drug, dose), rows in conditions.items():
+        delta = predicted.X[rows].mean(axis=0) - predicted.layers["control"][rows].mean(axis=0)
+        here = doses.obs["context"] == context
+        seen = doses[here & (doses.obs["drug"] == drug) & (doses.obs["dose"] == dose)].X.mean(axis=0)
+        control = doses[here & (doses.obs["drug"] == "DMSO")].X.mean(axis=0)
+        errors.append(np.abs(delta - np.asarray(seen - control).ravel()).mean())
+    assert len(errors) == result.n_conditions == 6
+    assert result.before["mae"] == pytest.approx(np.mean(errors), rel=1e-4)
 
 
 def test_what_the_table_says_is_what_predictions_then_have(model, screen):
@@ -263,6 +286,40 @@ def test_a_model_that_tells_perturbations_apart_does_not(make_model):
     with warnings.catch_warnings():
         warnings.simplefilter("error", EvaluationWarning)
         predict(model)
+
+
+@pytest.fixture
+def alike_doses():
+    """Two drugs whose doses do the same."""
+    adata = simulate_screen(1, 2, n_genes=60, n_cells=120, n_control_cells=60)
+    adata.obs["drug"] = adata.obs["perturbation"].astype(str).replace("control", "DMSO")
+    place = adata.obs.groupby("drug").cumcount() % 3
+    adata.obs["dose"] = np.where(adata.obs["drug"] == "DMSO", np.nan, 10.0**place)
+    return adata
+
+
+def test_doses_of_one_drug_may_be_alike(alike_doses, make_model):
+    model = make_model(alike_doses, setup=DOSES)
+    model.train(4, validate_every=2, batch_size=4, progress=False, lr=0.01, split=FractionSplit(validation=0.1))
+    one, other = (perturbation_doses(f"perturbation_{i}") for i in (1, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvaluationWarning)
+        predict(model, perturbations=one)
+    with pytest.warns(EvaluationWarning, match="mode collapse in 'context_1'"):
+        predict(model, perturbations=[one[0], other[2]])
+
+
+def test_observed_drugs_are_compared_and_not_their_doses(alike_doses, make_model):
+    brief = {"validate_every": 1, "progress": False, "split": FractionSplit(validation=0.1)}
+    dosed = make_model(alike_doses.copy(), setup=DOSES)
+    plain = make_model(alike_doses.copy(), setup={**DOSES, "dose_key": None})
+    for model in (dosed, plain):
+        model.train(1, **brief)
+    assert dosed.observed_cosine_["context_1"] == pytest.approx(plain.observed_cosine_["context_1"], abs=0.05)
+    one_drug = alike_doses[alike_doses.obs["drug"] != "perturbation_2"].copy()
+    alone = make_model(one_drug, setup=DOSES)
+    alone.train(1, **brief)
+    assert alone.observed_cosine_ == {}
 
 
 def test_too_few_observed_cells_say_nothing_about_collapse(model):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from scvi_tahoe import FractionSplit, TahoeST
+from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
 from scvi_tahoe._correction_share import fit_share, shrink_restored
 from scvi_tahoe.datasets import simulate_screen
 
@@ -75,6 +76,40 @@ def test_training_keeps_the_share_that_validates_and_says_so(fresh, train):
     )
     for (name, a), (_, b) in zip(model.module.named_parameters(), whole.module.named_parameters(), strict=True):
         assert torch.equal(a, b) or name.startswith("network.head.project.layers.1")
+
+
+def test_each_dose_is_compared_with_its_own_cells(noisy, make_model, train, monkeypatch):
+    """The share is fitted on means that are taken here by hand, of the network as it is at that moment."""
+    number = noisy.obs["perturbation"].astype(str).str.removeprefix("perturbation_")
+    number = pd.to_numeric(number, errors="coerce") - 1
+    adata, keys = noisy.copy(), ["context", "drug", "dose"]
+    adata.obs["drug"] = (number // 3).map(dict(enumerate("PQRS"))).fillna("DMSO")
+    adata.obs["dose"] = 10.0 ** (number % 3)
+    asked = [(c, *p) for c in sorted(set(adata.obs["context"])) for p in (("P", 1.0), ("P", 100.0), ("R", 10.0))]
+    model = make_model(
+        adata, setup={"perturbation_key": "drug", "control": "DMSO", "dose_key": "dose", "batch_key": None},
+        prior="transfer", size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2},
+    )  # fmt: skip
+    shares = []
+
+    def means(cells):
+        rows = cells.obs.groupby(keys, observed=True).indices
+        return np.stack([np.asarray(cells.X[rows[a]].mean(axis=0)).ravel() for a in asked])
+
+    def fit(prior, network, observed):
+        np.testing.assert_allclose(observed, means(adata), rtol=1e-5)
+        for given, output in ((prior, "prior"), (network, "expression")):
+            by_hand = model.predict(perturbations=["R@10", "P@1", "P@100"], n_cells=512, output=output, progress=False)
+            np.testing.assert_allclose(given, means(by_hand), rtol=1e-4, atol=1e-6)
+        shares.append(fit_share(prior, network, observed))
+        return shares[-1]
+
+    train(model, split=HeldOutPerturbations(validation=["P@1", "P@100", "R@10"]), shrink_correction=False)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.module.network.head.project.layers[-1].weight, std=0.1)  # a correction that is noise
+    model.training_config_["best_step"] = 8  # not what training started from
+    monkeypatch.setattr("scvi_tahoe._correction_share.fit_share", fit)
+    assert shrink_restored(model) == shares[0] < 0.5
 
 
 def test_a_model_of_which_a_share_is_kept_is_the_same_saved_and_exported(fresh, train, noisy, register, tmp_path):

@@ -76,6 +76,30 @@ def test_effects_on_a_prior_of_cells_are_those_against_all_controls_whatever_els
     assert among["effect_size"].iloc[0] == predicted.uns["scvi_tahoe_ensemble"]["effect_size"].item()
 
 
+def test_each_dose_has_its_own_effect_and_uncertainty(doses, tmp_path):
+    TahoeST.setup_anndata(doses, "drug", "DMSO", context_key="context", dose_key="dose")
+    options = {"size": SIZE, "set_size": 8, "prior": "none"}
+    ensemble = TahoeEnsemble.train(doses, seeds=(0, 1), model_kwargs=options, **BRIEF)
+    asked = {"perturbations": ["Q@10", "P@3", "P@100"], "contexts": ["context_2", "context_1"], "n_cells": 6}
+    predicted = predict(ensemble, **asked, control_layer=True)
+    members = [predict(m, **asked).X for m in ensemble.models]
+    table = predicted.uns["scvi_tahoe_ensemble"]
+    assert list(table.columns) == ["drug", "dose", "context", "effect_size", "uncertainty"]
+    doses_of_drugs = [("Q", 10.0), ("P", 3.0), ("P", 100.0)]
+    expected = [(*pair, context) for context in asked["contexts"] for pair in doses_of_drugs]
+    assert list(table[["drug", "dose", "context"]].itertuples(index=False, name=None)) == expected
+    assert predicted.varm["ensemble_delta"].shape == (60, 6)
+    assert table["uncertainty"].nunique() == 6
+    for k, uncertainty in enumerate(table["uncertainty"]):
+        rows = slice(6 * k, 6 * k + 6)  # one condition after the other
+        means = np.stack([m[rows].mean(axis=0) for m in members])
+        delta = means.mean(axis=0) - predicted.layers["control"][rows].mean(axis=0)
+        np.testing.assert_allclose(predicted.varm["ensemble_delta"][:, k], delta, atol=1e-5)
+        np.testing.assert_array_equal(predicted.obs["uncertainty"].iloc[rows], uncertainty)
+    predicted.write_h5ad(tmp_path / "predicted.h5ad")
+    assert ad.read_h5ad(tmp_path / "predicted.h5ad").uns["scvi_tahoe_ensemble"]["dose"].dtype == float
+
+
 def test_zeros_and_columns_are_those_of_the_first_member(ensemble, tmp_path):
     predicted, first = predict(ensemble), predict(ensemble.models[0])
     np.testing.assert_array_equal(predicted.X > 0, first.X > 0)

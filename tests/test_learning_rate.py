@@ -70,6 +70,30 @@ def test_a_loss_that_never_falls_suggests_nothing():
     assert len(test.plot().axes[0].lines) == 2
 
 
+def test_a_rate_that_was_not_tested_is_not_suggested(model):
+    test = model.find_learning_rate(lowest=0.5, highest=1.0, n_steps=40)
+    with pytest.raises(ValueError, match=r"a tenth of it lies below the 5.0e-01 that the test began with; try lowest="):
+        _ = test.suggestion
+
+
+def test_it_is_shown_in_a_line_that_names_the_suggestion():
+    falls = fake([5.0] * 20 + [4.0, 3.0, 2.0, 3.0, 9.0])
+    assert repr(falls) == "LearningRateTest: 25 steps from 1.0e-05 to 1.0e-01; suggestion 4.6e-03"
+    assert repr(fake([1.0, 2.0])).endswith(
+        "; no suggestion: the loss did not fall between rates 1.0e-05 and 1.0e-01; try other bounds or more steps."
+    )
+
+
+@pytest.mark.filterwarnings("error:Converting a tensor")
+def test_no_warning_of_torch_comes_out_of_it(model):
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else only the first of a process is said
+    try:
+        model.find_learning_rate(n_steps=2)
+    finally:
+        torch.set_warn_always(always)
+
+
 def test_the_figure_shows_losses_and_suggestion():
     figure = fake([5.0] * 20 + [4.0, 3.0, 2.0, 3.0, 9.0]).plot()
     (ax,) = figure.axes

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mudata import MuData
 
-from scvi_tahoe import HeldOutPerturbations, TahoeST
+from scvi_tahoe import EvaluationReference, HeldOutPerturbations, TahoeST, evaluate
 from scvi_tahoe._training import default_lr
 
 NAMES = [f"perturbation_{i}" for i in range(1, 7)]
@@ -26,16 +26,6 @@ def pairs(screen):
     """The simulated screen with four single perturbations, two pairs, and a table that knows one label more."""
     screen.obs["perturbation"] = screen.obs["perturbation"].astype(str).replace(SHORT)
     screen.uns["table"] = TABLE
-    return screen
-
-
-@pytest.fixture
-def doses(screen):
-    """Two drugs at three doses each."""
-    label = screen.obs["perturbation"].astype(str)
-    place = pd.Series(NAMES).reset_index().set_index(0)["index"].reindex(label).to_numpy()
-    screen.obs["drug"] = np.where(np.isnan(place), "DMSO", np.where(place < 3, "P", "Q"))
-    screen.obs["dose"] = np.where(np.isnan(place), np.nan, 10.0 ** (place % 3))
     return screen
 
 
@@ -330,6 +320,19 @@ def test_drugs_are_evaluated_at_each_dose(doses, make_model, train):
     held_out = doses[high | (doses.obs["drug"] == "DMSO") | (doses.obs["drug"] == "P")].copy()
     result = model.evaluate(held_out, preset="quick", baseline=None, allow_train=True, progress=False)
     assert set(result.per_perturbation.reset_index()["perturbation"]) == {"P@1", "P@10", "P@100", "Q@100"}
+
+
+def test_a_ready_reference_that_merged_doses_is_refused(doses, make_model, train):
+    model, keys = train(make_model(doses, setup=DOSES)), {"control": "DMSO", "context_key": "context"}
+    options = {"preset": "quick", "baseline": None, "allow_train": True, "progress": False}
+    with pytest.raises(ValueError, match=r"labels without doses \('P'\).*with their column 'dose'"):
+        model.evaluate(EvaluationReference.from_adata(doses, perturbation_key="drug", **keys), **options)
+    doses.obs["label"] = (doses.obs["drug"] + "@" + doses.obs["dose"].map("{:g}".format)).replace("DMSO@nan", "DMSO")
+    reference = EvaluationReference.from_adata(doses, perturbation_key="label", **keys)
+    predicted = predict(model)
+    predicted.obs["label"] = predicted.obs["drug"].astype(str) + "@" + predicted.obs["dose"].map("{:g}".format)
+    by_hand = evaluate(predicted, reference, preset="quick", baseline=None, allow_train=True).per_perturbation
+    assert by_hand.equals(model.evaluate(doses, predicted, **options).per_perturbation)
 
 
 def test_each_part_of_a_combination_has_its_dose(doses, make_model, train):

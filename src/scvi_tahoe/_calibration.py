@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scvi import settings
 
+from scvi_tahoe._condition_means import means_by_code
+from scvi_tahoe._prediction import asked_in_order, condition_of_cell
 from scvi_tahoe._sources import minibatch_sources
 from scvi_tahoe.data import ConditionIndex, read_screen, split_from_dict
 from scvi_tahoe.evaluate import (
@@ -99,29 +101,15 @@ def calibration_from_validation(
     kept, model.calibration_ = model.calibration_, None  # what is fitted is the factor on what the network says
     try:
         predicted = model.predict(
-            perturbations=sorted({c.perturbation for c in conditions}),
-            contexts=sorted(controls),
-            n_cells={c: min(n_cells, len(controls[c.context])) for c in conditions},
+            **asked_in_order({c: min(n_cells, len(controls[c.context])) for c in conditions}),
             control_layer=True,
             seed=seed,
             progress=progress,
         )
     finally:
         model.calibration_ = kept
-    mean, start = _means_by_condition(model, predicted, conditions)
+    codes, _ = condition_of_cell(predicted.obs, model.keys)
+    mean, start = (means_by_code(x, codes) for x in (predicted.X, predicted.layers["control"]))
     if model.prior == "cells":  # see scale_effects
         start = np.stack([control_mean[c.context] for c in conditions])
     return fit_effect_calibration(mean, start, np.stack(observed), conditions, model.genes, **options)
-
-
-def _means_by_condition(model: TahoeST, predicted: Any, conditions: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of predicted cells and of the controls they started from, ``[K, G]`` each."""
-    keys = model.keys
-    perturbation = predicted.obs[keys.perturbation_key].to_numpy().astype(str)
-    context = None if keys.context_key is None else predicted.obs[keys.context_key].to_numpy().astype(str)
-    masks = [(perturbation == c.perturbation) & (True if context is None else context == c.context) for c in conditions]
-    mean, start = (
-        np.stack([x[m].mean(axis=0, dtype=np.float64) for m in masks])
-        for x in (predicted.X, predicted.layers["control"])
-    )
-    return mean, start

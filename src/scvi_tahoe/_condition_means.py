@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import torch
 
     from scvi_tahoe._prediction import Output, PredictionPlan
-    from scvi_tahoe.data import CellStore, ConditionIndex
+    from scvi_tahoe.data import CellStore, ConditionIndex, LabelReading
     from scvi_tahoe.evaluate import EffectCalibration
 
-__all__ = ["CollapseAlarm", "mean_expression", "move_to_mean", "observed_cosines", "scale_effects"]
+__all__ = ["CollapseAlarm", "mean_expression", "means_by_code", "move_to_mean", "observed_cosines", "scale_effects"]
 
-# a mean cosine needs no more than a sample of conditions and cells, and predictions may have millions of cells
-_MOST_CELLS, _MOST_CONTROLS, _MOST_CONDITIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
+# a mean cosine needs no more than a sample of perturbations and cells, and predictions may have millions of cells
+_MOST_CELLS, _MOST_CONTROLS, _MOST_PERTURBATIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
 # deltas of fewer observed cells are mostly noise, which makes them look more different than they are
 _FEWEST_CELLS = 30
 
@@ -35,10 +35,17 @@ def mean_expression(cells: CellStore, rows: np.ndarray, device: torch.device) ->
     return cells.dense(cells.fetch(rows), device).mean(0).cpu().numpy().astype(np.float64)
 
 
+def means_by_code(cells_CG: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Mean of the cells of each code from 0 on, ``[K, G]``; every code has cells."""
+    return np.stack([cells_CG[codes == k].mean(axis=0, dtype=np.float64) for k in range(codes.max() + 1)])
+
+
 def observed_cosines(
-    cells: CellStore, index: ConditionIndex, rows: np.ndarray, device: torch.device, *, seed: int
+    cells: CellStore, index: ConditionIndex, rows: np.ndarray, device: torch.device, *, reading: LabelReading, seed: int
 ) -> dict[str, float]:
     """How alike the observed deltas of different perturbations are: their mean cosine in each context.
+
+    Doses of one perturbation are alike by nature; it counts once, with the mean over its doses.
 
     Parameters
     ----------
@@ -50,31 +57,39 @@ def observed_cosines(
         Perturbed cells that may be looked at.
     device
         Where rows become dense.
+    reading
+        Of the labels of conditions.
     seed
         Of the sample of conditions and cells.
 
     Returns
     -------
-    Contexts with two or more conditions of 30 cells; at most four of them.
+    Contexts with two or more perturbations that have a condition of 30 cells; at most four of them.
     """
     rng = np.random.default_rng((seed, 4))
     n_cells = np.bincount(index.condition_of_cell[rows], minlength=len(index.conditions))
     cosines: dict[str, float] = {}
     for context in rng.permutation(np.array(index.contexts)).tolist():
         controls = index.controls(context)
-        enough = [i for i, c in enumerate(index.conditions) if c.context == context and n_cells[i] >= _FEWEST_CELLS]
-        if len(enough) < 2 or not len(controls) or len(cosines) == _MOST_CONTEXTS:
+        doses: dict[str, list[int]] = {}
+        for i, c in enumerate(index.conditions):
+            if c.context == context and n_cells[i] >= _FEWEST_CELLS:
+                doses.setdefault(reading.without_doses(c.perturbation), []).append(i)
+        if len(doses) < 2 or not len(controls) or len(cosines) == _MOST_CONTEXTS:
             continue
         base = mean_expression(cells, rng.permutation(controls)[:_MOST_CONTROLS], device)
-        own = [rows[index.condition_of_cell[rows] == i] for i in rng.permutation(enough)[:_MOST_CONDITIONS]]
-        cosines[context] = mean_cosine(
-            np.stack([mean_expression(cells, rng.permutation(r)[:_MOST_CELLS], device) - base for r in own])
-        )
+        deltas = []
+        for name in rng.permutation(list(doses))[:_MOST_PERTURBATIONS]:
+            own = [rng.permutation(rows[index.condition_of_cell[rows] == i])[:_MOST_CELLS] for i in doses[name]]
+            deltas.append(np.mean([mean_expression(cells, r, device) for r in own], axis=0) - base)
+        cosines[context] = mean_cosine(np.stack(deltas))
     return cosines
 
 
 class CollapseAlarm:
     """Warns where predicted deltas of different perturbations are more alike than the observed ones of training.
+
+    A perturbation counts once, with the mean over its doses, as in :func:`observed_cosines`.
 
     Parameters
     ----------
@@ -84,6 +99,8 @@ class CollapseAlarm:
         Where rows become dense.
     observed
         Of :func:`observed_cosines`; other contexts are compared with the mean of these.
+    reading
+        Of the labels of conditions.
     output
         What the prediction holds.
     control_means
@@ -96,13 +113,14 @@ class CollapseAlarm:
         device: torch.device,
         observed: Mapping[str, float],
         *,
+        reading: LabelReading,
         output: Output,
         control_means: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self._cells, self._device, self._output = cells, device, output
+        self._cells, self._device, self._reading, self._output = cells, device, reading, output
         self._control_means = control_means
         self._observed = {} if output == "embedding" else observed
-        self._deltas: dict[str, list[np.ndarray]] = {}
+        self._deltas: dict[str, dict[str, list[np.ndarray]]] = {}  # by context and perturbation, one a dose
 
     def see(self, predicted: np.ndarray, plan: PredictionPlan) -> None:
         """Look at some conditions.
@@ -117,21 +135,24 @@ class CollapseAlarm:
         if not self._observed:
             return
         for condition, task, stop in zip(plan.conditions, plan.tasks, plan.stops, strict=True):
-            known = self._deltas.setdefault(condition.context, [])
-            if len(known) < _MOST_CONDITIONS:
+            known = self._deltas.setdefault(condition.context, {})
+            name = self._reading.without_doses(condition.perturbation)
+            if name in known or len(known) < _MOST_PERTURBATIONS:
                 start = task.controls[:_MOST_CELLS]
                 first = stop - len(task.controls)
                 mean = predicted[first : first + len(start)].mean(axis=0, dtype=np.float64)
                 base = mean_expression(self._cells, start, self._device)
                 if self._output == "delta":
                     mean += base
-                known.append(mean - (base if self._control_means is None else self._control_means[condition.context]))
+                delta = mean - (base if self._control_means is None else self._control_means[condition.context])
+                known.setdefault(name, []).append(delta)
 
     def ring(self) -> None:
         """Warn of what was seen."""
-        for context, delta in self._deltas.items():
+        for context, deltas in self._deltas.items():
             cosine = self._observed.get(context, float(np.mean(list(self._observed.values()))))
-            check = check_collapse(np.stack(delta), cosine, of="observed in training")
+            means = np.stack([np.mean(of_doses, axis=0) for of_doses in deltas.values()])
+            check = check_collapse(means, cosine, of="observed in training")
             if check.status == "warning":
                 warnings.warn(
                     f"{check.name} in {context!r}: {check.message} Too few training steps have this effect, too.",

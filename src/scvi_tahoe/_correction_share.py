@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scvi_tahoe._condition_means import mean_expression
+from scvi_tahoe._condition_means import mean_expression, means_by_code
+from scvi_tahoe._prediction import asked_in_order, condition_of_cell
 from scvi_tahoe._sources import learn_prior, minibatch_sources
 from scvi_tahoe.data import ConditionIndex, split_from_dict
 from scvi_tahoe.evaluate import EvaluationWarning
@@ -126,22 +127,13 @@ def shrink_restored(model: TahoeST) -> float | None:
 
 def _predicted(model: TahoeST, conditions: list[Condition], output: Output, *, seed: int) -> np.ndarray:
     """Mean predicted cell of each condition, ``[K, G]``."""
-    keys, means = model.keys, []
+    means = []
     for first in range(0, len(conditions), _AT_ONCE):
         wanted = conditions[first : first + _AT_ONCE]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EvaluationWarning)  # nobody asked for this prediction
             predicted = model.predict(
-                perturbations=sorted({c.perturbation for c in wanted}),
-                contexts=sorted({c.context for c in wanted}),
-                n_cells=dict.fromkeys(wanted, _MOST_CELLS),
-                output=output,
-                seed=seed,
-                progress=False,
+                **asked_in_order(dict.fromkeys(wanted, _MOST_CELLS)), output=output, seed=seed, progress=False
             )
-        perturbation = predicted.obs[keys.perturbation_key].to_numpy().astype(str)
-        context = None if keys.context_key is None else predicted.obs[keys.context_key].to_numpy().astype(str)
-        for c in wanted:
-            mask = (perturbation == c.perturbation) & (True if context is None else context == c.context)
-            means.append(predicted.X[mask].mean(axis=0, dtype=np.float64))
-    return np.stack(means)
+        means.append(means_by_code(predicted.X, condition_of_cell(predicted.obs, model.keys)[0]))
+    return np.concatenate(means)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe._condition_means import mean_expression, move_to_mean
+from scvi_tahoe._condition_means import mean_expression, means_by_code, move_to_mean
 from scvi_tahoe._model import TahoeST
-from scvi_tahoe._prediction import conditions_asked
+from scvi_tahoe._prediction import condition_of_cell, conditions_asked
 from scvi_tahoe._sources import minibatch_sources
 from scvi_tahoe.data import ConditionIndex, read_screen
 from scvi_tahoe.evaluate import EvaluationReference
@@ -149,8 +149,8 @@ class TahoeEnsemble:
         * ``varm["ensemble_delta"]``, ``varm["ensemble_sd"]`` - mean over members of the delta against the control cells
           that predictions started from (with ``prior="cells"``: all control cells of the context), and its standard
           deviation (``n - 1``), ``[genes, conditions]``, float32
-        * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, context (if
-          registered), ``effect_size`` (length of the mean delta), ``uncertainty``
+        * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, dose and
+          context (if registered), ``effect_size`` (length of the mean delta), ``uncertainty``
         * ``obs["uncertainty"]`` - of the condition of each cell: length of the standard deviation over the length of
           the mean delta. Near 0 the members agree; near 1 they differ by as much as the effect is large
 
@@ -170,10 +170,11 @@ class TahoeEnsemble:
             )
         keeps_controls = kwargs.pop("control_layer", False)
         first = self.models[0].predict(adata, control_layer=True, **kwargs)
-        codes, table = _conditions(first, self.models[0])
-        means = [_means(first.X, codes, len(table))]
+        codes, table = condition_of_cell(first.obs, self.models[0].keys)
+        table.index = table.index.astype(str)  # as AnnData wants them in files
+        means = [means_by_code(first.X, codes)]
         for model in self.models[1:]:
-            means.append(_means(model.predict(adata, **kwargs).X, codes, len(table)))
+            means.append(means_by_code(model.predict(adata, **kwargs).X, codes))
         start_KG = self._start_means(adata, first.layers["control"], codes, table, **kwargs)
         if not keeps_controls:
             del first.layers["control"]
@@ -204,7 +205,7 @@ class TahoeEnsemble:
         """
         model = next((model for model in self.models if model.prior == "cells"), None)
         if model is None:
-            return _means(control_CG, codes, len(table))
+            return means_by_code(control_CG, codes)
         _, screen, _, alignment = model._prediction_data(
             adata, kwargs.get("perturbations"), kwargs.get("max_missing_genes", 0.1)
         )
@@ -336,18 +337,3 @@ def _verify_alike(position: int, model: TahoeST, first: TahoeST) -> None:
             raise ValueError(
                 f"members 0 and {position} differ in their {what}{shown}; an ensemble averages like with like."
             )
-
-
-def _conditions(predicted: AnnData, model: TahoeST) -> tuple[np.ndarray, pd.DataFrame]:
-    """Condition of each predicted cell, and the conditions in their order."""
-    columns = [key for key in (model.keys.perturbation_key, model.keys.context_key) if key is not None]
-    labels = predicted.obs[columns].astype(str)
-    codes = labels.groupby(columns, sort=False).ngroup().to_numpy()
-    table = labels.iloc[np.unique(codes, return_index=True)[1]].reset_index(drop=True)
-    table.index = table.index.astype(str)  # as AnnData wants them in files
-    return codes, table
-
-
-def _means(cells_CG: np.ndarray, codes: np.ndarray, n: int) -> np.ndarray:
-    """Mean of the cells of each condition, ``[K, G]``."""
-    return np.stack([cells_CG[codes == k].mean(axis=0, dtype=np.float64) for k in range(n)])

@@ -32,7 +32,7 @@ _N_MINIBATCHES = 10
 _DIVERGED = 4.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LearningRateTest:
     """Training loss while the learning rate grows from step to step.
 
@@ -57,7 +57,8 @@ class LearningRateTest:
         Raises
         ------
         ValueError
-            If the loss did not fall below that of the first steps.
+            If the loss did not fall below that of the first steps, or a tenth of the rate at its minimum lies below all
+            tested rates.
         """
         means = self.smoothed[np.isfinite(self.smoothed)]
         if len(means) == 0 or means.min() >= means[0]:
@@ -65,7 +66,21 @@ class LearningRateTest:
                 f"the loss did not fall between rates {self.rates[0]:.1e} and {self.rates[-1]:.1e}; try other bounds "
                 "or more steps."
             )
-        return float(self.rates[np.nanargmin(self.smoothed)] / 10)
+        best = float(self.rates[np.nanargmin(self.smoothed)])
+        if best / 10 < self.rates[0]:
+            raise ValueError(
+                f"the loss is lowest at a rate of {best:.1e}, and a tenth of it lies below the {self.rates[0]:.1e} "
+                f"that the test began with; try lowest={best / 100:.1e} or less."
+            )
+        return best / 10
+
+    def __repr__(self) -> str:
+        try:
+            said = f"suggestion {self.suggestion:.1e}"
+        except ValueError as error:
+            said = f"no suggestion: {error}"
+        bounds = f" from {self.rates[0]:.1e} to {self.rates[-1]:.1e}" if len(self.rates) else ""
+        return f"LearningRateTest: {len(self.rates)} steps{bounds}; {said}"
 
     def plot(self) -> Figure:
         """Loss against learning rate, the suggestion marked, where there is one.
@@ -115,7 +130,7 @@ def run_learning_rate_test(
             if run.plan.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(module.parameters(), run.plan.gradient_clip)
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             recent = losses[-_N_MINIBATCHES:]
             smoothed.append(float(np.mean(recent)) if len(recent) == _N_MINIBATCHES else math.nan)
             if not math.isfinite(losses[-1]) or smoothed[-1] > _DIVERGED * np.nanmin([math.inf, *smoothed]):

@@ -930,7 +930,9 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         self.calibration_ = None  # of other weights
         expression = datamodule.dataset.sources.genes or datamodule.dataset.sources.cells
         assigned = datamodule.split
-        self.observed_cosine_ = observed_cosines(expression, assigned.index, assigned.train, run.device, seed=seed)
+        self.observed_cosine_ = observed_cosines(
+            expression, assigned.index, assigned.train, run.device, reading=self.keys.reading, seed=seed
+        )
         compiles = run.compiles(self.module, compile)
         run.announce(self, datamodule, compiles=compiles, progress=progress)
         previous = self.history_ or {}
@@ -1251,8 +1253,8 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         job = PredictionJob(
             module=self.module, sources=sources, plan=plan, base=base, forward=forward, devices=chosen,
             genes=self.genes, obs=cells_of_plan(plan, screen, self.keys), record=record,
-            calibration=self.calibration_, observed_cosine=self.observed_cosine_, counts=counts,
-            control_layer=control_layer,
+            calibration=self.calibration_, observed_cosine=self.observed_cosine_, reading=self.keys.reading,
+            counts=counts, control_layer=control_layer,
         )  # fmt: skip
         return job.in_memory() if target is None else job.to_file(target)
 
@@ -1475,12 +1477,14 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            If scores need counts and no layer with them is named, or the reference no longer knows its cells.
+            If scores need counts and no layer with them is named, the reference no longer knows its cells, or it is a
+            ready one that knows no doses and the model has doses.
         """
         keys = self.keys
         observed = reference.adata if isinstance(reference, EvaluationReference) else reference
         seen: list[Check] = []
         if isinstance(reference, EvaluationReference):
+            _verify_labels(reference, keys)
             counts_layer = reference.layer if preset == "vcc2026" else None
             # a reference without training data does not know what this model has seen
             if reference.train is None and "train" not in kwargs and not kwargs.get("allow_train", False):
@@ -1591,6 +1595,19 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         if getattr(model, "decoder_weight_", None) is not None:
             model.module.objective.decoder_weight = model.decoder_weight_
         return model
+
+
+def _verify_labels(reference: EvaluationReference, keys: ScreenKeys) -> None:
+    """Refuse a ready reference that took all doses of a perturbation for one condition."""
+    labels = sorted({label for _, label in reference.cells.rows} - {keys.control})
+    for label in labels if keys.dose_key is not None else ():
+        try:
+            keys.reading.parts(label)
+        except ValueError:
+            raise ValueError(
+                f"this reference was made of labels without doses ({label!r}), and the model predicts each dose: pass "
+                f"the observed cells themselves, with their column {keys.dose_key!r}."
+            ) from None
 
 
 def registered_table(cls: type[TahoeST], adata: AnnOrMuData) -> EmbeddingTable:

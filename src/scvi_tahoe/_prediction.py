@@ -22,7 +22,9 @@ __all__ = [
     "OUTPUTS",
     "Output",
     "PredictionPlan",
+    "asked_in_order",
     "cells_of_plan",
+    "condition_of_cell",
     "conditions_asked",
     "covered_by_asking",
     "plan_prediction",
@@ -240,6 +242,11 @@ def conditions_asked(index: ConditionIndex, reading: LabelReading) -> dict[str, 
         for c, n in zip(index.conditions, observed, strict=True)
         if not (reading.composes and reading.is_control(c.perturbation))
     }
+    return asked_in_order(sizes)
+
+
+def asked_in_order(sizes: Mapping[Condition, int]) -> dict[str, Any]:
+    """Arguments of ``predict`` that ask for so many cells of each condition; these come in the order of ``sorted``."""
     return {
         "perturbations": sorted({c.perturbation for c in sizes}),
         "contexts": sorted({c.context for c in sizes}),
@@ -266,6 +273,28 @@ def cells_of_plan(plan: PredictionPlan, screen: Screen, keys: ScreenKeys) -> pd.
     obs = pd.DataFrame(columns, index=[f"predicted_{i}" for i in range(len(start))])
     obs[OBS.ORIGIN] = np.asarray(screen.cells[start], dtype=object).astype(str)
     return obs
+
+
+def condition_of_cell(obs: pd.DataFrame, keys: ScreenKeys) -> tuple[np.ndarray, pd.DataFrame]:
+    """Which condition each predicted cell is of, as :func:`cells_of_plan` says it.
+
+    Parameters
+    ----------
+    obs
+        Of a prediction.
+    keys
+        Where its labels are. A label of the plan may be spread over several columns (perturbation and dose).
+
+    Returns
+    -------
+    Number of the condition of each cell, int64 ``[cells]``, in the order in which conditions were asked for; and one
+    row a condition with its labels, in columns of their own.
+    """
+    columns = [key for key in (keys.perturbation_key, keys.dose_key, keys.context_key) if key is not None]
+    labels = pd.DataFrame({key: pd.factorize(obs[key])[0] for key in columns})
+    codes = labels.groupby(columns, sort=False).ngroup().to_numpy()
+    table = obs[columns].iloc[np.unique(codes, return_index=True)[1]].reset_index(drop=True)
+    return codes, table.astype({key: str for key in columns if table[key].dtype.kind != "f"})
 
 
 def _taken(values: Sequence[str], codes: np.ndarray) -> pd.Categorical:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe._predicted_chunks import Chunk, Forward
     from scvi_tahoe._prediction import PredictionPlan
-    from scvi_tahoe.data import CellStore, MinibatchSources
+    from scvi_tahoe.data import CellStore, LabelReading, MinibatchSources
     from scvi_tahoe.evaluate import EffectCalibration
 
 __all__ = ["PredictionJob"]
@@ -66,6 +66,8 @@ class PredictionJob:
         Of effects; None leaves them.
     observed_cosine
         Of the alarm on predictions that are all alike.
+    reading
+        Of the labels of conditions.
     counts
         Of the control cells, where counts are wanted.
     control_layer
@@ -83,6 +85,7 @@ class PredictionJob:
     record: Mapping[str, Any]
     calibration: EffectCalibration | None
     observed_cosine: Mapping[str, float]
+    reading: LabelReading
     counts: ControlCounts | None
     control_layer: bool
     _sampling: Counter[str] = field(default_factory=Counter)
@@ -131,8 +134,9 @@ class PredictionJob:
         output, device = self.forward.output, self.devices[0]
         control_means = self._control_means
         alarm = CollapseAlarm(
-            self._expression, device, self.observed_cosine, output=output, control_means=control_means
-        )
+            self._expression, device, self.observed_cosine,
+            reading=self.reading, output=output, control_means=control_means,
+        )  # fmt: skip
         with ThreadPoolExecutor(1) as after, closing(self._chunks(out)) as chunks:
             before: Future[None] | None = None
             for chunk in chunks:

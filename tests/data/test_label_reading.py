@@ -40,6 +40,13 @@ def test_labels_that_mean_the_same_have_one_spelling(label, spelling):
     assert BOTH.spelling(label) == spelling
 
 
+def test_a_label_without_its_doses_is_its_perturbations():
+    assert DOSES.without_doses("a@b@10") == "a@b"
+    assert BOTH.without_doses("B@1+DMSO+A@10") == "A+B"
+    assert PAIRS.without_doses("B+A@2") == "A@2+B"
+    assert LabelReading(control="ctrl").without_doses("A+B") == "A+B"
+
+
 @pytest.mark.parametrize("dose", [0, -1, float("nan"), float("inf"), "high", None])
 def test_a_dose_that_is_no_positive_number_is_refused(dose):
     with pytest.raises(ValueError, match=r"dose .* of 'A' is not a positive number; a dose is above 0 and finite"):

@@ -135,6 +135,10 @@ class LabelReading:
         """
         return self.join(self.parts(label))
 
+    def without_doses(self, label: str) -> str:
+        """The perturbations of a label without their doses, in one spelling: ``"B@2+A@1"`` becomes ``"A+B"``."""
+        return self.join(tuple(Part(part.name) for part in self.parts(label)))
+
     def _part(self, text: str, label: str) -> Part:
         if not self.has_dose or text == self.control:
             return Part(text)
