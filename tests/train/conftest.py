@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from filelock import FileLock
 
 
 class Spy(pl.Callback):
@@ -72,16 +74,24 @@ def pretrained(make_model):
 
 
 @pytest.fixture(scope="session")
-def run_script(tmp_path_factory):
-    """Run a script that starts several processes to its end."""
+def folder_of_script(tmp_path_factory):
+    """Run a script that starts several processes to its end, once for all workers; returns the folder it wrote to."""
 
-    def run(text, *arguments):
-        script = tmp_path_factory.mktemp("script") / "script.py"
-        script.write_text(text)
-        result = subprocess.run(
-            [sys.executable, str(script), *map(str, arguments)],
-            capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr[-3000:]
+    def run(text):
+        base = tmp_path_factory.getbasetemp()
+        root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        folder = root / f"script_{zlib.crc32(text.encode())}"
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "done").exists():
+                folder.mkdir(exist_ok=True)
+                (folder / "script.py").write_text(text)
+                result = subprocess.run(
+                    [sys.executable, str(folder / "script.py"), str(folder)],
+                    capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    check=False,
+                )  # fmt: skip
+                assert result.returncode == 0, result.stderr[-3000:]
+                (folder / "done").touch()
+        return folder
 
     return run

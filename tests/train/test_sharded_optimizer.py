@@ -104,10 +104,9 @@ for n, precision in ((2, "float32"), (3, "float32"), (2, "bfloat16")):
 
 
 @pytest.fixture(scope="module")
-def processes_of(run_script, tmp_path_factory):
+def processes_of(folder_of_script):
     """What each process of a case ended with."""
-    folder = tmp_path_factory.mktemp("sharded")
-    run_script(SCRIPT, folder)
+    folder = folder_of_script(SCRIPT)
     return lambda n, precision: [
         torch.load(folder / f"{precision}_{n}" / f"rank{i}.pt", weights_only=True) for i in range(n)
     ]
@@ -167,85 +166,6 @@ def test_gradients_of_16_bits_are_summed_to_within_their_precision(processes_of)
     assert ranks[0]["norms"] == pytest.approx(norms, rel=4e-3)
     assert ranks[0]["norms"] != pytest.approx(norms, rel=1e-7)
     assert all(torch.equal(a, b) for a, b in zip(ranks[0]["weights"][:3], ranks[1]["weights"][:3], strict=True))
-
-
-TRAINING = """
-import os
-import sys
-
-import torch
-from scvi_tahoe import TahoeST
-from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.train import TahoeTrainingPlan
-
-folder = sys.argv[1]
-
-
-def trained(name, *, resume_from=None, **options):
-    adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
-    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
-    size = {"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}
-    model = TahoeST(adata, size=size, set_size=8, prior="none")
-    model.train(
-        6, batch_size=2, progress=False, save_dir=f"{folder}/{name}", compile=False, accelerator="cpu", devices=2,
-        resume_from=resume_from and f"{folder}/{name}/{resume_from}",
-        **{"strategy": "ddp_sharded", "validate_every": 2, "save_steps": 2, **options},
-    )
-    return model, torch.load(f"{folder}/{name}/last.ckpt", weights_only=True)
-
-
-def state_of(**options):
-    options = {"validate_every": 3, "save_steps": 3, "plan_kwargs": {"ema": 0.9}, **options}
-    return trained("run", **options)[1]["trained_state"]
-
-
-def rounded(name, **options):
-    model, last = trained(name, precision="bf16-mixed", **options)
-    kept = {n: (p.detach().clone(), p.untyped_storage().nbytes()) for n, p in model.module.named_parameters()}
-    return {"kept": kept, "last": last["state_dict"], "loss": model.history["train_loss"].to_numpy()[-1].item()}
-
-
-if __name__ == "__main__":
-    results = {
-        "whole": state_of(),
-        "again": state_of(resume_from="step=000003.ckpt"),
-        "other": state_of(resume_from="step=000003.ckpt", strategy="ddp"),
-        "rounded": rounded("rounded"),
-        "resumed": rounded("rounded", resume_from="step=000002.ckpt"),
-    }
-    TahoeTrainingPlan._only_in_products = lambda self: []
-    results["exact"] = rounded("exact")
-    torch.save(results, f"{folder}/rank{os.environ.get('LOCAL_RANK', '0')}.pt")
-"""
-
-
-@pytest.fixture(scope="module")
-def runs(run_script, tmp_path_factory):
-    """Results of the runs of both processes."""
-    folder = tmp_path_factory.mktemp("runs")
-    run_script(TRAINING, folder)
-    return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(2)]
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(runs):
-    for name, value in runs[0]["whole"].items():
-        assert torch.equal(runs[0]["again"][name], value)
-        torch.testing.assert_close(runs[0]["other"][name], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_handing_out_what_products_round_anyway_in_16_bits_changes_nothing(runs):
-    exact = runs[0]["exact"]
-    for rounded in (runs[0]["rounded"], runs[1]["rounded"], runs[0]["resumed"]):
-        assert rounded["loss"] == exact["loss"]
-        for name, (weight, n_bytes) in rounded["kept"].items():
-            assert torch.equal(weight, exact["kept"][name][0])
-            assert n_bytes == weight.numel() * 4
-        assert all(torch.equal(weight, exact["last"][name]) for name, weight in rounded["last"].items())
-    # and nothing that is kept is rounded
-    weight = runs[0]["rounded"]["last"]["module.network.head.project.layers.0.weight"]
-    assert (weight != weight.bfloat16()).float().mean() > 0.9
 
 
 def test_scaled_gradients_of_float16_are_refused(make_model, train):

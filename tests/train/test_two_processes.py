@@ -1,0 +1,126 @@
+"""Runs of two processes, which a script starts once for all tests: what takes long is to import the package."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+TRAINING = """
+import os
+import sys
+
+import torch
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.train import TahoeTrainingPlan
+
+folder = sys.argv[1]
+
+
+def model_of(**options):
+    adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
+    return TahoeST(adata, size={"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}, set_size=8, **options)
+
+
+def trained(name, *, resume_from=None, **options):
+    model = model_of(prior="none")
+    model.train(
+        6, batch_size=2, progress=False, save_dir=f"{folder}/{name}", compile=False, accelerator="cpu", devices=2,
+        resume_from=resume_from and f"{folder}/{name}/{resume_from}",
+        **{"strategy": "ddp_sharded", "validate_every": 2, "save_steps": 2, **options},
+    )
+    return model, torch.load(f"{folder}/{name}/last.ckpt", weights_only=True)
+
+
+def plain():  # with Lightning's own strategy, and what it refuses
+    model = model_of(prior="auto")
+    options = {"max_steps": 6, "validate_every": 3, "batch_size": 2, "progress": False, "save_dir": f"{folder}/plain"}
+    options |= {"strategy": "ddp", "devices": 2, "accelerator": "cpu"}
+    model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
+    try:
+        model.train(**options)
+    except ValueError as error:
+        refusal = str(error)
+    model.pretrained_parameters_ = []
+    asked, broadcast = [], torch.distributed.broadcast
+    torch.distributed.broadcast = lambda x, *args, **kw: asked.append(tuple(x.shape)) or broadcast(x, *args, **kw)
+    model.train(**options)
+    torch.distributed.broadcast = broadcast
+    history = {k: v[k].tolist() for k, v in model.history.items()}
+    return {"refusal": refusal, "history": history, "weights": model.module.state_dict(), "asked": asked}
+
+
+def state_of(**options):
+    options = {"validate_every": 3, "save_steps": 3, "plan_kwargs": {"ema": 0.9}, **options}
+    return trained("run", **options)[1]["trained_state"]
+
+
+def rounded(name, **options):
+    model, last = trained(name, precision="bf16-mixed", **options)
+    kept = {n: (p.detach().clone(), p.untyped_storage().nbytes()) for n, p in model.module.named_parameters()}
+    return {"kept": kept, "last": last["state_dict"], "loss": model.history["train_loss"].to_numpy()[-1].item()}
+
+
+if __name__ == "__main__":
+    results = {
+        "plain": plain(),
+        "whole": state_of(),
+        "again": state_of(resume_from="step=000003.ckpt"),
+        "other": state_of(resume_from="step=000003.ckpt", strategy="ddp"),
+        "rounded": rounded("rounded"),
+        "resumed": rounded("rounded", resume_from="step=000002.ckpt"),
+    }
+    TahoeTrainingPlan._only_in_products = lambda self: []
+    results["exact"] = rounded("exact")
+    torch.save(results, f"{folder}/rank{os.environ.get('LOCAL_RANK', '0')}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(folder_of_script):
+    """Results of the runs of both processes."""
+    folder = folder_of_script(TRAINING)
+    return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def last_of_plain(folder_of_script):
+    """The last checkpoint of the run with Lightning's strategy."""
+    return torch.load(folder_of_script(TRAINING) / "plain" / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_for_as_many_steps_as_one(runs, last_of_plain):
+    """And refuse to unfreeze in the middle of a run, where their gradients would differ."""
+    first, second = (rank["plain"] for rank in runs)
+    assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
+    assert first["history"]["validation_loss"] == second["history"]["validation_loss"]
+    assert len(first["history"]["validation_loss"]) == 2
+    assert last_of_plain["global_step"] == 6
+    for rank in (first, second):
+        assert "would be unfrozen in the middle of a run on 2 devices" in rank["refusal"]
+        assert "give freeze_backbone=True or False, or train on one device" in rank["refusal"]
+        # Lightning asks for a SIGTERM at every minibatch otherwise, and waits for the device each time
+        assert rank["asked"].count((1,)) == 1
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(runs):
+    for name, value in runs[0]["whole"].items():
+        assert torch.equal(runs[0]["again"][name], value)
+        torch.testing.assert_close(runs[0]["other"][name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_handing_out_what_products_round_anyway_in_16_bits_changes_nothing(runs):
+    exact = runs[0]["exact"]
+    for rounded in (runs[0]["rounded"], runs[1]["rounded"], runs[0]["resumed"]):
+        assert rounded["loss"] == exact["loss"]
+        for name, (weight, n_bytes) in rounded["kept"].items():
+            assert torch.equal(weight, exact["kept"][name][0])
+            assert n_bytes == weight.numel() * 4
+        assert all(torch.equal(weight, exact["last"][name]) for name, weight in rounded["last"].items())
+    # and nothing that is kept is rounded
+    weight = runs[0]["rounded"]["last"]["module.network.head.project.layers.0.weight"]
+    assert (weight != weight.bfloat16()).float().mean() > 0.9
