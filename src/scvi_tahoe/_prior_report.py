@@ -70,7 +70,7 @@ def prior_table(
 
 def _made_from(origin: PriorOrigin, *, says_context: bool) -> str:
     """Conditions and their weights, the heaviest first: ``"A in X (0.6), A in Y (0.4)"``, parts after each other."""
-    return "; ".join(_of_part(weights, says_context=says_context) for weights in origin.weights)
+    return "; ".join(_of_part(weights, says_context=says_context) for weights in origin.made_from)
 
 
 def _of_part(weights: Mapping[Condition, float], *, says_context: bool) -> str:

@@ -158,7 +158,7 @@ def test_the_origin_of_a_prior_names_other_conditions_with_weights_that_add_up_t
     prior = screen.prior(kind)
     table = EmbeddingTable.from_labels(screen.index.perturbation.names)
     (origin,) = prior.origins(prior.targets({"Y": screen.controls("Y")}), [Condition("Y", "A")], table)
-    (weights,) = origin.weights
+    (weights,) = origin.made_from
     expected = [("Y", p) for p in "BCDE"] if kind == "mean" else [("X", "A")]
     assert sorted(weights) == expected
     assert sum(weights.values()) == pytest.approx(1)
@@ -169,7 +169,7 @@ def test_each_part_of_a_combination_has_weights_of_its_own(one_context):
     table = combinations(*SINGLES).covering(["A+B"])
     prior = one_context.prior()
     (origin,) = prior.origins(prior.targets({"X": one_context.controls("X")}), [Condition("X", "A+B")], table)
-    assert origin.weights == ({("X", "A"): 1.0}, {("X", "B"): 1.0})
+    assert origin.made_from == ({("X", "A"): 1.0}, {("X", "B"): 1.0})
     assert origin.n_cells == 2 * N_CELLS
 
 
@@ -341,7 +341,7 @@ def test_a_part_that_nobody_measured_alone_is_left_out(one_context):
     (change,) = one_context.changes(prior, ("X", "A+Z"), table=table)
     np.testing.assert_allclose(change[0], 1.0, atol=0.2)
     (origin,) = prior.origins(prior.targets({"X": one_context.controls("X")}), [Condition("X", "A+Z")], table)
-    assert origin.weights == ({("X", "A"): 1.0},)
+    assert origin.made_from == ({("X", "A"): 1.0},)
 
 
 def test_parts_may_have_been_measured_in_another_context_and_be_spelled_with_the_control():

@@ -92,7 +92,7 @@ class PriorOrigin:
     ----------
     starts_from
         In words, one of a few, see :meth:`CellPrior.starts_from`.
-    weights
+    made_from
         Training conditions and their weights, which add up to 1: one mapping for each part of a combination that starts
         from its parts, else one.
     n_cells
@@ -103,7 +103,7 @@ class PriorOrigin:
     """
 
     starts_from: str
-    weights: tuple[dict[Condition, float], ...]
+    made_from: tuple[dict[Condition, float], ...]
     n_cells: int
     kept: float
 
