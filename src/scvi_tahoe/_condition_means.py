@@ -201,10 +201,9 @@ def scale_effects(
         start = cells.dense(cells.fetch(task.controls), device).cpu().numpy()
         if output == "delta":
             block += start
-        mean = block.mean(axis=0, dtype=np.float64)[None]
-        base = (start.mean(axis=0, dtype=np.float64) if control_means is None else control_means[condition.context])[
-            None
-        ]
+        mean, base = (x.mean(axis=0, dtype=np.float64)[None] for x in (block, start))
+        if control_means is not None:
+            base = control_means[condition.context][None]
         factor = calibration.factor(np.linalg.norm(mean - base, axis=1))
         move_to_mean(block, mean[0], scaled_mean(mean, base, factor)[0])
         if output == "delta":

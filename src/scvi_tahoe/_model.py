@@ -1389,9 +1389,10 @@ class TahoeST(UnsupervisedTrainingMixin, BaseModelClass):
         -------
         One row a condition: perturbation (and dose) and context under the names of the training data, and
 
-        * ``starts_from`` - in words, one of: the same perturbation in other contexts; its parts, or some of its parts,
-          where the others of a combination were not measured alone; the nearest perturbations by embedding; the mean of
-          other perturbations; with ``prior="none"``, control cells
+        * ``starts_from`` - in words, one of: the same perturbation in other contexts; the nearest doses of the same
+          perturbation; its parts, or some of its parts, where the others of a combination were not measured alone; the
+          nearest perturbations by embedding; perturbations that share parts with it; the mean of other perturbations;
+          with ``prior="none"``, control cells
         * ``made_from`` - training conditions and their weights, the five heaviest first, the parts of a combination
           after each other; weights add up to 1, of each part
         * ``n_cells`` - training cells of all of these conditions, of which ``prior="cells"`` keeps up to 512 each;
