@@ -36,8 +36,8 @@ from scvi_tahoe import TahoeSTModule
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.data import make_store
 from scvi_tahoe.nn import NetworkConfig, energy_distance
-from scvi_tahoe.train import PlanConfig
-from scvi_tahoe.train._acceleration import Acceleration
+from scvi_tahoe.training import PlanConfig
+from scvi_tahoe.training._acceleration import Acceleration
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
-from scvi_tahoe._correction_share import fit_share, shrink_restored
+from scvi_tahoe.response._correction_share import fit_share, shrink_restored
 from scvi_tahoe.datasets import simulate_screen
 
 NOISY = {"max_steps": 80, "validate_every": 20, "batch_size": 4, "lr": 3e-3}
@@ -108,7 +108,7 @@ def test_each_dose_is_compared_with_its_own_cells(noisy, make_model, train, monk
     torch.manual_seed(0)
     torch.nn.init.normal_(model.module.network.head.project.layers[-1].weight, std=0.1)  # a correction that is noise
     model.training_config_["best_step"] = 8  # not what training started from
-    monkeypatch.setattr("scvi_tahoe._correction_share.fit_share", fit)
+    monkeypatch.setattr("scvi_tahoe.response._correction_share.fit_share", fit)
     assert shrink_restored(model) == shares[0] < 0.5
 
 

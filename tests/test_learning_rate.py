@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe._learning_rate import LearningRateTest
+from scvi_tahoe.training._learning_rate import LearningRateTest
 
 
 @pytest.fixture

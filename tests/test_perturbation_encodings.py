@@ -13,7 +13,7 @@ import torch
 from mudata import MuData
 
 from scvi_tahoe import EvaluationReference, HeldOutPerturbations, TahoeST, evaluate
-from scvi_tahoe._training import default_lr
+from scvi_tahoe.training._run import default_lr
 
 NAMES = [f"perturbation_{i}" for i in range(1, 7)]
 SHORT = dict(zip(NAMES, ["A", "B", "C", "D", "A+B", "C+B"], strict=True))

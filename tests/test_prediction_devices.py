@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scvi_tahoe import TahoeST, _model, _prediction_job
-from scvi_tahoe._prediction_devices import prediction_devices
+from scvi_tahoe._devices import prediction_devices
 from scvi_tahoe.data import _store, make_store
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe import TahoeEnsemble, TahoeST, _prediction_job
-from scvi_tahoe._prediction_file import written_prediction
+from scvi_tahoe.prediction._file import written_prediction
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import PREDICTION_RECORD
 

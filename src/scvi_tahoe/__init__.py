@@ -6,10 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe._decoder_weight import suggest_decoder_weight
-from scvi_tahoe._ensemble import TahoeEnsemble
 from scvi_tahoe._messages import show_messages
-from scvi_tahoe._model import TahoeST
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import (
     FewShotContext,
@@ -23,6 +20,7 @@ from scvi_tahoe.data import (
     write_store,
 )
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, submission
+from scvi_tahoe.model import TahoeEnsemble, TahoeST, suggest_decoder_weight
 from scvi_tahoe.nn import SIZES
 from scvi_tahoe.pretrained import read_embedding_table
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from scvi_tahoe.train import MetricsHistory
+from scvi_tahoe.training import MetricsHistory
 
 METRICS = {"train_loss", "validation_loss", "train_energy", "validation_energy", "sets_per_second", "lr_new"}
 

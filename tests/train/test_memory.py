@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scvi_tahoe.nn import SIZES, NetworkConfig
-from scvi_tahoe.train import MemoryPlan, explained_out_of_memory, plan_memory
+from scvi_tahoe.training import MemoryPlan, explained_out_of_memory, plan_memory
 
 CPU = torch.device("cpu")
 GENES = 18_080

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scvi_tahoe import FractionSplit
-from scvi_tahoe.train import PlanConfig, learning_rate_share
+from scvi_tahoe.training import PlanConfig, learning_rate_share
 
 
 def rates(trainer, plan):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_tahoe.train import PartSchedule, part_in_run, part_of, resolve_recipe
+from scvi_tahoe.training import PartSchedule, part_in_run, part_of, resolve_recipe
 
 
 @pytest.mark.parametrize(

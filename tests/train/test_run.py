@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scvi_tahoe import HeldOutContexts
-from scvi_tahoe._training import TrainingRun, _say_that_there_is_no_gpu
+from scvi_tahoe.training._run import TrainingRun, _say_that_there_is_no_gpu
 
 
 def same(a, b):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_tahoe.train import SCHEDULES, learning_rate_share
+from scvi_tahoe.training import SCHEDULES, learning_rate_share
 
 
 def shares(schedule, *, start=0, end=100, warmup=0.1, floor=0.05):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from scvi_tahoe.train import ShardedAdamW
+from scvi_tahoe.training import ShardedAdamW
 
 
 def make(rank):

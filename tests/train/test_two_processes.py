@@ -12,7 +12,7 @@ import sys
 import torch
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.train import TahoeTrainingPlan
+from scvi_tahoe.training import TahoeTrainingPlan
 
 folder = sys.argv[1]
 

@@ -2,4 +2,7 @@
 
 from scvi_tahoe.cli._app import app, main
 
-__all__ = ["app", "main"]
+__all__ = [
+    "app",
+    "main",
+]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from scvi_tahoe.data._alignment import GeneAlignment, align_genes
 from scvi_tahoe.data._composition import NUMBER_COLUMNS, Combination, Composition
-from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools
+from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools, combines_measured_parts
 from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
 from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
-from scvi_tahoe.data._embedding_table import EmbeddingTable, nearest_names
+from scvi_tahoe.data._embedding_table import EmbeddingTable
 from scvi_tahoe.data._fields import (
     CellEmbeddingField,
     ControlLabelField,
@@ -21,7 +21,7 @@ from scvi_tahoe.data._fingerprints import smiles_fingerprints
 from scvi_tahoe.data._fusion import TableFusion
 from scvi_tahoe.data._gene_weights import Moments, condition_moments, de_weights
 from scvi_tahoe.data._label_reading import LabelReading, Part, dose_label
-from scvi_tahoe.data._prior import PRIORS, CellPrior, Prior, PriorBase, PriorOrigin, PriorTarget
+from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
 from scvi_tahoe.data._row_reading import DiskRows, is_sharded
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
@@ -30,17 +30,29 @@ from scvi_tahoe.data._sampler import (
     PredictionTask,
     RandomSampler,
     SetPlan,
+    draw_window,
 )
 from scvi_tahoe.data._scale import ScaleReport, infer_scale, verify_log1p
 from scvi_tahoe.data._screen import (
     Labels,
     Screen,
     ScreenKeys,
+    condition_of_cell,
     expression_adata,
     label_columns,
     read_screen,
     spelled_labels,
     with_condition_labels,
+)
+from scvi_tahoe.data._spec import (
+    OUTPUTS,
+    REPRESENTATIONS,
+    DataSpec,
+    Output,
+    Representation,
+    aligned_expression,
+    minibatch_sources,
+    random_minibatches,
 )
 from scvi_tahoe.data._splits import (
     AssignedSplit,
@@ -54,7 +66,7 @@ from scvi_tahoe.data._splits import (
     default_split,
     split_from_dict,
 )
-from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore, make_store
+from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore, StoreKind, make_store
 from scvi_tahoe.data._store_conversion import write_store
 from scvi_tahoe.data._store_folder import read_store
 from scvi_tahoe.data._store_writer import StoreWriter
@@ -62,10 +74,11 @@ from scvi_tahoe.data._verification import read_table, verify_controls, verify_sc
 
 __all__ = [
     "NUMBER_COLUMNS",
-    "PRIORS",
+    "OUTPUTS",
+    "QUANTILES",
+    "REPRESENTATIONS",
     "AssignedSplit",
     "CellEmbeddingField",
-    "CellPrior",
     "CellSetDataModule",
     "CellSetDataset",
     "CellSetRequest",
@@ -76,6 +89,7 @@ __all__ = [
     "ConditionIndex",
     "ControlLabelField",
     "ControlPools",
+    "DataSpec",
     "DeviceStore",
     "DiskRows",
     "DiskStore",
@@ -97,43 +111,50 @@ __all__ = [
     "LoaderConfig",
     "MinibatchSources",
     "Moments",
+    "Output",
     "Part",
     "PerturbationField",
+    "Population",
     "PredictionTask",
-    "Prior",
-    "PriorBase",
-    "PriorOrigin",
-    "PriorTarget",
     "RandomSampler",
+    "Representation",
     "ScaleReport",
     "Screen",
     "ScreenKeys",
     "SetPlan",
     "Split",
     "SplitAudit",
+    "StoreKind",
     "StoreWriter",
     "TableFusion",
     "align_genes",
+    "aligned_expression",
+    "combines_measured_parts",
     "condition_moments",
+    "condition_of_cell",
     "de_weights",
+    "default_split",
     "dose_label",
+    "draw_window",
     "expression_adata",
     "infer_scale",
     "is_sharded",
     "label_columns",
     "make_store",
-    "nearest_names",
+    "minibatch_sources",
+    "move_between",
+    "random_minibatches",
     "read_screen",
     "read_store",
     "read_table",
     "screen_fields",
     "smiles_fingerprints",
-    "default_split",
+    "spelled_labels",
     "split_from_dict",
     "verify_controls",
     "verify_log1p",
     "verify_screen",
-    "spelled_labels",
     "with_condition_labels",
+    "with_marginals",
     "write_store",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.data._embedding_table import nearest_names
+from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from scvi_tahoe.data._label_reading import LabelReading
     from scvi_tahoe.data._screen import Labels, Screen
 
-__all__ = ["Condition", "ConditionIndex", "ControlPools"]
+__all__ = ["Condition", "ConditionIndex", "ControlPools", "combines_measured_parts"]
 
 
 class Condition(NamedTuple):
@@ -98,6 +99,11 @@ class ConditionIndex:
         """All perturbations but the control."""
         return tuple(n for n in self.perturbation.names if n != self.control)
 
+    @property
+    def perturbations_recur(self) -> bool:
+        """Whether a perturbation is in more than one context."""
+        return len(self.conditions) > len(self.perturbations)
+
     def controls(self, context: str) -> np.ndarray:
         """Rows of the control cells of a context, in the order of the data."""
         return np.flatnonzero(self.is_control & (self.context.codes == self.context.code(context)))
@@ -130,3 +136,11 @@ class ConditionIndex:
                 (self.contexts[k // n_batches], self.batch.names[k % n_batches]) for k in lacking if self.batch
             ),
         )
+
+
+def combines_measured_parts(index: ConditionIndex, reading: LabelReading) -> bool:
+    """Whether at least half of the combinations of a screen have parts that were all measured alone."""
+    parts = [reading.parts(label) for label in index.perturbations]
+    alone = {of_label[0] for of_label in parts if len(of_label) == 1}
+    measured = [alone.issuperset(of_label) for of_label in parts if len(of_label) > 1]
+    return bool(measured) and 2 * sum(measured) >= len(measured)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,20 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._names import nearest_names
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from scvi_tahoe.data._composition import Composition
     from scvi_tahoe.data._fusion import TableFusion
 
-__all__ = ["EmbeddingTable", "nearest_names"]
-
-
-def nearest_names(name: str, known: Sequence[str], n: int = 3) -> str:
-    """The most similar known names, for messages: ``"did you mean 'STAT1', 'STAT2'?"`` (empty if none is near)."""
-    same = [other for other in known if str(other).casefold() == str(name).casefold()]
-    near = same or difflib.get_close_matches(str(name), known, n=n, cutoff=0.5)
-    return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""
+__all__ = ["EmbeddingTable"]
 
 
 def _from_mapping(table: Mapping[Any, Any]) -> tuple[list[str], np.ndarray]:

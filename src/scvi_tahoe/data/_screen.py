@@ -24,6 +24,7 @@ __all__ = [
     "Screen",
     "ScreenKeys",
     "condition_labels",
+    "condition_of_cell",
     "expression_adata",
     "label_columns",
     "read_screen",
@@ -285,3 +286,25 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
         batch=None if keys.batch_key is None else Labels.from_values(obs_column(data, keys, keys.batch_key)),
         control=keys.control,
     )
+
+
+def condition_of_cell(obs: pd.DataFrame, keys: ScreenKeys) -> tuple[np.ndarray, pd.DataFrame]:
+    """Which condition each predicted cell is of, as its labels say.
+
+    Parameters
+    ----------
+    obs
+        Of a prediction.
+    keys
+        Where its labels are. A label of the plan may be spread over several columns (perturbation and dose).
+
+    Returns
+    -------
+    Number of the condition of each cell, int64 ``[cells]``, in the order in which conditions were asked for; and one
+    row a condition with its labels, in columns of their own.
+    """
+    columns = [key for key in (keys.perturbation_key, keys.dose_key, keys.context_key) if key is not None]
+    labels = pd.DataFrame({key: pd.factorize(obs[key])[0] for key in columns})
+    codes = labels.groupby(columns, sort=False).ngroup().to_numpy()
+    table = obs[columns].iloc[np.unique(codes, return_index=True)[1]].reset_index(drop=True)
+    return codes, table.astype({key: str for key in columns if table[key].dtype.kind != "f"})

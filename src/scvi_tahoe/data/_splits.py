@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.data._embedding_table import nearest_names
+from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

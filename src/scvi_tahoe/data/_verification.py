@@ -11,8 +11,9 @@ import pandas as pd
 import scipy.sparse as sp
 from mudata import MuData
 
+from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._composition import COMBINATIONS
-from scvi_tahoe.data._embedding_table import EmbeddingTable, nearest_names
+from scvi_tahoe.data._embedding_table import EmbeddingTable
 from scvi_tahoe.data._fusion import TableFusion
 from scvi_tahoe.data._label_reading import DOSE_MARK
 from scvi_tahoe.data._row_reading import is_sharded

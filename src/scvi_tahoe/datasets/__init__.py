@@ -4,4 +4,10 @@ from scvi_tahoe.datasets._few_shot import FewShotTask, papalexi_few_shot
 from scvi_tahoe.datasets._screens import norman_k562, papalexi_thp1
 from scvi_tahoe.datasets._simulate import simulate_screen
 
-__all__ = ["FewShotTask", "norman_k562", "papalexi_few_shot", "papalexi_thp1", "simulate_screen"]
+__all__ = [
+    "FewShotTask",
+    "norman_k562",
+    "papalexi_few_shot",
+    "papalexi_thp1",
+    "simulate_screen",
+]

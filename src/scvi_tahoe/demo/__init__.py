@@ -4,4 +4,11 @@ from scvi_tahoe.demo._folder import FILES, written_whole
 from scvi_tahoe.demo._job import DEFAULT_STEPS, DemoResult, run_demo
 from scvi_tahoe.demo._table import score_table
 
-__all__ = ["DEFAULT_STEPS", "FILES", "DemoResult", "run_demo", "score_table", "written_whole"]
+__all__ = [
+    "DEFAULT_STEPS",
+    "FILES",
+    "DemoResult",
+    "run_demo",
+    "score_table",
+    "written_whole",
+]

@@ -14,12 +14,6 @@ from scvi_tahoe.evaluate._check import Check, EvaluationWarning, RepresentationE
 from scvi_tahoe.evaluate._collapse import check_collapse, mean_cosine
 from scvi_tahoe.evaluate._comparison import baseline_results, compare_results
 from scvi_tahoe.evaluate._discrimination import centroid_accuracy, discrimination_score_l1, pds_cosine
-from scvi_tahoe.evaluate._effect_calibration import (
-    EffectCalibration,
-    fit_effect_calibration,
-    scaled_mean,
-    verify_calibration_options,
-)
 from scvi_tahoe.evaluate._energy_distance import energy_distance, fit_components
 from scvi_tahoe.evaluate._errors import effect_size_ratio, pearson, r2_weighted, wmse
 from scvi_tahoe.evaluate._evaluate import evaluate
@@ -42,7 +36,6 @@ __all__ = [
     "PREDICTION_RECORD",
     "PRESETS",
     "Check",
-    "EffectCalibration",
     "Effects",
     "EvaluationReference",
     "EvaluationResult",
@@ -62,7 +55,6 @@ __all__ = [
     "energy_distance",
     "evaluate",
     "fit_components",
-    "fit_effect_calibration",
     "gene_weights",
     "group_statistics",
     "mean_cosine",
@@ -71,11 +63,9 @@ __all__ = [
     "pearson",
     "quantile_map",
     "r2_weighted",
-    "scaled_mean",
     "strata",
     "submission",
     "vcc2025_overall",
-    "verify_calibration_options",
     "wmse",
 ]
 

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from scvi_tahoe.nn._adapters import attach_adapters, linear_layers, merge_adapters, merged_state, original_name
-from scvi_tahoe.nn._config import SIZES, GeneDecoderConfig, NetworkConfig
+from scvi_tahoe.nn._config import SIZES, Attention, GeneDecoderConfig, NetworkConfig
 from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce
+from scvi_tahoe.nn._ineffective_options import (
+    as_said,
+    default_of,
+    options_given,
+    options_of_user,
+    refuse_unused,
+    unused_in_network,
+    unused_in_objective,
+)
 from scvi_tahoe.nn._losses import (
     SET_LOSSES,
     de_weighted_mse,
@@ -29,6 +38,7 @@ __all__ = [
     "SET_LOSSES",
     "SIZES",
     "TERMS",
+    "Attention",
     "GeneDecoderConfig",
     "NetworkConfig",
     "NetworkOutput",
@@ -36,6 +46,7 @@ __all__ = [
     "ObjectiveConfig",
     "SetReference",
     "SetTransformer",
+    "as_said",
     "attach_adapters",
     "batch_classification",
     "confidence_error",
@@ -44,6 +55,7 @@ __all__ = [
     "control_shift",
     "de_weighted_mse",
     "decoder_loss",
+    "default_of",
     "delta_mse",
     "distillation",
     "energy_distance",
@@ -53,6 +65,11 @@ __all__ = [
     "merge_adapters",
     "merged_state",
     "mse",
+    "options_given",
+    "options_of_user",
     "original_name",
+    "refuse_unused",
     "sinkhorn_divergence",
+    "unused_in_network",
+    "unused_in_objective",
 ]

@@ -6,7 +6,6 @@ Every function takes results and returns a :class:`matplotlib.figure.Figure`; ``
 from __future__ import annotations
 
 from scvi_tahoe.pl._bars import bars
-from scvi_tahoe.pl._calibration import calibration
 from scvi_tahoe.pl._cells import cells
 from scvi_tahoe.pl._comparison import comparison
 from scvi_tahoe.pl._delta_page import deltas
@@ -18,7 +17,6 @@ from scvi_tahoe.pl._similarity import similarity
 
 __all__ = [
     "bars",
-    "calibration",
     "cells",
     "comparison",
     "deltas",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scvi_tahoe.files._limits import UnsafeFileError
 from scvi_tahoe.pretrained._arc_hyper import ArcColumns
 from scvi_tahoe.pretrained._arc_reader import read_arc_folder
 from scvi_tahoe.pretrained._arc_settings import AttentionDecision, decide_attention
@@ -20,7 +21,6 @@ from scvi_tahoe.pretrained._embedding_files import read_embedding_table
 from scvi_tahoe.pretrained._export import backbone_sha256, export_model, is_export, read_export
 from scvi_tahoe.pretrained._inspect import describe, inspect_folder
 from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning
-from scvi_tahoe.pretrained._limits import UnsafeFileError
 from scvi_tahoe.pretrained._origin import LossSettings, Provenance
 from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scvi_tahoe.files._limits import UnsafeFileError, member
+from scvi_tahoe.files._torch_files import checksums, read_torch, verify_finite, verify_tensor
+from scvi_tahoe.files._yaml_files import read_yaml
 from scvi_tahoe.pretrained._arc_settings import decide_attention, loss_settings, network_config, unused_tensors
 from scvi_tahoe.pretrained._checkpoints import find_checkpoint, folder_and_checkpoint
 from scvi_tahoe.pretrained._keys import DEAD_TABLES, from_arc, key_entries
@@ -16,14 +19,11 @@ from scvi_tahoe.pretrained._label_maps import (
     read_gene_names,
     read_perturbations,
 )
-from scvi_tahoe.pretrained._limits import UnsafeFileError, member
 from scvi_tahoe.pretrained._lora import fold_lora, has_lora
 from scvi_tahoe.pretrained._origin import Provenance
 from scvi_tahoe.pretrained._pretrained_model import UNNAMED_GENES, Labels, PretrainedModel, is_embedding
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
 from scvi_tahoe.pretrained._shapes import target_shapes, verify_depth
-from scvi_tahoe.pretrained._torch_files import checksums, read_torch, verify_finite, verify_tensor
-from scvi_tahoe.pretrained._yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe._atomic_folder import atomic_folder
+from scvi_tahoe.files._atomic import atomic_folder
+from scvi_tahoe.files._limits import MALFORMED, UnsafeFileError, member, one_line, verify_size
+from scvi_tahoe.files._torch_files import verify_finite
+from scvi_tahoe.files._yaml_files import read_json
 from scvi_tahoe.nn import NetworkConfig
-from scvi_tahoe.pretrained._limits import MALFORMED, UnsafeFileError, member, one_line, verify_size
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
 from scvi_tahoe.pretrained._origin import LossSettings, Provenance
 from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
 from scvi_tahoe.pretrained._prior_files import read_arrays, read_prior, write_prior
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
 from scvi_tahoe.pretrained._shapes import target_shapes, verify_depth
-from scvi_tahoe.pretrained._torch_files import verify_finite
-from scvi_tahoe.pretrained._yaml_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.pretrained._limits import MEGABYTE, UnsafeFileError, member
-from scvi_tahoe.pretrained._pickle_files import read_pickle
+from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, member
+from scvi_tahoe.files._pickle_files import read_pickle
+from scvi_tahoe.files._torch_files import read_torch
 from scvi_tahoe.pretrained._pretrained_model import PerturbationTable
-from scvi_tahoe.pretrained._torch_files import read_torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scvi_tahoe.files._limits import UnsafeFileError
 from scvi_tahoe.pretrained._keys import BACKBONE
-from scvi_tahoe.pretrained._limits import UnsafeFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

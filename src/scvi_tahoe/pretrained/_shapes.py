@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scvi_tahoe.files._limits import UnsafeFileError
 from scvi_tahoe.nn import SetTransformer
-from scvi_tahoe.pretrained._limits import UnsafeFileError
 
 if TYPE_CHECKING:
     from scvi_tahoe.nn import NetworkConfig

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe._unused_options import default_of, unused_in_network
 from scvi_tahoe.nn import NetworkConfig
+from scvi_tahoe.nn._ineffective_options import default_of, unused_in_network
 from scvi_tahoe.study._data import load_data, screen_keys
 from scvi_tahoe.study._fingerprint import fingerprint, verify_same_data
 from scvi_tahoe.study._loggers import verify_loggers
@@ -260,8 +260,8 @@ class _Job:
         return TahoeST.load(self.folder / MODEL, adata=self.data.train)
 
     def _predict(self) -> None:
-        from scvi_tahoe._prediction import conditions_asked
         from scvi_tahoe.data import ConditionIndex, read_screen
+        from scvi_tahoe.prediction._request import conditions_asked
 
         model = self._model()
         index = ConditionIndex.from_screen(read_screen(self.data.held_out, model.keys))

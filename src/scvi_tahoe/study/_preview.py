@@ -28,7 +28,7 @@ def dry_run_text(config: str | Path) -> str:
     ValueError, FileNotFoundError
         As :func:`~scvi_tahoe.study.finetune` would.
     """
-    from scvi_tahoe.train import TahoeTrainingPlan
+    from scvi_tahoe.training import TahoeTrainingPlan
 
     run = TahoeRun.from_yaml(config)
     data = load_data(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe._exchange import pretrained_of
+from scvi_tahoe.model._exchange import pretrained_of
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
 
 if TYPE_CHECKING:

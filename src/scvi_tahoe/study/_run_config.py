@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scvi_tahoe.data import PRIORS, Split, split_from_dict
+from scvi_tahoe.data import Split, split_from_dict
 from scvi_tahoe.evaluate import BASELINES
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
+from scvi_tahoe.response import PRIORS
 from scvi_tahoe.study._data_config import DataConfig  # noqa: TC001  its type is looked up when a file is read
 from scvi_tahoe.study._plain_values import build, nearest, plain, typed
 from scvi_tahoe.study._yaml import read_mapping, written
-from scvi_tahoe.train import PlanConfig, Recipe
+from scvi_tahoe.training import PlanConfig, Recipe
 
 __all__ = ["LOGGERS", "PLAN_ELSEWHERE", "ModelConfig", "ScoreConfig", "StartConfig", "TahoeRun", "TrainConfig"]
 
@@ -107,7 +108,7 @@ class TrainConfig:
         Of the processor. Sums over more threads are rounded otherwise, so a run keeps the number it began with; None
         takes as many as PyTorch would.
     plan
-        Further options of :class:`~scvi_tahoe.train.PlanConfig` by name.
+        Further options of :class:`~scvi_tahoe.training.PlanConfig` by name.
     loggers
         Beside ``metrics.csv``: any of :data:`LOGGERS`. None by default.
     offline

@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ValueError
         If the file is damaged or refers to anything but tensors and plain values.
     """
-    from scvi_tahoe.pretrained._torch_files import read_torch
+    from scvi_tahoe.files._torch_files import read_torch
 
     content = read_torch(path)
     if not isinstance(content, dict) or "state_dict" not in content:

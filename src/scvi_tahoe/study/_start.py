@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe._exchange import labels_of, network_options, objective_of, pretrained_of
-from scvi_tahoe._unused_options import as_said, options_of_user
+from scvi_tahoe.model._exchange import labels_of, network_options, objective_of, pretrained_of
 from scvi_tahoe.nn import GeneDecoderConfig
+from scvi_tahoe.nn._ineffective_options import as_said, options_of_user
 from scvi_tahoe.pretrained import plan_warm_start, read_pretrained
 from scvi_tahoe.study._data import screen_keys
 from scvi_tahoe.study._run_folder import MODEL, checkpoint_path, is_run, read_checkpoint

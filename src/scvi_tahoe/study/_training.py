@@ -6,11 +6,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe._correction_share import shrink_restored
-from scvi_tahoe._training import TrainingRun, default_lr
-from scvi_tahoe._validation_scores import computed_scores
 from scvi_tahoe.study._loggers import PeakMemory, make_loggers
 from scvi_tahoe.study._run_folder import BEST, LAST, read_checkpoint, read_json, write_json
+from scvi_tahoe.training import TrainingRun, computed_scores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,10 +53,10 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
         If an option is out of range or does not fit the machine.
     """
     train = run.train
-    if train.monitor not in (known := computed_scores(model)):
+    if train.monitor not in (known := computed_scores(model.module, model.representation)):
         raise ValueError(f"train.monitor is {train.monitor!r}; this run computes {', '.join(known)}.")
     return TrainingRun.prepare(
-        default_lr=default_lr(model), max_steps=train.max_steps,
+        default_lr=model._default_lr(model._training_screen()), max_steps=train.max_steps,
         batch_size=train.batch_size, validate_every=train.validate_every, monitor=train.monitor,
         plan_options={
             "lr": train.lr, "recipe": train.recipe, "freeze_backbone": train.freeze_backbone, "seed": run.seed,
@@ -113,7 +111,7 @@ def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None
         "best_step": kept.get("best_step"),
         "best_value": kept.get("best_value"),
     }
-    model.training_config_["correction_share"] = shrink_restored(model)
+    model.training_config_["correction_share"] = model._shrink_restored(data.split)
     log = pd.read_csv(folder / "metrics.csv", index_col="step")
     model.history_ = {name: log[[name]].dropna() for name in log.columns}
 

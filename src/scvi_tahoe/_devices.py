@@ -1,0 +1,142 @@
+"""Devices: which ones a prediction runs on, in which precision, and what to lower when their memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+__all__ = ["Devices", "autocast_dtype", "explained_out_of_memory", "prediction_devices", "resolve_precision"]
+
+Devices: TypeAlias = int | Sequence[int] | Literal["auto"] | None
+
+
+def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.device, ...]:
+    """Devices of this process, the first of which also does what is done once.
+
+    Parameters
+    ----------
+    devices
+        One of:
+
+        * None or 1 - the model's own device
+        * a number - so many CUDA devices, beginning with the model's own if that is one
+        * a list of numbers - these CUDA devices
+        * ``'auto'`` - all CUDA devices if the model is on one, else its own
+    own
+        Where the model is.
+
+    Raises
+    ------
+    ValueError
+        If there are not so many devices, or this process is one of several that were started together.
+    """
+    n_known = torch.cuda.device_count()
+    chosen: tuple[torch.device, ...] | None = None
+    if devices is None:
+        chosen = (own,)
+    elif devices == "auto":
+        chosen = (own,) if own.type != "cuda" or _n_processes() > 1 else _beginning_with(own, n_known)
+    elif isinstance(devices, int) and not isinstance(devices, bool):
+        if devices == 1:
+            chosen = (own,)
+        elif 1 < devices <= n_known:
+            chosen = _beginning_with(own, n_known)[:devices]
+    elif _is_list_below(devices, n_known):
+        chosen = tuple(torch.device("cuda", i) for i in devices)  # type: ignore[union-attr]
+    if chosen is None:
+        have = f"{n_known} CUDA device{'' if n_known == 1 else 's'}"
+        raise ValueError(
+            f"devices={devices!r} must be 'auto', a number of CUDA devices or a list of different ones; this machine "
+            f"has {have}. None predicts on the model's own device ({own})."
+        )
+    if len(chosen) > 1 and _n_processes() > 1:
+        raise ValueError(
+            f"devices={devices!r} in one of {_n_processes()} processes that were started together: each predicts on "
+            "its own device (devices=None). To use several devices, predict from a process that was started alone."
+        )
+    return chosen
+
+
+def _is_list_below(value: Any, n_known: int) -> bool:
+    """Whether this is a list of different numbers of devices."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return False
+    are_numbers = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < n_known for i in value)
+    return are_numbers and len(set(value)) == len(value)
+
+
+def _n_processes() -> int:
+    is_one_of_many = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if is_one_of_many else 1
+
+
+def _beginning_with(own: torch.device, n: int) -> tuple[torch.device, ...]:
+    every = [torch.device("cuda", i) for i in range(n)]
+    return tuple(sorted(every, key=lambda device: device != own))
+
+
+def resolve_precision(precision: str | int, device: torch.device) -> str:
+    """Precision in Lightning's words.
+
+    Parameters
+    ----------
+    precision
+        ``'auto'``: ``'bf16-mixed'`` on a CUDA device that computes in bfloat16, ``'32-true'`` elsewhere; anything
+        else is returned as it is.
+    device
+        Where the network runs.
+    """
+    if precision != "auto":
+        return str(precision)
+    # older cards emulate bfloat16, slower than float32
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def autocast_dtype(precision: str | int, device: torch.device) -> torch.dtype | None:
+    """What matrix products are computed in outside a trainer; None for the precision of the weights.
+
+    Raises
+    ------
+    ValueError
+        If the precision is unknown.
+    """
+    name = resolve_precision(precision, device)
+    known = {"32": None, "32-true": None, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16": torch.float16,
+             "16-mixed": torch.float16}  # fmt: skip
+    if name not in known:
+        raise ValueError(f"precision={precision!r} is unknown; allowed are 'auto', {', '.join(map(repr, known))}.")
+    return known[name]
+
+
+@contextmanager
+def explained_out_of_memory(*, batch_size: int, set_size: int, doing: str) -> Iterator[None]:
+    """Say which argument to lower when a device runs out of memory.
+
+    Raises
+    ------
+    MemoryError
+        Instead of torch's own error.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        smaller = (
+            f"lower batch_size (now {batch_size}), e.g. batch_size={max(1, batch_size // 2)}"
+            if batch_size > 1
+            else f"build the model with fewer cells a set (set_size is {set_size}) or a smaller size"
+        )
+        place = ", or keep expression in main memory with store='host'"
+        raise MemoryError(
+            f"{doing} ran out of the memory of the device: {smaller}{place}. What training takes is estimated by "
+            f"model.memory_plan(batch_size=...). ({str(error).splitlines()[0]})"
+        ) from error

@@ -1,0 +1,194 @@
+"""What a model fixes about its data, and how a screen becomes the sources of its minibatches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvi_tahoe.data._alignment import align_genes
+from scvi_tahoe.data._conditions import ConditionIndex
+from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
+from scvi_tahoe.data._row_reading import DiskRows, is_sharded
+from scvi_tahoe.data._sampler import RandomSampler, SetPlan
+from scvi_tahoe.data._store import make_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from scvi_tahoe.data._alignment import GeneAlignment
+    from scvi_tahoe.data._embedding_table import EmbeddingTable
+    from scvi_tahoe.data._screen import Screen, ScreenKeys
+    from scvi_tahoe.data._store import StoreKind
+
+__all__ = [
+    "OUTPUTS",
+    "REPRESENTATIONS",
+    "DataSpec",
+    "Output",
+    "Representation",
+    "aligned_expression",
+    "minibatch_sources",
+    "random_minibatches",
+]
+
+Representation = Literal["expression", "embedding", "expression+embedding"]
+REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
+
+Output = Literal["expression", "delta", "counts", "embedding", "prior"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a model fixes about its data.
+
+    Attributes
+    ----------
+    keys
+        Where a screen keeps its parts.
+    genes
+        Names of the genes, ``[G]``, in the network's order.
+    table
+        Perturbation embeddings, ``[labels, P]``.
+    batches
+        Technical batches as the network counts them; None if it does not look at them.
+    representation
+        What the network takes in and gives out.
+    set_size
+        Cells of a set.
+    """
+
+    keys: ScreenKeys
+    genes: np.ndarray
+    table: EmbeddingTable
+    batches: tuple[str, ...] | None
+    representation: Representation
+    set_size: int
+
+    def covering(self, screen: Screen) -> DataSpec:
+        """The same with table rows for combinations and doses of a screen, as far as their parts have rows."""
+        return replace(self, table=self.table.covering(screen.perturbation.names))
+
+    def rows_of_labels(self, screen: Screen) -> np.ndarray:
+        """Row of the embedding table for each perturbation code of a screen, int64 ``[codes]``."""
+        table = self.table.covering(screen.perturbation.names)
+        return np.array([table.position(name) for name in screen.perturbation.names])
+
+    def batch_of_cell(self, screen: Screen) -> np.ndarray | None:
+        """Technical batch of each cell as the network counts them, int64 ``[cells]``; None if it does not look.
+
+        Raises
+        ------
+        ValueError
+            If the screen has no batches, or one that the network does not know.
+        """
+        if self.batches is None:
+            return None
+        known = {name: i for i, name in enumerate(self.batches)}
+        if screen.batch is None or (unknown := [n for n in screen.batch.names if n not in known]):
+            missing = "no batches" if screen.batch is None else f"batches that the model does not know: {unknown[:5]}"
+            raise ValueError(
+                f"the network was trained with {len(known)} technical batches, and the data have {missing}."
+            )
+        return np.array([known[n] for n in screen.batch.names], dtype=np.int64)[screen.batch.codes]
+
+
+def minibatch_sources(
+    spec: DataSpec,
+    screen: Screen,
+    device: torch.device,
+    *,
+    store: StoreKind = "auto",
+    alignment: GeneAlignment | None = None,
+    exact: bool = False,
+    often: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+) -> MinibatchSources:
+    """Where each part of a minibatch comes from.
+
+    Parameters
+    ----------
+    spec
+        What the model fixes about its data.
+    screen
+        The data.
+    device
+        Where the network runs.
+    store
+        Where expression lives.
+    alignment
+        Of the data's genes to the model's. If None, they are matched here.
+    exact
+        Whether to keep expression in float32 on a GPU, too.
+    often
+        Cells that many minibatches will hold; a store on disk keeps them in memory.
+    rows
+        The only cells that will be read. If None, any may be.
+    """
+    alignment = alignment or align_genes(spec.genes, screen.genes)
+    expression = make_store(
+        screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment, exact=exact,
+        often=often, rows=rows,
+    )  # fmt: skip
+    embedding = None if spec.representation == "expression" else make_store(screen.cell_embedding, device)
+    embeds = spec.representation == "embedding"
+    return MinibatchSources(
+        cells=embedding if embeds and embedding else expression,
+        genes=expression if embeds else None,
+        embedding=embedding if spec.representation == "expression+embedding" else None,
+        table=spec.table.matrix,
+        batch_of_cell=spec.batch_of_cell(screen),
+    )
+
+
+def random_minibatches(
+    spec: DataSpec, screen: Screen, device: torch.device, *, n_sets: int, seed: int, as_controls: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Minibatches of random sets of any perturbed cells.
+
+    Parameters
+    ----------
+    spec
+        What the model fixes about its data.
+    screen
+        The data.
+    device
+        Where the network runs.
+    n_sets
+        How many sets, in all.
+    seed
+        Random seed for choosing sets and controls.
+    as_controls
+        Whether each set gets the control's embedding instead of its perturbation's.
+    """
+    spec, index = spec.covering(screen), ConditionIndex.from_screen(screen)
+    plan = SetPlan(
+        index=index,
+        pools=index.control_pools(),
+        row_of_label=spec.rows_of_labels(screen),
+        rows=np.flatnonzero(~index.is_control),
+        set_size=spec.set_size,
+        sets_per_step=min(8, n_sets),
+    )
+    dataset = CellSetDataset(minibatch_sources(spec, screen, device))
+    for request in RandomSampler(plan, n_steps=-(-n_sets // plan.sets_per_step), seed=seed):
+        if as_controls:
+            control = spec.table.position(screen.control)
+            request = replace(request, perturbation_S=np.full_like(request.perturbation_S, control))
+        yield dataset.to_tensors(dataset[request], device)
+
+
+def aligned_expression(spec: DataSpec, screen: Screen) -> Any:
+    """Expression of the whole screen by rows, in the model's gene order: in memory, but for a store on disk."""
+    alignment = align_genes(spec.genes, screen.genes, max_missing=1.0)
+    matrix = screen.expression
+    if is_sharded(matrix):
+        return DiskRows(matrix, alignment)
+    if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
+        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
+    return alignment.apply(matrix.tocsr() if sp.issparse(matrix) else matrix)

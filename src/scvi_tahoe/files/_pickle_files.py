@@ -1,0 +1,148 @@
+"""Pickles of model folders (``var_dims.pkl``, ``*_onehot_map.pkl``), read by an unpickler that knows six names.
+
+A name outside the list ends the reading; nothing is imported and nothing called. See "Restricting Globals" in the
+documentation of Python's ``pickle``. Tensors come out as numpy vectors.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.files._pickle_program import verify_pickle
+from scvi_tahoe.files._plain_content import verify_expanded
+from scvi_tahoe.files._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_bytes, plain_scalar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["read_pickle"]
+
+_LIMIT = 2_000 * MEGABYTE
+_STORAGE_DTYPES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "BoolStorage": "?",
+}
+
+
+def read_pickle(path: Path) -> Any:
+    """Return the content of a pickle made of dicts, lists, strings, numbers and vectors.
+
+    Raises
+    ------
+    UnsafeFileError
+        If the file refers to anything else, is damaged, or is larger than such a file can be.
+    """
+    verify_size(path, _LIMIT)
+    data = path.read_bytes()
+    try:
+        verify_pickle(data)
+        content = _PlainUnpickler(data).load()
+        verify_expanded(content)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{path.name} was refused: {error}") from None
+    except (*MALFORMED, RecursionError) as error:
+        raise UnsafeFileError(f"{path.name} is damaged or not a pickle: {one_line(error)}") from None
+    return content
+
+
+class _Call:
+    """A callable without attributes, made anew for each file: a forged pickle has nothing lasting to write to."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): _Call(_mapping),
+            ("numpy", "dtype"): _Call(PlainDtype),
+            ("_codecs", "encode"): _Call(plain_bytes),
+            ("torch._utils", "_rebuild_tensor_v2"): _Call(_vector),
+            ("torch.storage", "_load_from_bytes"): _Call(self._storage),
+            **{(module, "scalar"): _Call(plain_scalar) for module in NUMPY_SCALAR_MODULES},
+        }
+        self._storages: dict[bytes, np.ndarray] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._known[module, name]
+        except KeyError:
+            raise UnsafeFileError(f"it refers to {module}.{name}, which plain data never need.") from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnsafeFileError("it refers to objects outside of itself.")
+
+    def _storage(self, data: bytes) -> np.ndarray:
+        # The peer pickles every row of an identity matrix with the whole matrix; the copies are identical.
+        if data not in self._storages:
+            self._storages[data] = _read_storage(data)
+        return self._storages[data]
+
+
+class _StorageUnpickler(pickle.Unpickler):
+    """Reads the description of one storage: a persistent id ``('storage', type, key, location, numel, view)``."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[name]
+        raise UnsafeFileError(f"a tensor refers to {module}.{name}.")
+
+    def persistent_load(self, pid: Any) -> Any:
+        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+            raise UnsafeFileError("a tensor refers to something that is not a storage.")
+        return pid
+
+
+def _read_storage(data: bytes) -> np.ndarray:
+    """Return the numbers in what ``torch.save`` (old format) writes for a single storage.
+
+    The format: pickles of a magic number, a protocol version, system information, the storage's description and its
+    key; then the number of elements as an int64 and the elements.
+    """
+    if not isinstance(data, bytes):
+        raise UnsafeFileError("a tensor's storage is not made of bytes.")
+    stream = io.BytesIO(data)
+    header = []
+    for _ in range(5):
+        verify_pickle(data[stream.tell() :])
+        header.append(_StorageUnpickler(stream).load())
+    description, keys = header[3], header[4]
+    if not isinstance(description, tuple) or not isinstance(keys, list) or len(keys) != 1:
+        raise UnsafeFileError("a tensor is not made of exactly one storage.")
+    dtype = np.dtype(description[1])
+    n_elements = int.from_bytes(stream.read(8), "little", signed=True)
+    raw = data[stream.tell() :]
+    if n_elements != description[4] or len(raw) != n_elements * dtype.itemsize:
+        raise UnsafeFileError(f"a tensor claims {n_elements} elements and comes with {len(raw)} bytes.")
+    return np.frombuffer(raw, dtype=dtype)
+
+
+def _mapping(*pairs: Any) -> dict[Any, Any]:
+    """Return a plain dict: one that keeps its order and has no attributes that a file could set."""
+    return dict(*pairs)
+
+
+def _vector(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+    """Return one contiguous row of a storage. It shares the storage's memory, so that many vectors cost nothing."""
+    if not isinstance(storage, np.ndarray) or not isinstance(offset, int) or len(size) != 1 or tuple(stride) != (1,):
+        raise UnsafeFileError("a tensor is not a contiguous vector.")
+    if offset < 0 or size[0] < 0 or offset + size[0] > storage.size:
+        raise UnsafeFileError(f"a vector of {size[0]} elements reaches beyond its storage of {storage.size}.")
+    return storage[offset : offset + size[0]]

@@ -1,0 +1,164 @@
+"""Checkpoints and maps in torch's zip format: weights-only, memory-mapped, checked before and after.
+
+``torch.load(weights_only=True)`` runs no code of the file. On top of it this module refuses the old formats, compressed
+or overlapping records (zip bombs), tensors larger than what lies behind them, and weights whose checksum is wrong.
+Memory mapping leaves the optimizer state on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.files._pickle_program import verify_pickle
+from scvi_tahoe.files._plain_content import verify_expanded
+from scvi_tahoe.files._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = ["checksums", "read_torch", "verify_finite", "verify_tensor"]
+
+_LIMIT = 200_000 * MEGABYTE
+_PICKLE_LIMIT = 100 * MEGABYTE
+#: Of the archive's directory: room for half a million records with the names torch gives them.
+_DIRECTORY_LIMIT = 50 * MEGABYTE
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_ALLOWED: list[Any] = [
+    (PlainDtype, "numpy.dtype"),
+    *((plain_scalar, f"{module}.scalar") for module in NUMPY_SCALAR_MODULES),
+]
+
+
+def read_torch(path: Path, *, limit: int = _LIMIT) -> Any:
+    """Return the content of a file written by ``torch.save``; tensors are mapped into memory, not read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    limit
+        Largest size of the file, in bytes.
+
+    Raises
+    ------
+    UnsafeFileError
+        If the file is in an old format, damaged, compressed, or refers to anything but tensors and plain values.
+    """
+    verify_size(path, limit)
+    try:
+        _verify_archive(path)
+        with torch.serialization.safe_globals(_ALLOWED):
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        verify_expanded(content)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{path.name} was refused: {error}") from None
+    except (*MALFORMED, RecursionError) as error:
+        raise UnsafeFileError(f"{path.name} was refused or is damaged: {_reason(error)}") from None
+    return content
+
+
+def checksums(path: Path) -> set[tuple[int, int]]:
+    """Return size and CRC-32 of every record of the archive, as its directory states them."""
+    with zipfile.ZipFile(path) as archive:
+        return {(info.file_size, info.CRC) for info in archive.infolist()}
+
+
+def verify_tensor(name: str, tensor: object, known: set[tuple[int, int]] | None = None) -> Tensor:
+    """Return a tensor after checking that it is what it claims to be.
+
+    Parameters
+    ----------
+    name
+        Its name, for messages.
+    tensor
+        What the file holds under that name.
+    known
+        Output of :func:`checksums`, to verify the bytes; ``None`` leaves them unread.
+
+    Raises
+    ------
+    UnsafeFileError
+        If it is not a dense floating-point tensor that fills its storage, or its checksum is wrong.
+    """
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise UnsafeFileError(f"{name} is not an ordinary tensor.")
+    if tensor.dtype not in _FLOATS or tensor.is_nested or not tensor.is_contiguous():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UnsafeFileError(
+            f"{name} ({kind}) is not a contiguous tensor of 16-, 32- or 64-bit floating-point numbers."
+        )
+    if tensor.numel() == 0 or any(size > 2**31 for size in tensor.shape):
+        raise UnsafeFileError(f"{name} has the implausible shape {tuple(tensor.shape)}.")
+    storage = tensor.untyped_storage()
+    if tensor.numel() * tensor.element_size() > storage.nbytes():
+        raise UnsafeFileError(f"{name} claims more numbers than the file holds.")
+    if known is not None:
+        raw = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        if (storage.nbytes(), zlib.crc32(raw)) not in known:
+            raise UnsafeFileError(
+                f"{name} does not match its checksum; the file is damaged. Copy or download it again."
+            )
+    return tensor
+
+
+def verify_finite(name: str, tensor: Tensor) -> None:
+    """Raise :class:`UnsafeFileError` if a number of a tensor is not finite."""
+    if not math.isfinite(float(tensor.sum())) and not bool(tensor.isfinite().all()):
+        raise UnsafeFileError(f"{name} holds values that are not finite; the training diverged or the file is damaged.")
+
+
+def _verify_archive(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise UnsafeFileError("it is not in torch's zip format (damaged, cut short, or older than PyTorch 1.6).")
+    _verify_directory(path)
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        names = {record.filename for record in records}
+        if len(names) < len(records):
+            raise UnsafeFileError("it holds two records of the same name.")
+        for record in records:
+            if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
+                raise UnsafeFileError("it holds compressed records, which torch never writes.")
+            if record.filename.startswith("/") or ".." in record.filename.split("/"):
+                raise UnsafeFileError(f"it holds a record named {record.filename!r}.")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise UnsafeFileError("its records claim more bytes than the file has.")
+        for record in records:
+            if record.filename.endswith("data.pkl"):
+                if record.file_size > _PICKLE_LIMIT:
+                    raise UnsafeFileError(f"its index has {record.file_size:,} bytes.")
+                verify_pickle(archive.read(record))
+
+
+def _verify_directory(path: Path) -> None:
+    """Refuse an archive whose list of records alone would fill the memory, before anything reads that list.
+
+    The last bytes of a zip file say how long its directory is; where 32 bits are too few, a second record does.
+    """
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 65_600))
+        end = stream.read()
+    place, wide = end.rfind(b"PK\x05\x06"), end.rfind(b"PK\x06\x06")
+    sizes = [struct.unpack_from("<I", end, place + 12)[0]] if 0 <= place <= len(end) - 22 else []
+    if sizes == [0xFFFFFFFF]:
+        sizes = [struct.unpack_from("<Q", end, wide + 40)[0]] if 0 <= wide <= len(end) - 56 else []
+    if not sizes or sizes[0] > _DIRECTORY_LIMIT:
+        raise UnsafeFileError("its directory is damaged, or too large for a file of torch's.")
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line of torch's long message that names what was refused."""
+    for line in str(error).splitlines():
+        if "GLOBAL" in line or "Unsupported" in line:
+            return line.strip()[:200]
+    return one_line(error)

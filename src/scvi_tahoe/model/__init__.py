@@ -1,0 +1,13 @@
+"""TahoeST, the class a user types, and several of them as one."""
+
+from __future__ import annotations
+
+from scvi_tahoe.model._decoder_weight import suggest_decoder_weight
+from scvi_tahoe.model._ensemble import TahoeEnsemble
+from scvi_tahoe.model._tahoe_st import TahoeST
+
+__all__ = [
+    "TahoeEnsemble",
+    "TahoeST",
+    "suggest_decoder_weight",
+]

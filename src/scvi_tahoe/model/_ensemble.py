@@ -1,0 +1,338 @@
+"""Several models as one: their mean effect, and how far they disagree as uncertainty."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scvi_tahoe.data import ConditionIndex, condition_of_cell, minibatch_sources, read_screen
+from scvi_tahoe.evaluate import EvaluationReference
+from scvi_tahoe.model._tahoe_st import TahoeST
+from scvi_tahoe.prediction import conditions_asked
+from scvi_tahoe.response import mean_expression, means_by_code, move_to_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe.evaluate import EvaluationResult
+
+__all__ = ["ENSEMBLE_RECORD", "TahoeEnsemble"]
+
+#: key of ``uns`` with one row a condition, in the order of the columns of ``varm``
+ENSEMBLE_RECORD = "scvi_tahoe_ensemble"
+_LIST = "ensemble.json"
+
+
+class TahoeEnsemble:
+    """Models that differ in their seed (or in more), predicting together.
+
+    The mean of several models is mostly nearer to the truth than each of them, and where they disagree they are less to
+    be trusted (Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*,
+    NeurIPS 2017). The spread says what the seed decides; what all members get wrong alike it cannot show.
+
+    Parameters
+    ----------
+    models
+        Two or more trained models with the same genes, perturbations, representation and columns.
+
+    Attributes
+    ----------
+    models
+        The members. The cells of a prediction are those of the first.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two, one is not trained, or they differ in what they predict.
+
+    Examples
+    --------
+    >>> ensemble = TahoeEnsemble.train(adata, seeds=(0, 1, 2), max_steps=1000)
+    >>> predicted = ensemble.predict(perturbations=["STAT1"], contexts=["A549"])
+    >>> predicted.uns["scvi_tahoe_ensemble"]
+    """
+
+    def __init__(self, models: Sequence[TahoeST]) -> None:
+        self.models = tuple(models)
+        if len(self.models) < 2:
+            raise ValueError(f"an ensemble needs two or more models; got {len(self.models)}.")
+        for i, model in enumerate(self.models):
+            if not isinstance(model, TahoeST):
+                raise TypeError(f"member {i} is {type(model).__name__}, not a TahoeST.")
+            if not model.is_trained_:
+                raise ValueError(f"member {i} is not trained; its predictions mean nothing yet.")
+            _verify_alike(i, model, self.models[0])
+
+    def __repr__(self) -> str:
+        return f"TahoeEnsemble of {len(self.models)} models: {self.models[0]._model_summary_string}"
+
+    @classmethod
+    def train(
+        cls,
+        data: AnnOrMuData | Callable[[int], TahoeST],
+        *,
+        seeds: Sequence[int] = (0, 1, 2),
+        model_kwargs: Mapping[str, Any] | None = None,
+        save_dir: str | Path | None = None,
+        **kwargs: Any,
+    ) -> TahoeEnsemble:
+        """Train one model a seed. The seed decides initial weights, the order of cells, and splits that draw.
+
+        Parameters
+        ----------
+        data
+            Registered data, or a function from a seed to a new model, e.g.
+            ``lambda seed: TahoeST.from_pretrained("folder", adata, seed=seed)``.
+        seeds
+            Two or more, each once.
+        model_kwargs
+            Options of :class:`TahoeST`, if ``data`` are data.
+        save_dir
+            Folder with a folder ``seed_0`` and so on for each training.
+        **kwargs
+            Of :meth:`TahoeST.train`.
+
+        Returns
+        -------
+        The ensemble.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two seeds or one comes twice, or an option does not fit.
+        """
+        seeds = [int(seed) for seed in seeds]
+        if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds={seeds} must be two or more different numbers.")
+        for name in ("seed", "resume_from"):
+            if name in kwargs:
+                raise ValueError(f"an ensemble does not take {name}; it trains one model for each of seeds={seeds}.")
+        factory = callable(data)
+        if factory and model_kwargs:
+            raise ValueError("model_kwargs are for models made from data; the function that was given makes its own.")
+        models = []
+        for seed in seeds:
+            model = data(seed) if factory else TahoeST(data, seed=seed, **(model_kwargs or {}))
+            folder = None if save_dir is None else Path(save_dir) / f"seed_{seed}"
+            model.train(seed=seed, save_dir=folder, **kwargs)
+            models.append(model)
+        return cls(models)
+
+    def predict(self, adata: AnnOrMuData | None = None, **kwargs: Any) -> AnnData:
+        """Predict cells with the mean effect of the members, and how far the members disagree.
+
+        Cells are those of the first member; each gene of a condition is multiplied so that its mean becomes the mean
+        over members (at most doubled), which keeps zeros and the spread of cells.
+
+        Parameters
+        ----------
+        adata
+            As in :meth:`TahoeST.predict`.
+        **kwargs
+            Of :meth:`TahoeST.predict`, with ``output="expression"`` and without a path.
+
+        Returns
+        -------
+        AnnData as of :meth:`TahoeST.predict`, and beside it
+
+        * ``varm["ensemble_delta"]``, ``varm["ensemble_sd"]`` - mean over members of the delta against the control cells
+          that predictions started from (with ``prior="cells"``: all control cells of the context), and its standard
+          deviation (``n - 1``), ``[genes, conditions]``, float32
+        * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, dose and
+          context (if registered), ``effect_size`` (length of the mean delta), ``uncertainty``
+        * ``obs["uncertainty"]`` - of the condition of each cell: length of the standard deviation over the length of
+          the mean delta. Near 0 the members agree; near 1 they differ by as much as the effect is large
+
+        Raises
+        ------
+        ValueError
+            As :meth:`TahoeST.predict`, or for another output.
+        """
+        if (output := kwargs.pop("output", "expression")) != "expression":
+            raise ValueError(
+                f"output={output!r}: an ensemble predicts 'expression'; mean deltas are in varm['ensemble_delta']."
+            )
+        if kwargs.get("path") is not None:
+            raise ValueError(
+                f"path={str(kwargs['path'])!r}: an ensemble predicts in memory, as its mean is known only when all "
+                "members have predicted; write the result with write_h5ad, or ask for fewer conditions at a time."
+            )
+        keeps_controls = kwargs.pop("control_layer", False)
+        first = self.models[0].predict(adata, control_layer=True, **kwargs)
+        codes, table = condition_of_cell(first.obs, self.models[0].keys)
+        table.index = table.index.astype(str)  # as AnnData wants them in files
+        means = [means_by_code(first.X, codes)]
+        for model in self.models[1:]:
+            means.append(means_by_code(model.predict(adata, **kwargs).X, codes))
+        start_KG = self._start_means(adata, first.layers["control"], codes, table, **kwargs)
+        if not keeps_controls:
+            del first.layers["control"]
+        mean_KG, sd_KG = np.mean(means, axis=0), np.std(means, axis=0, ddof=1)
+        for k in range(len(table)):
+            rows = codes == k
+            block = first.X[rows]
+            move_to_mean(block, means[0][k], np.minimum(mean_KG[k], 2 * means[0][k]))
+            first.X[rows] = block
+        delta_KG = mean_KG - start_KG
+        table["effect_size"] = np.linalg.norm(delta_KG, axis=1)
+        spread = np.linalg.norm(sd_KG, axis=1)
+        # without an effect there is nothing to be certain of, unless the members agree on that
+        table["uncertainty"] = np.divide(
+            spread, table["effect_size"], out=np.where(spread > 0, np.inf, 0.0), where=table["effect_size"] > 0
+        )
+        first.varm["ensemble_delta"], first.varm["ensemble_sd"] = (x.T.astype(np.float32) for x in (delta_KG, sd_KG))
+        first.uns[ENSEMBLE_RECORD] = table
+        first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
+        return first
+
+    def _start_means(
+        self, adata: AnnOrMuData | None, control_CG: np.ndarray, codes: np.ndarray, table: pd.DataFrame, **kwargs: Any
+    ) -> np.ndarray:
+        """Mean of the control cells that each condition is compared with, ``[K, G]``: those it started from.
+
+        Where it started from a prior's cells, which no draw of controls moves, all of its context.
+        """
+        model = next((model for model in self.models if model.prior == "cells"), None)
+        if model is None:
+            return means_by_code(control_CG, codes)
+        _, screen, spec, alignment = model._prediction_data(
+            adata, kwargs.get("perturbations"), kwargs.get("max_missing_genes", 0.1)
+        )
+        index = ConditionIndex.from_screen(screen)
+        key = model.keys.context_key
+        contexts = [index.contexts[0]] * len(table) if key is None else table[key].tolist()
+        controls = {context: index.controls(context) for context in dict.fromkeys(contexts)}
+        sources = minibatch_sources(
+            spec, screen, model.device, alignment=alignment, exact=True, rows=np.concatenate([*controls.values()])
+        )
+        mean_of = {c: mean_expression(sources.cells, rows, model.device) for c, rows in controls.items()}
+        return np.stack([mean_of[context] for context in contexts])
+
+    def evaluate(
+        self,
+        reference: AnnData | EvaluationReference,
+        prediction: AnnData | None = None,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> EvaluationResult:
+        """Score the ensemble's prediction against observed cells.
+
+        Parameters
+        ----------
+        reference, prediction, seed, progress, **kwargs
+            As in :meth:`TahoeST.evaluate`.
+
+        Returns
+        -------
+        Scores beside baselines and ceiling.
+
+        Raises
+        ------
+        ValueError
+            If scores need counts, which an ensemble does not predict, or the reference no longer knows its cells.
+        """
+        first = self.models[0]
+        if prediction is None:
+            if kwargs.get("preset") == "vcc2026":
+                raise ValueError(
+                    "preset='vcc2026' scores counts, which the mean of several models is not; evaluate one of them, "
+                    "ensemble.models[0].evaluate(...)."
+                )
+            observed = reference.adata if isinstance(reference, EvaluationReference) else reference
+            if observed is None:
+                raise ValueError(
+                    "this reference does not know the AnnData it was made of; pass prediction=ensemble.predict(...)."
+                )
+            asked = conditions_asked(ConditionIndex.from_screen(read_screen(observed, first.keys)), first.keys.reading)
+            prediction = self.predict(observed, **asked, seed=seed, progress=progress)
+        return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
+
+    def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
+        """Save every member into a folder of its own; the ensemble appears whole or not at all.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        overwrite
+            Replace an ensemble that was saved there.
+        **kwargs
+            Of :meth:`TahoeST.save`, for each member.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder exists and may not be replaced.
+        """
+        target = Path(dir_path)
+        if target.exists() and not (overwrite and (target / _LIST).is_file()):
+            why = "is no ensemble; it is not replaced" if overwrite else "exists; give overwrite=True to replace it"
+            raise FileExistsError(f"{target} {why}, or give another name.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mark = uuid.uuid4().hex[:8]
+        partial, old = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("partial", "old"))
+        partial.mkdir()
+        try:
+            names = [f"member_{i}" for i in range(len(self.models))]
+            for name, model in zip(names, self.models, strict=True):
+                model.save(partial / name, **kwargs)
+            (partial / _LIST).write_text(json.dumps({"members": names}, indent=1))
+            if target.exists():
+                os.replace(target, old)
+            os.replace(partial, target)
+        finally:
+            for leftover in (partial, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    @classmethod
+    def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeEnsemble:
+        """Load an ensemble saved with :meth:`save`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        adata, **kwargs
+            As in :meth:`TahoeST.load`, for each member.
+
+        Returns
+        -------
+        The ensemble.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no ensemble.
+        """
+        folder = Path(dir_path)
+        if not (folder / _LIST).is_file():
+            raise FileNotFoundError(f"{folder} holds no ensemble ({_LIST} is missing); TahoeST.load reads one model.")
+        names = json.loads((folder / _LIST).read_text())["members"]
+        return cls([TahoeST.load(folder / name, adata, **kwargs) for name in names])
+
+
+def _verify_alike(position: int, model: TahoeST, first: TahoeST) -> None:
+    """Refuse a member that predicts something else than the first."""
+    for what, mine, theirs in (
+        ("genes", tuple(model.genes), tuple(first.genes)),
+        ("representation", model.representation, first.representation),
+        ("columns", model.keys, first.keys),
+        ("perturbations", set(model.perturbation_table.names), set(first.perturbation_table.names)),
+    ):
+        if mine != theirs:
+            shown = "" if what in ("genes", "perturbations") else f": {mine} and {theirs}"
+            raise ValueError(
+                f"members 0 and {position} differ in their {what}{shown}; an ensemble averages like with like."
+            )

@@ -1,0 +1,140 @@
+"""Scores of a model's prediction, in the space that it is judged in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from scvi_tahoe.data import ConditionIndex, read_screen, spelled_labels, with_condition_labels
+from scvi_tahoe.evaluate import EvaluationReference, evaluate
+from scvi_tahoe.evaluate._check import act_on, checks_table
+from scvi_tahoe.evaluate._leakage import check_conditions
+from scvi_tahoe.model._predict import PredictMixin
+from scvi_tahoe.prediction import conditions_asked
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe.data import ScreenKeys
+    from scvi_tahoe.evaluate import Check, EvaluationResult
+
+__all__ = ["EvaluateMixin"]
+
+
+class EvaluateMixin(PredictMixin):
+    """``evaluate``."""
+
+    def evaluate(
+        self,
+        reference: AnnOrMuData | EvaluationReference,
+        prediction: AnnData | None = None,
+        *,
+        preset: str = "vcc2025",
+        counts_layer: str | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> EvaluationResult:
+        """Score a prediction against observed cells, in the space that it is judged in.
+
+        Parameters
+        ----------
+        reference
+            Observed cells of the held-out conditions, with the control cells of their contexts, and the columns of
+            the training data; or an :class:`~scvi_tahoe.evaluate.EvaluationReference` of them, which keeps what
+            several models share.
+        prediction
+            What to score; None predicts every condition of the reference, as many cells as were observed, from its
+            control cells.
+        preset
+            Which scores, see :func:`scvi_tahoe.evaluate.evaluate`.
+        counts_layer
+            With ``preset="vcc2026"``: layer with raw counts of the reference and of the training data.
+        seed
+            Of the prediction and of the evaluation.
+        progress
+            Whether to show progress bars.
+        **kwargs
+            Of :func:`scvi_tahoe.evaluate.evaluate`.
+
+        Returns
+        -------
+        Scores beside baselines and ceiling.
+
+        Raises
+        ------
+        ValueError
+            If scores need counts and no layer with them is named, the reference no longer knows its cells, or it is a
+            ready one that knows no doses and the model has doses.
+        """
+        keys = self.keys
+        observed = reference.adata if isinstance(reference, EvaluationReference) else reference
+        seen: list[Check] = []
+        if isinstance(reference, EvaluationReference):
+            _verify_labels(reference, keys)
+            counts_layer = reference.layer if preset == "vcc2026" else None
+            # a reference without training data does not know what this model has seen
+            if reference.train is None and "train" not in kwargs and not kwargs.get("allow_train", False):
+                seen = [check_conditions(self._conditions(self.adata), self._conditions(observed))]
+                act_on(seen, kwargs.get("representation_check", "error"))
+        else:
+            if preset == "vcc2026" and counts_layer is None:
+                raise ValueError("preset='vcc2026' scores raw counts: name the layer that holds them, counts_layer=...")
+            train = kwargs.pop("train", self.adata)
+            reference = EvaluationReference.from_adata(
+                with_condition_labels(reference, keys),
+                perturbation_key=keys.perturbation_key,
+                control=keys.control,
+                context_key=keys.context_key,
+                baseline_from=None if train is None else with_condition_labels(train, keys),
+                layer=counts_layer if preset == "vcc2026" else keys.layer,
+                progress=progress,
+            )
+        if prediction is None:
+            if observed is None:
+                raise ValueError(
+                    "this reference does not know the AnnData it was made of; pass prediction=model.predict(...)."
+                )
+            layer = counts_layer if preset == "vcc2026" else None
+            prediction = self._predict_as_observed(observed, counts_layer=layer, seed=seed, progress=progress)
+        result = evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
+        return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result
+
+    def _conditions(self, data: AnnOrMuData | None) -> list[tuple[str, str]]:
+        """Contexts and perturbations of some data; those of other columns than the training data's are not known."""
+        if data is None or self.keys.perturbation_key not in data.obs:
+            return []
+        key = self.keys.context_key
+        contexts = "" if key is None else data.obs[key].astype(str).to_numpy()
+        cells = pd.DataFrame({"context": contexts, "perturbation": spelled_labels(data, self.keys)})
+        pairs = cells.drop_duplicates().itertuples(index=False, name=None)
+        return [(context, perturbation) for context, perturbation in pairs if perturbation != self.keys.control]
+
+    def _predict_as_observed(
+        self, observed: AnnOrMuData, *, counts_layer: str | None, seed: int, progress: bool
+    ) -> AnnData:
+        """Predict every condition of observed data, as many cells as were observed."""
+        return self.predict(
+            observed,
+            **conditions_asked(ConditionIndex.from_screen(read_screen(observed, self.keys)), self.keys.reading),
+            output="expression" if counts_layer is None else "counts",
+            counts_layer=counts_layer,
+            seed=seed,
+            progress=progress,
+        )
+
+
+def _verify_labels(reference: EvaluationReference, keys: ScreenKeys) -> None:
+    """Refuse a ready reference that took all doses of a perturbation for one condition."""
+    labels = sorted({label for _, label in reference.cells.rows} - {keys.control})
+    for label in labels if keys.dose_key is not None else ():
+        try:
+            keys.reading.parts(label)
+        except ValueError:
+            raise ValueError(
+                f"this reference was made of labels without doses ({label!r}), and the model predicts each dose: pass "
+                f"the observed cells themselves, with their column {keys.dose_key!r}."
+            ) from None

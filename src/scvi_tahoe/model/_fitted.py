@@ -1,0 +1,184 @@
+"""What a model learns or takes over beside its weights: every saved attribute, and the only place that writes one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
+
+from scvi_tahoe._compat import history_as_lists
+from scvi_tahoe._constants import REGISTRY
+from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys, verify_screen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe._module import TahoeSTModule
+    from scvi_tahoe.data import Representation, Screen
+    from scvi_tahoe.pretrained import LoadingReport
+    from scvi_tahoe.response import Prior
+
+__all__ = ["FittedModel", "FittedState", "keys_of_registry"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedState:
+    """Attributes that are saved with a model beside its weights, and their values in a new one.
+
+    Attributes
+    ----------
+    pretrained_parameters_
+        Names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen.
+    adapters_
+        Layers, rank and alpha of the adapters that ``recipe='lora'`` attached; None without adapters.
+    prior_
+        What the prior keeps of its training cells, as plain values and arrays; None before it is learned.
+    decoder_weight_
+        Weight of the gene decoder that training measured where ``decoder_weight='auto'``; None otherwise.
+    observed_cosine_
+        Mean cosine between the observed deltas of the training data, by context; the measure for collapsed predictions.
+    loading_report_
+        What became of every pretrained tensor, and how labels matched; None for a model from scratch.
+    provenance_
+        Where pretrained weights come from, as plain values; None for a model from scratch.
+    weights_objective_
+        Objective that pretrained weights were trained with, as options; None for a model from scratch.
+    one_hot_labels_
+        Labels of one-hot weights and of the data together, where both are one-hot; None: the registered table.
+    split_
+        Split of the latest training, as plain values.
+    training_config_
+        Options and outcome of the latest training, as plain values.
+    history_
+        Logged values of all trainings: one DataFrame a metric.
+    is_trained_
+        Whether the weights come from a training or a pretraining.
+    """
+
+    pretrained_parameters_: list[str] = field(default_factory=list)
+    adapters_: dict[str, Any] | None = None
+    prior_: dict[str, Any] | None = None
+    decoder_weight_: float | None = None
+    observed_cosine_: dict[str, float] = field(default_factory=dict)
+    loading_report_: LoadingReport | None = None
+    provenance_: dict[str, Any] | None = None
+    weights_objective_: dict[str, Any] | None = None
+    one_hot_labels_: list[str] | None = None
+    split_: dict[str, Any] | None = None
+    training_config_: dict[str, Any] | None = None
+    history_: dict[str, Any] | None = None
+    is_trained_: bool = False
+
+
+_SAVED = frozenset(f.name for f in fields(FittedState))
+
+
+class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
+    """Base of :class:`~scvi_tahoe.TahoeST` and its mixins: what a model has, and what follows from it."""
+
+    module: TahoeSTModule
+    representation: Representation
+    prior: Prior
+    set_size: int
+
+    pretrained_parameters_: list[str]
+    adapters_: dict[str, Any] | None
+    prior_: dict[str, Any] | None
+    decoder_weight_: float | None
+    observed_cosine_: dict[str, float]
+    loading_report_: LoadingReport | None
+    provenance_: dict[str, Any] | None
+    weights_objective_: dict[str, Any] | None
+    one_hot_labels_: list[str] | None
+    split_: dict[str, Any] | None
+    training_config_: dict[str, Any] | None
+    history_: Any
+    is_trained_: bool
+
+    def _adopt(self, **values: Any) -> None:
+        """Take over values of saved attributes; nothing else writes them.
+
+        Raises
+        ------
+        AttributeError
+            If a name is not one of :class:`FittedState`.
+        """
+        if unknown := sorted(set(values) - _SAVED):
+            raise AttributeError(f"{unknown} are no attributes of FittedState; name there what is saved with a model.")
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def _get_user_attributes(self) -> list[tuple[str, Any]]:
+        """What scvi-tools saves: attributes that end with ``_``, in types that every supported pandas can read."""
+        return [(name, _plain(name, value)) for name, value in sorted(vars(self).items())]
+
+    @property
+    def keys(self) -> ScreenKeys:
+        """Where a screen keeps its parts: the arguments of the setup method."""
+        return keys_of_registry(self.registry_)
+
+    @property
+    def genes(self) -> np.ndarray:
+        """Names of the model's genes."""
+        return np.asarray(self.state_registry(REGISTRY.EXPRESSION)["column_names"]).astype(str)
+
+    @property
+    def perturbation_table(self) -> EmbeddingTable:
+        """Embedding rows of all perturbations that the model can predict."""
+        table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        return table if self.one_hot_labels_ is None else table.over(EmbeddingTable.one_hot_of(self.one_hot_labels_))
+
+    def state_registry(self, key: str) -> dict[str, Any]:
+        """What the registry stored for a field, also without data."""
+        return self.registry_["field_registries"][key]["state_registry"]
+
+    def _spec(self, **changes: Any) -> DataSpec:
+        """What the model fixes about its data.
+
+        Raises
+        ------
+        ValueError
+            If the network looks at technical batches and none are registered.
+        """
+        config, batches = self.module.config, None
+        if config.n_batches or config.batch_token:
+            if REGISTRY.BATCH not in self.registry_["field_registries"]:
+                raise ValueError(
+                    "the network looks at technical batches, and none are registered; register them with batch_key."
+                )
+            batches = tuple(str(name) for name in self.state_registry(REGISTRY.BATCH)["names"])
+        values = {
+            "keys": self.keys, "genes": self.genes, "table": self.perturbation_table, "batches": batches,
+            "representation": self.representation, "set_size": self.set_size,
+        }  # fmt: skip
+        return DataSpec(**{**values, **changes})
+
+    def _training_screen(self) -> Screen:
+        if self.adata is None:
+            raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to train it.")
+        self._validate_anndata()
+        screen = verify_screen(self.adata, self.keys, table_required=False)
+        table = self.perturbation_table.covering(screen.perturbation.names)
+        unknown = sorted(n for n in screen.perturbation.names if table.known_name(n) not in table.names)
+        if unknown:
+            raise ValueError(f"the model has no embedding row for these perturbations of the data: {unknown[:5]}.")
+        return screen
+
+    @classmethod
+    def _registered(cls, adata: AnnOrMuData) -> dict[str, Any]:
+        """Registry of registered data."""
+        return cls._get_most_recent_anndata_manager(adata, required=True).registry
+
+
+def keys_of_registry(registry: Mapping[str, Any]) -> ScreenKeys:
+    """Where registered data keep their parts."""
+    return ScreenKeys(**{name: value for name, value in registry["setup_args"].items() if value is not None})
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "history_":
+        return history_as_lists(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

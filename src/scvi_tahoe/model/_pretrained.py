@@ -1,0 +1,357 @@
+"""Pretrained weights in, and out again: warm start, export, upload, and which attention weights were trained with."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from scvi_tahoe._constants import TENSORS
+from scvi_tahoe._module import base_cells
+from scvi_tahoe.data import random_minibatches, verify_screen
+from scvi_tahoe.model._exchange import (
+    labels_of,
+    objective_of,
+    pretrained_of,
+    reason_to_leave_prior,
+    register_in_order,
+    registered_genes,
+    registered_table,
+    registry_of,
+    start_options,
+    united_table,
+    verify_scale,
+    with_numbered_genes,
+)
+from scvi_tahoe.model._fitted import FittedModel
+from scvi_tahoe.nn import Objective, ObjectiveConfig, options_of_user
+from scvi_tahoe.pretrained import (
+    ArcColumns,
+    diagnose_attention,
+    export_model,
+    plan_warm_start,
+    push_model,
+    read_pretrained,
+    write_arc_folder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe.nn import Attention
+    from scvi_tahoe.pretrained import AttentionDiagnosis, PretrainedModel
+    from scvi_tahoe.response import Prior
+
+__all__ = ["PretrainedMixin"]
+
+logger = logging.getLogger(__name__)
+
+
+class PretrainedMixin(FittedModel):
+    """``from_pretrained``, ``export``, ``push_to_hub`` and ``diagnose_attention``."""
+
+    @classmethod
+    def from_pretrained(  # noqa: PLR0913
+        cls,
+        source: str | Path,
+        adata: AnnOrMuData | None = None,
+        *,
+        checkpoint: str | None = None,
+        revision: str | None = None,
+        accept: Sequence[str] = (),
+        accept_license: bool | None = None,
+        attention: Attention | None = None,
+        genes: Sequence[str] | None = None,
+        backbone_from: str | Path | None = None,
+        set_size: int | None = None,
+        network: Mapping[str, Any] | None = None,
+        objective: Mapping[str, Any] | None = None,
+        prior: Prior = "auto",
+        check_scale: bool = True,
+        cache_dir: str | Path | None = None,
+        offline: bool = False,
+        seed: int = 0,
+    ) -> Self:
+        """Start from pretrained weights: weights only, never an optimizer, a schedule or a step.
+
+        Genes, perturbations and batches are matched by label. Whatever would change the meaning of the weights is a
+        decision to be named in ``accept``; the error that asks for it says which. No code of a downloaded file runs.
+
+        Parameters
+        ----------
+        source
+            Folder in Arc's format or of :meth:`export`, or name of a model on the Hugging Face hub.
+        adata
+            Registered data to fine-tune on; None gives a model with the labels of the folder, for prediction.
+        checkpoint
+            Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name.
+        revision
+            Commit, tag or branch on the hub.
+        accept
+            Names from ``scvi_tahoe.pretrained.DECISIONS``.
+        accept_license
+            Accept the licence of downloaded weights (Arc's are non-commercial, also for outputs and fine-tunes).
+        attention
+            Overrides the attention that the folder states or that is assumed for it; see :meth:`diagnose_attention`.
+        genes
+            Names of the weights' genes, where the folder lacks them.
+        backbone_from
+            Weights whose backbone an export refers to, see :meth:`export`.
+        set_size
+            Cells of a set; None takes that of the weights.
+        network
+            Options of the network to change, such as ``{"dropout": 0.2}``; what changes its function needs a decision.
+        objective
+            As for :class:`TahoeST`; None takes the default, or what an export of ours was trained with.
+        prior
+            As for :class:`TahoeST`, but ``'auto'`` is that of an export of ours, and none for other weights. An
+            export's prior is ready for prediction, unless the data have other genes; training learns it from the data.
+        check_scale
+            Refuse data on another scale than the weights', by predicting controls from controls.
+        cache_dir, offline
+            Of the hub.
+        seed
+            Of what the weights do not cover.
+
+        Returns
+        -------
+        The model; ``model.loading_report_`` says what became of every tensor.
+
+        Raises
+        ------
+        ValueError
+            If a decision is missing, or the data are on another scale.
+        FileNotFoundError
+            If there is no such folder or checkpoint.
+        """
+        hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
+        base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
+        weights = read_pretrained(
+            source, checkpoint, revision=revision, attention=attention, genes=genes, base=base, **hub
+        )
+        if adata is None:
+            weights = with_numbered_genes(weights)
+            registry = registry_of(weights, cls.__name__)
+            stats = {k: v for f in registry["field_registries"].values() for k, v in f["summary_stats"].items()}
+        else:
+            registry, stats = None, dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
+        table = None if adata is None else united_table(weights, registered_table(cls._registered(adata)))
+        if table is not None:
+            stats["n_perturbation_embedding"] = table.encoder_width
+        options = start_options(weights, stats, batches="n_batch" in stats, head=(network or {}).get("head"))
+        if set_size is not None:
+            options["set_size"] = set_size
+        chosen = {**options, "network": network, "objective": objective or options["objective"]}
+        if prior != "auto":
+            chosen["prior"] = prior
+        without_prior = reason_to_leave_prior(
+            weights, chosen["prior"], None if adata is None else registered_genes(cls._registered(adata))
+        )
+        if adata is not None and weights.prior is not None and not without_prior:
+            register_in_order(cls, adata, weights.labels.genes or ())
+        with options_of_user(objective=objective, network=network):
+            model = cls(adata, registry, seed=seed, **chosen)
+        model._adopt(one_hot_labels_=None if table is None else list(table.parts.names))
+        start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
+        model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)
+        report = replace(start.report, notes=(*start.report.notes, *without_prior))
+        model._adopt(
+            pretrained_parameters_=sorted(f"network.{name}" for name in start.report.loaded),
+            prior_=None if without_prior else weights.prior,
+            loading_report_=report,
+            provenance_=asdict(weights.provenance),
+            weights_objective_=options["objective"] or objective_of(weights.loss),
+            is_trained_=True,
+        )
+        origin = weights.provenance
+        attention_kind = f"attention {weights.config.attention} ({origin.attention_reason or 'as trained'})"
+        logger.info(f"{origin.source}, {attention_kind}\n{report.text()}")
+        if not origin.attention_certain:
+            warnings.warn(f"Attention of {origin.source}: {origin.attention_reason}.", stacklevel=2)
+        if adata is not None and check_scale and model.representation != "embedding":
+            controls = next(model._random_minibatches(None, n_sets=8, seed=0, as_controls=True))
+            verify_scale(model.module, report, controls, model.genes)
+        return model
+
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        format: Literal["scvi-tahoe", "arc"] = "scvi-tahoe",
+        backbone_from: str | Path | None = None,
+        accept_license: bool | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the model into a folder that anyone can read without running code.
+
+        Parameters
+        ----------
+        folder
+            To be created.
+        format
+            One of:
+
+            * ``'scvi-tahoe'`` - safetensors and JSON, which :meth:`from_pretrained` reads (default). What a prior keeps
+              of the training data is written too: with ``prior='cells'``, cells of it
+            * ``'arc'`` - a folder that arc-state's own command line runs
+        backbone_from
+            The weights that the model started from, if its backbone is still theirs: the backbone is then written as a
+            reference with a hash, and :meth:`from_pretrained` wants the same argument. Format ``'scvi-tahoe'`` only.
+        accept_license
+            Accept the licence of ``backbone_from``, where that is a name on the hub.
+        overwrite
+            Replace an earlier export there.
+
+        Raises
+        ------
+        ValueError
+            If the format is unknown, or arc-state has no counterpart for something in the model.
+        FileExistsError
+            If the folder exists and may not be replaced.
+        """
+        if format not in ("scvi-tahoe", "arc"):
+            raise ValueError(f"format={format!r} is unknown; allowed are 'scvi-tahoe' and 'arc'.")
+        if format == "arc" and self.prior != "none":
+            raise ValueError(
+                f"arc-state has no counterpart for prior={self.prior!r}. Train a model with prior='none' for it, and "
+                "with a head that it knows: TahoeST(adata, prior='none', network={'head': 'hidden_residual'}); or "
+                "export with format='scvi-tahoe', which keeps the prior."
+            )
+        pretrained = pretrained_of(self)
+        if format == "scvi-tahoe":
+            base = self._backbone_of(backbone_from, accept_license)
+            export_model(pretrained, folder, base=base, overwrite=overwrite)
+            return
+        if backbone_from is not None:
+            raise ValueError("backbone_from needs format='scvi-tahoe': arc-state's folders hold all weights.")
+        keys = self.keys
+        columns = ArcColumns(
+            perturbation=keys.perturbation_key, context=keys.context_key or "cell_type", batch=keys.batch_key or "batch"
+        )
+        write_arc_folder(pretrained, folder, columns=columns, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        accept_license: bool | None = None,
+        license_file: str | Path | None = None,
+        share_cells: bool = False,
+        private: bool = True,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+        backbone_from: str | Path | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub as :meth:`export` writes it: safetensors and JSON, never a pickle.
+
+        The model card and, for weights that derive from Arc's, the notice of their licence go along.
+
+        Parameters
+        ----------
+        repository
+            ``'owner/name'``; created if it does not exist.
+        accept_license
+            Accept the licence of the weights that the model started from, if they are Arc's; None: what the
+            environment variable ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+        license_file
+            Text of that licence, uploaded as ``LICENSE``; needed to publish weights that derive from Arc's.
+        share_cells
+            Upload a prior that holds cells of the training data, as ``prior='cells'`` does.
+        private
+            Visibility of a new repository. A public one is refused unless this is False.
+        revision
+            Branch to upload to.
+        message
+            Title of the commit.
+        token
+            Of the hub; None takes that of ``hf auth login``.
+        backbone_from
+            As for :meth:`export`.
+
+        Returns
+        -------
+        The commit, which :meth:`from_pretrained` takes as ``revision``.
+
+        Raises
+        ------
+        LicenceNotAcceptedError
+            If a licence has to be accepted, or its text to be given.
+        PermissionError
+            If cells of the training data would be passed on, or the repository is public, unasked.
+        """
+        base = self._backbone_of(backbone_from, accept_license)
+        return push_model(
+            pretrained_of(self),
+            repository,
+            accept_license=accept_license,
+            license_file=license_file,
+            share_cells=share_cells,
+            private=private,
+            revision=revision,
+            message=message,
+            token=token,
+            base=base,
+        )
+
+    def _backbone_of(self, source: str | Path | None, accept_license: bool | None) -> PretrainedModel | None:
+        """Weights whose backbone is referred to: of the hub, at the commit this model started from, if it is that."""
+        if source is None:
+            return None
+        started = self.provenance_ or {}
+        revision = started.get("revision") if str(source) == started.get("source") else None
+        return read_pretrained(source, revision=revision, accept_license=accept_license)
+
+    def diagnose_attention(
+        self, adata: AnnOrMuData | None = None, *, n_sets: int = 32, seed: int = 0
+    ) -> AttentionDiagnosis:
+        """Compute the loss under each kind of attention, and say which the weights were trained with, and how sure.
+
+        Parameters
+        ----------
+        adata
+            Data with perturbed and control cells and the columns of the model's; None takes the model's own.
+        n_sets
+            Cell sets to compute it on.
+        seed
+            Which.
+
+        Returns
+        -------
+        Loss of each set under each attention, the best, how certain that is, and a verdict in words.
+        """
+        minibatches = self._random_minibatches(adata, n_sets=n_sets, seed=seed)
+        pairs: Iterable[Any] = (
+            (
+                {
+                    "control_SNG": m[TENSORS.CONTROL],
+                    "perturbation_SP": m[TENSORS.PERTURBATION],
+                    "batch_SN": m.get(TENSORS.BATCH),
+                    "base_SNG": base_cells(m),
+                },
+                m[TENSORS.OBSERVED],
+            )
+            for m in minibatches
+        )
+        # the question is what the weights were trained with, so the loss is theirs, not the one for fine-tuning
+        theirs = self.weights_objective_
+        objective = self.module.objective if theirs is None else Objective(ObjectiveConfig(**theirs))
+        return diagnose_attention(self.module.network, pairs, lambda p, o: objective.main_loss(p, o)[0])
+
+    def _random_minibatches(
+        self, adata: AnnOrMuData | None, *, n_sets: int, seed: int, as_controls: bool = False
+    ) -> Iterator[dict[str, Tensor]]:
+        """Minibatches of random sets of any perturbed cells, of these data or the model's own; in eval mode."""
+        data = self.adata if adata is None else adata
+        if data is None:
+            raise ValueError("this model has no data of its own; pass data with perturbed and control cells.")
+        screen = verify_screen(data, self.keys, table_required=False)
+        self.module.eval()
+        yield from random_minibatches(
+            self._spec(), screen, self.device, n_sets=n_sets, seed=seed, as_controls=as_controls
+        )

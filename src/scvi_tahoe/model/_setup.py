@@ -1,0 +1,150 @@
+"""Registration of a screen: which keys it has, and everything wrong with it refused at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scvi.data import AnnDataManager
+from scvi.utils import setup_anndata_dsp
+
+from scvi_tahoe.data import screen_fields, verify_screen
+from scvi_tahoe.model._fitted import FittedModel, keys_of_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe.data import Combination, ScreenKeys
+
+__all__ = ["SetupMixin"]
+
+
+class SetupMixin(FittedModel):
+    """``setup_anndata`` and ``setup_mudata``."""
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        perturbation_key: str,
+        control: str,
+        layer: str | None = None,
+        cell_embedding_key: str | None = None,
+        perturbation_embedding_key: str | Sequence[str] | None = None,
+        context_key: str | None = None,
+        batch_key: str | None = None,
+        dose_key: str | None = None,
+        combination_separator: str | None = None,
+        combination: Combination = "sum",
+        **kwargs: Any,
+    ) -> None:
+        """Register a screen. Nothing in it is changed; everything wrong with it is refused here.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        perturbation_key
+            Column of ``obs`` with one perturbation label a cell.
+        control
+            The label of control cells. Every context with perturbed cells needs some.
+        layer
+            Where the expression is, as log1p of normalised counts: None for ``X``, or a layer.
+        cell_embedding_key
+            Key of ``obsm`` with a cell embedding, needed by the representations that use one.
+        perturbation_embedding_key
+            Key of ``uns`` with one embedding row a label: a mapping of label to vector, a DataFrame with labels as
+            index, or ``(names, matrix)``. A list of keys fuses tables: each is standardised and followed by a mark of
+            the labels that it lacks. None: one-hot.
+        context_key
+            Column of ``obs`` with the biological setting: cell line, cell type, donor.
+        batch_key
+            Column of ``obs`` with the technical batch; controls are matched within it.
+        dose_key
+            Column of ``obs`` with the dose of each perturbed cell, a number above 0. A condition is then a perturbation
+            at a dose, its label ``"Trametinib@10"``, and the network is told log10 of the dose; other doses can be
+            predicted. Combinations have one dose a part, ``"1+10"``.
+        combination_separator
+            What stands between the perturbations of a label, e.g. ``"+"`` in ``"KLF1+MAP2K6"``. Rows of combinations
+            are then made from those of their parts, in any order, and combinations that were not measured can be
+            predicted.
+        combination
+            How: ``'sum'`` adds the rows of the parts, and the number of further parts (default); with ``'learned'``
+            the network encodes every part and sums what it makes of them.
+
+        Raises
+        ------
+        KeyError
+            If a key does not exist.
+        ValueError
+            If control cells, embedding rows, names, labels or values are not as the model needs them.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        keys = keys_of_registry(setup_method_args)
+        cls._register(adata, keys, setup_method_args, **kwargs)
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        perturbation_key: str,
+        control: str,
+        modalities: dict[str, str] | None = None,
+        layer: str | None = None,
+        cell_embedding_key: str | None = None,
+        perturbation_embedding_key: str | Sequence[str] | None = None,
+        context_key: str | None = None,
+        batch_key: str | None = None,
+        dose_key: str | None = None,
+        combination_separator: str | None = None,
+        combination: Combination = "sum",
+        **kwargs: Any,
+    ) -> None:
+        """Register a screen whose expression and cell embedding are modalities of a MuData.
+
+        Parameters
+        ----------
+        %(param_mdata)s
+        perturbation_key, control, layer, cell_embedding_key, perturbation_embedding_key, context_key, batch_key
+            As in :meth:`setup_anndata`. Columns are looked up in ``mdata.obs``, then in the expression modality.
+            Without ``cell_embedding_key`` the embedding is ``X`` of its modality.
+        dose_key, combination_separator, combination
+            As in :meth:`setup_anndata`.
+        modalities
+            Which modality holds which part, e.g. ``{"expression": "rna", "cell_embedding": "state"}``.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As :meth:`setup_anndata`, and if modalities are missing or hold different cells.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        keys = keys_of_registry(setup_method_args)
+        cls._register(mdata, keys, setup_method_args, **kwargs)
+
+    @classmethod
+    def _register(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> None:
+        if data.is_view:
+            raise ValueError("the data are a view of other data; run adata = adata.copy() first.")
+        verify_screen(data, keys, for_training="source_registry" not in kwargs)
+        manager = AnnDataManager(fields=screen_fields(keys), setup_method_args=setup_method_args)
+        manager.register_fields(data, **kwargs)
+        cls.register_manager(manager)
+
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
+        """Not offered: annbatch hands over single cells, and this model needs sets of them.
+
+        Raises
+        ------
+        NotImplementedError
+            Always; backed AnnData is the way to data larger than memory.
+        """
+        raise NotImplementedError(
+            "TahoeST trains on sets of cells, which setup_annbatch cannot hand over; for data larger than memory "
+            "register backed data: adata = sc.read_h5ad(path, backed='r')."
+        )

@@ -1,0 +1,227 @@
+"""TahoeST: the class a user types. Its mixins hold one concern of the public surface each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scvi_tahoe._constants import REGISTRY
+from scvi_tahoe._module import TahoeSTModule
+from scvi_tahoe.data import REPRESENTATIONS, ConditionIndex, EmbeddingTableField, read_screen
+from scvi_tahoe.model._evaluate import EvaluateMixin
+from scvi_tahoe.model._fitted import FittedState
+from scvi_tahoe.model._pretrained import PretrainedMixin
+from scvi_tahoe.model._save import SaveMixin
+from scvi_tahoe.model._setup import SetupMixin
+from scvi_tahoe.model._train import TrainMixin
+from scvi_tahoe.nn import (
+    SIZES,
+    GeneDecoderConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    default_of,
+    options_given,
+    refuse_unused,
+    unused_in_network,
+    unused_in_objective,
+)
+from scvi_tahoe.response import PRIORS, choose_prior
+from scvi_tahoe.training import TahoeTrainingPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe.data import Representation
+    from scvi_tahoe.response import Prior
+
+__all__ = ["TahoeST"]
+
+_DEFAULT_SET_SIZE = 64
+
+
+class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin):
+    """State Transition: predicts the cells of a perturbation from a set of control cells.
+
+    Parameters
+    ----------
+    adata
+        AnnData or MuData registered with :meth:`setup_anndata` or :meth:`setup_mudata`.
+    registry
+        Registry of a saved model, to build it without data.
+    size
+        A name in ``scvi_tahoe.SIZES``, or dimensions of the network as keyword arguments of
+        :class:`~scvi_tahoe.nn.NetworkConfig`. ``'mini'`` trains on a laptop, ``'tahoe'`` has the dimensions of
+        ST-Tahoe.
+    representation
+        One of:
+
+        * ``'expression'`` - expression in, expression out (default): trained in the space that is scored
+        * ``'embedding'`` - cell embedding in and out, with a gene decoder beside it
+        * ``'expression+embedding'`` - expression in and out; the cell embedding is an auxiliary signal of training
+    set_size
+        Cells of a set; None takes 64.
+    network
+        Further options of :class:`~scvi_tahoe.nn.NetworkConfig` by name, e.g. ``{"attention": "full"}``.
+    objective
+        Options of :class:`~scvi_tahoe.nn.ObjectiveConfig` by name, e.g. ``{"terms": {"energy": 1.0}}``.
+    prior
+        What the network's change is added to, see :class:`~scvi_tahoe.data.CellPrior`; one of:
+
+        * ``'none'`` - control cells
+        * ``'mean'`` - control cells moved by the mean change of the other perturbations of the context
+        * ``'transfer'`` - control cells moved by the mean change of the perturbation in other contexts, weighted by how
+          alike their controls are; where no other context has it, by the changes of the parts of a combination, else
+          by that of the nearest perturbations
+        * ``'cells'`` - observed cells of the perturbation in other contexts, moved to this one through the quantiles of
+          what was seen in both; of a combination that was seen nowhere else, the cells of each part, changed as the
+          other parts change cells. The network sees them beside the control cells and corrects them; one-hot labels of
+          perturbations seen in several contexts it does not see, unless ``network={"sees_perturbation": True}``
+        * ``'auto'`` - cells, where perturbations were seen in several contexts or, with a ``combination_separator``,
+          at least two of them alone, and the screen is small enough to keep such cells for every condition; otherwise
+          none (default)
+    batch_encoder
+        Tell the network the technical batch of each cell (needs ``batch_key``).
+    seed
+        Of the initial weights.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown, two contradict each other, or one that is given would have no effect.
+
+    Examples
+    --------
+    >>> TahoeST.setup_anndata(adata, perturbation_key="target_gene", control="non-targeting", context_key="cell_line")
+    >>> model = TahoeST(adata)
+    >>> model.train()
+    >>> predicted = model.predict(perturbations=["STAT1"], contexts=["A549"])
+    >>> result = model.evaluate(held_out)
+
+    Notes
+    -----
+    The architecture is that of Adduri et al. 2025, *Predicting cellular responses to perturbation across diverse
+    contexts with State* (bioRxiv 2025.06.26.661135), implemented independently.
+    """
+
+    _module_cls = TahoeSTModule
+    _training_plan_cls = TahoeTrainingPlan
+
+    def __init__(
+        self,
+        adata: AnnOrMuData | None = None,
+        registry: dict | None = None,
+        *,
+        size: str | Mapping[str, Any] = "mini",
+        representation: Representation = "expression",
+        set_size: int | None = None,
+        network: Mapping[str, Any] | None = None,
+        objective: Mapping[str, Any] | None = None,
+        prior: Prior = "auto",
+        batch_encoder: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(adata, registry)
+        if set_size is not None and set_size < 1:
+            raise ValueError(f"set_size={set_size!r} must be 1 or more.")
+        if prior not in PRIORS:
+            raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")
+        if prior not in ("none", "auto") and representation == "embedding":
+            raise ValueError("a prior is made of expression; representation='embedding' takes prior='none'.")
+        head = _head(size, network)
+        if prior not in ("none", "auto") and head != "delta":
+            raise ValueError(f"a prior is what head='delta' adds its change to; head={head!r} takes prior='none'.")
+        index = self._index()
+        if prior == "auto":  # resolved here, so that a saved model is built again with what it was trained with
+            can_have = representation != "embedding" and head == "delta"
+            prior = choose_prior(index, self.keys, self.summary_stats.n_vars) if can_have and index else "none"
+        self.representation = representation
+        self.prior = prior
+        self.set_size = set_size or _DEFAULT_SET_SIZE
+        said = {**(size if not isinstance(size, str) else {}), **(network or {})}
+        if prior == "cells" and "sees_perturbation" not in said and self._labels_only_tell_apart(index):
+            network = {**(network or {}), "sees_perturbation": False}  # in what is saved, as the prior above
+        config = self._network_config(size, dict(network or {}), batch_encoder=batch_encoder)
+        if prior != "cells" and not config.sees_perturbation:
+            raise ValueError(
+                "a network with sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is "
+                f"{prior!r}; train one with network={{'sees_perturbation': True}}."
+            )
+        loss = self._objective_config(objective, said, config)
+        auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
+        with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+            torch.default_generator.manual_seed(seed)
+            self.module = TahoeSTModule(config, loss, n_cell_embedding=auxiliary)
+        self._adopt(**vars(FittedState()))
+        self._model_summary_string = (
+            f"TahoeST with {representation} of {self.summary_stats.n_vars:,} genes, sets of {self.set_size} cells, "
+            f"{config.n_layers} layers of {config.hidden}, "
+            f"{sum(p.numel() for p in self.module.parameters()):,} parameters"
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    def _index(self) -> ConditionIndex | None:
+        """Conditions of the model's data; None without data."""
+        return None if self.adata is None else ConditionIndex.from_screen(read_screen(self.adata, self.keys))
+
+    def _labels_only_tell_apart(self, index: ConditionIndex | None) -> bool:
+        """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.
+
+        Beside the cells of the same perturbation a one-hot label only tells conditions apart, so that the network can
+        learn the noise of each. An embedding says what perturbations have in common, and stays.
+        """
+        table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        return table.one_hot and table.composition is None and index is not None and index.perturbations_recur
+
+    def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:
+        stats = self.summary_stats
+        if self.representation not in REPRESENTATIONS:
+            raise ValueError(f"representation={self.representation!r} is unknown; allowed are {list(REPRESENTATIONS)}.")
+        if self.representation != "expression" and "n_cell_embedding" not in stats:
+            raise ValueError(
+                f"representation={self.representation!r} needs a cell embedding; register one with cell_embedding_key."
+            )
+        if isinstance(size, str) and size not in SIZES:
+            raise ValueError(f"size={size!r} is unknown; there are {list(SIZES)}, or give the dimensions.")
+        if batch_encoder and "n_batch" not in stats:
+            raise ValueError("batch_encoder=True needs batches; register them with batch_key.")
+        width = stats.n_vars if self.representation != "embedding" else stats.n_cell_embedding
+        defaults: dict[str, Any] = {
+            "n_input": width,
+            "n_output": width,
+            "n_perturbation": stats.n_perturbation_embedding,
+            "n_perturbation_parts": stats.get("n_perturbation_parts", 1),  # absent from models of the first release
+            "n_batches": stats.n_batch if batch_encoder else 0,
+        }
+        if _head(size, options) == "delta" and self.representation != "embedding":
+            defaults |= {"keep_zeros": True, "base_encoder": self.prior == "cells"}
+        if self.representation == "embedding":
+            decoder = GeneDecoderConfig(n_genes=stats.n_vars, hidden=(512, 512))
+            defaults |= {"rectify": False, "gene_decoder": decoder.__dict__}
+        dimensions = SIZES[size] if isinstance(size, str) else dict(size)
+        return NetworkConfig.from_kwargs({**defaults, **dimensions, **options})
+
+    def _objective_config(
+        self, options: Mapping[str, Any] | None, network_options: Mapping[str, Any], network: NetworkConfig
+    ) -> ObjectiveConfig:
+        """The objective, once it is sure that nothing the user gave for it or for the network has no effect."""
+        config = ObjectiveConfig.from_kwargs(options or {})
+        if self.representation == "embedding" and "de_weighted" in config.terms:
+            raise ValueError(
+                "the term 'de_weighted' weighs genes; representation='embedding' is trained on embeddings."
+            )
+        of_objective, of_network = options_given(options, network_options)
+        # a network's options are written out with their defaults in many places, and a default asks for nothing
+        of_network = {k: v for k, v in of_network.items() if v != default_of(NetworkConfig, k)}
+        refuse_unused("network option", of_network, unused_in_network(network, self.representation))
+        unused = unused_in_objective(config, network, self.representation)
+        refuse_unused("objective option", of_objective, unused)
+        # what came along and says nothing about this model is not kept as if it did
+        return replace(config, **{name: default_of(ObjectiveConfig, name) for name in unused})
+
+
+def _head(size: str | Mapping[str, Any], network: Mapping[str, Any] | None) -> str:
+    """Head of the network that these options describe."""
+    return {**({} if isinstance(size, str) else size), **(network or {})}.get("head", "delta")

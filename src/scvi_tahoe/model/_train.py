@@ -1,0 +1,398 @@
+"""Training of a model, and what belongs to it: learning rates, adapters, memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from scvi_tahoe.data import ConditionIndex, Split, combines_measured_parts, default_split, minibatch_sources
+from scvi_tahoe.model._predict import PredictMixin
+from scvi_tahoe.prediction import asked_in_order
+from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
+from scvi_tahoe.training import (
+    UNUSED_OPTIONS,
+    TrainingRun,
+    begin_adapters,
+    computed_scores,
+    default_lr,
+    end_adapters,
+    read_adapters,
+    run_learning_rate_test,
+    training_data,
+    write_adapters,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from lightning.pytorch.loggers import Logger
+
+    from scvi_tahoe.data import AssignedSplit, CellStore, Condition, Output, Screen, StoreKind
+    from scvi_tahoe.training import LearningRateTest, MemoryPlan, PlanConfig, Recipe, TrainingData
+
+__all__ = ["TrainMixin"]
+
+
+class TrainMixin(PredictMixin):
+    """``train``, ``find_learning_rate``, ``memory_plan`` and the adapters of ``recipe='lora'``."""
+
+    def train(  # type: ignore[override]  # noqa: PLR0913
+        self,
+        max_steps: int | None = None,
+        *,
+        recipe: Recipe = "freeze_then_unfreeze",
+        freeze_backbone: bool | int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        split: Split | None = None,
+        validate_every: int | None = None,
+        monitor: str = "validation_loss",
+        patience: int | None = None,
+        save_steps: int | None = None,
+        save_dir: str | Path | None = None,
+        resume_from: str | Path | None = None,
+        logger: str | Logger | Sequence[Logger] | None = "csv",
+        store: StoreKind = "auto",
+        precision: str | int = "auto",
+        compile: bool | Literal["auto"] = "auto",
+        shrink_correction: bool = True,
+        seed: int = 0,
+        progress: bool = True,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Fine-tune the model; its best validation is what it has in the end.
+
+        Parameters
+        ----------
+        max_steps
+            Optimizer steps; None takes 1,000.
+        recipe
+            Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`. Only tensors with pretrained values
+            are ever frozen; a model from scratch trains whole whatever the recipe.
+        freeze_backbone
+            True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it there; None
+            lets the recipe decide.
+        lr
+            Peak learning rate; None takes 1e-4 with a prior where perturbations were seen in several contexts
+            or most combinations have measured parts, else 2e-4 for pretrained weights and 1e-3 from scratch.
+        batch_size
+            Cell *sets* a minibatch; None takes 8.
+        split
+            Which cells validate, e.g. ``FewShotContext(context="A549", validation=("STAT1",))``; None holds out a
+            tenth of the cells of every condition, or with a prior a tenth of the conditions, where enough perturbations
+            are in several contexts: the prior predicts those from the other contexts. In one context it is cells.
+        validate_every
+            Optimizer steps between validations; None validates 20 times.
+        monitor
+            What decides which weights are kept: ``'validation_loss'``, one of its terms such as
+            ``'validation_delta_mse'``, or a score computed at every validation: ``'validation_pds'``,
+            ``'validation_pearson_delta'``, ``'validation_overlap'`` (of the genes that change most; stands in for DES).
+        patience
+            Stop after this many validations without improvement; None never stops early.
+        save_steps
+            Also keep a checkpoint every this many steps in ``save_dir``, named ``step=000400.ckpt``; a multiple of
+            ``validate_every``.
+        save_dir
+            Folder for ``best.ckpt``, ``last.ckpt`` and ``metrics.csv``; None writes nothing.
+        resume_from
+            Checkpoint of an interrupted run: optimizer, schedule and step go on as if nothing had happened. Nothing
+            else ever restores them.
+        logger
+            Loggers beside ``model.history``: ``'csv'`` (a file in ``save_dir``), ``'tensorboard'``, ``'wandb'``, None,
+            or Lightning loggers.
+        store
+            Where expression lives: ``'auto'``, ``'device'``, ``'host'`` or ``'disk'``.
+        precision
+            As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` takes the first on CUDA cards that
+            compute in bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
+        compile
+            Whether training steps run compiled; ``'auto'`` compiles for runs that save more time than it takes.
+        shrink_correction
+            With a prior: keep that share of the network's correction, from 0 to 1, that holds for the conditions that
+            validate (``model.training_config_["correction_share"]``), where three or more validate whose cells do not
+            train; not with ``recipe='lora'``, which leaves the head as it was, nor where no step improved what training
+            started from. False keeps what was trained.
+        seed
+            Of the split, the sets and dropout.
+        progress
+            Whether to show a table of frozen and trainable parameters and a progress bar.
+        plan_kwargs
+            Further options of :class:`~scvi_tahoe.training.PlanConfig` by name.
+        **trainer_kwargs
+            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices`` or
+            ``accumulate_grad_batches``.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown or out of range, or ``save_dir`` holds a checkpoint of another run.
+        """
+        screen = self._training_screen()
+        split = self._chosen_split(split, screen)
+        run = TrainingRun.prepare(
+            default_lr=self._default_lr(screen),
+            max_steps=max_steps,
+            batch_size=batch_size,
+            validate_every=validate_every,
+            plan_options={
+                "recipe": recipe, "freeze_backbone": freeze_backbone, "lr": lr, "seed": seed,
+                **(plan_kwargs or {}),
+            },
+            monitor=monitor,
+            monitored=computed_scores(self.module, self.representation),
+            patience=patience,
+            save_steps=save_steps,
+            save_dir=save_dir,
+            resume_from=resume_from,
+            trainer_options={**trainer_kwargs, "precision": precision},
+            setting={
+                "set_size": self.set_size, "representation": self.representation, "prior": self.prior,
+                "objective": self.module.objective.config.to_dict(), "split": split.to_dict(),
+                "n_cells": screen.n_cells, "n_pretrained": len(self.pretrained_parameters_),
+            },
+        )  # fmt: skip
+        run.plan.refuse_unused(self.module, self.pretrained_parameters_)
+        self._begin_adapters(run.plan)
+        data = self._training_data(run, screen, split, store=store, progress=progress)
+        self._adopt(
+            prior_=data.prior,
+            decoder_weight_=self.decoder_weight_ if data.decoder_weight is None else data.decoder_weight,
+            observed_cosine_=observed_cosines(
+                data.expression, data.split.index, data.split.train, run.device, reading=self.keys.reading, seed=seed
+            ),
+        )
+        compiles = run.compiles(self.module, compile)
+        run.announce(self.module, self.pretrained_parameters_, data.minibatches, compiles=compiles, progress=progress)
+        previous = self.history_ or {}
+        # history: a copy, as scvi-tools writes into it
+        self._adopt(history_=dict(previous), split_=data.split.split.to_dict())
+        with run.interruptible():
+            super().train(
+                max_epochs=run.n_epochs,
+                datamodule=data.minibatches,
+                plan_kwargs={
+                    "config": run.plan,
+                    "pretrained": self.pretrained_parameters_,
+                    "setting": run.setting,
+                    "compiles": compiles,
+                },
+                **run.trainer_kwargs(
+                    logger=logger, progress=progress, conditions=data.split.index.conditions, genes=self.genes
+                ),
+            )
+        history, config = run.outcome(self.trainer, previous)
+        self._adopt(
+            history_=history,
+            pretrained_parameters_=[name for name, _ in self.module.named_parameters()],
+            training_config_=config,
+        )
+        share = None
+        if shrink_correction:
+            share = self._shrink_correction(data.split, data.prior, data.expression, run.device)
+        self._adopt(training_config_={**config, "correction_share": share})
+        if self.prior != "none":
+            # which step is best is decided: the conditions that decided it may now tell what their perturbations do
+            rows = np.union1d(data.split.train, data.split.validation)
+            self._adopt(prior_=learn_prior(self.prior, self._spec(), screen, data.split.index, rows, seed=seed))
+
+    def _chosen_split(self, split: Split | None, screen: Screen) -> Split:
+        if split is None:
+            return default_split(ConditionIndex.from_screen(screen), with_prior=self.prior != "none")
+        if not isinstance(split, Split):
+            raise TypeError(
+                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
+                "HeldOutPerturbations(validation=[...])."
+            )
+        return split
+
+    def _training_data(
+        self, run: TrainingRun, screen: Screen, split: Split, *, store: StoreKind, progress: bool = False
+    ) -> TrainingData:
+        data = training_data(self._spec(), screen, split, run, self.module, self.prior, store=store, progress=progress)
+        if data.decoder_weight is not None:
+            self.module.objective.decoder_weight = data.decoder_weight
+        return data
+
+    def _shrink_correction(
+        self, split: AssignedSplit, prior: Mapping[str, Any] | None, expression: CellStore, device: torch.device
+    ) -> float | None:
+        """Multiply the correction of the trained network with the share of it that validates.
+
+        Nothing is done without a prior, where no step improved what training started from, or with ``recipe='lora'``,
+        which leaves the head as it was. The prior must not know the conditions that validate.
+        """
+        config = self.training_config_ or {}
+        plan = config["plan"]
+        if self.prior == "none" or plan["recipe"] == "lora" or config.get("best_step") == 0:
+            return None
+
+        def predict(output: Output, sizes: Mapping[Condition, int]) -> AnnData:
+            return self._predicted(
+                None, **asked_in_order(sizes), output=output, learned=prior, seed=plan["seed"], progress=False
+            )
+
+        share = validation_share(predict, self.keys, split, expression, device, seed=plan["seed"])
+        if share is not None and share < 1:
+            with torch.no_grad():
+                for parameter in self.module.network.head.project.layers[-1].parameters():
+                    parameter.mul_(share)
+        return share
+
+    def _shrink_restored(self, split: Split) -> float | None:
+        """As :meth:`_shrink_correction`, for weights of a training that ended elsewhere."""
+        if self.prior == "none":
+            return None
+        screen, plan = self._training_screen(), (self.training_config_ or {})["plan"]
+        spec, index = self._spec().covering(screen), ConditionIndex.from_screen(screen)
+        assigned = split.assign(index, seed=plan["seed"])
+        sources = minibatch_sources(spec, screen, self.device, exact=True)
+        prior = learn_prior(self.prior, spec, screen, index, assigned.train, seed=plan["seed"])
+        return self._shrink_correction(assigned, prior, sources.cells, self.device)
+
+    def _default_lr(self, screen: Screen) -> float:
+        index = ConditionIndex.from_screen(screen)
+        strong = self.prior != "none" and (
+            index.perturbations_recur or combines_measured_parts(index, self.keys.reading)
+        )
+        return default_lr(has_strong_prior=strong, has_pretrained=bool(self.pretrained_parameters_))
+
+    def _begin_adapters(self, plan: PlanConfig) -> None:
+        adapters, pretrained = begin_adapters(
+            self.module, plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
+        )
+        self._adopt(adapters_=adapters, pretrained_parameters_=pretrained)
+
+    def find_learning_rate(
+        self,
+        *,
+        lowest: float = 1e-6,
+        highest: float = 1.0,
+        n_steps: int = 100,
+        recipe: Recipe = "freeze_then_unfreeze",
+        batch_size: int | None = None,
+        split: Split | None = None,
+        store: StoreKind = "auto",
+        precision: str | int = "auto",
+        seed: int = 0,
+        plan_kwargs: Mapping[str, Any] | None = None,
+    ) -> LearningRateTest:
+        """Find out how large a learning rate may be, by training a copy while the rate grows; the model stays as it is.
+
+        Parameters
+        ----------
+        lowest, highest
+            Bounds of the rate.
+        n_steps
+            Steps between them.
+        recipe, batch_size, split, store, precision, seed, plan_kwargs
+            As in :meth:`train`. What the recipe freezes at first stays frozen, so the test is one of what trains first.
+            Options of a schedule, of averages and of logging are refused in ``plan_kwargs``: here the rate grows.
+
+        Returns
+        -------
+        Losses and rates, with ``suggestion`` (a peak for ``lr``) and ``plot()``.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown or out of range.
+        """
+        if not 0 < lowest < highest:
+            raise ValueError(f"lowest={lowest!r} and highest={highest!r} must be positive rates, the lower one first.")
+        if without_effect := sorted({*UNUSED_OPTIONS} & {*(plan_kwargs or {})}):
+            raise ValueError(f"plan_kwargs {without_effect} have no effect while the rate grows; leave them out.")
+        screen = self._training_screen()
+        split = self._chosen_split(split, screen)
+        run = TrainingRun.prepare(
+            default_lr=self._default_lr(screen), max_steps=n_steps, batch_size=batch_size,
+            validate_every=n_steps, plan_options={"recipe": recipe, "seed": seed, **(plan_kwargs or {})},
+            monitor="validation_loss", patience=None, save_dir=None, resume_from=None,
+            trainer_options={"precision": precision}, setting={"set_size": self.set_size},
+        )  # fmt: skip
+        before = self.adapters_
+        try:
+            self._begin_adapters(run.plan)
+            data = self._training_data(run, screen, split, store=store)
+            return run_learning_rate_test(
+                self.module, self.pretrained_parameters_, run, data.minibatches, lowest=lowest, highest=highest
+            )
+        finally:
+            if before is None and self.adapters_ is not None:
+                self.merge_adapters()  # they are zero
+
+    def save_adapters(self, folder: str | Path) -> None:
+        """Write the adapters of ``recipe='lora'`` alone: a hundredth of a model, put back with :meth:`load_adapters`.
+
+        Parameters
+        ----------
+        folder
+            Gets ``adapters.safetensors`` and ``adapters.json``. Tensors that were not loaded from pretrained weights,
+            which train beside adapters, are among them.
+
+        Raises
+        ------
+        ValueError
+            If the model carries no adapters.
+        """
+        write_adapters(self.module, self.adapters_, Path(folder))
+
+    def load_adapters(self, folder: str | Path) -> None:
+        """Put saved adapters on a model with the weights that they were trained on.
+
+        Parameters
+        ----------
+        folder
+            Of :meth:`save_adapters`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no adapters.
+        ValueError
+            If the model has other weights, or carries adapters already.
+        """
+        adapters, pretrained = read_adapters(
+            self.module, Path(folder), adapters=self.adapters_, pretrained=self.pretrained_parameters_
+        )
+        self._adopt(adapters_=adapters, pretrained_parameters_=pretrained, is_trained_=True)
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the weights, so that the model can be trained on whole; :meth:`export` does it by itself.
+
+        Raises
+        ------
+        ValueError
+            If the model carries no adapters.
+        """
+        pretrained = end_adapters(self.module, adapters=self.adapters_, pretrained=self.pretrained_parameters_)
+        self._adopt(adapters_=None, pretrained_parameters_=pretrained)
+
+    def memory_plan(
+        self, *, batch_size: int | None = None, store: StoreKind = "auto", precision: str | int = "auto",
+        **trainer_kwargs: Any,
+    ) -> MemoryPlan:  # fmt: skip
+        """Estimate what :meth:`train` would take of the device's memory; it is also logged when training starts.
+
+        Parameters
+        ----------
+        batch_size, store, precision, **trainer_kwargs
+            Of :meth:`train`.
+
+        Returns
+        -------
+        Bytes of weights, gradients, optimizer, activations and expression, and what is free.
+        """
+        screen = self._training_screen()
+        run = TrainingRun.prepare(
+            default_lr=self._default_lr(screen), max_steps=None, batch_size=batch_size,
+            validate_every=None, plan_options={}, monitor="validation_loss", patience=None, save_dir=None,
+            resume_from=None, trainer_options={**trainer_kwargs, "precision": precision},
+            setting={"set_size": self.set_size},
+        )  # fmt: skip
+        sources = minibatch_sources(self._spec().covering(screen), screen, run.device, store=store, exact=run.exact)
+        return run.memory(self.module, self.pretrained_parameters_, sources)

@@ -1,0 +1,172 @@
+"""Counts from predicted log1p expression: the library sizes of control cells, and no more noise than is missing.
+
+Shapes: **C** cells, **G** genes of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvi_tahoe.data import DiskRows, expression_adata, infer_scale, is_sharded
+from scvi_tahoe.prediction._sparse_rows import csr_of
+
+if TYPE_CHECKING:
+    from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe.data import GeneAlignment, Screen, ScreenKeys
+    from scvi_tahoe.prediction._request import PredictionPlan
+
+__all__ = ["ControlCounts", "counts_of_prediction"]
+
+_CHUNK = 1024  # cells made dense in float64 at once
+
+
+@dataclass(frozen=True)
+class ControlCounts:
+    """What the counts of control cells tell, over the genes of the model; cells that no prediction starts from are 0.
+
+    Attributes
+    ----------
+    total_C
+        Counts of each cell of the data.
+    zeros_C
+        Share of genes without a count in each cell.
+    """
+
+    total_C: np.ndarray
+    zeros_C: np.ndarray
+
+    @classmethod
+    def read(
+        cls,
+        data: AnnOrMuData,
+        keys: ScreenKeys,
+        screen: Screen,
+        rows: np.ndarray,
+        *,
+        layer: str | None,
+        alignment: GeneAlignment,
+    ) -> ControlCounts:
+        """Read the counts of some cells from a layer, or work them out from their expression.
+
+        Parameters
+        ----------
+        data, keys, screen
+            The data that predictions start from.
+        rows
+            Cells to look at.
+        layer
+            Layer with raw counts; ``None`` takes the smallest non-zero value of a cell for one count.
+        alignment
+            Of the data's genes to the model's.
+
+        Raises
+        ------
+        ValueError
+            If the layer is missing or holds no counts, or there is none and the expression does not tell them.
+        """
+        counts = _layer_of_counts(data, keys, layer) if layer is not None else screen.expression
+        if layer is None and infer_scale(counts).scale != "log1p":
+            raise ValueError(
+                f"output='counts' needs the library sizes of the control cells, and {keys.expression_place} does not "
+                "tell them: its values are no multiples of one count. Name the layer with their raw counts: "
+                "predict(output='counts', counts_layer=...)."
+            )
+        if is_sharded(counts):
+            counts = DiskRows(counts)
+        rows = np.unique(rows)
+        total_C, zeros_C = np.zeros(screen.n_cells), np.zeros(screen.n_cells)
+        for some in np.array_split(rows, -(-len(rows) // _CHUNK)):
+            block = alignment.apply(counts[some])
+            values = (block.toarray() if sp.issparse(block) else np.asarray(block)).astype(np.float64)
+            if layer is None:
+                values = _units(values)
+            elif (values < 0).any() or (values != np.round(values)).any():
+                raise ValueError(
+                    f"counts_layer={layer!r} holds values that are no counts (e.g. "
+                    f"{values[(values < 0) | (values != np.round(values))][0]:.4g}); name the layer with raw counts."
+                )
+            total_C[some], zeros_C[some] = values.sum(axis=1), (values == 0).mean(axis=1)
+        return cls(total_C, zeros_C)
+
+
+def _layer_of_counts(data: AnnOrMuData, keys: ScreenKeys, layer: str) -> Any:
+    layers = expression_adata(data, keys).layers
+    if layer not in layers:
+        names = [name for name in layers if name is not None]  # anndata 0.13 keeps X among them, without a name
+        raise ValueError(f"counts_layer={layer!r} is not in the data; there are the layers {names}.")
+    return layers[layer]
+
+
+def _units(expression_CG: np.ndarray) -> np.ndarray:
+    """Counts of log1p-normalised cells, whose smallest non-zero value stands for one."""
+    linear = np.expm1(expression_CG)
+    one = np.where(linear > 0, linear, np.inf).min(axis=1, keepdims=True)
+    return np.round(linear / one)
+
+
+def counts_of_prediction(
+    predicted_CG: np.ndarray, plan: PredictionPlan, controls: ControlCounts
+) -> tuple[sp.csr_matrix, dict[str, int]]:
+    """Turn predicted log1p expression into counts.
+
+    Each predicted cell gets the library size of the control cell that it started from. Where the prediction was built
+    on other cells than its control (``prior="cells"``), whose depth is not that of the control, the library sizes of
+    the condition are handed out in the order of the number of expressed genes, so that shallow cells stay shallow.
+
+    Predicted cells that look like cells are rounded at random, up with the probability of the fraction: means are kept
+    and next to no noise is added. Cells that look like means, without the zeros of real ones, are drawn from a Poisson
+    distribution. Of the two, each condition takes the one after which its share of zeros is nearer to that of the
+    control cells.
+
+    Parameters
+    ----------
+    predicted_CG
+        Log1p expression of all tasks of the plan, one after the other.
+    plan
+        What was predicted.
+    controls
+        Counts of the control cells.
+
+    Returns
+    -------
+    Counts, int32, and how many conditions were ``"rounded"`` and how many drawn (``"poisson"``).
+    """
+    blocks, sampling, start = [], {"rounded": 0, "poisson": 0}, 0
+    for task in plan.tasks:
+        cells_CG = predicted_CG[start : start + len(task.controls)]
+        start += len(task.controls)
+        total_C = controls.total_C[task.controls]
+        if task.base is not None:
+            order = np.lexsort((total_C, np.count_nonzero(cells_CG > 0, axis=1)))
+            total_C = np.sort(total_C)[np.argsort(order)]
+        rng = np.random.default_rng((*task.seed, 2))
+        zeros = float(controls.zeros_C[task.controls].mean())
+        poisson = _lacks_noise(_rates(cells_CG[:_CHUNK], total_C[:_CHUNK]), zeros)
+        sampling["poisson" if poisson else "rounded"] += 1
+        for first in range(0, len(cells_CG), _CHUNK):
+            rate_CG = _rates(cells_CG[first : first + _CHUNK], total_C[first : first + _CHUNK])
+            counts_CG = rng.poisson(rate_CG) if poisson else _rounded(rate_CG, rng)
+            blocks.append(csr_of(counts_CG.astype(np.int32)))
+    return sp.vstack(blocks, format="csr"), sampling
+
+
+def _rates(expression_CG: np.ndarray, total_C: np.ndarray) -> np.ndarray:
+    """Expected counts: the composition of each predicted cell times its library size."""
+    linear_CG = np.expm1(np.maximum(expression_CG, 0).astype(np.float64))
+    sum_C = linear_CG.sum(axis=1)
+    return linear_CG * (total_C / np.where(sum_C > 0, sum_C, 1))[:, None]
+
+
+def _lacks_noise(rate_CG: np.ndarray, zeros: float) -> bool:
+    """Whether Poisson draws give a share of zeros nearer to the wanted one than rounding does."""
+    after_rounding, after_poisson = np.maximum(1 - rate_CG, 0).mean(), np.exp(-rate_CG).mean()
+    return bool(abs(after_poisson - zeros) < abs(after_rounding - zeros))
+
+
+def _rounded(rate_CG: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    whole_CG = np.floor(rate_CG)
+    return whole_CG + (rng.random(rate_CG.shape) < rate_CG - whole_CG)

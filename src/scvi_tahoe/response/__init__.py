@@ -1,0 +1,45 @@
+"""What is known of a condition before the network: the prior that its change is added to."""
+
+from __future__ import annotations
+
+from scvi_tahoe.response._choice import choose_prior
+from scvi_tahoe.response._condition_means import (
+    CollapseAlarm,
+    mean_expression,
+    means_by_code,
+    move_to_mean,
+    observed_cosines,
+)
+from scvi_tahoe.response._correction_share import fit_share, validation_share
+from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior, PriorBase, PriorOrigin, PriorTarget
+from scvi_tahoe.response._prior_report import prior_table
+from scvi_tahoe.response._residual_input import (
+    CONTROL_CELLS,
+    ResidualCells,
+    learn_prior,
+    prior_and_targets,
+    with_prior,
+)
+
+__all__ = [
+    "CONTROL_CELLS",
+    "PRIORS",
+    "CellPrior",
+    "CollapseAlarm",
+    "Prior",
+    "PriorBase",
+    "PriorOrigin",
+    "PriorTarget",
+    "ResidualCells",
+    "choose_prior",
+    "fit_share",
+    "learn_prior",
+    "mean_expression",
+    "means_by_code",
+    "move_to_mean",
+    "observed_cosines",
+    "prior_and_targets",
+    "prior_table",
+    "validation_share",
+    "with_prior",
+]

@@ -1,0 +1,121 @@
+"""What the network's change is added to: the prior of some conditions, ready for minibatches, made on demand.
+
+Without a prior these are the control cells, and nothing here is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvi_tahoe.data import aligned_expression, make_store
+from scvi_tahoe.response._prior import CellPrior
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from scvi_tahoe.data import Condition, ConditionIndex, DataSpec, EmbeddingTable, MinibatchSources, Screen
+    from scvi_tahoe.response._prior import Prior, PriorTarget
+
+__all__ = ["CONTROL_CELLS", "ResidualCells", "learn_prior", "prior_and_targets", "with_prior"]
+
+#: what a prediction without a prior starts from, in words as of :meth:`CellPrior.starts_from`
+CONTROL_CELLS = "control cells"
+
+
+def learn_prior(
+    kind: Prior, spec: DataSpec, screen: Screen, index: ConditionIndex, rows: np.ndarray, *, seed: int
+) -> dict[str, Any]:
+    """What a prior keeps of its training cells, as plain values."""
+    return CellPrior.from_cells(kind, aligned_expression(spec, screen), index, rows, seed=seed).to_dict()
+
+
+def prior_and_targets(
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, index: ConditionIndex, conditions: Sequence[Condition]
+) -> tuple[CellPrior, dict[str, PriorTarget]]:
+    """A learned prior, and what it needs to know of the contexts of these conditions."""
+    expression = aligned_expression(spec, screen)
+    contexts = sorted({condition.context for condition in conditions})
+    controls = ((c, _dense(expression[index.controls(c)])) for c in contexts)  # in memory one at a time
+    prior = CellPrior.from_dict(dict(learned))
+    return prior, prior.targets(controls)
+
+
+def with_prior(
+    sources: MinibatchSources,
+    learned: Mapping[str, Any] | None,
+    spec: DataSpec,
+    screen: Screen,
+    index: ConditionIndex,
+    *,
+    device: torch.device,
+    seed: int,
+    progress: bool = False,
+) -> tuple[MinibatchSources, dict[Condition, np.ndarray] | None]:
+    """Sources with what a learned prior says of all conditions of a screen, and the rows that each draws from."""
+    if learned is None:
+        return sources, None
+    conditions = index.conditions
+    prior, targets = prior_and_targets(learned, spec, screen, index, conditions)
+    table = spec.covering(screen).table
+    base = prior.base_from(targets, conditions, table, seed=seed, device=device, progress=progress)
+    if base.cells is None:
+        return replace(sources, shift_of_condition=base.shift), None
+    return replace(sources, base=make_store(base.cells, device)), base.rows
+
+
+@dataclass
+class ResidualCells:
+    """Makes the prior's cells of the conditions of a prediction, and forgets them when later ones are asked for.
+
+    Attributes
+    ----------
+    prior, targets
+        Of :func:`prior_and_targets`.
+    conditions
+        What is predicted, in this order.
+    sizes
+        Number of cells of each condition.
+    table
+        Perturbation embeddings that cover the conditions.
+    seed
+        Random seed for drawing cells.
+    device
+        Where quantiles are computed.
+    """
+
+    prior: CellPrior
+    targets: Mapping[str, PriorTarget]
+    conditions: Sequence[Condition]
+    sizes: Mapping[Condition, int]
+    table: EmbeddingTable
+    seed: int
+    device: torch.device
+    _blocks: dict[int, sp.csr_matrix] = field(default_factory=dict)
+
+    def of_conditions(self, first: int, stop: int) -> tuple[sp.csr_matrix, int]:
+        """Cells of the conditions from ``first`` to before ``stop``: CSR float32 ``[rows, G]``, and the first row."""
+        kept = {k: block for k, block in self._blocks.items() if first <= k < stop}
+        missing = [k for k in range(first, stop) if k not in kept]
+        if missing:
+            base = self.prior.base_from(
+                self.targets, [self.conditions[k] for k in missing], self.table,
+                n_cells=self.sizes, seed=self.seed, device=self.device,
+            )  # fmt: skip
+            if len(missing) == len(self.conditions):
+                return base.cells, 0  # type: ignore[return-value]  # all at once: nothing will be asked for again
+            for k in missing:
+                rows = base.rows[self.conditions[k]]  # type: ignore[index]
+                kept[k] = base.cells[rows[0] : rows[-1] + 1]  # type: ignore[index]
+        self._blocks = kept
+        cells = sp.vstack([kept[k] for k in range(first, stop)], format="csr")
+        return cells, sum(self.sizes[condition] for condition in self.conditions[:first])
+
+
+def _dense(block: Any) -> np.ndarray:
+    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)

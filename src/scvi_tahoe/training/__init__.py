@@ -1,0 +1,68 @@
+"""How a model is trained: plan, recipes, freezing, checkpoints, history."""
+
+from __future__ import annotations
+
+from scvi_tahoe._devices import autocast_dtype, explained_out_of_memory, resolve_precision
+from scvi_tahoe.training._acceleration import compiling_pays
+from scvi_tahoe.training._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
+from scvi_tahoe.training._average import AveragedWeights
+from scvi_tahoe.training._best import BEST, LAST, KeepBest, checkpoint_in
+from scvi_tahoe.training._data import TrainingData, training_data
+from scvi_tahoe.training._decoder_weight import decoder_weight_of
+from scvi_tahoe.training._freezing import Freezing
+from scvi_tahoe.training._history import MetricsHistory
+from scvi_tahoe.training._learning_rate import UNUSED_OPTIONS, LearningRateTest, run_learning_rate_test
+from scvi_tahoe.training._memory import MemoryPlan, plan_memory
+from scvi_tahoe.training._plan import PlanConfig, TahoeTrainingPlan
+from scvi_tahoe.training._progress import StepProgress
+from scvi_tahoe.training._recipe import RECIPES, PartSchedule, Recipe, part_in_run, part_of, resolve_recipe
+from scvi_tahoe.training._run import TrainingRun, default_lr
+from scvi_tahoe.training._schedule import SCHEDULES, Schedule, learning_rate_share
+from scvi_tahoe.training._sharded_optimizer import SHARDED, ShardedAdamW, ShardedOptimizerStrategy
+from scvi_tahoe.training._validation_scores import VALIDATION_SCORES, ValidationScores, computed_scores
+
+__all__ = [
+    "BEST",
+    "LAST",
+    "RECIPES",
+    "SCHEDULES",
+    "SHARDED",
+    "UNUSED_OPTIONS",
+    "VALIDATION_SCORES",
+    "AveragedWeights",
+    "Freezing",
+    "KeepBest",
+    "LearningRateTest",
+    "MemoryPlan",
+    "MetricsHistory",
+    "PartSchedule",
+    "PlanConfig",
+    "Recipe",
+    "Schedule",
+    "ShardedAdamW",
+    "ShardedOptimizerStrategy",
+    "StepProgress",
+    "TahoeTrainingPlan",
+    "TrainingData",
+    "TrainingRun",
+    "ValidationScores",
+    "autocast_dtype",
+    "begin_adapters",
+    "checkpoint_in",
+    "compiling_pays",
+    "computed_scores",
+    "decoder_weight_of",
+    "default_lr",
+    "end_adapters",
+    "explained_out_of_memory",
+    "learning_rate_share",
+    "part_in_run",
+    "part_of",
+    "plan_memory",
+    "read_adapters",
+    "resolve_precision",
+    "resolve_recipe",
+    "run_learning_rate_test",
+    "training_data",
+    "write_adapters",
+]

@@ -1,0 +1,172 @@
+"""Adapters of a module: attached for a training, kept alone in a folder, put on the same weights again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from safetensors.torch import load_file, save_file
+
+from scvi_tahoe.nn import attach_adapters, linear_layers, merge_adapters, original_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from scvi_tahoe._module import TahoeSTModule
+    from scvi_tahoe.training._plan import PlanConfig
+
+__all__ = ["Adapters", "begin_adapters", "end_adapters", "read_adapters", "write_adapters"]
+
+#: layers, rank, alpha and seed of attached adapters, as plain values
+Adapters: TypeAlias = "dict[str, Any]"
+
+_TENSORS, _SETTINGS = "adapters.safetensors", "adapters.json"
+_PREFIX = "network."
+_RANK = 8
+
+
+def begin_adapters(
+    module: TahoeSTModule, plan: PlanConfig, *, adapters: Adapters | None, pretrained: Sequence[str]
+) -> tuple[Adapters | None, list[str]]:
+    """Attach the adapters that a plan asks for, or verify that those of the module are what it asks for.
+
+    Parameters
+    ----------
+    module
+        Changed in place.
+    plan
+        Of the training.
+    adapters
+        What the module carries already; None without adapters.
+    pretrained
+        Names of the module's parameters with pretrained values.
+
+    Returns
+    -------
+    What the module carries now, and the names of its parameters with pretrained values.
+
+    Raises
+    ------
+    ValueError
+        If the module holds no pretrained weights, or adapters that the plan does not go on with.
+    ImportError
+        If PEFT is missing.
+    """
+    if plan.recipe != "lora":
+        if adapters is not None:
+            raise ValueError(
+                f"the model carries adapters, and recipe={plan.recipe!r} trains its weights; call merge_adapters() "
+                "first, or go on with recipe='lora'."
+            )
+        return None, list(pretrained)
+    rank = plan.lora_rank or _RANK
+    settings = {"rank": rank, "alpha": plan.lora_alpha or 2.0 * rank, "seed": plan.seed}
+    if adapters is not None:
+        if differing := [n for n in ("rank", "alpha") if adapters[n] != settings[n]]:
+            raise ValueError(
+                f"the model carries adapters of rank {adapters['rank']} and alpha {adapters['alpha']:g}, and "
+                f"{differing} of this run differ; call merge_adapters() first to start with new ones."
+            )
+        return adapters, list(pretrained)
+    layers = linear_layers(module.network, {n.removeprefix(_PREFIX) for n in pretrained if n.startswith(_PREFIX)})
+    if not layers:
+        raise ValueError(
+            "recipe='lora' trains adapters beside loaded weights, and this model has none: start from "
+            "TahoeST.from_pretrained or TahoeST.load, or take recipe='full'."
+        )
+    attached = {"layers": layers, **settings}
+    return attached, _attach(module, attached, pretrained)
+
+
+def _attach(module: TahoeSTModule, adapters: Adapters, pretrained: Sequence[str]) -> list[str]:
+    attach_adapters(module.network, **adapters)
+    known = set(pretrained)
+    return [n for n, _ in module.named_parameters() if original_name(n) in known]
+
+
+def end_adapters(module: TahoeSTModule, *, adapters: Adapters | None, pretrained: Sequence[str]) -> list[str]:
+    """Merge the adapters into the weights, and return the names of the parameters with pretrained values.
+
+    Raises
+    ------
+    ValueError
+        If the module carries no adapters.
+    """
+    if adapters is None:
+        raise ValueError("the model carries no adapters; train(recipe='lora') attaches them.")
+    merge_adapters(module.network)
+    return sorted({original_name(n) for n in pretrained if ".lora_" not in n})
+
+
+def _is_of_base(name: str, adapters: Adapters) -> bool:
+    """Whether a parameter of the module is a weight that adapters stand beside."""
+    return original_name(name).removeprefix(_PREFIX).rpartition(".")[0] in adapters["layers"] and ".lora_" not in name
+
+
+def _fingerprint(module: TahoeSTModule, adapters: Adapters) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        if _is_of_base(name, adapters):
+            digest.update(original_name(name).encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_adapters(module: TahoeSTModule, adapters: Adapters | None, folder: Path) -> None:
+    """Write the adapters, and what else of the module is not a layer with adapters, into a folder.
+
+    Raises
+    ------
+    ValueError
+        If the module carries no adapters.
+    """
+    if adapters is None:
+        raise ValueError("the model carries no adapters to save; train(recipe='lora') attaches them.")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items() if not _is_of_base(n, adapters)}
+    settings = {**adapters, "base_sha256": _fingerprint(module, adapters)}
+    temporary = folder / (_TENSORS + ".part")
+    save_file(tensors, temporary)
+    os.replace(temporary, folder / _TENSORS)
+    temporary = folder / (_SETTINGS + ".part")
+    temporary.write_text(json.dumps(settings, indent=1))
+    os.replace(temporary, folder / _SETTINGS)
+
+
+def read_adapters(
+    module: TahoeSTModule, folder: Path, *, adapters: Adapters | None, pretrained: Sequence[str]
+) -> tuple[Adapters, list[str]]:
+    """Put the adapters of a folder on a module with the weights that they were trained on.
+
+    Returns
+    -------
+    What the module carries now, and the names of its parameters with pretrained values.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds none.
+    ValueError
+        If the module carries adapters already, or has other weights.
+    """
+    if adapters is not None:
+        raise ValueError("the model carries adapters already; call merge_adapters() first.")
+    if not (folder / _SETTINGS).is_file() or not (folder / _TENSORS).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no adapters; save_adapters writes {_SETTINGS} and {_TENSORS}.")
+    settings = json.loads((folder / _SETTINGS).read_text())
+    expected = settings.pop("base_sha256")
+    if _fingerprint(module, settings) != expected:
+        raise ValueError(
+            f"the adapters in {str(folder)!r} were trained beside other weights than this model's; load the weights "
+            "that they were trained on first."
+        )
+    tensors = load_file(folder / _TENSORS)
+    shapes = {n: tuple(t.shape) for n, t in module.state_dict().items()}
+    if wrong := [n for n, t in tensors.items() if ".lora_" not in n and shapes.get(n) != tuple(t.shape)]:
+        raise ValueError(f"the adapters in {str(folder)!r} do not fit this model: {wrong[:3]} have another shape.")
+    known = _attach(module, settings, pretrained)
+    module.load_state_dict(tensors, strict=False)
+    return settings, known

@@ -1,0 +1,162 @@
+"""The checkpoint with the best validation is the one used; never the last by accident."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import Callback
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lightning.pytorch import Trainer
+    from torch import Tensor
+
+    from scvi_tahoe.training._plan import TahoeTrainingPlan
+
+__all__ = ["BEST", "LAST", "KeepBest", "checkpoint_in"]
+
+logger = logging.getLogger(__name__)
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """A checkpoint that an earlier run left in a folder, the last one of several, or None."""
+    named = [folder / name for name in (LAST, BEST) if (folder / name).exists()]
+    return next(iter([*named, *sorted(folder.glob("step=*.ckpt"), reverse=True)]), None)
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the best validation, and gives them back at the end.
+
+    Parameters
+    ----------
+    monitor
+        Name of the metric.
+    mode
+        Whether less (``'min'``) or more (``'max'``) of it is better.
+    folder
+        Where ``best.ckpt`` and ``last.ckpt`` are written after validations, complete with optimizer, schedule and
+        step; None keeps the best in memory and writes nothing.
+    save_steps
+        Also keep a checkpoint every this many steps (validations lie between them), named ``step=000400.ckpt``; None
+        for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str = "validation_loss",
+        mode: Literal["min", "max"] = "min",
+        folder: Path | None = None,
+        save_steps: int | None = None,
+    ) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.folder = folder
+        self.save_steps = save_steps
+        self.best_value = math.inf if mode == "min" else -math.inf
+        self.best_step: int | None = None
+        self._best_weights: dict[str, Tensor] | None = None
+
+    def _is_better(self, value: float) -> bool:
+        return value < self.best_value if self.mode == "min" else value > self.best_value
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
+        """The weights that training starts from are the first that may be the best."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and trainer.global_step == 0 and self.best_step is None:
+            self.best_value, self.best_step = float(value), 0
+            self._best_weights = _in_main_memory(pl_module.kept_state(), {})
+            if self.folder is not None:
+                self._write(trainer, BEST)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Let the last step be validated too, where it does not end a validation interval."""
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
+        """Compare the validation that just ended, and write checkpoints."""
+        value = trainer.callback_metrics.get(self.monitor)
+        validated = [name for name in trainer.callback_metrics if name.startswith("validation_")]
+        if value is None and validated:
+            raise ValueError(f"monitor={self.monitor!r} is not computed in this run; there are {sorted(validated)}.")
+        improved = value is not None and self._is_better(float(value))
+        if improved:
+            self.best_value, self.best_step = float(value), trainer.global_step  # type: ignore[arg-type]
+            self._best_weights = _in_main_memory(pl_module.kept_state(), self._best_weights or {})
+        for log in trainer.loggers:
+            log.save()
+        if self.folder is None:
+            return
+        # the best first: whenever the run is killed, best.ckpt is at least as far as last.ckpt knows
+        if improved:
+            self._write(trainer, BEST)
+        self._write(trainer, LAST)
+        if self.save_steps and trainer.global_step % self.save_steps == 0:
+            self._write(trainer, f"step={trainer.global_step:06d}.ckpt")
+
+    def _write(self, trainer: Trainer, name: str) -> None:
+        path = self.folder / name  # type: ignore[operator]
+        temporary = path.with_name(name + ".part")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
+        """Give the best weights back to the module."""
+        if self._best_weights is None:
+            logger.warning(
+                f"{self.monitor} was never computed, as no cells validate: the model keeps its last weights."
+            )
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # weights may still be on their way
+        pl_module.load_state_dict(self._best_weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and step, for a resumed run."""
+        return {"best_value": self.best_value, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best value, and its weights from ``best.ckpt``."""
+        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        path = None if self.folder is None else self.folder / BEST
+        if self.best_step is None:
+            return
+        if path is None or not path.exists():
+            raise FileNotFoundError(
+                f"resuming needs {BEST} beside the checkpoint, which holds the best weights so far (step "
+                f"{self.best_step}); resume into the folder of the run with save_dir."
+            )
+        best = torch.load(path, map_location="cpu", weights_only=True)
+        value = best["callbacks"][self.state_key]["best_value"]
+        same_step = best["global_step"] == self.best_step
+        # the best is written first, so that it may be a later and better one than the checkpoint knows of
+        if best["global_step"] < self.best_step or not (
+            value == self.best_value if same_step else self._is_better(value)
+        ):
+            raise ValueError(
+                f"{str(path)!r} is from step {best['global_step']} and the best so far was at step {self.best_step} "
+                f"({self.monitor} {value:.6g} and {self.best_value:.6g}): it belongs to another run; resume into the "
+                "folder of the run with save_dir."
+            )
+        self._best_weights = best["state_dict"]
+
+
+def _in_main_memory(weights: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of weights, in the memory of an earlier one; a GPU goes on computing while they are copied."""
+    kept = {}
+    for name, value in weights.items():
+        place = earlier.get(name)
+        if place is None or place.is_pinned() != value.is_cuda:
+            place = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        kept[name] = place.copy_(value.detach(), non_blocking=True)
+    return kept

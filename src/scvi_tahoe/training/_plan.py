@@ -1,0 +1,509 @@
+"""The training plan: optimizer, schedule, mode, logging. No data, no freezing rules."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+
+from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
+from scvi_tahoe.training._acceleration import Acceleration, LateNumber
+from scvi_tahoe.training._average import AveragedWeights
+from scvi_tahoe.training._freezing import Freezing
+from scvi_tahoe.training._recipe import RECIPES, PartSchedule, Recipe, count_parts, part_in_run, resolve_recipe
+from scvi_tahoe.training._schedule import SCHEDULES, Schedule, learning_rate_share
+from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Iterator, Mapping
+
+    from lightning.pytorch import Trainer
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    from scvi_tahoe._module import TahoeSTModule
+
+__all__ = ["PlanConfig", "TahoeTrainingPlan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """How a run is optimised. Every option is used or refused.
+
+    Attributes
+    ----------
+    max_steps
+        Optimizer steps.
+    lr
+        Peak learning rate of the heads; other parts take a share of it (see ``recipe``).
+    recipe, freeze_backbone
+        Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`.
+    schedule, warmup, min_lr_ratio
+        Shape of the rate, length of the warm-up as a fraction of the run, share of the peak at the end.
+    weight_decay
+        Decoupled decay of AdamW (Loshchilov & Hutter 2019); none on norms, biases, tokens and embeddings of batches.
+    betas, eps
+        Of AdamW.
+    gradient_clip
+        Largest norm of the gradient; None does not clip.
+    layer_decay
+        Share of the rate that each block of the backbone keeps of the block above it.
+    dropout
+        Probability of every dropout layer during this run, also of a pretrained network's (weights of attention keep
+        theirs); None leaves them as they are.
+    ema
+        Decay of a moving average of the weights, e.g. 0.999, see :class:`~scvi_tahoe.training.AveragedWeights`: the
+        average is validated, kept as the best and left in the model. None for none.
+    lora_rank, lora_alpha
+        Of the adapters of ``recipe='lora'``: their rank (None: 8), and ``alpha``, where ``alpha / rank`` scales what
+        they add (None: twice the rank). Refused with other recipes.
+    log_every
+        Optimizer steps between two lines of rates and gradient norms.
+    seed
+        Of dropout.
+    """
+
+    max_steps: int
+    lr: float = 1e-3
+    recipe: Recipe = "freeze_then_unfreeze"
+    freeze_backbone: bool | int | None = None
+    schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    min_lr_ratio: float = 0.02
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    gradient_clip: float | None = 1.0
+    layer_decay: float = 1.0
+    dropout: float | None = None
+    ema: float | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    log_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        self._verify_numbers()
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe={self.recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} is unknown; allowed are {', '.join(map(repr, SCHEDULES))}.")
+        if self.schedule == "constant" and self.min_lr_ratio != PlanConfig.min_lr_ratio:
+            raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r} has no effect with schedule='constant'.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be 0 or more.")
+        given = [n for n in ("lora_rank", "lora_alpha") if getattr(self, n) is not None]
+        if given and self.recipe != "lora":
+            raise ValueError(f"{given[0]} needs recipe='lora'; this is recipe={self.recipe!r}.")
+        resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
+
+    def _verify_numbers(self) -> None:
+        for name in ("max_steps", "log_every", "lora_rank"):
+            value = getattr(self, name)
+            if name == "lora_rank" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
+        in_range = {
+            "lr": (self.lr > 0, "positive"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "eps": (self.eps > 0, "positive"),
+            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
+            "gradient_clip": (self.gradient_clip is None or self.gradient_clip > 0, "positive, or None"),
+            "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
+            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a fraction from 0 to 1"),
+            "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1, or None"),
+            "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None"),
+            "lora_alpha": (self.lora_alpha is None or self.lora_alpha > 0, "positive, or None"),
+        }
+        for name, (holds, allowed) in in_range.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
+
+    def refuse_unused(self, module: TahoeSTModule, pretrained: Container[str] = ()) -> None:
+        """Refuse what has no effect on a module, before anything is begun that a refusal would leave half done.
+
+        Parameters
+        ----------
+        module
+            What is to be trained, with or without the adapters of ``recipe='lora'``.
+        pretrained
+            Names of its parameters that hold pretrained values.
+
+        Raises
+        ------
+        ValueError
+            If ``layer_decay`` or ``dropout`` is given and has no effect.
+        """
+        if self.layer_decay < 1 and not any(self._decayed_blocks_train(module, pretrained)):
+            raise ValueError(
+                f"layer_decay={self.layer_decay!r} has no effect: of the backbone's blocks none below the last "
+                f"trains with recipe={self.recipe!r} and freeze_backbone={self.freeze_backbone!r}. Leave it out."
+            )
+        if self.dropout is not None and not any(isinstance(m, torch.nn.Dropout) for m in module.modules()):
+            raise ValueError(
+                f"dropout={self.dropout!r} has no effect: this network has no layer of dropout. Leave it out."
+            )
+
+    def _decayed_blocks_train(self, module: TahoeSTModule, pretrained: Container[str]) -> Iterator[bool]:
+        parts = resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
+        n_blocks = module.config.n_layers
+        for name in (name for name, _ in module.named_parameters() if _depth(name, n_blocks)):
+            schedule = parts.get(part_in_run(name, pretrained, n_blocks), PartSchedule())
+            # adapters beside pretrained weights train, and may not be there yet
+            yield self.recipe == "lora" or schedule.unfreeze_at is not None
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments that build this configuration again."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict[str, Any]) -> PlanConfig:
+        """Build from keyword arguments, refusing unknown ones by name.
+
+        Raises
+        ------
+        ValueError
+            If one is unknown.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise ValueError(f"training options {unknown} are unknown; there are {known}.")
+        return cls(**kwargs)
+
+
+class TahoeTrainingPlan(LightningModule):
+    """Trains a :class:`~scvi_tahoe.TahoeSTModule`.
+
+    Parameters
+    ----------
+    module
+        What is trained.
+    config
+        How.
+    pretrained
+        Names of the module's parameters that hold pretrained values; only these can be frozen.
+    setting
+        What else decides the course of the run, in plain values; kept in checkpoints, so that a resumed run can be
+        compared with the one it continues.
+    compiles
+        Compile the network for training steps.
+
+    Raises
+    ------
+    ValueError
+        If ``layer_decay`` or ``dropout`` is given and has no effect on this module.
+    """
+
+    def __init__(
+        self,
+        module: TahoeSTModule,
+        config: PlanConfig,
+        pretrained: Iterable[str] = (),
+        setting: Mapping[str, Any] | None = None,
+        compiles: bool = False,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.config = config
+        self.setting = dict(setting or {})
+        self.pretrained = frozenset(pretrained)
+        self.parts = resolve_recipe(config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps)
+        config.refuse_unused(module, self.pretrained)
+        self.freezing = Freezing(module, self.parts, self.pretrained)
+        self.acceleration = Acceleration(module, compiles=compiles)
+        self.average = None if config.ema is None else AveragedWeights(module, config.ema)
+        self._averages: dict[str, Tensor] | None = None
+        self._sharded: ShardedAdamW | None = None
+        self._dropout_before: dict[torch.nn.Dropout, float] = {}
+        self._waiting: tuple[int, dict[str, Any]] | None = None
+        # scvi-tools' TrainRunner sets these
+        self.n_obs_training: int | None = None
+        self.n_obs_validation: int | None = None
+        self._running: dict[str, Tensor] = {}
+        self._n_running = 0
+        self._random_state: dict[str, Any] | None = None
+
+    # ---------------------------------------------------------------- mode and freezing
+
+    def on_fit_start(self) -> None:
+        """Switch dropout on (neither scvi-tools nor Lightning does after a first training), then freeze."""
+        self._refuse_late_unfreezing()
+        if self._is_distributed:
+            ask_for_sigterm_seldom(self.trainer)
+        self.module.train()
+        self.freezing.begin(self.global_step)
+        if self._sharded is not None:
+            self._sharded.begin()
+        self.acceleration.begin(str(self.trainer.precision), self.device)
+        self._change_dropout()
+        if self.average is not None:
+            self.average.begin(self.global_step, self._averages)
+
+    def _change_dropout(self) -> None:
+        if self.config.dropout is None:
+            return
+        for layer in self.module.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                self._dropout_before[layer] = layer.p
+                layer.p = self.config.dropout
+
+    def _refuse_late_unfreezing(self) -> None:
+        # several devices agree at the start on the tensors whose gradients they exchange
+        late = [part for part, schedule in self.parts.items() if schedule.unfreeze_at]
+        if self.pretrained and late and (self._is_distributed or self._sharded is not None):
+            raise ValueError(
+                f"parts {late} would be unfrozen in the middle of a run on {self.trainer.world_size} devices, whose "
+                "gradients would then differ; give freeze_backbone=True or False, or train on one device."
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What undoes the freezing when training is interrupted: Lightning calls no hook of a plan then."""
+        return [_UndoChanges(self)]
+
+    def on_train_start(self) -> None:
+        """Start dropout from the seed, or from where a resumed run left it."""
+        if self._random_state is None:
+            torch.manual_seed(self.config.seed)
+            return
+        begin_next_epoch(self.trainer)
+        torch.set_rng_state(self._random_state["cpu"])
+        if self._random_state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self._random_state["cuda"])
+        self._random_state = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Unfreeze what is due."""
+        self.freezing.update(self.global_step)
+        if self._sharded is not None:
+            self._sharded.compact()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Let the average follow the weights."""
+        if self.average is not None:
+            self.average.update(self.global_step)
+
+    def on_train_end(self) -> None:
+        """Leave the average in the model; what was best replaces it later, where anything validated."""
+        self._complete_weights()
+        if self.average is not None:
+            self.average.swap()
+
+    def on_fit_end(self) -> None:
+        """Leave nothing of this run behind for the next."""
+        self.undo_changes()
+
+    def undo_changes(self) -> None:
+        """Give the module back as it was, but for its weights."""
+        self.freezing.end()
+        self.acceleration.end()
+        for layer, probability in self._dropout_before.items():
+            layer.p = probability
+        self._dropout_before = {}
+        if self._sharded is not None:  # last, as it needs memory
+            self._sharded.end()
+
+    def _complete_weights(self) -> None:
+        """Let the module hold weights that nobody rounded."""
+        if self._sharded is not None:
+            self._sharded.complete()
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """The weights that validate and are kept: the averaged ones, where there are any."""
+        self._complete_weights()
+        averages = {} if self.average is None else self.average.values
+        return {**self.state_dict(), **{f"module.{name}": value for name, value in averages.items()}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what an uninterrupted run would have gone on with."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        checkpoint["plan_config"] = self.config.to_kwargs()
+        checkpoint["setting"] = self.setting
+        if self.average is not None:
+            # whoever reads the weights of a checkpoint gets those that were validated
+            checkpoint["trained_state"], checkpoint["state_dict"] = checkpoint["state_dict"], self.kept_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        self._random_state = checkpoint["random_state"]
+        if self.average is not None:
+            kept = checkpoint["state_dict"]
+            self._averages = {name.removeprefix("module."): value for name, value in kept.items()}
+            checkpoint["state_dict"] = checkpoint["trained_state"]  # which Lightning loads after this
+
+    # ---------------------------------------------------------------- steps
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a minibatch."""
+        *_, losses = self.module(batch)
+        self._collect({"train_loss": losses.loss.detach()} | {f"train_{k}": v for k, v in losses.extra_metrics.items()})
+        return losses.loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The same loss on held-out cells; returns the predicted cells, for those who score them."""
+        _, generated, losses = self.module(batch)
+        metrics = {"validation_loss": losses.loss} | {f"validation_{k}": v for k, v in losses.extra_metrics.items()}
+        self.log_dict(
+            metrics, on_step=False, on_epoch=True, batch_size=losses.n_obs_minibatch, sync_dist=self._is_distributed
+        )
+        return {"prediction_SNG": generated["prediction_SNG"]}
+
+    def on_validation_start(self) -> None:
+        """Write what is waiting: the device is about to be waited for anyway."""
+        self._log_waiting()
+        self.acceleration.pause()
+        self._complete_weights()
+        if self.average is not None:
+            self.average.swap()
+
+    def on_validation_end(self) -> None:
+        """Go on training."""
+        self.acceleration.resume()
+        if self.average is not None:
+            self.average.swap()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means over the epoch."""
+        self._log_waiting()
+        if self._n_running:
+            means = {name: total / self._n_running for name, total in self._running.items()}
+            self.log_dict(means, on_step=False, on_epoch=True, sync_dist=self._is_distributed)
+        self._running, self._n_running = {}, 0
+
+    def _collect(self, metrics: dict[str, Tensor]) -> None:
+        # kept on the device: reading a number at every step would make the device wait
+        for name, value in metrics.items():
+            self._running[name] = self._running[name] + value if name in self._running else value
+        self._n_running += 1
+
+    @property
+    def _is_distributed(self) -> bool:
+        return self.trainer.world_size > 1
+
+    # ---------------------------------------------------------------- optimizer
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip by norm, and log the norm and the rates of this step now and then.
+
+        Here, because Lightning refuses to clip for a fused optimizer in bf16.
+        """
+        limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
+        if self._sharded is not None:
+            norm = self._sharded.exchange(limit)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.grad is not None], limit)
+        if self.global_step % self.config.log_every:
+            return
+        metrics = {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}
+        metrics |= {"weight_decay": self.config.weight_decay, "gradient_norm": LateNumber(norm)}
+        self._log_waiting()
+        self._waiting = (self.global_step, metrics)
+
+    def _log_waiting(self) -> None:
+        """Log the last rates and norm; a step or more after they were computed, so that the device need not wait."""
+        if self._waiting is None:
+            return
+        step, metrics = self._waiting
+        self._waiting = None
+        for logger in self.trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over all parameters, one group for each part, depth and kind, each with its own schedule."""
+        groups = self.parameter_groups()
+        # a fused optimizer takes scaled gradients of float16, which cannot be clipped
+        device = next(self.module.parameters()).device
+        fused = device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        described = [{"params": g["params"], "weight_decay": g["weight_decay"], "name": g["name"]} for g in groups]
+        options: dict[str, Any] = {
+            "lr": self.config.lr,
+            "betas": self.config.betas,
+            "eps": self.config.eps,
+            "fused": fused,
+            "foreach": None if fused else False,
+        }
+        optimizer: torch.optim.AdamW
+        if isinstance(self.trainer.strategy, ShardedOptimizerStrategy):
+            # gradients come from products of 16 bits, so that exchanging them in as many loses next to nothing
+            precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            optimizer = self._sharded = ShardedAdamW(
+                described, precision=precision, rounded=self._only_in_products() if precision else (), **options
+            )
+        else:
+            optimizer = torch.optim.AdamW(described, **options)
+        shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _only_in_products(self) -> list[Parameter]:
+        """Weights that training rounds for its products and uses nowhere else."""
+        if self.average is not None or self.trainer.accumulate_grad_batches > 1:
+            return []  # averages follow the weights themselves; gradients of 16 bits would not add up
+        layers = (layer for layer in self.module.modules() if isinstance(layer, torch.nn.Linear))
+        return [cast("Parameter", layer.weight) for layer in layers]
+
+    def _shape(self, schedule: PartSchedule, rate: float) -> Any:
+        config = self.config
+        start = config.max_steps if schedule.unfreeze_at is None else schedule.unfreeze_at
+
+        def share(step: int) -> float:
+            return rate * learning_rate_share(
+                step, schedule=config.schedule, start=start, end=config.max_steps, warmup=config.warmup,
+                floor=config.min_lr_ratio,
+            )  # fmt: skip
+
+        return share
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with what they share: name, weight decay, schedule, and share of the learning rate."""
+        n_blocks = self.module.config.n_layers
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.module.named_parameters():
+            # what holds no pretrained values is never frozen and takes the full rate, wherever it stands
+            part = part_in_run(name, self.pretrained, n_blocks)
+            schedule = self.parts.get(part, PartSchedule())
+            depth = _depth(name, n_blocks) if self.config.layer_decay < 1 else 0
+            decays = parameter.ndim >= 2 and not _is_token(name)
+            label = part + (f"_depth{depth}" if depth else "") + ("" if decays else "_no_decay")
+            group = groups.setdefault(
+                label,
+                {
+                    "name": label,
+                    "schedule": schedule,
+                    "rate": schedule.rate * self.config.layer_decay**depth,
+                    "weight_decay": self.config.weight_decay if decays else 0.0,
+                    "params": [],
+                },
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    def describe(self) -> str:
+        """A table of parameters by part: how many are frozen at the start, how many train, from when, at which rate."""
+        sizes = {n: p.numel() for n, p in self.module.named_parameters()}
+        return count_parts(sizes, self.parts, self.pretrained, self.module.config.n_layers)
+
+
+class _UndoChanges(Callback):
+    """Gives the module back as it was when training ends in an exception."""
+
+    def __init__(self, plan: TahoeTrainingPlan) -> None:
+        self._plan = plan
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._plan.undo_changes()
+
+
+def _depth(name: str, n_blocks: int) -> int:
+    """Blocks between a parameter and the top of the backbone; 0 outside the backbone."""
+    prefix = "network.backbone.blocks."
+    return n_blocks - 1 - int(name[len(prefix) :].split(".")[0]) if name.startswith(prefix) else 0
+
+
+def _is_token(name: str) -> bool:
+    return name.endswith("token") or ".batch_encoder." in name
