@@ -315,7 +315,7 @@ class PredictMixin(FittedModel):
     def _prediction_data(
         self, adata: AnnOrMuData | None, perturbations: Sequence[str] | None, max_missing_genes: float
     ) -> tuple[AnnOrMuData, Screen, DataSpec, GeneAlignment]:
-        """The data to start from; the spec, its table with the rows that they and the question bring; and their genes."""
+        """The data to start from; the spec, with the table rows that they and the question bring; and their genes."""
         table = self.perturbation_table
         data = self.adata if adata is None else adata
         if data is None:
