@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_tahoe.data import EmbeddingTable, nearest_names
+from scvi_tahoe._names import nearest_names
+from scvi_tahoe.data import EmbeddingTable
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 NAMES = ["A", "B", "C"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvi_tahoe.data import CellPrior, Condition, ConditionIndex, EmbeddingTable
+from scvi_tahoe.data import Condition, ConditionIndex, EmbeddingTable
+from scvi_tahoe.response import CellPrior
 from scvi_tahoe.data._composition import Composition
 from scvi_tahoe.data._label_reading import LabelReading
 from scvi_tahoe.data._screen import Labels

@@ -16,7 +16,7 @@ import scvi
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
 
-FILES = Path(__file__).parent / "files"
+FILES = Path(__file__).parents[1] / "files"
 VERSIONS = ("1.4.2", "1.5.1")
 
 
