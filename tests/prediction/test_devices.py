@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe import TahoeST, _model, _prediction_job
+from scvi_tahoe import TahoeST
+from scvi_tahoe.model import _predict
+from scvi_tahoe.prediction import _job
 from scvi_tahoe._devices import prediction_devices
 from scvi_tahoe.data import _store, make_store
 
@@ -35,7 +37,7 @@ def on_cpus(monkeypatch):
     """Predict on so many devices, all of which are the CPU."""
 
     def choose(n):
-        monkeypatch.setattr(_model, "prediction_devices", lambda devices, own: (CPU,) * n)
+        monkeypatch.setattr(_predict, "prediction_devices", lambda devices, own: (CPU,) * n)
 
     return choose
 
@@ -54,7 +56,7 @@ def test_several_devices_predict_the_same_cells_in_the_same_order(models, prior,
 @pytest.mark.parametrize("prior", ["none", "cells"])
 def test_several_devices_write_the_same_file(models, prior, on_cpus, monkeypatch, tmp_path):
     expected = predict(models[prior], n_cells=30, batch_size=2)
-    monkeypatch.setattr(_prediction_job, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(_job, "CHUNK_BYTES", 1)
     on_cpus(2)
     written = predict(models[prior], n_cells=30, batch_size=2, path=tmp_path / "predicted.zarr").to_memory()
     np.testing.assert_array_equal(written.X.toarray() if hasattr(written.X, "toarray") else written.X, expected.X)
