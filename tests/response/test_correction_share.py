@@ -9,6 +9,7 @@ import torch
 
 from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
 from scvi_tahoe.response._correction_share import fit_share
+from scvi_tahoe.data import split_from_dict
 from scvi_tahoe.datasets import simulate_screen
 
 NOISY = {"max_steps": 80, "validate_every": 20, "batch_size": 4, "lr": 3e-3}
@@ -109,7 +110,7 @@ def test_each_dose_is_compared_with_its_own_cells(noisy, make_model, train, monk
     torch.nn.init.normal_(model.module.network.head.project.layers[-1].weight, std=0.1)  # a correction that is noise
     model.training_config_["best_step"] = 8  # not what training started from
     monkeypatch.setattr("scvi_tahoe.response._correction_share.fit_share", fit)
-    assert model._shrink_restored() == shares[0] < 0.5
+    assert model._shrink_restored(split_from_dict(model.split_)) == shares[0] < 0.5
 
 
 def test_a_model_of_which_a_share_is_kept_is_the_same_saved_and_exported(fresh, train, noisy, register, tmp_path):
@@ -126,7 +127,7 @@ def test_a_model_of_which_a_share_is_kept_is_the_same_saved_and_exported(fresh, 
 
 def test_the_share_is_found_again_from_the_weights_alone(fresh, train):
     model, whole = train(fresh(), **NOISY), train(fresh(), shrink_correction=False, **NOISY)
-    assert whole._shrink_restored() == model.training_config_["correction_share"]
+    assert whole._shrink_restored(split_from_dict(whole.split_)) == model.training_config_["correction_share"]
     np.testing.assert_array_equal(predict(whole), predict(model))
 
 
