@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.model import _predict
-from scvi_tahoe.prediction import _job
 from scvi_tahoe._devices import prediction_devices
 from scvi_tahoe.data import _store, make_store
+from scvi_tahoe.model import _predict
+from scvi_tahoe.prediction import _job
 
 CPU = torch.device("cpu")
 SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
@@ -170,7 +170,7 @@ def test_a_store_of_some_rows_gives_them_under_their_own_numbers(kind, screen):
     rows = np.array([3, 11, 5, 3])
     store = make_store(screen.X, CPU, kind=kind, rows=rows)
     asked = np.array([[5, 3], [11, 5]])
-    store.expect(asked)
+    store.prefetch(asked)
     for copy in (store, store.replica()):
         np.testing.assert_array_equal(copy.dense(copy.fetch(asked), CPU).numpy(), screen.X.toarray()[asked])
     assert "3 cells that are read" in store.description
