@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,6 +55,10 @@ def _total_edges(totals: NDArray[np.floating]) -> NDArray[np.floating]:
 def _draw_histogram(ax: Axes, result: Result, column: str, edges: NDArray[np.floating]) -> None:
     for side, color, line in (("observed", OBSERVED, "-"), ("predicted", PREDICTED, "--")):
         values = result.cells.loc[result.cells["side"] == side, column]
-        bins = {"bins": list(edges), "weights": np.full(len(values), 1 / max(len(values), 1)), "color": color}
+        bins: dict[str, Any] = {
+            "bins": list(edges),
+            "weights": np.full(len(values), 1 / max(len(values), 1)),
+            "color": color,
+        }
         ax.hist(values, histtype="step", linestyle=line, linewidth=1.6, label=side, **bins)
         ax.hist(values, alpha=0.15, **bins)

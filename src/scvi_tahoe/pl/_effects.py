@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -148,12 +148,17 @@ def fold_changes(result: Result, perturbation: str, *, context: str | None = Non
         ax = figure.subplots()
         ax.plot([-edge, edge], [-edge, edge], color=BASELINE, linewidth=0.7, linestyle="--", zorder=1)
         for name, mask, color, marker, size in groups:
-            look = {"s": size, "c": color, "marker": marker, "linewidths": 0, "alpha": 0.8, "zorder": 2}
+            look: dict[str, Any] = {"s": size, "c": color, "marker": marker, "linewidths": 0, "alpha": 0.8, "zorder": 2}
             ax.scatter(x[mask], y[mask], label=f"{name} ({mask.sum()})", **look)
         ax.set(xlim=(-edge * 1.04, edge * 1.04), ylim=(-edge * 1.04, edge * 1.04))
         ax.set(xlabel="log2 fold change, observed", ylabel="log2 fold change, predicted")
         ax.set_title(f"{perturbation}, {context}", loc="left")
-        legend = {"loc": "outside lower center", "ncols": 2, "title": f"FDR < {_FDR:g}", "title_fontsize": 7}
+        legend: dict[str, Any] = {
+            "loc": "outside lower center",
+            "ncols": 2,
+            "title": f"FDR < {_FDR:g}",
+            "title_fontsize": 7,
+        }
         figure.legend(*ax.get_legend_handles_labels(), **legend)
         figure.draw_without_rendering()
         strongest = np.argsort(-np.where(in_observed, np.abs(x), -1))[: min(n_labels, int(in_observed.sum()))]
