@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.nn._ineffective_options import as_said, options_of_user
 from scvi_tahoe.nn import ObjectiveConfig
+from scvi_tahoe.nn._ineffective_options import as_said, options_of_user
 
 EMBEDDING = {"setup": {"cell_embedding_key": "X_embedding"}, "representation": "embedding"}
 BOTH = {"setup": {"cell_embedding_key": "X_embedding"}, "representation": "expression+embedding"}

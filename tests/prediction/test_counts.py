@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
-from scvi_tahoe.prediction._request import PredictionPlan
 from scvi_tahoe.data import Condition, PredictionTask
 from scvi_tahoe.datasets import papalexi_few_shot
 from scvi_tahoe.evaluate import EvaluationReference, Rules2026, submission
+from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
+from scvi_tahoe.prediction._request import PredictionPlan
 
 BRIEF = {"max_steps": 20, "validate_every": 20, "progress": False}
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.model import _predict
-from scvi_tahoe.prediction import _job
 from scvi_tahoe._devices import prediction_devices
 from scvi_tahoe.data import _store, make_store
+from scvi_tahoe.model import _predict
+from scvi_tahoe.prediction import _job
 
 CPU = torch.device("cpu")
 SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}

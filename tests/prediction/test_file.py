@@ -13,10 +13,10 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe import TahoeEnsemble, TahoeST
-from scvi_tahoe.prediction import _job
-from scvi_tahoe.prediction._file import written_prediction
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import PREDICTION_RECORD
+from scvi_tahoe.prediction import _job
+from scvi_tahoe.prediction._file import written_prediction
 
 SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
 SUFFIXES = ("h5ad", "zarr")

@@ -17,9 +17,9 @@ import pytest
 import torch
 import yaml
 
-from scvi_tahoe.pretrained import UnsafeFileError, export_model, read_arc_folder, read_export, read_pretrained
 from scvi_tahoe.files._pickle_program import verify_pickle
 from scvi_tahoe.files._plain_content import verify_expanded
+from scvi_tahoe.pretrained import UnsafeFileError, export_model, read_arc_folder, read_export, read_pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable

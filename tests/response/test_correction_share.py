@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
-from scvi_tahoe.response._correction_share import fit_share
 from scvi_tahoe.data import split_from_dict
 from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.response._correction_share import fit_share
 
 NOISY = {"max_steps": 80, "validate_every": 20, "batch_size": 4, "lr": 3e-3}
 

@@ -7,10 +7,10 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe.data import Condition, ConditionIndex, EmbeddingTable
-from scvi_tahoe.response import CellPrior
 from scvi_tahoe.data._composition import Composition
 from scvi_tahoe.data._label_reading import LabelReading
 from scvi_tahoe.data._screen import Labels
+from scvi_tahoe.response import CellPrior
 
 N_GENES, N_CELLS = 40, 300
 QUIET = np.zeros(N_GENES)

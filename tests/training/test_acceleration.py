@@ -6,9 +6,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from scvi_tahoe._devices import autocast_dtype, resolve_precision
 from scvi_tahoe.training import compiling_pays
 from scvi_tahoe.training._acceleration import Acceleration, LateNumber
-from scvi_tahoe._devices import autocast_dtype, resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
