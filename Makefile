@@ -1,7 +1,7 @@
 # make demo    install into .venv and run the main job: train, predict, score; results in scvi-tahoe-demo/
 # make study   the case study of ST-Tahoe as a ladder of runs, and the recommended recipe; report in scvi-tahoe-study/
 # make test    install into .venv and run the tests
-# make lint    ruff, mypy, and the workflows and CITATION.cff checked
+# make lint    ruff, mypy, the floors of the package, and the workflows and CITATION.cff checked
 # make docs    build the documentation; DOCS_LINKS=1 links names of other projects, too (needs a network)
 # make tutorials   execute the tutorials from top to bottom, with small settings
 # make clean   remove .venv and what tools leave behind
@@ -36,6 +36,7 @@ lint: $(VENV)/.installed-lint
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
+	$(bin)/lint-imports --no-logo
 	$(bin)/zizmor --offline --quiet .github
 
 docs: $(VENV)/.installed-doc

@@ -37,7 +37,7 @@ from scvi_tahoe.data import QUANTILES, Condition, Population, draw_window, move_
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from scvi_tahoe.data import ConditionIndex, EmbeddingTable, Component
+    from scvi_tahoe.data import Component, ConditionIndex, EmbeddingTable
 
 __all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase", "PriorOrigin", "PriorTarget"]
 
