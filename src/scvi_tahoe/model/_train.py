@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from scvi_tahoe.data import ConditionIndex, Split, cell_set_dataset, combines_measured_components, default_split
+from scvi_tahoe.data import Split, cell_set_dataset, combines_measured_components, default_split
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import asked_in_order
 from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
@@ -202,7 +202,7 @@ class TrainMixin(PredictMixin):
 
     def _chosen_split(self, split: Split | None, screen: Screen) -> Split:
         if split is None:
-            return default_split(ConditionIndex.from_screen(screen), with_prior=self.prior != "none")
+            return default_split(screen.index, with_prior=self.prior != "none")
         if not isinstance(split, Split):
             raise TypeError(
                 f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
@@ -248,14 +248,14 @@ class TrainMixin(PredictMixin):
         if self.prior == "none":
             return None
         screen, plan = self._training_screen(), (self.training_config_ or {})["plan"]
-        spec, index = self._spec().with_composed(screen), ConditionIndex.from_screen(screen)
+        spec, index = self._spec().with_composed(screen), screen.index
         assigned = split.assign(index, seed=plan["seed"])
         dataset = cell_set_dataset(spec, screen, self.device, full_precision=True)
         prior = learn_prior(self.prior, spec, screen, index, assigned.train, seed=plan["seed"])
         return self._shrink_correction(assigned, prior, dataset.cells, self.device)
 
     def _default_lr(self, screen: Screen) -> float:
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         strong = self.prior != "none" and (
             index.perturbations_recur or combines_measured_components(index, self.keys.parser)
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data import ConditionIndex, cell_set_dataset
+from scvi_tahoe.data import cell_set_dataset
 from scvi_tahoe.response import learn_prior, with_prior
 from scvi_tahoe.training._decoder_weight import decoder_weight_of
 from scvi_tahoe.training._objective_inputs import with_objective
@@ -86,7 +86,7 @@ def training_data(
         If nothing validates and the run needs it, or a term has nothing to tell apart.
     """
     spec, seed = spec.with_composed(screen), run.plan.seed
-    index = ConditionIndex.from_screen(screen)
+    index = screen.index
     assigned = split.assign(index, seed=seed)
     controls = np.flatnonzero(index.is_control)
     dataset = cell_set_dataset(
