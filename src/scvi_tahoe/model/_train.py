@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from scvi_tahoe.data import ConditionIndex, minibatch_sources
+from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import asked_in_order
 from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
@@ -146,7 +146,7 @@ class TrainMixin(PredictMixin):
             pretrained_parameters_=pretrained,
             prior_=data.prior,
             observed_cosine_=observed_cosines(
-                data.expression, index, data.split.train, run.device, reading=self.keys.reading, seed=seed
+                data.expression, index, data.split.train, run.device, parser=self.keys.parser, seed=seed
             ),
             history_=dict(previous),  # a copy, as scvi-tools writes into it
             split_=run.split.to_dict(),
@@ -352,7 +352,7 @@ class TrainMixin(PredictMixin):
         options = TrainOptions(batch_size=batch_size, store=store, precision=precision, trainer_kwargs=trainer_kwargs)
         screen = self._training_screen()
         run = self._resolved(options, ConditionIndex.from_screen(screen))
-        sources = minibatch_sources(
-            self._spec().covering(screen), screen, run.device, store=store, exact=run.full_precision
+        dataset = cell_set_dataset(
+            self._spec().with_composed(screen), screen, run.device, store=store, full_precision=run.full_precision
         )
-        return run.memory(self.module, self.pretrained_parameters_, sources)
+        return run.memory(self.module, self.pretrained_parameters_, dataset)

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from scipy.spatial.distance import pdist
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe.data import condition_moments, de_weights, minibatch_sources
+from scvi_tahoe.data import cell_set_dataset, condition_moments, de_weights
 from scvi_tahoe.response import learn_prior, with_prior
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import (
         AssignedSplit,
         CellSetDataModule,
+        CellSetDataset,
         CellStore,
         ConditionIndex,
         DataSpec,
-        MinibatchSources,
         Screen,
     )
     from scvi_tahoe.response import Prior
@@ -57,8 +57,7 @@ class TrainingData:
     @property
     def expression(self) -> CellStore:
         """Expression of the cells, also where the network works on embeddings."""
-        sources = self.minibatches.dataset.sources
-        return sources.genes or sources.cells
+        return self.minibatches.dataset.expression
 
 
 def training_data(
@@ -89,42 +88,42 @@ def training_data(
     ValueError
         If nothing validates and the run needs it, or a term has nothing to tell apart.
     """
-    spec, seed = spec.covering(screen), run.plan.seed
+    spec, seed = spec.with_composed(screen), run.plan.seed
     assigned = run.split.assign(index, seed=seed)
     controls = np.flatnonzero(index.is_control)
-    sources = minibatch_sources(
-        spec, screen, run.device, store=run.options.store, exact=run.full_precision, often=controls
+    dataset = cell_set_dataset(
+        spec, screen, run.device, store=run.options.store, full_precision=run.full_precision, pinned_rows=controls
     )
     learned = None if prior == "none" else learn_prior(prior, spec, screen, index, assigned.train, seed=seed)
-    sources, base_rows = with_prior(
-        sources, learned, spec, screen, index, device=run.device, seed=seed, progress=run.options.progress
+    dataset = with_prior(
+        dataset, learned, spec, screen, index, device=run.device, seed=seed, progress=run.options.progress
     )
-    sources = with_objective(sources, module, assigned, run.batch_size, device=run.device, seed=seed)
+    dataset = with_objective(dataset, module, assigned, run.batch_size, device=run.device, seed=seed)
     measured = None
     if module.objective.config.decoder_weight == "auto" and module.config.gene_decoder is not None:
         measured = decoder_weight_of(screen, assigned.train, seed=seed)
-    minibatches = run.datamodule(sources, assigned, spec.rows_of_labels(screen), base_rows)
+    minibatches = run.datamodule(dataset, assigned, spec.rows_of_labels(screen))
     return TrainingData(split=assigned, prior=learned, minibatches=minibatches, decoder_weight=measured)
 
 
 def with_objective(
-    sources: MinibatchSources,
+    dataset: CellSetDataset,
     module: TahoeSTModule,
     split: AssignedSplit,
     n_sets: int,
     *,
     device: torch.device,
     seed: int,
-) -> MinibatchSources:
-    """Sources with what the terms of the objective compare predictions with, beside the observed cells of a set."""
+) -> CellSetDataset:
+    """Data with what the terms of the objective compare predictions with, beside the observed cells of a set."""
     objective, index = module.objective, split.index
     terms = set(objective.config.terms)
     if module.embedding_head is not None:
         terms |= set(objective.config.embedding_terms)
     _verify_contrast(terms, n_sets=n_sets, n_perturbations=len(np.unique(index.perturbation.codes[split.train])))
     if not terms & {"de_weighted", "contrastive"}:
-        return sources
-    moments, controls = condition_moments(sources.cells, split, device=device, seed=seed)
+        return dataset
+    moments, controls = condition_moments(dataset.cells, split, device=device, seed=seed)
     contexts = [condition.context for condition in index.conditions]
     of_condition = {}
     if "contrastive" in terms:
@@ -136,7 +135,7 @@ def with_objective(
             for found, context in zip(moments, contexts, strict=True)
         ]
         of_condition[TENSORS.GENE_WEIGHT] = np.stack(weights)
-    return replace(sources, of_condition=of_condition)
+    return replace(dataset, of_condition=of_condition)
 
 
 def _verify_contrast(terms: set[str], *, n_sets: int, n_perturbations: int) -> None:

@@ -26,7 +26,7 @@ from scvi_tahoe.data import (
     DeviceStore,
     LoaderConfig,
     Split,
-    combines_measured_parts,
+    combines_measured_components,
     default_split,
 )
 from scvi_tahoe.training._acceleration import compiling_pays
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from scvi.train import Trainer
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import AssignedSplit, Condition, ConditionIndex, DataSpec, MinibatchSources
+    from scvi_tahoe.data import AssignedSplit, CellSetDataset, Condition, ConditionIndex, DataSpec
     from scvi_tahoe.response import Prior
     from scvi_tahoe.training._adapters import Adapters
     from scvi_tahoe.training._memory import MemoryPlan
@@ -176,7 +176,9 @@ class TrainingRun:
         trainer_options = options.trainer_options()
         options.verify_monitor(computed_scores(module, spec.representation), embeds=spec.representation == "embedding")
         steps = _MAX_STEPS if options.max_steps is None else options.max_steps
-        strong = prior != "none" and (index.perturbations_recur or combines_measured_parts(index, spec.keys.reading))
+        strong = prior != "none" and (
+            index.perturbations_recur or combines_measured_components(index, spec.keys.parser)
+        )
         plan = options.plan(
             max_steps=steps, default_lr=default_lr(has_strong_prior=strong, has_pretrained=bool(pretrained))
         )
@@ -226,10 +228,9 @@ class TrainingRun:
 
     def datamodule(
         self,
-        sources: MinibatchSources,
+        dataset: CellSetDataset,
         split: AssignedSplit,
         row_of_label: np.ndarray,
-        base_rows: Mapping[Condition, np.ndarray] | None = None,
     ) -> CellSetDataModule:
         """Loaders of this run.
 
@@ -251,7 +252,7 @@ class TrainingRun:
             set_size=self.set_size, batch_size=self.batch_size, steps_per_epoch=self.validate_every * self.accumulate,
             seed=self.plan.seed,
         )  # fmt: skip
-        return CellSetDataModule(sources, split, row_of_label, config, base_rows)
+        return CellSetDataModule(dataset, split, row_of_label, config)
 
     def compiles(self, module: TahoeSTModule) -> bool:
         """Whether the network is compiled."""
@@ -320,7 +321,7 @@ class TrainingRun:
             return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True, bucket_cap_mb=100)}
         return {"strategy": ShardedOptimizerStrategy()} if self.strategy == SHARDED else {}
 
-    def memory(self, module: TahoeSTModule, pretrained: Sequence[str], sources: MinibatchSources) -> MemoryPlan:
+    def memory(self, module: TahoeSTModule, pretrained: Sequence[str], dataset: CellSetDataset) -> MemoryPlan:
         """What this run will take of the device's memory."""
         plan, held = self.plan, set(pretrained)
         sizes = {n: p.numel() for n, p in module.named_parameters()}
@@ -328,7 +329,6 @@ class TrainingRun:
         n_blocks = module.config.n_layers
         never = {part for part, schedule in parts.items() if schedule.unfreeze_at is None}
         frozen = sum(n for name, n in sizes.items() if part_in_run(name, held, n_blocks) in never)
-        stores = (sources.cells, sources.genes, sources.embedding, sources.base)
         return plan_memory(
             module.config,
             n_parameters=sum(sizes.values()),
@@ -337,14 +337,14 @@ class TrainingRun:
             n_trainable=sum(sizes.values()) - frozen,
             cells_per_step=self.batch_size * self.set_size,
             in_16_bits=not self.full_precision,
-            expression=sum(store.nbytes for store in stores if isinstance(store, DeviceStore)),
+            expression=sum(store.nbytes for store in dataset.stores if isinstance(store, DeviceStore)),
             device=self.device,
         )
 
     def announce(self, module: TahoeSTModule, pretrained: list[str], datamodule: CellSetDataModule) -> None:
         """Say what is about to happen, before anything costly."""
-        sources, audit = datamodule.dataset.sources, datamodule.split.audit()
-        memory = self.memory(module, pretrained, sources)
+        dataset, audit = datamodule.dataset, datamodule.split.audit()
+        memory = self.memory(module, pretrained, dataset)
         plan = TahoeTrainingPlan(module, self.plan, pretrained)
         if self.options.progress:
             tqdm.write(plan.describe(), file=sys.stderr)
@@ -352,7 +352,7 @@ class TrainingRun:
                 _say_that_there_is_no_gpu()
         sets = f"{self.batch_size} sets of {self.set_size} cells a step"
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
-        logger.info(f"expression: {sources.cells.description}")
+        logger.info(f"expression: {dataset.cells.description}")
         compiled = "compiled" if self.compiles(module) else "not compiled"
         strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED) else ""
         precision = self.trainer_options["precision"]
