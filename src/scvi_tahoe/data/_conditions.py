@@ -97,10 +97,9 @@ class ConditionIndex:
     control: str
 
     @classmethod
-    def of(
-        cls, context: CellLabels, perturbation: CellLabels, batch: CellLabels | None, *, control: str
-    ) -> ConditionIndex:
-        """Index cells by their labels."""
+    def from_screen(cls, screen: Any) -> ConditionIndex:
+        """Index a :class:`Screen`; its ``index`` is made once."""
+        context, perturbation, control = screen.context, screen.perturbation, screen.control
         is_control = np.asarray([n == control for n in perturbation.names])[perturbation.codes]
         joint = context.codes * len(perturbation.names) + perturbation.codes
         present, position = np.unique(joint[~is_control], return_inverse=True)
@@ -110,7 +109,7 @@ class ConditionIndex:
             Condition(context.names[j // len(perturbation.names)], perturbation.names[j % len(perturbation.names)])
             for j in present
         )
-        return cls(conditions, condition_of_cell, context, perturbation, batch, control)
+        return cls(conditions, condition_of_cell, context, perturbation, screen.batch, control)
 
     @property
     def is_control(self) -> np.ndarray:

@@ -123,7 +123,7 @@ class Screen:
     @cached_property
     def index(self) -> ConditionIndex:
         """Rows of every condition, and of the controls of every context."""
-        return ConditionIndex.of(self.context, self.perturbation, self.batch, control=self.control)
+        return ConditionIndex.from_screen(self)
 
 
 def expression_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
