@@ -32,7 +32,8 @@ import scipy.sparse as sp
 import torch
 from tqdm.auto import tqdm
 
-from scvi_tahoe.data import QUANTILES, Condition, Population, draw_window, move_between, with_marginals
+from scvi_tahoe.data import Condition, draw_window
+from scvi_tahoe.response._marginals import QUANTILES, Population, move_between, with_marginals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
