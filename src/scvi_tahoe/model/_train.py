@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from scvi_tahoe.data import ConditionIndex, Split, combines_measured_parts, default_split, minibatch_sources
+from scvi_tahoe.data import ConditionIndex, Split, cell_set_dataset, combines_measured_components, default_split
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import asked_in_order
 from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
@@ -163,7 +163,7 @@ class TrainMixin(PredictMixin):
             prior_=data.prior,
             decoder_weight_=self.decoder_weight_ if data.decoder_weight is None else data.decoder_weight,
             observed_cosine_=observed_cosines(
-                data.expression, data.split.index, data.split.train, run.device, reading=self.keys.reading, seed=seed
+                data.expression, data.split.index, data.split.train, run.device, parser=self.keys.parser, seed=seed
             ),
         )
         compiles = run.compiles(self.module, compile)
@@ -248,16 +248,16 @@ class TrainMixin(PredictMixin):
         if self.prior == "none":
             return None
         screen, plan = self._training_screen(), (self.training_config_ or {})["plan"]
-        spec, index = self._spec().covering(screen), ConditionIndex.from_screen(screen)
+        spec, index = self._spec().with_composed(screen), ConditionIndex.from_screen(screen)
         assigned = split.assign(index, seed=plan["seed"])
-        sources = minibatch_sources(spec, screen, self.device, exact=True)
+        dataset = cell_set_dataset(spec, screen, self.device, full_precision=True)
         prior = learn_prior(self.prior, spec, screen, index, assigned.train, seed=plan["seed"])
-        return self._shrink_correction(assigned, prior, sources.cells, self.device)
+        return self._shrink_correction(assigned, prior, dataset.cells, self.device)
 
     def _default_lr(self, screen: Screen) -> float:
         index = ConditionIndex.from_screen(screen)
         strong = self.prior != "none" and (
-            index.perturbations_recur or combines_measured_parts(index, self.keys.reading)
+            index.perturbations_recur or combines_measured_components(index, self.keys.parser)
         )
         return default_lr(has_strong_prior=strong, has_pretrained=bool(self.pretrained_parameters_))
 
@@ -394,5 +394,7 @@ class TrainMixin(PredictMixin):
             resume_from=None, trainer_options={**trainer_kwargs, "precision": precision},
             setting={"set_size": self.set_size},
         )  # fmt: skip
-        sources = minibatch_sources(self._spec().covering(screen), screen, run.device, store=store, exact=run.exact)
-        return run.memory(self.module, self.pretrained_parameters_, sources)
+        dataset = cell_set_dataset(
+            self._spec().with_composed(screen), screen, run.device, store=store, full_precision=run.full_precision
+        )
+        return run.memory(self.module, self.pretrained_parameters_, dataset)

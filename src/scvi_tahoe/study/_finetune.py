@@ -267,7 +267,7 @@ class _Job:
         index = ConditionIndex.from_screen(read_screen(self.data.held_out, model.keys))
         predicted = model.predict(
             self.data.held_out,
-            **conditions_asked(index, model.keys.reading),
+            **conditions_asked(index, model.keys.parser),
             seed=self.run.seed,
             progress=self.progress,
         )

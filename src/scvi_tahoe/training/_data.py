@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data import ConditionIndex, minibatch_sources
+from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.response import learn_prior, with_prior
 from scvi_tahoe.training._decoder_weight import decoder_weight_of
 from scvi_tahoe.training._objective_inputs import with_objective
@@ -45,8 +45,7 @@ class TrainingData:
     @property
     def expression(self) -> CellStore:
         """Expression of the cells, also where the network works on embeddings."""
-        sources = self.minibatches.dataset.sources
-        return sources.genes or sources.cells
+        return self.minibatches.dataset.expression
 
 
 def training_data(
@@ -86,18 +85,18 @@ def training_data(
     ValueError
         If nothing validates and the run needs it, or a term has nothing to tell apart.
     """
-    spec, seed = spec.covering(screen), run.plan.seed
+    spec, seed = spec.with_composed(screen), run.plan.seed
     index = ConditionIndex.from_screen(screen)
     assigned = split.assign(index, seed=seed)
     controls = np.flatnonzero(index.is_control)
-    sources = minibatch_sources(spec, screen, run.device, store=store, exact=run.exact, often=controls)
-    learned = None if prior == "none" else learn_prior(prior, spec, screen, index, assigned.train, seed=seed)
-    sources, base_rows = with_prior(
-        sources, learned, spec, screen, index, device=run.device, seed=seed, progress=progress
+    dataset = cell_set_dataset(
+        spec, screen, run.device, store=store, full_precision=run.full_precision, pinned_rows=controls
     )
-    sources = with_objective(sources, module, assigned, run.batch_size, device=run.device, seed=seed)
+    learned = None if prior == "none" else learn_prior(prior, spec, screen, index, assigned.train, seed=seed)
+    dataset = with_prior(dataset, learned, spec, screen, index, device=run.device, seed=seed, progress=progress)
+    dataset = with_objective(dataset, module, assigned, run.batch_size, device=run.device, seed=seed)
     measured = None
     if module.objective.config.decoder_weight == "auto" and module.config.gene_decoder is not None:
         measured = decoder_weight_of(screen, assigned.train, seed=seed)
-    minibatches = run.datamodule(sources, assigned, spec.rows_of_labels(screen), spec.set_size, base_rows)
+    minibatches = run.datamodule(dataset, assigned, spec.rows_of_labels(screen), spec.set_size)
     return TrainingData(split=assigned, prior=learned, minibatches=minibatches, decoder_weight=measured)

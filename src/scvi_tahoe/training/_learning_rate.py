@@ -122,7 +122,7 @@ def run_learning_rate_test(
     )  # fmt: skip
     n_steps = run.plan.max_steps
     rates, losses, smoothed = np.geomspace(lowest, highest, n_steps), [], []
-    autocast = torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=not run.exact)
+    autocast = torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=not run.full_precision)
     devices = [run.device] if run.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), run.explained():
         torch.manual_seed(run.plan.seed)

@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     import torch
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import AssignedSplit, MinibatchSources
+    from scvi_tahoe.data import AssignedSplit, CellSetDataset
 
 __all__ = ["with_objective"]
 
 
 def with_objective(
-    sources: MinibatchSources,
+    dataset: CellSetDataset,
     module: TahoeSTModule,
     split: AssignedSplit,
     n_sets: int,
     *,
     device: torch.device,
     seed: int,
-) -> MinibatchSources:
+) -> CellSetDataset:
     """Sources with what the terms of the objective compare with.
 
     Parameters
     ----------
-    sources
+    dataset
         Where the cells come from.
     module
         Whose objective counts.
@@ -56,8 +56,8 @@ def with_objective(
         terms |= set(objective.config.embedding_terms)
     _verify_contrast(terms, n_sets=n_sets, n_perturbations=len(np.unique(index.perturbation.codes[split.train])))
     if not terms & {"de_weighted", "contrastive"}:
-        return sources
-    moments, controls = condition_moments(sources.cells, split, device=device, seed=seed)
+        return dataset
+    moments, controls = condition_moments(dataset.cells, split, device=device, seed=seed)
     contexts = [condition.context for condition in index.conditions]
     of_condition = {}
     if "contrastive" in terms:
@@ -69,7 +69,7 @@ def with_objective(
             for found, context in zip(moments, contexts, strict=True)
         ]
         of_condition[TENSORS.GENE_WEIGHT] = np.stack(weights)
-    return replace(sources, of_condition=of_condition)
+    return replace(dataset, of_condition=of_condition)
 
 
 def _verify_contrast(terms: set[str], *, n_sets: int, n_perturbations: int) -> None:

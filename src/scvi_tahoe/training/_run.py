@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import AssignedSplit, Condition, MinibatchSources
+    from scvi_tahoe.data import AssignedSplit, CellSetDataset, Condition
     from scvi_tahoe.training._memory import MemoryPlan
 
 __all__ = ["TrainingRun", "default_lr"]
@@ -318,11 +318,10 @@ class TrainingRun:
 
     def datamodule(
         self,
-        sources: MinibatchSources,
+        dataset: CellSetDataset,
         split: AssignedSplit,
         row_of_label: np.ndarray,
         set_size: int,
-        base_rows: Mapping[Condition, np.ndarray] | None = None,
     ) -> CellSetDataModule:
         """Loaders of this run.
 
@@ -343,7 +342,7 @@ class TrainingRun:
         config = LoaderConfig(
             set_size=set_size, batch_size=self.batch_size, steps_per_epoch=self.steps_per_epoch, seed=self.plan.seed
         )
-        return CellSetDataModule(sources, split, row_of_label, config, base_rows)
+        return CellSetDataModule(dataset, split, row_of_label, config)
 
     @property
     def score(self) -> str | None:
@@ -351,7 +350,7 @@ class TrainingRun:
         return self.monitor if self.monitor in VALIDATION_SCORES else None
 
     @property
-    def exact(self) -> bool:
+    def full_precision(self) -> bool:
         """Whether everything is computed in float32."""
         return str(self.options["precision"]).startswith(("32", "64"))
 
@@ -456,7 +455,7 @@ class TrainingRun:
         require("tensorboard", "tensorboard")
         return pl.loggers.TensorBoardLogger(folder, name="tensorboard")
 
-    def memory(self, module: TahoeSTModule, pretrained: Sequence[str], sources: MinibatchSources) -> MemoryPlan:
+    def memory(self, module: TahoeSTModule, pretrained: Sequence[str], dataset: CellSetDataset) -> MemoryPlan:
         """What this run will take of the device's memory."""
         plan, held = self.plan, set(pretrained)
         sizes = {n: p.numel() for n, p in module.named_parameters()}
@@ -464,7 +463,6 @@ class TrainingRun:
         n_blocks = module.config.n_layers
         never = {part for part, schedule in parts.items() if schedule.unfreeze_at is None}
         frozen = sum(n for name, n in sizes.items() if part_in_run(name, held, n_blocks) in never)
-        stores = (sources.cells, sources.genes, sources.embedding, sources.base)
         return plan_memory(
             module.config,
             n_parameters=sum(sizes.values()),
@@ -472,8 +470,8 @@ class TrainingRun:
             shared=self.strategy == SHARDED,
             n_trainable=sum(sizes.values()) - frozen,
             cells_per_step=self.batch_size * self.setting["set_size"],
-            in_16_bits=not self.exact,
-            expression=sum(store.nbytes for store in stores if isinstance(store, DeviceStore)),
+            in_16_bits=not self.full_precision,
+            expression=sum(store.nbytes for store in dataset.stores if isinstance(store, DeviceStore)),
             device=self.device,
         )
 
@@ -487,8 +485,8 @@ class TrainingRun:
         progress: bool,
     ) -> None:
         """Say what is about to happen, before anything costly."""
-        sources, audit = datamodule.dataset.sources, datamodule.split.audit()
-        memory = self.memory(module, pretrained, sources)
+        dataset, audit = datamodule.dataset, datamodule.split.audit()
+        memory = self.memory(module, pretrained, dataset)
         plan = TahoeTrainingPlan(module, self.plan, pretrained)
         if progress:
             tqdm.write(plan.describe(), file=sys.stderr)
@@ -496,7 +494,7 @@ class TrainingRun:
                 _say_that_there_is_no_gpu()
         sets = f"{self.batch_size} sets of {self.setting['set_size']} cells a step"
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
-        logger.info(f"expression: {sources.cells.description}")
+        logger.info(f"expression: {dataset.cells.description}")
         compiled = "compiled" if compiles else "not compiled"
         strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED) else ""
         logger.info(
