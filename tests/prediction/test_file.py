@@ -24,7 +24,7 @@ SUFFIXES = ("h5ad", "zarr")
 
 @pytest.fixture(scope="module")
 def models(simulated):
-    """A model without a prior, one with cells, and one with means, which is calibrated."""
+    """A model without a prior, one with cells, and one with means."""
     found = {}
     for prior in ("none", "cells", "mean"):
         adata = simulated.copy()
