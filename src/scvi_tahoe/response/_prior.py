@@ -38,7 +38,7 @@ from scvi_tahoe.data import QUANTILES, Condition, Population, draw_window, move_
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from scvi_tahoe.data import ConditionIndex, EmbeddingTable, Component
+    from scvi_tahoe.data import Component, ConditionIndex, EmbeddingTable
 
 Prior = Literal["auto", "none", "mean", "transfer", "cells"]
 PRIORS: tuple[Prior, ...] = get_args(Prior)
