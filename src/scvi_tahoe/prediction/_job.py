@@ -21,7 +21,6 @@ from scvi_tahoe.evaluate import PREDICTION_RECORD
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
 from scvi_tahoe.prediction._predictor import (
-    CHUNK_BYTES,
     Forward,
     default_batch_size,
     predicted_chunks,
@@ -110,7 +109,7 @@ def predict_cells(
         record=_record(module, request, plan, origins, is_trained=is_trained),
         alarm=CollapseAlarm(
             dataset.expression, device, observed_cosine, parser=spec.keys.parser, output=output,
-            control_means=residual_cells and {name: target.mean for name, target in residual_cells.targets.items()},
+            control_means=None if residual_cells is None else residual_cells.control_means,
         ),
         counts=counts,
         control_layer=request.control_layer,
@@ -168,7 +167,7 @@ def _record(
     """Say where the numbers come from; the evaluation rejects genes of a decoder that was not trained."""
     decodes = module.config.gene_decoder is not None
     weight = module.objective.decoder_weight if decodes else 0.0
-    record = {
+    record: dict[str, Any] = {
         "space": "expression" if request.output == "prior" else request.output,
         "genes_from": "decoder" if decodes else "network",
         "decoder_trained": bool(decodes and weight > 0 and is_trained),
@@ -240,14 +239,13 @@ class _Job:
 
     def _run(self, take: Take, out: np.ndarray | None) -> None:
         """Predict, and hand each chunk on in a thread of its own while the next one is computed."""
-        device, common = (
-            self.devices[0],
-            {"residual_cells": self.residual_cells, "out": out, "chunk_bytes": CHUNK_BYTES},
-        )
+        cells, device = self.residual_cells, self.devices[0]
         chunks = (
-            prior_chunks(self.dataset, self.plan, device=self.devices[0], **common)
+            prior_chunks(self.dataset, self.plan, cells, device=device, out=out)
             if self.forward.output == "prior"
-            else predicted_chunks(self.module, self.dataset, self.plan, self.forward, devices=self.devices, **common)
+            else predicted_chunks(
+                self.module, self.dataset, self.plan, self.forward, cells, devices=self.devices, out=out
+            )
         )
         with ThreadPoolExecutor(1) as after, closing(chunks):
             before: Future[None] | None = None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.prediction._request import PredictionPlan
     from scvi_tahoe.response import ResidualCells
 
-#: bytes of dense float32 cells that are predicted before they are handed on, if not all are wanted at once
+#: bytes of a chunk, which however holds at least one minibatch for each device and one condition
 CHUNK_BYTES = 2**29
 _SETS = 16
 _CPU_BYTES = 2**24
@@ -98,11 +98,10 @@ def predicted_chunks(
     dataset: CellSetDataset,
     plan: PredictionPlan,
     forward: Forward,
+    residual_cells: ResidualCells | None,
     *,
     devices: Sequence[torch.device],
-    residual_cells: ResidualCells | None = None,
-    out: np.ndarray | None = None,
-    chunk_bytes: int,
+    out: np.ndarray | None,
 ) -> Generator[Chunk, None, None]:
     """Predict all conditions of a plan, in their order.
 
@@ -112,14 +111,12 @@ def predicted_chunks(
         In eval mode; every further device gets a copy.
     dataset, plan, forward
         What is predicted, and how.
-    devices
-        Minibatches are dealt out to these in turn.
     residual_cells
         Makes the cells of a prior of cells; None without one.
+    devices
+        Minibatches are dealt out to these in turn.
     out
         float32 ``[cells of the plan, G]`` for the cells, all in one chunk. If None, chunks have memory of their own.
-    chunk_bytes
-        Bytes of a chunk, which however holds at least one minibatch for each device and one condition.
 
     Yields
     ------
@@ -130,7 +127,7 @@ def predicted_chunks(
     devices = devices[: len(minibatches)]
     replicas = _replicas(module, dataset, devices)
     full = max(one.stop_row - one.first_row for one in minibatches)
-    n_at_once = len(minibatches) if out is not None else max(len(devices), chunk_bytes // (4 * width * full))
+    n_at_once = len(minibatches) if out is not None else max(len(devices), CHUNK_BYTES // (4 * width * full))
     groups = _groups(minibatches, plan.stops, n_at_once)
     buffers = _Buffers(out, width, alone=len(groups) == 1)
     start, first = 0, 0  # row and condition that come next
@@ -157,17 +154,16 @@ def predicted_chunks(
 def prior_chunks(
     dataset: CellSetDataset,
     plan: PredictionPlan,
+    residual_cells: ResidualCells | None,
     *,
     device: torch.device,
-    residual_cells: ResidualCells | None,
-    out: np.ndarray | None = None,
-    chunk_bytes: int,
+    out: np.ndarray | None,
 ) -> Generator[Chunk, None, None]:
     """Predict by the prior alone; parameters as of :func:`predicted_chunks`."""
     width, stops = dataset.cells.n_features, plan.stops
     first = start = 0
     while first < len(plan.requests):
-        room = plan.n_cells if out is not None else chunk_bytes // (4 * width)
+        room = plan.n_cells if out is not None else CHUNK_BYTES // (4 * width)
         after = max(first + 1, int(np.searchsorted(stops, start + room, side="right")))
         cells = np.empty((stops[after - 1] - start, width), dtype=np.float32) if out is None else out
         made, offset = (None, 0) if residual_cells is None else residual_cells.of_conditions(first, after)
@@ -266,7 +262,7 @@ def _with_residual_cells(
     for i, replica in enumerate(replicas):
         replica.dataset.residual_input = store if i == 0 else store.replica()
     requests = [
-        replace(one.request, residual_input_SN=one.request.residual_input_SN - first_row)  # type: ignore[operator]
+        replace(one.request, residual_input_SN=one.request.residual_input_SN - first_row)  # type: ignore[operator, arg-type]
         for one in group
     ]
     return [replace(one, request=request) for one, request in zip(group, requests, strict=True)]

@@ -103,6 +103,11 @@ class ResidualCells:
     device: torch.device
     _blocks: dict[int, sp.csr_matrix] = field(default_factory=dict)
 
+    @property
+    def control_means(self) -> dict[str, np.ndarray]:
+        """Mean of the control cells of each context, ``[G]``."""
+        return {context: target.mean for context, target in self.targets.items()}
+
     def of_conditions(self, first: int, stop: int) -> tuple[sp.csr_matrix, int]:
         """Cells of the conditions from ``first`` to before ``stop``: CSR float32 ``[rows, G]``, and the first row."""
         kept = {k: block for k, block in self._blocks.items() if first <= k < stop}
