@@ -207,8 +207,8 @@ class TahoeEnsemble:
             max_missing_genes=kwargs.get("max_missing_genes", 0.1),
         )
         key = model.keys.context_key
-        contexts = [data.index.contexts[0]] * len(table) if key is None else table[key].tolist()
-        controls = {context: data.index.controls(context) for context in dict.fromkeys(contexts)}
+        contexts = [data.screen.index.contexts[0]] * len(table) if key is None else table[key].tolist()
+        controls = {context: data.screen.index.controls(context) for context in dict.fromkeys(contexts)}
         dataset = cell_set_dataset(
             data.spec,
             data.screen,

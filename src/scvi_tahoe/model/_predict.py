@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvi_tahoe._devices import prediction_devices
-from scvi_tahoe.data import ConditionIndex
 from scvi_tahoe.model._fitted import FittedModel
 from scvi_tahoe.prediction import PredictionData, PredictionRequest, predict_cells, resolve_conditions
 from scvi_tahoe.response import learn_prior, prior_table
@@ -168,11 +167,23 @@ class PredictMixin(FittedModel):
         if self.prior == "none" or self.prior_ is not None:
             return self.prior_ if self.prior != "none" else None
         screen = self._training_screen()
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         return learn_prior(self.prior, self._spec(), screen, index, np.flatnonzero(~index.is_control), seed=0)
 
-    def _prediction_data(self, adata: AnnOrMuData | None, **options: Any) -> PredictionData:
-        return PredictionData.read(adata, self.adata, self._spec(), **options)
+    def _prediction_data(
+        self, adata: AnnOrMuData | None, *, perturbations: Sequence[str] | None, max_missing_genes: float = 0.1
+    ) -> PredictionData:
+        is_own = adata is None or adata is self.adata
+        if is_own and self.adata is None:
+            raise ValueError("this model has no data of its own; pass the control cells, e.g. predict(adata, ...).")
+        return PredictionData.read(
+            self.adata if is_own else adata,
+            self._spec(),
+            own=self.adata,
+            own_screen=self._own_screen() if is_own else None,
+            perturbations=perturbations,
+            max_missing_genes=max_missing_genes,
+        )
 
     def prior_report(
         self,
@@ -220,5 +231,7 @@ class PredictMixin(FittedModel):
         >>> model.prior_report(perturbations=["STAT1"])
         """
         data = self._prediction_data(adata, perturbations=perturbations, max_missing_genes=max_missing_genes)
-        conditions = resolve_conditions(data.index, data.spec.table, perturbations=perturbations, contexts=contexts)
-        return prior_table(self._learned_prior(), data.spec, data.screen, data.index, conditions)
+        conditions = resolve_conditions(
+            data.screen.index, data.spec.table, perturbations=perturbations, contexts=contexts
+        )
+        return prior_table(self._learned_prior(), data.spec, data.screen, data.screen.index, conditions)

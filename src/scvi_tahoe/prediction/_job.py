@@ -75,7 +75,7 @@ def predict_cells(
         Mean cosine of observed deltas by context, which the alarm on predictions that are all alike compares with.
     """
     device, output, spec = devices[0], request.output, data.spec
-    plan = plan_prediction(request, data.index, spec.table)
+    plan = plan_prediction(request, data.screen.index, spec.table)
     if spec.representation != "embedding":
         warn_about_scale(data, plan.start_rows, prior)
     # before the costly part: the library sizes may be missing
@@ -136,7 +136,7 @@ def _with_prior(
     if learned is None:
         return dataset, plan, None, [Origin.CONTROL_CELLS] * len(plan.requests)
     table = data.spec.table
-    prior, targets = prior_and_targets(learned, data.spec, data.screen, data.index, plan.conditions)
+    prior, targets = prior_and_targets(learned, data.spec, data.screen, data.screen.index, plan.conditions)
     origins = prior.starts_from(plan.conditions, table)
     corrected = prior.is_corrected(plan.conditions, table)
     has_cells = prior.kind == "cells"

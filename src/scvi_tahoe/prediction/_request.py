@@ -19,7 +19,6 @@ from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import (
     OUTPUTS,
     Condition,
-    ConditionIndex,
     ConditionRequest,
     align_genes,
     label_columns,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._devices import Devices
     from scvi_tahoe.data import (
+        ConditionIndex,
         DataSpec,
         EmbeddingTable,
         GeneAlignment,
@@ -106,7 +106,7 @@ def arguments_for(sizes: Mapping[Condition, int]) -> dict[str, Any]:
 
 def arguments_for_observed(data: AnnOrMuData, keys: ScreenKeys) -> dict[str, Any]:
     """Return the arguments of ``predict`` for the conditions of observed data, as many cells as were observed."""
-    index, parser = ConditionIndex.from_screen(read_screen(data, keys)), keys.parser
+    index, parser = read_screen(data, keys).index, keys.parser
     observed = np.bincount(index.condition_of_cell[~index.is_control])
     # controls may be labelled as a combination of controls
     sizes = {
@@ -123,30 +123,30 @@ class PredictionData:
 
     Attributes
     ----------
-    adata, screen, index
-        The data as given, as read, and their conditions.
-    own
-        The model's own data; None if it has none.
+    adata, screen
+        The data as given and as read.
     spec
         What the model fixes about its data; the table has rows for what the data and the request bring.
     alignment
         Of the data's genes to the model's.
+    own
+        The model's own data; None if it has none.
     """
 
     adata: AnnOrMuData
-    own: AnnOrMuData | None
     screen: Screen
-    index: ConditionIndex
     spec: DataSpec
     alignment: GeneAlignment
+    own: AnnOrMuData | None
 
     @classmethod
     def read(
         cls,
-        adata: AnnOrMuData | None,
-        own: AnnOrMuData | None,
+        adata: AnnOrMuData,
         spec: DataSpec,
         *,
+        own: AnnOrMuData | None,
+        own_screen: Screen | None,
         perturbations: Sequence[str] | None,
         max_missing_genes: float,
     ) -> PredictionData:
@@ -155,31 +155,27 @@ class PredictionData:
         Parameters
         ----------
         adata
-            Data to start from. If None, the model's own.
-        own
-            The model's own data; None if it has none.
+            Data to start from.
         spec
             What the model fixes about its data.
+        own
+            The model's own data; None if it has none.
+        own_screen
+            The data as read and verified before, if they are the model's own.
         perturbations
             Labels that are requested; None for all.
         max_missing_genes
             Largest fraction of the model's genes that the data may lack.
         """
-        data = own if adata is None else adata
-        if data is None:
-            raise ValueError("this model has no data of its own; pass the control cells, e.g. predict(adata, ...).")
-        new = read_table(data, spec.keys, required=False, like=spec.table)
+        new = read_table(adata, spec.keys, required=False, like=spec.table)
         table = spec.table if new is None else spec.table.extended(new)
-        screen = read_screen(data, spec.keys) if data is own else verify_screen(data, spec.keys, for_training=False)
+        screen = own_screen or verify_screen(adata, spec.keys, for_training=False)
         if perturbations is not None and not isinstance(perturbations, str):
             table = _with_requested(screen, table, [str(p) for p in perturbations])
         alignment = align_genes(spec.genes, screen.genes, max_missing=max_missing_genes)
         if not alignment.is_identity:
             logger.info(str(alignment))
-        index = ConditionIndex.from_screen(screen)
-        return cls(
-            adata=data, own=own, screen=screen, index=index, spec=replace(spec, table=table), alignment=alignment
-        )
+        return cls(adata=adata, screen=screen, spec=replace(spec, table=table), alignment=alignment, own=own)
 
 
 def _with_requested(screen: Screen, table: EmbeddingTable, labels: Sequence[str]) -> EmbeddingTable:

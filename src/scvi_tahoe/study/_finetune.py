@@ -154,7 +154,6 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threa
         If an option of the training is out of range or has no effect on this model.
     """
     plan = training_options(run, model)
-    plan.plan.refuse_unused(model.module, model.pretrained_parameters_)
     options = plan.plan.to_kwargs()
     train = replace(
         run.train, max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
