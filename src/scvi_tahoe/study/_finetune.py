@@ -154,7 +154,6 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threa
         If an option of the training is out of range or has no effect on this model.
     """
     plan = training_options(run, model)
-    plan.plan.refuse_unused(model.module, model.pretrained_parameters_)
     options = plan.plan.to_kwargs()
     train = replace(
         run.train, max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
@@ -260,11 +259,11 @@ class _Job:
         return TahoeST.load(self.folder / MODEL, adata=self.data.train)
 
     def _predict(self) -> None:
-        from scvi_tahoe.data import ConditionIndex, read_screen
+        from scvi_tahoe.data import read_screen
         from scvi_tahoe.prediction._request import conditions_asked
 
         model = self._model()
-        index = ConditionIndex.from_screen(read_screen(self.data.held_out, model.keys))
+        index = read_screen(self.data.held_out, model.keys).index
         predicted = model.predict(
             self.data.held_out,
             **conditions_asked(index, model.keys.parser),
