@@ -1,4 +1,4 @@
-"""Which cells train, validate and test: five named splits, and an audit that names leaks and empty parts.
+"""Which cells train, validate and test: named splits, and an audit that names leaks and empty parts.
 
 A split is a small frozen dataclass that can be written to a file; :meth:`Split.assign` applies it to a screen.
 Control cells belong to no part: they are inputs everywhere and targets nowhere.
@@ -41,7 +41,7 @@ class AssignedSplit:
         return getattr(self, part)
 
     def audit(self) -> SplitAudit:
-        """What the parts share, and what they lack."""
+        """Report what the parts share, and what they lack."""
         conditions = {p: set(self.index.condition_of_cell[self.rows(p)].tolist()) for p in PARTS}
         perturbations = {p: {self.index.conditions[c].perturbation for c in conditions[p]} for p in PARTS}
         table = pd.DataFrame(
@@ -109,20 +109,7 @@ class Split(ABC):
         """Rows of each part."""
 
     def assign(self, index: ConditionIndex, *, seed: int = 0) -> AssignedSplit:
-        """Apply the rule to a screen.
-
-        Parameters
-        ----------
-        index
-            The screen's conditions.
-        seed
-            For splits that draw.
-
-        Raises
-        ------
-        ValueError
-            If the rule names labels that the screen lacks, or leaves no cell to train on.
-        """
+        """Apply the rule to a screen; ValueError if it names labels that this lacks, or leaves no cell to train on."""
         parts = self._parts(index, np.random.default_rng(seed))
         if not len(parts["train"]):
             raise ValueError(f"{self} leaves no cell to train on; hold out less.")
@@ -304,7 +291,7 @@ def _to_tuples(split: Split, *names: str) -> None:
 
 
 def default_split(index: ConditionIndex, *, with_prior: bool) -> Split:
-    """A tenth of the conditions validates where a prior can predict them, otherwise a tenth of the cells.
+    """Validate with a tenth of the conditions where a prior can predict them, otherwise with a tenth of the cells.
 
     A prior leaves to the network what is different about a condition; only conditions that it was not trained on tell
     whether it learned that or the noise.
