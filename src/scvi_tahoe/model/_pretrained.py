@@ -25,7 +25,7 @@ from scvi_tahoe.model._exchange import (
     with_numbered_genes,
 )
 from scvi_tahoe.model._fitted import FittedModel
-from scvi_tahoe.nn import Objective, ObjectiveConfig, options_of_user
+from scvi_tahoe.nn import Objective, ObjectiveConfig, reject_ineffective_options
 from scvi_tahoe.pretrained import (
     ArcColumns,
     diagnose_attention,
@@ -134,12 +134,13 @@ class PretrainedMixin(FittedModel):
         weights = read_pretrained(
             source, checkpoint, revision=revision, attention=attention, genes=genes, base=base, **hub
         )
+        registry = None
         if adata is None:
             weights = with_numbered_genes(weights)
             registry = registry_of(weights, cls.__name__)
             stats = {k: v for f in registry["field_registries"].values() for k, v in f["summary_stats"].items()}
         else:
-            registry, stats = None, dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
+            stats = dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
         table = None if adata is None else united_table(weights, registered_table(cls._registered(adata)))
         if table is not None:
             stats["n_perturbation_embedding"] = table.encoder_width
@@ -154,8 +155,12 @@ class PretrainedMixin(FittedModel):
         )
         if adata is not None and weights.prior is not None and not without_prior:
             register_in_order(cls, adata, weights.labels.genes or ())
-        with options_of_user(objective=objective, network=network):
-            model = cls(adata, registry, seed=seed, **chosen)
+        # with a registry, as most options are those of the weights
+        model = cls(adata, registry if adata is None else cls._registered(adata), seed=seed, **chosen)
+        reject_ineffective_options(
+            objective, network, config=model.module.objective.config, network_config=model.module.config,
+            representation=model.representation,
+        )  # fmt: skip
         model._adopt(one_hot_labels_=None if table is None else list(table.components.names))
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.files import atomic_write, atomic_write_text
-from scvi_tahoe.nn import NetworkConfig
-from scvi_tahoe.nn._ineffective_options import default_of, unused_in_network
+from scvi_tahoe.nn import NetworkConfig, default_of, ineffective_in_network
 from scvi_tahoe.study._data import load_data, screen_keys
 from scvi_tahoe.study._fingerprint import fingerprint, verify_same_data
 from scvi_tahoe.study._loggers import verify_loggers
@@ -176,7 +175,7 @@ def _network_options(model: TahoeST) -> dict[str, Any]:
     options = config.to_kwargs()
     widths = ("n_input", "n_output", "n_perturbation", "n_batches")
     options = {name: value for name, value in options.items() if name not in widths}
-    for name in unused_in_network(config, model.representation):
+    for name in ineffective_in_network(config, model.representation):
         if options[name] != default_of(NetworkConfig, name):  # of the weights, which bring it again
             del options[name]
     if options.get("gene_decoder") is not None:

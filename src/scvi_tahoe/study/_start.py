@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe.model._exchange import labels_of, network_options, objective_of, pretrained_of
-from scvi_tahoe.nn import GeneDecoderConfig
-from scvi_tahoe.nn._ineffective_options import as_said, options_of_user
+from scvi_tahoe.nn import GeneDecoderConfig, non_default, reject_ineffective_options
 from scvi_tahoe.pretrained import plan_warm_start, read_pretrained
 from scvi_tahoe.study._data import screen_keys
 from scvi_tahoe.study._run_folder import MODEL, checkpoint_path, is_run, read_checkpoint
@@ -62,7 +61,7 @@ def _with_genes(run: TahoeRun, n_genes: int) -> TahoeRun:
 def _options(run: TahoeRun) -> dict[str, Any]:
     """What the run says about the model; the rest is left to the package's defaults."""
     model = run.model
-    objective = as_said(model.objective)
+    objective = non_default(model.objective)
     said = {"network": model.network, "objective": objective, "set_size": model.set_size, "prior": model.prior}
     return {
         "representation": model.representation,
@@ -101,8 +100,11 @@ def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> Tah
     if not embeds:
         size["gene_decoder"] = None
     options = {"set_size": weights.labels.set_size, **_options(run)}
-    with options_of_user(objective=options.get("objective"), network=run.model.network):  # the size is the weights'
-        model = TahoeST(data.train, size=size, seed=run.seed, **options)
+    model = TahoeST(data.train, manager.registry, size=size, seed=run.seed, **options)  # the size is the weights'
+    reject_ineffective_options(
+        options.get("objective"), run.model.network, config=model.module.objective.config,
+        network_config=model.module.config, representation=model.representation,
+    )  # fmt: skip
     start = plan_warm_start(
         weights, model.module.config, labels_of(model), accept=run.start.accept, seed=run.seed
     )  # fmt: skip
