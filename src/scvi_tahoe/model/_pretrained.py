@@ -355,7 +355,8 @@ class PretrainedMixin(FittedModel):
         data = self.adata if adata is None else adata
         if data is None:
             raise ValueError("this model has no data of its own; pass data with perturbed and control cells.")
-        screen = verify_screen(data, self.keys, table_required=False)
+        is_own = data is self.adata
+        screen = self._own_screen(for_training=True) if is_own else verify_screen(data, self.keys, table_required=False)
         self.module.eval()
         yield from random_minibatches(
             self._spec(), screen, self.device, n_sets=n_sets, seed=seed, as_controls=as_controls

@@ -258,11 +258,11 @@ class _Job:
         return TahoeST.load(self.folder / MODEL, adata=self.data.train)
 
     def _predict(self) -> None:
-        from scvi_tahoe.data import ConditionIndex, read_screen
+        from scvi_tahoe.data import read_screen
         from scvi_tahoe.prediction._request import conditions_asked
 
         model = self._model()
-        index = ConditionIndex.from_screen(read_screen(self.data.held_out, model.keys))
+        index = read_screen(self.data.held_out, model.keys).index
         predicted = model.predict(
             self.data.held_out,
             **conditions_asked(index, model.keys.parser),
