@@ -11,7 +11,7 @@ import torch
 
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
-from scvi_tahoe.prediction import asked_in_order
+from scvi_tahoe.prediction import PredictionRequest, arguments_for
 from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
 from scvi_tahoe.training import (
     UNUSED_OPTIONS,
@@ -134,7 +134,7 @@ class TrainMixin(PredictMixin):
         """
         options = TrainOptions.of_call(locals())
         screen = self._training_screen()
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         run = self._resolved(options, index)
         data = training_data(self._spec(), screen, index, run, self.module, self.prior)
         adapters, pretrained = begin_adapters(
@@ -198,7 +198,7 @@ class TrainMixin(PredictMixin):
         ValueError
             If an option is unknown, out of range or without effect.
         """
-        index = ConditionIndex.from_screen(self._training_screen())
+        index = self._training_screen().index
         return self._resolved(TrainOptions.from_kwargs({"max_steps": max_steps, **options}), index)
 
     def _resolved(self, options: TrainOptions, index: ConditionIndex) -> TrainingRun:
@@ -221,9 +221,8 @@ class TrainMixin(PredictMixin):
             return None
 
         def predict(output: Output, sizes: Mapping[Condition, int]) -> AnnData:
-            return self._predicted(
-                None, **asked_in_order(sizes), output=output, learned=prior, seed=plan["seed"], progress=False
-            )
+            request = PredictionRequest(**arguments_for(sizes), output=output, seed=plan["seed"], progress=False)
+            return self._predicted(request, prior)
 
         share = validation_share(predict, self.keys, split, expression, device, seed=plan["seed"])
         if share is not None and share < 1:
@@ -276,7 +275,7 @@ class TrainMixin(PredictMixin):
             precision=precision, seed=seed, progress=False, plan_kwargs=plan_kwargs,
         )  # fmt: skip
         screen = self._training_screen()
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         run = self._resolved(options, index)
         module = copy.deepcopy(self.module)
         data = training_data(self._spec(), screen, index, run, module, self.prior)
@@ -351,7 +350,7 @@ class TrainMixin(PredictMixin):
         """
         options = TrainOptions(batch_size=batch_size, store=store, precision=precision, trainer_kwargs=trainer_kwargs)
         screen = self._training_screen()
-        run = self._resolved(options, ConditionIndex.from_screen(screen))
+        run = self._resolved(options, screen.index)
         dataset = cell_set_dataset(
             self._spec().with_composed(screen), screen, run.device, store=store, full_precision=run.full_precision
         )
