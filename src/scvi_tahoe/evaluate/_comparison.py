@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._baseline_prediction import BASELINES
+from scvi_tahoe.evaluate._baselines import BASELINES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,7 +124,7 @@ def baseline_results(
     seed
         Seed of the cells they draw.
     """
-    from scvi_tahoe.evaluate._baseline_prediction import baseline_cells
+    from scvi_tahoe.evaluate._baselines import baseline_cells
     from scvi_tahoe.evaluate._evaluate import evaluate
 
     def predict(name: str) -> AnnData:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.evaluate._metric_info import metric_info
+from scvi_tahoe.evaluate._metrics import metric_info
 from scvi_tahoe.evaluate._text import other_baseline
 
 if TYPE_CHECKING:

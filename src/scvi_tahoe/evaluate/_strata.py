@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._ceiling import to_full_depth
-from scvi_tahoe.evaluate._metric_info import metric_info
+from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 from scvi_tahoe.evaluate._summary import COUNT_COLUMNS, shares
 
 if TYPE_CHECKING:
