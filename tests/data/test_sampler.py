@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from scvi_tahoe.data import (
-    ConditionIndex,
+    ConditionRequest,
     ExhaustiveSampler,
     FixedSampler,
     FractionSplit,
-    PredictionTask,
     RandomSampler,
     ScreenKeys,
     SetPlan,
@@ -21,7 +20,7 @@ KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_ke
 
 
 def plan_of(adata, *, keys=KEYS, set_size=8, part="train"):
-    index = ConditionIndex.from_screen(read_screen(adata, keys))
+    index = read_screen(adata, keys).index
     rows = FractionSplit(validation=0.25).assign(index).rows(part)
     labels = np.arange(len(index.perturbation.names))
     return SetPlan(
@@ -128,8 +127,8 @@ def test_validation_minibatches_hold_different_conditions(screen):
 @pytest.mark.parametrize("n", [1, 8, 20])
 def test_prediction_takes_every_start_cell_once_in_full_windows(n):
     tasks = [
-        PredictionTask(np.arange(n), 4, np.arange(30), (0, 1)),
-        PredictionTask(np.arange(100, 100 + n), 5, np.arange(100, 130), (0, 2)),
+        ConditionRequest(np.arange(n), 4, np.arange(30), (0, 1)),
+        ConditionRequest(np.arange(100, 100 + n), 5, np.arange(100, 130), (0, 2)),
     ]
     sampler = ExhaustiveSampler(tasks, set_size=8, sets_per_step=4)
     requests = list(sampler)

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
-    from scvi_tahoe.data._label_reading import LabelReading
-    from scvi_tahoe.data._screen import Labels, Screen
+    from scvi_tahoe.data._label_parser import LabelParser
 
-__all__ = ["Condition", "ConditionIndex", "ControlPools", "combines_measured_parts"]
+
+@dataclass(frozen=True)
+class CellLabels:
+    """One categorical column: ``codes[i]`` is the position in ``names`` of cell i's label.
+
+    ``names`` are sorted, as strings, and each occurs in at least one cell.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+    @classmethod
+    def from_values(cls, values: Any) -> CellLabels:
+        """Encode any column; unused categories are left out."""
+        code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
+        if len(code_of_cell) and code_of_cell.min() >= 0:
+            # text is made of each label, not of each cell
+            names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
+            return cls(codes=code.astype(np.int64)[code_of_cell], names=tuple(str(n) for n in names))
+        names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
+        return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
+
+    def code(self, name: str) -> int:
+        """Position of a label; KeyError if no cell has it."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise KeyError(name) from None
 
 
 class Condition(NamedTuple):
@@ -64,16 +91,16 @@ class ConditionIndex:
 
     conditions: tuple[Condition, ...]
     condition_of_cell: np.ndarray
-    context: Labels
-    perturbation: Labels
-    batch: Labels | None
+    context: CellLabels
+    perturbation: CellLabels
+    batch: CellLabels | None
     control: str
 
     @classmethod
-    def from_screen(cls, screen: Screen) -> ConditionIndex:
-        """Index a screen."""
-        context, perturbation = screen.context, screen.perturbation
-        is_control = np.asarray([n == screen.control for n in perturbation.names])[perturbation.codes]
+    def from_screen(cls, screen: Any) -> ConditionIndex:
+        """Index a :class:`Screen`; its ``index`` is made once."""
+        context, perturbation, control = screen.context, screen.perturbation, screen.control
+        is_control = np.asarray([n == control for n in perturbation.names])[perturbation.codes]
         joint = context.codes * len(perturbation.names) + perturbation.codes
         present, position = np.unique(joint[~is_control], return_inverse=True)
         condition_of_cell = np.full(len(joint), -1, dtype=np.int64)
@@ -82,7 +109,7 @@ class ConditionIndex:
             Condition(context.names[j // len(perturbation.names)], perturbation.names[j % len(perturbation.names)])
             for j in present
         )
-        return cls(conditions, condition_of_cell, context, perturbation, screen.batch, screen.control)
+        return cls(conditions, condition_of_cell, context, perturbation, screen.batch, control)
 
     @property
     def is_control(self) -> np.ndarray:
@@ -138,9 +165,9 @@ class ConditionIndex:
         )
 
 
-def combines_measured_parts(index: ConditionIndex, reading: LabelReading) -> bool:
+def combines_measured_components(index: ConditionIndex, parser: LabelParser) -> bool:
     """Whether at least half of the combinations of a screen have parts that were all measured alone."""
-    parts = [reading.parts(label) for label in index.perturbations]
-    alone = {of_label[0] for of_label in parts if len(of_label) == 1}
-    measured = [alone.issuperset(of_label) for of_label in parts if len(of_label) > 1]
+    components = [parser.components(label) for label in index.perturbations]
+    alone = {of_label[0] for of_label in components if len(of_label) == 1}
+    measured = [alone.issuperset(of_label) for of_label in components if len(of_label) > 1]
     return bool(measured) and 2 * sum(measured) >= len(measured)

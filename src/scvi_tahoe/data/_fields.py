@@ -6,31 +6,22 @@ data unseen perturbations and contexts are welcome, because predicting those is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.table
+from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe.data._composition import Composition
 from scvi_tahoe.data._embedding_table import EmbeddingTable
 from scvi_tahoe.data._fusion import TableFusion
-from scvi_tahoe.data._screen import Labels, ScreenKeys, condition_labels, expression_adata, obs_column
-from scvi_tahoe.data._verification import read_table
+from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata
+from scvi_tahoe.data._verification import VerifiedScreen, read_table
 
 if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
-
-__all__ = [
-    "CellEmbeddingField",
-    "ControlLabelField",
-    "EmbeddingTableField",
-    "ExpressionField",
-    "LabelField",
-    "PerturbationField",
-    "screen_fields",
-]
 
 
 class _ScreenField(BaseAnnDataField):
@@ -129,30 +120,17 @@ class CellEmbeddingField(_ScreenField):
 class LabelField(_ScreenField):
     """A column of labels; keeps the sorted names seen at registration."""
 
-    def __init__(self, registry_key: str, key: str, keys: ScreenKeys) -> None:
+    def __init__(self, registry_key: str, key: str, keys: ScreenKeys, names: tuple[str, ...]) -> None:
         super().__init__(registry_key, "obs", key, keys)
+        self._names = names
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store the names that occur."""
-        labels = Labels.from_values(self._values(adata))
-        return {"names": np.array(labels.names, dtype=object)}
-
-    def _values(self, adata: AnnOrMuData) -> object:
-        return obs_column(adata, self._keys, str(self.attr_key))
+        return {"names": np.array(self._names, dtype=object)}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Number of names."""
         return {f"n_{self.registry_key}": len(state_registry["names"])}
-
-
-class PerturbationField(LabelField):
-    """The perturbation of each cell, together with its dose where the screen has doses."""
-
-    def __init__(self, keys: ScreenKeys) -> None:
-        super().__init__(REGISTRY.PERTURBATION, keys.perturbation_key, keys)
-
-    def _values(self, adata: AnnOrMuData) -> object:
-        return condition_labels(adata, self._keys)
 
 
 class ControlLabelField(_ScreenField):
@@ -174,11 +152,12 @@ class EmbeddingTableField(_ScreenField):
     """The perturbation-embedding table: one row a label, kept in the registry, out of the loaders' reach.
 
     Without a key the rows are one-hot over the labels of the screen, control included. Where labels are combinations
-    or carry doses, the registry keeps the rows of their parts.
+    or carry doses, the registry keeps the rows of their components.
     """
 
-    def __init__(self, keys: ScreenKeys) -> None:
+    def __init__(self, keys: ScreenKeys, labels: tuple[str, ...]) -> None:
         super().__init__(REGISTRY.PERTURBATION_EMBEDDING, "uns", "+".join(keys.table_keys) or None, keys)
+        self._labels = labels
 
     def get_data_registry(self) -> dict:
         """Empty: a registered ``uns`` table would be indexed by cell number."""
@@ -186,19 +165,20 @@ class EmbeddingTableField(_ScreenField):
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store names and matrix, with a row of zeros for a control that the table lacks."""
-        keys = self._keys
-        labels = sorted({str(label) for label in condition_labels(adata, keys)})
-        parts = [keys.reading.parts(label) for label in labels]
+        keys, labels = self._keys, self._labels
+        components = [keys.parser.components(label) for label in labels]
         table = read_table(adata, keys)
         if table is None:
-            table = EmbeddingTable.from_labels(part.name for label in parts for part in label)
+            table = EmbeddingTable.from_labels(component.name for label in components for component in label)
         elif keys.control not in table.names:
             zeros = np.zeros((1, table.width), dtype=np.float32)
             table = table.extended(EmbeddingTable((keys.control,), zeros))
-        if keys.reading.composes:
+        if keys.parser.composes:
             # pairs of perturbations of which only single ones were measured are what a combination is asked for
-            n_parts = max(2, *map(len, parts)) if keys.combination == "learned" else 1
-            composition = Composition(reading=keys.reading, parts=table, combination=keys.combination, n_parts=n_parts)
+            n_components = max(2, *map(len, components)) if keys.combination == "learned" else 1
+            composition = Composition(
+                parser=keys.parser, components=table, combination=keys.combination, n_components=n_components
+            )
             table = EmbeddingTable.composed(composition, labels)
         return self.state(table)
 
@@ -218,23 +198,27 @@ class EmbeddingTableField(_ScreenField):
     def table(state_registry: dict) -> EmbeddingTable:
         """The table that a state registry holds."""
         fusion, composition = state_registry.get("fusion"), state_registry.get("composition")
-        parts = EmbeddingTable(
+        components = EmbeddingTable(
             tuple(str(n) for n in state_registry["names"]),
             np.asarray(state_registry["matrix"], dtype=np.float32),
             bool(state_registry["one_hot"]),
             fusion=None if fusion is None else TableFusion.from_dict(fusion),
         )
         if composition is None:
-            return parts
-        return EmbeddingTable.composed(Composition.from_dict(composition, parts), state_registry["labels"])
+            return components
+        return EmbeddingTable.composed(Composition.from_dict(composition, components), state_registry["labels"])
 
     @staticmethod
     def state(table: EmbeddingTable) -> dict:
         """What a state registry holds of a table."""
-        parts = table.parts
-        state = {"names": np.array(parts.names, dtype=object), "matrix": parts.matrix, "one_hot": parts.one_hot}
-        if parts.fusion is not None:
-            state["fusion"] = parts.fusion.to_dict()
+        components = table.components
+        state = {
+            "names": np.array(components.names, dtype=object),
+            "matrix": components.matrix,
+            "one_hot": components.one_hot,
+        }
+        if components.fusion is not None:
+            state["fusion"] = components.fusion.to_dict()
         if table.composition is not None:
             state |= {"composition": table.composition.to_dict(), "labels": list(table.names)}
         return state
@@ -242,21 +226,58 @@ class EmbeddingTableField(_ScreenField):
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Numbers that the perturbation encoder takes in, and parts that it encodes one by one."""
         table = self.table(state_registry)
-        return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_parts}
+        return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_components}
 
 
-def screen_fields(keys: ScreenKeys) -> list[BaseAnnDataField]:
+def screen_fields(keys: ScreenKeys, screen: Screen) -> list[BaseAnnDataField]:
     """All fields of a screen, in the order in which they are registered."""
+    labels = screen.perturbation.names
     fields: list[BaseAnnDataField] = [
         ExpressionField(keys),
-        PerturbationField(keys),
+        LabelField(REGISTRY.PERTURBATION, keys.perturbation_key, keys, labels),
         ControlLabelField(keys),
-        EmbeddingTableField(keys),
+        EmbeddingTableField(keys, labels),
     ]
     if keys.context_key is not None:
-        fields.append(LabelField(REGISTRY.CONTEXT, keys.context_key, keys))
-    if keys.batch_key is not None:
-        fields.append(LabelField(REGISTRY.BATCH, keys.batch_key, keys))
+        fields.append(LabelField(REGISTRY.CONTEXT, keys.context_key, keys, screen.context.names))
+    if keys.batch_key is not None and screen.batch is not None:
+        fields.append(LabelField(REGISTRY.BATCH, keys.batch_key, keys, screen.batch.names))
     if keys.has_cell_embedding:
         fields.append(CellEmbeddingField(keys))
     return fields
+
+
+class ScreenManager(AnnDataManager):
+    """Registers a screen, and keeps it verified, so that it is read and indexed once while the data stay the same."""
+
+    _verified: VerifiedScreen | None = None
+
+    @classmethod
+    def of(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> ScreenManager:
+        """Verify data and register them; data that come to a trained model need control cells only."""
+        verified = VerifiedScreen.of(data, keys, for_training="source_registry" not in kwargs)
+        manager = cls(fields=screen_fields(keys, verified.screen), setup_method_args=setup_method_args)
+        manager.register_fields(data, **kwargs)
+        manager._verified = verified
+        return manager
+
+    def screen(self, keys: ScreenKeys, *, for_training: bool = False) -> Screen:
+        """The registered screen, verified again if the data changed since.
+
+        Parameters
+        ----------
+        keys
+            Where its parts are.
+        for_training
+            Whether perturbed cells are needed; only then values that changed in place are noticed.
+        """
+        known = self._verified
+        if (
+            known is None
+            or (for_training and not known.for_training)
+            or not known.is_current(self.adata, values=for_training)
+        ):
+            known = self._verified = VerifiedScreen.of(
+                self.adata, keys, for_training=for_training, table_required=False
+            )
+        return known.screen

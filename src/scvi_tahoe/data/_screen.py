@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,25 +12,14 @@ from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
-from scvi_tahoe.data._label_reading import DOSE_MARK, LabelReading, dose_label
+from scvi_tahoe.data._conditions import CellLabels, ConditionIndex
+from scvi_tahoe.data._label_parser import DOSE_MARK, LabelParser, dose_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data._composition import Combination
-
-__all__ = [
-    "Labels",
-    "Screen",
-    "ScreenKeys",
-    "condition_labels",
-    "condition_of_cell",
-    "expression_adata",
-    "label_columns",
-    "read_screen",
-    "with_condition_labels",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +49,9 @@ class ScreenKeys:
         return () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
 
     @property
-    def reading(self) -> LabelReading:
+    def parser(self) -> LabelParser:
         """How perturbation labels are read."""
-        return LabelReading(
+        return LabelParser(
             control=self.control,
             combination_separator=self.combination_separator,
             has_dose=self.dose_key is not None,
@@ -90,35 +80,6 @@ class ScreenKeys:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """One categorical column: ``codes[i]`` is the position in ``names`` of cell i's label.
-
-    ``names`` are sorted, as strings, and each occurs in at least one cell.
-    """
-
-    codes: np.ndarray
-    names: tuple[str, ...]
-
-    @classmethod
-    def from_values(cls, values: Any) -> Labels:
-        """Encode any column; unused categories are left out."""
-        code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
-        if len(code_of_cell) and code_of_cell.min() >= 0:
-            # text is made of each label, not of each cell
-            names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
-            return cls(codes=code.astype(np.int64)[code_of_cell], names=tuple(str(n) for n in names))
-        names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
-        return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
-
-    def code(self, name: str) -> int:
-        """Position of a label; KeyError if no cell has it."""
-        try:
-            return self.names.index(name)
-        except ValueError:
-            raise KeyError(name) from None
-
-
-@dataclass(frozen=True)
 class Screen:
     """What every later step works on. Matrices are the user's own, never copied or edited.
 
@@ -144,15 +105,25 @@ class Screen:
     cells: pd.Index
     expression: Any
     cell_embedding: Any
-    perturbation: Labels
-    context: Labels
-    batch: Labels | None
+    perturbation: CellLabels
+    context: CellLabels
+    batch: CellLabels | None
     control: str
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
         return len(self.cells)
+
+    @property
+    def matrices(self) -> tuple[Any, Any]:
+        """Expression, and the cell embedding or None."""
+        return self.expression, self.cell_embedding
+
+    @cached_property
+    def index(self) -> ConditionIndex:
+        """Rows of every condition, and of the controls of every context."""
+        return ConditionIndex.from_screen(self)
 
 
 def expression_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
@@ -193,10 +164,10 @@ def condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
 
 
 def _dosed_label(label: str, dose: Any, keys: ScreenKeys) -> str:
-    names = keys.reading.split(label)
+    names = keys.parser.split(label)
     if all(name == keys.control for name in names):
         return label
-    doses: list[Any] = [dose] if len(names) == 1 or not isinstance(dose, str) else keys.reading.split(dose)
+    doses: list[Any] = [dose] if len(names) == 1 or not isinstance(dose, str) else keys.parser.split(dose)
     if len(doses) != len(names):
         raise ValueError(
             f"obs[{keys.dose_key!r}] has {dose!r} for {label!r}; {len(names)} doses are needed, e.g. "
@@ -217,8 +188,8 @@ def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any
     """
     if keys.dose_key is None:
         return {keys.perturbation_key: list(labels)}
-    reading, mark = keys.reading, (keys.combination_separator or "")
-    pairs = [[text.rpartition(DOSE_MARK) for text in reading.split(label)] for label in labels]
+    parser, mark = keys.parser, (keys.combination_separator or "")
+    pairs = [[text.rpartition(DOSE_MARK) for text in parser.split(label)] for label in labels]
     names = [mark.join(name or text for name, _, text in parts) for parts in pairs]
     doses: list[Any] = [mark.join(text if name else "1" for name, _, text in parts) for parts in pairs]
     if all(len(parts) == 1 for parts in pairs):
@@ -228,8 +199,8 @@ def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any
 
 def spelled_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
     """Label of every cell's condition, perturbation and dose together, each condition in one spelling."""
-    labels = Labels.from_values(condition_labels(data, keys))
-    return np.array([keys.reading.spelling(name) for name in labels.names])[labels.codes]
+    labels = CellLabels.from_values(condition_labels(data, keys))
+    return np.array([keys.parser.spelling(name) for name in labels.names])[labels.codes]
 
 
 def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
@@ -238,7 +209,7 @@ def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     An AnnData whose labels are plain names is returned as it is.
     """
     adata = expression_adata(data, keys)
-    if adata is data and not keys.reading.composes:
+    if adata is data and not keys.parser.composes:
         return adata
     obs = adata.obs.assign(**{keys.perturbation_key: pd.Categorical(spelled_labels(data, keys))})
     if keys.context_key is not None:
@@ -247,13 +218,13 @@ def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     return AnnData(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
 
 
-def _embedding(data: AnnOrMuData, keys: ScreenKeys) -> Any:
-    if not keys.has_cell_embedding:
-        return None
-    if not isinstance(data, MuData) or keys.embedding_modality is None:
-        return expression_adata(data, keys).obsm[keys.cell_embedding_key]
-    modality = data.mod[keys.embedding_modality]
-    return modality.X if keys.cell_embedding_key is None else modality.obsm[keys.cell_embedding_key]
+def read_matrices(data: AnnOrMuData, keys: ScreenKeys) -> tuple[Any, Any]:
+    """Expression, and the cell embedding or None."""
+    adata, embedding = expression_adata(data, keys), None
+    if keys.has_cell_embedding:
+        owner = data.mod[keys.embedding_modality] if isinstance(data, MuData) and keys.embedding_modality else adata
+        embedding = owner.X if keys.cell_embedding_key is None else owner.obsm[keys.cell_embedding_key]
+    return (adata.X if keys.layer is None else adata.layers[keys.layer]), embedding
 
 
 def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
@@ -270,20 +241,20 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     -------
     The screen; labels as sorted strings.
     """
-    expression = expression_adata(data, keys)
+    expression, (matrix, embedding) = expression_adata(data, keys), read_matrices(data, keys)
     context = (
-        Labels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
+        CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
         if keys.context_key is None
-        else Labels.from_values(obs_column(data, keys, keys.context_key))
+        else CellLabels.from_values(obs_column(data, keys, keys.context_key))
     )
     return Screen(
         genes=np.asarray(expression.var_names, dtype=object).astype(str),
         cells=expression.obs_names,
-        expression=expression.X if keys.layer is None else expression.layers[keys.layer],
-        cell_embedding=_embedding(data, keys),
-        perturbation=Labels.from_values(condition_labels(data, keys)),
+        expression=matrix,
+        cell_embedding=embedding,
+        perturbation=CellLabels.from_values(condition_labels(data, keys)),
         context=context,
-        batch=None if keys.batch_key is None else Labels.from_values(obs_column(data, keys, keys.batch_key)),
+        batch=None if keys.batch_key is None else CellLabels.from_values(obs_column(data, keys, keys.batch_key)),
         control=keys.control,
     )
 

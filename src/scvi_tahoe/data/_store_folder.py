@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from anndata import AnnData
 
-from scvi_tahoe.data._row_reading import is_sharded
+from scvi_tahoe.data._disk_rows import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
     import zarr
-
-__all__ = ["MANIFEST", "SIGNATURE", "VERSION", "files_of", "is_store", "quiet_zarr", "read_store", "unverified_values"]
 
 #: attribute of the folder that says what is in it
 MANIFEST = "scvi_tahoe_store"

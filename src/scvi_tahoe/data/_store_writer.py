@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data._row_reading import fast_codecs
+from scvi_tahoe.data._disk_rows import fast_codecs
 from scvi_tahoe.data._store_folder import MANIFEST, VERSION, files_of, quiet_zarr
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import scipy.sparse as sp
     import zarr
-
-__all__ = ["StoreWriter"]
 
 #: entries of a chunk, which is decoded as a whole: a hundred cells of two thousand genes, a few of a transcriptome
 _CHUNK = 2**14

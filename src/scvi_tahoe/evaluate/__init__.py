@@ -12,9 +12,8 @@ from types import ModuleType
 import scvi_tahoe._names as _names
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_prediction
 from scvi_tahoe.evaluate._checks import Check, EvaluationWarning, RepresentationError, checks_table, raise_or_warn
-from scvi_tahoe.evaluate._comparison import baseline_results, compare_results
 from scvi_tahoe.evaluate._discrimination import centroid_accuracy, discrimination_score_l1, pds_cosine
-from scvi_tahoe.evaluate._evaluate import evaluate
+from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
 from scvi_tahoe.evaluate._input_checks import PREDICTION_RECORD, check_conditions
 from scvi_tahoe.evaluate._metric_effects import effect_size_ratio, pearson, r2_weighted, wmse
@@ -25,8 +24,7 @@ from scvi_tahoe.evaluate._preset_vcc2025 import Vcc2025Terms, vcc2025_overall
 from scvi_tahoe.evaluate._presets import PRESETS, Preset
 from scvi_tahoe.evaluate._quantile_mapping import quantile_map
 from scvi_tahoe.evaluate._reference import EvaluationReference
-from scvi_tahoe.evaluate._result import Effects, EvaluationResult
-from scvi_tahoe.evaluate._strata import strata
+from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results, strata
 from scvi_tahoe.evaluate._submission import Rules2026, submission
 
 __all__ = [

@@ -22,7 +22,7 @@ from scvi_tahoe.evaluate._summary import summarize
 from scvi_tahoe.evaluate._value_checks import clipped, profiles_of_contexts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
     from anndata import AnnData
@@ -167,6 +167,37 @@ def evaluate(
         de_predicted=_tests({c: s.de_predicted for c, s in scores.items() if s.de_predicted is not None}),
     )
     return result if record.extend is None else record.extend(result, *as_given)
+
+
+def baseline_results(
+    reference: EvaluationReference,
+    names: Sequence[str] = ("control", "train_mean", "context_transfer", "cells_shifted", "cells_quantile"),
+    *,
+    preset: str = "vcc2025",
+    seed: int = 0,
+) -> dict[str, EvaluationResult]:
+    """Evaluate baselines as if each were a prediction, for comparison with the result of a model.
+
+    Parameters
+    ----------
+    reference
+        Truth with training data.
+    names
+        Baselines, see :data:`~scvi_tahoe.evaluate.BASELINES`.
+    preset
+        Preset of :func:`~scvi_tahoe.evaluate.evaluate`.
+    seed
+        Random seed of the cells that baselines draw.
+    """
+
+    def predict(name: str) -> AnnData:
+        cells = reference.baseline_cells(name, seed=seed)
+        return cells.to_adata(perturbation_key=reference.perturbation_key, context_key=reference.context_key)
+
+    # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
+    return {
+        name: evaluate(predict(name), reference, preset=preset, seed=seed, representation_check="off") for name in names
+    }
 
 
 def _statistics_checks(

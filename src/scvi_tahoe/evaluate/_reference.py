@@ -314,16 +314,20 @@ class EvaluationReference:
             progress=self.progress,
         )
 
+    def baseline_cells(self, name: str, *, seed: int = 0) -> CellTable:
+        """Predict every condition with a named baseline."""
+        inputs = BaselineInputs.from_cells(self.cells, self.train, control=self.control, embeddings=self.embeddings)
+        return BASELINES.find(name).predict(inputs, seed)
+
     def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of a named baseline on the real controls, since it has none of its own; one row for each condition."""
-        baseline, settings = BASELINES.find(name), replace(settings, control_cells="real")
+        settings = replace(settings, control_cells="real")
 
         def compute() -> pd.DataFrame:
-            inputs = BaselineInputs.from_cells(self.cells, self.train, control=self.control, embeddings=self.embeddings)
-            return self.score(baseline.predict(inputs, seed), settings)
+            return self.score(self.baseline_cells(name, seed=seed), settings)
 
         key: dict[str, object] = {"table": "baseline", "name": name, "train": self.train_fingerprint}
-        if baseline.needs_embeddings:
+        if BASELINES.find(name).needs_embeddings:
             key["embeddings"] = self._embedding_fingerprint
         return self._table(key, settings, seed, compute)
 

@@ -99,14 +99,13 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
             profile=preset.cell_eval_profile,
             controls=controls,
         )
-        n_de = {
-            "n_de_observed": _count_significant(truth.differential_expression, truth.perturbations),
-            "n_de_predicted": _count_significant(de_predicted, truth.perturbations),
-        }
-        sides = replace(sides, **n_de)
+        tables = (truth.differential_expression, de_predicted)
+        n_observed, n_predicted = (_count_significant(table, truth.perturbations) for table in tables)
+        sides = replace(sides, n_de_observed=n_observed, n_de_predicted=n_predicted)
         ours = computed_metrics(sides, lambda metric: metric.needs_de and not metric.needs_cells)
         rest = scores.drop(columns=scores.columns.intersection(theirs.columns))
-        scores = pd.concat([theirs, rest, pd.DataFrame(n_de, index=scores.index), ours], axis=1)
+        counts = pd.DataFrame({"n_de_observed": n_observed, "n_de_predicted": n_predicted}, index=scores.index)
+        scores = pd.concat([theirs, rest, counts, ours], axis=1)
     if preset.scores_cells:
         of_cells = computed_metrics(
             sides, lambda metric: metric.needs_cells and (preset.needs_de or not metric.needs_de)

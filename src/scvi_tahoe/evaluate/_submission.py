@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +12,10 @@ import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._counts import MAX_TOTAL, check_counts
+from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
@@ -125,17 +125,9 @@ def submission(
         control=control,
         rules=rules or Rules2026(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        table.write_h5ad(temporary, compression="gzip")
-        _verify(anndata.read_h5ad(temporary), table)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as partial:
+        table.write_h5ad(partial, compression="gzip")
+        _verify(anndata.read_h5ad(partial), table)
     return path
 
 

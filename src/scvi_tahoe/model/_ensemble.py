@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data import ConditionIndex, condition_of_cell, minibatch_sources, read_screen
+from scvi_tahoe.data import cell_set_dataset, condition_of_cell, read_screen
 from scvi_tahoe.evaluate import EvaluationReference
+from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import conditions_asked
 from scvi_tahoe.response import mean_expression, means_by_code, move_to_mean
@@ -208,14 +206,19 @@ class TahoeEnsemble:
         _, screen, spec, alignment = model._prediction_data(
             adata, kwargs.get("perturbations"), kwargs.get("max_missing_genes", 0.1)
         )
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         key = model.keys.context_key
         contexts = [index.contexts[0]] * len(table) if key is None else table[key].tolist()
         controls = {context: index.controls(context) for context in dict.fromkeys(contexts)}
-        sources = minibatch_sources(
-            spec, screen, model.device, alignment=alignment, exact=True, rows=np.concatenate([*controls.values()])
+        dataset = cell_set_dataset(
+            spec,
+            screen,
+            model.device,
+            alignment=alignment,
+            full_precision=True,
+            rows=np.concatenate([*controls.values()]),
         )
-        mean_of = {c: mean_expression(sources.cells, rows, model.device) for c, rows in controls.items()}
+        mean_of = {c: mean_expression(dataset.cells, rows, model.device) for c, rows in controls.items()}
         return np.stack([mean_of[context] for context in contexts])
 
     def evaluate(
@@ -255,7 +258,7 @@ class TahoeEnsemble:
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=ensemble.predict(...)."
                 )
-            asked = conditions_asked(ConditionIndex.from_screen(read_screen(observed, first.keys)), first.keys.reading)
+            asked = conditions_asked(read_screen(observed, first.keys).index, first.keys.parser)
             prediction = self.predict(observed, **asked, seed=seed, progress=progress)
         return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
 
@@ -276,25 +279,11 @@ class TahoeEnsemble:
         FileExistsError
             If the folder exists and may not be replaced.
         """
-        target = Path(dir_path)
-        if target.exists() and not (overwrite and (target / _LIST).is_file()):
-            why = "is no ensemble; it is not replaced" if overwrite else "exists; give overwrite=True to replace it"
-            raise FileExistsError(f"{target} {why}, or give another name.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        mark = uuid.uuid4().hex[:8]
-        partial, old = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("partial", "old"))
-        partial.mkdir()
-        try:
-            names = [f"member_{i}" for i in range(len(self.models))]
+        names = [f"member_{i}" for i in range(len(self.models))]
+        with atomic_folder(dir_path, overwrite=overwrite, kind="ensemble", signatures=(_LIST,)) as partial:
             for name, model in zip(names, self.models, strict=True):
                 model.save(partial / name, **kwargs)
             (partial / _LIST).write_text(json.dumps({"members": names}, indent=1))
-            if target.exists():
-                os.replace(target, old)
-            os.replace(partial, target)
-        finally:
-            for leftover in (partial, old):
-                shutil.rmtree(leftover, ignore_errors=True)
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeEnsemble:

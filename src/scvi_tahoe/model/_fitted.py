@@ -10,14 +10,14 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scvi_tahoe._compat import history_as_lists
 from scvi_tahoe._constants import REGISTRY
-from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys, verify_screen
+from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import Representation, Screen
+    from scvi_tahoe.data import Representation, Screen, ScreenManager
     from scvi_tahoe.pretrained import LoadingReport
     from scvi_tahoe.response import Prior
 
@@ -129,7 +129,9 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
     def perturbation_table(self) -> EmbeddingTable:
         """Embedding rows of all perturbations that the model can predict."""
         table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
-        return table if self.one_hot_labels_ is None else table.over(EmbeddingTable.one_hot_of(self.one_hot_labels_))
+        return (
+            table if self.one_hot_labels_ is None else table.reindexed(EmbeddingTable.one_hot_of(self.one_hot_labels_))
+        )
 
     def state_registry(self, key: str) -> dict[str, Any]:
         """What the registry stored for a field, also without data."""
@@ -156,12 +158,17 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
         }  # fmt: skip
         return DataSpec(**{**values, **changes})
 
+    def _own_screen(self, *, for_training: bool = False) -> Screen:
+        """The model's own data, verified once unless they change."""
+        manager: ScreenManager = self.adata_manager
+        return manager.screen(self.keys, for_training=for_training)
+
     def _training_screen(self) -> Screen:
         if self.adata is None:
             raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to train it.")
         self._validate_anndata()
-        screen = verify_screen(self.adata, self.keys, table_required=False)
-        table = self.perturbation_table.covering(screen.perturbation.names)
+        screen = self._own_screen(for_training=True)
+        table = self.perturbation_table.with_composed(screen.perturbation.names)
         unknown = sorted(n for n in screen.perturbation.names if table.known_name(n) not in table.names)
         if unknown:
             raise ValueError(f"the model has no embedding row for these perturbations of the data: {unknown[:5]}.")

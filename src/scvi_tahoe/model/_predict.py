@@ -11,10 +11,8 @@ import numpy as np
 from scvi_tahoe._devices import autocast_dtype, prediction_devices
 from scvi_tahoe.data import (
     OUTPUTS,
-    ConditionIndex,
     align_genes,
-    minibatch_sources,
-    read_screen,
+    cell_set_dataset,
     read_table,
     verify_screen,
 )
@@ -174,7 +172,7 @@ class PredictMixin(FittedModel):
         target = None if path is None else prediction_path(path, overwrite=overwrite)
         chosen = prediction_devices(devices, self.device)
         data, screen, spec, alignment = self._prediction_data(adata, perturbations, max_missing_genes)
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         plan = plan_prediction(
             index, spec.table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed
         )
@@ -192,11 +190,17 @@ class PredictMixin(FittedModel):
         forward = Forward(
             set_size=self.set_size, batch_size=batch_size, output=output, products=products, progress=progress
         )
-        sources = minibatch_sources(
-            spec, screen, chosen[0], store=store, alignment=alignment, exact=products is None, rows=plan.rows_read
+        dataset = cell_set_dataset(
+            spec,
+            screen,
+            chosen[0],
+            store=store,
+            alignment=alignment,
+            full_precision=products is None,
+            rows=plan.rows_read,
         )
-        sources, plan, base, starts_from = with_residual_input(
-            sources, plan, learned, spec, screen, index, seed=seed, device=chosen[0]
+        dataset, plan, base, starts_from = with_residual_input(
+            dataset, plan, learned, spec, screen, index, seed=seed, device=chosen[0]
         )
         record = self._prediction_record(output, seed) | {"starts_from": dict(Counter(starts_from))}
         if output != "prior" and (left := plan.left_as_prior):
@@ -207,9 +211,9 @@ class PredictMixin(FittedModel):
                 "to learn what to change about that."
             )
         job = PredictionJob(
-            module=self.module, sources=sources, plan=plan, base=base, forward=forward, devices=chosen,
+            module=self.module, dataset=dataset, plan=plan, base=base, forward=forward, devices=chosen,
             genes=self.genes, obs=cells_of_plan(plan, screen, self.keys), record=record,
-            observed_cosine=self.observed_cosine_, reading=self.keys.reading,
+            observed_cosine=self.observed_cosine_, parser=self.keys.parser,
             counts=counts, control_layer=control_layer,
         )  # fmt: skip
         return job.in_memory() if target is None else job.to_file(target)
@@ -247,7 +251,7 @@ class PredictMixin(FittedModel):
         if self.prior == "none" or self.prior_ is not None:
             return self.prior_ if self.prior != "none" else None
         screen = self._training_screen()
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         return learn_prior(self.prior, self._spec(), screen, index, np.flatnonzero(~index.is_control), seed=0)
 
     def _prediction_record(self, output: Output, seed: int) -> dict[str, Any]:
@@ -308,7 +312,7 @@ class PredictMixin(FittedModel):
         >>> model.prior_report(perturbations=["STAT1"])
         """
         _, screen, spec, _ = self._prediction_data(adata, perturbations, max_missing_genes)
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         conditions = resolve_conditions(index, spec.table, perturbations=perturbations, contexts=contexts)
         return prior_table(self._learned_prior(), spec, screen, index, conditions)
 
@@ -322,9 +326,7 @@ class PredictMixin(FittedModel):
             raise ValueError("this model has no data of its own; pass the control cells, e.g. predict(adata, ...).")
         new = read_table(data, self.keys, required=False, like=table)
         table = table if new is None else table.extended(new)
-        screen = (
-            read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
-        )
+        screen = self._own_screen() if data is self.adata else verify_screen(data, self.keys, for_training=False)
         if perturbations is not None and not isinstance(perturbations, str):
             table = covered_by_asking(screen, table, [str(p) for p in perturbations])
         alignment = align_genes(self.genes, screen.genes, max_missing=max_missing_genes)

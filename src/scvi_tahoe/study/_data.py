@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data import ConditionIndex, FewShotContext, FractionSplit, ScreenKeys, verify_screen
+from scvi_tahoe.data import FewShotContext, FractionSplit, ScreenKeys, verify_screen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -141,7 +141,7 @@ def replace_labels(config: DataConfig, labels: dict[str, str]) -> DataConfig:
 def _take_out(adata: AnnData, split: Split, config: DataConfig, *, seed: int) -> tuple[AnnData, AnnData | None, bool]:
     """Separate the test part of a split, with the controls of its contexts; the rest may be seen."""
     keys = ScreenKeys(**{k: v for k, v in screen_keys(config).items() if k != "cell_embedding_key"})
-    index = ConditionIndex.from_screen(verify_screen(adata, keys))
+    index = verify_screen(adata, keys).index
     test = split.assign(index, seed=seed).test
     if not len(test):
         return adata, None, False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.data import ConditionIndex, ScreenKeys, read_screen
+from scvi_tahoe.data import ScreenKeys, read_screen
 from scvi_tahoe.study._data import screen_keys
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
     """
     config = data.config
     keys = ScreenKeys(**screen_keys(config))
-    index = ConditionIndex.from_screen(read_screen(data.train, keys))
+    index = read_screen(data.train, keys).index
     assigned = data.split.assign(index, seed=seed)
     sides = {
         "train": _side(data.train, config.layer, config.perturbation_key, config.context_key, config.embedding_key)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe.files import atomic_write_text, read_torch, remove_partial
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = [
     "BEST", "CONFIG", "FIGURES", "LAST", "METRICS", "MODEL", "PREDICTION", "PROVENANCE", "REPORT", "RESULT", "SCORES",
-    "checkpoint_path", "claim", "is_run", "read_checkpoint", "read_json", "whole", "write_json",
+    "checkpoint_path", "claim", "is_run", "read_checkpoint", "read_json", "write_json",
 ]  # fmt: skip
 
 CONFIG = "config.yaml"
@@ -28,8 +26,6 @@ SCORES = "scores"
 FIGURES = "figures"
 #: written last: the run is complete
 RESULT = "result.json"
-
-_PARTIAL = ".partial-"
 
 
 def is_run(folder: Path) -> bool:
@@ -61,8 +57,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be made ({error.strerror}); give one that can.") from None
-    for leftover in folder.rglob(f"{_PARTIAL}*"):
-        _remove(leftover)
+    remove_partial(folder, recursive=True)
     if not known.exists():
         written(known, config)
 
@@ -97,42 +92,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ValueError
         If the file is damaged or refers to anything but tensors and plain values.
     """
-    from scvi_tahoe.files._torch_files import read_torch
-
     content = read_torch(path)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path} holds no state_dict; it is not a checkpoint.")
     return content
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of ``path`` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{_PARTIAL}{path.name}")
-    _remove(partial)
-    try:
-        yield partial
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    finally:
-        _remove(partial)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write plain values, whole or not at all."""
-    with whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    atomic_write_text(path, json.dumps(content, indent=1, default=float) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Read plain values."""
     return json.loads(path.read_text())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,14 +1,12 @@
-"""The training step of a run: begun, taken up again, or, where only its end is missing, read from its checkpoints."""
+"""The training step of a run: begun or taken up again, also where only its end is missing."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.study._loggers import PeakMemory, make_loggers
-from scvi_tahoe.study._run_folder import BEST, LAST, read_checkpoint, read_json, write_json
-from scvi_tahoe.training import TrainingRun, computed_scores
+from scvi_tahoe.study._run_folder import LAST, read_checkpoint, read_json, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
     from scvi_tahoe import TahoeST
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import TahoeRun
+    from scvi_tahoe.training import TrainingRun
 
 __all__ = ["read_training", "train_model", "training_options"]
 
@@ -32,10 +31,7 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
     before = read_json(folder / _RECORD)["seconds"] if (folder / _RECORD).exists() else 0.0
     done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
     try:
-        if done and done >= int(run.train.max_steps or done):
-            _restore(run, model, data, folder)
-        else:
-            _fit(run, model, data, folder, last if done else None, progress=progress)
+        _fit(run, model, data, folder, last if done else None, progress=progress)
     finally:
         seconds = before + time.perf_counter() - start
         write_json(folder / _RECORD, {"seconds": seconds, "best_step": None, "best_value": None})
@@ -53,20 +49,11 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
         If an option is out of range or does not fit the machine.
     """
     train = run.train
-    if train.monitor not in (known := computed_scores(model.module, model.representation)):
-        raise ValueError(f"train.monitor is {train.monitor!r}; this run computes {', '.join(known)}.")
-    return TrainingRun.prepare(
-        default_lr=model._default_lr(model._training_screen()), max_steps=train.max_steps,
+    return model.plan_training(
+        train.max_steps, recipe=train.recipe, freeze_backbone=train.freeze_backbone, lr=train.lr,
         batch_size=train.batch_size, validate_every=train.validate_every, monitor=train.monitor,
-        plan_options={
-            "lr": train.lr, "recipe": train.recipe, "freeze_backbone": train.freeze_backbone, "seed": run.seed,
-            **train.plan,
-        },
-        patience=train.patience, save_dir=None, resume_from=None, setting={},
-        trainer_options={
-            "accelerator": train.accelerator, "precision": train.precision,
-            "accumulate_grad_batches": train.accumulate,
-        },
+        patience=train.patience, precision=train.precision, seed=run.seed, plan_kwargs=train.plan,
+        accelerator=train.accelerator, accumulate_grad_batches=train.accumulate,
     )  # fmt: skip
 
 
@@ -87,40 +74,4 @@ def _fit(
         patience=train.patience, save_dir=folder, resume_from=resume_from, logger=make_loggers(run, folder),
         store=train.store, precision=train.precision, seed=run.seed, progress=progress, plan_kwargs=train.plan,
         accelerator=train.accelerator, accumulate_grad_batches=train.accumulate, callbacks=[PeakMemory()],
-    )  # fmt: skip
-
-
-def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None:
-    """Take the result of a training that ended just before its model was saved.
-
-    A single step learns what belongs to a trained model beside weights (the prior, the split), which depends on data
-    and seed alone; then come the weights of the best checkpoint.
-    """
-    import pandas as pd
-
-    step = replace(run, train=replace(run.train, max_steps=1, validate_every=1, freeze_backbone=True, loggers=()))
-    _fit_in_memory(step, model, data)
-    best = read_checkpoint(folder / BEST)
-    model.module.load_state_dict(
-        {name.removeprefix("module."): tensor.clone() for name, tensor in best["state_dict"].items()}
-    )
-    kept: dict[str, Any] = next((s for s in best["callbacks"].values() if "best_step" in s), {})
-    model.training_config_ = {
-        **(model.training_config_ or {}),
-        "plan": training_options(run, model).plan.to_kwargs(),
-        "best_step": kept.get("best_step"),
-        "best_value": kept.get("best_value"),
-    }
-    model.training_config_["correction_share"] = model._shrink_restored(data.split)
-    log = pd.read_csv(folder / "metrics.csv", index_col="step")
-    model.history_ = {name: log[[name]].dropna() for name in log.columns}
-
-
-def _fit_in_memory(run: TahoeRun, model: TahoeST, data: RunData) -> None:
-    # the backbone is frozen, and layer_decay without any rate to decay is refused
-    plan = {name: value for name, value in run.train.plan.items() if name != "layer_decay"}
-    model.train(
-        run.train.max_steps, recipe=run.train.recipe, freeze_backbone=True, split=data.split, seed=run.seed,
-        progress=False, logger=None, batch_size=1, accelerator=run.train.accelerator, precision=run.train.precision,
-        plan_kwargs=plan, shrink_correction=False,
     )  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from scvi_tahoe.files import atomic_write_text
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["read_mapping", "read_nodes", "written", "written_text"]
+__all__ = ["read_mapping", "read_nodes", "written"]
 
 _LIMIT = 4_000_000
 
@@ -52,15 +53,7 @@ def read_nodes(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 def written(path: Path, content: dict[str, Any]) -> None:
     """Write a mapping as YAML."""
-    written_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
-
-
-def written_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    atomic_write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
 
 
 def _text(path: Path) -> str:
