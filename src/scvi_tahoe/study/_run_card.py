@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.model._exchange import pretrained_of
-from scvi_tahoe.pretrained._model_card import licence_notice, model_card
+from scvi_tahoe.model import pretrained_of
+from scvi_tahoe.pretrained import licence_notice, model_card
 
 if TYPE_CHECKING:
     from scvi_tahoe import TahoeST

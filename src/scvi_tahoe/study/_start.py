@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.model._exchange import labels_of, network_options, objective_of, pretrained_of
-from scvi_tahoe.nn import GeneDecoderConfig
-from scvi_tahoe.nn._ineffective_options import as_said, options_of_user
-from scvi_tahoe.pretrained import plan_warm_start, read_pretrained
+from scvi_tahoe.model import pretrained_of
+from scvi_tahoe.nn import as_said
+from scvi_tahoe.pretrained import read_pretrained
 from scvi_tahoe.study._data import screen_keys
 from scvi_tahoe.study._run_folder import MODEL, checkpoint_path, is_run, read_checkpoint
 
@@ -37,17 +36,17 @@ def build_model(run: TahoeRun, data: RunData) -> TahoeST:
     if run.start.source is None:
         size: dict[str, Any] = {} if run.model.size is None else {"size": run.model.size}
         return TahoeST(data.train, seed=run.seed, **size, **_options(run))
-    weights = _weights(run.start)
-    embeds = weights.labels.genes is None and weights.labels.embedding is not None
-    if is_run(Path(run.start.source)) or embeds != (run.model.representation == "embedding"):
-        return _from_weights(run, data, weights)
-    start = run.start
-    options = {k: v for k, v in _options(run).items() if k not in ("representation", "batch_encoder")}
-    return TahoeST.from_pretrained(
-        str(start.source), data.train, checkpoint=start.checkpoint, revision=start.revision, accept=start.accept,
-        accept_license=start.accept_license, attention=start.attention, offline=start.offline,
-        check_scale=start.check_scale, seed=run.seed, **options,
+    start, options = run.start, _options(run)
+    common = {"accept": start.accept, "seed": run.seed, **options}
+    if is_run(Path(str(start.source))):
+        return TahoeST.from_pretrained(_weights_of_run(start), data.train, check_scale=False, **common)
+    weights = read_pretrained(
+        str(start.source), start.checkpoint, revision=start.revision, accept_license=start.accept_license,
+        attention=start.attention, offline=start.offline,
     )  # fmt: skip
+    if weights.embeds == (run.model.representation == "embedding"):
+        common |= {"representation": None, "batch_encoder": None}
+    return TahoeST.from_pretrained(weights, data.train, check_scale=start.check_scale, **common)
 
 
 def _with_genes(run: TahoeRun, n_genes: int) -> TahoeRun:
@@ -71,46 +70,13 @@ def _options(run: TahoeRun) -> dict[str, Any]:
     }
 
 
-def _weights(start: StartConfig) -> PretrainedModel:
+def _weights_of_run(start: StartConfig) -> PretrainedModel:
+    """Return the weights of an earlier run; objective and prior are those of the new run."""
     folder = Path(str(start.source))
-    if not is_run(folder):
-        return read_pretrained(
-            str(start.source), start.checkpoint, revision=start.revision, accept_license=start.accept_license,
-            attention=start.attention, offline=start.offline,
-        )  # fmt: skip
     path = checkpoint_path(folder, start.checkpoint or "best")
     model = TahoeST.load(folder / MODEL, adata=False)
     state = read_checkpoint(path)["state_dict"]
     model.module.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
     weights = pretrained_of(model)
-    return replace(weights, provenance=replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}"))
-
-
-def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> TahoeST:
-    """Start where the cells of the weights may be something else than those of the data: only the backbone fits."""
-    manager = TahoeST._get_most_recent_anndata_manager(data.train, required=True)
-    stats = dict(manager.summary_stats)
-    embeds = run.model.representation == "embedding"
-    size = network_options(
-        weights, stats, embeds=embeds, batches=run.model.batch_encoder, head=run.model.network.get("head")
-    )
-    size["rectify"] = not embeds
-    if embeds and size.get("gene_decoder") is None and "gene_decoder" not in run.model.network:
-        decoder = GeneDecoderConfig(n_genes=stats["n_vars"], hidden=(512, 512))
-        size["gene_decoder"] = {"n_genes": decoder.n_genes, "hidden": list(decoder.hidden)}
-    if not embeds:
-        size["gene_decoder"] = None
-    options = {"set_size": weights.labels.set_size, **_options(run)}
-    with options_of_user(objective=options.get("objective"), network=run.model.network):  # the size is the weights'
-        model = TahoeST(data.train, size=size, seed=run.seed, **options)
-    start = plan_warm_start(
-        weights, model.module.config, labels_of(model), accept=run.start.accept, seed=run.seed
-    )  # fmt: skip
-    # tensors are mapped from a file, and training must not write into it
-    model.module.network.load_state_dict({name: tensor.clone() for name, tensor in start.state_dict.items()})
-    model.pretrained_parameters_ = sorted(f"network.{name}" for name in start.report.loaded)
-    model.loading_report_ = start.report
-    model.provenance_ = asdict(weights.provenance)
-    model.weights_objective_ = objective_of(weights.loss)
-    model.is_trained_ = True
-    return model
+    origin = replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}")
+    return replace(weights, provenance=origin, extra={"prior": "auto"}, prior=None)
