@@ -258,14 +258,12 @@ class _Job:
         return TahoeST.load(self.folder / MODEL, adata=self.data.train)
 
     def _predict(self) -> None:
-        from scvi_tahoe.data import read_screen
-        from scvi_tahoe.prediction._request import conditions_asked
+        from scvi_tahoe.prediction import arguments_for_observed
 
         model = self._model()
-        index = read_screen(self.data.held_out, model.keys).index
         predicted = model.predict(
             self.data.held_out,
-            **conditions_asked(index, model.keys.parser),
+            **arguments_for_observed(self.data.held_out, model.keys),
             seed=self.run.seed,
             progress=self.progress,
         )
