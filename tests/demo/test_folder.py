@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_tahoe.demo._folder import FILES, claim_folder, written_whole
+from scvi_tahoe.demo._folder import FILES, claim_folder
+from scvi_tahoe.files import atomic_write
 
 
 def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
-    with written_whole(tmp_path / "scores.csv") as partial:
+    with atomic_write(tmp_path / "scores.csv") as partial:
         partial.write_text("1")
         assert not (tmp_path / "scores.csv").exists()
     assert (tmp_path / "scores.csv").read_text() == "1"
@@ -17,7 +18,7 @@ def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
 def test_an_interrupted_file_leaves_the_old_one_and_nothing_else(tmp_path, error):
     path = tmp_path / "scores.csv"
     path.write_text("old")
-    with pytest.raises(error), written_whole(path) as partial:  # noqa: PT012
+    with pytest.raises(error), atomic_write(path) as partial:  # noqa: PT012
         partial.write_text("ne")
         raise error
     assert path.read_text() == "old"
@@ -26,7 +27,7 @@ def test_an_interrupted_file_leaves_the_old_one_and_nothing_else(tmp_path, error
 
 def test_a_folder_replaces_a_folder(tmp_path):
     for text in ("old", "new"):
-        with written_whole(tmp_path / "model") as partial:
+        with atomic_write(tmp_path / "model") as partial:
             partial.mkdir()
             (partial / text).touch()
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["new"]

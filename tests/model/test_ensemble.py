@@ -155,6 +155,7 @@ def test_a_saved_ensemble_predicts_what_it_predicted_before(ensemble, screen, tm
 
 def test_a_folder_that_holds_no_ensemble_is_left_alone_and_not_loaded(ensemble, tmp_path):
     (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="is no ensemble; it is not replaced"):
         ensemble.save(tmp_path / "notes", overwrite=True)
     with pytest.raises(FileNotFoundError, match="holds no ensemble"):

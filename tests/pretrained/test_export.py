@@ -345,7 +345,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     screen = simulate_screen(2, 3, n_genes=60, n_cells=8, n_control_cells=8)
     TahoeST.setup_anndata(screen, perturbation_key="perturbation", control="control", context_key="context")
     model = TahoeST(screen, size={"hidden": 8, "n_layers": 1, "intermediate": 8, "n_heads": 2}, prior="cells")
-    model.predict(output="prior", n_cells=2, progress=False)  # learns the prior
+    model.train(1, batch_size=2, progress=False)
     folder = tmp_path_factory.mktemp("prior") / "export"
     model.export(folder)
     return folder

@@ -23,7 +23,7 @@ from scvi_tahoe.data._alignment import GeneAlignment
 from scvi_tahoe.data._scale import verify_log1p
 from scvi_tahoe.data._store_folder import SIGNATURE, is_store
 from scvi_tahoe.data._store_writer import StoreWriter
-from scvi_tahoe.files._atomic import atomic_folder
+from scvi_tahoe.files import atomic_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -1,8 +1,9 @@
 """The whole path on real data: train, predict, score, and leave a folder with the results."""
 
-from scvi_tahoe.demo._folder import FILES, written_whole
+from scvi_tahoe.demo._folder import FILES
 from scvi_tahoe.demo._job import DEFAULT_STEPS, DemoResult, run_demo
 from scvi_tahoe.demo._table import score_table
+from scvi_tahoe.files import atomic_write as written_whole
 
 __all__ = [
     "DEFAULT_STEPS",

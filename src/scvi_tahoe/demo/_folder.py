@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from scvi_tahoe.files import atomic_write_text, remove_partial, remove_path
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["FILES", "claim_folder", "written_whole"]
+__all__ = ["FILES", "claim_folder"]
 
 #: What a finished demo leaves, in the order in which it is made.
 FILES = (
@@ -26,7 +24,6 @@ FILES = (
 )
 
 _SETTINGS = "settings.json"
-_PARTIAL = ".partial-"
 
 
 def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) -> None:
@@ -63,38 +60,12 @@ def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) 
         )
         raise ValueError(msg)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{_PARTIAL}*"):
-        _remove(leftover)
+    remove_partial(folder)
     if not known.exists():
-        with written_whole(known) as partial:
-            partial.write_text(json.dumps(settings) + "\n")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which takes its place when the block ends without an error.
-
-    Whatever interrupts the block, `path` is either what it was before or complete.
-    """
-    partial = path.with_name(f"{_PARTIAL}{path.name}")
-    _remove(partial)
-    try:
-        yield partial
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        atomic_write_text(known, json.dumps(settings) + "\n")
 
 
 def _remove_demo(folder: Path) -> None:
     """Remove what demos write, and nothing that somebody else has put there."""
     for name in (*FILES, "training", _SETTINGS):
-        _remove(folder / name)
+        remove_path(folder / name)

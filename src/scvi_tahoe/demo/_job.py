@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.demo._folder import FILES, claim_folder, written_whole
+from scvi_tahoe.demo._folder import FILES, claim_folder
+from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,9 +164,9 @@ def _train(job: _Job) -> None:
         seed=job.seed,
     )
     history = pd.concat([model.history[name] for name in ("train_loss", "validation_loss")], axis=1)
-    with written_whole(job.folder / "history.csv") as partial:
+    with atomic_write(job.folder / "history.csv") as partial:
         history.sort_index().to_csv(partial, index_label="step")
-    with written_whole(job.folder / "model") as partial:
+    with atomic_write(job.folder / "model") as partial:
         model.save(partial)
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -176,7 +177,7 @@ def _predict(job: _Job) -> None:
     job.report("Predicting.")
     model = TahoeST.load(job.folder / "model", adata=job.task.train)
     prediction = model.predict(perturbations=list(job.task.targets), contexts=[job.task.context], seed=job.seed)
-    with written_whole(job.folder / "prediction.h5ad") as partial:
+    with atomic_write(job.folder / "prediction.h5ad") as partial:
         prediction.write_h5ad(partial)
 
 
@@ -188,7 +189,7 @@ def _score(job: _Job) -> None:
     prediction = read_h5ad(job.folder / "prediction.h5ad")
     scores, result = score_beside_baselines(job.task, prediction, seed=job.seed, report=job.report)
     result.save(job.folder / "evaluation")
-    with written_whole(job.folder / "scores.csv") as partial:
+    with atomic_write(job.folder / "scores.csv") as partial:
         scores.to_csv(partial)
 
 
@@ -211,5 +212,5 @@ def _draw_deltas(job: _Job) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=150, format="png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,8 +14,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._selected_rows import SelectedRows
+from scvi_tahoe.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
 
     import polars as pl
@@ -143,14 +144,11 @@ class TruthCache:
     def _write(self, name: str, key: dict[str, object], table: pl.DataFrame) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        table.write_parquet(temporary)
-        checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        os.replace(temporary, path)
-        temporary.write_text(json.dumps({"sha256": checksum, "key": key}, sort_keys=True, indent=1))
-        os.replace(temporary, record)
+        with atomic_write(path) as partial:
+            table.write_parquet(partial)
+            checksum = hashlib.sha256(partial.read_bytes()).hexdigest()
+        atomic_write_text(record, json.dumps({"sha256": checksum, "key": key}, sort_keys=True, indent=1))
 
 
 def _text(key: object) -> str:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.evaluate._html import result_html
+from scvi_tahoe.evaluate._metric_info import metric_info
 from scvi_tahoe.evaluate._storage import load_result, save_result
 from scvi_tahoe.evaluate._strata import strata
 from scvi_tahoe.evaluate._text import result_text
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import pandas as pd
@@ -115,9 +116,18 @@ class EvaluationResult:
         ValueError
             If they differ in truth, settings or release of cell-eval; the message names in what.
         """
+        return self.comparison({names[0]: self, names[1]: other})
+
+    @staticmethod
+    def comparison(results: Mapping[str, EvaluationResult], *, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+        """Put named results side by side, see :func:`~scvi_tahoe.evaluate.compare_results`."""
         from scvi_tahoe.evaluate._comparison import compare_results
 
-        return compare_results({names[0]: self, names[1]: other})
+        return compare_results(results, metrics=metrics)
+
+    def metric_label(self, metric: str) -> str:
+        """Return the short name of a metric, for tables and figures."""
+        return metric_info(metric).label
 
     def plot(self, kind: str = "bars", **kwargs: Any) -> Figure:
         """Draw one of the figures of :mod:`scvi_tahoe.pl`.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.files import atomic_write
+
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     from scvi_tahoe.evaluate._result import EvaluationResult
@@ -51,16 +51,9 @@ def save_result(result: EvaluationResult, folder: str | os.PathLike[str]) -> Non
     if folder.exists() and any(folder.iterdir()) and not (folder / "result.json").exists():
         msg = f"{folder} exists and holds no evaluation result; choose another folder."
         raise FileExistsError(msg)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write(result, staging)
-        staging.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with atomic_write(folder) as partial:
+        partial.mkdir()
+        _write(result, partial)
 
 
 def _write(result: EvaluationResult, folder: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvi_tahoe.evaluate._submission_2025 import read_2025, table_2025, write_2025
 from scvi_tahoe.evaluate._submission_2026 import Rules2026, read_2026, table_2026, write_2026
+from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Sequence
 
     from anndata import AnnData
@@ -91,17 +91,9 @@ def submission(
 
 def _place(path: Path, write: Callable[[Path], None], verify: Callable[[Path], None]) -> Path:
     """Write beside the final place, verify, rename; nothing is left behind on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        verify(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as partial:
+        write(partial)
+        verify(partial)
     return path
 
 

@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all."""
+"""Files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,28 +12,59 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["atomic_folder"]
-
+_PARTIAL = ".partial-"
 #: Files by which a folder is known to be a model folder, which may be replaced.
 _MODEL_FILES = ("config.json", "config.yaml")
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
+
+    What is written there may be a file or a folder; the name keeps its ending. Whatever interrupts the block, ``path``
+    is complete or what it was before, and nothing else is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    partial, old = (path.with_name(f"{_PARTIAL}{mark}{what}-{path.name}") for what in ("", "-old"))
+    try:
+        yield partial
+        if path.is_dir():  # a folder cannot be renamed to one that exists
+            os.replace(path, old)
+        os.replace(partial, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for leftover in (partial, old):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, complete or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def atomic_folder(
     target: str | Path, *, overwrite: bool, kind: str = "model folder", signatures: Sequence[str] = _MODEL_FILES
 ) -> Iterator[Path]:
-    """Give a temporary folder beside ``target`` to write into, and rename it to ``target`` when all went well.
+    """Yield a temporary folder beside ``target`` that takes its place when the block ends without an error.
 
     Parameters
     ----------
     target
-        The folder to appear.
+        Folder to create. Its parents are created, too.
     overwrite
         Replace a folder of that name and kind.
     kind
         What is written, in words.
     signatures
-        Files of which a folder of this kind has one.
+        File names; a folder of this kind has at least one of them.
 
     Raises
     ------
@@ -46,15 +77,21 @@ def atomic_folder(
             raise FileExistsError(f"{target} exists; give overwrite=True to replace it, or another name.")
         if not any((target / name).is_file() for name in signatures):
             raise FileExistsError(f"{target} exists and is no {kind}; it is not replaced. Give another name.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
-    try:
+    with atomic_write(target) as partial:
+        partial.mkdir()
         yield partial
-        old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, *, recursive: bool = False) -> None:
+    """Remove what :func:`atomic_write` of killed processes left behind in a folder."""
+    pattern = f"{_PARTIAL}*"
+    for leftover in list(folder.rglob(pattern) if recursive else folder.glob(pattern)):
+        remove_path(leftover)

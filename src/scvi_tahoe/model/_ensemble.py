@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,7 @@ import numpy as np
 
 from scvi_tahoe.data import ConditionIndex, condition_of_cell, minibatch_sources, read_screen
 from scvi_tahoe.evaluate import EvaluationReference
+from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import conditions_asked
 from scvi_tahoe.response import mean_expression, means_by_code, move_to_mean
@@ -276,25 +274,11 @@ class TahoeEnsemble:
         FileExistsError
             If the folder exists and may not be replaced.
         """
-        target = Path(dir_path)
-        if target.exists() and not (overwrite and (target / _LIST).is_file()):
-            why = "is no ensemble; it is not replaced" if overwrite else "exists; give overwrite=True to replace it"
-            raise FileExistsError(f"{target} {why}, or give another name.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        mark = uuid.uuid4().hex[:8]
-        partial, old = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("partial", "old"))
-        partial.mkdir()
-        try:
-            names = [f"member_{i}" for i in range(len(self.models))]
+        names = [f"member_{i}" for i in range(len(self.models))]
+        with atomic_folder(dir_path, overwrite=overwrite, kind="ensemble", signatures=(_LIST,)) as partial:
             for name, model in zip(names, self.models, strict=True):
                 model.save(partial / name, **kwargs)
             (partial / _LIST).write_text(json.dumps({"members": names}, indent=1))
-            if target.exists():
-                os.replace(target, old)
-            os.replace(partial, target)
-        finally:
-            for leftover in (partial, old):
-                shutil.rmtree(leftover, ignore_errors=True)
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeEnsemble:

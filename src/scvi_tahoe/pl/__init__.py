@@ -5,17 +5,17 @@ Every function takes results and returns a :class:`matplotlib.figure.Figure`; ``
 
 from __future__ import annotations
 
-from scvi_tahoe.pl._bars import bars
 from scvi_tahoe.pl._cells import cells
-from scvi_tahoe.pl._comparison import comparison
-from scvi_tahoe.pl._delta_page import deltas
 from scvi_tahoe.pl._draw import draw
-from scvi_tahoe.pl._fold_changes import fold_changes
+from scvi_tahoe.pl._effects import deltas, fold_changes, similarity
 from scvi_tahoe.pl._learning_rate import learning_rate_test
-from scvi_tahoe.pl._ranks import ranks
-from scvi_tahoe.pl._similarity import similarity
+from scvi_tahoe.pl._scores import bars, comparison, ranks
+from scvi_tahoe.pl._style import BASELINE, CEILING, PREDICTED, new_figure, style
 
 __all__ = [
+    "BASELINE",
+    "CEILING",
+    "PREDICTED",
     "bars",
     "cells",
     "comparison",
@@ -23,6 +23,8 @@ __all__ = [
     "draw",
     "fold_changes",
     "learning_rate_test",
+    "new_figure",
     "ranks",
     "similarity",
+    "style",
 ]

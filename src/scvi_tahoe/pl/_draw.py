@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.pl._bars import bars
 from scvi_tahoe.pl._cells import cells
-from scvi_tahoe.pl._delta_page import deltas
-from scvi_tahoe.pl._fold_changes import fold_changes
-from scvi_tahoe.pl._ranks import ranks
-from scvi_tahoe.pl._similarity import similarity
+from scvi_tahoe.pl._effects import deltas, fold_changes, similarity
+from scvi_tahoe.pl._scores import bars, ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.figure import Figure
 
-    from scvi_tahoe.evaluate import EvaluationResult
+    from scvi_tahoe.pl._result import Result
 
-__all__ = ["draw"]
-
-_KINDS: dict[str, Callable[..., Figure]] = {
+_FIGURES: dict[str, Callable[..., Figure]] = {
     "bars": bars,
     "cells": cells,
     "deltas": deltas,
@@ -30,24 +25,23 @@ _KINDS: dict[str, Callable[..., Figure]] = {
 }
 
 
-def draw(kind: str, result: EvaluationResult, **kwargs: Any) -> Figure:
-    """Draw the figure of that name.
+def draw(kind: str, result: Result, **kwargs: Any) -> Figure:
+    """Draw the figure with the given name.
 
     Parameters
     ----------
     kind
         ``"bars"``, ``"cells"``, ``"deltas"``, ``"fold_changes"``, ``"ranks"`` or ``"similarity"``.
     result
-        Result.
+        Evaluation result.
     **kwargs
-        Handed to the function of that name.
+        Passed to the function with that name.
 
     Raises
     ------
     ValueError
         If there is no such figure.
     """
-    if kind not in _KINDS:
-        msg = f"There is no figure {kind!r}; choose one of {sorted(_KINDS)}."
-        raise ValueError(msg)
-    return _KINDS[kind](result, **kwargs)
+    if kind not in _FIGURES:
+        raise ValueError(f"There is no figure {kind!r}; choose one of {sorted(_FIGURES)}.")
+    return _FIGURES[kind](result, **kwargs)

@@ -1,4 +1,4 @@
-"""The figure of a learning-rate range test."""
+"""Figure of a learning-rate range test."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["learning_rate_test"]
-
 
 def learning_rate_test(rates: NDArray, losses: NDArray, smoothed: NDArray, suggestion: float | None = None) -> Figure:
     """Draw the loss against a growing learning rate.
@@ -21,13 +19,9 @@ def learning_rate_test(rates: NDArray, losses: NDArray, smoothed: NDArray, sugge
     Parameters
     ----------
     rates, losses, smoothed
-        Learning rate, loss and smoothed loss (NaN where there is none yet) of each step, ``[steps]``.
+        Learning rate, loss and smoothed loss (NaN where not available yet) of each step, ``[steps]``.
     suggestion
-        Rate to mark; None marks none.
-
-    Returns
-    -------
-    The figure.
+        Learning rate to mark, if any.
     """
     with style():
         figure = new_figure(3.6, 2.4)
@@ -37,7 +31,7 @@ def learning_rate_test(rates: NDArray, losses: NDArray, smoothed: NDArray, sugge
         if suggestion is not None:
             ax.axvline(suggestion, color=OBSERVED, linestyle="--", label=f"suggestion {suggestion:.1e}")
         means = smoothed[np.isfinite(smoothed)]
-        if len(means) and means.min() < means[0]:  # what explodes would flatten the rest
+        if len(means) and means.min() < means[0]:  # an exploding loss would flatten the rest
             fall = means[0] - means.min()
             ax.set_ylim(means.min() - 0.3 * fall, means[0] + fall)
         ax.set_xscale("log")

@@ -1,4 +1,4 @@
-"""Colours, sizes and placement shared by all figures: colour-blind safe, readable in grey."""
+"""Colours, sizes and the placement of names in all figures: colour-blind safe, readable in grey."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-__all__ = ["BASELINE", "CEILING", "OBSERVED", "PREDICTED", "fit_title", "label_points", "new_figure", "style"]
 
 # Okabe and Ito's palette, picked so that the shades of grey differ too
 PREDICTED = "#0072B2"
@@ -48,9 +46,9 @@ _RC: dict[Any, Any] = {
 }
 
 
-#: letters of a title, in points, are not made smaller than this
+#: smallest font size of a title
 _SMALLEST = 5.5
-#: places for a name: distance from its point and direction, the nearest first
+#: places for a name: distance and direction from its point, nearest first
 _PLACES = [
     (distance, dx, dy)
     for distance in (1, 4, 8)
@@ -60,7 +58,7 @@ _PLACES = [
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw with our settings, whatever the user's are; theirs are back afterwards."""
+    """Draw with the package's settings; those of the user are restored afterwards."""
     from matplotlib import rc_context
 
     with rc_context(_RC):
@@ -68,7 +66,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of the given size in inches that pyplot knows nothing of, so that none stays open."""
+    """Return an empty figure, ``width`` by ``height`` inches, that pyplot does not register and so never keeps open."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -78,13 +76,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def fit_title(ax: Axes) -> None:
-    """Make the title of a panel no wider than the panel: by smaller letters at first, then by cutting its first line.
-
-    Parameters
-    ----------
-    ax
-        Panel of a figure that is laid out.
-    """
+    """Make the title of a panel no wider than the panel: first by smaller letters, then by cutting its first line."""
     renderer: Any = ax.figure.canvas.get_renderer()  # type: ignore[attr-defined]  # of the Agg canvas
     title, room = ax.title, ax.get_window_extent(renderer).width
     size = float(title.get_fontsize())
@@ -107,20 +99,10 @@ def label_points(
     avoid: NDArray[np.floating] | None = None,
     size: float = 6.5,
 ) -> None:
-    """Write names beside points, each at the freest of eight places inside the panel, with a thin line to its point.
+    """Write names beside points, each at the freest place inside the panel, with a line to a point further away.
 
-    Parameters
-    ----------
-    ax
-        Panel with its limits set and its figure laid out.
-    x, y
-        Points in data units, the most important first; a name that fits nowhere is left out.
-    names
-        Names of the points.
-    avoid
-        Further points, ``[n, 2]``, that names should cover as few of as possible.
-    size
-        Size of the letters in points.
+    Points are in data units, the most important first; a name that fits nowhere is left out. Names cover as few of the
+    points ``avoid``, ``[n, 2]``, as possible. The limits of the panel are set and its figure is laid out.
     """
     figure = ax.figure
     renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # of the Agg canvas
@@ -146,7 +128,7 @@ def label_points(
         _, distance, cx, cy, area = min(free)
         text.set_transform(ax.transData)
         text.set_position(tuple(ax.transData.inverted().transform((cx, cy))))
-        if distance > 1:  # far from its point: a line tells to which it belongs
+        if distance > 1:  # too far away to tell its point without a line
             ends = ax.transData.inverted().transform([(px, py), (cx, cy)])
             ax.plot(*ends.T, color="black", linewidth=0.4, zorder=2.5)
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.3})
@@ -154,7 +136,7 @@ def label_points(
 
 
 def _covered(area: tuple[float, ...], points: NDArray[np.floating]) -> int:
-    """Number of points under a name."""
+    """Return the number of points under a name."""
     within = (points[:, 0] > area[0]) & (points[:, 0] < area[2]) & (points[:, 1] > area[1]) & (points[:, 1] < area[3])
     return int(within.sum())
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import uuid
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +12,11 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe.files import atomic_write
 from scvi_tahoe.prediction._sparse_rows import csr_of, share_of_bytes
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     import pandas as pd
@@ -206,25 +205,12 @@ def written_prediction(path: Path, *, obs: pd.DataFrame, var: pd.DataFrame) -> I
     obs, var
         Of the whole prediction.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    partial, old = (path.with_name(f".{path.stem}.{mark}.{what}{path.suffix}") for what in ("partial", "old"))
-    file = None
-    try:
+    with atomic_write(path) as partial:
         file = PredictionFile(partial, obs=obs, var=var)
-        yield file
-        file.close()
-        if path.is_dir():  # a folder does not take the place of another
-            os.replace(path, old)
-        os.replace(partial, path)
-    finally:
-        if file is not None:
+        try:
+            yield file
+        finally:
             file.close()
-        for leftover in (partial, old):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
 
 
 def open_prediction(path: Path, *, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any]) -> ad.AnnData:

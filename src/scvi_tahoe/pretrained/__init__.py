@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.files._limits import UnsafeFileError
+from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.pretrained._arc_hyper import ArcColumns
 from scvi_tahoe.pretrained._arc_reader import read_arc_folder
 from scvi_tahoe.pretrained._arc_settings import AttentionDecision, decide_attention

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from scvi_tahoe.files._limits import UnsafeFileError, member
-from scvi_tahoe.files._torch_files import checksums, read_torch, verify_finite, verify_tensor
-from scvi_tahoe.files._yaml_files import read_yaml
+from scvi_tahoe.files import UnsafeFileError, checksums, member, read_torch, read_yaml, verify_finite, verify_tensor
 from scvi_tahoe.pretrained._arc_settings import decide_attention, loss_settings, network_config, unused_tensors
 from scvi_tahoe.pretrained._checkpoints import find_checkpoint, folder_and_checkpoint
 from scvi_tahoe.pretrained._keys import DEAD_TABLES, from_arc, key_entries

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scvi_tahoe.files._limits import UnsafeFileError
+from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig
 from scvi_tahoe.pretrained._keys import BACKBONE
 from scvi_tahoe.pretrained._origin import LossSettings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import yaml
 
-from scvi_tahoe.files._atomic import atomic_folder
+from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.pretrained._arc_hyper import (
     TOKEN_ROWS,
     ArcColumns,

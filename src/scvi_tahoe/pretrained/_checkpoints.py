@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from scvi_tahoe.files._limits import UnsafeFileError, member
+from scvi_tahoe.files import UnsafeFileError, member
 
 __all__ = ["choose_checkpoint", "find_checkpoint", "folder_and_checkpoint", "list_checkpoints"]
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.files._limits import MALFORMED, UnsafeFileError, one_line, verify_size
-from scvi_tahoe.files._torch_files import read_torch
+from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_torch, verify_size
 from scvi_tahoe.pretrained._label_maps import vectors_of
 
 if TYPE_CHECKING:

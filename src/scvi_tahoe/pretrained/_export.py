@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.files._atomic import atomic_folder
-from scvi_tahoe.files._limits import MALFORMED, UnsafeFileError, member, one_line, verify_size
-from scvi_tahoe.files._torch_files import verify_finite
-from scvi_tahoe.files._yaml_files import read_json
+from scvi_tahoe.files import (
+    MALFORMED,
+    UnsafeFileError,
+    atomic_folder,
+    member,
+    one_line,
+    read_json,
+    verify_finite,
+    verify_size,
+)
 from scvi_tahoe.nn import NetworkConfig
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
 from scvi_tahoe.pretrained._origin import LossSettings, Provenance

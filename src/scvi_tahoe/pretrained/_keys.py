@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scvi_tahoe.files._limits import UnsafeFileError
+from scvi_tahoe.files import UnsafeFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

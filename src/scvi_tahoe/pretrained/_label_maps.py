@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, member
-from scvi_tahoe.files._pickle_files import read_pickle
-from scvi_tahoe.files._torch_files import read_torch
+from scvi_tahoe.files import MEGABYTE, UnsafeFileError, member, read_pickle, read_torch
 from scvi_tahoe.pretrained._pretrained_model import PerturbationTable
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.files._limits import UnsafeFileError
+from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.pretrained._keys import BACKBONE
 
 if TYPE_CHECKING:

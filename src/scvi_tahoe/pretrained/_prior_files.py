@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.files._limits import MALFORMED, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, verify_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scvi_tahoe.files._limits import UnsafeFileError
+from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.nn import SetTransformer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.files._limits import UnsafeFileError
+from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.pretrained._arc_reader import read_arc_folder
 from scvi_tahoe.pretrained._checkpoints import choose_checkpoint
 from scvi_tahoe.pretrained._export import is_export, read_export

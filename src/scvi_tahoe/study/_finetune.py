@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.nn import NetworkConfig
 from scvi_tahoe.nn._ineffective_options import default_of, unused_in_network
 from scvi_tahoe.study._data import load_data, screen_keys
@@ -29,12 +30,11 @@ from scvi_tahoe.study._run_folder import (
     SCORES,
     claim,
     read_json,
-    whole,
     write_json,
 )  # fmt: skip
 from scvi_tahoe.study._start import build_model
 from scvi_tahoe.study._training import read_training, train_model, training_options
-from scvi_tahoe.study._yaml import read_mapping, written_text
+from scvi_tahoe.study._yaml import read_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -241,17 +241,17 @@ class _Job:
     def _train(self) -> None:
         model = self.model
         text = "from scratch: nothing was loaded." if model.loading_report_ is None else model.loading_report_.text()
-        written_text(self.folder / REPORT, f"{text}\n")
+        atomic_write_text(self.folder / REPORT, f"{text}\n")
         self.report(f"{self.run.name}: {self.run.train.max_steps} steps, {text.splitlines()[0]}")
         train_model(self.run, model, self.data, self.folder, progress=self.progress)
         self._write_card(model)
-        with whole(self.folder / MODEL) as partial:
+        with atomic_write(self.folder / MODEL) as partial:
             model.save(partial)
 
     def _write_card(self, model: TahoeST) -> None:
         from scvi_tahoe.study._run_card import run_card
 
-        written_text(self.folder / "README.md", run_card(self.run, model, self.fingerprint))
+        atomic_write_text(self.folder / "README.md", run_card(self.run, model, self.fingerprint))
 
     def _model(self) -> TahoeST:
         from scvi_tahoe import TahoeST
@@ -271,7 +271,7 @@ class _Job:
             seed=self.run.seed,
             progress=self.progress,
         )
-        with whole(self.folder / PREDICTION) as partial:
+        with atomic_write(self.folder / PREDICTION) as partial:
             predicted.write_h5ad(partial)
 
     def _score(self) -> None:
@@ -306,7 +306,7 @@ class _Job:
         if (self.folder / SCORES).is_dir():
             result = EvaluationResult.load(self.folder / SCORES)
             figures |= {kind: result.plot(kind) for kind in ("bars", "deltas", "cells")}
-        with whole(self.folder / FIGURES) as partial:
+        with atomic_write(self.folder / FIGURES) as partial:
             partial.mkdir()
             for name, figure in figures.items():
                 figure.savefig(partial / f"{name}.png", dpi=130, format="png")

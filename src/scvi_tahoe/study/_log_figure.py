@@ -50,7 +50,7 @@ def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
     ValueError
         If there is none.
     """
-    from scvi_tahoe.pl._style import new_figure, style
+    from scvi_tahoe.pl import new_figure, style
 
     if not logs:
         raise ValueError("there is no log to draw.")

@@ -22,7 +22,7 @@ def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
     runs
         What each round left, by name; those without scores are left out. None comes back if none has any.
     """
-    from scvi_tahoe.pl._style import BASELINE, CEILING, PREDICTED, new_figure, style
+    from scvi_tahoe.pl import BASELINE, CEILING, PREDICTED, new_figure, style
     from scvi_tahoe.study._score_table import SCORED
 
     scores = {name: run.scores for name, run in runs.items() if run.scores is not None}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._finetune import finetune, read_result
 from scvi_tahoe.study._run_folder import METRICS, RESULT
@@ -152,24 +153,22 @@ def _conclude(folder: Path, config: StudyConfig) -> StudyResult:
     from scvi_tahoe.study._lesson import judge
     from scvi_tahoe.study._log_figure import logs_figure
     from scvi_tahoe.study._report_html import report_html
-    from scvi_tahoe.study._run_folder import whole
     from scvi_tahoe.study._score_figure import score_figure
     from scvi_tahoe.study._score_table import score_table
     from scvi_tahoe.study._training_log import read_training_log
-    from scvi_tahoe.study._yaml import written_text
 
     runs = {one.name: read_result(folder / one.name) for one in config.rounds}
     table = score_table(config, runs)
     overall = {str(k): float(v) for k, v in table["overall"].dropna().items()} if "overall" in table else {}
     lesson = judge(config.lesson, overall)
     logs = {name: read_training_log(folder / name / METRICS) for name in runs}
-    with whole(folder / TABLE) as partial:
+    with atomic_write(folder / TABLE) as partial:
         table.to_csv(partial)
     figures = {CURVES: logs_figure(list(logs.values())), SCORES: score_figure(runs)}
     for name, figure in figures.items():
         if figure is not None:
-            with whole(folder / name) as partial:
+            with atomic_write(folder / name) as partial:
                 figure.savefig(partial, dpi=130, format="png")
     result = StudyResult(folder=folder, config=config, runs=runs, table=table, lesson=lesson)
-    written_text(folder / HTML, report_html(result, logs))
+    atomic_write_text(folder / HTML, report_html(result, logs))
     return result

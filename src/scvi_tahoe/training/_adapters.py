@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safetensors.torch import load_file, save_file
 
+from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.nn import attach_adapters, linear_layers, merge_adapters, original_name
 
 if TYPE_CHECKING:
@@ -125,15 +125,11 @@ def write_adapters(module: TahoeSTModule, adapters: Adapters | None, folder: Pat
     """
     if adapters is None:
         raise ValueError("the model carries no adapters to save; train(recipe='lora') attaches them.")
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items() if not _is_of_base(n, adapters)}
     settings = {**adapters, "base_sha256": _fingerprint(module, adapters)}
-    temporary = folder / (_TENSORS + ".part")
-    save_file(tensors, temporary)
-    os.replace(temporary, folder / _TENSORS)
-    temporary = folder / (_SETTINGS + ".part")
-    temporary.write_text(json.dumps(settings, indent=1))
-    os.replace(temporary, folder / _SETTINGS)
+    with atomic_write(folder / _TENSORS) as partial:
+        save_file(tensors, partial)
+    atomic_write_text(folder / _SETTINGS, json.dumps(settings, indent=1))
 
 
 def read_adapters(

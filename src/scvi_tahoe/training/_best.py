@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import Callback
+
+from scvi_tahoe.files import atomic_write, remove_partial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +69,11 @@ class KeepBest(Callback):
     def _is_better(self, value: float) -> bool:
         return value < self.best_value if self.mode == "min" else value > self.best_value
 
+    def on_fit_start(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
+        """Remove half-written checkpoints that a killed run left."""
+        if self.folder is not None and trainer.is_global_zero:
+            remove_partial(self.folder)
+
     def on_sanity_check_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
         """The weights that training starts from are the first that may be the best."""
         value = trainer.callback_metrics.get(self.monitor)
@@ -105,10 +111,11 @@ class KeepBest(Callback):
 
     def _write(self, trainer: Trainer, name: str) -> None:
         path = self.folder / name  # type: ignore[operator]
-        temporary = path.with_name(name + ".part")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, path)
+        if not trainer.is_global_zero:  # takes part, and writes nothing
+            trainer.save_checkpoint(path)
+            return
+        with atomic_write(path) as partial:
+            trainer.save_checkpoint(partial)
 
     def on_fit_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
         """Give the best weights back to the module."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -71,12 +72,10 @@ class MetricsHistory(Logger):
         if self.path is None or not self._rows:
             return
         names = list(dict.fromkeys(n for row in self._rows.values() for n in row))
-        temporary = self.path.with_name(self.path.name + ".part")
-        with temporary.open("w", newline="") as file:
+        with atomic_write(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", *names])
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in sorted(self._rows.items()))
-        os.replace(temporary, self.path)
 
     def finalize(self, status: str) -> None:
         """Write once more at the end."""

@@ -1,0 +1,247 @@
+"""Figures of effects: predicted against observed change of genes, and the similarity of perturbations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scvi_tahoe.pl._style import BASELINE, CEILING, OBSERVED, PREDICTED, fit_title, label_points, new_figure, style
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from scvi_tahoe.pl._result import Effects, Result
+
+_FDR = 0.05
+#: cosines below are marked, since the map's red and blue are alike in print
+_OPPOSITE = -0.15
+#: with more perturbations than this, none is named
+_MAX_NAMES = 60
+#: width of a letter of a name in inches
+_LETTER_WIDTH = 0.055
+
+
+def deltas(
+    result: Result,
+    perturbations: Sequence[str] | None = None,
+    *,
+    max_panels: int = 12,
+    n_columns: int = 4,
+    n_labels: int = 4,
+    title: str | None = None,
+) -> Figure:
+    """Draw predicted against observed deltas on a single page: one panel per condition, one dot per gene.
+
+    Parameters
+    ----------
+    result
+        Result of :func:`~scvi_tahoe.evaluate.evaluate`.
+    perturbations
+        Perturbations to show. If None, those with the largest observed effects, in that order.
+    max_panels
+        Maximum number of panels.
+    n_columns
+        Number of panels in a row.
+    n_labels
+        Number of genes named in each panel, largest observed change first.
+    title
+        Title of the page.
+
+    Raises
+    ------
+    KeyError
+        If a perturbation was not scored.
+    """
+    effects = result.effects
+    rows = _chosen_rows(effects, perturbations)[:max_panels]
+    n_columns = min(n_columns, len(rows))
+    n_rows = -(-len(rows) // n_columns)
+    several = len({context for context, _ in effects.conditions}) > 1
+    with style():
+        figure = new_figure(1.9 * n_columns + 0.4, (2.1 if several else 1.95) * n_rows + 0.6)
+        axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+        for ax, row in zip(axes, rows):
+            context, perturbation = effects.conditions[row]
+            name = f"{perturbation}\n{context}" if several else perturbation
+            _draw_panel(ax, effects.observed[row], effects.predicted[row], name)
+        for ax in axes[len(rows) :]:
+            ax.set_axis_off()
+        figure.supxlabel("observed change of mean log1p expression", fontsize=8)
+        figure.supylabel("predicted change", fontsize=8)
+        figure.suptitle(title or "Predicted against observed change of each gene", fontsize=10)
+        figure.draw_without_rendering()  # names are placed in the final layout
+        for ax, row in zip(axes, rows):
+            fit_title(ax)
+            observed, predicted = effects.observed[row], effects.predicted[row]
+            top = np.argsort(-np.abs(observed))[:n_labels]
+            points = np.column_stack([observed, predicted])
+            label_points(ax, observed[top], predicted[top], list(map(str, effects.genes[top])), avoid=points, size=6)
+    return figure
+
+
+def _chosen_rows(effects: Effects, perturbations: Sequence[str] | None) -> list[int]:
+    if perturbations is None:
+        return list(np.argsort(-np.linalg.norm(effects.observed, axis=1)))
+    scored = {p for _, p in effects.conditions}
+    unknown = [p for p in perturbations if p not in scored]
+    if unknown:
+        raise KeyError(f"Perturbations {unknown} were not scored; there are {sorted(scored)}.")
+    return [i for wanted in perturbations for i, (_, p) in enumerate(effects.conditions) if p == wanted]
+
+
+def _draw_panel(ax: Axes, observed: NDArray[np.floating], predicted: NDArray[np.floating], name: str) -> None:
+    # each panel has its own scale: effects differ by an order of magnitude between perturbations
+    limit = 1.12 * float(max(np.abs(observed).max(), np.abs(predicted).max(), 1e-6))
+    ax.plot([-limit, limit], [-limit, limit], color=BASELINE, linewidth=0.7, linestyle="--", zorder=1)
+    ax.axhline(0, color=BASELINE, linewidth=0.4, zorder=1)
+    ax.axvline(0, color=BASELINE, linewidth=0.4, zorder=1)
+    ax.scatter(observed, predicted, s=5, color=PREDICTED, alpha=0.6, linewidths=0, rasterized=True, zorder=2)
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
+    ax.locator_params(nbins=3)
+    correlation = np.corrcoef(observed, predicted)[0, 1] if np.ptp(predicted) > 0 and np.ptp(observed) > 0 else np.nan
+    agreement = "no change predicted" if np.isnan(correlation) else f"r = {correlation:.2f}"
+    ax.set_title(f"{name}, {agreement}", pad=3)
+
+
+def fold_changes(result: Result, perturbation: str, *, context: str | None = None, n_labels: int = 6) -> Figure:
+    """Draw log2 fold changes of all genes, marked by the side on which they are differentially expressed.
+
+    Parameters
+    ----------
+    result
+        Result of a preset with differential expression.
+    perturbation
+        Perturbation to show.
+    context
+        Its context. If None, the first in which it was scored.
+    n_labels
+        Number of genes named, of those differentially expressed in the observed cells. Infinite fold changes (zero on
+        one side) are drawn at the edge.
+
+    Raises
+    ------
+    ValueError
+        If the result has no differential expression.
+    KeyError
+        If the perturbation was not scored in the context.
+    """
+    table, context = _fold_change_table(result, perturbation, context)
+    x, y = table["log2_fold_change_observed"].to_numpy(), table["log2_fold_change_predicted"].to_numpy()
+    finite = np.concatenate([x[np.isfinite(x)], y[np.isfinite(y)]])
+    edge = 1.15 * max(float(np.abs(finite).max(initial=0)), 0.1)
+    x, y = np.clip(x, -edge, edge), np.clip(y, -edge, edge)
+    in_observed, in_predicted = ((table[f"fdr_{side}"] < _FDR).to_numpy() for side in ("observed", "predicted"))
+    groups = [
+        ("neither", ~in_observed & ~in_predicted, BASELINE, ".", 8),
+        ("predicted only", ~in_observed & in_predicted, PREDICTED, "v", 14),
+        ("observed only", in_observed & ~in_predicted, OBSERVED, "s", 14),
+        ("both", in_observed & in_predicted, CEILING, "o", 16),
+    ]
+    with style():
+        figure = new_figure(4.6, 3.9)
+        ax = figure.subplots()
+        ax.plot([-edge, edge], [-edge, edge], color=BASELINE, linewidth=0.7, linestyle="--", zorder=1)
+        for name, mask, color, marker, size in groups:
+            look: dict[str, Any] = {"s": size, "c": color, "marker": marker, "linewidths": 0, "alpha": 0.8, "zorder": 2}
+            ax.scatter(x[mask], y[mask], label=f"{name} ({mask.sum()})", **look)
+        ax.set(xlim=(-edge * 1.04, edge * 1.04), ylim=(-edge * 1.04, edge * 1.04))
+        ax.set(xlabel="log2 fold change, observed", ylabel="log2 fold change, predicted")
+        ax.set_title(f"{perturbation}, {context}", loc="left")
+        legend: dict[str, Any] = {
+            "loc": "outside lower center",
+            "ncols": 2,
+            "title": f"FDR < {_FDR:g}",
+            "title_fontsize": 7,
+        }
+        figure.legend(*ax.get_legend_handles_labels(), **legend)
+        figure.draw_without_rendering()
+        strongest = np.argsort(-np.where(in_observed, np.abs(x), -1))[: min(n_labels, int(in_observed.sum()))]
+        label_points(ax, x[strongest], y[strongest], list(table.index[strongest]), avoid=np.column_stack([x, y]))
+    return figure
+
+
+def _fold_change_table(result: Result, perturbation: str, context: str | None) -> tuple[pd.DataFrame, str]:
+    """Return fold changes and FDR of both sides, one row a gene, and the context they are from."""
+    if result.de_observed is None or result.de_predicted is None:
+        raise ValueError(
+            'The result has no differential expression; evaluate with preset="vcc2025", "minimal" or "full".'
+        )
+    contexts = [c for c, p in result.per_perturbation.index if p == perturbation]
+    if not contexts or (context is not None and context not in contexts):
+        where = "" if context is None else f" in context {context!r}"
+        raise KeyError(f"Perturbation {perturbation!r} was not scored{where}.")
+    context = contexts[0] if context is None else context
+    observed, predicted = (
+        side[(side["context"] == context) & (side["perturbation"] == perturbation)].set_index("gene")
+        for side in (result.de_observed, result.de_predicted)
+    )
+    columns = ["log2_fold_change", "fdr"]
+    return observed[columns].join(predicted[columns], lsuffix="_observed", rsuffix="_predicted"), context
+
+
+def similarity(result: Result, *, context: str | None = None) -> Figure:
+    """Draw the cosine similarity of every observed with every predicted delta; ideally, the diagonal is dark.
+
+    Opposite deltas are marked by a dash.
+
+    Parameters
+    ----------
+    result
+        Evaluation result.
+    context
+        Context to show. If None, the first.
+
+    Raises
+    ------
+    KeyError
+        If the context was not scored.
+    """
+    contexts = list(dict.fromkeys(c for c, _ in result.effects.conditions))
+    context = contexts[0] if context is None else context
+    if context not in contexts:
+        raise KeyError(f"Context {context!r} was not scored; there are {contexts}.")
+    rows = [i for i, (c, _) in enumerate(result.effects.conditions) if c == context]
+    observed, predicted = (_unit_length(side[rows]) for side in (result.effects.observed, result.effects.predicted))
+    order = _similar_together(observed)
+    names = [result.effects.conditions[rows[i]][1] for i in order]
+    size = min(2.4 + 0.16 * len(names), 9)
+    named = len(names) <= _MAX_NAMES
+    margin = _LETTER_WIDTH * max(max(map(len, names)) - 10, 0) if named else 0.0  # long names must not squeeze the map
+    with style():
+        figure = new_figure(size + 0.7 + margin, size + margin)
+        ax = figure.subplots()
+        cosine = (observed @ predicted.T)[np.ix_(order, order)]
+        image = ax.imshow(cosine, cmap="RdBu_r", vmin=-1, vmax=1)
+        if named:
+            opposite_rows, opposite_columns = np.nonzero(cosine < _OPPOSITE)
+            ax.scatter(opposite_columns, opposite_rows, s=14, marker="_", color="#202020", linewidths=0.8)
+            ax.set_xticks(range(len(names)), names, rotation=90)
+            ax.set_yticks(range(len(names)), names)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        ax.set(xlabel="predicted", ylabel="observed")
+        title = "Similarity of deltas" + (f", {context}" if len(contexts) > 1 else "")
+        figure.suptitle(title, fontsize=8.5, x=0.01, ha="left")
+        bar = figure.colorbar(image, ax=ax, shrink=0.6, label=f"cosine (\N{EN DASH} below {_OPPOSITE:g})")
+        bar.outline.set_visible(False)
+    return figure
+
+
+def _unit_length(delta: NDArray[np.floating]) -> NDArray[np.float64]:
+    length = np.linalg.norm(delta, axis=1, keepdims=True)
+    return np.divide(delta, length, out=np.zeros(delta.shape), where=length > 0)
+
+
+def _similar_together(observed: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Return the order in which similar observed perturbations are neighbours."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    if len(observed) < 3:
+        return np.arange(len(observed))
+    return leaves_list(linkage(observed, method="average", optimal_ordering=True))

@@ -1,0 +1,180 @@
+"""Figures of scores: against baseline and ceiling, between predictions, and against the strength of an effect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvi_tahoe.pl._style import BASELINE, CEILING, PREDICTED, label_points, new_figure, style
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from scvi_tahoe.pl._result import Result
+
+#: shares beyond these limits are clipped and marked by an arrow
+_LIMITS = (-0.5, 1.5)
+
+
+def bars(result: Result, *, metrics: Sequence[str] | None = None) -> Figure:
+    """Draw how far each score got from the baseline (0) to the ceiling (1), with its 95 % interval and its values.
+
+    Parameters
+    ----------
+    result
+        Evaluation result with a baseline and a ceiling.
+    metrics
+        Metrics to show, from top to bottom. If None, all that have a share.
+
+    Raises
+    ------
+    ValueError
+        If no score has both a baseline and a ceiling.
+    """
+    table = result.summary if metrics is None else result.summary.loc[list(metrics)]
+    table = table[table["scaled"].notna()].iloc[::-1]
+    if table.empty:
+        raise ValueError(
+            "No score has both a baseline and a ceiling; evaluate with baseline=... and a reference with ceiling=True."
+        )
+    rows = range(len(table))
+    with style():
+        figure = new_figure(6.8, 0.25 * len(table) + 0.9)
+        ax, right = figure.subplots(1, 2, width_ratios=(3, 1.6), sharey=True)
+        share = table["scaled"].clip(*_LIMITS)
+        # light, so that the interval shows on the bar, in grey too
+        ax.barh(rows, share, color=PREDICTED, alpha=0.55, linewidth=0, height=0.62)
+        intervals = table[["scaled_low", "scaled_high"]].clip(*_LIMITS).to_numpy()
+        ax.hlines(rows, *intervals.T, color=CEILING, linewidth=0.9)
+        for row, (value, shown) in enumerate(zip(table["scaled"], share)):
+            if value != shown:
+                ax.plot(shown, row, marker=">" if value > 0 else "<", color=PREDICTED, markersize=7, clip_on=False)
+        ax.axvline(0, color=BASELINE, linewidth=1.2)
+        ax.axvline(1, color=CEILING, linewidth=1.2, linestyle="--")
+        ax.set(xlim=_LIMITS, ylim=(-0.6, len(table) - 0.4))
+        ax.set_yticks(rows, [result.metric_label(str(name)) for name in table.index])
+        ax.set_xticks([0, 0.5, 1], ["0\nbaseline", "0.5", "1\nreplicate"])
+        ax.tick_params(axis="y", length=0)
+        _write_numbers(right, table[["value", "baseline", "ceiling"]].to_numpy())
+        baseline = result.provenance.get("baseline")
+        figure.suptitle(f"Share of the way from the baseline ({baseline}) to a replicate experiment", fontsize=9)
+    return figure
+
+
+def _write_numbers(ax: Axes, numbers: NDArray[np.floating]) -> None:
+    """Write value, baseline and ceiling in three columns."""
+    ax.set_axis_off()
+    ax.set_xlim(-0.5, 2.5)
+    for x, name in enumerate(("value", "baseline", "ceiling")):
+        ax.text(x, len(numbers) - 0.4, name, ha="center", va="bottom", fontsize=7)
+        for y, number in enumerate(numbers[:, x]):
+            ax.text(x, y, f"{number:.3g}", ha="center", va="center", fontsize=7)
+
+
+def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None = None) -> Figure:
+    """Draw a table with one row per prediction, shaded from the baseline (white) to the ceiling (dark).
+
+    Parameters
+    ----------
+    results
+        Evaluation results by name, all against the same truth.
+    metrics
+        Metrics to show. If None, the headline metrics.
+
+    Raises
+    ------
+    ValueError
+        If there is no result, or the results cannot be compared.
+    """
+    if not results:
+        raise ValueError("There is no result to compare.")
+    first = next(iter(results.values()))
+    table = first.comparison(results, metrics=metrics)
+    labels = [first.metric_label(str(metric)) for metric in table]
+    labels = [s.replace(" (", "\n(").replace(" of ", "\nof ").replace(" to ", "\nto ") for s in labels]
+    with style():
+        width = max(len(str(name)) for name in table.index) * 0.075 + 0.3
+        figure = new_figure(width + 0.95 * len(labels), 0.28 * len(table) + 0.75)
+        ax = figure.subplots()
+        for row, (name, values) in enumerate(zip(table.index, table.to_numpy(float))):
+            for column, (metric, value) in enumerate(zip(table, values)):
+                _draw_entry(ax, row, column, value, _share(results, name, str(metric)))
+        ax.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(table) - 0.5, -0.5))
+        ax.set_xticks(range(len(labels)), labels)
+        ax.set_yticks(range(len(table)), [str(name) for name in table.index])
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    return figure
+
+
+def _share(results: Mapping[str, Result], name: str, metric: str) -> float:
+    """Return the share of the way from baseline to ceiling; NaN for rows and columns that the table adds."""
+    if name not in results or metric not in results[name].summary.index:
+        return float("nan")
+    return float(results[name].summary["scaled"][metric])
+
+
+def _draw_entry(ax: Axes, row: int, column: int, value: float, share: float) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    # only the lighter half of the map: black numbers are illegible beyond it
+    color = "white" if np.isnan(share) else colormaps["Blues"](0.55 * float(np.clip(share, 0, 1)))
+    ax.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=color, edgecolor="none"))
+    if not np.isnan(value):
+        digits = 2 if abs(value) >= 10 else 3 if abs(value) >= 0.1 else 4
+        ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=7.5)
+
+
+def ranks(result: Result, *, metric: str = "discrimination_score_l1", n_labels: int = 12) -> Figure:
+    """Draw the discrimination score of each perturbation against its number of differentially expressed genes.
+
+    Parameters
+    ----------
+    result
+        Evaluation result. Without differential expression, the length of the observed delta replaces the number of
+        genes.
+    metric
+        Metric on the vertical axis.
+    n_labels
+        Number of perturbations named, lowest scores first.
+
+    Raises
+    ------
+    KeyError
+        If the result lacks the metric.
+    """
+    from matplotlib.ticker import ScalarFormatter
+
+    scores = result.per_perturbation
+    if metric not in scores:
+        raise KeyError(f"The result has no metric {metric!r}; it has {list(scores.columns)}.")
+    counted = "n_de_observed" in scores
+    x = scores["n_de_observed"].to_numpy(float) if counted else np.linalg.norm(result.effects.observed, axis=1)
+    y = scores[metric].to_numpy(float)
+    several = len(result.provenance["contexts"]) > 1
+    names = [f"{perturbation} ({context})" if several else str(perturbation) for context, perturbation in scores.index]
+    with style():
+        figure = new_figure(4.4, 3.1)
+        ax = figure.subplots()
+        ax.axhline(0.5, color=BASELINE, linewidth=0.8, linestyle="--")
+        ax.scatter(x, y, s=22, color=PREDICTED, alpha=0.85, linewidths=0, clip_on=False)
+        if counted:
+            ax.set_xscale("symlog", linthresh=1)
+            ax.xaxis.set_major_formatter(ScalarFormatter())
+            ax.set_xlim(-0.2, max(10, 1.6 * x.max()))
+        ax.set_ylim(-0.03, 1.06)
+        ax.set_xlabel("differentially expressed genes, observed" if counted else "length of the observed delta")
+        ax.set_ylabel(result.metric_label(metric))
+        ax.text(0.995, 0.5, "chance", transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
+        ax.set_title("Discrimination against strength of the perturbation", loc="left")
+        figure.draw_without_rendering()
+        lowest = np.argsort(y, kind="stable")[:n_labels]
+        label_points(ax, x[lowest], y[lowest], [names[i] for i in lowest], avoid=np.column_stack([x, y]))
+    return figure
