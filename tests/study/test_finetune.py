@@ -14,11 +14,11 @@ from anndata import read_h5ad
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, run_or_rebuild
-from scvi_tahoe.study._data import load_data, screen_keys
+from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._finetune import resolved
-from scvi_tahoe.study._loggers import PeakMemory
 from scvi_tahoe.study._run_folder import read_checkpoint
 from scvi_tahoe.study._start import build_model
+from scvi_tahoe.study._training import PeakMemory
 
 
 def run(values, folder, **sections):
@@ -81,7 +81,7 @@ def test_options_without_effect_are_refused_but_defaults_that_a_file_spells_out(
 
 def test_a_run_is_rebuilt_though_its_weights_bring_options_that_mean_nothing_to_it(values, tmp_path):
     data = load_data(TahoeRun.from_dict(values))
-    TahoeST.setup_anndata(data.train, **screen_keys(data.config))
+    TahoeST.setup_anndata(data.train, **data.config.keys)
     weights = TahoeST(
         data.train, size=values["model"]["size"], set_size=8, prior="none",
         network={"confidence_token": True, "attention_dropout": 0.3}, objective={"confidence_weight": 0.5, "chunks": 2},

@@ -21,6 +21,7 @@ from scvi_tahoe.pretrained._embedding_files import read_embedding_table
 from scvi_tahoe.pretrained._export import backbone_sha256, export_model, is_export, read_export
 from scvi_tahoe.pretrained._inspect import describe, inspect_folder
 from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning
+from scvi_tahoe.pretrained._model_card import licence_notice, model_card
 from scvi_tahoe.pretrained._origin import LossSettings, Provenance
 from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
@@ -57,8 +58,10 @@ __all__ = [
     "find_checkpoint",
     "inspect_folder",
     "is_export",
+    "licence_notice",
     "list_checkpoints",
     "match_labels",
+    "model_card",
     "plan_warm_start",
     "push_model",
     "read_arc_folder",

@@ -52,7 +52,7 @@ class Section:
 
 
 def section(
-    *functions: Callable[..., Any], without: Collection[str] = (), optional: bool = False
+    *functions: Callable[..., Any], without: Collection[str] = (), optional: bool = False, own_first: bool = False
 ) -> Callable[[type[T]], type[T]]:
     """Make a class a frozen dataclass of the options of some functions.
 
@@ -65,21 +65,23 @@ def section(
         Names of parameters to leave out.
     optional
         Allow None for every parameter and make it the default: the function decides.
+    own_first
+        Whether the fields that are no parameters come before those that are.
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        own, derived = dict(cls.__annotations__), {}
+        own, found = dict(cls.__annotations__), {}
         for function in functions:
             hints = get_type_hints(function, localns=_AnyName())
             for name, parameter in inspect.signature(function).parameters.items():
                 hint = _plain_hint(hints.get(name))
-                taken = name in own or name in derived or name in without
-                if hint is None or taken or parameter.kind is parameter.VAR_KEYWORD:
+                if hint is None or name in found or name in without or parameter.kind is parameter.VAR_KEYWORD:
                     continue
                 left_out = optional or parameter.default is parameter.empty
-                derived[name] = hint | None if left_out else hint
-                setattr(cls, name, None if left_out else parameter.default)
-        cls.__annotations__ = {**derived, **own}
+                found[name] = own.pop(name, hint | None if left_out else hint)
+                if not hasattr(cls, name):
+                    setattr(cls, name, None if left_out else parameter.default)
+        cls.__annotations__ = {**own, **found} if own_first else {**found, **own}
         return dataclass(frozen=True, kw_only=True)(cls)
 
     return decorate

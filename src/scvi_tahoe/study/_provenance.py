@@ -12,6 +12,8 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data import ConditionIndex, ScreenKeys, read_screen
+from scvi_tahoe.model import pretrained_of
+from scvi_tahoe.pretrained import licence_notice, model_card
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.data import Split, split_from_dict
+from scvi_tahoe.data import Representation, Split, split_from_dict
 from scvi_tahoe.evaluate import BASELINES, PRESETS, evaluate
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
-from scvi_tahoe.response import PRIORS
 from scvi_tahoe.study._files import read_mapping, write_mapping
 from scvi_tahoe.study._plain_values import Section, build, nearest, plain, section, typed
 from scvi_tahoe.training import PlanConfig
@@ -33,7 +32,7 @@ _PRECISIONS = (
 _DIMENSIONS = ("hidden", "n_layers", "intermediate", "n_heads")
 
 
-@section(TahoeST.setup_anndata)
+@section(TahoeST.setup_anndata, own_first=True)
 class DataConfig(Section):
     """Where the cells of a run are, and how they are labelled: the arguments of ``TahoeST.setup_anndata``, and more.
 
@@ -123,7 +122,7 @@ class ModelConfig(Section):
     ``size`` is not used where weights bring their own.
     """
 
-    representation: Literal["expression", "embedding", "expression+embedding"] = "expression"
+    representation: Representation = "expression"
     network: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     batch_encoder: bool = False
@@ -137,8 +136,6 @@ class ModelConfig(Section):
                 raise ValueError(f"model.size lacks {missing}; it is the name of a size, or has {list(_DIMENSIONS)}.")
         ObjectiveConfig.from_kwargs(self.objective)
         _verify_at_least_one("model", set_size=self.set_size)
-        if self.prior is not None and self.prior not in PRIORS:
-            raise ValueError(f"model.prior is {self.prior!r}; it is one of {', '.join(PRIORS)}.")
         if self.representation == "embedding" and self.prior not in (None, "none"):
             raise ValueError(f"model.prior is {self.prior!r}; a prior is made of expression, not of embeddings.")
 

@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.model._exchange import labels_of, network_options, objective_of, pretrained_of
-from scvi_tahoe.nn import GeneDecoderConfig
-from scvi_tahoe.nn._ineffective_options import as_said, options_of_user
+from scvi_tahoe.model import pretrained_of
+from scvi_tahoe.model._exchange import labels_of, network_options, objective_of
+from scvi_tahoe.nn import GeneDecoderConfig, as_said, options_of_user
 from scvi_tahoe.pretrained import plan_warm_start, read_pretrained
-from scvi_tahoe.study._data import screen_keys
-from scvi_tahoe.study._run_folder import MODEL, checkpoint_path, is_run, read_checkpoint
+from scvi_tahoe.study._run_folder import MODEL, checkpoint_path, is_run, module_state
 
 if TYPE_CHECKING:
     from scvi_tahoe.pretrained import PretrainedModel
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import StartConfig, TahoeRun
-
-__all__ = ["build_model"]
 
 
 def build_model(run: TahoeRun, data: RunData) -> TahoeST:
@@ -32,43 +29,28 @@ def build_model(run: TahoeRun, data: RunData) -> TahoeST:
     FileNotFoundError
         If there are no such weights.
     """
-    TahoeST.setup_anndata(data.train, **screen_keys(data.config))
-    run = _with_genes(run, data.train.n_vars)
+    TahoeST.setup_anndata(data.train, **data.config.keys)
+    options = _options(run, data.train.n_vars)
     if run.start.source is None:
-        size: dict[str, Any] = {} if run.model.size is None else {"size": run.model.size}
-        return TahoeST(data.train, seed=run.seed, **size, **_options(run))
+        return TahoeST(data.train, seed=run.seed, **options)
     weights = _weights(run.start)
     embeds = weights.labels.genes is None and weights.labels.embedding is not None
     if is_run(Path(run.start.source)) or embeds != (run.model.representation == "embedding"):
-        return _from_weights(run, data, weights)
-    start = run.start
-    options = {k: v for k, v in _options(run).items() if k not in ("representation", "batch_encoder")}
-    return TahoeST.from_pretrained(
-        str(start.source), data.train, checkpoint=start.checkpoint, revision=start.revision, accept=start.accept,
-        accept_license=start.accept_license, attention=start.attention, offline=start.offline,
-        check_scale=start.check_scale, seed=run.seed, **options,
-    )  # fmt: skip
+        return _from_weights(run, data, weights, options)
+    options = {k: v for k, v in options.items() if k not in ("size", "representation", "batch_encoder")}
+    start = run.start.arguments(TahoeST.from_pretrained)
+    return TahoeST.from_pretrained(adata=data.train, seed=run.seed, **start, **options)
 
 
-def _with_genes(run: TahoeRun, n_genes: int) -> TahoeRun:
-    """Fill in the width of a gene decoder that is described without it."""
-    decoder = run.model.network.get("gene_decoder")
-    if not isinstance(decoder, dict) or "n_genes" in decoder:
-        return run
-    network = {**run.model.network, "gene_decoder": {**decoder, "n_genes": n_genes}}
-    return replace(run, model=replace(run.model, network=network))
-
-
-def _options(run: TahoeRun) -> dict[str, Any]:
-    """What the run says about the model; the rest is left to the package's defaults."""
-    model = run.model
-    objective = as_said(model.objective)
-    said = {"network": model.network, "objective": objective, "set_size": model.set_size, "prior": model.prior}
-    return {
-        "representation": model.representation,
-        "batch_encoder": model.batch_encoder,
-        **{name: value for name, value in said.items() if value},
-    }
+def _options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
+    """Return what the run says about the model; the rest is left to the package's defaults."""
+    options = run.model.arguments(TahoeST.__init__)
+    network = options["network"]
+    decoder = network.get("gene_decoder")
+    if isinstance(decoder, dict) and "n_genes" not in decoder:
+        network = {**network, "gene_decoder": {**decoder, "n_genes": n_genes}}
+    options |= {"network": network, "objective": as_said(options["objective"])}
+    return {name: value for name, value in options.items() if value not in (None, {})}
 
 
 def _weights(start: StartConfig) -> PretrainedModel:
@@ -80,13 +62,12 @@ def _weights(start: StartConfig) -> PretrainedModel:
         )  # fmt: skip
     path = checkpoint_path(folder, start.checkpoint or "best")
     model = TahoeST.load(folder / MODEL, adata=False)
-    state = read_checkpoint(path)["state_dict"]
-    model.module.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
+    model.module.load_state_dict(module_state(path))
     weights = pretrained_of(model)
     return replace(weights, provenance=replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}"))
 
 
-def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> TahoeST:
+def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel, options: dict[str, Any]) -> TahoeST:
     """Start where the cells of the weights may be something else than those of the data: only the backbone fits."""
     manager = TahoeST._get_most_recent_anndata_manager(data.train, required=True)
     stats = dict(manager.summary_stats)
@@ -100,9 +81,9 @@ def _from_weights(run: TahoeRun, data: RunData, weights: PretrainedModel) -> Tah
         size["gene_decoder"] = {"n_genes": decoder.n_genes, "hidden": list(decoder.hidden)}
     if not embeds:
         size["gene_decoder"] = None
-    options = {"set_size": weights.labels.set_size, **_options(run)}
-    with options_of_user(objective=options.get("objective"), network=run.model.network):  # the size is the weights'
-        model = TahoeST(data.train, size=size, seed=run.seed, **options)
+    options = {"set_size": weights.labels.set_size, **options, "size": size}
+    with options_of_user(objective=options.get("objective"), network=options.get("network")):  # the size is theirs
+        model = TahoeST(data.train, seed=run.seed, **options)
     start = plan_warm_start(
         weights, model.module.config, labels_of(model), accept=run.start.accept, seed=run.seed
     )  # fmt: skip

@@ -1,25 +1,28 @@
-"""The training step of a run: begun, taken up again, or, where only its end is missing, read from its checkpoints."""
+"""The training of a run: begun, taken up again, or, where only its end is missing, read from its checkpoints."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.study._loggers import PeakMemory, make_loggers
-from scvi_tahoe.study._run_folder import BEST, LAST, read_checkpoint, read_json, write_json
+from lightning.pytorch import Callback
+
+from scvi_tahoe import TahoeST
+from scvi_tahoe._compat import require
+from scvi_tahoe.study._files import read_json, write_json
+from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, module_state, read_checkpoint
 from scvi_tahoe.training import TrainingRun, computed_scores
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scvi_tahoe import TahoeST
+    from lightning.pytorch.loggers import Logger
+
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import TahoeRun
 
-__all__ = ["read_training", "train_model", "training_options"]
-
 _RECORD = "training.json"
+_GIGABYTE = 1024**3
 
 
 def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, progress: bool) -> None:
@@ -27,21 +30,89 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
 
     Updates ``best.ckpt``, ``last.ckpt``, ``metrics.csv`` and ``training.json`` in the folder.
     """
-    start = time.perf_counter()
+    start, record = time.perf_counter(), folder / _RECORD
     last = folder / LAST
-    before = read_json(folder / _RECORD)["seconds"] if (folder / _RECORD).exists() else 0.0
+    before = read_json(record)["seconds"] if record.exists() else 0.0
     done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
+    found: dict[str, Any] = {}
     try:
         if done and done >= int(run.train.max_steps or done):
             _restore(run, model, data, folder)
         else:
-            _fit(run, model, data, folder, last if done else None, progress=progress)
+            if run.train.freeze_projection:
+                model.module.network.head.project.requires_grad_(requires_grad=False)
+            model.train(
+                **_arguments(run), split=data.split, save_dir=folder, resume_from=last if done else None,
+                logger=_loggers(run, folder), progress=progress, callbacks=[PeakMemory()],
+            )  # fmt: skip
+        found = model.training_config_ or {}
     finally:
         seconds = before + time.perf_counter() - start
-        write_json(folder / _RECORD, {"seconds": seconds, "best_step": None, "best_value": None})
-    config: dict[str, Any] = model.training_config_ or {}
-    record = {"seconds": seconds, "best_step": config.get("best_step"), "best_value": config.get("best_value")}
-    write_json(folder / _RECORD, record)
+        best = {name: found.get(name) for name in ("best_step", "best_value")}
+        write_json(record, {"seconds": seconds, **best})
+
+
+def _arguments(run: TahoeRun) -> dict[str, Any]:
+    """Return the arguments of ``train`` that a run file gives."""
+    train = run.train
+    return train.arguments(TahoeST.train) | {
+        "seed": run.seed, "plan_kwargs": train.plan, "accelerator": train.accelerator,
+        "accumulate_grad_batches": train.accumulate,
+    }  # fmt: skip
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """Return seconds, best step and best value of a trained run."""
+    return read_json(folder / _RECORD)
+
+
+def verify_loggers(run: TahoeRun) -> None:
+    """Raise ImportError, which names the extra to install, if the package of a logger is missing."""
+    for name in run.train.loggers:
+        require(name, name)
+
+
+def _loggers(run: TahoeRun, folder: Path) -> list[Logger] | str:
+    """Return the loggers beside the CSV; those that are offline write into the folder."""
+    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+
+    offline = run.train.offline
+    # the server that MLFLOW_TRACKING_URI names is asked only if the run may use a network
+    place: dict[str, Any] = {"tracking_uri": f"sqlite:///{folder / 'mlflow.db'}"} if offline else {}
+    makers = {
+        "wandb": lambda: WandbLogger(
+            name=run.name, project="scvi-tahoe", save_dir=folder, offline=offline, config=run.to_dict()
+        ),
+        "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
+        "mlflow": lambda: MLFlowLogger(experiment_name="scvi-tahoe", run_name=run.name, **place),
+    }
+    return [makers[name]() for name in run.train.loggers] or "csv"
+
+
+class PeakMemory(Callback):
+    """Log the most memory that training has taken so far, in gigabytes: of the GPU, or of the process."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log it beside the validation."""
+        peak = _peak_memory()
+        if peak is not None:
+            pl_module.log("peak_memory_gb", peak, on_step=False, on_epoch=True)
+
+
+def _peak_memory() -> float | None:
+    """Return the most memory taken so far, in gigabytes, or None where the system does not tell."""
+    import sys
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / _GIGABYTE
+    try:
+        import resource
+    except ImportError:
+        return None
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / _GIGABYTE
 
 
 def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
@@ -70,26 +141,6 @@ def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
     )  # fmt: skip
 
 
-def read_training(folder: Path) -> dict[str, Any]:
-    """Seconds, best step and best value of a trained run."""
-    return read_json(folder / _RECORD)
-
-
-def _fit(
-    run: TahoeRun, model: TahoeST, data: RunData, folder: Path, resume_from: Path | None, *, progress: bool
-) -> None:
-    train = run.train
-    if train.freeze_projection:
-        model.module.network.head.project.requires_grad_(requires_grad=False)
-    model.train(
-        train.max_steps, recipe=train.recipe, freeze_backbone=train.freeze_backbone, lr=train.lr,
-        batch_size=train.batch_size, split=data.split, validate_every=train.validate_every, monitor=train.monitor,
-        patience=train.patience, save_dir=folder, resume_from=resume_from, logger=make_loggers(run, folder),
-        store=train.store, precision=train.precision, seed=run.seed, progress=progress, plan_kwargs=train.plan,
-        accelerator=train.accelerator, accumulate_grad_batches=train.accumulate, callbacks=[PeakMemory()],
-    )  # fmt: skip
-
-
 def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None:
     """Take the result of a training that ended just before its model was saved.
 
@@ -98,12 +149,15 @@ def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None
     """
     import pandas as pd
 
-    step = replace(run, train=replace(run.train, max_steps=1, validate_every=1, freeze_backbone=True, loggers=()))
-    _fit_in_memory(step, model, data)
+    # the backbone is frozen, and layer_decay without any rate to decay is refused
+    plan = {name: value for name, value in run.train.plan.items() if name != "layer_decay"}
+    model.train(
+        1, recipe=run.train.recipe, freeze_backbone=True, split=data.split, seed=run.seed,
+        progress=False, logger=None, batch_size=1, accelerator=run.train.accelerator, precision=run.train.precision,
+        plan_kwargs=plan, shrink_correction=False,
+    )  # fmt: skip
+    model.module.load_state_dict(module_state(folder / BEST))
     best = read_checkpoint(folder / BEST)
-    model.module.load_state_dict(
-        {name.removeprefix("module."): tensor.clone() for name, tensor in best["state_dict"].items()}
-    )
     kept: dict[str, Any] = next((s for s in best["callbacks"].values() if "best_step" in s), {})
     model.training_config_ = {
         **(model.training_config_ or {}),
@@ -112,15 +166,5 @@ def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None
         "best_value": kept.get("best_value"),
     }
     model.training_config_["correction_share"] = model._shrink_restored(data.split)
-    log = pd.read_csv(folder / "metrics.csv", index_col="step")
+    log = pd.read_csv(folder / METRICS, index_col="step")
     model.history_ = {name: log[[name]].dropna() for name in log.columns}
-
-
-def _fit_in_memory(run: TahoeRun, model: TahoeST, data: RunData) -> None:
-    # the backbone is frozen, and layer_decay without any rate to decay is refused
-    plan = {name: value for name, value in run.train.plan.items() if name != "layer_decay"}
-    model.train(
-        run.train.max_steps, recipe=run.train.recipe, freeze_backbone=True, split=data.split, seed=run.seed,
-        progress=False, logger=None, batch_size=1, accelerator=run.train.accelerator, precision=run.train.precision,
-        plan_kwargs=plan, shrink_correction=False,
-    )  # fmt: skip
