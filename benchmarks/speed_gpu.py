@@ -117,16 +117,16 @@ def check(adata: ad.AnnData) -> None:
     rows = rng.integers(0, adata.n_obs, (3, 200))
     slow = torch.from_numpy(adata.X[rows.ravel()].toarray()).view(3, 200, -1)
     for kind in ("device", "host"):
-        for exact in (True, False):
-            store = make_store(adata.X, DEVICE, kind=kind, exact=exact)
-            reference = slow if exact else slow.half().float()
+        for full_precision in (True, False):
+            store = make_store(adata.X, DEVICE, kind=kind, full_precision=full_precision)
+            reference = slow if full_precision else slow.half().float()
             for step in range(3):
                 if step:
-                    store.expect(rows)
+                    store.prefetch(rows)
                 fast = store.dense(store.fetch(rows), DEVICE).cpu()
                 if not torch.equal(fast, reference):
-                    raise SystemExit(f"{kind} store, exact={exact}: wrong rows at call {step}")
-            print(f"rows of the {kind} store, exact={exact}: equal", flush=True)
+                    raise SystemExit(f"{kind} store, full_precision={full_precision}: wrong rows at call {step}")
+            print(f"rows of the {kind} store, full_precision={full_precision}: equal", flush=True)
             del store
     cells = torch.from_numpy(adata.X[:2048].toarray()).to(DEVICE).view(4, 512, -1)
     predicted = (cells[:2] + 0.3 * torch.rand_like(cells[:2])).clamp_min(0)
@@ -323,8 +323,8 @@ def predict(model: TahoeST, head: str) -> None:
 
     report(f"forward, {head}, eager", [16 * SET_SIZE / s for s in timed(forward)], "cells/s", 0)
     few = {"perturbations": PERTURBATIONS[:2], "n_cells": 600, "progress": False}
-    exact, fast = (model.predict(precision=p, **few).X for p in ("32", "auto"))
-    error = float(np.linalg.norm(fast - exact) / np.linalg.norm(exact))
+    full_precision, fast = (model.predict(precision=p, **few).X for p in ("32", "auto"))
+    error = float(np.linalg.norm(fast - full_precision) / np.linalg.norm(full_precision))
     note(f"predict(), {head}: bf16 against float32, relative", error, "", 5)
 
 

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["TahoeSTModule"]
 
 
-def base_cells(tensors: Mapping[str, Tensor]) -> Tensor | None:
+def residual_input(tensors: Mapping[str, Tensor]) -> Tensor | None:
     """What the network's change is added to: the prior's cells, or controls shifted by the prior; None: controls."""
-    if TENSORS.BASE in tensors:
-        return tensors[TENSORS.BASE]
-    if TENSORS.SHIFT in tensors:
-        return (tensors[TENSORS.CONTROL] + tensors[TENSORS.SHIFT][:, None]).clamp_min(0)
+    if TENSORS.RESIDUAL_INPUT in tensors:
+        return tensors[TENSORS.RESIDUAL_INPUT]
+    if TENSORS.RESIDUAL_SHIFT in tensors:
+        return (tensors[TENSORS.CONTROL] + tensors[TENSORS.RESIDUAL_SHIFT][:, None]).clamp_min(0)
     return None
 
 
@@ -118,7 +118,7 @@ class TahoeSTModule(BaseModuleClass):
             "control_SNG": tensors[TENSORS.CONTROL],
             "perturbation_SP": tensors[TENSORS.PERTURBATION],
             "batch_SN": tensors.get(TENSORS.BATCH),
-            "base_SNG": base_cells(tensors),
+            "base_SNG": residual_input(tensors),
         }
 
     @auto_move_data

@@ -11,10 +11,10 @@ from scvi_tahoe import FractionSplit
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.data import (
     CellSetDataModule,
+    CellSetDataset,
     ConditionIndex,
     EmbeddingTable,
     LoaderConfig,
-    MinibatchSources,
     ScreenKeys,
     make_store,
     read_screen,
@@ -28,16 +28,16 @@ def module_of(adata, *, kind="auto", split=None):
     screen = read_screen(adata, KEYS)
     index = ConditionIndex.from_screen(screen)
     table = EmbeddingTable.from_labels(screen.perturbation.names)
-    sources = MinibatchSources(
+    dataset = CellSetDataset(
         cells=make_store(screen.expression, CPU, kind=kind),
         table=table.matrix,
         genes=make_store(screen.expression, CPU),
         embedding=make_store(adata.obsm["X_embedding"], CPU),
         batch_of_cell=screen.batch.codes,
     )
-    rows = np.array([table.position(n) for n in screen.perturbation.names])
+    rows = np.array([table.row(n) for n in screen.perturbation.names])
     config = LoaderConfig(set_size=8, batch_size=3, steps_per_epoch=4)
-    return CellSetDataModule(sources, (split or FractionSplit(validation=0.25)).assign(index), rows, config)
+    return CellSetDataModule(dataset, (split or FractionSplit(validation=0.25)).assign(index), rows, config)
 
 
 def minibatches(datamodule, part="train"):

@@ -50,7 +50,7 @@ def test_one_hot_rows_cover_every_label_once():
 def test_an_unknown_label_lists_the_nearest_ones():
     table = EmbeddingTable(("STAT1", "STAT2", "JAK2"), ROWS)
     with pytest.raises(KeyError, match=r"'STAT3' is unknown to the model \(did you mean 'STAT[12]', 'STAT[12]'.*3"):
-        table.position("STAT3")
+        table.row("STAT3")
 
 
 def test_new_rows_come_behind_the_known_ones():

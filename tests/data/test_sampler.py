@@ -7,10 +7,10 @@ import pytest
 
 from scvi_tahoe.data import (
     ConditionIndex,
+    ConditionRequest,
     ExhaustiveSampler,
     FixedSampler,
     FractionSplit,
-    PredictionTask,
     RandomSampler,
     ScreenKeys,
     SetPlan,
@@ -128,8 +128,8 @@ def test_validation_minibatches_hold_different_conditions(screen):
 @pytest.mark.parametrize("n", [1, 8, 20])
 def test_prediction_takes_every_start_cell_once_in_full_windows(n):
     tasks = [
-        PredictionTask(np.arange(n), 4, np.arange(30), (0, 1)),
-        PredictionTask(np.arange(100, 100 + n), 5, np.arange(100, 130), (0, 2)),
+        ConditionRequest(np.arange(n), 4, np.arange(30), (0, 1)),
+        ConditionRequest(np.arange(100, 100 + n), 5, np.arange(100, 130), (0, 2)),
     ]
     sampler = ExhaustiveSampler(tasks, set_size=8, sets_per_step=4)
     requests = list(sampler)

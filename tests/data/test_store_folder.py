@@ -127,27 +127,27 @@ def in_pieces(written_in_pieces, tmp_path):
 @pytest.mark.parametrize("rows", [[[5, 2, 5], [0, 9, 2]], [[300, 7, 8], [9, 150, 151]], [[3]]])
 def test_rows_come_in_the_order_asked_for_whether_kept_in_memory_or_not(rows, keep, in_pieces):
     folder, memory = in_pieces
-    often = np.flatnonzero(memory.obs["perturbation"] == "control") if keep else None
-    store = make_store(read_store(folder).X, CPU, kind="disk", often=often)
+    pinned_rows = np.flatnonzero(memory.obs["perturbation"] == "control") if keep else None
+    store = make_store(read_store(folder).X, CPU, kind="disk", pinned_rows=pinned_rows)
     rows = np.array(rows)
     for _ in range(2):
-        store.expect(rows)
+        store.prefetch(rows)
         np.testing.assert_array_equal(store.dense(store.fetch(rows), CPU), memory.X.toarray()[rows])
 
 
 def test_control_cells_are_read_once(in_pieces):
     folder, memory = in_pieces
-    often = np.flatnonzero(memory.obs["perturbation"] == "control")
-    store = make_store(read_store(folder).X, CPU, kind="disk", often=often)
+    pinned_rows = np.flatnonzero(memory.obs["perturbation"] == "control")
+    store = make_store(read_store(folder).X, CPU, kind="disk", pinned_rows=pinned_rows)
     shutil.rmtree(folder)
-    np.testing.assert_array_equal(store.dense(store.fetch(often), CPU), memory.X.toarray()[often])
+    np.testing.assert_array_equal(store.dense(store.fetch(pinned_rows), CPU), memory.X.toarray()[pinned_rows])
 
 
 def test_genes_are_aligned(in_pieces):
     folder, memory = in_pieces
     wanted = [*memory.var_names[::-1][:50], "absent"]
     alignment = align_genes(wanted, memory.var_names)
-    store = make_store(read_store(folder).X, CPU, kind="disk", alignment=alignment, often=np.arange(20))
+    store = make_store(read_store(folder).X, CPU, kind="disk", alignment=alignment, pinned_rows=np.arange(20))
     for rows in (np.array([3, 200, 3]), np.array([4, 1])):
         expected = np.hstack([memory[rows, wanted[:50]].X.toarray(), np.zeros((len(rows), 1))])
         np.testing.assert_array_equal(store.dense(store.fetch(rows), CPU), expected)

@@ -50,8 +50,8 @@ def test_rows_without_entries_are_zero():
 def test_float16_keeps_log1p_of_counts_to_half_a_thousandth():
     matrix = log1p_rows(40, 500)
     rows = torch.arange(40)
-    exact, rounded = (CompactRows.from_csr(matrix, half=half).dense(rows, CPU) for half in (False, True))
-    assert float(((rounded - exact).abs() / exact.clamp_min(1e-9)).max()) < 5e-4
+    full_precision, rounded = (CompactRows.from_csr(matrix, half=half).dense(rows, CPU) for half in (False, True))
+    assert float(((rounded - full_precision).abs() / full_precision.clamp_min(1e-9)).max()) < 5e-4
 
 
 @pytest.mark.parametrize(("values", "fits"), [([3.0, 14.9], True), ([7e4], False), ([-7e4], False), ([], True)])
@@ -88,11 +88,11 @@ def test_what_is_expected_is_read_ahead_and_is_the_same(tmp_path):
     matrix = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r").X
     store = make_store(matrix, CPU, kind="disk")
     plain = store.dense(store.fetch(ROWS), CPU)
-    store.expect(ROWS)
+    store.prefetch(ROWS)
     assert torch.equal(store.dense(store.fetch(ROWS), CPU), plain)
     # what is expected and never fetched does not pile up, and other rows are not mistaken for it
     for _ in range(3 * _MOST_BEGUN):
-        store.expect(ROWS.copy())
+        store.prefetch(ROWS.copy())
     assert torch.equal(store.dense(store.fetch(ROWS), CPU), plain)
     assert len(store._begun) <= _MOST_BEGUN + 1
 
@@ -122,17 +122,17 @@ for n_features in (700, 40_000):
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("kind", ["device", "host"])
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("full_precision", [True, False])
 @pytest.mark.parametrize("n_features", [2_001, 40_000])
-def test_on_a_gpu_every_store_gives_the_rows(kind, exact, n_features):
+def test_on_a_gpu_every_store_gives_the_rows(kind, full_precision, n_features):
     matrix, device = log1p_rows(5_000, n_features), torch.device("cuda", 0)
-    store = make_store(matrix, device, kind=kind, exact=exact)
+    store = make_store(matrix, device, kind=kind, full_precision=full_precision)
     rows = np.random.default_rng(0).integers(0, 5_000, (3, 64))
     expected = torch.from_numpy(matrix[rows.ravel()].toarray()).view(3, 64, -1)
-    expected = expected if exact else expected.half().float()
+    expected = expected if full_precision else expected.half().float()
     for step in range(3):
         if step:
-            store.expect(rows)
+            store.prefetch(rows)
         assert torch.equal(store.dense(store.fetch(rows), device).cpu(), expected)
 
 

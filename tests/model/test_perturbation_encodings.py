@@ -210,7 +210,7 @@ def test_a_loaded_model_trains_on_pairs_of_known_parts(pairs, make_model, train,
 def test_a_table_covers_pairs_with_labels_that_the_screen_lacks(pairs, make_model, train):
     model = train(make_model(pairs, setup={**PAIRS, "perturbation_embedding_key": "table"}))
     predict(model, "E", "E+A")
-    row = model.perturbation_table.covering(["E+A"]).matrix[-1]
+    row = model.perturbation_table.with_composed(["E+A"]).matrix[-1]
     np.testing.assert_allclose(row, [*(TABLE.loc["E"] + TABLE.loc["A"]), 1], rtol=1e-6)
     with pytest.raises(ValueError, match=r"knows no perturbation 'F': add their rows to the perturbation-embedding"):
         predict(model, "F+A")
@@ -301,8 +301,8 @@ def test_a_dose_that_nobody_measured_is_predicted(doses, make_model, train, tmp_
 
 def test_the_row_of_a_dose_is_the_drug_and_the_logarithm(doses, make_model):
     model = make_model(doses, setup=DOSES)
-    table = model.perturbation_table.covering(["Q@0.1"])
-    rows = {n: table.matrix[table.position(n)].tolist() for n in ("DMSO", "P@10", "Q@100", "Q@0.1")}
+    table = model.perturbation_table.with_composed(["Q@0.1"])
+    rows = {n: table.matrix[table.row(n)].tolist() for n in ("DMSO", "P@10", "Q@100", "Q@0.1")}
     assert rows == {"DMSO": [1, 0, 0, 0], "P@10": [0, 1, 0, 1], "Q@100": [0, 0, 1, 2], "Q@0.1": [0, 0, 1, -1]}
 
 
@@ -386,7 +386,7 @@ def test_tables_are_fused_and_later_rows_change_no_earlier_ones(pairs, make_mode
     model = train(make_model(pairs, setup=FUSED))
     parts = model.perturbation_table.parts
     assert parts.width == 4 + 1 + 2 + 1
-    assert parts.matrix[parts.position("C"), -3:].tolist() == [0, 0, 1]  # not in the second table
+    assert parts.matrix[parts.row("C"), -3:].tolist() == [0, 0, 1]  # not in the second table
     before = predict(model, "C+A")
     pairs.uns["string"] = pd.concat([STRING, STRING.loc[["A"]].rename({"A": "F"}) + 5])
     assert same(predict(model, "C+A", data=pairs), before)
@@ -430,7 +430,7 @@ def test_new_one_hot_labels_get_columns_and_leave_the_old_untouched(
     assert set(extended.perturbation_table.names) == {"control", *NAMES}
     old, new = (m.module.network.perturbation_encoder.layers[0].weight for m in (model, extended))
     for name in ("control", *NAMES[:3]):
-        place = [m.perturbation_table.position(name) for m in (model, extended)]
+        place = [m.perturbation_table.row(name) for m in (model, extended)]
         np.testing.assert_array_equal(old[:, place[0]].detach(), new[:, place[1]].detach())
     np.testing.assert_allclose(predict(extended, *NAMES[:3]).X, before.X, atol=1e-5)
     predict(extended, NAMES[5])
@@ -466,5 +466,5 @@ def test_a_learned_combination_has_no_place_in_a_folder_of_arc(pairs, make_model
     model = train(make_model(pairs.copy(), setup=PAIRS, **options))
     model.export(tmp_path / "folder", format="arc")
     copy = TahoeST.from_pretrained(tmp_path / "folder")
-    rows = [m.perturbation_table.matrix[m.perturbation_table.position("A+B")] for m in (model, copy)]
+    rows = [m.perturbation_table.matrix[m.perturbation_table.row("A+B")] for m in (model, copy)]
     np.testing.assert_array_equal(*rows)

@@ -199,8 +199,8 @@ def test_a_table_may_come_in_four_forms(form, screen, register):
     assert table.width == 5
     assert not table.one_hot
     for name, row in zip(PERTURBATIONS, ROWS, strict=True):
-        np.testing.assert_array_equal(table.matrix[table.position(name)], row)
-    assert not table.matrix[table.position("control")].any()  # the control has zeros where the table lacks it
+        np.testing.assert_array_equal(table.matrix[table.row(name)], row)
+    assert not table.matrix[table.row("control")].any()  # the control has zeros where the table lacks it
 
 
 @pytest.mark.parametrize("form", ["a mapping", "a DataFrame", "names and matrix"])
@@ -211,7 +211,7 @@ def test_a_table_survives_writing_the_screen_to_a_file(form, screen, register, t
         register(ad.read_h5ad(tmp_path / "screen.h5ad"), perturbation_embedding_key="table")
     ).perturbation_table
     for name, row in zip(PERTURBATIONS, ROWS, strict=True):
-        np.testing.assert_array_equal(table.matrix[table.position(name)], row)
+        np.testing.assert_array_equal(table.matrix[table.row(name)], row)
 
 
 def test_a_label_without_a_row_is_refused_with_the_nearest_names(screen, register):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvi_tahoe.data import Condition, PredictionTask
+from scvi_tahoe.data import Condition, ConditionRequest
 from scvi_tahoe.datasets import papalexi_few_shot
 from scvi_tahoe.evaluate import EvaluationReference, Rules2026, submission
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
@@ -102,7 +102,7 @@ def test_means_are_drawn_from_a_poisson_and_cells_are_rounded():
     controls = ControlCounts(cells.sum(axis=1), (cells == 0).mean(axis=1))
     normalised = np.log1p(cells / cells.sum(axis=1, keepdims=True) * 1e4).astype(np.float32)
     means = np.repeat(np.log1p(rate / rate.sum() * 1e4)[None], 400, axis=0).astype(np.float32)
-    plan = PredictionPlan((Condition("a", "b"),), ("b",), (PredictionTask(np.arange(400), 0, np.arange(400), (0,)),))
+    plan = PredictionPlan((Condition("a", "b"),), ("b",), (ConditionRequest(np.arange(400), 0, np.arange(400), (0,)),))
     rounded, sampling = counts_of_prediction(normalised, plan, controls)
     assert sampling == {"rounded": 1, "poisson": 0}
     np.testing.assert_array_equal(rounded.toarray(), cells)  # real cells come back as they were

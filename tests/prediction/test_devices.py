@@ -170,7 +170,7 @@ def test_a_store_of_some_rows_gives_them_under_their_own_numbers(kind, screen):
     rows = np.array([3, 11, 5, 3])
     store = make_store(screen.X, CPU, kind=kind, rows=rows)
     asked = np.array([[5, 3], [11, 5]])
-    store.expect(asked)
+    store.prefetch(asked)
     for copy in (store, store.replica()):
         np.testing.assert_array_equal(copy.dense(copy.fetch(asked), CPU).numpy(), screen.X.toarray()[asked])
     assert "3 cells that are read" in store.description

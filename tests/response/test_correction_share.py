@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
-from scvi_tahoe.data import split_from_dict
+from scvi_tahoe.data import ConditionIndex, split_from_dict
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.response._correction_share import fit_share
+from scvi_tahoe.training import training_data
 
 NOISY = {"max_steps": 80, "validate_every": 20, "batch_size": 4, "lr": 3e-3}
 
@@ -110,7 +111,11 @@ def test_each_dose_is_compared_with_its_own_cells(noisy, make_model, train, monk
     torch.nn.init.normal_(model.module.network.head.project.layers[-1].weight, std=0.1)  # a correction that is noise
     model.training_config_["best_step"] = 8  # not what training started from
     monkeypatch.setattr("scvi_tahoe.response._correction_share.fit_share", fit)
-    assert model._shrink_restored(split_from_dict(model.split_)) == shares[0] < 0.5
+    screen = model._training_screen()
+    run, index = model.plan_training(split=split_from_dict(model.split_)), ConditionIndex.from_screen(screen)
+    data = training_data(model._spec(), screen, index, run, model.module, model.prior)
+    model.prior_ = data.prior  # which does not know the conditions that validate
+    assert model._shrink_correction(data.split, data.prior, data.expression, run.device) == shares[0] < 0.5
 
 
 def test_a_model_of_which_a_share_is_kept_is_the_same_saved_and_exported(fresh, train, noisy, register, tmp_path):
@@ -125,10 +130,13 @@ def test_a_model_of_which_a_share_is_kept_is_the_same_saved_and_exported(fresh, 
     np.testing.assert_array_equal(predict(exported), expected)
 
 
-def test_the_share_is_found_again_from_the_weights_alone(fresh, train):
-    model, whole = train(fresh(), **NOISY), train(fresh(), shrink_correction=False, **NOISY)
-    assert whole._shrink_restored(split_from_dict(whole.split_)) == model.training_config_["correction_share"]
-    np.testing.assert_array_equal(predict(whole), predict(model))
+def test_the_share_is_found_again_from_the_checkpoints_of_a_finished_run(fresh, train, tmp_path):
+    whole = train(fresh(), shrink_correction=False, save_dir=tmp_path, **NOISY)
+    again = train(fresh(), save_dir=tmp_path, resume_from=tmp_path / "last.ckpt", **NOISY)
+    model = train(fresh(), **NOISY)
+    assert again.training_config_["correction_share"] == model.training_config_["correction_share"] < 1
+    assert whole.training_config_["correction_share"] is None
+    np.testing.assert_array_equal(predict(again), predict(model))
 
 
 @pytest.mark.parametrize(

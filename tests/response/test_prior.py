@@ -8,8 +8,8 @@ import scipy.sparse as sp
 
 from scvi_tahoe.data import Condition, ConditionIndex, EmbeddingTable
 from scvi_tahoe.data._composition import Composition
-from scvi_tahoe.data._label_reading import LabelReading
-from scvi_tahoe.data._screen import Labels
+from scvi_tahoe.data._label_parser import LabelParser
+from scvi_tahoe.data._screen import CellLabels
 from scvi_tahoe.response import CellPrior
 
 N_GENES, N_CELLS = 40, 300
@@ -37,7 +37,7 @@ class Cells:
         ]
         self.expression = sp.csr_matrix(np.concatenate(blocks).astype(np.float32))
         context, perturbation = (np.repeat([label[i] for label in labels], N_CELLS) for i in (0, 1))
-        context_labels, perturbation_labels = Labels.from_values(context), Labels.from_values(perturbation)
+        context_labels, perturbation_labels = CellLabels.from_values(context), CellLabels.from_values(perturbation)
         conditions = tuple(sorted(Condition(*label) for label in effects))
         position = {label: i for i, label in enumerate(conditions)}
         of_cell = np.repeat([position.get(label, -1) for label in labels], N_CELLS)
@@ -68,8 +68,8 @@ class Cells:
 
 def combinations(*singles):
     """A table whose rows are made from those of the parts."""
-    reading = LabelReading(control="control", combination_separator="+")
-    composition = Composition(reading=reading, parts=EmbeddingTable.from_labels(["control", *singles]))
+    parser = LabelParser(control="control", combination_separator="+")
+    composition = Composition(parser=parser, components=EmbeddingTable.from_labels(["control", *singles]))
     return EmbeddingTable.composed(composition, ["control", *singles])
 
 
@@ -149,7 +149,7 @@ def test_what_a_prior_starts_from_is_said_in_words(kind, words, screen):
 
 
 def test_combinations_start_from_their_parts_in_words_that_do_not_name_them(one_context):
-    table = combinations(*SINGLES, "Y", "Z").covering(["A+B", "A+Z", "Y+Z"])
+    table = combinations(*SINGLES, "Y", "Z").with_composed(["A+B", "A+Z", "Y+Z"])
     words = one_context.prior().starts_from([Condition("X", pair) for pair in ("A+B", "A+Z", "Y+Z")], table)
     assert words == ["its parts", "some of its parts", "the mean of other perturbations"]
 
@@ -167,7 +167,7 @@ def test_the_origin_of_a_prior_names_other_conditions_with_weights_that_add_up_t
 
 
 def test_each_part_of_a_combination_has_weights_of_its_own(one_context):
-    table = combinations(*SINGLES).covering(["A+B"])
+    table = combinations(*SINGLES).with_composed(["A+B"])
     prior = one_context.prior()
     (origin,) = prior.origins(prior.targets({"X": one_context.controls("X")}), [Condition("X", "A+B")], table)
     assert origin.made_from == ({("X", "A"): 1.0}, {("X", "B"): 1.0})
@@ -224,10 +224,10 @@ def test_a_prior_that_was_saved_says_the_same(screen):
 def test_a_dose_that_nobody_measured_starts_from_the_other_doses_of_its_drug_whatever_their_unit(unit):
     drugs, doses = "ABCDEFGH", [f"{unit * d:g}" for d in (0.1, 1, 10)]
     cells = Cells({("X", f"{p}@{dose}"): gene(i, by=2.0) for i, p in enumerate(drugs) for dose in doses})
-    reading = LabelReading(control="control", has_dose=True)
-    composition = Composition(reading=reading, parts=EmbeddingTable.from_labels(["control", *drugs]))
+    parser = LabelParser(control="control", has_dose=True)
+    composition = Composition(parser=parser, components=EmbeddingTable.from_labels(["control", *drugs]))
     measured = [p for _, p in cells.index.conditions]
-    table = EmbeddingTable.composed(composition, ["control", *measured]).covering([f"A@{3 * unit:g}"])
+    table = EmbeddingTable.composed(composition, ["control", *measured]).with_composed([f"A@{3 * unit:g}"])
     (change,) = cells.changes(cells.prior("transfer"), ("X", f"A@{3 * unit:g}"), table=table)
     np.testing.assert_allclose(change[0], 2.0, atol=0.2)
     np.testing.assert_allclose(change[1:8], 0.0, atol=0.15)
@@ -246,8 +246,8 @@ def of_doses(*, contexts="X", unmeasured=()):
         }
     )
     composition = Composition(
-        reading=LabelReading(control="control", has_dose=True),
-        parts=EmbeddingTable.from_labels(["control", *drugs]),
+        parser=LabelParser(control="control", has_dose=True),
+        components=EmbeddingTable.from_labels(["control", *drugs]),
     )
     measured = sorted({p for _, p in cells.index.conditions})
     return cells, EmbeddingTable.composed(composition, ["control", *measured])
@@ -257,7 +257,7 @@ def of_doses(*, contexts="X", unmeasured=()):
 def test_a_dose_starts_from_the_doses_next_to_it_by_the_distance_of_their_logarithms(kind):
     cells, table = of_doses()
     asked = {"A@0.001": 1.0, "A@0.11": 1.04, "A@0.3162": 1.5, "A@3.162": 2.5, "A@1000": 3.0}
-    table = table.covering(list(asked))
+    table = table.with_composed(list(asked))
     prior = cells.prior(kind)
     changes = cells.changes(prior, *(("X", label) for label in asked), table=table)
     for change, expected in zip(changes, asked.values(), strict=True):
@@ -271,7 +271,7 @@ def test_a_dose_starts_from_the_doses_next_to_it_by_the_distance_of_their_logari
 @pytest.mark.parametrize("kind", ["transfer", "cells"])
 def test_a_dose_of_a_drug_that_only_other_contexts_have_starts_from_its_doses_there(kind):
     cells, table = of_doses(contexts="XY", unmeasured=[("Y", "A")])
-    (change,) = cells.changes(cells.prior(kind), ("Y", "A@3.162"), table=table.covering(["A@3.162"]))
+    (change,) = cells.changes(cells.prior(kind), ("Y", "A@3.162"), table=table.with_composed(["A@3.162"]))
     assert change[0] == pytest.approx(2.5, abs=0.25)
     np.testing.assert_allclose(change[1:8], 0.0, atol=0.2)
 
@@ -281,10 +281,10 @@ def test_a_drug_that_nobody_measured_starts_from_its_neighbours_at_the_dose_that
     cells, _ = of_doses()
     rows = np.vstack([np.zeros(9), np.eye(8, 9), np.eye(1, 9)]).astype(np.float32)  # "New" is described as "A" is
     parts = EmbeddingTable(("control", *"ABCDEFGH", "New"), rows)
-    composition = Composition(reading=LabelReading(control="control", has_dose=True), parts=parts)
+    composition = Composition(parser=LabelParser(control="control", has_dose=True), components=parts)
     measured = sorted({p for _, p in cells.index.conditions})
     asked = {"New@0.1": 1.0, "New@3.162": 2.5, "New@10": 3.0}
-    table = EmbeddingTable.composed(composition, ["control", *measured]).covering(list(asked))
+    table = EmbeddingTable.composed(composition, ["control", *measured]).with_composed(list(asked))
     changes = cells.changes(cells.prior(kind), *(("X", label) for label in asked), table=table)
     for change, expected in zip(changes, asked.values(), strict=True):
         assert change[0] == pytest.approx(expected, abs=0.3)
@@ -304,7 +304,7 @@ def one_context():
 
 @pytest.mark.parametrize("kind", ["transfer", "cells"])
 def test_a_pair_starts_from_its_parts_and_counts_what_they_share_once(kind, one_context):
-    table = combinations(*SINGLES).covering(["A+B"])
+    table = combinations(*SINGLES).with_composed(["A+B"])
     (change,) = one_context.changes(one_context.prior(kind), ("X", "A+B"), table=table)
     np.testing.assert_allclose(change[:2], 1.0, atol=0.2)
     np.testing.assert_allclose(change[20:30], 1.0, atol=0.3)
@@ -314,14 +314,14 @@ def test_a_pair_starts_from_its_parts_and_counts_what_they_share_once(kind, one_
 
 @pytest.mark.parametrize("kind", ["transfer", "cells"])
 def test_the_order_of_the_parts_does_not_matter(kind, one_context):
-    table = combinations(*SINGLES).covering(["A+B"])
+    table = combinations(*SINGLES).with_composed(["A+B"])
     prior = one_context.prior(kind)
     (first,), (second,) = (one_context.changes(prior, ("X", label), table=table) for label in ("A+B", "B+A"))
     np.testing.assert_array_equal(first, second)
 
 
 def test_three_parts_add_up_as_two_do(one_context):
-    table = combinations(*SINGLES).covering(["A+B+C"])
+    table = combinations(*SINGLES).with_composed(["A+B+C"])
     (change,) = one_context.changes(one_context.prior("cells"), ("X", "A+B+C"), table=table)
     np.testing.assert_allclose(change[:3], 1.0, atol=0.2)
     np.testing.assert_allclose(change[20:30], 1.0, atol=0.6)
@@ -330,14 +330,14 @@ def test_three_parts_add_up_as_two_do(one_context):
 def test_what_one_part_switches_on_beyond_all_other_cells_the_other_part_leaves_on():
     effects = {("X", p): gene(i) for i, p in enumerate("BCDEFGH")}
     cells = Cells({**effects, ("X", "A"): gene(30, by=20.0)})
-    table = combinations(*"ABCDEFGH").covering(["A+B"])
+    table = combinations(*"ABCDEFGH").with_composed(["A+B"])
     (change,) = cells.changes(cells.prior("cells"), ("X", "A+B"), table=table)
     np.testing.assert_allclose(change[30], 20.0, atol=0.3)
     np.testing.assert_allclose(change[0], 1.0, atol=0.2)
 
 
 def test_a_part_that_nobody_measured_alone_is_left_out(one_context):
-    table = combinations(*SINGLES, "Z").covering(["A+Z"])
+    table = combinations(*SINGLES, "Z").with_composed(["A+Z"])
     prior = one_context.prior("transfer")
     (change,) = one_context.changes(prior, ("X", "A+Z"), table=table)
     np.testing.assert_allclose(change[0], 1.0, atol=0.2)
@@ -348,7 +348,7 @@ def test_a_part_that_nobody_measured_alone_is_left_out(one_context):
 def test_parts_may_have_been_measured_in_another_context_and_be_spelled_with_the_control():
     effects = {(c, p): change for c in ("X", "Y") for p, change in SINGLES.items() if p not in "AB"}
     cells = Cells({**effects, ("X", "A+control"): SINGLES["A"], ("Y", "B"): SINGLES["B"]}, of_context={"Y": 1.0})
-    table = combinations(*SINGLES).covering(["A+control", "A+B"])
+    table = combinations(*SINGLES).with_composed(["A+control", "A+B"])
     (change,) = cells.changes(cells.prior("cells"), ("X", "A+B"), table=table)
     np.testing.assert_allclose(change[:2], 1.0, atol=0.2)
 
@@ -356,7 +356,7 @@ def test_parts_may_have_been_measured_in_another_context_and_be_spelled_with_the
 def test_a_pair_seen_in_another_context_starts_from_there_and_not_from_its_parts():
     effects = {(c, p): change for c in ("X", "Y") for p, change in SINGLES.items()}
     cells = Cells({**effects, ("X", "A+B"): gene(15)})
-    table = combinations(*SINGLES).covering(["A+B"])
+    table = combinations(*SINGLES).with_composed(["A+B"])
     (change,) = cells.changes(cells.prior("cells"), ("Y", "A+B"), table=table)
     assert change[15] > 0.85
     assert abs(change[:2]).max() < 0.2
@@ -364,7 +364,7 @@ def test_a_pair_seen_in_another_context_starts_from_there_and_not_from_its_parts
 
 def test_the_cells_of_a_pair_never_enter_its_own_prior_either(one_context):
     cells = Cells({**{("X", p): change + SHARED for p, change in SINGLES.items()}, ("X", "A+B"): gene(15, by=50)})
-    table = combinations(*SINGLES).covering(["A+B"])
+    table = combinations(*SINGLES).with_composed(["A+B"])
     (change,) = cells.changes(cells.prior("cells"), ("X", "A+B"), table=table)
     assert abs(change[15]) < 0.2
     np.testing.assert_allclose(change[:2], 1.0, atol=0.2)

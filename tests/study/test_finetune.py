@@ -105,7 +105,7 @@ def test_a_run_is_rebuilt_though_its_weights_bring_options_that_mean_nothing_to_
 
 def test_a_refused_run_leaves_nothing(values, tmp_path):
     for section, key, value, message in (
-        ("train", "monitor", "validation_foo", "this run computes validation_loss"),
+        ("train", "monitor", "validation_foo", r"is not computed in this run.*there are \['validation_loss'"),
         ("data", "perturbation_embedding_key", "esm", "is not in uns"),
     ):
         wrong = {**values, section: {**values[section], key: value}}

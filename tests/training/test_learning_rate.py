@@ -27,7 +27,8 @@ def test_it_leaves_the_model_as_it_was(model):
 
 def test_the_rate_grows_geometrically_until_the_loss_explodes(model):
     test = model.find_learning_rate(lowest=1e-4, highest=1e3, n_steps=60)
-    np.testing.assert_allclose(test.rates[1:] / test.rates[:-1], (1e7) ** (1 / 59))
+    assert test.rates[0] == 1e-4
+    np.testing.assert_allclose(test.rates[2:] / test.rates[1:-1], (1e7) ** (1 / 60))
     assert len(test.rates) == len(test.losses) == len(test.smoothed) < 60
     assert np.isnan(test.smoothed[:9]).all()
     for i in (9, 20):
@@ -40,7 +41,7 @@ def test_one_seed_gives_one_result(model):
     np.testing.assert_array_equal(first.losses, second.losses)
 
 
-def test_adapters_are_tested_and_taken_away_again(make_model, train):
+def test_adapters_are_tested_on_the_copy_alone(make_model, train):
     pytest.importorskip("peft")
     model = train(make_model())
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
@@ -70,10 +71,21 @@ def test_a_loss_that_never_falls_suggests_nothing():
     assert len(test.plot().axes[0].lines) == 2
 
 
-def test_a_rate_that_was_not_tested_is_not_suggested(model):
-    test = model.find_learning_rate(lowest=0.5, highest=1.0, n_steps=40)
-    with pytest.raises(ValueError, match=r"a tenth of it lies below the 5.0e-01 that the test began with; try lowest="):
+def test_a_rate_that_was_not_tested_is_not_suggested():
+    test = fake([5.0, 4.0, 3.0, 2.0] + [4.0] * 21)
+    with pytest.raises(ValueError, match=r"a tenth of it lies below the 1.0e-05 that the test began with; try lowest="):
         _ = test.suggestion
+
+
+def test_parts_keep_their_share_of_the_rate(make_model, train):
+    """With a share near zero, blocks below the last stay as they are, and the loss is another."""
+    model = train(make_model())
+    losses = [
+        model.find_learning_rate(n_steps=12, highest=0.1, recipe="full", plan_kwargs=kwargs).losses
+        for kwargs in ({}, {"layer_decay": 1e-9})
+    ]
+    assert losses[0][0] == losses[1][0]
+    assert not np.array_equal(*losses)
 
 
 def test_it_is_shown_in_a_line_that_names_the_suggestion():

@@ -166,10 +166,21 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(make_model, train, tmp_path):
         train(make_model(), resume_from=tmp_path / "last.ckpt")
 
 
-def test_a_run_at_its_end_is_not_resumed(make_model, train, tmp_path):
-    train(make_model(), save_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"last.ckpt is at step 8, the end of the run of 8 steps: nothing is left"):
-        train(make_model(), save_dir=tmp_path, resume_from=tmp_path / "last.ckpt")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"plan_kwargs": {"ema": 0.9}}, {"plan_kwargs": {"ema": 0.9}, "split": HeldOutPerturbations()}],
+    ids=["plain", "averaging", "averaging, unvalidated"],
+)
+@pytest.mark.filterwarnings("ignore:no cell validates")
+def test_the_result_of_a_run_at_its_end_is_taken(options, make_model, train, weights, tmp_path):
+    whole = train(make_model(prior="mean"), **options, save_dir=tmp_path)
+    again = train(make_model(prior="mean"), **options, save_dir=tmp_path, resume_from=tmp_path / "last.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(again).values(), strict=True))
+    assert whole.training_config_ == again.training_config_
+    assert whole.split_ == again.split_
+    for name, frame in whole.history.items():
+        pd.testing.assert_frame_equal(frame.sort_index(), again.history[name].sort_index())
+    assert all(p.requires_grad for p in again.module.parameters())
 
 
 def test_the_best_so_far_must_lie_beside_the_checkpoint(make_model, train, interrupt, tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe import HeldOutContexts
-from scvi_tahoe.training._run import TrainingRun, _say_that_there_is_no_gpu
+from scvi_tahoe import HeldOutContexts, TahoeST
+from scvi_tahoe.training import TrainOptions
+from scvi_tahoe.training._run import _say_that_there_is_no_gpu
 
 
 def same(a, b):
@@ -61,6 +64,9 @@ def test_numbers_drawn_elsewhere_do_not_matter(make_model, train, weights):
 def test_options_are_used_or_refused_by_name(options, error, message, make_model, train, weights):
     model = make_model()
     before = weights(model)
+    if not {"store"} & set(options) and not isinstance(options.get("split"), HeldOutContexts):
+        with pytest.raises(error, match=message):
+            model.plan_training(**options)
     with pytest.raises(error, match=message):
         train(model, **options)
     assert same(before, weights(model))
@@ -136,10 +142,23 @@ def test_the_length_of_a_run_is_said_in_one_place(make_model, train):
         ({"strategy": "ddp_sharded"}, "auto"),
     ],
 )
-def test_several_devices_share_the_optimizer_unless_the_user_or_the_precision_says_otherwise(options, strategy):
-    run = TrainingRun.prepare(
-        max_steps=1, batch_size=None, validate_every=None, monitor="validation_loss", patience=None, save_dir=None,
-        save_steps=None, resume_from=None, plan_options={}, default_lr=1e-3, setting={},
-        trainer_options={"precision": "32-true", **options},
-    )  # fmt: skip
-    assert run.strategy == strategy
+def test_several_devices_share_the_optimizer_unless_told_otherwise(options, strategy, make_model):
+    assert make_model().plan_training(1, **{"precision": "32-true", **options}).strategy == strategy
+
+
+def test_every_option_of_train_has_one_default():
+    arguments = inspect.signature(TahoeST.train).parameters.values()
+    defaults = {p.name: p.default for p in arguments if p.name != "self"}
+    assert defaults.pop("trainer_kwargs") is inspect.Parameter.empty
+    known = {f.name: f.default for f in fields(TrainOptions) if f.name != "trainer_kwargs"}
+    assert defaults == known
+
+
+def test_a_planned_training_is_the_one_that_train_does_and_writes_nothing(make_model, train, tmp_path):
+    model = make_model()
+    run = model.plan_training(4, validate_every=2, batch_size=2, lr=0.1, save_dir=tmp_path / "run")
+    assert (run.plan.lr, run.n_epochs, run.batch_size) == (0.1, 2, 2)
+    assert not (tmp_path / "run").exists()
+    assert not model.is_trained
+    train(model, max_steps=4, validate_every=2, batch_size=2, lr=0.1)
+    assert model.training_config_["plan"] == run.plan.to_kwargs()

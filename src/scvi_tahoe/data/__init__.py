@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from scvi_tahoe.data._alignment import GeneAlignment, align_genes
 from scvi_tahoe.data._composition import NUMBER_COLUMNS, Combination, Composition
-from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools, combines_measured_parts
+from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools, combines_measured_components
 from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
-from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
+from scvi_tahoe.data._dataset import CellSetDataset
+from scvi_tahoe.data._disk_rows import DiskRows, is_sharded
 from scvi_tahoe.data._embedding_table import EmbeddingTable
 from scvi_tahoe.data._fields import (
     CellEmbeddingField,
@@ -20,21 +21,20 @@ from scvi_tahoe.data._fields import (
 from scvi_tahoe.data._fingerprints import smiles_fingerprints
 from scvi_tahoe.data._fusion import TableFusion
 from scvi_tahoe.data._gene_weights import Moments, condition_moments, de_weights
-from scvi_tahoe.data._label_reading import LabelReading, Part, dose_label
+from scvi_tahoe.data._label_parser import Component, LabelParser, dose_label
 from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
-from scvi_tahoe.data._row_reading import DiskRows, is_sharded
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
+    ConditionRequest,
     ExhaustiveSampler,
     FixedSampler,
-    PredictionTask,
     RandomSampler,
     SetPlan,
     draw_window,
 )
 from scvi_tahoe.data._scale import ScaleReport, infer_scale, verify_log1p
 from scvi_tahoe.data._screen import (
-    Labels,
+    CellLabels,
     Screen,
     ScreenKeys,
     condition_of_cell,
@@ -51,7 +51,7 @@ from scvi_tahoe.data._spec import (
     Output,
     Representation,
     aligned_expression,
-    minibatch_sources,
+    cell_set_dataset,
     random_minibatches,
 )
 from scvi_tahoe.data._splits import (
@@ -79,14 +79,17 @@ __all__ = [
     "REPRESENTATIONS",
     "AssignedSplit",
     "CellEmbeddingField",
+    "CellLabels",
     "CellSetDataModule",
     "CellSetDataset",
     "CellSetRequest",
     "CellStore",
     "Combination",
+    "Component",
     "Composition",
     "Condition",
     "ConditionIndex",
+    "ConditionRequest",
     "ControlLabelField",
     "ControlPools",
     "DataSpec",
@@ -106,16 +109,12 @@ __all__ = [
     "HeldOutPerturbations",
     "HostStore",
     "LabelField",
-    "LabelReading",
-    "Labels",
+    "LabelParser",
     "LoaderConfig",
-    "MinibatchSources",
     "Moments",
     "Output",
-    "Part",
     "PerturbationField",
     "Population",
-    "PredictionTask",
     "RandomSampler",
     "Representation",
     "ScaleReport",
@@ -129,7 +128,8 @@ __all__ = [
     "TableFusion",
     "align_genes",
     "aligned_expression",
-    "combines_measured_parts",
+    "cell_set_dataset",
+    "combines_measured_components",
     "condition_moments",
     "condition_of_cell",
     "de_weights",
@@ -141,7 +141,6 @@ __all__ = [
     "is_sharded",
     "label_columns",
     "make_store",
-    "minibatch_sources",
     "move_between",
     "random_minibatches",
     "read_screen",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from scvi_tahoe.data._label_reading import LabelReading
-    from scvi_tahoe.data._screen import Labels, Screen
+    from scvi_tahoe.data._label_parser import LabelParser
+    from scvi_tahoe.data._screen import CellLabels, Screen
 
-__all__ = ["Condition", "ConditionIndex", "ControlPools", "combines_measured_parts"]
+__all__ = ["Condition", "ConditionIndex", "ControlPools", "combines_measured_components"]
 
 
 class Condition(NamedTuple):
@@ -64,9 +64,9 @@ class ConditionIndex:
 
     conditions: tuple[Condition, ...]
     condition_of_cell: np.ndarray
-    context: Labels
-    perturbation: Labels
-    batch: Labels | None
+    context: CellLabels
+    perturbation: CellLabels
+    batch: CellLabels | None
     control: str
 
     @classmethod
@@ -138,9 +138,9 @@ class ConditionIndex:
         )
 
 
-def combines_measured_parts(index: ConditionIndex, reading: LabelReading) -> bool:
+def combines_measured_components(index: ConditionIndex, parser: LabelParser) -> bool:
     """Whether at least half of the combinations of a screen have parts that were all measured alone."""
-    parts = [reading.parts(label) for label in index.perturbations]
-    alone = {of_label[0] for of_label in parts if len(of_label) == 1}
-    measured = [alone.issuperset(of_label) for of_label in parts if len(of_label) > 1]
+    components = [parser.components(label) for label in index.perturbations]
+    alone = {of_label[0] for of_label in components if len(of_label) == 1}
+    measured = [alone.issuperset(of_label) for of_label in components if len(of_label) > 1]
     return bool(measured) and 2 * sum(measured) >= len(measured)

@@ -10,16 +10,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from scvi_tahoe.data._ahead import AheadSampler
-from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
+from scvi_tahoe.data._prefetch import PrefetchSampler
 from scvi_tahoe.data._sampler import FixedSampler, RandomSampler, SetPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch.utils.data import Sampler
 
-    from scvi_tahoe.data._conditions import Condition
+    from scvi_tahoe.data._dataset import CellSetDataset
     from scvi_tahoe.data._sampler import CellSetRequest
     from scvi_tahoe.data._splits import AssignedSplit
 
@@ -41,7 +38,7 @@ class LoaderConfig:
     validation_sets
         At most this many sets of a condition in validation.
     seed
-        Decides which cells meet.
+        Random seed for drawing cells and their controls.
     """
 
     set_size: int
@@ -62,28 +59,25 @@ class CellSetDataModule(LightningDataModule):
 
     Parameters
     ----------
-    sources
-        Where the parts of a minibatch come from.
+    dataset
+        Reads minibatches.
     split
         Which cells train and validate.
     row_of_label
         Row of the embedding table for each perturbation code of the screen.
     config
         Sizes and seed.
-    base_rows
-        Which of the prior's cells each condition draws from; None without a prior of cells.
     """
 
     def __init__(
         self,
-        sources: MinibatchSources,
+        dataset: CellSetDataset,
         split: AssignedSplit,
         row_of_label: np.ndarray,
         config: LoaderConfig,
-        base_rows: Mapping[Condition, np.ndarray] | None = None,
     ) -> None:
         super().__init__()
-        self.dataset = CellSetDataset(sources)
+        self.dataset = dataset
         self.split = split
         self.config = config
         # scvi-tools copies these to the model, and its MLflow logger reads them
@@ -98,7 +92,7 @@ class CellSetDataModule(LightningDataModule):
             rows=split.train,
             set_size=config.set_size,
             sets_per_step=config.batch_size,
-            base_rows=base_rows,
+            residual_input_rows=dataset.residual_input_rows,
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -120,11 +114,13 @@ class CellSetDataModule(LightningDataModule):
     def _loader(self, sampler: Sampler[CellSetRequest]) -> DataLoader:
         """A loader of this process's share of the minibatches."""
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        ahead = AheadSampler(sampler, self.dataset, rank=rank, n_ranks=self._n_ranks, ahead=self.dataset.ahead)
+        sampler = PrefetchSampler(
+            sampler, self.dataset, rank=rank, n_ranks=self._n_ranks, n_ahead=self.dataset.prefetch_factor
+        )
         # every pass over a loader draws a number for worker processes; from a generator of its own, or dropout after an
         # interruption would not be what it is without one
         own = torch.Generator()
-        return DataLoader(self.dataset, sampler=ahead, batch_size=None, generator=own)  # type: ignore[arg-type]
+        return DataLoader(self.dataset, sampler=sampler, batch_size=None, generator=own)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
         """Finish the minibatch on the device that the network runs on."""

@@ -20,31 +20,35 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from scvi_tahoe.data._conditions import Condition
     from scvi_tahoe.data._sampler import CellSetRequest
     from scvi_tahoe.data._store import CellStore
 
-__all__ = ["CellSetDataset", "MinibatchSources"]
 
+@dataclass(eq=False, kw_only=True)
+class CellSetDataset(Dataset):
+    """Reads the cells that a request names.
 
-@dataclass(frozen=True)
-class MinibatchSources:
-    """Where each part of a minibatch comes from.
+    ``dataset[request]`` runs in the loader and holds what :class:`CellStore` hands over; :meth:`to_tensors` finishes
+    the minibatch on the device.
 
     Attributes
     ----------
     cells
         What the network takes in and gives out: expression, or cell embeddings.
+    table
+        float32 ``[labels, P]`` perturbation embeddings.
     genes
         Expression beside embeddings, for a gene decoder; None otherwise.
     embedding
         Cell embeddings beside expression, as an auxiliary signal; None otherwise.
-    table
-        float32 ``[labels, P]`` perturbation embeddings.
     batch_of_cell
         Technical batch of every cell as the network counts them; None if it does not look.
-    base
-        The cells of a prior, which the network corrects; None without such a prior.
-    shift_of_condition
+    residual_input
+        The cells of a prior, to which the network's change is added; None without such a prior.
+    residual_input_rows
+        Rows of ``residual_input`` that each condition draws from.
+    residual_shift
         float32 ``[conditions, X]``: change of the mean that a prior adds to the controls; None without such a prior.
     of_condition
         By key of the minibatch, what the objective compares with: float32 ``[conditions, X]`` each.
@@ -55,64 +59,61 @@ class MinibatchSources:
     genes: CellStore | None = None
     embedding: CellStore | None = None
     batch_of_cell: np.ndarray | None = None
-    base: CellStore | None = None
-    shift_of_condition: np.ndarray | None = None
+    residual_input: CellStore | None = None
+    residual_input_rows: Mapping[Condition, np.ndarray] | None = None
+    residual_shift: np.ndarray | None = None
     of_condition: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-
-class CellSetDataset(Dataset):
-    """Reads what a request names.
-
-    ``dataset[request]`` runs in the loader and holds what :class:`CellStore` hands over; :meth:`to_tensors` finishes
-    the minibatch on the device.
-    """
-
-    def __init__(self, sources: MinibatchSources) -> None:
-        self.sources = sources
+    def __post_init__(self) -> None:
         # pandas hands out arrays that may not be written to, and torch warns of them
-        self._table: Tensor = torch.from_numpy(np.require(sources.table, requirements="W"))
-        shift = sources.shift_of_condition
-        self._shift: Tensor | None = None if shift is None else torch.from_numpy(shift)
-        self._of_condition = {key: torch.from_numpy(rows) for key, rows in sources.of_condition.items()}
+        self._table: Tensor = torch.from_numpy(np.require(self.table, requirements="W"))
+        by_condition = dict(self.of_condition)
+        if self.residual_shift is not None:
+            by_condition[TENSORS.RESIDUAL_SHIFT] = self.residual_shift
+        self._of_condition = {key: torch.from_numpy(rows) for key, rows in by_condition.items()}
 
     @property
-    def ahead(self) -> int:
-        """Minibatches that reading should be ahead."""
-        sources = self.sources
-        stores = (sources.cells, sources.genes, sources.embedding, sources.base)
-        return max(store.ahead for store in stores if store is not None)
+    def expression(self) -> CellStore:
+        """Expression of the cells, also where the network works on embeddings."""
+        return self.genes or self.cells
+
+    @property
+    def stores(self) -> list[CellStore]:
+        """All stores that minibatches are read from."""
+        stores = (self.cells, self.genes, self.embedding, self.residual_input)
+        return [store for store in stores if store is not None]
+
+    @property
+    def prefetch_factor(self) -> int:
+        """Number of minibatches to prefetch."""
+        return max(store.prefetch_factor for store in self.stores)
+
+    def _reads(self, request: CellSetRequest) -> list[tuple[str, CellStore, np.ndarray]]:
+        """Key, store and rows of everything that a minibatch reads."""
+        observed = request.observed_SN
+        reads = [
+            (TENSORS.CONTROL, self.cells, request.control_SN),
+            (TENSORS.OBSERVED, self.cells, observed),
+            (TENSORS.OBSERVED_GENES, self.genes, observed),
+            (TENSORS.OBSERVED_EMBEDDING, self.embedding, observed),
+            (TENSORS.RESIDUAL_INPUT, self.residual_input, request.residual_input_SN),
+        ]
+        return [(key, store, rows) for key, store, rows in reads if store is not None and rows is not None]
 
     def __getitem__(self, request: CellSetRequest) -> dict[str, Any]:
-        sources, observed = self.sources, request.observed_SN
-        payload: dict[str, Any] = {
-            TENSORS.CONTROL: sources.cells.fetch(request.control_SN),
-            TENSORS.PERTURBATION: torch.from_numpy(request.perturbation_S),
-            TENSORS.CONDITION: torch.from_numpy(request.condition_S),
-        }
-        if observed is not None:
-            payload[TENSORS.OBSERVED] = sources.cells.fetch(observed)
-            if sources.genes is not None:
-                payload[TENSORS.OBSERVED_GENES] = sources.genes.fetch(observed)
-            if sources.embedding is not None:
-                payload[TENSORS.OBSERVED_EMBEDDING] = sources.embedding.fetch(observed)
-        if sources.base is not None and request.base_SN is not None:
-            payload[TENSORS.BASE] = sources.base.fetch(request.base_SN)
-        if sources.batch_of_cell is not None:
+        payload: dict[str, Any] = {key: store.fetch(rows) for key, store, rows in self._reads(request)}
+        payload[TENSORS.PERTURBATION] = torch.from_numpy(request.perturbation_S)
+        payload[TENSORS.CONDITION] = torch.from_numpy(request.condition_S)
+        if self.batch_of_cell is not None:
             # the network is told the batch of the cells it predicts: the observed ones, else those it starts from
-            rows = request.control_SN if observed is None else observed
-            payload[TENSORS.BATCH] = torch.from_numpy(sources.batch_of_cell[rows])
+            rows = request.control_SN if request.observed_SN is None else request.observed_SN
+            payload[TENSORS.BATCH] = torch.from_numpy(self.batch_of_cell[rows])
         return payload
 
-    def expect(self, request: CellSetRequest) -> None:
+    def prefetch(self, request: CellSetRequest) -> None:
         """Let the stores begin to read what is asked for soon."""
-        sources, observed = self.sources, request.observed_SN
-        sources.cells.expect(request.control_SN)
-        if observed is not None:
-            for store in (sources.cells, sources.genes, sources.embedding):
-                if store is not None:
-                    store.expect(observed)
-        if sources.base is not None and request.base_SN is not None:
-            sources.base.expect(request.base_SN)
+        for _, store, rows in self._reads(request):
+            store.prefetch(rows)
 
     def to_tensors(self, payload: dict[str, Any], device: torch.device, *, compact: bool = False) -> dict[str, Tensor]:
         """The minibatch on the device; its keys name its shapes.
@@ -127,11 +128,11 @@ class CellSetDataset(Dataset):
             Leave cells that their store holds in float16 as they are; otherwise every cell is float32.
         """
         stores = {
-            TENSORS.CONTROL: self.sources.cells,
-            TENSORS.OBSERVED: self.sources.cells,
-            TENSORS.OBSERVED_GENES: self.sources.genes,
-            TENSORS.OBSERVED_EMBEDDING: self.sources.embedding,
-            TENSORS.BASE: self.sources.base,
+            TENSORS.CONTROL: self.cells,
+            TENSORS.OBSERVED: self.cells,
+            TENSORS.OBSERVED_GENES: self.genes,
+            TENSORS.OBSERVED_EMBEDDING: self.embedding,
+            TENSORS.RESIDUAL_INPUT: self.residual_input,
         }
         tensors = {
             key: (store.compact if compact else store.dense)(payload[key], device)
@@ -140,10 +141,6 @@ class CellSetDataset(Dataset):
         }
         if self._table.device != device:
             self._table = self._table.to(device)
-        if self._shift is not None:
-            if self._shift.device != device:
-                self._shift = self._shift.to(device)
-            tensors[TENSORS.SHIFT] = self._shift[payload[TENSORS.CONDITION].to(device, non_blocking=True)]
         for key, rows in self._of_condition.items():
             if rows.device != device:
                 self._of_condition[key] = rows = rows.to(device)

@@ -68,7 +68,7 @@ class EmbeddingTable:
 
     @classmethod
     def composed(cls, composition: Composition, labels: Iterable[str]) -> EmbeddingTable:
-        """Rows of labels made from those of their parts."""
+        """Rows of labels made from those of their components."""
         names = tuple(labels)
         return cls(names, composition.rows_of(names), composition=composition)
 
@@ -134,14 +134,14 @@ class EmbeddingTable:
         return self.width if self.composition is None else self.composition.encoder_width
 
     @property
-    def n_parts(self) -> int:
+    def n_components(self) -> int:
         """Parts that the network encodes one by one; 1 where it encodes rows."""
-        return 1 if self.composition is None else self.composition.n_parts
+        return 1 if self.composition is None else self.composition.n_components
 
     @property
-    def parts(self) -> EmbeddingTable:
+    def components(self) -> EmbeddingTable:
         """The table that rows are made from; itself where every label has a row of its own."""
-        return self if self.composition is None else self.composition.parts
+        return self if self.composition is None else self.composition.components
 
     def known_name(self, label: str) -> str:
         """The table's spelling of a label: ``"A+B"`` for ``"B+A"``. A label without a row is spelled the usual way.
@@ -153,11 +153,11 @@ class EmbeddingTable:
         """
         if self.composition is None or label in self.row_of:
             return label
-        spelling = self.composition.reading.spelling(label)
-        same = (name for name in self.names if self.composition.reading.spelling(name) == spelling)
+        spelling = self.composition.parser.spelling(label)
+        same = (name for name in self.names if self.composition.parser.spelling(name) == spelling)
         return next(same, spelling)
 
-    def covering(self, labels: Iterable[str]) -> EmbeddingTable:
+    def with_composed(self, labels: Iterable[str]) -> EmbeddingTable:
         """The same table with rows of combinations and doses that it lacks, as far as their parts have rows.
 
         Raises
@@ -169,13 +169,13 @@ class EmbeddingTable:
         if composition is None:
             return self
         names = dict.fromkeys(self.known_name(label) for label in labels)
-        fresh = [n for n in names if n not in self.row_of and not composition.unknown_parts(n)]
+        fresh = [n for n in names if n not in self.row_of and not composition.unknown_components(n)]
         if not fresh:
             return self
         rows = np.concatenate([self.matrix, composition.rows_of(fresh)])
         return replace(self, names=(*self.names, *fresh), matrix=rows)
 
-    def position(self, name: str) -> int:
+    def row(self, name: str) -> int:
         """Row of a label, in any spelling.
 
         Raises
@@ -200,7 +200,7 @@ class EmbeddingTable:
             If the new table has another width, or another row for a label that is known already.
         """
         if self.composition is not None:
-            composition = replace(self.composition, parts=self.composition.parts.extended(new))
+            composition = replace(self.composition, components=self.composition.components.extended(new))
             return replace(self, composition=composition)
         if new.width != self.width:
             raise ValueError(
@@ -218,8 +218,8 @@ class EmbeddingTable:
         names = (*self.names, *(new.names[i] for i in fresh))
         return replace(self, names=names, matrix=np.concatenate([self.matrix, new.matrix[fresh]]))
 
-    def over(self, parts: EmbeddingTable) -> EmbeddingTable:
-        """The same labels over another table of parts; just that table where labels are not composed."""
+    def reindexed(self, components: EmbeddingTable) -> EmbeddingTable:
+        """The same labels over another table of components; just that table where labels are not composed."""
         if self.composition is None:
-            return parts
-        return EmbeddingTable.composed(replace(self.composition, parts=parts), self.names)
+            return components
+        return EmbeddingTable.composed(replace(self.composition, components=components), self.names)

@@ -16,7 +16,7 @@ from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe.data._composition import Composition
 from scvi_tahoe.data._embedding_table import EmbeddingTable
 from scvi_tahoe.data._fusion import TableFusion
-from scvi_tahoe.data._screen import Labels, ScreenKeys, condition_labels, expression_adata, obs_column
+from scvi_tahoe.data._screen import CellLabels, ScreenKeys, condition_labels, expression_adata, obs_column
 from scvi_tahoe.data._verification import read_table
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class LabelField(_ScreenField):
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store the names that occur."""
-        labels = Labels.from_values(self._values(adata))
+        labels = CellLabels.from_values(self._values(adata))
         return {"names": np.array(labels.names, dtype=object)}
 
     def _values(self, adata: AnnOrMuData) -> object:
@@ -174,7 +174,7 @@ class EmbeddingTableField(_ScreenField):
     """The perturbation-embedding table: one row a label, kept in the registry, out of the loaders' reach.
 
     Without a key the rows are one-hot over the labels of the screen, control included. Where labels are combinations
-    or carry doses, the registry keeps the rows of their parts.
+    or carry doses, the registry keeps the rows of their components.
     """
 
     def __init__(self, keys: ScreenKeys) -> None:
@@ -188,17 +188,19 @@ class EmbeddingTableField(_ScreenField):
         """Store names and matrix, with a row of zeros for a control that the table lacks."""
         keys = self._keys
         labels = sorted({str(label) for label in condition_labels(adata, keys)})
-        parts = [keys.reading.parts(label) for label in labels]
+        components = [keys.parser.components(label) for label in labels]
         table = read_table(adata, keys)
         if table is None:
-            table = EmbeddingTable.from_labels(part.name for label in parts for part in label)
+            table = EmbeddingTable.from_labels(component.name for label in components for component in label)
         elif keys.control not in table.names:
             zeros = np.zeros((1, table.width), dtype=np.float32)
             table = table.extended(EmbeddingTable((keys.control,), zeros))
-        if keys.reading.composes:
+        if keys.parser.composes:
             # pairs of perturbations of which only single ones were measured are what a combination is asked for
-            n_parts = max(2, *map(len, parts)) if keys.combination == "learned" else 1
-            composition = Composition(reading=keys.reading, parts=table, combination=keys.combination, n_parts=n_parts)
+            n_components = max(2, *map(len, components)) if keys.combination == "learned" else 1
+            composition = Composition(
+                parser=keys.parser, components=table, combination=keys.combination, n_components=n_components
+            )
             table = EmbeddingTable.composed(composition, labels)
         return self.state(table)
 
@@ -218,23 +220,27 @@ class EmbeddingTableField(_ScreenField):
     def table(state_registry: dict) -> EmbeddingTable:
         """The table that a state registry holds."""
         fusion, composition = state_registry.get("fusion"), state_registry.get("composition")
-        parts = EmbeddingTable(
+        components = EmbeddingTable(
             tuple(str(n) for n in state_registry["names"]),
             np.asarray(state_registry["matrix"], dtype=np.float32),
             bool(state_registry["one_hot"]),
             fusion=None if fusion is None else TableFusion.from_dict(fusion),
         )
         if composition is None:
-            return parts
-        return EmbeddingTable.composed(Composition.from_dict(composition, parts), state_registry["labels"])
+            return components
+        return EmbeddingTable.composed(Composition.from_dict(composition, components), state_registry["labels"])
 
     @staticmethod
     def state(table: EmbeddingTable) -> dict:
         """What a state registry holds of a table."""
-        parts = table.parts
-        state = {"names": np.array(parts.names, dtype=object), "matrix": parts.matrix, "one_hot": parts.one_hot}
-        if parts.fusion is not None:
-            state["fusion"] = parts.fusion.to_dict()
+        components = table.components
+        state = {
+            "names": np.array(components.names, dtype=object),
+            "matrix": components.matrix,
+            "one_hot": components.one_hot,
+        }
+        if components.fusion is not None:
+            state["fusion"] = components.fusion.to_dict()
         if table.composition is not None:
             state |= {"composition": table.composition.to_dict(), "labels": list(table.names)}
         return state
@@ -242,7 +248,7 @@ class EmbeddingTableField(_ScreenField):
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Numbers that the perturbation encoder takes in, and parts that it encodes one by one."""
         table = self.table(state_registry)
-        return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_parts}
+        return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_components}
 
 
 def screen_fields(keys: ScreenKeys) -> list[BaseAnnDataField]:

@@ -27,7 +27,7 @@ __all__ = [
     "CellSetRequest",
     "ExhaustiveSampler",
     "FixedSampler",
-    "PredictionTask",
+    "ConditionRequest",
     "RandomSampler",
     "SetPlan",
     "draw_window",
@@ -47,11 +47,11 @@ class CellSetRequest:
     perturbation_S
         Which perturbation each set gets: position in the embedding table.
     condition_S
-        Which condition (or prediction task) each set belongs to.
+        Which condition (or prediction request) each set belongs to.
     valid_S
-        Number of leading cells of each set that are wanted; the rest fill up the last window of a task.
-    base_SN
-        Rows of the prior's cells (see :class:`~scvi_tahoe.data.CellPrior`); None without them.
+        Number of leading cells of each set that are wanted; the rest fill up the last window of a request.
+    residual_input_SN
+        Rows of the prior's cells (see :class:`~scvi_tahoe.response.CellPrior`); None without them.
     """
 
     control_SN: np.ndarray
@@ -59,7 +59,7 @@ class CellSetRequest:
     perturbation_S: np.ndarray
     condition_S: np.ndarray
     valid_S: np.ndarray
-    base_SN: np.ndarray | None = None
+    residual_input_SN: np.ndarray | None = None
 
     @property
     def n_sets(self) -> int:
@@ -82,7 +82,7 @@ class SetPlan:
     rows: np.ndarray
     set_size: int
     sets_per_step: int
-    base_rows: Mapping[Condition, np.ndarray] | None = None
+    residual_input_rows: Mapping[Condition, np.ndarray] | None = None
 
     def cells_by_condition(self) -> dict[int, np.ndarray]:
         condition = self.index.condition_of_cell[self.rows]
@@ -98,14 +98,14 @@ class SetPlan:
             perturbation_S=self.row_of_label[self.index.perturbation.codes[first]],
             condition_S=condition_S,
             valid_S=np.full(len(condition_S), observed_SN.shape[1]),
-            base_SN=self._base(condition_S, observed_SN.shape[1], rng),
+            residual_input_SN=self._residual_input(condition_S, observed_SN.shape[1], rng),
         )
 
-    def _base(self, condition_S: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray | None:
-        if self.base_rows is None:
+    def _residual_input(self, condition_S: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray | None:
+        if self.residual_input_rows is None:
             return None
         conditions = (self.index.conditions[c] for c in condition_S)
-        return np.stack([draw_window(self.base_rows[c], size, rng) for c in conditions])
+        return np.stack([draw_window(self.residual_input_rows[c], size, rng) for c in conditions])
 
 
 def draw_window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -197,7 +197,7 @@ class FixedSampler(Sampler[CellSetRequest]):
 
 
 @dataclass(frozen=True)
-class PredictionTask:
+class ConditionRequest:
     """One condition to predict.
 
     Attributes
@@ -209,10 +209,10 @@ class PredictionTask:
     pool
         Rows that may fill up the last window.
     seed
-        Of this task alone, so that a prediction does not depend on what else is asked.
-    base
+        Of this request alone, so that a prediction does not depend on what else is asked.
+    residual_input
         Rows of the prior's cells, from which one is drawn for each predicted cell; None without them.
-    keeps_base
+    keeps_residual_input
         Whether the prior's cells are the prediction, so that they come as they are, one for each predicted cell.
     """
 
@@ -220,34 +220,35 @@ class PredictionTask:
     perturbation: int
     pool: np.ndarray
     seed: tuple[int, ...]
-    base: np.ndarray | None = None
-    keeps_base: bool = False
+    residual_input: np.ndarray | None = None
+    keeps_residual_input: bool = False
 
 
 class ExhaustiveSampler(Sampler[CellSetRequest]):
-    """Prediction sets: the start cells of each task in windows of ``set_size``.
+    """Prediction sets: the start cells of each request in windows of ``set_size``.
 
     A last window that is not full is filled with further controls, whose predictions are dropped: the network sees
     sets of the size it was trained with, always.
     """
 
-    def __init__(self, tasks: Sequence[PredictionTask], *, set_size: int, sets_per_step: int) -> None:
-        windows, bases, owner, valid = [], [], [], []
-        for i, task in enumerate(tasks):
-            n_sets = -(-len(task.controls) // set_size)
-            n_fill = n_sets * set_size - len(task.controls)
-            fill = np.random.default_rng(task.seed).choice(task.pool, n_fill)
-            windows.append(np.concatenate([task.controls, fill]).reshape(n_sets, set_size))
-            if task.base is not None:
-                rng, n = np.random.default_rng((*task.seed, 2)), n_sets * set_size
-                base = np.resize(task.base, n) if task.keeps_base else draw_window(task.base, n, rng)
-                bases.append(base.reshape(n_sets, set_size))
+    def __init__(self, requests: Sequence[ConditionRequest], *, set_size: int, sets_per_step: int) -> None:
+        windows, residual_inputs, owner, valid = [], [], [], []
+        for i, request in enumerate(requests):
+            n_sets = -(-len(request.controls) // set_size)
+            n_fill = n_sets * set_size - len(request.controls)
+            fill = np.random.default_rng(request.seed).choice(request.pool, n_fill)
+            windows.append(np.concatenate([request.controls, fill]).reshape(n_sets, set_size))
+            if request.residual_input is not None:
+                rng, n = np.random.default_rng((*request.seed, 2)), n_sets * set_size
+                rows = request.residual_input
+                rows = np.resize(rows, n) if request.keeps_residual_input else draw_window(rows, n, rng)
+                residual_inputs.append(rows.reshape(n_sets, set_size))
             owner += [i] * n_sets
             valid += [set_size] * (n_sets - 1) + [set_size - n_fill]
         self._control = np.concatenate(windows)
-        self._base = np.concatenate(bases) if bases else None
+        self._residual_input = np.concatenate(residual_inputs) if residual_inputs else None
         self._owner, self._valid = np.array(owner), np.array(valid)
-        self._perturbation = np.array([t.perturbation for t in tasks])[self._owner]
+        self._perturbation = np.array([t.perturbation for t in requests])[self._owner]
         self._step = sets_per_step
 
     def __len__(self) -> int:
@@ -258,5 +259,5 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
             take = slice(i, i + self._step)
             yield CellSetRequest(
                 self._control[take], None, self._perturbation[take], self._owner[take], self._valid[take],
-                None if self._base is None else self._base[take],
+                None if self._residual_input is None else self._residual_input[take],
             )  # fmt: skip

@@ -11,7 +11,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
-from scvi_tahoe.data._label_reading import DOSE_MARK, LabelReading, dose_label
+from scvi_tahoe.data._label_parser import DOSE_MARK, LabelParser, dose_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._composition import Combination
 
 __all__ = [
-    "Labels",
+    "CellLabels",
     "Screen",
     "ScreenKeys",
     "condition_labels",
@@ -59,9 +59,9 @@ class ScreenKeys:
         return () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
 
     @property
-    def reading(self) -> LabelReading:
+    def parser(self) -> LabelParser:
         """How perturbation labels are read."""
-        return LabelReading(
+        return LabelParser(
             control=self.control,
             combination_separator=self.combination_separator,
             has_dose=self.dose_key is not None,
@@ -90,7 +90,7 @@ class ScreenKeys:
 
 
 @dataclass(frozen=True)
-class Labels:
+class CellLabels:
     """One categorical column: ``codes[i]`` is the position in ``names`` of cell i's label.
 
     ``names`` are sorted, as strings, and each occurs in at least one cell.
@@ -100,7 +100,7 @@ class Labels:
     names: tuple[str, ...]
 
     @classmethod
-    def from_values(cls, values: Any) -> Labels:
+    def from_values(cls, values: Any) -> CellLabels:
         """Encode any column; unused categories are left out."""
         code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
         if len(code_of_cell) and code_of_cell.min() >= 0:
@@ -144,9 +144,9 @@ class Screen:
     cells: pd.Index
     expression: Any
     cell_embedding: Any
-    perturbation: Labels
-    context: Labels
-    batch: Labels | None
+    perturbation: CellLabels
+    context: CellLabels
+    batch: CellLabels | None
     control: str
 
     @property
@@ -193,10 +193,10 @@ def condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
 
 
 def _dosed_label(label: str, dose: Any, keys: ScreenKeys) -> str:
-    names = keys.reading.split(label)
+    names = keys.parser.split(label)
     if all(name == keys.control for name in names):
         return label
-    doses: list[Any] = [dose] if len(names) == 1 or not isinstance(dose, str) else keys.reading.split(dose)
+    doses: list[Any] = [dose] if len(names) == 1 or not isinstance(dose, str) else keys.parser.split(dose)
     if len(doses) != len(names):
         raise ValueError(
             f"obs[{keys.dose_key!r}] has {dose!r} for {label!r}; {len(names)} doses are needed, e.g. "
@@ -217,8 +217,8 @@ def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any
     """
     if keys.dose_key is None:
         return {keys.perturbation_key: list(labels)}
-    reading, mark = keys.reading, (keys.combination_separator or "")
-    pairs = [[text.rpartition(DOSE_MARK) for text in reading.split(label)] for label in labels]
+    parser, mark = keys.parser, (keys.combination_separator or "")
+    pairs = [[text.rpartition(DOSE_MARK) for text in parser.split(label)] for label in labels]
     names = [mark.join(name or text for name, _, text in parts) for parts in pairs]
     doses: list[Any] = [mark.join(text if name else "1" for name, _, text in parts) for parts in pairs]
     if all(len(parts) == 1 for parts in pairs):
@@ -228,8 +228,8 @@ def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any
 
 def spelled_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
     """Label of every cell's condition, perturbation and dose together, each condition in one spelling."""
-    labels = Labels.from_values(condition_labels(data, keys))
-    return np.array([keys.reading.spelling(name) for name in labels.names])[labels.codes]
+    labels = CellLabels.from_values(condition_labels(data, keys))
+    return np.array([keys.parser.spelling(name) for name in labels.names])[labels.codes]
 
 
 def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
@@ -238,7 +238,7 @@ def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     An AnnData whose labels are plain names is returned as it is.
     """
     adata = expression_adata(data, keys)
-    if adata is data and not keys.reading.composes:
+    if adata is data and not keys.parser.composes:
         return adata
     obs = adata.obs.assign(**{keys.perturbation_key: pd.Categorical(spelled_labels(data, keys))})
     if keys.context_key is not None:
@@ -272,18 +272,18 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     """
     expression = expression_adata(data, keys)
     context = (
-        Labels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
+        CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
         if keys.context_key is None
-        else Labels.from_values(obs_column(data, keys, keys.context_key))
+        else CellLabels.from_values(obs_column(data, keys, keys.context_key))
     )
     return Screen(
         genes=np.asarray(expression.var_names, dtype=object).astype(str),
         cells=expression.obs_names,
         expression=expression.X if keys.layer is None else expression.layers[keys.layer],
         cell_embedding=_embedding(data, keys),
-        perturbation=Labels.from_values(condition_labels(data, keys)),
+        perturbation=CellLabels.from_values(condition_labels(data, keys)),
         context=context,
-        batch=None if keys.batch_key is None else Labels.from_values(obs_column(data, keys, keys.batch_key)),
+        batch=None if keys.batch_key is None else CellLabels.from_values(obs_column(data, keys, keys.batch_key)),
         control=keys.control,
     )
 

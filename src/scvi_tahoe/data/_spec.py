@@ -1,4 +1,4 @@
-"""What a model fixes about its data, and how a screen becomes the sources of its minibatches."""
+"""What a model fixes about its data, and how a screen becomes a dataset of minibatches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import scipy.sparse as sp
 
 from scvi_tahoe.data._alignment import align_genes
 from scvi_tahoe.data._conditions import ConditionIndex
-from scvi_tahoe.data._dataset import CellSetDataset, MinibatchSources
-from scvi_tahoe.data._row_reading import DiskRows, is_sharded
+from scvi_tahoe.data._dataset import CellSetDataset
+from scvi_tahoe.data._disk_rows import DiskRows, is_sharded
 from scvi_tahoe.data._sampler import RandomSampler, SetPlan
 from scvi_tahoe.data._store import make_store
 
@@ -32,7 +32,7 @@ __all__ = [
     "Output",
     "Representation",
     "aligned_expression",
-    "minibatch_sources",
+    "cell_set_dataset",
     "random_minibatches",
 ]
 
@@ -70,14 +70,14 @@ class DataSpec:
     representation: Representation
     set_size: int
 
-    def covering(self, screen: Screen) -> DataSpec:
+    def with_composed(self, screen: Screen) -> DataSpec:
         """The same with table rows for combinations and doses of a screen, as far as their parts have rows."""
-        return replace(self, table=self.table.covering(screen.perturbation.names))
+        return replace(self, table=self.table.with_composed(screen.perturbation.names))
 
     def rows_of_labels(self, screen: Screen) -> np.ndarray:
         """Row of the embedding table for each perturbation code of a screen, int64 ``[codes]``."""
-        table = self.table.covering(screen.perturbation.names)
-        return np.array([table.position(name) for name in screen.perturbation.names])
+        table = self.table.with_composed(screen.perturbation.names)
+        return np.array([table.row(name) for name in screen.perturbation.names])
 
     def batch_of_cell(self, screen: Screen) -> np.ndarray | None:
         """Technical batch of each cell as the network counts them, int64 ``[cells]``; None if it does not look.
@@ -98,18 +98,18 @@ class DataSpec:
         return np.array([known[n] for n in screen.batch.names], dtype=np.int64)[screen.batch.codes]
 
 
-def minibatch_sources(
+def cell_set_dataset(
     spec: DataSpec,
     screen: Screen,
     device: torch.device,
     *,
     store: StoreKind = "auto",
     alignment: GeneAlignment | None = None,
-    exact: bool = False,
-    often: np.ndarray | None = None,
+    full_precision: bool = False,
+    pinned_rows: np.ndarray | None = None,
     rows: np.ndarray | None = None,
-) -> MinibatchSources:
-    """Where each part of a minibatch comes from.
+) -> CellSetDataset:
+    """The dataset of a screen's minibatches.
 
     Parameters
     ----------
@@ -123,21 +123,26 @@ def minibatch_sources(
         Where expression lives.
     alignment
         Of the data's genes to the model's. If None, they are matched here.
-    exact
+    full_precision
         Whether to keep expression in float32 on a GPU, too.
-    often
+    pinned_rows
         Cells that many minibatches will hold; a store on disk keeps them in memory.
     rows
         The only cells that will be read. If None, any may be.
     """
     alignment = alignment or align_genes(spec.genes, screen.genes)
     expression = make_store(
-        screen.expression, device, kind=store, alignment=None if alignment.is_identity else alignment, exact=exact,
-        often=often, rows=rows,
-    )  # fmt: skip
+        screen.expression,
+        device,
+        kind=store,
+        alignment=None if alignment.is_identity else alignment,
+        full_precision=full_precision,
+        pinned_rows=pinned_rows,
+        rows=rows,
+    )
     embedding = None if spec.representation == "expression" else make_store(screen.cell_embedding, device)
     embeds = spec.representation == "embedding"
-    return MinibatchSources(
+    return CellSetDataset(
         cells=embedding if embeds and embedding else expression,
         genes=expression if embeds else None,
         embedding=embedding if spec.representation == "expression+embedding" else None,
@@ -166,7 +171,7 @@ def random_minibatches(
     as_controls
         Whether each set gets the control's embedding instead of its perturbation's.
     """
-    spec, index = spec.covering(screen), ConditionIndex.from_screen(screen)
+    spec, index = spec.with_composed(screen), ConditionIndex.from_screen(screen)
     plan = SetPlan(
         index=index,
         pools=index.control_pools(),
@@ -175,10 +180,10 @@ def random_minibatches(
         set_size=spec.set_size,
         sets_per_step=min(8, n_sets),
     )
-    dataset = CellSetDataset(minibatch_sources(spec, screen, device))
+    dataset = cell_set_dataset(spec, screen, device)
     for request in RandomSampler(plan, n_steps=-(-n_sets // plan.sets_per_step), seed=seed):
         if as_controls:
-            control = spec.table.position(screen.control)
+            control = spec.table.row(screen.control)
             request = replace(request, perturbation_S=np.full_like(request.perturbation_S, control))
         yield dataset.to_tensors(dataset[request], device)
 

@@ -1,7 +1,7 @@
 """Where expression lives while sets are read from it, and how rows become a dense tensor on the device.
 
 A store works in two steps. ``fetch`` runs in the loader and does as little as it can; ``dense`` runs on the device.
-``expect`` may be called some steps ahead, and begins what can be begun.
+``prefetch`` may be called some steps ahead, and begins what can be begun.
 
 =========== ================================= ==========================================================
 store       fetch hands over                  dense
@@ -32,7 +32,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data._compact_rows import CompactRows, fits_half, kernel_runs_on
-from scvi_tahoe.data._row_reading import DiskRows
+from scvi_tahoe.data._disk_rows import DiskRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +67,8 @@ class CellStore(ABC):
 
     n_features: int
     description: str
-    #: minibatches that reading should be ahead of training
-    ahead: int = 1
+    #: minibatches to prefetch
+    prefetch_factor: int = 1
 
     @abstractmethod
     def fetch(self, rows: np.ndarray) -> Payload:
@@ -82,7 +82,7 @@ class CellStore(ABC):
         """The same rows, as narrow as the store holds them: float16 where it rounds values to it, else float32."""
         return self.dense(payload, device)
 
-    def expect(self, rows: np.ndarray) -> None:  # noqa: B027  most stores have nothing to begin
+    def prefetch(self, rows: np.ndarray) -> None:  # noqa: B027  most stores have nothing to begin
         """Hear that exactly this array of rows is fetched soon, and begin to read it if that helps."""
 
     def replica(self) -> CellStore:
@@ -214,7 +214,7 @@ class HostStore(CellStore):
         block = payload["entries"].to(device)
         return block.dense(torch.arange(len(block.indptr) - 1, device=device), device).view(*payload["shape"], -1)
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """Let the GPU begin to read, on a stream of its own."""
         if self._stream is None:
             return  # the device is not known before rows were wanted there once
@@ -286,12 +286,12 @@ class DiskStore(CellStore):
         Where rows will be wanted; None stands for the CPU.
     half
         Round sparse values to float16.
-    often
+    pinned_rows
         Rows that are asked for all the time: control cells. They are kept in memory where they take no more than
         half a GiB, and a request for none but them reads nothing.
     """
 
-    ahead = 4
+    prefetch_factor = 4
 
     def __init__(
         self,
@@ -300,7 +300,7 @@ class DiskStore(CellStore):
         *,
         device: torch.device | None = None,
         half: bool = False,
-        often: np.ndarray | None = None,
+        pinned_rows: np.ndarray | None = None,
     ) -> None:
         self.rows = DiskRows(matrix, alignment)
         self.n_features = self.rows.shape[1]
@@ -310,8 +310,8 @@ class DiskStore(CellStore):
         self._begun: dict[int, tuple[np.ndarray, Future]] = {}
         self._kept: CellStore | None = None
         self._place: np.ndarray | None = None
-        if often is not None and len(often):
-            self._keep(np.unique(often), device or torch.device("cpu"))
+        if pinned_rows is not None and len(pinned_rows):
+            self._keep(np.unique(pinned_rows), device or torch.device("cpu"))
 
     def _keep(self, rows: np.ndarray, device: torch.device) -> None:
         n_entries = self.rows.n_entries(rows)
@@ -329,7 +329,7 @@ class DiskStore(CellStore):
         expected, reading = self._begun.pop(id(rows), (None, None))
         return reading.result() if reading is not None and expected is rows else self._read(rows)
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """Begin to read in a thread."""
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="scvi-tahoe-disk")
@@ -396,12 +396,12 @@ class SelectedRows(CellStore):
         """What the store makes of it."""
         return self.store.dense(payload, device)
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """Let the store begin to read."""
         while len(self._expected) > 8:
             self._expected.pop(next(iter(self._expected)))
         self._expected[id(rows)] = (rows, places := self._places(rows))
-        self.store.expect(places)
+        self.store.prefetch(places)
 
     def replica(self) -> SelectedRows:
         """The same of the store's."""
@@ -468,8 +468,8 @@ def make_store(
     *,
     kind: StoreKind = "auto",
     alignment: GeneAlignment | None = None,
-    exact: bool = False,
-    often: np.ndarray | None = None,
+    full_precision: bool = False,
+    pinned_rows: np.ndarray | None = None,
     rows: np.ndarray | None = None,
 ) -> CellStore:
     """Choose where expression lives.
@@ -487,10 +487,10 @@ def make_store(
         * ``'device'``, ``'host'``, ``'disk'`` - that place
     alignment
         Order of genes to bring the columns into.
-    exact
+    full_precision
         Keep float32 values for a GPU too. Otherwise it gets sparse values rounded to float16, whatever the store: a
         relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
-    often
+    pinned_rows
         Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.
     rows
         The only rows that will be read; None: any. No others are taken to the device, if that saves at
@@ -511,13 +511,13 @@ def make_store(
             "store='disk' needs data on disk; open the file with sc.read_h5ad(path, backed='r'), or convert it with "
             "`scvi-tahoe convert` and open that with scvi_tahoe.read_store(folder), which is faster."
         )
-    half = device.type == "cuda" and not exact
+    half = device.type == "cuda" and not full_precision
     chosen = None if rows is None else np.unique(rows)
     if not in_memory and kind == "auto" and chosen is not None and _bytes_of_rows(matrix, len(chosen)) <= _READ_ONCE:
         some = _as_rows(matrix[chosen])
         return SelectedRows(_in_memory(some, device, kind, alignment, half=half), chosen, matrix.shape[0])
     if not in_memory and kind in ("auto", "disk"):
-        return DiskStore(matrix, alignment, device=device, half=half, often=often)
+        return DiskStore(matrix, alignment, device=device, half=half, pinned_rows=pinned_rows)
     if not in_memory:
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
     matrix = _as_rows(matrix)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from anndata import AnnData
 
-from scvi_tahoe.data._row_reading import is_sharded
+from scvi_tahoe.data._disk_rows import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

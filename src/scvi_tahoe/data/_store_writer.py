@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data._row_reading import fast_codecs
+from scvi_tahoe.data._disk_rows import fast_codecs
 from scvi_tahoe.data._store_folder import MANIFEST, VERSION, files_of, quiet_zarr
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from mudata import MuData
 
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._composition import COMBINATIONS
+from scvi_tahoe.data._disk_rows import is_sharded
 from scvi_tahoe.data._embedding_table import EmbeddingTable
 from scvi_tahoe.data._fusion import TableFusion
-from scvi_tahoe.data._label_reading import DOSE_MARK
-from scvi_tahoe.data._row_reading import is_sharded
+from scvi_tahoe.data._label_parser import DOSE_MARK
 from scvi_tahoe.data._scale import verify_log1p
 from scvi_tahoe.data._screen import Screen, ScreenKeys, condition_labels, expression_adata, obs_column, read_screen
 from scvi_tahoe.data._store_folder import unverified_values
@@ -102,10 +102,10 @@ def _verify_encoding(keys: ScreenKeys) -> None:
 def _verify_spelling(labels: Sequence[str], keys: ScreenKeys) -> None:
     seen: dict[str, str] = {}
     for label in labels:
-        if (other := seen.setdefault(keys.reading.spelling(label), label)) != label:
+        if (other := seen.setdefault(keys.parser.spelling(label), label)) != label:
             raise ValueError(
                 f"obs[{keys.perturbation_key!r}] has {other!r} and {label!r}, which mean the same; write them one way, "
-                f"{keys.reading.spelling(label)!r}."
+                f"{keys.parser.spelling(label)!r}."
             )
 
 
@@ -235,18 +235,18 @@ def read_table(
     tables = [EmbeddingTable.from_user(found[key], f"uns[{key!r}]") for key in keys.table_keys]
     if isinstance(keys.perturbation_embedding_key, str):
         return tables[0]
-    known = None if like is None else like.parts.fusion
+    known = None if like is None else like.components.fusion
     return (known or TableFusion.of(tables)).apply(tables)
 
 
 def _verify_rows(labels: Sequence[str], table: EmbeddingTable, keys: ScreenKeys) -> None:
     # the control may be absent from a table of genes or drugs: its row is zeros then
-    parts = {part.name for label in labels for part in keys.reading.parts(label)}
-    missing = sorted(parts - set(table.names) - {keys.control})
+    components = {component.name for label in labels for component in keys.parser.components(label)}
+    missing = sorted(components - set(table.names) - {keys.control})
     if missing:
         where = " and ".join(f"uns[{key!r}]" for key in keys.table_keys)
         raise ValueError(
-            f"{where} has no row for {len(missing)} of {len(parts)} perturbations: {missing[:5]}"
+            f"{where} has no row for {len(missing)} of {len(components)} perturbations: {missing[:5]}"
             f"{nearest_names(missing[0], table.names)}; add the rows or remove those cells."
         )
 

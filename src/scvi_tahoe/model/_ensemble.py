@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data import ConditionIndex, condition_of_cell, minibatch_sources, read_screen
+from scvi_tahoe.data import ConditionIndex, cell_set_dataset, condition_of_cell, read_screen
 from scvi_tahoe.evaluate import EvaluationReference
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
@@ -210,10 +210,15 @@ class TahoeEnsemble:
         key = model.keys.context_key
         contexts = [index.contexts[0]] * len(table) if key is None else table[key].tolist()
         controls = {context: index.controls(context) for context in dict.fromkeys(contexts)}
-        sources = minibatch_sources(
-            spec, screen, model.device, alignment=alignment, exact=True, rows=np.concatenate([*controls.values()])
+        dataset = cell_set_dataset(
+            spec,
+            screen,
+            model.device,
+            alignment=alignment,
+            full_precision=True,
+            rows=np.concatenate([*controls.values()]),
         )
-        mean_of = {c: mean_expression(sources.cells, rows, model.device) for c, rows in controls.items()}
+        mean_of = {c: mean_expression(dataset.cells, rows, model.device) for c, rows in controls.items()}
         return np.stack([mean_of[context] for context in contexts])
 
     def evaluate(
@@ -253,7 +258,7 @@ class TahoeEnsemble:
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=ensemble.predict(...)."
                 )
-            asked = conditions_asked(ConditionIndex.from_screen(read_screen(observed, first.keys)), first.keys.reading)
+            asked = conditions_asked(ConditionIndex.from_screen(read_screen(observed, first.keys)), first.keys.parser)
             prediction = self.predict(observed, **asked, seed=seed, progress=progress)
         return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
 

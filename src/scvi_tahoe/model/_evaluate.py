@@ -119,7 +119,7 @@ class EvaluateMixin(PredictMixin):
         """Predict every condition of observed data, as many cells as were observed."""
         return self.predict(
             observed,
-            **conditions_asked(ConditionIndex.from_screen(read_screen(observed, self.keys)), self.keys.reading),
+            **conditions_asked(ConditionIndex.from_screen(read_screen(observed, self.keys)), self.keys.parser),
             output="expression" if counts_layer is None else "counts",
             counts_layer=counts_layer,
             seed=seed,
@@ -132,7 +132,7 @@ def _verify_labels(reference: EvaluationReference, keys: ScreenKeys) -> None:
     labels = sorted({label for _, label in reference.cells.rows} - {keys.control})
     for label in labels if keys.dose_key is not None else ():
         try:
-            keys.reading.parts(label)
+            keys.parser.components(label)
         except ValueError:
             raise ValueError(
                 f"this reference was made of labels without doses ({label!r}), and the model predicts each dose: pass "

@@ -11,7 +11,7 @@ import scvi
 import torch
 
 from scvi_tahoe._constants import REGISTRY, TENSORS
-from scvi_tahoe.data import NUMBER_COLUMNS, Composition, EmbeddingTable, EmbeddingTableField, Part, TableFusion
+from scvi_tahoe.data import NUMBER_COLUMNS, Component, Composition, EmbeddingTable, EmbeddingTableField, TableFusion
 from scvi_tahoe.nn import merged_state
 from scvi_tahoe.pretrained import (
     LabelMatch,
@@ -125,11 +125,11 @@ def _table(table: EmbeddingTable) -> PerturbationTable:
     composition = table.composition
     if composition is None:
         return PerturbationTable(table.names, None if table.one_hot else table.matrix)
-    parts = composition.parts.names
-    labels = [i for i, name in enumerate(table.names) if name not in composition.parts.row_of]
+    components = composition.components.names
+    labels = [i for i, name in enumerate(table.names) if name not in composition.components.row_of]
     return PerturbationTable(
-        (*parts, *(table.names[i] for i in labels)),
-        np.concatenate([composition.rows((Part(name),) for name in parts), table.matrix[labels]]),
+        (*components, *(table.names[i] for i in labels)),
+        np.concatenate([composition.rows((Component(name),) for name in components), table.matrix[labels]]),
         composition.columns,
     )
 
@@ -151,14 +151,14 @@ def _table_of(source: PretrainedModel) -> EmbeddingTable:
     names = table.names[: how["n_rows"]]
     one_hot = table.columns is not None
     matrix = table.vectors(names)[:, : len(names) if one_hot else how["width"]]
-    parts = EmbeddingTable(names, np.ascontiguousarray(matrix), one_hot, fusion=fusion)
-    composition = Composition.from_dict({k: how[k] for k in ("reading", "combination", "n_parts")}, parts)
+    components = EmbeddingTable(names, np.ascontiguousarray(matrix), one_hot, fusion=fusion)
+    composition = Composition.from_dict({k: how[k] for k in ("reading", "combination", "n_parts")}, components)
     return EmbeddingTable.composed(composition, how["labels"])
 
 
 def _fusion(table: EmbeddingTable) -> dict[str, Any] | None:
     """How several tables became one, as plain values."""
-    fusion = table.parts.fusion
+    fusion = table.components.fusion
     return None if fusion is None else {k: [a.tolist() for a in v] for k, v in fusion.to_dict().items()}
 
 
@@ -166,7 +166,7 @@ def _composition(table: EmbeddingTable) -> dict[str, Any] | None:
     """How rows were made, as plain values that travel in a folder beside the rows."""
     if table.composition is None:
         return None
-    size = {"n_rows": len(table.parts.names), "width": table.parts.width, "labels": list(table.names)}
+    size = {"n_rows": len(table.components.names), "width": table.components.width, "labels": list(table.names)}
     return {**table.composition.to_dict(), **size}
 
 
@@ -294,7 +294,7 @@ def registry_of(source: PretrainedModel, model_name: str) -> dict[str, Any]:
         REGISTRY.CONTROL: ({"label": source.control}, {}),
         REGISTRY.PERTURBATION_EMBEDDING: (
             EmbeddingTableField.state(table),
-            {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_parts},
+            {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_components},
         ),
         REGISTRY.CONTEXT: ({"names": _objects(contexts)}, {"n_context": len(contexts)}),
     }
@@ -401,10 +401,10 @@ def united_table(source: PretrainedModel, data: EmbeddingTable) -> EmbeddingTabl
 
     The labels that only the weights know stay predictable after fine-tuning.
     """
-    if source.perturbations.columns is None or not data.parts.one_hot:
+    if source.perturbations.columns is None or not data.components.one_hot:
         return None
     known = [name for name in source.perturbations.columns if name not in NUMBER_COLUMNS]
-    return data.over(EmbeddingTable.one_hot_of([*known, *(n for n in data.parts.names if n not in known)]))
+    return data.reindexed(EmbeddingTable.one_hot_of([*known, *(n for n in data.components.names if n not in known)]))
 
 
 def verify_scale(

@@ -129,7 +129,9 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
     def perturbation_table(self) -> EmbeddingTable:
         """Embedding rows of all perturbations that the model can predict."""
         table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
-        return table if self.one_hot_labels_ is None else table.over(EmbeddingTable.one_hot_of(self.one_hot_labels_))
+        return (
+            table if self.one_hot_labels_ is None else table.reindexed(EmbeddingTable.one_hot_of(self.one_hot_labels_))
+        )
 
     def state_registry(self, key: str) -> dict[str, Any]:
         """What the registry stored for a field, also without data."""
@@ -161,7 +163,7 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to train it.")
         self._validate_anndata()
         screen = verify_screen(self.adata, self.keys, table_required=False)
-        table = self.perturbation_table.covering(screen.perturbation.names)
+        table = self.perturbation_table.with_composed(screen.perturbation.names)
         unknown = sorted(n for n in screen.perturbation.names if table.known_name(n) not in table.names)
         if unknown:
             raise ValueError(f"the model has no embedding row for these perturbations of the data: {unknown[:5]}.")

@@ -13,7 +13,7 @@ from scvi_tahoe.data import (
     OUTPUTS,
     ConditionIndex,
     align_genes,
-    minibatch_sources,
+    cell_set_dataset,
     read_screen,
     read_table,
     verify_screen,
@@ -192,11 +192,17 @@ class PredictMixin(FittedModel):
         forward = Forward(
             set_size=self.set_size, batch_size=batch_size, output=output, products=products, progress=progress
         )
-        sources = minibatch_sources(
-            spec, screen, chosen[0], store=store, alignment=alignment, exact=products is None, rows=plan.rows_read
+        dataset = cell_set_dataset(
+            spec,
+            screen,
+            chosen[0],
+            store=store,
+            alignment=alignment,
+            full_precision=products is None,
+            rows=plan.rows_read,
         )
-        sources, plan, base, starts_from = with_residual_input(
-            sources, plan, learned, spec, screen, index, seed=seed, device=chosen[0]
+        dataset, plan, base, starts_from = with_residual_input(
+            dataset, plan, learned, spec, screen, index, seed=seed, device=chosen[0]
         )
         record = self._prediction_record(output, seed) | {"starts_from": dict(Counter(starts_from))}
         if output != "prior" and (left := plan.left_as_prior):
@@ -207,9 +213,9 @@ class PredictMixin(FittedModel):
                 "to learn what to change about that."
             )
         job = PredictionJob(
-            module=self.module, sources=sources, plan=plan, base=base, forward=forward, devices=chosen,
+            module=self.module, dataset=dataset, plan=plan, base=base, forward=forward, devices=chosen,
             genes=self.genes, obs=cells_of_plan(plan, screen, self.keys), record=record,
-            observed_cosine=self.observed_cosine_, reading=self.keys.reading,
+            observed_cosine=self.observed_cosine_, parser=self.keys.parser,
             counts=counts, control_layer=control_layer,
         )  # fmt: skip
         return job.in_memory() if target is None else job.to_file(target)

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe._module import base_cells
+from scvi_tahoe._module import residual_input
 from scvi_tahoe.data import random_minibatches, verify_screen
 from scvi_tahoe.model._exchange import (
     labels_of,
@@ -156,7 +156,7 @@ class PretrainedMixin(FittedModel):
             register_in_order(cls, adata, weights.labels.genes or ())
         with options_of_user(objective=objective, network=network):
             model = cls(adata, registry, seed=seed, **chosen)
-        model._adopt(one_hot_labels_=None if table is None else list(table.parts.names))
+        model._adopt(one_hot_labels_=None if table is None else list(table.components.names))
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)
         report = replace(start.report, notes=(*start.report.notes, *without_prior))
@@ -332,7 +332,7 @@ class PretrainedMixin(FittedModel):
                     "control_SNG": m[TENSORS.CONTROL],
                     "perturbation_SP": m[TENSORS.PERTURBATION],
                     "batch_SN": m.get(TENSORS.BATCH),
-                    "base_SNG": base_cells(m),
+                    "base_SNG": residual_input(m),
                 },
                 m[TENSORS.OBSERVED],
             )

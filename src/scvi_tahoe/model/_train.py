@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from scvi_tahoe.data import ConditionIndex, Split, combines_measured_parts, default_split, minibatch_sources
+from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import asked_in_order
 from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
 from scvi_tahoe.training import (
     UNUSED_OPTIONS,
     TrainingRun,
+    TrainOptions,
     begin_adapters,
-    computed_scores,
-    default_lr,
     end_adapters,
     read_adapters,
     run_learning_rate_test,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from lightning.pytorch.loggers import Logger
 
-    from scvi_tahoe.data import AssignedSplit, CellStore, Condition, Output, Screen, StoreKind
-    from scvi_tahoe.training import LearningRateTest, MemoryPlan, PlanConfig, Recipe, TrainingData
+    from scvi_tahoe.data import AssignedSplit, CellStore, Condition, Output, Split, StoreKind
+    from scvi_tahoe.training import LearningRateTest, MemoryPlan, Recipe
 
 __all__ = ["TrainMixin"]
 
@@ -101,7 +101,7 @@ class TrainMixin(PredictMixin):
             Folder for ``best.ckpt``, ``last.ckpt`` and ``metrics.csv``; None writes nothing.
         resume_from
             Checkpoint of an interrupted run: optimizer, schedule and step go on as if nothing had happened. Nothing
-            else ever restores them.
+            else ever restores them. Of a run that reached its end, the result is taken.
         logger
             Loggers beside ``model.history``: ``'csv'`` (a file in ``save_dir``), ``'tensorboard'``, ``'wandb'``, None,
             or Lightning loggers.
@@ -132,58 +132,39 @@ class TrainMixin(PredictMixin):
         ValueError
             If an option is unknown or out of range, or ``save_dir`` holds a checkpoint of another run.
         """
+        options = TrainOptions.of_call(locals())
         screen = self._training_screen()
-        split = self._chosen_split(split, screen)
-        run = TrainingRun.prepare(
-            default_lr=self._default_lr(screen),
-            max_steps=max_steps,
-            batch_size=batch_size,
-            validate_every=validate_every,
-            plan_options={
-                "recipe": recipe, "freeze_backbone": freeze_backbone, "lr": lr, "seed": seed,
-                **(plan_kwargs or {}),
-            },
-            monitor=monitor,
-            monitored=computed_scores(self.module, self.representation),
-            patience=patience,
-            save_steps=save_steps,
-            save_dir=save_dir,
-            resume_from=resume_from,
-            trainer_options={**trainer_kwargs, "precision": precision},
-            setting={
-                "set_size": self.set_size, "representation": self.representation, "prior": self.prior,
-                "objective": self.module.objective.config.to_dict(), "split": split.to_dict(),
-                "n_cells": screen.n_cells, "n_pretrained": len(self.pretrained_parameters_),
-            },
-        )  # fmt: skip
-        run.plan.refuse_unused(self.module, self.pretrained_parameters_)
-        self._begin_adapters(run.plan)
-        data = self._training_data(run, screen, split, store=store, progress=progress)
-        self._adopt(
-            prior_=data.prior,
-            decoder_weight_=self.decoder_weight_ if data.decoder_weight is None else data.decoder_weight,
-            observed_cosine_=observed_cosines(
-                data.expression, data.split.index, data.split.train, run.device, reading=self.keys.reading, seed=seed
-            ),
+        index = ConditionIndex.from_screen(screen)
+        run = self._resolved(options, index)
+        data = training_data(self._spec(), screen, index, run, self.module, self.prior)
+        adapters, pretrained = begin_adapters(
+            self.module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
         )
-        compiles = run.compiles(self.module, compile)
-        run.announce(self.module, self.pretrained_parameters_, data.minibatches, compiles=compiles, progress=progress)
         previous = self.history_ or {}
-        # history: a copy, as scvi-tools writes into it
-        self._adopt(history_=dict(previous), split_=data.split.split.to_dict())
-        with run.interruptible():
+        self._adopt(
+            adapters_=adapters,
+            pretrained_parameters_=pretrained,
+            prior_=data.prior,
+            observed_cosine_=observed_cosines(
+                data.expression, index, data.split.train, run.device, parser=self.keys.parser, seed=seed
+            ),
+            history_=dict(previous),  # a copy, as scvi-tools writes into it
+            split_=run.split.to_dict(),
+        )
+        if data.decoder_weight is not None:
+            self.module.objective.decoder_weight = data.decoder_weight
+            self._adopt(decoder_weight_=data.decoder_weight)
+        run.announce(self.module, pretrained, data.minibatches)
+        with run.fitting():
             super().train(
-                max_epochs=run.n_epochs,
                 datamodule=data.minibatches,
                 plan_kwargs={
                     "config": run.plan,
-                    "pretrained": self.pretrained_parameters_,
+                    "pretrained": pretrained,
                     "setting": run.setting,
-                    "compiles": compiles,
+                    "compiles": run.compiles(self.module),
                 },
-                **run.trainer_kwargs(
-                    logger=logger, progress=progress, conditions=data.split.index.conditions, genes=self.genes
-                ),
+                **run.trainer_kwargs(index.conditions, self.genes),
             )
         history, config = run.outcome(self.trainer, previous)
         self._adopt(
@@ -191,32 +172,40 @@ class TrainMixin(PredictMixin):
             pretrained_parameters_=[name for name, _ in self.module.named_parameters()],
             training_config_=config,
         )
-        share = None
+        shrinkage = None
         if shrink_correction:
-            share = self._shrink_correction(data.split, data.prior, data.expression, run.device)
-        self._adopt(training_config_={**config, "correction_share": share})
+            shrinkage = self._shrink_correction(data.split, data.prior, data.expression, run.device)
+        self._adopt(training_config_={**config, "correction_share": shrinkage})
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(data.split.train, data.split.validation)
-            self._adopt(prior_=learn_prior(self.prior, self._spec(), screen, data.split.index, rows, seed=seed))
+            self._adopt(prior_=learn_prior(self.prior, self._spec(), screen, index, rows, seed=seed))
 
-    def _chosen_split(self, split: Split | None, screen: Screen) -> Split:
-        if split is None:
-            return default_split(ConditionIndex.from_screen(screen), with_prior=self.prior != "none")
-        if not isinstance(split, Split):
-            raise TypeError(
-                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
-                "HeldOutPerturbations(validation=[...])."
-            )
-        return split
+    def plan_training(self, max_steps: int | None = None, **options: Any) -> TrainingRun:
+        """Check all options of a training and fill in their defaults, without training or writing anything.
 
-    def _training_data(
-        self, run: TrainingRun, screen: Screen, split: Split, *, store: StoreKind, progress: bool = False
-    ) -> TrainingData:
-        data = training_data(self._spec(), screen, split, run, self.module, self.prior, store=store, progress=progress)
-        if data.decoder_weight is not None:
-            self.module.objective.decoder_weight = data.decoder_weight
-        return data
+        Parameters
+        ----------
+        max_steps, **options
+            As in :meth:`train`.
+
+        Returns
+        -------
+        What a training with these options amounts to: e.g. ``plan.lr``, ``split``, ``batch_size``, ``device``.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown, out of range or without effect.
+        """
+        index = ConditionIndex.from_screen(self._training_screen())
+        return self._resolved(TrainOptions.from_kwargs({"max_steps": max_steps, **options}), index)
+
+    def _resolved(self, options: TrainOptions, index: ConditionIndex) -> TrainingRun:
+        return TrainingRun.resolve(
+            options, spec=self._spec(), index=index, module=self.module, prior=self.prior,
+            pretrained=self.pretrained_parameters_, adapters=self.adapters_,
+        )  # fmt: skip
 
     def _shrink_correction(
         self, split: AssignedSplit, prior: Mapping[str, Any] | None, expression: CellStore, device: torch.device
@@ -242,30 +231,6 @@ class TrainMixin(PredictMixin):
                 for parameter in self.module.network.head.project.layers[-1].parameters():
                     parameter.mul_(share)
         return share
-
-    def _shrink_restored(self, split: Split) -> float | None:
-        """As :meth:`_shrink_correction`, for weights of a training that ended elsewhere."""
-        if self.prior == "none":
-            return None
-        screen, plan = self._training_screen(), (self.training_config_ or {})["plan"]
-        spec, index = self._spec().covering(screen), ConditionIndex.from_screen(screen)
-        assigned = split.assign(index, seed=plan["seed"])
-        sources = minibatch_sources(spec, screen, self.device, exact=True)
-        prior = learn_prior(self.prior, spec, screen, index, assigned.train, seed=plan["seed"])
-        return self._shrink_correction(assigned, prior, sources.cells, self.device)
-
-    def _default_lr(self, screen: Screen) -> float:
-        index = ConditionIndex.from_screen(screen)
-        strong = self.prior != "none" and (
-            index.perturbations_recur or combines_measured_parts(index, self.keys.reading)
-        )
-        return default_lr(has_strong_prior=strong, has_pretrained=bool(self.pretrained_parameters_))
-
-    def _begin_adapters(self, plan: PlanConfig) -> None:
-        adapters, pretrained = begin_adapters(
-            self.module, plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
-        )
-        self._adopt(adapters_=adapters, pretrained_parameters_=pretrained)
 
     def find_learning_rate(
         self,
@@ -306,24 +271,21 @@ class TrainMixin(PredictMixin):
             raise ValueError(f"lowest={lowest!r} and highest={highest!r} must be positive rates, the lower one first.")
         if without_effect := sorted({*UNUSED_OPTIONS} & {*(plan_kwargs or {})}):
             raise ValueError(f"plan_kwargs {without_effect} have no effect while the rate grows; leave them out.")
-        screen = self._training_screen()
-        split = self._chosen_split(split, screen)
-        run = TrainingRun.prepare(
-            default_lr=self._default_lr(screen), max_steps=n_steps, batch_size=batch_size,
-            validate_every=n_steps, plan_options={"recipe": recipe, "seed": seed, **(plan_kwargs or {})},
-            monitor="validation_loss", patience=None, save_dir=None, resume_from=None,
-            trainer_options={"precision": precision}, setting={"set_size": self.set_size},
+        options = TrainOptions(
+            max_steps=n_steps, recipe=recipe, batch_size=batch_size, split=split, validate_every=n_steps, store=store,
+            precision=precision, seed=seed, progress=False, plan_kwargs=plan_kwargs,
         )  # fmt: skip
-        before = self.adapters_
-        try:
-            self._begin_adapters(run.plan)
-            data = self._training_data(run, screen, split, store=store)
-            return run_learning_rate_test(
-                self.module, self.pretrained_parameters_, run, data.minibatches, lowest=lowest, highest=highest
-            )
-        finally:
-            if before is None and self.adapters_ is not None:
-                self.merge_adapters()  # they are zero
+        screen = self._training_screen()
+        index = ConditionIndex.from_screen(screen)
+        run = self._resolved(options, index)
+        module = copy.deepcopy(self.module)
+        data = training_data(self._spec(), screen, index, run, module, self.prior)
+        _, pretrained = begin_adapters(
+            module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
+        )
+        if data.decoder_weight is not None:
+            module.objective.decoder_weight = data.decoder_weight
+        return run_learning_rate_test(module, pretrained, run, data.minibatches, lowest=lowest, highest=highest)
 
     def save_adapters(self, folder: str | Path) -> None:
         """Write the adapters of ``recipe='lora'`` alone: a hundredth of a model, put back with :meth:`load_adapters`.
@@ -387,12 +349,10 @@ class TrainMixin(PredictMixin):
         -------
         Bytes of weights, gradients, optimizer, activations and expression, and what is free.
         """
+        options = TrainOptions(batch_size=batch_size, store=store, precision=precision, trainer_kwargs=trainer_kwargs)
         screen = self._training_screen()
-        run = TrainingRun.prepare(
-            default_lr=self._default_lr(screen), max_steps=None, batch_size=batch_size,
-            validate_every=None, plan_options={}, monitor="validation_loss", patience=None, save_dir=None,
-            resume_from=None, trainer_options={**trainer_kwargs, "precision": precision},
-            setting={"set_size": self.set_size},
-        )  # fmt: skip
-        sources = minibatch_sources(self._spec().covering(screen), screen, run.device, store=store, exact=run.exact)
-        return run.memory(self.module, self.pretrained_parameters_, sources)
+        run = self._resolved(options, ConditionIndex.from_screen(screen))
+        dataset = cell_set_dataset(
+            self._spec().with_composed(screen), screen, run.device, store=store, full_precision=run.full_precision
+        )
+        return run.memory(self.module, self.pretrained_parameters_, dataset)

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe._devices import explained_out_of_memory
-from scvi_tahoe._module import base_cells
-from scvi_tahoe.data import CellSetDataset, CellSetRequest, CellStore, ExhaustiveSampler, MinibatchSources, make_store
+from scvi_tahoe._module import residual_input
+from scvi_tahoe.data import CellSetDataset, CellSetRequest, CellStore, ExhaustiveSampler, make_store
 from scvi_tahoe.prediction._host_copy import Arrivals
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class _Placed:
     request: CellSetRequest
     first_row: int
     stop_row: int
-    keeps_base_S: np.ndarray
+    keeps_residual_input_S: np.ndarray
 
 
 def default_batch_size(device: torch.device, *, set_size: int, width: int) -> int:
@@ -131,7 +131,7 @@ def prediction_width(module: TahoeSTModule, output: Output) -> int:
 
 def predicted_chunks(
     module: TahoeSTModule,
-    sources: MinibatchSources,
+    dataset: CellSetDataset,
     plan: PredictionPlan,
     forward: Forward,
     *,
@@ -146,7 +146,7 @@ def predicted_chunks(
     ----------
     module
         In eval mode.
-    sources
+    dataset
         Of its minibatches.
     plan
         What is to be predicted.
@@ -168,7 +168,7 @@ def predicted_chunks(
     placed = _minibatches(plan, forward)
     width = prediction_width(module, forward.output)
     devices = devices[: len(placed)]
-    replicas = _replicas(module, sources, devices)
+    replicas = _replicas(module, dataset, devices)
     full = max(one.stop_row - one.first_row for one in placed)
     n_at_once = len(placed) if out is not None else max(len(devices), chunk_bytes // (4 * width * full))
     groups = _groups(placed, plan.stops, n_at_once)
@@ -184,7 +184,7 @@ def predicted_chunks(
             cells = buffers.take(group[-1].stop_row - start)
             if out is None:
                 cells[: len(rest)] = rest
-            _supply_base(base, group, replicas, exact=forward.products is None)
+            _supply_base(base, group, replicas, full_precision=forward.products is None)
             with explained_out_of_memory(batch_size=forward.batch_size, set_size=forward.set_size, doing="prediction"):
                 _predict(replicas, group, torch.from_numpy(cells), start, forward, pool, bar)
             stop_task = int(np.searchsorted(plan.stops, group[-1].stop_row, side="right"))
@@ -194,7 +194,7 @@ def predicted_chunks(
 
 
 def prior_chunks(
-    sources: MinibatchSources,
+    dataset: CellSetDataset,
     plan: PredictionPlan,
     *,
     device: torch.device,
@@ -203,7 +203,7 @@ def prior_chunks(
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Generator[Chunk, None, None]:
     """What the prior alone says of all conditions of a plan; parameters as of :func:`predicted_chunks`."""
-    width, stops = sources.cells.n_features, plan.stops
+    width, stops = dataset.cells.n_features, plan.stops
     first = start = 0
     while first < len(plan.tasks):
         room = plan.n_cells if out is not None else chunk_bytes // (4 * width)
@@ -213,22 +213,22 @@ def prior_chunks(
         for position in range(first, stop):
             task, end = plan.tasks[position], int(stops[position]) - start
             target = cells[end - len(task.controls) : end]
-            if supplied is not None and task.base is not None:
-                supplied[task.base - offset].toarray(out=target)
+            if supplied is not None and task.residual_input is not None:
+                supplied[task.residual_input - offset].toarray(out=target)
             else:
-                _shifted(sources, position, task.controls, device, target)
+                _shifted(dataset, position, task.controls, device, target)
         yield Chunk(plan.part(first, stop), start, cells)
         first, start = stop, int(stops[stop - 1])
 
 
 @torch.inference_mode()
 def _shifted(
-    sources: MinibatchSources, position: int, controls: np.ndarray, device: torch.device, target: np.ndarray
+    dataset: CellSetDataset, position: int, controls: np.ndarray, device: torch.device, target: np.ndarray
 ) -> None:
     """Control cells moved by the shift of a prior of means."""
-    shift = torch.from_numpy(sources.shift_of_condition[position]).to(device)  # type: ignore[index]
+    shift = torch.from_numpy(dataset.residual_shift[position]).to(device)  # type: ignore[index]
     for i in range(0, len(controls), _ROWS):
-        cells = sources.cells.dense(sources.cells.fetch(controls[i : i + _ROWS]), device)
+        cells = dataset.cells.dense(dataset.cells.fetch(controls[i : i + _ROWS]), device)
         target[i : i + _ROWS] = (cells + shift).clamp_min(0).cpu().numpy()
 
 
@@ -260,25 +260,23 @@ class _Replica:
     arrivals: Arrivals
 
 
-def _replicas(
-    module: TahoeSTModule, sources: MinibatchSources, devices: Sequence[torch.device]
-) -> tuple[_Replica, ...]:
+def _replicas(module: TahoeSTModule, dataset: CellSetDataset, devices: Sequence[torch.device]) -> tuple[_Replica, ...]:
     made = []
     for i, device in enumerate(devices):
         is_own = i == 0 and device == module.device
         own = module if is_own else copy.deepcopy(module).to(device).eval()
-        shared = sources if i == 0 else replace(sources, cells=sources.cells.replica())
-        made.append(_Replica(own, CellSetDataset(shared), device, Arrivals()))
+        shared = replace(dataset) if i == 0 else replace(dataset, cells=dataset.cells.replica())
+        made.append(_Replica(own, shared, device, Arrivals()))
     return tuple(made)
 
 
 def _minibatches(plan: PredictionPlan, forward: Forward) -> list[_Placed]:
     sampler = ExhaustiveSampler(plan.tasks, set_size=forward.set_size, sets_per_step=forward.batch_size)
-    keeps_base = np.array([task.keeps_base for task in plan.tasks])
+    keeps_residual_input = np.array([task.keeps_residual_input for task in plan.tasks])
     placed, row = [], 0
     for request in sampler:
         stop = row + int(request.valid_S.sum())
-        placed.append(_Placed(request, row, stop, keeps_base[request.condition_S]))
+        placed.append(_Placed(request, row, stop, keeps_residual_input[request.condition_S]))
         row = stop
     return placed
 
@@ -297,7 +295,7 @@ def _groups(placed: Sequence[_Placed], stops: np.ndarray, n_at_once: int) -> lis
 
 
 def _supply_base(
-    base: ResidualCells | None, group: Sequence[_Placed], replicas: Sequence[_Replica], *, exact: bool
+    base: ResidualCells | None, group: Sequence[_Placed], replicas: Sequence[_Replica], *, full_precision: bool
 ) -> None:
     """Give the datasets the prior's cells of the conditions of some minibatches."""
     if base is None:
@@ -305,10 +303,10 @@ def _supply_base(
     cells, first_row = base.of_conditions(
         int(group[0].request.condition_S.min()), int(group[-1].request.condition_S.max()) + 1
     )
-    store = make_store(cells, replicas[0].device, exact=exact)
+    store = make_store(cells, replicas[0].device, full_precision=full_precision)
     for i, replica in enumerate(replicas):
         own = _Renumbered(store if i == 0 else store.replica(), first_row)
-        replica.dataset.sources = replace(replica.dataset.sources, base=own)
+        replica.dataset.residual_input = own
 
 
 class _Renumbered(CellStore):
@@ -376,15 +374,15 @@ def _run(replica: _Replica, one: _Placed, following: _Placed | None, rows: torch
     decodes = replica.module.config.gene_decoder is not None and output != "embedding"
     payload = dataset[request]
     if following is not None:
-        dataset.expect(following.request)
+        dataset.prefetch(following.request)
     tensors = dataset.to_tensors(payload, replica.device)
-    base_SNG = base_cells(tensors)
+    base_SNG = residual_input(tensors)
     result = replica.module(
         tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH), base_SNG
     )
     cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
-    if base_SNG is not None and one.keeps_base_S.any():
-        keeps_S = torch.from_numpy(one.keeps_base_S).to(replica.device, non_blocking=True)
+    if base_SNG is not None and one.keeps_residual_input_S.any():
+        keeps_S = torch.from_numpy(one.keeps_residual_input_S).to(replica.device, non_blocking=True)
         cells_SNG = torch.where(keeps_S[:, None, None], base_SNG.to(cells_SNG.dtype), cells_SNG)
     if output == "delta":
         cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]

@@ -140,7 +140,7 @@ def counts_of_prediction(
         cells_CG = predicted_CG[start : start + len(task.controls)]
         start += len(task.controls)
         total_C = controls.total_C[task.controls]
-        if task.base is not None:
+        if task.residual_input is not None:
             order = np.lexsort((total_C, np.count_nonzero(cells_CG > 0, axis=1)))
             total_C = np.sort(total_C)[np.argsort(order)]
         rng = np.random.default_rng((*task.seed, 2))

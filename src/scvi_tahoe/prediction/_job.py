@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import CellStore, LabelReading, MinibatchSources
+    from scvi_tahoe.data import CellSetDataset, CellStore, LabelParser
     from scvi_tahoe.prediction._chunks import Chunk, Forward
     from scvi_tahoe.prediction._counts import ControlCounts
     from scvi_tahoe.prediction._request import PredictionPlan
@@ -45,7 +45,7 @@ class PredictionJob:
     ----------
     module
         In eval mode.
-    sources
+    dataset
         Of its minibatches.
     plan
         What is predicted.
@@ -63,7 +63,7 @@ class PredictionJob:
         What ``uns`` says of the prediction.
     observed_cosine
         Of the alarm on predictions that are all alike.
-    reading
+    parser
         Of the labels of conditions.
     counts
         Of the control cells, where counts are wanted.
@@ -72,7 +72,7 @@ class PredictionJob:
     """
 
     module: TahoeSTModule
-    sources: MinibatchSources
+    dataset: CellSetDataset
     plan: PredictionPlan
     base: ResidualCells | None
     forward: Forward
@@ -81,7 +81,7 @@ class PredictionJob:
     obs: pd.DataFrame
     record: Mapping[str, Any]
     observed_cosine: Mapping[str, float]
-    reading: LabelReading
+    parser: LabelParser
     counts: ControlCounts | None
     control_layer: bool
     _sampling: Counter[str] = field(default_factory=Counter)
@@ -131,7 +131,7 @@ class PredictionJob:
         control_means = self._control_means
         alarm = CollapseAlarm(
             self._expression, device, self.observed_cosine,
-            reading=self.reading, output=output, control_means=control_means,
+            parser=self.parser, output=output, control_means=control_means,
         )  # fmt: skip
         with ThreadPoolExecutor(1) as after, closing(self._chunks(out)) as chunks:
             before: Future[None] | None = None
@@ -157,10 +157,10 @@ class PredictionJob:
     def _chunks(self, out: np.ndarray | None) -> Generator[Chunk, None, None]:
         if self.forward.output == "prior":
             return prior_chunks(
-                self.sources, self.plan, device=self.devices[0], base=self.base, out=out, chunk_bytes=CHUNK_BYTES
+                self.dataset, self.plan, device=self.devices[0], base=self.base, out=out, chunk_bytes=CHUNK_BYTES
             )
         return predicted_chunks(
-            self.module, self.sources, self.plan, self.forward, devices=self.devices, base=self.base, out=out,
+            self.module, self.dataset, self.plan, self.forward, devices=self.devices, base=self.base, out=out,
             chunk_bytes=CHUNK_BYTES,
         )  # fmt: skip
 
@@ -184,12 +184,12 @@ class PredictionJob:
 
     @property
     def _expression(self) -> CellStore:
-        return self.sources.genes or self.sources.cells
+        return self.dataset.expression
 
     @property
     def _start(self) -> CellStore:
         """What predicted cells are compared with: control cells in their own space."""
-        return self.sources.cells if self.forward.output == "embedding" else self._expression
+        return self.dataset.cells if self.forward.output == "embedding" else self._expression
 
     @property
     def _width(self) -> int:

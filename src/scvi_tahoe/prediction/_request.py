@@ -12,7 +12,7 @@ import pandas as pd
 
 from scvi_tahoe._constants import OBS
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data import Condition, PredictionTask, label_columns
+from scvi_tahoe.data import Condition, ConditionRequest, label_columns
 from scvi_tahoe.response import CONTROL_CELLS, ResidualCells, prior_and_targets
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import torch
 
     from scvi_tahoe.data import (
+        CellSetDataset,
         ConditionIndex,
         DataSpec,
         EmbeddingTable,
-        LabelReading,
-        MinibatchSources,
+        LabelParser,
         Screen,
         ScreenKeys,
     )
@@ -51,7 +51,7 @@ class PredictionPlan:
 
     conditions: tuple[Condition, ...]
     labels: tuple[str, ...]
-    tasks: tuple[PredictionTask, ...]
+    tasks: tuple[ConditionRequest, ...]
 
     @property
     def n_cells(self) -> int:
@@ -83,7 +83,7 @@ class PredictionPlan:
     @property
     def left_as_prior(self) -> list[str]:
         """Labels whose prior the network does not correct."""
-        return sorted({label for label, task in zip(self.labels, self.tasks, strict=True) if task.keeps_base})
+        return sorted({label for label, task in zip(self.labels, self.tasks, strict=True) if task.keeps_residual_input})
 
     def part(self, first: int, stop: int) -> PredictionPlan:
         """The conditions from ``first`` to before ``stop``."""
@@ -185,12 +185,12 @@ def plan_prediction(
         task_seed = (seed, *(zlib.crc32(label.encode()) for label in condition))
         controls = pools[condition.context]
         start = _start_cells(controls, n, np.random.default_rng(task_seed))
-        tasks.append(PredictionTask(start, table.position(condition.perturbation), controls, (*task_seed, 1)))
+        tasks.append(ConditionRequest(start, table.row(condition.perturbation), controls, (*task_seed, 1)))
     return PredictionPlan(tuple(found.values()), tuple(asked.perturbation for asked in found), tuple(tasks))
 
 
 def with_residual_input(
-    sources: MinibatchSources,
+    dataset: CellSetDataset,
     plan: PredictionPlan,
     learned: Mapping[str, Any] | None,
     spec: DataSpec,
@@ -199,7 +199,7 @@ def with_residual_input(
     *,
     seed: int,
     device: torch.device,
-) -> tuple[MinibatchSources, PredictionPlan, ResidualCells | None, list[str]]:
+) -> tuple[CellSetDataset, PredictionPlan, ResidualCells | None, list[str]]:
     """What a learned prior adds to a prediction.
 
     Returns
@@ -209,32 +209,36 @@ def with_residual_input(
     words.
     """
     if learned is None:
-        return sources, plan, None, [CONTROL_CELLS] * len(plan.tasks)
+        return dataset, plan, None, [CONTROL_CELLS] * len(plan.tasks)
     prior, targets = prior_and_targets(learned, spec, screen, index, plan.conditions)
     words = prior.starts_from(plan.conditions, spec.table)
     corrected = prior.is_corrected(plan.conditions, spec.table)
     has_cells = prior.kind == "cells"
     tasks = tuple(
-        replace(task, keeps_base=not yes, base=np.arange(stop - len(task.controls), stop) if has_cells else None)
+        replace(
+            task,
+            keeps_residual_input=not yes,
+            residual_input=np.arange(stop - len(task.controls), stop) if has_cells else None,
+        )
         for task, yes, stop in zip(plan.tasks, corrected.tolist(), plan.stops, strict=True)
     )
     plan = replace(plan, tasks=tasks)
     if has_cells:
         return (
-            sources,
+            dataset,
             plan,
             ResidualCells(prior, targets, plan.conditions, plan.sizes, spec.table, seed, device),
             words,
         )
     base = prior.base_from(targets, plan.conditions, spec.table, n_cells=plan.sizes, seed=seed, device=device)
-    return replace(sources, shift_of_condition=base.shift), plan, None, words
+    return replace(dataset, residual_shift=base.shift), plan, None, words
 
 
 def _refuse_control(index: ConditionIndex, table: EmbeddingTable, labels: Sequence[str]) -> None:
     # its row would give it the mean effect of all perturbations
-    reading = None if table.composition is None else table.composition.reading
+    parser = None if table.composition is None else table.composition.parser
     for label in labels:
-        if label == index.control or (reading is not None and reading.is_control(label)):
+        if label == index.control or (parser is not None and parser.is_control(label)):
             raise ValueError(
                 f"perturbations names {label!r}, which is the control ({index.control!r}): control cells are what "
                 "predictions start from, and are in the data. Name perturbations, or leave the argument out for all "
@@ -250,8 +254,8 @@ def covered_by_asking(screen: Screen, table: EmbeddingTable, labels: Sequence[st
     """
     if table.composition is None:
         return table
-    reading, measured = table.composition.reading, set(screen.perturbation.names)
-    return table.covering([p for p in labels if p in measured or p in table.row_of or reading.repeated(p) is None])
+    parser, measured = table.composition.parser, set(screen.perturbation.names)
+    return table.with_composed([p for p in labels if p in measured or p in table.row_of or parser.repeated(p) is None])
 
 
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
@@ -259,7 +263,7 @@ def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]
     known = {label: table.known_name(label) for label in labels}
     unknown = [label for label, name in known.items() if name not in table.row_of]
     for label in unknown:
-        if table.composition is not None and (part := table.composition.reading.repeated(label)):
+        if table.composition is not None and (part := table.composition.parser.repeated(label)):
             raise ValueError(
                 f"perturbation {label!r} names {part!r} twice, and was not measured: {part!r} would count twice. Name "
                 "each part of a combination once."
@@ -273,9 +277,9 @@ def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]
 
 def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
     """Why labels cannot be predicted, and what would help."""
-    parts = table.parts
+    parts = table.components
     composition = table.composition
-    names = unknown if composition is None else [p for u in unknown for p in composition.unknown_parts(u)]
+    names = unknown if composition is None else [p for u in unknown for p in composition.unknown_components(u)]
     near = "; ".join(f"{name!r}{nearest_names(name, parts.names)}" for name in dict.fromkeys(names[:5]))
     remedy = (
         "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
@@ -286,14 +290,14 @@ def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
     return f"the model knows no perturbation {near}: {remedy}."
 
 
-def conditions_asked(index: ConditionIndex, reading: LabelReading) -> dict[str, Any]:
+def conditions_asked(index: ConditionIndex, parser: LabelParser) -> dict[str, Any]:
     """Arguments of ``predict`` that ask for the conditions of observed data, as many cells as were observed of each."""
     observed = np.bincount(index.condition_of_cell[~index.is_control])
     # controls may be labelled as a combination of controls
     sizes = {
         c: int(n)
         for c, n in zip(index.conditions, observed, strict=True)
-        if not (reading.composes and reading.is_control(c.perturbation))
+        if not (parser.composes and parser.is_control(c.perturbation))
     }
     return asked_in_order(sizes)
 

@@ -16,6 +16,6 @@ _CELLS_UP_TO = 5_000_000  # conditions x genes whose prior is made in minutes
 def choose_prior(index: ConditionIndex, keys: ScreenKeys, n_genes: int) -> Prior:
     """Cells, if most conditions can be made from others and there are not too many conditions to keep."""
     is_small = len(index.conditions) * n_genes <= _CELLS_UP_TO
-    parts = [keys.reading.parts(label) for label in index.perturbations]
-    has_parts = keys.combination_separator is not None and sum(len(of_label) == 1 for of_label in parts) > 1
+    components = [keys.parser.components(label) for label in index.perturbations]
+    has_parts = keys.combination_separator is not None and sum(len(of_label) == 1 for of_label in components) > 1
     return "cells" if is_small and (index.perturbations_recur or has_parts) else "none"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from scvi_tahoe.data import CellStore, Condition, ConditionIndex, LabelReading, Output
+    from scvi_tahoe.data import CellStore, Condition, ConditionIndex, LabelParser, Output
 
 __all__ = ["CollapseAlarm", "mean_expression", "means_by_code", "move_to_mean", "observed_cosines"]
 
@@ -39,7 +39,7 @@ def means_by_code(cells_CG: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def observed_cosines(
-    cells: CellStore, index: ConditionIndex, rows: np.ndarray, device: torch.device, *, reading: LabelReading, seed: int
+    cells: CellStore, index: ConditionIndex, rows: np.ndarray, device: torch.device, *, parser: LabelParser, seed: int
 ) -> dict[str, float]:
     """How alike the observed deltas of different perturbations are: their mean cosine in each context.
 
@@ -55,7 +55,7 @@ def observed_cosines(
         Perturbed cells that may be looked at.
     device
         Where rows become dense.
-    reading
+    parser
         Of the labels of conditions.
     seed
         Of the sample of conditions and cells.
@@ -72,7 +72,7 @@ def observed_cosines(
         doses: dict[str, list[int]] = {}
         for i, c in enumerate(index.conditions):
             if c.context == context and n_cells[i] >= _FEWEST_CELLS:
-                doses.setdefault(reading.without_doses(c.perturbation), []).append(i)
+                doses.setdefault(parser.without_doses(c.perturbation), []).append(i)
         if len(doses) < 2 or not len(controls) or len(cosines) == _MOST_CONTEXTS:
             continue
         base = mean_expression(cells, rng.permutation(controls)[:_MOST_CONTROLS], device)
@@ -97,7 +97,7 @@ class CollapseAlarm:
         Where rows become dense.
     observed
         Of :func:`observed_cosines`; other contexts are compared with the mean of these.
-    reading
+    parser
         Of the labels of conditions.
     output
         What the prediction holds.
@@ -111,11 +111,11 @@ class CollapseAlarm:
         device: torch.device,
         observed: Mapping[str, float],
         *,
-        reading: LabelReading,
+        parser: LabelParser,
         output: Output,
         control_means: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self._cells, self._device, self._reading, self._output = cells, device, reading, output
+        self._cells, self._device, self._parser, self._output = cells, device, parser, output
         self._control_means = control_means
         self._observed = {} if output == "embedding" else observed
         self._deltas: dict[str, dict[str, list[np.ndarray]]] = {}  # by context and perturbation, one a dose
@@ -137,7 +137,7 @@ class CollapseAlarm:
         stops = np.cumsum([len(rows) for rows in controls])
         for condition, rows, stop in zip(conditions, controls, stops, strict=True):
             known = self._deltas.setdefault(condition.context, {})
-            name = self._reading.without_doses(condition.perturbation)
+            name = self._parser.without_doses(condition.perturbation)
             if name in known or len(known) < _MOST_PERTURBATIONS:
                 start = rows[:_MOST_CELLS]
                 first = stop - len(rows)

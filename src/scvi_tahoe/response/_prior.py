@@ -37,7 +37,7 @@ from scvi_tahoe.data import QUANTILES, Condition, Population, draw_window, move_
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from scvi_tahoe.data import ConditionIndex, EmbeddingTable, Part
+    from scvi_tahoe.data import Component, ConditionIndex, EmbeddingTable
 
 __all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase", "PriorOrigin", "PriorTarget"]
 
@@ -351,9 +351,9 @@ class CellPrior:
         contexts: dict[str, set[str]] = {}
         for condition in self.conditions:
             contexts.setdefault(condition.perturbation, set()).add(condition.context)
-        reading = None if table.composition is None else table.composition.reading
+        parser = None if table.composition is None else table.composition.parser
         names = [*contexts, *(c.perturbation for c in conditions)]
-        parts = {} if reading is None else {name: reading.parts(name) for name in dict.fromkeys(names)}
+        parts = {} if parser is None else {name: parser.components(name) for name in dict.fromkeys(names)}
         alone = {parts[name][0] for name in contexts if name in parts and len(parts[name]) == 1}
         known = {part.name for name in contexts for part in parts.get(name, ())}
         n_doses = Counter(part.name for part in alone if part.dose is not None)
@@ -368,7 +368,7 @@ class CellPrior:
                 return _PARTS if alone.issuperset(of_label) else _SOME_PARTS
             if table.one_hot or label not in table.row_of:
                 return _OTHERS
-            if not table.parts.one_hot:
+            if not table.components.one_hot:
                 return _NEAREST
             return _SHARING if any(part.name in known for part in of_label) else _OTHERS
 
@@ -422,7 +422,7 @@ class CellPrior:
         others = in_context & ~same if (in_context & ~same).any() else ~same
         if words in (_NEAREST, _SHARING):
             near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
-            own = () if table.composition is None else table.composition.reading.parts(label)
+            own = () if table.composition is None else table.composition.parser.components(label)
             if len(own) == 1 and own[0].dose is not None:
                 near = self._at_dose(near, own[0], table)
             return _Source(here, (label,), (near,), words)
@@ -444,25 +444,25 @@ class CellPrior:
 
         And the labels of all its doses.
         """
-        reading = table.composition.reading  # type: ignore[union-attr]
-        (own,) = reading.parts(condition.perturbation)
-        of_drug = np.array([[p.name for p in reading.parts(c.perturbation)] == [own.name] for c in self.conditions])
+        parser = table.composition.parser  # type: ignore[union-attr]
+        (own,) = parser.components(condition.perturbation)
+        of_drug = np.array([[p.name for p in parser.components(c.perturbation)] == [own.name] for c in self.conditions])
         names = tuple(sorted({self.conditions[i].perturbation for i in np.flatnonzero(of_drug)}))
         of_drug &= np.array([c.perturbation != condition.perturbation for c in self.conditions])
         here = of_drug & np.array([c.context == condition.context for c in self.conditions])
         weight = _normalised(here, np.ones(len(here))) if here.any() else self._elsewhere(of_drug, target)
         return self._at_dose(weight, own, table), names
 
-    def _at_dose(self, weight: np.ndarray, part: Part, table: EmbeddingTable) -> np.ndarray:
+    def _at_dose(self, weight: np.ndarray, part: Component, table: EmbeddingTable) -> np.ndarray:
         """The same weight for each perturbation and context, on its doses next below and above that of a part.
 
         By the distance of their logarithms; beyond the measured ones on the last.
         """
-        reading, dose = table.composition.reading, _log_dose(part)  # type: ignore[union-attr]
+        parser, dose = table.composition.parser, _log_dose(part)  # type: ignore[union-attr]
         doses: dict[tuple[str, str], list[tuple[float, int]]] = {}
         for i in np.flatnonzero(weight):
             context, label = self.conditions[i]
-            parts = reading.parts(label)
+            parts = parser.components(label)
             if len(parts) == 1:
                 doses.setdefault((context, parts[0].name), []).append((_log_dose(parts[0]), int(i)))
         weight = weight.copy()
@@ -479,11 +479,11 @@ class CellPrior:
 
     def _parts(self, condition: Condition, target: PriorTarget, table: EmbeddingTable) -> tuple[np.ndarray, ...]:
         """Weights for each part of a combination that was measured alone: in its context, else in others."""
-        reading = table.composition.reading  # type: ignore[union-attr]
-        spelling = np.array([reading.spelling(c.perturbation) for c in self.conditions])
+        parser = table.composition.parser  # type: ignore[union-attr]
+        spelling = np.array([parser.spelling(c.perturbation) for c in self.conditions])
         in_context = np.array([c.context == condition.context for c in self.conditions])
         weights = []
-        for part in reading.parts(condition.perturbation):
+        for part in parser.components(condition.perturbation):
             alone = spelling == str(part)
             if (alone & in_context).any():
                 weights.append(_normalised(alone & in_context, np.ones(len(alone))))
@@ -516,8 +516,8 @@ class CellPrior:
         """Training perturbations of several parts."""
         if table.composition is None:
             return []
-        reading = table.composition.reading
-        return sorted({c.perturbation for c in self.conditions if len(reading.parts(c.perturbation)) > 1})
+        parser = table.composition.parser
+        return sorted({c.perturbation for c in self.conditions if len(parser.components(c.perturbation)) > 1})
 
     def _context_likeness(self, target: PriorTarget) -> dict[str, float]:
         """How alike the controls of each training context are to these: inverse squared distance of the means."""
@@ -785,7 +785,7 @@ def _quantiles(cells: np.ndarray) -> np.ndarray:
     return ordered[((np.arange(QUANTILES) + 0.5) / QUANTILES * len(ordered)).astype(np.int64)]
 
 
-def _log_dose(part: Part) -> float:
+def _log_dose(part: Component) -> float:
     return float(np.log(part.dose)) if part.dose is not None else float("nan")
 
 
@@ -808,9 +808,9 @@ def _nearest(
     """Softmax of the cosine over the nearest perturbations, spread evenly over their conditions."""
     rows = table.matrix if table.composition is None else table.composition.without_numbers(table.matrix)
     matrix = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    target = matrix[table.position(perturbation)]
+    target = matrix[table.row(perturbation)]
     names = sorted({name for name, ok in zip(known, allowed, strict=True) if ok and name in table.row_of})
-    cosine = np.array([matrix[table.position(n)] @ target for n in names])
+    cosine = np.array([matrix[table.row(n)] @ target for n in names])
     # all that are as near as the last of them: the first names of many equals would be an arbitrary choice
     best = np.flatnonzero(cosine >= np.sort(cosine)[-n_nearest:][0])
     share = np.exp(10 * (cosine[best] - cosine[best].max()))

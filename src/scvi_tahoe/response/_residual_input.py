@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from scvi_tahoe.data import Condition, ConditionIndex, DataSpec, EmbeddingTable, MinibatchSources, Screen
+    from scvi_tahoe.data import CellSetDataset, Condition, ConditionIndex, DataSpec, EmbeddingTable, Screen
     from scvi_tahoe.response._prior import Prior, PriorTarget
 
 __all__ = ["CONTROL_CELLS", "ResidualCells", "learn_prior", "prior_and_targets", "with_prior"]
@@ -47,7 +47,7 @@ def prior_and_targets(
 
 
 def with_prior(
-    sources: MinibatchSources,
+    dataset: CellSetDataset,
     learned: Mapping[str, Any] | None,
     spec: DataSpec,
     screen: Screen,
@@ -56,17 +56,17 @@ def with_prior(
     device: torch.device,
     seed: int,
     progress: bool = False,
-) -> tuple[MinibatchSources, dict[Condition, np.ndarray] | None]:
-    """Sources with what a learned prior says of all conditions of a screen, and the rows that each draws from."""
+) -> CellSetDataset:
+    """The dataset with what a learned prior says of all conditions of a screen."""
     if learned is None:
-        return sources, None
+        return dataset
     conditions = index.conditions
     prior, targets = prior_and_targets(learned, spec, screen, index, conditions)
-    table = spec.covering(screen).table
+    table = spec.with_composed(screen).table
     base = prior.base_from(targets, conditions, table, seed=seed, device=device, progress=progress)
     if base.cells is None:
-        return replace(sources, shift_of_condition=base.shift), None
-    return replace(sources, base=make_store(base.cells, device)), base.rows
+        return replace(dataset, residual_shift=base.shift)
+    return replace(dataset, residual_input=make_store(base.cells, device), residual_input_rows=base.rows)
 
 
 @dataclass

@@ -167,7 +167,6 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threa
         If an option of the training is out of range or has no effect on this model.
     """
     plan = training_options(run, model)
-    plan.plan.refuse_unused(model.module, model.pretrained_parameters_)
     train = run.train.replaced(
         max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
         validate_every=plan.setting["validate_every"], threads=threads or run.train.threads,
@@ -272,7 +271,7 @@ class _Job:
         index = ConditionIndex.from_screen(read_screen(self.data.held_out, model.keys))
         predicted = model.predict(
             self.data.held_out,
-            **conditions_asked(index, model.keys.reading),
+            **conditions_asked(index, model.keys.parser),
             output="expression" if counts is None else "counts",
             counts_layer=counts,
             seed=self.run.seed,

@@ -1,8 +1,9 @@
-"""The training of a run: begun, taken up again, or, where only its end is missing, read from its checkpoints."""
+"""The training of a run: begun or taken up again, also where only its end is missing."""
 
 from __future__ import annotations
 
 import time
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
@@ -10,8 +11,7 @@ from lightning.pytorch import Callback
 from scvi_tahoe import TahoeST
 from scvi_tahoe._compat import require
 from scvi_tahoe.study._files import read_json, write_json
-from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, module_state, read_checkpoint
-from scvi_tahoe.training import TrainingRun, computed_scores
+from scvi_tahoe.study._run_folder import LAST
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import TahoeRun
+    from scvi_tahoe.training import TrainingRun
 
 _RECORD = "training.json"
 _GIGABYTE = 1024**3
@@ -33,18 +34,14 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
     start, record = time.perf_counter(), folder / _RECORD
     last = folder / LAST
     before = read_json(record)["seconds"] if record.exists() else 0.0
-    done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
     found: dict[str, Any] = {}
     try:
-        if done and done >= int(run.train.max_steps or done):
-            _restore(run, model, data, folder)
-        else:
-            if run.train.freeze_projection:
-                model.module.network.head.project.requires_grad_(requires_grad=False)
-            model.train(
-                **_arguments(run), split=data.split, save_dir=folder, resume_from=last if done else None,
-                logger=_loggers(run, folder), progress=progress, callbacks=[PeakMemory()],
-            )  # fmt: skip
+        if run.train.freeze_projection:
+            model.module.network.head.project.requires_grad_(requires_grad=False)
+        model.train(
+            **_arguments(run), split=data.split, save_dir=folder, resume_from=last if last.exists() else None,
+            logger=_loggers(run, folder), progress=progress, callbacks=[PeakMemory()],
+        )  # fmt: skip
         found = model.training_config_ or {}
     finally:
         seconds = before + time.perf_counter() - start
@@ -116,55 +113,12 @@ def _peak_memory() -> float | None:
 
 
 def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
-    """What the training of a run amounts to, with the package's defaults for what it leaves out.
+    """Return what the training of a run amounts to, with the package's defaults for what it leaves out.
 
     Raises
     ------
     ValueError
-        If an option is out of range or does not fit the machine.
+        If an option is out of range, has no effect, or does not fit the machine.
     """
-    train = run.train
-    if train.monitor not in (known := computed_scores(model.module, model.representation)):
-        raise ValueError(f"train.monitor is {train.monitor!r}; this run computes {', '.join(known)}.")
-    return TrainingRun.prepare(
-        default_lr=model._default_lr(model._training_screen()), max_steps=train.max_steps,
-        batch_size=train.batch_size, validate_every=train.validate_every, monitor=train.monitor,
-        plan_options={
-            "lr": train.lr, "recipe": train.recipe, "freeze_backbone": train.freeze_backbone, "seed": run.seed,
-            **train.plan,
-        },
-        patience=train.patience, save_dir=None, resume_from=None, setting={},
-        trainer_options={
-            "accelerator": train.accelerator, "precision": train.precision,
-            "accumulate_grad_batches": train.accumulate,
-        },
-    )  # fmt: skip
-
-
-def _restore(run: TahoeRun, model: TahoeST, data: RunData, folder: Path) -> None:
-    """Take the result of a training that ended just before its model was saved.
-
-    A single step learns what belongs to a trained model beside weights (the prior, the split), which depends on data
-    and seed alone; then come the weights of the best checkpoint.
-    """
-    import pandas as pd
-
-    # the backbone is frozen, and layer_decay without any rate to decay is refused
-    plan = {name: value for name, value in run.train.plan.items() if name != "layer_decay"}
-    model.train(
-        1, recipe=run.train.recipe, freeze_backbone=True, split=data.split, seed=run.seed,
-        progress=False, logger=None, batch_size=1, accelerator=run.train.accelerator, precision=run.train.precision,
-        plan_kwargs=plan, shrink_correction=False,
-    )  # fmt: skip
-    model.module.load_state_dict(module_state(folder / BEST))
-    best = read_checkpoint(folder / BEST)
-    kept: dict[str, Any] = next((s for s in best["callbacks"].values() if "best_step" in s), {})
-    model.training_config_ = {
-        **(model.training_config_ or {}),
-        "plan": training_options(run, model).plan.to_kwargs(),
-        "best_step": kept.get("best_step"),
-        "best_value": kept.get("best_value"),
-    }
-    model.training_config_["correction_share"] = model._shrink_restored(data.split)
-    log = pd.read_csv(folder / METRICS, index_col="step")
-    model.history_ = {name: log[[name]].dropna() for name in log.columns}
+    with TemporaryDirectory() as folder:  # checkpoints of save_steps need one, and planning writes nothing
+        return model.plan_training(**_arguments(run), save_dir=folder)

@@ -7,12 +7,12 @@ from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
 from scvi_tahoe.training._average import AveragedWeights
 from scvi_tahoe.training._best import BEST, LAST, KeepBest, checkpoint_in
-from scvi_tahoe.training._data import TrainingData, training_data
-from scvi_tahoe.training._decoder_weight import decoder_weight_of
+from scvi_tahoe.training._data import TrainingData, decoder_weight_of, training_data
 from scvi_tahoe.training._freezing import Freezing
 from scvi_tahoe.training._history import MetricsHistory
 from scvi_tahoe.training._learning_rate import UNUSED_OPTIONS, LearningRateTest, run_learning_rate_test
 from scvi_tahoe.training._memory import MemoryPlan, plan_memory
+from scvi_tahoe.training._options import TrainOptions
 from scvi_tahoe.training._plan import PlanConfig, TahoeTrainingPlan
 from scvi_tahoe.training._progress import StepProgress
 from scvi_tahoe.training._recipe import RECIPES, PartSchedule, Recipe, part_in_run, part_of, resolve_recipe
@@ -43,6 +43,7 @@ __all__ = [
     "ShardedOptimizerStrategy",
     "StepProgress",
     "TahoeTrainingPlan",
+    "TrainOptions",
     "TrainingData",
     "TrainingRun",
     "ValidationScores",

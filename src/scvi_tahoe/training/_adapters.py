@@ -28,32 +28,15 @@ _PREFIX = "network."
 _RANK = 8
 
 
-def begin_adapters(
+def resolve_adapters(
     module: TahoeSTModule, plan: PlanConfig, *, adapters: Adapters | None, pretrained: Sequence[str]
-) -> tuple[Adapters | None, list[str]]:
-    """Attach the adapters that a plan asks for, or verify that those of the module are what it asks for.
-
-    Parameters
-    ----------
-    module
-        Changed in place.
-    plan
-        Of the training.
-    adapters
-        What the module carries already; None without adapters.
-    pretrained
-        Names of the module's parameters with pretrained values.
-
-    Returns
-    -------
-    What the module carries now, and the names of its parameters with pretrained values.
+) -> Adapters | None:
+    """Adapters that a plan trains, given those that the module carries; nothing is attached yet.
 
     Raises
     ------
     ValueError
         If the module holds no pretrained weights, or adapters that the plan does not go on with.
-    ImportError
-        If PEFT is missing.
     """
     if plan.recipe != "lora":
         if adapters is not None:
@@ -61,7 +44,7 @@ def begin_adapters(
                 f"the model carries adapters, and recipe={plan.recipe!r} trains its weights; call merge_adapters() "
                 "first, or go on with recipe='lora'."
             )
-        return None, list(pretrained)
+        return None
     rank = plan.lora_rank or _RANK
     settings = {"rank": rank, "alpha": plan.lora_alpha or 2.0 * rank, "seed": plan.seed}
     if adapters is not None:
@@ -70,15 +53,29 @@ def begin_adapters(
                 f"the model carries adapters of rank {adapters['rank']} and alpha {adapters['alpha']:g}, and "
                 f"{differing} of this run differ; call merge_adapters() first to start with new ones."
             )
-        return adapters, list(pretrained)
+        return adapters
     layers = linear_layers(module.network, {n.removeprefix(_PREFIX) for n in pretrained if n.startswith(_PREFIX)})
     if not layers:
         raise ValueError(
             "recipe='lora' trains adapters beside loaded weights, and this model has none: start from "
             "TahoeST.from_pretrained or TahoeST.load, or take recipe='full'."
         )
-    attached = {"layers": layers, **settings}
-    return attached, _attach(module, attached, pretrained)
+    return {"layers": layers, **settings}
+
+
+def begin_adapters(
+    module: TahoeSTModule, plan: PlanConfig, *, adapters: Adapters | None, pretrained: Sequence[str]
+) -> tuple[Adapters | None, list[str]]:
+    """Attach the adapters of a plan, unless the module carries them already.
+
+    Returns
+    -------
+    Adapters of the module now, and the names of its parameters with pretrained values.
+    """
+    wanted = resolve_adapters(module, plan, adapters=adapters, pretrained=pretrained)
+    if wanted is None or adapters is not None:
+        return wanted, list(pretrained)
+    return wanted, _attach(module, wanted, pretrained)
 
 
 def _attach(module: TahoeSTModule, adapters: Adapters, pretrained: Sequence[str]) -> list[str]:

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.tuner import Tuner
 
-from scvi_tahoe.training._freezing import Freezing
+from scvi_tahoe._compat import quiet_lightning
 from scvi_tahoe.training._plan import TahoeTrainingPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import CellSetDataModule
     from scvi_tahoe.training._run import TrainingRun
 
-__all__ = ["UNUSED_OPTIONS", "LearningRateTest", "run_learning_rate_test"]
-
 #: options of a training plan that say nothing of a test in which the rate grows
 UNUSED_OPTIONS = ("lr", "schedule", "warmup", "min_lr_ratio", "ema", "log_every")
 
-#: as many minibatches are used, in turn: a mean over as many steps is then of the same cells whatever the rate
-_N_MINIBATCHES = 10
-#: a smoothed loss that many times the best ends the test
-_DIVERGED = 4.0
+#: steps that a smoothed loss is the mean of
+_SMOOTHED_OVER = 10
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -99,6 +96,25 @@ class LearningRateTest:
         return learning_rate_test(self.rates, self.losses, self.smoothed, suggestion)
 
 
+class _RangeTestPlan(TahoeTrainingPlan):
+    """A training whose rate Lightning's tuner lets grow, from a loop that runs before ``on_fit_start``."""
+
+    def on_train_start(self) -> None:
+        self.losses: list[Tensor] = []
+        self.on_fit_start()
+        super().on_train_start()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.detach())
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # the tuner gives all parameters one rate
+        for group, ours in zip(optimizer.param_groups, self.parameter_groups(), strict=True):
+            group["lr"] *= ours["rate"]
+
+
 def run_learning_rate_test(
     module: TahoeSTModule,
     pretrained: list[str],
@@ -108,40 +124,32 @@ def run_learning_rate_test(
     lowest: float,
     highest: float,
 ) -> LearningRateTest:
-    """Train a copy of a module with a rate that grows geometrically from ``lowest`` to ``highest``."""
-    module = copy.deepcopy(module).to(run.device).train()
-    plan = TahoeTrainingPlan(module, run.plan, pretrained)
-    Freezing(module, plan.parts, plan.pretrained).begin(0)
-    if run.plan.dropout is not None:
-        for layer in (layer for layer in module.modules() if isinstance(layer, torch.nn.Dropout)):
-            layer.p = run.plan.dropout
-    groups = plan.parameter_groups()
-    optimizer = torch.optim.AdamW(
-        [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups],
-        betas=run.plan.betas, eps=run.plan.eps,
-    )  # fmt: skip
-    n_steps = run.plan.max_steps
-    rates, losses, smoothed = np.geomspace(lowest, highest, n_steps), [], []
-    autocast = torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=not run.exact)
-    devices = [run.device] if run.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), run.explained():
-        torch.manual_seed(run.plan.seed)
-        minibatches = list(itertools.islice(datamodule.train_dataloader(), _N_MINIBATCHES))
-        for step, payload in zip(range(n_steps), itertools.cycle(minibatches), strict=False):
-            for group, ours in zip(optimizer.param_groups, groups, strict=True):
-                group["lr"] = rates[step] * ours["rate"]
-            with autocast:
-                loss = module(datamodule.dataset.to_tensors(payload, run.device))[-1].loss
-            optimizer.zero_grad()
-            loss.backward()
-            if run.plan.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(module.parameters(), run.plan.gradient_clip)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            recent = losses[-_N_MINIBATCHES:]
-            smoothed.append(float(np.mean(recent)) if len(recent) == _N_MINIBATCHES else math.nan)
-            if not math.isfinite(losses[-1]) or smoothed[-1] > _DIVERGED * np.nanmin([math.inf, *smoothed]):
-                break
-    # the last loss may be infinite, which no slope or axis can show
-    kept = [i for i, value in enumerate(losses) if math.isfinite(value)]
-    return LearningRateTest(rates=rates[kept], losses=np.array(losses)[kept], smoothed=np.array(smoothed)[kept])
+    """Train a module, which is changed, with a rate that grows geometrically from ``lowest`` to ``highest``."""
+    plan = _RangeTestPlan(module, run.plan, pretrained)
+    is_cuda = run.device.type == "cuda"
+    options: dict[str, Any] = {
+        "accelerator": "gpu" if is_cuda else run.device.type, "devices": [run.device.index or 0] if is_cuda else 1,
+        "precision": run.trainer_options["precision"], "max_epochs": 1, "check_val_every_n_epoch": 2, "logger": False,
+        "num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False,
+        "enable_checkpointing": False, "use_distributed_sampler": False,
+    }  # fmt: skip
+    with (
+        TemporaryDirectory() as folder,
+        torch.random.fork_rng(devices=[run.device] if is_cuda else []),
+        quiet_lightning(),
+        run.explained(),
+    ):
+        trainer = pl.Trainer(**options, default_root_dir=folder)
+        finder = Tuner(trainer).lr_find(
+            plan, datamodule=datamodule, min_lr=lowest, max_lr=highest, num_training=run.plan.max_steps,
+            update_attr=False,
+        )  # fmt: skip
+    if finder is None:
+        raise RuntimeError("Lightning's tuner returned no learning-rate test.")
+    rates, losses = np.array(finder.results["lr"]), torch.stack(plan.losses).double().cpu().numpy()
+    smoothed = np.full(len(losses), np.nan)
+    if len(losses) >= _SMOOTHED_OVER:
+        smoothed[_SMOOTHED_OVER - 1 :] = np.lib.stride_tricks.sliding_window_view(losses, _SMOOTHED_OVER).mean(1)
+    # the last losses may be infinite, which no slope or axis can show
+    kept = np.isfinite(losses)
+    return LearningRateTest(rates=rates[kept], losses=losses[kept], smoothed=smoothed[kept])

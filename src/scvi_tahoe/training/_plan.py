@@ -331,7 +331,7 @@ class TahoeTrainingPlan(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
         self._random_state = checkpoint["random_state"]
-        if self.average is not None:
+        if self.average is not None and checkpoint["global_step"] < self.config.max_steps:
             kept = checkpoint["state_dict"]
             self._averages = {name.removeprefix("module."): value for name, value in kept.items()}
             checkpoint["state_dict"] = checkpoint["trained_state"]  # which Lightning loads after this

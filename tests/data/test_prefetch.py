@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_tahoe.data._ahead import AheadSampler
+from scvi_tahoe.data._prefetch import PrefetchSampler
 
 
 class Numbers:
@@ -27,12 +27,12 @@ class Listener:
     def __init__(self):
         self.heard = []
 
-    def expect(self, request):
+    def prefetch(self, request):
         self.heard.append(request)
 
 
 def deal(n, n_ranks):
-    return [list(AheadSampler(Numbers(n), Listener(), rank=rank, n_ranks=n_ranks)) for rank in range(n_ranks)]
+    return [list(PrefetchSampler(Numbers(n), Listener(), rank=rank, n_ranks=n_ranks)) for rank in range(n_ranks)]
 
 
 def test_one_process_gets_everything_in_order():
@@ -49,12 +49,12 @@ def test_processes_share_the_minibatches_without_overlap(n_ranks):
 def test_all_processes_take_as_many_steps_where_minibatches_do_not_come_out_even():
     assert deal(5, 2) == [[0, 2, 4], [1, 3, 0]]
     assert deal(1, 3) == [[0], [0], [0]]
-    assert len(AheadSampler(Numbers(5), Listener(), n_ranks=2)) == 3
+    assert len(PrefetchSampler(Numbers(5), Listener(), n_ranks=2)) == 3
 
 
 def test_the_dataset_hears_of_a_minibatch_one_before_it():
     listener = Listener()
-    minibatches = iter(AheadSampler(Numbers(3), listener))
+    minibatches = iter(PrefetchSampler(Numbers(3), listener))
     assert next(minibatches) == 0
     assert listener.heard == [1]
     assert [*minibatches] == [1, 2]
@@ -63,7 +63,7 @@ def test_the_dataset_hears_of_a_minibatch_one_before_it():
 
 def test_the_dataset_may_hear_of_several_minibatches_before_the_first_of_them():
     listener = Listener()
-    minibatches = iter(AheadSampler(Numbers(5), listener, ahead=3))
+    minibatches = iter(PrefetchSampler(Numbers(5), listener, n_ahead=3))
     assert next(minibatches) == 0
     assert listener.heard == [1, 2, 3]
     assert next(minibatches) == 1
@@ -73,6 +73,6 @@ def test_the_dataset_may_hear_of_several_minibatches_before_the_first_of_them():
 
 
 def test_the_epoch_reaches_the_sampler():
-    sampler = AheadSampler(Numbers(2), Listener())
+    sampler = PrefetchSampler(Numbers(2), Listener())
     sampler.set_epoch(3)
     assert list(sampler) == [300, 301]

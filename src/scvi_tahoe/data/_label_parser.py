@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["DOSE_MARK", "LabelReading", "Part", "dose_label"]
+__all__ = ["DOSE_MARK", "LabelParser", "Component", "dose_label"]
 
 #: Between a perturbation and its dose in a label: ``"Trametinib@10"``.
 DOSE_MARK = "@"
 
 
-class Part(NamedTuple):
+class Component(NamedTuple):
     """One perturbation of a label, and its dose if it has one."""
 
     name: str
@@ -57,7 +57,7 @@ def _verified_dose(dose: object, label: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelReading:
+class LabelParser:
     """How labels of a screen are read.
 
     Attributes
@@ -79,7 +79,7 @@ class LabelReading:
         """Whether labels are more than names."""
         return self.combination_separator is not None or self.has_dose
 
-    def parts(self, label: str) -> tuple[Part, ...]:
+    def components(self, label: str) -> tuple[Component, ...]:
         """Perturbations of a label, sorted; the control's own label has itself as its only part.
 
         Raises
@@ -93,8 +93,10 @@ class LabelReading:
                 f"perturbation {label!r} has an empty part between {self.combination_separator!r}; name every part of "
                 "a combination."
             )
-        parts = [self._part(text, label) for text in texts]
-        return tuple(sorted(part for part in parts if part.name != self.control)) or (Part(self.control),)
+        components = [self._component(text, label) for text in texts]
+        return tuple(sorted(component for component in components if component.name != self.control)) or (
+            Component(self.control),
+        )
 
     def is_control(self, label: str) -> bool:
         """Whether a label means the control: its own, ``"control+control"``, or at a dose.
@@ -102,9 +104,9 @@ class LabelReading:
         Raises
         ------
         ValueError
-            As :meth:`parts`.
+            As :meth:`components`.
         """
-        return self.parts(label) == (Part(self.control),)
+        return self.components(label) == (Component(self.control),)
 
     def repeated(self, label: str) -> str | None:
         """A perturbation that a label names more than once, at any dose; None if there is none.
@@ -112,18 +114,18 @@ class LabelReading:
         Raises
         ------
         ValueError
-            As :meth:`parts`.
+            As :meth:`components`.
         """
-        names = [part.name for part in self.parts(label)]
+        names = [component.name for component in self.components(label)]
         return next((name for name, after in pairwise(names) if name == after), None)
 
     def split(self, label: str) -> list[str]:
         """Parts of a label as they are written, control included."""
         return [label] if self.combination_separator is None else label.split(self.combination_separator)
 
-    def join(self, parts: tuple[Part, ...]) -> str:
-        """The label of these parts."""
-        return (self.combination_separator or "").join(map(str, parts))
+    def join(self, components: tuple[Component, ...]) -> str:
+        """The label of these components."""
+        return (self.combination_separator or "").join(map(str, components))
 
     def spelling(self, label: str) -> str:
         """One spelling of all labels that mean the same: ``"B+A"`` and ``"A+control+B"`` become ``"A+B"``.
@@ -131,23 +133,23 @@ class LabelReading:
         Raises
         ------
         ValueError
-            As :meth:`parts`.
+            As :meth:`components`.
         """
-        return self.join(self.parts(label))
+        return self.join(self.components(label))
 
     def without_doses(self, label: str) -> str:
         """The perturbations of a label without their doses, in one spelling: ``"B@2+A@1"`` becomes ``"A+B"``."""
-        return self.join(tuple(Part(part.name) for part in self.parts(label)))
+        return self.join(tuple(Component(component.name) for component in self.components(label)))
 
-    def _part(self, text: str, label: str) -> Part:
+    def _component(self, text: str, label: str) -> Component:
         if not self.has_dose or text == self.control:
-            return Part(text)
+            return Component(text)
         name, mark, dose = text.rpartition(DOSE_MARK)
         if mark and name == self.control:
-            return Part(name)  # its dose means nothing, as it does
+            return Component(name)  # its dose means nothing, as it does
         if not mark or not name:
             raise ValueError(
                 f"perturbation {label!r} needs a dose for {text!r}, e.g. {text + DOSE_MARK + '10'!r}: the model was "
                 "trained with doses."
             )
-        return Part(name, _verified_dose(dose, name))
+        return Component(name, _verified_dose(dose, name))

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._dataset import CellSetDataset
 
-__all__ = ["AheadSampler"]
+__all__ = ["PrefetchSampler"]
 
 
-class AheadSampler(Sampler[CellSetRequest]):
+class PrefetchSampler(Sampler[CellSetRequest]):
     """Yields this process's share of another sampler's minibatches.
 
     Every process draws the same minibatches and takes every so many of them: together they train on what one would.
@@ -31,7 +31,7 @@ class AheadSampler(Sampler[CellSetRequest]):
         Hears of each minibatch before it is asked for, so that reading overlaps with computing.
     rank, n_ranks
         Which process of how many this is.
-    ahead
+    n_ahead
         How many minibatches before.
     """
 
@@ -42,13 +42,13 @@ class AheadSampler(Sampler[CellSetRequest]):
         *,
         rank: int = 0,
         n_ranks: int = 1,
-        ahead: int = 1,
+        n_ahead: int = 1,
     ) -> None:
         self._sampler: Any = sampler
         self._dataset = dataset
         self._rank = rank
         self._n_ranks = n_ranks
-        self._ahead = ahead
+        self._n_ahead = n_ahead
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this, also after resuming."""
@@ -67,7 +67,7 @@ class AheadSampler(Sampler[CellSetRequest]):
         # nobody hears of the first one: it is asked for at once
         waiting = deque(islice(mine, 1))
         while waiting:
-            for following in islice(mine, self._ahead + 1 - len(waiting)):
-                self._dataset.expect(following)
+            for following in islice(mine, self._n_ahead + 1 - len(waiting)):
+                self._dataset.prefetch(following)
                 waiting.append(following)
             yield waiting.popleft()

@@ -1,8 +1,7 @@
-"""What calibration and an ensemble of three seeds bring on the few-shot task, and what their uncertainty is worth.
+"""What an ensemble of three seeds brings on the few-shot task, and what its uncertainty is worth.
 
-``python benchmarks/calibration_and_ensembles.py --folder FOLDER`` trains three models (or loads them, if it was
-run before), prints scores of the twelve held-out targets, and draws the calibration into the folder. Half of
-the targets that are seen in the context validate, so that there is something to calibrate on; scores are thus lower
+``python benchmarks/ensembles.py --folder FOLDER`` trains three models (or loads them, if it was run before) and prints
+scores of the twelve held-out targets. Half of the targets that are seen in the context validate; scores are thus lower
 than where two do.
 """
 
@@ -40,55 +39,19 @@ def trained(task, folder: Path, max_steps: int) -> TahoeEnsemble:
     return ensemble
 
 
-def on_default_split(task, max_steps: int) -> None:
-    """Print scores of the twelve held-out targets, before and after calibration on what validates by default."""
-    adata = task.train
-    rows = {}
-    for seed in (0, 1, 2):
-        TahoeST.setup_anndata(
-            adata, perturbation_key=task.perturbation_key, control=task.control, context_key=task.context_key
-        )
-        model = TahoeST(adata, seed=seed)
-        model.train(max_steps, seed=seed, progress=False)
-        for name in ("before", "calibrated"):
-            if name == "calibrated":
-                print(f"seed {seed}: {model.calibrate(progress=False)}")
-            result = model.evaluate(task.held_out, progress=False)
-            rows[f"seed {seed}, {name}"] = result.summary["value"]
-    print(pd.DataFrame(rows).T[["overlap_at_N", *METRICS]].round(4).to_string())
-
-
 def main():
-    """Print scores, calibrations and the correlation of uncertainty with error."""
+    """Print scores and the correlation of uncertainty with error."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("calibration"))
+    parser.add_argument("--folder", type=Path, default=Path("ensembles"))
     parser.add_argument("--max-steps", type=int, default=400)
-    parser.add_argument("--default-split", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     task = papalexi_few_shot()
-    if options.default_split:
-        on_default_split(task, options.max_steps)
-        return
     ensemble = trained(task, options.folder / "ensemble", options.max_steps)
     quick = {"preset": "quick", "progress": False}
     scores = {f"seed {i}": m.evaluate(task.held_out, **quick).summary["value"] for i, m in enumerate(ensemble.models)}
     result = ensemble.evaluate(task.held_out, **quick)
     scores["ensemble"] = result.summary["value"]
-    model = ensemble.models[0]
-    for mode, criterion, worse in (
-        ("global", "mae", False),
-        ("strength", "mae", False),
-        ("global", "effect_size", False),
-        ("global", "effect_size", True),
-    ):
-        fitted = model.calibrate(mode=mode, criterion=criterion, allow_worse_mae=worse, progress=False)
-        name = f"seed 0, {mode}, {criterion}" + (", worse MAE allowed" if worse else "")
-        print(f"{name}: {fitted}")
-        if worse:
-            fitted.plot().savefig(options.folder / "calibration.png")
-        scores[name] = model.evaluate(task.held_out, **quick).summary["value"]
-    model.calibration_ = None
     print(pd.DataFrame(scores).T[METRICS].round(4).to_string())
 
     predicted = ensemble.predict(
