@@ -12,7 +12,6 @@ from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.data import (
     CellSetDataModule,
     CellSetDataset,
-    ConditionIndex,
     EmbeddingTable,
     LoaderConfig,
     ScreenKeys,
@@ -26,7 +25,7 @@ CPU = torch.device("cpu")
 
 def module_of(adata, *, kind="auto", split=None):
     screen = read_screen(adata, KEYS)
-    index = ConditionIndex.from_screen(screen)
+    index = screen.index
     table = EmbeddingTable.from_labels(screen.perturbation.names)
     dataset = CellSetDataset(
         cells=make_store(screen.expression, CPU, kind=kind),

@@ -8,7 +8,6 @@ import torch
 from scipy.stats import spearmanr, ttest_ind
 
 from scvi_tahoe.data import (
-    ConditionIndex,
     FractionSplit,
     HeldOutPerturbations,
     Moments,
@@ -56,7 +55,7 @@ def test_a_single_cell_has_the_variance_of_the_controls():
 def described(screen, split):
     keys = ScreenKeys(perturbation_key="perturbation", control="control", context_key="context")
     read = read_screen(screen, keys)
-    index = ConditionIndex.from_screen(read)
+    index = read.index
     assigned = split.assign(index)
     return index, assigned, *condition_moments(make_store(read.expression, CPU), assigned, device=CPU, seed=0)
 

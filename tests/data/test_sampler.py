@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from scvi_tahoe.data import (
-    ConditionIndex,
     ConditionRequest,
     ExhaustiveSampler,
     FixedSampler,
@@ -21,7 +20,7 @@ KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_ke
 
 
 def plan_of(adata, *, keys=KEYS, set_size=8, part="train"):
-    index = ConditionIndex.from_screen(read_screen(adata, keys))
+    index = read_screen(adata, keys).index
     rows = FractionSplit(validation=0.25).assign(index).rows(part)
     labels = np.arange(len(index.perturbation.names))
     return SetPlan(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scvi_tahoe import FewShotContext, FractionSplit, HeldOutConditions, HeldOutContexts, HeldOutPerturbations
-from scvi_tahoe.data import ConditionIndex, ScreenKeys, read_screen, split_from_dict
+from scvi_tahoe.data import ScreenKeys, read_screen, split_from_dict
 from scvi_tahoe.datasets import simulate_screen
 
 KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_key="context", batch_key="batch")
@@ -14,7 +14,7 @@ KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_ke
 
 @pytest.fixture
 def index(screen):
-    return ConditionIndex.from_screen(read_screen(screen, KEYS))
+    return read_screen(screen, KEYS).index
 
 
 def conditions(assigned, part):
@@ -42,7 +42,7 @@ def test_the_seed_decides_the_fraction(index):
 def test_a_condition_too_small_to_share_trains_whole(screen):
     labels = screen.obs["perturbation"].astype(str).to_numpy()
     single = np.flatnonzero((labels == "perturbation_1") & (screen.obs["context"] == "context_1"))[1:]
-    index = ConditionIndex.from_screen(read_screen(screen[np.delete(np.arange(screen.n_obs), single)], KEYS))
+    index = read_screen(screen[np.delete(np.arange(screen.n_obs), single)], KEYS).index
     assigned = FractionSplit(validation=0.5, test=0.4).assign(index)
     assert index.rows(("context_1", "perturbation_1"))[0] in assigned.train
 
@@ -130,7 +130,7 @@ def test_splits_that_do_not_fit_the_screen_are_refused(split, message, index):
 
 def test_a_screen_of_one_context_has_no_conditions_to_hold_out_and_says_what_it_has():
     one = simulate_screen(1, 6, n_genes=20, n_cells=4, n_control_cells=4)
-    index = ConditionIndex.from_screen(read_screen(one, KEYS))
+    index = read_screen(one, KEYS).index
     with pytest.raises(
         ValueError, match=r"in one context, 'context_1', none can be. .*HeldOutPerturbations\(validat"
     ) as e:

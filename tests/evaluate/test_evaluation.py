@@ -405,7 +405,7 @@ def test_saving_again_replaces_the_result_and_nothing_else(quick, result, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["scores"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds no evaluation result"):
+    with pytest.raises(FileExistsError, match="is no evaluation result"):
         quick.save(tmp_path / "mine")
 
 

@@ -9,6 +9,7 @@ import pytest
 from mudata import MuData
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe.data import _verification
 
 PERTURBATIONS = [f"perturbation_{i}" for i in range(1, 7)]
 ROWS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
@@ -162,6 +163,40 @@ def test_the_setup_can_be_viewed(screen, register, capsys):
     shown = capsys.readouterr().out
     assert "perturbation_embedding state registry" in shown
     assert "adata.obs['perturbation']" in shown
+
+
+def test_a_screen_is_verified_once_between_setup_and_training(screen, make_model, monkeypatch):
+    calls = []
+    real = _verification.verify_screen
+    monkeypatch.setattr(_verification, "verify_screen", lambda *a, **k: calls.append(1) or real(*a, **k))
+    model = make_model(screen)
+    first = model._training_screen()
+    assert model._training_screen() is first
+    assert first.index is first.index
+    assert len(calls) == 1
+
+
+def relabelled(adata):
+    adata.obs["perturbation"] = adata.obs["perturbation"].astype(str).replace("control", "nothing")
+
+
+LATER = {
+    "a value in place": (with_value(np.nan), "adata.X holds NaN"),
+    "a scale in place": (lambda a: np.expm1(a.X.data, out=a.X.data), "without a logarithm"),
+    "another matrix": (replaced_x(np.expm1), "without a logarithm"),
+    "an embedding in place": (with_embedding(np.inf), "the cell embedding holds NaN or infinite"),
+    "labels": (relabelled, "control='control' is no label"),
+    "labels in place": (unnamed_cells(np.nan), "3 cells without a value"),
+    "names of genes": (duplicated("var_names"), "gene names must be unique"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), LATER.values(), ids=LATER)
+def test_data_that_changed_after_setup_are_verified_again(change, message, screen, make_model):
+    model = make_model(screen, setup={"cell_embedding_key": "X_embedding"})
+    change(screen)
+    with pytest.raises(ValueError, match=message):
+        model._training_screen()
 
 
 def test_two_screens_of_one_session_do_not_influence_each_other(screen, register, make_model):

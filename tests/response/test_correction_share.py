@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
-from scvi_tahoe.data import ConditionIndex, split_from_dict
+from scvi_tahoe.data import split_from_dict
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.response._correction_share import fit_share
 from scvi_tahoe.training import training_data
@@ -112,7 +112,7 @@ def test_each_dose_is_compared_with_its_own_cells(noisy, make_model, train, monk
     model.training_config_["best_step"] = 8  # not what training started from
     monkeypatch.setattr("scvi_tahoe.response._correction_share.fit_share", fit)
     screen = model._training_screen()
-    run, index = model.plan_training(split=split_from_dict(model.split_)), ConditionIndex.from_screen(screen)
+    run, index = model.plan_training(split=split_from_dict(model.split_)), screen.index
     data = training_data(model._spec(), screen, index, run, model.module, model.prior)
     model.prior_ = data.prior  # which does not know the conditions that validate
     assert model._shrink_correction(data.split, data.prior, data.expression, run.device) == shares[0] < 0.5

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvi_tahoe.data import Condition, ConditionIndex, EmbeddingTable
+from scvi_tahoe.data import CellLabels, Condition, ConditionIndex, EmbeddingTable
 from scvi_tahoe.data._composition import Composition
 from scvi_tahoe.data._label_parser import LabelParser
-from scvi_tahoe.data._screen import CellLabels
 from scvi_tahoe.response import CellPrior
 
 N_GENES, N_CELLS = 40, 300

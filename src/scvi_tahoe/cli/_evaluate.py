@@ -46,7 +46,6 @@ def evaluate(
     with one_line_mistakes(), warnings.catch_warnings():
         from scvi_tahoe.evaluate import EvaluationWarning
         from scvi_tahoe.evaluate import evaluate as score
-        from scvi_tahoe.evaluate._text import finding_lines
         from scvi_tahoe.study import read_cells
 
         # Shown with the scores, without the line of code that a warning comes with.
@@ -59,7 +58,7 @@ def evaluate(
         if output:
             result.save(output)
     if json:
-        for line in [] if representation_check is Policy.OFF else finding_lines(result):
+        for line in [] if representation_check is Policy.OFF else result.findings:
             typer.echo(line, err=True)
         typer.echo(result.summary.to_json(orient="index", indent=1))
         return

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from scvi_tahoe.data._alignment import GeneAlignment, align_genes
 from scvi_tahoe.data._composition import NUMBER_COLUMNS, Combination, Composition
-from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools, combines_measured_components
+from scvi_tahoe.data._conditions import (
+    CellLabels,
+    Condition,
+    ConditionIndex,
+    ControlPools,
+    combines_measured_components,
+)
 from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
 from scvi_tahoe.data._dataset import CellSetDataset
 from scvi_tahoe.data._disk_rows import DiskRows, is_sharded
@@ -15,8 +21,7 @@ from scvi_tahoe.data._fields import (
     EmbeddingTableField,
     ExpressionField,
     LabelField,
-    PerturbationField,
-    screen_fields,
+    ScreenManager,
 )
 from scvi_tahoe.data._fingerprints import smiles_fingerprints
 from scvi_tahoe.data._fusion import TableFusion
@@ -34,7 +39,6 @@ from scvi_tahoe.data._sampler import (
 )
 from scvi_tahoe.data._scale import ScaleReport, infer_scale, verify_log1p
 from scvi_tahoe.data._screen import (
-    CellLabels,
     Screen,
     ScreenKeys,
     condition_of_cell,
@@ -113,13 +117,13 @@ __all__ = [
     "LoaderConfig",
     "Moments",
     "Output",
-    "PerturbationField",
     "Population",
     "RandomSampler",
     "Representation",
     "ScaleReport",
     "Screen",
     "ScreenKeys",
+    "ScreenManager",
     "SetPlan",
     "Split",
     "SplitAudit",
@@ -146,7 +150,6 @@ __all__ = [
     "read_screen",
     "read_store",
     "read_table",
-    "screen_fields",
     "smiles_fingerprints",
     "spelled_labels",
     "split_from_dict",

@@ -13,8 +13,6 @@ from scvi_tahoe._names import nearest_names
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["GeneAlignment", "align_genes"]
-
 
 @dataclass(frozen=True)
 class GeneAlignment:

@@ -13,8 +13,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CompactRows", "fits_half", "kernel_runs_on"]
-
 logger = logging.getLogger(__name__)
 
 _MOST_16_BIT = 2**16

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._embedding_table import EmbeddingTable
 
-__all__ = ["COMBINATIONS", "NUMBER_COLUMNS", "Combination", "Composition"]
-
 Combination = Literal["sum", "learned"]
 COMBINATIONS: tuple[Combination, ...] = ("sum", "learned")
 

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
     from scvi_tahoe.data._label_parser import LabelParser
-    from scvi_tahoe.data._screen import CellLabels, Screen
 
-__all__ = ["Condition", "ConditionIndex", "ControlPools", "combines_measured_components"]
+
+@dataclass(frozen=True)
+class CellLabels:
+    """One categorical column: ``codes[i]`` is the position in ``names`` of cell i's label.
+
+    ``names`` are sorted, as strings, and each occurs in at least one cell.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+    @classmethod
+    def from_values(cls, values: Any) -> CellLabels:
+        """Encode any column; unused categories are left out."""
+        code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
+        if len(code_of_cell) and code_of_cell.min() >= 0:
+            # text is made of each label, not of each cell
+            names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
+            return cls(codes=code.astype(np.int64)[code_of_cell], names=tuple(str(n) for n in names))
+        names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
+        return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
+
+    def code(self, name: str) -> int:
+        """Position of a label; KeyError if no cell has it."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise KeyError(name) from None
 
 
 class Condition(NamedTuple):
@@ -70,10 +97,10 @@ class ConditionIndex:
     control: str
 
     @classmethod
-    def from_screen(cls, screen: Screen) -> ConditionIndex:
-        """Index a screen."""
-        context, perturbation = screen.context, screen.perturbation
-        is_control = np.asarray([n == screen.control for n in perturbation.names])[perturbation.codes]
+    def from_screen(cls, screen: Any) -> ConditionIndex:
+        """Index a :class:`Screen`; its ``index`` is made once."""
+        context, perturbation, control = screen.context, screen.perturbation, screen.control
+        is_control = np.asarray([n == control for n in perturbation.names])[perturbation.codes]
         joint = context.codes * len(perturbation.names) + perturbation.codes
         present, position = np.unique(joint[~is_control], return_inverse=True)
         condition_of_cell = np.full(len(joint), -1, dtype=np.int64)
@@ -82,7 +109,7 @@ class ConditionIndex:
             Condition(context.names[j // len(perturbation.names)], perturbation.names[j % len(perturbation.names)])
             for j in present
         )
-        return cls(conditions, condition_of_cell, context, perturbation, screen.batch, screen.control)
+        return cls(conditions, condition_of_cell, context, perturbation, screen.batch, control)
 
     @property
     def is_control(self) -> np.ndarray:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._sampler import CellSetRequest
     from scvi_tahoe.data._splits import AssignedSplit
 
-__all__ = ["CellSetDataModule", "LoaderConfig"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._alignment import GeneAlignment
 
-__all__ = ["DiskRows", "fast_codecs", "is_sharded", "runs_of"]
-
 logger = logging.getLogger(__name__)
 
 #: entries between two rows that are read along, where the chunks of a matrix are not known

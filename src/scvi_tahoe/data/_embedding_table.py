@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._composition import Composition
     from scvi_tahoe.data._fusion import TableFusion
 
-__all__ = ["EmbeddingTable"]
-
 
 def _from_mapping(table: Mapping[Any, Any]) -> tuple[list[str], np.ndarray]:
     if set(table) == {"names", "matrix"}:  # how (names, matrix) survives writing to h5ad

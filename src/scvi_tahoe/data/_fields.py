@@ -6,31 +6,22 @@ data unseen perturbations and contexts are welcome, because predicting those is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.table
+from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe.data._composition import Composition
 from scvi_tahoe.data._embedding_table import EmbeddingTable
 from scvi_tahoe.data._fusion import TableFusion
-from scvi_tahoe.data._screen import CellLabels, ScreenKeys, condition_labels, expression_adata, obs_column
-from scvi_tahoe.data._verification import read_table
+from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata
+from scvi_tahoe.data._verification import VerifiedScreen, read_table
 
 if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
-
-__all__ = [
-    "CellEmbeddingField",
-    "ControlLabelField",
-    "EmbeddingTableField",
-    "ExpressionField",
-    "LabelField",
-    "PerturbationField",
-    "screen_fields",
-]
 
 
 class _ScreenField(BaseAnnDataField):
@@ -129,30 +120,17 @@ class CellEmbeddingField(_ScreenField):
 class LabelField(_ScreenField):
     """A column of labels; keeps the sorted names seen at registration."""
 
-    def __init__(self, registry_key: str, key: str, keys: ScreenKeys) -> None:
+    def __init__(self, registry_key: str, key: str, keys: ScreenKeys, names: tuple[str, ...]) -> None:
         super().__init__(registry_key, "obs", key, keys)
+        self._names = names
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store the names that occur."""
-        labels = CellLabels.from_values(self._values(adata))
-        return {"names": np.array(labels.names, dtype=object)}
-
-    def _values(self, adata: AnnOrMuData) -> object:
-        return obs_column(adata, self._keys, str(self.attr_key))
+        return {"names": np.array(self._names, dtype=object)}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Number of names."""
         return {f"n_{self.registry_key}": len(state_registry["names"])}
-
-
-class PerturbationField(LabelField):
-    """The perturbation of each cell, together with its dose where the screen has doses."""
-
-    def __init__(self, keys: ScreenKeys) -> None:
-        super().__init__(REGISTRY.PERTURBATION, keys.perturbation_key, keys)
-
-    def _values(self, adata: AnnOrMuData) -> object:
-        return condition_labels(adata, self._keys)
 
 
 class ControlLabelField(_ScreenField):
@@ -177,8 +155,9 @@ class EmbeddingTableField(_ScreenField):
     or carry doses, the registry keeps the rows of their components.
     """
 
-    def __init__(self, keys: ScreenKeys) -> None:
+    def __init__(self, keys: ScreenKeys, labels: tuple[str, ...]) -> None:
         super().__init__(REGISTRY.PERTURBATION_EMBEDDING, "uns", "+".join(keys.table_keys) or None, keys)
+        self._labels = labels
 
     def get_data_registry(self) -> dict:
         """Empty: a registered ``uns`` table would be indexed by cell number."""
@@ -186,8 +165,7 @@ class EmbeddingTableField(_ScreenField):
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store names and matrix, with a row of zeros for a control that the table lacks."""
-        keys = self._keys
-        labels = sorted({str(label) for label in condition_labels(adata, keys)})
+        keys, labels = self._keys, self._labels
         components = [keys.parser.components(label) for label in labels]
         table = read_table(adata, keys)
         if table is None:
@@ -251,18 +229,55 @@ class EmbeddingTableField(_ScreenField):
         return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_components}
 
 
-def screen_fields(keys: ScreenKeys) -> list[BaseAnnDataField]:
+def screen_fields(keys: ScreenKeys, screen: Screen) -> list[BaseAnnDataField]:
     """All fields of a screen, in the order in which they are registered."""
+    labels = screen.perturbation.names
     fields: list[BaseAnnDataField] = [
         ExpressionField(keys),
-        PerturbationField(keys),
+        LabelField(REGISTRY.PERTURBATION, keys.perturbation_key, keys, labels),
         ControlLabelField(keys),
-        EmbeddingTableField(keys),
+        EmbeddingTableField(keys, labels),
     ]
     if keys.context_key is not None:
-        fields.append(LabelField(REGISTRY.CONTEXT, keys.context_key, keys))
-    if keys.batch_key is not None:
-        fields.append(LabelField(REGISTRY.BATCH, keys.batch_key, keys))
+        fields.append(LabelField(REGISTRY.CONTEXT, keys.context_key, keys, screen.context.names))
+    if keys.batch_key is not None and screen.batch is not None:
+        fields.append(LabelField(REGISTRY.BATCH, keys.batch_key, keys, screen.batch.names))
     if keys.has_cell_embedding:
         fields.append(CellEmbeddingField(keys))
     return fields
+
+
+class ScreenManager(AnnDataManager):
+    """Registers a screen, and keeps it verified, so that it is read and indexed once while the data stay the same."""
+
+    _verified: VerifiedScreen | None = None
+
+    @classmethod
+    def of(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> ScreenManager:
+        """Verify data and register them; data that come to a trained model need control cells only."""
+        verified = VerifiedScreen.of(data, keys, for_training="source_registry" not in kwargs)
+        manager = cls(fields=screen_fields(keys, verified.screen), setup_method_args=setup_method_args)
+        manager.register_fields(data, **kwargs)
+        manager._verified = verified
+        return manager
+
+    def screen(self, keys: ScreenKeys, *, for_training: bool = False) -> Screen:
+        """The registered screen, verified again if the data changed since.
+
+        Parameters
+        ----------
+        keys
+            Where its parts are.
+        for_training
+            Whether perturbed cells are needed; only then values that changed in place are noticed.
+        """
+        known = self._verified
+        if (
+            known is None
+            or (for_training and not known.for_training)
+            or not known.is_current(self.adata, values=for_training)
+        ):
+            known = self._verified = VerifiedScreen.of(
+                self.adata, keys, for_training=for_training, table_required=False
+            )
+        return known.screen

@@ -9,8 +9,6 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["smiles_fingerprints"]
-
 
 def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: int = 1024) -> dict[str, np.ndarray]:
     """Return a perturbation-embedding table of drugs: Morgan fingerprints of their structures.

@@ -12,8 +12,6 @@ from scvi_tahoe.data._embedding_table import EmbeddingTable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["TableFusion"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TableFusion:

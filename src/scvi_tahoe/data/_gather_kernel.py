@@ -5,8 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["gather_rows"]
-
 
 @triton.jit
 def gather_rows(  # type: ignore[no-untyped-def]  # noqa: ANN202

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._splits import AssignedSplit
     from scvi_tahoe.data._store import CellStore
 
-__all__ = ["Moments", "condition_moments", "de_weights"]
-
 #: cells of a condition that its t scores are computed from, at most, and control cells of a context
 _MOST_CELLS, _MOST_CONTROLS = 512, 2048
 

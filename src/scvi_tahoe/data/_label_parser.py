@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["DOSE_MARK", "LabelParser", "Component", "dose_label"]
-
 #: Between a perturbation and its dose in a label: ``"Trametinib@10"``.
 DOSE_MARK = "@"
 

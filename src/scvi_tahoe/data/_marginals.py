@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["QUANTILES", "Population", "move_between", "with_marginals"]
-
 #: number of evenly spaced quantiles that stand for a population
 QUANTILES = 512
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._dataset import CellSetDataset
 
-__all__ = ["PrefetchSampler"]
-
 
 class PrefetchSampler(Sampler[CellSetRequest]):
     """Yields this process's share of another sampler's minibatches.

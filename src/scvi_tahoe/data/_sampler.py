@@ -23,16 +23,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools
 
-__all__ = [
-    "CellSetRequest",
-    "ExhaustiveSampler",
-    "FixedSampler",
-    "ConditionRequest",
-    "RandomSampler",
-    "SetPlan",
-    "draw_window",
-]
-
 
 @dataclass(frozen=True)
 class CellSetRequest:

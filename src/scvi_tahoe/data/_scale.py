@@ -19,8 +19,6 @@ from scvi_tahoe.data._disk_rows import DiskRows, is_sharded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ScaleReport", "infer_scale", "verify_log1p"]
-
 Scale = Literal["counts", "normalized", "log1p", "log1p_twice", "log2p1", "unknown"]
 
 #: log1p of anything that can be counted in a cell stays below this (the limit that cell-eval applies too)

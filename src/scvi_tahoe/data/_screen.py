@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
+from scvi_tahoe.data._conditions import CellLabels, ConditionIndex
 from scvi_tahoe.data._label_parser import DOSE_MARK, LabelParser, dose_label
 
 if TYPE_CHECKING:
@@ -18,18 +20,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data._composition import Combination
-
-__all__ = [
-    "CellLabels",
-    "Screen",
-    "ScreenKeys",
-    "condition_labels",
-    "condition_of_cell",
-    "expression_adata",
-    "label_columns",
-    "read_screen",
-    "with_condition_labels",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,35 +80,6 @@ class ScreenKeys:
 
 
 @dataclass(frozen=True)
-class CellLabels:
-    """One categorical column: ``codes[i]`` is the position in ``names`` of cell i's label.
-
-    ``names`` are sorted, as strings, and each occurs in at least one cell.
-    """
-
-    codes: np.ndarray
-    names: tuple[str, ...]
-
-    @classmethod
-    def from_values(cls, values: Any) -> CellLabels:
-        """Encode any column; unused categories are left out."""
-        code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
-        if len(code_of_cell) and code_of_cell.min() >= 0:
-            # text is made of each label, not of each cell
-            names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
-            return cls(codes=code.astype(np.int64)[code_of_cell], names=tuple(str(n) for n in names))
-        names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
-        return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
-
-    def code(self, name: str) -> int:
-        """Position of a label; KeyError if no cell has it."""
-        try:
-            return self.names.index(name)
-        except ValueError:
-            raise KeyError(name) from None
-
-
-@dataclass(frozen=True)
 class Screen:
     """What every later step works on. Matrices are the user's own, never copied or edited.
 
@@ -153,6 +114,16 @@ class Screen:
     def n_cells(self) -> int:
         """Number of cells."""
         return len(self.cells)
+
+    @property
+    def matrices(self) -> tuple[Any, Any]:
+        """Expression, and the cell embedding or None."""
+        return self.expression, self.cell_embedding
+
+    @cached_property
+    def index(self) -> ConditionIndex:
+        """Rows of every condition, and of the controls of every context."""
+        return ConditionIndex.from_screen(self)
 
 
 def expression_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
@@ -247,13 +218,13 @@ def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     return AnnData(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
 
 
-def _embedding(data: AnnOrMuData, keys: ScreenKeys) -> Any:
-    if not keys.has_cell_embedding:
-        return None
-    if not isinstance(data, MuData) or keys.embedding_modality is None:
-        return expression_adata(data, keys).obsm[keys.cell_embedding_key]
-    modality = data.mod[keys.embedding_modality]
-    return modality.X if keys.cell_embedding_key is None else modality.obsm[keys.cell_embedding_key]
+def read_matrices(data: AnnOrMuData, keys: ScreenKeys) -> tuple[Any, Any]:
+    """Expression, and the cell embedding or None."""
+    adata, embedding = expression_adata(data, keys), None
+    if keys.has_cell_embedding:
+        owner = data.mod[keys.embedding_modality] if isinstance(data, MuData) and keys.embedding_modality else adata
+        embedding = owner.X if keys.cell_embedding_key is None else owner.obsm[keys.cell_embedding_key]
+    return (adata.X if keys.layer is None else adata.layers[keys.layer]), embedding
 
 
 def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
@@ -270,7 +241,7 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     -------
     The screen; labels as sorted strings.
     """
-    expression = expression_adata(data, keys)
+    expression, (matrix, embedding) = expression_adata(data, keys), read_matrices(data, keys)
     context = (
         CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
         if keys.context_key is None
@@ -279,8 +250,8 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     return Screen(
         genes=np.asarray(expression.var_names, dtype=object).astype(str),
         cells=expression.obs_names,
-        expression=expression.X if keys.layer is None else expression.layers[keys.layer],
-        cell_embedding=_embedding(data, keys),
+        expression=matrix,
+        cell_embedding=embedding,
         perturbation=CellLabels.from_values(condition_labels(data, keys)),
         context=context,
         batch=None if keys.batch_key is None else CellLabels.from_values(obs_column(data, keys, keys.batch_key)),

@@ -9,7 +9,6 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvi_tahoe.data._alignment import align_genes
-from scvi_tahoe.data._conditions import ConditionIndex
 from scvi_tahoe.data._dataset import CellSetDataset
 from scvi_tahoe.data._disk_rows import DiskRows, is_sharded
 from scvi_tahoe.data._sampler import RandomSampler, SetPlan
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._embedding_table import EmbeddingTable
     from scvi_tahoe.data._screen import Screen, ScreenKeys
     from scvi_tahoe.data._store import StoreKind
-
-__all__ = [
-    "OUTPUTS",
-    "REPRESENTATIONS",
-    "DataSpec",
-    "Output",
-    "Representation",
-    "aligned_expression",
-    "cell_set_dataset",
-    "random_minibatches",
-]
 
 Representation = Literal["expression", "embedding", "expression+embedding"]
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
@@ -171,7 +159,7 @@ def random_minibatches(
     as_controls
         Whether each set gets the control's embedding instead of its perturbation's.
     """
-    spec, index = spec.with_composed(screen), ConditionIndex.from_screen(screen)
+    spec, index = spec.with_composed(screen), screen.index
     plan = SetPlan(
         index=index,
         pools=index.control_pools(),

@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._conditions import ConditionIndex
 
-__all__ = [
-    "AssignedSplit",
-    "FewShotContext",
-    "FractionSplit",
-    "HeldOutConditions",
-    "HeldOutContexts",
-    "HeldOutPerturbations",
-    "Split",
-    "default_split",
-    "split_from_dict",
-]
-
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._alignment import GeneAlignment
 
-__all__ = ["CellStore", "DeviceStore", "DiskStore", "HostStore", "SelectedRows", "StoreKind", "make_store"]
-
 logger = logging.getLogger(__name__)
 
 StoreKind = Literal["auto", "device", "host", "disk"]

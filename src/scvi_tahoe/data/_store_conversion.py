@@ -28,8 +28,6 @@ from scvi_tahoe.files import atomic_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["write_store"]
-
 #: entries read at once, and entries of a bucket
 _READ, _BUCKET = 2**22, 2**25
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     import zarr
 
-__all__ = ["MANIFEST", "SIGNATURE", "VERSION", "files_of", "is_store", "quiet_zarr", "read_store", "unverified_values"]
-
 #: attribute of the folder that says what is in it
 MANIFEST = "scvi_tahoe_store"
 #: version of that attribute and of the layout

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     import zarr
 
-__all__ = ["StoreWriter"]
-
 #: entries of a chunk, which is decoded as a whole: a hundred cells of two thousand genes, a few of a transcriptome
 _CHUNK = 2**14
 #: entries of a shard, which is a file: 64 MiB of values before compression

@@ -12,21 +12,19 @@ from types import ModuleType
 from scvi_tahoe.evaluate._baseline_prediction import BASELINES, baseline_prediction
 from scvi_tahoe.evaluate._check import Check, EvaluationWarning, RepresentationError
 from scvi_tahoe.evaluate._collapse import check_collapse, mean_cosine
-from scvi_tahoe.evaluate._comparison import baseline_results, compare_results
 from scvi_tahoe.evaluate._discrimination import centroid_accuracy, discrimination_score_l1, pds_cosine
 from scvi_tahoe.evaluate._energy_distance import energy_distance, fit_components
 from scvi_tahoe.evaluate._errors import effect_size_ratio, pearson, r2_weighted, wmse
-from scvi_tahoe.evaluate._evaluate import evaluate
+from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate
 from scvi_tahoe.evaluate._gene_weights import gene_weights
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, group_statistics
 from scvi_tahoe.evaluate._metric_info import METRICS, MetricInfo, metric_info
 from scvi_tahoe.evaluate._overall import Vcc2025Terms, vcc2025_overall
 from scvi_tahoe.evaluate._quantile_mapping import quantile_map
 from scvi_tahoe.evaluate._reference import EvaluationReference
-from scvi_tahoe.evaluate._result import Effects, EvaluationResult
+from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results, strata
 from scvi_tahoe.evaluate._scoring import PRESETS
 from scvi_tahoe.evaluate._space_check import PREDICTION_RECORD
-from scvi_tahoe.evaluate._strata import strata
 from scvi_tahoe.evaluate._submission import submission
 from scvi_tahoe.evaluate._submission_2026 import Rules2026
 

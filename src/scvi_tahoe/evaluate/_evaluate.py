@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from scvi_tahoe.evaluate._assembly import assemble_result
+from scvi_tahoe.evaluate._baseline_prediction import baseline_cells
 from scvi_tahoe.evaluate._baseline_scores import baseline_name, scores_of_baseline, verify_baseline
 from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._cell_profile import profiles_of_contexts
@@ -19,7 +20,7 @@ from scvi_tahoe.evaluate._space_check import check_space
 from scvi_tahoe.evaluate._value_checks import clipped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -201,3 +202,34 @@ def _as_reference(
     return EvaluationReference.from_adata(
         reference, perturbation_key=perturbation_key, control=control, context_key=context_key, baseline_from=train
     )
+
+
+def baseline_results(
+    reference: EvaluationReference,
+    names: Sequence[str] = ("control", "train_mean", "context_transfer", "cells_shifted", "cells_quantile"),
+    *,
+    preset: str = "vcc2025",
+    seed: int = 0,
+) -> dict[str, EvaluationResult]:
+    """Evaluate baselines as if each were a prediction, for comparison with the result of a model.
+
+    Parameters
+    ----------
+    reference
+        Truth with training data.
+    names
+        Baselines, see :data:`~scvi_tahoe.evaluate.BASELINES`.
+    preset
+        Preset of :func:`~scvi_tahoe.evaluate.evaluate`.
+    seed
+        Random seed of the cells that baselines draw.
+    """
+
+    def predict(name: str) -> AnnData:
+        cells = baseline_cells(name, reference.task, seed=seed)
+        return cells.to_adata(perturbation_key=reference.perturbation_key, context_key=reference.context_key)
+
+    # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
+    return {
+        name: evaluate(predict(name), reference, preset=preset, seed=seed, representation_check="off") for name in names
+    }

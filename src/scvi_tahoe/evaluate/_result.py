@@ -1,26 +1,37 @@
-"""What an evaluation gives back."""
+"""What an evaluation returns, and results side by side."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.evaluate._html import result_html
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe.evaluate._baseline_prediction import BASELINES
+from scvi_tahoe.evaluate._display import finding_lines, result_html, result_text
 from scvi_tahoe.evaluate._metric_info import metric_info
 from scvi_tahoe.evaluate._storage import load_result, save_result
-from scvi_tahoe.evaluate._strata import strata
-from scvi_tahoe.evaluate._text import result_text
+from scvi_tahoe.evaluate._summary import strata_table
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
-    import pandas as pd
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["Effects", "EvaluationResult"]
+#: metrics that a comparison shows by default, where all results have them
+_HEADLINE_METRICS = (
+    "overlap_at_N",
+    "discrimination_score_l1",
+    "mae",
+    "pearson_delta",
+    "de_direction_match",
+    "pds_cosine",
+    "pearson_systema",
+    "wmse",
+)
 
 
 @dataclass(frozen=True)
@@ -45,32 +56,32 @@ class Effects:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """Scores of one prediction, with all that is needed to judge them.
+    """Scores of one prediction, with everything needed to judge them.
 
     Attributes
     ----------
     summary
-        One row a metric: ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
+        One row per metric: ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
         ``ceiling``, ``scaled`` (share of the way from baseline to ceiling), ``scaled_low``, ``scaled_high`` (its
         interval, prediction and baseline resampled together), ``direction``, ``n_perturbations``, ``n_missing``.
         Contexts are scored one by one and then averaged.
     per_perturbation
-        One row a (context, perturbation): its cells, its differentially expressed genes and its scores.
+        One row per (context, perturbation): its cells, its differentially expressed genes and its scores.
     vcc
-        Overall score of the challenge with its year, raw and scaled terms, and the value of each context; ``None``
-        where the preset or the baseline does not give it.
+        Overall score of the challenge with its year, raw and scaled terms, and the value of each context; ``None`` if
+        the preset or the baseline does not provide it.
     checks
-        One row a check, the gravest first: ``status``, ``value``, ``allowed``, ``message``.
+        One row per check, most severe first: ``status``, ``value``, ``allowed``, ``message``.
     provenance
-        Versions, hashes, settings: two results can be compared if those of the truth agree.
+        Versions, hashes and settings, which decide whether two results can be compared.
     effects
         Observed and predicted deltas.
     cells
-        Totals and share of zeros of a sample of cells of both sides, columns ``side`` and ``context``.
+        Totals and shares of zeros of a sample of cells of both sides; columns ``side`` and ``context``.
     baseline_per_perturbation, halves_per_perturbation
         Scores of the baseline and of the split halves, like ``per_perturbation``.
     de_observed, de_predicted
-        Differential expression, one row a (context, perturbation, gene), if it was tested.
+        Differential expression, one row per (context, perturbation, gene), if it was tested.
     """
 
     summary: pd.DataFrame
@@ -86,48 +97,55 @@ class EvaluationResult:
     de_predicted: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
-        return result_text(self)
+        return result_text(self.summary, self.vcc, self._findings, self.provenance, len(self.per_perturbation))
 
     def _repr_html_(self) -> str:
-        return result_html(self)
+        return result_html(self.summary, self.vcc, self._findings, self.provenance)
+
+    @property
+    def _findings(self) -> pd.DataFrame:
+        return self.checks[self.checks["status"].isin(["warning", "error"])]
+
+    @property
+    def findings(self) -> list[str]:
+        """One line per warning and error of the checks, most severe first."""
+        return finding_lines(self._findings)
+
+    def metric_label(self, metric: str) -> str:
+        """Return the short name of a metric, for tables and figures."""
+        return metric_info(metric).label
 
     def strata(self, *, n_groups: int = 3) -> pd.DataFrame:
-        """Return the mean scores of weak, medium and strong perturbations, by observed effect size.
+        """Return the mean scores of weak, medium and strong perturbations, see :func:`~scvi_tahoe.evaluate.strata`.
 
         Parameters
         ----------
         n_groups
-            Groups of equal size.
+            Number of groups of equal size.
         """
         return strata(self, n_groups=n_groups)
 
     def compare(self, other: EvaluationResult, *, names: tuple[str, str] = ("this", "other")) -> pd.DataFrame:
-        """Put two results side by side, one row each and the ceiling, one column a score.
+        """Put two results side by side: one row each and one for the ceiling, one column per metric.
 
         Parameters
         ----------
         other
             Result against the same truth under the same settings.
         names
-            What to call the two.
+            Names of the two rows.
 
         Raises
         ------
         ValueError
-            If they differ in truth, settings or release of cell-eval; the message names in what.
+            If they differ in truth, settings or release of cell-eval; the message names the differences.
         """
-        return self.comparison({names[0]: self, names[1]: other})
+        return compare_results({names[0]: self, names[1]: other})
 
     @staticmethod
     def comparison(results: Mapping[str, EvaluationResult], *, metrics: Sequence[str] | None = None) -> pd.DataFrame:
-        """Put named results side by side, see :func:`~scvi_tahoe.evaluate.compare_results`."""
-        from scvi_tahoe.evaluate._comparison import compare_results
-
+        """Put results side by side, see :func:`~scvi_tahoe.evaluate.compare_results`."""
         return compare_results(results, metrics=metrics)
-
-    def metric_label(self, metric: str) -> str:
-        """Return the short name of a metric, for tables and figures."""
-        return metric_info(metric).label
 
     def plot(self, kind: str = "bars", **kwargs: Any) -> Figure:
         """Draw one of the figures of :mod:`scvi_tahoe.pl`.
@@ -137,7 +155,7 @@ class EvaluationResult:
         kind
             ``"bars"``, ``"deltas"``, ``"ranks"``, ``"similarity"``, ``"fold_changes"`` or ``"cells"``.
         **kwargs
-            Handed to the plot.
+            Passed to the function with that name.
         """
         from scvi_tahoe import pl
 
@@ -147,8 +165,13 @@ class EvaluationResult:
         """Write the result to a folder: CSV for the scores, parquet for large tables, JSON and NPZ for the rest.
 
         The folder appears complete or not at all; an earlier result of the same name is replaced.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder exists and holds something other than a result.
         """
-        save_result(self, folder)
+        save_result(vars(self), folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EvaluationResult:
@@ -159,4 +182,123 @@ class EvaluationResult:
         FileNotFoundError
             If the folder holds no result.
         """
-        return cls(**load_result(folder, Effects))
+        fields = load_result(folder)
+        return cls(**fields | {"effects": Effects(**fields["effects"])})
+
+
+def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
+    """Return the mean scores of groups of perturbations of similar observed effect size.
+
+    Strong perturbations are easy to tell apart and saturate a score, weak ones are mostly noise; a mean over both hides
+    progress on either.
+
+    Parameters
+    ----------
+    result
+        Evaluation result.
+    n_groups
+        Number of groups of equal size, by the length of the observed delta within each context.
+
+    Returns
+    -------
+    One row per group, ``"weak"`` to ``"strong"`` (numbers for other than 2 or 3 groups); columns are pairs of a metric
+    and ``"value"``, ``"baseline"``, ``"ceiling"`` or ``"scaled"`` (those that the result has), and ``n_perturbations``.
+    As in the summary, contexts are averaged one by one and then together. Scores of the whole panel are left out.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two groups, or fewer perturbations than groups.
+    """
+    effect_size = np.linalg.norm(result.effects.observed, axis=1)
+    scores = (result.per_perturbation, result.baseline_per_perturbation, result.halves_per_perturbation)
+    return strata_table(*scores, effect_size, n_groups)
+
+
+def compare_results(
+    results: Mapping[str, EvaluationResult],
+    *,
+    metrics: Sequence[str] | None = None,
+    baseline: bool = True,
+    ceiling: bool = True,
+) -> pd.DataFrame:
+    """Return one row per prediction and one column per metric, with the overall score of the challenge if any has one.
+
+    Parameters
+    ----------
+    results
+        Results by name, all against the same truth under the same settings.
+    metrics
+        Metrics to show. If None, the headline metrics that all results have.
+    baseline
+        Add a row with the baseline that shares of the way and overall scores start from, unless one of the predictions
+        is that baseline.
+    ceiling
+        Add a last row with what a replicate experiment would reach.
+
+    Raises
+    ------
+    ValueError
+        If there is no result, or two of them cannot be compared; the message names what differs.
+    KeyError
+        If a result lacks a requested metric.
+    """
+    _verify_comparable(results)
+    first = next(iter(results.values()))
+    if metrics is None:
+        metrics = [m for m in _HEADLINE_METRICS if all(m in r.summary.index for r in results.values())]
+    absent = [m for m in metrics if any(m not in r.summary.index for r in results.values())]
+    if absent:
+        raise KeyError(f"Metrics {absent} are not in every result; they have {list(first.summary.index)}.")
+    rows = {name: result.summary.loc[list(metrics), "value"] for name, result in results.items()}
+    scaled = next((r for r in results.values() if r.provenance["baseline"] is not None), first)
+    base = scaled.summary.loc[list(metrics), "baseline"]
+    if baseline and base.notna().any() and not any(_close(base, row) for row in rows.values()):
+        # the six scores of 2026 have a baseline of their own beside the named one
+        several = scaled.provenance["preset"] == "vcc2026"
+        rows["baseline" if several else f"baseline ({scaled.provenance['baseline']})"] = base
+    if ceiling and first.summary["ceiling"].notna().any():
+        rows["ceiling (replicate)"] = first.summary.loc[list(metrics), "ceiling"]
+    table = pd.DataFrame(rows).T
+    challenges = {name: result.vcc for name, result in results.items() if result.vcc is not None}
+    if challenges:
+        year = next(iter(challenges.values()))["year"]
+        table[f"VCC {year} overall"] = [challenges[n]["overall"] if n in challenges else np.nan for n in table.index]
+    table.index.name = "prediction"
+    return table
+
+
+def _verify_comparable(results: Mapping[str, EvaluationResult]) -> None:
+    """Reject results that differ in truth, settings, baseline or release of cell-eval."""
+    if not results:
+        raise ValueError("There is no result to compare.")
+    (first_name, first), *others = results.items()
+    for name, other in others:
+        one, two = first.provenance, other.provenance
+        different = [key for key in ("truth", "preset", "control_cells") if one[key] != two[key]]
+        packages = ("cell-eval", "pdex", "cell-eval2")
+        different += [p for p in packages if one["versions"].get(p) != two["versions"].get(p)]
+        if not different and not _same_baseline(first, other):
+            different = ["baseline"]
+        if different:
+            raise ValueError(
+                f"Results {first_name!r} and {name!r} cannot be compared: they differ in {', '.join(different)}."
+            )
+
+
+def _same_baseline(one: EvaluationResult, other: EvaluationResult) -> bool:
+    """Return whether scaled and overall scores start from the same baseline; without one there are none to compare.
+
+    A named baseline is the same with another seed: its cells are drawn anew, from the same training data.
+    """
+    names = [side.provenance["baseline"] for side in (one, other)]
+    if None in names:
+        return True
+    if all(name in BASELINES for name in names):
+        from_training = names[0] != "control"
+        return names[0] == names[1] and not (from_training and one.provenance["train"] != other.provenance["train"])
+    return _close(one.summary["baseline"], other.summary["baseline"])
+
+
+def _close(one: pd.Series, other: pd.Series) -> bool:
+    return bool(np.allclose(one.to_numpy(float), other.to_numpy(float), rtol=1e-6, atol=0, equal_nan=True))

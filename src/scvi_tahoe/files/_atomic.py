@@ -51,7 +51,11 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(
-    target: str | Path, *, overwrite: bool, kind: str = "model folder", signatures: Sequence[str] = _MODEL_FILES
+    target: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    kind: str = "model folder",
+    signatures: Sequence[str] = _MODEL_FILES,
 ) -> Iterator[Path]:
     """Yield a temporary folder beside ``target`` that takes its place when the block ends without an error.
 

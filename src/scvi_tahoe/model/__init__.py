@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scvi_tahoe.model._decoder_weight import suggest_decoder_weight
 from scvi_tahoe.model._ensemble import TahoeEnsemble
-from scvi_tahoe.model._exchange import pretrained_of
+from scvi_tahoe.model._export import pretrained_of
 from scvi_tahoe.model._tahoe_st import TahoeST
 
 __all__ = [

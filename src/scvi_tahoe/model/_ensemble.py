@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data import ConditionIndex, cell_set_dataset, condition_of_cell, read_screen
+from scvi_tahoe.data import cell_set_dataset, condition_of_cell, read_screen
 from scvi_tahoe.evaluate import EvaluationReference
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
@@ -206,7 +206,7 @@ class TahoeEnsemble:
         _, screen, spec, alignment = model._prediction_data(
             adata, kwargs.get("perturbations"), kwargs.get("max_missing_genes", 0.1)
         )
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         key = model.keys.context_key
         contexts = [index.contexts[0]] * len(table) if key is None else table[key].tolist()
         controls = {context: index.controls(context) for context in dict.fromkeys(contexts)}
@@ -258,7 +258,7 @@ class TahoeEnsemble:
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=ensemble.predict(...)."
                 )
-            asked = conditions_asked(ConditionIndex.from_screen(read_screen(observed, first.keys)), first.keys.parser)
+            asked = conditions_asked(read_screen(observed, first.keys).index, first.keys.parser)
             prediction = self.predict(observed, **asked, seed=seed, progress=progress)
         return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scvi_tahoe.data import ConditionIndex, read_screen, spelled_labels, with_condition_labels
+from scvi_tahoe.data import read_screen, spelled_labels, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, evaluate
 from scvi_tahoe.evaluate._check import act_on, checks_table
 from scvi_tahoe.evaluate._leakage import check_conditions
@@ -119,7 +119,7 @@ class EvaluateMixin(PredictMixin):
         """Predict every condition of observed data, as many cells as were observed."""
         return self.predict(
             observed,
-            **conditions_asked(ConditionIndex.from_screen(read_screen(observed, self.keys)), self.keys.parser),
+            **conditions_asked(read_screen(observed, self.keys).index, self.keys.parser),
             output="expression" if counts_layer is None else "counts",
             counts_layer=counts_layer,
             seed=seed,

@@ -10,14 +10,14 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scvi_tahoe._compat import history_as_lists
 from scvi_tahoe._constants import REGISTRY
-from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys, verify_screen
+from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import Representation, Screen
+    from scvi_tahoe.data import Representation, Screen, ScreenManager
     from scvi_tahoe.pretrained import LoadingReport
     from scvi_tahoe.response import Prior
 
@@ -158,11 +158,16 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
         }  # fmt: skip
         return DataSpec(**{**values, **changes})
 
+    def _own_screen(self, *, for_training: bool = False) -> Screen:
+        """The model's own data, verified once unless they change."""
+        manager: ScreenManager = self.adata_manager
+        return manager.screen(self.keys, for_training=for_training)
+
     def _training_screen(self) -> Screen:
         if self.adata is None:
             raise ValueError("this model was loaded without data; load it with TahoeST.load(path, adata) to train it.")
         self._validate_anndata()
-        screen = verify_screen(self.adata, self.keys, table_required=False)
+        screen = self._own_screen(for_training=True)
         table = self.perturbation_table.with_composed(screen.perturbation.names)
         unknown = sorted(n for n in screen.perturbation.names if table.known_name(n) not in table.names)
         if unknown:

@@ -11,10 +11,8 @@ import numpy as np
 from scvi_tahoe._devices import autocast_dtype, prediction_devices
 from scvi_tahoe.data import (
     OUTPUTS,
-    ConditionIndex,
     align_genes,
     cell_set_dataset,
-    read_screen,
     read_table,
     verify_screen,
 )
@@ -174,7 +172,7 @@ class PredictMixin(FittedModel):
         target = None if path is None else prediction_path(path, overwrite=overwrite)
         chosen = prediction_devices(devices, self.device)
         data, screen, spec, alignment = self._prediction_data(adata, perturbations, max_missing_genes)
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         plan = plan_prediction(
             index, spec.table, perturbations=perturbations, contexts=contexts, n_cells=n_cells, seed=seed
         )
@@ -253,7 +251,7 @@ class PredictMixin(FittedModel):
         if self.prior == "none" or self.prior_ is not None:
             return self.prior_ if self.prior != "none" else None
         screen = self._training_screen()
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         return learn_prior(self.prior, self._spec(), screen, index, np.flatnonzero(~index.is_control), seed=0)
 
     def _prediction_record(self, output: Output, seed: int) -> dict[str, Any]:
@@ -314,7 +312,7 @@ class PredictMixin(FittedModel):
         >>> model.prior_report(perturbations=["STAT1"])
         """
         _, screen, spec, _ = self._prediction_data(adata, perturbations, max_missing_genes)
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         conditions = resolve_conditions(index, spec.table, perturbations=perturbations, contexts=contexts)
         return prior_table(self._learned_prior(), spec, screen, index, conditions)
 
@@ -328,9 +326,7 @@ class PredictMixin(FittedModel):
             raise ValueError("this model has no data of its own; pass the control cells, e.g. predict(adata, ...).")
         new = read_table(data, self.keys, required=False, like=table)
         table = table if new is None else table.extended(new)
-        screen = (
-            read_screen(data, self.keys) if data is self.adata else verify_screen(data, self.keys, for_training=False)
-        )
+        screen = self._own_screen() if data is self.adata else verify_screen(data, self.keys, for_training=False)
         if perturbations is not None and not isinstance(perturbations, str):
             table = covered_by_asking(screen, table, [str(p) for p in perturbations])
         alignment = align_genes(self.genes, screen.genes, max_missing=max_missing_genes)

@@ -7,32 +7,30 @@ import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from scvi_tahoe._constants import TENSORS
+import numpy as np
+
+from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._module import residual_input
-from scvi_tahoe.data import random_minibatches, verify_screen
-from scvi_tahoe.model._exchange import (
-    labels_of,
+from scvi_tahoe.data import EmbeddingTableField, random_minibatches, verify_screen
+from scvi_tahoe.model._export import labels_of, pretrained_of
+from scvi_tahoe.model._fitted import FittedModel
+from scvi_tahoe.nn import Objective, ObjectiveConfig, options_of_user
+from scvi_tahoe.pretrained import (
+    ArcColumns,
+    PretrainedModel,
+    diagnose_attention,
+    export_model,
+    for_other_cells,
     objective_of,
-    pretrained_of,
+    plan_warm_start,
+    push_model,
+    read_pretrained,
     reason_to_leave_prior,
-    register_in_order,
-    registered_genes,
-    registered_table,
     registry_of,
     start_options,
     united_table,
     verify_scale,
     with_numbered_genes,
-)
-from scvi_tahoe.model._fitted import FittedModel
-from scvi_tahoe.nn import Objective, ObjectiveConfig, options_of_user
-from scvi_tahoe.pretrained import (
-    ArcColumns,
-    diagnose_attention,
-    export_model,
-    plan_warm_start,
-    push_model,
-    read_pretrained,
     write_arc_folder,
 )
 
@@ -43,8 +41,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe.data import Representation
     from scvi_tahoe.nn import Attention
-    from scvi_tahoe.pretrained import AttentionDiagnosis, PretrainedModel
+    from scvi_tahoe.pretrained import AttentionDiagnosis
     from scvi_tahoe.response import Prior
 
 __all__ = ["PretrainedMixin"]
@@ -58,7 +57,7 @@ class PretrainedMixin(FittedModel):
     @classmethod
     def from_pretrained(  # noqa: PLR0913
         cls,
-        source: str | Path,
+        source: str | Path | PretrainedModel,
         adata: AnnOrMuData | None = None,
         *,
         checkpoint: str | None = None,
@@ -68,6 +67,8 @@ class PretrainedMixin(FittedModel):
         attention: Attention | None = None,
         genes: Sequence[str] | None = None,
         backbone_from: str | Path | None = None,
+        representation: Representation | None = None,
+        batch_encoder: bool | None = None,
         set_size: int | None = None,
         network: Mapping[str, Any] | None = None,
         objective: Mapping[str, Any] | None = None,
@@ -85,9 +86,10 @@ class PretrainedMixin(FittedModel):
         Parameters
         ----------
         source
-            Folder in Arc's format or of :meth:`export`, or name of a model on the Hugging Face hub.
+            Folder in Arc's format or of :meth:`export`, name of a model on the Hugging Face hub, or a model that was
+            read before (:func:`~scvi_tahoe.pretrained.read_pretrained`).
         adata
-            Registered data to fine-tune on; None gives a model with the labels of the folder, for prediction.
+            Registered data to fine-tune on. If None, the model has the labels of the folder and can predict.
         checkpoint
             Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name.
         revision
@@ -102,21 +104,29 @@ class PretrainedMixin(FittedModel):
             Names of the weights' genes, where the folder lacks them.
         backbone_from
             Weights whose backbone an export refers to, see :meth:`export`.
+        representation
+            As for :class:`TahoeST`. If None, that of the weights. From an embedding to expression or back, only the
+            backbone fits: both ends are trained anew (decisions ``'new_input'`` and ``'new_output'``), and objective
+            and prior are those of a new model.
+        batch_encoder
+            Tell the network the technical batch of each cell. If None, as in the weights.
         set_size
-            Cells of a set; None takes that of the weights.
+            Cells of a set. If None, that of the weights.
         network
             Options of the network to change, such as ``{"dropout": 0.2}``; what changes its function needs a decision.
         objective
-            As for :class:`TahoeST`; None takes the default, or what an export of ours was trained with.
+            As for :class:`TahoeST`. If None, what an export of ours was trained with, or the default.
         prior
             As for :class:`TahoeST`, but ``'auto'`` is that of an export of ours, and none for other weights. An
             export's prior is ready for prediction, unless the data have other genes; training learns it from the data.
         check_scale
             Refuse data on another scale than the weights', by predicting controls from controls.
-        cache_dir, offline
-            Of the hub.
+        cache_dir
+            Cache of the hub; default: the one of its client.
+        offline
+            Use the cache of the hub and no network.
         seed
-            Of what the weights do not cover.
+            Random seed for what the weights do not cover.
 
         Returns
         -------
@@ -125,50 +135,72 @@ class PretrainedMixin(FittedModel):
         Raises
         ------
         ValueError
-            If a decision is missing, or the data are on another scale.
+            If a decision is missing, the data are on another scale, or an option has no effect.
         FileNotFoundError
             If there is no such folder or checkpoint.
         """
-        hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
-        base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
-        weights = read_pretrained(
-            source, checkpoint, revision=revision, attention=attention, genes=genes, base=base, **hub
-        )
+        if isinstance(source, PretrainedModel):
+            if any(option is not None for option in (checkpoint, revision, attention, genes, backbone_from)):
+                raise ValueError(
+                    "checkpoint, revision, attention, genes and backbone_from are for reading weights, and these were "
+                    "read before; pass them to read_pretrained."
+                )
+            weights = source
+        else:
+            hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
+            base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
+            weights = read_pretrained(
+                source, checkpoint, revision=revision, attention=attention, genes=genes, base=base, **hub
+            )
+        other_cells = representation is not None and (representation == "embedding") != weights.embeds
+        if other_cells:
+            weights = for_other_cells(weights)
+        registry, data_genes, table = None, None, None
         if adata is None:
+            if representation is not None or batch_encoder is not None:
+                raise ValueError("representation and batch_encoder are for a model on data of yours; pass adata.")
             weights = with_numbered_genes(weights)
             registry = registry_of(weights, cls.__name__)
             stats = {k: v for f in registry["field_registries"].values() for k, v in f["summary_stats"].items()}
         else:
-            registry, stats = None, dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
-        table = None if adata is None else united_table(weights, registered_table(cls._registered(adata)))
+            stats = dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
+            fields = cls._registered(adata)["field_registries"]
+            data_genes = fields[REGISTRY.EXPRESSION]["state_registry"]["column_names"]
+            embeddings = EmbeddingTableField.table(fields[REGISTRY.PERTURBATION_EMBEDDING]["state_registry"])
+            table = None if other_cells else united_table(weights, embeddings)
         if table is not None:
             stats["n_perturbation_embedding"] = table.encoder_width
-        options = start_options(weights, stats, batches="n_batch" in stats, head=(network or {}).get("head"))
-        if set_size is not None:
-            options["set_size"] = set_size
-        chosen = {**options, "network": network, "objective": objective or options["objective"]}
-        if prior != "auto":
-            chosen["prior"] = prior
-        without_prior = reason_to_leave_prior(
-            weights, chosen["prior"], None if adata is None else registered_genes(cls._registered(adata))
-        )
+        options = start_options(
+            weights, stats, representation=representation, batch_encoder=batch_encoder,
+            head=(network or {}).get("head"),
+        )  # fmt: skip
+        changes = {"set_size": set_size, "objective": objective or None, "prior": None if prior == "auto" else prior}
+        chosen = {
+            **options,
+            "network": network,
+            **{name: value for name, value in changes.items() if value is not None},
+        }
+        without_prior = reason_to_leave_prior(weights, chosen["prior"], data_genes)
         if adata is not None and weights.prior is not None and not without_prior:
-            register_in_order(cls, adata, weights.labels.genes or ())
+            cls._register_in_order(adata, weights.genes or ())
         with options_of_user(objective=objective, network=network):
             model = cls(adata, registry, seed=seed, **chosen)
         model._adopt(one_hot_labels_=None if table is None else list(table.components.names))
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
-        model.module.network.load_state_dict(start.state_dict, strict=True, assign=True)
+        # copied where the tensors are the caller's; those of a file belong to nobody else
+        model.module.network.load_state_dict(
+            start.state_dict, strict=True, assign=not isinstance(source, PretrainedModel)
+        )
         report = replace(start.report, notes=(*start.report.notes, *without_prior))
+        origin = weights.provenance
         model._adopt(
-            pretrained_parameters_=sorted(f"network.{name}" for name in start.report.loaded),
+            pretrained_parameters_=sorted(f"network.{name}" for name in report.loaded),
             prior_=None if without_prior else weights.prior,
             loading_report_=report,
-            provenance_=asdict(weights.provenance),
+            provenance_=asdict(origin),
             weights_objective_=options["objective"] or objective_of(weights.loss),
             is_trained_=True,
         )
-        origin = weights.provenance
         attention_kind = f"attention {weights.config.attention} ({origin.attention_reason or 'as trained'})"
         logger.info(f"{origin.source}, {attention_kind}\n{report.text()}")
         if not origin.attention_certain:
@@ -177,6 +209,21 @@ class PretrainedMixin(FittedModel):
             controls = next(model._random_minibatches(None, n_sets=8, seed=0, as_controls=True))
             verify_scale(model.module, report, controls, model.genes)
         return model
+
+    @classmethod
+    def _register_in_order(cls, adata: AnnOrMuData, genes: Sequence[str]) -> None:
+        """Register data once more, genes in the order of the weights: what a prior draws depends on their order."""
+        registry = cls._registered(adata)
+        fields = registry["field_registries"]
+        expression = fields[REGISTRY.EXPRESSION]
+        if list(expression["state_registry"]["column_names"]) == list(genes):
+            return
+        state = {**expression["state_registry"], "column_names": np.array(genes, dtype=object)}
+        ordered = {
+            **registry,
+            "field_registries": {**fields, REGISTRY.EXPRESSION: {**expression, "state_registry": state}},
+        }
+        getattr(cls, registry["setup_method_name"])(adata, source_registry=ordered, **registry["setup_args"])
 
     def export(
         self,
@@ -350,7 +397,8 @@ class PretrainedMixin(FittedModel):
         data = self.adata if adata is None else adata
         if data is None:
             raise ValueError("this model has no data of its own; pass data with perturbed and control cells.")
-        screen = verify_screen(data, self.keys, table_required=False)
+        is_own = data is self.adata
+        screen = self._own_screen(for_training=True) if is_own else verify_screen(data, self.keys, table_required=False)
         self.module.eval()
         yield from random_minibatches(
             self._spec(), screen, self.device, n_sets=n_sets, seed=seed, as_controls=as_controls

@@ -6,10 +6,9 @@ import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 from scvi_tahoe._compat import history_as_frames
-from scvi_tahoe.model._exchange import report_from_dict
 from scvi_tahoe.model._fitted import FittedModel
 from scvi_tahoe.nn import options_of_user
-from scvi_tahoe.pretrained import is_export
+from scvi_tahoe.pretrained import LoadingReport, is_export
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +73,7 @@ class SaveMixin(FittedModel):
         report = model.loading_report_
         model._adopt(
             history_=history_as_frames(model.history_),
-            loading_report_=None if report is None else report_from_dict(report),
+            loading_report_=None if report is None else LoadingReport.from_dict(report),
         )
         if getattr(model, "decoder_weight_", None) is not None:
             model.module.objective.decoder_weight = model.decoder_weight_

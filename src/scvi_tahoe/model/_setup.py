@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scvi.data import AnnDataManager
 from scvi.utils import setup_anndata_dsp
 
-from scvi_tahoe.data import screen_fields, verify_screen
+from scvi_tahoe.data import ScreenManager
 from scvi_tahoe.model._fitted import FittedModel, keys_of_registry
 
 if TYPE_CHECKING:
@@ -130,10 +129,7 @@ class SetupMixin(FittedModel):
     def _register(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> None:
         if data.is_view:
             raise ValueError("the data are a view of other data; run adata = adata.copy() first.")
-        verify_screen(data, keys, for_training="source_registry" not in kwargs)
-        manager = AnnDataManager(fields=screen_fields(keys), setup_method_args=setup_method_args)
-        manager.register_fields(data, **kwargs)
-        cls.register_manager(manager)
+        cls.register_manager(ScreenManager.of(data, keys, setup_method_args, **kwargs))
 
     @classmethod
     def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:

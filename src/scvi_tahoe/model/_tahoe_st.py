@@ -9,7 +9,7 @@ import torch
 
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe.data import REPRESENTATIONS, ConditionIndex, EmbeddingTableField, read_screen
+from scvi_tahoe.data import REPRESENTATIONS, EmbeddingTableField
 from scvi_tahoe.model._evaluate import EvaluateMixin
 from scvi_tahoe.model._fitted import FittedState
 from scvi_tahoe.model._pretrained import PretrainedMixin
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scvi_tahoe._compat import AnnOrMuData
-    from scvi_tahoe.data import Representation
+    from scvi_tahoe.data import ConditionIndex, Representation
     from scvi_tahoe.response import Prior
 
 __all__ = ["TahoeST"]
@@ -133,7 +133,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         head = _head(size, network)
         if prior not in ("none", "auto") and head != "delta":
             raise ValueError(f"a prior is what head='delta' adds its change to; head={head!r} takes prior='none'.")
-        index = self._index()
+        index = None if self.adata is None else self._own_screen().index
         if prior == "auto":  # resolved here, so that a saved model is built again with what it was trained with
             can_have = representation != "embedding" and head == "delta"
             prior = choose_prior(index, self.keys, self.summary_stats.n_vars) if can_have and index else "none"
@@ -161,10 +161,6 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
             f"{sum(p.numel() for p in self.module.parameters()):,} parameters"
         )
         self.init_params_ = self._get_init_params(locals())
-
-    def _index(self) -> ConditionIndex | None:
-        """Conditions of the model's data; None without data."""
-        return None if self.adata is None else ConditionIndex.from_screen(read_screen(self.adata, self.keys))
 
     def _labels_only_tell_apart(self, index: ConditionIndex | None) -> bool:
         """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.

@@ -134,7 +134,7 @@ class TrainMixin(PredictMixin):
         """
         options = TrainOptions.of_call(locals())
         screen = self._training_screen()
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         run = self._resolved(options, index)
         data = training_data(self._spec(), screen, index, run, self.module, self.prior)
         adapters, pretrained = begin_adapters(
@@ -198,7 +198,7 @@ class TrainMixin(PredictMixin):
         ValueError
             If an option is unknown, out of range or without effect.
         """
-        index = ConditionIndex.from_screen(self._training_screen())
+        index = self._training_screen().index
         return self._resolved(TrainOptions.from_kwargs({"max_steps": max_steps, **options}), index)
 
     def _resolved(self, options: TrainOptions, index: ConditionIndex) -> TrainingRun:
@@ -276,7 +276,7 @@ class TrainMixin(PredictMixin):
             precision=precision, seed=seed, progress=False, plan_kwargs=plan_kwargs,
         )  # fmt: skip
         screen = self._training_screen()
-        index = ConditionIndex.from_screen(screen)
+        index = screen.index
         run = self._resolved(options, index)
         module = copy.deepcopy(self.module)
         data = training_data(self._spec(), screen, index, run, module, self.prior)
@@ -351,7 +351,7 @@ class TrainMixin(PredictMixin):
         """
         options = TrainOptions(batch_size=batch_size, store=store, precision=precision, trainer_kwargs=trainer_kwargs)
         screen = self._training_screen()
-        run = self._resolved(options, ConditionIndex.from_screen(screen))
+        run = self._resolved(options, screen.index)
         dataset = cell_set_dataset(
             self._spec().with_composed(screen), screen, run.device, store=store, full_precision=run.full_precision
         )

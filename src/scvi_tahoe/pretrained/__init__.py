@@ -15,6 +15,7 @@ from scvi_tahoe.pretrained._diagnosis import (
     ScaleCheck,
     compare_scale,
     diagnose_attention,
+    verify_scale,
     with_attention,
 )
 from scvi_tahoe.pretrained._embedding_files import read_embedding_table
@@ -22,6 +23,15 @@ from scvi_tahoe.pretrained._export import backbone_sha256, export_model, is_expo
 from scvi_tahoe.pretrained._inspect import describe, inspect_folder
 from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
+from scvi_tahoe.pretrained._new_model import (
+    for_other_cells,
+    objective_of,
+    reason_to_leave_prior,
+    registry_of,
+    start_options,
+    united_table,
+    with_numbered_genes,
+)
 from scvi_tahoe.pretrained._origin import LossSettings, Provenance
 from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
@@ -56,19 +66,27 @@ __all__ = [
     "diagnose_attention",
     "export_model",
     "find_checkpoint",
+    "for_other_cells",
     "inspect_folder",
     "is_export",
     "licence_notice",
     "list_checkpoints",
     "match_labels",
     "model_card",
+    "objective_of",
     "plan_warm_start",
     "push_model",
     "read_arc_folder",
     "read_embedding_table",
     "read_export",
     "read_pretrained",
+    "reason_to_leave_prior",
+    "registry_of",
     "resolve_source",
+    "start_options",
+    "united_table",
+    "verify_scale",
     "with_attention",
+    "with_numbered_genes",
     "write_arc_folder",
 ]

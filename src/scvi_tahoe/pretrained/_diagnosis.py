@@ -5,12 +5,15 @@ Both are answered on the user's data, by tensors in and numbers out.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.nn import SetTransformer
 
 if TYPE_CHECKING:
@@ -19,7 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-__all__ = ["AttentionDiagnosis", "ScaleCheck", "compare_scale", "diagnose_attention", "with_attention"]
+    from scvi_tahoe._module import TahoeSTModule
+    from scvi_tahoe.pretrained._report import LoadingReport
+
+logger = logging.getLogger(__name__)
 
 _KINDS = {"llama": ("full", "causal", "causal_rope"), "gpt2": ("full", "causal")}
 _SURE, _LIKELY = 0.999, 0.95
@@ -149,6 +155,35 @@ def compare_scale(predicted_SNG: Tensor, control_SNG: Tensor) -> ScaleCheck:
         "normalised to the median depth or to 10,000."
     )
     return ScaleCheck(mean_ratio, sd_ratio, correlation, ok, message)
+
+
+def verify_scale(
+    module: TahoeSTModule, report: LoadingReport, minibatch: Mapping[str, Tensor], genes: np.ndarray
+) -> None:
+    """Refuse data on another scale than the weights': a module in eval mode must predict controls from controls.
+
+    Genes that only the data have are left out of the comparison; the others' predictions do not depend on them, nor
+    controls on new perturbations or batches. Not checked where a tensor on the way from cells to cells is wholly new,
+    or the user decided to change what the network computes: that says nothing about a scale.
+
+    ``minibatch`` holds sets of control cells whose perturbation is the control, ``genes`` the names of their columns.
+    """
+    new = [r.tensor for r in report.records if r.status == "new" and not r.tensor.startswith("gene_decoder.")]
+    changed = [name for name in report.decisions if name in ("drop_genes", "other_head", "other_attention")]
+    if new or changed:
+        logger.info(f"Scale not checked: {', '.join([*changed, *new[:1]])} changed what controls are predicted.")
+        return
+    known = next((np.isin(genes, match.matched) for match in report.matches if match.axis == "genes"), None)
+    control_SNX = minibatch[TENSORS.CONTROL]
+    with torch.inference_mode():
+        output = module(control_SNX, minibatch[TENSORS.PERTURBATION], minibatch.get(TENSORS.BATCH))
+    n_genes = output.prediction_SNG.shape[-1]
+    compared = torch.arange(n_genes) if known is None else torch.from_numpy(np.flatnonzero(known))
+    # where the cells come with an embedding, it stands behind the genes
+    check = compare_scale(output.prediction_SNG[..., compared], control_SNX[..., compared])
+    if not check.ok:
+        raise ValueError(f"{check.message} To load the weights all the same, pass check_scale=False.")
+    logger.info(check.message)
 
 
 def _ratio(a: Tensor, b: Tensor) -> float:

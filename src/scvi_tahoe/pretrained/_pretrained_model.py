@@ -206,6 +206,11 @@ class PretrainedModel:
         """``obsm`` key of the cell embedding, or ``None`` for expression."""
         return self.labels.embedding
 
+    @property
+    def embeds(self) -> bool:
+        """Whether cells are embeddings rather than expression."""
+        return is_embedding(self.labels.embedding)
+
     def with_genes(self, genes: Sequence[str]) -> PretrainedModel:
         """Return the model with names for the genes of its input and output, where the folder lacks them.
 

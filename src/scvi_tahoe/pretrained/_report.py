@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,17 @@ class LoadingReport:
     records: tuple[TensorRecord, ...]
     matches: tuple[LabelMatch, ...] = ()
     notes: tuple[str, ...] = ()
-    decisions: tuple[str, ...] = field(default=())
+    decisions: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LoadingReport:
+        """Return the report whose plain values were saved with a model."""
+        return cls(
+            records=tuple(TensorRecord(**record) for record in values["records"]),
+            matches=tuple(LabelMatch(**match) for match in values["matches"]),
+            notes=tuple(values["notes"]),
+            decisions=tuple(values["decisions"]),
+        )
 
     @property
     def loaded(self) -> frozenset[str]:

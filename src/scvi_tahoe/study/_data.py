@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_tahoe import datasets
-from scvi_tahoe.data import ConditionIndex, FewShotContext, FractionSplit, ScreenKeys, verify_screen
+from scvi_tahoe.data import FewShotContext, FractionSplit, ScreenKeys, verify_screen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -108,7 +108,7 @@ def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, Da
         adata, context_key = datasets.norman_k562(), "cell_type"
     else:
         adata = datasets.simulate_screen(n_genes=config.n_genes or 200)
-    filled = replace(config)  # past the check that a user gives no labels of a named screen
+    filled = config.replaced()  # past the check that a user gives no labels of a named screen
     for name, value in (("perturbation_key", perturbation_key), ("control", control), ("context_key", context_key)):
         object.__setattr__(filled, name, value)
     return adata, held_out, split, filled
@@ -116,7 +116,7 @@ def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, Da
 
 def _take_out(adata: AnnData, split: Split, config: DataConfig, *, seed: int) -> tuple[AnnData, AnnData | None]:
     """Separate the test part of a split, with the controls of its contexts."""
-    index = ConditionIndex.from_screen(verify_screen(adata, ScreenKeys(**config.keys | {"cell_embedding_key": None})))
+    index = verify_screen(adata, ScreenKeys(**config.keys | {"cell_embedding_key": None})).index
     test = split.assign(index, seed=seed).test
     if not len(test):
         return adata, None

@@ -15,7 +15,7 @@ import torch
 from anndata import read_h5ad
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.data import ConditionIndex, ScreenKeys, read_screen, with_condition_labels
+from scvi_tahoe.data import ScreenKeys, read_screen, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate
 from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.nn import NetworkConfig, default_of, unused_in_network
@@ -23,6 +23,7 @@ from scvi_tahoe.prediction import conditions_asked
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
+from scvi_tahoe.study._model import build_model, read_training, train_model, training_options, verify_loggers
 from scvi_tahoe.study._provenance import fingerprint, provenance, run_card, verify_same_data
 from scvi_tahoe.study._run_config import PLAN_ELSEWHERE, TahoeRun
 from scvi_tahoe.study._run_folder import (
@@ -37,8 +38,6 @@ from scvi_tahoe.study._run_folder import (
     SCORES,
     claim_folder,
 )  # fmt: skip
-from scvi_tahoe.study._start import build_model
-from scvi_tahoe.study._training import read_training, train_model, training_options, verify_loggers
 from scvi_tahoe.study._training_log import read_training_log
 from scvi_tahoe.training import TahoeTrainingPlan
 
@@ -268,7 +267,7 @@ class _Job:
         counts = self.run.score.counts_layer
         TahoeST.setup_anndata(self.data.train, **self.data.config.keys)
         model = TahoeST.load(self.folder / MODEL, adata=self.data.train)
-        index = ConditionIndex.from_screen(read_screen(self.data.held_out, model.keys))
+        index = read_screen(self.data.held_out, model.keys).index
         predicted = model.predict(
             self.data.held_out,
             **conditions_asked(index, model.keys.parser),

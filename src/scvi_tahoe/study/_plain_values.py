@@ -109,7 +109,7 @@ def _plain_kind(hint: Any) -> Any:
     if origin in (dict, collections.abc.Mapping):
         return dict[str, arguments[1]]  # type: ignore[valid-type]
     if origin in (list, tuple, collections.abc.Sequence) and (kind := _plain_hint(arguments[0])) is not None:
-        return tuple[kind, ...]
+        return tuple[kind, ...]  # type: ignore[valid-type]
     return None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scvi_tahoe.data import ConditionIndex, ScreenKeys, read_screen
+from scvi_tahoe.data import ScreenKeys, read_screen
 from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.pretrained import licence_notice, model_card
 
@@ -31,7 +31,7 @@ _PACKAGES = (
 
 def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
     """Return counts and SHA-256 of genes, labels, expression and the split drawn with ``seed``."""
-    index = ConditionIndex.from_screen(read_screen(data.train, ScreenKeys(**data.config.keys)))
+    index = read_screen(data.train, ScreenKeys(**data.config.keys)).index
     assigned = data.split.assign(index, seed=seed)
     parts = {part: assigned.rows(part) for part in ("train", "validation")}
     sides = {"train": _side(data.train, data.config)}

@@ -99,9 +99,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path} holds no state_dict; it is not a checkpoint.")
     return content
-
-
-def module_state(path: Path) -> dict[str, Any]:
-    """Return the tensors of a checkpoint under the names of the module; the file may be changed afterwards."""
-    state = read_checkpoint(path)["state_dict"]
-    return {name.removeprefix("module."): tensor.clone() for name, tensor in state.items()}

@@ -1,29 +1,87 @@
-"""The training of a run: begun or taken up again, also where only its end is missing."""
+"""The model of a run: from scratch, from published weights or from an earlier run; and its training.
+
+A training is begun or taken up again, also where only its end is missing.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe._compat import require
+from scvi_tahoe.model import pretrained_of
+from scvi_tahoe.nn import as_said
+from scvi_tahoe.pretrained import read_pretrained
 from scvi_tahoe.study._files import read_json, write_json
-from scvi_tahoe.study._run_folder import LAST
+from scvi_tahoe.study._run_folder import LAST, MODEL, checkpoint_path, is_run, read_checkpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lightning.pytorch.loggers import Logger
 
+    from scvi_tahoe.pretrained import PretrainedModel
     from scvi_tahoe.study._data import RunData
-    from scvi_tahoe.study._run_config import TahoeRun
+    from scvi_tahoe.study._run_config import StartConfig, TahoeRun
     from scvi_tahoe.training import TrainingRun
 
 _RECORD = "training.json"
 _GIGABYTE = 1024**3
+
+
+def build_model(run: TahoeRun, data: RunData) -> TahoeST:
+    """Return the model of a run with its starting weights.
+
+    Raises
+    ------
+    ValueError
+        If the data are not as the model needs them, or the weights fit only with decisions that were not made.
+    FileNotFoundError
+        If there are no such weights.
+    """
+    TahoeST.setup_anndata(data.train, **data.config.keys)
+    start, options = run.start, {"seed": run.seed, **_model_options(run, data.train.n_vars)}
+    if start.source is None:
+        return TahoeST(data.train, **options)
+    options = {"accept": start.accept, **options}
+    options.pop("size", None)
+    if is_run(Path(start.source)):
+        return TahoeST.from_pretrained(_weights_of_run(start), data.train, check_scale=False, **options)
+    hub = {"accept_license": start.accept_license, "cache_dir": start.cache_dir, "offline": start.offline}
+    base = None if start.backbone_from is None else read_pretrained(start.backbone_from, **hub)
+    weights = read_pretrained(**start.arguments(read_pretrained), base=base)
+    if weights.embeds == (run.model.representation == "embedding"):
+        options |= {"representation": None, "batch_encoder": None}
+    return TahoeST.from_pretrained(weights, data.train, check_scale=start.check_scale, **options)
+
+
+def _model_options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
+    """Return what the run says about the model; the rest is left to the package's defaults."""
+    options = run.model.arguments(TahoeST.__init__)
+    network = options["network"]
+    decoder = network.get("gene_decoder")
+    if isinstance(decoder, dict) and "n_genes" not in decoder:
+        network = {**network, "gene_decoder": {**decoder, "n_genes": n_genes}}
+    options |= {"network": network, "objective": as_said(options["objective"])}
+    return {name: value for name, value in options.items() if value not in (None, {})}
+
+
+def _weights_of_run(start: StartConfig) -> PretrainedModel:
+    """Return the weights of an earlier run; objective and prior are those of the new run."""
+    folder = Path(str(start.source))
+    path = checkpoint_path(folder, start.checkpoint or "best")
+    model = TahoeST.load(folder / MODEL, adata=False)
+    state = read_checkpoint(path)["state_dict"]
+    model.module.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
+    weights = pretrained_of(model)
+    origin = replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}")
+    return replace(weights, provenance=origin, extra={"prior": "auto"}, prior=None)
 
 
 def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, progress: bool) -> None:
@@ -98,10 +156,6 @@ class PeakMemory(Callback):
 
 def _peak_memory() -> float | None:
     """Return the most memory taken so far, in gigabytes, or None where the system does not tell."""
-    import sys
-
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / _GIGABYTE
     try:
