@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["Devices", "autocast_dtype", "explained_out_of_memory", "prediction_devices", "resolve_precision"]
-
 Devices: TypeAlias = int | Sequence[int] | Literal["auto"] | None
 
 

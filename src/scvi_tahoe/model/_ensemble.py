@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.data import cell_set_dataset, condition_of_cell, read_screen
+from scvi_tahoe.data import cell_set_dataset, condition_of_cell
 from scvi_tahoe.evaluate import EvaluationReference
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
-from scvi_tahoe.prediction import conditions_asked
+from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.response import mean_expression, means_by_code, move_to_mean
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.evaluate import EvaluationResult
-
-__all__ = ["ENSEMBLE_RECORD", "TahoeEnsemble"]
 
 #: key of ``uns`` with one row a condition, in the order of the columns of ``varm``
 ENSEMBLE_RECORD = "scvi_tahoe_ensemble"
@@ -203,18 +201,19 @@ class TahoeEnsemble:
         model = next((model for model in self.models if model.prior == "cells"), None)
         if model is None:
             return means_by_code(control_CG, codes)
-        _, screen, spec, alignment = model._prediction_data(
-            adata, kwargs.get("perturbations"), kwargs.get("max_missing_genes", 0.1)
+        data = model._prediction_data(
+            adata,
+            perturbations=kwargs.get("perturbations"),
+            max_missing_genes=kwargs.get("max_missing_genes", 0.1),
         )
-        index = screen.index
         key = model.keys.context_key
-        contexts = [index.contexts[0]] * len(table) if key is None else table[key].tolist()
-        controls = {context: index.controls(context) for context in dict.fromkeys(contexts)}
+        contexts = [data.screen.index.contexts[0]] * len(table) if key is None else table[key].tolist()
+        controls = {context: data.screen.index.controls(context) for context in dict.fromkeys(contexts)}
         dataset = cell_set_dataset(
-            spec,
-            screen,
+            data.spec,
+            data.screen,
             model.device,
-            alignment=alignment,
+            alignment=data.alignment,
             full_precision=True,
             rows=np.concatenate([*controls.values()]),
         )
@@ -258,8 +257,8 @@ class TahoeEnsemble:
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=ensemble.predict(...)."
                 )
-            asked = conditions_asked(read_screen(observed, first.keys).index, first.keys.parser)
-            prediction = self.predict(observed, **asked, seed=seed, progress=progress)
+            requested = arguments_for_observed(observed, first.keys)
+            prediction = self.predict(observed, **requested, seed=seed, progress=progress)
         return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:

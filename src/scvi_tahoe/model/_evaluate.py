@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scvi_tahoe.data import read_screen, spelled_labels, with_condition_labels
+from scvi_tahoe.data import spelled_labels, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, evaluate
 from scvi_tahoe.evaluate._check import act_on, checks_table
 from scvi_tahoe.evaluate._leakage import check_conditions
 from scvi_tahoe.model._predict import PredictMixin
-from scvi_tahoe.prediction import conditions_asked
+from scvi_tahoe.prediction import arguments_for_observed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data import ScreenKeys
     from scvi_tahoe.evaluate import Check, EvaluationResult
-
-__all__ = ["EvaluateMixin"]
 
 
 class EvaluateMixin(PredictMixin):
@@ -119,7 +117,7 @@ class EvaluateMixin(PredictMixin):
         """Predict every condition of observed data, as many cells as were observed."""
         return self.predict(
             observed,
-            **conditions_asked(read_screen(observed, self.keys).index, self.keys.parser),
+            **arguments_for_observed(observed, self.keys),
             output="expression" if counts_layer is None else "counts",
             counts_layer=counts_layer,
             seed=seed,

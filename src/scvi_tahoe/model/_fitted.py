@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.pretrained import LoadingReport
     from scvi_tahoe.response import Prior
 
-__all__ = ["FittedModel", "FittedState", "keys_of_registry"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class FittedState:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._compat import AnnOrMuData
 
-__all__ = ["SaveMixin"]
-
 
 class SaveMixin(FittedModel):
     """``save`` and ``load``."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data import Combination, ScreenKeys
 
-__all__ = ["SetupMixin"]
-
 
 class SetupMixin(FittedModel):
     """``setup_anndata`` and ``setup_mudata``."""

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import ConditionIndex, Representation
     from scvi_tahoe.response import Prior
 
-__all__ = ["TahoeST"]
-
 _DEFAULT_SET_SIZE = 64
 
 

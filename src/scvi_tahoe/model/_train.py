@@ -11,7 +11,7 @@ import torch
 
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
-from scvi_tahoe.prediction import asked_in_order
+from scvi_tahoe.prediction import PredictionRequest, arguments_for
 from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
 from scvi_tahoe.training import (
     UNUSED_OPTIONS,
@@ -221,9 +221,8 @@ class TrainMixin(PredictMixin):
             return None
 
         def predict(output: Output, sizes: Mapping[Condition, int]) -> AnnData:
-            return self._predicted(
-                None, **asked_in_order(sizes), output=output, learned=prior, seed=plan["seed"], progress=False
-            )
+            request = PredictionRequest(**arguments_for(sizes), output=output, seed=plan["seed"], progress=False)
+            return self._predicted(request, prior)
 
         share = validation_share(predict, self.keys, split, expression, device, seed=plan["seed"])
         if share is not None and share < 1:

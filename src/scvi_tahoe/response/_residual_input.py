@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
     import torch
 
-    from scvi_tahoe.data import CellSetDataset, Condition, ConditionIndex, DataSpec, EmbeddingTable, Screen
+    from scvi_tahoe.data import CellSetDataset, Condition, ConditionIndex, DataSpec, EmbeddingTable, Screen, ScreenKeys
     from scvi_tahoe.response._prior import Prior, PriorTarget
 
-__all__ = ["CONTROL_CELLS", "ResidualCells", "learn_prior", "prior_and_targets", "with_prior"]
+_CELLS_UP_TO = 5_000_000  # conditions x genes whose prior is made in minutes
 
-#: what a prediction without a prior starts from, in words as of :meth:`CellPrior.starts_from`
-CONTROL_CELLS = "control cells"
+
+def choose_prior(index: ConditionIndex, keys: ScreenKeys, n_genes: int) -> Prior:
+    """Choose cells if most conditions can be made from others and there are not too many conditions to keep."""
+    is_small = len(index.conditions) * n_genes <= _CELLS_UP_TO
+    components = [keys.parser.components(label) for label in index.perturbations]
+    has_parts = keys.combination_separator is not None and sum(len(of_label) == 1 for of_label in components) > 1
+    return "cells" if is_small and (index.perturbations_recur or has_parts) else "none"
 
 
 def learn_prior(
@@ -97,6 +102,11 @@ class ResidualCells:
     seed: int
     device: torch.device
     _blocks: dict[int, sp.csr_matrix] = field(default_factory=dict)
+
+    @property
+    def control_means(self) -> dict[str, np.ndarray]:
+        """Mean of the control cells of each context, ``[G]``."""
+        return {context: target.mean for context, target in self.targets.items()}
 
     def of_conditions(self, first: int, stop: int) -> tuple[sp.csr_matrix, int]:
         """Cells of the conditions from ``first`` to before ``stop``: CSR float32 ``[rows, G]``, and the first row."""

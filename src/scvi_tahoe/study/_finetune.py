@@ -15,11 +15,11 @@ import torch
 from anndata import read_h5ad
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.data import ScreenKeys, read_screen, with_condition_labels
+from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate
 from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.nn import NetworkConfig, default_of, unused_in_network
-from scvi_tahoe.prediction import conditions_asked
+from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
@@ -267,10 +267,9 @@ class _Job:
         counts = self.run.score.counts_layer
         TahoeST.setup_anndata(self.data.train, **self.data.config.keys)
         model = TahoeST.load(self.folder / MODEL, adata=self.data.train)
-        index = read_screen(self.data.held_out, model.keys).index
         predicted = model.predict(
             self.data.held_out,
-            **conditions_asked(index, model.keys.parser),
+            **arguments_for_observed(self.data.held_out, model.keys),
             output="expression" if counts is None else "counts",
             counts_layer=counts,
             seed=self.run.seed,

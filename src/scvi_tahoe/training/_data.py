@@ -11,8 +11,9 @@ import scipy.sparse as sp
 from scipy.spatial.distance import pdist
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe.data import cell_set_dataset, condition_moments, de_weights
+from scvi_tahoe.data import cell_set_dataset
 from scvi_tahoe.response import learn_prior, with_prior
+from scvi_tahoe.training._gene_weights import condition_moments, de_weights
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from scvi_tahoe.data._splits import AssignedSplit
-    from scvi_tahoe.data._store import CellStore
+    from scvi_tahoe.data import AssignedSplit, CellStore
 
 #: cells of a condition that its t scores are computed from, at most, and control cells of a context
 _MOST_CELLS, _MOST_CONTROLS = 512, 2048

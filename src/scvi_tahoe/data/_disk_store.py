@@ -1,4 +1,4 @@
-"""Rows of a matrix that is on disk, a few hundred at a time.
+"""Cells that are on disk, read a few hundred at a time.
 
 Two things make it quick where cells are sorted by condition: rows that lie close to each other are read in one go, as a
 chunk is decoded as a whole anyway, and annbatch reads all such runs of a request at once.
@@ -6,22 +6,35 @@ chunk is decoded as a whole anyway, and annbatch reads all such runs of a reques
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from anndata.abc import CSRDataset
+
+from scvi_tahoe.data._compact_rows import CompactRows
+from scvi_tahoe.data._store import CellStore, DeviceStore, HostStore, Payload, Pending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
+
     from scvi_tahoe.data._alignment import GeneAlignment
 
+#: bytes of control cells that are kept in memory while the rest is on disk; twice as many are needed for a moment
+_KEPT = 2**29
+_BLOCK = 2**14
+#: arrays of rows that reading may have begun for
+_MOST_PENDING = 32
 logger = logging.getLogger(__name__)
 
 #: entries between two rows that are read along, where the chunks of a matrix are not known
@@ -79,7 +92,7 @@ class DiskRows:
 
     def __init__(self, matrix: Any, alignment: GeneAlignment | None = None) -> None:
         self._alignment = alignment
-        self._read = _reading(matrix)
+        self._read = _row_reader(matrix)
         self.shape: tuple[int, int] = (
             matrix.shape[0],
             matrix.shape[1] if alignment is None else len(alignment.columns),
@@ -111,7 +124,7 @@ class DiskRows:
         return None if indptr is None else int((indptr[rows + 1] - indptr[rows]).sum())
 
 
-def _reading(matrix: Any) -> Any:
+def _row_reader(matrix: Any) -> Any:
     """The way to read sorted rows of a matrix, each once."""
     if not is_sharded(matrix):
         return matrix.__getitem__
@@ -203,3 +216,95 @@ def _reopened(matrix: CSRDataset) -> CSRDataset:
 
     group = matrix.group
     return anndata.io.sparse_dataset(zarr.open_group(group.store, path=group.path, mode="r"))
+
+
+class DiskStore(CellStore):
+    """A matrix on disk. Files want each row once and in order, so rows are read sorted and then put back.
+
+    Parameters
+    ----------
+    matrix
+        Backed cells x features, or CSR in zarr (see :func:`read_store`).
+    alignment
+        Order of genes to bring the columns into.
+    device
+        Where rows will be wanted; None stands for the CPU.
+    half
+        Round sparse values to float16.
+    pinned_rows
+        Rows that are asked for all the time: control cells. They are kept in memory where they take no more than
+        half a GiB, and a request for none but them reads nothing.
+    """
+
+    prefetch_factor = 4
+
+    def __init__(
+        self,
+        matrix: Any,
+        alignment: GeneAlignment | None = None,
+        *,
+        device: torch.device | None = None,
+        half: bool = False,
+        pinned_rows: np.ndarray | None = None,
+    ) -> None:
+        self.rows = DiskRows(matrix, alignment)
+        self.n_features = self.rows.shape[1]
+        self.description = "rows read from disk"
+        self._half = half
+        self._reader: ThreadPoolExecutor | None = None
+        self._pending: Pending[Future] = Pending(_MOST_PENDING)
+        self._kept: CellStore | None = None
+        self._place: np.ndarray | None = None
+        if pinned_rows is not None and len(pinned_rows):
+            self._keep(np.unique(pinned_rows), device or torch.device("cpu"))
+
+    def _keep(self, rows: np.ndarray, device: torch.device) -> None:
+        n_entries = self.rows.n_entries(rows)
+        if n_entries is None or 6 * n_entries > _KEPT:
+            return
+        block = sp.vstack([self.rows.distinct(rows[i : i + _BLOCK]) for i in range(0, len(rows), _BLOCK)], format="csr")
+        on_gpu = device.type == "cuda"
+        self._kept = HostStore(block, device, half=self._half) if on_gpu else DeviceStore(block, device)
+        self._place = np.full(self.rows.shape[0], -1, dtype=np.int32)
+        self._place[rows] = np.arange(len(rows))
+        self.description += f", {len(rows)} control cells kept in memory"
+
+    def fetch(self, rows: np.ndarray) -> Payload:
+        """Read each distinct row once, or take the ones that are kept."""
+        reading = self._pending.pop(rows)
+        return self._read(rows) if reading is None else reading.result()
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begin to read in a thread."""
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="scvi-tahoe-disk")
+        if (oldest := self._pending.add(rows, self._reader.submit(self._read, rows))) is not None:
+            oldest.cancel()
+
+    def replica(self) -> DiskStore:
+        """Share the file; each has a thread of its own that reads."""
+        other = copy.copy(self)
+        other._reader, other._pending = None, Pending(_MOST_PENDING)
+        other._kept = None if self._kept is None else self._kept.replica()
+        return other
+
+    def _read(self, rows: np.ndarray) -> Payload:
+        if self._kept is not None:
+            place = self._place[rows]  # type: ignore[index]
+            if (place >= 0).all():
+                return {"kept": self._kept.fetch(place.astype(np.int64))}
+        distinct, back = np.unique(rows, return_inverse=True)
+        block = self.rows.distinct(distinct)
+        payload: Payload = {"back": torch.from_numpy(back.reshape(rows.shape))}
+        if sp.issparse(block):
+            return payload | {"entries": CompactRows.from_csr(block, half=self._half)}
+        return payload | {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
+
+    def dense(self, payload: Payload, device: torch.device) -> Tensor:
+        """Move the distinct rows, then repeat and order them on the device."""
+        if "kept" in payload:
+            return self._kept.dense(payload["kept"], device)  # type: ignore[union-attr]
+        back = payload["back"].to(device, non_blocking=True)
+        if "entries" in payload:
+            return payload["entries"].to(device).dense(back, device)
+        return payload["cells"].to(device, non_blocking=True)[back]

@@ -10,13 +10,11 @@ from scipy.stats import spearmanr, ttest_ind
 from scvi_tahoe.data import (
     FractionSplit,
     HeldOutPerturbations,
-    Moments,
     ScreenKeys,
-    condition_moments,
-    de_weights,
     make_store,
     read_screen,
 )
+from scvi_tahoe.training._gene_weights import Moments, condition_moments, de_weights
 
 CPU = torch.device("cpu")
 

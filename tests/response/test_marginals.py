@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
+from scvi_tahoe.response._marginals import QUANTILES, Population, move_between, with_marginals
 
 
 @pytest.fixture
