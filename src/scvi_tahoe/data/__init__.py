@@ -43,6 +43,7 @@ from scvi_tahoe.data._splits import (
     HeldOutPerturbations,
     Split,
     default_split,
+    register_split,
     split_from_dict,
 )
 from scvi_tahoe.data._store import CellStore, DeviceStore
@@ -104,6 +105,7 @@ __all__ = [
     "read_screen",
     "read_store",
     "read_table",
+    "register_split",
     "smiles_fingerprints",
     "spelled_labels",
     "split_from_dict",
