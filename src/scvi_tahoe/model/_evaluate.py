@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from scvi_tahoe.data import spelled_labels, with_condition_labels
-from scvi_tahoe.evaluate import EvaluationReference, evaluate
-from scvi_tahoe.evaluate._check import act_on, checks_table
-from scvi_tahoe.evaluate._leakage import check_conditions
+from scvi_tahoe.evaluate import (
+    PRESETS,
+    EvaluationReference,
+    check_conditions,
+    checks_table,
+    evaluate,
+    raise_or_warn,
+)
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import arguments_for_observed
 
@@ -68,19 +73,21 @@ class EvaluateMixin(PredictMixin):
             If scores need counts and no layer with them is named, the reference no longer knows its cells, or it is a
             ready one that knows no doses and the model has doses.
         """
-        keys = self.keys
+        keys, from_counts = self.keys, PRESETS.find(preset).from_counts
         observed = reference.adata if isinstance(reference, EvaluationReference) else reference
         seen: list[Check] = []
         if isinstance(reference, EvaluationReference):
             _verify_labels(reference, keys)
-            counts_layer = reference.layer if preset == "vcc2026" else None
+            counts_layer = reference.layer if from_counts else None
             # a reference without training data does not know what this model has seen
             if reference.train is None and "train" not in kwargs and not kwargs.get("allow_train", False):
                 seen = [check_conditions(self._conditions(self.adata), self._conditions(observed))]
-                act_on(seen, kwargs.get("representation_check", "error"))
+                raise_or_warn(seen, kwargs.get("representation_check", "error"))
         else:
-            if preset == "vcc2026" and counts_layer is None:
-                raise ValueError("preset='vcc2026' scores raw counts: name the layer that holds them, counts_layer=...")
+            if from_counts and counts_layer is None:
+                raise ValueError(
+                    f"preset={preset!r} scores raw counts: name the layer that holds them, counts_layer=..."
+                )
             train = kwargs.pop("train", self.adata)
             reference = EvaluationReference.from_adata(
                 with_condition_labels(reference, keys),
@@ -88,7 +95,7 @@ class EvaluateMixin(PredictMixin):
                 control=keys.control,
                 context_key=keys.context_key,
                 baseline_from=None if train is None else with_condition_labels(train, keys),
-                layer=counts_layer if preset == "vcc2026" else keys.layer,
+                layer=counts_layer if from_counts else keys.layer,
                 progress=progress,
             )
         if prediction is None:
@@ -96,7 +103,7 @@ class EvaluateMixin(PredictMixin):
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=model.predict(...)."
                 )
-            layer = counts_layer if preset == "vcc2026" else None
+            layer = counts_layer if from_counts else None
             prediction = self._predict_as_observed(observed, counts_layer=layer, seed=seed, progress=progress)
         result = evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
         return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result

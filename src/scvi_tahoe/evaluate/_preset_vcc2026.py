@@ -1,33 +1,39 @@
-"""The six scores of the Virtual Cell Challenge 2026, by cell-eval2, from raw counts."""
+"""Preset ``"vcc2026"``: the six scores of the Virtual Cell Challenge 2026, by cell-eval2, from raw counts."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.evaluate._bootstrap import bootstrap_means, interval
 from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._cells import concatenate
+from scvi_tahoe.evaluate._checks import Check, checks_table
 from scvi_tahoe.evaluate._differential_expression import LABEL_COLUMN, contained, usable_threads
+from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info
+from scvi_tahoe.evaluate._presets import PRESETS, Preset
+from scvi_tahoe.evaluate._summary import mean_over_contexts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import polars as pl
 
     from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._context_truth import ContextTruth
     from scvi_tahoe.evaluate._reference import EvaluationReference
-    from scvi_tahoe.evaluate._scoring import ContextTruth
-
-__all__ = ["VCC2026_METRICS", "Vcc2026Scores", "vcc2026_scores"]
+    from scvi_tahoe.evaluate._result import EvaluationResult
 
 logger = logging.getLogger(__name__)
 
-#: the six scored members, in cell-eval2's names
+_SOURCE = "Virtual Cell Challenge 2026, cell-eval2"
+
+#: the six scored members, in cell-eval2's names; the first is one of ours, too
 VCC2026_METRICS = (
     "pds_cosine",
     "expr_mse_unbiased_capped_norm",
@@ -36,12 +42,89 @@ VCC2026_METRICS = (
     "de_wilcoxon_sig_jaccard",
     "de_wilcoxon_lfc_nmae",
 )
+for _name, _label, _best in (
+    ("expr_mse_unbiased_capped_norm", "MSE, noise-corrected (2026)", 0),
+    ("de_wilcoxon_direction_fidelity_yield_raw", "Direction fidelity (2026)", 1),
+    ("de_wilcoxon_direction_reach_raw", "Direction reach (2026)", 1),
+    ("de_wilcoxon_sig_jaccard", "Jaccard of DE genes (2026)", 1),
+    ("de_wilcoxon_lfc_nmae", "Error of fold changes (2026)", 0),
+):
+    METRICS.register(_name, MetricInfo(label=_label, best=_best, needs_de=_name.startswith("de_"), source=_SOURCE))
 
 
-class Vcc2026Scores:
+def with_scores_of_2026(
+    result: EvaluationResult, predicted: CellTable, reference: EvaluationReference
+) -> EvaluationResult:
+    """Return the result with the six members in front, and the overall score of 2026 in ``vcc``."""
+    scores = {
+        context: _context_scores(truth, predicted.of_context(context), reference)
+        for context, truth in reference.contexts.items()
+    }
+    members = pd.concat({c: s.per_perturbation for c, s in scores.items()}, names=["context", "perturbation"])
+    own = result.per_perturbation.drop(columns=members.columns.intersection(result.per_perturbation.columns))
+    kept = result.summary.drop(index=result.summary.index.intersection(list(VCC2026_METRICS)))
+    vcc = _overall(scores)
+    theirs = _summary(scores, members, kept.columns, seed=result.provenance["seed"])
+    return replace(
+        result,
+        checks=pd.concat([checks_table([_scale_check(vcc)]), result.checks]),
+        per_perturbation=own.join(members),
+        summary=pd.concat([theirs, kept]).rename_axis("metric"),
+        vcc=vcc,
+    )
+
+
+def _scale_check(vcc: Mapping[str, Any]) -> Check:
+    """Tell which members have no scale on these data, and hence why there is no overall score."""
+    lost = [name for name, share in vcc["scaled"].items() if np.isnan(share)]
+    if not lost:
+        return Check("scale of 2026", "ok", 6, "6 members")
+    message = (
+        f"{', '.join(lost)} have no room between the mean response and a replicate on these data (too few genes or "
+        "cells), so there is no overall score of 2026."
+    )
+    return Check("scale of 2026", "warning", 6 - len(lost), "6 members", message)
+
+
+def _summary(
+    scores: Mapping[str, _ContextScores], members: pd.DataFrame, columns: pd.Index, *, seed: int
+) -> pd.DataFrame:
+    """Lines of the six members in the form of the summary; the ceiling is the mean of five split-half replicates."""
+    mean = pd.concat([s.table for s in scores.values()]).groupby(level=0, sort=False).mean()
+    table = pd.DataFrame(np.nan, index=list(VCC2026_METRICS), columns=columns, dtype=object)
+    table["value"], table["baseline"] = mean["value"], mean["baseline"]
+    table["ceiling"], table["scaled"] = mean["replicate"], mean["scaled"]
+    low, high = interval(bootstrap_means([members], seed=seed)[0])
+    # a member whose value is not the mean over perturbations has no interval
+    means = np.isclose(mean_over_contexts(members), table["value"].reindex(members.columns).astype(float))
+    for side, ends in (("low", low), ("high", high)):
+        table[side] = pd.Series(np.where(means, ends, np.nan), index=members.columns).reindex(table.index)
+    table["direction"] = [metric_info(name).direction for name in table.index]
+    known = members.notna().sum().reindex(table.index).fillna(len(members)).astype(int)
+    table["n_perturbations"], table["n_missing"] = known, len(members) - known
+    numbers = [c for c in columns if c != "direction"]
+    return table.astype(dict.fromkeys(numbers, float))
+
+
+def _overall(scores: Mapping[str, _ContextScores]) -> dict[str, Any]:
+    """Overall score with its terms, means over contexts."""
+    mean = pd.concat([s.table for s in scores.values()]).groupby(level=0, sort=False).mean()
+    return {
+        "year": 2026,
+        **{str(name): float(value) for name, value in mean["value"].items()},
+        "baseline": {str(name): float(value) for name, value in mean["baseline"].items()},
+        "replicate": {str(name): float(value) for name, value in mean["replicate"].items()},
+        "scaled": {str(name): float(value) for name, value in mean["scaled"].items()},
+        "overall": float(np.mean([s.overall for s in scores.values()])),
+        "by_context": {context: s.overall for context, s in scores.items()},
+    }
+
+
+@dataclass(frozen=True)
+class _ContextScores:
     """Scores of one context.
 
-    Parameters
+    Attributes
     ----------
     per_perturbation
         One row a perturbation; a member that is a ratio of sums has no column.
@@ -49,9 +132,8 @@ class Vcc2026Scores:
         Index member; columns ``value``, ``baseline``, ``replicate`` and ``scaled``.
     """
 
-    def __init__(self, per_perturbation: pd.DataFrame, table: pd.DataFrame) -> None:
-        self.per_perturbation = per_perturbation
-        self.table = table
+    per_perturbation: pd.DataFrame
+    table: pd.DataFrame
 
     @property
     def overall(self) -> float:
@@ -59,27 +141,12 @@ class Vcc2026Scores:
         return float(self.table["scaled"].mean(skipna=False))
 
 
-def vcc2026_scores(truth: ContextTruth, predicted: CellTable, reference: EvaluationReference) -> Vcc2026Scores:
+def _context_scores(truth: ContextTruth, predicted: CellTable, reference: EvaluationReference) -> _ContextScores:
     """Score raw counts of one context as the challenge of 2026 does.
 
-    Parameters
-    ----------
-    truth
-        Observed cells of the context, raw counts, controls included.
-    predicted
-        Predicted cells of its perturbations, raw counts; the observed controls are used on both sides.
-    reference
-        What the truth is part of; its cache keeps the baseline and the replicates.
-
-    Notes
-    -----
     cell-eval2 (MIT), preset ``vcc2026``. A member is scaled so that 0 is the mean response of the reference
-    (cell-eval2's generic baseline, which knows the truth) and 1 the mean of five split-half replicates.
-
-    Raises
-    ------
-    ImportError
-        If cell-eval2 is not installed.
+    (cell-eval2's generic baseline, which knows the truth) and 1 the mean of five split-half replicates; the cache of
+    the reference keeps both. The observed controls are used on both sides.
     """
     cell_eval2 = _cell_eval2()
     config = _config(truth)
@@ -93,7 +160,7 @@ def vcc2026_scores(truth: ContextTruth, predicted: CellTable, reference: Evaluat
     table["scaled"] = [_scaled(name, *row) for name, row in zip(table.index, table.to_numpy(float))]
     wide = pd.DataFrame(scores.pivot(on="metric", index="perturbation", values="value").to_dict(as_series=False))
     wide = wide.set_index("perturbation").reindex(list(truth.perturbations))
-    return Vcc2026Scores(wide[[name for name in VCC2026_METRICS if name in wide]].astype(float), table)
+    return _ContextScores(wide[[name for name in VCC2026_METRICS if name in wide]].astype(float), table)
 
 
 def _cell_eval2() -> Any:
@@ -194,3 +261,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+PRESETS.register("vcc2026", Preset(from_counts=True, extend=with_scores_of_2026))

@@ -1,4 +1,4 @@
-"""What a check says, and what is done about it."""
+"""The outcome of a check, and what is done about it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Check", "EvaluationWarning", "RepresentationError", "act_on", "checks_table", "graded", "gravest"]
-
-#: from harmless to grave
+#: from harmless to severe
 _STATUSES = ("ok", "note", "warning", "error")
 
 
@@ -50,7 +48,7 @@ class Check:
     message: str = ""
 
 
-def graded(
+def check_interval(
     name: str,
     value: float,
     *,
@@ -58,21 +56,7 @@ def graded(
     warn: tuple[float, float],
     error: tuple[float, float] = (float("-inf"), float("inf")),
 ) -> Check:
-    """Grade a statistic by the interval in which it is fine and the wider one beyond which it is an error.
-
-    Parameters
-    ----------
-    name
-        What was looked at.
-    value
-        The statistic; NaN passes, since there was nothing to look at.
-    message
-        What to say unless all is well.
-    warn
-        Interval without a warning, ends included.
-    error
-        Interval without an error, ends included.
-    """
+    """Check a statistic against the intervals, ends included, without a warning and without an error; NaN passes."""
     allowed = f"{warn[0]:g} to {warn[1]:g}"
     if value < error[0] or value > error[1]:
         return Check(name, "error", float(value), allowed, message)
@@ -81,19 +65,8 @@ def graded(
     return Check(name, "ok", float(value), allowed)
 
 
-def gravest(found: Mapping[str, Sequence[Check]]) -> list[Check]:
-    """Keep of each kind the gravest outcome over contexts, so that no context can hide behind the others.
-
-    Parameters
-    ----------
-    found
-        Outcomes of every context.
-
-    Returns
-    -------
-    One check of each name; where there are several contexts, messages begin with the one that was found wanting and
-    tell how many more are.
-    """
+def most_severe(found: Mapping[str, Sequence[Check]]) -> list[Check]:
+    """Keep the most severe outcome over contexts of each check; with several contexts its message names the first."""
     by_name: dict[str, list[tuple[str, Check]]] = {}
     for context, checks in found.items():
         for check in checks:
@@ -109,21 +82,8 @@ def gravest(found: Mapping[str, Sequence[Check]]) -> list[Check]:
     return kept
 
 
-def act_on(checks: Sequence[Check], policy: Literal["error", "warn", "off"]) -> None:
-    """Warn about what deserves it, and raise on errors unless the policy turns them into warnings.
-
-    Parameters
-    ----------
-    checks
-        Outcomes.
-    policy
-        ``"error"`` raises on errors, ``"warn"`` warns about them, ``"off"`` stays silent.
-
-    Raises
-    ------
-    RepresentationError
-        With the messages of all errors.
-    """
+def raise_or_warn(checks: Sequence[Check], policy: Literal["error", "warn", "off"]) -> None:
+    """Warn about warnings, and raise a :class:`RepresentationError` on errors, warn about them, or do nothing."""
     if policy == "off":
         return
     for check in checks:
@@ -136,7 +96,7 @@ def act_on(checks: Sequence[Check], policy: Literal["error", "warn", "off"]) -> 
 
 
 def checks_table(checks: Sequence[Check], *, beside: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row a check, the gravest first; with the rows of another such table, where one is given."""
+    """Make a table with one row a check, the most severe first, with the rows of another such table if there is one."""
     columns = ["name", "status", "value", "allowed", "message"]
     table = pd.DataFrame([asdict(check) for check in checks], columns=columns).set_index("name")
     table = table if beside is None else pd.concat([table, beside])

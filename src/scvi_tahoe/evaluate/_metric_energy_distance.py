@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_tahoe.evaluate._cells import dense
+from scvi_tahoe.evaluate._metrics import register_metric
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable, Matrix
-
-__all__ = ["Components", "energy_distance", "fit_components"]
+    from scvi_tahoe.evaluate._metrics import Comparison
 
 #: cells that components are fitted on
 _MAX_FIT = 2000
@@ -91,3 +91,20 @@ def energy_distance(x: NDArray[np.floating], y: NDArray[np.floating], *, seed: i
         side if len(side) <= _MAX_CELLS else side[rng.choice(len(side), _MAX_CELLS, replace=False)] for side in (x, y)
     )
     return float(2 * cdist(x, y).mean() - cdist(x, x).mean() - cdist(y, y).mean())
+
+
+@register_metric(
+    "energy_distance",
+    label="Energy distance (50 PCs)",
+    best=0,
+    ceiling="squared",
+    source="Szekely and Rizzo (2013)",
+    needs_cells=True,
+)
+def _energy_distance(sides: Comparison) -> NDArray[np.float64]:
+    truth, cells = sides.truth, sides.predicted_cells
+    if truth is None or cells is None:
+        raise ValueError("The energy distance needs the cells of both sides.")
+    place = truth.once(fit_components)
+    blocks = [[side.block(truth.context, p) for side in (cells, truth.cells)] for p in truth.perturbations]
+    return np.array([energy_distance(place(ours), place(theirs)) for ours, theirs in blocks])

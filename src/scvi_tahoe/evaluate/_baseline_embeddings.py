@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_tahoe.evaluate._baselines import shifted_controls
+from scvi_tahoe.evaluate._baselines import register_baseline, shifted_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from scvi_tahoe.evaluate._baseline_task import BaselineTask
+    from scvi_tahoe.evaluate._baselines import BaselineInputs
     from scvi_tahoe.evaluate._cells import CellTable
-
-__all__ = ["nearest", "ridge", "ridge_fit"]
 
 #: neighbours averaged
 _N_NEIGHBOURS = 5
@@ -27,20 +25,20 @@ _N_NEIGHBOURS = 5
 _PENALTIES = np.logspace(-3, 4, 15)
 
 
-def ridge(task: BaselineTask, seed: int = 0) -> CellTable:
+@register_baseline("ridge", needs_embeddings=True)
+def ridge(inputs: BaselineInputs, seed: int) -> CellTable:
     """Control cells moved by a ridge regression of training deltas on perturbation embeddings.
 
     The penalty is chosen by leave-one-out error on the training perturbations. Ahlmann-Eltze, Huber and Anders (Nature
     Methods 2025) found regressions of this kind hard to beat.
     """
-    predicted = {context: _ridge_deltas(task, context) for context in task.n_cells}
-    return shifted_controls(task, lambda context, perturbation: predicted[context][perturbation], seed)
+    return _predicted_changes(inputs, ridge_fit, seed)
 
 
-def nearest(task: BaselineTask, seed: int = 0) -> CellTable:
+@register_baseline("nearest", needs_embeddings=True)
+def nearest(inputs: BaselineInputs, seed: int) -> CellTable:
     """Control cells moved by the mean delta of the five training perturbations of most similar embedding (cosine)."""
-    predicted = {context: _nearest_deltas(task, context) for context in task.n_cells}
-    return shifted_controls(task, lambda context, perturbation: predicted[context][perturbation], seed)
+    return _predicted_changes(inputs, _mean_of_nearest, seed)
 
 
 def ridge_fit(
@@ -48,15 +46,6 @@ def ridge_fit(
 ) -> NDArray[np.float64]:
     """Fit a ridge regression with intercept and return its predictions for new rows, ``[N, G]``.
 
-    Parameters
-    ----------
-    x_TP, y_TG
-        Training embeddings and deltas.
-    new_NP
-        Embeddings to predict for.
-
-    Notes
-    -----
     The leave-one-out residual of row i is ``e_i / (1 - h_ii)`` with the hat matrix of the fit, so one decomposition
     serves all penalties.
     """
@@ -77,25 +66,33 @@ def ridge_fit(
     return y_mean + (new_NP - x_mean) @ coefficients
 
 
-def _ridge_deltas(task: BaselineTask, context: str) -> dict[str, NDArray[np.float64]]:
-    x, y, _ = _training(task, context)
-    wanted = list(task.n_cells[context])
-    return dict(zip(wanted, ridge_fit(x, y, _embeddings(task, wanted))))
-
-
-def _nearest_deltas(task: BaselineTask, context: str) -> dict[str, NDArray[np.float64]]:
-    x, y, _ = _training(task, context)
-    wanted = list(task.n_cells[context])
-    similarity = _unit(_embeddings(task, wanted)) @ _unit(x).T
+def _mean_of_nearest(
+    x_TP: NDArray[np.floating], y_TG: NDArray[np.floating], new_NP: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    similarity = _unit(new_NP) @ _unit(x_TP).T
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :_N_NEIGHBOURS]
-    return {name: y[neighbours].mean(axis=0) for name, neighbours in zip(wanted, order)}
+    return np.stack([y_TG[neighbours].mean(axis=0) for neighbours in order])
 
 
-def _training(task: BaselineTask, context: str) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
+def _predicted_changes(inputs: BaselineInputs, predict: Callable[..., NDArray[np.float64]], seed: int) -> CellTable:
+    """Control cells moved by what ``predict(x_TP, y_TG, new_NP)`` returns, fitted for each context."""
+    table = inputs.embedding_table
+    changes = {}
+    for context, wanted in inputs.n_cells.items():
+        missing = [name for name in wanted if name not in table]
+        x, y = _training(inputs, context)
+        if missing:
+            msg = f"{len(missing)} perturbations have no embedding (first {missing[:3]}); add rows for them."
+            raise ValueError(msg)
+        changes[context] = dict(zip(wanted, predict(x, y, np.stack([table[name] for name in wanted]))))
+    return shifted_controls(inputs, lambda context, perturbation: changes[context][perturbation], seed)
+
+
+def _training(inputs: BaselineInputs, context: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Embeddings and deltas of training perturbations: of the context if seen there, else the mean of the others."""
-    embeddings = _table(task)
+    embeddings = inputs.embedding_table
     where: dict[str, list[str]] = {}
-    for seen_in, perturbations in task.seen.items():
+    for seen_in, perturbations in inputs.seen.items():
         for perturbation in perturbations:
             if perturbation in embeddings:
                 where.setdefault(perturbation, []).append(seen_in)
@@ -106,31 +103,8 @@ def _training(task: BaselineTask, context: str) -> tuple[NDArray[np.float64], ND
     deltas = []
     for name in names:
         contexts = [context] if context in where[name] else where[name]
-        deltas.append(np.mean([task.delta(c, name) for c in contexts], axis=0))
-    return np.stack([embeddings[name] for name in names]), np.stack(deltas), names
-
-
-def _embeddings(task: BaselineTask, names: list[str]) -> NDArray[np.float64]:
-    """Embeddings of perturbations to predict.
-
-    Raises
-    ------
-    ValueError
-        If a perturbation has none.
-    """
-    embeddings = _table(task)
-    missing = [name for name in names if name not in embeddings]
-    if missing:
-        msg = f"{len(missing)} perturbations have no embedding (first {missing[:3]}); add rows for them."
-        raise ValueError(msg)
-    return np.stack([embeddings[name] for name in names])
-
-
-def _table(task: BaselineTask) -> Mapping[str, NDArray[np.float64]]:
-    if task.embeddings is None:
-        msg = "The baselines 'ridge' and 'nearest' need perturbation embeddings: pass perturbation_embedding=..."
-        raise ValueError(msg)
-    return task.embeddings
+        deltas.append(np.mean([inputs.delta(c, name) for c in contexts], axis=0))
+    return np.stack([embeddings[name] for name in names]), np.stack(deltas)
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -1,16 +1,19 @@
-"""The overall score of the Virtual Cell Challenge 2025."""
+"""Preset ``"vcc2025"``: the three scores of the Virtual Cell Challenge 2025 and their overall score."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["VCC2025_TERMS", "Vcc2025Terms", "vcc2025_overall"]
+from scvi_tahoe.evaluate._presets import PRESETS, Preset
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: cell-eval's name of each term
-VCC2025_TERMS = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}
+_TERMS = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +44,8 @@ def vcc2025_overall(terms: Vcc2025Terms, baseline: Vcc2025Terms) -> dict[str, An
 
     Parameters
     ----------
-    terms
-        Of the prediction.
-    baseline
-        Of the mean-of-training prediction on the same cells.
+    terms, baseline
+        Terms of the prediction, and of the mean-of-training prediction on the same cells.
 
     Returns
     -------
@@ -67,3 +68,24 @@ def vcc2025_overall(terms: Vcc2025Terms, baseline: Vcc2025Terms) -> dict[str, An
 def _share(gain: float, room: float) -> float:
     share = gain / room if room else np.nan
     return 0.0 if np.isnan(share) else max(float(share), 0.0)
+
+
+def overall_of_contexts(scores: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Return the overall score of each context and their mean; None without a baseline or one of the terms."""
+    if baseline is None or not set(_TERMS.values()) <= set(scores.columns):
+        return None
+    columns = list(_TERMS.values())
+    terms, base = (side[columns].groupby(level="context", sort=False).mean() for side in (scores, baseline))
+    by_context = {c: vcc2025_overall(_as_terms(terms.loc[c]), _as_terms(base.loc[c])) for c in terms.index}
+    together = vcc2025_overall(_as_terms(terms.mean()), _as_terms(base.mean()))
+    together["scaled"] = {t: float(np.mean([v["scaled"][t] for v in by_context.values()])) for t in _TERMS}
+    together["overall"] = float(np.mean([v["overall"] for v in by_context.values()]))
+    together["by_context"] = {c: v["overall"] for c, v in by_context.items()}
+    return together
+
+
+def _as_terms(row: pd.Series) -> Vcc2025Terms:
+    return Vcc2025Terms(**{term: float(row[column]) for term, column in _TERMS.items()})
+
+
+PRESETS.register("vcc2025", Preset(cell_eval_profile="vcc", aggregate=overall_of_contexts))
