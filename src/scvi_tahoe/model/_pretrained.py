@@ -14,7 +14,7 @@ from scvi_tahoe._module import residual_input
 from scvi_tahoe.data import EmbeddingTableField, random_minibatches, verify_screen
 from scvi_tahoe.model._export import labels_of, pretrained_of
 from scvi_tahoe.model._fitted import FittedModel
-from scvi_tahoe.nn import Objective, ObjectiveConfig, options_of_user
+from scvi_tahoe.nn import Objective, ObjectiveConfig, reject_ineffective_options
 from scvi_tahoe.pretrained import (
     ArcColumns,
     PretrainedModel,
@@ -183,8 +183,12 @@ class PretrainedMixin(FittedModel):
         without_prior = reason_to_leave_prior(weights, chosen["prior"], data_genes)
         if adata is not None and weights.prior is not None and not without_prior:
             cls._register_in_order(adata, weights.genes or ())
-        with options_of_user(objective=objective, network=network):
-            model = cls(adata, registry, seed=seed, **chosen)
+        # with a registry, as most options are those of the weights
+        model = cls(adata, registry or cls._registered(adata), seed=seed, **chosen)
+        reject_ineffective_options(
+            objective, network, config=model.module.objective.config, network_config=model.module.config,
+            representation=model.representation,
+        )  # fmt: skip
         model._adopt(one_hot_labels_=None if table is None else list(table.components.names))
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         # copied where the tensors are the caller's; those of a file belong to nobody else

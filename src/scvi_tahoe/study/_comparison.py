@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+import torch
+
+from scvi_tahoe.study._files import read_json
 from scvi_tahoe.study._finetune import RunResult, finetune
 from scvi_tahoe.study._run_config import TahoeRun
-from scvi_tahoe.study._run_folder import BEST, CONFIG, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint, read_json
+from scvi_tahoe.study._run_folder import BEST, CONFIG, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-__all__ = ["RunComparison", "compare_runs", "run_or_rebuild"]
 
 _LOG = logging.getLogger(__name__)
 #: Columns of a log that depend on the machine, not on the run.
@@ -60,7 +63,8 @@ def run_or_rebuild(
     Parameters
     ----------
     config, folder, progress, report
-        As for :func:`finetune`. The folder of a rebuild is the run's with ``-rebuilt`` behind it unless given.
+        See :func:`finetune`. If no folder is given, a rebuild is written beside the run,
+        with ``-rebuilt`` behind the name.
     """
     config = Path(config)
     run = TahoeRun.from_yaml(config)
@@ -95,9 +99,6 @@ def compare_runs(first: str | Path, second: str | Path) -> RunComparison:
 
 
 def _logs(first: Path, second: Path) -> list[str]:
-    import numpy as np
-    import pandas as pd
-
     a, b = (pd.read_csv(folder / METRICS, index_col="step") for folder in (first, second))
     for name in a.columns.union(b.columns, sort=False):
         if name in _OF_THE_MACHINE:
@@ -113,8 +114,6 @@ def _logs(first: Path, second: Path) -> list[str]:
 
 
 def _weights(first: Path, second: Path) -> list[str]:
-    import torch
-
     a, b = (read_checkpoint(folder / BEST)["state_dict"] for folder in (first, second))
     if a.keys() != b.keys():
         return [f"{BEST} has other tensors"]
@@ -123,8 +122,6 @@ def _weights(first: Path, second: Path) -> list[str]:
 
 
 def _scores(first: Path, second: Path) -> list[str]:
-    import pandas as pd
-
     if not (first / SCORES).is_dir() or not (second / SCORES).is_dir():
         return []
     a, b = (pd.read_csv(folder / SCORES / "summary.csv", index_col=0)["value"] for folder in (first, second))
@@ -136,13 +133,9 @@ def _scores(first: Path, second: Path) -> list[str]:
 
 def _machines(first: Path, second: Path) -> list[str]:
     a, b = (read_json(folder / PROVENANCE) for folder in (first, second))
-    told: list[str] = []
-    for part in ("versions", "machine"):
-        old: dict[str, Any] = a[part]
-        new: dict[str, Any] = b[part]
-        told += [
-            f"{name} was {old.get(name)} and is {new.get(name)}"
-            for name in dict.fromkeys([*old, *new])
-            if old.get(name) != new.get(name)
-        ]
-    return told
+    return [
+        f"{name} was {a[part].get(name)} and is {b[part].get(name)}"
+        for part in ("versions", "machine")
+        for name in dict.fromkeys([*a[part], *b[part]])
+        if a[part].get(name) != b[part].get(name)
+    ]
