@@ -141,8 +141,8 @@ def aligned_expression(spec: DataSpec, screen: Screen) -> Any:
     """Expression of the whole screen by rows, in the model's gene order: in memory, but for a store on disk."""
     alignment = align_genes(spec.genes, screen.genes, max_missing=1.0)
     matrix = screen.expression
-    if is_sharded(matrix):
-        return DiskRows(matrix, alignment)
     if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
+        if is_sharded(matrix):
+            return DiskRows(matrix, alignment)
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
     return alignment.apply(matrix.tocsr() if sp.issparse(matrix) else matrix)
