@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["ALL_CONTEXT", "OBS", "REGISTRY", "TENSORS"]
+__all__ = ["ALL_CONTEXT", "LOG1P_LIMIT", "OBS", "REGISTRY", "TENSORS"]
 
 
 class _Registry(NamedTuple):
@@ -55,3 +55,5 @@ OBS = _Obs()
 
 #: the one context of a screen that was registered without ``context_key``
 ALL_CONTEXT = "all cells"
+#: log1p expression stays below it, as in cell-eval; ``expm1(15)`` is 3.3 million counts of one gene in one cell
+LOG1P_LIMIT = 15.0
