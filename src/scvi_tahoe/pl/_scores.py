@@ -96,8 +96,9 @@ def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None =
         raise ValueError("There is no result to compare.")
     first = next(iter(results.values()))
     table = first.comparison(results, metrics=metrics)
-    shares = pd.DataFrame({name: result.summary["scaled"] for name, result in results.items()}).T
-    shares = shares.reindex(index=table.index, columns=table.columns)  # NaN in rows and columns that the table adds
+    scaled = pd.DataFrame({name: result.summary["scaled"] for name, result in results.items()}).T
+    # NaN in rows and columns that the table adds
+    shares = scaled.reindex(index=table.index, columns=table.columns).to_numpy(float)
     labels = [first.metric_label(str(metric)) for metric in table]
     labels = [s.replace(" (", "\n(").replace(" of ", "\nof ").replace(" to ", "\nto ") for s in labels]
     with style():
@@ -105,7 +106,7 @@ def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None =
         figure = new_figure(width + 0.95 * len(labels), 0.28 * len(table) + 0.75)
         ax = figure.subplots()
         for (row, column), value in np.ndenumerate(table.to_numpy(float)):
-            _draw_entry(ax, row, column, value, shares.iat[row, column])
+            _draw_entry(ax, row, column, value, shares[row, column])
         ax.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(table) - 0.5, -0.5))
         ax.set_xticks(range(len(labels)), labels)
         ax.set_yticks(range(len(table)), [str(name) for name in table.index])
