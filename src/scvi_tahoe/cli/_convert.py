@@ -1,25 +1,15 @@
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from scvi_tahoe.cli._mistakes import one_line_mistakes
 
-if TYPE_CHECKING:
-    from scvi_tahoe.pretrained import ArcColumns, PretrainedModel
+__all__ = ["convert"]
 
-__all__ = ["Format", "arc_columns", "convert"]
-
-
-class Format(StrEnum):
-    """Formats of models that :meth:`~scvi_tahoe.TahoeST.export` writes, and the store on disk of data."""
-
-    SCVI_TAHOE = "scvi-tahoe"
-    ARC = "arc"
-    STORE = "store"
+_STORE = "store"
 
 
 def convert(
@@ -29,7 +19,11 @@ def convert(
     ],
     output: Annotated[Path, typer.Argument(help="Folder to create.")],
     to: Annotated[
-        Format | None, typer.Option(help="Format to write.", show_default="store for h5ad files, else scvi-tahoe")
+        str | None,
+        typer.Option(
+            help="Format to write: scvi-tahoe, arc or, of data, store.",
+            show_default="store for h5ad files, else scvi-tahoe",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None,
@@ -62,12 +56,10 @@ def convert(
     only_models = {"--checkpoint": checkpoint, "--revision": revision, "--accept-license": accept_license or None}
     with one_line_mistakes():
         if to is None:
-            to = Format.STORE if all(name.endswith(".h5ad") for name in source) else Format.SCVI_TAHOE
-        is_data = to is Format.STORE
+            to = _STORE if all(name.endswith(".h5ad") for name in source) else "scvi-tahoe"
+        is_data = to == _STORE
         if wrong := [name for name, value in (only_models if is_data else only_data).items() if value is not None]:
-            raise ValueError(
-                f"{', '.join(wrong)} is for {'models' if is_data else 'data'}, and the format is {to.value}."
-            )
+            raise ValueError(f"{', '.join(wrong)} is for {'models' if is_data else 'data'}, and the format is {to}.")
         if is_data:
             if missing := [name for name, value in of_data.items() if value is None]:
                 raise ValueError(f"a store is sorted by condition: give {' and '.join(missing)}.")
@@ -78,15 +70,13 @@ def convert(
             return
         if len(source) > 1:
             raise ValueError(f"one model is converted at a time, and there are {len(source)}: {', '.join(source)}.")
-        from scvi_tahoe.pretrained import export_model, read_pretrained, write_arc_folder
+        from scvi_tahoe.pretrained import find_format, read_pretrained
 
+        write = find_format(to).write
         # not through a model of data: what a folder does not name stays without a name
         weights = read_pretrained(source[0], checkpoint, revision=revision, accept_license=accept_license or None)
-        if to is Format.ARC:
-            write_arc_folder(weights, output, columns=arc_columns(weights), overwrite=overwrite)
-        else:
-            export_model(weights, output, overwrite=overwrite)
-    typer.echo(f"{source[0]} as {to.value}: {output}")
+        write(weights, output, overwrite=overwrite)
+    typer.echo(f"{source[0]} as {to}: {output}")
 
 
 def _convert_data(
@@ -109,12 +99,3 @@ def _convert_data(
     typer.echo(
         f"{adata.n_obs} cells x {adata.n_vars} genes: {output}; open it with scvi_tahoe.read_store({str(output)!r})"
     )
-
-
-def arc_columns(weights: PretrainedModel) -> ArcColumns:
-    """Names of ``obs`` columns for arc-state, as the model of an export of ours had them."""
-    from scvi_tahoe.pretrained import ArcColumns
-
-    keys = weights.extra.get("keys") or {}
-    found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}
-    return ArcColumns(**{name: str(column) for name, column in found.items() if column})
