@@ -17,8 +17,7 @@ import torch
 
 from scvi_tahoe.evaluate._cells import CellTable
 from scvi_tahoe.evaluate._differential_expression import available_cores, differential_expression
-from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
-from scvi_tahoe.evaluate._fold_changes import fold_changes
+from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend, fold_changes
 
 CONTROL = "control"
 

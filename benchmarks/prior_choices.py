@@ -21,8 +21,8 @@ from scipy.stats import false_discovery_control, mannwhitneyu
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe.data import Condition
-from scvi_tahoe.data._marginals import Population, move_between, with_marginals
 from scvi_tahoe.datasets import papalexi_few_shot
+from scvi_tahoe.response._marginals import Population, move_between, with_marginals
 
 TASK = papalexi_few_shot()
 LABEL = TASK.train.obs[TASK.perturbation_key].astype(str).to_numpy()

@@ -7,25 +7,25 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._messages import show_messages
-from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe.data import (
-    FewShotContext,
-    FractionSplit,
-    HeldOutConditions,
-    HeldOutContexts,
-    HeldOutPerturbations,
-    dose_label,
-    read_store,
-    smiles_fingerprints,
-    write_store,
-)
-from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, submission
-from scvi_tahoe.model import TahoeEnsemble, TahoeST, suggest_decoder_weight
-from scvi_tahoe.nn import SIZES
-from scvi_tahoe.pretrained import read_embedding_table
 
 if TYPE_CHECKING:
     from scvi_tahoe import datasets, evaluate, pl
+    from scvi_tahoe._module import TahoeSTModule
+    from scvi_tahoe.data import (
+        FewShotContext,
+        FractionSplit,
+        HeldOutConditions,
+        HeldOutContexts,
+        HeldOutPerturbations,
+        dose_label,
+        read_store,
+        smiles_fingerprints,
+        write_store,
+    )
+    from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, baseline_prediction, submission
+    from scvi_tahoe.model import TahoeEnsemble, TahoeST, suggest_decoder_weight
+    from scvi_tahoe.nn import SIZES
+    from scvi_tahoe.pretrained import read_embedding_table
 
 __all__ = [
     "SIZES",
@@ -56,11 +56,33 @@ __version__ = version("scvi-tahoe")
 
 show_messages(__name__)
 
-# loaded when first asked for, so that importing the package stays quick
-_LAZY = ("datasets", "evaluate", "pl")
+# Names and folders are imported when they are first used, so that importing the package is quick.
+_FOLDERS = (
+    *("data", "datasets", "demo", "evaluate", "model", "nn", "pl"),
+    *("prediction", "pretrained", "response", "study", "train", "training"),
+)
+_MODULES = {
+    "_module": ("TahoeSTModule",),
+    "data": (
+        *("FewShotContext", "FractionSplit", "HeldOutConditions", "HeldOutContexts", "HeldOutPerturbations"),
+        *("dose_label", "read_store", "smiles_fingerprints", "write_store"),
+    ),
+    "evaluate": ("EvaluationReference", "EvaluationResult", "baseline_prediction", "submission"),
+    "model": ("TahoeEnsemble", "TahoeST", "suggest_decoder_weight"),
+    "nn": ("SIZES",),
+    "pretrained": ("read_embedding_table",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name in _FOLDERS:
+        return import_module(f"{__name__}.{name}")
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.{name}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_FOLDERS})

@@ -20,7 +20,7 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
             return
         if record.levelno < logging.WARNING and os.environ.get("LOCAL_RANK", "0") != "0":
             return
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr  # setStream would flush the one before, which may be closed
         super().emit(record)
 
 

@@ -1,16 +1,16 @@
-"""Names that are nearly right, for messages."""
+"""Kinds that are looked up by name, and the message for a name that is not known."""
 
 from __future__ import annotations
 
 import difflib
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 T = TypeVar("T")
-
-__all__ = ["look_up", "nearest_names"]
 
 
 def nearest_names(name: str, known: Sequence[str], n: int = 3) -> str:
@@ -20,9 +20,36 @@ def nearest_names(name: str, known: Sequence[str], n: int = 3) -> str:
     return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""
 
 
-def look_up(registry: Mapping[str, T], name: str, what: str) -> T:
-    """Return the entry of a registry, or raise ``ValueError`` naming those there are and the nearest."""
-    if name not in registry:
-        known = ", ".join(map(repr, registry))
-        raise ValueError(f"{what}={name!r} is unknown{nearest_names(name, [*registry])}; allowed are {known}.")
-    return registry[name]
+class Registry(dict[str, T]):
+    """Kinds of one thing by name; each is registered by the file that defines it.
+
+    Parameters
+    ----------
+    thing
+        What the kinds are, for messages.
+    """
+
+    def __init__(self, thing: str) -> None:
+        super().__init__()
+        self.thing = thing
+
+    def register(self, name: str, kind: T) -> T:
+        """Add a kind and return it; a name is given once."""
+        if name in self:
+            raise ValueError(f"There is a {self.thing} {name!r} already.")
+        self[name] = kind
+        return kind
+
+    def find(self, name: str) -> T:
+        """Return a kind; a ValueError for an unknown name lists the known ones."""
+        if name not in self:
+            near = nearest_names(name, list(self))
+            raise ValueError(f"There is no {self.thing} {name!r}{near}; choose one of {list(self)}.")
+        return self[name]
+
+
+def import_files(package: str, *prefixes: str) -> None:
+    """Import the files of a package whose names begin with a prefix, so that they register what they define."""
+    for found in iter_modules(import_module(package).__path__):
+        if found.name.startswith(prefixes):
+            import_module(f"{package}.{found.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_tahoe.data._prefetch import PrefetchSampler
+from scvi_tahoe.data._datamodule import PrefetchSampler
 
 
 class Numbers:

@@ -98,8 +98,8 @@ def test_sorting_on_disk_does_not_depend_on_how_much_is_in_memory(screen, conver
     whole = read_store(convert(shuffled(screen))).to_memory()
     monkeypatch.setattr("scvi_tahoe.data._store_conversion._READ", 500)
     monkeypatch.setattr("scvi_tahoe.data._store_conversion._BUCKET", 700)
-    monkeypatch.setattr("scvi_tahoe.data._store_writer._CHUNK", 256)
-    monkeypatch.setattr("scvi_tahoe.data._store_writer._SHARD", 1024)
+    monkeypatch.setattr("scvi_tahoe.data._store_folder._CHUNK", 256)
+    monkeypatch.setattr("scvi_tahoe.data._store_folder._SHARD", 1024)
     pieces = read_store(convert(shuffled(screen), folder=tmp_path / "pieces")).to_memory()
     assert list(pieces.obs_names) == list(whole.obs_names)
     assert (pieces.X != whole.X).nnz == 0
@@ -111,8 +111,8 @@ def written_in_pieces(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
     small.write_h5ad(folder / "screen.h5ad")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scvi_tahoe.data._store_writer._CHUNK", 256)
-        patch.setattr("scvi_tahoe.data._store_writer._SHARD", 2048)
+        patch.setattr("scvi_tahoe.data._store_folder._CHUNK", 256)
+        patch.setattr("scvi_tahoe.data._store_folder._SHARD", 2048)
         return write_store(folder / "screen.h5ad", folder / "store", **KEYS)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from scvi_tahoe.data import DeviceStore, HostStore, make_store
 from scvi_tahoe.data._compact_rows import CompactRows, fits_half
-from scvi_tahoe.data._store import _MOST_BEGUN
+from scvi_tahoe.data._disk_store import _MOST_PENDING
 
 CPU = torch.device("cpu")
 ROWS = np.array([[5, 2, 5, 7], [0, 9, 2, 9]])
@@ -91,10 +91,10 @@ def test_what_is_expected_is_read_ahead_and_is_the_same(tmp_path):
     store.prefetch(ROWS)
     assert torch.equal(store.dense(store.fetch(ROWS), CPU), plain)
     # what is expected and never fetched does not pile up, and other rows are not mistaken for it
-    for _ in range(3 * _MOST_BEGUN):
+    for _ in range(3 * _MOST_PENDING):
         store.prefetch(ROWS.copy())
     assert torch.equal(store.dense(store.fetch(ROWS), CPU), plain)
-    assert len(store._begun) <= _MOST_BEGUN + 1
+    assert len(store._pending) <= _MOST_PENDING + 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, whose interpreter runs anywhere")

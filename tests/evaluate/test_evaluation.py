@@ -297,11 +297,11 @@ def cached(task, keys, tmp_path):
 
 
 def counting(monkeypatch):
-    from scvi_tahoe.evaluate import _scoring
+    from scvi_tahoe.evaluate import _context_truth
 
     calls = []
-    real = _scoring.differential_expression
-    monkeypatch.setattr(_scoring, "differential_expression", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = _context_truth.differential_expression
+    monkeypatch.setattr(_context_truth, "differential_expression", lambda *a, **k: calls.append(1) or real(*a, **k))
     return calls
 
 
@@ -343,9 +343,9 @@ def test_damaged_and_stale_tables_are_computed_again(predicted, cached, tmp_path
     again = evaluate(predicted, cached(), preset="vcc2025")
     pd.testing.assert_frame_equal(again.summary, first.summary)
     # another release: none of the tables is used
-    from scvi_tahoe.evaluate import _reference, _scoring
+    from scvi_tahoe.evaluate import _context_truth, _reference
 
-    for module in (_scoring, _reference):
+    for module in (_context_truth, _reference):
         monkeypatch.setattr(module, "installed_versions", lambda: {"cell-eval": "0.0.0"})
     calls = counting(monkeypatch)
     evaluate(predicted, cached(), preset="vcc2025")

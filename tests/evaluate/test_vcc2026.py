@@ -11,7 +11,7 @@ import pytest
 
 from scvi_tahoe.evaluate import EvaluationReference, RepresentationError, evaluate
 from scvi_tahoe.evaluate._differential_expression import usable_threads
-from scvi_tahoe.evaluate._vcc2026 import VCC2026_METRICS
+from scvi_tahoe.evaluate._preset_vcc2026 import VCC2026_METRICS
 
 
 @pytest.fixture(scope="module")

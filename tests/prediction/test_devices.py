@@ -9,9 +9,9 @@ import torch
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe._devices import prediction_devices
-from scvi_tahoe.data import _store, make_store
+from scvi_tahoe.data import _make_store, make_store
 from scvi_tahoe.model import _predict
-from scvi_tahoe.prediction import _job
+from scvi_tahoe.prediction import _predictor
 
 CPU = torch.device("cpu")
 SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
@@ -56,7 +56,7 @@ def test_several_devices_predict_the_same_cells_in_the_same_order(models, prior,
 @pytest.mark.parametrize("prior", ["none", "cells"])
 def test_several_devices_write_the_same_file(models, prior, on_cpus, monkeypatch, tmp_path):
     expected = predict(models[prior], n_cells=30, batch_size=2)
-    monkeypatch.setattr(_job, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(_predictor, "CHUNK_BYTES", 1)
     on_cpus(2)
     written = predict(models[prior], n_cells=30, batch_size=2, path=tmp_path / "predicted.zarr").to_memory()
     np.testing.assert_array_equal(written.X.toarray() if hasattr(written.X, "toarray") else written.X, expected.X)
@@ -189,5 +189,5 @@ def test_rows_of_a_file_are_read_once_where_they_are_few(form, screen, tmp_path,
     np.testing.assert_array_equal(
         store.dense(store.fetch(rows), CPU).numpy(), expected if form == "dense" else expected.toarray()
     )
-    monkeypatch.setattr(_store, "_READ_ONCE", 100)
+    monkeypatch.setattr(_make_store, "_READ_ONCE", 100)
     assert "from disk" in make_store(matrix, CPU, rows=rows).description

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from scvi_tahoe import TahoeEnsemble, TahoeST
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import PREDICTION_RECORD
-from scvi_tahoe.prediction import _job
+from scvi_tahoe.prediction import _predictor
 from scvi_tahoe.prediction._file import written_prediction
 
 SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
@@ -24,7 +24,7 @@ SUFFIXES = ("h5ad", "zarr")
 
 @pytest.fixture(scope="module")
 def models(simulated):
-    """A model without a prior, one with cells, and one with means, which is calibrated."""
+    """A model without a prior, one with cells, and one with means."""
     found = {}
     for prior in ("none", "cells", "mean"):
         adata = simulated.copy()
@@ -36,12 +36,12 @@ def models(simulated):
 
 @pytest.fixture(params=[1, 2**29], ids=["small chunks", "one chunk"])
 def chunk_bytes(request, monkeypatch):
-    monkeypatch.setattr(_job, "CHUNK_BYTES", request.param)
+    monkeypatch.setattr(_predictor, "CHUNK_BYTES", request.param)
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(_job, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(_predictor, "CHUNK_BYTES", 1)
 
 
 def predict(model, *args, **options):
@@ -195,7 +195,7 @@ def test_an_interrupted_replacement_leaves_the_old_prediction(models, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"output": "counts"}, {"control_layer": True}])
 def test_memory_does_not_grow_with_the_number_of_conditions(options, tmp_path, monkeypatch):
-    monkeypatch.setattr(_job, "CHUNK_BYTES", 2**21)
+    monkeypatch.setattr(_predictor, "CHUNK_BYTES", 2**21)
     names = [f"perturbation_{i:02d}" for i in range(1, 41)]
     adata = simulate_screen(1, 40, n_genes=500, n_cells=10, n_control_cells=200)
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")

@@ -16,6 +16,7 @@ from scvi_tahoe import FractionSplit, TahoeST
 from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.nn import NetworkConfig, SetTransformer
 from scvi_tahoe.pretrained import (
+    FORMATS,
     AxisLabels,
     PretrainedModel,
     Provenance,
@@ -23,7 +24,6 @@ from scvi_tahoe.pretrained import (
     arc_refusals,
     describe,
     export_model,
-    find_format,
     inspect_folder,
     is_export,
     read_arc_folder,
@@ -542,7 +542,7 @@ def test_a_perturbation_table_refuses_what_does_not_fit() -> None:
 
 
 def test_a_format_is_found_by_name_or_the_error_lists_what_there_is(model: PretrainedModel, tmp_path: Path) -> None:
-    find_format("arc").write(model, tmp_path / "arc", overwrite=False)
+    FORMATS.find("arc").write(model, tmp_path / "arc", overwrite=False)
     verify_equal(read_pretrained(tmp_path / "arc"), model)
-    with pytest.raises(ValueError, match="is unknown .did you mean .arc.*allowed are .arc., .scvi-tahoe."):
-        find_format("arcs")
+    with pytest.raises(ValueError, match="no format .arcs. .did you mean .arc.*choose one of"):
+        FORMATS.find("arcs")

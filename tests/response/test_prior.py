@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe.data import CellLabels, Condition, ConditionIndex, EmbeddingTable
-from scvi_tahoe.data._composition import Composition
+from scvi_tahoe.data._embedding_table import Composition
 from scvi_tahoe.data._label_parser import LabelParser
 from scvi_tahoe.response import CellPrior
 

@@ -14,11 +14,10 @@ from anndata import read_h5ad
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, run_or_rebuild
-from scvi_tahoe.study._data import load_data, screen_keys
+from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._finetune import resolved
-from scvi_tahoe.study._loggers import PeakMemory
+from scvi_tahoe.study._model import PeakMemory, build_model
 from scvi_tahoe.study._run_folder import read_checkpoint
-from scvi_tahoe.study._start import build_model
 
 
 def run(values, folder, **sections):
@@ -81,7 +80,7 @@ def test_options_without_effect_are_refused_but_defaults_that_a_file_spells_out(
 
 def test_a_run_is_rebuilt_though_its_weights_bring_options_that_mean_nothing_to_it(values, tmp_path):
     data = load_data(TahoeRun.from_dict(values))
-    TahoeST.setup_anndata(data.train, **screen_keys(data.config))
+    TahoeST.setup_anndata(data.train, **data.config.keys)
     weights = TahoeST(
         data.train, size=values["model"]["size"], set_size=8, prior="none",
         network={"confidence_token": True, "attention_dropout": 0.3}, objective={"confidence_weight": 0.5, "chunks": 2},
@@ -204,6 +203,17 @@ def test_a_finished_run_is_read_and_not_done_again(finished, values):
     assert "finished" in lines[0]
     assert result.scores is not None
     assert result.best_step in (0, 2, 4, 6)
+
+
+def test_a_run_written_before_an_option_existed_is_still_that_run(finished, values, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    for part, name in (("train", "compile"), ("train", "save_steps"), ("start", "genes"), ("score", "counts_layer")):
+        del config[part][name]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = []
+    finetune(TahoeRun.from_dict(values), tmp_path / "run", progress=False, report=lines.append)
+    assert "finished" in lines[0]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, values, tmp_path, monkeypatch):

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import yaml
 
+from scvi_tahoe import TahoeST
 from scvi_tahoe.study import TahoeRun
+from scvi_tahoe.study._plain_values import plain
 
 
 def changed(values, path, value):
@@ -63,7 +67,7 @@ def test_a_step_of_unfreezing_needs_the_length_of_the_run(values):
         ("data.path", "a.h5ad", "data takes either path"),
         ("data.control", "x", "brings perturbation_key and control along"),
         ("data.cell_embedding_key", "X", "not both"),
-        ("data.cell_embedding_components", 0, "it is 1 or more"),
+        ("data.cell_embedding_components", 0, "must be 1 or more"),
         ("start.accept", ["new_imput"], "did you mean 'new_input'"),
         ("start.checkpoint", "last", "start.source is missing"),
         ("model.representation", "pca", "model.representation is 'pca'"),
@@ -74,7 +78,7 @@ def test_a_step_of_unfreezing_needs_the_length_of_the_run(values):
         ("name", "a/b", "it names a folder"),
         ("seed", -1, "seed is -1"),
         ("model", "mini", "model is 'mini'; allowed is a mapping"),
-        ("model.prior", "cell", "model.prior is 'cell'; it is one of auto, none"),
+        ("model.prior", "cell", "model.prior is 'cell'; allowed is 'auto' or 'none'"),
         ("model.network.dropuot", 0.2, "did you mean 'dropout'"),
         ("model.network.dropout", "much", "model.network.dropout is 'much'; allowed is a number"),
         ("model.network.gene_decoder.hidden", ["wide"], r"model.network.gene_decoder.hidden is \['wide'\]"),
@@ -148,3 +152,67 @@ def test_a_binary_file_is_refused(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*run\.yaml"):
         TahoeRun.from_yaml(tmp_path / "run.yaml")
+
+
+#: Options of public methods -> where they stand in a run file under another name, or None: the run decides.
+ELSEWHERE = {
+    "train": {"split": ("split",), "plan_kwargs": ("train", "plan"), "seed": ("seed",), "logger": ("train", "loggers"),
+              "save_dir": None, "resume_from": None, "progress": None},
+    "start": {"adata": None, "seed": ("seed",)}
+    | {name: ("model", name) for name in ("representation", "batch_encoder", "set_size", "network", "objective",
+                                          "prior")},
+    "model": {"adata": None, "registry": None, "seed": ("seed",)},
+    "data": {"adata": None},
+    "score": {"reference": None, "prediction": None, "seed": ("seed",), "progress": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        ("train", TahoeST.train),
+        ("start", TahoeST.from_pretrained),
+        ("model", TahoeST.__init__),
+        ("data", TahoeST.setup_anndata),
+        ("score", TahoeST.evaluate),
+    ],
+)
+def test_every_option_of_a_method_has_its_place_in_a_run_file(values, part, method):
+    whole = TahoeRun.from_dict(values).to_dict()
+    for name, option in inspect.signature(method).parameters.items():
+        place = ELSEWHERE[part].get(name, (part, name))
+        if option.kind is option.VAR_KEYWORD or name in ("self", "cls") or place is None:
+            continue
+        *parents, key = place
+        section = whole
+        for parent in parents:
+            section = section[parent]
+        assert key in section, f"{name} of {method.__name__} has no place in a run file"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train.save_steps", 4),
+        ("train.compile", False),
+        ("train.compile", "auto"),
+        ("train.shrink_correction", False),
+        ("train.precision", "bf16-mixed"),
+        ("score.representation_check", "off"),
+        ("score.control_cells", "predicted"),
+        ("data.combination_separator", "+"),
+        ("data.perturbation_embedding_key", ["esm", "go"]),
+    ],
+)
+def test_an_option_of_a_method_is_an_option_of_a_run_file(values, tmp_path, path, value):
+    run = TahoeRun.from_dict(changed(values, path, value))
+    run.to_yaml(tmp_path / "run.yaml")
+    section, name = path.split(".")
+    assert plain(getattr(getattr(TahoeRun.from_yaml(tmp_path / "run.yaml"), section), name)) == value
+
+
+def test_scores_of_counts_need_the_layer_that_holds_them(values):
+    with pytest.raises(ValueError, match=r"score.counts_layer names the layer"):
+        TahoeRun.from_dict(changed(values, "score.preset", "vcc2026"))
+    run = TahoeRun.from_dict(changed(values, "score.counts_layer", "counts"))
+    assert (run.score.preset, run.score.counts_layer) == ("vcc2026", "counts")

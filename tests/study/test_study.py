@@ -9,10 +9,9 @@ import yaml
 from study_samples import RUN
 
 from scvi_tahoe.study import SHIPPED, StudyConfig, TahoeRun, TrainConfig, read_study, rounds_text, run_study
-from scvi_tahoe.study._config_difference import differences
 from scvi_tahoe.study._lesson import judge
-from scvi_tahoe.study._scaling import scaled
-from scvi_tahoe.study._study_config import merged
+from scvi_tahoe.study._report_html import differences
+from scvi_tahoe.study._study_config import merged, scaled
 
 
 def study(values, **changes):

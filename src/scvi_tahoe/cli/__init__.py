@@ -1,4 +1,4 @@
-"""The command `scvi-tahoe`: thin doors to functions of the package."""
+"""The command `scvi-tahoe`: a thin layer over functions of the package, which are imported inside each command."""
 
 from scvi_tahoe.cli._app import app, main
 

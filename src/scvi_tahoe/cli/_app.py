@@ -1,4 +1,4 @@
-"""The command line, put together: one function a command, each in the file of its name."""
+"""The application: one function per command."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._check import check
 from scvi_tahoe.cli._convert import convert
 from scvi_tahoe.cli._demo import demo
 from scvi_tahoe.cli._evaluate import evaluate
-from scvi_tahoe.cli._finetune import finetune
-from scvi_tahoe.cli._inspect import inspect
 from scvi_tahoe.cli._predict import predict
-from scvi_tahoe.cli._study import study
-
-__all__ = ["app", "main"]
+from scvi_tahoe.cli._runs import check, finetune, inspect, study
 
 app = typer.Typer(
     name="scvi-tahoe",
     help="Predict how cells respond to perturbations: State Transition models in scvi-tools.",
     no_args_is_help=True,
-    # A library user reads plain tracebacks; a command's user gets one line (see `_mistakes.py`).
+    # bugs are shown as plain tracebacks, user errors in one line (see `_terminal.py`)
     pretty_exceptions_enable=False,
 )
 for command in (demo, finetune, predict, evaluate, study, check, inspect, convert):

@@ -7,41 +7,38 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._mistakes import one_line_mistakes
-from scvi_tahoe.cli._quiet import quiet_frameworks
+from scvi_tahoe.cli._terminal import one_line_errors, quiet_frameworks
 from scvi_tahoe.demo import DEFAULT_STEPS, FILES, run_demo, score_table
-
-__all__ = ["demo"]
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where to write; a new folder or that of an earlier demo.")] = Path(
-        "scvi-tahoe-demo"
-    ),
+    folder: Annotated[Path, typer.Option(help="Folder to write, new or of an earlier demo.")] = Path("scvi-tahoe-demo"),
     max_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = DEFAULT_STEPS,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where an earlier demo wrote.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over in the folder of an earlier demo.")
+    ] = False,
 ) -> None:
     """Train on a real screen, predict held-out perturbations and score them beside simple predictors.
 
-    Takes under three minutes on two CPU cores; started again, it goes on where it was stopped. Leaves a folder with the
-    model, the prediction, the scores and two figures, and prints the scores.
+    Takes under three minutes on two CPU cores; started again, it continues where it was stopped. Leaves a folder with
+    the model, the prediction, the scores and two figures, and prints the scores.
 
     \b
     scvi-tahoe demo
     scvi-tahoe demo --folder first --max-steps 200
-    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
+    """
     quiet_frameworks()
     again = f"{_program()} demo --folder {folder}"
     again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""
     again += f" --seed {seed}" if seed else ""
-    with one_line_mistakes(f"Stopped. What was finished is in {folder}; go on from there with: {again}"):
+    with one_line_errors(f"Stopped. What was finished is in {folder}; go on from there with: {again}"):
         result = run_demo(folder, max_steps=max_steps, seed=seed, overwrite=overwrite, report=typer.echo)
     names = ", ".join(name for name in FILES if (result.folder / name).exists())
     typer.echo(f"\n{score_table(result.scores)}\n\n{result.folder} ({result.seconds:.0f} s): {names}")
 
 
 def _program() -> str:
-    """Return what to type to get this program again; after `make demo` it is in an environment that is not active."""
+    """Return what to type to run this program again; after `make demo` it is in an environment that is not active."""
     name, started_as = "scvi-tahoe", Path(sys.argv[0])
     return str(started_as) if started_as.name == name and shutil.which(name) is None else name

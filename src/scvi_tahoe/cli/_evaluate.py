@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._mistakes import one_line_mistakes
-
-__all__ = ["Policy", "evaluate"]
+from scvi_tahoe.cli._terminal import Json, one_line_errors
 
 
 class Policy(StrEnum):
@@ -28,27 +26,27 @@ def evaluate(
     context_key: Annotated[str | None, typer.Option(help="Column of obs with the contexts.")] = None,
     train: Annotated[
         Path | None,
-        typer.Option(help="h5ad the model was trained on; its mean change is the baseline, without it no change is."),
+        typer.Option(help="h5ad the model was trained on; its mean change is the baseline (without it: no change)."),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Which scores.")] = "vcc2025",
+    preset: Annotated[str, typer.Option(help="Which scores to compute.")] = "vcc2025",
     representation_check: Annotated[
         Policy, typer.Option(help="What to do about a prediction on another scale than the reference.")
     ] = Policy.ERROR,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the scores to.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Score predicted cells against observed ones with cell-eval.
 
     \b
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad --json
-    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
-    with one_line_mistakes(), warnings.catch_warnings():
+    """
+    with one_line_errors(), warnings.catch_warnings():
         from scvi_tahoe.evaluate import EvaluationWarning
         from scvi_tahoe.evaluate import evaluate as score
         from scvi_tahoe.study import read_cells
 
-        # Shown with the scores, without the line of code that a warning comes with.
+        # shown with the scores, without the line of code that comes with a warning
         warnings.simplefilter("ignore", EvaluationWarning)
         result = score(
             read_cells(prediction), read_cells(reference), perturbation_key=perturbation_key, control=control,

@@ -5,10 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scvi_tahoe.cli._mistakes import one_line_mistakes
-from scvi_tahoe.cli._quiet import quiet_frameworks
-
-__all__ = ["predict"]
+from scvi_tahoe.cli._terminal import one_line_errors, quiet_frameworks
 
 
 def predict(
@@ -16,27 +13,29 @@ def predict(
     data: Annotated[Path, typer.Argument(help="h5ad with the control cells to start from.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="h5ad file or zarr folder to write.")],
     perturbation: Annotated[
-        list[str] | None, typer.Option(help="What to predict; may be repeated.", show_default="all known")
+        list[str] | None, typer.Option(help="Perturbation to predict; may be repeated.", show_default="all known")
     ] = None,
-    context: Annotated[list[str] | None, typer.Option(help="Where; may be repeated.", show_default="all")] = None,
+    context: Annotated[
+        list[str] | None, typer.Option(help="Context to predict; may be repeated.", show_default="all")
+    ] = None,
     n_cells: Annotated[
-        int | None, typer.Option(help="Cells of each condition.", show_default="as many as controls")
+        int | None, typer.Option(help="Number of cells of each condition.", show_default="as many as controls")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the control cells drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for drawing control cells.")] = 0,
     devices: Annotated[
         str | None, typer.Option(help="GPUs: how many, a list such as 0,1 or auto.", show_default="the model's own")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a prediction that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing prediction.")] = False,
 ) -> None:
-    """Predict cells after perturbations, and write them in chunks, so that they may be larger than memory.
+    """Predict cells after perturbations and write them in chunks, so that they may be larger than memory.
 
     \b
     scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad
     scvi-tahoe predict model/ controls.h5ad -o predicted.zarr --devices auto
     scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad --perturbation STAT1 --context A549
-    """  # noqa: D301 (typer keeps the lines of a paragraph that begins with this character)
+    """
     quiet_frameworks()
-    with one_line_mistakes():
+    with one_line_errors():
         from scvi_tahoe import TahoeST
         from scvi_tahoe.pretrained import is_export
         from scvi_tahoe.study import read_cells
@@ -59,7 +58,7 @@ def predict(
 
 
 def _devices(text: str | None) -> Any:
-    """``"2"`` is a number, ``"0,1"`` and ``"0,"`` are lists; what else there is, the model judges."""
+    """Return ``"2"`` as a number, ``"0,1"`` and ``"0,"`` as lists, and anything else unchanged."""
     if text is None or not text.replace(",", "").isdecimal():
         return text
     return [int(part) for part in text.split(",") if part] if "," in text else int(text)

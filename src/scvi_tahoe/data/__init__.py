@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from scvi_tahoe.data._alignment import GeneAlignment, align_genes
-from scvi_tahoe.data._composition import NUMBER_COLUMNS, Combination, Composition
 from scvi_tahoe.data._conditions import (
     CellLabels,
     Condition,
@@ -13,8 +12,8 @@ from scvi_tahoe.data._conditions import (
 )
 from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
 from scvi_tahoe.data._dataset import CellSetDataset
-from scvi_tahoe.data._disk_rows import DiskRows, is_sharded
-from scvi_tahoe.data._embedding_table import EmbeddingTable
+from scvi_tahoe.data._disk_store import DiskRows, DiskStore, is_sharded
+from scvi_tahoe.data._embedding_table import NUMBER_COLUMNS, Combination, Composition, EmbeddingTable, TableFusion
 from scvi_tahoe.data._fields import (
     CellEmbeddingField,
     ControlLabelField,
@@ -24,10 +23,8 @@ from scvi_tahoe.data._fields import (
     ScreenManager,
 )
 from scvi_tahoe.data._fingerprints import smiles_fingerprints
-from scvi_tahoe.data._fusion import TableFusion
-from scvi_tahoe.data._gene_weights import Moments, condition_moments, de_weights
 from scvi_tahoe.data._label_parser import Component, LabelParser, dose_label
-from scvi_tahoe.data._marginals import QUANTILES, Population, move_between, with_marginals
+from scvi_tahoe.data._make_store import StoreKind, make_store
 from scvi_tahoe.data._sampler import (
     CellSetRequest,
     ConditionRequest,
@@ -70,16 +67,14 @@ from scvi_tahoe.data._splits import (
     default_split,
     split_from_dict,
 )
-from scvi_tahoe.data._store import CellStore, DeviceStore, DiskStore, HostStore, StoreKind, make_store
+from scvi_tahoe.data._store import CellStore, DeviceStore, HostStore
 from scvi_tahoe.data._store_conversion import write_store
-from scvi_tahoe.data._store_folder import read_store
-from scvi_tahoe.data._store_writer import StoreWriter
+from scvi_tahoe.data._store_folder import StoreWriter, read_store
 from scvi_tahoe.data._verification import read_table, verify_controls, verify_screen
 
 __all__ = [
     "NUMBER_COLUMNS",
     "OUTPUTS",
-    "QUANTILES",
     "REPRESENTATIONS",
     "AssignedSplit",
     "CellEmbeddingField",
@@ -115,9 +110,7 @@ __all__ = [
     "LabelField",
     "LabelParser",
     "LoaderConfig",
-    "Moments",
     "Output",
-    "Population",
     "RandomSampler",
     "Representation",
     "ScaleReport",
@@ -134,9 +127,7 @@ __all__ = [
     "aligned_expression",
     "cell_set_dataset",
     "combines_measured_components",
-    "condition_moments",
     "condition_of_cell",
-    "de_weights",
     "default_split",
     "dose_label",
     "draw_window",
@@ -145,7 +136,6 @@ __all__ = [
     "is_sharded",
     "label_columns",
     "make_store",
-    "move_between",
     "random_minibatches",
     "read_screen",
     "read_store",
@@ -157,6 +147,5 @@ __all__ = [
     "verify_log1p",
     "verify_screen",
     "with_condition_labels",
-    "with_marginals",
     "write_store",
 ]

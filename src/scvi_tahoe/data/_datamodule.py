@@ -1,23 +1,23 @@
-"""Split, sampler and dataset put together into loaders. No logic of its own."""
+"""Split, sampler and dataset put together into loaders."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, fields, replace
+from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from scvi_tahoe.data._prefetch import PrefetchSampler
-from scvi_tahoe.data._sampler import FixedSampler, RandomSampler, SetPlan
+from scvi_tahoe.data._sampler import CellSetRequest, FixedSampler, RandomSampler, SetPlan
 
 if TYPE_CHECKING:
-    from torch.utils.data import Sampler
+    from collections.abc import Iterator
 
     from scvi_tahoe.data._dataset import CellSetDataset
-    from scvi_tahoe.data._sampler import CellSetRequest
     from scvi_tahoe.data._splits import AssignedSplit
 
 
@@ -50,6 +50,61 @@ class LoaderConfig:
             value = getattr(self, f.name)
             if f.name != "seed" and (not isinstance(value, int | np.integer) or value < 1):
                 raise ValueError(f"{f.name}={value!r} must be a whole number of 1 or more.")
+
+
+class PrefetchSampler(Sampler[CellSetRequest]):
+    """Yields this process's share of another sampler's minibatches.
+
+    Every process draws the same minibatches and takes every so many of them: together they train on what one would.
+
+    Parameters
+    ----------
+    sampler
+        Of the minibatches of all processes.
+    dataset
+        Hears of each minibatch before it is asked for, so that reading overlaps with computing.
+    rank, n_ranks
+        Which process of how many this is.
+    n_ahead
+        How many minibatches before.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler[CellSetRequest],
+        dataset: CellSetDataset,
+        *,
+        rank: int = 0,
+        n_ranks: int = 1,
+        n_ahead: int = 1,
+    ) -> None:
+        self._sampler: Any = sampler
+        self._dataset = dataset
+        self._rank = rank
+        self._n_ranks = n_ranks
+        self._n_ahead = n_ahead
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this, also after resuming."""
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self._sampler) // self._n_ranks)
+
+    def __iter__(self) -> Iterator[CellSetRequest]:
+        # where the processes do not come out even, the first minibatches come twice: all must take as many steps
+        requests: Iterator[CellSetRequest] = iter(self._sampler)
+        if len(self._sampler) % self._n_ranks:
+            requests = chain(requests, cycle(self._sampler))
+        mine = islice(requests, self._rank, len(self) * self._n_ranks, self._n_ranks)
+        # nobody hears of the first one: it is asked for at once
+        waiting = deque(islice(mine, 1))
+        while waiting:
+            for following in islice(mine, self._n_ahead + 1 - len(waiting)):
+                self._dataset.prefetch(following)
+                waiting.append(following)
+            yield waiting.popleft()
 
 
 class CellSetDataModule(LightningDataModule):

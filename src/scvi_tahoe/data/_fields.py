@@ -14,9 +14,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
 from scvi_tahoe._constants import REGISTRY
-from scvi_tahoe.data._composition import Composition
-from scvi_tahoe.data._embedding_table import EmbeddingTable
-from scvi_tahoe.data._fusion import TableFusion
+from scvi_tahoe.data._embedding_table import Composition, EmbeddingTable, TableFusion
 from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata
 from scvi_tahoe.data._verification import VerifiedScreen, read_table
 

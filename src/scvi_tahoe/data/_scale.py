@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.data._disk_rows import DiskRows, is_sharded
+from scvi_tahoe.data._disk_store import DiskRows, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scvi_tahoe._compat import AnnOrMuData
-    from scvi_tahoe.data._composition import Combination
+    from scvi_tahoe.data._embedding_table import Combination
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import scipy.sparse as sp
 
 from scvi_tahoe.data._alignment import align_genes
 from scvi_tahoe.data._dataset import CellSetDataset
-from scvi_tahoe.data._disk_rows import DiskRows, is_sharded
+from scvi_tahoe.data._disk_store import DiskRows, is_sharded
+from scvi_tahoe.data._make_store import make_store
 from scvi_tahoe.data._sampler import RandomSampler, SetPlan
-from scvi_tahoe.data._store import make_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data._alignment import GeneAlignment
     from scvi_tahoe.data._embedding_table import EmbeddingTable
+    from scvi_tahoe.data._make_store import StoreKind
     from scvi_tahoe.data._screen import Screen, ScreenKeys
-    from scvi_tahoe.data._store import StoreKind
 
 Representation = Literal["expression", "embedding", "expression+embedding"]
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
@@ -180,8 +180,8 @@ def aligned_expression(spec: DataSpec, screen: Screen) -> Any:
     """Expression of the whole screen by rows, in the model's gene order: in memory, but for a store on disk."""
     alignment = align_genes(spec.genes, screen.genes, max_missing=1.0)
     matrix = screen.expression
-    if is_sharded(matrix):
-        return DiskRows(matrix, alignment)
     if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
+        if is_sharded(matrix):
+            return DiskRows(matrix, alignment)
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
     return alignment.apply(matrix.tocsr() if sp.issparse(matrix) else matrix)

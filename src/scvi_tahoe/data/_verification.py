@@ -13,10 +13,8 @@ import scipy.sparse as sp
 from mudata import MuData
 
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data._composition import COMBINATIONS
-from scvi_tahoe.data._disk_rows import is_sharded
-from scvi_tahoe.data._embedding_table import EmbeddingTable
-from scvi_tahoe.data._fusion import TableFusion
+from scvi_tahoe.data._disk_store import is_sharded
+from scvi_tahoe.data._embedding_table import COMBINATIONS, EmbeddingTable, TableFusion
 from scvi_tahoe.data._label_parser import DOSE_MARK
 from scvi_tahoe.data._scale import verify_log1p
 from scvi_tahoe.data._screen import (

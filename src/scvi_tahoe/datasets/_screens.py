@@ -1,7 +1,11 @@
-"""The two real screens inside the package. `LICENSES.md` beside this file says where they come from."""
+"""The two real screens inside the package, and the few-shot task that the demo and our quality figures are based on.
+
+`LICENSES.md` beside this file says where the screens come from.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
@@ -11,10 +15,13 @@ from scipy import sparse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["norman_k562", "papalexi_thp1"]
-
-#: Counts a THP-1 cell is normalised to: the screen holds 299 genes and 207 counts a cell in the mean.
-PAPALEXI_TARGET_SUM = 200.0
+#: counts that a THP-1 cell is normalised to: with 299 genes, cells have 207 counts on average
+_PAPALEXI_TARGET_SUM = 200.0
+_TARGETS = (
+    *("ATF2", "BRD4", "CMTM6", "CUL3", "IFNGR1", "IRF1"),
+    *("JAK2", "MYC", "NFKBIA", "SMAD4", "STAT2", "UBE2L6"),
+)
+_VALIDATION_TARGETS = ("CAV1", "STAT3")
 
 
 def papalexi_thp1(normalize: bool = True) -> AnnData:
@@ -27,7 +34,7 @@ def papalexi_thp1(normalize: bool = True) -> AnnData:
     Parameters
     ----------
     normalize
-        If `True` (default), `X` is `log1p` of the counts normalised to 200 a cell, and the counts are kept in
+        If `True` (default), `X` is `log1p` of the counts normalised to 200 per cell, and the counts are kept in
         `layers["counts"]`. If `False`, `X` holds the raw counts.
 
     Returns
@@ -45,7 +52,7 @@ def papalexi_thp1(normalize: bool = True) -> AnnData:
     if not normalize:
         return adata
     total = np.asarray(counts.sum(axis=1)).ravel()
-    expression = sparse.diags(PAPALEXI_TARGET_SUM / total).dot(counts).tocsr().astype(np.float32)
+    expression = sparse.diags(_PAPALEXI_TARGET_SUM / total).dot(counts).tocsr().astype(np.float32)
     expression.data = np.log1p(expression.data)
     adata.X = expression
     adata.layers["counts"] = counts
@@ -62,9 +69,10 @@ def norman_k562(all_lines: bool = False) -> AnnData:
     Parameters
     ----------
     all_lines
-        If `True`, the three glioblastoma lines of McFaline-Figueroa et al. 2023 that the file also holds are kept:
-        5,961 cells, `obs["cell_type"]` names the line. At their depth the effects in these lines are noise, and
-        interference there has the opposite sign of activation in K562: for tests of several contexts, not for claims.
+        If `True`, keep the three glioblastoma lines of McFaline-Figueroa et al. 2023 that the file also holds: 5,961
+        cells, with the line in `obs["cell_type"]`. At their depth, the effects in these lines are noise, and
+        interference there has the opposite sign of activation in K562. They are meant for tests with several contexts,
+        not for claims.
 
     Returns
     -------
@@ -79,10 +87,76 @@ def norman_k562(all_lines: bool = False) -> AnnData:
     if not all_lines:
         adata = adata[(adata.obs["cell_type"] == "k562").to_numpy()].copy()
     adata.X = sparse.csr_matrix(adata.X, dtype=np.float32)
-    # An empty category would later be a perturbation without cells.
+    # an empty category would later be a perturbation without cells
     for name in adata.obs.select_dtypes("category").columns:
         adata.obs[name] = adata.obs[name].cat.remove_unused_categories()
     return adata
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotTask:
+    """A context in which some perturbations are seen and the others are to be predicted.
+
+    Parameters
+    ----------
+    train
+        Training data: all other contexts, and the controls and seen perturbations of `context`.
+    held_out
+        Cells to be predicted: the perturbations `targets` in `context`, with the control cells of `context`.
+    targets
+        Perturbations held out in `context`.
+    validation_targets
+        Perturbations of `context` in `train` that are meant for model selection rather than gradients.
+    context
+        Context with held-out perturbations.
+    control
+        Label of the control cells.
+    perturbation_key
+        Column of `obs` with the perturbation labels.
+    context_key
+        Column of `obs` with the contexts.
+    """
+
+    train: AnnData
+    held_out: AnnData
+    targets: tuple[str, ...]
+    validation_targets: tuple[str, ...]
+    context: str
+    control: str
+    perturbation_key: str
+    context_key: str
+
+
+def papalexi_few_shot() -> FewShotTask:
+    """Return the few-shot task on :func:`~scvi_tahoe.datasets.papalexi_thp1`.
+
+    Replicates 1 and 2 are seen in full. Replicate 3 is seen for half of its targets, of which CAV1 and STAT3 are meant
+    for validation; twelve targets are held out there. Replicate 3's control cells are in both parts, because a
+    prediction starts from them.
+
+    Returns
+    -------
+    :class:`FewShotTask` whose AnnData hold `log1p` expression in `X`, counts in `layers["counts"]` and, in `obs`,
+    `"target_gene"`, `"replicate"` and `"guide"`.
+    """
+    screen = papalexi_thp1()
+    screen.obs = screen.obs[["perturbation", "bio_rep", "guide"]].rename(
+        columns={"perturbation": "target_gene", "bio_rep": "replicate"}
+    )
+    control, context = str(screen.uns["control_label"]), "rep_3"
+    label = screen.obs["target_gene"].astype(str).to_numpy()
+    in_context = (screen.obs["replicate"] == context).to_numpy()
+    is_target = np.isin(label, _TARGETS)
+    return FewShotTask(
+        train=screen[~(in_context & is_target)].copy(),
+        held_out=screen[in_context & (is_target | (label == control))].copy(),
+        targets=_TARGETS,
+        validation_targets=_VALIDATION_TARGETS,
+        context=context,
+        control=control,
+        perturbation_key="target_gene",
+        context_key="replicate",
+    )
 
 
 def _read(name: str) -> AnnData:

@@ -15,21 +15,20 @@ from scipy import sparse, stats
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["simulate_screen"]
-
-#: Counts a cell is normalised to before log1p.
-TARGET_SUM = 1000.0
-#: Standard deviation of the logarithm of a cell's depth.
-DEPTH_SPREAD = 0.25
-#: Shape of the gamma noise of a gene's rate: 1 / DISPERSION is the overdispersion of the counts.
-DISPERSION = 4.0
-#: Nodes of the quadrature over depth in the true deltas.
+#: counts that a cell is normalised to before log1p
+_TARGET_SUM = 1000.0
+#: standard deviation of the logarithm of a cell's depth
+_DEPTH_SPREAD = 0.25
+#: shape of the gamma noise of a gene's rate: its inverse is the overdispersion of the counts
+_SHAPE = 4.0
+#: nodes of the quadrature over depth in the true deltas
 _N_DEPTHS = 7
+_N_PATHWAYS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rates:
-    """Mean share of each gene: control cells `[C, G]`, and log fold changes `[C, K, G]`."""
+    """Mean share of each gene in control cells, its log fold changes, and the perturbation embedding."""
 
     control_CG: np.ndarray
     log_fold_change_CKG: np.ndarray
@@ -66,19 +65,19 @@ def simulate_screen(
     n_genes
         Number of genes.
     n_cells
-        Cells of each perturbation in each context.
+        Number of cells per perturbation and context.
     n_control_cells
-        Control cells of each context.
+        Number of control cells per context.
     n_batches
-        Batches, dealt out in turn within each condition. Batches have no effect on expression.
+        Number of batches, assigned in turn within each condition. Batches have no effect on expression.
     n_embedding
         Width of the perturbation embedding. Must be 4 or more.
     n_cell_embedding
         Width of the cell embedding.
     effect_size
-        Multiplies every log fold change; 0 gives a screen without effects.
+        Factor of every log fold change; 0 gives a screen without effects.
     seed
-        Seed of everything that is drawn.
+        Random seed.
 
     Returns
     -------
@@ -87,7 +86,7 @@ def simulate_screen(
     * `layers["counts"]`: the counts;
     * `obs`: `"perturbation"`, `"context"`, `"batch"`;
     * `obsm["X_embedding"]`: a random projection of `X` onto `n_cell_embedding` dimensions;
-    * `uns["perturbation_embedding"]`: DataFrame, one row a perturbation, the control left out;
+    * `uns["perturbation_embedding"]`: DataFrame, one row per perturbation, without the control;
     * `uns["true_delta"]`: for each context a DataFrame `[perturbations, genes]`, the expected change of `X`;
     * `uns["true_log_fold_change"]`: the same for the logarithm of the genes' shares.
 
@@ -101,31 +100,25 @@ def simulate_screen(
     >>> from scvi_tahoe.datasets import simulate_screen
     >>> adata = simulate_screen(n_contexts=2, n_perturbations=10, seed=1)
     """
-    _verify_positive(
-        n_contexts=n_contexts, n_perturbations=n_perturbations, n_genes=n_genes, n_cells=n_cells,
-        n_control_cells=n_control_cells, n_batches=n_batches, n_cell_embedding=n_cell_embedding,
-    )  # fmt: skip
+    numbers = {
+        "n_contexts": n_contexts, "n_perturbations": n_perturbations, "n_genes": n_genes, "n_cells": n_cells,
+        "n_control_cells": n_control_cells, "n_batches": n_batches, "n_cell_embedding": n_cell_embedding,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more.")
     if n_embedding < _N_PATHWAYS:
-        msg = f"n_embedding is {n_embedding}; it must be {_N_PATHWAYS} or more, to hold the {_N_PATHWAYS} pathways."
-        raise ValueError(msg)
+        raise ValueError(
+            f"n_embedding is {n_embedding}; it must be {_N_PATHWAYS} or more, to hold the {_N_PATHWAYS} pathways."
+        )
     rng = np.random.default_rng(seed)
     rates = _draw_rates(rng, (n_contexts, n_perturbations, n_genes, n_embedding), effect_size)
     share_CKG = _shares(rates)
     obs, condition = _cells(n_contexts, n_perturbations, n_cells, n_control_cells, n_batches)
-    depth = TARGET_SUM * rng.lognormal(-(DEPTH_SPREAD**2) / 2, DEPTH_SPREAD, size=len(obs))
+    depth = _TARGET_SUM * rng.lognormal(-(_DEPTH_SPREAD**2) / 2, _DEPTH_SPREAD, size=len(obs))
     mean = share_CKG[condition[:, 0], condition[:, 1]] * depth[:, None]
-    counts = rng.poisson(mean * rng.gamma(DISPERSION, 1 / DISPERSION, size=mean.shape)).astype(np.float32)
+    counts = rng.poisson(mean * rng.gamma(_SHAPE, 1 / _SHAPE, size=mean.shape)).astype(np.float32)
     return _assemble(counts, obs, rates, share_CKG, n_cell_embedding, rng)
-
-
-_N_PATHWAYS = 4
-
-
-def _verify_positive(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            msg = f"{name} is {value}; it must be 1 or more."
-            raise ValueError(msg)
 
 
 def _draw_rates(rng: np.random.Generator, shape: tuple[int, int, int, int], effect_size: float) -> _Rates:
@@ -134,7 +127,7 @@ def _draw_rates(rng: np.random.Generator, shape: tuple[int, int, int, int], effe
     control_CG = np.exp(log_rate_CG)
     control_CG /= control_CG.sum(1, keepdims=True)
     activity_KF = rng.normal(0, 1, (n_perturbations, _N_PATHWAYS))
-    # A third of the genes answers to each pathway; contexts differ by 30 % of a loading.
+    # a third of the genes answers to each pathway; contexts differ by 30 % of a loading.
     loading_FG = rng.normal(0, 0.5, (_N_PATHWAYS, n_genes)) * (rng.random((_N_PATHWAYS, n_genes)) < 1 / 3)
     gain_CFG = 1 + 0.3 * rng.normal(0, 1, (n_contexts, _N_PATHWAYS, n_genes))
     effect_CKG = effect_size * np.einsum("kf,cfg->ckg", activity_KF, gain_CFG * loading_FG)
@@ -148,7 +141,7 @@ def _draw_rates(rng: np.random.Generator, shape: tuple[int, int, int, int], effe
 
 
 def _shares(rates: _Rates) -> np.ndarray:
-    """Shares of the genes `[C, 1 + K, G]`; the first of the second axis are the controls'."""
+    """Return the shares of the genes `[C, 1 + K, G]`, controls first."""
     perturbed_CKG = rates.control_CG[:, None] * np.exp(rates.log_fold_change_CKG)
     perturbed_CKG /= perturbed_CKG.sum(-1, keepdims=True)
     return np.concatenate([rates.control_CG[:, None], perturbed_CKG], axis=1)
@@ -157,7 +150,7 @@ def _shares(rates: _Rates) -> np.ndarray:
 def _cells(
     n_contexts: int, n_perturbations: int, n_cells: int, n_control_cells: int, n_batches: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Labels of all cells, and their (context, row of the share table) `[cells, 2]`."""
+    """Return the labels of all cells and their (context, row of the share table) `[cells, 2]`."""
     per_label = [n_control_cells] + [n_cells] * n_perturbations
     label = np.tile(np.repeat(np.arange(n_perturbations + 1), per_label), n_contexts)
     context = np.repeat(np.arange(n_contexts), sum(per_label))
@@ -180,19 +173,15 @@ def _labels(noun: str, number: int) -> list[str]:
 
 
 def _assemble(
-    counts: np.ndarray,
-    obs: pd.DataFrame,
-    rates: _Rates,
-    share_CKG: np.ndarray,
-    n_cell_embedding: int,
+    counts: np.ndarray, obs: pd.DataFrame, rates: _Rates, share_CKG: np.ndarray, n_cell_embedding: int,
     rng: np.random.Generator,
-) -> AnnData:
+) -> AnnData:  # fmt: skip
     from anndata import AnnData
 
     n_genes = counts.shape[1]
     genes = _labels("gene", n_genes)
     contexts, labels = list(obs["context"].cat.categories), _labels("perturbation", rates.embedding_KP.shape[0])
-    expression = np.log1p(counts * (TARGET_SUM / np.maximum(counts.sum(1, keepdims=True), 1))).astype(np.float32)
+    expression = np.log1p(counts * (_TARGET_SUM / np.maximum(counts.sum(1, keepdims=True), 1))).astype(np.float32)
     adata = AnnData(sparse.csr_matrix(expression), obs=obs, var=pd.DataFrame(index=genes))
     adata.layers["counts"] = sparse.csr_matrix(counts)
     projection = rng.normal(0, 1 / np.sqrt(n_genes), (n_genes, n_cell_embedding))
@@ -212,20 +201,19 @@ def _assemble(
 
 
 def _expected_expression(share: np.ndarray) -> np.ndarray:
-    """Expected `log1p` of the normalised count for each share.
+    """Return the expected `log1p` of the normalised count for each share.
 
-    Counts are summed out exactly, depth by Gauss-Hermite quadrature, on a grid of shares that is then interpolated
-    (the expectation is a smooth function of the share alone). The total of a cell is taken as its depth, which is what
-    it is up to the sampling noise of the sum over all genes.
+    Counts are summed out exactly, depth by Gauss-Hermite quadrature, on a grid of shares that is then interpolated:
+    the expectation is a smooth function of the share alone. The total of a cell is taken to be its depth.
     """
     grid = np.geomspace(max(share.min(), 1e-7), share.max(), 160)
     nodes, weights = np.polynomial.hermite_e.hermegauss(_N_DEPTHS)
-    depths = TARGET_SUM * np.exp(DEPTH_SPREAD * nodes - DEPTH_SPREAD**2 / 2)
+    depths = _TARGET_SUM * np.exp(_DEPTH_SPREAD * nodes - _DEPTH_SPREAD**2 / 2)
     expected = np.zeros_like(grid)
     for depth, weight in zip(depths, weights / weights.sum(), strict=True):
         mean = grid * depth
-        largest = int(mean.max() + 12 * np.sqrt(mean.max() + mean.max() ** 2 / DISPERSION)) + 10
+        largest = int(mean.max() + 12 * np.sqrt(mean.max() + mean.max() ** 2 / _SHAPE)) + 10
         count = np.arange(largest + 1)
-        probability = stats.nbinom.pmf(count[None], DISPERSION, (DISPERSION / (DISPERSION + mean))[:, None])
-        expected += weight * (probability @ np.log1p(count * TARGET_SUM / depth))
+        probability = stats.nbinom.pmf(count[None], _SHAPE, (_SHAPE / (_SHAPE + mean))[:, None])
+        expected += weight * (probability @ np.log1p(count * _TARGET_SUM / depth))
     return np.interp(np.log(share), np.log(grid), expected)

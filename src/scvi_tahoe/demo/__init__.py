@@ -2,7 +2,7 @@
 
 from scvi_tahoe.demo._folder import FILES
 from scvi_tahoe.demo._job import DEFAULT_STEPS, DemoResult, run_demo
-from scvi_tahoe.demo._table import score_table
+from scvi_tahoe.demo._report import score_table
 from scvi_tahoe.files import atomic_write as written_whole
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The folder a demo leaves: which files, how they are written whole or not at all, and whose folder it is."""
+"""The folder of a demo: its files, and whether it may be written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from scvi_tahoe.files import atomic_write_text, remove_partial, remove_path
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FILES", "claim_folder"]
-
-#: What a finished demo leaves, in the order in which it is made.
+#: what a finished demo leaves, in the order in which it is written
 FILES = (
     "history.csv",
     "model",
@@ -27,45 +25,28 @@ _SETTINGS = "settings.json"
 
 
 def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) -> None:
-    """Make the folder, or take up one that an earlier run with the same settings left.
-
-    Parameters
-    ----------
-    folder
-        Where the demo writes.
-    settings
-        What decides the results; kept in `settings.json`.
-    overwrite
-        Remove what an earlier demo left, whatever its settings.
+    """Create the folder, or continue one with the same settings; `overwrite` removes an earlier demo.
 
     Raises
     ------
     ValueError
-        If the folder holds other things than a demo, or a demo with other settings that may not be overwritten.
+        If the folder holds anything but a demo, or a demo with other settings that may not be overwritten.
     """
     if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file; give the path of a new or empty folder."
-        raise ValueError(msg)
+        raise ValueError(f"{folder} is a file; give the path of a new or empty folder.")
     known = folder / _SETTINGS
     if not known.exists():
         if folder.exists() and any(folder.iterdir()):
-            msg = f"{folder} holds files that are not of a demo; give the path of a new or empty folder."
-            raise ValueError(msg)
+            raise ValueError(f"{folder} holds files that are not of a demo; give the path of a new or empty folder.")
     elif overwrite:
-        _remove_demo(folder)
+        for name in (*FILES, "training", _SETTINGS):  # and nothing that somebody else has put there
+            remove_path(folder / name)
     elif json.loads(known.read_text()) != settings:
-        msg = (
+        raise ValueError(
             f"{folder} holds a demo with other settings ({known.name}: {known.read_text().strip()}); give another "
             "folder, or overwrite it."
         )
-        raise ValueError(msg)
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder)
     if not known.exists():
         atomic_write_text(known, json.dumps(settings) + "\n")
-
-
-def _remove_demo(folder: Path) -> None:
-    """Remove what demos write, and nothing that somebody else has put there."""
-    for name in (*FILES, "training", _SETTINGS):
-        remove_path(folder / name)

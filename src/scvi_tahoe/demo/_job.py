@@ -1,4 +1,4 @@
-"""The main job from data to scores, as one function that can be stopped and taken up again."""
+"""The main job from data to scores, as one function that can be stopped and continued."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.datasets import FewShotTask
 
-__all__ = ["DEFAULT_STEPS", "DemoResult", "run_demo"]
-
 _LOG = logging.getLogger(__name__)
 
-#: The default of ``TahoeST.train``: nothing in the demo is chosen for its task.
+#: the default of ``TahoeST.train``: nothing in the demo is tuned for its task
 DEFAULT_STEPS = 1_000
 
 
@@ -37,9 +35,9 @@ class DemoResult:
     folder
         Folder with the model, the prediction, the scores and the figures.
     scores
-        One row a predictor, one column a score; the mean over the held-out targets.
+        One row per predictor, one column per score; means over the held-out targets.
     seconds
-        How long this run took.
+        Duration of this run.
     """
 
     folder: Path
@@ -59,20 +57,21 @@ def run_demo(
 
     The task is :func:`~scvi_tahoe.datasets.papalexi_few_shot`. The folder is left with `model/`, `prediction.h5ad`,
     `scores.csv`, `evaluation/` (every score of every target; :meth:`EvaluationResult.load` reads it), `history.csv`,
-    `training_curve.png` and `deltas.png` (predicted against observed changes). Every file is written whole or not at
-    all. A run that was stopped is taken up where it was when the function is called again with the same arguments; a
-    finished one returns its scores at once.
+    `training_curve.png` and `deltas.png` (predicted against observed changes). Every file is written completely or not
+    at all. A run that was stopped continues when the function is called again with the same arguments; a finished one
+    returns its scores at once.
 
     Parameters
     ----------
     folder
-        A new or empty folder, or one that an earlier demo with the same settings left.
+        A new or empty folder, or that of an earlier demo with the same settings.
     max_steps
-        Optimisation steps.
+        Number of optimisation steps.
     seed
-        Seed of the weights, the sampling and the baselines. The same seed on the same machine gives the same numbers.
+        Random seed of the weights, the sampling and the baselines. The same seed on the same machine gives the same
+        numbers.
     overwrite
-        Start anew in a folder that an earlier demo left.
+        Start over in the folder of an earlier demo.
     report
         Called with a line of text at each step.
 
@@ -83,7 +82,7 @@ def run_demo(
     Raises
     ------
     ValueError
-        If `max_steps` is below 1, or the folder holds something else than a demo with these settings.
+        If `max_steps` is below 1, or the folder holds anything but a demo with these settings.
 
     Examples
     --------
@@ -96,8 +95,7 @@ def run_demo(
     from scvi_tahoe.datasets import papalexi_few_shot
 
     if max_steps < 1:
-        msg = f"max_steps is {max_steps}; it must be 1 or more."
-        raise ValueError(msg)
+        raise ValueError(f"max_steps is {max_steps}; it must be 1 or more.")
     start, folder = time.perf_counter(), Path(folder)
     claim_folder(folder, {"max_steps": max_steps, "seed": seed}, overwrite=overwrite)
     if all((folder / name).exists() for name in FILES):
@@ -106,14 +104,14 @@ def run_demo(
             "or give another folder."
         )
     else:
-        _run(_Job(folder, papalexi_few_shot(), max_steps, seed, report))
+        _Job(folder, papalexi_few_shot(), max_steps, seed, report).run()
     scores = pd.read_csv(folder / "scores.csv", index_col=0)
     return DemoResult(folder=folder, scores=scores, seconds=time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all steps of a run need."""
+    """The steps of a run, and what all of them need."""
 
     folder: Path
     task: FewShotTask
@@ -121,96 +119,87 @@ class _Job:
     seed: int
     report: Callable[[str], None]
 
+    def run(self) -> None:
+        """Run the steps whose files are missing."""
+        self.report(
+            f"Screen: {self.task.train.n_obs:,} cells and {self.task.train.n_vars} genes to train on; "
+            f"{len(self.task.targets)} targets to predict in replicate 3, where none of their cells was seen."
+        )
+        steps = {
+            ("history.csv", "model"): self._train,
+            ("training_curve.png",): self._draw_training,
+            ("prediction.h5ad",): self._predict,
+            ("evaluation", "scores.csv"): self._score,
+            ("deltas.png",): self._draw_deltas,
+        }
+        for names, step in steps.items():
+            if not all((self.folder / name).exists() for name in names):
+                step()
 
-def _run(job: _Job) -> None:
-    """Run the steps whose files are missing."""
-    job.report(
-        f"Screen: {job.task.train.n_obs:,} cells and {job.task.train.n_vars} genes to train on; "
-        f"{len(job.task.targets)} targets to predict in replicate 3, where none of their cells was seen."
-    )
-    steps = {
-        ("history.csv", "model"): _train,
-        ("training_curve.png",): _draw_training,
-        ("prediction.h5ad",): _predict,
-        ("evaluation", "scores.csv"): _score,
-        ("deltas.png",): _draw_deltas,
-    }
-    for names, step in steps.items():
-        if not all((job.folder / name).exists() for name in names):
-            step(job)
+    def _train(self) -> None:
+        import pandas as pd
+        import torch
 
+        from scvi_tahoe import TahoeST
 
-def _train(job: _Job) -> None:
-    import pandas as pd
-    import torch
+        task, scratch = self.task, self.folder / "training"
+        TahoeST.setup_anndata(
+            task.train, perturbation_key=task.perturbation_key, control=task.control, context_key=task.context_key
+        )
+        model = TahoeST(task.train, seed=self.seed)
+        last = scratch / "last.ckpt"
+        where = "on the GPU" if torch.cuda.is_available() else "on the CPU"
+        again = ", taken up where it was stopped" if last.exists() else ""
+        self.report(f"Training: {self.max_steps} steps {where}{again}.")
+        # The default split, a tenth of the cells of every condition, chooses the weights: the task's two validation
+        # targets have effects so weak that their loss is noise.
+        resume_from = last if last.exists() else None
+        model.train(max_steps=self.max_steps, save_dir=scratch, resume_from=resume_from, seed=self.seed)
+        history = pd.concat([model.history[name] for name in ("train_loss", "validation_loss")], axis=1)
+        with atomic_write(self.folder / "history.csv") as partial:
+            history.sort_index().to_csv(partial, index_label="step")
+        with atomic_write(self.folder / "model") as partial:
+            model.save(partial)
+        shutil.rmtree(scratch, ignore_errors=True)
 
-    from scvi_tahoe import TahoeST
+    def _predict(self) -> None:
+        from scvi_tahoe import TahoeST
 
-    task, scratch = job.task, job.folder / "training"
-    TahoeST.setup_anndata(
-        task.train, perturbation_key=task.perturbation_key, control=task.control, context_key=task.context_key
-    )
-    model = TahoeST(task.train, seed=job.seed)
-    last = scratch / "last.ckpt"
-    where = "on the GPU" if torch.cuda.is_available() else "on the CPU"
-    again = ", taken up where it was stopped" if last.exists() else ""
-    job.report(f"Training: {job.max_steps} steps {where}{again}.")
-    # The default split, a tenth of the cells of every condition, chooses the weights: the task's two validation targets
-    # have effects so weak that their loss is noise.
-    model.train(
-        max_steps=job.max_steps,
-        save_dir=scratch,
-        resume_from=last if last.exists() else None,
-        seed=job.seed,
-    )
-    history = pd.concat([model.history[name] for name in ("train_loss", "validation_loss")], axis=1)
-    with atomic_write(job.folder / "history.csv") as partial:
-        history.sort_index().to_csv(partial, index_label="step")
-    with atomic_write(job.folder / "model") as partial:
-        model.save(partial)
-    shutil.rmtree(scratch, ignore_errors=True)
+        self.report("Predicting.")
+        task = self.task
+        model = TahoeST.load(self.folder / "model", adata=task.train)
+        prediction = model.predict(perturbations=list(task.targets), contexts=[task.context], seed=self.seed)
+        with atomic_write(self.folder / "prediction.h5ad") as partial:
+            prediction.write_h5ad(partial)
 
+    def _score(self) -> None:
+        from anndata import read_h5ad
 
-def _predict(job: _Job) -> None:
-    from scvi_tahoe import TahoeST
+        from scvi_tahoe.demo._report import score_beside_baselines
 
-    job.report("Predicting.")
-    model = TahoeST.load(job.folder / "model", adata=job.task.train)
-    prediction = model.predict(perturbations=list(job.task.targets), contexts=[job.task.context], seed=job.seed)
-    with atomic_write(job.folder / "prediction.h5ad") as partial:
-        prediction.write_h5ad(partial)
+        prediction = read_h5ad(self.folder / "prediction.h5ad")
+        scores, result = score_beside_baselines(self.task, prediction, seed=self.seed, report=self.report)
+        result.save(self.folder / "evaluation")
+        with atomic_write(self.folder / "scores.csv") as partial:
+            scores.to_csv(partial)
 
+    def _draw_training(self) -> None:
+        import pandas as pd
 
-def _score(job: _Job) -> None:
-    from anndata import read_h5ad
+        from scvi_tahoe.demo._report import training_curve
 
-    from scvi_tahoe.demo._scores import score_beside_baselines
+        self._save(training_curve(pd.read_csv(self.folder / "history.csv")), "training_curve.png")
 
-    prediction = read_h5ad(job.folder / "prediction.h5ad")
-    scores, result = score_beside_baselines(job.task, prediction, seed=job.seed, report=job.report)
-    result.save(job.folder / "evaluation")
-    with atomic_write(job.folder / "scores.csv") as partial:
-        scores.to_csv(partial)
+    def _draw_deltas(self) -> None:
+        from scvi_tahoe import pl
+        from scvi_tahoe.evaluate import EvaluationResult
 
+        title = (
+            "Held-out targets in replicate 3: predicted against observed change, one dot a gene "
+            f"({self.max_steps} steps)"
+        )
+        self._save(pl.deltas(EvaluationResult.load(self.folder / "evaluation"), title=title), "deltas.png")
 
-def _draw_training(job: _Job) -> None:
-    import pandas as pd
-
-    from scvi_tahoe.demo._training_curve import training_curve
-
-    _save(training_curve(pd.read_csv(job.folder / "history.csv")), job.folder / "training_curve.png")
-
-
-def _draw_deltas(job: _Job) -> None:
-    from scvi_tahoe import pl
-    from scvi_tahoe.evaluate import EvaluationResult
-
-    title = (
-        f"Held-out targets in replicate 3: predicted against observed change, one dot a gene ({job.max_steps} steps)"
-    )
-    _save(pl.deltas(EvaluationResult.load(job.folder / "evaluation"), title=title), job.folder / "deltas.png")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    def _save(self, figure: Figure, name: str) -> None:
+        with atomic_write(self.folder / name) as partial:
+            figure.savefig(partial, dpi=150, format="png")

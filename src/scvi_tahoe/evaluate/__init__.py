@@ -9,24 +9,23 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-from scvi_tahoe.evaluate._baseline_prediction import BASELINES, baseline_prediction
-from scvi_tahoe.evaluate._check import Check, EvaluationWarning, RepresentationError
-from scvi_tahoe.evaluate._collapse import check_collapse, mean_cosine
+import scvi_tahoe._names as _names
+from scvi_tahoe.evaluate._baselines import BASELINES, baseline_prediction
+from scvi_tahoe.evaluate._checks import Check, EvaluationWarning, RepresentationError, checks_table, raise_or_warn
 from scvi_tahoe.evaluate._discrimination import centroid_accuracy, discrimination_score_l1, pds_cosine
-from scvi_tahoe.evaluate._energy_distance import energy_distance, fit_components
-from scvi_tahoe.evaluate._errors import effect_size_ratio, pearson, r2_weighted, wmse
 from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate
-from scvi_tahoe.evaluate._gene_weights import gene_weights
-from scvi_tahoe.evaluate._group_statistics import GroupStatistics, group_statistics
-from scvi_tahoe.evaluate._metric_info import METRICS, MetricInfo, metric_info
-from scvi_tahoe.evaluate._overall import Vcc2025Terms, vcc2025_overall
+from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
+from scvi_tahoe.evaluate._input_checks import PREDICTION_RECORD, check_conditions
+from scvi_tahoe.evaluate._metric_effects import effect_size_ratio, pearson, r2_weighted, wmse
+from scvi_tahoe.evaluate._metric_energy_distance import energy_distance, fit_components
+from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info
+from scvi_tahoe.evaluate._prediction_checks import check_collapse, mean_cosine
+from scvi_tahoe.evaluate._preset_vcc2025 import Vcc2025Terms, vcc2025_overall
+from scvi_tahoe.evaluate._presets import PRESETS, Preset
 from scvi_tahoe.evaluate._quantile_mapping import quantile_map
 from scvi_tahoe.evaluate._reference import EvaluationReference
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results, strata
-from scvi_tahoe.evaluate._scoring import PRESETS
-from scvi_tahoe.evaluate._space_check import PREDICTION_RECORD
-from scvi_tahoe.evaluate._submission import submission
-from scvi_tahoe.evaluate._submission_2026 import Rules2026
+from scvi_tahoe.evaluate._submission import Rules2026, submission
 
 __all__ = [
     "BASELINES",
@@ -40,6 +39,7 @@ __all__ = [
     "EvaluationWarning",
     "GroupStatistics",
     "MetricInfo",
+    "Preset",
     "RepresentationError",
     "Rules2026",
     "Vcc2025Terms",
@@ -47,6 +47,8 @@ __all__ = [
     "baseline_results",
     "centroid_accuracy",
     "check_collapse",
+    "check_conditions",
+    "checks_table",
     "compare_results",
     "discrimination_score_l1",
     "effect_size_ratio",
@@ -61,11 +63,16 @@ __all__ = [
     "pearson",
     "quantile_map",
     "r2_weighted",
+    "raise_or_warn",
     "strata",
     "submission",
     "vcc2025_overall",
     "wmse",
 ]
+
+
+# a file that defines a metric, a preset or a baseline registers it
+_names.import_files(__name__, "_metric_", "_preset_", "_baseline_")
 
 
 class _CallablePackage(ModuleType):

@@ -1,157 +1,295 @@
-"""Simple predictors that a model has to beat; none of them looks at an observed cell of a held-out condition.
+"""Baselines: simple predictors that a model has to beat, by name.
 
-Every function takes a :class:`~scvi_tahoe.evaluate._baseline_task.BaselineTask` and a seed and returns predicted cells.
+None of them looks at an observed cell of a held-out condition. Shapes: **C** cells, **G** genes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from scvi_tahoe.evaluate._baseline_task import BaselineTask, assemble, column_mean
-from scvi_tahoe.evaluate._cells import dense
-from scvi_tahoe.evaluate._quantile_mapping import quantile_map
+from scvi_tahoe._names import Registry
+from scvi_tahoe.evaluate._cells import CellTable, align_genes, cells_from_adata, dense
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
 
-    from scvi_tahoe.evaluate._cells import CellTable, Matrix
+    from scvi_tahoe.evaluate._cells import Matrix
 
-__all__ = ["cells_quantile", "cells_shifted", "context_transfer", "no_change", "shifted_controls", "train_mean"]
-
-
-def no_change(task: BaselineTask, seed: int = 0) -> CellTable:
-    """Control cells of the context as they are, drawn with replacement."""
-    return shifted_controls(task, lambda context, perturbation: np.zeros(len(task.genes)), seed)
+    Predict = Callable[["BaselineInputs", int], CellTable]
 
 
-def train_mean(task: BaselineTask, seed: int = 0) -> CellTable:
-    """Control cells moved by the mean of the training deltas of their context.
+@dataclass(frozen=True)
+class Baseline:
+    """A simple predictor.
 
-    This is the baseline against which the challenge of 2025 scales its three scores. A context without training
-    perturbations gets the mean over the other contexts.
-    """
-    return shifted_controls(task, lambda context, perturbation: mean_delta(task, context), seed)
-
-
-def train_mean_pooled(task: BaselineTask, seed: int = 0) -> CellTable:
-    """Control cells moved by the mean of the training deltas of all contexts, each condition counted once."""
-    pooled = np.mean([task.delta(c, p) for c, seen in task.seen.items() for p in seen], axis=0)
-    return shifted_controls(task, lambda context, perturbation: pooled, seed)
-
-
-def context_transfer(task: BaselineTask, seed: int = 0) -> CellTable:
-    """Control cells moved by the perturbation's own mean delta in the other contexts, each context counted once.
-
-    A perturbation that no other context has seen gets the mean of the training deltas, as :func:`train_mean`.
+    Attributes
+    ----------
+    predict
+        Returns predicted cells for its inputs and a random seed.
+    needs_train, needs_embeddings
+        Whether it is computed from training data, and from perturbation embeddings.
     """
 
-    def delta(context: str, perturbation: str) -> NDArray[np.float64]:
-        others = contexts_with(task, perturbation, besides=context)
-        if not others:
-            return mean_delta(task, context)
-        return np.mean([task.delta(other, perturbation) for other in others], axis=0)
-
-    return shifted_controls(task, delta, seed)
+    predict: Predict
+    needs_train: bool = True
+    needs_embeddings: bool = False
 
 
-def cells_shifted(task: BaselineTask, seed: int = 0) -> CellTable:
-    """Observed cells of the same perturbation in other contexts, moved by the difference of the control means."""
-
-    def move(
-        cells: NDArray[np.floating], source: str, context: str, rng: np.random.Generator
-    ) -> Callable[[NDArray[np.intp]], NDArray[np.floating]]:
-        shift = column_mean(task.controls[context]) - column_mean(task.train_controls(source))
-        return lambda chosen: np.maximum(dense(cells[chosen]) + shift, 0)
-
-    return _moved_cells(task, move, seed)
+#: names that ``baseline=...`` and :func:`baseline_prediction` take
+BASELINES: Registry[Baseline] = Registry("baseline")
 
 
-def cells_quantile(task: BaselineTask, seed: int = 0) -> CellTable:
-    """Observed cells of the same perturbation in other contexts, moved gene by gene through the controls' quantiles.
+def register_baseline(
+    name: str, *, needs_train: bool = True, needs_embeddings: bool = False
+) -> Callable[[Predict], Predict]:
+    """Register the decorated function as a baseline."""
 
-    The strongest simple predictor for a perturbation seen elsewhere: it keeps the spread of real cells. See
-    :func:`~scvi_tahoe.evaluate.quantile_map`.
+    def register(predict: Predict) -> Predict:
+        BASELINES.register(name, Baseline(predict, needs_train, needs_embeddings))
+        return predict
+
+    return register
+
+
+@dataclass(frozen=True)
+class BaselineInputs:
+    """Everything a baseline knows; the observed cells of held-out conditions are not part of it.
+
+    Attributes
+    ----------
+    train
+        Training cells over the same genes, or ``None``.
+    controls
+        Real control cells of each context to predict, ``[C, G]``.
+    n_cells
+        Cells to predict for each perturbation of each context.
+    control
+        Label of control cells.
+    genes
+        Gene names, ``[G]``.
+    embeddings
+        Vector of each perturbation, for the baselines that use them.
     """
 
-    def move(
-        cells: NDArray[np.floating], source: str, context: str, rng: np.random.Generator
-    ) -> Callable[[NDArray[np.intp]], NDArray[np.floating]]:
-        uniform = rng.random(cells.shape[::-1]).T
-        return lambda chosen: quantile_map(
-            cells[chosen], task.train_controls(source), task.controls[context], uniform[chosen]
+    train: CellTable | None
+    controls: Mapping[str, Matrix]
+    n_cells: Mapping[str, Mapping[str, int]]
+    control: str
+    genes: NDArray[np.str_]
+    embeddings: Mapping[str, NDArray[np.float64]] | None = None
+    _deltas: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_cells(
+        cls,
+        held_out: CellTable,
+        train: CellTable | None,
+        *,
+        control: str,
+        embeddings: Mapping[str, NDArray[np.float64]] | None = None,
+    ) -> BaselineInputs:
+        """Take from held-out cells the controls and the numbers of cells, and nothing else."""
+        return cls(
+            train=train,
+            controls={context: held_out.block(context, control) for context in held_out.contexts},
+            n_cells={
+                context: {p: len(held_out.rows[context, p]) for p in held_out.perturbations(context, control=control)}
+                for context in held_out.contexts
+            },
+            control=control,
+            genes=held_out.genes,
+            embeddings=embeddings,
         )
 
-    return _moved_cells(task, move, seed)
+    @property
+    def training(self) -> CellTable:
+        """Training cells; a ValueError if there are none."""
+        if self.train is None:
+            msg = (
+                "This baseline is computed from training data: pass train=<AnnData the model was trained on>, "
+                'or choose baseline="control" or baseline=None.'
+            )
+            raise ValueError(msg)
+        return self.train
+
+    @property
+    def embedding_table(self) -> Mapping[str, NDArray[np.float64]]:
+        """Vector of each perturbation; a ValueError if there are none."""
+        if self.embeddings is None:
+            msg = "The baselines 'ridge' and 'nearest' need perturbation embeddings: pass perturbation_embedding=..."
+            raise ValueError(msg)
+        return self.embeddings
+
+    @cached_property
+    def seen(self) -> dict[str, tuple[str, ...]]:
+        """Training perturbations of each training context."""
+        train = self.training
+        return {context: train.perturbations(context, control=self.control) for context in train.contexts}
+
+    def train_controls(self, context: str) -> Matrix:
+        """Control cells of a context in the training data, else the real ones that the prediction starts from."""
+        train = self.training
+        if (context, self.control) in train.rows:
+            return train.block(context, self.control)
+        if context in self.controls:
+            return self.controls[context]
+        msg = f"The training data have no control cells ({self.control!r}) in context {context!r}."
+        raise ValueError(msg)
+
+    def delta(self, context: str, perturbation: str) -> NDArray[np.float64]:
+        """Mean of the training cells of a condition minus the mean of the controls of its context, ``[G]``."""
+        key = (context, perturbation)
+        if key not in self._deltas:
+            control = (context, self.control)
+            if control not in self._deltas:
+                self._deltas[control] = column_mean(self.train_controls(context))
+            self._deltas[key] = column_mean(self.training.block(*key)) - self._deltas[control]
+        return self._deltas[key]
+
+    def mean_delta(self, context: str) -> NDArray[np.float64]:
+        """Mean of the training deltas of a context; mean of the other contexts' means if it has none, ``[G]``."""
+        by_context = {c: seen for c, seen in self.seen.items() if seen}
+        if not by_context:
+            msg = f"The training data hold control cells ({self.control!r}) only: there is no delta to average."
+            raise ValueError(msg)
+        if context in by_context:
+            return np.mean([self.delta(context, p) for p in by_context[context]], axis=0)
+        return np.mean([self.mean_delta(other) for other in by_context], axis=0)
+
+    def other_contexts(self, context: str, perturbation: str) -> list[str]:
+        """Other training contexts in which a perturbation was seen."""
+        return [other for other, seen in self.seen.items() if other != context and perturbation in seen]
 
 
-def shifted_controls(task: BaselineTask, delta: Callable[[str, str], NDArray[np.floating]], seed: int = 0) -> CellTable:
-    """Control cells drawn with replacement, plus ``delta(context, perturbation)``, clipped at zero.
+def assemble(inputs: BaselineInputs, predict: Callable[[str, str, int], Matrix]) -> CellTable:
+    """Stack what ``predict(context, perturbation, n_cells)`` returns for every condition, sorted."""
+    n_cells = sum(n for wanted in inputs.n_cells.values() for n in wanted.values())
+    # filled in place: the parts must not exist beside the whole
+    expression = np.empty((n_cells, len(inputs.genes)), dtype=np.float32)
+    perturbations: list[str] = []
+    contexts: list[str] = []
+    for context, wanted in inputs.n_cells.items():
+        for perturbation, n in wanted.items():
+            start = len(perturbations)
+            expression[start : start + n] = dense(predict(context, perturbation, n))
+            perturbations += [perturbation] * n
+            contexts += [context] * n
+    names = np.array([f"predicted_{i}" for i in range(n_cells)])
+    return CellTable(expression, np.array(perturbations), np.array(contexts), inputs.genes, names)
 
-    Parameters
-    ----------
-    task
-        What to predict.
-    delta
-        Returns the change of mean log1p expression, ``[G]``.
-    seed
-        Seed of the draw; every context starts anew, so its baseline does not depend on which others are scored.
+
+def column_mean(matrix: Matrix) -> NDArray[np.float64]:
+    """Mean over cells in float64, ``[G]``."""
+    return np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel()
+
+
+def shifted_controls(inputs: BaselineInputs, delta: Callable[[str, str], NDArray[np.floating]], seed: int) -> CellTable:
+    """Control cells drawn with replacement, plus ``delta(context, perturbation)``, ``[G]``, clipped at zero.
+
+    Every context has a random stream of its own, so its baseline does not depend on which others are scored.
     """
     # one stream beside that of the moved cells, so that which control is drawn says nothing about quantile ties
-    generators = {context: np.random.default_rng(seed + 1) for context in task.n_cells}
+    generators = {context: np.random.default_rng(seed + 1) for context in inputs.n_cells}
 
     def predict(context: str, perturbation: str, n: int) -> NDArray[np.floating]:
-        controls = task.controls[context]
+        controls = inputs.controls[context]
         drawn = dense(controls[generators[context].choice(controls.shape[0], n)])
         return np.maximum(drawn + delta(context, perturbation), 0)
 
-    return assemble(task, predict)
+    return assemble(inputs, predict)
 
 
-def _moved_cells(task: BaselineTask, move: Callable[..., Callable], seed: int) -> CellTable:
-    """Draw from the moved cells of the other contexts; with no other context, fall back on shifted controls."""
-    generators = {context: np.random.default_rng(seed) for context in task.n_cells}
+def baseline_prediction(
+    name: str,
+    held_out: AnnData,
+    train: AnnData | None = None,
+    *,
+    perturbation_key: str,
+    control: str,
+    context_key: str | None = None,
+    perturbation_embedding: Mapping[str, ArrayLike] | pd.DataFrame | tuple[Sequence[str], ArrayLike] | None = None,
+    layer: str | None = None,
+    seed: int = 0,
+) -> AnnData:
+    """Return the cells that a simple baseline predicts for the held-out conditions.
 
-    def predict(context: str, perturbation: str, n: int) -> Matrix:
-        rng = generators[context]
-        others = contexts_with(task, perturbation, besides=context)
-        if not others:
-            controls = task.controls[context]
-            drawn = dense(controls[rng.choice(controls.shape[0], n)])
-            return np.maximum(drawn + mean_delta(task, context), 0)
-        pools = [task.training.block(other, perturbation) for other in others]
-        movers = [move(pool, other, context, rng) for pool, other in zip(pools, others)]
-        starts = np.cumsum([0, *(pool.shape[0] for pool in pools)])
-        chosen = rng.choice(starts[-1], n, replace=n > starts[-1])
-        predicted = np.empty((n, len(task.genes)), dtype=np.float32)
-        for mover, start, stop in zip(movers, starts[:-1], starts[1:]):
-            here = (chosen >= start) & (chosen < stop)
-            predicted[here] = mover(chosen[here] - start)
-        return predicted
+    Only the control cells of ``held_out`` and the number of cells of each condition are used.
 
-    return assemble(task, predict)
+    Parameters
+    ----------
+    name
+        One of :data:`BASELINES`:
 
+        * ``"control"`` - control cells as they are
+        * ``"train_mean"`` - control cells plus the mean training delta of their context
+        * ``"train_mean_pooled"`` - plus the mean training delta of all contexts
+        * ``"context_transfer"`` - plus the perturbation's own mean delta in other contexts
+        * ``"cells_shifted"`` - its cells of other contexts, shifted by the control means
+        * ``"cells_quantile"`` - its cells of other contexts, moved through the quantiles of the controls
+        * ``"ridge"`` - plus a ridge regression of training deltas on perturbation embeddings
+        * ``"nearest"`` - plus the mean delta of the five perturbations of most similar embedding
+    held_out
+        Cells with the conditions to predict and the controls of their contexts; log1p expression.
+    train
+        Training data; every baseline but ``"control"`` needs it.
+    perturbation_key, context_key
+        Columns of ``obs`` in both objects.
+    control
+        Label of control cells.
+    perturbation_embedding
+        Vector of each perturbation, for ``"ridge"`` and ``"nearest"``: ``{label: vector}``, a DataFrame with labels as
+        index, or a pair of labels and matrix.
+    layer
+        Layer with the expression in both objects. If ``None``, ``X``.
+    seed
+        Random seed for drawing cells.
 
-def mean_delta(task: BaselineTask, context: str) -> NDArray[np.float64]:
-    """Mean of the training deltas of a context; of the other contexts' means where it has none, ``[G]``.
-
-    Raises
-    ------
-    ValueError
-        If the training data hold no perturbed cell.
+    Returns
+    -------
+    AnnData with float32 expression, ``[cells, genes]``, and the two label columns.
     """
-    by_context = {c: seen for c, seen in task.seen.items() if seen}
-    if not by_context:
-        msg = f"The training data hold control cells ({task.control!r}) only: there is no delta to average."
+    read = partial(cells_from_adata, perturbation_key=perturbation_key, context_key=context_key, layer=layer)
+    cells = read(held_out, role="reference")
+    known = None
+    if train is not None:
+        known = align_genes(read(train, role="training data"), cells.genes, role="training data")
+    inputs = BaselineInputs.from_cells(cells, known, control=control, embeddings=embedding_rows(perturbation_embedding))
+    predicted = BASELINES.find(name).predict(inputs, seed)
+    return predicted.to_adata(perturbation_key=perturbation_key, context_key=context_key)
+
+
+def embedding_rows(
+    embedding: Mapping[str, ArrayLike] | pd.DataFrame | tuple[Sequence[str], ArrayLike] | None,
+) -> dict[str, NDArray[np.float64]] | None:
+    """Read perturbation embeddings as the vector of each label; ``{"names": labels, "matrix": rows}`` is read, too."""
+    if embedding is None:
+        return None
+    if isinstance(embedding, pd.DataFrame):
+        names, matrix = embedding.index.astype(str), embedding.to_numpy(float)
+    elif isinstance(embedding, Mapping) and set(embedding) == {"names", "matrix"}:
+        names, matrix = pd.Index(np.ravel(embedding["names"])).astype(str), np.asarray(embedding["matrix"], dtype=float)
+    elif isinstance(embedding, Mapping):
+        names, rows = pd.Index(list(embedding)).astype(str), [np.ravel(vector) for vector in embedding.values()]
+        if len({len(row) for row in rows}) > 1:
+            msg = f"Perturbation embeddings have different lengths: {sorted({len(row) for row in rows})}."
+            raise ValueError(msg)
+        matrix = np.asarray(rows, dtype=float)
+    else:
+        names, matrix = pd.Index(embedding[0]).astype(str), np.asarray(embedding[1], dtype=float)
+    if len(names) != len(matrix) or names.has_duplicates:
+        msg = f"Perturbation embeddings need one row a label; got {names.nunique()} labels and {len(matrix)} rows."
         raise ValueError(msg)
-    if context in by_context:
-        return np.mean([task.delta(context, p) for p in by_context[context]], axis=0)
-    return np.mean([mean_delta(task, other) for other in by_context], axis=0)
-
-
-def contexts_with(task: BaselineTask, perturbation: str, *, besides: str) -> list[str]:
-    """Training contexts other than ``besides`` in which the perturbation was seen."""
-    return [context for context, seen in task.seen.items() if context != besides and perturbation in seen]
+    if not np.isfinite(matrix).all():
+        bad = list(names[~np.isfinite(matrix).all(axis=1)][:3])
+        msg = f"Perturbation embeddings must be finite; rows {bad} are not."
+        raise ValueError(msg)
+    return dict(zip(names, matrix))

@@ -1,4 +1,4 @@
-"""How much of a mean score is the luck of which perturbations were scored?"""
+"""Bootstrap intervals of mean scores over perturbations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["bootstrap_means", "interval"]
-
 #: resamples; the ends of a 95 % interval move by about 1 % of its width between seeds
 N_RESAMPLES = 1000
 
@@ -19,20 +17,9 @@ N_RESAMPLES = 1000
 def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArray[np.float64]]:
     """Resample perturbations within each context and average as the summary does: contexts one by one, then their mean.
 
-    Parameters
-    ----------
-    tables
-        Scores with the same index (context, perturbation); all are resampled alike, so that differences between them
-        are paired. Missing scores are left out of a mean.
-    seed
-        Seed of the resampling.
+    All tables, of one index (context, perturbation), are resampled alike, so that differences between them are paired.
+    Missing scores are left out of a mean. Returns the resampled means of each table, ``[resamples, metrics]``.
 
-    Returns
-    -------
-    For each table the resampled means, ``[resamples, metrics]``.
-
-    Notes
-    -----
     Nonparametric bootstrap of Efron (1979), over perturbations: it tells how scores would vary over other perturbations
     of the same kind, not over other cells or other trainings.
     """
@@ -52,15 +39,7 @@ def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArra
 
 
 def interval(resampled: NDArray[np.float64], level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentile interval over the first axis; NaN where nothing was resampled.
-
-    Parameters
-    ----------
-    resampled
-        Resampled means, ``[resamples, metrics]``.
-    level
-        Share of resamples within the interval.
-    """
+    """Percentile interval over the resamples, ``[resamples, metrics]``; NaN if nothing was resampled."""
     known = np.isfinite(resampled).any(axis=0)
     low, high = np.full((2, resampled.shape[1]), np.nan)
     tail = 50 * (1 - level)

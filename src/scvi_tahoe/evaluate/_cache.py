@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.evaluate._selected_rows import SelectedRows
+from scvi_tahoe.evaluate._cells import SelectedRows
 from scvi_tahoe.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
-
-__all__ = ["TruthCache", "content_hash", "installed_versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +100,7 @@ class TruthCache:
         self._memory: dict[str, pl.DataFrame] = {}
 
     def table(self, key: dict[str, object], compute: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """Return the table of ``key``, computing it if it is neither in memory nor intact on disk.
-
-        Parameters
-        ----------
-        key
-            Everything that the table depends on: content hash of the truth, settings, package versions.
-        compute
-            Makes the table.
-        """
+        """Return the table of a key, which names all it depends on; compute it if it is not kept intact."""
         name = hashlib.sha256(_text(key).encode()).hexdigest()
         if name not in self._memory:
             table = self._read(name)

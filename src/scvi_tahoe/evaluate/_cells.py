@@ -5,7 +5,7 @@ Shapes: **C** cells, **G** genes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,11 +14,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe._constants import ALL_CONTEXT
-from scvi_tahoe.evaluate._selected_rows import SelectedRows
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
 #: a dense array, rows selected from one, or a CSR matrix of floats; type checkers cannot tell what
 #: ``scipy.sparse.issparse`` can
@@ -27,7 +26,42 @@ Matrix: TypeAlias = Any
 #: cells copied at once
 _CHUNK = 512
 
-__all__ = ["CellTable", "Matrix", "cells_from_adata", "concatenate", "dense"]
+
+class SelectedRows:
+    """Rows of a dense matrix in any order and number, copied only when they are asked for.
+
+    Indexing and :func:`numpy.asarray` give arrays, equal to those of a copy; everything else that an array can do is
+    left out, so that nobody copies all rows without saying so.
+    """
+
+    def __init__(self, matrix: NDArray[np.floating] | SelectedRows, rows: NDArray[np.intp]) -> None:
+        self._rows: NDArray[np.intp] = matrix._rows[rows] if isinstance(matrix, SelectedRows) else rows
+        self._matrix: NDArray[np.floating] = matrix._matrix if isinstance(matrix, SelectedRows) else matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of selected rows and of columns."""
+        return len(self._rows), self._matrix.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self._matrix.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: slice | NDArray[np.intp]) -> NDArray[np.floating]:
+        rows = self._rows[key]
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            return self._matrix[rows[0] : rows[0] + len(rows)]  # a slice copies nothing
+        return self._matrix[rows]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            msg = "Selected rows lie apart in memory: an array of them is a copy."
+            raise ValueError(msg)
+        return self._matrix[self._rows].astype(self.dtype if dtype is None else dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -146,15 +180,7 @@ def dense(matrix: Matrix) -> NDArray[np.floating]:
 def concatenate(
     first: CellTable, second: CellTable, rows: NDArray[np.bool_] | NDArray[np.intp] | None = None
 ) -> CellTable:
-    """Stack two tables of the same genes; cell names are renumbered, since both may use the same ones.
-
-    Parameters
-    ----------
-    first, second
-        Tables over the same genes in the same order. The result is sparse only where both are.
-    rows
-        Cells of the second table to take, as a mask or as their places; ``None`` takes all.
-    """
+    """Stack a table and all or some cells of a second; names are renumbered. Sparse only if both are."""
     chosen = np.arange(second.n_cells) if rows is None else np.flatnonzero(rows) if rows.dtype == bool else rows
     n_cells = first.n_cells + len(chosen)
     if sp.issparse(first.expression) and sp.issparse(second.expression):
@@ -179,30 +205,7 @@ def concatenate(
 def cells_from_adata(
     adata: AnnData, *, perturbation_key: str, context_key: str | None = None, layer: str | None = None, role: str
 ) -> CellTable:
-    """Read cells and labels from AnnData, which stays as it is.
-
-    Parameters
-    ----------
-    adata
-        Cells to score; a view or an object backed by a file is read into memory.
-    perturbation_key
-        Column of ``obs`` with one perturbation label a cell; any type, read as text.
-    context_key
-        Column of ``obs`` with the context of each cell; without it all cells share one.
-    layer
-        Layer with the log1p expression; ``None`` is ``X``.
-    role
-        What the object is ("prediction", "reference", "training data"), for messages.
-
-    Raises
-    ------
-    TypeError
-        If ``adata`` is not AnnData.
-    KeyError
-        If a column or the layer is missing.
-    ValueError
-        If there is no expression, no cell, a cell without a label, or a gene name that occurs twice.
-    """
+    """Read cells and labels from AnnData, in memory or in a file; ``role`` names the object in messages."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
@@ -275,3 +278,25 @@ def _canonical_csr(matrix: Matrix) -> Matrix:
         csr = csr.copy()
         csr.eliminate_zeros()
     return csr
+
+
+def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> CellTable:
+    """Return the cells over ``genes`` in that order; the cells themselves if nothing changes."""
+    if np.array_equal(cells.genes, genes):
+        return cells
+    columns = pd.Index(cells.genes).get_indexer(pd.Index(genes))
+    missing = genes[columns < 0]
+    if len(missing):
+        guess = ""
+        if len(missing) == len(genes) == cells.n_genes:
+            guess = " Not one name is shared: are they of another kind (Ensembl, symbols)?"
+        elif len(missing) == len(genes):
+            guess = " It looks like a cell embedding: pass the gene output."
+        first = [*map(str, missing[:3])]
+        msg = (
+            f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first {first}); "
+            f"it has {cells.n_genes} columns.{guess} Scores need the same genes: predict them, or subset the "
+            "reference to the genes that you want scored."
+        )
+        raise ValueError(msg)
+    return replace(cells, expression=cells.expression[:, columns], genes=genes)

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from tqdm.auto import tqdm
 
-from scvi_tahoe.evaluate._cells import concatenate
+from scvi_tahoe.evaluate._cells import SelectedRows, concatenate
 from scvi_tahoe.evaluate._differential_expression_gpu import differential_expression_gpu, fits_single_precision
-from scvi_tahoe.evaluate._selected_rows import SelectedRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
-
-__all__ = [
-    "DE_COLUMNS",
-    "FDR",
-    "LABEL_COLUMN",
-    "available_cores",
-    "contained",
-    "differential_expression",
-    "usable_threads",
-]
 
 #: genes below this false discovery rate count as differentially expressed, as in cell-eval
 FDR = 0.05
@@ -54,31 +43,17 @@ def differential_expression(
     num_threads: int | None = None,
     progress: bool = False,
 ) -> pl.DataFrame:
-    """Test every gene of every perturbation against the control cells.
+    """Test every gene of every perturbation of one context against the control cells.
 
     Two-sided Mann-Whitney U, Benjamini-Hochberg over the genes of each perturbation, fold changes of geometric means:
-    pdex with the settings that cell-eval 0.8.2 gives it.
-
-    Parameters
-    ----------
-    cells
-        Cells of one context, log1p expression, with their controls unless ``controls`` is given.
-    control
-        Label of the control cells.
-    controls
-        Control cells to test against in the place of those of ``cells``. On the CPU they are put before a few
-        perturbations at a time, so that no copy of all cells is made.
-    backend
-        ``"cpu"`` (pdex) or ``"gpu"`` (gpudge). Float64 values that float32 cannot hold are tested on the CPU in any
-        case, with a warning: gpudge ranks float32.
-    num_threads
-        Threads of what runs on the CPU; ``None`` takes every core that the process may use.
-    progress
-        Show a progress bar with the time left.
+    pdex with the settings that cell-eval 0.8.2 gives it, on the CPU, or gpudge on the GPU. Float64 values that float32
+    cannot hold are tested on the CPU in any case, with a warning: gpudge ranks float32.
 
     Returns
     -------
     One row a (perturbation, gene), perturbations sorted, genes in the order of the table: :data:`DE_COLUMNS`.
+    ``controls`` take the place of the control cells of the table; on the CPU they are put before a few perturbations at
+    a time, so that no copy of all cells is made.
     """
     if backend == "gpu" and all(fits_single_precision(side) for side in (cells, controls) if side is not None):
         whole = cells if controls is None else concatenate(controls, cells, cells.perturbation != control)

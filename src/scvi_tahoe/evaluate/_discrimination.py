@@ -12,8 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["centroid_accuracy", "discrimination_score_l1", "pds_cosine"]
-
 
 def discrimination_score_l1(
     predicted: NDArray[np.floating], observed: NDArray[np.floating], target_gene: NDArray[np.intp]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.evaluate._metric_info import metric_info
+from scvi_tahoe.evaluate._metrics import metric_info
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

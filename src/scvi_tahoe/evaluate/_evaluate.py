@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from scvi_tahoe.evaluate._assembly import assemble_result
-from scvi_tahoe.evaluate._baseline_prediction import baseline_cells
-from scvi_tahoe.evaluate._baseline_scores import baseline_name, scores_of_baseline, verify_baseline
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe.evaluate._baselines import BASELINES
 from scvi_tahoe.evaluate._cache import installed_versions
-from scvi_tahoe.evaluate._cell_profile import profiles_of_contexts
-from scvi_tahoe.evaluate._challenge_2026 import with_scores_of_2026
-from scvi_tahoe.evaluate._check import act_on, gravest
+from scvi_tahoe.evaluate._checks import checks_table, most_severe, raise_or_warn
 from scvi_tahoe.evaluate._counts import log1p_expression
+from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
+from scvi_tahoe.evaluate._input_checks import check_space
 from scvi_tahoe.evaluate._matching import count_checks, matched, value_checks
 from scvi_tahoe.evaluate._prediction_checks import check_de_counts, check_statistics
 from scvi_tahoe.evaluate._reference import EvaluationReference
+from scvi_tahoe.evaluate._result import Effects, EvaluationResult
 from scvi_tahoe.evaluate._scoring import ScoringSettings, score_context
-from scvi_tahoe.evaluate._space_check import check_space
-from scvi_tahoe.evaluate._value_checks import clipped
+from scvi_tahoe.evaluate._summary import summarize
+from scvi_tahoe.evaluate._value_checks import clipped, profiles_of_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import polars as pl
     from anndata import AnnData
+    from numpy.typing import NDArray
 
-    from scvi_tahoe.evaluate._check import Check
-    from scvi_tahoe.evaluate._result import EvaluationResult
+    from scvi_tahoe.evaluate._checks import Check
     from scvi_tahoe.evaluate._scoring import ContextScores
+    from scvi_tahoe.evaluate._value_checks import CellProfile
 
-__all__ = ["evaluate"]
+#: columns of differential expression that have another name in results
+_TITLES = {"target": "perturbation", "feature": "gene"}
 
 
 def evaluate(
@@ -108,64 +113,97 @@ def evaluate(
     >>> result.vcc["overall"]
     """
     settings = ScoringSettings(preset=preset, control_cells=control_cells)
-    _verify_policy(representation_check)
+    record, own_controls = settings.record, control_cells == "predicted"
+    if representation_check not in ("error", "warn", "off"):
+        msg = f'representation_check must be "error", "warn" or "off", got {representation_check!r}.'
+        raise ValueError(msg)
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
     reference.verify_unchanged()
-    verify_baseline(baseline, reference)
+    _verify_baseline(baseline, reference)
     context_checks = reference.context_checks
-    predicted, reference, checks = matched(prediction, reference, own_controls=control_cells == "predicted")
-    checks += context_checks
-    checks += [check_space(prediction, counts=settings.from_counts), *([] if allow_train else reference.leakage_checks)]
-    counts = (predicted, reference)
-    if settings.from_counts:
+    predicted, reference, checks = matched(prediction, reference, own_controls=own_controls)
+    checks += [*context_checks, check_space(prediction, counts=record.from_counts)]
+    checks += [] if allow_train else reference.leakage_checks
+    as_given = (predicted, reference)
+    if record.from_counts:
         checks += [*count_checks(predicted, reference), *reference.train_count_checks]
-        act_on(checks, representation_check)
-        predicted, reference = log1p_expression([predicted], total=reference.total)[0], reference.log1p
+        raise_or_warn(checks, representation_check)
+        predicted, reference = log1p_expression(predicted, total=reference.total), reference.log1p
         profiles = profiles_of_contexts(predicted, without=reference.control)
     else:
         profiles = profiles_of_contexts(predicted, without=reference.control)
         checks += [*value_checks(predicted, profiles, reference), *reference.train_checks]
-        act_on(checks, representation_check)
-
+        raise_or_warn(checks, representation_check)
     if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
         predicted = clipped(predicted)
+
     scores = {c: score_context(truth, predicted.of_context(c), settings) for c, truth in reference.contexts.items()}
     found = _statistics_checks(scores, reference, settings)
-    act_on(found, representation_check)
-    baseline_scores = scores_of_baseline(baseline, reference, settings, seed=seed)
+    raise_or_warn(found, representation_check)
+    per_perturbation = pd.concat({c: s.per_perturbation for c, s in scores.items()}, names=["context", "perturbation"])
+    baseline_scores = _baseline_scores(baseline, reference, settings, seed=seed)
     halves = reference.ceiling_scores(settings, seed=seed) if reference.ceiling else None
-    provenance = {
-        **settings.to_kwargs(),
-        "baseline": baseline_name(baseline),
-        "de_backend": reference.de_backend if settings.needs_de else None,
-        "seed": seed,
-        "contexts": list(reference.contexts),
-        "truth": reference.fingerprint,
-        "train": reference.train_fingerprint,
-        "versions": installed_versions(),
-    }
-    result = assemble_result(
-        profiles,
-        reference,
-        scores,
-        baseline=baseline_scores,
-        halves=halves,
-        checks=[*checks, *found],
-        provenance=provenance,
+    observed_de = {c: truth.differential_expression for c, truth in reference.contexts.items() if record.needs_de}
+    result = EvaluationResult(
+        summary=summarize(per_perturbation, baseline=baseline_scores, halves=halves, seed=seed),
+        per_perturbation=per_perturbation,
+        vcc=record.aggregate(per_perturbation, baseline_scores),
+        checks=checks_table([*checks, *found]),
+        provenance={
+            **settings.to_kwargs(),
+            "baseline": _baseline_name(baseline),
+            "de_backend": reference.de_backend if record.needs_de else None,
+            "seed": seed,
+            "contexts": list(reference.contexts),
+            "truth": reference.fingerprint,
+            "train": reference.train_fingerprint,
+            "versions": installed_versions(),
+        },
+        effects=_effects(scores, reference),
+        cells=_cells(observed=reference.profiles, predicted=profiles),
+        baseline_per_perturbation=baseline_scores,
+        halves_per_perturbation=halves,
+        de_observed=_tests(observed_de),
+        de_predicted=_tests({c: s.de_predicted for c, s in scores.items() if s.de_predicted is not None}),
     )
-    return with_scores_of_2026(result, *counts) if settings.from_counts else result
+    return result if record.extend is None else record.extend(result, *as_given)
 
 
-def _verify_policy(policy: str) -> None:
-    if policy not in ("error", "warn", "off"):
-        msg = f'representation_check must be "error", "warn" or "off", got {policy!r}.'
-        raise ValueError(msg)
+def baseline_results(
+    reference: EvaluationReference,
+    names: Sequence[str] = ("control", "train_mean", "context_transfer", "cells_shifted", "cells_quantile"),
+    *,
+    preset: str = "vcc2025",
+    seed: int = 0,
+) -> dict[str, EvaluationResult]:
+    """Evaluate baselines as if each were a prediction, for comparison with the result of a model.
+
+    Parameters
+    ----------
+    reference
+        Truth with training data.
+    names
+        Baselines, see :data:`~scvi_tahoe.evaluate.BASELINES`.
+    preset
+        Preset of :func:`~scvi_tahoe.evaluate.evaluate`.
+    seed
+        Random seed of the cells that baselines draw.
+    """
+
+    def predict(name: str) -> AnnData:
+        cells = reference.baseline_cells(name, seed=seed)
+        return cells.to_adata(perturbation_key=reference.perturbation_key, context_key=reference.context_key)
+
+    # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
+    return {
+        name: evaluate(predict(name), reference, preset=preset, seed=seed, representation_check="off") for name in names
+    }
 
 
 def _statistics_checks(
     scores: Mapping[str, ContextScores], reference: EvaluationReference, settings: ScoringSettings
 ) -> list[Check]:
-    """Checks on effects and spread, of each context; the gravest of each kind is kept."""
+    """Checks on effects and spread, of each context; the most severe of each kind is kept."""
     found = {}
     for context, truth in reference.contexts.items():
         found[context] = check_statistics(
@@ -174,9 +212,9 @@ def _statistics_checks(
             truth.cells.genes,
             own_controls=settings.control_cells == "predicted",
         )
-        if settings.needs_de:
+        if settings.record.needs_de:
             found[context].append(check_de_counts(scores[context].per_perturbation))
-    return gravest(found)
+    return most_severe(found)
 
 
 def _as_reference(
@@ -204,32 +242,104 @@ def _as_reference(
     )
 
 
-def baseline_results(
+def _baseline_name(baseline: str | AnnData | EvaluationResult | None) -> str | None:
+    """Name for the provenance."""
+    if baseline is None or isinstance(baseline, str):
+        return baseline
+    return "a result" if isinstance(baseline, EvaluationResult) else "a prediction"
+
+
+def _verify_baseline(baseline: str | AnnData | EvaluationResult | None, reference: EvaluationReference) -> None:
+    """Refuse a baseline that cannot be computed, before anything else is."""
+    if not isinstance(baseline, str):
+        return
+    kind = BASELINES.find(baseline)
+    if kind.needs_embeddings and reference.embeddings is None:
+        msg = (
+            f"The baseline {baseline!r} needs perturbation embeddings: "
+            "EvaluationReference.from_adata(..., perturbation_embedding=...)."
+        )
+        raise ValueError(msg)
+    if kind.needs_train and reference.train is None:
+        msg = (
+            f"The baseline {baseline!r} is computed from training data: pass train=<AnnData the model was trained on>, "
+            "or "
+            'choose baseline="control" or baseline=None.'
+        )
+        raise ValueError(msg)
+
+
+def _baseline_scores(
+    baseline: str | AnnData | EvaluationResult | None,
     reference: EvaluationReference,
-    names: Sequence[str] = ("control", "train_mean", "context_transfer", "cells_shifted", "cells_quantile"),
+    settings: ScoringSettings,
     *,
-    preset: str = "vcc2025",
-    seed: int = 0,
-) -> dict[str, EvaluationResult]:
-    """Evaluate baselines as if each were a prediction, for comparison with the result of a model.
+    seed: int,
+) -> pd.DataFrame | None:
+    """Return the baseline's scores on the conditions of the reference, one row for each; checked if it is handed in."""
+    if baseline is None:
+        return None
+    if isinstance(baseline, str):
+        return reference.baseline_scores(baseline, settings, seed=seed)
+    if isinstance(baseline, EvaluationResult):
+        _verify_same(baseline, reference, settings)
+        return baseline.per_perturbation
+    predicted, shared, checks = matched(baseline, reference, own_controls=settings.control_cells == "predicted")
+    if shared is not reference:
+        msg = "The baseline's prediction lacks conditions that the prediction has; predict the same ones."
+        raise ValueError(msg)
+    profiles = profiles_of_contexts(predicted, without=reference.control)
+    raise_or_warn([*checks, *value_checks(predicted, profiles, reference)], "error")
+    return reference.score(clipped(predicted), settings)
 
-    Parameters
-    ----------
-    reference
-        Truth with training data.
-    names
-        Baselines, see :data:`~scvi_tahoe.evaluate.BASELINES`.
-    preset
-        Preset of :func:`~scvi_tahoe.evaluate.evaluate`.
-    seed
-        Random seed of the cells that baselines draw.
-    """
 
-    def predict(name: str) -> AnnData:
-        cells = baseline_cells(name, reference.task, seed=seed)
-        return cells.to_adata(perturbation_key=reference.perturbation_key, context_key=reference.context_key)
+def _verify_same(result: EvaluationResult, reference: EvaluationReference, settings: ScoringSettings) -> None:
+    expected = {**settings.to_kwargs(), "truth": reference.fingerprint}
+    different = [key for key, value in expected.items() if result.provenance.get(key) != value]
+    if different:
+        msg = f"The baseline's result differs from this evaluation in {different}; score it with the same settings."
+        raise ValueError(msg)
 
-    # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
-    return {
-        name: evaluate(predict(name), reference, preset=preset, seed=seed, representation_check="off") for name in names
-    }
+
+def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference) -> Effects:
+    observed = [truth.statistics.delta for truth in reference.contexts.values()]
+    predicted = [scores[context].statistics.delta for context in reference.contexts]
+    return Effects(
+        conditions=tuple((c, p) for c, perturbations in reference.conditions.items() for p in perturbations),
+        genes=reference.cells.genes,
+        observed=np.concatenate(observed).astype(np.float32),
+        predicted=np.concatenate(predicted).astype(np.float32),
+    )
+
+
+def _cells(**sides: Mapping[str, CellProfile]) -> pd.DataFrame:
+    """Totals and zeros of the sampled cells of both sides."""
+    parts = [
+        pd.DataFrame({"side": side, "context": c, "total": profile.totals, "zero_fraction": profile.zero_fraction})
+        for side, profiles in sides.items()
+        for c, profile in profiles.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
+    """Differential expression of all contexts as one pandas table."""
+    if not tables:
+        return None
+    # column by column, so that no part of the table exists twice
+    labels = np.array(list(tables), dtype=object)
+    columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [len(table) for table in tables.values()])}
+    for column in DE_COLUMNS:
+        columns[_TITLES.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
+    return pd.DataFrame(columns, copy=False)
+
+
+def _values(column: pl.Series) -> NDArray[Any]:
+    """Values of a column; equal texts are one object, where polars would make a million of them."""
+    import polars as pl
+
+    if column.dtype != pl.String:
+        return column.to_numpy()
+    labels = column.unique(maintain_order=True)
+    places = column.cast(pl.Enum(labels)).to_physical().to_numpy()
+    return labels.to_numpy().astype(object)[places]

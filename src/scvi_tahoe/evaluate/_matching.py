@@ -6,23 +6,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_tahoe.evaluate._alignment import align_genes, shared_conditions
-from scvi_tahoe.evaluate._cells import cells_from_adata
-from scvi_tahoe.evaluate._check import Check, gravest
+from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
+from scvi_tahoe.evaluate._checks import Check, most_severe
 from scvi_tahoe.evaluate._counts import check_counts, check_depth
-from scvi_tahoe.evaluate._prediction_checks import check_totals_spread
-from scvi_tahoe.evaluate._value_checks import check_integers, check_logarithm, check_range, check_scale
+from scvi_tahoe.evaluate._value_checks import (
+    check_integers,
+    check_logarithm,
+    check_range,
+    check_scale,
+    check_totals_spread,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
-    from scvi_tahoe.evaluate._cell_profile import CellProfile
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._reference import EvaluationReference
-
-__all__ = ["count_checks", "matched", "value_checks"]
+    from scvi_tahoe.evaluate._value_checks import CellProfile
 
 
 def matched(
@@ -30,14 +33,7 @@ def matched(
 ) -> tuple[CellTable, EvaluationReference, list[Check]]:
     """Read a prediction, bring its genes into the reference's order, and keep the conditions that both sides have.
 
-    Parameters
-    ----------
-    prediction
-        Predicted cells.
-    reference
-        Truth.
-    own_controls
-        Whether the prediction is scored on its own control cells, which must then be there.
+    With ``own_controls`` the prediction is scored on its own control cells, which must then be there.
 
     Returns
     -------
@@ -61,7 +57,7 @@ def matched(
     )
     in_order = np.array_equal(cells.genes, reference.cells.genes)
     predicted = align_genes(cells, reference.cells.genes, role="prediction")
-    shared = shared_conditions(predicted, reference.cells, control=reference.control)
+    shared = _shared_conditions(predicted, reference.cells, control=reference.control)
     checks = [
         _genes(cells, reference, in_order=in_order),
         _missing(shared, reference),
@@ -81,16 +77,9 @@ def matched(
 def value_checks(
     predicted: CellTable, profiles: Mapping[str, CellProfile], reference: EvaluationReference
 ) -> list[Check]:
-    """Check single values and the scale of cells on both sides; seconds at most, however large the data.
+    """Check single values and the scale of cells on both sides, each context by a sample of its predicted cells.
 
-    Parameters
-    ----------
-    predicted
-        Predicted cells of the conditions of the reference.
-    profiles
-        Totals and zeros of a sample of them, of each context: one on another scale must not vanish among the others.
-    reference
-        Truth.
+    Seconds at most, however large the data.
     """
     ranges = [check_range(predicted, role="prediction"), reference.range_check]
     if any(np.isnan(check.value) for check in ranges):
@@ -105,25 +94,40 @@ def value_checks(
         ]
         for context, observed in reference.profiles.items()
     }
-    return [*ranges, *gravest(found)]
+    return [*ranges, *most_severe(found)]
 
 
 def count_checks(predicted: CellTable, reference: EvaluationReference) -> list[Check]:
-    """Check raw counts on both sides.
-
-    Parameters
-    ----------
-    predicted
-        Predicted cells of the conditions of the reference.
-    reference
-        Truth.
-    """
+    """Check raw counts on both sides."""
     both = [check_counts(predicted, role="prediction"), check_counts(reference.cells, role="reference")]
     by_context = {
         context: [check_depth(predicted.of_context(context), truth.cells)]
         for context, truth in reference.contexts.items()
     }
-    return [*both, *gravest(by_context)]
+    return [*both, *most_severe(by_context)]
+
+
+def _shared_conditions(predicted: CellTable, observed: CellTable, *, control: str) -> dict[str, tuple[str, ...]]:
+    """Perturbations of each context that both sides have, contexts without any left out; at least one must be."""
+    shared: dict[str, tuple[str, ...]] = {}
+    for context in observed.contexts:
+        there = set(predicted.perturbations(context, control=control))
+        both = tuple(p for p in observed.perturbations(context, control=control) if p in there)
+        if both:
+            shared[context] = both
+    if not shared:
+        msg = (
+            "The prediction and the reference share no condition. The prediction has contexts "
+            f"{_some(predicted.contexts)} and perturbations {_some(np.unique(predicted.perturbation))}; the reference "
+            f"has {_some(observed.contexts)} and {_some(np.unique(observed.perturbation))}."
+        )
+        raise ValueError(msg)
+    return shared
+
+
+def _some(names: NDArray[np.str_] | tuple[str, ...]) -> str:
+    shown = ", ".join(map(str, names[:5]))
+    return f"[{shown}{', ...' if len(names) > 5 else ''}]"
 
 
 def _genes(cells: CellTable, reference: EvaluationReference, *, in_order: bool) -> Check:

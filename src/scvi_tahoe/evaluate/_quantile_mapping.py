@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._cells import Matrix
 
-__all__ = ["quantile_map"]
-
 #: genes whose columns are made dense at a time
 _CHUNK = 512
 

@@ -10,21 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._alignment import align_genes
-from scvi_tahoe.evaluate._baseline_prediction import EMBEDDING_BASELINES, baseline_cells
-from scvi_tahoe.evaluate._baseline_task import baseline_task
+from scvi_tahoe.evaluate._baselines import BASELINES, BaselineInputs, embedding_rows
 from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
-from scvi_tahoe.evaluate._ceiling import split_half_scores
-from scvi_tahoe.evaluate._cell_profile import profiles_of_contexts
-from scvi_tahoe.evaluate._cells import cells_from_adata
-from scvi_tahoe.evaluate._context_check import check_contexts
+from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
+from scvi_tahoe.evaluate._context_truth import ContextTruth
 from scvi_tahoe.evaluate._counts import cell_totals, check_counts, log1p_expression
 from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
-from scvi_tahoe.evaluate._leakage import check_leakage
-from scvi_tahoe.evaluate._perturbation_embedding import embedding_rows
-from scvi_tahoe.evaluate._scoring import ContextTruth, score_context
-from scvi_tahoe.evaluate._train_checks import check_training_data
-from scvi_tahoe.evaluate._value_checks import check_range
+from scvi_tahoe.evaluate._input_checks import check_contexts, check_leakage
+from scvi_tahoe.evaluate._scoring import score_context
+from scvi_tahoe.evaluate._value_checks import check_range, check_training_data, profiles_of_contexts
 
 if TYPE_CHECKING:
     import os
@@ -34,14 +28,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-    from scvi_tahoe.evaluate._baseline_task import BaselineTask
-    from scvi_tahoe.evaluate._cell_profile import CellProfile
     from scvi_tahoe.evaluate._cells import CellTable
-    from scvi_tahoe.evaluate._check import Check
+    from scvi_tahoe.evaluate._checks import Check
     from scvi_tahoe.evaluate._differential_expression_gpu import Backend
     from scvi_tahoe.evaluate._scoring import ScoringSettings
-
-__all__ = ["EvaluationReference"]
+    from scvi_tahoe.evaluate._value_checks import CellProfile
 
 #: cells of each table that are looked at again in every evaluation
 _SAMPLE = 64
@@ -183,7 +174,7 @@ class EvaluationReference:
             perturbation_key=perturbation_key,
             context_key=context_key,
             train=train,
-            embeddings=None if perturbation_embedding is None else embedding_rows(perturbation_embedding),
+            embeddings=embedding_rows(perturbation_embedding),
             layer=layer,
             ceiling=ceiling,
             cache=TruthCache(cache_dir),
@@ -233,15 +224,10 @@ class EvaluationReference:
         return None if self.train is None else content_hash(self.train)
 
     def verify_unchanged(self) -> None:
-        """Refuse to go on if the data were changed in place since they were read, since half of all is known by now.
+        """Raise a ValueError if the data were changed in place since they were read, since half of all is known by now.
 
         Expression is shared with the AnnData it came from. A sample of cells is compared, which finds what is done to
         all of them, such as another normalisation.
-
-        Raises
-        ------
-        ValueError
-            If held-out cells or training data are other ones than before.
         """
         changed = [name for name, sample in self._samples().items() if sample != self._as_read[name]]
         if changed:
@@ -257,11 +243,6 @@ class EvaluationReference:
         tables = {"held-out cells": self.cells} | ({} if self.train is None else {"training data": self.train})
         places = {name: np.linspace(0, table.n_cells - 1, _SAMPLE).astype(np.intp) for name, table in tables.items()}
         return {name: content_hash(table.take(places[name])) for name, table in tables.items()}
-
-    @property
-    def task(self) -> BaselineTask:
-        """What a baseline may look at."""
-        return baseline_task(self.cells, self.train, control=self.control, embeddings=self.embeddings)
 
     @cached_property
     def _embedding_fingerprint(self) -> str:
@@ -298,22 +279,8 @@ class EvaluationReference:
     @cached_property
     def log1p(self) -> EvaluationReference:
         """The reference with log1p expression in the place of its raw counts."""
-        tables = [self.cells] if self.train is None else [self.cells, self.train]
-        cells, *train = log1p_expression(tables, total=self.total)
-        return EvaluationReference(
-            cells,
-            control=self.control,
-            perturbation_key=self.perturbation_key,
-            context_key=self.context_key,
-            train=train[0] if train else None,
-            embeddings=self.embeddings,
-            layer=self.layer,
-            ceiling=self.ceiling,
-            cache=self.cache,
-            de_backend=self.de_backend,
-            num_threads=self.num_threads,
-            progress=self.progress,
-        )
+        train = None if self.train is None else log1p_expression(self.train, total=self.total)
+        return self._with_cells(log1p_expression(self.cells, total=self.total), train)
 
     @cached_property
     def total(self) -> float:
@@ -327,41 +294,40 @@ class EvaluationReference:
         key = tuple((c, p) for c, perturbations in conditions.items() for p in (*perturbations, self.control))
         if key not in self._subsets:
             rows = np.sort(np.concatenate([self.cells.rows[condition] for condition in key]))
-            self._subsets[key] = EvaluationReference(
-                self.cells.take(rows),
-                control=self.control,
-                perturbation_key=self.perturbation_key,
-                context_key=self.context_key,
-                train=self.train,
-                embeddings=self.embeddings,
-                layer=self.layer,
-                ceiling=self.ceiling,
-                cache=self.cache,
-                de_backend=self.de_backend,
-                num_threads=self.num_threads,
-                progress=self.progress,
-            )
+            self._subsets[key] = self._with_cells(self.cells.take(rows), self.train)
         return self._subsets[key]
 
-    def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
-        """Scores of a baseline, one row a (context, perturbation).
+    def _with_cells(self, cells: CellTable, train: CellTable | None) -> EvaluationReference:
+        """Make a reference of other cells that is scored in the same way."""
+        return EvaluationReference(
+            cells,
+            control=self.control,
+            perturbation_key=self.perturbation_key,
+            context_key=self.context_key,
+            train=train,
+            embeddings=self.embeddings,
+            layer=self.layer,
+            ceiling=self.ceiling,
+            cache=self.cache,
+            de_backend=self.de_backend,
+            num_threads=self.num_threads,
+            progress=self.progress,
+        )
 
-        Parameters
-        ----------
-        name
-            One of :data:`~scvi_tahoe.evaluate.BASELINES`.
-        settings
-            How to score. A baseline has no controls of its own, so it is always scored on the real ones.
-        seed
-            Seed of the cells it draws.
-        """
+    def baseline_cells(self, name: str, *, seed: int = 0) -> CellTable:
+        """Predict every condition with a named baseline."""
+        inputs = BaselineInputs.from_cells(self.cells, self.train, control=self.control, embeddings=self.embeddings)
+        return BASELINES.find(name).predict(inputs, seed)
+
+    def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
+        """Scores of a named baseline on the real controls, since it has none of its own; one row for each condition."""
         settings = replace(settings, control_cells="real")
 
         def compute() -> pd.DataFrame:
-            return self.score(baseline_cells(name, self.task, seed=seed), settings)
+            return self.score(self.baseline_cells(name, seed=seed), settings)
 
         key: dict[str, object] = {"table": "baseline", "name": name, "train": self.train_fingerprint}
-        if name in EMBEDDING_BASELINES:
+        if BASELINES.find(name).needs_embeddings:
             key["embeddings"] = self._embedding_fingerprint
         return self._table(key, settings, seed, compute)
 
@@ -369,7 +335,10 @@ class EvaluationReference:
         """Scores of one half of the observed cells against the other, at half depth; index context, perturbation."""
 
         def compute() -> pd.DataFrame:
-            parts = {c: split_half_scores(truth, settings, seed=seed) for c, truth in self.contexts.items()}
+            parts = {}
+            for context, truth in self.contexts.items():
+                observed, predicted = truth.halves(split_controls=settings.control_cells == "predicted", seed=seed)
+                parts[context] = score_context(observed, predicted, settings).per_perturbation
             return pd.concat(parts, names=["context", "perturbation"])
 
         return self._table({"table": "split halves"}, settings, seed, compute)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._baseline_prediction import BASELINES
+from scvi_tahoe.evaluate._baselines import BASELINES
 from scvi_tahoe.evaluate._display import finding_lines, result_html, result_text
-from scvi_tahoe.evaluate._metric_info import metric_info
+from scvi_tahoe.evaluate._metrics import metric_info
 from scvi_tahoe.evaluate._storage import load_result, save_result
 from scvi_tahoe.evaluate._summary import strata_table
 

@@ -1,21 +1,56 @@
-"""Files for the Virtual Cell Challenges: written, read back and verified before they take their name."""
+"""The file for the Virtual Cell Challenge 2026: written, read back and verified before it takes its name."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.evaluate._submission_2025 import read_2025, table_2025, write_2025
-from scvi_tahoe.evaluate._submission_2026 import Rules2026, read_2026, table_2026, write_2026
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
+from scvi_tahoe.evaluate._counts import MAX_TOTAL, check_counts
 from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
-__all__ = ["submission"]
+    from scvi_tahoe.evaluate._cells import CellTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules2026:
+    """Sizes that the challenge of 2026 demands.
+
+    Attributes
+    ----------
+    n_genes, n_targets, n_contexts
+        Genes, targets and contexts.
+    cells_per_condition
+        Cells of each target in each context.
+    max_total
+        Most counts of a cell.
+    max_stored
+        Most non-zero entries of the file.
+    """
+
+    n_genes: int = 18_533
+    n_targets: int = 300
+    n_contexts: int = 3
+    cells_per_condition: int = 400
+    max_total: int = MAX_TOTAL
+    max_stored: int = 4_750_000_000
+
+    def __post_init__(self) -> None:
+        wrong = {name: value for name, value in vars(self).items() if value < 1}
+        if wrong:
+            msg = f"Rules must be positive whole numbers, got {wrong}."
+            raise ValueError(msg)
 
 
 def submission(
@@ -30,28 +65,27 @@ def submission(
     n_cells: Mapping[str, int] | None = None,
     rules: Rules2026 | None = None,
 ) -> Path:
-    """Write the file that a Virtual Cell Challenge takes, and verify it.
+    """Write the file that the Virtual Cell Challenge 2026 takes, and verify it.
 
     The file appears under its name only after it was read back and found equal; one that is there already is replaced.
 
     Parameters
     ----------
     prediction
-        Predicted cells; stays as it is. 2025: log1p expression, with control cells (real ones may be used). 2026: raw
-        counts, as from ``predict(output="counts")``; control cells are left out.
+        Predicted cells, raw counts, as from ``predict(output="counts")``; control cells are left out.
     path
-        File to write: ``.vcc`` for 2025, ``.h5ad`` for 2026.
+        File to write, ``.h5ad``.
     year
-        Challenge, 2025 or 2026.
+        Challenge: 2026. ``cell-eval prep`` writes the file of 2025.
     genes
         The challenge's genes in its order. Genes of the prediction are brought into it; each must be there, and no
         other.
     perturbation_key, context_key
-        Columns of ``obs``; 2026 needs a context.
+        Columns of ``obs``.
     control
         Label of control cells.
     n_cells
-        Cells wanted of each perturbation; ``None`` does not check (2025 only; 2026 has one number for all).
+        Cells of each perturbation, for 2025 only: 2026 has one number for all, see ``rules``.
     rules
         Sizes that 2026 demands, other than the published ones.
 
@@ -60,51 +94,45 @@ def submission(
     KeyError
         If a column is missing.
     ValueError
-        If the prediction breaks a rule of the challenge; the message says which.
+        If the prediction breaks a rule of the challenge, or the year is not 2026; the message says which, and what to
+        do.
 
     Notes
     -----
-    2025: the contract of ``cell-eval prep`` 0.8.2, and what that leaves out: finite values on the log1p scale, no
-    stored zeros, the perturbations and their numbers of cells. 2026: 18,533 genes in order, 400 cells for each of 300
-    targets in each of 3 contexts, whole counts, at most 1,000,000 in a cell and 4.75e9 stored in all, columns
-    ``target_gene`` and ``context``, no control rows.
+    18,533 genes in order, 400 cells for each of 300 targets in each of 3 contexts, whole counts, at most 1,000,000 in a
+    cell and 4.75e9 stored in all, columns ``target_gene`` and ``context``, no control rows.
     """
     if year == 2025:
-        table = table_2025(prediction, genes, perturbation_key=perturbation_key, control=control, n_cells=n_cells)
-        return _place(Path(path), lambda file: write_2025(table, file), lambda file: _verify(read_2025(file), table))
-    if year == 2026:
-        if context_key is None:
-            msg = "The challenge of 2026 scores several contexts: name their column with context_key=..."
-            raise ValueError(msg)
-        table = table_2026(
-            prediction,
-            genes,
-            perturbation_key=perturbation_key,
-            context_key=context_key,
-            control=control,
-            rules=rules or Rules2026(),
+        msg = (
+            "The file of the challenge of 2025 is written by cell-eval: save the prediction, log1p expression with "
+            "control cells, by write_h5ad and run `cell-eval prep -i prediction.h5ad -g genes.csv`."
         )
-        return _place(Path(path), lambda file: write_2026(table, file), lambda file: _verify(read_2026(file), table))
-    msg = f"There are challenges of 2025 and 2026, none of {year!r}."
-    raise ValueError(msg)
+        raise ValueError(msg)
+    if year != 2026:
+        msg = f"There are challenges of 2025 and 2026, none of {year!r}."
+        raise ValueError(msg)
+    if context_key is None:
+        msg = "The challenge of 2026 scores several contexts: name their column with context_key=..."
+        raise ValueError(msg)
+    import anndata
 
-
-def _place(path: Path, write: Callable[[Path], None], verify: Callable[[Path], None]) -> Path:
-    """Write beside the final place, verify, rename; nothing is left behind on failure."""
+    path = Path(path)
+    table = _table(
+        prediction,
+        genes,
+        perturbation_key=perturbation_key,
+        context_key=context_key,
+        control=control,
+        rules=rules or Rules2026(),
+    )
     with atomic_write(path) as partial:
-        write(partial)
-        verify(partial)
+        table.write_h5ad(partial, compression="gzip")
+        _verify(anndata.read_h5ad(partial), table)
     return path
 
 
 def _verify(found: AnnData, wanted: AnnData) -> None:
-    """Compare what was read back with what was to be written.
-
-    Raises
-    ------
-    OSError
-        If they differ: the disk is full or broken.
-    """
+    """Raise an OSError if what was read back differs from what was to be written: the disk is full or broken."""
     same = (
         found.shape == wanted.shape
         and list(found.var_names) == list(wanted.var_names)
@@ -114,3 +142,77 @@ def _verify(found: AnnData, wanted: AnnData) -> None:
     if not same:
         msg = "The submission read back differs from what was written; check the disk and write it again."
         raise OSError(msg)
+
+
+def _table(
+    prediction: AnnData,
+    genes: Sequence[str],
+    *,
+    perturbation_key: str,
+    context_key: str,
+    control: str,
+    rules: Rules2026,
+) -> AnnData:
+    """Return the minimal AnnData to submit: CSR counts, two columns, genes in order, no controls."""
+    from anndata import AnnData
+
+    if len(genes) != rules.n_genes:
+        msg = f"The challenge of 2026 has {rules.n_genes:,} genes; the list given has {len(genes):,}."
+        raise ValueError(msg)
+    cells = cells_from_adata(prediction, perturbation_key=perturbation_key, context_key=context_key, role="prediction")
+    cells = _in_challenge_order(cells.take(cells.perturbation != control), genes)
+    _verify_conditions(cells, rules)
+    check = check_counts(cells, role="prediction")
+    if check.status == "error":
+        msg = f"The submission of 2026 takes raw counts; {check.message}"
+        raise ValueError(msg)
+    matrix = sp.csr_matrix(cells.expression, dtype=np.float32)
+    heaviest = float(matrix.sum(axis=1).max())
+    if heaviest > rules.max_total or matrix.nnz > rules.max_stored:
+        msg = (
+            f"The challenge of 2026 takes at most {rules.max_total:,} counts a cell and {rules.max_stored:,} non-zero "
+            f"entries; the prediction has up to {heaviest:,.0f} and {matrix.nnz:,}."
+        )
+        raise ValueError(msg)
+    columns = {"target_gene": pd.Categorical(cells.perturbation), "context": pd.Categorical(cells.context)}
+    obs = pd.DataFrame(columns, index=[str(i) for i in range(cells.n_cells)])
+    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(list(genes), dtype=object)))
+
+
+def _verify_conditions(cells: CellTable, rules: Rules2026) -> None:
+    targets, contexts = sorted({p for _, p in cells.rows}), cells.contexts
+    if (len(targets), len(contexts)) != (rules.n_targets, rules.n_contexts):
+        msg = (
+            f"The challenge of 2026 has {rules.n_targets} targets in {rules.n_contexts} contexts; the prediction has "
+            f"{len(targets)} and {len(contexts)}."
+        )
+        raise ValueError(msg)
+    wrong = [
+        (c, p, len(cells.rows.get((c, p), ())))
+        for c in contexts
+        for p in targets
+        if len(cells.rows.get((c, p), ())) != rules.cells_per_condition
+    ]
+    if wrong:
+        context, target, n = wrong[0]
+        msg = (
+            f"The challenge of 2026 takes {rules.cells_per_condition} cells of every target in every context; "
+            f"{len(wrong)} conditions have another number (first: {target!r} in {context!r} has {n})."
+        )
+        raise ValueError(msg)
+
+
+def _in_challenge_order(cells: CellTable, genes: Sequence[str]) -> CellTable:
+    """Return the cells over exactly the challenge's genes, in its order."""
+    wanted = np.asarray(genes, dtype=str)
+    if len(np.unique(wanted)) != len(wanted):
+        msg = "The list of genes names some more than once."
+        raise ValueError(msg)
+    lacking, surplus = np.setdiff1d(wanted, cells.genes), np.setdiff1d(cells.genes, wanted)
+    if len(lacking) or len(surplus):
+        msg = (
+            f"The challenge has {len(wanted)} genes; the prediction lacks {len(lacking)} of them "
+            f"(first {list(lacking[:3])}) and has {len(surplus)} others (first {list(surplus[:3])})."
+        )
+        raise ValueError(msg)
+    return align_genes(cells, wanted, role="prediction")

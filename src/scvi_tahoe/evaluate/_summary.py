@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._bootstrap import bootstrap_means, interval
-from scvi_tahoe.evaluate._ceiling import to_full_depth
-from scvi_tahoe.evaluate._metric_info import metric_info
+from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

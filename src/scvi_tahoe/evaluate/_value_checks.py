@@ -1,59 +1,106 @@
-"""Checks on single values and on the scale of cells, before anything is computed from them."""
+"""Checks on single values and on the scale of cells of both sides, before anything is computed from them.
+
+Shapes: **C** cells.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.evaluate._cells import CellTable
-from scvi_tahoe.evaluate._check import Check, graded
+from scvi_tahoe.evaluate._cells import dense
+from scvi_tahoe.evaluate._checks import Check, check_interval, most_severe
 
 if TYPE_CHECKING:
-    from scvi_tahoe.evaluate._cell_profile import CellProfile
+    from collections.abc import Mapping
 
-__all__ = [
-    "LOG1P_LIMIT",
-    "ONE_TOTAL",
-    "SCALE_ERROR",
-    "SCALE_WARNING",
-    "check_integers",
-    "check_logarithm",
-    "check_range",
-    "check_scale",
-    "clipped",
-]
+    from numpy.typing import NDArray
+
+    from scvi_tahoe.evaluate._cells import CellTable
 
 #: cell-eval's bound for log1p values; ``expm1(15)`` is 3.3 million counts of one gene in one cell
-LOG1P_LIMIT = 15.0
+_LOG1P_LIMIT = 15.0
 #: negative values down to here are rounding and are set to zero
 _TINY = -1e-3
 #: share of integers among non-zero values beyond which data are counts, or rounded
 _INTEGER_SHARE = 0.99
 #: predicted over observed median total without a warning, and without an error
-SCALE_WARNING = (0.9, 1.1)
-SCALE_ERROR = (0.5, 2.0)
+_SCALE_WARNING = (0.9, 1.1)
+_SCALE_ERROR = (0.5, 2.0)
 #: ratios this near to 1 after undoing a second log, or without undoing any, name the mistake
 _NAMED = (0.8, 1.25)
 _ASTRONOMIC = 50.0
 #: largest spread of totals, over their mean, of cells that were all normalised to one total
-ONE_TOTAL = 0.02
+_ONE_TOTAL = 0.02
+#: by how much more predicted totals may spread than observed ones (benchmarks/evaluate_calibration.py)
+_MORE_SPREAD = 0.12
+#: cells looked at on each side: enough for a median, few enough for a tenth of a second at 18,000 genes
+_MAX_CELLS = 300
+#: and in each of many contexts at least as many
+_MIN_CELLS = 60
+
+
+@dataclass(frozen=True)
+class CellProfile:
+    """Statistics of a sample of cells.
+
+    Attributes
+    ----------
+    totals
+        Sum of ``expm1`` over the genes of each cell, ``[cells]``: its library size, if the values are log1p.
+    relogged_totals
+        The same with ``expm1`` applied twice: the library size if the values were logged twice.
+    raw_totals
+        Sum of the values as they are: the library size if the values were never logged.
+    zero_fraction
+        Share of zeros in each cell.
+    integer_fraction
+        Share of integers among the non-zero values of all cells; NaN if there are none.
+    """
+
+    totals: NDArray[np.float64]
+    relogged_totals: NDArray[np.float64]
+    raw_totals: NDArray[np.float64]
+    zero_fraction: NDArray[np.float64]
+    integer_fraction: float
+
+
+def profiles_of_contexts(cells: CellTable, *, without: str) -> dict[str, CellProfile]:
+    """Profile cells of every context but those of one label, 300 in all but at least 60 of each context."""
+    perturbed = cells.perturbation != without
+    contexts = [str(context) for context in np.unique(cells.context[perturbed])]
+    most = max(_MAX_CELLS // max(len(contexts), 1), _MIN_CELLS)
+    return {c: _profile(cells, np.flatnonzero(perturbed & (cells.context == c)), most) for c in contexts}
+
+
+def _profile(cells: CellTable, rows: NDArray[np.intp], most: int) -> CellProfile:
+    """Profile at most as many of the given cells, always the same ones."""
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+    values = dense(cells.expression[rows])
+    positive = values[values != 0]
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are no logarithms overflow, which is the finding
+        linear, twice = np.zeros_like(values), np.zeros_like(values)
+        np.expm1(values, out=linear, where=values != 0)  # most are zero, and stay it
+        np.expm1(linear, out=twice, where=values != 0)
+        totals, relogged = linear.sum(axis=1, dtype=np.float64), twice.sum(axis=1, dtype=np.float64)
+    return CellProfile(
+        totals=totals,
+        relogged_totals=relogged,
+        raw_totals=values.sum(axis=1, dtype=np.float64),
+        zero_fraction=1 - np.count_nonzero(values, axis=1) / values.shape[1],
+        integer_fraction=float((positive == np.round(positive)).mean()) if len(positive) else float("nan"),
+    )
 
 
 def check_range(cells: CellTable, *, role: str) -> Check:
-    """Refuse values that cannot be log1p expression: NaN, infinite, negative, huge, or nothing but zeros.
-
-    Parameters
-    ----------
-    cells
-        Cells to look at.
-    role
-        What they are, for the message.
-    """
+    """Refuse values that cannot be log1p expression: NaN, infinite, negative, huge, or nothing but zeros."""
     values = cells.expression.data if sp.issparse(cells.expression) else cells.expression
     low, high = _extremes(values)
-    allowed = f"0 to below {LOG1P_LIMIT:g}"
+    allowed = f"0 to below {_LOG1P_LIMIT:g}"
     name = f"values of the {role}"
     if not np.isfinite(low) or not np.isfinite(high):  # min and max carry NaN through
         bad = "NaN" if np.isnan(low) else "infinite values"
@@ -66,10 +113,10 @@ def check_range(cells: CellTable, *, role: str) -> Check:
             "output)."
         )
         return Check(name, "error", low, allowed, message)
-    if high >= LOG1P_LIMIT:
+    if high >= _LOG1P_LIMIT:
         message = (
-            f"the largest value of the {role} is {high:.4g}, in {_where(cells, values >= LOG1P_LIMIT)}: log1p "
-            f"expression stays below {LOG1P_LIMIT:g}. Normalise each cell and apply log1p, or drop the outliers."
+            f"the largest value of the {role} is {high:.4g}, in {_where(cells, values >= _LOG1P_LIMIT)}: log1p "
+            f"expression stays below {_LOG1P_LIMIT:g}. Normalise each cell and apply log1p, or drop the outliers."
         )
         return Check(name, "error", high, allowed, message)
     if high == 0:
@@ -80,15 +127,7 @@ def check_range(cells: CellTable, *, role: str) -> Check:
 
 
 def check_integers(profile: CellProfile, *, role: str) -> Check:
-    """Refuse whole numbers, which cell-eval would take for counts and normalise a second time without a word.
-
-    Parameters
-    ----------
-    profile
-        Profile of the cells.
-    role
-        What they are, for the message.
-    """
+    """Refuse whole numbers, which cell-eval would take for counts and normalise a second time without a word."""
     share = profile.integer_fraction
     if np.isnan(share) or share < _INTEGER_SHARE:
         return Check(f"scale of the {role}", "ok", share, f"below {_INTEGER_SHARE:g}")
@@ -100,19 +139,14 @@ def check_integers(profile: CellProfile, *, role: str) -> Check:
 
 
 def check_logarithm(observed: CellProfile) -> Check:
-    """Tell a reference that was never logged, or twice, where cells were normalised to one total over its genes.
+    """Refuse a reference that was never logged, or twice, if its cells were normalised to one total over its genes.
 
     With the same mistake on both sides nothing differs between them; but totals are equal on one scale only.
-
-    Parameters
-    ----------
-    observed
-        Profile of the perturbed cells of the reference.
     """
     once, twice, never = (_spread(t) for t in (observed.totals, observed.relogged_totals, observed.raw_totals))
     name, allowed = "logarithm of the reference", "log1p, once"
-    if once > ONE_TOTAL and (twice <= ONE_TOTAL or never <= ONE_TOTAL):
-        found, where = ("twice", "after two expm1") if twice <= ONE_TOTAL else ("never", "as they are")
+    if once > _ONE_TOTAL and (twice <= _ONE_TOTAL or never <= _ONE_TOTAL):
+        found, where = ("twice", "after two expm1") if twice <= _ONE_TOTAL else ("never", "as they are")
         message = (
             f"log1p was applied to the reference {found}: its cells have one total {where}, and not after one expm1. "
             "Scores are for log1p of normalised counts."
@@ -128,20 +162,13 @@ def _spread(totals: np.ndarray) -> float:
 
 
 def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "prediction") -> Check:
-    """Compare the median total of the cells on both sides, and name the mistake where it can be told.
+    """Compare the median total of the cells on both sides, and name the mistake if it can be told.
 
     Errors of scale are silent elsewhere: normalising to another total, or taking the logarithm twice, changes MAE by up
     to an order of magnitude and leaves DES as it was.
-
-    Parameters
-    ----------
-    predicted, observed
-        Profiles of the perturbed cells of both sides.
-    role
-        What the first ones are, for the message.
     """
     name = "scale" if role == "prediction" else f"totals of the {role}"
-    allowed = f"{SCALE_WARNING[0]:g} to {SCALE_WARNING[1]:g}"
+    allowed = f"{_SCALE_WARNING[0]:g} to {_SCALE_WARNING[1]:g}"
     truth = float(np.median(observed.totals))
     ratio = float(np.median(predicted.totals)) / truth
     twice = float(np.median(predicted.relogged_totals)) / truth
@@ -159,11 +186,55 @@ def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "p
     )
     if np.isnan(ratio):
         return Check(name, "error", ratio, allowed, message)
-    return graded(name, ratio, message=message, warn=SCALE_WARNING, error=SCALE_ERROR)
+    return check_interval(name, ratio, message=message, warn=_SCALE_WARNING, error=_SCALE_ERROR)
+
+
+def check_totals_spread(predicted: CellProfile, observed: CellProfile) -> Check:
+    """Warn if the observed cells were all normalised to one total and the predicted ones vary widely."""
+    with np.errstate(invalid="ignore", over="ignore"):  # totals of values that are no logarithms may be infinite
+        spread = [float(np.std(side.totals) / np.mean(side.totals)) for side in (predicted, observed)]
+    message = (
+        f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): the reference is normalised "
+        "and the prediction is not. Normalise its cells to the same total before scoring; if a model of normalised "
+        "cells made them, it overshoots for some perturbations: train for fewer steps, or compare with its prior."
+    )
+    return check_interval("spread of totals", spread[0] - spread[1], message=message, warn=(-np.inf, _MORE_SPREAD))
+
+
+def check_training_data(train: CellTable, observed: Mapping[str, CellProfile], *, control: str) -> list[Check]:
+    """Check values and scale of the training data, given profiles of the observed perturbed cells of each context.
+
+    A baseline from data on another scale is far from every truth, so that each prediction seems to beat it.
+    """
+    role = "training data"
+    found = check_range(train, role=role)
+    if np.isnan(found.value):
+        return [found]
+    profiles = profiles_of_contexts(train, without=control)
+    by_context = {
+        context: [
+            check_integers(profile, role=role),
+            *([check_scale(profile, truth, role=role)] if (truth := _like(context, observed)) is not None else []),
+        ]
+        for context, profile in profiles.items()
+    }
+    return [found, *most_severe(by_context)]
+
+
+def _like(context: str, observed: Mapping[str, CellProfile]) -> CellProfile | None:
+    """Observed cells whose totals those of a training context must have; ``None`` if they may differ.
+
+    Over a part of the genes the totals of two contexts differ, unless cells were normalised over just these genes.
+    """
+    if context in observed:
+        return observed[context]
+    first = next(iter(observed.values()))
+    normalised = all(np.std(o.totals) <= _ONE_TOTAL * np.mean(o.totals) for o in observed.values())
+    return first if normalised else None
 
 
 def clipped(cells: CellTable) -> CellTable:
-    """Return the cells with tiny negative values set to zero; the cells themselves where there are none."""
+    """Return the cells with tiny negative values set to zero; the cells themselves if there are none."""
     matrix = cells.expression
     values = matrix.data if sp.issparse(matrix) else matrix
     if not values.size or values.min() >= 0:
@@ -174,7 +245,7 @@ def clipped(cells: CellTable) -> CellTable:
         matrix.eliminate_zeros()
     else:
         matrix = np.maximum(matrix, 0)
-    return CellTable(matrix, cells.perturbation, cells.context, cells.genes, cells.names)
+    return replace(cells, expression=matrix)
 
 
 def _extremes(values: np.ndarray) -> tuple[float, float]:

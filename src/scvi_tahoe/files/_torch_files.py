@@ -13,8 +13,6 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
 from scvi_tahoe.files._pickle_files import verify_pickle
 from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar, verify_expanded
@@ -28,7 +26,7 @@ _LIMIT = 200_000 * MEGABYTE
 _PICKLE_LIMIT = 100 * MEGABYTE
 #: Of the archive's directory: room for half a million records with the names torch gives them.
 _DIRECTORY_LIMIT = 50 * MEGABYTE
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 _ALLOWED: list[Any] = [
     (PlainDtype, "numpy.dtype"),
@@ -51,6 +49,8 @@ def read_torch(path: Path, *, limit: int = _LIMIT) -> Any:
     UnsafeFileError
         If the file is in an old format, damaged, compressed, or refers to anything but tensors and plain values.
     """
+    import torch
+
     verify_size(path, limit)
     try:
         _verify_archive(path)
@@ -87,10 +87,12 @@ def verify_tensor(name: str, tensor: object, known: set[tuple[int, int]] | None 
     UnsafeFileError
         If it is not a dense floating-point tensor that fills its storage, or its checksum is wrong.
     """
+    import torch
+
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise UnsafeFileError(f"{name} is not an ordinary tensor.")
-    if tensor.dtype not in _FLOATS or tensor.is_nested or not tensor.is_contiguous():
-        kind = str(tensor.dtype).removeprefix("torch.")
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind not in _FLOATS or tensor.is_nested or not tensor.is_contiguous():
         raise UnsafeFileError(
             f"{name} ({kind}) is not a contiguous tensor of 16-, 32- or 64-bit floating-point numbers."
         )

@@ -14,8 +14,6 @@ from scvi_tahoe.training import decoder_weight_of
 if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
 
-__all__ = ["suggest_decoder_weight"]
-
 
 def suggest_decoder_weight(adata: AnnOrMuData, *, n_cells: int = 500, seed: int = 0) -> float:
     r"""Weight of the gene decoder's loss at which both spaces count alike.

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scvi_tahoe.data import read_screen, spelled_labels, with_condition_labels
-from scvi_tahoe.evaluate import EvaluationReference, evaluate
-from scvi_tahoe.evaluate._check import act_on, checks_table
-from scvi_tahoe.evaluate._leakage import check_conditions
+from scvi_tahoe.data import spelled_labels, with_condition_labels
+from scvi_tahoe.evaluate import (
+    PRESETS,
+    EvaluationReference,
+    check_conditions,
+    checks_table,
+    evaluate,
+    raise_or_warn,
+)
 from scvi_tahoe.model._predict import PredictMixin
-from scvi_tahoe.prediction import conditions_asked
+from scvi_tahoe.prediction import arguments_for_observed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,8 +25,6 @@ if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data import ScreenKeys
     from scvi_tahoe.evaluate import Check, EvaluationResult
-
-__all__ = ["EvaluateMixin"]
 
 
 class EvaluateMixin(PredictMixin):
@@ -47,18 +50,18 @@ class EvaluateMixin(PredictMixin):
             the training data; or an :class:`~scvi_tahoe.evaluate.EvaluationReference` of them, which keeps what
             several models share.
         prediction
-            What to score; None predicts every condition of the reference, as many cells as were observed, from its
-            control cells.
+            Prediction to score. If None, every condition of the reference is predicted, as many cells as were observed,
+            from its control cells.
         preset
-            Which scores, see :func:`scvi_tahoe.evaluate.evaluate`.
+            Scores to compute, see :func:`scvi_tahoe.evaluate.evaluate`.
         counts_layer
             With ``preset="vcc2026"``: layer with raw counts of the reference and of the training data.
         seed
-            Of the prediction and of the evaluation.
+            Random seed for the prediction and the evaluation.
         progress
             Whether to show progress bars.
         **kwargs
-            Of :func:`scvi_tahoe.evaluate.evaluate`.
+            Further arguments of :func:`scvi_tahoe.evaluate.evaluate`.
 
         Returns
         -------
@@ -70,19 +73,21 @@ class EvaluateMixin(PredictMixin):
             If scores need counts and no layer with them is named, the reference no longer knows its cells, or it is a
             ready one that knows no doses and the model has doses.
         """
-        keys = self.keys
+        keys, from_counts = self.keys, PRESETS.find(preset).from_counts
         observed = reference.adata if isinstance(reference, EvaluationReference) else reference
         seen: list[Check] = []
         if isinstance(reference, EvaluationReference):
             _verify_labels(reference, keys)
-            counts_layer = reference.layer if preset == "vcc2026" else None
+            counts_layer = reference.layer if from_counts else None
             # a reference without training data does not know what this model has seen
             if reference.train is None and "train" not in kwargs and not kwargs.get("allow_train", False):
                 seen = [check_conditions(self._conditions(self.adata), self._conditions(observed))]
-                act_on(seen, kwargs.get("representation_check", "error"))
+                raise_or_warn(seen, kwargs.get("representation_check", "error"))
         else:
-            if preset == "vcc2026" and counts_layer is None:
-                raise ValueError("preset='vcc2026' scores raw counts: name the layer that holds them, counts_layer=...")
+            if from_counts and counts_layer is None:
+                raise ValueError(
+                    f"preset={preset!r} scores raw counts: name the layer that holds them, counts_layer=..."
+                )
             train = kwargs.pop("train", self.adata)
             reference = EvaluationReference.from_adata(
                 with_condition_labels(reference, keys),
@@ -90,7 +95,7 @@ class EvaluateMixin(PredictMixin):
                 control=keys.control,
                 context_key=keys.context_key,
                 baseline_from=None if train is None else with_condition_labels(train, keys),
-                layer=counts_layer if preset == "vcc2026" else keys.layer,
+                layer=counts_layer if from_counts else keys.layer,
                 progress=progress,
             )
         if prediction is None:
@@ -98,13 +103,13 @@ class EvaluateMixin(PredictMixin):
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=model.predict(...)."
                 )
-            layer = counts_layer if preset == "vcc2026" else None
+            layer = counts_layer if from_counts else None
             prediction = self._predict_as_observed(observed, counts_layer=layer, seed=seed, progress=progress)
         result = evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
         return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result
 
     def _conditions(self, data: AnnOrMuData | None) -> list[tuple[str, str]]:
-        """Contexts and perturbations of some data; those of other columns than the training data's are not known."""
+        """Return contexts and perturbations of data; none if they lack the columns of the training data."""
         if data is None or self.keys.perturbation_key not in data.obs:
             return []
         key = self.keys.context_key
@@ -119,7 +124,7 @@ class EvaluateMixin(PredictMixin):
         """Predict every condition of observed data, as many cells as were observed."""
         return self.predict(
             observed,
-            **conditions_asked(read_screen(observed, self.keys).index, self.keys.parser),
+            **arguments_for_observed(observed, self.keys),
             output="expression" if counts_layer is None else "counts",
             counts_layer=counts_layer,
             seed=seed,
@@ -128,7 +133,7 @@ class EvaluateMixin(PredictMixin):
 
 
 def _verify_labels(reference: EvaluationReference, keys: ScreenKeys) -> None:
-    """Refuse a ready reference that took all doses of a perturbation for one condition."""
+    """Reject a ready reference that took all doses of a perturbation for one condition."""
     labels = sorted({label for _, label in reference.cells.rows} - {keys.control})
     for label in labels if keys.dose_key is not None else ():
         try:

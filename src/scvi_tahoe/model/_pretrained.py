@@ -14,11 +14,11 @@ from scvi_tahoe._module import residual_input
 from scvi_tahoe.data import EmbeddingTableField, random_minibatches, verify_screen
 from scvi_tahoe.model._export import labels_of, pretrained_of
 from scvi_tahoe.model._fitted import FittedModel
-from scvi_tahoe.nn import Objective, ObjectiveConfig, options_of_user
+from scvi_tahoe.nn import Objective, ObjectiveConfig, reject_ineffective_options
 from scvi_tahoe.pretrained import (
+    FORMATS,
     PretrainedModel,
     diagnose_attention,
-    find_format,
     for_other_cells,
     objective_of,
     plan_warm_start,
@@ -179,8 +179,12 @@ class PretrainedMixin(FittedModel):
         without_prior = reason_to_leave_prior(weights, chosen["prior"], data_genes)
         if adata is not None and weights.prior is not None and not without_prior:
             cls._register_in_order(adata, weights.genes or ())
-        with options_of_user(objective=objective, network=network):
-            model = cls(adata, registry, seed=seed, **chosen)
+        # with a registry, as most options are those of the weights
+        model = cls(adata, registry or cls._registered(adata), seed=seed, **chosen)
+        reject_ineffective_options(
+            objective, network, config=model.module.objective.config, network_config=model.module.config,
+            representation=model.representation,
+        )  # fmt: skip
         model._adopt(one_hot_labels_=None if table is None else list(table.components.names))
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         # copied where the tensors are the caller's; those of a file belong to nobody else
@@ -257,7 +261,7 @@ class PretrainedMixin(FittedModel):
         FileExistsError
             If the folder exists and may not be replaced.
         """
-        target = find_format(format)
+        target = FORMATS.find(format)
         if backbone_from is not None and not target.takes_base:
             raise ValueError(f"backbone_from has no effect: folders of format={format!r} hold all weights.")
         base = {"base": self._backbone_of(backbone_from, accept_license)} if target.takes_base else {}

@@ -11,7 +11,7 @@ import torch
 
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
-from scvi_tahoe.prediction import asked_in_order
+from scvi_tahoe.prediction import PredictionRequest, arguments_for
 from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
 from scvi_tahoe.training import (
     UNUSED_OPTIONS,
@@ -179,7 +179,7 @@ class TrainMixin(PredictMixin):
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(data.split.train, data.split.validation)
-            self._adopt(prior_=learn_prior(self.prior, self._spec(), screen, index, rows, seed=seed))
+            self._adopt(prior_=learn_prior(self.prior, self._spec(), screen, rows, seed=seed))
 
     def plan_training(self, max_steps: int | None = None, **options: Any) -> TrainingRun:
         """Check all options of a training and fill in their defaults, without training or writing anything.
@@ -221,9 +221,8 @@ class TrainMixin(PredictMixin):
             return None
 
         def predict(output: Output, sizes: Mapping[Condition, int]) -> AnnData:
-            return self._predicted(
-                None, **asked_in_order(sizes), output=output, learned=prior, seed=plan["seed"], progress=False
-            )
+            request = PredictionRequest(**arguments_for(sizes), output=output, seed=plan["seed"], progress=False)
+            return self._predicted(request, prior)
 
         share = validation_share(predict, self.keys, split, expression, device, seed=plan["seed"])
         if share is not None and share < 1:

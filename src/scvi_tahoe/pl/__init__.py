@@ -10,11 +10,12 @@ from scvi_tahoe.pl._draw import draw
 from scvi_tahoe.pl._effects import deltas, fold_changes, similarity
 from scvi_tahoe.pl._learning_rate import learning_rate_test
 from scvi_tahoe.pl._scores import bars, comparison, ranks
-from scvi_tahoe.pl._style import BASELINE, CEILING, PREDICTED, new_figure, style
+from scvi_tahoe.pl._style import BASELINE, CEILING, OBSERVED, PREDICTED, new_figure, style
 
 __all__ = [
     "BASELINE",
     "CEILING",
+    "OBSERVED",
     "PREDICTED",
     "bars",
     "cells",

@@ -12,63 +12,40 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvi_tahoe.data import DiskRows, expression_adata, infer_scale, is_sharded
-from scvi_tahoe.prediction._sparse_rows import csr_of
+from scvi_tahoe.prediction._file import csr_of
 
 if TYPE_CHECKING:
-    from scvi_tahoe._compat import AnnOrMuData
-    from scvi_tahoe.data import GeneAlignment, Screen, ScreenKeys
-    from scvi_tahoe.prediction._request import PredictionPlan
-
-__all__ = ["ControlCounts", "counts_of_prediction"]
+    from scvi_tahoe.prediction._request import PredictionData, PredictionPlan
 
 _CHUNK = 1024  # cells made dense in float64 at once
 
 
 @dataclass(frozen=True)
 class ControlCounts:
-    """What the counts of control cells tell, over the genes of the model; cells that no prediction starts from are 0.
+    """Library sizes of control cells, over the genes of the model; 0 for cells that no prediction starts from.
 
     Attributes
     ----------
     total_C
-        Counts of each cell of the data.
+        Number of counts of each cell of the data.
     zeros_C
-        Share of genes without a count in each cell.
+        Fraction of genes without a count in each cell.
     """
 
     total_C: np.ndarray
     zeros_C: np.ndarray
 
     @classmethod
-    def read(
-        cls,
-        data: AnnOrMuData,
-        keys: ScreenKeys,
-        screen: Screen,
-        rows: np.ndarray,
-        *,
-        layer: str | None,
-        alignment: GeneAlignment,
-    ) -> ControlCounts:
-        """Read the counts of some cells from a layer, or work them out from their expression.
-
-        Parameters
-        ----------
-        data, keys, screen
-            The data that predictions start from.
-        rows
-            Cells to look at.
-        layer
-            Layer with raw counts; ``None`` takes the smallest non-zero value of a cell for one count.
-        alignment
-            Of the data's genes to the model's.
+    def read(cls, data: PredictionData, rows: np.ndarray, *, layer: str | None) -> ControlCounts:
+        """Read the counts of some cells from a layer, or infer them from their log1p expression.
 
         Raises
         ------
         ValueError
             If the layer is missing or holds no counts, or there is none and the expression does not tell them.
         """
-        counts = _layer_of_counts(data, keys, layer) if layer is not None else screen.expression
+        keys, screen = data.spec.keys, data.screen
+        counts = _layer_of_counts(data, layer) if layer is not None else screen.expression
         if layer is None and infer_scale(counts).scale != "log1p":
             raise ValueError(
                 f"output='counts' needs the library sizes of the control cells, and {keys.expression_place} does not "
@@ -80,7 +57,7 @@ class ControlCounts:
         rows = np.unique(rows)
         total_C, zeros_C = np.zeros(screen.n_cells), np.zeros(screen.n_cells)
         for some in np.array_split(rows, -(-len(rows) // _CHUNK)):
-            block = alignment.apply(counts[some])
+            block = data.alignment.apply(counts[some])
             values = (block.toarray() if sp.issparse(block) else np.asarray(block)).astype(np.float64)
             if layer is None:
                 values = _units(values)
@@ -93,8 +70,8 @@ class ControlCounts:
         return cls(total_C, zeros_C)
 
 
-def _layer_of_counts(data: AnnOrMuData, keys: ScreenKeys, layer: str) -> Any:
-    layers = expression_adata(data, keys).layers
+def _layer_of_counts(data: PredictionData, layer: str) -> Any:
+    layers = expression_adata(data.adata, data.spec.keys).layers
     if layer not in layers:
         names = [name for name in layers if name is not None]  # anndata 0.13 keeps X among them, without a name
         raise ValueError(f"counts_layer={layer!r} is not in the data; there are the layers {names}.")
@@ -102,7 +79,7 @@ def _layer_of_counts(data: AnnOrMuData, keys: ScreenKeys, layer: str) -> Any:
 
 
 def _units(expression_CG: np.ndarray) -> np.ndarray:
-    """Counts of log1p-normalised cells, whose smallest non-zero value stands for one."""
+    """Return counts of log1p-normalised cells, whose smallest non-zero value stands for one."""
     linear = np.expm1(expression_CG)
     one = np.where(linear > 0, linear, np.inf).min(axis=1, keepdims=True)
     return np.round(linear / one)
@@ -125,26 +102,24 @@ def counts_of_prediction(
     Parameters
     ----------
     predicted_CG
-        Log1p expression of all tasks of the plan, one after the other.
-    plan
-        What was predicted.
-    controls
-        Counts of the control cells.
+        Log1p expression of all conditions of the plan, one after the other.
+    plan, controls
+        What was predicted, and the counts of the control cells.
 
     Returns
     -------
     Counts, int32, and how many conditions were ``"rounded"`` and how many drawn (``"poisson"``).
     """
     blocks, sampling, start = [], {"rounded": 0, "poisson": 0}, 0
-    for task in plan.tasks:
-        cells_CG = predicted_CG[start : start + len(task.controls)]
-        start += len(task.controls)
-        total_C = controls.total_C[task.controls]
-        if task.residual_input is not None:
+    for request in plan.requests:
+        cells_CG = predicted_CG[start : start + len(request.controls)]
+        start += len(request.controls)
+        total_C = controls.total_C[request.controls]
+        if request.residual_input is not None:
             order = np.lexsort((total_C, np.count_nonzero(cells_CG > 0, axis=1)))
             total_C = np.sort(total_C)[np.argsort(order)]
-        rng = np.random.default_rng((*task.seed, 2))
-        zeros = float(controls.zeros_C[task.controls].mean())
+        rng = np.random.default_rng((*request.seed, 2))
+        zeros = float(controls.zeros_C[request.controls].mean())
         poisson = _lacks_noise(_rates(cells_CG[:_CHUNK], total_C[:_CHUNK]), zeros)
         sampling["poisson" if poisson else "rounded"] += 1
         for first in range(0, len(cells_CG), _CHUNK):
@@ -155,14 +130,14 @@ def counts_of_prediction(
 
 
 def _rates(expression_CG: np.ndarray, total_C: np.ndarray) -> np.ndarray:
-    """Expected counts: the composition of each predicted cell times its library size."""
+    """Return expected counts: the composition of each predicted cell times its library size."""
     linear_CG = np.expm1(np.maximum(expression_CG, 0).astype(np.float64))
     sum_C = linear_CG.sum(axis=1)
     return linear_CG * (total_C / np.where(sum_C > 0, sum_C, 1))[:, None]
 
 
 def _lacks_noise(rate_CG: np.ndarray, zeros: float) -> bool:
-    """Whether Poisson draws give a share of zeros nearer to the wanted one than rounding does."""
+    """Return whether Poisson draws give a share of zeros nearer to the wanted one than rounding does."""
     after_rounding, after_poisson = np.maximum(1 - rate_CG, 0).mean(), np.exp(-rate_CG).mean()
     return bool(abs(after_poisson - zeros) < abs(after_rounding - zeros))
 

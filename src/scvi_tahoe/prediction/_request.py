@@ -1,57 +1,244 @@
-"""From a question (which perturbations, in which contexts) to control cells to start from; and labels of the answer."""
+"""What a user asks for: the request, the control cells that it starts from, and the plan of conditions it becomes."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scvi import settings
 
 from scvi_tahoe._constants import OBS
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data import Condition, ConditionRequest, label_columns
-from scvi_tahoe.response import CONTROL_CELLS, ResidualCells, prior_and_targets
+from scvi_tahoe.data import (
+    OUTPUTS,
+    Condition,
+    ConditionRequest,
+    align_genes,
+    label_columns,
+    read_screen,
+    read_table,
+    verify_screen,
+)
+from scvi_tahoe.prediction._file import verify_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
+    from scvi_tahoe._compat import AnnOrMuData
+    from scvi_tahoe._devices import Devices
     from scvi_tahoe.data import (
-        CellSetDataset,
         ConditionIndex,
         DataSpec,
         EmbeddingTable,
-        LabelParser,
+        GeneAlignment,
+        Output,
         Screen,
         ScreenKeys,
+        StoreKind,
     )
 
-__all__ = [
-    "PredictionPlan",
-    "asked_in_order",
-    "cells_of_plan",
-    "conditions_asked",
-    "covered_by_asking",
-    "plan_prediction",
-    "resolve_conditions",
-    "with_residual_input",
-]
+logger = logging.getLogger(__name__)
+
+_SCALE_CELLS = 256  # cells whose scale is looked at
+#: cell types differ by less than this; a tenth of the total gives less than half of the log1p expression
+_SCALE_LIMIT = 1.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRequest:
+    """Arguments of :meth:`~scvi_tahoe.TahoeST.predict`, as they are documented there.
+
+    Raises
+    ------
+    FileExistsError
+        If something is at ``path`` and may not be replaced.
+    ValueError
+        If an option is unknown or out of range, or belongs to another output.
+    """
+
+    perturbations: Sequence[str] | None = None
+    contexts: Sequence[str] | None = None
+    n_cells: int | Mapping[Condition, int] | None = None
+    output: Output = "expression"
+    counts_layer: str | None = None
+    control_layer: bool = False
+    seed: int = 0
+    batch_size: int | None = None
+    store: StoreKind = "auto"
+    precision: str | int = "auto"
+    max_missing_genes: float = 0.1
+    devices: Devices = None
+    path: str | Path | None = None
+    overwrite: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        output = self.output
+        if output not in OUTPUTS:
+            raise ValueError(f"output={output!r} is unknown; allowed are {', '.join(map(repr, OUTPUTS))}.")
+        if output != "counts" and self.counts_layer is not None:
+            raise ValueError(f"counts_layer={self.counts_layer!r} is for output='counts'; the output is {output!r}.")
+        if output == "counts" and self.control_layer:
+            raise ValueError("control_layer keeps log1p expression; with output='counts' take the cells from the data.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be 0 or more.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size!r} must be 1 or more.")
+        if self.path is not None:
+            verify_path(Path(self.path), overwrite=self.overwrite)
+
+
+def arguments_for(sizes: Mapping[Condition, int]) -> dict[str, Any]:
+    """Return the arguments of ``predict`` for so many cells of each condition; these come in sorted order."""
+    return {
+        "perturbations": sorted({c.perturbation for c in sizes}),
+        "contexts": sorted({c.context for c in sizes}),
+        "n_cells": sizes,
+    }
+
+
+def arguments_for_observed(data: AnnOrMuData, keys: ScreenKeys) -> dict[str, Any]:
+    """Return the arguments of ``predict`` for the conditions of observed data, as many cells as were observed."""
+    index, parser = read_screen(data, keys).index, keys.parser
+    observed = np.bincount(index.condition_of_cell[~index.is_control])
+    # controls may be labelled as a combination of controls
+    sizes = {
+        c: int(n)
+        for c, n in zip(index.conditions, observed, strict=True)
+        if not (parser.composes and parser.is_control(c.perturbation))
+    }
+    return arguments_for(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionData:
+    """The data whose control cells a prediction starts from.
+
+    Attributes
+    ----------
+    adata, screen
+        The data as given and as read.
+    spec
+        What the model fixes about its data; the table has rows for what the data and the request bring.
+    alignment
+        Of the data's genes to the model's.
+    own
+        The model's own data; None if it has none.
+    """
+
+    adata: AnnOrMuData
+    screen: Screen
+    spec: DataSpec
+    alignment: GeneAlignment
+    own: AnnOrMuData | None
+
+    @classmethod
+    def read(
+        cls,
+        adata: AnnOrMuData,
+        spec: DataSpec,
+        *,
+        own: AnnOrMuData | None,
+        own_screen: Screen | None,
+        perturbations: Sequence[str] | None,
+        max_missing_genes: float,
+    ) -> PredictionData:
+        """Read and verify data for a prediction.
+
+        Parameters
+        ----------
+        adata
+            Data to start from.
+        spec
+            What the model fixes about its data.
+        own
+            The model's own data; None if it has none.
+        own_screen
+            The data as read and verified before, if they are the model's own.
+        perturbations
+            Labels that are requested; None for all.
+        max_missing_genes
+            Largest fraction of the model's genes that the data may lack.
+        """
+        new = read_table(adata, spec.keys, required=False, like=spec.table)
+        table = spec.table if new is None else spec.table.extended(new)
+        screen = own_screen or verify_screen(adata, spec.keys, for_training=False)
+        if perturbations is not None and not isinstance(perturbations, str):
+            table = _with_requested(screen, table, [str(p) for p in perturbations])
+        alignment = align_genes(spec.genes, screen.genes, max_missing=max_missing_genes)
+        if not alignment.is_identity:
+            logger.info(str(alignment))
+        return cls(adata=adata, screen=screen, spec=replace(spec, table=table), alignment=alignment, own=own)
+
+
+def _with_requested(screen: Screen, table: EmbeddingTable, labels: Sequence[str]) -> EmbeddingTable:
+    """Return the table with rows of the requested combinations and doses whose components have rows.
+
+    A combination that names a component twice, as two guides of one gene do, has a row only where it was measured: in
+    the training data, or in these.
+    """
+    if table.composition is None:
+        return table
+    parser, measured = table.composition.parser, set(screen.perturbation.names)
+    return table.with_composed([p for p in labels if p in measured or p in table.row_of or parser.repeated(p) is None])
+
+
+def warn_about_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[str, Any] | None) -> None:
+    """Warn if new control cells have far more or less expression than the model's own.
+
+    Compared are means of log1p expression over the genes that both have. Nothing is known of the model's own controls
+    if it has neither a prior nor its training data.
+    """
+    if not len(rows) or (prior is None and (data.own is None or data.adata is data.own)):
+        return
+    present = data.alignment.columns >= 0
+    own_G = _own_controls(prior, data.own, data.spec)
+    new_G = _mean(data.alignment.apply(_some(data.screen, np.sort(rows))))
+    known, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
+    if known > 0 and not 1 / _SCALE_LIMIT <= new / known <= _SCALE_LIMIT:
+        warnings.warn(
+            f"the control cells have {new / known:.2g} times the log1p expression of those that the model was trained "
+            "on: they were probably normalised to another total, which the prediction would not undo. Normalise them "
+            "as the training data were (sc.pp.normalize_total with the same target_sum, then sc.pp.log1p).",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
+
+
+def _own_controls(prior: Mapping[str, Any] | None, own: AnnOrMuData | None, spec: DataSpec) -> np.ndarray:
+    """Return the mean log1p expression of the controls that the model knows, ``[G]``."""
+    if prior is not None:
+        return np.asarray(prior["control_means"], dtype=np.float64).mean(axis=0)
+    screen = read_screen(own, spec.keys)
+    return _mean(_some(screen, np.flatnonzero(screen.perturbation.codes == screen.perturbation.code(screen.control))))
+
+
+def _some(screen: Screen, rows: np.ndarray) -> Any:
+    """Return the expression of some of the cells, spread over all of them."""
+    return screen.expression[rows[:: -(-len(rows) // _SCALE_CELLS)]]
+
+
+def _mean(cells: Any) -> np.ndarray:
+    return np.asarray(cells.mean(axis=0), dtype=np.float64).ravel()
 
 
 @dataclass(frozen=True)
 class PredictionPlan:
     """What is to be predicted: conditions, and the control cells that each starts from.
 
-    ``labels`` are the perturbations as they were asked for, which may be another spelling than the model's.
+    ``labels`` are the perturbations as they were requested, which may be another spelling than the model's.
     """
 
     conditions: tuple[Condition, ...]
     labels: tuple[str, ...]
-    tasks: tuple[ConditionRequest, ...]
+    requests: tuple[ConditionRequest, ...]
 
     @property
     def n_cells(self) -> int:
@@ -61,33 +248,125 @@ class PredictionPlan:
     @property
     def sizes(self) -> dict[Condition, int]:
         """Number of cells of each condition."""
-        return {c: len(t.controls) for c, t in zip(self.conditions, self.tasks, strict=True)}
+        return {c: len(r.controls) for c, r in zip(self.conditions, self.requests, strict=True)}
 
     @property
     def stops(self) -> np.ndarray:
         """Row after the last cell of each condition, int64 ``[conditions]``."""
-        return np.cumsum([len(task.controls) for task in self.tasks])
+        return np.cumsum([len(request.controls) for request in self.requests])
 
     @property
     def start_rows(self) -> np.ndarray:
         """The control cell that each predicted cell starts from, int64 ``[n_cells]``."""
-        return np.concatenate([task.controls for task in self.tasks])
+        return np.concatenate([request.controls for request in self.requests])
 
     @property
     def rows_read(self) -> np.ndarray:
         """All control cells that the prediction reads, also to fill up windows, int64, ascending."""
-        # contexts share one pool, which is looked at once
-        pools = {id(task.pool): task.pool for task in self.tasks}
+        pools = {id(request.pool): request.pool for request in self.requests}  # of contexts, each looked at once
         return np.unique(np.concatenate([*pools.values(), self.start_rows]))
 
     @property
-    def left_as_prior(self) -> list[str]:
+    def predicted_as_prior(self) -> list[str]:
         """Labels whose prior the network does not correct."""
-        return sorted({label for label, task in zip(self.labels, self.tasks, strict=True) if task.keeps_residual_input})
+        return sorted({label for label, r in zip(self.labels, self.requests, strict=True) if r.keeps_residual_input})
 
     def part(self, first: int, stop: int) -> PredictionPlan:
-        """The conditions from ``first`` to before ``stop``."""
-        return PredictionPlan(self.conditions[first:stop], self.labels[first:stop], self.tasks[first:stop])
+        """Return the conditions from ``first`` to before ``stop``."""
+        return PredictionPlan(self.conditions[first:stop], self.labels[first:stop], self.requests[first:stop])
+
+    def obs(self, screen: Screen, keys: ScreenKeys) -> pd.DataFrame:
+        """Return ``obs`` of the prediction: columns as in the training data, and the control cell of each."""
+        start = self.start_rows
+        # labels are repeated as numbers, never compared as text once a cell
+        of_cell = np.repeat(np.arange(len(self.requests)), [len(r.controls) for r in self.requests])
+        by_condition: dict[str, Any] = dict(label_columns(self.labels, keys))
+        if keys.context_key is not None:
+            by_condition[keys.context_key] = [c.context for c in self.conditions]
+        columns: dict[str, Any] = {}
+        for key, values in by_condition.items():
+            array = np.asarray(values)
+            columns[key] = array[of_cell] if array.dtype.kind == "f" else _repeated(values, of_cell)
+        if keys.batch_key is not None and screen.batch is not None:
+            columns.setdefault(keys.batch_key, _repeated(screen.batch.names, screen.batch.codes[start]))
+        obs = pd.DataFrame(columns, index=[f"predicted_{i}" for i in range(len(start))])
+        obs[OBS.ORIGIN] = np.asarray(screen.cells[start], dtype=object).astype(str)
+        return obs
+
+
+def _repeated(values: Sequence[str], codes: np.ndarray) -> pd.Categorical:
+    """Return ``values[codes]`` with sorted categories, and none that does not occur."""
+    names, code = np.unique(np.asarray(values, dtype=str), return_inverse=True)
+    used, place = np.unique(code[codes], return_inverse=True)
+    return pd.Categorical.from_codes(place, categories=names[used].astype(object))
+
+
+def plan_prediction(request: PredictionRequest, index: ConditionIndex, table: EmbeddingTable) -> PredictionPlan:
+    """Resolve labels, as :func:`resolve_conditions` does, and draw start cells.
+
+    Every condition draws from a generator of its own, seeded by the seed and its two labels: a prediction does not
+    depend on what else is requested.
+
+    Raises
+    ------
+    ValueError
+        If a label is unknown, listed twice or the control's, or a number of cells is below 1.
+    """
+    n_cells = request.n_cells
+    found = resolve_conditions(index, table, perturbations=request.perturbations, contexts=request.contexts)
+    if isinstance(n_cells, Mapping):
+        found = {asked: known for asked, known in found.items() if asked in n_cells}
+        if not found:
+            raise ValueError(
+                f"n_cells names none of the conditions that are asked for; its keys are (context, perturbation), "
+                f"e.g. {list(n_cells)[:2]}."
+            )
+    pools = {context: index.controls(context) for context in dict.fromkeys(c.context for c in found)}
+    requests = []
+    for asked, condition in found.items():
+        n = n_cells[asked] if isinstance(n_cells, Mapping) else n_cells
+        if n is not None and (not isinstance(n, int | np.integer) or n < 1):
+            raise ValueError(f"n_cells={n!r} must be a whole number of 1 or more.")
+        seed = (request.seed, *(zlib.crc32(label.encode()) for label in condition))
+        controls = pools[condition.context]
+        start = _start_cells(controls, n, np.random.default_rng(seed))
+        requests.append(ConditionRequest(start, table.row(condition.perturbation), controls, (*seed, 1)))
+    return PredictionPlan(tuple(found.values()), tuple(asked.perturbation for asked in found), tuple(requests))
+
+
+def _start_cells(controls: np.ndarray, n_cells: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Draw control rows, each once before any comes again."""
+    n = len(controls) if n_cells is None else n_cells
+    return np.concatenate([rng.permutation(controls) for _ in range(-(-n // len(controls)))])[:n]
+
+
+def resolve_conditions(
+    index: ConditionIndex,
+    table: EmbeddingTable,
+    *,
+    perturbations: Sequence[str] | None,
+    contexts: Sequence[str] | None,
+) -> dict[Condition, Condition]:
+    """Return each requested condition, as it was spelled, and the same in the table's spelling.
+
+    Raises
+    ------
+    ValueError
+        If a label is unknown, listed twice or the control's, or a context has no control cells.
+    """
+    for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
+        if isinstance(given, str):
+            raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")
+        if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
+            raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
+    if perturbations is None:
+        perturbations = [n for n in table.names if n != index.control]
+    else:
+        perturbations = [str(p) for p in perturbations]
+        _reject_control(index, table, perturbations)
+    chosen = _chosen_contexts(index, None if contexts is None else [str(c) for c in contexts])
+    known = _known_names(table, perturbations)
+    return {Condition(c, p): Condition(c, known[p]) for c in chosen for p in perturbations}
 
 
 def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> list[str]:
@@ -108,133 +387,7 @@ def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> l
     return list(contexts)
 
 
-def _start_cells(controls: np.ndarray, n_cells: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Control rows, each once before any comes again."""
-    n = len(controls) if n_cells is None else n_cells
-    return np.concatenate([rng.permutation(controls) for _ in range(-(-n // len(controls)))])[:n]
-
-
-def resolve_conditions(
-    index: ConditionIndex,
-    table: EmbeddingTable,
-    *,
-    perturbations: Sequence[str] | None,
-    contexts: Sequence[str] | None,
-) -> dict[Condition, Condition]:
-    """Resolve labels.
-
-    Returns
-    -------
-    For each condition as it was asked for, the same in the table's spelling.
-
-    Raises
-    ------
-    ValueError
-        If a label is unknown, listed twice or the control's, or a context has no control cells.
-    """
-    for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
-        if isinstance(given, str):
-            raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")
-        if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
-            raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
-    if perturbations is None:
-        perturbations = [n for n in table.names if n != index.control]
-    else:
-        perturbations = [str(p) for p in perturbations]
-        _refuse_control(index, table, perturbations)
-    chosen = _chosen_contexts(index, None if contexts is None else [str(c) for c in contexts])
-    known = _known_names(table, perturbations)
-    return {Condition(c, p): Condition(c, known[p]) for c in chosen for p in perturbations}
-
-
-def plan_prediction(
-    index: ConditionIndex,
-    table: EmbeddingTable,
-    *,
-    perturbations: Sequence[str] | None,
-    contexts: Sequence[str] | None,
-    n_cells: int | Mapping[Condition, int] | None,
-    seed: int,
-) -> PredictionPlan:
-    """Resolve labels, as :func:`resolve_conditions` does, and draw start cells.
-
-    Every condition draws from a generator of its own, seeded by the seed and its two labels: a prediction does not
-    depend on what else is asked.
-
-    Raises
-    ------
-    ValueError
-        If a label is unknown, listed twice or the control's, or a number of cells is below 1.
-    """
-    if seed < 0:
-        raise ValueError(f"seed={seed!r} must be 0 or more.")
-    found = resolve_conditions(index, table, perturbations=perturbations, contexts=contexts)
-    if isinstance(n_cells, Mapping):
-        found = {asked: known for asked, known in found.items() if asked in n_cells}
-        if not found:
-            raise ValueError(
-                f"n_cells names none of the conditions that are asked for; its keys are (context, perturbation), "
-                f"e.g. {list(n_cells)[:2]}."
-            )
-    pools = {context: index.controls(context) for context in dict.fromkeys(c.context for c in found)}
-    tasks = []
-    for asked, condition in found.items():
-        n = n_cells[asked] if isinstance(n_cells, Mapping) else n_cells
-        if n is not None and (not isinstance(n, int | np.integer) or n < 1):
-            raise ValueError(f"n_cells={n!r} must be a whole number of 1 or more.")
-        task_seed = (seed, *(zlib.crc32(label.encode()) for label in condition))
-        controls = pools[condition.context]
-        start = _start_cells(controls, n, np.random.default_rng(task_seed))
-        tasks.append(ConditionRequest(start, table.row(condition.perturbation), controls, (*task_seed, 1)))
-    return PredictionPlan(tuple(found.values()), tuple(asked.perturbation for asked in found), tuple(tasks))
-
-
-def with_residual_input(
-    dataset: CellSetDataset,
-    plan: PredictionPlan,
-    learned: Mapping[str, Any] | None,
-    spec: DataSpec,
-    screen: Screen,
-    index: ConditionIndex,
-    *,
-    seed: int,
-    device: torch.device,
-) -> tuple[CellSetDataset, PredictionPlan, ResidualCells | None, list[str]]:
-    """What a learned prior adds to a prediction.
-
-    Returns
-    -------
-    Sources with the shift of a prior of means; the plan, its tasks with the rows of a prior of cells, and whether these
-    are the prediction; what makes these cells, None without such a prior; and what each condition starts from, in
-    words.
-    """
-    if learned is None:
-        return dataset, plan, None, [CONTROL_CELLS] * len(plan.tasks)
-    prior, targets = prior_and_targets(learned, spec, screen, index, plan.conditions)
-    words = prior.starts_from(plan.conditions, spec.table)
-    corrected = prior.is_corrected(plan.conditions, spec.table)
-    has_cells = prior.kind == "cells"
-    tasks = tuple(
-        replace(
-            task,
-            keeps_residual_input=not yes,
-            residual_input=np.arange(stop - len(task.controls), stop) if has_cells else None,
-        )
-        for task, yes, stop in zip(plan.tasks, corrected.tolist(), plan.stops, strict=True)
-    )
-    plan = replace(plan, tasks=tasks)
-    if has_cells:
-        return (
-            dataset,
-            plan,
-            ResidualCells(prior, targets, plan.conditions, plan.sizes, spec.table, seed, device),
-            words,
-        )
-    base = prior.base_from(targets, plan.conditions, spec.table, n_cells=plan.sizes, seed=seed, device=device)
-    return replace(dataset, residual_shift=base.shift), plan, None, words
-
-
-def _refuse_control(index: ConditionIndex, table: EmbeddingTable, labels: Sequence[str]) -> None:
+def _reject_control(index: ConditionIndex, table: EmbeddingTable, labels: Sequence[str]) -> None:
     # its row would give it the mean effect of all perturbations
     parser = None if table.composition is None else table.composition.parser
     for label in labels:
@@ -246,20 +399,8 @@ def _refuse_control(index: ConditionIndex, table: EmbeddingTable, labels: Sequen
             )
 
 
-def covered_by_asking(screen: Screen, table: EmbeddingTable, labels: Sequence[str]) -> EmbeddingTable:
-    """The table with rows of the combinations and doses that are asked for, where their parts have rows.
-
-    A combination that names a part twice, as two guides of one gene do, has a row only where it was measured: in the
-    training data, or in these.
-    """
-    if table.composition is None:
-        return table
-    parser, measured = table.composition.parser, set(screen.perturbation.names)
-    return table.with_composed([p for p in labels if p in measured or p in table.row_of or parser.repeated(p) is None])
-
-
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
-    """The table's spelling of every label."""
+    """Return the table's spelling of every label."""
     known = {label: table.known_name(label) for label in labels}
     unknown = [label for label, name in known.items() if name not in table.row_of]
     for label in unknown:
@@ -269,71 +410,21 @@ def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]
                 "each part of a combination once."
             )
     if unknown:
-        raise ValueError(table_message(table, unknown))
+        raise ValueError(_unknown_message(table, unknown))
     if len(set(known.values())) < len(known):
         raise ValueError(f"perturbations must name each label once; some of {list(known)[:10]} mean the same.")
     return known
 
 
-def table_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
-    """Why labels cannot be predicted, and what would help."""
-    parts = table.components
-    composition = table.composition
-    names = unknown if composition is None else [p for u in unknown for p in composition.unknown_components(u)]
-    near = "; ".join(f"{name!r}{nearest_names(name, parts.names)}" for name in dict.fromkeys(names[:5]))
+def _unknown_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
+    """Say why labels cannot be predicted, and what would help."""
+    components, composition = table.components, table.composition
+    names = unknown if composition is None else [c for u in unknown for c in composition.unknown_components(u)]
+    near = "; ".join(f"{name!r}{nearest_names(name, components.names)}" for name in dict.fromkeys(names[:5]))
     remedy = (
         "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
         "predict new ones"
-        if parts.one_hot
+        if components.one_hot
         else "add their rows to the perturbation-embedding table of the data"
     )
     return f"the model knows no perturbation {near}: {remedy}."
-
-
-def conditions_asked(index: ConditionIndex, parser: LabelParser) -> dict[str, Any]:
-    """Arguments of ``predict`` that ask for the conditions of observed data, as many cells as were observed of each."""
-    observed = np.bincount(index.condition_of_cell[~index.is_control])
-    # controls may be labelled as a combination of controls
-    sizes = {
-        c: int(n)
-        for c, n in zip(index.conditions, observed, strict=True)
-        if not (parser.composes and parser.is_control(c.perturbation))
-    }
-    return asked_in_order(sizes)
-
-
-def asked_in_order(sizes: Mapping[Condition, int]) -> dict[str, Any]:
-    """Arguments of ``predict`` that ask for so many cells of each condition; these come in the order of ``sorted``."""
-    return {
-        "perturbations": sorted({c.perturbation for c in sizes}),
-        "contexts": sorted({c.context for c in sizes}),
-        "n_cells": sizes,
-    }
-
-
-def cells_of_plan(plan: PredictionPlan, screen: Screen, keys: ScreenKeys) -> pd.DataFrame:
-    """``obs`` of a prediction: columns as in the training data, and ``origin``, the control cell of each.
-
-    Labels of a condition are repeated as numbers, never compared as text once a cell.
-    """
-    start = plan.start_rows
-    of_cell = np.repeat(np.arange(len(plan.tasks)), [len(t.controls) for t in plan.tasks])
-    said: dict[str, Any] = dict(label_columns(plan.labels, keys))
-    if keys.context_key is not None:
-        said[keys.context_key] = [c.context for c in plan.conditions]
-    columns: dict[str, Any] = {}
-    for key, values in said.items():
-        of_condition = np.asarray(values)
-        columns[key] = of_condition[of_cell] if of_condition.dtype.kind == "f" else _taken(values, of_cell)
-    if keys.batch_key is not None and screen.batch is not None:
-        columns.setdefault(keys.batch_key, _taken(screen.batch.names, screen.batch.codes[start]))
-    obs = pd.DataFrame(columns, index=[f"predicted_{i}" for i in range(len(start))])
-    obs[OBS.ORIGIN] = np.asarray(screen.cells[start], dtype=object).astype(str)
-    return obs
-
-
-def _taken(values: Sequence[str], codes: np.ndarray) -> pd.Categorical:
-    """``values[codes]`` with sorted categories, and none that does not occur."""
-    names, code = np.unique(np.asarray(values, dtype=str), return_inverse=True)
-    used, place = np.unique(code[codes], return_inverse=True)
-    return pd.Categorical.from_codes(place, categories=names[used].astype(object))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from scvi_tahoe import _names
 from scvi_tahoe.files import UnsafeFileError
-from scvi_tahoe.pretrained._arc import arc_refusals, read_arc_folder, write_arc_folder
 from scvi_tahoe.pretrained._arc_checkpoints import find_checkpoint, list_checkpoints
 from scvi_tahoe.pretrained._arc_settings import ArcColumns, AttentionDecision, decide_attention
 from scvi_tahoe.pretrained._diagnosis import (
@@ -14,8 +14,9 @@ from scvi_tahoe.pretrained._diagnosis import (
     verify_scale,
     with_attention,
 )
-from scvi_tahoe.pretrained._export import backbone_sha256, export_model, is_export, read_export
-from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat, find_format, register_format
+from scvi_tahoe.pretrained._format_arc import arc_refusals, read_arc_folder, write_arc_folder
+from scvi_tahoe.pretrained._format_export import backbone_sha256, export_model, is_export, read_export
+from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat
 from scvi_tahoe.pretrained._hub import (
     LicenceNotAcceptedError,
     LicenceWarning,
@@ -69,7 +70,6 @@ __all__ = [
     "diagnose_attention",
     "export_model",
     "find_checkpoint",
-    "find_format",
     "flat_table",
     "for_other_cells",
     "inspect_folder",
@@ -86,7 +86,6 @@ __all__ = [
     "read_export",
     "read_pretrained",
     "reason_to_leave_prior",
-    "register_format",
     "registry_of",
     "resolve_source",
     "start_options",
@@ -97,3 +96,5 @@ __all__ = [
     "with_numbered_genes",
     "write_arc_folder",
 ]
+
+_names.import_files(__name__, "_format_")

@@ -1,11 +1,11 @@
-"""Formats of model folders. A file a format, reader beside writer; each registers itself here."""
+"""Formats of model folders. A file ``_format_*.py`` each, reader beside writer, which registers itself here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scvi_tahoe._names import look_up
+from scvi_tahoe._names import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +20,6 @@ class ModelFormat:
 
     Parameters
     ----------
-    name
-        As ``export(format=...)`` and ``scvi-tahoe convert --to`` call it.
     matches
         Whether a folder is in this format. None for the format that a folder is taken for if no other matches.
     read
@@ -35,7 +33,6 @@ class ModelFormat:
         What a model does that the format has no counterpart for. If None, the format can hold every model.
     """
 
-    name: str
     matches: Callable[[Path], bool] | None
     read: Callable[..., PretrainedModel]
     write: Callable[..., None]
@@ -43,18 +40,8 @@ class ModelFormat:
     refusals: Callable[[PretrainedModel], list[str]] | None = None
 
 
-#: Registered formats by name.
-FORMATS: dict[str, ModelFormat] = {}
-
-
-def register_format(model_format: ModelFormat) -> None:
-    """Add a format to those that ``from_pretrained`` reads and ``export`` writes."""
-    FORMATS[model_format.name] = model_format
-
-
-def find_format(name: str) -> ModelFormat:
-    """Return a format by name, or raise ``ValueError`` naming those there are."""
-    return look_up(FORMATS, name, "format")
+#: Formats that ``from_pretrained`` reads and ``export`` writes, by the name that ``format=`` and ``--to`` take.
+FORMATS: Registry[ModelFormat] = Registry("format")
 
 
 def format_of(folder: Path) -> ModelFormat:

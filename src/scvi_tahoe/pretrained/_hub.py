@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.pretrained._arc_checkpoints import choose_checkpoint, list_checkpoints
-from scvi_tahoe.pretrained._export import export_model, is_export, read_export
+from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
 from scvi_tahoe.pretrained._formats import format_of
 from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY, describe
 

@@ -136,7 +136,7 @@ def describe(model: PretrainedModel) -> str:
         else f"{model.prior['kind']}, of {len(model.prior['conditions'])} conditions",
         "loss": ", ".join(f"{name} {value}" for name, value in model.loss.to_kwargs().items()),
         "tensors": "" if model.report is None else model.report.text().replace("\n", "\n" + " " * 16),
-        **{f"{f.name} export": "; ".join(f.refusals(model)) or "possible" for f in FORMATS.values() if f.refusals},
+        **{f"{k} export": "; ".join(f.refusals(model)) or "possible" for k, f in FORMATS.items() if f.refusals},
         "licence": LICENCE_SUMMARY if origin.non_commercial else "as stated by the author of the weights",
     }
     return "\n".join(f"{name:<15} {value}" for name, value in facts.items() if value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.response._choice import choose_prior
 from scvi_tahoe.response._condition_means import (
     CollapseAlarm,
     mean_expression,
@@ -10,29 +9,25 @@ from scvi_tahoe.response._condition_means import (
     move_to_mean,
     observed_cosines,
 )
-from scvi_tahoe.response._correction_share import fit_share, validation_share
-from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior, PriorBase, PriorOrigin, PriorTarget
+from scvi_tahoe.response._correction_share import validation_share
+from scvi_tahoe.response._prior import PRIORS, CellPrior, Origin, Prior
 from scvi_tahoe.response._prior_report import prior_table
 from scvi_tahoe.response._residual_input import (
-    CONTROL_CELLS,
     ResidualCells,
+    choose_prior,
     learn_prior,
     prior_and_targets,
     with_prior,
 )
 
 __all__ = [
-    "CONTROL_CELLS",
     "PRIORS",
     "CellPrior",
     "CollapseAlarm",
+    "Origin",
     "Prior",
-    "PriorBase",
-    "PriorOrigin",
-    "PriorTarget",
     "ResidualCells",
     "choose_prior",
-    "fit_share",
     "learn_prior",
     "mean_expression",
     "means_by_code",

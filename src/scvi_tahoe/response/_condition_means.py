@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data import CellStore, Condition, ConditionIndex, LabelParser, Output
 
-__all__ = ["CollapseAlarm", "mean_expression", "means_by_code", "move_to_mean", "observed_cosines"]
-
 # a mean cosine needs no more than a sample of perturbations and cells, and predictions may have millions of cells
 _MOST_CELLS, _MOST_CONTROLS, _MOST_PERTURBATIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
 # deltas of fewer observed cells are mostly noise, which makes them look more different than they are

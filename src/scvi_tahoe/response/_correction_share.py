@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data import AssignedSplit, CellStore, Condition, Output, ScreenKeys
 
-__all__ = ["fit_share", "validation_share"]
-
 logger = logging.getLogger(__name__)
 
 # one number is fitted, so that a sample of conditions and cells is enough

@@ -25,6 +25,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -32,14 +33,13 @@ import scipy.sparse as sp
 import torch
 from tqdm.auto import tqdm
 
-from scvi_tahoe.data import QUANTILES, Condition, Population, draw_window, move_between, with_marginals
+from scvi_tahoe.data import Condition, draw_window
+from scvi_tahoe.response._marginals import QUANTILES, Population, move_between, with_marginals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from scvi_tahoe.data import Component, ConditionIndex, EmbeddingTable
-
-__all__ = ["PRIORS", "CellPrior", "Prior", "PriorBase", "PriorOrigin", "PriorTarget"]
 
 Prior = Literal["auto", "none", "mean", "transfer", "cells"]
 PRIORS: tuple[Prior, ...] = get_args(Prior)
@@ -52,13 +52,18 @@ _MAX_ANCHORS = 64  # perturbations that stand for a context
 _TINY = 1e-12  # below any squared difference that counts
 _ANCHOR_CELLS = 16_384  # cells of all of them; their noise is in every mean that is predicted
 
-# what a prior may start from, in words that name no condition, so that the conditions of each can be counted
-_ELSEWHERE = "the same perturbation in other contexts"
-_DOSES = "the nearest doses of the same perturbation"
-_PARTS, _SOME_PARTS = "its parts", "some of its parts"
-_NEAREST = "the nearest perturbations by embedding"
-_SHARING = "perturbations that share parts with it"
-_OTHERS = "the mean of other perturbations"
+
+class Origin(Enum):
+    """What a prediction may start from; the values name no condition, so that the conditions of each can be counted."""
+
+    CONTROL_CELLS = "control cells"
+    OTHER_CONTEXTS = "the same perturbation in other contexts"
+    NEAREST_DOSES = "the nearest doses of the same perturbation"
+    PARTS = "its parts"
+    SOME_PARTS = "some of its parts"
+    NEAREST = "the nearest perturbations by embedding"
+    SHARING_PARTS = "perturbations that share parts with it"
+    OTHERS = "the mean of other perturbations"
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class PriorOrigin:
     Attributes
     ----------
     starts_from
-        In words, one of a few, see :meth:`CellPrior.starts_from`.
+        Kind of the conditions, see :meth:`CellPrior.starts_from`.
     made_from
         Training conditions and their weights, which add up to 1: one mapping for each part of a combination that starts
         from its parts, else one.
@@ -98,7 +103,7 @@ class PriorOrigin:
         parts), from 0 to 1. A prior of the kind ``'mean'`` keeps all of its change.
     """
 
-    starts_from: str
+    starts_from: Origin
     made_from: tuple[dict[Condition, float], ...]
     n_cells: int
     kept: float
@@ -238,7 +243,7 @@ class CellPrior:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CellPrior:
-        """What :meth:`to_dict` gave."""
+        """Return the prior of :meth:`to_dict`."""
         donors = values["donors"]
         matrix = sp.csr_matrix((donors["data"], donors["indices"], donors["indptr"]), shape=donors["shape"])
         conditions = tuple(Condition(*c) for c in values["conditions"])
@@ -254,7 +259,7 @@ class CellPrior:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> PriorBase:
-        """The prior of conditions, each made from other conditions only.
+        """Make the prior of conditions, each from other conditions only.
 
         Parameters
         ----------
@@ -275,7 +280,7 @@ class CellPrior:
         return self.base_from(self.targets(controls), conditions, table, n_cells=n_cells, seed=seed, device=device)
 
     def targets(self, controls: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> dict[str, PriorTarget]:
-        """What a prior needs to know of the contexts that it is made for.
+        """Return what a prior needs to know of the contexts that it is made for.
 
         Parameters
         ----------
@@ -336,8 +341,8 @@ class CellPrior:
 
     # ------------------------------------------------------------------ which conditions, and how much of them
 
-    def starts_from(self, conditions: Sequence[Condition], table: EmbeddingTable) -> list[str]:
-        """What the prior of each condition starts from, in words. A few only, which name no condition.
+    def starts_from(self, conditions: Sequence[Condition], table: EmbeddingTable) -> list[Origin]:
+        """Return what the prior of each condition starts from.
 
         Parameters
         ----------
@@ -347,7 +352,7 @@ class CellPrior:
             As in :meth:`base`.
         """
         if self.kind == "mean":
-            return [_OTHERS] * len(conditions)
+            return [Origin.OTHERS] * len(conditions)
         contexts: dict[str, set[str]] = {}
         for condition in self.conditions:
             contexts.setdefault(condition.perturbation, set()).add(condition.context)
@@ -358,26 +363,26 @@ class CellPrior:
         known = {part.name for name in contexts for part in parts.get(name, ())}
         n_doses = Counter(part.name for part in alone if part.dose is not None)
 
-        def words(context: str, label: str) -> str:
+        def origin(context: str, label: str) -> Origin:
             if contexts.get(label, set()) - {context}:
-                return _ELSEWHERE
+                return Origin.OTHER_CONTEXTS
             of_label = parts.get(label, ())
             if len(of_label) == 1 and n_doses[of_label[0].name] > (of_label[0] in alone):
-                return _DOSES
+                return Origin.NEAREST_DOSES
             if len(of_label) > 1 and not alone.isdisjoint(of_label):
-                return _PARTS if alone.issuperset(of_label) else _SOME_PARTS
+                return Origin.PARTS if alone.issuperset(of_label) else Origin.SOME_PARTS
             if table.one_hot or label not in table.row_of:
-                return _OTHERS
+                return Origin.OTHERS
             if not table.components.one_hot:
-                return _NEAREST
-            return _SHARING if any(part.name in known for part in of_label) else _OTHERS
+                return Origin.NEAREST
+            return Origin.SHARING_PARTS if any(part.name in known for part in of_label) else Origin.OTHERS
 
-        return [words(*condition) for condition in conditions]
+        return [origin(*condition) for condition in conditions]
 
     def origins(
         self, contexts: Mapping[str, PriorTarget], conditions: Sequence[Condition], table: EmbeddingTable
     ) -> list[PriorOrigin]:
-        """What the prior of each condition is made from. Nothing is made, so this is fast.
+        """Return what the prior of each condition is made from. Nothing is made, so this is fast.
 
         Parameters
         ----------
@@ -394,39 +399,39 @@ class CellPrior:
         ]
         n_cells = int(self.n_cells[np.unique(np.concatenate(used))].sum())
         if self.kind == "mean":
-            return PriorOrigin(source.words, tuple(weights), n_cells, 1.0)
+            return PriorOrigin(source.origin, tuple(weights), n_cells, 1.0)
         pairs = [self.kept_difference(source, weight) for weight in source.weights]
         whole, kept = (sum(np.square(d * k**n).sum() for d, k in pairs) for n in (0, 1))
-        return PriorOrigin(source.words, tuple(weights), n_cells, float(np.sqrt(kept / max(whole, _TINY))))
+        return PriorOrigin(source.origin, tuple(weights), n_cells, float(np.sqrt(kept / max(whole, _TINY))))
 
     def _sources(
         self, contexts: Mapping[str, PriorTarget], conditions: Sequence[Condition], table: EmbeddingTable
     ) -> Iterator[tuple[Condition, _Source]]:
-        for condition, words in zip(conditions, self.starts_from(conditions, table), strict=True):
-            yield condition, self._source(condition, contexts[condition.context], table, words)
+        for condition, origin in zip(conditions, self.starts_from(conditions, table), strict=True):
+            yield condition, self._source(condition, contexts[condition.context], table, origin)
 
-    def _source(self, condition: Condition, target: PriorTarget, table: EmbeddingTable, words: str) -> _Source:
+    def _source(self, condition: Condition, target: PriorTarget, table: EmbeddingTable, origin: Origin) -> _Source:
         """Conditions, and their weights, of what the prior of a condition starts from."""
         here, label = condition
         in_context = np.array([c.context == here for c in self.conditions])
         same = np.array([c.perturbation == label for c in self.conditions])
-        if words == _ELSEWHERE:
-            return _Source(here, (label,), (self._elsewhere(same & ~in_context, target),), words)
-        if words == _DOSES:
+        if origin is Origin.OTHER_CONTEXTS:
+            return _Source(here, (label,), (self._elsewhere(same & ~in_context, target),), origin)
+        if origin is Origin.NEAREST_DOSES:
             weight, names = self._doses(condition, target, table)
-            return _Source(here, (label, *names), (weight,), words)
-        if words in (_PARTS, _SOME_PARTS):
+            return _Source(here, (label, *names), (weight,), origin)
+        if origin in (Origin.PARTS, Origin.SOME_PARTS):
             parts = self._parts(condition, target, table)
             names = tuple(self.conditions[int(w.argmax())].perturbation for w in parts)
-            return _Source(here, (label, *names, *self._combinations(table)), parts, words)
+            return _Source(here, (label, *names, *self._combinations(table)), parts, origin)
         others = in_context & ~same if (in_context & ~same).any() else ~same
-        if words in (_NEAREST, _SHARING):
+        if origin in (Origin.NEAREST, Origin.SHARING_PARTS):
             near = _nearest(label, [c.perturbation for c in self.conditions], table, others)
             own = () if table.composition is None else table.composition.parser.components(label)
             if len(own) == 1 and own[0].dose is not None:
                 near = self._at_dose(near, own[0], table)
-            return _Source(here, (label,), (near,), words)
-        return _Source(here, (label,), (_normalised(others, np.ones(len(others))),), words)
+            return _Source(here, (label,), (near,), origin)
+        return _Source(here, (label,), (_normalised(others, np.ones(len(others))),), origin)
 
     def _elsewhere(self, conditions: np.ndarray, target: PriorTarget, *, share: np.ndarray | float = 1.0) -> np.ndarray:
         """Weights of conditions of one perturbation, by their cells and by how alike their contexts are to this.
@@ -454,7 +459,7 @@ class CellPrior:
         return self._at_dose(weight, own, table), names
 
     def _at_dose(self, weight: np.ndarray, part: Component, table: EmbeddingTable) -> np.ndarray:
-        """The same weight for each perturbation and context, on its doses next below and above that of a part.
+        """Put the same weight of each perturbation and context on its doses next below and above that of a part.
 
         By the distance of their logarithms; beyond the measured ones on the last.
         """
@@ -506,11 +511,12 @@ class CellPrior:
         """
         combinations = set(self._combinations(table))
         trained = [c for c in self.conditions if c.perturbation in combinations]
-        from_parts = [words == _PARTS for words in self.starts_from(trained, table)]
+        from_parts = [origin is Origin.PARTS for origin in self.starts_from(trained, table)]
         if trained and 2 * sum(from_parts) >= len(trained):
             return np.ones(len(conditions), dtype=bool)
-        known, words = set(self.conditions), self.starts_from(conditions, table)
-        return np.array([c in known or w != _PARTS for c, w in zip(conditions, words, strict=True)], dtype=bool)
+        known, origins = set(self.conditions), self.starts_from(conditions, table)
+        pairs = zip(conditions, origins, strict=True)
+        return np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
 
     def _combinations(self, table: EmbeddingTable) -> list[str]:
         """Training perturbations of several parts."""
@@ -546,7 +552,7 @@ class CellPrior:
         return mean, noise + rest**2 * control.variance / control.n_cells
 
     def control_of(self, context: str) -> PriorTarget:
-        """Controls of a training context."""
+        """Return the controls of a training context."""
         i = self.contexts.index(context)
         means, variances = self.control_means[i], self.control_variances[i]
         return PriorTarget(context, means, variances, int(self.n_controls[i]), self.control_quantiles[i])
@@ -574,7 +580,7 @@ class CellPrior:
             noise += _weighted(np.square(of_context / np.sqrt(self.n_cells)), self.variances) + share**2 * variance
             others += share * self._excess(anchors, mean, variance)
         keep = np.clip(1 - noise / np.maximum(np.square(difference), _TINY), 0, 1)
-        if source.words not in (_PARTS, _SOME_PARTS):
+        if source.origin not in (Origin.PARTS, Origin.SOME_PARTS):
             return difference, keep
         own = np.square(difference) - noise
         usual = np.maximum(others + own, 0)  # of a gene, times the number of perturbations that were looked at
@@ -619,14 +625,14 @@ class _Source:
         combination's parts and all combinations, as what single perturbations share is to be counted once.
     weights
         Of each training condition, one array for each part of a combination, else one.
-    words
+    origin
         What these stand for.
     """
 
     context: str
     without: tuple[str, ...]
     weights: tuple[np.ndarray, ...]
-    words: str
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -710,7 +716,7 @@ class _CellMaker:
                 cells, n_wanted = np.flatnonzero(prior.donor_condition == i), max(1, round(_POOL * of_context[i]))
                 own = rng.permutation(cells)[:n_wanted]
                 # doses are mixed by their weights, also where one of them has fewer cells
-                donors.append(np.resize(own, n_wanted) if source.words == _DOSES else own)
+                donors.append(np.resize(own, n_wanted) if source.origin is Origin.NEAREST_DOSES else own)
             cells_GN = self._tensor(self._donors[np.concatenate(donors)].toarray().T)
             if context != here:
                 source_GQ = self._anchor(context, here, source.without)

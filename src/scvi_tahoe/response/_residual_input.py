@@ -19,29 +19,32 @@ if TYPE_CHECKING:
 
     import torch
 
-    from scvi_tahoe.data import CellSetDataset, Condition, ConditionIndex, DataSpec, EmbeddingTable, Screen
+    from scvi_tahoe.data import CellSetDataset, Condition, ConditionIndex, DataSpec, EmbeddingTable, Screen, ScreenKeys
     from scvi_tahoe.response._prior import Prior, PriorTarget
 
-__all__ = ["CONTROL_CELLS", "ResidualCells", "learn_prior", "prior_and_targets", "with_prior"]
-
-#: what a prediction without a prior starts from, in words as of :meth:`CellPrior.starts_from`
-CONTROL_CELLS = "control cells"
+_CELLS_UP_TO = 5_000_000  # conditions x genes whose prior is made in minutes
 
 
-def learn_prior(
-    kind: Prior, spec: DataSpec, screen: Screen, index: ConditionIndex, rows: np.ndarray, *, seed: int
-) -> dict[str, Any]:
-    """What a prior keeps of its training cells, as plain values."""
-    return CellPrior.from_cells(kind, aligned_expression(spec, screen), index, rows, seed=seed).to_dict()
+def choose_prior(index: ConditionIndex, keys: ScreenKeys, n_genes: int) -> Prior:
+    """Choose cells if most conditions can be made from others and there are not too many conditions to keep."""
+    is_small = len(index.conditions) * n_genes <= _CELLS_UP_TO
+    components = [keys.parser.components(label) for label in index.perturbations]
+    has_parts = keys.combination_separator is not None and sum(len(of_label) == 1 for of_label in components) > 1
+    return "cells" if is_small and (index.perturbations_recur or has_parts) else "none"
+
+
+def learn_prior(kind: Prior, spec: DataSpec, screen: Screen, rows: np.ndarray, *, seed: int) -> dict[str, Any]:
+    """Return what a prior keeps of its training cells, as plain values."""
+    return CellPrior.from_cells(kind, aligned_expression(spec, screen), screen.index, rows, seed=seed).to_dict()
 
 
 def prior_and_targets(
-    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, index: ConditionIndex, conditions: Sequence[Condition]
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Sequence[Condition]
 ) -> tuple[CellPrior, dict[str, PriorTarget]]:
-    """A learned prior, and what it needs to know of the contexts of these conditions."""
+    """Return a learned prior, and what it needs to know of the contexts of these conditions."""
     expression = aligned_expression(spec, screen)
     contexts = sorted({condition.context for condition in conditions})
-    controls = ((c, _dense(expression[index.controls(c)])) for c in contexts)  # in memory one at a time
+    controls = ((c, _dense(expression[screen.index.controls(c)])) for c in contexts)  # in memory one at a time
     prior = CellPrior.from_dict(dict(learned))
     return prior, prior.targets(controls)
 
@@ -51,17 +54,16 @@ def with_prior(
     learned: Mapping[str, Any] | None,
     spec: DataSpec,
     screen: Screen,
-    index: ConditionIndex,
     *,
     device: torch.device,
     seed: int,
     progress: bool = False,
 ) -> CellSetDataset:
-    """The dataset with what a learned prior says of all conditions of a screen."""
+    """Return the dataset with what a learned prior says of all conditions of a screen."""
     if learned is None:
         return dataset
-    conditions = index.conditions
-    prior, targets = prior_and_targets(learned, spec, screen, index, conditions)
+    conditions = screen.index.conditions
+    prior, targets = prior_and_targets(learned, spec, screen, conditions)
     table = spec.with_composed(screen).table
     base = prior.base_from(targets, conditions, table, seed=seed, device=device, progress=progress)
     if base.cells is None:
@@ -97,6 +99,11 @@ class ResidualCells:
     seed: int
     device: torch.device
     _blocks: dict[int, sp.csr_matrix] = field(default_factory=dict)
+
+    @property
+    def control_means(self) -> dict[str, np.ndarray]:
+        """Mean of the control cells of each context, ``[G]``."""
+        return {context: target.mean for context, target in self.targets.items()}
 
     def of_conditions(self, first: int, stop: int) -> tuple[sp.csr_matrix, int]:
         """Cells of the conditions from ``first`` to before ``stop``: CSR float32 ``[rows, G]``, and the first row."""

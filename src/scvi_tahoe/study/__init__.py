@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.study._check import ConfigCheck, check_config
+from scvi_tahoe.study._arc_check import ConfigCheck, check_config
+from scvi_tahoe.study._comparison import RunComparison, compare_runs, run_or_rebuild
 from scvi_tahoe.study._data import read_cells
-from scvi_tahoe.study._data_config import DataConfig
 from scvi_tahoe.study._finding import Finding
-from scvi_tahoe.study._finetune import RunResult, finetune
+from scvi_tahoe.study._finetune import RunResult, dry_run_text, finetune, result_text
 from scvi_tahoe.study._inspection import Inspection, inspect_path
 from scvi_tahoe.study._lesson import Lesson
 from scvi_tahoe.study._log_diagnosis import LogDiagnosis, diagnose
 from scvi_tahoe.study._log_figure import log_figure, logs_figure
-from scvi_tahoe.study._preview import dry_run_text, result_text, rounds_text
-from scvi_tahoe.study._rebuild import RunComparison, compare_runs, run_or_rebuild
-from scvi_tahoe.study._run_config import LOGGERS, ModelConfig, ScoreConfig, StartConfig, TahoeRun, TrainConfig
+from scvi_tahoe.study._run_config import (
+    LOGGERS,
+    DataConfig,
+    ModelConfig,
+    ScoreConfig,
+    StartConfig,
+    TahoeRun,
+    TrainConfig,
+)
 from scvi_tahoe.study._run_folder import is_run
-from scvi_tahoe.study._study import StudyResult, read_study, run_study
+from scvi_tahoe.study._scores import StudyResult
+from scvi_tahoe.study._study import read_study, rounds_text, run_study
 from scvi_tahoe.study._study_config import SHIPPED, RoundConfig, StudyConfig
 from scvi_tahoe.study._training_log import TrainingLog, read_training_log, read_training_logs
 

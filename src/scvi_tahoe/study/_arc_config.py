@@ -1,4 +1,4 @@
-"""A configuration of arc-state, read for what it says; nothing in it is executed."""
+"""A configuration of arc-state, read for what it says, and as one of our runs; nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scvi_tahoe.study._yaml import read_nodes
-
-__all__ = ["ArcConfig", "read_arc_config"]
+from scvi_tahoe.study._files import read_with_lines, value_at
+from scvi_tahoe.study._run_config import DataConfig, ModelConfig, StartConfig, TahoeRun, TrainConfig
 
 _ST_NAMES = ("state", "pertsets", "neuralot")
 _NO_EMBEDDING = (None, "X_hvg", "")
 #: Cells of a set of the released ST-Tahoe weights.
 _TAHOE_SET = 512
+#: Keys of a backbone -> ours.
+_BACKBONE = {
+    "hidden_size": "hidden",
+    "num_hidden_layers": "n_layers",
+    "intermediate_size": "intermediate",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "head_dim": "head_dim",
+}
+_LOSSES = {"energy": {"energy": 1.0}, "sinkhorn": {"sinkhorn": 1.0}, "mse": {"mse": 1.0}}
+_LR, _STEPS, _SETS = 1e-4, 400_000, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +46,7 @@ class ArcConfig:
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value by its dotted path."""
-        value: Any = self.content
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                return default
-            value = value[part]
-        return value
+        return value_at(self.content, key, default)
 
     def has(self, key: str) -> bool:
         """Whether a key is in the file."""
@@ -90,7 +95,7 @@ class ArcConfig:
             return None
         for folder in Path(str(source)).parents[:2]:
             if (folder / "config.yaml").is_file():
-                size = ArcConfig(folder, *read_nodes(folder / "config.yaml")).set_size
+                size = ArcConfig(folder, *read_with_lines(folder / "config.yaml")).set_size
                 if size is not None:
                     return size
         return _TAHOE_SET if self.starts_from_tahoe else None
@@ -118,7 +123,7 @@ def read_arc_config(path: str | Path) -> ArcConfig:
         If it is not YAML, not of arc-state, or of another model than State Transition.
     """
     path = Path(path)
-    content, lines = read_nodes(path)
+    content, lines = read_with_lines(path)
     config = ArcConfig(path, content, lines)
     model = config.get("model")
     if not isinstance(model, dict) or not isinstance(config.get("data.kwargs"), dict):
@@ -132,3 +137,126 @@ def read_arc_config(path: str | Path) -> ArcConfig:
     if name.lower() not in _ST_NAMES:
         raise ValueError(f"{path} is of the model {name!r}; State Transition models ({', '.join(_ST_NAMES)}) are read.")
     return config
+
+
+def run_from_arc(config: ArcConfig) -> TahoeRun:
+    """Return the run that a configuration of arc-state asks for, as its author meant it.
+
+    What arc-state ignores (decay, schedule, accumulation, precision) is done. Cells are named by a TOML file there, so
+    ``data.path`` is a placeholder to be filled in.
+
+    Raises
+    ------
+    ValueError
+        If a value is of the wrong kind.
+    """
+    embedding = config.embedding
+    source = config.get("model.kwargs.init_from")
+    return TahoeRun(
+        name=config.name.replace("/", "-"),
+        seed=int(config.number("training.train_seed", 42) or 0),
+        data=DataConfig(
+            path="FILL_IN.h5ad",
+            perturbation_key=str(config.get("data.kwargs.pert_col", "target_gene")),
+            control=str(config.get("data.kwargs.control_pert", "non-targeting")),
+            context_key=_text(config.get("data.kwargs.cell_type_key")),
+            batch_key=_text(config.get("data.kwargs.batch_col")),
+            cell_embedding_key=embedding,
+            perturbation_embedding_key="perturbation_features"
+            if config.get("data.kwargs.perturbation_features_file")
+            else None,
+        ),
+        start=StartConfig() if not source else _start(str(source)),
+        model=ModelConfig(
+            size=_size(config),
+            representation="embedding" if embedding else "expression",
+            set_size=config.set_size,
+            network=_network(config),
+            objective=_objective(config),
+            batch_encoder=bool(config.get("model.kwargs.batch_encoder", False)),
+        ),
+        train=_train(config),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _start(source: str) -> StartConfig:
+    """Folder and checkpoint of ``.../run/checkpoints/name.ckpt`` or ``.../folder/name.ckpt``."""
+    parts = source.replace("\\", "/").split("/")
+    if not parts[-1].endswith(".ckpt"):
+        return StartConfig(source=source)
+    name = parts.pop()
+    if parts and parts[-1] == "checkpoints":
+        parts.pop()
+    return StartConfig(source="/".join(parts) or ".", checkpoint="best" if name == "last.ckpt" else name)
+
+
+def _size(config: ArcConfig) -> dict[str, Any] | str:
+    backbone = config.get("model.kwargs.transformer_backbone_kwargs") or {}
+    found = {ours: int(backbone[theirs]) for theirs, ours in _BACKBONE.items() if backbone.get(theirs) is not None}
+    for ours in ("n_encoder_layers", "n_decoder_layers"):
+        if (layers := config.number(f"model.kwargs.{ours}")) is not None:
+            found[ours] = int(layers)
+    complete = {"hidden", "n_layers", "intermediate", "n_heads"} <= set(found)
+    return found if complete else "tahoe"
+
+
+def _network(config: ArcConfig) -> dict[str, Any]:
+    residual = config.get("model.kwargs.predict_residual", True)
+    # with or without embedding: it is the output space that decides
+    squeezed = config.get("data.kwargs.output_space") == "all"
+    network: dict[str, Any] = {"head": ("down_up" if squeezed else "hidden_residual") if residual else "absolute"}
+    if config.get("model.kwargs.use_basal_projection", True) is False:
+        network["control_encoder"] = "linear"
+    if config.get("model.kwargs.mask_attn", False):
+        network["attention"] = "self_only"
+    if config.has_gene_decoder and (widths := config.get("model.kwargs.decoder_hidden_dims")):
+        # the number of genes is that of the data, and is filled in when they are read
+        network["gene_decoder"] = {
+            "hidden": [int(width) for width in widths],
+            "residual": bool(config.get("model.kwargs.residual_decoder", False)),
+            "dropout": config.number("model.kwargs.decoder_dropout", 0.1),
+        }
+    return network
+
+
+def _objective(config: ArcConfig) -> dict[str, Any]:
+    loss = str(config.get("model.kwargs.loss", "energy"))
+    if loss == "se":
+        terms = {
+            "energy": config.number("model.kwargs.energy_weight", 1.0),
+            "sinkhorn": config.number("model.kwargs.sinkhorn_weight", 0.01),
+        }
+    else:
+        terms = dict(_LOSSES.get(loss, {"energy": 1.0}))
+    objective: dict[str, Any] = {"terms": terms}
+    if config.has_gene_decoder:
+        objective["decoder_weight"] = config.number("model.kwargs.decoder_weight", 1.0)
+    return objective
+
+
+def _train(config: ArcConfig) -> TrainConfig:
+    number = config.number
+    plan = {
+        "weight_decay": number("training.weight_decay", 0.0),
+        "gradient_clip": min(number("training.gradient_clip_val", 10.0) or 1.0, 1.0),
+        "warmup": number("training.warmup_ratio", 0.05),
+        "min_lr_ratio": number("training.min_lr_ratio", 0.02),
+    }
+    precision = str(config.get("training.precision", "auto"))
+    return TrainConfig(
+        max_steps=int(number("training.max_steps", _STEPS) or _STEPS),
+        lr=number("training.lr", _LR),
+        batch_size=int(number("training.batch_size", _SETS) or _SETS),
+        accumulate=int(
+            number("training.gradient_accumulation_steps", number("training.accumulate_grad_batches", 1)) or 1
+        ),
+        validate_every=int(number("training.val_freq", 2_000) or 2_000),
+        freeze_backbone=bool(config.get("model.kwargs.freeze_pert_backbone", False)),
+        precision=precision,
+        loggers=("wandb",) if config.get("use_wandb", False) else (),
+        plan=plan,
+    )

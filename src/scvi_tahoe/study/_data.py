@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe import datasets
 from scvi_tahoe.data import FewShotContext, FractionSplit, ScreenKeys, verify_screen
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvi_tahoe.data import Split
-    from scvi_tahoe.study._data_config import DataConfig
-    from scvi_tahoe.study._run_config import TahoeRun
-
-__all__ = ["RunData", "load_data", "read_cells", "screen_keys"]
+    from scvi_tahoe.study._run_config import DataConfig, TahoeRun
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +54,14 @@ def load_data(run: TahoeRun) -> RunData:
         If columns or labels are missing, or the split does not fit the cells.
     """
     adata, held_out, split, config = _read(run.data)
-    split = run.chosen_split or split or FractionSplit()
+    split, shared = run.chosen_split or split or FractionSplit(), False
     if held_out is None:
-        adata, held_out, shared = _take_out(adata, split, config, seed=run.seed)
-        split = _without_test(split)
-    else:
-        shared = False
+        adata, held_out = _take_out(adata, split, config, seed=run.seed)
+        shared = held_out is not None and isinstance(split, FractionSplit)
+        split = replace(split, test=0.0 if isinstance(split, FractionSplit) else ())  # type: ignore[call-arg]
     if config.cell_embedding_components is not None:
         _add_components(adata, held_out, config)
-    keys = ScreenKeys(**screen_keys(config))
+    keys = ScreenKeys(**config.keys)
     verify_screen(adata, keys)
     if held_out is not None:
         verify_screen(held_out, keys, table_required=False)
@@ -92,73 +89,46 @@ def read_cells(path: str | Path) -> AnnData:
         raise ValueError(f"{path} is not an h5ad file, or is damaged: {' '.join(str(error).split())[:160]}") from None
 
 
-def screen_keys(config: DataConfig) -> dict[str, Any]:
-    """Arguments of :meth:`~scvi_tahoe.TahoeST.setup_anndata`."""
-    return {
-        "perturbation_key": config.perturbation_key,
-        "control": config.control,
-        "layer": config.layer,
-        "context_key": config.context_key,
-        "batch_key": config.batch_key,
-        "cell_embedding_key": config.embedding_key,
-        "perturbation_embedding_key": config.perturbation_embedding_key,
-    }
-
-
 def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, DataConfig]:
+    """Return the cells, those held out, the split of a named screen, and the section with its labels."""
     if config.path is not None:
         held_out = None if config.held_out is None else read_cells(config.held_out)
         return read_cells(config.path), held_out, None, config
-    from scvi_tahoe import datasets
-
+    held_out = split = None
+    perturbation_key, control, context_key = "perturbation", "control", "context"
     if config.dataset == "papalexi_few_shot":
         task = datasets.papalexi_few_shot()
-        labels = {"perturbation_key": task.perturbation_key, "control": task.control, "context_key": task.context_key}
+        adata, held_out = task.train, task.held_out
+        perturbation_key, control, context_key = task.perturbation_key, task.control, task.context_key
         split = FewShotContext(context=task.context, validation=task.validation_targets)
-        return task.train, task.held_out, split, replace_labels(config, labels)
-    if config.dataset == "simulated":
-        adata = datasets.simulate_screen(n_genes=config.n_genes or 200)
-        labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
-        return adata, None, None, replace_labels(config, labels)
-    if config.dataset == "papalexi_thp1":
+    elif config.dataset == "papalexi_thp1":
         adata = datasets.papalexi_thp1()
-        labels = {
-            "perturbation_key": "perturbation", "control": str(adata.uns["control_label"]), "context_key": "bio_rep"
-        }  # fmt: skip
-        return adata, None, None, replace_labels(config, labels)
-    labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "cell_type"}
-    return datasets.norman_k562(), None, None, replace_labels(config, labels)
-
-
-def replace_labels(config: DataConfig, labels: dict[str, str]) -> DataConfig:
-    """The section with the labels of a named screen, past the check that a user does not give them."""
-    filled = replace(config)
-    for name, value in labels.items():
+        control, context_key = str(adata.uns["control_label"]), "bio_rep"
+    elif config.dataset == "norman_k562":
+        adata, context_key = datasets.norman_k562(), "cell_type"
+    else:
+        adata = datasets.simulate_screen(n_genes=config.n_genes or 200)
+    filled = config.replaced()  # past the check that a user gives no labels of a named screen
+    for name, value in (("perturbation_key", perturbation_key), ("control", control), ("context_key", context_key)):
         object.__setattr__(filled, name, value)
-    return filled
+    return adata, held_out, split, filled
 
 
-def _take_out(adata: AnnData, split: Split, config: DataConfig, *, seed: int) -> tuple[AnnData, AnnData | None, bool]:
-    """Separate the test part of a split, with the controls of its contexts; the rest may be seen."""
-    keys = ScreenKeys(**{k: v for k, v in screen_keys(config).items() if k != "cell_embedding_key"})
-    index = verify_screen(adata, keys).index
+def _take_out(adata: AnnData, split: Split, config: DataConfig, *, seed: int) -> tuple[AnnData, AnnData | None]:
+    """Separate the test part of a split, with the controls of its contexts."""
+    index = verify_screen(adata, ScreenKeys(**config.keys | {"cell_embedding_key": None})).index
     test = split.assign(index, seed=seed).test
     if not len(test):
-        return adata, None, False
+        return adata, None
     contexts = {index.conditions[c].context for c in np.unique(index.condition_of_cell[test])}
     controls = np.concatenate([index.controls(context) for context in sorted(contexts)])
     seen = np.ones(adata.n_obs, dtype=bool)
     seen[test] = False
-    held_out = adata[np.sort(np.concatenate([test, controls]))].copy()
-    return adata[seen].copy(), held_out, isinstance(split, FractionSplit)
-
-
-def _without_test(split: Split) -> Split:
-    return replace(split, test=0.0) if isinstance(split, FractionSplit) else replace(split, test=())  # type: ignore[call-arg]
+    return adata[seen].copy(), adata[np.sort(np.concatenate([test, controls]))].copy()
 
 
 def _add_components(train: AnnData, held_out: AnnData | None, config: DataConfig) -> None:
-    """Principal components of the control cells, unit length; all other cells are only projected.
+    """Embed cells in the principal components of the control cells, at unit length.
 
     Of control cells, because the embedding stands for one that was pretrained on cells nobody had perturbed.
     """

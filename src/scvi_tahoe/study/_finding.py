@@ -1,4 +1,4 @@
-"""One thing found in a configuration or in a log: how grave, where, what, and what to do instead."""
+"""One thing found in a configuration or in a log: how severe, where, what, and what to do instead."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-__all__ = ["LEVELS", "Finding", "findings_text", "worst"]
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -42,20 +40,19 @@ class Finding:
     line: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
 def worst(findings: Sequence[Finding]) -> Level | None:
-    """The gravest level among findings, or None."""
+    """Return the most severe level among findings, or None."""
     return next((level for level in LEVELS if any(f.level == level for f in findings)), None)
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """Findings as text, the gravest first, those of a file in the order of its lines."""
-    ordered = sorted(findings, key=lambda f: (LEVELS.index(f.level), f.line or 0))
+    """Return findings as text, the most severe first, those of a file in the order of its lines."""
     blocks = []
-    for finding in ordered:
+    for finding in sorted(findings, key=lambda f: (LEVELS.index(f.level), f.line or 0)):
         place = f"line {finding.line}, {finding.where}" if finding.line else finding.where
         blocks.append(f"{finding.level:<8} {place}: {finding.message}")
         if finding.instead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import warnings
@@ -10,13 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from anndata import read_h5ad
+
+from scvi_tahoe import TahoeST
+from scvi_tahoe.data import ScreenKeys, with_condition_labels
+from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate
 from scvi_tahoe.files import atomic_write, atomic_write_text
-from scvi_tahoe.nn import NetworkConfig
-from scvi_tahoe.nn._ineffective_options import default_of, unused_in_network
-from scvi_tahoe.study._data import load_data, screen_keys
-from scvi_tahoe.study._fingerprint import fingerprint, verify_same_data
-from scvi_tahoe.study._loggers import verify_loggers
-from scvi_tahoe.study._provenance import provenance
+from scvi_tahoe.nn import NetworkConfig, default_of, ineffective_in_network
+from scvi_tahoe.prediction import arguments_for_observed
+from scvi_tahoe.study._data import load_data
+from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
+from scvi_tahoe.study._log_figure import log_figure
+from scvi_tahoe.study._model import build_model, read_training, train_model, training_options, verify_loggers
+from scvi_tahoe.study._provenance import fingerprint, provenance, run_card, verify_same_data
 from scvi_tahoe.study._run_config import PLAN_ELSEWHERE, TahoeRun
 from scvi_tahoe.study._run_folder import (
     CONFIG,
@@ -28,22 +36,15 @@ from scvi_tahoe.study._run_folder import (
     REPORT,
     RESULT,
     SCORES,
-    claim,
-    read_json,
-    write_json,
+    claim_folder,
 )  # fmt: skip
-from scvi_tahoe.study._start import build_model
-from scvi_tahoe.study._training import read_training, train_model, training_options
-from scvi_tahoe.study._yaml import read_mapping
+from scvi_tahoe.study._training_log import read_training_log
+from scvi_tahoe.training import TahoeTrainingPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from scvi_tahoe import TahoeST
-    from scvi_tahoe.evaluate import EvaluationResult
     from scvi_tahoe.study._data import RunData
-
-__all__ = ["RunResult", "finetune", "resolved"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,11 +89,11 @@ def finetune(
     run
         The run, or its file. The ``config.yaml`` of a run's folder rebuilds that run: the same numbers on the CPU.
     folder
-        Where to write; None takes ``runs/<name>``.
+        Where to write. If None, ``runs/<name>``.
     progress
         Whether to show progress bars.
     truth_cache
-        Folder for what runs on the same data share of the scoring.
+        Folder for what the scoring of runs on the same data shares.
     report
         Called with a line of text at each step.
 
@@ -109,26 +110,39 @@ def finetune(
     """
     run = run if isinstance(run, TahoeRun) else TahoeRun.from_yaml(run)
     folder = Path("runs") / run.name if folder is None else Path(folder)
-    data = load_data(run)
-    found = fingerprint(data, seed=run.seed)
-    verify_same_data(run.data.sha256, found["sha256"])
     # all that can be wrong with data, weights and options comes up here, before anything is written
-    model = build_model(run, data)
-    config = resolved(run, data, model, found["sha256"], threads=_threads(run, folder))
-    verify_loggers(config)
-    claim(folder, config.to_dict())
-    if not (folder / RESULT).exists():
-        with _keeping_threads():
-            _Job(config, folder, data, model, found, progress, truth_cache, report).carry_out()
-    else:
+    prepared = _prepare(run, threads=_threads(run, folder))
+    verify_loggers(prepared.run)
+    claim_folder(folder, prepared.run)
+    if (folder / RESULT).exists():
         report(f"{folder} holds this run, finished; this is what it left.")
+    else:
+        with _keeping_threads():
+            _Job(prepared, folder, progress, truth_cache, report).carry_out()
     return read_result(folder)
 
 
-def _threads(run: TahoeRun, folder: Path) -> int:
-    """Threads of the processor: as the run says, as it began, or as PyTorch would have it."""
-    import torch
+@dataclass(frozen=True)
+class _Prepared:
+    """A run with everything spelled out, its cells, what they hash to, and its model before training."""
 
+    run: TahoeRun
+    data: RunData
+    fingerprint: dict[str, Any]
+    model: TahoeST
+
+
+def _prepare(run: TahoeRun, *, threads: int | None = None) -> _Prepared:
+    """Read cells and weights and check every option; nothing is written."""
+    data = load_data(run)
+    found = fingerprint(data, seed=run.seed)
+    verify_same_data(run.data.sha256, found["sha256"])
+    model = build_model(run, data)
+    return _Prepared(resolved(run, data, model, found["sha256"], threads=threads), data, found, model)
+
+
+def _threads(run: TahoeRun, folder: Path) -> int:
+    """Return threads of the processor: as the run says, as it began, or as PyTorch would have it."""
     begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
     return run.train.threads or begun.get("threads") or torch.get_num_threads()
 
@@ -136,8 +150,6 @@ def _threads(run: TahoeRun, folder: Path) -> int:
 @contextmanager
 def _keeping_threads() -> Iterator[None]:
     """Give PyTorch its threads back: the run sets them, and scoring changes those of all libraries."""
-    import torch
-
     before = torch.get_num_threads()
     try:
         yield
@@ -146,7 +158,7 @@ def _keeping_threads() -> Iterator[None]:
 
 
 def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threads: int | None = None) -> TahoeRun:
-    """The run with everything spelled out that it left to defaults, to the data or to the weights.
+    """Return the run with everything spelled out that it left to defaults, to the data or to the weights.
 
     Raises
     ------
@@ -154,29 +166,27 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threa
         If an option of the training is out of range or has no effect on this model.
     """
     plan = training_options(run, model)
-    options = plan.plan.to_kwargs()
-    train = replace(
-        run.train, max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
+    train = run.train.replaced(
+        max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
         validate_every=plan.setting["validate_every"], threads=threads or run.train.threads,
-        plan={k: v for k, v in options.items() if k not in PLAN_ELSEWHERE},
+        plan={k: v for k, v in plan.plan.to_kwargs().items() if k not in PLAN_ELSEWHERE},
     )  # fmt: skip
     split = run.split if data.held_out is not None and run.split is not None else data.split.to_dict()
     # labels of a named screen are not written: they come with its name
-    cells = replace(run.data if run.data.dataset is not None else data.config, sha256=sha256)
-    spelled = replace(
-        run.model, set_size=model.set_size, prior=model.prior, network=_network_options(model),
+    cells = (run.data if run.data.dataset is not None else data.config).replaced(sha256=sha256)
+    spelled = run.model.replaced(
+        set_size=model.set_size, prior=model.prior, network=_network_options(model),
         objective=model.module.objective.config.to_dict(),
     )  # fmt: skip
     return replace(run, data=cells, split=split, model=spelled, train=train)
 
 
 def _network_options(model: TahoeST) -> dict[str, Any]:
-    """Everything about the network but the widths that the data decide, and what has no effect on it."""
+    """Return the network's options without widths that the data decide and options that have no effect on it."""
     config = model.module.config
-    options = config.to_kwargs()
     widths = ("n_input", "n_output", "n_perturbation", "n_batches")
-    options = {name: value for name, value in options.items() if name not in widths}
-    for name in unused_in_network(config, model.representation):
+    options = {name: value for name, value in config.to_kwargs().items() if name not in widths}
+    for name in ineffective_in_network(config, model.representation):
         if options[name] != default_of(NetworkConfig, name):  # of the weights, which bring it again
             del options[name]
     if options.get("gene_decoder") is not None:
@@ -185,88 +195,83 @@ def _network_options(model: TahoeST) -> dict[str, Any]:
 
 
 def read_result(folder: Path) -> RunResult:
-    """What a finished run left.
+    """Return what a finished run left.
 
     Raises
     ------
     FileNotFoundError
         If the folder holds no finished run.
     """
-    from scvi_tahoe.evaluate import EvaluationResult
-
     if not (folder / RESULT).is_file():
         raise FileNotFoundError(f"{folder} holds no finished run (no {RESULT}).")
     record = read_json(folder / RESULT)
-    scores = EvaluationResult.load(folder / SCORES) if (folder / SCORES).is_dir() else None
     return RunResult(
-        folder=folder, best_step=record["best_step"], best_value=record["best_value"], scores=scores,
+        folder=folder, best_step=record["best_step"], best_value=record["best_value"],
+        scores=EvaluationResult.load(folder / SCORES) if (folder / SCORES).is_dir() else None,
         seconds=record["seconds"],
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all steps of a run need."""
+    """The steps of a run; each leaves a file, and those whose file is there are not done again."""
 
-    run: TahoeRun
+    prepared: _Prepared
     folder: Path
-    data: RunData
-    model: TahoeST
-    fingerprint: dict[str, Any]
     progress: bool
     truth_cache: Path | None
     report: Callable[[str], None]
 
+    @property
+    def run(self) -> TahoeRun:
+        return self.prepared.run
+
+    @property
+    def data(self) -> RunData:
+        return self.prepared.data
+
     def carry_out(self) -> None:
         """Do the steps whose files are missing."""
-        import torch
-
         start = time.perf_counter()
         torch.set_num_threads(int(self.run.train.threads or 1))
-        if not (self.folder / PROVENANCE).exists():
-            write_json(self.folder / PROVENANCE, provenance(self.run, self.fingerprint))
-        if not (self.folder / MODEL).exists():
-            self._train()
+        steps = {PROVENANCE: self._note, MODEL: self._train}
         if self.data.held_out is not None and self.run.score.preset is not None:
-            self._step(PREDICTION, self._predict)
-            self._step(SCORES, self._score)
-        self._step(FIGURES, self._draw)
-        self._conclude(time.perf_counter() - start)
+            steps |= {PREDICTION: self._predict, SCORES: self._score}
+        for name, step in {**steps, FIGURES: self._draw}.items():
+            if not (self.folder / name).exists():
+                step()
+        training, total = read_training(self.folder), time.perf_counter() - start
+        result = {
+            "best_step": training["best_step"],
+            "best_value": training["best_value"],
+            "monitor": self.run.train.monitor,
+            "seconds": {"training": training["seconds"], "total": max(total, training["seconds"])},
+            "config": CONFIG,
+        }
+        write_json(self.folder / RESULT, result)
 
-    def _step(self, name: str, step: Callable[[], None]) -> None:
-        if not (self.folder / name).exists():
-            step()
+    def _note(self) -> None:
+        write_json(self.folder / PROVENANCE, provenance(self.run, self.prepared.fingerprint))
 
     def _train(self) -> None:
-        model = self.model
+        model = self.prepared.model
         text = "from scratch: nothing was loaded." if model.loading_report_ is None else model.loading_report_.text()
         atomic_write_text(self.folder / REPORT, f"{text}\n")
         self.report(f"{self.run.name}: {self.run.train.max_steps} steps, {text.splitlines()[0]}")
         train_model(self.run, model, self.data, self.folder, progress=self.progress)
-        self._write_card(model)
+        atomic_write_text(self.folder / "README.md", run_card(self.run, model, self.prepared.fingerprint))
         with atomic_write(self.folder / MODEL) as partial:
             model.save(partial)
 
-    def _write_card(self, model: TahoeST) -> None:
-        from scvi_tahoe.study._run_card import run_card
-
-        atomic_write_text(self.folder / "README.md", run_card(self.run, model, self.fingerprint))
-
-    def _model(self) -> TahoeST:
-        from scvi_tahoe import TahoeST
-
-        TahoeST.setup_anndata(self.data.train, **screen_keys(self.data.config))
-        return TahoeST.load(self.folder / MODEL, adata=self.data.train)
-
     def _predict(self) -> None:
-        from scvi_tahoe.data import read_screen
-        from scvi_tahoe.prediction._request import conditions_asked
-
-        model = self._model()
-        index = read_screen(self.data.held_out, model.keys).index
+        counts = self.run.score.counts_layer
+        TahoeST.setup_anndata(self.data.train, **self.data.config.keys)
+        model = TahoeST.load(self.folder / MODEL, adata=self.data.train)
         predicted = model.predict(
             self.data.held_out,
-            **conditions_asked(index, model.keys.parser),
+            **arguments_for_observed(self.data.held_out, model.keys),
+            output="expression" if counts is None else "counts",
+            counts_layer=counts,
             seed=self.run.seed,
             progress=self.progress,
         )
@@ -274,21 +279,18 @@ class _Job:
             predicted.write_h5ad(partial)
 
     def _score(self) -> None:
-        from anndata import read_h5ad
-
-        from scvi_tahoe.evaluate import EvaluationReference, EvaluationWarning, evaluate
-
-        score, keys = self.run.score, self.data.config
+        score, keys = self.run.score, ScreenKeys(**self.data.config.keys)
         reference = EvaluationReference.from_adata(
-            self.data.held_out, perturbation_key=str(keys.perturbation_key), control=str(keys.control),
-            context_key=keys.context_key, layer=keys.layer, baseline_from=self.data.train, cache_dir=self.truth_cache,
+            with_condition_labels(self.data.held_out, keys), perturbation_key=keys.perturbation_key,
+            control=keys.control, context_key=keys.context_key, layer=score.counts_layer or keys.layer,
+            baseline_from=with_condition_labels(self.data.train, keys), cache_dir=self.truth_cache,
         )  # fmt: skip
+        prediction = with_condition_labels(read_h5ad(self.folder / PREDICTION), keys)
         with warnings.catch_warnings():
             # reported below and kept in the checks
             warnings.simplefilter("ignore", EvaluationWarning)
             result = evaluate(
-                read_h5ad(self.folder / PREDICTION), reference, preset=str(score.preset), baseline=score.baseline,
-                representation_check=score.representation_check, allow_train=self.data.shares_conditions,
+                prediction, reference, **score.arguments(evaluate), allow_train=self.data.shares_conditions,
                 seed=self.run.seed,
             )  # fmt: skip
         for name, check in result.checks.iterrows():
@@ -297,10 +299,6 @@ class _Job:
         result.save(self.folder / SCORES)
 
     def _draw(self) -> None:
-        from scvi_tahoe.evaluate import EvaluationResult
-        from scvi_tahoe.study._log_figure import log_figure
-        from scvi_tahoe.study._training_log import read_training_log
-
         figures = {"training": log_figure(read_training_log(self.folder / METRICS))}
         if (self.folder / SCORES).is_dir():
             result = EvaluationResult.load(self.folder / SCORES)
@@ -308,17 +306,65 @@ class _Job:
         with atomic_write(self.folder / FIGURES) as partial:
             partial.mkdir()
             for name, figure in figures.items():
-                figure.savefig(partial / f"{name}.png", dpi=130, format="png")
+                save_figure(figure, partial / f"{name}.png")
 
-    def _conclude(self, seconds: float) -> None:
-        training = read_training(self.folder)
-        write_json(
-            self.folder / RESULT,
-            {
-                "best_step": training["best_step"],
-                "best_value": training["best_value"],
-                "monitor": self.run.train.monitor,
-                "seconds": {"training": training["seconds"], "total": max(seconds, training["seconds"])},
-                "config": CONFIG,
-            },
-        )
+
+def dry_run_text(config: str | Path) -> str:
+    """Read the data and the weights of a run, and say what would be done; nothing is written.
+
+    Parameters
+    ----------
+    config
+        File of the run.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As :func:`~scvi_tahoe.study.finetune` would.
+    """
+    prepared = _prepare(TahoeRun.from_yaml(config))
+    run, found, model = prepared.run, prepared.fingerprint, prepared.model
+    train, side, cells = run.train, found["train"], found["split"]["cells"]
+    plan = TahoeTrainingPlan(model.module, training_options(run, model).plan, model.pretrained_parameters_)
+    held_out = found.get("held_out")
+    scored = "nothing is scored" if held_out is None else f"{held_out['n_cells']:,} cells to predict from"
+    loaded = "from scratch" if model.loading_report_ is None else model.loading_report_.text()
+    memory = model.memory_plan(batch_size=train.batch_size, store=train.store, precision=train.precision)
+    lines = [
+        run.name,
+        f"data      {side['n_cells']:,} cells of {side['n_genes']:,} genes, {found['n_perturbations']} perturbations, "
+        f"{len(found['contexts'])} contexts; {cells['train']:,} perturbed cells train, {cells['validation']:,} "
+        f"validate; {scored} (sha256 {found['sha256'][:12]})",
+        f"weights   {loaded}",
+        f"training  {train.max_steps:,} steps of {train.batch_size * train.accumulate} sets of {model.set_size} cells, "
+        f"rate {train.lr:g}, validated every {train.validate_every:,} steps",
+        *("          " + line for line in plan.describe().splitlines()),
+        *(["          the projection to the output never trains"] if train.freeze_projection else []),
+        f"memory    {memory}",
+        f"scoring   {run.score.preset or 'none'}",
+        "Nothing was written.",
+    ]
+    return "\n".join(lines)
+
+
+def result_text(result: RunResult, *, as_json: bool = False) -> str:
+    """Return what a run left, for a terminal or for a script."""
+    summary = None if result.scores is None else result.scores.summary
+    vcc = None if result.scores is None else result.scores.vcc
+    if as_json:
+        values = {
+            "folder": str(result.folder),
+            "best_step": result.best_step,
+            "best_value": result.best_value,
+            "seconds": result.seconds,
+            "scores": None if summary is None else {str(k): v for k, v in summary["value"].items() if v == v},
+            "vcc": None if vcc is None else dict(vcc),
+        }
+        return json.dumps(values, indent=1, default=float)
+    lines = []
+    if summary is not None:
+        lines.append(summary[["value", "baseline", "ceiling", "scaled"]].round(4).to_string(na_rep=""))
+    if vcc is not None:
+        lines.append(f"VCC {vcc['year']} overall {vcc['overall']:.2f}")
+    best = "" if result.best_value is None else f"best validation {result.best_value:.4g} at step {result.best_step}; "
+    return "\n".join([*lines, f"{result.folder}: {best}{result.seconds['total']:.0f} s"])

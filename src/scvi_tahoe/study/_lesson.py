@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Group", "Lesson", "group_of", "judge"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Group:

@@ -6,16 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.study._epoch_period import epoch_length
 from scvi_tahoe.study._finding import Finding, findings_text
-from scvi_tahoe.study._log_rules import LOG_RULES
+from scvi_tahoe.study._log_rules import LOG_RULES, epoch_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from scvi_tahoe.study._training_log import TrainingLog
-
-__all__ = ["LogDiagnosis", "diagnose"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +36,13 @@ class LogDiagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        validation = self.log.get("validation")
+        step, value = self.log.best or (None, None)
         return {
             "name": self.log.name,
             "path": str(self.log.path),
             "n_steps": self.log.n_steps,
-            "best_step": self.log.best_step,
-            "best_value": None if validation.empty else float(validation.min()),
+            "best_step": step,
+            "best_value": value,
             "findings": [finding.to_dict() for finding in self.findings],
         }
 
@@ -85,9 +82,9 @@ def _source(log: TrainingLog) -> tuple[str, str]:
 
 def _start(source: TrainingLog, checkpoint: str) -> Iterator[Finding]:
     validation = source.get("validation")
-    if validation.empty:
+    if source.best is None:
         return
-    best_step, best = int(validation.index[int(validation.argmin())]), float(validation.min())
+    best_step, best = source.best
     if checkpoint.startswith("last"):
         step, value = int(validation.index[-1]), float(validation.iloc[-1])
     elif match := re.search(r"step=(\d+)", checkpoint):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe.pl import new_figure, style
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -12,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from scvi_tahoe.study._training_log import TrainingLog
-
-__all__ = ["log_figure", "logs_figure"]
 
 _TRAIN, _VALIDATION, _BEST, _RATE = "#E69F00", "#0072B2", "#D55E00", "#666666"
 _MAX_RATES = 4
@@ -50,8 +50,6 @@ def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
     ValueError
         If there is none.
     """
-    from scvi_tahoe.pl import new_figure, style
-
     if not logs:
         raise ValueError("there is no log to draw.")
     panels = {"train": _train, "validation": _validation, "decoder_validation": _decoder, "rate": _rates,

@@ -1,18 +1,116 @@
-"""Frozen dataclasses from the plain values of a file, and back: unknown keys and wrong kinds are errors with a hint."""
+"""Frozen dataclasses from the plain values of a file, and back: unknown keys and wrong kinds are errors with a hint.
+
+:func:`section` takes the fields, defaults and types of a dataclass from the signatures of public methods.
+"""
 
 from __future__ import annotations
 
+import builtins
+import collections.abc
 import difflib
+import inspect
 import types
-from dataclasses import MISSING, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+import typing
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from scvi_tahoe import data, nn, response, training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-__all__ = ["build", "nearest", "plain", "typed"]
+    from collections.abc import Callable, Collection, Iterable
 
 T = TypeVar("T")
+
+#: names that annotations of public methods are made of, some of which are imported for type checkers only
+_TYPES: dict[str, Any] = {
+    name: value
+    for space in (data, nn, response, training, collections.abc, typing, builtins)
+    for name, value in vars(space).items()
+}
+_WORDS: dict[Any, str] = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
+    dict: "a mapping", list: "a list",
+}  # fmt: skip
+
+
+class Section:
+    """A part of a file whose fields are options of public methods, see :func:`section`."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+    def replaced(self, **values: Any) -> Self:
+        """Return the section with other values."""
+        return replace(self, **values)  # type: ignore[type-var]
+
+    def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """Return the values of the fields that are parameters of a function."""
+        known = inspect.signature(function).parameters
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}  # type: ignore[arg-type]
+
+
+def section(
+    *functions: Callable[..., Any], without: Collection[str] = (), optional: bool = False, own_first: bool = False
+) -> Callable[[type[T]], type[T]]:
+    """Make a class a frozen dataclass of the options of some functions.
+
+    Parameters
+    ----------
+    functions
+        Parameters that a file can hold become fields, with the default of the first function that has them. A field
+        that the class defines itself stays as it is.
+    without
+        Names of parameters to leave out.
+    optional
+        Allow None for every parameter and make it the default: the function decides.
+    own_first
+        Whether the fields that are no parameters come before those that are.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        own, found = dict(cls.__annotations__), {}
+        for function in functions:
+            hints = get_type_hints(function, localns=_AnyName())
+            for name, parameter in inspect.signature(function).parameters.items():
+                hint = _plain_hint(hints.get(name))
+                if hint is None or name in found or name in without or parameter.kind is parameter.VAR_KEYWORD:
+                    continue
+                left_out = optional or parameter.default is parameter.empty
+                found[name] = own.pop(name, hint | None if left_out else hint)
+                if not hasattr(cls, name):
+                    setattr(cls, name, None if left_out else parameter.default)
+        cls.__annotations__ = {**own, **found} if own_first else {**found, **own}
+        return dataclass(frozen=True, kw_only=True)(cls)
+
+    return decorate
+
+
+class _Foreign:
+    """Stands for types that no file holds."""
+
+
+class _AnyName(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        return _TYPES.get(name, _Foreign)
+
+
+def _plain_hint(hint: Any) -> Any:
+    """Return the part of an annotation that a file can hold, or None."""
+    kinds = [kind for option in _options(hint) if (kind := _plain_kind(option)) is not None]
+    return None if all(kind is type(None) for kind in kinds) else Union[tuple(kinds)]  # noqa: UP007
+
+
+def _plain_kind(hint: Any) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in (str, int, float, bool, type(None), Any) or origin is Literal:
+        return hint
+    if origin in (dict, collections.abc.Mapping):
+        return dict[str, arguments[1]]  # type: ignore[valid-type]
+    if origin in (list, tuple, collections.abc.Sequence) and (kind := _plain_hint(arguments[0])) is not None:
+        return tuple[kind, ...]  # type: ignore[valid-type]
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -40,31 +138,19 @@ def build(cls: type[T], values: object, where: str = "") -> T:
     ValueError
         If a key is unknown or missing, or a value is of the wrong kind.
     """
-    place = where or "the configuration"
     arguments = typed(cls, values, where)
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in arguments and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{place} lacks the key {field.name!r}.")
+            raise ValueError(f"{where or 'the configuration'} lacks the key {field.name!r}.")
     return cls(**arguments)
 
 
 def typed(cls: type, values: object, where: str = "") -> dict[str, Any]:
-    """Return the given fields of a dataclass, every one of its kind; others may be absent.
-
-    Parameters
-    ----------
-    cls, values, where
-        As for :func:`build`.
-
-    Raises
-    ------
-    ValueError
-        If a key is unknown or a value is of the wrong kind.
-    """
+    """Return the given fields of a dataclass, each of its kind; others may be absent. Raises as :func:`build`."""
     place = where or "the configuration"
     if not isinstance(values, dict):
         raise ValueError(f"{place} must be a mapping of names to values, not {values!r}.")
-    known = {field.name: field for field in fields(cls)}
+    known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
             raise ValueError(f"{place} has no key {key!r}{nearest(str(key), known)} It takes {', '.join(known)}.")
@@ -83,8 +169,12 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
 def _converted(value: Any, hint: Any, where: str) -> Any:
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    options = _options(hint)
     for option in options:
         if is_dataclass(option) and isinstance(value, dict):
             return build(option, value, where)  # type: ignore[arg-type]
@@ -129,8 +219,4 @@ def _named(hint: Any) -> str:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is tuple:
         return f"a list of {_named(get_args(hint)[0])}"
-    names: Mapping[Any, str] = {
-        str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
-        dict: "a mapping", list: "a list",
-    }  # fmt: skip
-    return names.get(get_origin(hint) or hint, "a mapping")
+    return _WORDS.get(get_origin(hint) or hint, "a mapping")

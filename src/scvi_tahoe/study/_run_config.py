@@ -1,61 +1,111 @@
-"""A run as a file: everything that decides about its numbers, in frozen dataclasses that a YAML file fills."""
+"""A run as a file: everything that decides about its numbers, in frozen dataclasses that a YAML file fills.
+
+Which options there are, their types and their defaults, say the signatures of the methods of
+:class:`~scvi_tahoe.TahoeST`: a new option of ``train()`` is an option of the file, too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from scvi_tahoe.data import Split, split_from_dict
-from scvi_tahoe.evaluate import BASELINES
+from scvi_tahoe import TahoeST
+from scvi_tahoe.data import Representation, Split, split_from_dict
+from scvi_tahoe.evaluate import BASELINES, PRESETS, evaluate
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
-from scvi_tahoe.response import PRIORS
-from scvi_tahoe.study._data_config import DataConfig  # noqa: TC001  its type is looked up when a file is read
-from scvi_tahoe.study._plain_values import build, nearest, plain, typed
-from scvi_tahoe.study._yaml import read_mapping, written
-from scvi_tahoe.training import PlanConfig, Recipe
-
-__all__ = ["LOGGERS", "PLAN_ELSEWHERE", "ModelConfig", "ScoreConfig", "StartConfig", "TahoeRun", "TrainConfig"]
+from scvi_tahoe.study._files import read_mapping, write_mapping
+from scvi_tahoe.study._plain_values import Section, build, nearest, plain, section, typed
+from scvi_tahoe.training import PlanConfig
 
 LOGGERS = ("mlflow", "tensorboard", "wandb")
 #: options of the optimisation that are not in ``train.plan``
 PLAN_ELSEWHERE = ("max_steps", "lr", "recipe", "freeze_backbone", "seed")
+#: key of ``obsm`` under which an embedding made from the data is kept
+_MADE_EMBEDDING = "X_components"
 
+_Dataset = Literal["papalexi_few_shot", "papalexi_thp1", "norman_k562", "simulated"]
 _PRECISIONS = (
     "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64",
 )  # fmt: skip
 _DIMENSIONS = ("hidden", "n_layers", "intermediate", "n_heads")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartConfig:
-    """Where the weights come from. Weights only: never an optimizer, a schedule or a step.
+@section(TahoeST.setup_anndata, own_first=True)
+class DataConfig(Section):
+    """Where the cells of a run are, and how they are labelled: the arguments of ``TahoeST.setup_anndata``, and more.
+
+    Attributes
+    ----------
+    path
+        h5ad file with log1p expression.
+    dataset
+        A screen of the package instead, whose labels are known.
+    held_out
+        h5ad file of observed cells to predict and score, with controls. If None, the test part of the split.
+    cell_embedding_components
+        Make a cell embedding of this many principal components of the control cells, every cell scaled to length 1: a
+        stand-in where a pretrained embedding is not at hand, which has not seen perturbed cells either.
+    n_genes
+        Number of genes for ``dataset='simulated'``.
+    sha256
+        What the content of the cells must hash to; a finished run writes it, so that a rebuild on other data stops.
+    """
+
+    path: str | None = None
+    dataset: _Dataset | None = None
+    held_out: str | None = None
+    cell_embedding_components: int | None = None
+    n_genes: int | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.dataset is None):
+            known = ", ".join(get_args(_Dataset))
+            raise ValueError(f"data takes either path (an h5ad file) or dataset (one of {known}).")
+        if self.path is not None and (self.perturbation_key is None or self.control is None):
+            raise ValueError("data.path needs perturbation_key (column of obs) and control (label of control cells).")
+        if self.dataset is not None and (self.perturbation_key or self.control):
+            raise ValueError("data.dataset brings perturbation_key and control along; leave them out.")
+        if self.n_genes is not None and self.dataset != "simulated":
+            raise ValueError("data.n_genes is for dataset: simulated only.")
+        if self.cell_embedding_components is not None:
+            _verify_at_least_one("data", cell_embedding_components=self.cell_embedding_components)
+            if self.cell_embedding_key is not None:
+                raise ValueError("data takes cell_embedding_key or cell_embedding_components, not both.")
+
+    @property
+    def embedding_key(self) -> str | None:
+        """Key of ``obsm`` with the cell embedding; None if cells have none."""
+        return _MADE_EMBEDDING if self.cell_embedding_components is not None else self.cell_embedding_key
+
+    @property
+    def has_cell_embedding(self) -> bool:
+        """Whether cells have an embedding."""
+        return self.embedding_key is not None
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """Arguments of :meth:`~scvi_tahoe.TahoeST.setup_anndata`."""
+        return self.arguments(TahoeST.setup_anndata) | {"cell_embedding_key": self.embedding_key}
+
+
+@section(TahoeST.from_pretrained, without=("seed", "set_size", "network", "objective", "prior", "representation",
+                                           "batch_encoder"))  # fmt: skip
+class StartConfig(Section):
+    """Where the weights come from, as ``TahoeST.from_pretrained`` takes it: never an optimizer, a schedule or a step.
 
     Attributes
     ----------
     source
-        Folder of an earlier run, folder in Arc's format or of an export, or name on the hub; None starts from scratch.
+        Folder of an earlier run, folder in Arc's format or of an export, or name on the hub. If None, the model starts
+        from scratch.
     checkpoint
-        Which checkpoint of the source; None takes the best.
-    accept
-        Decisions of :data:`scvi_tahoe.pretrained.DECISIONS` that the start may make.
-    attention
-        Overrides the attention that the source states.
-    check_scale
-        Refuse data on another scale than the weights'.
-    revision, accept_license, offline
-        Of the hub.
+        Which checkpoint of the source. If None, the best.
     """
 
     source: str | None = None
-    checkpoint: str | None = None
-    accept: tuple[str, ...] = ()
-    attention: Literal["full", "causal", "causal_rope", "self_only"] | None = None
-    check_scale: bool = True
-    revision: str | None = None
-    accept_license: bool | None = None
-    offline: bool = False
 
     def __post_init__(self) -> None:
         for name in self.accept:
@@ -65,19 +115,16 @@ class StartConfig:
             raise ValueError("start.source is missing, and start names a checkpoint, attention or decisions for it.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+@section(TahoeST.__init__, optional=True, without=("seed",))
+class ModelConfig(Section):
     """The model, as :class:`~scvi_tahoe.TahoeST` takes it; None and what is left out are the defaults of the package.
 
     ``size`` is not used where weights bring their own.
     """
 
-    size: str | dict[str, Any] | None = None
-    representation: Literal["expression", "embedding", "expression+embedding"] = "expression"
-    set_size: int | None = None
+    representation: Representation = "expression"
     network: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
-    prior: str | None = None
     batch_encoder: bool = False
 
     def __post_init__(self) -> None:
@@ -89,45 +136,37 @@ class ModelConfig:
                 raise ValueError(f"model.size lacks {missing}; it is the name of a size, or has {list(_DIMENSIONS)}.")
         ObjectiveConfig.from_kwargs(self.objective)
         _verify_at_least_one("model", set_size=self.set_size)
-        if self.prior is not None and self.prior not in PRIORS:
-            raise ValueError(f"model.prior is {self.prior!r}; it is one of {', '.join(PRIORS)}.")
         if self.representation == "embedding" and self.prior not in (None, "none"):
             raise ValueError(f"model.prior is {self.prior!r}; a prior is made of expression, not of embeddings.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+@section(TahoeST.train, without=("save_dir", "resume_from", "logger", "seed", "progress", "plan_kwargs"))
+class TrainConfig(Section):
     """How the model is trained, as :meth:`~scvi_tahoe.TahoeST.train` takes it; None is the default of the package.
 
     Attributes
     ----------
+    accumulate
+        Minibatches an optimizer step.
+    accelerator
+        Where it is trained.
     freeze_projection
         Never train the projection to the output, not even where it is new and thus random. arc-state does so whenever
         the backbone is frozen; here to reproduce its runs.
     threads
-        Of the processor. Sums over more threads are rounded otherwise, so a run keeps the number it began with; None
-        takes as many as PyTorch would.
-    plan
-        Further options of :class:`~scvi_tahoe.training.PlanConfig` by name.
+        Threads of the processor. Sums over more threads are rounded otherwise, so a run keeps the number it began with.
+        If None, as many as PyTorch would take.
     loggers
-        Beside ``metrics.csv``: any of :data:`LOGGERS`. None by default.
+        Loggers beside ``metrics.csv``: any of :data:`LOGGERS`.
     offline
         Loggers write into the run folder and use no network.
+    plan
+        Further options of :class:`~scvi_tahoe.training.PlanConfig` by name.
     """
 
-    max_steps: int | None = None
-    recipe: Recipe = "freeze_then_unfreeze"
-    freeze_backbone: bool | int | None = None
-    freeze_projection: bool = False
-    lr: float | None = None
-    batch_size: int | None = None
     accumulate: int = 1
-    validate_every: int | None = None
-    monitor: str = "validation_loss"
-    patience: int | None = None
-    store: Literal["auto", "device", "host", "disk"] = "auto"
-    precision: str = "auto"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    freeze_projection: bool = False
     threads: int | None = None
     loggers: tuple[str, ...] = ()
     offline: bool = True
@@ -136,9 +175,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _verify_at_least_one(
             "train", max_steps=self.max_steps, batch_size=self.batch_size, accumulate=self.accumulate,
-            validate_every=self.validate_every, patience=self.patience, threads=self.threads,
+            validate_every=self.validate_every, patience=self.patience, save_steps=self.save_steps,
+            threads=self.threads,
         )  # fmt: skip
-        if self.precision not in _PRECISIONS:
+        if str(self.precision) not in _PRECISIONS:
             raise ValueError(f"train.precision is {self.precision!r}; it is one of {', '.join(_PRECISIONS)}.")
         for name in self.loggers:
             if name not in LOGGERS:
@@ -152,24 +192,34 @@ class TrainConfig:
             if name not in known:
                 raise ValueError(f"train.plan has no key {name!r}{nearest(name, known)} It takes {sorted(known)}.")
         object.__setattr__(self, "plan", typed(PlanConfig, self.plan, "train.plan"))
-        given: dict[str, Any] = {k: v for k, v in {"max_steps": self.max_steps, "lr": self.lr}.items() if v is not None}
         step = self.freeze_backbone
         if self.max_steps is None and step is not None and not isinstance(step, bool):
             raise ValueError("train.freeze_backbone names a step, so train.max_steps is needed, too.")
-        PlanConfig(**{"max_steps": 1, **given}, recipe=self.recipe, freeze_backbone=self.freeze_backbone, **self.plan)
+        given = {k: v for k, v in {"max_steps": self.max_steps, "lr": self.lr}.items() if v is not None}
+        PlanConfig(**{"max_steps": 1, **given}, recipe=self.recipe, freeze_backbone=step, **self.plan)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """How the prediction is scored, as :func:`scvi_tahoe.evaluate.evaluate` takes it; no preset, no scores."""
+@section(evaluate, TahoeST.evaluate, without=("perturbation_key", "control", "context_key", "allow_train", "seed",
+                                              "progress"))  # fmt: skip
+class ScoreConfig(Section):
+    """How the prediction is scored, as :meth:`~scvi_tahoe.TahoeST.evaluate` takes it.
 
-    preset: Literal["quick", "vcc2025", "minimal", "full"] | None = "vcc2025"
-    baseline: str | None = "train_mean"
-    representation_check: Literal["error", "warn"] = "error"
+    Attributes
+    ----------
+    preset
+        Which scores. If None, nothing is predicted and scored.
+    """
+
+    preset: str | None = "vcc2025"
 
     def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"score.preset is {self.preset!r}; it is one of {', '.join(PRESETS)}, or null.")
         if self.baseline is not None and self.baseline not in BASELINES:
             raise ValueError(f"score.baseline is {self.baseline!r}; it is one of {', '.join(BASELINES)}, or null.")
+        if (self.preset == "vcc2026") != (self.counts_layer is not None):
+            raise ValueError("score.preset: vcc2026 scores raw counts, and score.counts_layer names the layer with them"
+                             "; give both or neither.")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,14 +229,14 @@ class TahoeRun:
     Attributes
     ----------
     name
-        Of the run, and of its folder.
+        Name of the run, and of its folder.
     data, start, model, train, score
         Its parts.
     split
-        Which cells validate and which are predicted, as :meth:`Split.to_dict` writes it; None takes that of the
-        data set, or a tenth of the cells of every condition for validation.
+        Which cells validate and which are predicted, as :meth:`Split.to_dict` writes it. If None, that of the data set,
+        or a tenth of the cells of every condition for validation.
     seed
-        Of everything that is drawn.
+        Seed of everything that is drawn.
 
     Examples
     --------
@@ -209,8 +259,7 @@ class TahoeRun:
             raise ValueError(f"name is {self.name!r}; it names a folder, so it is text without slashes.")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more.")
-        if self.split is not None:
-            split_from_dict(self.split)
+        _ = self.chosen_split
         if self.model.representation != "expression" and not self.data.has_cell_embedding:
             raise ValueError(
                 f"model.representation is {self.model.representation!r} and the data have no cell embedding; give "
@@ -234,7 +283,7 @@ class TahoeRun:
         return build(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return plain(self)
 
     @classmethod
@@ -246,38 +295,34 @@ class TahoeRun:
         FileNotFoundError
             If there is no such file.
         ValueError
-            As :meth:`from_dict`.
+            If a key is unknown or a value is out of range, as in :meth:`from_dict`.
         """
         path = Path(path)
-        return cls.from_dict(read_mapping(path)).anchored(path.parent)
-
-    def to_yaml(self, path: str | Path) -> None:
-        """Write the run to a file, whole or not at all; defaults are spelled out."""
-        written(Path(path), self.to_dict())
-
-    def anchored(self, folder: Path) -> TahoeRun:
-        """The run with paths relative to ``folder`` made absolute, where something exists there."""
+        run = cls.from_dict(read_mapping(path))
 
         def absolute(text: str | None) -> str | None:
-            if text is None:
-                return None
-            place = folder / Path(text).expanduser()
-            return str(place.resolve()) if place.exists() else text
+            place = None if text is None else path.parent / Path(text).expanduser()
+            return str(place.resolve()) if place is not None and place.exists() else text
 
-        data = replace(self.data, path=absolute(self.data.path), held_out=absolute(self.data.held_out))
-        return replace(self, data=data, start=replace(self.start, source=absolute(self.start.source)))
+        data = run.data.replaced(path=absolute(run.data.path), held_out=absolute(run.data.held_out))
+        start = run.start.replaced(
+            source=absolute(run.start.source), backbone_from=absolute(run.start.backbone_from)
+        )  # fmt: skip
+        return replace(run, data=data, start=start)
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the run to a file, with its defaults spelled out; the file appears complete or not at all."""
+        write_mapping(Path(path), self.to_dict())
 
 
 def _network(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Options of the network, each of its kind; the decoder's number of genes is that of the data."""
-    options = {name: value for name, value in values.items() if name != "gene_decoder"}
-    options = typed(NetworkConfig, options, where)
-    if "gene_decoder" not in values:
-        return options
-    decoder = values["gene_decoder"]
-    return options | {
-        "gene_decoder": None if decoder is None else plain(typed(GeneDecoderConfig, decoder, f"{where}.gene_decoder"))
-    }
+    """Check options of the network, each of its kind; the decoder's number of genes is that of the data."""
+    options = typed(NetworkConfig, {k: v for k, v in values.items() if k != "gene_decoder"}, where)
+    if "gene_decoder" in values:
+        decoder = values["gene_decoder"]
+        known = None if decoder is None else plain(typed(GeneDecoderConfig, decoder, f"{where}.gene_decoder"))
+        options["gene_decoder"] = known
+    return options
 
 
 def _verify_at_least_one(where: str, **values: int | None) -> None:

@@ -1,19 +1,15 @@
-"""The folder of a run: which files, and how one is told from another folder."""
+"""The folder of a run: which files it holds, and how it is told from another folder."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.files import atomic_write_text, read_torch, remove_partial
+from scvi_tahoe.files import read_torch, remove_partial
+from scvi_tahoe.study._files import read_mapping
+from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = [
-    "BEST", "CONFIG", "FIGURES", "LAST", "METRICS", "MODEL", "PREDICTION", "PROVENANCE", "REPORT", "RESULT", "SCORES",
-    "checkpoint_path", "claim", "is_run", "read_checkpoint", "read_json", "write_json",
-]  # fmt: skip
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -29,25 +25,23 @@ RESULT = "result.json"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a trained run."""
+    """Return whether a folder is that of a trained run."""
     return (folder / CONFIG).is_file() and (folder / MODEL).is_dir() and (folder / BEST).is_file()
 
 
-def claim(folder: Path, config: dict[str, Any]) -> None:
-    """Make the folder of a run, or take up one that was begun with the same configuration.
+def claim_folder(folder: Path, run: TahoeRun) -> None:
+    """Make the folder of a run, or go on with one that was begun with the same configuration.
 
     Raises
     ------
     ValueError
         If the folder holds something else.
     """
-    from scvi_tahoe.study._yaml import read_mapping, written
-
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the path of a folder for the run.")
     known = folder / CONFIG
     if known.exists():
-        if different := _differences(read_mapping(known), config):
+        if different := _differences(_written_before(known), run.to_dict()):
             raise ValueError(
                 f"{folder} holds a run with another configuration ({'; '.join(different[:3])}); give another folder."
             )
@@ -59,7 +53,16 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         raise ValueError(f"the folder {folder} cannot be made ({error.strerror}); give one that can.") from None
     remove_partial(folder, recursive=True)
     if not known.exists():
-        written(known, config)
+        run.to_yaml(known)
+
+
+def _written_before(path: Path) -> dict[str, Any]:
+    """Return a configuration with the defaults of options that the release that wrote it did not have."""
+    content = read_mapping(path)
+    try:
+        return TahoeRun.from_dict(content).to_dict()
+    except ValueError:
+        return content
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -70,7 +73,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
-    """Path of a checkpoint: ``'best'``, ``'last'``, or a file name.
+    """Return the path of a checkpoint: ``'best'``, ``'last'``, or a file name.
 
     Raises
     ------
@@ -85,7 +88,7 @@ def checkpoint_path(folder: Path, name: str) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Content of a checkpoint, without running code of it.
+    """Return the content of a checkpoint, without running code of it.
 
     Raises
     ------
@@ -96,13 +99,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path} holds no state_dict; it is not a checkpoint.")
     return content
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain values, whole or not at all."""
-    atomic_write_text(path, json.dumps(content, indent=1, default=float) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read plain values."""
-    return json.loads(path.read_text())

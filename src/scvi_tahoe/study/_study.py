@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.study._data import load_data
+from scvi_tahoe.study._files import read_mapping, save_figure, write_mapping
 from scvi_tahoe.study._finetune import finetune, read_result
+from scvi_tahoe.study._lesson import judge
+from scvi_tahoe.study._log_figure import logs_figure
+from scvi_tahoe.study._report_html import report_html
 from scvi_tahoe.study._run_folder import METRICS, RESULT
+from scvi_tahoe.study._scores import StudyResult, score_figure, score_table
 from scvi_tahoe.study._study_config import StudyConfig, merged
-from scvi_tahoe.study._yaml import read_mapping, written
+from scvi_tahoe.study._training_log import read_training_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pandas as pd
-
     from scvi_tahoe.study._finetune import RunResult
-    from scvi_tahoe.study._lesson import Lesson
-
-__all__ = ["StudyResult", "read_study", "run_study"]
 
 _LOG = logging.getLogger(__name__)
 STUDY, TABLE, CURVES, SCORES, HTML = "study.yaml", "scores.csv", "curves.png", "scores.png", "report.html"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyResult:
-    """What a study left.
-
-    Attributes
-    ----------
-    folder
-        Its folder.
-    config
-        The study.
-    runs
-        What each round left, by name.
-    table
-        One row a scored round.
-    lesson
-        Whether the scores are in the order that the study expects.
-    """
-
-    folder: Path
-    config: StudyConfig
-    runs: dict[str, RunResult]
-    table: pd.DataFrame
-    lesson: Lesson
 
 
 def run_study(
@@ -69,7 +43,7 @@ def run_study(
         The study, its file, or the name of a shipped one; of several the rounds are put together, those of one name
         once.
     folder
-        Where to write; None takes ``studies/<name>``.
+        Where to write. If None, ``studies/<name>``.
     progress
         Whether to show progress bars.
     report
@@ -90,7 +64,7 @@ def run_study(
     config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
     folder = (Path("studies") / config.name if folder is None else Path(folder)).resolve()
     _verify_cells(config, folder)
-    _claim(folder, config)
+    _claim_folder(folder, config)
     for one in config.rounds:
         if (folder / one.name / RESULT).exists():
             report(f"{one.name}: finished before.")
@@ -130,7 +104,7 @@ def _verify_cells(config: StudyConfig, folder: Path) -> None:
             verified.append((run.data, run.split))
 
 
-def _claim(folder: Path, config: StudyConfig) -> None:
+def _claim_folder(folder: Path, config: StudyConfig) -> None:
     known = folder / STUDY
     if known.exists():
         if read_mapping(known) != config.to_dict():
@@ -138,7 +112,7 @@ def _claim(folder: Path, config: StudyConfig) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something that is not a study; give a new or empty folder.")
-    written(known, config.to_dict())
+    write_mapping(known, config.to_dict())
 
 
 def _line(name: str, result: RunResult) -> str:
@@ -150,25 +124,38 @@ def _line(name: str, result: RunResult) -> str:
 
 
 def _conclude(folder: Path, config: StudyConfig) -> StudyResult:
-    from scvi_tahoe.study._lesson import judge
-    from scvi_tahoe.study._log_figure import logs_figure
-    from scvi_tahoe.study._report_html import report_html
-    from scvi_tahoe.study._score_figure import score_figure
-    from scvi_tahoe.study._score_table import score_table
-    from scvi_tahoe.study._training_log import read_training_log
-
+    """Write the table, the figures and the report of a study whose rounds are finished."""
     runs = {one.name: read_result(folder / one.name) for one in config.rounds}
     table = score_table(config, runs)
     overall = {str(k): float(v) for k, v in table["overall"].dropna().items()} if "overall" in table else {}
-    lesson = judge(config.lesson, overall)
     logs = {name: read_training_log(folder / name / METRICS) for name in runs}
     with atomic_write(folder / TABLE) as partial:
         table.to_csv(partial)
-    figures = {CURVES: logs_figure(list(logs.values())), SCORES: score_figure(runs)}
-    for name, figure in figures.items():
+    for name, figure in {CURVES: logs_figure(list(logs.values())), SCORES: score_figure(runs)}.items():
         if figure is not None:
-            with atomic_write(folder / name) as partial:
-                figure.savefig(partial, dpi=130, format="png")
-    result = StudyResult(folder=folder, config=config, runs=runs, table=table, lesson=lesson)
+            save_figure(figure, folder / name)
+    result = StudyResult(folder=folder, config=config, runs=runs, table=table, lesson=judge(config.lesson, overall))
     atomic_write_text(folder / HTML, report_html(result, logs))
     return result
+
+
+def rounds_text(*studies: StudyConfig | str | Path) -> str:
+    """Return the rounds of a study, one a line.
+
+    Parameters
+    ----------
+    studies
+        See :func:`run_study`.
+    """
+    config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
+    lines = [f"{config.title or config.name}: {len(config.rounds)} rounds"]
+    for one in config.rounds:
+        run = config.run(one, Path())
+        sizes = (run.train.max_steps, run.train.batch_size, run.model.set_size)
+        steps, sets, cells = ("the usual" if n is None else f"{n:,}" for n in sizes)
+        start = f"from {one.source}, {one.start.get('checkpoint', 'best')}" if one.source else "from scratch"
+        lines.append(
+            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {run.model.representation}, {start}: "
+            f"{one.title}"
+        )
+    return "\n".join([*lines, "Nothing was written."])

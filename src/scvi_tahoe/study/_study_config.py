@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
+from scvi_tahoe.study._files import read_mapping
 from scvi_tahoe.study._lesson import group_of
 from scvi_tahoe.study._plain_values import build, nearest, plain
 from scvi_tahoe.study._run_config import TahoeRun
-from scvi_tahoe.study._scaling import scaled
-from scvi_tahoe.study._yaml import read_mapping
-
-__all__ = ["SHIPPED", "RoundConfig", "StudyConfig", "merged"]
 
 #: Studies that come with the package.
 SHIPPED = ("case_study", "recommended")
+_FEWEST_CELLS, _NARROWEST = 16, 16
 _SECTIONS = ("data", "start", "model", "train", "score")
 
 
@@ -222,3 +220,48 @@ def merged(studies: list[StudyConfig]) -> StudyConfig:
         text="\n".join(study.text for study in studies if study.text), scale=1.0, seed=first.seed,
         lesson=[group for study in studies for group in study.lesson], rounds=list(rounds.values()),
     )  # fmt: skip
+
+
+def scaled(run: TahoeRun, scale: float) -> TahoeRun:
+    """Return a run with its sizes multiplied by one number.
+
+    Steps, steps between validations, cells of a set and widths of a gene decoder are multiplied by it. Learning rates
+    are divided by it, since the rate at which Adam trains a network well goes with the inverse of its width (Yang et
+    al. 2022, *Tensor Programs V*), and the width of the network that starts the study is meant to shrink with the rest.
+    Sets of a step stay.
+
+    Parameters
+    ----------
+    run
+        At its full size.
+    scale
+        1 leaves it as it is.
+    """
+    if scale == 1:
+        return run
+    train, set_size = run.train, run.model.set_size
+    between = None if train.validate_every is None else max(1, round(train.validate_every * scale))
+    kept = None if train.save_steps is None else max(1, round(train.save_steps * scale))
+    if kept is not None and between is not None:  # checkpoints are kept at validations
+        kept = max(1, round(kept / between)) * between
+    return replace(
+        run,
+        model=run.model.replaced(
+            set_size=None if set_size is None else max(_FEWEST_CELLS, round(set_size * scale)),
+            network=_with_narrower_decoder(run.model.network, scale),
+        ),
+        train=train.replaced(
+            max_steps=None if train.max_steps is None else max(1, round(train.max_steps * scale)),
+            validate_every=between,
+            save_steps=kept,
+            lr=None if train.lr is None else float(f"{train.lr / scale:.3g}"),
+        ),
+    )  # fmt: skip
+
+
+def _with_narrower_decoder(network: dict[str, Any], scale: float) -> dict[str, Any]:
+    decoder = network.get("gene_decoder") or {}
+    if "hidden" not in decoder:
+        return network
+    hidden = [max(_NARROWEST, round(width * scale)) for width in decoder["hidden"]]
+    return {**network, "gene_decoder": {**decoder, "hidden": hidden}}

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from scvi_tahoe.study._yaml import read_mapping
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["TrainingLog", "read_training_log", "read_training_logs"]
+from scvi_tahoe.study._files import read_mapping, value_at
 
 #: What we call it -> names of the column, the first that exists is taken.
 _COLUMNS = {
@@ -35,7 +32,7 @@ class TrainingLog:
     Attributes
     ----------
     name
-        Of the run.
+        Name of the run.
     path
         The file.
     origin
@@ -57,16 +54,19 @@ class TrainingLog:
     config: dict[str, Any] = field(default_factory=dict)
 
     def get(self, name: str) -> pd.Series:
-        """Values by step, empty if the log does not have them."""
-        import pandas as pd
-
+        """Return values by step, empty if the log does not have them."""
         return self.series.get(name, pd.Series(dtype=float))
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and value of the lowest validation loss."""
+        found = self.get("validation")
+        return None if found.empty else (int(found.index[int(found.argmin())]), float(found.min()))
 
     @property
     def best_step(self) -> int | None:
         """Step of the lowest validation loss."""
-        validation = self.get("validation")
-        return None if validation.empty else int(validation.index[int(validation.argmin())])
+        return None if self.best is None else self.best[0]
 
     @property
     def n_steps(self) -> int:
@@ -75,13 +75,8 @@ class TrainingLog:
         return last if self.origin == "scvi-tahoe" else last + 1
 
     def setting(self, path: str, default: Any = None) -> Any:
-        """A value of the configuration by its dotted path."""
-        value: Any = self.config
-        for part in path.split("."):
-            if not isinstance(value, dict) or part not in value:
-                return default
-            value = value[part]
-        return value
+        """Return a value of the configuration by its dotted path."""
+        return value_at(self.config, path, default)
 
 
 def read_training_log(path: str | Path, *, config: str | Path | None = None) -> TrainingLog:
@@ -92,7 +87,7 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     path
         ``metrics.csv``, or the folder of a run of ours or of arc-state.
     config
-        Configuration of the run; None takes the one that lies beside the log.
+        Configuration of the run. If None, the one beside the log.
 
     Raises
     ------
@@ -101,8 +96,6 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     ValueError
         If the file is no training log.
     """
-    import pandas as pd
-
     path = _log_in(Path(path))
     try:
         table = pd.read_csv(path)
@@ -147,13 +140,15 @@ def read_training_logs(path: str | Path, *, config: str | Path | None = None) ->
     Parameters
     ----------
     path, config
-        As for :func:`read_training_log`; of a folder with several ``*metrics.csv``, every log is read with the
-        ``*config.yaml`` of the same name.
+        See :func:`read_training_log`. In a folder with several ``*_metrics.csv``, every log is read with the
+        ``*_config.yaml`` of the same name.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        As :func:`read_training_log`.
+    FileNotFoundError
+        If there is no log.
+    ValueError
+        If a file is no training log.
     """
     path = Path(path)
     several = sorted(path.glob("*_metrics.csv")) if path.is_dir() else []
@@ -172,7 +167,7 @@ def _log_in(path: Path) -> Path:
 
 
 def _config_of(path: Path) -> Path | None:
-    """The configuration of a log: beside it, above it, or under the same name."""
+    """Find the configuration of a log: under the same name, beside it, or above it."""
     stem = path.name.removesuffix("_metrics.csv").split("_version_")[0]
     candidates = [
         path.with_name(f"{stem}_config.yaml"),
@@ -191,8 +186,6 @@ def _name(path: Path, config: dict[str, Any]) -> str:
 
 
 def _series(table: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
-    import pandas as pd
-
     for name in names:
         if name in table:
             column = table[name].dropna()

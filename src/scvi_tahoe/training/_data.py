@@ -11,8 +11,10 @@ import scipy.sparse as sp
 from scipy.spatial.distance import pdist
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe.data import cell_set_dataset, condition_moments, de_weights
+from scvi_tahoe.data import cell_set_dataset
+from scvi_tahoe.nn import EMBEDDING_TERMS, TERMS
 from scvi_tahoe.response import learn_prior, with_prior
+from scvi_tahoe.training._gene_weights import condition_moments, de_weights
 
 if TYPE_CHECKING:
     import torch
@@ -94,10 +96,8 @@ def training_data(
     dataset = cell_set_dataset(
         spec, screen, run.device, store=run.options.store, full_precision=run.full_precision, pinned_rows=controls
     )
-    learned = None if prior == "none" else learn_prior(prior, spec, screen, index, assigned.train, seed=seed)
-    dataset = with_prior(
-        dataset, learned, spec, screen, index, device=run.device, seed=seed, progress=run.options.progress
-    )
+    learned = None if prior == "none" else learn_prior(prior, spec, screen, assigned.train, seed=seed)
+    dataset = with_prior(dataset, learned, spec, screen, device=run.device, seed=seed, progress=run.options.progress)
     dataset = with_objective(dataset, module, assigned, run.batch_size, device=run.device, seed=seed)
     measured = None
     if module.objective.config.decoder_weight == "auto" and module.config.gene_decoder is not None:
@@ -115,20 +115,25 @@ def with_objective(
     device: torch.device,
     seed: int,
 ) -> CellSetDataset:
-    """Data with what the terms of the objective compare predictions with, beside the observed cells of a set."""
-    objective, index = module.objective, split.index
-    terms = set(objective.config.terms)
+    """Add what the terms of the objective need beside the cells of a set."""
+    config, index = module.objective.config, split.index
+    terms = [TERMS[name] for name in config.terms]
     if module.embedding_head is not None:
-        terms |= set(objective.config.embedding_terms)
-    _verify_contrast(terms, n_sets=n_sets, n_perturbations=len(np.unique(index.perturbation.codes[split.train])))
-    if not terms & {"de_weighted", "contrastive"}:
+        terms += [EMBEDDING_TERMS[name] for name in config.embedding_terms]
+    if found := sorted(term.name for term in terms if "perturbation_SP" in term.needs):
+        if n_sets < 2:
+            raise ValueError(f"{found} tell the sets of a minibatch apart, and batch_size={n_sets}; give 2 or more.")
+        if len(np.unique(index.perturbation.codes[split.train])) < 2:
+            raise ValueError(f"{found} tell perturbations apart, and there is but one to train on.")
+    needs = {need for term in terms for need in term.needs}
+    if not needs & {"control_mean_SG", "gene_weight_SG"}:
         return dataset
     moments, controls = condition_moments(dataset.cells, split, device=device, seed=seed)
     contexts = [condition.context for condition in index.conditions]
     of_condition = {}
-    if "contrastive" in terms:
+    if "control_mean_SG" in needs:
         of_condition[TENSORS.CONTROL_MEAN] = np.stack([controls[context].mean for context in contexts])
-    if "de_weighted" in terms:
+    if "gene_weight_SG" in needs:
         # a condition of test cells only is in no minibatch
         weights = [
             np.zeros_like(controls[context].mean) if found is None else de_weights(found, controls[context])
@@ -136,15 +141,6 @@ def with_objective(
         ]
         of_condition[TENSORS.GENE_WEIGHT] = np.stack(weights)
     return replace(dataset, of_condition=of_condition)
-
-
-def _verify_contrast(terms: set[str], *, n_sets: int, n_perturbations: int) -> None:
-    if not (found := sorted(terms & {"alignment", "contrastive"})):
-        return
-    if n_sets < 2:
-        raise ValueError(f"{found} tell the sets of a minibatch apart, and batch_size={n_sets}; give 2 or more.")
-    if n_perturbations < 2:
-        raise ValueError(f"{found} tell perturbations apart, and there is but one to train on.")
 
 
 def decoder_weight_of(screen: Screen, rows: np.ndarray, *, n_cells: int = 500, seed: int) -> float:

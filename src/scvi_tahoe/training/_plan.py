@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
-from scvi_tahoe.training._acceleration import Acceleration, LateNumber
+from scvi_tahoe.nn import Ineffective, reject_ineffective
+from scvi_tahoe.training._acceleration import Acceleration, AsyncScalar
 from scvi_tahoe.training._average import AveragedWeights
 from scvi_tahoe.training._freezing import Freezing
 from scvi_tahoe.training._recipe import RECIPES, PartSchedule, Recipe, count_parts, part_in_run, resolve_recipe
@@ -124,8 +125,8 @@ class PlanConfig:
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
 
-    def refuse_unused(self, module: TahoeSTModule, pretrained: Container[str] = ()) -> None:
-        """Refuse what has no effect on a module, before anything is begun that a refusal would leave half done.
+    def reject_ineffective(self, module: TahoeSTModule, pretrained: Container[str] = ()) -> None:
+        """Raise a ``ValueError`` if ``layer_decay`` or ``dropout`` is given and has no effect on a module.
 
         Parameters
         ----------
@@ -133,21 +134,18 @@ class PlanConfig:
             What is to be trained, with or without the adapters of ``recipe='lora'``.
         pretrained
             Names of its parameters that hold pretrained values.
-
-        Raises
-        ------
-        ValueError
-            If ``layer_decay`` or ``dropout`` is given and has no effect.
         """
-        if self.layer_decay < 1 and not any(self._decayed_blocks_train(module, pretrained)):
-            raise ValueError(
-                f"layer_decay={self.layer_decay!r} has no effect: of the backbone's blocks none below the last "
-                f"trains with recipe={self.recipe!r} and freeze_backbone={self.freeze_backbone!r}. Leave it out."
+        found = {}
+        if not any(self._decayed_blocks_train(module, pretrained)):
+            found["layer_decay"] = Ineffective(
+                "of the backbone's blocks none below the last trains with "
+                f"recipe={self.recipe!r} and freeze_backbone={self.freeze_backbone!r}",
+                "a recipe that trains them",
             )
-        if self.dropout is not None and not any(isinstance(m, torch.nn.Dropout) for m in module.modules()):
-            raise ValueError(
-                f"dropout={self.dropout!r} has no effect: this network has no layer of dropout. Leave it out."
-            )
+        if not any(isinstance(m, torch.nn.Dropout) for m in module.modules()):
+            found["dropout"] = Ineffective("this network has no layer of dropout", "a network that has one")
+        given = {n: getattr(self, n) for n in found if getattr(self, n) != getattr(PlanConfig, n)}
+        reject_ineffective("training option", given, found)
 
     def _decayed_blocks_train(self, module: TahoeSTModule, pretrained: Container[str]) -> Iterator[bool]:
         parts = resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
@@ -213,7 +211,7 @@ class TahoeTrainingPlan(LightningModule):
         self.setting = dict(setting or {})
         self.pretrained = frozenset(pretrained)
         self.parts = resolve_recipe(config.recipe, freeze_backbone=config.freeze_backbone, max_steps=config.max_steps)
-        config.refuse_unused(module, self.pretrained)
+        config.reject_ineffective(module, self.pretrained)
         self.freezing = Freezing(module, self.parts, self.pretrained)
         self.acceleration = Acceleration(module, compiles=compiles)
         self.average = None if config.ema is None else AveragedWeights(module, config.ema)
@@ -400,7 +398,7 @@ class TahoeTrainingPlan(LightningModule):
         if self.global_step % self.config.log_every:
             return
         metrics = {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}
-        metrics |= {"weight_decay": self.config.weight_decay, "gradient_norm": LateNumber(norm)}
+        metrics |= {"weight_decay": self.config.weight_decay, "gradient_norm": AsyncScalar(norm)}
         self._log_waiting()
         self._waiting = (self.global_step, metrics)
 

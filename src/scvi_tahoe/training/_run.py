@@ -203,7 +203,7 @@ class TrainingRun:
         }  # fmt: skip
         resume_step = options.resumed_step(plan, setting)
         folder = options.folder()
-        plan.refuse_unused(module, pretrained)
+        plan.reject_ineffective(module, pretrained)
         resolve_adapters(module, plan, adapters=adapters, pretrained=pretrained)
         return cls(
             options=options, plan=plan, split=split, validate_every=validate_every, batch_size=batch_size,

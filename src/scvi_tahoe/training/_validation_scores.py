@@ -33,17 +33,9 @@ _N_TOP = 50
 
 def computed_scores(module: TahoeSTModule, representation: Representation) -> list[str]:
     """What ``monitor`` takes in a training of this module: the loss, each of its terms, and scores."""
-    objective = module.objective.config
-    others = {
-        "decoder": module.config.gene_decoder is not None and objective.decoder_weight != 0,
-        "batch": module.config.batch_token,
-        "confidence": module.config.confidence_token,
-        "shift": objective.shift_weight > 0,
-    }
-    auxiliary = () if module.embedding_head is None else tuple(objective.embedding_terms)
-    terms = ("loss", *objective.terms, *auxiliary, *(n for n, there in others.items() if there))
+    terms = module.objective.config.logged(module.config, has_embedding=module.embedding_head is not None)
     scores = () if representation == "embedding" else VALIDATION_SCORES
-    return [*(f"validation_{name}" for name in terms), *scores]
+    return [*(f"validation_{name}" for name in ("loss", *terms)), *scores]
 
 
 def top_gene_overlap(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:

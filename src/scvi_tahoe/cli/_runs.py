@@ -1,0 +1,145 @@
+"""The commands of :mod:`scvi_tahoe.study`: fine-tune, study, check and inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scvi_tahoe.cli._terminal import Checkpoint, Json, Quiet, one_line_errors, quiet_frameworks
+
+
+def finetune(
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of the run, or config.yaml in the folder of an earlier one.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="runs/NAME; RUN_FOLDER-rebuilt for a rebuild")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read data and weights, say what would be done, and write nothing.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train, predict and score as a file says, and leave a folder that can be rebuilt.
+
+    \b
+    scvi-tahoe finetune run.yaml --dry-run
+    scvi-tahoe finetune run.yaml --folder runs/first
+    scvi-tahoe finetune runs/first/config.yaml
+
+    The last command rebuilds an earlier run beside it and compares the numbers. After Ctrl-C, the same command
+    continues where it stopped.
+    """
+    quiet_frameworks()
+    again = f"scvi-tahoe finetune {config}" + (f" --folder {folder}" if folder else "")
+    with one_line_errors(f"Stopped. The last validation is kept; go on from there with: {again}"):
+        from scvi_tahoe.study import compare_runs, dry_run_text, is_run, result_text, run_or_rebuild
+
+        if dry_run:
+            typer.echo(dry_run_text(config))
+            return
+        tell = (lambda line: typer.echo(line, err=True)) if json else typer.echo
+        result = run_or_rebuild(config, folder, progress=not quiet, report=tell)
+        typer.echo(result_text(result, as_json=json))
+        if is_run(config.parent) and config.parent.resolve() != result.folder.resolve():
+            tell(str(compare_runs(config.parent, result.folder)))
+
+
+def study(
+    studies: Annotated[
+        list[str], typer.Argument(help="YAML file of a study, or a shipped one: case_study, recommended.")
+    ],
+    folder: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="studies/NAME")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the rounds, and write nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry out a ladder of runs, each from an earlier one, and write a table, figures and a report for the browser.
+
+    \b
+    scvi-tahoe study case_study recommended
+    scvi-tahoe study my_study.yaml --folder studies/mine
+
+    Finished rounds are kept: after Ctrl-C, the same command continues where it stopped.
+    """
+    quiet_frameworks()
+    again = f"scvi-tahoe study {' '.join(studies)}" + (f" --folder {folder}" if folder else "")
+    with one_line_errors(f"Stopped. Go on from there with: {again}"):
+        from scvi_tahoe.study import rounds_text, run_study
+
+        if dry_run:
+            typer.echo(rounds_text(*studies))
+            return
+        tell = (lambda line: typer.echo(line, err=True)) if json else typer.echo
+        result = run_study(*studies, folder=folder, progress=not quiet, report=tell)
+    if json:
+        typer.echo(result.table.to_json(orient="index", indent=1))
+        return
+    shown = result.table.drop(columns=[c for c in result.table if str(c).startswith("published_")])
+    typer.echo(f"\n{shown.to_string(float_format='{:.4f}'.format, na_rep='')}\n\n{result.lesson}")
+    typer.echo(f"Report: {result.folder / 'report.html'}")
+
+
+def check(
+    config: Annotated[Path, typer.Argument(help="config.yaml of arc-state.")],
+    write: Annotated[Path | None, typer.Option(help="Also write it as a run file for `scvi-tahoe finetune`.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
+    json: Json = False,
+) -> None:
+    """Show an arc-state configuration as a run file, and what arc-state ignores or gets wrong in it, line by line.
+
+    Exit code 1 if something would make the run meaningless, 2 if the file cannot be read.
+
+    \b
+    scvi-tahoe check config.yaml
+    scvi-tahoe check config.yaml --write run.yaml
+    scvi-tahoe check config.yaml --strict --json
+    """
+    with one_line_errors():
+        from json import dumps
+
+        from scvi_tahoe.study import check_config
+
+        result = check_config(config)
+        typer.echo(dumps(result.to_dict(), indent=1) if json else str(result))
+        if write is not None:
+            if write.exists():
+                raise ValueError(f"{write} exists; give the name of a new file.")
+            result.run.to_yaml(write)
+            typer.echo(f"\nWritten: {write}. Fill in data.path, then: scvi-tahoe finetune {write} --dry-run", err=json)
+    raise typer.Exit(result.exit_code(strict=strict))
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(help="metrics.csv, folder of a run or of several logs, checkpoint, or folder of a model."),
+    ],
+    checkpoint: Checkpoint = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration of the run of a log.", show_default="the one beside the log")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG or PDF of the log to write.")] = None,
+    json: Json = False,
+) -> None:
+    """Show the log of a run and what is wrong with it, or the content of a model folder; no code of a file is run.
+
+    \b
+    scvi-tahoe inspect metrics.csv --figure curves.png
+    scvi-tahoe inspect runs/first
+    scvi-tahoe inspect last.ckpt
+    scvi-tahoe inspect ST-Tahoe/
+    """
+    with one_line_errors():
+        from scvi_tahoe.study import inspect_path
+
+        found = inspect_path(path, config=config, checkpoint=checkpoint)
+        if figure is not None and found.figure is None:
+            raise ValueError(f"{path} holds no log, so there is no figure to draw.")
+        typer.echo(found.to_json() if json else found.text)
+        if figure is not None and found.figure is not None:
+            found.figure.savefig(figure, dpi=150)
+            typer.echo(f"Figure: {figure}", err=json)

@@ -1,0 +1,71 @@
+"""What somebody at a terminal reads: one line for a user error (exit code 2), and no advice of other packages.
+
+Ctrl-C ends a command with exit code 130; any other exception is a bug, shown in full.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: environment variable that brings the full traceback back
+TRACEBACK_VARIABLE = "SCVI_TAHOE_TRACEBACK"
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="Which checkpoint of a folder in arc-state's format.", show_default="final, last, best or the highest step"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+@contextmanager
+def one_line_errors(when_interrupted: str = "Stopped; nothing was written.") -> Iterator[None]:
+    """Turn errors about the user's input into one line on stderr and exit code 2."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\n{when_interrupted}", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) or not _is_user_error(error):
+            raise
+        # str() of a KeyError is its repr, quotes and all
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"scvi-tahoe: {' '.join(str(text).split())}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _is_user_error(error: Exception) -> bool:
+    """Return whether the error is about input, a licence to be accepted, or an extra to be installed."""
+    if isinstance(error, ImportError):
+        return "pip install" in str(error)
+    if not isinstance(error, RuntimeError):
+        return True
+    from scvi_tahoe.pretrained import LicenceNotAcceptedError
+
+    return isinstance(error, LicenceNotAcceptedError)
+
+
+def quiet_frameworks() -> None:
+    """Silence advice of Lightning and scvi-tools, and Lightning's deprecations within itself; other warnings stay.
+
+    What the package logs during a run is in the output of the commands anyway.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric", "scvi", "scvi_tahoe"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+    warnings.filterwarnings("ignore", message=".*is deprecated", module="lightning")
+    # frozen parts are meant to be in eval mode, and short runs are meant to have few minibatches
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", module="lightning")
+    warnings.filterwarnings("ignore", message="The number of training batches", module="lightning")

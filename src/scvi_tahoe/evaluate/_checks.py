@@ -1,0 +1,103 @@
+"""The outcome of a check, and what is done about it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+#: from harmless to severe
+_STATUSES = ("ok", "note", "warning", "error")
+
+
+class RepresentationError(ValueError):
+    """The prediction is not in the space or on the scale of the reference, so its scores would mean nothing."""
+
+
+class EvaluationWarning(UserWarning):
+    """A score can be computed, but not be taken at face value."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outcome of one check.
+
+    Attributes
+    ----------
+    name
+        What was looked at.
+    status
+        ``"ok"``, ``"note"`` (worth knowing), ``"warning"`` or ``"error"``.
+    value
+        The statistic.
+    allowed
+        Values that pass, in words.
+    message
+        One sentence on what was found and what to do.
+    """
+
+    name: str
+    status: Literal["ok", "note", "warning", "error"]
+    value: float = float("nan")
+    allowed: str = ""
+    message: str = ""
+
+
+def check_interval(
+    name: str,
+    value: float,
+    *,
+    message: str,
+    warn: tuple[float, float],
+    error: tuple[float, float] = (float("-inf"), float("inf")),
+) -> Check:
+    """Check a statistic against the intervals, ends included, without a warning and without an error; NaN passes."""
+    allowed = f"{warn[0]:g} to {warn[1]:g}"
+    if value < error[0] or value > error[1]:
+        return Check(name, "error", float(value), allowed, message)
+    if value < warn[0] or value > warn[1]:
+        return Check(name, "warning", float(value), allowed, message)
+    return Check(name, "ok", float(value), allowed)
+
+
+def most_severe(found: Mapping[str, Sequence[Check]]) -> list[Check]:
+    """Keep the most severe outcome over contexts of each check; with several contexts its message names the first."""
+    by_name: dict[str, list[tuple[str, Check]]] = {}
+    for context, checks in found.items():
+        for check in checks:
+            by_name.setdefault(check.name, []).append((context, check))
+    kept = []
+    for outcomes in by_name.values():
+        context, worst = max(outcomes, key=lambda outcome: _STATUSES.index(outcome[1].status))
+        if worst.message and len(found) > 1:
+            others = sum(check.status == worst.status for _, check in outcomes) - 1
+            where = f"in context {context!r}" + (f" and {others} more" if others else "")
+            worst = replace(worst, message=f"{where}: {worst.message}")
+        kept.append(worst)
+    return kept
+
+
+def raise_or_warn(checks: Sequence[Check], policy: Literal["error", "warn", "off"]) -> None:
+    """Warn about warnings, and raise a :class:`RepresentationError` on errors, warn about them, or do nothing."""
+    if policy == "off":
+        return
+    for check in checks:
+        if check.status == "warning" or (check.status == "error" and policy == "warn"):
+            warnings.warn(f"{check.name}: {check.message}", EvaluationWarning, stacklevel=4)
+    errors = [f"{check.name}: {check.message}" for check in checks if check.status == "error"]
+    if errors and policy == "error":
+        hint = 'To score it all the same, pass representation_check="warn".'
+        raise RepresentationError(" ".join([*errors, hint]))
+
+
+def checks_table(checks: Sequence[Check], *, beside: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Make a table with one row a check, the most severe first, with the rows of another such table if there is one."""
+    columns = ["name", "status", "value", "allowed", "message"]
+    table = pd.DataFrame([asdict(check) for check in checks], columns=columns).set_index("name")
+    table = table if beside is None else pd.concat([table, beside])
+    return table.sort_values("status", key=lambda status: -status.map(_STATUSES.index), kind="stable")

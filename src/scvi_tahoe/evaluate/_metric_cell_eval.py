@@ -1,0 +1,130 @@
+"""Metrics of cell-eval, computed by its own functions from our means and DE tables.
+
+cell-eval's own evaluator recomputes the truth for every model, copies both matrices to guess their scale and writes
+files into the working directory. Its public parts - the pair of AnnData, the DE comparison, the metric pipeline - need
+none of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe.evaluate._cells import concatenate
+from scvi_tahoe.evaluate._differential_expression import LABEL_COLUMN, contained
+from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, register_metric
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import polars as pl
+    from anndata import AnnData
+    from numpy.typing import DTypeLike, NDArray
+
+    from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._group_statistics import GroupStatistics
+    from scvi_tahoe.evaluate._metrics import CeilingRule, Comparison
+
+#: cell-eval's metrics of single cells are in this profile only; all others look at means and differential expression
+_PROFILE_OF_CELLS = "full"
+#: metrics over the whole panel that fail on one or two perturbations
+_NEED_THREE = ["clustering_agreement", "pearson_edistance"]
+_SB: CeilingRule = "spearman_brown"
+
+for _name, _info in {
+    "overlap_at_N": MetricInfo(label="DES (overlap at N)", best=1, ceiling=_SB, needs_de=True),
+    "mse_delta": MetricInfo(label="MSE of deltas", best=0, ceiling="squared"),
+    "discrimination_score_l2": MetricInfo(label="PDS (L2)", best=1, ceiling=_SB),
+    "discrimination_score_cosine": MetricInfo(label="PDS (cosine)", best=1, ceiling=_SB),
+    "pearson_edistance": MetricInfo(label="Pearson of energy distances", best=1, whole_panel=True),
+    "clustering_agreement": MetricInfo(label="Clustering agreement", best=1, whole_panel=True),
+    **{
+        f"{kind}_at_{n}": MetricInfo(label=f"{kind.title()} at {n}", best=1, ceiling=_SB, needs_de=True)
+        for kind in ("overlap", "precision")
+        for n in ("N", 50, 100, 200, 500)
+        if (kind, n) != ("overlap", "N")
+    },
+    "de_spearman_sig": MetricInfo(label="Spearman of DE counts", best=1, ceiling=_SB, needs_de=True, whole_panel=True),
+    "de_direction_match": MetricInfo(label="Direction of DE genes", best=1, ceiling=_SB, needs_de=True),
+    "de_spearman_lfc_sig": MetricInfo(label="Spearman of DE fold changes", best=1, ceiling=_SB, needs_de=True),
+    "de_sig_genes_recall": MetricInfo(label="Recall of DE genes", best=1, ceiling=_SB, needs_de=True),
+    "de_nsig_counts_real": MetricInfo(label="DE genes, observed", best=None, needs_de=True),
+    "de_nsig_counts_pred": MetricInfo(label="DE genes, predicted", best=None, needs_de=True),
+    "pr_auc": MetricInfo(label="PR AUC of DE genes", best=1, ceiling=_SB, needs_de=True),
+    "roc_auc": MetricInfo(label="ROC AUC of DE genes", best=1, ceiling=_SB, needs_de=True),
+}.items():
+    METRICS.register(_name, _info)
+
+
+@register_metric("nsig_ratio", label="DE genes, predicted / observed", best=None, needs_de=True, source="this package")
+def _nsig_ratio(sides: Comparison) -> NDArray[np.float64]:
+    observed, predicted = np.asarray(sides.n_de_observed), np.asarray(sides.n_de_predicted)
+    return np.divide(predicted, observed, out=np.full(len(observed), np.nan), where=observed > 0)
+
+
+def cell_eval_scores(
+    *,
+    observed: tuple[CellTable, GroupStatistics, pl.DataFrame],
+    predicted: tuple[CellTable, GroupStatistics, pl.DataFrame],
+    control: str,
+    profile: str,
+    controls: CellTable | None = None,
+) -> pd.DataFrame:
+    """Return the metrics of a profile of cell-eval, one row a perturbation, columns as cell-eval names them.
+
+    Parameters
+    ----------
+    observed, predicted
+        Cells of one context with their controls, their statistics and their differential expression.
+    control
+        Label of the control cells.
+    profile
+        Name of the profile: ``"vcc"``, ``"minimal"`` or ``"full"``.
+    controls
+        Control cells in the place of those of ``predicted``, if it is not scored on its own.
+    """
+    from cell_eval import MetricPipeline, PerturbationAnndataPair, initialize_de_comparison
+
+    if profile == _PROFILE_OF_CELLS:
+        cells = predicted[0]
+        if controls is not None:
+            cells = concatenate(controls, cells, cells.perturbation != control)
+        real, pred = (side.to_adata(perturbation_key=LABEL_COLUMN) for side in (observed[0], cells))
+    else:
+        real, pred = (_labels(side[1].perturbations, observed[0].genes, control) for side in (observed, predicted))
+    pair = PerturbationAnndataPair(real=real, pred=pred, pert_col=LABEL_COLUMN, control_pert=control)
+    # the precision of the cells together with the controls that stand before them
+    dtypes = [side.expression.dtype for side in (predicted[0], controls) if side is not None]
+    pair.bulk_real["_default"] = _bulk(observed[1], control, observed[0].expression.dtype)
+    pair.bulk_pred["_default"] = _bulk(predicted[1], control, np.result_type(*dtypes))
+    with contained():
+        # a failing metric must raise: by default cell-eval logs it and leaves the column out
+        pipeline = MetricPipeline(profile=profile, break_on_error=True)
+        if len(observed[1].perturbations) < 3:
+            pipeline.skip_metrics(_NEED_THREE)
+        pipeline.compute_de_metrics(initialize_de_comparison(observed[2], predicted[2]))
+        pipeline.compute_anndata_metrics(pair)
+        scores = pd.DataFrame(pipeline.get_results().to_dict(as_series=False)).set_index("perturbation")
+    scores.index = scores.index.astype(str)
+    return scores.reindex(list(observed[1].perturbations)).astype(float)
+
+
+def _labels(perturbations: Sequence[str], genes: NDArray[np.str_], control: str) -> AnnData:
+    """What cell-eval verifies of each side, without any cell."""
+    from anndata import AnnData
+
+    labels = [*perturbations, control]
+    obs = pd.DataFrame({LABEL_COLUMN: pd.Categorical(labels)}, index=labels)
+    return AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(genes.astype(object))))
+
+
+def _bulk(
+    statistics: GroupStatistics, control: str, dtype: DTypeLike
+) -> tuple[NDArray[np.object_], NDArray[np.floating]]:
+    """Mean profiles as cell-eval stores them: sorted by label, control included, in the precision of the matrix."""
+    labels = np.array([*statistics.perturbations, control], dtype=object)
+    means = np.concatenate([statistics.mean, statistics.control_mean[None]])
+    order = np.argsort(labels.astype(str))
+    return labels[order], np.asfortranarray(means[order].astype(dtype))

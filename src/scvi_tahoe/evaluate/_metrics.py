@@ -1,0 +1,160 @@
+"""Metrics: what each score is, what it is computed from, and how to read it.
+
+Shapes: **P** perturbations, **G** genes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe._names import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._context_truth import ContextTruth
+    from scvi_tahoe.evaluate._group_statistics import GroupStatistics
+
+    Compute = Callable[["Comparison"], NDArray[np.floating]]
+
+CeilingRule = Literal["spearman_brown", "absolute", "squared", "none"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both sides of one context, as metrics see them.
+
+    Attributes
+    ----------
+    observed, predicted
+        Statistics of the same perturbations in the same order, each with the controls that its deltas are taken
+        against.
+    genes
+        Gene names, ``[G]``.
+    weights
+        Gene weights of each perturbation, ``[P, G]``, see :func:`~scvi_tahoe.evaluate.gene_weights`.
+    n_de_observed, n_de_predicted
+        Differentially expressed genes of each perturbation, ``[P]``, for metrics that need them.
+    truth, predicted_cells
+        Observed and predicted cells, for metrics that need them.
+    """
+
+    observed: GroupStatistics
+    predicted: GroupStatistics
+    genes: NDArray[np.str_]
+    weights: NDArray[np.float64]
+    n_de_observed: NDArray[np.intp] | None = None
+    n_de_predicted: NDArray[np.intp] | None = None
+    truth: ContextTruth | None = None
+    predicted_cells: CellTable | None = None
+
+    @cached_property
+    def target_gene(self) -> NDArray[np.intp]:
+        """Column of the gene that carries a perturbation's name, -1 if none does (drugs, guides), ``[P]``."""
+        return target_columns(self.observed.perturbations, self.genes)
+
+    @cached_property
+    def perturbed_mean(self) -> NDArray[np.float64]:
+        """Mean of the observed perturbations, Systema's reference: a common shift earns nothing, ``[G]``."""
+        return self.observed.mean.mean(axis=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricInfo:
+    """How to read one score.
+
+    Attributes
+    ----------
+    label
+        Short name for tables and figures.
+    best
+        Value of a perfect prediction; ``None`` for a diagnostic that is reported and not scored.
+    ceiling
+        How a score between two halves of the observed cells becomes that of a replicate at full depth:
+
+        * ``"spearman_brown"`` - ``2 r / (1 + r)``, for agreement (as cell-eval >= 0.8.2);
+        * ``"absolute"`` - divided by the square root of 2, ``"squared"`` - divided by 2: differences of two half-depth
+          means are noise with twice the variance of those of two full-depth means;
+        * ``"none"`` - no rule, no ceiling.
+    needs_de
+        Whether it is computed from differential expression.
+    whole_panel
+        Whether it is one number for all perturbations of a context, repeated in each row: then neither a bootstrap over
+        perturbations nor groups of them say anything.
+    source
+        Where the formula comes from.
+    needs_cells
+        Whether it is computed from single cells, which only presets with scores of cells do.
+    compute
+        Function of both sides of a context that returns a value for each perturbation; ``None`` for the scores that
+        another package computes.
+    """
+
+    label: str
+    best: float | None
+    ceiling: CeilingRule = "none"
+    needs_de: bool = False
+    whole_panel: bool = False
+    source: str = "cell-eval 0.8.2"
+    needs_cells: bool = False
+    compute: Compute | None = field(default=None, repr=False)
+
+    @property
+    def direction(self) -> str:
+        """``"higher"`` or ``"lower"`` is better; ``"diagnostic"`` if it is not scored."""
+        if self.best is None:
+            return "diagnostic"
+        return "higher" if self.best == 1 else "lower"
+
+
+METRICS: Registry[MetricInfo] = Registry("metric")
+
+
+def register_metric(name: str, **info: Any) -> Callable[[Compute], Compute]:
+    """Register the decorated function under a name; ``info`` are the attributes of :class:`MetricInfo`."""
+
+    def register(compute: Compute) -> Compute:
+        METRICS.register(name, MetricInfo(compute=compute, **info))
+        return compute
+
+    return register
+
+
+def metric_info(name: str) -> MetricInfo:
+    """Return the entry of :data:`METRICS`; a metric of a later cell-eval that is not listed is a diagnostic."""
+    return METRICS.get(name, MetricInfo(label=name, best=None, source="cell-eval"))
+
+
+def computed_metrics(sides: Comparison, wanted: Callable[[MetricInfo], bool]) -> pd.DataFrame:
+    """Compute our own metrics that are wanted: one row a perturbation, in the order in which they are registered."""
+    columns = {n: info.compute(sides) for n, info in METRICS.items() if info.compute is not None and wanted(info)}
+    return pd.DataFrame(columns, index=pd.Index(sides.observed.perturbations, name="perturbation"))
+
+
+def target_columns(perturbations: tuple[str, ...], genes: NDArray[np.str_]) -> NDArray[np.intp]:
+    """Return the column of the gene that carries a perturbation's name, -1 if none does, ``[P]``."""
+    return pd.Index(genes).get_indexer(pd.Index(perturbations))
+
+
+def to_full_depth(half_depth: pd.Series) -> pd.Series:
+    """Carry mean split-half scores to full depth by the ceiling rule of each metric; NaN if there is none."""
+    rules = {name: metric_info(str(name)).ceiling for name in half_depth.index}
+    return pd.Series({name: _full_depth(value, rules[name]) for name, value in half_depth.items()}, dtype=float)
+
+
+def _full_depth(value: float, rule: CeilingRule) -> float:
+    if rule == "absolute":
+        return value / np.sqrt(2)
+    if rule == "squared":
+        return value / 2
+    if rule == "spearman_brown" and value > 0:  # otherwise the halves do not agree at all
+        return 2 * value / (1 + value)
+    return np.nan

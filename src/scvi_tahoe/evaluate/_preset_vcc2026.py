@@ -1,0 +1,266 @@
+"""Preset ``"vcc2026"``: the six scores of the Virtual Cell Challenge 2026, by cell-eval2, from raw counts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe.evaluate._bootstrap import bootstrap_means, interval
+from scvi_tahoe.evaluate._cache import installed_versions
+from scvi_tahoe.evaluate._cells import concatenate
+from scvi_tahoe.evaluate._checks import Check, checks_table
+from scvi_tahoe.evaluate._differential_expression import LABEL_COLUMN, contained, usable_threads
+from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info
+from scvi_tahoe.evaluate._presets import PRESETS, Preset
+from scvi_tahoe.evaluate._summary import mean_over_contexts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import polars as pl
+
+    from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._context_truth import ContextTruth
+    from scvi_tahoe.evaluate._reference import EvaluationReference
+    from scvi_tahoe.evaluate._result import EvaluationResult
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = "Virtual Cell Challenge 2026, cell-eval2"
+
+#: the six scored members, in cell-eval2's names; the first is one of ours, too
+VCC2026_METRICS = (
+    "pds_cosine",
+    "expr_mse_unbiased_capped_norm",
+    "de_wilcoxon_direction_fidelity_yield_raw",
+    "de_wilcoxon_direction_reach_raw",
+    "de_wilcoxon_sig_jaccard",
+    "de_wilcoxon_lfc_nmae",
+)
+for _name, _label, _best in (
+    ("expr_mse_unbiased_capped_norm", "MSE, noise-corrected (2026)", 0),
+    ("de_wilcoxon_direction_fidelity_yield_raw", "Direction fidelity (2026)", 1),
+    ("de_wilcoxon_direction_reach_raw", "Direction reach (2026)", 1),
+    ("de_wilcoxon_sig_jaccard", "Jaccard of DE genes (2026)", 1),
+    ("de_wilcoxon_lfc_nmae", "Error of fold changes (2026)", 0),
+):
+    METRICS.register(_name, MetricInfo(label=_label, best=_best, needs_de=_name.startswith("de_"), source=_SOURCE))
+
+
+def with_scores_of_2026(
+    result: EvaluationResult, predicted: CellTable, reference: EvaluationReference
+) -> EvaluationResult:
+    """Return the result with the six members in front, and the overall score of 2026 in ``vcc``."""
+    scores = {
+        context: _context_scores(truth, predicted.of_context(context), reference)
+        for context, truth in reference.contexts.items()
+    }
+    members = pd.concat({c: s.per_perturbation for c, s in scores.items()}, names=["context", "perturbation"])
+    own = result.per_perturbation.drop(columns=members.columns.intersection(result.per_perturbation.columns))
+    kept = result.summary.drop(index=result.summary.index.intersection(list(VCC2026_METRICS)))
+    vcc = _overall(scores)
+    theirs = _summary(scores, members, kept.columns, seed=result.provenance["seed"])
+    return replace(
+        result,
+        checks=pd.concat([checks_table([_scale_check(vcc)]), result.checks]),
+        per_perturbation=own.join(members),
+        summary=pd.concat([theirs, kept]).rename_axis("metric"),
+        vcc=vcc,
+    )
+
+
+def _scale_check(vcc: Mapping[str, Any]) -> Check:
+    """Tell which members have no scale on these data, and hence why there is no overall score."""
+    lost = [name for name, share in vcc["scaled"].items() if np.isnan(share)]
+    if not lost:
+        return Check("scale of 2026", "ok", 6, "6 members")
+    message = (
+        f"{', '.join(lost)} have no room between the mean response and a replicate on these data (too few genes or "
+        "cells), so there is no overall score of 2026."
+    )
+    return Check("scale of 2026", "warning", 6 - len(lost), "6 members", message)
+
+
+def _summary(
+    scores: Mapping[str, _ContextScores], members: pd.DataFrame, columns: pd.Index, *, seed: int
+) -> pd.DataFrame:
+    """Lines of the six members in the form of the summary; the ceiling is the mean of five split-half replicates."""
+    mean = pd.concat([s.table for s in scores.values()]).groupby(level=0, sort=False).mean()
+    table = pd.DataFrame(np.nan, index=list(VCC2026_METRICS), columns=columns, dtype=object)
+    table["value"], table["baseline"] = mean["value"], mean["baseline"]
+    table["ceiling"], table["scaled"] = mean["replicate"], mean["scaled"]
+    low, high = interval(bootstrap_means([members], seed=seed)[0])
+    # a member whose value is not the mean over perturbations has no interval
+    means = np.isclose(mean_over_contexts(members), table["value"].reindex(members.columns).astype(float))
+    for side, ends in (("low", low), ("high", high)):
+        table[side] = pd.Series(np.where(means, ends, np.nan), index=members.columns).reindex(table.index)
+    table["direction"] = [metric_info(name).direction for name in table.index]
+    known = members.notna().sum().reindex(table.index).fillna(len(members)).astype(int)
+    table["n_perturbations"], table["n_missing"] = known, len(members) - known
+    numbers = [c for c in columns if c != "direction"]
+    return table.astype(dict.fromkeys(numbers, float))
+
+
+def _overall(scores: Mapping[str, _ContextScores]) -> dict[str, Any]:
+    """Overall score with its terms, means over contexts."""
+    mean = pd.concat([s.table for s in scores.values()]).groupby(level=0, sort=False).mean()
+    return {
+        "year": 2026,
+        **{str(name): float(value) for name, value in mean["value"].items()},
+        "baseline": {str(name): float(value) for name, value in mean["baseline"].items()},
+        "replicate": {str(name): float(value) for name, value in mean["replicate"].items()},
+        "scaled": {str(name): float(value) for name, value in mean["scaled"].items()},
+        "overall": float(np.mean([s.overall for s in scores.values()])),
+        "by_context": {context: s.overall for context, s in scores.items()},
+    }
+
+
+@dataclass(frozen=True)
+class _ContextScores:
+    """Scores of one context.
+
+    Attributes
+    ----------
+    per_perturbation
+        One row a perturbation; a member that is a ratio of sums has no column.
+    table
+        Index member; columns ``value``, ``baseline``, ``replicate`` and ``scaled``.
+    """
+
+    per_perturbation: pd.DataFrame
+    table: pd.DataFrame
+
+    @property
+    def overall(self) -> float:
+        """Mean of the six scaled members, 1 for a replicate; NaN if one has no scale on these data."""
+        return float(self.table["scaled"].mean(skipna=False))
+
+
+def _context_scores(truth: ContextTruth, predicted: CellTable, reference: EvaluationReference) -> _ContextScores:
+    """Score raw counts of one context as the challenge of 2026 does.
+
+    cell-eval2 (MIT), preset ``vcc2026``. A member is scaled so that 0 is the mean response of the reference
+    (cell-eval2's generic baseline, which knows the truth) and 1 the mean of five split-half replicates; the cache of
+    the reference keeps both. The observed controls are used on both sides.
+    """
+    cell_eval2 = _cell_eval2()
+    config = _config(truth)
+    observed = truth.cells.to_adata(perturbation_key=LABEL_COLUMN)
+    both = concatenate(truth.controls, predicted, predicted.perturbation != truth.control)
+    with contained(), _quiet():
+        scores = cell_eval2.compute_metrics(both.to_adata(perturbation_key=LABEL_COLUMN), observed, config=config)
+    ends = _ends(truth, reference, config)
+    values = _means(scores)
+    table = pd.DataFrame({"value": values.reindex(VCC2026_METRICS), **{c: ends[c] for c in ("baseline", "replicate")}})
+    table["scaled"] = [_scaled(name, *row) for name, row in zip(table.index, table.to_numpy(float))]
+    wide = pd.DataFrame(scores.pivot(on="metric", index="perturbation", values="value").to_dict(as_series=False))
+    wide = wide.set_index("perturbation").reindex(list(truth.perturbations))
+    return _ContextScores(wide[[name for name in VCC2026_METRICS if name in wide]].astype(float), table)
+
+
+def _cell_eval2() -> Any:
+    try:
+        import cell_eval2
+    except ImportError as error:
+        msg = 'preset="vcc2026" runs on cell-eval2, which is not installed: pip install "scvi-tahoe[vcc2026]".'
+        raise ImportError(msg) from error
+    return cell_eval2
+
+
+def _config(truth: ContextTruth) -> Any:
+    from cell_eval2 import EvalConfig
+
+    preset = EvalConfig.from_preset("vcc2026")
+    # pdex stated: on a machine with a GPU "auto" would take another engine, whose numbers differ
+    de = replace(preset.de, backend="pdex")
+    threads = usable_threads(truth.num_threads)
+    # cell-eval2 wants to be told that labels are no genes (drugs); where some are, it finds them by name
+    named = set(truth.perturbations) & set(truth.cells.genes)
+    return replace(
+        preset,
+        pert_col=LABEL_COLUMN,
+        control=truth.control,
+        num_threads=threads,
+        device="cpu",
+        de=de,
+        target_gene_map=None if named else {"*": None},
+    )
+
+
+def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> pd.DataFrame:
+    """Both ends of the scale of each member, index member, columns ``baseline`` and ``replicate``."""
+
+    def compute() -> pl.DataFrame:
+        import polars as pl
+        from cell_eval2 import build_generic_baseline
+        from cell_eval2.anchor import compute_replicate_anchor
+
+        observed = truth.cells.to_adata(perturbation_key=LABEL_COLUMN)
+        with contained(), _quiet():
+            # degenerate members (a scale without room, as on a few hundred genes) are told of below, not raised on
+            generic = build_generic_baseline(observed, config=config, allow_degenerate=True)
+            try:
+                _, anchor = compute_replicate_anchor(observed, config=config)
+                replicate = dict(zip(anchor["metric"].to_list(), anchor["replicate"].to_list()))
+            except (
+                ValueError
+            ) as error:  # too little effect at this depth for a scale: the members have values, no shares
+                logger.warning("The replicates of context %r give no scale: %s", truth.context, error)
+                replicate = {}
+        baseline = _mean_row(generic.agg)
+        members = list(VCC2026_METRICS)
+        columns = {"baseline": [baseline.get(m) for m in members], "replicate": [replicate.get(m) for m in members]}
+        return pl.DataFrame({"metric": members, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))
+
+    key: dict[str, object] = {
+        "table": "ends of the 2026 scale",
+        "truth": truth.fingerprint,
+        "config": str(sorted(config.to_dict().items())),
+        "versions": installed_versions(),
+    }
+    return pd.DataFrame(reference.cache.table(key, compute).to_dict(as_series=False)).set_index("metric").astype(float)
+
+
+def _means(scores: pl.DataFrame) -> pd.Series:
+    from cell_eval2 import aggregate_metrics_wide
+
+    return pd.Series(_mean_row(aggregate_metrics_wide(scores)), dtype=float)
+
+
+def _mean_row(aggregate: pl.DataFrame) -> dict[str, float]:
+    row = aggregate.filter(aggregate["statistic"] == "mean").drop("statistic").to_dicts()[0]
+    return {name: float("nan") if value is None else float(value) for name, value in row.items()}
+
+
+def _scaled(member: str, value: float, baseline: float, replicate: float) -> float:
+    """Score of a member by cell-eval2's own policy; NaN where baseline and replicate leave no room between them."""
+    from cell_eval2.catalog import CATALOG
+    from cell_eval2.scoring import is_degenerate, score_one
+
+    if not (np.isfinite(baseline) and np.isfinite(replicate)):
+        return float("nan")
+    try:
+        policy = replace(CATALOG[member].scoring, anchor=replicate, allow_negative_baseline=False)
+    except ValueError:  # a replicate as bad as the worst possible value: no scale
+        return float("nan")
+    return float("nan") if is_degenerate(baseline, policy) else float(score_one(value, baseline, policy))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep cell-eval2's log to errors: what it warns of is in our checks."""
+    log = logging.getLogger("cell_eval2")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+PRESETS.register("vcc2026", Preset(from_counts=True, extend=with_scores_of_2026))

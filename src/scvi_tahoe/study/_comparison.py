@@ -1,0 +1,141 @@
+"""A run rebuilt from its own folder, and the two compared number by number."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scvi_tahoe.study._files import read_json
+from scvi_tahoe.study._finetune import RunResult, finetune
+from scvi_tahoe.study._run_config import TahoeRun
+from scvi_tahoe.study._run_folder import BEST, CONFIG, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LOG = logging.getLogger(__name__)
+#: Columns of a log that depend on the machine, not on the run.
+_OF_THE_MACHINE = ("sets_per_second", "peak_memory_gb")
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs, number by number.
+
+    Attributes
+    ----------
+    differences
+        One sentence for each thing that is not the same, the first of its kind.
+    reasons
+        What differs between the machines, which may explain it.
+    """
+
+    differences: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether every number is the same."""
+        return not self.differences
+
+    def __str__(self) -> str:
+        if self.same:
+            return "Rebuilt: log, weights and scores are the same numbers."
+        why = f" Between the runs, {'; '.join(self.reasons)}." if self.reasons else ""
+        return f"Rebuilt, with other numbers: {'; '.join(self.differences)}.{why}"
+
+
+def run_or_rebuild(
+    config: str | Path,
+    folder: str | Path | None = None,
+    *,
+    progress: bool = True,
+    report: Callable[[str], None] = _LOG.info,
+) -> RunResult:
+    """Carry out a run from its file; from the ``config.yaml`` of a finished run, beside that run.
+
+    Parameters
+    ----------
+    config, folder, progress, report
+        See :func:`finetune`. If no folder is given, a rebuild is written beside the run,
+        with ``-rebuilt`` behind the name.
+    """
+    config = Path(config)
+    run = TahoeRun.from_yaml(config)
+    if folder is None and config.name == CONFIG and is_run(config.parent):
+        place = config.parent.resolve()
+        folder = place.with_name(f"{place.name}-rebuilt")
+    elif folder is None and config.name == CONFIG and (config.parent / PROVENANCE).is_file():
+        # the file of a run that was stopped: go on with that run
+        folder = config.parent
+    return finetune(run, folder, progress=progress, report=report)
+
+
+def compare_runs(first: str | Path, second: str | Path) -> RunComparison:
+    """Compare the logs, the weights and the scores of two runs, exactly.
+
+    Parameters
+    ----------
+    first, second
+        Folders of finished runs.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of them holds no trained run.
+    """
+    first, second = Path(first), Path(second)
+    for folder in (first, second):
+        if not is_run(folder):
+            raise FileNotFoundError(f"{folder} holds no trained run.")
+    found = [*_logs(first, second), *_weights(first, second), *_scores(first, second)]
+    return RunComparison(tuple(found), tuple(_machines(first, second)) if found else ())
+
+
+def _logs(first: Path, second: Path) -> list[str]:
+    a, b = (pd.read_csv(folder / METRICS, index_col="step") for folder in (first, second))
+    for name in a.columns.union(b.columns, sort=False):
+        if name in _OF_THE_MACHINE:
+            continue
+        if name not in a or name not in b or len(a) != len(b):
+            return [f"{METRICS} has other columns or rows"]
+        x, y = a[name].to_numpy(dtype=float), b[name].to_numpy(dtype=float)
+        other = ~((x == y) | (np.isnan(x) & np.isnan(y)))
+        if other.any():
+            row = int(np.flatnonzero(other)[0])
+            return [f"{name} at step {a.index[row]} was {x[row]:.8g} and is {y[row]:.8g}"]
+    return []
+
+
+def _weights(first: Path, second: Path) -> list[str]:
+    a, b = (read_checkpoint(folder / BEST)["state_dict"] for folder in (first, second))
+    if a.keys() != b.keys():
+        return [f"{BEST} has other tensors"]
+    name = next((n for n in a if not torch.equal(a[n], b[n])), None)
+    return [] if name is None else [f"{BEST} has other numbers in {name}"]
+
+
+def _scores(first: Path, second: Path) -> list[str]:
+    if not (first / SCORES).is_dir() or not (second / SCORES).is_dir():
+        return []
+    a, b = (pd.read_csv(folder / SCORES / "summary.csv", index_col=0)["value"] for folder in (first, second))
+    if not a.index.equals(b.index):
+        return ["other metrics were scored"]
+    other = a.index[~((a == b) | (a.isna() & b.isna()))]
+    return [f"{other[0]} was {a[other[0]]:.8g} and is {b[other[0]]:.8g}"] if len(other) else []
+
+
+def _machines(first: Path, second: Path) -> list[str]:
+    a, b = (read_json(folder / PROVENANCE) for folder in (first, second))
+    return [
+        f"{name} was {a[part].get(name)} and is {b[part].get(name)}"
+        for part in ("versions", "machine")
+        for name in dict.fromkeys([*a[part], *b[part]])
+        if a[part].get(name) != b[part].get(name)
+    ]

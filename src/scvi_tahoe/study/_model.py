@@ -1,0 +1,178 @@
+"""The model of a run: from scratch, from published weights or from an earlier run; and its training.
+
+A training is begun or taken up again, also where only its end is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback
+
+from scvi_tahoe import TahoeST
+from scvi_tahoe._compat import require
+from scvi_tahoe.model import pretrained_of
+from scvi_tahoe.nn import non_default
+from scvi_tahoe.pretrained import read_pretrained
+from scvi_tahoe.study._files import read_json, write_json
+from scvi_tahoe.study._run_folder import LAST, MODEL, checkpoint_path, is_run, read_checkpoint
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+    from scvi_tahoe.pretrained import PretrainedModel
+    from scvi_tahoe.study._data import RunData
+    from scvi_tahoe.study._run_config import StartConfig, TahoeRun
+    from scvi_tahoe.training import TrainingRun
+
+_RECORD = "training.json"
+_GIGABYTE = 1024**3
+
+
+def build_model(run: TahoeRun, data: RunData) -> TahoeST:
+    """Return the model of a run with its starting weights.
+
+    Raises
+    ------
+    ValueError
+        If the data are not as the model needs them, or the weights fit only with decisions that were not made.
+    FileNotFoundError
+        If there are no such weights.
+    """
+    TahoeST.setup_anndata(data.train, **data.config.keys)
+    start, options = run.start, {"seed": run.seed, **_model_options(run, data.train.n_vars)}
+    if start.source is None:
+        return TahoeST(data.train, **options)
+    options = {"accept": start.accept, **options}
+    options.pop("size", None)
+    if is_run(Path(start.source)):
+        return TahoeST.from_pretrained(_weights_of_run(start), data.train, check_scale=False, **options)
+    hub = {"accept_license": start.accept_license, "cache_dir": start.cache_dir, "offline": start.offline}
+    base = None if start.backbone_from is None else read_pretrained(start.backbone_from, **hub)
+    weights = read_pretrained(**start.arguments(read_pretrained), base=base)
+    if weights.embeds == (run.model.representation == "embedding"):
+        options |= {"representation": None, "batch_encoder": None}
+    return TahoeST.from_pretrained(weights, data.train, check_scale=start.check_scale, **options)
+
+
+def _model_options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
+    """Return what the run says about the model; the rest is left to the package's defaults."""
+    options = run.model.arguments(TahoeST.__init__)
+    network = options["network"]
+    decoder = network.get("gene_decoder")
+    if isinstance(decoder, dict) and "n_genes" not in decoder:
+        network = {**network, "gene_decoder": {**decoder, "n_genes": n_genes}}
+    options |= {"network": network, "objective": non_default(options["objective"])}
+    return {name: value for name, value in options.items() if value not in (None, {})}
+
+
+def _weights_of_run(start: StartConfig) -> PretrainedModel:
+    """Return the weights of an earlier run; objective and prior are those of the new run."""
+    folder = Path(str(start.source))
+    path = checkpoint_path(folder, start.checkpoint or "best")
+    model = TahoeST.load(folder / MODEL, adata=False)
+    state = read_checkpoint(path)["state_dict"]
+    model.module.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
+    weights = pretrained_of(model)
+    origin = replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}")
+    return replace(weights, provenance=origin, extra={"prior": "auto"}, prior=None)
+
+
+def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, progress: bool) -> None:
+    """Train, or go on training; the model has the weights of the best validation afterwards.
+
+    Updates ``best.ckpt``, ``last.ckpt``, ``metrics.csv`` and ``training.json`` in the folder.
+    """
+    start, record = time.perf_counter(), folder / _RECORD
+    last = folder / LAST
+    before = read_json(record)["seconds"] if record.exists() else 0.0
+    found: dict[str, Any] = {}
+    try:
+        if run.train.freeze_projection:
+            model.module.network.head.project.requires_grad_(requires_grad=False)
+        model.train(
+            **_arguments(run), split=data.split, save_dir=folder, resume_from=last if last.exists() else None,
+            logger=_loggers(run, folder), progress=progress, callbacks=[PeakMemory()],
+        )  # fmt: skip
+        found = model.training_config_ or {}
+    finally:
+        seconds = before + time.perf_counter() - start
+        best = {name: found.get(name) for name in ("best_step", "best_value")}
+        write_json(record, {"seconds": seconds, **best})
+
+
+def _arguments(run: TahoeRun) -> dict[str, Any]:
+    """Return the arguments of ``train`` that a run file gives."""
+    train = run.train
+    return train.arguments(TahoeST.train) | {
+        "seed": run.seed, "plan_kwargs": train.plan, "accelerator": train.accelerator,
+        "accumulate_grad_batches": train.accumulate,
+    }  # fmt: skip
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """Return seconds, best step and best value of a trained run."""
+    return read_json(folder / _RECORD)
+
+
+def verify_loggers(run: TahoeRun) -> None:
+    """Raise ImportError, which names the extra to install, if the package of a logger is missing."""
+    for name in run.train.loggers:
+        require(name, name)
+
+
+def _loggers(run: TahoeRun, folder: Path) -> list[Logger] | str:
+    """Return the loggers beside the CSV; those that are offline write into the folder."""
+    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+
+    offline = run.train.offline
+    # the server that MLFLOW_TRACKING_URI names is asked only if the run may use a network
+    place: dict[str, Any] = {"tracking_uri": f"sqlite:///{folder / 'mlflow.db'}"} if offline else {}
+    makers = {
+        "wandb": lambda: WandbLogger(
+            name=run.name, project="scvi-tahoe", save_dir=folder, offline=offline, config=run.to_dict()
+        ),
+        "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
+        "mlflow": lambda: MLFlowLogger(experiment_name="scvi-tahoe", run_name=run.name, **place),
+    }
+    return [makers[name]() for name in run.train.loggers] or "csv"
+
+
+class PeakMemory(Callback):
+    """Log the most memory that training has taken so far, in gigabytes: of the GPU, or of the process."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log it beside the validation."""
+        peak = _peak_memory()
+        if peak is not None:
+            pl_module.log("peak_memory_gb", peak, on_step=False, on_epoch=True)
+
+
+def _peak_memory() -> float | None:
+    """Return the most memory taken so far, in gigabytes, or None where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / _GIGABYTE
+    try:
+        import resource
+    except ImportError:
+        return None
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / _GIGABYTE
+
+
+def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
+    """Return what the training of a run amounts to, with the package's defaults for what it leaves out.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, has no effect, or does not fit the machine.
+    """
+    with TemporaryDirectory() as folder:  # checkpoints of save_steps need one, and planning writes nothing
+        return model.plan_training(**_arguments(run), save_dir=folder)

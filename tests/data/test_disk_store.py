@@ -1,0 +1,89 @@
+"""Rows on disk, read in runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import anndata as ad
+import numpy as np
+import pytest
+import zarr
+from scipy import sparse
+
+from scvi_tahoe.data import DiskRows
+from scvi_tahoe.data._disk_store import runs_of
+
+WITH_ANNBATCH = importlib.util.find_spec("annbatch") is not None
+
+
+@pytest.fixture
+def matrix():
+    return sparse.random(400, 50, 0.2, "csr", dtype=np.float32, random_state=0)
+
+
+@pytest.fixture
+def on_disk(matrix, tmp_path):
+    ad.AnnData(matrix).write_zarr(tmp_path / "matrix")
+    return ad.io.sparse_dataset(zarr.open_group(tmp_path / "matrix", mode="r")["X"])
+
+
+def test_rows_with_few_entries_between_them_come_in_one_run():
+    indptr = np.arange(0, 1010, 10)
+    rows = np.array([3, 4, 7, 20, 22])
+    assert runs_of(rows, indptr, 0).tolist() == [[3, 5], [7, 8], [20, 21], [22, 23]]
+    assert runs_of(rows, indptr, 10).tolist() == [[3, 5], [7, 8], [20, 23]]
+    assert runs_of(rows, indptr, 20).tolist() == [[3, 8], [20, 23]]
+    assert runs_of(rows, indptr, 1000).tolist() == [[3, 23]]
+    assert runs_of(np.array([99]), indptr, 0).tolist() == [[99, 100]]
+
+
+@pytest.mark.parametrize("rows", [[7], [0, 399], [5, 4, 4, 398, 200], list(range(400)), list(range(100, 0, -1))])
+def test_rows_are_those_of_the_matrix(rows, matrix, on_disk):
+    found = DiskRows(on_disk)[np.array(rows)]
+    np.testing.assert_array_equal(found.toarray(), matrix[rows].toarray())
+
+
+def test_no_rows_are_no_rows(on_disk):
+    assert DiskRows(on_disk)[np.empty(0, dtype=np.int64)].shape == (0, 50)
+
+
+def test_entries_are_counted_without_reading_them(matrix, on_disk):
+    rows = np.array([3, 9])
+    assert DiskRows(on_disk).n_entries(rows) == matrix[rows].nnz
+
+
+def test_reading_goes_on_after_rows_that_do_not_exist(matrix, on_disk):
+    rows = DiskRows(on_disk)
+    with pytest.raises(IndexError):
+        rows[np.array([400])]
+    np.testing.assert_array_equal(rows[np.array([2])].toarray(), matrix[[2]].toarray())
+
+
+def test_reading_goes_on_after_a_file_that_cannot_be_read(matrix, on_disk, tmp_path):
+    rows = DiskRows(on_disk)
+    files = (path for path in (tmp_path / "matrix" / "X" / "data").rglob("*") if path.is_file())
+    path = max(files, key=lambda path: path.stat().st_size)
+    content = path.read_bytes()
+    path.write_bytes(content[:20])
+    with pytest.raises(Exception):  # noqa: B017, PT011  zarr, numcodecs and zarrs raise kinds of their own
+        rows[np.arange(400)]
+    path.write_bytes(content)
+    np.testing.assert_array_equal(rows[np.arange(400)].toarray(), matrix.toarray())
+
+
+@pytest.mark.skipif(WITH_ANNBATCH, reason="annbatch is installed")
+def test_without_annbatch_one_line_names_the_extra(on_disk, caplog):
+    with caplog.at_level(logging.WARNING, "scvi_tahoe"):
+        DiskRows(on_disk)
+    assert len(caplog.messages) == 1
+    assert "pip install 'scvi-tahoe[annbatch]'" in caplog.text
+
+
+@pytest.mark.skipif(not WITH_ANNBATCH, reason="needs annbatch")
+def test_with_annbatch_nothing_is_said_and_the_configuration_of_zarr_is_left_as_it_is(on_disk, caplog):
+    before = zarr.config.get("codec_pipeline.path")
+    with caplog.at_level(logging.WARNING, "scvi_tahoe"):
+        DiskRows(on_disk)
+    assert not caplog.messages
+    assert zarr.config.get("codec_pipeline.path") == before
