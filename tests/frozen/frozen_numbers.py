@@ -68,7 +68,7 @@ SIZE = {"hidden": 16, "n_layers": 3, "intermediate": 32, "n_heads": 2, "dropout"
 BRIEF = {"max_steps": 8, "validate_every": 4, "batch_size": 2, "progress": False}
 TABLE = {"perturbation_embedding_key": "perturbation_embedding"}
 EMBEDDING = {"cell_embedding_key": "X_embedding"}
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 #: columns of the history that are a matter of the clock or of memory
 CLOCK = ("sets_per_second", "peak_memory_gb")
