@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scvi_tahoe import TahoeST, evaluate, nn
-from scvi_tahoe.data import ConditionIndex, read_screen, split_from_dict
-from scvi_tahoe.data import SPLITS
+from scvi_tahoe import evaluate, nn
+from scvi_tahoe.data import SPLITS, ConditionIndex, read_screen, split_from_dict
 
 PAGE = Path(__file__).parents[1] / "docs" / "how_to_add.md"
 #: where each example registers; undone after its test
