@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from scvi_tahoe._constants import STREAMS
+
 if TYPE_CHECKING:
     from scvi_tahoe.data import AssignedSplit, CellStore
 
@@ -82,7 +84,7 @@ def condition_moments(
     -------
     In the order of ``split.index.conditions``, None for conditions of test cells only; and by context.
     """
-    index, rng = split.index, np.random.default_rng((seed, 3))
+    index, rng = split.index, np.random.default_rng((seed, STREAMS.GENE_WEIGHTS))
 
     def moments(rows: np.ndarray, most: int) -> Moments:
         chosen = rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
