@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe.data import REPRESENTATIONS, EmbeddingTableField
+from scvi_tahoe.data import REPRESENTATIONS
 from scvi_tahoe.model._evaluate import EvaluateMixin
 from scvi_tahoe.model._fitted import FittedState
 from scvi_tahoe.model._pretrained import PretrainedMixin
@@ -60,13 +59,13 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         * ``'embedding'`` - cell embedding in and out, with a gene decoder beside it
         * ``'expression+embedding'`` - expression in and out; the cell embedding is an auxiliary signal of training
     set_size
-        Cells of a set; None takes 64.
+        Cells of a set. If None, 64.
     network
         Further options of :class:`~scvi_tahoe.nn.NetworkConfig` by name, e.g. ``{"attention": "full"}``.
     objective
         Options of :class:`~scvi_tahoe.nn.ObjectiveConfig` by name, e.g. ``{"terms": {"energy": 1.0}}``.
     prior
-        What the network's change is added to, see :class:`~scvi_tahoe.data.CellPrior`; one of:
+        What the network's change is added to; one of:
 
         * ``'none'`` - control cells
         * ``'mean'`` - control cells moved by the mean change of the other perturbations of the context
@@ -81,9 +80,9 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
           at least two of them alone, and the screen is small enough to keep such cells for every condition; otherwise
           none (default)
     batch_encoder
-        Tell the network the technical batch of each cell (needs ``batch_key``).
+        Whether to tell the network the technical batch of each cell (needs ``batch_key``).
     seed
-        Of the initial weights.
+        Random seed for the initial weights.
 
     Raises
     ------
@@ -122,6 +121,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         seed: int = 0,
     ) -> None:
         super().__init__(adata, registry)
+        self._adopt(**vars(FittedState()))
         if set_size is not None and set_size < 1:
             raise ValueError(f"set_size={set_size!r} must be 1 or more.")
         if prior not in PRIORS:
@@ -153,7 +153,6 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.default_generator.manual_seed(seed)
             self.module = TahoeSTModule(config, loss, n_cell_embedding=auxiliary)
-        self._adopt(**vars(FittedState()))
         self._model_summary_string = (
             f"TahoeST with {representation} of {self.summary_stats.n_vars:,} genes, sets of {self.set_size} cells, "
             f"{config.n_layers} layers of {config.hidden}, "
@@ -167,7 +166,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         Beside the cells of the same perturbation a one-hot label only tells conditions apart, so that the network can
         learn the noise of each. An embedding says what perturbations have in common, and stays.
         """
-        table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        table = self.perturbation_table
         return table.one_hot and table.composition is None and index is not None and index.perturbations_recur
 
     def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:
