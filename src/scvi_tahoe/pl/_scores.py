@@ -106,7 +106,7 @@ def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None =
         figure = new_figure(width + 0.95 * len(labels), 0.28 * len(table) + 0.75)
         ax = figure.subplots()
         for (row, column), value in np.ndenumerate(table.to_numpy(float)):
-            _draw_entry(ax, row, column, value, shares[row, column])
+            _draw_entry(ax, row, column, value, float(shares[row, column]))
         ax.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(table) - 0.5, -0.5))
         ax.set_xticks(range(len(labels)), labels)
         ax.set_yticks(range(len(table)), [str(name) for name in table.index])
