@@ -1,4 +1,4 @@
-"""Did the study show what it was made to show?"""
+"""Whether a study shows what it was made to show."""
 
 from __future__ import annotations
 

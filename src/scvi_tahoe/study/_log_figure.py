@@ -134,7 +134,7 @@ def _thousands(value: float, _: Any) -> str:
 
 
 def _say_what_is_missing(axes: Axes, text: str) -> None:
-    """An empty panel says so, and has no scale that could be read."""
+    """Write into an empty panel, which has no scale that could be read."""
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_RATE, fontsize=7)
