@@ -1,4 +1,4 @@
-"""A metric, a preset and a baseline are added by one new file; the examples of the page "How to add a ..." are such files."""
+"""A metric, a preset and a baseline are added by one new file each; the examples of the docs are such files."""
 
 from __future__ import annotations
 
