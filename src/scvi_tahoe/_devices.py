@@ -17,7 +17,7 @@ Devices: TypeAlias = int | Sequence[int] | Literal["auto"] | None
 
 
 def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.device, ...]:
-    """Devices of this process, the first of which also does what is done once.
+    """Return the devices to predict on, the first of which also does what is done once.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def resolve_precision(precision: str | int, device: torch.device) -> str:
 
 
 def autocast_dtype(precision: str | int, device: torch.device) -> torch.dtype | None:
-    """What matrix products are computed in outside a trainer; None for the precision of the weights.
+    """Return the type of matrix products outside a trainer; None for the precision of the weights.
 
     Raises
     ------

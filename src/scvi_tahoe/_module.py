@@ -160,24 +160,24 @@ class TahoeSTModule(BaseModuleClass):
         of observations is the number of *sets*.
         """
         batch_SN = tensors.get(TENSORS.BATCH)
-        perturbation_SP = tensors[TENSORS.PERTURBATION]
+        reference = SetReference(
+            tensors[TENSORS.PERTURBATION],
+            tensors[TENSORS.CONTROL],
+            tensors.get(TENSORS.CONTROL_MEAN),
+            tensors.get(TENSORS.GENE_WEIGHT),
+        )
         with torch.autocast(device_type=tensors[TENSORS.OBSERVED].device.type, enabled=False):
             total, main_S, parts = self.objective(
                 inference_outputs["output"],
                 tensors[TENSORS.OBSERVED],
-                reference=SetReference(
-                    perturbation_SP,
-                    tensors[TENSORS.CONTROL],
-                    tensors.get(TENSORS.CONTROL_MEAN),
-                    tensors.get(TENSORS.GENE_WEIGHT),
-                ),  # fmt: skip
+                reference=reference,
                 genes_SNG=tensors.get(TENSORS.OBSERVED_GENES),
                 batch_S=None if batch_SN is None else batch_SN[:, 0],
             )
             embedding_SNE = generative_outputs["embedding_SNE"]
             if embedding_SNE is not None:
                 auxiliary, others = self.objective.embedding_loss(
-                    embedding_SNE, tensors[TENSORS.OBSERVED_EMBEDDING], perturbation_SP
+                    embedding_SNE, tensors[TENSORS.OBSERVED_EMBEDDING], reference
                 )
                 total = total + auxiliary
                 parts |= {name: value.detach() for name, value in others.items()}

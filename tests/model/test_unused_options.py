@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.nn import ObjectiveConfig
-from scvi_tahoe.nn._ineffective_options import as_said, options_of_user
+from scvi_tahoe.nn import ObjectiveConfig, non_default
 
 EMBEDDING = {"setup": {"cell_embedding_key": "X_embedding"}, "representation": "embedding"}
 BOTH = {"setup": {"cell_embedding_key": "X_embedding"}, "representation": "expression+embedding"}
@@ -19,17 +18,17 @@ DECODER = {"hidden": (8,), "n_genes": 60}
 OBJECTIVES = {
     "a weight of no decoder": (
         {"decoder_weight": 0.5}, {},
-        r"decoder_weight=0.5 has no effect: no gene decoder.* Leave it out; it counts with representation='embedding'",
+        r"decoder_weight=0.5 has no effect: no gene decoder.* Leave it out; it applies with representation='embedding'",
     ),
     "a default written down": ({"decoder_weight": 1.0}, {}, "decoder_weight=1.0 has no effect"),
     "an automatic weight of no decoder": ({"decoder_weight": "auto"}, BOTH, "decoder_weight='auto' has no effect"),
     "a weight of a decoder left out": (
         {"decoder_weight": 0.0}, {**EMBEDDING, "network": {"gene_decoder": None}},
-        "decoder_weight=0.0 has no effect.*it counts with network={'gene_decoder'",
+        "decoder_weight=0.0 has no effect.*it applies with network={'gene_decoder'",
     ),
     "terms of no embedding": (
         {"embedding_terms": {"alignment": 1.0}}, {},
-        "embedding_terms=.*has no effect: representation is 'expression'.*counts with .*'expression.embedding'",
+        "embedding_terms=.*has no effect: representation is 'expression'.*applies with .*'expression.embedding'",
     ),
     "terms of an embedding that is the cell": ({"embedding_terms": {}}, EMBEDDING, "embedding_terms={} has no effect"),
     "a weight of no batches": (
@@ -41,14 +40,14 @@ OBJECTIVES = {
     "a scale of no confidence": ({"confidence_scale": 2.0}, BATCHES, "confidence_scale=2.0 has no effect"),
     "a kernel of no discrepancy": (
         {"terms": {"sinkhorn": 1.0}, "kernel": "laplacian"}, {},
-        r"kernel='laplacian' has no effect: terms are \['sinkhorn'\].*it counts with 'mmd' in terms",
+        r"kernel='laplacian' has no effect: terms are \['sinkhorn'\].*it applies with 'mmd' in terms",
     ),
-    "a blur of plain distances": ({"blur": 1.0}, {}, "blur=1.0.*it counts with 'sinkhorn' or 'mmd' in terms"),
-    "a temperature of nothing": ({"temperature": 0.2}, {}, "temperature=0.2.*it counts with 'contrastive' in terms"),
+    "a blur of plain distances": ({"blur": 1.0}, {}, "blur=1.0.*it applies with 'sinkhorn' or 'mmd' in terms"),
+    "a temperature of nothing": ({"temperature": 0.2}, {}, "temperature=0.2.*it applies with 'contrastive' in terms"),
     "a temperature of a distillation": ({"temperature": 0.2}, BOTH, "temperature=0.2 has no effect"),
     "a diagonal of no energy": (
         {"terms": {"delta_mse": 1.0}, "energy_diagonal": "zero"}, {},
-        "energy_diagonal='zero' has no effect.*it counts with 'energy' in terms",
+        "energy_diagonal='zero' has no effect.*it applies with 'energy' in terms",
     ),
 }  # fmt: skip
 
@@ -65,7 +64,7 @@ NETWORKS = {
         {"attention": "self_only", "attention_dropout": 0.1}, {}, "attention_dropout=0.1.*with another attention",
     ),
     "dropout of a backbone that has none": (
-        {"backbone_dropout": 0.1}, {}, "backbone_dropout=0.1 has no effect.*it counts with backbone='gpt2'",
+        {"backbone_dropout": 0.1}, {}, "backbone_dropout=0.1 has no effect.*it applies with backbone='gpt2'",
     ),
     "dropout between one layer": (
         {"dropout": 0.3, "n_encoder_layers": 1, "n_decoder_layers": 1}, {}, "dropout=0.3.*between two layers",
@@ -172,8 +171,8 @@ def test_options_given_beside_weights_are_refused_where_they_mean_nothing(change
 
 
 def test_a_saved_model_is_loaded_whatever_it_was_made_with(make_model, train, screen, tmp_path):
-    with options_of_user():  # as an earlier release made it
-        model = make_model(objective={"blur": 1.0, "decoder_weight": 1.0}, network={"backbone_dropout": 0.1})
+    given = {"objective": {"blur": 1.0, "decoder_weight": 1.0}, "network": {"backbone_dropout": 0.1}}
+    model = TahoeST(screen, make_model(screen).registry_, size="mini", **given)  # as an earlier release made it
     train(model).save(tmp_path / "model")
     for data in (screen, False):
         loaded = TahoeST.load(tmp_path / "model", data)
@@ -184,6 +183,6 @@ def test_a_saved_model_is_loaded_whatever_it_was_made_with(make_model, train, sc
 
 def test_an_objective_written_out_whole_says_what_it_was_given():
     given = {"terms": {"energy": 1.0}, "blur": 1.0}
-    assert as_said(ObjectiveConfig(**given).to_dict()) == given
-    assert as_said(ObjectiveConfig().to_dict()) == {"terms": ObjectiveConfig().terms}
-    assert as_said({}) == {}
+    assert non_default(ObjectiveConfig(**given).to_dict()) == given
+    assert non_default(ObjectiveConfig().to_dict()) == {"terms": ObjectiveConfig().terms}
+    assert non_default({}) == {}

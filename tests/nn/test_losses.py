@@ -10,8 +10,7 @@ import pytest
 import torch
 from geomloss import SamplesLoss
 
-from scvi_tahoe.nn import de_weighted_mse, delta_mse, energy_distance
-from scvi_tahoe.nn._losses import SET_LOSSES, kernel_mmd, mse, sinkhorn_divergence
+from scvi_tahoe.nn import SET_LOSSES, de_weighted_mse, delta_mse, energy_distance, kernel_mmd, mse, sinkhorn_divergence
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))

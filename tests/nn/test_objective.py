@@ -12,6 +12,7 @@ from scvi_tahoe.nn import (
     EMBEDDING_TERMS,
     SET_LOSSES,
     TERMS,
+    NetworkOutput,
     Objective,
     ObjectiveConfig,
     SetReference,
@@ -20,8 +21,8 @@ from scvi_tahoe.nn import (
     de_weighted_mse,
     delta_mse,
     energy_distance,
+    register_term,
 )
-from scvi_tahoe.nn._networks import NetworkOutput
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -104,12 +105,12 @@ def test_the_temperature_is_that_of_the_contrast():
 
 def test_the_auxiliary_terms_of_a_cell_embedding_are_combined_by_name_and_weight():
     config = ObjectiveConfig(embedding_terms={"alignment": 3.0, "distillation": 0.5})
-    total, parts = Objective(config).embedding_loss(X, Y, torch.eye(4))
+    total, parts = Objective(config).embedding_loss(X, Y, SetReference(torch.eye(4), X))
     distance = energy_distance(X, Y, diagonal="excluded").mean()
     alignment = contrastive_alignment(X, Y, torch.eye(4)).mean()
     assert set(parts) == set(EMBEDDING_TERMS)
     torch.testing.assert_close(total, 3 * alignment + 0.5 * distance)
-    none, no_parts = Objective(ObjectiveConfig(embedding_terms={})).embedding_loss(X, Y, torch.eye(4))
+    none, no_parts = Objective(ObjectiveConfig(embedding_terms={})).embedding_loss(X, Y, SetReference(torch.eye(4), X))
     assert none.item() == 0
     assert not no_parts
 
@@ -208,3 +209,43 @@ def test_the_total_of_a_published_model_with_a_batch_token():
     total = published()(output(sets["preds"]), sets["pert_cell_emb"])[0].item()
     total += ObjectiveConfig().batch_weight * float(loaded["padded/loss/train/batch_token_loss"])
     assert total == pytest.approx(float(loaded["padded/loss/total"]), rel=1e-5)
+
+
+@pytest.fixture
+def registered():
+    """Forget the terms that a test registers."""
+    before = [(terms, dict(terms)) for terms in (TERMS, EMBEDDING_TERMS, SET_LOSSES)]
+    yield
+    for terms, known in before:
+        terms.clear()
+        terms.update(known)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_term_is_added_by_registering_a_function():
+    @register_term("variance_mse")
+    def variance_mse(x_SNG, y_SMG):
+        return (x_SNG.var(1) - y_SMG.var(1)).square().mean(-1)
+
+    @register_term("shifted", options={"by": "blur"}, needs=("control_SNG",))
+    def shifted(x_SNG, y_SMG, control_SNG, *, by):
+        return by * (x_SNG - control_SNG).mean((1, 2))
+
+    config = ObjectiveConfig.from_kwargs({"terms": {"variance_mse": 2.0, "shifted": 1.0}, "blur": 3.0})
+    parts = Objective(config)(output(X), Y, reference=REFERENCE)[2]
+    torch.testing.assert_close(parts["variance_mse"], variance_mse(X, Y).mean())
+    torch.testing.assert_close(parts["shifted"], 3.0 * (X - REFERENCE.control_SNG).mean())
+    assert "variance_mse" in SET_LOSSES
+    assert "shifted" not in SET_LOSSES
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "message"),
+    [
+        ("energy", (), "a term 'energy' is registered already"),
+        ("new", ("weather",), r"'new' needs \['weather'\]; a set"),
+    ],
+)
+def test_a_term_that_cannot_be_registered_is_refused(name, needs, message):
+    with pytest.raises(ValueError, match=message):
+        register_term(name, needs=needs)

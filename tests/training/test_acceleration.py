@@ -8,7 +8,7 @@ import torch
 
 from scvi_tahoe._devices import autocast_dtype, resolve_precision
 from scvi_tahoe.training import compiling_pays
-from scvi_tahoe.training._acceleration import Acceleration, LateNumber
+from scvi_tahoe.training._acceleration import Acceleration, AsyncScalar
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -45,9 +45,9 @@ def test_the_loss_multiplies_16_bit_numbers_where_the_network_does(precision, ex
     module = make_model().module
     acceleration = Acceleration(module, compiles=False)
     acceleration.begin(precision, GPU)
-    assert module.objective.products == expected
+    assert module.objective.matmul_dtype == expected
     acceleration.begin(precision, CPU)
-    assert module.objective.products == torch.float32
+    assert module.objective.matmul_dtype == torch.float32
     acceleration.end()
 
 
@@ -69,7 +69,7 @@ def test_an_unknown_choice_is_refused(make_model):
 
 
 def test_a_late_number_is_the_number():
-    assert float(LateNumber(torch.tensor(1.5, requires_grad=True))) == 1.5
+    assert float(AsyncScalar(torch.tensor(1.5, requires_grad=True))) == 1.5
 
 
 def test_gradient_norms_are_logged_for_every_interval_although_they_are_logged_late(make_model):

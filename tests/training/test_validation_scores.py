@@ -95,7 +95,7 @@ EMBEDDED = {"setup": {"cell_embedding_key": "X_embedding"}}
 )
 def test_what_can_be_monitored_is_what_a_training_computes(options, make_model, train):
     model = make_model(**options)
-    expects = computed_scores(model)
+    expects = computed_scores(model.module, model.representation)
     score = {"monitor": "validation_pds"} if "validation_pds" in expects else {}
     history = train(model, **score).history
     assert set(expects) == {name for name in history if name.startswith("validation_")}

@@ -1,4 +1,4 @@
-"""Which cells form each set. No expression is read here.
+"""Which cells form each set.
 
 One sampler serves training, validation and prediction; only the policy differs:
 
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from scvi_tahoe._constants import STREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +59,7 @@ class CellSetRequest:
         return len(self.control_SN)
 
     def take(self, sets: np.ndarray) -> CellSetRequest:
-        """Some of the sets, in this order."""
+        """Take some of the sets, in this order."""
         arrays = ((f.name, getattr(self, f.name)) for f in fields(self))
         return replace(self, **{name: array[sets] for name, array in arrays if array is not None})
 
@@ -107,16 +109,8 @@ def draw_window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 class RandomSampler(Sampler[CellSetRequest]):
     """Training sets: conditions in turn, in an order drawn anew, cells and controls of each at random.
 
-    Every condition comes equally often whatever its number of cells, since scores are means over conditions.
-
-    Parameters
-    ----------
-    sets
-        The training part.
-    n_steps
-        Minibatches an epoch.
-    seed
-        Together with the epoch it decides everything that is drawn.
+    Every condition comes equally often whatever its number of cells, since scores are means over conditions. Seed and
+    epoch decide everything that is drawn.
     """
 
     def __init__(self, sets: SetPlan, *, n_steps: int, seed: int) -> None:
@@ -150,20 +144,12 @@ class RandomSampler(Sampler[CellSetRequest]):
 class FixedSampler(Sampler[CellSetRequest]):
     """Validation sets: the same cells and controls at every epoch.
 
-    Sets of a condition are spread over the minibatches, where terms that compare sets need different ones.
-
-    Parameters
-    ----------
-    sets
-        The validation part.
-    max_sets
-        At most this many sets of a condition; each uses cells that the others do not.
-    seed
-        Decides which.
+    Sets of a condition (at most ``max_sets``, of different cells) are spread over the minibatches, where terms that
+    compare sets need different ones.
     """
 
     def __init__(self, sets: SetPlan, *, max_sets: int, seed: int) -> None:
-        rng = np.random.default_rng((seed, 1))
+        rng = np.random.default_rng((seed, STREAMS.VALIDATION_SETS))
         observed: list[np.ndarray] = []
         conditions: list[int] = []
         turns: list[int] = []
@@ -199,7 +185,7 @@ class ConditionRequest:
     pool
         Rows that may fill up the last window.
     seed
-        Of this request alone, so that a prediction does not depend on what else is asked.
+        Random seed of this request alone, so that a prediction does not depend on what else is asked.
     residual_input
         Rows of the prior's cells, from which one is drawn for each predicted cell; None without them.
     keeps_residual_input
@@ -229,7 +215,7 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
             fill = np.random.default_rng(request.seed).choice(request.pool, n_fill)
             windows.append(np.concatenate([request.controls, fill]).reshape(n_sets, set_size))
             if request.residual_input is not None:
-                rng, n = np.random.default_rng((*request.seed, 2)), n_sets * set_size
+                rng, n = np.random.default_rng((*request.seed, STREAMS.PREDICTED_CELLS)), n_sets * set_size
                 rows = request.residual_input
                 rows = np.resize(rows, n) if request.keeps_residual_input else draw_window(rows, n, rng)
                 residual_inputs.append(rows.reshape(n_sets, set_size))

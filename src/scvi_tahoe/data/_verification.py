@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a screen, refused at the border in one sentence each."""
+"""Checks of a screen: everything that can be wrong with it is refused with one sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from scvi_tahoe.data._scale import verify_log1p
 from scvi_tahoe.data._screen import (
     Screen,
     ScreenKeys,
-    condition_labels,
     expression_adata,
     obs_column,
     read_matrices,
@@ -61,10 +60,7 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
     try:
         values = obs_column(data, keys, key)
     except KeyError:
-        columns = [str(c) for c in expression_adata(data, keys).obs.columns]
-        raise KeyError(
-            f"{argument}={key!r} is not a column of obs{nearest_names(key, columns)}; it has {columns}."
-        ) from None
+        raise _no_column(data, keys, argument) from None
     if values.isna().any():
         raise ValueError(
             f"obs[{key!r}] ({argument}) has {int(values.isna().sum())} cells without a value; "
@@ -74,15 +70,9 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
         raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; name them or remove those cells.")
 
 
-def _verify_dose_key(data: AnnOrMuData, keys: ScreenKeys) -> None:
-    try:
-        condition_labels(data, keys)  # refuses doses that are none
-    except KeyError:
-        columns = [str(c) for c in expression_adata(data, keys).obs.columns]
-        raise KeyError(
-            f"dose_key={keys.dose_key!r} is not a column of obs{nearest_names(str(keys.dose_key), columns)}; it has "
-            f"{columns}."
-        ) from None
+def _no_column(data: AnnOrMuData, keys: ScreenKeys, argument: str) -> KeyError:
+    columns, key = [str(c) for c in expression_adata(data, keys).obs.columns], getattr(keys, argument)
+    return KeyError(f"{argument}={key!r} is not a column of obs{nearest_names(key, columns)}; it has {columns}.")
 
 
 def _verify_encoding(keys: ScreenKeys) -> None:
@@ -118,7 +108,6 @@ def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
     for argument in ("perturbation_key", "context_key", "batch_key"):
         if (key := getattr(keys, argument)) is not None:
             _verify_obs_key(data, keys, argument, key)
-    _verify_dose_key(data, keys)
     adata = expression_adata(data, keys)
     if keys.layer is not None and keys.layer not in adata.layers:
         layers = [k for k in adata.layers if k is not None]
@@ -174,13 +163,7 @@ _CONTROL = re.compile(
 
 
 def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str | None) -> None:
-    """Refuse a screen without control cells in a context that has perturbed ones.
-
-    Raises
-    ------
-    ValueError
-        If the control label occurs nowhere, nothing is perturbed, or a context lacks control cells.
-    """
+    """Refuse a screen without control cells in a context that has perturbed ones."""
     names = screen.perturbation.names
     if screen.control not in names:
         # controls are mostly the largest group
@@ -213,23 +196,9 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
 def read_table(
     data: AnnOrMuData, keys: ScreenKeys, *, required: bool = True, like: EmbeddingTable | None = None
 ) -> EmbeddingTable | None:
-    """The user's perturbation-embedding table, several fused into one, or None where one-hot rows are used.
+    """Read the user's perturbation-embedding table, several fused into one; None where one-hot rows are used.
 
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    keys
-        Where its parts are.
-    required
-        Whether the data must have the table; a model that was trained with one brings its own.
-    like
-        A table to which rows will be added: several tables are fused in the way that it was.
-
-    Raises
-    ------
-    KeyError
-        If the table is required and ``uns`` has no such key, or some of several are missing.
+    Unless ``required``, data may lack the table of a trained model. Several tables are fused as those of ``like``.
     """
     found = {**expression_adata(data, keys).uns, **data.uns}
     missing = [key for key in keys.table_keys if key not in found]
@@ -281,27 +250,17 @@ def verify_screen(
         Whether perturbed cells, and an embedding row for each of their labels, are needed. Data to predict from
         needs control cells only.
     table_required
-        Whether the data must bring the perturbation-embedding table, with a row for each label; False where a model
-        has one.
-
-    Returns
-    -------
-    The screen.
-
-    Raises
-    ------
-    KeyError
-        If a column, layer, obsm or uns key, or modality does not exist.
-    ValueError
-        If labels, names, controls, embedding rows or values are not as the model needs them; the message says which
-        and what to do.
+        Whether the data must bring the perturbation-embedding table; False where a model has one.
     """
     _verify_encoding(keys)
     _verify_modalities(data, keys)
     _verify_names(data, keys)
     _verify_places(data, keys)
     table = read_table(data, keys, required=for_training and table_required)
-    screen = read_screen(data, keys)
+    try:
+        screen = read_screen(data, keys)  # refuses doses that are none
+    except KeyError:
+        raise _no_column(data, keys, "dose_key") from None
     if for_training:
         verify_controls(screen, perturbation_key=keys.perturbation_key, context_key=keys.context_key)
         _verify_spelling(screen.perturbation.names, keys)

@@ -1,4 +1,4 @@
-"""Several models as one: their mean effect, and how far they disagree as uncertainty."""
+"""Several models as one: their mean effect, and their disagreement as uncertainty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scvi_tahoe.evaluate import EvaluationReference
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
-from scvi_tahoe.response import mean_expression, means_by_code, move_to_mean
+from scvi_tahoe.response import means_by_code, move_to_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +32,9 @@ _LIST = "ensemble.json"
 class TahoeEnsemble:
     """Models that differ in their seed (or in more), predicting together.
 
-    The mean of several models is mostly nearer to the truth than each of them, and where they disagree they are less to
-    be trusted (Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*,
-    NeurIPS 2017). The spread says what the seed decides; what all members get wrong alike it cannot show.
+    The mean of several models is usually closer to the truth than each of them, and where they disagree they are less
+    reliable (Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*,
+    NeurIPS 2017). The spread shows what depends on the seed, not what all members get wrong alike.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class TahoeEnsemble:
         save_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> TahoeEnsemble:
-        """Train one model a seed. The seed decides initial weights, the order of cells, and splits that draw.
+        """Train one model for each seed, which decides initial weights, the order of cells, and random splits.
 
         Parameters
         ----------
@@ -90,13 +90,13 @@ class TahoeEnsemble:
             Registered data, or a function from a seed to a new model, e.g.
             ``lambda seed: TahoeST.from_pretrained("folder", adata, seed=seed)``.
         seeds
-            Two or more, each once.
+            Two or more different seeds.
         model_kwargs
             Options of :class:`TahoeST`, if ``data`` are data.
         save_dir
             Folder with a folder ``seed_0`` and so on for each training.
         **kwargs
-            Of :meth:`TahoeST.train`.
+            Further arguments of :meth:`TahoeST.train`.
 
         Returns
         -------
@@ -135,7 +135,7 @@ class TahoeEnsemble:
         adata
             As in :meth:`TahoeST.predict`.
         **kwargs
-            Of :meth:`TahoeST.predict`, with ``output="expression"`` and without a path.
+            Further arguments of :meth:`TahoeST.predict`, with ``output="expression"`` and without a path.
 
         Returns
         -------
@@ -194,9 +194,9 @@ class TahoeEnsemble:
     def _start_means(
         self, adata: AnnOrMuData | None, control_CG: np.ndarray, codes: np.ndarray, table: pd.DataFrame, **kwargs: Any
     ) -> np.ndarray:
-        """Mean of the control cells that each condition is compared with, ``[K, G]``: those it started from.
+        """Return the mean of the control cells that each condition is compared with, ``[K, G]``.
 
-        Where it started from a prior's cells, which no draw of controls moves, all of its context.
+        These are the cells it started from, or, if it started from a prior's cells, all of its context.
         """
         model = next((model for model in self.models if model.prior == "cells"), None)
         if model is None:
@@ -217,7 +217,7 @@ class TahoeEnsemble:
             full_precision=True,
             rows=np.concatenate([*controls.values()]),
         )
-        mean_of = {c: mean_expression(dataset.cells, rows, model.device) for c, rows in controls.items()}
+        mean_of = {c: dataset.cells.mean(rows, model.device) for c, rows in controls.items()}
         return np.stack([mean_of[context] for context in contexts])
 
     def evaluate(
@@ -262,16 +262,16 @@ class TahoeEnsemble:
         return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
-        """Save every member into a folder of its own; the ensemble appears whole or not at all.
+        """Save every member into a folder of its own. The ensemble is written atomically.
 
         Parameters
         ----------
         dir_path
             Folder.
         overwrite
-            Replace an ensemble that was saved there.
+            Whether to replace an ensemble that was saved there.
         **kwargs
-            Of :meth:`TahoeST.save`, for each member.
+            Further arguments of :meth:`TahoeST.save`, for each member.
 
         Raises
         ------
@@ -312,7 +312,7 @@ class TahoeEnsemble:
 
 
 def _verify_alike(position: int, model: TahoeST, first: TahoeST) -> None:
-    """Refuse a member that predicts something else than the first."""
+    """Reject a member that predicts something else than the first."""
     for what, mine, theirs in (
         ("genes", tuple(model.genes), tuple(first.genes)),
         ("representation", model.representation, first.representation),

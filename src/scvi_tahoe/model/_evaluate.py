@@ -50,18 +50,18 @@ class EvaluateMixin(PredictMixin):
             the training data; or an :class:`~scvi_tahoe.evaluate.EvaluationReference` of them, which keeps what
             several models share.
         prediction
-            What to score; None predicts every condition of the reference, as many cells as were observed, from its
-            control cells.
+            Prediction to score. If None, every condition of the reference is predicted, as many cells as were observed,
+            from its control cells.
         preset
-            Which scores, see :func:`scvi_tahoe.evaluate.evaluate`.
+            Scores to compute, see :func:`scvi_tahoe.evaluate.evaluate`.
         counts_layer
             With ``preset="vcc2026"``: layer with raw counts of the reference and of the training data.
         seed
-            Of the prediction and of the evaluation.
+            Random seed for the prediction and the evaluation.
         progress
             Whether to show progress bars.
         **kwargs
-            Of :func:`scvi_tahoe.evaluate.evaluate`.
+            Further arguments of :func:`scvi_tahoe.evaluate.evaluate`.
 
         Returns
         -------
@@ -109,7 +109,7 @@ class EvaluateMixin(PredictMixin):
         return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result
 
     def _conditions(self, data: AnnOrMuData | None) -> list[tuple[str, str]]:
-        """Contexts and perturbations of some data; those of other columns than the training data's are not known."""
+        """Return contexts and perturbations of data; none if they lack the columns of the training data."""
         if data is None or self.keys.perturbation_key not in data.obs:
             return []
         key = self.keys.context_key
@@ -133,7 +133,7 @@ class EvaluateMixin(PredictMixin):
 
 
 def _verify_labels(reference: EvaluationReference, keys: ScreenKeys) -> None:
-    """Refuse a ready reference that took all doses of a perturbation for one condition."""
+    """Reject a ready reference that took all doses of a perturbation for one condition."""
     labels = sorted({label for _, label in reference.cells.rows} - {keys.control})
     for label in labels if keys.dose_key is not None else ():
         try:

@@ -110,7 +110,7 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
             setattr(self, name, value)
 
     def _get_user_attributes(self) -> list[tuple[str, Any]]:
-        """What scvi-tools saves: attributes that end with ``_``, in types that every supported pandas can read."""
+        """Return what is saved: attributes that end with ``_``, in types that every supported pandas can read."""
         return [(name, _plain(name, value)) for name, value in sorted(vars(self).items())]
 
     @property
@@ -132,11 +132,11 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
         )
 
     def state_registry(self, key: str) -> dict[str, Any]:
-        """What the registry stored for a field, also without data."""
+        """Return what the registry stored for a field, also without data."""
         return self.registry_["field_registries"][key]["state_registry"]
 
     def _spec(self, **changes: Any) -> DataSpec:
-        """What the model fixes about its data.
+        """Return what the model fixes about its data.
 
         Raises
         ------
@@ -157,7 +157,7 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
         return DataSpec(**{**values, **changes})
 
     def _own_screen(self, *, for_training: bool = False) -> Screen:
-        """The model's own data, verified once unless they change."""
+        """Return the model's own data, verified once unless they change."""
         manager: ScreenManager = self.adata_manager
         return manager.screen(self.keys, for_training=for_training)
 
@@ -174,12 +174,12 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
 
     @classmethod
     def _registered(cls, adata: AnnOrMuData) -> dict[str, Any]:
-        """Registry of registered data."""
+        """Return the registry of registered data."""
         return cls._get_most_recent_anndata_manager(adata, required=True).registry
 
 
 def keys_of_registry(registry: Mapping[str, Any]) -> ScreenKeys:
-    """Where registered data keep their parts."""
+    """Return where registered data keep their parts."""
     return ScreenKeys(**{name: value for name, value in registry["setup_args"].items() if value is not None})
 
 

@@ -167,8 +167,7 @@ class PredictMixin(FittedModel):
         if self.prior == "none" or self.prior_ is not None:
             return self.prior_ if self.prior != "none" else None
         screen = self._training_screen()
-        index = screen.index
-        return learn_prior(self.prior, self._spec(), screen, index, np.flatnonzero(~index.is_control), seed=0)
+        return learn_prior(self.prior, self._spec(), screen, np.flatnonzero(~screen.index.is_control), seed=0)
 
     def _prediction_data(
         self, adata: AnnOrMuData | None, *, perturbations: Sequence[str] | None, max_missing_genes: float = 0.1
@@ -234,4 +233,4 @@ class PredictMixin(FittedModel):
         conditions = resolve_conditions(
             data.screen.index, data.spec.table, perturbations=perturbations, contexts=contexts
         )
-        return prior_table(self._learned_prior(), data.spec, data.screen, data.screen.index, conditions)
+        return prior_table(self._learned_prior(), data.spec, data.screen, conditions)

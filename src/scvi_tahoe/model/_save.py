@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from scvi_tahoe._compat import history_as_frames
 from scvi_tahoe.model._fitted import FittedModel
-from scvi_tahoe.nn import options_of_user
 from scvi_tahoe.pretrained import LoadingReport, is_export
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class SaveMixin(FittedModel):
             raise ValueError(
                 f"{dir_path} was written by export(), not by save(); read it with TahoeST.from_pretrained."
             )
-        with warnings.catch_warnings(), options_of_user():
+        with warnings.catch_warnings():
             # genes are matched by name, so another order of them is nothing to warn about
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")
             model = super().load(str(dir_path), adata, **kwargs)

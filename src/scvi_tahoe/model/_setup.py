@@ -1,4 +1,4 @@
-"""Registration of a screen: which keys it has, and everything wrong with it refused at once."""
+"""Registration of a screen, which is verified at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SetupMixin(FittedModel):
         combination: Combination = "sum",
         **kwargs: Any,
     ) -> None:
-        """Register a screen. Nothing in it is changed; everything wrong with it is refused here.
+        """Register a screen. It is verified at once, and not changed.
 
         Parameters
         ----------
@@ -49,13 +49,13 @@ class SetupMixin(FittedModel):
         control
             The label of control cells. Every context with perturbed cells needs some.
         layer
-            Where the expression is, as log1p of normalised counts: None for ``X``, or a layer.
+            Layer with the expression, as log1p of normalised counts. If None, ``X``.
         cell_embedding_key
-            Key of ``obsm`` with a cell embedding, needed by the representations that use one.
+            Key of ``obsm`` with a cell embedding, for the representations that use one.
         perturbation_embedding_key
             Key of ``uns`` with one embedding row a label: a mapping of label to vector, a DataFrame with labels as
-            index, or ``(names, matrix)``. A list of keys fuses tables: each is standardised and followed by a mark of
-            the labels that it lacks. None: one-hot.
+            index, or ``(names, matrix)``. A list of keys fuses tables: each is standardised and followed by a column
+            that marks the labels it lacks. If None, one-hot.
         context_key
             Column of ``obs`` with the biological setting: cell line, cell type, donor.
         batch_key
@@ -65,12 +65,12 @@ class SetupMixin(FittedModel):
             at a dose, its label ``"Trametinib@10"``, and the network is told log10 of the dose; other doses can be
             predicted. Combinations have one dose a part, ``"1+10"``.
         combination_separator
-            What stands between the perturbations of a label, e.g. ``"+"`` in ``"KLF1+MAP2K6"``. Rows of combinations
+            Separator of the perturbations in a label, e.g. ``"+"`` in ``"KLF1+MAP2K6"``. Rows of combinations
             are then made from those of their parts, in any order, and combinations that were not measured can be
             predicted.
         combination
-            How: ``'sum'`` adds the rows of the parts, and the number of further parts (default); with ``'learned'``
-            the network encodes every part and sums what it makes of them.
+            How rows of parts are combined: ``'sum'`` adds them, with the number of further parts as one more column
+            (default); with ``'learned'`` the network encodes every part and sums the encodings.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class SetupMixin(FittedModel):
         dose_key, combination_separator, combination
             As in :meth:`setup_anndata`.
         modalities
-            Which modality holds which part, e.g. ``{"expression": "rna", "cell_embedding": "state"}``.
+            Modalities by what they hold, e.g. ``{"expression": "rna", "cell_embedding": "state"}``.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class SetupMixin(FittedModel):
 
     @classmethod
     def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
-        """Not offered: annbatch hands over single cells, and this model needs sets of them.
+        """Raise an error: annbatch hands over single cells, and this model needs sets of them.
 
         Raises
         ------

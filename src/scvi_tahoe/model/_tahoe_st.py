@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe.data import REPRESENTATIONS, EmbeddingTableField
+from scvi_tahoe.data import REPRESENTATIONS
 from scvi_tahoe.model._evaluate import EvaluateMixin
 from scvi_tahoe.model._fitted import FittedState
 from scvi_tahoe.model._pretrained import PretrainedMixin
@@ -18,14 +17,13 @@ from scvi_tahoe.model._setup import SetupMixin
 from scvi_tahoe.model._train import TrainMixin
 from scvi_tahoe.nn import (
     SIZES,
+    TERMS,
     GeneDecoderConfig,
     NetworkConfig,
     ObjectiveConfig,
     default_of,
-    options_given,
-    refuse_unused,
-    unused_in_network,
-    unused_in_objective,
+    ineffective_in_objective,
+    reject_ineffective_options,
 )
 from scvi_tahoe.response import PRIORS, choose_prior
 from scvi_tahoe.training import TahoeTrainingPlan
@@ -48,7 +46,8 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
     adata
         AnnData or MuData registered with :meth:`setup_anndata` or :meth:`setup_mudata`.
     registry
-        Registry of a saved model, to build it without data.
+        Registry of a saved model, to build it again, also without data; options that have no effect are then left out
+        instead of refused.
     size
         A name in ``scvi_tahoe.SIZES``, or dimensions of the network as keyword arguments of
         :class:`~scvi_tahoe.nn.NetworkConfig`. ``'mini'`` trains on a laptop, ``'tahoe'`` has the dimensions of
@@ -60,13 +59,13 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         * ``'embedding'`` - cell embedding in and out, with a gene decoder beside it
         * ``'expression+embedding'`` - expression in and out; the cell embedding is an auxiliary signal of training
     set_size
-        Cells of a set; None takes 64.
+        Cells of a set. If None, 64.
     network
         Further options of :class:`~scvi_tahoe.nn.NetworkConfig` by name, e.g. ``{"attention": "full"}``.
     objective
         Options of :class:`~scvi_tahoe.nn.ObjectiveConfig` by name, e.g. ``{"terms": {"energy": 1.0}}``.
     prior
-        What the network's change is added to, see :class:`~scvi_tahoe.data.CellPrior`; one of:
+        What the network's change is added to; one of:
 
         * ``'none'`` - control cells
         * ``'mean'`` - control cells moved by the mean change of the other perturbations of the context
@@ -81,9 +80,9 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
           at least two of them alone, and the screen is small enough to keep such cells for every condition; otherwise
           none (default)
     batch_encoder
-        Tell the network the technical batch of each cell (needs ``batch_key``).
+        Whether to tell the network the technical batch of each cell (needs ``batch_key``).
     seed
-        Of the initial weights.
+        Random seed for the initial weights.
 
     Raises
     ------
@@ -122,6 +121,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         seed: int = 0,
     ) -> None:
         super().__init__(adata, registry)
+        self._adopt(**vars(FittedState()))
         if set_size is not None and set_size < 1:
             raise ValueError(f"set_size={set_size!r} must be 1 or more.")
         if prior not in PRIORS:
@@ -147,12 +147,12 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
                 "a network with sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is "
                 f"{prior!r}; train one with network={{'sees_perturbation': True}}."
             )
-        loss = self._objective_config(objective, said, config)
+        # made from a registry, e.g. by load, a model has options that nobody gave: they come along with weights
+        loss = self._objective_config(objective, said, config, are_given=registry is None)
         auxiliary = self.summary_stats.n_cell_embedding if representation == "expression+embedding" else 0
         with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.default_generator.manual_seed(seed)
             self.module = TahoeSTModule(config, loss, n_cell_embedding=auxiliary)
-        self._adopt(**vars(FittedState()))
         self._model_summary_string = (
             f"TahoeST with {representation} of {self.summary_stats.n_vars:,} genes, sets of {self.set_size} cells, "
             f"{config.n_layers} layers of {config.hidden}, "
@@ -166,7 +166,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         Beside the cells of the same perturbation a one-hot label only tells conditions apart, so that the network can
         learn the noise of each. An embedding says what perturbations have in common, and stays.
         """
-        table = EmbeddingTableField.table(self.state_registry(REGISTRY.PERTURBATION_EMBEDDING))
+        table = self.perturbation_table
         return table.one_hot and table.composition is None and index is not None and index.perturbations_recur
 
     def _network_config(self, size: Any, options: dict[str, Any], *, batch_encoder: bool) -> NetworkConfig:
@@ -198,22 +198,27 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
         return NetworkConfig.from_kwargs({**defaults, **dimensions, **options})
 
     def _objective_config(
-        self, options: Mapping[str, Any] | None, network_options: Mapping[str, Any], network: NetworkConfig
+        self,
+        options: Mapping[str, Any] | None,
+        network_options: Mapping[str, Any],
+        network: NetworkConfig,
+        *,
+        are_given: bool,
     ) -> ObjectiveConfig:
-        """The objective, once it is sure that nothing the user gave for it or for the network has no effect."""
+        """Build the objective; reject options of it and of the network that are given and have no effect."""
         config = ObjectiveConfig.from_kwargs(options or {})
-        if self.representation == "embedding" and "de_weighted" in config.terms:
+        by_gene = [name for name in config.terms if "gene_weight_SG" in TERMS[name].needs]
+        if self.representation == "embedding" and by_gene:
             raise ValueError(
-                "the term 'de_weighted' weighs genes; representation='embedding' is trained on embeddings."
+                f"the term {by_gene[0]!r} weighs genes; representation='embedding' is trained on embeddings."
             )
-        of_objective, of_network = options_given(options, network_options)
-        # a network's options are written out with their defaults in many places, and a default asks for nothing
-        of_network = {k: v for k, v in of_network.items() if v != default_of(NetworkConfig, k)}
-        refuse_unused("network option", of_network, unused_in_network(network, self.representation))
-        unused = unused_in_objective(config, network, self.representation)
-        refuse_unused("objective option", of_objective, unused)
+        if are_given:
+            reject_ineffective_options(
+                options, network_options, config=config, network_config=network, representation=self.representation
+            )
         # what came along and says nothing about this model is not kept as if it did
-        return replace(config, **{name: default_of(ObjectiveConfig, name) for name in unused})
+        ineffective = ineffective_in_objective(config, network, self.representation)
+        return replace(config, **{name: default_of(ObjectiveConfig, name) for name in ineffective})
 
 
 def _head(size: str | Mapping[str, Any], network: Mapping[str, Any] | None) -> str:

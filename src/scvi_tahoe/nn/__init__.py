@@ -4,34 +4,33 @@ from __future__ import annotations
 
 from scvi_tahoe.nn._adapters import attach_adapters, linear_layers, merge_adapters, merged_state, original_name
 from scvi_tahoe.nn._config import SIZES, Attention, GeneDecoderConfig, NetworkConfig
-from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce
-from scvi_tahoe.nn._ineffective_options import (
-    as_said,
-    default_of,
-    options_given,
-    options_of_user,
-    refuse_unused,
-    unused_in_network,
-    unused_in_objective,
-)
-from scvi_tahoe.nn._losses import (
-    SET_LOSSES,
+from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in the order in which they register
+    batch_classification,
+    confidence_error,
+    control_shift,
     de_weighted_mse,
+    decoder_loss,
     delta_mse,
+    distillation,
     energy_distance,
     kernel_mmd,
     mse,
     sinkhorn_divergence,
 )
-from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
-from scvi_tahoe.nn._objective import EMBEDDING_TERMS, TERMS, Objective, ObjectiveConfig, SetReference
-from scvi_tahoe.nn._part_losses import (
-    batch_classification,
-    confidence_error,
-    control_shift,
-    decoder_loss,
-    distillation,
+
+from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce  # isort: skip
+from scvi_tahoe.nn._ineffective_options import (
+    Ineffective,
+    default_of,
+    ineffective_in_network,
+    ineffective_in_objective,
+    non_default,
+    reject_ineffective,
+    reject_ineffective_options,
 )
+from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
+from scvi_tahoe.nn._objective import Objective, ObjectiveConfig
+from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS, SetReference, Term, register_term
 
 __all__ = [
     "EMBEDDING_TERMS",
@@ -40,13 +39,14 @@ __all__ = [
     "TERMS",
     "Attention",
     "GeneDecoderConfig",
+    "Ineffective",
     "NetworkConfig",
     "NetworkOutput",
     "Objective",
     "ObjectiveConfig",
     "SetReference",
     "SetTransformer",
-    "as_said",
+    "Term",
     "attach_adapters",
     "batch_classification",
     "confidence_error",
@@ -59,17 +59,18 @@ __all__ = [
     "delta_mse",
     "distillation",
     "energy_distance",
+    "ineffective_in_network",
+    "ineffective_in_objective",
     "info_nce",
     "kernel_mmd",
     "linear_layers",
     "merge_adapters",
     "merged_state",
     "mse",
-    "options_given",
-    "options_of_user",
+    "non_default",
     "original_name",
-    "refuse_unused",
+    "register_term",
+    "reject_ineffective",
+    "reject_ineffective_options",
     "sinkhorn_divergence",
-    "unused_in_network",
-    "unused_in_objective",
 ]

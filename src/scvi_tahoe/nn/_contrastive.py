@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from scvi_tahoe.nn._losses import set_mean
+from scvi_tahoe.nn._terms import register_term
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["contrastive_alignment", "contrastive_delta", "info_nce", "same_perturbation"]
 
 # vectors this much shorter than the typical one have no direction: an untrained network predicts changes of zero, at
 # which the gradient of a cosine is infinite
@@ -51,6 +50,11 @@ def info_nce(x_SG: Tensor, y_SG: Tensor, same_SS: Tensor, *, temperature: float)
     return _surprise(_cosine(x_SG, y_SG) / temperature, same_SS)
 
 
+@register_term(
+    "contrastive",
+    options={"temperature": "temperature"},
+    needs=("control_SNG", "control_mean_SG", "perturbation_SP"),
+)
 def contrastive_delta(
     predicted_SNG: Tensor,
     observed_SMG: Tensor,
@@ -92,6 +96,7 @@ def contrastive_delta(
     return info_nce(delta_SG, observed_SG, same_perturbation(perturbation_SP), temperature=temperature)
 
 
+@register_term("alignment", options={"temperature": "temperature"}, needs=("perturbation_SP",), of_embedding=True)
 def contrastive_alignment(
     predicted_SNE: Tensor, observed_SME: Tensor, perturbation_SP: Tensor, *, temperature: float = 0.1
 ) -> Tensor:

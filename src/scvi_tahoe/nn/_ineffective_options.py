@@ -1,104 +1,76 @@
-"""Options that have no effect on a model: which they are, why, and what would make them count.
+"""Options that have no effect on a model: which they are, why, and what would make them apply.
 
-Whoever gives one means something by it, so a model refuses it. What nobody gave is left alone: options that come along
-with pretrained weights or with a saved model say what those were trained with.
+Whoever gives one means something by it, so it is rejected. What nobody gave is left alone: options that come along with
+pretrained weights or with a saved model say what those were trained with.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scvi_tahoe.nn._config import NetworkConfig
 from scvi_tahoe.nn._objective import ObjectiveConfig
+from scvi_tahoe.nn._terms import EMBEDDING_TERMS, TERMS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from scvi_tahoe.nn._config import NetworkConfig
-
-__all__ = [
-    "Unused",
-    "as_said",
-    "default_of",
-    "options_given",
-    "options_of_user",
-    "refuse_unused",
-    "unused_in_network",
-    "unused_in_objective",
-]
-
-#: options of the model that is being made which its user gave, as (objective, network); None: those it is made with
-_OF_USER: ContextVar[tuple[Mapping[str, Any], Mapping[str, Any]] | None] = ContextVar("_OF_USER", default=None)
+_BOTH = "representation='expression+embedding'"
 
 
-class Unused(NamedTuple):
+class Ineffective(NamedTuple):
     """Why an option has no effect, and with what it would have one."""
 
     reason: str
     instead: str
 
 
-@contextmanager
-def options_of_user(
-    *, objective: Mapping[str, Any] | None = None, network: Mapping[str, Any] | None = None
-) -> Iterator[None]:
-    """Say what the user gave of the options of the model that is made inside; the others come from what is taken over.
-
-    scvi-tools makes a loaded model through its constructor, which cannot tell by itself.
-    """
-    token = _OF_USER.set((objective or {}, network or {}))
-    try:
-        yield
-    finally:
-        _OF_USER.reset(token)
-
-
-def options_given(
-    objective: Mapping[str, Any] | None, network: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What the user gave of the options that a model is made with: all of them, unless :func:`options_of_user` says."""
-    said = _OF_USER.get()
-    return (objective or {}, network) if said is None else said
-
-
-def unused_in_objective(config: ObjectiveConfig, network: NetworkConfig, representation: str) -> dict[str, Unused]:
+def ineffective_in_objective(
+    config: ObjectiveConfig, network: NetworkConfig, representation: str
+) -> dict[str, Ineffective]:
     """Options of an objective that this model does not look at.
 
-    A term with weight 0 is computed and logged, so what belongs to it counts.
+    A term with weight 0 is computed and logged, so its options apply.
     """
-    terms, auxiliary = set(config.terms), representation == "expression+embedding"
+    auxiliary = representation == "expression+embedding"
     decodes = representation == "embedding" and network.gene_decoder is not None
-    contrasts = "contrastive" in terms or (auxiliary and "alignment" in config.embedding_terms)
-    named = f"terms are {sorted(terms)}"
     decoder = "network={'gene_decoder': {...}}" if representation == "embedding" else "representation='embedding'"
-    classes = "network={'batch_token': True, 'n_batch_classes': ...}"
+    confidence = (
+        network.confidence_token,
+        "the network has no confidence token",
+        "network={'confidence_token': True}",
+    )
     found = {
         "decoder_weight": (decodes, "no gene decoder is trained", decoder),
-        "embedding_terms": (
-            auxiliary,
-            f"representation is {representation!r}",
-            "representation='expression+embedding'",
+        "embedding_terms": (auxiliary, f"representation is {representation!r}", _BOTH),
+        "batch_weight": (
+            network.batch_token,
+            "the network has no batch token",
+            "network={'batch_token': True, 'n_batch_classes': ...}",
         ),
-        "batch_weight": (network.batch_token, "the network has no batch token", classes),
-        **dict.fromkeys(
-            ("confidence_weight", "confidence_scale"),
-            (network.confidence_token, "the network has no confidence token", "network={'confidence_token': True}"),
-        ),
-        "energy_diagonal": ("energy" in terms, named, "'energy' in terms"),
-        "kernel": ("mmd" in terms, named, "'mmd' in terms"),
-        "blur": (bool(terms & {"sinkhorn", "mmd"}), named, "'sinkhorn' or 'mmd' in terms"),
-        "temperature": (
-            contrasts,
-            "no term contrasts perturbations",
-            "'contrastive' in terms, and with 'alignment' in embedding_terms of representation='expression+embedding'",
-        ),
+        "confidence_weight": confidence,
+        "confidence_scale": confidence,
     }
-    return {name: Unused(reason, instead) for name, (counts, reason, instead) in found.items() if not counts}
+    owned = {name for term in (*TERMS.values(), *EMBEDDING_TERMS.values()) for name in term.options.values()}
+    for option in owned & {f.name for f in fields(ObjectiveConfig)}:
+        owners, embedding_owners = (
+            [name for name, term in terms.items() if option in term.options.values()]
+            for terms in (TERMS, EMBEDDING_TERMS)
+        )
+        used = {*config.terms, *(config.embedding_terms if auxiliary else ())}
+        places = [f"{' or '.join(map(repr, owners))} in terms"] if owners else []
+        if embedding_owners:
+            places.append(f"{' or '.join(map(repr, embedding_owners))} in embedding_terms of {_BOTH}")
+        found[option] = (
+            bool(used & {*owners, *embedding_owners}),
+            f"terms are {sorted(config.terms)}",
+            ", and with ".join(places),
+        )
+    return _without_effect(found)
 
 
-def unused_in_network(config: NetworkConfig, representation: str) -> dict[str, Unused]:
+def ineffective_in_network(config: NetworkConfig, representation: str) -> dict[str, Ineffective]:
     """Options of a network that it, or the training of this model, does not look at."""
     between = (
         max(config.n_encoder_layers, config.n_decoder_layers) > 1,
@@ -116,7 +88,11 @@ def unused_in_network(config: NetworkConfig, representation: str) -> dict[str, U
             "representation='embedding'",
         ),
     }
-    return {name: Unused(reason, instead) for name, (counts, reason, instead) in found.items() if not counts}
+    return _without_effect(found)
+
+
+def _without_effect(found: Mapping[str, tuple[bool, str, str]]) -> dict[str, Ineffective]:
+    return {name: Ineffective(reason, instead) for name, (applies, reason, instead) in found.items() if not applies}
 
 
 def default_of(config: type[NetworkConfig | ObjectiveConfig], name: str) -> Any:
@@ -125,8 +101,8 @@ def default_of(config: type[NetworkConfig | ObjectiveConfig], name: str) -> Any:
     return option.default if option.default_factory is MISSING else option.default_factory()
 
 
-def as_said(objective: Mapping[str, Any]) -> dict[str, Any]:
-    """An objective that was written out whole, with defaults, as the fewest options that say the same.
+def non_default(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Reduce an objective that was written out whole, with defaults, to the fewest options that say the same.
 
     Files of runs have every option, and a default among them does not mean that somebody asked for it.
     """
@@ -134,19 +110,31 @@ def as_said(objective: Mapping[str, Any]) -> dict[str, Any]:
     return {"terms": default_of(ObjectiveConfig, "terms"), **said} if objective else {}
 
 
-def refuse_unused(what: str, given: Mapping[str, Any], unused: Mapping[str, Unused]) -> None:
-    """Refuse options that were given and have no effect.
-
-    Raises
-    ------
-    ValueError
-        If there is one; it names each with its value, the reason, and what to do instead.
-    """
-    if found := {name: value for name, value in given.items() if name in unused}:
+def reject_ineffective(what: str, given: Mapping[str, Any], ineffective: Mapping[str, Ineffective]) -> None:
+    """Raise a ``ValueError`` that names each given option without effect, the reason, and what to do instead."""
+    if found := {name: value for name, value in given.items() if name in ineffective}:
         raise ValueError(
             "\n".join(
-                f"{what} {name}={value!r} has no effect: {unused[name].reason}. Leave it out; it counts with "
-                f"{unused[name].instead}."
+                f"{what} {name}={value!r} has no effect: {ineffective[name].reason}. Leave it out; it applies with "
+                f"{ineffective[name].instead}."
                 for name, value in found.items()
             )
         )
+
+
+def reject_ineffective_options(
+    objective: Mapping[str, Any] | None,
+    network: Mapping[str, Any] | None,
+    *,
+    config: ObjectiveConfig,
+    network_config: NetworkConfig,
+    representation: str,
+) -> None:
+    """Raise a ``ValueError`` if an option that a user gave for the objective or the network has no effect.
+
+    A network's options are written out with their defaults in many places, so one that is the default asks for nothing.
+    """
+    given = {k: v for k, v in (network or {}).items() if v != default_of(NetworkConfig, k)}
+    reject_ineffective("network option", given, ineffective_in_network(network_config, representation))
+    ineffective = ineffective_in_objective(config, network_config, representation)
+    reject_ineffective("objective option", objective or {}, ineffective)

@@ -1,6 +1,7 @@
-"""Distances between sets of cells: pure functions of predicted and observed, one value a set.
+"""Losses of predicted cells and of what a network may predict beside them: pure functions with one value a set.
 
-S sets, N predicted and M observed cells of a set, G genes (or any width). Everything is computed in float32.
+S sets, N predicted and M observed cells of a set, G genes (or any width), E width of a cell embedding, B technical
+batches. Everything is computed in float32.
 """
 
 from __future__ import annotations
@@ -8,26 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from scvi_tahoe.nn._energy_distance import EnergyDistance
+from scvi_tahoe.nn._terms import register_term
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
-
-__all__ = [
-    "KERNELS",
-    "SET_LOSSES",
-    "de_weighted_mse",
-    "delta_mse",
-    "energy_distance",
-    "kernel_mmd",
-    "mse",
-    "set_mean",
-    "sinkhorn_divergence",
-]
 
 Diagonal = Literal["zero", "excluded", "rounded"]
 
@@ -56,6 +47,7 @@ def _mean_within(x_SNG: Tensor) -> Tensor:
     return _pairwise_distance(x_SNG, x_SNG).mean((1, 2))
 
 
+@register_term("energy", options={"diagonal": "energy_diagonal", "products": "matmul_dtype"})
 def energy_distance(
     x_SNG: Tensor, y_SMG: Tensor, *, diagonal: Diagonal = "zero", products: torch.dtype = torch.float32
 ) -> Tensor:
@@ -99,6 +91,7 @@ def energy_distance(
     return across_S - 0.5 * _mean_within(x_SNG) - 0.5 * within_y_S
 
 
+@register_term("sinkhorn", options={"blur": "blur"})
 def sinkhorn_divergence(x_SNG: Tensor, y_SMG: Tensor, *, blur: float = 0.05) -> Tensor:
     """Debiased Sinkhorn divergence with squared Euclidean cost, by geomloss.
 
@@ -121,6 +114,7 @@ def sinkhorn_divergence(x_SNG: Tensor, y_SMG: Tensor, *, blur: float = 0.05) -> 
     return loss(_wide(x_SNG), _wide(y_SMG))
 
 
+@register_term("mmd", options={"kernel": "kernel", "blur": "blur"})
 def kernel_mmd(x_SNG: Tensor, y_SMG: Tensor, *, kernel: str = "gaussian", blur: float = 0.05) -> Tensor:
     """Half of the squared maximum mean discrepancy, by geomloss.
 
@@ -144,6 +138,7 @@ def kernel_mmd(x_SNG: Tensor, y_SMG: Tensor, *, kernel: str = "gaussian", blur: 
     return SamplesLoss(kernel, blur=blur, backend="tensorized")(_wide(x_SNG), _wide(y_SMG))
 
 
+@register_term("mse")
 def mse(x_SNG: Tensor, y_SNG: Tensor) -> Tensor:
     """Mean squared difference of cell n of one set and cell n of the other: a loss for paired cells.
 
@@ -181,6 +176,7 @@ class _SetMean(torch.autograd.Function):
         return (gradient_SG / ctx.shape[1]).to(ctx.dtype)[:, None].expand(ctx.shape)
 
 
+@register_term("delta_mse")
 def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
     r"""Squared difference between the mean predicted and the mean observed cell, averaged over genes.
 
@@ -202,6 +198,7 @@ def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
     return (set_mean(x_SNG) - set_mean(y_SMG)).square().mean(1)
 
 
+@register_term("de_weighted", needs=("gene_weight_SG",))
 def de_weighted_mse(x_SNG: Tensor, y_SMG: Tensor, weight_SG: Tensor) -> Tensor:
     r"""Squared error of the delta, each gene weighted by how strongly it responds to the perturbation.
 
@@ -226,11 +223,101 @@ def de_weighted_mse(x_SNG: Tensor, y_SMG: Tensor, weight_SG: Tensor) -> Tensor:
     return (weight_SG * (set_mean(x_SNG) - set_mean(y_SMG)).square()).sum(1)
 
 
-#: set losses by name; each takes (predicted [S, N, G], observed [S, M, G]) and returns one value a set
-SET_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "energy": energy_distance,
-    "sinkhorn": sinkhorn_divergence,
-    "mmd": kernel_mmd,
-    "mse": mse,
-    "delta_mse": delta_mse,
-}
+def decoder_loss(decoded_SNG: Tensor, observed_SMG: Tensor, *, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """How far decoded genes are from observed ones: the loss of the cells, asked of genes.
+
+    A State Transition model of cell embeddings is trained on both at once (Adduri et al. 2025, *Predicting cellular
+    responses to perturbation across diverse contexts with State*, bioRxiv 2025.06.26.661135). The two spaces differ in
+    scale, see :func:`~scvi_tahoe.suggest_decoder_weight`.
+
+    Parameters
+    ----------
+    decoded_SNG, observed_SMG
+        Expression read from the predicted cells, and that of the observed cells.
+    distance
+        Of the predicted from the observed cells, one value a set.
+
+    Returns
+    -------
+    One value a set, in the units of the distance.
+    """
+    return distance(decoded_SNG, observed_SMG)
+
+
+@register_term("distillation", of_embedding=True)
+def distillation(read_SNE: Tensor, observed_SME: Tensor) -> Tensor:
+    """Energy distance between cell embeddings read from the network's hidden cells and those of the observed cells.
+
+    A linear reading of the student's hidden cells is regressed on the teacher, as in Romero et al. 2015, *FitNets:
+    hints for thin deep nets* (arXiv 1412.6550); set by set, since a screen pairs no cells.
+
+    Parameters
+    ----------
+    read_SNE, observed_SME
+        Embeddings read from the hidden cells, and those of the observed cells. No gradient flows into the latter.
+
+    Returns
+    -------
+    One value a set, in the units of the embedding.
+    """
+    return energy_distance(read_SNE, observed_SME, diagonal="excluded")
+
+
+def batch_classification(logits_SB: Tensor, batch_S: Tensor) -> Tensor:
+    """Cross entropy of the technical batch of each set, as read from the batch token.
+
+    Of State Transition models with such a token (Adduri et al. 2025, bioRxiv 2025.06.26.661135).
+
+    Parameters
+    ----------
+    logits_SB
+        Scores of the batches.
+    batch_S
+        The right one of each set, counted from 0.
+
+    Returns
+    -------
+    One value a set, in nats.
+    """
+    return F.cross_entropy(logits_SB.float(), batch_S, reduction="none")
+
+
+def confidence_error(confidence_S: Tensor, loss_S: Tensor, *, scale: float) -> Tensor:
+    """Squared error of the loss that the confidence token expects.
+
+    A network that learns to predict its own loss: Yoo & Kweon 2019, *Learning loss for active learning*
+    (arXiv 1905.03677), here by regression, as in State Transition models (Adduri et al. 2025, bioRxiv
+    2025.06.26.661135).
+
+    Parameters
+    ----------
+    confidence_S
+        Expected loss of each set.
+    loss_S
+        Its loss. No gradient flows into it.
+    scale
+        What the loss is multiplied with to be the target.
+
+    Returns
+    -------
+    One value a set, in squared units of the scaled loss.
+    """
+    return (confidence_S.float() - scale * loss_S.detach()).square()
+
+
+def control_shift(predicted_SNG: Tensor, control_SNG: Tensor) -> Tensor:
+    """Mean absolute difference of each predicted cell from the control cell that it starts from.
+
+    The penalty of the lasso (Tibshirani 1996, *Regression shrinkage and selection via the lasso*, JRSS B 58, 267), on
+    changes instead of coefficients: a gene stays as it is unless the other terms pay for its change.
+
+    Parameters
+    ----------
+    predicted_SNG, control_SNG
+        Predicted cells and their controls.
+
+    Returns
+    -------
+    One value a set, in the units of the cells.
+    """
+    return (predicted_SNG.float() - control_SNG.float()).abs().mean((1, 2))

@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta
-from scvi_tahoe.nn._losses import KERNELS, SET_LOSSES, Diagonal, de_weighted_mse
-from scvi_tahoe.nn._part_losses import (
+from scvi_tahoe.nn._losses import (
+    KERNELS,
+    Diagonal,
     batch_classification,
     confidence_error,
     control_shift,
     decoder_loss,
-    distillation,
 )
+from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
+    from scvi_tahoe.nn._config import NetworkConfig
     from scvi_tahoe.nn._networks import NetworkOutput
-
-__all__ = ["EMBEDDING_TERMS", "TERMS", "Objective", "ObjectiveConfig", "SetReference"]
-
-#: terms that look at more than the cells of the set, see :class:`SetReference`
-REFERENCE_TERMS = ("de_weighted", "contrastive")
-#: names in ``ObjectiveConfig.terms``
-TERMS = (*SET_LOSSES, *REFERENCE_TERMS)
-#: names in ``ObjectiveConfig.embedding_terms``
-EMBEDDING_TERMS = ("distillation", "alignment")
-
-
-class SetReference(NamedTuple):
-    """What is known of each set beside its cells, for the terms that ask for it."""
-
-    perturbation_SP: Tensor
-    """Embedding of the perturbation."""
-    control_SNG: Tensor
-    """Control cells that the prediction starts from."""
-    control_mean_SG: Tensor | None = None
-    """Mean control cell of the context; ``contrastive`` needs it."""
-    gene_weight_SG: Tensor | None = None
-    """How strongly each gene responds to the perturbation, rows summing to 1; ``de_weighted`` needs it."""
+    from scvi_tahoe.nn._terms import SetReference, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +100,10 @@ class ObjectiveConfig:
             if unknown := sorted(set(getattr(self, name)) - set(allowed)):
                 raise ValueError(f"objective {name} {unknown} are unknown; allowed are {sorted(allowed)}.")
         if not any(self.terms.get(name, 0) > 0 for name in SET_LOSSES):
+            others = " and ".join(name for name in TERMS if name not in SET_LOSSES)
             raise ValueError(
                 f"the objective needs at least one of the terms {list(SET_LOSSES)} with a positive weight; "
-                f"{' and '.join(REFERENCE_TERMS)} leave most genes, or the size of a change, open."
+                f"{others} leave most genes, or the size of a change, open."
             )
         weights = {**self.terms, **self.embedding_terms, **self._single_weights()}
         if negative := {k: v for k, v in weights.items() if not 0 <= v < float("inf")}:
@@ -148,6 +129,17 @@ class ObjectiveConfig:
         """Plain values."""
         return asdict(self)
 
+    def logged(self, network: NetworkConfig, *, has_embedding: bool) -> list[str]:
+        """Names of what a training of this network logs beside the total."""
+        of_parts = {
+            "decoder": network.gene_decoder is not None and self.decoder_weight != 0,
+            "batch": network.batch_token,
+            "confidence": network.confidence_token,
+            "shift": self.shift_weight > 0,
+        }
+        auxiliary = self.embedding_terms if has_embedding else ()
+        return [*self.terms, *auxiliary, *(name for name, there in of_parts.items() if there)]
+
 
 class Objective:
     """Computes the loss of a minibatch from the network's output.
@@ -161,33 +153,37 @@ class Objective:
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
         #: precision of the products in the energy distance; a training run on a GPU in 16 bits sets it to float16
-        self.products = torch.float32
+        self.matmul_dtype = torch.float32
         #: weight of the gene decoder; with ``'auto'`` 1 until training measures it
         self.decoder_weight = 1.0 if config.decoder_weight == "auto" else float(config.decoder_weight)
-        self._options: dict[str, dict[str, Any]] = {
-            "energy": {"diagonal": config.energy_diagonal},
-            "sinkhorn": {"blur": config.blur},
-            "mmd": {"kernel": config.kernel, "blur": config.blur},
+
+    def _value(self, term: Term, predicted: Tensor, observed: Tensor, reference: SetReference | None) -> Tensor:
+        """One term, one value a set."""
+        needed = [getattr(reference, name) for name in term.needs]
+        if any(value is None for value in needed):
+            raise ValueError(
+                f"the term {term.name!r} compares with more than the cells; minibatches of training bring it."
+            )
+        options = {
+            keyword: self.matmul_dtype if name == "matmul_dtype" else getattr(self.config, name)
+            for keyword, name in term.options.items()
         }
+        return term.function(predicted, observed, *needed, **options)
 
     def set_loss(self, name: str, predicted_SNG: Tensor, observed_SMG: Tensor) -> Tensor:
         """One named distance between sets, one value a set."""
-        loss, options = SET_LOSSES[name], self._options.get(name, {})
-        if name == "energy":
-            options = options | {"products": self.products}
-        if self.config.chunks == 1:
-            return loss(predicted_SNG, observed_SMG, **options)
-        pairs = zip(
-            predicted_SNG.chunk(self.config.chunks, -1), observed_SMG.chunk(self.config.chunks, -1), strict=True
-        )
-        return torch.stack([loss(p, o, **options) for p, o in pairs]).mean(0)
+        term, n_chunks = TERMS[name], self.config.chunks
+        if n_chunks == 1:
+            return self._value(term, predicted_SNG, observed_SMG, None)
+        pairs = zip(predicted_SNG.chunk(n_chunks, -1), observed_SMG.chunk(n_chunks, -1), strict=True)
+        return torch.stack([self._value(term, p, o, None) for p, o in pairs]).mean(0)
 
     def main_loss(
         self, predicted_SNG: Tensor, observed_SMG: Tensor, reference: SetReference | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the terms, one value a set, and the mean of each before weighting.
 
-        Without a reference, of the distances between sets alone.
+        If the reference is None, of the distances between sets alone.
         """
         total_S, parts = predicted_SNG.new_zeros(len(predicted_SNG), dtype=torch.float32), {}
         for name, weight in self.config.terms.items():
@@ -196,37 +192,19 @@ class Objective:
             elif reference is None:
                 continue
             else:
-                loss_S = self._reference_loss(name, predicted_SNG, observed_SMG, reference)
+                loss_S = self._value(TERMS[name], predicted_SNG, observed_SMG, reference)
             total_S = total_S + weight * loss_S
             parts[name] = loss_S.mean().detach()
         return total_S, parts
 
-    def _reference_loss(
-        self, name: str, predicted_SNG: Tensor, observed_SMG: Tensor, reference: SetReference
-    ) -> Tensor:
-        needed = reference.gene_weight_SG if name == "de_weighted" else reference.control_mean_SG
-        if needed is None:
-            raise ValueError(f"the term {name!r} compares with more than the cells; minibatches of training bring it.")
-        if name == "de_weighted":
-            return de_weighted_mse(predicted_SNG, observed_SMG, needed)
-        return contrastive_delta(
-            predicted_SNG, observed_SMG, reference.control_SNG, needed, reference.perturbation_SP,
-            temperature=self.config.temperature,
-        )  # fmt: skip
-
     def embedding_loss(
-        self, predicted_SNE: Tensor, observed_SME: Tensor, perturbation_SP: Tensor
+        self, predicted_SNE: Tensor, observed_SME: Tensor, reference: SetReference
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of ``embedding_terms`` (scalar), and each before weighting."""
-        parts: dict[str, Tensor] = {}
-        for name in self.config.embedding_terms:
-            if name == "distillation":
-                loss_S = distillation(predicted_SNE, observed_SME)
-            else:
-                loss_S = contrastive_alignment(
-                    predicted_SNE, observed_SME, perturbation_SP, temperature=self.config.temperature
-                )
-            parts[name] = loss_S.mean()
+        parts = {
+            name: self._value(EMBEDDING_TERMS[name], predicted_SNE, observed_SME, reference).mean()
+            for name in self.config.embedding_terms
+        }
         total = sum((self.config.embedding_terms[n] * v for n, v in parts.items()), predicted_SNE.new_zeros(()))
         return total, parts
 

@@ -136,7 +136,7 @@ def _with_prior(
     if learned is None:
         return dataset, plan, None, [Origin.CONTROL_CELLS] * len(plan.requests)
     table = data.spec.table
-    prior, targets = prior_and_targets(learned, data.spec, data.screen, data.screen.index, plan.conditions)
+    prior, targets = prior_and_targets(learned, data.spec, data.screen, plan.conditions)
     origins = prior.starts_from(plan.conditions, table)
     corrected = prior.is_corrected(plan.conditions, table)
     has_cells = prior.kind == "cells"

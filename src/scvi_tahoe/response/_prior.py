@@ -33,6 +33,7 @@ import scipy.sparse as sp
 import torch
 from tqdm.auto import tqdm
 
+from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import Condition, draw_window
 from scvi_tahoe.response._marginals import QUANTILES, Population, move_between, with_marginals
 
@@ -243,7 +244,7 @@ class CellPrior:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CellPrior:
-        """What :meth:`to_dict` gave."""
+        """Return the prior of :meth:`to_dict`."""
         donors = values["donors"]
         matrix = sp.csr_matrix((donors["data"], donors["indices"], donors["indptr"]), shape=donors["shape"])
         conditions = tuple(Condition(*c) for c in values["conditions"])
@@ -259,7 +260,7 @@ class CellPrior:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> PriorBase:
-        """The prior of conditions, each made from other conditions only.
+        """Make the prior of conditions, each from other conditions only.
 
         Parameters
         ----------
@@ -280,7 +281,7 @@ class CellPrior:
         return self.base_from(self.targets(controls), conditions, table, n_cells=n_cells, seed=seed, device=device)
 
     def targets(self, controls: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> dict[str, PriorTarget]:
-        """What a prior needs to know of the contexts that it is made for.
+        """Return what a prior needs to know of the contexts that it is made for.
 
         Parameters
         ----------
@@ -330,7 +331,7 @@ class CellPrior:
             for condition, source in by_anchors:
                 # a generator for each condition, so that its cells do not depend on what else is asked
                 label = (condition.context, table.known_name(condition.perturbation))
-                rng = np.random.default_rng((seed, 3, *(zlib.crc32(text.encode()) for text in label)))
+                rng = np.random.default_rng((seed, STREAMS.PRIOR_CELLS, *(zlib.crc32(x.encode()) for x in label)))
                 draws = np.random.default_rng((*rng.integers(2**31, size=2), start))
                 blocks[condition].append(maker.cells(source, keeps[condition], sizes[condition], rng, draws))
                 bar.update()
@@ -382,7 +383,7 @@ class CellPrior:
     def origins(
         self, contexts: Mapping[str, PriorTarget], conditions: Sequence[Condition], table: EmbeddingTable
     ) -> list[PriorOrigin]:
-        """What the prior of each condition is made from. Nothing is made, so this is fast.
+        """Return what the prior of each condition is made from. Nothing is made, so this is fast.
 
         Parameters
         ----------
@@ -459,7 +460,7 @@ class CellPrior:
         return self._at_dose(weight, own, table), names
 
     def _at_dose(self, weight: np.ndarray, part: Component, table: EmbeddingTable) -> np.ndarray:
-        """The same weight for each perturbation and context, on its doses next below and above that of a part.
+        """Put the same weight of each perturbation and context on its doses next below and above that of a part.
 
         By the distance of their logarithms; beyond the measured ones on the last.
         """
@@ -552,7 +553,7 @@ class CellPrior:
         return mean, noise + rest**2 * control.variance / control.n_cells
 
     def control_of(self, context: str) -> PriorTarget:
-        """Controls of a training context."""
+        """Return the controls of a training context."""
         i = self.contexts.index(context)
         means, variances = self.control_means[i], self.control_variances[i]
         return PriorTarget(context, means, variances, int(self.n_controls[i]), self.control_quantiles[i])

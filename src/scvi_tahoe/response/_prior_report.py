@@ -14,7 +14,7 @@ from scvi_tahoe.response._residual_input import prior_and_targets
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scvi_tahoe.data import Condition, ConditionIndex, DataSpec, Screen
+    from scvi_tahoe.data import Condition, DataSpec, Screen
 
 _NAMED = 5  # conditions that a row names, of each part
 
@@ -23,10 +23,9 @@ def prior_table(
     learned: Mapping[str, Any] | None,
     spec: DataSpec,
     screen: Screen,
-    index: ConditionIndex,
     conditions: Mapping[Condition, Condition],
 ) -> pd.DataFrame:
-    """The table of :meth:`~scvi_tahoe.TahoeST.prior_report`.
+    """Return the table of :meth:`~scvi_tahoe.TahoeST.prior_report`.
 
     Parameters
     ----------
@@ -36,8 +35,6 @@ def prior_table(
         What the model fixes about its data; its table covers the conditions.
     screen
         The data that a prediction would start from.
-    index
-        Its conditions.
     conditions
         For each condition as it was asked for, the same in the table's spelling.
 
@@ -47,11 +44,11 @@ def prior_table(
     """
     known = list(conditions.values())
     if learned is None:
-        n_controls = {context: len(index.controls(context)) for context in {c.context for c in known}}
+        n_controls = {context: len(screen.index.controls(context)) for context in {c.context for c in known}}
         origins = [PriorOrigin(Origin.CONTROL_CELLS, (), n_controls[c.context], np.nan) for c in known]
         corrected = np.ones(len(known), dtype=bool)
     else:
-        prior, targets = prior_and_targets(learned, spec, screen, index, known)
+        prior, targets = prior_and_targets(learned, spec, screen, known)
         origins, corrected = prior.origins(targets, known, spec.table), prior.is_corrected(known, spec.table)
     keys = spec.keys
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], keys))

@@ -33,20 +33,18 @@ def choose_prior(index: ConditionIndex, keys: ScreenKeys, n_genes: int) -> Prior
     return "cells" if is_small and (index.perturbations_recur or has_parts) else "none"
 
 
-def learn_prior(
-    kind: Prior, spec: DataSpec, screen: Screen, index: ConditionIndex, rows: np.ndarray, *, seed: int
-) -> dict[str, Any]:
-    """What a prior keeps of its training cells, as plain values."""
-    return CellPrior.from_cells(kind, aligned_expression(spec, screen), index, rows, seed=seed).to_dict()
+def learn_prior(kind: Prior, spec: DataSpec, screen: Screen, rows: np.ndarray, *, seed: int) -> dict[str, Any]:
+    """Return what a prior keeps of its training cells, as plain values."""
+    return CellPrior.from_cells(kind, aligned_expression(spec, screen), screen.index, rows, seed=seed).to_dict()
 
 
 def prior_and_targets(
-    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, index: ConditionIndex, conditions: Sequence[Condition]
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Sequence[Condition]
 ) -> tuple[CellPrior, dict[str, PriorTarget]]:
-    """A learned prior, and what it needs to know of the contexts of these conditions."""
+    """Return a learned prior, and what it needs to know of the contexts of these conditions."""
     expression = aligned_expression(spec, screen)
     contexts = sorted({condition.context for condition in conditions})
-    controls = ((c, _dense(expression[index.controls(c)])) for c in contexts)  # in memory one at a time
+    controls = ((c, _dense(expression[screen.index.controls(c)])) for c in contexts)  # in memory one at a time
     prior = CellPrior.from_dict(dict(learned))
     return prior, prior.targets(controls)
 
@@ -56,17 +54,16 @@ def with_prior(
     learned: Mapping[str, Any] | None,
     spec: DataSpec,
     screen: Screen,
-    index: ConditionIndex,
     *,
     device: torch.device,
     seed: int,
     progress: bool = False,
 ) -> CellSetDataset:
-    """The dataset with what a learned prior says of all conditions of a screen."""
+    """Return the dataset with what a learned prior says of all conditions of a screen."""
     if learned is None:
         return dataset
-    conditions = index.conditions
-    prior, targets = prior_and_targets(learned, spec, screen, index, conditions)
+    conditions = screen.index.conditions
+    prior, targets = prior_and_targets(learned, spec, screen, conditions)
     table = spec.with_composed(screen).table
     base = prior.base_from(targets, conditions, table, seed=seed, device=device, progress=progress)
     if base.cells is None:

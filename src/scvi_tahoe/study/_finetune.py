@@ -18,7 +18,7 @@ from scvi_tahoe import TahoeST
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate
 from scvi_tahoe.files import atomic_write, atomic_write_text
-from scvi_tahoe.nn import NetworkConfig, default_of, unused_in_network
+from scvi_tahoe.nn import NetworkConfig, default_of, ineffective_in_network
 from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
@@ -189,7 +189,7 @@ def _network_options(model: TahoeST) -> dict[str, Any]:
     config = model.module.config
     widths = ("n_input", "n_output", "n_perturbation", "n_batches")
     options = {name: value for name, value in config.to_kwargs().items() if name not in widths}
-    for name in unused_in_network(config, model.representation):
+    for name in ineffective_in_network(config, model.representation):
         if options[name] != default_of(NetworkConfig, name):  # of the weights, which bring it again
             del options[name]
     if options.get("gene_decoder") is not None:

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 from scvi_tahoe import TahoeST
 from scvi_tahoe._compat import require
 from scvi_tahoe.model import pretrained_of
-from scvi_tahoe.nn import as_said
+from scvi_tahoe.nn import non_default
 from scvi_tahoe.pretrained import read_pretrained
 from scvi_tahoe.study._files import read_json, write_json
 from scvi_tahoe.study._run_folder import LAST, MODEL, checkpoint_path, is_run, read_checkpoint
@@ -68,7 +68,7 @@ def _model_options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
     decoder = network.get("gene_decoder")
     if isinstance(decoder, dict) and "n_genes" not in decoder:
         network = {**network, "gene_decoder": {**decoder, "n_genes": n_genes}}
-    options |= {"network": network, "objective": as_said(options["objective"])}
+    options |= {"network": network, "objective": non_default(options["objective"])}
     return {name: value for name, value in options.items() if value not in (None, {})}
 
 

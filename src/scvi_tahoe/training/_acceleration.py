@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._module import TahoeSTModule
 
-__all__ = ["Acceleration", "LateNumber", "compiling_pays"]
-
 #: what compiling takes and saves of a step, and how fast an eager step computes, as seen on an H100
 _COMPILE_SECONDS, _SAVED_SHARE, _OPERATIONS_PER_SECOND = 25.0, 0.2, 2.5e14
 #: compiling must save this many times what it takes
@@ -58,7 +56,7 @@ class Acceleration:
     def begin(self, precision: str, device: torch.device) -> None:
         """Start a run in a precision of Lightning's."""
         in_16_bits = precision.startswith(("bf16", "16"))
-        self._module.objective.products = torch.float16 if in_16_bits and device.type == "cuda" else torch.float32
+        self._module.objective.matmul_dtype = torch.float16 if in_16_bits and device.type == "cuda" else torch.float32
         if self._compiled:
             # several devices exchange the gradients of a part while the next is computed; torch would also split each
             # part for that, which costs more than it brings: see the two cards in benchmarks/README.md
@@ -81,10 +79,10 @@ class Acceleration:
         self.pause()
         if self._splits_for_ddp is not None:
             torch._dynamo.config.optimize_ddp, self._splits_for_ddp = self._splits_for_ddp, None
-        self._module.objective.products = torch.float32
+        self._module.objective.matmul_dtype = torch.float32
 
 
-class LateNumber:
+class AsyncScalar:
     """A number that is on its way from the device; reading it later does not make the device wait."""
 
     def __init__(self, value: Tensor) -> None:

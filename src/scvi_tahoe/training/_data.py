@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from scipy.spatial.distance import pdist
 
-from scvi_tahoe._constants import TENSORS
+from scvi_tahoe._constants import STREAMS, TENSORS
 from scvi_tahoe.data import cell_set_dataset
+from scvi_tahoe.nn import EMBEDDING_TERMS, TERMS
 from scvi_tahoe.response import learn_prior, with_prior
-from scvi_tahoe.training._gene_weights import condition_moments, de_weights
 
 if TYPE_CHECKING:
-    import torch
-
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import (
         AssignedSplit,
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
     from scvi_tahoe.training._run import TrainingRun
 
 logger = logging.getLogger(__name__)
+
+#: cells of a condition that its t scores are computed from, at most, and control cells of a context
+_MOST_CELLS, _MOST_CONTROLS = 512, 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +97,8 @@ def training_data(
     dataset = cell_set_dataset(
         spec, screen, run.device, store=run.options.store, full_precision=run.full_precision, pinned_rows=controls
     )
-    learned = None if prior == "none" else learn_prior(prior, spec, screen, index, assigned.train, seed=seed)
-    dataset = with_prior(
-        dataset, learned, spec, screen, index, device=run.device, seed=seed, progress=run.options.progress
-    )
+    learned = None if prior == "none" else learn_prior(prior, spec, screen, assigned.train, seed=seed)
+    dataset = with_prior(dataset, learned, spec, screen, device=run.device, seed=seed, progress=run.options.progress)
     dataset = with_objective(dataset, module, assigned, run.batch_size, device=run.device, seed=seed)
     measured = None
     if module.objective.config.decoder_weight == "auto" and module.config.gene_decoder is not None:
@@ -116,20 +116,25 @@ def with_objective(
     device: torch.device,
     seed: int,
 ) -> CellSetDataset:
-    """Data with what the terms of the objective compare predictions with, beside the observed cells of a set."""
-    objective, index = module.objective, split.index
-    terms = set(objective.config.terms)
+    """Add what the terms of the objective need beside the cells of a set."""
+    config, index = module.objective.config, split.index
+    terms = [TERMS[name] for name in config.terms]
     if module.embedding_head is not None:
-        terms |= set(objective.config.embedding_terms)
-    _verify_contrast(terms, n_sets=n_sets, n_perturbations=len(np.unique(index.perturbation.codes[split.train])))
-    if not terms & {"de_weighted", "contrastive"}:
+        terms += [EMBEDDING_TERMS[name] for name in config.embedding_terms]
+    if found := sorted(term.name for term in terms if "perturbation_SP" in term.needs):
+        if n_sets < 2:
+            raise ValueError(f"{found} tell the sets of a minibatch apart, and batch_size={n_sets}; give 2 or more.")
+        if len(np.unique(index.perturbation.codes[split.train])) < 2:
+            raise ValueError(f"{found} tell perturbations apart, and there is but one to train on.")
+    needs = {need for term in terms for need in term.needs}
+    if not needs & {"control_mean_SG", "gene_weight_SG"}:
         return dataset
     moments, controls = condition_moments(dataset.cells, split, device=device, seed=seed)
     contexts = [condition.context for condition in index.conditions]
     of_condition = {}
-    if "contrastive" in terms:
+    if "control_mean_SG" in needs:
         of_condition[TENSORS.CONTROL_MEAN] = np.stack([controls[context].mean for context in contexts])
-    if "de_weighted" in terms:
+    if "gene_weight_SG" in needs:
         # a condition of test cells only is in no minibatch
         weights = [
             np.zeros_like(controls[context].mean) if found is None else de_weights(found, controls[context])
@@ -139,13 +144,85 @@ def with_objective(
     return replace(dataset, of_condition=of_condition)
 
 
-def _verify_contrast(terms: set[str], *, n_sets: int, n_perturbations: int) -> None:
-    if not (found := sorted(terms & {"alignment", "contrastive"})):
-        return
-    if n_sets < 2:
-        raise ValueError(f"{found} tell the sets of a minibatch apart, and batch_size={n_sets}; give 2 or more.")
-    if n_perturbations < 2:
-        raise ValueError(f"{found} tell perturbations apart, and there is but one to train on.")
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and variance of some cells, ``[X]`` each."""
+
+    n: int
+    mean: np.ndarray
+    variance: np.ndarray
+
+    @classmethod
+    def of(cls, cells: CellStore, rows: np.ndarray, device: torch.device) -> Moments:
+        """Of rows of a store."""
+        block = cells.dense(cells.fetch(rows), device)
+        variance, mean = torch.var_mean(block, dim=0, correction=1 if len(rows) > 1 else 0)
+        return cls(len(rows), mean.cpu().numpy(), variance.cpu().numpy())
+
+
+def de_weights(perturbed: Moments, control: Moments) -> np.ndarray:
+    r"""Weight of each gene by how differentially expressed it is, ``[X]`` float32, summing to 1.
+
+    .. math:: t = \frac{|\bar y - \bar c|}{\sqrt{s_y^2 / n_y + s_c^2 / n_c}}, \qquad
+              w \propto \left(\frac{t - \min t}{\max t - \min t}\right)^2
+
+    The weighting of Mejia et al. 2025 (arXiv 2506.22641): t scores, scaled to 0-1 over genes, squared, divided by
+    their sum. There a perturbation is compared with all others; here with the control cells of its context, as in the
+    differential expression that predictions are scored by. Where no gene stands out, all weigh the same.
+
+    Parameters
+    ----------
+    perturbed, control
+        Of the cells of a condition, and of the control cells of its context.
+    """
+    # a single cell has no variance of its own
+    variance = perturbed.variance if perturbed.n > 1 else control.variance
+    error = np.sqrt(variance / perturbed.n + control.variance / control.n)
+    difference = np.abs(perturbed.mean - control.mean)
+    t = np.divide(difference, error, out=np.zeros(len(error)), where=error > 0)
+    spread = t.max() - t.min()
+    scaled = ((t - t.min()) / spread) ** 2 if spread > 0 else np.ones(len(t))
+    return (scaled / scaled.sum()).astype(np.float32)
+
+
+def condition_moments(
+    cells: CellStore, split: AssignedSplit, *, device: torch.device, seed: int
+) -> tuple[list[Moments | None], dict[str, Moments]]:
+    """Moments of each condition, and of the control cells of each context.
+
+    A condition is described by its training cells. One without any takes no part in training, and is described by its
+    validation cells, so that the loss of validation is the same function; test cells are never looked at.
+
+    Parameters
+    ----------
+    cells
+        Where the cells are read.
+    split
+        Which cells train.
+    device
+        Where the moments are computed.
+    seed
+        Which cells, where there are more than 512 of a condition or 2,048 controls of a context.
+
+    Returns
+    -------
+    In the order of ``split.index.conditions``, None for conditions of test cells only; and by context.
+    """
+    index, rng = split.index, np.random.default_rng((seed, STREAMS.GENE_WEIGHTS))
+
+    def moments(rows: np.ndarray, most: int) -> Moments:
+        chosen = rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+        return Moments.of(cells, chosen, device)
+
+    controls = {context: moments(index.controls(context), _MOST_CONTROLS) for context in index.contexts}
+    rows_of: dict[int, np.ndarray] = {}
+    for rows in (split.validation, split.train):
+        condition = index.condition_of_cell[rows]
+        order = np.argsort(condition, kind="stable")
+        present, starts = np.unique(condition[order], return_index=True)
+        rows_of |= dict(zip(present.tolist(), np.split(rows[order], starts[1:]), strict=True))
+    conditions = [moments(rows_of[c], _MOST_CELLS) if c in rows_of else None for c in range(len(index.conditions))]
+    return conditions, controls
 
 
 def decoder_weight_of(screen: Screen, rows: np.ndarray, *, n_cells: int = 500, seed: int) -> float:

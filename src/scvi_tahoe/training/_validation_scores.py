@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import Condition, Representation
 
-__all__ = ["VALIDATION_SCORES", "ValidationScores", "computed_scores", "top_gene_overlap"]
-
 #: names that ``monitor`` takes beside losses; of all of them more is better
 VALIDATION_SCORES = ("validation_pds", "validation_pearson_delta", "validation_overlap")
 _N_TOP = 50
@@ -33,17 +31,9 @@ _N_TOP = 50
 
 def computed_scores(module: TahoeSTModule, representation: Representation) -> list[str]:
     """What ``monitor`` takes in a training of this module: the loss, each of its terms, and scores."""
-    objective = module.objective.config
-    others = {
-        "decoder": module.config.gene_decoder is not None and objective.decoder_weight != 0,
-        "batch": module.config.batch_token,
-        "confidence": module.config.confidence_token,
-        "shift": objective.shift_weight > 0,
-    }
-    auxiliary = () if module.embedding_head is None else tuple(objective.embedding_terms)
-    terms = ("loss", *objective.terms, *auxiliary, *(n for n, there in others.items() if there))
+    terms = module.objective.config.logged(module.config, has_embedding=module.embedding_head is not None)
     scores = () if representation == "embedding" else VALIDATION_SCORES
-    return [*(f"validation_{name}" for name in terms), *scores]
+    return [*(f"validation_{name}" for name in ("loss", *terms)), *scores]
 
 
 def top_gene_overlap(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
