@@ -233,7 +233,7 @@ def test_the_bootstrap_agrees_with_the_standard_error():
     assert high[0] - low[0] == pytest.approx(2 * 1.96 * scores["score"].std() / 20, rel=0.1)
 
 
-def test_strata_show_that_strong_effects_are_told_apart_better(result):
+def test_strata_show_that_strong_effects_are_reported_apart_better(result):
     table = result.strata()
     assert list(table.index) == ["weak", "medium", "strong"]
     assert table[("n_perturbations", "")].sum() == 12
@@ -353,7 +353,7 @@ def test_damaged_and_stale_tables_are_computed_again(predicted, cached, tmp_path
 
 
 @pytest.mark.parametrize("side", ["held_out", "train"])
-def test_data_that_changed_in_place_since_the_reference_was_made_are_refused(task, keys, predicted, side):
+def test_data_that_changed_in_place_since_they_were_read_are_refused(task, keys, predicted, side):
     sides = {"held_out": task.held_out.copy(), "train": task.train.copy()}
     reference = EvaluationReference.from_adata(sides["held_out"], baseline_from=sides["train"], **keys)
     evaluate(predicted, reference, preset="quick")
@@ -435,7 +435,7 @@ def test_the_text_form_names_year_and_score(result):
         assert f"{term}{result.vcc['scaled'][name]:.4f})" in terms
 
 
-def test_an_overall_score_from_another_baseline_than_the_challenge_takes_says_so(result):
+def test_an_overall_score_from_an_unofficial_baseline_says_so(result):
     note = "(from 'no_change', not from 'train_mean' as in the challenge)"
     other = dataclasses.replace(result, provenance={**result.provenance, "baseline": "no_change"})
     assert note in repr(other)
