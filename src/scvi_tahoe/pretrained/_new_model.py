@@ -203,5 +203,13 @@ def registry_of(weights: PretrainedModel, model_name: str) -> dict[str, Any]:
     }
 
 
+def registry_in_order(registry: dict[str, Any], genes: Iterable[str]) -> dict[str, Any]:
+    """Return a registry of data with genes in the order of the weights: what a prior draws depends on their order."""
+    fields = registry["field_registries"]
+    expression = fields[REGISTRY.EXPRESSION]
+    state = {**expression["state_registry"], "column_names": _objects(genes)}
+    return {**registry, "field_registries": {**fields, REGISTRY.EXPRESSION: {**expression, "state_registry": state}}}
+
+
 def _objects(names: Iterable[str]) -> np.ndarray:
     return np.array([str(n) for n in names], dtype=object)
