@@ -29,14 +29,8 @@ def start_options(
 ) -> dict[str, Any]:
     """Return constructor arguments of a model for the user's data: as in the weights, with the widths of the data.
 
-    Parameters
-    ----------
-    weights
-        The pretrained model.
-    stats
-        Summary statistics of the registered data.
-    representation, batch_encoder, head
-        Of the new model; if None, as in the weights.
+    ``stats`` are the summary statistics of the registered data; ``representation``, ``batch_encoder`` and ``head`` are
+    those of the new model, or None for those of the weights.
     """
     config, extra = weights.config, weights.extra
     embeds = weights.embeds if representation is None else representation == "embedding"
