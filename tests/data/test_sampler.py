@@ -8,13 +8,11 @@ import pytest
 from scvi_tahoe.data import (
     ConditionRequest,
     ExhaustiveSampler,
-    FixedSampler,
     FractionSplit,
-    RandomSampler,
     ScreenKeys,
-    SetPlan,
     read_screen,
 )
+from scvi_tahoe.data._sampler import FixedSampler, RandomSampler, SetPlan
 
 KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_key="context", batch_key="batch")
 

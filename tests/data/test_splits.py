@@ -103,7 +103,7 @@ def test_numbers_as_labels_become_text():
         (lambda: HeldOutPerturbations(test="STAT1"), TypeError, "test of HeldOutPerturbations is a list of names; got"),
         (lambda: HeldOutContexts(test=["a"], validation=["a"]), ValueError,
             r"contexts are held out for validation and for test: \['a'\]; choose one"),
-        (lambda: split_from_dict({"kind": "random"}), ValueError, r"split kind 'random' is unknown; allowed are"),
+        (lambda: split_from_dict({"kind": "random"}), ValueError, r"There is no split 'random'; choose one of"),
         (lambda: split_from_dict({"kind": "fraction", "fold": 1}), ValueError, "split 'fraction': .*'fold'"),
     ],
 )  # fmt: skip

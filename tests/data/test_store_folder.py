@@ -13,7 +13,8 @@ import torch
 from scipy import sparse
 
 from scvi_tahoe import TahoeST, read_store, write_store
-from scvi_tahoe.data import StoreWriter, align_genes, is_sharded, make_store
+from scvi_tahoe.data import align_genes, is_sharded, make_store
+from scvi_tahoe.data._store_folder import StoreWriter
 
 CPU = torch.device("cpu")
 KEYS = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}

@@ -225,7 +225,7 @@ def test_a_score_of_the_whole_panel_has_no_interval_and_no_strata(predicted, ref
 
 
 def test_the_bootstrap_agrees_with_the_standard_error():
-    from scvi_tahoe.evaluate._bootstrap import bootstrap_means, interval
+    from scvi_tahoe.evaluate._summary import bootstrap_means, interval
 
     index = pd.MultiIndex.from_product([["one"], range(400)], names=["context", "perturbation"])
     scores = pd.DataFrame({"score": np.random.default_rng(0).normal(size=400)}, index=index)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scvi_tahoe.data import CellLabels, Condition, ConditionIndex, EmbeddingTable
+from scvi_tahoe.data import Condition, ConditionIndex, EmbeddingTable
+from scvi_tahoe.data._conditions import CellLabels
 from scvi_tahoe.data._embedding_table import Composition
 from scvi_tahoe.data._label_parser import LabelParser
 from scvi_tahoe.response import CellPrior

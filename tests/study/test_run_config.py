@@ -73,7 +73,7 @@ def test_a_step_of_unfreezing_needs_the_length_of_the_run(values):
         ("model.representation", "pca", "model.representation is 'pca'"),
         ("model.objective.terms", {"energie": 1.0}, "objective terms"),
         ("model.set_size", 0, "model.set_size is 0"),
-        ("split.kind", "by_hand", "split kind 'by_hand' is unknown"),
+        ("split.kind", "by_hand", "There is no split 'by_hand'"),
         ("score.preset", "vcc", "score.preset is 'vcc'"),
         ("name", "a/b", "it names a folder"),
         ("seed", -1, "seed is -1"),

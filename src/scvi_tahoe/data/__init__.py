@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from scvi_tahoe.data._alignment import GeneAlignment, align_genes
-from scvi_tahoe.data._conditions import (
-    CellLabels,
-    Condition,
-    ConditionIndex,
-    ControlPools,
-    combines_measured_components,
-)
+from scvi_tahoe.data._conditions import Condition, ConditionIndex, combines_measured_components
 from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
 from scvi_tahoe.data._dataset import CellSetDataset
-from scvi_tahoe.data._disk_store import DiskRows, DiskStore, is_sharded
+from scvi_tahoe.data._disk_store import DiskRows, is_sharded
 from scvi_tahoe.data._embedding_table import NUMBER_COLUMNS, Combination, Composition, EmbeddingTable, TableFusion
-from scvi_tahoe.data._fields import (
-    CellEmbeddingField,
-    ControlLabelField,
-    EmbeddingTableField,
-    ExpressionField,
-    LabelField,
-    ScreenManager,
-)
+from scvi_tahoe.data._fields import EmbeddingTableField, ScreenManager
 from scvi_tahoe.data._fingerprints import smiles_fingerprints
 from scvi_tahoe.data._label_parser import Component, LabelParser, dose_label
 from scvi_tahoe.data._make_store import StoreKind, make_store
-from scvi_tahoe.data._sampler import (
-    CellSetRequest,
-    ConditionRequest,
-    ExhaustiveSampler,
-    FixedSampler,
-    RandomSampler,
-    SetPlan,
-    draw_window,
-)
-from scvi_tahoe.data._scale import ScaleReport, infer_scale, verify_log1p
+from scvi_tahoe.data._sampler import CellSetRequest, ConditionRequest, ExhaustiveSampler, draw_window
+from scvi_tahoe.data._scale import infer_scale
 from scvi_tahoe.data._screen import (
     Screen,
     ScreenKeys,
@@ -63,22 +42,20 @@ from scvi_tahoe.data._splits import (
     HeldOutContexts,
     HeldOutPerturbations,
     Split,
-    SplitAudit,
     default_split,
+    register_split,
     split_from_dict,
 )
-from scvi_tahoe.data._store import CellStore, DeviceStore, HostStore
+from scvi_tahoe.data._store import CellStore, DeviceStore
 from scvi_tahoe.data._store_conversion import write_store
-from scvi_tahoe.data._store_folder import StoreWriter, read_store
-from scvi_tahoe.data._verification import read_table, verify_controls, verify_screen
+from scvi_tahoe.data._store_folder import read_store
+from scvi_tahoe.data._verification import read_table, verify_screen
 
 __all__ = [
     "NUMBER_COLUMNS",
     "OUTPUTS",
     "REPRESENTATIONS",
     "AssignedSplit",
-    "CellEmbeddingField",
-    "CellLabels",
     "CellSetDataModule",
     "CellSetDataset",
     "CellSetRequest",
@@ -89,39 +66,27 @@ __all__ = [
     "Condition",
     "ConditionIndex",
     "ConditionRequest",
-    "ControlLabelField",
-    "ControlPools",
     "DataSpec",
     "DeviceStore",
     "DiskRows",
-    "DiskStore",
     "EmbeddingTable",
     "EmbeddingTableField",
     "ExhaustiveSampler",
-    "ExpressionField",
     "FewShotContext",
-    "FixedSampler",
     "FractionSplit",
     "GeneAlignment",
     "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
-    "HostStore",
-    "LabelField",
     "LabelParser",
     "LoaderConfig",
     "Output",
-    "RandomSampler",
     "Representation",
-    "ScaleReport",
     "Screen",
     "ScreenKeys",
     "ScreenManager",
-    "SetPlan",
     "Split",
-    "SplitAudit",
     "StoreKind",
-    "StoreWriter",
     "TableFusion",
     "align_genes",
     "aligned_expression",
@@ -140,11 +105,10 @@ __all__ = [
     "read_screen",
     "read_store",
     "read_table",
+    "register_split",
     "smiles_fingerprints",
     "spelled_labels",
     "split_from_dict",
-    "verify_controls",
-    "verify_log1p",
     "verify_screen",
     "with_condition_labels",
     "write_store",

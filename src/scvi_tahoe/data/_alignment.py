@@ -38,7 +38,7 @@ class GeneAlignment:
         return self.surplus == 0 and np.array_equal(self.columns, np.arange(len(self.columns)))
 
     def apply(self, block: Any) -> Any:
-        """Columns of a block of cells in the order of the model, dense stays dense and CSR stays CSR."""
+        """Order the columns of a block of cells as the model does; dense stays dense, and CSR stays CSR."""
         if self.is_identity:
             return block
         if not self.missing:
@@ -63,20 +63,7 @@ class GeneAlignment:
 def align_genes(
     model_genes: Sequence[str] | np.ndarray, data_genes: Sequence[str] | np.ndarray, *, max_missing: float = 0.1
 ) -> GeneAlignment:
-    """Match the genes of data to those of a model.
-
-    Parameters
-    ----------
-    model_genes, data_genes
-        Names, unique.
-    max_missing
-        Largest fraction of the model's genes that the data may lack.
-
-    Raises
-    ------
-    ValueError
-        If more are missing; other identifiers (Ensembl against symbols) are the usual reason.
-    """
+    """Match the genes of data to those of a model; ValueError if a fraction above ``max_missing`` is missing."""
     position = {str(g): i for i, g in enumerate(data_genes)}
     columns = np.array([position.get(str(g), -1) for g in model_genes], dtype=np.int64)
     missing = tuple(str(g) for g, c in zip(model_genes, columns, strict=True) if c < 0)

@@ -42,7 +42,7 @@ def fits_half(values: np.ndarray) -> bool:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """The array without a copy where torch allows it."""
+    """Return the array without a copy where torch allows it."""
     array = np.ascontiguousarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
@@ -71,15 +71,7 @@ class CompactRows:
 
     @classmethod
     def from_csr(cls, matrix: Any, *, half: bool) -> CompactRows:
-        """Compact a scipy CSR matrix without duplicates.
-
-        Parameters
-        ----------
-        matrix
-            ``[rows, n_features]``.
-        half
-            Round values to float16, a relative error of at most 0.0005.
-        """
+        """Compact a scipy CSR matrix without duplicates; ``half`` rounds values, by at most 0.0005 of each."""
         narrow = matrix.shape[1] <= _MOST_16_BIT
         # torch converts on all cores; the narrowing of a column above 32,767 wraps, and the reader wraps it back
         return cls(
@@ -100,7 +92,7 @@ class CompactRows:
         return self.indptr.nbytes + self.indices.nbytes + self.values.nbytes
 
     def to(self, device: torch.device) -> CompactRows:
-        """The same rows on another device."""
+        """Move the rows to another device."""
         return replace(
             self, **{n: getattr(self, n).to(device, non_blocking=True) for n in ("indptr", "indices", "values")}
         )
@@ -108,23 +100,10 @@ class CompactRows:
     def dense(
         self, rows: Tensor, device: torch.device, *, n_programs: int | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Some rows, dense.
+        """Return rows of any shape as dense ``[*rows.shape, n_features]`` on the device that holds their numbers.
 
-        Parameters
-        ----------
-        rows
-            Row numbers of any shape, on ``device``.
-        device
-            Where the result is wanted: that of the entries; or a GPU, and then the entries may be in pinned main
-            memory, which the kernel reads over the bus.
-        n_programs
-            How many programs of the kernel run at once; None fills the GPU.
-        dtype
-            Of the result.
-
-        Returns
-        -------
-        ``[*rows.shape, n_features]``.
+        A GPU also reads entries in pinned main memory, over the bus. ``n_programs`` of the kernel run at once; if None,
+        as many as fill the GPU.
         """
         flat = rows.reshape(-1)
         if kernel_runs_on(device.type):

@@ -53,20 +53,9 @@ class LoaderConfig:
 
 
 class PrefetchSampler(Sampler[CellSetRequest]):
-    """Yields this process's share of another sampler's minibatches.
+    """Yields this process's share of another sampler's minibatches, and lets the dataset prefetch ``n_ahead`` of them.
 
-    Every process draws the same minibatches and takes every so many of them: together they train on what one would.
-
-    Parameters
-    ----------
-    sampler
-        Of the minibatches of all processes.
-    dataset
-        Hears of each minibatch before it is asked for, so that reading overlaps with computing.
-    rank, n_ranks
-        Which process of how many this is.
-    n_ahead
-        How many minibatches before.
+    Every process draws the same minibatches and takes every ``n_ranks``-th: together they train on what one would.
     """
 
     def __init__(
@@ -110,16 +99,7 @@ class PrefetchSampler(Sampler[CellSetRequest]):
 class CellSetDataModule(LightningDataModule):
     """Loaders of cell sets for training and validation.
 
-    Parameters
-    ----------
-    dataset
-        Reads minibatches.
-    split
-        Which cells train and validate.
-    row_of_label
-        Row of the embedding table for each perturbation code of the screen.
-    config
-        Sizes and seed.
+    ``row_of_label`` is the row of the embedding table for each perturbation code of the screen.
     """
 
     def __init__(
@@ -149,12 +129,12 @@ class CellSetDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Random sets, another draw at every epoch."""
+        """Load random sets, drawn anew at every epoch."""
         n_steps = self.config.steps_per_epoch * self._n_ranks
         return self._loader(RandomSampler(self._plan, n_steps=n_steps, seed=self.config.seed))
 
     def val_dataloader(self) -> DataLoader | list:
-        """The same sets at every validation; no loader if the split holds nothing out."""
+        """Load the same sets at every validation; no loader if the split holds nothing out."""
         if self.n_val == 0:
             return []
         plan = replace(self._plan, rows=self.split.validation)
@@ -165,7 +145,7 @@ class CellSetDataModule(LightningDataModule):
         return 1 if self.trainer is None else self.trainer.world_size
 
     def _loader(self, sampler: Sampler[CellSetRequest]) -> DataLoader:
-        """A loader of this process's share of the minibatches."""
+        """Load this process's share of the minibatches."""
         rank = 0 if self.trainer is None else self.trainer.global_rank
         sampler = PrefetchSampler(
             sampler, self.dataset, rank=rank, n_ranks=self._n_ranks, n_ahead=self.dataset.prefetch_factor

@@ -1,4 +1,4 @@
-"""Requests to tensors: the cells that a sampler chose, as one minibatch. No choices are made here.
+"""Requests to tensors: the cells that a sampler chose, as one minibatch.
 
 S sets, N cells of a set, X width of a cell at the network's input or output, G genes, E width of a cell embedding,
 P width of a perturbation embedding.
@@ -89,7 +89,7 @@ class CellSetDataset(Dataset):
         return max(store.prefetch_factor for store in self.stores)
 
     def _reads(self, request: CellSetRequest) -> list[tuple[str, CellStore, np.ndarray]]:
-        """Key, store and rows of everything that a minibatch reads."""
+        """List key, store and rows of everything that a minibatch reads."""
         observed = request.observed_SN
         reads = [
             (TENSORS.CONTROL, self.cells, request.control_SN),
@@ -116,16 +116,9 @@ class CellSetDataset(Dataset):
             store.prefetch(rows)
 
     def to_tensors(self, payload: dict[str, Any], device: torch.device, *, compact: bool = False) -> dict[str, Tensor]:
-        """The minibatch on the device; its keys name its shapes.
+        """Finish a minibatch on the device; its keys name its shapes.
 
-        Parameters
-        ----------
-        payload
-            What ``dataset[request]`` held.
-        device
-            Where the minibatch is wanted.
-        compact
-            Leave cells that their store holds in float16 as they are; otherwise every cell is float32.
+        With ``compact``, cells that their store holds in float16 stay so; otherwise every cell is float32.
         """
         stores = {
             TENSORS.CONTROL: self.cells,

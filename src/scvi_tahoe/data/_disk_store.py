@@ -60,35 +60,16 @@ def fast_codecs() -> Iterator[None]:
 
 
 def runs_of(rows: np.ndarray, indptr: np.ndarray, gap: int) -> np.ndarray:
-    """Runs that cover the rows.
+    """Cover sorted rows with runs, int64 ``[runs, 2]``: first row, and the one after the last.
 
-    Parameters
-    ----------
-    rows
-        Sorted, each once.
-    indptr
-        Where the entries of each row of the matrix begin.
-    gap
-        Two rows with at most this many entries between them come into one run.
-
-    Returns
-    -------
-    int64 ``[runs, 2]``: first row, and the one after the last.
+    Two rows with at most ``gap`` entries between them come into one run.
     """
     apart = np.flatnonzero(indptr[rows[1:]] - indptr[rows[:-1] + 1] > gap) + 1
     return np.stack([rows[np.append(0, apart)], rows[np.append(apart, len(rows)) - 1] + 1], axis=1)
 
 
 class DiskRows:
-    """Rows of a matrix on disk, in memory when asked for.
-
-    Parameters
-    ----------
-    matrix
-        Cells x genes: a backed h5ad matrix, or CSR in zarr.
-    alignment
-        Order of genes to bring the columns into.
-    """
+    """Rows of a matrix on disk (a backed h5ad matrix, or CSR in zarr), read when asked for."""
 
     def __init__(self, matrix: Any, alignment: GeneAlignment | None = None) -> None:
         self._alignment = alignment
@@ -105,7 +86,7 @@ class DiskRows:
         return block if len(distinct) == len(rows) and (distinct == rows).all() else block[back]
 
     def distinct(self, rows: np.ndarray) -> Any:
-        """The same of rows that are sorted, each once."""
+        """Read rows that are sorted, each once."""
         if not len(rows):
             return sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
         block = self._read(rows)
@@ -125,7 +106,7 @@ class DiskRows:
 
 
 def _row_reader(matrix: Any) -> Any:
-    """The way to read sorted rows of a matrix, each once."""
+    """Choose how to read sorted rows of a matrix, each once."""
     if not is_sharded(matrix):
         return matrix.__getitem__
     if find_spec("annbatch") is not None:
@@ -188,7 +169,7 @@ class _AnnbatchRows(_ZarrRows):
 
 
 def _requests() -> Any:
-    """A sampler of annbatch's kind that yields whatever rows it was last told."""
+    """Make a sampler of annbatch's kind that yields whatever rows it was last told."""
     from annbatch.abc import Sampler
 
     class Requests(Sampler):
@@ -210,7 +191,7 @@ def _requests() -> Any:
 
 
 def _reopened(matrix: CSRDataset) -> CSRDataset:
-    """The matrix with arrays that are decoded as it is configured now."""
+    """Open the matrix anew, its arrays decoded as is configured now."""
     import anndata.io
     import zarr
 
@@ -221,19 +202,8 @@ def _reopened(matrix: CSRDataset) -> CSRDataset:
 class DiskStore(CellStore):
     """A matrix on disk. Files want each row once and in order, so rows are read sorted and then put back.
 
-    Parameters
-    ----------
-    matrix
-        Backed cells x features, or CSR in zarr (see :func:`read_store`).
-    alignment
-        Order of genes to bring the columns into.
-    device
-        Where rows will be wanted; None stands for the CPU.
-    half
-        Round sparse values to float16.
-    pinned_rows
-        Rows that are asked for all the time: control cells. They are kept in memory where they take no more than
-        half a GiB, and a request for none but them reads nothing.
+    Rows that are asked for all the time (``pinned_rows``: control cells) are kept in memory where they take no more
+    than half a GiB; a request for none but them reads nothing.
     """
 
     prefetch_factor = 4

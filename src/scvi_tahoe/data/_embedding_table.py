@@ -80,22 +80,9 @@ class EmbeddingTable:
 
     @classmethod
     def from_user(cls, table: object, where: str) -> EmbeddingTable:
-        """Read what users keep in ``uns``.
+        """Read what users keep in ``uns``: a mapping of label to vector, a DataFrame, or names and a matrix.
 
-        Parameters
-        ----------
-        table
-            A mapping of label to vector, a DataFrame with labels as index, a pair ``(names, matrix)``, or the mapping
-            ``{"names": ..., "matrix": ...}``.
-        where
-            How to call the table in messages, e.g. ``"adata.uns['esm2']"``.
-
-        Raises
-        ------
-        TypeError
-            If it is none of these.
-        ValueError
-            If rows differ in width, are not finite, or a label occurs twice.
+        ``where`` names the table in messages, e.g. ``"adata.uns['esm2']"``.
         """
         try:
             if isinstance(table, pd.DataFrame):
@@ -150,13 +137,7 @@ class EmbeddingTable:
         return self if self.composition is None else self.composition.components
 
     def known_name(self, label: str) -> str:
-        """The table's spelling of a label: ``"A+B"`` for ``"B+A"``. A label without a row is spelled the usual way.
-
-        Raises
-        ------
-        ValueError
-            If it is a combination or dose that cannot be read.
-        """
+        """Return the table's spelling of a label, ``"A+B"`` for ``"B+A"``; the usual one where the label has no row."""
         if self.composition is None or label in self.row_of:
             return label
         spelling = self.composition.parser.spelling(label)
@@ -164,13 +145,7 @@ class EmbeddingTable:
         return next(same, spelling)
 
     def with_composed(self, labels: Iterable[str]) -> EmbeddingTable:
-        """The same table with rows of combinations and doses that it lacks, as far as their parts have rows.
-
-        Raises
-        ------
-        ValueError
-            If a label cannot be read.
-        """
+        """Add rows of combinations and doses that the table lacks, as far as their components have rows."""
         composition = self.composition
         if composition is None:
             return self
@@ -198,12 +173,9 @@ class EmbeddingTable:
         return self.row_of[known]
 
     def extended(self, new: EmbeddingTable) -> EmbeddingTable:
-        """The same table with rows of labels that it lacks; those of combinations and doses are made from them.
+        """Add rows of labels that the table lacks; those of combinations and doses are made from them.
 
-        Raises
-        ------
-        ValueError
-            If the new table has another width, or another row for a label that is known already.
+        A new table of another width, or with another row for a known label, is a ValueError.
         """
         if self.composition is not None:
             composition = replace(self.composition, components=self.composition.components.extended(new))
@@ -225,7 +197,7 @@ class EmbeddingTable:
         return replace(self, names=names, matrix=np.concatenate([self.matrix, new.matrix[fresh]]))
 
     def reindexed(self, components: EmbeddingTable) -> EmbeddingTable:
-        """The same labels over another table of components; just that table where labels are not composed."""
+        """Compose the same labels of another table of components; that table itself where labels are not composed."""
         if self.composition is None:
             return components
         return EmbeddingTable.composed(replace(self.composition, components=components), self.names)
@@ -274,15 +246,7 @@ class Composition:
         return tuple(np.array(NUMBER_COLUMNS)[[self.parser.has_dose, counts]].tolist())
 
     def without_numbers(self, rows: np.ndarray) -> np.ndarray:
-        """What rows of labels say of their perturbations: summed rows of the components, without doses and counts.
-
-        How large a dose is as a number depends on its unit, and so would every likeness in which it counts.
-
-        Parameters
-        ----------
-        rows
-            Of :meth:`rows`.
-        """
+        """Sum the rows of the components in rows of labels, without doses and counts, whose size depends on a unit."""
         return rows.reshape(len(rows), self.n_components, -1)[:, :, : self.components.width].sum(1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -291,7 +255,7 @@ class Composition:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], components: EmbeddingTable) -> Composition:
-        """What :meth:`to_dict` gave, with rows of the components."""
+        """Restore what :meth:`to_dict` gave, with rows of the components."""
         return cls(
             parser=LabelParser(**values["reading"]),
             components=components,
@@ -300,13 +264,7 @@ class Composition:
         )
 
     def unknown_components(self, label: str) -> list[str]:
-        """Parts of a label without a row.
-
-        Raises
-        ------
-        ValueError
-            If the label cannot be read, or has more parts than the network takes.
-        """
+        """Components of a label without a row; ValueError if it cannot be read or has more than the network takes."""
         components = self.parser.components(label)
         if self.combination == "learned" and len(components) > self.n_components:
             raise ValueError(
@@ -356,7 +314,7 @@ class TableFusion:
 
     @classmethod
     def of(cls, tables: Sequence[EmbeddingTable]) -> TableFusion:
-        """Moments of these tables."""
+        """Measure the moments of these tables."""
         deviations = [table.matrix.std(axis=0) for table in tables]
         return cls(
             centers=tuple(table.matrix.mean(axis=0) for table in tables),
@@ -364,13 +322,7 @@ class TableFusion:
         )
 
     def apply(self, tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
-        """The tables as one, with a row for every label that any of them has.
-
-        Raises
-        ------
-        ValueError
-            If a table has another width than the one whose moments these are.
-        """
+        """Join the tables, with a row for every label that any of them has."""
         names = tuple(dict.fromkeys(name for table in tables for name in table.names))
         blocks = []
         for table, center, scale in zip(tables, self.centers, self.scales, strict=True):
@@ -395,5 +347,5 @@ class TableFusion:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TableFusion:
-        """What :meth:`to_dict` gave."""
+        """Restore what :meth:`to_dict` gave."""
         return cls(**{k: tuple(np.asarray(a, dtype=np.float32) for a in v) for k, v in values.items()})

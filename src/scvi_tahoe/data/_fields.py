@@ -1,7 +1,6 @@
 """Registry fields: what scvi-tools stores about a screen. Registration and transfer only.
 
-Our labels differ from scvi-tools' categorical fields on purpose: they add no columns to the user's ``obs``, and on new
-data unseen perturbations and contexts are welcome, because predicting those is what the model is for.
+Unlike scvi-tools' categorical fields they add no columns to the user's ``obs``, and new data may have unseen labels.
 """
 
 from __future__ import annotations
@@ -23,51 +22,29 @@ if TYPE_CHECKING:
 
 
 class _ScreenField(BaseAnnDataField):
-    """What all our fields share: a key, a place, and the screen's keys."""
+    """Base of our fields: a key, a place, and the screen's keys."""
+
+    registry_key: str = ""
+    attr_name: str = ""
+    attr_key: str | None = None
+    mod_key: str | None = None
+    is_empty = False  # fields that were not asked for are never made
 
     def __init__(
         self, registry_key: str, attr_name: str, attr_key: str | None, keys: ScreenKeys, mod_key: str | None = None
     ) -> None:
-        self._registry_key = registry_key
-        self._attr_name = attr_name
-        self._attr_key = attr_key
-        self._mod_key = mod_key
+        self.registry_key, self.attr_name, self.attr_key, self.mod_key = registry_key, attr_name, attr_key, mod_key
         self._keys = keys
 
-    @property
-    def registry_key(self) -> str:
-        """Key in the registry."""
-        return self._registry_key
-
-    @property
-    def attr_name(self) -> str:
-        """Attribute of the AnnData."""
-        return self._attr_name
-
-    @property
-    def attr_key(self) -> str | None:
-        """Key within the attribute."""
-        return self._attr_key
-
-    @property
-    def mod_key(self) -> str | None:
-        """Modality of a MuData."""
-        return self._mod_key
-
-    @property
-    def is_empty(self) -> bool:
-        """Fields that were not asked for are never made."""
-        return False
-
     def validate_field(self, adata: AnnOrMuData) -> None:
-        """Nothing: ``verify_screen`` checked the whole screen before any field is registered."""
+        """Do nothing: the screen is verified before any field is registered."""
 
     def transfer_field(self, state_registry: dict, adata_target: AnnOrMuData, **kwargs: object) -> dict:
         """Keep what the model was trained with; names are matched when the data are read."""
         return dict(state_registry)
 
     def get_summary_stats(self, state_registry: dict) -> dict:
-        """No statistics unless a field has some."""
+        """Return no statistics unless a field has some."""
         return {}
 
     def view_state_registry(self, state_registry: dict) -> rich.table.Table | None:
@@ -94,7 +71,7 @@ class ExpressionField(_ScreenField):
         return {"n_vars": len(names), "column_names": names}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
-        """Number of genes."""
+        """Return the number of genes."""
         return {"n_vars": state_registry["n_vars"]}
 
 
@@ -111,7 +88,7 @@ class CellEmbeddingField(_ScreenField):
         return {"width": int(self.get_field_data(adata).shape[1])}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
-        """Width of the embedding."""
+        """Return the width of the embedding."""
         return {"n_cell_embedding": state_registry["width"]}
 
 
@@ -127,7 +104,7 @@ class LabelField(_ScreenField):
         return {"names": np.array(self._names, dtype=object)}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
-        """Number of names."""
+        """Return the number of names."""
         return {f"n_{self.registry_key}": len(state_registry["names"])}
 
 
@@ -138,7 +115,7 @@ class ControlLabelField(_ScreenField):
         super().__init__(REGISTRY.CONTROL, "obs", keys.perturbation_key, keys)
 
     def get_data_registry(self) -> dict:
-        """Empty: there is nothing to load for each cell."""
+        """Return nothing: there is nothing to load for each cell."""
         return {}
 
     def register_field(self, adata: AnnOrMuData) -> dict:
@@ -158,7 +135,7 @@ class EmbeddingTableField(_ScreenField):
         self._labels = labels
 
     def get_data_registry(self) -> dict:
-        """Empty: a registered ``uns`` table would be indexed by cell number."""
+        """Return nothing: a registered ``uns`` table would be indexed by cell number."""
         return {}
 
     def register_field(self, adata: AnnOrMuData) -> dict:
@@ -181,20 +158,14 @@ class EmbeddingTableField(_ScreenField):
         return self.state(table)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnOrMuData, **kwargs: object) -> dict:
-        """Keep the trained table and add rows for labels that only the new data's table has.
-
-        Raises
-        ------
-        ValueError
-            If the new table is of another width, or changes a known row.
-        """
+        """Keep the trained table, and add rows for labels that only the new data's table has."""
         table = self.table(state_registry)
         new = read_table(adata_target, self._keys, required=False, like=table)
         return self.state(table if new is None else table.extended(new))
 
     @staticmethod
     def table(state_registry: dict) -> EmbeddingTable:
-        """The table that a state registry holds."""
+        """Return the table that a state registry holds."""
         fusion, composition = state_registry.get("fusion"), state_registry.get("composition")
         components = EmbeddingTable(
             tuple(str(n) for n in state_registry["names"]),
@@ -208,7 +179,7 @@ class EmbeddingTableField(_ScreenField):
 
     @staticmethod
     def state(table: EmbeddingTable) -> dict:
-        """What a state registry holds of a table."""
+        """Return what a state registry holds of a table."""
         components = table.components
         state = {
             "names": np.array(components.names, dtype=object),
@@ -222,13 +193,13 @@ class EmbeddingTableField(_ScreenField):
         return state
 
     def get_summary_stats(self, state_registry: dict) -> dict:
-        """Numbers that the perturbation encoder takes in, and parts that it encodes one by one."""
+        """Return the inputs of the perturbation encoder, and the number of components that it encodes one by one."""
         table = self.table(state_registry)
         return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_components}
 
 
 def screen_fields(keys: ScreenKeys, screen: Screen) -> list[BaseAnnDataField]:
-    """All fields of a screen, in the order in which they are registered."""
+    """Return all fields of a screen, in the order in which they are registered."""
     labels = screen.perturbation.names
     fields: list[BaseAnnDataField] = [
         ExpressionField(keys),
@@ -260,15 +231,7 @@ class ScreenManager(AnnDataManager):
         return manager
 
     def screen(self, keys: ScreenKeys, *, for_training: bool = False) -> Screen:
-        """The registered screen, verified again if the data changed since.
-
-        Parameters
-        ----------
-        keys
-            Where its parts are.
-        for_training
-            Whether perturbed cells are needed; only then values that changed in place are noticed.
-        """
+        """Return the registered screen, verified again if the data changed since (values only for training)."""
         known = self._verified
         if (
             known is None

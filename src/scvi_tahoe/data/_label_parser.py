@@ -1,4 +1,4 @@
-"""What a perturbation label says: which perturbations it combines, and at which dose each was given."""
+"""Perturbation labels: which perturbations they combine, and at which dose each was given."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def _verified_dose(dose: object, label: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelParser:
-    """How labels of a screen are read.
+    """Reads the labels of a screen.
 
     Attributes
     ----------
     control
-        The label of control cells; as a part of a combination it counts for nothing.
+        The label of control cells; in a combination it is left out.
     combination_separator
         Text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``; None: labels are no combinations.
     has_dose
@@ -78,12 +78,9 @@ class LabelParser:
         return self.combination_separator is not None or self.has_dose
 
     def components(self, label: str) -> tuple[Component, ...]:
-        """Perturbations of a label, sorted; the control's own label has itself as its only part.
+        """Perturbations of a label, sorted; the control's own label has itself as its only component.
 
-        Raises
-        ------
-        ValueError
-            If a part is empty, or its dose is missing or no positive number.
+        An empty component, or a dose that is missing or not positive, is a ValueError.
         """
         texts = self.split(label)
         if not all(text.strip() for text in texts):
@@ -97,46 +94,28 @@ class LabelParser:
         )
 
     def is_control(self, label: str) -> bool:
-        """Whether a label means the control: its own, ``"control+control"``, or at a dose.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`components`.
-        """
+        """Whether a label means the control: its own, ``"control+control"``, or at a dose."""
         return self.components(label) == (Component(self.control),)
 
     def repeated(self, label: str) -> str | None:
-        """A perturbation that a label names more than once, at any dose; None if there is none.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`components`.
-        """
+        """Find a perturbation that a label names more than once, at any dose; None if there is none."""
         names = [component.name for component in self.components(label)]
         return next((name for name, after in pairwise(names) if name == after), None)
 
     def split(self, label: str) -> list[str]:
-        """Parts of a label as they are written, control included."""
+        """Components of a label as they are written, control included."""
         return [label] if self.combination_separator is None else label.split(self.combination_separator)
 
     def join(self, components: tuple[Component, ...]) -> str:
-        """The label of these components."""
+        """Write the label of these components."""
         return (self.combination_separator or "").join(map(str, components))
 
     def spelling(self, label: str) -> str:
-        """One spelling of all labels that mean the same: ``"B+A"`` and ``"A+control+B"`` become ``"A+B"``.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`components`.
-        """
+        """One spelling of all labels that mean the same: ``"B+A"`` and ``"A+control+B"`` become ``"A+B"``."""
         return self.join(self.components(label))
 
     def without_doses(self, label: str) -> str:
-        """The perturbations of a label without their doses, in one spelling: ``"B@2+A@1"`` becomes ``"A+B"``."""
+        """Name the perturbations of a label without their doses, in one spelling: ``"B@2+A@1"`` becomes ``"A+B"``."""
         return self.join(tuple(Component(component.name) for component in self.components(label)))
 
     def _component(self, text: str, label: str) -> Component:

@@ -92,10 +92,7 @@ def make_store(
     device
         Where the network runs.
     kind
-        One of:
-
-        * ``'auto'`` - on the device if it fits, else in main memory, else on disk (default)
-        * ``'device'``, ``'host'``, ``'disk'`` - that place
+        ``'device'``, ``'host'``, ``'disk'``, or ``'auto'``: the first of these that it fits into.
     alignment
         Order of genes to bring the columns into.
     full_precision
@@ -106,11 +103,6 @@ def make_store(
     rows
         The only rows that will be read; None: any. No others are taken to the device, if that saves at
         least half of the matrix; and ``'auto'`` reads them from a file once, if they take less than 1 GiB.
-
-    Raises
-    ------
-    ValueError
-        If the kind is unknown, or ``'disk'`` is asked for data in memory.
     """
     if kind not in get_args(StoreKind):
         raise ValueError(f"store={kind!r} is unknown; allowed are 'auto', 'device', 'host' and 'disk'.")

@@ -1,4 +1,4 @@
-"""Which cells form each set. No expression is read here.
+"""Which cells form each set.
 
 One sampler serves training, validation and prediction; only the policy differs:
 
@@ -57,7 +57,7 @@ class CellSetRequest:
         return len(self.control_SN)
 
     def take(self, sets: np.ndarray) -> CellSetRequest:
-        """Some of the sets, in this order."""
+        """Take some of the sets, in this order."""
         arrays = ((f.name, getattr(self, f.name)) for f in fields(self))
         return replace(self, **{name: array[sets] for name, array in arrays if array is not None})
 
@@ -107,16 +107,8 @@ def draw_window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 class RandomSampler(Sampler[CellSetRequest]):
     """Training sets: conditions in turn, in an order drawn anew, cells and controls of each at random.
 
-    Every condition comes equally often whatever its number of cells, since scores are means over conditions.
-
-    Parameters
-    ----------
-    sets
-        The training part.
-    n_steps
-        Minibatches an epoch.
-    seed
-        Together with the epoch it decides everything that is drawn.
+    Every condition comes equally often whatever its number of cells, since scores are means over conditions. Seed and
+    epoch decide everything that is drawn.
     """
 
     def __init__(self, sets: SetPlan, *, n_steps: int, seed: int) -> None:
@@ -150,16 +142,8 @@ class RandomSampler(Sampler[CellSetRequest]):
 class FixedSampler(Sampler[CellSetRequest]):
     """Validation sets: the same cells and controls at every epoch.
 
-    Sets of a condition are spread over the minibatches, where terms that compare sets need different ones.
-
-    Parameters
-    ----------
-    sets
-        The validation part.
-    max_sets
-        At most this many sets of a condition; each uses cells that the others do not.
-    seed
-        Decides which.
+    Sets of a condition (at most ``max_sets``, of different cells) are spread over the minibatches, where terms that
+    compare sets need different ones.
     """
 
     def __init__(self, sets: SetPlan, *, max_sets: int, seed: int) -> None:
@@ -199,7 +183,7 @@ class ConditionRequest:
     pool
         Rows that may fill up the last window.
     seed
-        Of this request alone, so that a prediction does not depend on what else is asked.
+        Random seed of this request alone, so that a prediction does not depend on what else is asked.
     residual_input
         Rows of the prior's cells, from which one is drawn for each predicted cell; None without them.
     keeps_residual_input

@@ -78,19 +78,7 @@ def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np
 
 
 def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
-    """Measure the scale of expression values from up to 256 cells.
-
-    Parameters
-    ----------
-    matrix
-        Cells x genes, dense or sparse, in memory or backed.
-    seed
-        Which cells are looked at.
-
-    Returns
-    -------
-    What was found; ``"unknown"`` if the values are multiples of a unit under no candidate.
-    """
+    """Measure the scale of expression values, dense or sparse, in memory or backed, from up to 256 cells."""
     n_cells = matrix.shape[0]  # type: ignore[attr-defined]
     rows = np.sort(np.random.default_rng(seed).choice(n_cells, min(_CELLS, n_cells), replace=False))
     values = _dense_rows(matrix, rows)
@@ -121,22 +109,7 @@ _REMEDY = {
 def verify_log1p(matrix: object, where: str) -> ScaleReport:
     """Refuse expression that is not log1p of normalised counts, and warn of counts that were not normalised.
 
-    Parameters
-    ----------
-    matrix
-        Cells x genes.
-    where
-        How to call the matrix in the message, e.g. ``"adata.X"``.
-
-    Returns
-    -------
-    The report, whose scale is ``"log1p"`` or ``"unknown"``.
-
-    Raises
-    ------
-    ValueError
-        If the values are counts, normalised without logarithm, logged twice, logged to base 2, negative, above 15, or
-        all zero.
+    ``where`` names the matrix in messages, e.g. ``"adata.X"``. The scale of the report is ``"log1p"`` or ``"unknown"``.
     """
     report = infer_scale(matrix)
     allowed = "the model is trained and scored on log1p of normalised counts"

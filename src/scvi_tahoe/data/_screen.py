@@ -1,4 +1,4 @@
-"""A screen as the package sees it: expression, labels, control. Read from AnnData or MuData in one place."""
+"""A screen: expression, labels and control, read from AnnData or MuData."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ScreenKeys:
 
 @dataclass(frozen=True)
 class Screen:
-    """What every later step works on. Matrices are the user's own, never copied or edited.
+    """A screen that was read. Matrices are the user's own, never copied or edited.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ def expression_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
 
 
 def obs_column(data: AnnOrMuData, keys: ScreenKeys, key: str) -> pd.Series:
-    """A column of ``obs``; of a MuData, its own or that of the expression modality, one value a cell of the latter."""
+    """Read a column of ``obs``; of a MuData, its own or the expression modality's, one value a cell of the latter."""
     expression = expression_adata(data, keys)
     if isinstance(data, MuData) and key in data.obs:
         # a MuData lists the cells of all its modalities, in an order of its own
@@ -145,10 +145,7 @@ def obs_column(data: AnnOrMuData, keys: ScreenKeys, key: str) -> pd.Series:
 def condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
     """Perturbation label of every cell, with its dose where the screen has doses (``"Trametinib@10"``).
 
-    Raises
-    ------
-    ValueError
-        If a perturbed cell has no positive dose, or not one for each part of a combination.
+    A perturbed cell without a positive dose for each component is a ValueError.
     """
     labels = obs_column(data, keys, keys.perturbation_key).astype(str).to_numpy()
     if keys.dose_key is None or (labels == keys.control).all():
@@ -204,7 +201,7 @@ def spelled_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
 
 
 def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
-    """The cells as AnnData with one label for each condition: perturbations and doses together, in one spelling.
+    """Label each condition once: perturbations and doses together, in one spelling.
 
     An AnnData whose labels are plain names is returned as it is.
     """
@@ -228,19 +225,7 @@ def read_matrices(data: AnnOrMuData, keys: ScreenKeys) -> tuple[Any, Any]:
 
 
 def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
-    """Read a screen whose keys were verified.
-
-    Parameters
-    ----------
-    data
-        AnnData, or MuData with ``keys.modalities``.
-    keys
-        Where its parts are.
-
-    Returns
-    -------
-    The screen; labels as sorted strings.
-    """
+    """Read a screen whose keys were verified."""
     expression, (matrix, embedding) = expression_adata(data, keys), read_matrices(data, keys)
     context = (
         CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
@@ -260,19 +245,10 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
 
 
 def condition_of_cell(obs: pd.DataFrame, keys: ScreenKeys) -> tuple[np.ndarray, pd.DataFrame]:
-    """Which condition each predicted cell is of, as its labels say.
+    """Count the conditions of predicted cells by the labels in ``obs``, in the order in which they were asked for.
 
-    Parameters
-    ----------
-    obs
-        Of a prediction.
-    keys
-        Where its labels are. A label of the plan may be spread over several columns (perturbation and dose).
-
-    Returns
-    -------
-    Number of the condition of each cell, int64 ``[cells]``, in the order in which conditions were asked for; and one
-    row a condition with its labels, in columns of their own.
+    Returns the number of each cell, int64 ``[cells]``, and one row a condition with its labels (perturbation and dose
+    in columns of their own).
     """
     columns = [key for key in (keys.perturbation_key, keys.dose_key, keys.context_key) if key is not None]
     labels = pd.DataFrame({key: pd.factorize(obs[key])[0] for key in columns})

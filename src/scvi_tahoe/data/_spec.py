@@ -59,7 +59,7 @@ class DataSpec:
     set_size: int
 
     def with_composed(self, screen: Screen) -> DataSpec:
-        """The same with table rows for combinations and doses of a screen, as far as their parts have rows."""
+        """Add table rows for combinations and doses of a screen, as far as their components have rows."""
         return replace(self, table=self.table.with_composed(screen.perturbation.names))
 
     def rows_of_labels(self, screen: Screen) -> np.ndarray:
@@ -68,13 +68,7 @@ class DataSpec:
         return np.array([table.row(name) for name in screen.perturbation.names])
 
     def batch_of_cell(self, screen: Screen) -> np.ndarray | None:
-        """Technical batch of each cell as the network counts them, int64 ``[cells]``; None if it does not look.
-
-        Raises
-        ------
-        ValueError
-            If the screen has no batches, or one that the network does not know.
-        """
+        """Technical batch of each cell as the network counts them, int64 ``[cells]``; None if it does not look."""
         if self.batches is None:
             return None
         known = {name: i for i, name in enumerate(self.batches)}
@@ -97,27 +91,7 @@ def cell_set_dataset(
     pinned_rows: np.ndarray | None = None,
     rows: np.ndarray | None = None,
 ) -> CellSetDataset:
-    """The dataset of a screen's minibatches.
-
-    Parameters
-    ----------
-    spec
-        What the model fixes about its data.
-    screen
-        The data.
-    device
-        Where the network runs.
-    store
-        Where expression lives.
-    alignment
-        Of the data's genes to the model's. If None, they are matched here.
-    full_precision
-        Whether to keep expression in float32 on a GPU, too.
-    pinned_rows
-        Cells that many minibatches will hold; a store on disk keeps them in memory.
-    rows
-        The only cells that will be read. If None, any may be.
-    """
+    """Make the dataset of a screen's minibatches; options as of :func:`make_store`, genes are matched by name."""
     alignment = alignment or align_genes(spec.genes, screen.genes)
     expression = make_store(
         screen.expression,
@@ -142,22 +116,9 @@ def cell_set_dataset(
 def random_minibatches(
     spec: DataSpec, screen: Screen, device: torch.device, *, n_sets: int, seed: int, as_controls: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Minibatches of random sets of any perturbed cells.
+    """Yield minibatches of random sets of any perturbed cells.
 
-    Parameters
-    ----------
-    spec
-        What the model fixes about its data.
-    screen
-        The data.
-    device
-        Where the network runs.
-    n_sets
-        How many sets, in all.
-    seed
-        Random seed for choosing sets and controls.
-    as_controls
-        Whether each set gets the control's embedding instead of its perturbation's.
+    With ``as_controls``, each set gets the control's embedding instead of its perturbation's.
     """
     spec, index = spec.with_composed(screen), screen.index
     plan = SetPlan(

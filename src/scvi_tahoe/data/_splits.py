@@ -1,4 +1,4 @@
-"""Which cells train, validate and test: five named splits, and an audit that names leaks and empty parts.
+"""Which cells train, validate and test: named splits, and an audit that names leaks and empty parts.
 
 A split is a small frozen dataclass that can be written to a file; :meth:`Split.assign` applies it to a screen.
 Control cells belong to no part: they are inputs everywhere and targets nowhere.
@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe._names import nearest_names
+from scvi_tahoe._names import Registry, nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ class AssignedSplit:
         return getattr(self, part)
 
     def audit(self) -> SplitAudit:
-        """What the parts share, and what they lack."""
+        """Report what the parts share, and what they lack."""
         conditions = {p: set(self.index.condition_of_cell[self.rows(p)].tolist()) for p in PARTS}
         perturbations = {p: {self.index.conditions[c].perturbation for c in conditions[p]} for p in PARTS}
         table = pd.DataFrame(
@@ -98,6 +98,9 @@ class SplitAudit:
         return "\n".join(lines)
 
 
+S = TypeVar("S", bound="Split")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split(ABC):
     """A rule that gives every perturbed cell to a part."""
@@ -109,20 +112,7 @@ class Split(ABC):
         """Rows of each part."""
 
     def assign(self, index: ConditionIndex, *, seed: int = 0) -> AssignedSplit:
-        """Apply the rule to a screen.
-
-        Parameters
-        ----------
-        index
-            The screen's conditions.
-        seed
-            For splits that draw.
-
-        Raises
-        ------
-        ValueError
-            If the rule names labels that the screen lacks, or leaves no cell to train on.
-        """
+        """Apply the rule to a screen; ValueError if it names labels that this lacks, or leaves no cell to train on."""
         parts = self._parts(index, np.random.default_rng(seed))
         if not len(parts["train"]):
             raise ValueError(f"{self} leaves no cell to train on; hold out less.")
@@ -136,17 +126,21 @@ class Split(ABC):
         }
 
 
+SPLITS: Registry[type[Split]] = Registry("split")
+
+
+def register_split(split: type[S]) -> type[S]:
+    """Make a split known by its ``kind``, by which it is read from files."""
+    SPLITS.register(split.kind, split)
+    return split
+
+
 def _verify_known(names: Sequence[str], known: Sequence[str], what: str) -> None:
     if unknown := [n for n in names if n not in known]:
         raise ValueError(
             f"the split names {what}s that the screen does not have: {unknown[:5]}{nearest_names(unknown[0], known)}; "
             f"it has {len(known)}: {list(known[:10])}."
         )
-
-
-def _verify_disjoint(validation: Sequence[str], test: Sequence[str], what: str) -> None:
-    if both := sorted(set(validation) & set(test)):
-        raise ValueError(f"these {what}s are held out for validation and for test: {both[:5]}; choose one.")
 
 
 def _verify_fractions(validation: float, test: float) -> None:
@@ -160,6 +154,7 @@ def _by_condition(index: ConditionIndex, part_of_condition: np.ndarray) -> dict[
     return {part: np.flatnonzero(part_of_cell == i) for i, part in enumerate(PARTS)}
 
 
+@register_split
 @dataclass(frozen=True, kw_only=True)
 class FractionSplit(Split):
     """Hold out a fraction of the cells of every condition.
@@ -191,6 +186,7 @@ class FractionSplit(Split):
         return {p: np.sort(np.concatenate(r)) for p, r in rows.items()}
 
 
+@register_split
 @dataclass(frozen=True, kw_only=True)
 class HeldOutConditions(Split):
     """Hold out a fraction of the conditions, whose perturbations are seen in other contexts.
@@ -235,6 +231,7 @@ class HeldOutConditions(Split):
         return _by_condition(index, part)
 
 
+@register_split
 @dataclass(frozen=True, kw_only=True)
 class HeldOutPerturbations(Split):
     """Hold out perturbations in every context."""
@@ -244,8 +241,7 @@ class HeldOutPerturbations(Split):
     test: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _to_tuples(self, "validation", "test")
-        _verify_disjoint(self.validation, self.test, "perturbation")
+        _take_names(self, "perturbation")
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         _verify_known((*self.validation, *self.test), index.perturbations, "perturbation")
@@ -253,6 +249,7 @@ class HeldOutPerturbations(Split):
         return _by_condition(index, np.asarray(part))
 
 
+@register_split
 @dataclass(frozen=True, kw_only=True)
 class HeldOutContexts(Split):
     """Hold out every perturbed cell of some contexts; their controls remain, as prediction needs them."""
@@ -262,8 +259,7 @@ class HeldOutContexts(Split):
     test: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _to_tuples(self, "validation", "test")
-        _verify_disjoint(self.validation, self.test, "context")
+        _take_names(self, "context")
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         _verify_known((*self.validation, *self.test), index.contexts, "context")
@@ -271,6 +267,7 @@ class HeldOutContexts(Split):
         return _by_condition(index, np.asarray(part))
 
 
+@register_split
 @dataclass(frozen=True, kw_only=True)
 class FewShotContext(Split):
     """Hold out perturbations in one context; the other perturbations there, and every other context, train."""
@@ -281,8 +278,7 @@ class FewShotContext(Split):
     test: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _to_tuples(self, "validation", "test")
-        _verify_disjoint(self.validation, self.test, "perturbation")
+        _take_names(self, "perturbation")
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         _verify_known((self.context,), index.contexts, "context")
@@ -295,16 +291,19 @@ class FewShotContext(Split):
         return _by_condition(index, np.asarray(part))
 
 
-def _to_tuples(split: Split, *names: str) -> None:
-    for name in names:
+def _take_names(split: HeldOutPerturbations | HeldOutContexts | FewShotContext, what: str) -> None:
+    """Keep the names to hold out as tuples; no name may be held out for two parts."""
+    for name in ("validation", "test"):
         value = getattr(split, name)
         if isinstance(value, str):
             raise TypeError(f"{name} of {type(split).__name__} is a list of names; got the text {value!r}.")
         object.__setattr__(split, name, tuple(str(v) for v in value))
+    if both := sorted(set(split.validation) & set(split.test)):
+        raise ValueError(f"these {what}s are held out for validation and for test: {both[:5]}; choose one.")
 
 
 def default_split(index: ConditionIndex, *, with_prior: bool) -> Split:
-    """A tenth of the conditions validates where a prior can predict them, otherwise a tenth of the cells.
+    """Validate with a tenth of the conditions where a prior can predict them, otherwise with a tenth of the cells.
 
     A prior leaves to the network what is different about a condition; only conditions that it was not trained on tell
     whether it learned that or the noise.
@@ -316,24 +315,12 @@ def default_split(index: ConditionIndex, *, with_prior: bool) -> Split:
     return FractionSplit(validation=0.1)
 
 
-_KINDS: dict[str, type[Split]] = {
-    s.kind: s for s in (FractionSplit, HeldOutConditions, HeldOutPerturbations, HeldOutContexts, FewShotContext)
-}
-
-
 def split_from_dict(values: dict[str, Any]) -> Split:
-    """The split that :meth:`Split.to_dict` described.
-
-    Raises
-    ------
-    ValueError
-        If the kind, or an argument of it, is unknown.
-    """
+    """Make the split that :meth:`Split.to_dict` described; ValueError if the kind or an argument is unknown."""
     rest = dict(values)
     kind = rest.pop("kind", None)
-    if kind not in _KINDS:
-        raise ValueError(f"split kind {kind!r} is unknown; allowed are {sorted(_KINDS)}.")
+    split = SPLITS.find(kind)
     try:
-        return _KINDS[kind](**rest)
+        return split(**rest)
     except TypeError as error:
         raise ValueError(f"split {kind!r}: {error}") from None

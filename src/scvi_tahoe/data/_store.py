@@ -51,21 +51,21 @@ class CellStore(ABC):
 
     @abstractmethod
     def fetch(self, rows: np.ndarray) -> Payload:
-        """What the loader hands over for these rows (any shape)."""
+        """Hand over what the device needs for these rows (any shape)."""
 
     @abstractmethod
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """float32 ``[*rows.shape, n_features]`` on the device."""
 
     def compact(self, payload: Payload, device: torch.device) -> Tensor:
-        """The same rows, as narrow as the store holds them: float16 where it rounds values to it, else float32."""
+        """Return rows as narrow as the store holds them: float16 where it rounds values to it, else float32."""
         return self.dense(payload, device)
 
     def prefetch(self, rows: np.ndarray) -> None:  # noqa: B027  most stores have nothing to begin
-        """Hear that exactly this array of rows is fetched soon, and begin to read it if that helps."""
+        """Begin to read exactly this array of rows, which is fetched soon, if that helps."""
 
     def replica(self) -> CellStore:
-        """The same rows for another device or thread: what is in main memory is shared, what is begun is not."""
+        """Copy for another device or thread: what is in main memory is shared, what is begun is not."""
         return copy.copy(self)
 
 
@@ -86,7 +86,7 @@ class Pending(Generic[T]):
         return oldest
 
     def pop(self, rows: np.ndarray) -> T | None:
-        """What was begun for exactly this array; None if nothing was."""
+        """Return what was begun for exactly this array; None if nothing was."""
         expected, begun = self._begun.pop(id(rows), (None, None))
         return begun if expected is rows else None
 
@@ -96,19 +96,10 @@ def _row_numbers(rows: np.ndarray) -> Tensor:
 
 
 class DeviceStore(CellStore):
-    """The whole matrix on the device, dense or CSR; the loader hands over row numbers only.
+    """The whole matrix on the device, dense or CSR without duplicates; the loader hands over row numbers only.
 
     The matrix goes to the device when rows are first wanted there, so that each process of a run on several devices
-    has it on its own.
-
-    Parameters
-    ----------
-    matrix
-        Cells x features, dense or CSR without duplicates.
-    device
-        Where rows will be wanted.
-    half
-        Keep sparse values in float16.
+    has it on its own. With ``half``, sparse values are kept in float16.
     """
 
     def __init__(self, matrix: Any, device: torch.device, *, half: bool = False) -> None:
@@ -127,7 +118,7 @@ class DeviceStore(CellStore):
         return self._rows.nbytes if self._rows is not None else self._matrix.nbytes  # type: ignore[union-attr]
 
     def fetch(self, rows: np.ndarray) -> Payload:
-        """Row numbers."""
+        """Hand over row numbers."""
         return {"rows": _row_numbers(rows)}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
@@ -157,7 +148,7 @@ class _Begun:
     done: torch.cuda.Event
 
     def finish(self) -> Tensor:
-        """The rows, safe to use on the current stream."""
+        """Return the rows, safe to use on the current stream."""
         stream = torch.cuda.current_stream(self.cells.device)
         stream.wait_event(self.done)
         self.cells.record_stream(stream)
@@ -169,15 +160,6 @@ class HostStore(CellStore):
 
     For a GPU, sparse rows are kept compact in pinned memory, from where the GPU reads them itself, over the bus and
     beside the network's own work. Otherwise rows are sliced here and become dense on the device.
-
-    Parameters
-    ----------
-    matrix
-        Cells x features, dense or CSR without duplicates.
-    device
-        Where rows will be wanted; None stands for the CPU.
-    half
-        Keep sparse values in float16.
     """
 
     def __init__(self, matrix: Any, device: torch.device | None = None, *, half: bool = False) -> None:
@@ -272,17 +254,7 @@ def _unpin(tensor: Tensor) -> None:
 
 
 class SelectedRows(CellStore):
-    """A store of some of the rows of a matrix, under the numbers that they have in the whole.
-
-    Parameters
-    ----------
-    store
-        Of these rows alone.
-    rows
-        Their numbers in the whole, ascending.
-    n_rows
-        Of the whole.
-    """
+    """A store of some of the rows of a matrix, under the numbers (ascending) that they have among all ``n_rows``."""
 
     def __init__(self, store: CellStore, rows: np.ndarray, n_rows: int) -> None:
         self.store = store
@@ -293,12 +265,12 @@ class SelectedRows(CellStore):
         self._pending: Pending[np.ndarray] = Pending()
 
     def fetch(self, rows: np.ndarray) -> Payload:
-        """What the store hands over."""
+        """Let the store fetch."""
         places = self._pending.pop(rows)
         return self.store.fetch(self._places(rows) if places is None else places)
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
-        """What the store makes of it."""
+        """Let the store finish."""
         return self.store.dense(payload, device)
 
     def prefetch(self, rows: np.ndarray) -> None:
@@ -308,7 +280,7 @@ class SelectedRows(CellStore):
         self.store.prefetch(places)
 
     def replica(self) -> SelectedRows:
-        """The same of the store's."""
+        """Select from a replica of the store."""
         other = copy.copy(self)
         other.store, other._pending = self.store.replica(), Pending()
         return other

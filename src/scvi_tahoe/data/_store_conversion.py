@@ -93,11 +93,11 @@ def write_store(
     perturbation_key, control, context_key
         As for ``setup_anndata``.
     layer
-        Layer with the expression, in all files; None takes ``X``.
+        Layer with the expression, in all files. If None, ``X``.
     overwrite
-        Replace a store of that name.
+        Whether to replace a store of that name.
     progress
-        Show bars.
+        Whether to show progress bars.
 
     Returns
     -------
@@ -236,17 +236,7 @@ def _offsets(sources: Sequence[_Source]) -> np.ndarray:
 
 
 class _Buckets:
-    """Cells by their place in the store, in files.
-
-    Parameters
-    ----------
-    folder
-        Where to write them.
-    counts
-        Entries of each cell.
-    place
-        Its place.
-    """
+    """Cells by their place in the store, in files; ``counts`` are entries of each cell."""
 
     def __init__(self, folder: Path, counts: np.ndarray, place: np.ndarray) -> None:
         folder.mkdir()

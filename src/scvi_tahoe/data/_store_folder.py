@@ -48,7 +48,7 @@ def quiet_zarr() -> Iterator[None]:
 
 
 def files_of(folder: Path) -> dict[str, list[int]]:
-    """Number and size of the files of each element of a store, by its name (``"X"``, ``"obs"``, ...)."""
+    """Count and measure the files of each element of a store, by its name (``"X"``, ``"obs"``, ...)."""
     found: dict[str, list[int]] = {}
     for place, _, names in os.walk(folder):
         parts = Path(place).relative_to(folder).parts
@@ -145,14 +145,7 @@ def unverified_values(matrix: Any) -> Iterator[np.ndarray]:
 
 
 class StoreWriter:
-    """Appends cells to a new store, sorted as they come.
-
-    Parameters
-    ----------
-    folder
-        An empty folder.
-    n_genes
-        Columns.
+    """Appends cells to a new store in an empty folder, in the order in which they come.
 
     Examples
     --------
@@ -177,18 +170,7 @@ class StoreWriter:
         self._counts: list[np.ndarray] = []
 
     def append(self, block: sp.csr_matrix) -> None:
-        """Add cells.
-
-        Parameters
-        ----------
-        block
-            CSR ``[cells, n_genes]``; entries of one place are added up.
-
-        Raises
-        ------
-        ValueError
-            If it has other genes, or a value is not finite.
-        """
+        """Add cells, CSR ``[cells, n_genes]``; entries of one place are added up."""
         if block.shape[1] != self.n_genes:
             raise ValueError(f"the store has {self.n_genes} genes, and the block {block.shape[1]}.")
         if not block.has_canonical_format:
@@ -230,22 +212,7 @@ class StoreWriter:
             ]
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> None:
-        """Write what is left, and what belongs to the cells and genes.
-
-        Parameters
-        ----------
-        obs
-            One row a cell, in the order of the blocks.
-        var
-            One row a gene.
-        uns
-            Anything that anndata writes.
-
-        Raises
-        ------
-        ValueError
-            If ``obs`` or ``var`` has another length.
-        """
+        """Write what is left, and what belongs to the cells (in the order of the blocks) and genes."""
         import anndata.io
 
         counts = np.concatenate(self._counts) if self._counts else np.empty(0, dtype=np.int64)

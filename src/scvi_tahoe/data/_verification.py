@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a screen, refused at the border in one sentence each."""
+"""Checks of a screen: everything that can be wrong with it is refused with one sentence."""
 
 from __future__ import annotations
 
@@ -174,13 +174,7 @@ _CONTROL = re.compile(
 
 
 def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str | None) -> None:
-    """Refuse a screen without control cells in a context that has perturbed ones.
-
-    Raises
-    ------
-    ValueError
-        If the control label occurs nowhere, nothing is perturbed, or a context lacks control cells.
-    """
+    """Refuse a screen without control cells in a context that has perturbed ones."""
     names = screen.perturbation.names
     if screen.control not in names:
         # controls are mostly the largest group
@@ -213,23 +207,9 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
 def read_table(
     data: AnnOrMuData, keys: ScreenKeys, *, required: bool = True, like: EmbeddingTable | None = None
 ) -> EmbeddingTable | None:
-    """The user's perturbation-embedding table, several fused into one, or None where one-hot rows are used.
+    """Read the user's perturbation-embedding table, several fused into one; None where one-hot rows are used.
 
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    keys
-        Where its parts are.
-    required
-        Whether the data must have the table; a model that was trained with one brings its own.
-    like
-        A table to which rows will be added: several tables are fused in the way that it was.
-
-    Raises
-    ------
-    KeyError
-        If the table is required and ``uns`` has no such key, or some of several are missing.
+    Unless ``required``, data may lack the table of a trained model. Several tables are fused as those of ``like``.
     """
     found = {**expression_adata(data, keys).uns, **data.uns}
     missing = [key for key in keys.table_keys if key not in found]
@@ -281,20 +261,7 @@ def verify_screen(
         Whether perturbed cells, and an embedding row for each of their labels, are needed. Data to predict from
         needs control cells only.
     table_required
-        Whether the data must bring the perturbation-embedding table, with a row for each label; False where a model
-        has one.
-
-    Returns
-    -------
-    The screen.
-
-    Raises
-    ------
-    KeyError
-        If a column, layer, obsm or uns key, or modality does not exist.
-    ValueError
-        If labels, names, controls, embedding rows or values are not as the model needs them; the message says which
-        and what to do.
+        Whether the data must bring the perturbation-embedding table; False where a model has one.
     """
     _verify_encoding(keys)
     _verify_modalities(data, keys)

@@ -12,11 +12,18 @@ from types import ModuleType
 import scvi_tahoe._names as _names
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_prediction
 from scvi_tahoe.evaluate._checks import Check, EvaluationWarning, RepresentationError, checks_table, raise_or_warn
-from scvi_tahoe.evaluate._discrimination import centroid_accuracy, discrimination_score_l1, pds_cosine
 from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
 from scvi_tahoe.evaluate._input_checks import PREDICTION_RECORD, check_conditions
-from scvi_tahoe.evaluate._metric_effects import effect_size_ratio, pearson, r2_weighted, wmse
+from scvi_tahoe.evaluate._metric_effects import (
+    centroid_accuracy,
+    discrimination_score_l1,
+    effect_size_ratio,
+    pds_cosine,
+    pearson,
+    r2_weighted,
+    wmse,
+)
 from scvi_tahoe.evaluate._metric_energy_distance import energy_distance, fit_components
 from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info
 from scvi_tahoe.evaluate._prediction_checks import check_collapse, mean_cosine

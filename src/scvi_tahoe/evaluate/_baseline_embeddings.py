@@ -82,8 +82,9 @@ def _predicted_changes(inputs: BaselineInputs, predict: Callable[..., NDArray[np
         missing = [name for name in wanted if name not in table]
         x, y = _training(inputs, context)
         if missing:
-            msg = f"{len(missing)} perturbations have no embedding (first {missing[:3]}); add rows for them."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{len(missing)} perturbations have no embedding (first {missing[:3]}); add rows for them."
+            )
         changes[context] = dict(zip(wanted, predict(x, y, np.stack([table[name] for name in wanted]))))
     return shifted_controls(inputs, lambda context, perturbation: changes[context][perturbation], seed)
 
@@ -98,8 +99,7 @@ def _training(inputs: BaselineInputs, context: str) -> tuple[NDArray[np.float64]
                 where.setdefault(perturbation, []).append(seen_in)
     names = sorted(where)
     if len(names) < 2:
-        msg = "Baselines on embeddings need at least two training perturbations that have an embedding."
-        raise ValueError(msg)
+        raise ValueError("Baselines on embeddings need at least two training perturbations that have an embedding.")
     deltas = []
     for name in names:
         contexts = [context] if context in where[name] else where[name]

@@ -114,19 +114,19 @@ class BaselineInputs:
     def training(self) -> CellTable:
         """Training cells; a ValueError if there are none."""
         if self.train is None:
-            msg = (
+            raise ValueError(
                 "This baseline is computed from training data: pass train=<AnnData the model was trained on>, "
                 'or choose baseline="control" or baseline=None.'
             )
-            raise ValueError(msg)
         return self.train
 
     @property
     def embedding_table(self) -> Mapping[str, NDArray[np.float64]]:
         """Vector of each perturbation; a ValueError if there are none."""
         if self.embeddings is None:
-            msg = "The baselines 'ridge' and 'nearest' need perturbation embeddings: pass perturbation_embedding=..."
-            raise ValueError(msg)
+            raise ValueError(
+                "The baselines 'ridge' and 'nearest' need perturbation embeddings: pass perturbation_embedding=..."
+            )
         return self.embeddings
 
     @cached_property
@@ -142,8 +142,7 @@ class BaselineInputs:
             return train.block(context, self.control)
         if context in self.controls:
             return self.controls[context]
-        msg = f"The training data have no control cells ({self.control!r}) in context {context!r}."
-        raise ValueError(msg)
+        raise ValueError(f"The training data have no control cells ({self.control!r}) in context {context!r}.")
 
     def delta(self, context: str, perturbation: str) -> NDArray[np.float64]:
         """Mean of the training cells of a condition minus the mean of the controls of its context, ``[G]``."""
@@ -159,8 +158,9 @@ class BaselineInputs:
         """Mean of the training deltas of a context; mean of the other contexts' means if it has none, ``[G]``."""
         by_context = {c: seen for c, seen in self.seen.items() if seen}
         if not by_context:
-            msg = f"The training data hold control cells ({self.control!r}) only: there is no delta to average."
-            raise ValueError(msg)
+            raise ValueError(
+                f"The training data hold control cells ({self.control!r}) only: there is no delta to average."
+            )
         if context in by_context:
             return np.mean([self.delta(context, p) for p in by_context[context]], axis=0)
         return np.mean([self.mean_delta(other) for other in by_context], axis=0)
@@ -280,16 +280,15 @@ def embedding_rows(
     elif isinstance(embedding, Mapping):
         names, rows = pd.Index(list(embedding)).astype(str), [np.ravel(vector) for vector in embedding.values()]
         if len({len(row) for row in rows}) > 1:
-            msg = f"Perturbation embeddings have different lengths: {sorted({len(row) for row in rows})}."
-            raise ValueError(msg)
+            raise ValueError(f"Perturbation embeddings have different lengths: {sorted({len(row) for row in rows})}.")
         matrix = np.asarray(rows, dtype=float)
     else:
         names, matrix = pd.Index(embedding[0]).astype(str), np.asarray(embedding[1], dtype=float)
     if len(names) != len(matrix) or names.has_duplicates:
-        msg = f"Perturbation embeddings need one row a label; got {names.nunique()} labels and {len(matrix)} rows."
-        raise ValueError(msg)
+        raise ValueError(
+            f"Perturbation embeddings need one row a label; got {names.nunique()} labels and {len(matrix)} rows."
+        )
     if not np.isfinite(matrix).all():
         bad = list(names[~np.isfinite(matrix).all(axis=1)][:3])
-        msg = f"Perturbation embeddings must be finite; rows {bad} are not."
-        raise ValueError(msg)
+        raise ValueError(f"Perturbation embeddings must be finite; rows {bad} are not.")
     return dict(zip(names, matrix))

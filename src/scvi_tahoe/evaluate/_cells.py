@@ -59,8 +59,7 @@ class SelectedRows:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
-            msg = "Selected rows lie apart in memory: an array of them is a copy."
-            raise ValueError(msg)
+            raise ValueError("Selected rows lie apart in memory: an array of them is a copy.")
         return self._matrix[self._rows].astype(self.dtype if dtype is None else dtype, copy=False)
 
 
@@ -127,8 +126,7 @@ class CellTable:
         """
         rows = self.rows.get((context, perturbation))
         if rows is None:
-            msg = f"No cell of perturbation {perturbation!r} in context {context!r}."
-            raise KeyError(msg)
+            raise KeyError(f"No cell of perturbation {perturbation!r} in context {context!r}.")
         if rows[-1] - rows[0] + 1 == len(rows):  # contiguous: a slice copies nothing
             return self.expression[rows[0] : rows[-1] + 1]
         return self.expression[rows]
@@ -209,16 +207,14 @@ def cells_from_adata(
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
-        msg = f"The {role} must be AnnData, got {type(adata).__name__}."
-        raise TypeError(msg)
+        raise TypeError(f"The {role} must be AnnData, got {type(adata).__name__}.")
     perturbation = _labels(adata, perturbation_key, role)
     context = (
         np.full(adata.n_obs, ALL_CONTEXT, dtype=object) if context_key is None else _labels(adata, context_key, role)
     )
     _verify_genes(adata, role)
     if adata.n_obs == 0:
-        msg = f"The {role} has no cells."
-        raise ValueError(msg)
+        raise ValueError(f"The {role} has no cells.")
     return CellTable(
         expression=_expression(adata, layer, role),
         perturbation=perturbation.astype(str),
@@ -230,38 +226,33 @@ def cells_from_adata(
 
 def _labels(adata: AnnData, key: str, role: str) -> NDArray[np.object_]:
     if key not in adata.obs:
-        msg = f"The {role} has no obs column {key!r}; its columns are {list(adata.obs.columns)}."
-        raise KeyError(msg)
+        raise KeyError(f"The {role} has no obs column {key!r}; its columns are {list(adata.obs.columns)}.")
     column = adata.obs[key]
     if column.isna().any():
-        msg = (
+        raise ValueError(
             f"{int(column.isna().sum())} of {len(column)} cells of the {role} have no label in obs[{key!r}]; "
             f"drop them first: adata[adata.obs[{key!r}].notna()]."
         )
-        raise ValueError(msg)
     return column.astype(str).to_numpy(dtype=object)
 
 
 def _verify_genes(adata: AnnData, role: str) -> None:
     repeated = adata.var_names[adata.var_names.duplicated()].unique()
     if len(repeated):
-        msg = (
+        raise ValueError(
             f"{len(repeated)} gene names of the {role} occur more than once (first {list(repeated[:3])}); "
             "scores would mix them up. Call adata.var_names_make_unique() on both sides or drop the repeats."
         )
-        raise ValueError(msg)
 
 
 def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
     if layer is not None and layer not in adata.layers:
-        msg = f"The {role} has no layer {layer!r}; its layers are {list(adata.layers)}."
-        raise KeyError(msg)
+        raise KeyError(f"The {role} has no layer {layer!r}; its layers are {list(adata.layers)}.")
     matrix = adata.X if layer is None else adata.layers[layer]
     if hasattr(matrix, "to_memory"):  # CSR in a file
         matrix = matrix.to_memory()
     if matrix is None:
-        msg = f"The {role} has no expression: X is None. Name the layer that holds it with layer=..."
-        raise ValueError(msg)
+        raise ValueError(f"The {role} has no expression: X is None. Name the layer that holds it with layer=...")
     if sp.issparse(matrix):
         return _canonical_csr(matrix)
     matrix = np.asarray(matrix[:])  # dense in a file is read by this
@@ -293,10 +284,9 @@ def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> Cell
         elif len(missing) == len(genes):
             guess = " It looks like a cell embedding: pass the gene output."
         first = [*map(str, missing[:3])]
-        msg = (
+        raise ValueError(
             f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first {first}); "
             f"it has {cells.n_genes} columns.{guess} Scores need the same genes: predict them, or subset the "
             "reference to the genes that you want scored."
         )
-        raise ValueError(msg)
     return replace(cells, expression=cells.expression[:, columns], genes=genes)

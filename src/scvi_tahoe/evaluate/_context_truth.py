@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -22,39 +23,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class ContextTruth:
     """Observed cells of one context and what follows from them, each part computed when first asked for.
 
-    Parameters
+    Attributes
     ----------
     cells
         Observed cells of one context, controls included.
     control
         Label of the control cells.
     cache
-        Where differential expression is kept.
+        Keeps differential expression.
     de_backend, num_threads, progress
         Where and how differential expression is tested.
     """
 
-    def __init__(
-        self,
-        cells: CellTable,
-        *,
-        control: str,
-        cache: TruthCache | None = None,
-        de_backend: Literal["cpu", "gpu"] = "cpu",
-        num_threads: int | None = None,
-        progress: bool = False,
-    ) -> None:
-        (self.context,) = cells.contexts
-        self.cells = cells
-        self.control = control
-        self.perturbations = cells.perturbations(self.context, control=control)
-        self.de_backend = de_backend
-        self.num_threads = num_threads
-        self.progress = progress
-        self._cache = cache or TruthCache()
+    cells: CellTable
+    control: str
+    cache: TruthCache
+    de_backend: Literal["cpu", "gpu"]
+    num_threads: int | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        (self.context,) = self.cells.contexts
+        self.perturbations = self.cells.perturbations(self.context, control=self.control)
         self._computed: dict[Callable[..., Any], Any] = {}
 
     @cached_property
@@ -81,7 +75,7 @@ class ContextTruth:
             "backend": self.de_backend,
             "versions": installed_versions(),
         }
-        return self._cache.table(key, lambda: self.test(self.cells))
+        return self.cache.table(key, lambda: self.test(self.cells))
 
     @property
     def controls(self) -> CellTable:
@@ -131,16 +125,8 @@ class ContextTruth:
                 second.append(shuffled[n : 2 * n])
         observed, predicted = (self.cells.select(np.concatenate(rows)) for rows in (first, second))
         if not observed.perturbations(self.context, control=self.control) or self.control not in observed.perturbation:
-            msg = (
+            raise ValueError(
                 f"Context {self.context!r} has too few cells to split into halves, so it has no ceiling; "
                 "pass ceiling=False to score without one."
             )
-            raise ValueError(msg)
-        half = ContextTruth(
-            observed,
-            control=self.control,
-            de_backend=self.de_backend,
-            num_threads=self.num_threads,
-            progress=self.progress,
-        )
-        return half, predicted
+        return replace(self, cells=observed, cache=TruthCache()), predicted

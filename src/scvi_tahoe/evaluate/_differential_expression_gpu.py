@@ -40,8 +40,7 @@ def chosen_backend(wanted: Backend) -> Literal["cpu", "gpu"]:
         If there is no such backend.
     """
     if wanted not in BACKENDS:
-        msg = f"de_backend={wanted!r} is unknown; allowed are {', '.join(map(repr, BACKENDS))}."
-        raise ValueError(msg)
+        raise ValueError(f"de_backend={wanted!r} is unknown; allowed are {', '.join(map(repr, BACKENDS))}.")
     if wanted == "cpu":
         return "cpu"
     installed = find_spec("gpudge") is not None
@@ -50,10 +49,8 @@ def chosen_backend(wanted: Backend) -> Literal["cpu", "gpu"]:
     if wanted == "auto":
         return "cpu"
     if not installed:
-        msg = 'de_backend="gpu" runs on gpudge, which is not installed: pip install "scvi-tahoe[gpu]".'
-        raise ImportError(msg)
-    msg = 'de_backend="gpu" needs a CUDA device, and torch finds none here; use de_backend="cpu".'
-    raise RuntimeError(msg)
+        raise ImportError('de_backend="gpu" runs on gpudge, which is not installed: pip install "scvi-tahoe[gpu]".')
+    raise RuntimeError('de_backend="gpu" needs a CUDA device, and torch finds none here; use de_backend="cpu".')
 
 
 def _has_device() -> bool:

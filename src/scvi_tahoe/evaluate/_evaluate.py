@@ -10,7 +10,6 @@ import pandas as pd
 from scvi_tahoe.evaluate._baselines import BASELINES
 from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._checks import checks_table, most_severe, raise_or_warn
-from scvi_tahoe.evaluate._counts import log1p_expression
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
 from scvi_tahoe.evaluate._input_checks import check_space
 from scvi_tahoe.evaluate._matching import count_checks, matched, value_checks
@@ -19,7 +18,7 @@ from scvi_tahoe.evaluate._reference import EvaluationReference
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult
 from scvi_tahoe.evaluate._scoring import ScoringSettings, score_context
 from scvi_tahoe.evaluate._summary import summarize
-from scvi_tahoe.evaluate._value_checks import clipped, profiles_of_contexts
+from scvi_tahoe.evaluate._value_checks import clipped, log1p_expression, profiles_of_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,8 +114,7 @@ def evaluate(
     settings = ScoringSettings(preset=preset, control_cells=control_cells)
     record, own_controls = settings.record, control_cells == "predicted"
     if representation_check not in ("error", "warn", "off"):
-        msg = f'representation_check must be "error", "warn" or "off", got {representation_check!r}.'
-        raise ValueError(msg)
+        raise ValueError(f'representation_check must be "error", "warn" or "off", got {representation_check!r}.')
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
     reference.verify_unchanged()
     _verify_baseline(baseline, reference)
@@ -228,15 +226,18 @@ def _as_reference(
         given = {"perturbation_key": perturbation_key, "control": control, "context_key": context_key}
         for name, value in given.items():
             if value is not None and value != getattr(reference, name):
-                msg = f"{name}={value!r} contradicts the reference, which was made with {getattr(reference, name)!r}."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"{name}={value!r} contradicts the reference, which was made with {getattr(reference, name)!r}."
+                )
         if train is not None:
-            msg = "Give the training data to the reference: EvaluationReference.from_adata(..., baseline_from=train)."
-            raise ValueError(msg)
+            raise ValueError(
+                "Give the training data to the reference: EvaluationReference.from_adata(..., baseline_from=train)."
+            )
         return reference
     if perturbation_key is None or control is None:
-        msg = "Scoring against AnnData needs perturbation_key= (column of obs) and control= (label of control cells)."
-        raise ValueError(msg)
+        raise ValueError(
+            "Scoring against AnnData needs perturbation_key= (column of obs) and control= (label of control cells)."
+        )
     return EvaluationReference.from_adata(
         reference, perturbation_key=perturbation_key, control=control, context_key=context_key, baseline_from=train
     )
@@ -255,18 +256,16 @@ def _verify_baseline(baseline: str | AnnData | EvaluationResult | None, referenc
         return
     kind = BASELINES.find(baseline)
     if kind.needs_embeddings and reference.embeddings is None:
-        msg = (
+        raise ValueError(
             f"The baseline {baseline!r} needs perturbation embeddings: "
             "EvaluationReference.from_adata(..., perturbation_embedding=...)."
         )
-        raise ValueError(msg)
     if kind.needs_train and reference.train is None:
-        msg = (
+        raise ValueError(
             f"The baseline {baseline!r} is computed from training data: pass train=<AnnData the model was trained on>, "
             "or "
             'choose baseline="control" or baseline=None.'
         )
-        raise ValueError(msg)
 
 
 def _baseline_scores(
@@ -286,8 +285,7 @@ def _baseline_scores(
         return baseline.per_perturbation
     predicted, shared, checks = matched(baseline, reference, own_controls=settings.control_cells == "predicted")
     if shared is not reference:
-        msg = "The baseline's prediction lacks conditions that the prediction has; predict the same ones."
-        raise ValueError(msg)
+        raise ValueError("The baseline's prediction lacks conditions that the prediction has; predict the same ones.")
     profiles = profiles_of_contexts(predicted, without=reference.control)
     raise_or_warn([*checks, *value_checks(predicted, profiles, reference)], "error")
     return reference.score(clipped(predicted), settings)
@@ -297,8 +295,9 @@ def _verify_same(result: EvaluationResult, reference: EvaluationReference, setti
     expected = {**settings.to_kwargs(), "truth": reference.fingerprint}
     different = [key for key, value in expected.items() if result.provenance.get(key) != value]
     if different:
-        msg = f"The baseline's result differs from this evaluation in {different}; score it with the same settings."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The baseline's result differs from this evaluation in {different}; score it with the same settings."
+        )
 
 
 def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference) -> Effects:

@@ -8,8 +8,9 @@ import numpy as np
 
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._checks import Check, most_severe
-from scvi_tahoe.evaluate._counts import check_counts, check_depth
 from scvi_tahoe.evaluate._value_checks import (
+    check_counts,
+    check_depth,
     check_integers,
     check_logarithm,
     check_range,
@@ -116,12 +117,11 @@ def _shared_conditions(predicted: CellTable, observed: CellTable, *, control: st
         if both:
             shared[context] = both
     if not shared:
-        msg = (
+        raise ValueError(
             "The prediction and the reference share no condition. The prediction has contexts "
             f"{_some(predicted.contexts)} and perturbations {_some(np.unique(predicted.perturbation))}; the reference "
             f"has {_some(observed.contexts)} and {_some(np.unique(observed.perturbation))}."
         )
-        raise ValueError(msg)
     return shared
 
 
@@ -173,9 +173,8 @@ def _layer(layer: str | None, *, has_layer: bool) -> Check:
 
 def _own_control(predicted: CellTable, context: str, control: str) -> tuple[str, str]:
     if (context, control) not in predicted.rows:
-        msg = (
+        raise ValueError(
             f'control_cells="predicted" needs control cells ({control!r}) in the prediction of context {context!r}, '
             'and there are none; predict them, or use control_cells="real".'
         )
-        raise ValueError(msg)
     return context, control

@@ -1,4 +1,4 @@
-"""Metrics of mean profiles and deltas, which need no differential expression.
+"""Metrics of mean profiles and deltas, perturbation discrimination among them; no differential expression needed.
 
 Shapes: **P** perturbations, **G** genes.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
-from scvi_tahoe.evaluate._discrimination import centroid_accuracy, discrimination_score_l1, pds_cosine
 from scvi_tahoe.evaluate._metrics import register_metric
 
 if TYPE_CHECKING:
@@ -88,6 +88,95 @@ def effect_size_ratio(predicted: NDArray[np.floating], observed: NDArray[np.floa
     return np.divide(np.linalg.norm(predicted, axis=1), length, out=np.full(len(length), np.nan), where=length > 0)
 
 
+def discrimination_score_l1(
+    predicted: NDArray[np.floating], observed: NDArray[np.floating], target_gene: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Return the PDS of the Virtual Cell Challenge 2025 for each perturbation, ``[P]``, best 1.
+
+    ``1 - rank / P``, where ``rank`` counts the perturbations whose observed delta is nearer to the predicted one, by
+    the sum of absolute differences over all genes but the prediction's own target. A prediction that says nothing
+    scores ``0.5 + 1 / (2 P)`` on average.
+
+    Parameters
+    ----------
+    predicted, observed
+        Deltas in log1p units, ``[P, G]``, rows in the same order.
+    target_gene
+        Column of each perturbation's own gene, ``[P]``, -1 where it is not among the genes.
+
+    Notes
+    -----
+    Formula of cell-eval 0.8.2, ``discrimination_score``. Ties go to the perturbation that comes first, as there.
+    """
+    distance = cdist(predicted, observed, metric="cityblock")
+    has_target = target_gene >= 0
+    column = np.where(has_target, target_gene, 0)
+    own_gene = np.abs(predicted[np.arange(len(predicted)), column][:, None] - observed[:, column].T)
+    distance -= np.where(has_target[:, None], own_gene, 0)
+    own = np.diag(distance)[:, None]
+    earlier = np.tri(len(distance), k=-1, dtype=bool)
+    rank = ((distance < own) | ((distance == own) & earlier)).sum(axis=1)
+    return 1 - rank / len(distance)
+
+
+def pds_cosine(
+    predicted: NDArray[np.floating], observed: NDArray[np.floating], target_gene: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Return the cosine PDS in the style of the Virtual Cell Challenge 2026 for each perturbation, ``[P]``, best 1.
+
+    ``1 - rank / (P - 1)``, where ``rank`` counts the perturbations whose observed delta has a larger cosine similarity
+    to the predicted one, ties counted half. The target genes of *all* perturbations are left out, since a knocked-down
+    gene gives its perturbation away. Chance is exactly 0.5; it does not change when a prediction is scaled.
+
+    Parameters
+    ----------
+    predicted, observed
+        Deltas in log1p units, ``[P, G]``, rows in the same order. In the challenge they come from counts per 50,000
+        summed over cells; here from the log1p means at hand (preset ``"vcc2026"`` gives the challenge's own number).
+    target_gene
+        Column of each perturbation's own gene, ``[P]``, -1 where it is not among the genes.
+
+    Notes
+    -----
+    Definition of cell-eval2 (``pds_cosine``). A delta of length zero is equally similar to everything. NaN for a single
+    perturbation, which has nothing to be told apart from.
+    """
+    n = len(predicted)
+    if n < 2:
+        return np.full(n, np.nan)
+    kept = np.ones(predicted.shape[1], dtype=bool)
+    kept[target_gene[target_gene >= 0]] = False
+    similarity = _unit_rows(predicted[:, kept]) @ _unit_rows(observed[:, kept]).T
+    own = np.diag(similarity)[:, None]
+    tied = np.isclose(similarity, own, rtol=0, atol=1e-12)
+    rank = ((similarity > own) & ~tied).sum(axis=1) + 0.5 * (tied.sum(axis=1) - 1)
+    return 1 - rank / (n - 1)
+
+
+def centroid_accuracy(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the share of other perturbations whose observed mean is farther than the right one, ``[P]``, best 1.
+
+    Parameters
+    ----------
+    predicted, observed
+        Mean profiles (not deltas), ``[P, G]``, rows in the same order; distances are Euclidean.
+
+    Notes
+    -----
+    Centroid accuracy of Vinas Torne et al., Systema, Nature Biotechnology (2025). NaN for a single perturbation.
+    """
+    n = len(predicted)
+    if n < 2:
+        return np.full(n, np.nan)
+    distance = cdist(predicted, observed)
+    return (distance > np.diag(distance)[:, None]).sum(axis=1) / (n - 1)
+
+
+def _unit_rows(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
+    length = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return np.divide(matrix, length, out=np.zeros(matrix.shape), where=length > 0)
+
+
 @register_metric("mae", label="MAE", best=0, ceiling="absolute")
 def _mae(sides: Comparison) -> NDArray[np.float64]:
     return np.abs(sides.predicted.mean - sides.observed.mean).mean(axis=1)
@@ -152,7 +241,7 @@ def _effect_size_ratio(sides: Comparison) -> NDArray[np.float64]:
 
 @register_metric("variance_ratio", label="Spread, predicted / observed", best=None, source=_OURS)
 def _variance_ratio(sides: Comparison) -> NDArray[np.float64]:
-    """Summed standard deviations over genes, predicted over observed, ``[P]``; 0 if predicted cells are alike."""
+    # summed standard deviations over genes: 0 if predicted cells are alike
     spread = np.sqrt(sides.observed.variance).sum(axis=1)
     predicted = np.sqrt(sides.predicted.variance).sum(axis=1)
     return np.divide(predicted, spread, out=np.full(len(spread), np.nan), where=spread > 0)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._bootstrap import bootstrap_means, interval
 from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._cells import concatenate
 from scvi_tahoe.evaluate._checks import Check, checks_table
 from scvi_tahoe.evaluate._differential_expression import LABEL_COLUMN, contained, usable_threads
 from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info
 from scvi_tahoe.evaluate._presets import PRESETS, Preset
-from scvi_tahoe.evaluate._summary import mean_over_contexts
+from scvi_tahoe.evaluate._summary import bootstrap_means, interval, mean_over_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -167,8 +166,9 @@ def _cell_eval2() -> Any:
     try:
         import cell_eval2
     except ImportError as error:
-        msg = 'preset="vcc2026" runs on cell-eval2, which is not installed: pip install "scvi-tahoe[vcc2026]".'
-        raise ImportError(msg) from error
+        raise ImportError(
+            'preset="vcc2026" runs on cell-eval2, which is not installed: pip install "scvi-tahoe[vcc2026]".'
+        ) from error
     return cell_eval2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,17 @@ from scvi_tahoe.evaluate._baselines import BASELINES, BaselineInputs, embedding_
 from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._context_truth import ContextTruth
-from scvi_tahoe.evaluate._counts import cell_totals, check_counts, log1p_expression
 from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
 from scvi_tahoe.evaluate._input_checks import check_contexts, check_leakage
 from scvi_tahoe.evaluate._scoring import score_context
-from scvi_tahoe.evaluate._value_checks import check_range, check_training_data, profiles_of_contexts
+from scvi_tahoe.evaluate._value_checks import (
+    cell_totals,
+    check_counts,
+    check_range,
+    check_training_data,
+    log1p_expression,
+    profiles_of_contexts,
+)
 
 if TYPE_CHECKING:
     import os
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 _SAMPLE = 64
 
 
+@dataclass(eq=False, repr=False)
 class EvaluationReference:
     """Observed held-out cells, and the training data that baselines come from.
 
@@ -45,7 +52,7 @@ class EvaluationReference:
     truth, baselines and ceiling are computed for the first one only. The AnnData that it was made of must not change
     meanwhile.
 
-    Parameters
+    Attributes
     ----------
     cells
         Observed cells with the controls of every context.
@@ -57,52 +64,35 @@ class EvaluationReference:
         Training cells over the same genes.
     embeddings
         Vector of each perturbation, for the baselines that use them.
-    layer
-        Layer with the expression in every object; ``None`` is ``X``.
-    ceiling
-        Whether to compute the split-half ceiling.
+    layer, ceiling, de_backend, num_threads, progress
+        As in :meth:`from_adata`.
     cache
-        Where tables of the truth are kept.
-    de_backend
-        Where differential expression is tested: ``"cpu"``, ``"gpu"``, or the GPU where there is one (``"auto"``).
-    num_threads
-        Threads of the differential expression test; ``None`` takes every core that the process may use.
-    progress
-        Show progress bars.
+        Keeps tables of the truth.
+    adata
+        What :meth:`from_adata` read, from whose control cells a model can predict.
+    context_checks
+        Whether several contexts are taken for one, if the columns of ``adata`` can tell.
     """
 
-    def __init__(
-        self,
-        cells: CellTable,
-        *,
-        control: str,
-        perturbation_key: str,
-        context_key: str | None = None,
-        train: CellTable | None = None,
-        embeddings: Mapping[str, NDArray[np.float64]] | None = None,
-        layer: str | None = None,
-        ceiling: bool = True,
-        cache: TruthCache | None = None,
-        de_backend: Backend = "auto",
-        num_threads: int | None = None,
-        progress: bool = False,
-    ) -> None:
-        self.cells = _with_perturbations(cells, control)
-        self.control = control
-        self.perturbation_key = perturbation_key
-        self.context_key = context_key
-        self.train = train
-        self.embeddings = embeddings
-        self.layer = layer
-        self.ceiling = ceiling
-        self.de_backend = chosen_backend(de_backend)
-        self.num_threads = num_threads
-        self.progress = progress
-        self.cache = cache or TruthCache()
-        #: what :meth:`from_adata` read, from whose control cells a model can predict
-        self.adata: AnnData | None = None
-        #: whether several contexts are taken for one, where the columns of ``adata`` can tell
-        self.context_checks: list[Check] = []
+    cells: CellTable
+    _: KW_ONLY
+    control: str
+    perturbation_key: str
+    context_key: str | None = None
+    train: CellTable | None = None
+    embeddings: Mapping[str, NDArray[np.float64]] | None = None
+    layer: str | None = None
+    ceiling: bool = True
+    cache: TruthCache = field(default_factory=TruthCache)
+    de_backend: Backend = "auto"
+    num_threads: int | None = None
+    progress: bool = False
+    adata: AnnData | None = field(default=None, init=False)
+    context_checks: list[Check] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.cells = _with_perturbations(self.cells, self.control)
+        self.de_backend = chosen_backend(self.de_backend)
         self._subsets: dict[tuple[tuple[str, str], ...], EvaluationReference] = {}
         self._as_read = self._samples()
 
@@ -141,11 +131,11 @@ class EvaluationReference:
             Vector of each perturbation, for the baselines ``"ridge"`` and ``"nearest"``: ``{label: vector}``, a
             DataFrame with labels as index, or a pair of labels and matrix.
         layer
-            Layer with the expression in every object; ``None`` is ``X``.
+            Layer with the expression in every object. If ``None``, ``X``.
         ceiling
             Whether to compute the split-half ceiling, which costs about as much as scoring one prediction.
         cache_dir
-            Folder in which tables of the truth are kept between processes; ``None`` keeps them in memory.
+            Folder in which tables of the truth are kept between processes. If ``None``, they are kept in memory.
         de_backend
             Where differential expression is tested: ``"cpu"`` (pdex), ``"gpu"`` (gpudge, the extra ``gpu``), or
             ``"auto"``, the GPU if gpudge is installed and there is a CUDA device. Both give the same ranks.
@@ -199,11 +189,11 @@ class EvaluationReference:
         return {
             context: ContextTruth(
                 self.cells.of_context(context),
-                control=self.control,
-                cache=self.cache,
-                de_backend=self.de_backend,
-                num_threads=self.num_threads,
-                progress=self.progress,
+                self.control,
+                self.cache,
+                chosen_backend(self.de_backend),
+                self.num_threads,
+                self.progress,
             )
             for context in self.cells.contexts
         }
@@ -231,12 +221,11 @@ class EvaluationReference:
         """
         changed = [name for name, sample in self._samples().items() if sample != self._as_read[name]]
         if changed:
-            msg = (
+            raise ValueError(
                 f"The {' and the '.join(changed)} of this reference changed in place since it was made, so what was "
                 "computed from them is stale: make a new one with EvaluationReference.from_adata(...), and give it a "
                 "copy if the data will change."
             )
-            raise ValueError(msg)
 
     def _samples(self) -> dict[str, str]:
         """Hash of some cells of each table."""
@@ -280,7 +269,7 @@ class EvaluationReference:
     def log1p(self) -> EvaluationReference:
         """The reference with log1p expression in the place of its raw counts."""
         train = None if self.train is None else log1p_expression(self.train, total=self.total)
-        return self._with_cells(log1p_expression(self.cells, total=self.total), train)
+        return replace(self, cells=log1p_expression(self.cells, total=self.total), train=train)
 
     @cached_property
     def total(self) -> float:
@@ -294,25 +283,8 @@ class EvaluationReference:
         key = tuple((c, p) for c, perturbations in conditions.items() for p in (*perturbations, self.control))
         if key not in self._subsets:
             rows = np.sort(np.concatenate([self.cells.rows[condition] for condition in key]))
-            self._subsets[key] = self._with_cells(self.cells.take(rows), self.train)
+            self._subsets[key] = replace(self, cells=self.cells.take(rows))
         return self._subsets[key]
-
-    def _with_cells(self, cells: CellTable, train: CellTable | None) -> EvaluationReference:
-        """Make a reference of other cells that is scored in the same way."""
-        return EvaluationReference(
-            cells,
-            control=self.control,
-            perturbation_key=self.perturbation_key,
-            context_key=self.context_key,
-            train=train,
-            embeddings=self.embeddings,
-            layer=self.layer,
-            ceiling=self.ceiling,
-            cache=self.cache,
-            de_backend=self.de_backend,
-            num_threads=self.num_threads,
-            progress=self.progress,
-        )
 
     def baseline_cells(self, name: str, *, seed: int = 0) -> CellTable:
         """Predict every condition with a named baseline."""
@@ -377,14 +349,12 @@ def _with_perturbations(cells: CellTable, control: str) -> CellTable:
     """Verify the controls of every context and leave out contexts that hold nothing else."""
     scored = [context for context in cells.contexts if cells.perturbations(context, control=control)]
     if not scored:
-        msg = f"The reference holds control cells ({control!r}) only: there is nothing to score."
-        raise ValueError(msg)
+        raise ValueError(f"The reference holds control cells ({control!r}) only: there is nothing to score.")
     for context in scored:
         if (context, control) not in cells.rows:
             labels = list(cells.perturbations(context, control=control)[:5])
-            msg = (
+            raise ValueError(
                 f"Context {context!r} of the reference has no control cells labelled {control!r} (its labels start "
                 f"with {labels}); scores need the controls of every context."
             )
-            raise ValueError(msg)
     return cells.take(np.isin(cells.context, scored))

@@ -39,11 +39,11 @@ class ScoringSettings:
 
     def __post_init__(self) -> None:
         if self.control_cells not in ("real", "predicted"):
-            msg = f'control_cells must be "real" or "predicted", got {self.control_cells!r}.'
-            raise ValueError(msg)
+            raise ValueError(f'control_cells must be "real" or "predicted", got {self.control_cells!r}.')
         if self.record.from_counts and self.control_cells == "predicted":
-            msg = 'The challenge of 2026 takes the observed controls on both sides: use control_cells="real".'
-            raise ValueError(msg)
+            raise ValueError(
+                'The challenge of 2026 takes the observed controls on both sides: use control_cells="real".'
+            )
 
     @property
     def record(self) -> Preset:

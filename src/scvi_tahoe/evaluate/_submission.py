@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
-from scvi_tahoe.evaluate._counts import MAX_TOTAL, check_counts
+from scvi_tahoe.evaluate._value_checks import MAX_TOTAL, check_counts
 from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class Rules2026:
     def __post_init__(self) -> None:
         wrong = {name: value for name, value in vars(self).items() if value < 1}
         if wrong:
-            msg = f"Rules must be positive whole numbers, got {wrong}."
-            raise ValueError(msg)
+            raise ValueError(f"Rules must be positive whole numbers, got {wrong}.")
 
 
 def submission(
@@ -103,17 +102,14 @@ def submission(
     cell and 4.75e9 stored in all, columns ``target_gene`` and ``context``, no control rows.
     """
     if year == 2025:
-        msg = (
+        raise ValueError(
             "The file of the challenge of 2025 is written by cell-eval: save the prediction, log1p expression with "
             "control cells, by write_h5ad and run `cell-eval prep -i prediction.h5ad -g genes.csv`."
         )
-        raise ValueError(msg)
     if year != 2026:
-        msg = f"There are challenges of 2025 and 2026, none of {year!r}."
-        raise ValueError(msg)
+        raise ValueError(f"There are challenges of 2025 and 2026, none of {year!r}.")
     if context_key is None:
-        msg = "The challenge of 2026 scores several contexts: name their column with context_key=..."
-        raise ValueError(msg)
+        raise ValueError("The challenge of 2026 scores several contexts: name their column with context_key=...")
     import anndata
 
     path = Path(path)
@@ -140,8 +136,7 @@ def _verify(found: AnnData, wanted: AnnData) -> None:
         and abs(found.X - wanted.X).nnz == 0
     )
     if not same:
-        msg = "The submission read back differs from what was written; check the disk and write it again."
-        raise OSError(msg)
+        raise OSError("The submission read back differs from what was written; check the disk and write it again.")
 
 
 def _table(
@@ -157,23 +152,20 @@ def _table(
     from anndata import AnnData
 
     if len(genes) != rules.n_genes:
-        msg = f"The challenge of 2026 has {rules.n_genes:,} genes; the list given has {len(genes):,}."
-        raise ValueError(msg)
+        raise ValueError(f"The challenge of 2026 has {rules.n_genes:,} genes; the list given has {len(genes):,}.")
     cells = cells_from_adata(prediction, perturbation_key=perturbation_key, context_key=context_key, role="prediction")
     cells = _in_challenge_order(cells.take(cells.perturbation != control), genes)
     _verify_conditions(cells, rules)
     check = check_counts(cells, role="prediction")
     if check.status == "error":
-        msg = f"The submission of 2026 takes raw counts; {check.message}"
-        raise ValueError(msg)
+        raise ValueError(f"The submission of 2026 takes raw counts; {check.message}")
     matrix = sp.csr_matrix(cells.expression, dtype=np.float32)
     heaviest = float(matrix.sum(axis=1).max())
     if heaviest > rules.max_total or matrix.nnz > rules.max_stored:
-        msg = (
+        raise ValueError(
             f"The challenge of 2026 takes at most {rules.max_total:,} counts a cell and {rules.max_stored:,} non-zero "
             f"entries; the prediction has up to {heaviest:,.0f} and {matrix.nnz:,}."
         )
-        raise ValueError(msg)
     columns = {"target_gene": pd.Categorical(cells.perturbation), "context": pd.Categorical(cells.context)}
     obs = pd.DataFrame(columns, index=[str(i) for i in range(cells.n_cells)])
     return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(list(genes), dtype=object)))
@@ -182,11 +174,10 @@ def _table(
 def _verify_conditions(cells: CellTable, rules: Rules2026) -> None:
     targets, contexts = sorted({p for _, p in cells.rows}), cells.contexts
     if (len(targets), len(contexts)) != (rules.n_targets, rules.n_contexts):
-        msg = (
+        raise ValueError(
             f"The challenge of 2026 has {rules.n_targets} targets in {rules.n_contexts} contexts; the prediction has "
             f"{len(targets)} and {len(contexts)}."
         )
-        raise ValueError(msg)
     wrong = [
         (c, p, len(cells.rows.get((c, p), ())))
         for c in contexts
@@ -195,24 +186,21 @@ def _verify_conditions(cells: CellTable, rules: Rules2026) -> None:
     ]
     if wrong:
         context, target, n = wrong[0]
-        msg = (
+        raise ValueError(
             f"The challenge of 2026 takes {rules.cells_per_condition} cells of every target in every context; "
             f"{len(wrong)} conditions have another number (first: {target!r} in {context!r} has {n})."
         )
-        raise ValueError(msg)
 
 
 def _in_challenge_order(cells: CellTable, genes: Sequence[str]) -> CellTable:
     """Return the cells over exactly the challenge's genes, in its order."""
     wanted = np.asarray(genes, dtype=str)
     if len(np.unique(wanted)) != len(wanted):
-        msg = "The list of genes names some more than once."
-        raise ValueError(msg)
+        raise ValueError("The list of genes names some more than once.")
     lacking, surplus = np.setdiff1d(wanted, cells.genes), np.setdiff1d(cells.genes, wanted)
     if len(lacking) or len(surplus):
-        msg = (
+        raise ValueError(
             f"The challenge has {len(wanted)} genes; the prediction lacks {len(lacking)} of them "
             f"(first {list(lacking[:3])}) and has {len(surplus)} others (first {list(surplus[:3])})."
         )
-        raise ValueError(msg)
     return align_genes(cells, wanted, role="prediction")
