@@ -1,4 +1,5 @@
 """The set transformer's backbone: attention between the cells of a set, two kinds of blocks, and linear layers.
+
 Shape suffixes: **S** sets in a minibatch, **T** tokens of a set (its cells and special tokens), **D** hidden width,
 **H** attention heads, **K** key/value heads, **W** width of a head.
 
