@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["ALL_CONTEXT", "OBS", "REGISTRY", "TENSORS"]
-
 
 class _Registry(NamedTuple):
     """Keys of the scvi-tools registry; ``X`` and ``batch`` mean what they mean in scvi-tools."""
@@ -49,9 +47,26 @@ class _Obs(NamedTuple):
     ORIGIN: str = "origin"  #: name of the control cell that a predicted cell started from
 
 
+class _Streams(NamedTuple):
+    """Numbers that keep apart what is drawn with one seed: ``default_rng((seed, STREAMS.GENE_WEIGHTS))``.
+
+    Training sets are drawn from ``(seed, epoch)``; what is drawn for a condition has hashes of its labels before the
+    number.
+    """
+
+    VALIDATION_SETS: int = 1  #: cells of the sets that validate
+    PREDICTED_SETS: int = 1  #: control cells that fill the last set of a condition
+    PREDICTED_CELLS: int = 2  #: cells of the residual input of a condition, and its counts
+    GENE_WEIGHTS: int = 3  #: cells that weights of genes and mean control cells are computed from
+    PRIOR_CELLS: int = 3  #: cells that a prior makes of a condition
+    CONDITION_MEANS: int = 4  #: cells that the mean of a condition is computed from
+    SHRINKAGE: int = 5  #: cells that the shrinkage factor of a correction is fitted on
+
+
 REGISTRY = _Registry()
 TENSORS = _Tensors()
 OBS = _Obs()
+STREAMS = _Streams()
 
 #: the one context of a screen that was registered without ``context_key``
 ALL_CONTEXT = "all cells"

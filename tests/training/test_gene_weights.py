@@ -14,7 +14,7 @@ from scvi_tahoe.data import (
     make_store,
     read_screen,
 )
-from scvi_tahoe.training._gene_weights import Moments, condition_moments, de_weights
+from scvi_tahoe.training._data import Moments, condition_moments, de_weights
 
 CPU = torch.device("cpu")
 

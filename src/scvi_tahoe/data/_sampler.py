@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.utils.data import Sampler
 
+from scvi_tahoe._constants import STREAMS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -147,7 +149,7 @@ class FixedSampler(Sampler[CellSetRequest]):
     """
 
     def __init__(self, sets: SetPlan, *, max_sets: int, seed: int) -> None:
-        rng = np.random.default_rng((seed, 1))
+        rng = np.random.default_rng((seed, STREAMS.VALIDATION_SETS))
         observed: list[np.ndarray] = []
         conditions: list[int] = []
         turns: list[int] = []
@@ -213,7 +215,7 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
             fill = np.random.default_rng(request.seed).choice(request.pool, n_fill)
             windows.append(np.concatenate([request.controls, fill]).reshape(n_sets, set_size))
             if request.residual_input is not None:
-                rng, n = np.random.default_rng((*request.seed, 2)), n_sets * set_size
+                rng, n = np.random.default_rng((*request.seed, STREAMS.PREDICTED_CELLS)), n_sets * set_size
                 rows = request.residual_input
                 rows = np.resize(rows, n) if request.keeps_residual_input else draw_window(rows, n, rng)
                 residual_inputs.append(rows.reshape(n_sets, set_size))

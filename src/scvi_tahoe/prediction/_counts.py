@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import DiskRows, expression_adata, infer_scale, is_sharded
 from scvi_tahoe.prediction._file import csr_of
 
@@ -118,7 +119,7 @@ def counts_of_prediction(
         if request.residual_input is not None:
             order = np.lexsort((total_C, np.count_nonzero(cells_CG > 0, axis=1)))
             total_C = np.sort(total_C)[np.argsort(order)]
-        rng = np.random.default_rng((*request.seed, 2))
+        rng = np.random.default_rng((*request.seed, STREAMS.PREDICTED_CELLS))
         zeros = float(controls.zeros_C[request.controls].mean())
         poisson = _lacks_noise(_rates(cells_CG[:_CHUNK], total_C[:_CHUNK]), zeros)
         sampling["poisson" if poisson else "rounded"] += 1

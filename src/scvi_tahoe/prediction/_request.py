@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scvi import settings
 
-from scvi_tahoe._constants import OBS
+from scvi_tahoe._constants import OBS, STREAMS
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import (
     OUTPUTS,
@@ -314,7 +314,9 @@ def plan_prediction(request: PredictionRequest, index: ConditionIndex, table: Em
         seed = (request.seed, *(zlib.crc32(label.encode()) for label in condition))
         controls = pools[condition.context]
         start = _start_cells(controls, n, np.random.default_rng(seed))
-        requests.append(ConditionRequest(start, table.row(condition.perturbation), controls, (*seed, 1)))
+        requests.append(
+            ConditionRequest(start, table.row(condition.perturbation), controls, (*seed, STREAMS.PREDICTED_SETS))
+        )
     return PredictionPlan(tuple(found.values()), tuple(asked.perturbation for asked in found), tuple(requests))
 
 

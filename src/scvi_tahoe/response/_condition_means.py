@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scvi import settings
 
+from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.evaluate import EvaluationWarning, check_collapse, mean_cosine
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def observed_cosines(
     -------
     Contexts with two or more perturbations that have a condition of 30 cells; at most four of them.
     """
-    rng = np.random.default_rng((seed, 4))
+    rng = np.random.default_rng((seed, STREAMS.CONDITION_MEANS))
     n_cells = np.bincount(index.condition_of_cell[rows], minlength=len(index.conditions))
     cosines: dict[str, float] = {}
     for context in rng.permutation(np.array(index.contexts)).tolist():

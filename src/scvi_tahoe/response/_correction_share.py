@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import condition_of_cell
 from scvi_tahoe.evaluate import EvaluationWarning
 from scvi_tahoe.response._condition_means import mean_expression, means_by_code
@@ -85,7 +86,7 @@ def validation_share(
     -------
     The share; None where fewer than three conditions validate, or ones that also train.
     """
-    index, rng = split.index, np.random.default_rng((seed, 5))
+    index, rng = split.index, np.random.default_rng((seed, STREAMS.SHRINKAGE))
     position = index.condition_of_cell[split.validation]
     found = np.unique(position)
     if len(found) < _FEWEST_CONDITIONS or np.isin(found, index.condition_of_cell[split.train]).any():

@@ -33,6 +33,7 @@ import scipy.sparse as sp
 import torch
 from tqdm.auto import tqdm
 
+from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import Condition, draw_window
 from scvi_tahoe.response._marginals import QUANTILES, Population, move_between, with_marginals
 
@@ -330,7 +331,7 @@ class CellPrior:
             for condition, source in by_anchors:
                 # a generator for each condition, so that its cells do not depend on what else is asked
                 label = (condition.context, table.known_name(condition.perturbation))
-                rng = np.random.default_rng((seed, 3, *(zlib.crc32(text.encode()) for text in label)))
+                rng = np.random.default_rng((seed, STREAMS.PRIOR_CELLS, *(zlib.crc32(x.encode()) for x in label)))
                 draws = np.random.default_rng((*rng.integers(2**31, size=2), start))
                 blocks[condition].append(maker.cells(source, keeps[condition], sizes[condition], rng, draws))
                 bar.update()

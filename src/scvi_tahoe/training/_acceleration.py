@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._module import TahoeSTModule
 
-__all__ = ["Acceleration", "AsyncScalar", "compiling_pays"]
-
 #: what compiling takes and saves of a step, and how fast an eager step computes, as seen on an H100
 _COMPILE_SECONDS, _SAVED_SHARE, _OPERATIONS_PER_SECOND = 25.0, 0.2, 2.5e14
 #: compiling must save this many times what it takes

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.training._plan import PlanConfig
-
-__all__ = ["Adapters", "begin_adapters", "end_adapters", "read_adapters", "write_adapters"]
+    from scvi_tahoe.training._options import PlanConfig
 
 #: layers, rank, alpha and seed of attached adapters, as plain values
 Adapters: TypeAlias = "dict[str, Any]"

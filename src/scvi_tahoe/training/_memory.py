@@ -10,8 +10,6 @@ import torch
 if TYPE_CHECKING:
     from scvi_tahoe.nn import NetworkConfig
 
-__all__ = ["MemoryPlan", "plan_memory"]
-
 _GIB = 2**30
 
 

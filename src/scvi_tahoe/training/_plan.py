@@ -2,176 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
-from scvi_tahoe.nn import Ineffective, reject_ineffective
 from scvi_tahoe.training._acceleration import Acceleration, AsyncScalar
-from scvi_tahoe.training._average import AveragedWeights
-from scvi_tahoe.training._freezing import Freezing
-from scvi_tahoe.training._recipe import RECIPES, PartSchedule, Recipe, count_parts, part_in_run, resolve_recipe
-from scvi_tahoe.training._schedule import SCHEDULES, Schedule, learning_rate_share
+from scvi_tahoe.training._best import AveragedWeights
+from scvi_tahoe.training._recipe import (
+    Freezing,
+    PartSchedule,
+    count_parts,
+    depth_of,
+    learning_rate_share,
+    part_in_run,
+    resolve_recipe,
+)
 from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from lightning.pytorch import Trainer
     from torch import Tensor
     from torch.nn import Parameter
 
     from scvi_tahoe._module import TahoeSTModule
-
-__all__ = ["PlanConfig", "TahoeTrainingPlan"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """How a run is optimised. Every option is used or refused.
-
-    Attributes
-    ----------
-    max_steps
-        Optimizer steps.
-    lr
-        Peak learning rate of the heads; other parts take a share of it (see ``recipe``).
-    recipe, freeze_backbone
-        Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`.
-    schedule, warmup, min_lr_ratio
-        Shape of the rate, length of the warm-up as a fraction of the run, share of the peak at the end.
-    weight_decay
-        Decoupled decay of AdamW (Loshchilov & Hutter 2019); none on norms, biases, tokens and embeddings of batches.
-    betas, eps
-        Of AdamW.
-    gradient_clip
-        Largest norm of the gradient; None does not clip.
-    layer_decay
-        Share of the rate that each block of the backbone keeps of the block above it.
-    dropout
-        Probability of every dropout layer during this run, also of a pretrained network's (weights of attention keep
-        theirs); None leaves them as they are.
-    ema
-        Decay of a moving average of the weights, e.g. 0.999, see :class:`~scvi_tahoe.training.AveragedWeights`: the
-        average is validated, kept as the best and left in the model. None for none.
-    lora_rank, lora_alpha
-        Of the adapters of ``recipe='lora'``: their rank (None: 8), and ``alpha``, where ``alpha / rank`` scales what
-        they add (None: twice the rank). Refused with other recipes.
-    log_every
-        Optimizer steps between two lines of rates and gradient norms.
-    seed
-        Of dropout.
-    """
-
-    max_steps: int
-    lr: float = 1e-3
-    recipe: Recipe = "freeze_then_unfreeze"
-    freeze_backbone: bool | int | None = None
-    schedule: Schedule = "cosine"
-    warmup: float = 0.05
-    min_lr_ratio: float = 0.02
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    gradient_clip: float | None = 1.0
-    layer_decay: float = 1.0
-    dropout: float | None = None
-    ema: float | None = None
-    lora_rank: int | None = None
-    lora_alpha: float | None = None
-    log_every: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        self._verify_numbers()
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe={self.recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} is unknown; allowed are {', '.join(map(repr, SCHEDULES))}.")
-        if self.schedule == "constant" and self.min_lr_ratio != PlanConfig.min_lr_ratio:
-            raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r} has no effect with schedule='constant'.")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be 0 or more.")
-        given = [n for n in ("lora_rank", "lora_alpha") if getattr(self, n) is not None]
-        if given and self.recipe != "lora":
-            raise ValueError(f"{given[0]} needs recipe='lora'; this is recipe={self.recipe!r}.")
-        resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
-
-    def _verify_numbers(self) -> None:
-        for name in ("max_steps", "log_every", "lora_rank"):
-            value = getattr(self, name)
-            if name == "lora_rank" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
-        in_range = {
-            "lr": (self.lr > 0, "positive"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "eps": (self.eps > 0, "positive"),
-            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
-            "gradient_clip": (self.gradient_clip is None or self.gradient_clip > 0, "positive, or None"),
-            "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
-            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a fraction from 0 to 1"),
-            "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
-            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1, or None"),
-            "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None"),
-            "lora_alpha": (self.lora_alpha is None or self.lora_alpha > 0, "positive, or None"),
-        }
-        for name, (holds, allowed) in in_range.items():
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
-
-    def reject_ineffective(self, module: TahoeSTModule, pretrained: Container[str] = ()) -> None:
-        """Raise a ``ValueError`` if ``layer_decay`` or ``dropout`` is given and has no effect on a module.
-
-        Parameters
-        ----------
-        module
-            What is to be trained, with or without the adapters of ``recipe='lora'``.
-        pretrained
-            Names of its parameters that hold pretrained values.
-        """
-        found = {}
-        if not any(self._decayed_blocks_train(module, pretrained)):
-            found["layer_decay"] = Ineffective(
-                "of the backbone's blocks none below the last trains with "
-                f"recipe={self.recipe!r} and freeze_backbone={self.freeze_backbone!r}",
-                "a recipe that trains them",
-            )
-        if not any(isinstance(m, torch.nn.Dropout) for m in module.modules()):
-            found["dropout"] = Ineffective("this network has no layer of dropout", "a network that has one")
-        given = {n: getattr(self, n) for n in found if getattr(self, n) != getattr(PlanConfig, n)}
-        reject_ineffective("training option", given, found)
-
-    def _decayed_blocks_train(self, module: TahoeSTModule, pretrained: Container[str]) -> Iterator[bool]:
-        parts = resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
-        n_blocks = module.config.n_layers
-        for name in (name for name, _ in module.named_parameters() if _depth(name, n_blocks)):
-            schedule = parts.get(part_in_run(name, pretrained, n_blocks), PartSchedule())
-            # adapters beside pretrained weights train, and may not be there yet
-            yield self.recipe == "lora" or schedule.unfreeze_at is not None
-
-    def to_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments that build this configuration again."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_kwargs(cls, kwargs: dict[str, Any]) -> PlanConfig:
-        """Build from keyword arguments, refusing unknown ones by name.
-
-        Raises
-        ------
-        ValueError
-            If one is unknown.
-        """
-        known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(kwargs) - set(known)):
-            raise ValueError(f"training options {unknown} are unknown; there are {known}.")
-        return cls(**kwargs)
+    from scvi_tahoe.training._options import PlanConfig
 
 
 class TahoeTrainingPlan(LightningModule):
@@ -465,7 +323,7 @@ class TahoeTrainingPlan(LightningModule):
             # what holds no pretrained values is never frozen and takes the full rate, wherever it stands
             part = part_in_run(name, self.pretrained, n_blocks)
             schedule = self.parts.get(part, PartSchedule())
-            depth = _depth(name, n_blocks) if self.config.layer_decay < 1 else 0
+            depth = depth_of(name, n_blocks) if self.config.layer_decay < 1 else 0
             decays = parameter.ndim >= 2 and not _is_token(name)
             label = part + (f"_depth{depth}" if depth else "") + ("" if decays else "_no_decay")
             group = groups.setdefault(
@@ -495,12 +353,6 @@ class _UndoChanges(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._plan.undo_changes()
-
-
-def _depth(name: str, n_blocks: int) -> int:
-    """Blocks between a parameter and the top of the backbone; 0 outside the backbone."""
-    prefix = "network.backbone.blocks."
-    return n_blocks - 1 - int(name[len(prefix) :].split(".")[0]) if name.startswith(prefix) else 0
 
 
 def _is_token(name: str) -> bool:

@@ -1,17 +1,23 @@
-"""Recipes: which parts of the network train, from which step on, at which share of the learning rate."""
+"""Which parts of the network train, from which step on and how fast: recipes, schedules, and what frozen means."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
-__all__ = ["RECIPES", "PartSchedule", "Recipe", "part_in_run", "part_of", "resolve_recipe"]
+    from torch import nn
+
+    from scvi_tahoe._module import TahoeSTModule
 
 Recipe = Literal["freeze_then_unfreeze", "full", "heads", "lora"]
 RECIPES: tuple[Recipe, ...] = ("freeze_then_unfreeze", "full", "heads", "lora")
+
+Schedule = Literal["cosine", "constant", "one_cycle"]
+SCHEDULES: tuple[Schedule, ...] = ("cosine", "constant", "one_cycle")
 
 HEADS = "heads"
 #: label of parameters without pretrained values
@@ -58,6 +64,11 @@ def part_in_run(name: str, pretrained: Container[str], n_blocks: int) -> str:
     if ".lora_" in name:
         return ADAPTERS
     return part_of(name, n_blocks) if name in pretrained else NEW
+
+
+def depth_of(name: str, n_blocks: int) -> int:
+    """Blocks between a parameter and the top of the backbone; 0 outside the backbone."""
+    return n_blocks - 1 - int(name[len(_BLOCKS) :].split(".")[0]) if name.startswith(_BLOCKS) else 0
 
 
 def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_steps: int) -> dict[str, PartSchedule]:
@@ -132,3 +143,101 @@ def count_parts(
         if n:
             rows.append((part, f"{n:,}", f"{n * frozen:,}", f"{n * (not frozen):,}", when))
     return "\n".join(f"{a:<9}{b:>14}{c:>14}{d:>14}  {e}" for a, b, c, d, e in rows)
+
+
+def learning_rate_share(step: int, *, schedule: Schedule, start: int, end: int, warmup: float, floor: float) -> float:
+    """Share of the peak rate at a step.
+
+    Parameters
+    ----------
+    step
+        Optimizer step, from 0.
+    schedule
+        One of:
+
+        * ``'cosine'`` - linear warm-up, then half a cosine down to ``floor`` (Loshchilov & Hutter 2017, SGDR)
+        * ``'one_cycle'`` - cosine up over the warm-up, cosine down to ``floor`` (Smith & Topin 2019)
+        * ``'constant'`` - linear warm-up, then the peak
+    start, end
+        First step of this part of the network, and last step of the run.
+    warmup
+        Length of the warm-up, as a fraction of ``end - start``.
+    floor
+        Share of the peak at the end.
+
+    Returns
+    -------
+    A number from 0 to 1; 0 before ``start``, never 0 from there on.
+    """
+    if step < start:
+        return 0.0
+    length = max(1, end - start)
+    n_warmup = max(1, round(warmup * length))
+    position = step - start
+    if position < n_warmup:
+        rise = (position + 1) / n_warmup
+        return 0.5 * (1 - math.cos(math.pi * rise)) if schedule == "one_cycle" else rise
+    if schedule == "constant":
+        return 1.0
+    fall = min(1.0, (position - n_warmup) / max(1, length - n_warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+class Freezing:
+    """Freezes and unfreezes the parts of a module as its training proceeds.
+
+    Parameters
+    ----------
+    module
+        What is trained.
+    parts
+        Schedule of each part.
+    pretrained
+        Names of the parameters that hold pretrained values; only these are ever frozen.
+    """
+
+    def __init__(self, module: TahoeSTModule, parts: Mapping[str, PartSchedule], pretrained: Iterable[str]) -> None:
+        self._module = module
+        self._parts = parts
+        self._pretrained = frozenset(pretrained)
+        self._n_blocks = module.config.n_layers
+        self._before: dict[str, bool] = {}
+        self._last: frozenset[str] | None = None
+
+    def begin(self, step: int) -> None:
+        """Remember how the module was, and freeze what is frozen at this step."""
+        self._before = {n: p.requires_grad for n, p in self._module.named_parameters()}
+        self._last = None
+        self.update(step)
+
+    def update(self, step: int) -> bool:
+        """Freeze and unfreeze for a step; True if anything changed."""
+        frozen = frozenset(part for part, schedule in self._parts.items() if schedule.is_frozen(step))
+        if frozen == self._last:
+            return False
+        self._last = frozen
+        for name, parameter in self._module.named_parameters():
+            held = part_in_run(name, self._pretrained, self._n_blocks) in frozen
+            parameter.requires_grad_(self._before[name] and not held)
+        self._module.frozen = tuple(self._frozen_submodules())
+        self._module.train(self._module.training)
+        return True
+
+    def end(self) -> None:
+        """Give the module back as it was."""
+        for name, parameter in self._module.named_parameters():
+            parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
+        self._module.frozen = ()
+
+    def _frozen_submodules(self) -> Iterable[nn.Module]:
+        """The outermost submodules without a trainable parameter; their dropout stays off."""
+
+        def walk(module: nn.Module) -> Iterable[nn.Module]:
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                yield module
+                return
+            for child in module.children():
+                yield from walk(child)
+
+        return walk(self._module)

@@ -32,11 +32,10 @@ from scvi_tahoe.data import (
 from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import resolve_adapters
 from scvi_tahoe.training._best import BEST, KeepBest, checkpoint_in
-from scvi_tahoe.training._history import MetricsHistory
 from scvi_tahoe.training._memory import plan_memory
 from scvi_tahoe.training._plan import TahoeTrainingPlan
-from scvi_tahoe.training._progress import StepProgress
 from scvi_tahoe.training._recipe import part_in_run, resolve_recipe
+from scvi_tahoe.training._reports import MetricsHistory, StepProgress
 from scvi_tahoe.training._sharded_optimizer import SHARDED, ShardedOptimizerStrategy
 from scvi_tahoe.training._validation_scores import VALIDATION_SCORES, ValidationScores, computed_scores
 
@@ -54,8 +53,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.response import Prior
     from scvi_tahoe.training._adapters import Adapters
     from scvi_tahoe.training._memory import MemoryPlan
-    from scvi_tahoe.training._options import TrainOptions
-    from scvi_tahoe.training._plan import PlanConfig
+    from scvi_tahoe.training._options import PlanConfig, TrainOptions
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-__all__ = ["SHARDED", "ShardedAdamW", "ShardedOptimizerStrategy"]
-
 #: how users ask for it
 SHARDED = "ddp_sharded"
 

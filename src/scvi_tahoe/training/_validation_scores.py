@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import Condition, Representation
 
-__all__ = ["VALIDATION_SCORES", "ValidationScores", "computed_scores", "top_gene_overlap"]
-
 #: names that ``monitor`` takes beside losses; of all of them more is better
 VALIDATION_SCORES = ("validation_pds", "validation_pearson_delta", "validation_overlap")
 _N_TOP = 50
