@@ -1,27 +1,31 @@
-"""Where weights come from: a folder, or a name on the Hugging Face hub, pinned, checked and cached."""
+"""Where weights come from and go to: a folder, or the Hugging Face hub, pinned, checked, cached, with its licence."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
+import tempfile
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.files import UnsafeFileError
-from scvi_tahoe.pretrained._arc_reader import read_arc_folder
-from scvi_tahoe.pretrained._checkpoints import choose_checkpoint
-from scvi_tahoe.pretrained._export import is_export, read_export
-from scvi_tahoe.pretrained._licence import verify_licence
+from scvi_tahoe.pretrained._arc_checkpoints import choose_checkpoint, list_checkpoints
+from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
+from scvi_tahoe.pretrained._formats import format_of
+from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY, describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scvi_tahoe.pretrained._arc_settings import Attention
+    from scvi_tahoe.nn import Attention
     from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
-__all__ = ["SourceFolder", "import_hub", "read_pretrained", "resolve_source"]
-
+#: Environment variable that accepts the licence of downloaded weights.
+ACCEPT_VARIABLE = "SCVI_TAHOE_ACCEPT_LICENSE"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=-]+)*")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SIDE_FILES = (
@@ -38,6 +42,41 @@ _SIDE_FILES = (
 )
 #: Evaluation results: hundreds of megabytes that no model needs.
 _SKIPPED = ("eval*/*", "*.h5ad", "*.csv", "*.npy")
+#: What an export is made of. Anything else, a pickle above all, stays here.
+_ALLOWED = (".safetensors", ".json", ".md")
+_LICENCE = "LICENSE"
+
+
+class LicenceNotAcceptedError(RuntimeError):
+    """Weights under a licence with conditions were asked for, and nobody accepted it."""
+
+
+class LicenceWarning(UserWarning):
+    """Shows the licence of weights, once."""
+
+
+def verify_licence(source: str, accept: bool | None = None) -> None:
+    """Show the licence of downloaded weights; refuse to go on where it was not accepted.
+
+    Parameters
+    ----------
+    source
+        Whose weights.
+    accept
+        The user's word; ``None``: what the environment variable ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+
+    Raises
+    ------
+    LicenceNotAcceptedError
+        If neither accepts.
+    """
+    if accept is None:
+        accept = os.environ.get(ACCEPT_VARIABLE, "").strip().lower() in ("1", "true", "yes")
+    if not accept:
+        raise LicenceNotAcceptedError(
+            f"{source}: {LICENCE_SUMMARY} To accept, pass accept_license=True or set {ACCEPT_VARIABLE}=1."
+        )
+    warnings.warn(f"{source}: {LICENCE_SUMMARY}", LicenceWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +134,32 @@ def read_pretrained(
         cache_dir=cache_dir,
         offline=offline,
     )
-    if is_export(place.folder):
-        if checkpoint is not None or attention is not None:
-            raise ValueError(
-                f"{place.name} is in our own format, which has one set of weights and states its attention."
-            )
-        model = read_export(place.folder, base=base)
-        model = model if genes is None else model.with_genes(genes)
-    else:
-        model = read_arc_folder(place.folder, checkpoint, attention=attention, genes=genes)
+    model = format_of(place.folder).read(
+        place.folder, checkpoint=checkpoint, attention=attention, genes=genes, base=base
+    )
     if place.revision is None:
         return model
     return replace(model, provenance=replace(model.provenance, source=place.name, revision=place.revision))
+
+
+def inspect_folder(folder: str | Path, checkpoint: str | None = None) -> str:
+    """Return a description of a model folder: network, attention, labels, tensors, loss, licence.
+
+    Parameters
+    ----------
+    folder
+        A folder in any format.
+    checkpoint
+        Which checkpoint of a folder in Arc's format.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`read_pretrained` does.
+    """
+    text = describe(read_pretrained(folder, checkpoint))
+    found = list_checkpoints(Path(folder)) if Path(folder).is_dir() else []
+    return f"{text}\ncheckpoints     {', '.join(found)}" if found else text
 
 
 def resolve_source(
@@ -270,3 +323,120 @@ def import_hub() -> Any:
             "The hub needs huggingface_hub: pip install 'scvi-tahoe[hub]'. A local folder does not."
         ) from None
     return huggingface_hub
+
+
+def push_model(
+    model: PretrainedModel,
+    repository: str,
+    *,
+    accept_license: bool | None = None,
+    license_file: str | Path | None = None,
+    share_cells: bool = False,
+    private: bool = True,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    base: PretrainedModel | None = None,
+) -> str:
+    """Export a model into a temporary folder and upload that folder as one commit.
+
+    Parameters
+    ----------
+    model, base
+        See :func:`export_model`.
+    repository
+        ``'owner/name'`` on the hub; created if it does not exist.
+    accept_license
+        Accept the licence of the weights that the model derives from; ``None``: what ``SCVI_TAHOE_ACCEPT_LICENSE``
+        says. Asked for weights that derive from Arc's only.
+    license_file
+        Text of the licence, which goes along as ``LICENSE``. Needed to publish weights that derive from Arc's.
+    share_cells
+        Upload a prior that holds cells of the training data.
+    private
+        Visibility of a new repository. One that exists and is public is refused unless this is ``False``.
+    revision, message, token
+        Branch, title of the commit, and token; ``None``: main, a title, and the token of the hub's own login.
+
+    Returns
+    -------
+    Commit, to be given as ``revision`` to :meth:`~scvi_tahoe.TahoeST.from_pretrained`.
+
+    Raises
+    ------
+    LicenceNotAcceptedError
+        If the weights derive from Arc's and the licence was not accepted, or its text is missing where it is needed.
+    PermissionError
+        If the prior holds cells and ``share_cells`` does not allow it, or the repository is public unasked.
+    FileNotFoundError
+        If there is no such ``license_file``.
+    ImportError
+        If ``huggingface_hub`` is not installed.
+    """
+    hub = import_hub()
+    if model.provenance.non_commercial:
+        verify_licence(model.provenance.source, accept_license)
+        if not private and license_file is None:
+            raise LicenceNotAcceptedError(
+                "Publishing weights that derive from Arc's needs the text of their licence beside them; give "
+                "license_file=, the file that came with the weights, or keep the repository private."
+            )
+    n_cells = 0 if model.prior is None else len(model.prior["donor_condition"])
+    if n_cells and not share_cells:
+        raise PermissionError(
+            f"The prior of this model holds {n_cells:,} cells of the training data. Pass share_cells=True if they may "
+            "be passed on, or push a model of prior='none' or 'transfer'."
+        )
+    if license_file is not None and not Path(license_file).is_file():
+        raise FileNotFoundError(f"There is no file {license_file} with the text of a licence.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "export"
+        export_model(model, folder, base=base)
+        if license_file is not None:
+            shutil.copyfile(license_file, folder / _LICENCE)
+        files = verify_uploadable(folder, base=base)
+        api = hub.HfApi(token=token)
+        _verify_repository(hub, api, repository, private=private)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=files,
+            revision=revision,
+            commit_message=message or "Weights, labels and model card, written by scvi-tahoe",
+        )
+    return str(commit.oid)
+
+
+def verify_uploadable(folder: Path, *, base: PretrainedModel | None = None) -> list[str]:
+    """Return the names of the files of an export, after reading it as its users will.
+
+    Raises
+    ------
+    ValueError
+        If it is no export, is damaged, or holds a file of another kind than exports have.
+    """
+    if not is_export(folder):
+        raise ValueError(f"{folder} is no export of scvi-tahoe; write one with model.export(folder).")
+    files = sorted(path.name for path in folder.iterdir())
+    strange = [name for name in files if not name.endswith(_ALLOWED) and name != _LICENCE]
+    if strange:
+        raise ValueError(f"{folder} holds {strange}, which no export has; nothing was uploaded.")
+    model = read_export(folder, base=base)
+    if model.provenance.non_commercial and "LICENSE_NOTICE.md" not in files:
+        raise ValueError(f"{folder} lacks LICENSE_NOTICE.md, which weights that derive from Arc's need.")
+    return files
+
+
+def _verify_repository(hub: Any, api: Any, repository: str, *, private: bool) -> None:
+    """Create the repository, or see to it that the one there is is as private as was asked for."""
+    try:
+        known = api.model_info(repository)
+    except hub.errors.RepositoryNotFoundError:
+        api.create_repo(repository, private=private, exist_ok=True)
+        known = api.model_info(repository)
+    if private and not known.private:
+        raise PermissionError(
+            f"{repository} is public; nothing was uploaded. Pass private=False to publish, or give another name."
+        )

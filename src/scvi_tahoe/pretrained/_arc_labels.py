@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.files import MEGABYTE, UnsafeFileError, member, read_pickle, read_torch
-from scvi_tahoe.pretrained._pretrained_model import PerturbationTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-__all__ = ["NO_BATCHES", "read_batches", "read_contexts", "read_gene_names", "read_perturbations", "vectors_of"]
 
 #: arc-state insists on a batch map; the label under which we write one for models without batches.
 NO_BATCHES = "(no batches)"
@@ -25,16 +23,8 @@ _MAX_LABEL = 1_000
 _SUFFIXES = (".torch", ".pt", ".pkl")
 
 
-def read_perturbations(folder: Path) -> PerturbationTable:
-    """Return the perturbation table of a folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder has none.
-    UnsafeFileError
-        If the file holds anything but names and vectors of one width.
-    """
+def read_perturbations(folder: Path) -> EmbeddingTable:
+    """Return the perturbation table of a folder; refuse anything but names and vectors of one width."""
     vectors = _read_map(folder, "pert_onehot_map")
     if vectors is None:
         raise FileNotFoundError(
@@ -46,8 +36,8 @@ def read_perturbations(folder: Path) -> PerturbationTable:
         raise UnsafeFileError(f"pert_onehot_map holds vectors of {len(widths)} different widths.")
     order = _one_hot_order(vectors)
     if order is not None:
-        return PerturbationTable(order)
-    return PerturbationTable(names, np.stack([vectors[name] for name in names]))
+        return EmbeddingTable.one_hot_of(order)
+    return EmbeddingTable(names, np.stack([vectors[name] for name in names]))
 
 
 def read_batches(folder: Path) -> tuple[str, ...] | None:

@@ -1,38 +1,71 @@
-"""Reads a model folder in Arc's format without running anything of it."""
+"""Arc's format: a folder of arc-state's, read without running anything of it, and written so that arc-state runs it."""
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from scvi_tahoe.files import UnsafeFileError, checksums, member, read_torch, read_yaml, verify_finite, verify_tensor
-from scvi_tahoe.pretrained._arc_settings import decide_attention, loss_settings, network_config, unused_tensors
-from scvi_tahoe.pretrained._checkpoints import find_checkpoint, folder_and_checkpoint
-from scvi_tahoe.pretrained._keys import DEAD_TABLES, from_arc, key_entries
-from scvi_tahoe.pretrained._label_maps import (
+import torch
+import yaml
+
+from scvi_tahoe.files import (
+    UnsafeFileError,
+    atomic_folder,
+    checksums,
+    member,
+    read_torch,
+    read_yaml,
+    verify_finite,
+    verify_tensor,
+)
+from scvi_tahoe.pretrained._arc_checkpoints import find_checkpoint, folder_and_checkpoint
+from scvi_tahoe.pretrained._arc_labels import (
+    NO_BATCHES,
     gene_names,
     read_batches,
     read_contexts,
     read_gene_names,
     read_perturbations,
 )
-from scvi_tahoe.pretrained._lora import fold_lora, has_lora
-from scvi_tahoe.pretrained._origin import Provenance
-from scvi_tahoe.pretrained._pretrained_model import UNNAMED_GENES, Labels, PretrainedModel, is_embedding
+from scvi_tahoe.pretrained._arc_settings import (
+    TOKEN_ROWS,
+    ArcColumns,
+    config_file,
+    decide_attention,
+    dimensions,
+    hyper_parameters,
+    loss_settings,
+    n_positions,
+    network_config,
+    output_space,
+    unused_tensors,
+)
+from scvi_tahoe.pretrained._arc_tensors import BACKBONE, DEAD_TABLES, fold_lora, from_arc, has_lora, key_entries, to_arc
+from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat
+from scvi_tahoe.pretrained._model_card import licence_notice
+from scvi_tahoe.pretrained._pretrained_model import (
+    UNNAMED_GENES,
+    AxisLabels,
+    PretrainedModel,
+    Provenance,
+    is_embedding,
+    target_shapes,
+    verify_depth,
+)
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
-from scvi_tahoe.pretrained._shapes import target_shapes, verify_depth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from scvi_tahoe.nn import NetworkConfig
+    from scvi_tahoe.data import EmbeddingTable
+    from scvi_tahoe.nn import Attention, NetworkConfig
     from scvi_tahoe.pretrained._arc_settings import AttentionDecision
 
-__all__ = ["read_arc_folder"]
-
+_LIGHTNING_VERSION = "2.5.0"
 _MAX_TENSORS = 100_000
 _TAHOE_CONTROL = "[('DMSO_TF', 0.0, 'uM')]"
 
@@ -41,7 +74,7 @@ def read_arc_folder(
     folder: str | Path,
     checkpoint: str | None = None,
     *,
-    attention: Literal["full", "causal", "causal_rope", "self_only"] | None = None,
+    attention: Attention | None = None,
     genes: Sequence[str] | None = None,
     verify_checksums: bool = True,
 ) -> PretrainedModel:
@@ -152,8 +185,6 @@ class _Tensors:
 
 
 def _named_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
-    import torch
-
     if len(state) > _MAX_TENSORS or not all(isinstance(name, str) for name in state):
         raise UnsafeFileError("The state_dict is not a mapping of names to tensors.")
     strangers = [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
@@ -182,8 +213,6 @@ def _checked(name: str, tensor: Tensor, known: set[tuple[int, int]] | None) -> T
 
 
 def _dead_table(name: str, table: Tensor) -> str:
-    import torch
-
     # What is looked at is the memory behind the table, not the table: its shape may claim anything.
     plain = table.device.type == "cpu" and table.layout is torch.strided and not (table.is_nested or table.is_quantized)
     if not plain or bool(torch.empty(0, dtype=torch.uint8).set_(table.untyped_storage()).any()):
@@ -191,7 +220,7 @@ def _dead_table(name: str, table: Tensor) -> str:
     return "unused table of zeros"
 
 
-def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple[Labels, tuple[str, ...]]:
+def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple[AxisLabels, tuple[str, ...]]:
     perturbations = read_perturbations(folder)
     if perturbations.width != config.n_perturbation:
         raise UnsafeFileError(
@@ -215,7 +244,7 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
     key = hyper.get("embed_key")
     if key is not None and not isinstance(key, str):
         raise UnsafeFileError(f"The folder states the cell embedding {str(key)[:40]!r}, which is no name.")
-    return Labels(
+    return AxisLabels(
         genes=genes,
         decoder_genes=decoder_genes,
         perturbations=perturbations,
@@ -295,3 +324,152 @@ def _report(
     for name, (shape, reason) in tensors.dropped.items():
         records.append(TensorRecord(name, "dropped", shape, None, reason))
     return LoadingReport(tuple(records), notes=notes)
+
+
+def write_arc_folder(
+    model: PretrainedModel, folder: str | Path, *, columns: ArcColumns | None = None, overwrite: bool = False
+) -> None:
+    """Write a model as a folder in Arc's format, complete or not at all.
+
+    Parameters
+    ----------
+    model
+        The model.
+    folder
+        The folder to create.
+    columns
+        Names of ``obs`` columns to write into ``config.yaml``.
+    overwrite
+        Replace a model folder of that name.
+
+    Raises
+    ------
+    ValueError
+        If the model does something arc-state cannot do; the message names all such things.
+    FileExistsError
+        If the folder exists and may not be replaced.
+
+    Notes
+    -----
+    arc-state expects token tables of zeros. They are written as a single zero with a shape, so that they take no room
+    in memory or in the file.
+    """
+    refusals = arc_refusals(model)
+    if refusals:
+        raise ValueError("arc-state cannot run this model: " + "; ".join(refusals) + ".")
+    hyper = hyper_parameters(model)
+    with atomic_folder(folder, overwrite=overwrite) as place:
+        config = config_file(model, hyper, columns or ArcColumns())
+        (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8")
+        (place / "var_dims.pkl").write_bytes(pickle.dumps(dimensions(model), protocol=4))
+        torch.save(_perturbation_map(model.perturbations), place / "pert_onehot_map.pt")
+        torch.save(_one_hot_map(model.batches or (NO_BATCHES,)), place / "batch_onehot_map.torch")
+        if model.contexts:
+            torch.save(_one_hot_map(model.contexts), place / "cell_type_onehot_map.torch")
+        if model.provenance.non_commercial:
+            (place / "LICENSE_NOTICE.md").write_text(licence_notice(), "utf-8")
+        (place / "checkpoints").mkdir()
+        checkpoint = {
+            "state_dict": _state_dict(model),
+            "hyper_parameters": hyper,
+            "pytorch-lightning_version": _LIGHTNING_VERSION,
+            "epoch": 0,
+            "global_step": 0,
+        }
+        torch.save(checkpoint, place / "checkpoints" / "final.ckpt")
+
+
+def arc_refusals(model: PretrainedModel) -> list[str]:
+    """Return what a model does that arc-state has no counterpart for; empty if it can be exported."""
+    config = model.config
+    expected_rectify = config.gene_decoder is None or not is_embedding(model.embed_key)
+    checks = {
+        "head='delta' has no counterpart there (choose head='hidden_residual' or 'down_up' when training)": (
+            config.head == "delta"
+        ),
+        f"attention={config.attention!r} of a llama backbone is neither of its two kinds": (
+            config.backbone == "llama" and config.attention == "causal"
+        ),
+        "it knows no prior (export to our own format, or train with prior='none')": (
+            model.prior is not None or model.extra.get("prior", "none") != "none"
+        ),
+        "it encodes a perturbation as one vector (register combinations with combination='sum')": (
+            config.n_perturbation_parts > 1
+        ),
+        "its GPT-2 backbone is always causal": config.backbone == "gpt2" and config.attention == "full",
+        "it has either a batch encoder or a batch token": bool(config.n_batches) and config.batch_token,
+        f"it would run with rectify={expected_rectify}": config.rectify != expected_rectify,
+        "its GPT-2 backbone has intermediate = 4 * hidden": (
+            config.backbone == "gpt2" and config.intermediate != 4 * config.hidden
+        ),
+        "it needs a control label": model.control is None,
+        "the number of batch labels differs from the network's": (
+            len(model.batches or ()) != (config.n_batches or config.n_batch_classes)
+            and bool(config.n_batches or config.n_batch_classes)
+        ),
+    }
+    return [text for text, refused in checks.items() if refused]
+
+
+def _state_dict(model: PretrainedModel) -> dict[str, Tensor]:
+    config = model.config
+    state = to_arc(model.state_dict, config)
+    # Parts of one of our matrices get memory of their own: shared memory confuses other tools.
+    state = {name: tensor if _owns_memory(tensor) else tensor.contiguous().clone() for name, tensor in state.items()}
+    if config.backbone == "llama":
+        state[f"{BACKBONE}.embed_tokens.weight"] = _zeros(TOKEN_ROWS["llama"], config.hidden)
+    else:
+        state[f"{BACKBONE}.wte.weight"] = _zeros(TOKEN_ROWS["gpt2"], config.hidden)
+        state[f"{BACKBONE}.wpe.weight"] = _zeros(n_positions(config, model.set_size), config.hidden)
+    if output_space(model) == "all" and config.head == "absolute":
+        width, narrow = config.n_output, config.down_width
+        shapes = {"0.weight": (narrow, width), "0.bias": (narrow,), "2.weight": (width, narrow), "2.bias": (width,)}
+        state.update({f"final_down_then_up.{name}": _zeros(*shape) for name, shape in shapes.items()})
+    return state
+
+
+def _owns_memory(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(1).expand(*shape) if len(shape) == 1 else torch.zeros(1, 1).expand(*shape)
+
+
+def _perturbation_map(table: EmbeddingTable) -> dict[str, Tensor]:
+    if table.one_hot:
+        return _one_hot_map(table.names)
+    # Rows of one matrix: torch writes the memory they share once.
+    return dict(zip(table.names, torch.from_numpy(table.matrix).float(), strict=True))
+
+
+def _one_hot_map(names: tuple[str, ...]) -> dict[str, Tensor]:
+    return dict(zip(names, torch.eye(len(names)), strict=True))
+
+
+def _read(
+    folder: Path,
+    *,
+    checkpoint: str | None,
+    attention: Attention | None,
+    genes: Sequence[str] | None,
+    base: PretrainedModel | None,
+) -> PretrainedModel:
+    return read_arc_folder(folder, checkpoint, attention=attention, genes=genes)
+
+
+def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> None:
+    prior = model.extra.get("prior", "none")
+    if prior != "none":
+        raise ValueError(
+            f"arc-state has no counterpart for prior={prior!r}. Train a model with prior='none' for it, and with a "
+            "head that it knows: TahoeST(adata, prior='none', network={'head': 'hidden_residual'}); or export with "
+            "format='scvi-tahoe', which keeps the prior."
+        )
+    keys = model.extra.get("keys") or {}
+    found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}
+    columns = ArcColumns(**{name: str(column) for name, column in found.items() if column})
+    write_arc_folder(model, folder, columns=columns, overwrite=overwrite)
+
+
+FORMATS.register("arc", ModelFormat(matches=None, read=_read, write=_write, refusals=arc_refusals))

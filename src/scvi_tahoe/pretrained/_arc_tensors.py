@@ -1,8 +1,9 @@
-"""Names of weights in Arc's checkpoints and in ours, both ways, strictly: every tensor has a place or a refusal.
+"""Tensors of Arc's checkpoints and of our networks: names both ways, strictly, shapes, and adapters folded in.
 
-The map is spelled out from a :class:`~scvi_tahoe.nn.NetworkConfig`, so that a missing, surplus or misshapen tensor
-shows. Differences beside names: we keep queries, keys and values in one matrix, gate and up projection in another,
-GPT-2 matrices as linear layers (transposed), and no token table, which is all zeros and never used.
+Every tensor has a place or a refusal. The map is spelled out from a :class:`~scvi_tahoe.nn.NetworkConfig`, so that a
+missing, surplus or misshapen tensor shows. Differences beside names: we keep queries, keys and values in one matrix,
+gate and up projection in another, GPT-2 matrices as linear layers (transposed), and no token table, which is all zeros
+and never used.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.nn import NetworkConfig
 
-__all__ = ["DEAD_TABLES", "KeyEntry", "from_arc", "key_entries", "to_arc"]
-
 BACKBONE = "transformer_backbone"
 
 #: Token and position tables of the peer's backbones: all zeros, bypassed, dropped on reading, zeros again on writing.
@@ -31,24 +30,12 @@ DEAD_TABLES = (f"{BACKBONE}.embed_tokens.weight", f"{BACKBONE}.wte.weight", f"{B
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """One of our tensors and the tensors of Arc's that it is made of.
-
-    Parameters
-    ----------
-    ours
-        Name in our state dict.
-    theirs
-        Names in Arc's; several are stacked along the first dimension.
-    rows
-        Rows of each of ``theirs``.
-    transpose
-        Arc stores the transpose.
-    """
+    """One of our tensors and the tensors of Arc's that it is made of."""
 
     ours: str
-    theirs: tuple[str, ...]
-    rows: tuple[int, ...] = ()
-    transpose: bool = False
+    theirs: tuple[str, ...]  # several are stacked along the first dimension
+    rows: tuple[int, ...] = ()  # of each of theirs
+    transpose: bool = False  # Arc stores the transpose
 
 
 def key_entries(config: NetworkConfig) -> list[KeyEntry]:
@@ -62,23 +49,10 @@ def from_arc(
     shapes: Mapping[str, tuple[int, ...]],
     check: Callable[[str, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Return our state dict, in float32 and in memory of its own.
+    """Return our state dict, in float32 and in memory of its own; refuse missing, unknown and misshapen tensors.
 
-    Parameters
-    ----------
-    theirs
-        Arc's tensors, without dead tables, LoRA folded.
-    config
-        Configuration of the network they belong to.
-    shapes
-        Shape of every tensor of ours.
-    check
-        Called with name and tensor before its numbers are used; returns the tensor.
-
-    Raises
-    ------
-    UnsafeFileError
-        If a tensor is missing, unknown or has another shape.
+    ``theirs`` are Arc's tensors, without dead tables, LoRA folded; ``check`` is called with name and tensor before its
+    numbers are used, and returns the tensor.
     """
     entries = key_entries(config)
     _verify_names(set(theirs), {name for entry in entries for name in entry.theirs})
@@ -100,13 +74,7 @@ def from_arc(
 
 
 def to_arc(ours: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
-    """Return Arc's state dict, without dead tables; tensors share memory with ours where they can.
-
-    Raises
-    ------
-    ValueError
-        If our state dict does not fit the configuration.
-    """
+    """Return Arc's state dict, without dead tables; tensors share memory with ours where they can."""
     entries = key_entries(config)
     missing, surplus = {entry.ours for entry in entries} - set(ours), set(ours) - {entry.ours for entry in entries}
     if missing or surplus:
@@ -214,3 +182,51 @@ def _gene_decoder(config: NetworkConfig) -> Iterator[KeyEntry]:
         yield from _linear(f"gene_decoder.norms.{k}", f"gene_decoder.{norm}")
     last = "final_layer.0" if config.gene_decoder.residual else f"decoder.{4 * n_blocks}"
     yield from _linear("gene_decoder.out", f"gene_decoder.{last}")
+
+
+_INFIX = f"{BACKBONE}.base_model.model."
+
+
+def has_lora(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a state dict of Arc's carries adapters."""
+    return any(name.startswith(_INFIX) for name in state)
+
+
+def fold_lora(
+    state: Mapping[str, Tensor], alpha: float, *, transposed: bool, check: Callable[[str, Tensor], Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the state dict with ``W + alpha / r * B @ A`` in place of LoRA adapters, and the names of such matrices.
+
+    Hu et al. 2021, arXiv:2106.09685. The rank r is read off the shapes. ``transposed`` matrices are stored input-major
+    (GPT-2), and so is the update.
+    """
+    plain, folded = {}, []
+    for name, tensor in state.items():
+        if ".lora_A." in name or ".lora_B." in name:
+            if name.split(".lora_")[0] + ".base_layer.weight" not in state:
+                raise UnsafeFileError(f"LoRA adapter {name} adapts no matrix of the checkpoint.")
+            continue
+        target = name.replace(_INFIX, f"{BACKBONE}.").replace(".base_layer.", ".")
+        if name.endswith(".base_layer.weight"):
+            stem = name.removesuffix(".base_layer.weight")
+            tensor = _folded(state, stem, alpha, transposed=transposed, check=check)
+            folded.append(target)
+        plain[target] = tensor
+    return plain, folded
+
+
+def _folded(
+    state: Mapping[str, Tensor], stem: str, alpha: float, *, transposed: bool, check: Callable[[str, Tensor], Tensor]
+) -> Tensor:
+    names = {part: f"{stem}.{part}.weight" for part in ("base_layer", "lora_A.default", "lora_B.default")}
+    missing = [name for name in names.values() if name not in state]
+    if missing:
+        raise UnsafeFileError(f"LoRA of {stem} is incomplete: {missing} missing.")
+    base, a, b = (check(name, state[name]).float() for name in names.values())
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise UnsafeFileError(f"LoRA of {stem} has factors of shapes {tuple(b.shape)} and {tuple(a.shape)}.")
+    update = alpha / a.shape[0] * (b @ a)
+    update = update.T if transposed else update
+    if update.shape != base.shape:
+        raise UnsafeFileError(f"LoRA of {stem} has shape {tuple(update.shape)}, its matrix {tuple(base.shape)}.")
+    return base + update

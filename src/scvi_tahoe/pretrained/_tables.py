@@ -1,20 +1,22 @@
-"""Perturbation-embedding tables from files: ESM2's ``protein_embeddings.pt`` and the like. Nothing of a file is run."""
+"""Tables of perturbation embeddings: from files, of which nothing is run, and as model folders hold them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.data import Component, Composition, EmbeddingTable, TableFusion
 from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_torch, verify_size
-from scvi_tahoe.pretrained._label_maps import vectors_of
+from scvi_tahoe.pretrained._arc_labels import vectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["read_embedding_table"]
+    from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
 _LIMIT = 20_000_000_000
 
@@ -121,3 +123,45 @@ _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".tsv": _read_frame,
     ".parquet": _read_frame,
 }
+
+
+def flat_table(table: EmbeddingTable) -> EmbeddingTable:
+    """Return the table as a folder holds it; one whose rows are composed begins with the components themselves."""
+    composition = table.composition
+    if composition is None:
+        return table
+    components = composition.components.names
+    labels = [i for i, name in enumerate(table.names) if name not in composition.components.row_of]
+    return EmbeddingTable(
+        (*components, *(table.names[i] for i in labels)),
+        np.concatenate([composition.rows((Component(name),) for name in components), table.matrix[labels]]),
+        columns=composition.columns,
+    )
+
+
+def table_settings(table: EmbeddingTable) -> dict[str, Any]:
+    """Return how a table's rows were made, as plain values that travel in a folder beside the rows."""
+    components, composition = table.components, None
+    if table.composition is not None:
+        size = {"n_rows": len(components.names), "width": components.width, "labels": list(table.names)}
+        composition = {**table.composition.to_dict(), **size}
+    fusion = components.fusion
+    moments = None if fusion is None else {k: [a.tolist() for a in v] for k, v in fusion.to_dict().items()}
+    return {"composition": composition, "fusion": moments}
+
+
+def composed_table(weights: PretrainedModel) -> EmbeddingTable:
+    """Return the table that was written as :func:`flat_table` and :func:`table_settings` of it."""
+    table, how, moments = weights.perturbations, weights.extra.get("composition"), weights.extra.get("fusion")
+    try:
+        fusion = None if moments is None else TableFusion.from_dict(moments)
+        if how is None:
+            return replace(table, fusion=fusion)
+        names = table.names[: how["n_rows"]]
+        one_hot = table.columns is not None
+        matrix = table.matrix[: how["n_rows"], : len(names) if one_hot else how["width"]]
+        components = EmbeddingTable(names, np.ascontiguousarray(matrix), one_hot, fusion=fusion)
+        composition = Composition.from_dict({k: how[k] for k in ("reading", "combination", "n_parts")}, components)
+        return EmbeddingTable.composed(composition, how["labels"])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnsafeFileError(f"{weights.provenance.source} does not say how its table was made: {error!r}") from None

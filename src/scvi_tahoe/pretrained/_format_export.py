@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.files import (
     MALFORMED,
     UnsafeFileError,
@@ -22,19 +23,25 @@ from scvi_tahoe.files import (
     verify_size,
 )
 from scvi_tahoe.nn import NetworkConfig
+from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
-from scvi_tahoe.pretrained._origin import LossSettings, Provenance
-from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
+from scvi_tahoe.pretrained._pretrained_model import (
+    AxisLabels,
+    LossSettings,
+    PretrainedModel,
+    Provenance,
+    target_shapes,
+    verify_depth,
+)
 from scvi_tahoe.pretrained._prior_files import read_arrays, read_prior, write_prior
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
-from scvi_tahoe.pretrained._shapes import target_shapes, verify_depth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-__all__ = ["backbone_sha256", "export_model", "is_export", "read_export"]
+    from scvi_tahoe.nn import Attention
 
 FORMAT = "scvi-tahoe"
 FORMAT_VERSION = 1
@@ -86,7 +93,7 @@ def export_model(
         state = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
     with atomic_folder(folder, overwrite=overwrite) as place:
         save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, place / _WEIGHTS)
-        if model.perturbations.matrix is not None:
+        if not model.perturbations.one_hot:
             from safetensors.numpy import save_file as save_arrays
 
             save_arrays({"matrix": np.ascontiguousarray(model.perturbations.matrix, np.float32)}, place / _TABLE)
@@ -144,7 +151,7 @@ def read_export(
         if verify_checksums:
             needed = [_WEIGHTS, *([_PRIOR] if content.get("prior") else [])]
             _verify_hashes(folder, content.get("sha256"), needed=needed)
-        labels = _read_labels(folder, content["labels"])
+        labels = _read_labels(folder, content["labels"], config)
         loss = LossSettings(**content["loss"])
         provenance = Provenance(**content["provenance"])
         state = _read_weights(member(folder, _WEIGHTS))
@@ -189,7 +196,7 @@ def _config(model: PretrainedModel, reference: dict[str, Any] | None, hashes: di
         "genes": model.labels.genes,
         "decoder_genes": model.labels.decoder_genes,
         "perturbations": model.perturbations.names,
-        "perturbation_columns": None if model.perturbations.is_one_hot else model.perturbations.columns,
+        "perturbation_columns": None if model.perturbations.one_hot else model.perturbations.columns,
         "control": model.control,
         "batches": model.batches,
         "contexts": model.contexts,
@@ -239,7 +246,7 @@ def _read_extra(content: dict[str, Any]) -> dict[str, Any]:
     return dict(content)
 
 
-def _read_labels(folder: Path, content: dict[str, Any]) -> Labels:
+def _read_labels(folder: Path, content: dict[str, Any], config: NetworkConfig) -> AxisLabels:
     def names(key: str) -> tuple[str, ...] | None:
         values = content.get(key)
         if values is not None and not (isinstance(values, list) and all(isinstance(v, str) for v in values)):
@@ -251,18 +258,23 @@ def _read_labels(folder: Path, content: dict[str, Any]) -> Labels:
             raise ValueError(f"{key} is not a name")
         return content[key]
 
-    matrix = None
+    labels = names("perturbations") or ()
     if (folder / _TABLE).exists():
         matrix = read_arrays(member(folder, _TABLE), _WEIGHTS_LIMIT)["matrix"]
         if matrix.dtype != np.float32 or not np.isfinite(matrix).all():
             raise UnsafeFileError(f"{_TABLE} holds something else than finite numbers in single precision.")
+        table = EmbeddingTable(labels, matrix, columns=names("perturbation_columns"))
+        _verify_width(table.width, config)
+    else:
+        _verify_width(len(labels), config)  # before a matrix of that size is made
+        table = EmbeddingTable.one_hot_of(labels)
     set_size = content["set_size"]
     if not isinstance(set_size, int) or not 0 < set_size < 1_000_000:
         raise ValueError(f"a set cannot have {str(set_size)[:40]} cells")
-    return Labels(
+    return AxisLabels(
         genes=names("genes"),
         decoder_genes=names("decoder_genes"),
-        perturbations=PerturbationTable(names("perturbations") or (), matrix, names("perturbation_columns")),
+        perturbations=table,
         control=name("control"),
         batches=names("batches"),
         contexts=names("contexts"),
@@ -329,9 +341,12 @@ def _verify_fit(model: PretrainedModel) -> None:
             raise UnsafeFileError(
                 f"{_CONFIG} names {len(names)} {axis}, {len(set(names))} of them different, for a network of {n}."
             )
-    if model.perturbations.width != config.perturbation_width:
+
+
+def _verify_width(width: int, config: NetworkConfig) -> None:
+    if width != config.perturbation_width:
         raise UnsafeFileError(
-            f"The folder has perturbation vectors of width {model.perturbations.width} for a network that takes "
+            f"The folder has perturbation vectors of width {width} for a network that takes "
             f"{config.perturbation_width}."
         )
 
@@ -343,3 +358,20 @@ def _records(state: Mapping[str, Tensor]) -> list[TensorRecord]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read(
+    folder: Path,
+    *,
+    checkpoint: str | None,
+    attention: Attention | None,
+    genes: Sequence[str] | None,
+    base: PretrainedModel | None,
+) -> PretrainedModel:
+    if checkpoint is not None or attention is not None:
+        raise ValueError(f"{folder} is in our own format, which has one set of weights and states its attention.")
+    model = read_export(folder, base=base)
+    return model if genes is None else model.with_genes(genes)
+
+
+FORMATS.register(FORMAT, ModelFormat(matches=is_export, read=_read, write=export_model, takes_base=True))
