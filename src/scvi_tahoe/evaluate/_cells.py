@@ -108,23 +108,13 @@ class CellTable:
         return tuple(p for c, p in self.rows if c == context and p != control)
 
     def block(self, context: str, perturbation: str) -> Matrix:
-        """Expression of one condition, ``[cells of it, G]``.
-
-        Raises
-        ------
-        KeyError
-            If no cell has these labels.
-        """
+        """Expression of one condition, ``[cells of it, G]``; a KeyError if no cell has these labels."""
         rows = self.rows.get((context, perturbation))
         if rows is None:
             raise KeyError(f"No cell of perturbation {perturbation!r} in context {context!r}.")
         if rows[-1] - rows[0] + 1 == len(rows):  # contiguous: a slice copies nothing
             return self.expression[rows[0] : rows[-1] + 1]
         return self.expression[rows]
-
-    def dense_block(self, context: str, perturbation: str) -> NDArray[np.floating]:
-        """Expression of one condition as a dense array."""
-        return dense(self.block(context, perturbation))
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> CellTable:
         """Cells of the given rows, in their order; the table itself if these are all of its cells."""
