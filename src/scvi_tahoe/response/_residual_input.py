@@ -14,9 +14,9 @@ from scvi_tahoe.data import aligned_expression, dense_rows, make_store
 from scvi_tahoe.response._prior import CellPrior
 
 if TYPE_CHECKING:
-    import numpy as np
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import torch
 
     from scvi_tahoe.data import CellSetDataset, Condition, ConditionIndex, DataSpec, EmbeddingTable, Screen, ScreenKeys
