@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.nn import NetworkOutput
 
-__all__ = ["TahoeSTModule"]
-
 
 def residual_input(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """What the network's change is added to: the prior's cells, or controls shifted by the prior; None: controls."""
+    """Return what the network's change is added to: cells of the prior, or shifted controls; None: the controls."""
     if TENSORS.RESIDUAL_INPUT in tensors:
         return tensors[TENSORS.RESIDUAL_INPUT]
     if TENSORS.RESIDUAL_SHIFT in tensors:
@@ -142,7 +140,7 @@ class TahoeSTModule(BaseModuleClass):
 
     @auto_move_data
     def generative(self, output: NetworkOutput) -> dict[str, Tensor | None]:
-        """What is generated: predicted cells, and the cell embedding read from the same hidden cells."""
+        """Return the predicted cells, and the cell embedding read from the same hidden cells."""
         embedding_SNE = None if self.embedding_head is None else self.embedding_head(output.hidden_SND)
         return {"prediction_SNG": output.prediction_SNG, "embedding_SNE": embedding_SNE}
 
@@ -184,5 +182,5 @@ class TahoeSTModule(BaseModuleClass):
         return LossOutput(loss=total, n_obs_minibatch=len(main_S), extra_metrics=parts)
 
     def sample(self, control_SNG: Tensor, perturbation_SP: Tensor, batch_SN: Tensor | None = None) -> Tensor:
-        """Predicted cells; ST is deterministic, its spread comes from that of the control cells."""
+        """Return predicted cells; ST is deterministic, and their spread comes from that of the control cells."""
         return self.network(control_SNG, perturbation_SP, batch_SN).prediction_SNG

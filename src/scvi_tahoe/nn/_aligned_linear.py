@@ -11,25 +11,23 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AlignedLinear", "more_to_align", "runs_in_16_bits", "widened"]
-
 #: the matrix units load 16 bytes at a time; a row of 16-bit numbers that does not start there is read several times
 #: slower, and numbers of genes are rarely multiples of 8
 _STEP = 8
 
 
 def runs_in_16_bits(x: Tensor) -> bool:
-    """Whether products with ``x`` are computed by a GPU in 16 bits."""
+    """Return whether products with ``x`` are computed by a GPU in 16 bits."""
     return x.is_cuda and torch.is_autocast_enabled("cuda")
 
 
 def more_to_align(width: int) -> int:
-    """How many columns are missing to the next width that the matrix units like."""
+    """Return how many columns are missing to the next multiple of 8."""
     return -width % _STEP
 
 
 def widened(x: Tensor, width: int) -> Tensor:
-    """``x`` with columns of zeros up to ``width``."""
+    """Return ``x`` with columns of zeros up to ``width``."""
     more = width - x.shape[-1]
     return F.pad(x, (0, more)) if more else x
 
@@ -48,7 +46,7 @@ class AlignedLinear(nn.Linear):
         return F.linear(widened(x, weight.shape[1]), weight, bias)[..., : self.out_features]
 
     def aligned(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias in ``dtype``, both widths padded with zeros to multiples of 8."""
+        """Return weight and bias in ``dtype``, both widths padded with zeros to multiples of 8."""
         more_in, more_out = more_to_align(self.in_features), more_to_align(self.out_features)
         # rounded before they are padded: half the bytes
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
