@@ -29,17 +29,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.nn import SIZES, NetworkConfig, SetTransformer
 from scvi_tahoe.pretrained import (
-    PerturbationTable,
     export_model,
     plan_warm_start,
     read_arc_folder,
     read_export,
     write_arc_folder,
 )
-from scvi_tahoe.pretrained._keys import key_entries
-from scvi_tahoe.pretrained._shapes import target_shapes
+from scvi_tahoe.pretrained._arc_tensors import key_entries
+from scvi_tahoe.pretrained._pretrained_model import target_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ def resize(folder: Path) -> tuple[NetworkConfig, dict[str, torch.Tensor]]:
     source = read_arc_folder(folder)
     rng = np.random.default_rng(0)
     genes = (*np.array(source.genes)[rng.permutation(N_GENES)[:15_000]].tolist(), *(f"NEW{i}" for i in range(1_000)))
-    table = PerturbationTable(("control", "GENE5", "x"), rng.normal(size=(3, N_FEATURES)).astype(np.float32))
+    table = EmbeddingTable(("control", "GENE5", "x"), rng.normal(size=(3, N_FEATURES)).astype(np.float32))
     labels = replace(source.labels, genes=genes, batches=source.batches[::2], perturbations=table)
     config = replace(source.config, n_input=len(genes), n_output=len(genes), n_batches=len(labels.batches))
     accept = ("drop_genes", "new_perturbation_encoder")

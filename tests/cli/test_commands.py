@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -24,6 +27,13 @@ def test_every_command_explains_itself(command):
     text = " ".join(result.output.split())
     examples = text.count(f"scvi-tahoe {command} ") - text.count("Usage: scvi-tahoe ")
     assert examples >= 2
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_without_heavy_packages():
+    code = "import sys; import scvi_tahoe.cli; sys.stdout.write(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "scvi", "anndata", "pandas", "matplotlib"} & set(loaded)
 
 
 def test_an_unknown_option_exits_with_2():

@@ -40,7 +40,7 @@ def test_observed_deltas_approach_the_true_ones():
             assert np.abs(observed - truth.loc[perturbation]).max() < 0.12
 
 
-def test_the_embedding_explains_the_true_effects_of_perturbations_left_out_of_the_fit():
+def test_the_embedding_explains_true_effects_of_unseen_perturbations():
     adata = simulate_screen(1, 60, n_cells=1, n_control_cells=1, effect_size=0.3)
     table, truth = adata.uns["perturbation_embedding"], adata.uns["true_log_fold_change"]["context_1"]
     assert list(table.index) == list(truth.index)

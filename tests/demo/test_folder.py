@@ -56,7 +56,7 @@ def test_a_demo_with_other_settings_is_refused_unless_overwritten(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"settings.json", "notes.txt"}
 
 
-def test_a_demo_with_the_same_settings_is_taken_up_without_what_an_interruption_left(tmp_path):
+def test_a_demo_with_the_same_settings_continues_without_partial_files(tmp_path):
     claim_folder(tmp_path, {"seed": 0}, overwrite=False)
     (tmp_path / FILES[1]).touch()
     (tmp_path / ".partial-prediction.h5ad").touch()

@@ -1,4 +1,4 @@
-"""A metric, a preset and a baseline are added by one new file; the examples of the developer guide are such files."""
+"""A metric, a preset and a baseline are added by one new file each; the examples of the docs are such files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from scvi_tahoe.evaluate import BASELINES, METRICS, PRESETS, MetricInfo, baseline_prediction, evaluate, metric_info
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "developers.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs" / "how_to_add.md").read_text()
 
 
 @pytest.fixture
 def examples():
     """Run the examples of the guide as files of the package would be run, and forget them afterwards."""
     known = [dict(registry) for registry in (METRICS, PRESETS, BASELINES)]
-    section = GUIDE[GUIDE.index("## Adding a metric") : GUIDE.index("## Tests, docs, tutorials")]
+    section = GUIDE[GUIDE.index("## ... metric") : GUIDE.index("## ... split")]
     for example in re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL):
         exec(example, {"__name__": "example"})
     yield

@@ -29,7 +29,7 @@ def test_without_cell_eval2_the_extra_is_named(counts, keys, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "cell_eval2", None)
     reference = EvaluationReference.from_adata(counts[1], layer="counts", **keys)
-    with pytest.raises(ImportError, match=r"pip install \"scvi-tahoe\[vcc2026\]\""):
+    with pytest.raises(ImportError, match=r"pip install 'scvi-tahoe\[vcc2026\]'"):
         evaluate(counts[0], reference, preset="vcc2026", baseline=None)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from matplotlib.text import Text
 
@@ -118,7 +120,7 @@ def test_the_page_of_deltas_shows_the_strongest_first_or_what_is_asked_for(resul
     assert titles == ["MYC", "STAT2"]
 
 
-def test_a_title_that_is_too_long_is_cut_in_its_name_and_keeps_context_and_correlation(drugs):
+def test_a_long_title_is_cut_in_its_name_and_keeps_context_and_correlation(drugs):
     titles = [ax.get_title() for ax in drugs["context_transfer"].plot("deltas").axes if ax.get_title()]
     assert all(title.startswith("Trametinib (DMSO") for title in titles)
     assert all("NCI-H596 context_" in title.split("\n")[1] for title in titles)
@@ -133,31 +135,30 @@ def test_names_tell_the_context_where_there_are_several(drugs, results):
 
 
 def test_a_prediction_of_no_change_is_said_to_be_one(results):
-    import dataclasses
-
-    import numpy as np
-
     result = results["train_mean"]
-    nothing = dataclasses.replace(result.effects, predicted=np.zeros_like(result.effects.predicted))
-    figure = pl.deltas(dataclasses.replace(result, effects=nothing), max_panels=1)
+    nothing = replace(result.effects, predicted=np.zeros_like(result.effects.predicted))
+    figure = pl.deltas(replace(result, effects=nothing), max_panels=1)
     assert "no change predicted" in figure.axes[0].get_title()
 
 
-def test_what_cannot_be_shown_is_refused(result):
-    import dataclasses
+REFUSED = {
+    "unknown figure": (lambda r: r.plot("pie"), ValueError, "no figure 'pie'; choose one of"),
+    "unknown deltas": (lambda r: pl.deltas(r, ["nothing"]), KeyError, "were not scored"),
+    "unknown fold changes": (lambda r: pl.fold_changes(r, "nothing"), KeyError, "was not scored"),
+    "unknown context": (lambda r: pl.similarity(r, context="nowhere"), KeyError, "was not scored; there are"),
+    "unknown metric": (lambda r: pl.ranks(r, metric="nothing"), KeyError, "no metric 'nothing'"),
+    "no tests": (lambda r: pl.fold_changes(replace(r, de_observed=None), "JAK2"), ValueError, "no differential expr"),
+    "no shares": (
+        lambda r: pl.bars(replace(r, summary=r.summary.assign(scaled=np.nan))),
+        ValueError,
+        "both a baseline",
+    ),
+    "no results": (lambda r: pl.comparison({}), ValueError, "no result to compare"),
+}
 
-    with pytest.raises(ValueError, match="no figure 'pie'; choose one of"):
-        result.plot("pie")
-    with pytest.raises(KeyError, match="were not scored"):
-        pl.deltas(result, ["nothing"])
-    with pytest.raises(KeyError, match="was not scored"):
-        pl.fold_changes(result, "nothing")
-    with pytest.raises(KeyError, match="was not scored; there are"):
-        pl.similarity(result, context="nowhere")
-    with pytest.raises(KeyError, match="no metric 'nothing'"):
-        pl.ranks(result, metric="nothing")
-    with pytest.raises(ValueError, match="no differential expression"):
-        pl.fold_changes(dataclasses.replace(result, de_observed=None), "JAK2")
-    bare = result.summary.assign(scaled=float("nan"))
-    with pytest.raises(ValueError, match="both a baseline and a ceiling"):
-        pl.bars(dataclasses.replace(result, summary=bare))
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_shown_is_refused(result, case):
+    draw, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
+        draw(result)

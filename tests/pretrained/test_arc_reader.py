@@ -57,7 +57,7 @@ def test_one_hot_labels_come_in_the_order_of_the_networks_inputs(arc: Callable[.
     folder = arc()
     folder.perturbations = dict(reversed(folder.perturbations.items()))
     table = read_arc_folder(folder.write(tmp_path / "folder")).perturbations
-    assert table.is_one_hot
+    assert table.one_hot
     assert table.names == ("control", "P0", "P1", "P2", "P3")
 
 

@@ -13,10 +13,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from scvi_tahoe import FractionSplit, TahoeST
+from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.nn import NetworkConfig, SetTransformer
 from scvi_tahoe.pretrained import (
-    Labels,
-    PerturbationTable,
+    FORMATS,
+    AxisLabels,
     PretrainedModel,
     Provenance,
     UnsafeFileError,
@@ -41,8 +42,7 @@ def verify_equal(a: PretrainedModel, b: PretrainedModel) -> None:
     assert a.state_dict.keys() == b.state_dict.keys()
     assert all(torch.equal(a.state_dict[name], b.state_dict[name]) for name in a.state_dict)
     assert a.perturbations.names == b.perturbations.names
-    names = a.perturbations.names
-    assert (a.perturbations.vectors(names) == b.perturbations.vectors(names)).all()
+    assert (a.perturbations.matrix == b.perturbations.matrix).all()
     for name in ("genes", "decoder_genes", "control", "batches", "contexts", "embedding", "set_size"):
         assert getattr(a.labels, name) == getattr(b.labels, name)
     assert a.loss == b.loss
@@ -56,9 +56,9 @@ def model(golden_folder: Callable[..., Path]) -> PretrainedModel:
 def scratch(**changes: Any) -> PretrainedModel:
     sizes = {"n_input": 9, "n_output": 9, "n_perturbation": 3, "hidden": 8, "n_layers": 1, "intermediate": 8}
     config = NetworkConfig(**{**sizes, "n_heads": 2, **changes})
-    labels = Labels(
+    labels = AxisLabels(
         genes=tuple("abcdefghi"),
-        perturbations=PerturbationTable(("control", "x", "y")),
+        perturbations=EmbeddingTable.one_hot_of(("control", "x", "y")),
         control="control",
         set_size=4,
         batches=("p", "q") if config.n_batches or config.n_batch_classes else None,
@@ -534,9 +534,15 @@ def test_a_model_of_ours_is_described_too() -> None:
 
 def test_a_perturbation_table_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="occurs twice"):
-        PerturbationTable(("a", "a"))
+        EmbeddingTable.one_hot_of(("a", "a"))
     with pytest.raises(ValueError, match="disagree"):
-        PerturbationTable(("a",), np.ones((2, 3)))
+        EmbeddingTable(("a",), np.ones((2, 3)))
     with pytest.raises(KeyError, match="'b'"):
-        PerturbationTable(("a",)).vectors(["b"])
-    assert PerturbationTable(("a", "b"), np.array([[0.0, 0.0], [1.0, 0.0]])).zero_names == ("a",)
+        EmbeddingTable.one_hot_of(("a",)).row("b")
+
+
+def test_a_format_is_found_by_name_or_the_error_lists_what_there_is(model: PretrainedModel, tmp_path: Path) -> None:
+    FORMATS.find("arc").write(model, tmp_path / "arc", overwrite=False)
+    verify_equal(read_pretrained(tmp_path / "arc"), model)
+    with pytest.raises(ValueError, match="no format .arcs. .did you mean .arc.*choose one of"):
+        FORMATS.find("arcs")

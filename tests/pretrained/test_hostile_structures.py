@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 
-from scvi_tahoe.files._pickle_program import verify_pickle
-from scvi_tahoe.files._plain_content import verify_expanded
+from scvi_tahoe.files._pickle_files import verify_pickle
+from scvi_tahoe.files._plain_values import verify_expanded
 from scvi_tahoe.pretrained import UnsafeFileError, export_model, read_arc_folder, read_export, read_pretrained
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_a_pickle_that_needs_no_name_to_do_harm_is_refused(
 def test_a_pickle_without_end_is_refused(golden_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = golden_folder("hvg_causal")
     (folder / "var_dims.pkl").write_bytes(b"\x80\x02" + b"N0" * 6_000 + b"N.")
-    monkeypatch.setattr("scvi_tahoe.files._pickle_program._MAX_OPERATIONS", 10_000)
+    monkeypatch.setattr("scvi_tahoe.files._pickle_files._MAX_OPERATIONS", 10_000)
     refused(lambda: read_arc_folder(folder), "more than 10,000 operations")
 
 
@@ -359,7 +359,7 @@ def test_json_without_end_is_refused(
     export: Path, edit: Callable[[str], str], match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign(export, edit=edit)
-    monkeypatch.setattr("scvi_tahoe.files._plain_content._MAX_VALUES", 10_000)
+    monkeypatch.setattr("scvi_tahoe.files._plain_values._MAX_VALUES", 10_000)
     refused(lambda: read_export(export), match)
 
 

@@ -71,7 +71,7 @@ def verify(model: PretrainedModel, tmp_path: Path) -> None:
         with torch.inference_mode():
             output = network(
                 torch.from_numpy(np.asarray(inputs)[rows])[None],
-                torch.from_numpy(model.perturbations.vectors([name])),
+                torch.from_numpy(model.perturbations.matrix[[model.perturbations.row(name)]]),
                 torch.zeros(1, len(rows), dtype=torch.long),
             )
         expected = output.prediction_SNG[0].numpy()

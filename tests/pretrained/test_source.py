@@ -15,7 +15,7 @@ from scvi_tahoe.pretrained import (
     read_pretrained,
     resolve_source,
 )
-from scvi_tahoe.pretrained._source import checkpoint_on_hub
+from scvi_tahoe.pretrained._hub import checkpoint_on_hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable

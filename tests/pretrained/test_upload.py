@@ -19,7 +19,7 @@ from scvi_tahoe.pretrained import (
     read_arc_folder,
     read_pretrained,
 )
-from scvi_tahoe.pretrained._upload import verify_uploadable
+from scvi_tahoe.pretrained._hub import verify_uploadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, SetTransformer
 from scvi_tahoe.pretrained import (
     DECISIONS,
-    Labels,
-    PerturbationTable,
+    AxisLabels,
     PretrainedModel,
     Provenance,
     match_labels,
@@ -76,7 +76,7 @@ def test_other_order_of_every_label_gives_the_same_predictions(
     state, report = start(
         source,
         genes=tuple(np.array(source.genes)[genes]),
-        perturbations=PerturbationTable(tuple(names[i] for i in perturbations)),
+        perturbations=EmbeddingTable.one_hot_of(tuple(names[i] for i in perturbations)),
         batches=("c", "a", "b"),
     )
     assert report.loaded == set(state)
@@ -116,7 +116,7 @@ def test_new_perturbations_start_at_the_mean_of_the_known_and_old_ones_stay(
 ) -> None:
     source = load()
     names = (*source.perturbations.names, "NEW1", "NEW2")
-    state, report = start(source, perturbations=PerturbationTable(names))
+    state, report = start(source, perturbations=EmbeddingTable.one_hot_of(names))
     first = "perturbation_encoder.layers.0.weight"
     assert torch.equal(state[first][:, :5], source.state_dict[first])
     torch.testing.assert_close(state[first][:, 6], source.state_dict[first].mean(1))
@@ -127,7 +127,7 @@ def test_new_perturbations_start_at_the_mean_of_the_known_and_old_ones_stay(
 
 def test_the_control_label_may_have_another_name(load: Callable[..., PretrainedModel]) -> None:
     source = load()
-    table = PerturbationTable(("P0", "non-targeting"))
+    table = EmbeddingTable.one_hot_of(("P0", "non-targeting"))
     state, report = start(source, perturbations=table, control="non-targeting")
     first = "perturbation_encoder.layers.0.weight"
     assert torch.equal(state[first], source.state_dict[first][:, [1, 0]])
@@ -142,7 +142,7 @@ def test_shared_labels_predict_the_same_whatever_else_is_shuffled_missing_or_new
     kept = rng.permutation(24)[:22]  # two genes are gone, the others in another order, two are new
     genes = ("N0", *(source.genes[i] for i in kept[:11]), "N1", *(source.genes[i] for i in kept[11:]))
     names = ("new", "P2", "control", "P0")  # P1 and P3 are gone
-    state, report = start(source, genes=genes, perturbations=PerturbationTable(names), batches=("x", "c", "a"))
+    state, report = start(source, genes=genes, perturbations=EmbeddingTable.one_hot_of(names), batches=("x", "c", "a"))
     config = replace(source.config, n_input=24, n_output=24, n_perturbation=4)
     control = torch.rand(2, 6, 24, generator=torch.Generator().manual_seed(0))
     gone = np.setdiff1d(np.arange(24), kept)
@@ -174,7 +174,7 @@ def test_the_table_counts_what_was_really_moved(load: Callable[..., PretrainedMo
         "new_genes",
         "drop_genes",
         genes=some(source.genes, int(rng.integers(8, 25)), "N", int(rng.integers(0, 9))),
-        perturbations=PerturbationTable(("control", *perturbations)),
+        perturbations=EmbeddingTable.one_hot_of(("control", *perturbations)),
         batches=some(source.batches, int(rng.integers(1, 4)), "z", int(rng.integers(0, 3))),
     )
     for record in report.records:
@@ -200,7 +200,7 @@ def test_from_one_hot_to_a_table_all_but_the_first_layer_of_perturbations_stays(
     load: Callable[..., PretrainedModel],
 ) -> None:
     source = load()
-    table = PerturbationTable(("P0", "control"), np.ones((2, 7), np.float32))
+    table = EmbeddingTable(("P0", "control"), np.ones((2, 7), np.float32))
     state, report = start(source, "new_perturbation_encoder", perturbations=table)
     new = {"perturbation_encoder.layers.0.weight", "perturbation_encoder.layers.0.bias"}
     assert {record.tensor for record in report.records if record.status == "new"} == new
@@ -210,7 +210,7 @@ def test_from_one_hot_to_a_table_all_but_the_first_layer_of_perturbations_stays(
 def test_a_control_that_the_weights_know_is_never_renamed(load: Callable[..., PretrainedModel]) -> None:
     source = load()
     source = replace(source, labels=replace(source.labels, control="not there"))
-    state, report = start(source, perturbations=PerturbationTable(("P0", "control")), control="control")
+    state, report = start(source, perturbations=EmbeddingTable.one_hot_of(("P0", "control")), control="control")
     first = "perturbation_encoder.layers.0.weight"
     assert torch.equal(state[first], source.state_dict[first][:, [1, 0]])
     assert report.matches[1].missing == ()
@@ -237,12 +237,12 @@ def test_without_its_batch_encoder_a_network_keeps_the_mean_batch(load: Callable
 def test_features_are_compared_where_labels_are_shared(golden: Callable[..., Any], tmp_path: Path) -> None:
     source = read_arc_folder(golden("expr_all_feat").folder.write(tmp_path / "folder"))
     table = source.perturbations
-    same = PerturbationTable(("GENE1", "other"), np.stack([table.matrix[1], np.ones(32, np.float32)]))
+    same = EmbeddingTable(("GENE1", "other"), np.stack([table.matrix[1], np.ones(32, np.float32)]))
     assert start(source, perturbations=same).report.loaded
-    different = PerturbationTable(("GENE1",), table.matrix[1:2] * 2)
+    different = EmbeddingTable(("GENE1",), table.matrix[1:2] * 2)
     with pytest.raises(ValueError, match="new_perturbation_encoder.*GENE1"):
         start(source, perturbations=different)
-    strangers = PerturbationTable(("x", "y"), np.ones((2, 32), np.float32))
+    strangers = EmbeddingTable(("x", "y"), np.ones((2, 32), np.float32))
     with pytest.raises(ValueError, match="same_features"):
         start(source, perturbations=strangers)
     assert not start(source, "same_features", perturbations=strangers).report.must_train
@@ -250,7 +250,7 @@ def test_features_are_compared_where_labels_are_shared(golden: Callable[..., Any
 
 def test_one_hot_weights_can_start_a_network_of_features(load: Callable[..., PretrainedModel]) -> None:
     source = load(n_encoder=2)
-    table = PerturbationTable(("P0", "new"), np.ones((2, 7), np.float32))
+    table = EmbeddingTable(("P0", "new"), np.ones((2, 7), np.float32))
     with pytest.raises(ValueError, match="one-hot of width 5 in the weights and features of width 7"):
         start(source, perturbations=table)
     report = start(source, "new_perturbation_encoder", perturbations=table).report
@@ -259,7 +259,7 @@ def test_one_hot_weights_can_start_a_network_of_features(load: Callable[..., Pre
 
 def test_features_of_the_width_of_one_hot_weights_are_not_taken_for_them(load: Callable[..., PretrainedModel]) -> None:
     with pytest.raises(ValueError, match="new_perturbation_encoder"):
-        start(load(), perturbations=PerturbationTable(("a", "b"), np.ones((2, 5), np.float32)))
+        start(load(), perturbations=EmbeddingTable(("a", "b"), np.ones((2, 5), np.float32)))
 
 
 def test_a_gene_decoder_follows_its_gene_names(load: Callable[..., PretrainedModel]) -> None:
@@ -353,9 +353,9 @@ def based() -> PretrainedModel:
         n_input=24, n_output=24, n_perturbation=3, hidden=8, n_layers=1, intermediate=8, n_heads=2, keep_zeros=True,
         base_encoder=True,
     )  # fmt: skip
-    labels = Labels(
+    labels = AxisLabels(
         genes=tuple(f"G{i}" for i in range(24)),
-        perturbations=PerturbationTable(("control", "x", "y")),
+        perturbations=EmbeddingTable.one_hot_of(("control", "x", "y")),
         control="control",
         set_size=4,
     )
@@ -444,7 +444,7 @@ def test_what_is_new_depends_on_the_seed_alone(load: Callable[..., PretrainedMod
 
 
 def test_the_report_is_a_table_and_a_text(load: Callable[..., PretrainedModel]) -> None:
-    report = start(load(), perturbations=PerturbationTable(("control", "NEW"))).report
+    report = start(load(), perturbations=EmbeddingTable.one_hot_of(("control", "NEW"))).report
     assert list(report.table.columns) == ["tensor", "status", "source_shape", "target_shape", "detail"]
     assert report.label_table.set_index("axis").loc["perturbations", "missing_names"] == ["NEW"]
     assert "1 resized" in report.text()

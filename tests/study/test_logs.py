@@ -6,7 +6,7 @@ import pytest
 from study_samples import arc_log, expression_config, with_key, write_config
 
 from scvi_tahoe.study import diagnose, inspect_path, log_figure, logs_figure, read_training_log, read_training_logs
-from scvi_tahoe.study._log_rules import epoch_length, repetition
+from scvi_tahoe.study._log_diagnosis import epoch_length, repetition
 
 
 def written(table, folder, name="metrics.csv"):

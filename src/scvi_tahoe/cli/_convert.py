@@ -1,23 +1,15 @@
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from scvi_tahoe.cli._terminal import Checkpoint, one_line_errors
 
-if TYPE_CHECKING:
-    from scvi_tahoe.pretrained import ArcColumns, PretrainedModel
+__all__ = ["convert"]
 
-
-class Format(StrEnum):
-    """Formats of models that :meth:`~scvi_tahoe.TahoeST.export` writes, and the store on disk of data."""
-
-    SCVI_TAHOE = "scvi-tahoe"
-    ARC = "arc"
-    STORE = "store"
+_STORE = "store"
 
 
 def convert(
@@ -27,7 +19,11 @@ def convert(
     ],
     output: Annotated[Path, typer.Argument(help="Folder to create.")],
     to: Annotated[
-        Format | None, typer.Option(help="Format to write.", show_default="store for h5ad files, else scvi-tahoe")
+        str | None,
+        typer.Option(
+            help="Format to write: scvi-tahoe, arc or, of data, store.",
+            show_default="store for h5ad files, else scvi-tahoe",
+        ),
     ] = None,
     checkpoint: Checkpoint = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
@@ -55,12 +51,10 @@ def convert(
     only_models = {"--checkpoint": checkpoint, "--revision": revision, "--accept-license": accept_license or None}
     with one_line_errors():
         if to is None:
-            to = Format.STORE if all(name.endswith(".h5ad") for name in source) else Format.SCVI_TAHOE
-        is_data = to is Format.STORE
+            to = _STORE if all(name.endswith(".h5ad") for name in source) else "scvi-tahoe"
+        is_data = to == _STORE
         if wrong := [name for name, value in (only_models if is_data else only_data).items() if value is not None]:
-            raise ValueError(
-                f"{', '.join(wrong)} is for {'models' if is_data else 'data'}, and the format is {to.value}."
-            )
+            raise ValueError(f"{', '.join(wrong)} is for {'models' if is_data else 'data'}, and the format is {to}.")
         if is_data:
             if missing := [name for name, value in required.items() if value is None]:
                 raise ValueError(f"a store is sorted by condition: give {' and '.join(missing)}.")
@@ -75,21 +69,10 @@ def convert(
             return
         if len(source) > 1:
             raise ValueError(f"one model is converted at a time, and there are {len(source)}: {', '.join(source)}.")
-        from scvi_tahoe.pretrained import export_model, read_pretrained, write_arc_folder
+        from scvi_tahoe.pretrained import FORMATS, read_pretrained
 
-        # not through a model on data: what the folder does not name stays nameless
+        write = FORMATS.find(to).write
+        # not through a model of data: what a folder does not name stays without a name
         weights = read_pretrained(source[0], checkpoint, revision=revision, accept_license=accept_license or None)
-        if to is Format.ARC:
-            write_arc_folder(weights, output, columns=arc_columns(weights), overwrite=overwrite)
-        else:
-            export_model(weights, output, overwrite=overwrite)
-    typer.echo(f"{source[0]} as {to.value}: {output}")
-
-
-def arc_columns(weights: PretrainedModel) -> ArcColumns:
-    """Return the names of ``obs`` columns for arc-state, as the exported model had them."""
-    from scvi_tahoe.pretrained import ArcColumns
-
-    keys = weights.extra.get("keys") or {}
-    found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}
-    return ArcColumns(**{name: str(column) for name, column in found.items() if column})
+        write(weights, output, overwrite=overwrite)
+    typer.echo(f"{source[0]} as {to}: {output}")

@@ -53,6 +53,13 @@ class EmbeddingTable:
         How the rows were made from those of the labels' parts; None where every label has a row of its own.
     fusion
         How the rows were made from several tables; None if they are one table's.
+    columns
+        Labels that the columns stand for, where rows are one-hot or add up one-hot rows; None for features.
+
+    Raises
+    ------
+    ValueError
+        If a name occurs twice, or names and rows disagree.
     """
 
     names: tuple[str, ...]
@@ -60,6 +67,17 @@ class EmbeddingTable:
     one_hot: bool = False
     composition: Composition | None = None
     fusion: TableFusion | None = None
+    columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("A perturbation name occurs twice in the table; names must be unique.")
+        if self.matrix.ndim != 2 or len(self.matrix) != len(self.names):
+            raise ValueError(
+                f"{len(self.names)} perturbation names and a matrix of shape {self.matrix.shape} disagree."
+            )
+        if self.one_hot and self.columns is None:
+            object.__setattr__(self, "columns", self.names)
 
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> EmbeddingTable:

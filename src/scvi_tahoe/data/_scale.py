@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe._constants import LOG1P_LIMIT
 from scvi_tahoe.data._disk_store import DiskRows, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Scale = Literal["counts", "normalized", "log1p", "log1p_twice", "log2p1", "unknown"]
-
-#: log1p of anything that can be counted in a cell stays below this (the limit that cell-eval applies too)
-LOG1P_LIMIT = 15.0
 
 _UNDO: dict[Scale, Callable[[np.ndarray], np.ndarray]] = {
     "normalized": lambda x: x,

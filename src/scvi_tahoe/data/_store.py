@@ -57,6 +57,10 @@ class CellStore(ABC):
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """float32 ``[*rows.shape, n_features]`` on the device."""
 
+    def mean(self, rows: np.ndarray, device: torch.device) -> np.ndarray:
+        """Mean of some rows, float64 ``[n_features]``."""
+        return self.dense(self.fetch(rows), device).mean(0).cpu().numpy().astype(np.float64)
+
     def compact(self, payload: Payload, device: torch.device) -> Tensor:
         """Return rows as narrow as the store holds them: float16 where it rounds values to it, else float32."""
         return self.dense(payload, device)

@@ -20,7 +20,6 @@ from scvi_tahoe.data._scale import verify_log1p
 from scvi_tahoe.data._screen import (
     Screen,
     ScreenKeys,
-    condition_labels,
     expression_adata,
     obs_column,
     read_matrices,
@@ -61,10 +60,7 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
     try:
         values = obs_column(data, keys, key)
     except KeyError:
-        columns = [str(c) for c in expression_adata(data, keys).obs.columns]
-        raise KeyError(
-            f"{argument}={key!r} is not a column of obs{nearest_names(key, columns)}; it has {columns}."
-        ) from None
+        raise _no_column(data, keys, argument) from None
     if values.isna().any():
         raise ValueError(
             f"obs[{key!r}] ({argument}) has {int(values.isna().sum())} cells without a value; "
@@ -74,15 +70,9 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
         raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; name them or remove those cells.")
 
 
-def _verify_dose_key(data: AnnOrMuData, keys: ScreenKeys) -> None:
-    try:
-        condition_labels(data, keys)  # refuses doses that are none
-    except KeyError:
-        columns = [str(c) for c in expression_adata(data, keys).obs.columns]
-        raise KeyError(
-            f"dose_key={keys.dose_key!r} is not a column of obs{nearest_names(str(keys.dose_key), columns)}; it has "
-            f"{columns}."
-        ) from None
+def _no_column(data: AnnOrMuData, keys: ScreenKeys, argument: str) -> KeyError:
+    columns, key = [str(c) for c in expression_adata(data, keys).obs.columns], getattr(keys, argument)
+    return KeyError(f"{argument}={key!r} is not a column of obs{nearest_names(key, columns)}; it has {columns}.")
 
 
 def _verify_encoding(keys: ScreenKeys) -> None:
@@ -118,7 +108,6 @@ def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
     for argument in ("perturbation_key", "context_key", "batch_key"):
         if (key := getattr(keys, argument)) is not None:
             _verify_obs_key(data, keys, argument, key)
-    _verify_dose_key(data, keys)
     adata = expression_adata(data, keys)
     if keys.layer is not None and keys.layer not in adata.layers:
         layers = [k for k in adata.layers if k is not None]
@@ -268,7 +257,10 @@ def verify_screen(
     _verify_names(data, keys)
     _verify_places(data, keys)
     table = read_table(data, keys, required=for_training and table_required)
-    screen = read_screen(data, keys)
+    try:
+        screen = read_screen(data, keys)  # refuses doses that are none
+    except KeyError:
+        raise _no_column(data, keys, "dose_key") from None
     if for_training:
         verify_controls(screen, perturbation_key=keys.perturbation_key, context_key=keys.context_key)
         _verify_spelling(screen.perturbation.names, keys)

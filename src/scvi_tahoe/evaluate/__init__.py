@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 
 import scvi_tahoe._names as _names
-from scvi_tahoe.evaluate._baselines import BASELINES, baseline_prediction
+from scvi_tahoe.evaluate._baselines import BASELINES, baseline_prediction, register_baseline, shifted_controls
 from scvi_tahoe.evaluate._checks import Check, EvaluationWarning, RepresentationError, checks_table, raise_or_warn
 from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
@@ -25,7 +25,7 @@ from scvi_tahoe.evaluate._metric_effects import (
     wmse,
 )
 from scvi_tahoe.evaluate._metric_energy_distance import energy_distance, fit_components
-from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info
+from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info, register_metric
 from scvi_tahoe.evaluate._prediction_checks import check_collapse, mean_cosine
 from scvi_tahoe.evaluate._preset_vcc2025 import Vcc2025Terms, vcc2025_overall
 from scvi_tahoe.evaluate._presets import PRESETS, Preset
@@ -71,6 +71,9 @@ __all__ = [
     "quantile_map",
     "r2_weighted",
     "raise_or_warn",
+    "register_baseline",
+    "register_metric",
+    "shifted_controls",
     "strata",
     "submission",
     "vcc2025_overall",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_tahoe.evaluate._baselines import register_baseline, shifted_controls
+from scvi_tahoe.evaluate._metric_effects import unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ def ridge_fit(
 def _mean_of_nearest(
     x_TP: NDArray[np.floating], y_TG: NDArray[np.floating], new_NP: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    similarity = _unit(new_NP) @ _unit(x_TP).T
+    similarity = unit_rows(new_NP) @ unit_rows(x_TP).T
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :_N_NEIGHBOURS]
     return np.stack([y_TG[neighbours].mean(axis=0) for neighbours in order])
 
@@ -105,8 +106,3 @@ def _training(inputs: BaselineInputs, context: str) -> tuple[NDArray[np.float64]
         contexts = [context] if context in where[name] else where[name]
         deltas.append(np.mean([inputs.delta(c, name) for c in contexts], axis=0))
     return np.stack([embeddings[name] for name in names]), np.stack(deltas)
-
-
-def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros(rows.shape), where=length > 0)

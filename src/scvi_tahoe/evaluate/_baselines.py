@@ -29,17 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A simple predictor.
+    """A simple predictor."""
 
-    Attributes
-    ----------
-    predict
-        Returns predicted cells for its inputs and a random seed.
-    needs_train, needs_embeddings
-        Whether it is computed from training data, and from perturbation embeddings.
-    """
-
+    #: returns predicted cells for its inputs and a random seed
     predict: Predict
+    #: whether it is computed from training data, and from perturbation embeddings
     needs_train: bool = True
     needs_embeddings: bool = False
 
@@ -62,29 +56,19 @@ def register_baseline(
 
 @dataclass(frozen=True)
 class BaselineInputs:
-    """Everything a baseline knows; the observed cells of held-out conditions are not part of it.
+    """Everything a baseline knows; the observed cells of held-out conditions are not part of it."""
 
-    Attributes
-    ----------
-    train
-        Training cells over the same genes, or ``None``.
-    controls
-        Real control cells of each context to predict, ``[C, G]``.
-    n_cells
-        Cells to predict for each perturbation of each context.
-    control
-        Label of control cells.
-    genes
-        Gene names, ``[G]``.
-    embeddings
-        Vector of each perturbation, for the baselines that use them.
-    """
-
+    #: training cells over the same genes, or ``None``
     train: CellTable | None
+    #: real control cells of each context to predict, ``[C, G]``
     controls: Mapping[str, Matrix]
+    #: cells to predict for each perturbation of each context
     n_cells: Mapping[str, Mapping[str, int]]
+    #: label of control cells
     control: str
+    #: gene names, ``[G]``
     genes: NDArray[np.str_]
+    #: vector of each perturbation, for the baselines that use them
     embeddings: Mapping[str, NDArray[np.float64]] | None = None
     _deltas: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict, repr=False)
 

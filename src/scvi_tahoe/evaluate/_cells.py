@@ -65,27 +65,18 @@ class SelectedRows:
 
 @dataclass(frozen=True)
 class CellTable:
-    """Cells with one perturbation and one context each.
+    """Cells with one perturbation and one context each."""
 
-    Attributes
-    ----------
-    expression
-        Log1p expression, ``[C, G]``: dense, selected rows of a dense matrix, or CSR. Shared with the AnnData it came
-        from, hence never written to.
-    perturbation
-        Perturbation label of each cell, ``[C]``.
-    context
-        Context label of each cell, ``[C]``; one constant label where the data have none.
-    genes
-        Gene names, ``[G]``, unique.
-    names
-        Cell names, ``[C]``.
-    """
-
+    #: log1p expression, ``[C, G]``: dense, selected rows of a dense matrix, or CSR. Shared with the AnnData it
+    #: came from, hence never written to
     expression: Matrix
+    #: perturbation label of each cell, ``[C]``
     perturbation: NDArray[np.str_]
+    #: context label of each cell, ``[C]``; one constant label where the data have none
     context: NDArray[np.str_]
+    #: gene names, ``[G]``, unique
     genes: NDArray[np.str_]
+    #: cell names, ``[C]``
     names: NDArray[np.str_]
 
     @property

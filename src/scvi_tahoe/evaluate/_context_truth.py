@@ -25,23 +25,15 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class ContextTruth:
-    """Observed cells of one context and what follows from them, each part computed when first asked for.
+    """Observed cells of one context and what follows from them, each part computed when first asked for."""
 
-    Attributes
-    ----------
-    cells
-        Observed cells of one context, controls included.
-    control
-        Label of the control cells.
-    cache
-        Keeps differential expression.
-    de_backend, num_threads, progress
-        Where and how differential expression is tested.
-    """
-
+    #: observed cells of one context, controls included
     cells: CellTable
+    #: label of the control cells
     control: str
+    #: keeps differential expression
     cache: TruthCache
+    #: where and how differential expression is tested
     de_backend: Literal["cpu", "gpu"]
     num_threads: int | None
     progress: bool

@@ -93,7 +93,7 @@ def differential_expression(
 
 
 def _tested(adata: AnnData, control: str, num_threads: int | None) -> pl.DataFrame:
-    """What pdex finds with cell-eval's settings."""
+    """Run pdex with cell-eval's settings."""
     from pdex import pdex
 
     table = pdex(
@@ -148,15 +148,14 @@ def contained(*, quiet: bool = True) -> Iterator[None]:
     import scanpy  # noqa: F401  # its log keeps the stderr of its first import, which must not be the one below
     from threadpoolctl import threadpool_limits
 
-    their_log = logging.getLogger("cell_eval")
     with contextlib.ExitStack() as stack:
         # first in, last out: numba's first parallel function sets the threads of OpenMP, and so of PyTorch, too
         stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         stack.callback(numba.set_num_threads, numba.get_num_threads())
-        stack.callback(their_log.setLevel, their_log.level)
-        their_log.setLevel(
-            logging.ERROR
-        )  # it warns of every infinite fold change, which one-sided zeros give as a rule
+        # they warn of every infinite fold change, which one-sided zeros give as a rule, and of what is in our checks
+        for log in (logging.getLogger("cell_eval"), logging.getLogger("cell_eval2")):
+            stack.callback(log.setLevel, log.level)
+            log.setLevel(logging.ERROR)
         if quiet:
             sink = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stderr(sink))

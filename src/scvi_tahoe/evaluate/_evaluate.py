@@ -89,7 +89,7 @@ def evaluate(
     allow_train
         Accept held-out conditions that are in the training data.
     seed
-        Seed of the baseline's cells and of the split halves.
+        Random seed for the baseline's cells and the split halves.
 
     Returns
     -------
@@ -142,6 +142,8 @@ def evaluate(
     baseline_scores = _baseline_scores(baseline, reference, settings, seed=seed)
     halves = reference.ceiling_scores(settings, seed=seed) if reference.ceiling else None
     observed_de = {c: truth.differential_expression for c, truth in reference.contexts.items() if record.needs_de}
+    name = baseline if baseline is None or isinstance(baseline, str) else "a prediction"
+    name = "a result" if isinstance(baseline, EvaluationResult) else name
     result = EvaluationResult(
         summary=summarize(per_perturbation, baseline=baseline_scores, halves=halves, seed=seed),
         per_perturbation=per_perturbation,
@@ -149,7 +151,7 @@ def evaluate(
         checks=checks_table([*checks, *found]),
         provenance={
             **settings.to_kwargs(),
-            "baseline": _baseline_name(baseline),
+            "baseline": name,
             "de_backend": reference.de_backend if record.needs_de else None,
             "seed": seed,
             "contexts": list(reference.contexts),
@@ -201,7 +203,7 @@ def baseline_results(
 def _statistics_checks(
     scores: Mapping[str, ContextScores], reference: EvaluationReference, settings: ScoringSettings
 ) -> list[Check]:
-    """Checks on effects and spread, of each context; the most severe of each kind is kept."""
+    """Check effects and spread of each context, and keep the most severe outcome of each check."""
     found = {}
     for context, truth in reference.contexts.items():
         found[context] = check_statistics(
@@ -243,15 +245,8 @@ def _as_reference(
     )
 
 
-def _baseline_name(baseline: str | AnnData | EvaluationResult | None) -> str | None:
-    """Name for the provenance."""
-    if baseline is None or isinstance(baseline, str):
-        return baseline
-    return "a result" if isinstance(baseline, EvaluationResult) else "a prediction"
-
-
 def _verify_baseline(baseline: str | AnnData | EvaluationResult | None, reference: EvaluationReference) -> None:
-    """Refuse a baseline that cannot be computed, before anything else is."""
+    """Reject a baseline that cannot be computed, before anything else is."""
     if not isinstance(baseline, str):
         return
     kind = BASELINES.find(baseline)
@@ -263,8 +258,7 @@ def _verify_baseline(baseline: str | AnnData | EvaluationResult | None, referenc
     if kind.needs_train and reference.train is None:
         raise ValueError(
             f"The baseline {baseline!r} is computed from training data: pass train=<AnnData the model was trained on>, "
-            "or "
-            'choose baseline="control" or baseline=None.'
+            'or choose baseline="control" or baseline=None.'
         )
 
 
@@ -275,13 +269,18 @@ def _baseline_scores(
     *,
     seed: int,
 ) -> pd.DataFrame | None:
-    """Return the baseline's scores on the conditions of the reference, one row for each; checked if it is handed in."""
+    """Return the baseline's scores on the conditions of the reference, one row for each."""
     if baseline is None:
         return None
     if isinstance(baseline, str):
         return reference.baseline_scores(baseline, settings, seed=seed)
     if isinstance(baseline, EvaluationResult):
-        _verify_same(baseline, reference, settings)
+        expected = {**settings.to_kwargs(), "truth": reference.fingerprint}
+        different = [key for key, value in expected.items() if baseline.provenance.get(key) != value]
+        if different:
+            raise ValueError(
+                f"The baseline's result differs from this evaluation in {different}; score it with the same settings."
+            )
         return baseline.per_perturbation
     predicted, shared, checks = matched(baseline, reference, own_controls=settings.control_cells == "predicted")
     if shared is not reference:
@@ -289,15 +288,6 @@ def _baseline_scores(
     profiles = profiles_of_contexts(predicted, without=reference.control)
     raise_or_warn([*checks, *value_checks(predicted, profiles, reference)], "error")
     return reference.score(clipped(predicted), settings)
-
-
-def _verify_same(result: EvaluationResult, reference: EvaluationReference, settings: ScoringSettings) -> None:
-    expected = {**settings.to_kwargs(), "truth": reference.fingerprint}
-    different = [key for key, value in expected.items() if result.provenance.get(key) != value]
-    if different:
-        raise ValueError(
-            f"The baseline's result differs from this evaluation in {different}; score it with the same settings."
-        )
 
 
 def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference) -> Effects:

@@ -112,7 +112,7 @@ def cell_eval_scores(
 
 
 def _labels(perturbations: Sequence[str], genes: NDArray[np.str_], control: str) -> AnnData:
-    """What cell-eval verifies of each side, without any cell."""
+    """Make what cell-eval verifies of each side, without any cell."""
     from anndata import AnnData
 
     labels = [*perturbations, control]

@@ -146,7 +146,7 @@ def pds_cosine(
         return np.full(n, np.nan)
     kept = np.ones(predicted.shape[1], dtype=bool)
     kept[target_gene[target_gene >= 0]] = False
-    similarity = _unit_rows(predicted[:, kept]) @ _unit_rows(observed[:, kept]).T
+    similarity = unit_rows(predicted[:, kept]) @ unit_rows(observed[:, kept]).T
     own = np.diag(similarity)[:, None]
     tied = np.isclose(similarity, own, rtol=0, atol=1e-12)
     rank = ((similarity > own) & ~tied).sum(axis=1) + 0.5 * (tied.sum(axis=1) - 1)
@@ -172,7 +172,8 @@ def centroid_accuracy(predicted: NDArray[np.floating], observed: NDArray[np.floa
     return (distance > np.diag(distance)[:, None]).sum(axis=1) / (n - 1)
 
 
-def _unit_rows(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
+def unit_rows(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Divide each row by its length; a row of length zero stays."""
     length = np.linalg.norm(matrix, axis=1, keepdims=True)
     return np.divide(matrix, length, out=np.zeros(matrix.shape), where=length > 0)
 

@@ -27,17 +27,11 @@ _MAX_CELLS = 500
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components.
+    """Principal components."""
 
-    Attributes
-    ----------
-    center
-        Mean of the cells they were fitted on, ``[G]``.
-    axes
-        Orthonormal directions, ``[G, K]``.
-    """
-
+    #: mean of the cells they were fitted on, ``[G]``
     center: NDArray[np.float64]
+    #: orthonormal directions, ``[G, K]``
     axes: NDArray[np.float64]
 
     def __call__(self, cells: Matrix) -> NDArray[np.float64]:

@@ -30,29 +30,20 @@ CeilingRule = Literal["spearman_brown", "absolute", "squared", "none"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides of one context, as metrics see them.
+    """Both sides of one context, as metrics see them."""
 
-    Attributes
-    ----------
-    observed, predicted
-        Statistics of the same perturbations in the same order, each with the controls that its deltas are taken
-        against.
-    genes
-        Gene names, ``[G]``.
-    weights
-        Gene weights of each perturbation, ``[P, G]``, see :func:`~scvi_tahoe.evaluate.gene_weights`.
-    n_de_observed, n_de_predicted
-        Differentially expressed genes of each perturbation, ``[P]``, for metrics that need them.
-    truth, predicted_cells
-        Observed and predicted cells, for metrics that need them.
-    """
-
+    #: statistics of the same perturbations in the same order, each with the controls that its deltas are taken
+    #: against
     observed: GroupStatistics
     predicted: GroupStatistics
+    #: gene names, ``[G]``
     genes: NDArray[np.str_]
+    #: gene weights of each perturbation, ``[P, G]``, see :func:`~scvi_tahoe.evaluate.gene_weights`
     weights: NDArray[np.float64]
+    #: differentially expressed genes of each perturbation, ``[P]``, for metrics that need them
     n_de_observed: NDArray[np.intp] | None = None
     n_de_predicted: NDArray[np.intp] | None = None
+    #: observed and predicted cells, for metrics that need them
     truth: ContextTruth | None = None
     predicted_cells: CellTable | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._compat import require
 from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._cells import concatenate
 from scvi_tahoe.evaluate._checks import Check, checks_table
@@ -19,7 +19,7 @@ from scvi_tahoe.evaluate._presets import PRESETS, Preset
 from scvi_tahoe.evaluate._summary import bootstrap_means, interval, mean_over_contexts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import polars as pl
 
@@ -121,17 +121,11 @@ def _overall(scores: Mapping[str, _ContextScores]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _ContextScores:
-    """Scores of one context.
+    """Scores of one context."""
 
-    Attributes
-    ----------
-    per_perturbation
-        One row a perturbation; a member that is a ratio of sums has no column.
-    table
-        Index member; columns ``value``, ``baseline``, ``replicate`` and ``scaled``.
-    """
-
+    #: one row a perturbation; a member that is a ratio of sums has no column
     per_perturbation: pd.DataFrame
+    #: index member; columns ``value``, ``baseline``, ``replicate`` and ``scaled``
     table: pd.DataFrame
 
     @property
@@ -147,29 +141,19 @@ def _context_scores(truth: ContextTruth, predicted: CellTable, reference: Evalua
     (cell-eval2's generic baseline, which knows the truth) and 1 the mean of five split-half replicates; the cache of
     the reference keeps both. The observed controls are used on both sides.
     """
-    cell_eval2 = _cell_eval2()
+    cell_eval2 = require("cell_eval2", "vcc2026")
     config = _config(truth)
     observed = truth.cells.to_adata(perturbation_key=LABEL_COLUMN)
     both = concatenate(truth.controls, predicted, predicted.perturbation != truth.control)
-    with contained(), _quiet():
+    with contained():
         scores = cell_eval2.compute_metrics(both.to_adata(perturbation_key=LABEL_COLUMN), observed, config=config)
     ends = _ends(truth, reference, config)
-    values = _means(scores)
+    values = pd.Series(_mean_row(cell_eval2.aggregate_metrics_wide(scores)), dtype=float)
     table = pd.DataFrame({"value": values.reindex(VCC2026_METRICS), **{c: ends[c] for c in ("baseline", "replicate")}})
     table["scaled"] = [_scaled(name, *row) for name, row in zip(table.index, table.to_numpy(float))]
     wide = pd.DataFrame(scores.pivot(on="metric", index="perturbation", values="value").to_dict(as_series=False))
     wide = wide.set_index("perturbation").reindex(list(truth.perturbations))
     return _ContextScores(wide[[name for name in VCC2026_METRICS if name in wide]].astype(float), table)
-
-
-def _cell_eval2() -> Any:
-    try:
-        import cell_eval2
-    except ImportError as error:
-        raise ImportError(
-            'preset="vcc2026" runs on cell-eval2, which is not installed: pip install "scvi-tahoe[vcc2026]".'
-        ) from error
-    return cell_eval2
 
 
 def _config(truth: ContextTruth) -> Any:
@@ -201,15 +185,13 @@ def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> p
         from cell_eval2.anchor import compute_replicate_anchor
 
         observed = truth.cells.to_adata(perturbation_key=LABEL_COLUMN)
-        with contained(), _quiet():
+        with contained():
             # degenerate members (a scale without room, as on a few hundred genes) are told of below, not raised on
             generic = build_generic_baseline(observed, config=config, allow_degenerate=True)
             try:
                 _, anchor = compute_replicate_anchor(observed, config=config)
                 replicate = dict(zip(anchor["metric"].to_list(), anchor["replicate"].to_list()))
-            except (
-                ValueError
-            ) as error:  # too little effect at this depth for a scale: the members have values, no shares
+            except ValueError as error:  # too little effect at this depth: the members have values, and no shares
                 logger.warning("The replicates of context %r give no scale: %s", truth.context, error)
                 replicate = {}
         baseline = _mean_row(generic.agg)
@@ -226,19 +208,13 @@ def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> p
     return pd.DataFrame(reference.cache.table(key, compute).to_dict(as_series=False)).set_index("metric").astype(float)
 
 
-def _means(scores: pl.DataFrame) -> pd.Series:
-    from cell_eval2 import aggregate_metrics_wide
-
-    return pd.Series(_mean_row(aggregate_metrics_wide(scores)), dtype=float)
-
-
 def _mean_row(aggregate: pl.DataFrame) -> dict[str, float]:
     row = aggregate.filter(aggregate["statistic"] == "mean").drop("statistic").to_dicts()[0]
     return {name: float("nan") if value is None else float(value) for name, value in row.items()}
 
 
 def _scaled(member: str, value: float, baseline: float, replicate: float) -> float:
-    """Score of a member by cell-eval2's own policy; NaN where baseline and replicate leave no room between them."""
+    """Scale a member by cell-eval2's own policy; NaN if baseline and replicate leave no room between them."""
     from cell_eval2.catalog import CATALOG
     from cell_eval2.scoring import is_degenerate, score_one
 
@@ -249,18 +225,6 @@ def _scaled(member: str, value: float, baseline: float, replicate: float) -> flo
     except ValueError:  # a replicate as bad as the worst possible value: no scale
         return float("nan")
     return float("nan") if is_degenerate(baseline, policy) else float(score_one(value, baseline, policy))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep cell-eval2's log to errors: what it warns of is in our checks."""
-    log = logging.getLogger("cell_eval2")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 PRESETS.register("vcc2026", Preset(from_counts=True, extend=with_scores_of_2026))

@@ -24,17 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringSettings:
-    """How to score; everything here enters the cache key and the provenance.
+    """How to score; everything here enters the cache key and the provenance."""
 
-    Attributes
-    ----------
-    preset
-        Name of a preset.
-    control_cells
-        ``"real"`` puts the observed controls under the prediction; ``"predicted"`` takes its own.
-    """
-
+    #: name of a preset
     preset: str = "vcc2025"
+    #: ``"real"`` puts the observed controls under the prediction; ``"predicted"`` takes its own
     control_cells: Literal["real", "predicted"] = "real"
 
     def __post_init__(self) -> None:
@@ -51,26 +45,19 @@ class ScoringSettings:
         return PRESETS.find(self.preset)
 
     def to_kwargs(self) -> dict[str, object]:
-        """Settings as plain values."""
+        """Return the settings as plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class ContextScores:
-    """Scores of one context.
+    """Scores of one context."""
 
-    Attributes
-    ----------
-    per_perturbation
-        One row a perturbation, one column a score, and ``n_cells``, ``n_cells_predicted``.
-    statistics
-        Means, variances and zeros of the predicted cells.
-    de_predicted
-        Differential expression of the predicted cells, if it was tested.
-    """
-
+    #: one row a perturbation, one column a score, and ``n_cells``, ``n_cells_predicted``
     per_perturbation: pd.DataFrame
+    #: means, variances and zeros of the predicted cells
     statistics: GroupStatistics
+    #: differential expression of the predicted cells, if it was tested
     de_predicted: pl.DataFrame | None = None
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe._constants import LOG1P_LIMIT
 from scvi_tahoe.evaluate._cells import dense
 from scvi_tahoe.evaluate._checks import Check, check_interval, most_severe
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._cells import CellTable
 
-#: cell-eval's bound for log1p values; ``expm1(15)`` is 3.3 million counts of one gene in one cell
-_LOG1P_LIMIT = 15.0
 #: negative values down to here are rounding and are set to zero
 _TINY = -1e-3
 #: share of integers among non-zero values beyond which data are counts, or rounded
@@ -47,26 +46,17 @@ _MIN_CELLS = 60
 
 @dataclass(frozen=True)
 class CellProfile:
-    """Statistics of a sample of cells.
+    """Statistics of a sample of cells."""
 
-    Attributes
-    ----------
-    totals
-        Sum of ``expm1`` over the genes of each cell, ``[cells]``: its library size, if the values are log1p.
-    relogged_totals
-        The same with ``expm1`` applied twice: the library size if the values were logged twice.
-    raw_totals
-        Sum of the values as they are: the library size if the values were never logged.
-    zero_fraction
-        Share of zeros in each cell.
-    integer_fraction
-        Share of integers among the non-zero values of all cells; NaN if there are none.
-    """
-
+    #: sum of ``expm1`` over the genes of each cell, ``[cells]``: its library size, if the values are log1p
     totals: NDArray[np.float64]
+    #: the same with ``expm1`` applied twice: the library size if the values were logged twice
     relogged_totals: NDArray[np.float64]
+    #: sum of the values as they are: the library size if the values were never logged
     raw_totals: NDArray[np.float64]
+    #: share of zeros in each cell
     zero_fraction: NDArray[np.float64]
+    #: share of integers among the non-zero values of all cells; NaN if there are none
     integer_fraction: float
 
 
@@ -99,10 +89,10 @@ def _profile(cells: CellTable, rows: NDArray[np.intp], most: int) -> CellProfile
 
 
 def check_range(cells: CellTable, *, role: str) -> Check:
-    """Refuse values that cannot be log1p expression: NaN, infinite, negative, huge, or nothing but zeros."""
+    """Reject values that cannot be log1p expression: NaN, infinite, negative, huge, or nothing but zeros."""
     values = cells.expression.data if sp.issparse(cells.expression) else cells.expression
     low, high = _extremes(values)
-    allowed = f"0 to below {_LOG1P_LIMIT:g}"
+    allowed = f"0 to below {LOG1P_LIMIT:g}"
     name = f"values of the {role}"
     if not np.isfinite(low) or not np.isfinite(high):  # min and max carry NaN through
         bad = "NaN" if np.isnan(low) else "infinite values"
@@ -115,10 +105,10 @@ def check_range(cells: CellTable, *, role: str) -> Check:
             "output)."
         )
         return Check(name, "error", low, allowed, message)
-    if high >= _LOG1P_LIMIT:
+    if high >= LOG1P_LIMIT:
         message = (
-            f"the largest value of the {role} is {high:.4g}, in {_where(cells, values >= _LOG1P_LIMIT)}: log1p "
-            f"expression stays below {_LOG1P_LIMIT:g}. Normalise each cell and apply log1p, or drop the outliers."
+            f"the largest value of the {role} is {high:.4g}, in {_where(cells, values >= LOG1P_LIMIT)}: log1p "
+            f"expression stays below {LOG1P_LIMIT:g}. Normalise each cell and apply log1p, or drop the outliers."
         )
         return Check(name, "error", high, allowed, message)
     if high == 0:
@@ -129,7 +119,7 @@ def check_range(cells: CellTable, *, role: str) -> Check:
 
 
 def check_integers(profile: CellProfile, *, role: str) -> Check:
-    """Refuse whole numbers, which cell-eval would take for counts and normalise a second time without a word."""
+    """Reject whole numbers, which cell-eval would take for counts and normalise a second time without a word."""
     share = profile.integer_fraction
     if np.isnan(share) or share < _INTEGER_SHARE:
         return Check(f"scale of the {role}", "ok", share, f"below {_INTEGER_SHARE:g}")
@@ -141,7 +131,7 @@ def check_integers(profile: CellProfile, *, role: str) -> Check:
 
 
 def check_logarithm(observed: CellProfile) -> Check:
-    """Refuse a reference that was never logged, or twice, if its cells were normalised to one total over its genes.
+    """Reject a reference that was never logged, or twice, if its cells were normalised to one total over its genes.
 
     With the same mistake on both sides nothing differs between them; but totals are equal on one scale only.
     """
@@ -158,7 +148,7 @@ def check_logarithm(observed: CellProfile) -> Check:
 
 
 def _spread(totals: np.ndarray) -> float:
-    """Standard deviation over mean; NaN where totals are infinite."""
+    """Return standard deviation over mean; NaN if totals are infinite."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         return float(np.std(totals) / np.mean(totals)) if len(totals) > 1 else float("nan")
 
@@ -276,7 +266,7 @@ def cell_totals(cells: CellTable) -> NDArray[np.float64]:
 
 
 def check_counts(cells: CellTable, *, role: str) -> Check:
-    """Refuse values that are no counts, empty cells, and cells larger than the challenge of 2026 takes."""
+    """Reject values that are no counts, empty cells, and cells larger than the challenge of 2026 takes."""
     values = cells.expression.data if sp.issparse(cells.expression) else cells.expression
     name, allowed = f"counts of the {role}", f"whole numbers, totals of 1 to {MAX_TOTAL:,}"
     if values.size and not np.isfinite(values).all():

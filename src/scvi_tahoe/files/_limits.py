@@ -9,8 +9,6 @@ import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
-__all__ = ["MALFORMED", "UnsafeFileError", "file_root", "member", "one_line", "verify_size"]
-
 MEGABYTE = 1_000_000
 _LONGEST = 600
 

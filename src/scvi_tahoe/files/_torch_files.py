@@ -14,16 +14,13 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
-from scvi_tahoe.files._pickle_program import verify_pickle
-from scvi_tahoe.files._plain_content import verify_expanded
-from scvi_tahoe.files._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar
+from scvi_tahoe.files._pickle_files import verify_pickle
+from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar, verify_expanded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-__all__ = ["checksums", "read_torch", "verify_finite", "verify_tensor"]
 
 _LIMIT = 200_000 * MEGABYTE
 _PICKLE_LIMIT = 100 * MEGABYTE

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
-from scvi_tahoe.files._plain_content import verify_expanded
-from scvi_tahoe.files._plain_numpy import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar
+from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar, verify_expanded
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["read_json", "read_yaml"]
 
 #: The longest known: 62,710 gene names, a line each.
 _YAML_LIMIT, _JSON_LIMIT = 16 * MEGABYTE, 32 * MEGABYTE

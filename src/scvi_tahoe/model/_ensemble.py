@@ -13,7 +13,7 @@ from scvi_tahoe.evaluate import EvaluationReference
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
-from scvi_tahoe.response import mean_expression, means_by_code, move_to_mean
+from scvi_tahoe.response import means_by_code, move_to_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -217,7 +217,7 @@ class TahoeEnsemble:
             full_precision=True,
             rows=np.concatenate([*controls.values()]),
         )
-        mean_of = {c: mean_expression(dataset.cells, rows, model.device) for c, rows in controls.items()}
+        mean_of = {c: dataset.cells.mean(rows, model.device) for c, rows in controls.items()}
         return np.stack([mean_of[context] for context in contexts])
 
     def evaluate(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from scvi_tahoe._constants import REGISTRY
-from scvi_tahoe.data import Component
 from scvi_tahoe.nn import merged_state
-from scvi_tahoe.pretrained import Labels, LossSettings, PerturbationTable, PretrainedModel, Provenance
+from scvi_tahoe.pretrained import AxisLabels, LossSettings, PretrainedModel, Provenance, flat_table, table_settings
 
 if TYPE_CHECKING:
-    from scvi_tahoe.data import EmbeddingTable
     from scvi_tahoe.model._fitted import FittedModel
     from scvi_tahoe.nn import ObjectiveConfig
 
@@ -26,13 +22,12 @@ _KEYS = (
 
 def pretrained_of(model: FittedModel) -> PretrainedModel:
     """Return the model as it is written into a folder."""
-    objective, table = model.module.objective.config, model.perturbation_table
+    objective = model.module.objective.config
     extra = {
         "representation": model.representation,
         "objective": objective.to_dict(),
         "keys": {name: getattr(model.keys, name) for name in _KEYS},
-        "composition": _composition(table),
-        "fusion": _fusion(table),
+        **table_settings(model.perturbation_table),
         "training": model.training_config_,
         "prior": model.prior,
     }
@@ -48,7 +43,7 @@ def pretrained_of(model: FittedModel) -> PretrainedModel:
     )
 
 
-def labels_of(model: FittedModel) -> Labels:
+def labels_of(model: FittedModel) -> AxisLabels:
     """Return what the axes of a model's network stand for."""
     keys, states, config = model.keys, model.registry_["field_registries"], model.module.config
 
@@ -57,44 +52,16 @@ def labels_of(model: FittedModel) -> Labels:
 
     embeds = model.representation == "embedding"
     genes = tuple(model.genes.tolist())
-    return Labels(
+    return AxisLabels(
         genes=None if embeds else genes,
         decoder_genes=genes if config.gene_decoder is not None else None,
-        perturbations=_table(model.perturbation_table),
+        perturbations=flat_table(model.perturbation_table),
         control=keys.control,
         batches=names(REGISTRY.BATCH) if config.n_batches or config.batch_token else None,
         contexts=names(REGISTRY.CONTEXT),
         embedding=(keys.cell_embedding_key or keys.embedding_modality) if embeds else None,
         set_size=model.set_size,
     )
-
-
-def _table(table: EmbeddingTable) -> PerturbationTable:
-    """Return the table as a folder holds it; one whose rows are composed begins with the components themselves."""
-    composition = table.composition
-    if composition is None:
-        return PerturbationTable(table.names, None if table.one_hot else table.matrix)
-    components = composition.components.names
-    labels = [i for i, name in enumerate(table.names) if name not in composition.components.row_of]
-    return PerturbationTable(
-        (*components, *(table.names[i] for i in labels)),
-        np.concatenate([composition.rows((Component(name),) for name in components), table.matrix[labels]]),
-        composition.columns,
-    )
-
-
-def _fusion(table: EmbeddingTable) -> dict[str, Any] | None:
-    """Return how several tables became one, as plain values."""
-    fusion = table.components.fusion
-    return None if fusion is None else {k: [a.tolist() for a in v] for k, v in fusion.to_dict().items()}
-
-
-def _composition(table: EmbeddingTable) -> dict[str, Any] | None:
-    """Return how rows were made, as plain values."""
-    if table.composition is None:
-        return None
-    size = {"n_rows": len(table.components.names), "width": table.components.width, "labels": list(table.names)}
-    return {**table.composition.to_dict(), **size}
 
 
 def _loss_of(objective: ObjectiveConfig, decoder_weight: float) -> LossSettings:

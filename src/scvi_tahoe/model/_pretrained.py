@@ -16,10 +16,9 @@ from scvi_tahoe.model._export import labels_of, pretrained_of
 from scvi_tahoe.model._fitted import FittedModel
 from scvi_tahoe.nn import Objective, ObjectiveConfig, reject_ineffective_options
 from scvi_tahoe.pretrained import (
-    ArcColumns,
+    FORMATS,
     PretrainedModel,
     diagnose_attention,
-    export_model,
     for_other_cells,
     objective_of,
     plan_warm_start,
@@ -31,7 +30,6 @@ from scvi_tahoe.pretrained import (
     united_table,
     verify_scale,
     with_numbered_genes,
-    write_arc_folder,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.nn import Attention
     from scvi_tahoe.pretrained import AttentionDiagnosis
     from scvi_tahoe.response import Prior
-
-__all__ = ["PretrainedMixin"]
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +229,7 @@ class PretrainedMixin(FittedModel):
         self,
         folder: str | Path,
         *,
-        format: Literal["scvi-tahoe", "arc"] = "scvi-tahoe",
+        format: Literal["scvi-tahoe", "arc"] | str = "scvi-tahoe",
         backbone_from: str | Path | None = None,
         accept_license: bool | None = None,
         overwrite: bool = False,
@@ -265,26 +261,11 @@ class PretrainedMixin(FittedModel):
         FileExistsError
             If the folder exists and may not be replaced.
         """
-        if format not in ("scvi-tahoe", "arc"):
-            raise ValueError(f"format={format!r} is unknown; allowed are 'scvi-tahoe' and 'arc'.")
-        if format == "arc" and self.prior != "none":
-            raise ValueError(
-                f"arc-state has no counterpart for prior={self.prior!r}. Train a model with prior='none' for it, and "
-                "with a head that it knows: TahoeST(adata, prior='none', network={'head': 'hidden_residual'}); or "
-                "export with format='scvi-tahoe', which keeps the prior."
-            )
-        pretrained = pretrained_of(self)
-        if format == "scvi-tahoe":
-            base = self._backbone_of(backbone_from, accept_license)
-            export_model(pretrained, folder, base=base, overwrite=overwrite)
-            return
-        if backbone_from is not None:
-            raise ValueError("backbone_from needs format='scvi-tahoe': arc-state's folders hold all weights.")
-        keys = self.keys
-        columns = ArcColumns(
-            perturbation=keys.perturbation_key, context=keys.context_key or "cell_type", batch=keys.batch_key or "batch"
-        )
-        write_arc_folder(pretrained, folder, columns=columns, overwrite=overwrite)
+        target = FORMATS.find(format)
+        if backbone_from is not None and not target.takes_base:
+            raise ValueError(f"backbone_from has no effect: folders of format={format!r} hold all weights.")
+        base = {"base": self._backbone_of(backbone_from, accept_license)} if target.takes_base else {}
+        target.write(pretrained_of(self), folder, overwrite=overwrite, **base)
 
     def push_to_hub(
         self,

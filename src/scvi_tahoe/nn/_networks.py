@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scvi_tahoe.nn._aligned_linear import AlignedLinear, runs_in_16_bits, widened
-from scvi_tahoe.nn._backbone import Backbone
+from scvi_tahoe.nn._backbone import AlignedLinear, Backbone, runs_in_16_bits, widened
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,14 +15,8 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.pl._result import Result
 
-_FIGURES: dict[str, Callable[..., Figure]] = {
-    "bars": bars,
-    "cells": cells,
-    "deltas": deltas,
-    "fold_changes": fold_changes,
-    "ranks": ranks,
-    "similarity": similarity,
-}
+_FUNCTIONS: tuple[Callable[..., Figure], ...] = (bars, cells, deltas, fold_changes, ranks, similarity)
+_FIGURES = {function.__name__: function for function in _FUNCTIONS}
 
 
 def draw(kind: str, result: Result, **kwargs: Any) -> Figure:

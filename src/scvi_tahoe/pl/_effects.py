@@ -98,7 +98,7 @@ def _chosen_rows(effects: Effects, perturbations: Sequence[str] | None) -> list[
 def _draw_panel(ax: Axes, observed: NDArray[np.floating], predicted: NDArray[np.floating], name: str) -> None:
     # each panel has its own scale: effects differ by an order of magnitude between perturbations
     limit = 1.12 * float(max(np.abs(observed).max(), np.abs(predicted).max(), 1e-6))
-    ax.plot([-limit, limit], [-limit, limit], color=BASELINE, linewidth=0.7, linestyle="--", zorder=1)
+    _draw_diagonal(ax, limit)
     ax.axhline(0, color=BASELINE, linewidth=0.4, zorder=1)
     ax.axvline(0, color=BASELINE, linewidth=0.4, zorder=1)
     ax.scatter(observed, predicted, s=5, color=PREDICTED, alpha=0.6, linewidths=0, rasterized=True, zorder=2)
@@ -107,6 +107,10 @@ def _draw_panel(ax: Axes, observed: NDArray[np.floating], predicted: NDArray[np.
     correlation = np.corrcoef(observed, predicted)[0, 1] if np.ptp(predicted) > 0 and np.ptp(observed) > 0 else np.nan
     agreement = "no change predicted" if np.isnan(correlation) else f"r = {correlation:.2f}"
     ax.set_title(f"{name}, {agreement}", pad=3)
+
+
+def _draw_diagonal(ax: Axes, limit: float) -> None:
+    ax.plot([-limit, limit], [-limit, limit], color=BASELINE, linewidth=0.7, linestyle="--", zorder=1)
 
 
 def fold_changes(result: Result, perturbation: str, *, context: str | None = None, n_labels: int = 6) -> Figure:
@@ -146,7 +150,7 @@ def fold_changes(result: Result, perturbation: str, *, context: str | None = Non
     with style():
         figure = new_figure(4.6, 3.9)
         ax = figure.subplots()
-        ax.plot([-edge, edge], [-edge, edge], color=BASELINE, linewidth=0.7, linestyle="--", zorder=1)
+        _draw_diagonal(ax, edge)
         for name, mask, color, marker, size in groups:
             look: dict[str, Any] = {"s": size, "c": color, "marker": marker, "linewidths": 0, "alpha": 0.8, "zorder": 2}
             ax.scatter(x[mask], y[mask], label=f"{name} ({mask.sum()})", **look)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from scvi_tahoe.pl._style import BASELINE, CEILING, PREDICTED, label_points, new_figure, style
 
@@ -95,15 +96,17 @@ def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None =
         raise ValueError("There is no result to compare.")
     first = next(iter(results.values()))
     table = first.comparison(results, metrics=metrics)
+    scaled = pd.DataFrame({name: result.summary["scaled"] for name, result in results.items()}).T
+    # NaN in rows and columns that the table adds
+    shares = scaled.reindex(index=table.index, columns=table.columns).to_numpy(float)
     labels = [first.metric_label(str(metric)) for metric in table]
     labels = [s.replace(" (", "\n(").replace(" of ", "\nof ").replace(" to ", "\nto ") for s in labels]
     with style():
         width = max(len(str(name)) for name in table.index) * 0.075 + 0.3
         figure = new_figure(width + 0.95 * len(labels), 0.28 * len(table) + 0.75)
         ax = figure.subplots()
-        for row, (name, values) in enumerate(zip(table.index, table.to_numpy(float))):
-            for column, (metric, value) in enumerate(zip(table, values)):
-                _draw_entry(ax, row, column, value, _share(results, name, str(metric)))
+        for (row, column), value in np.ndenumerate(table.to_numpy(float)):
+            _draw_entry(ax, row, column, value, float(shares[row, column]))
         ax.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(table) - 0.5, -0.5))
         ax.set_xticks(range(len(labels)), labels)
         ax.set_yticks(range(len(table)), [str(name) for name in table.index])
@@ -111,13 +114,6 @@ def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None =
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     return figure
-
-
-def _share(results: Mapping[str, Result], name: str, metric: str) -> float:
-    """Return the share of the way from baseline to ceiling; NaN for rows and columns that the table adds."""
-    if name not in results or metric not in results[name].summary.index:
-        return float("nan")
-    return float(results[name].summary["scaled"][metric])
 
 
 def _draw_entry(ax: Axes, row: int, column: int, value: float, share: float) -> None:

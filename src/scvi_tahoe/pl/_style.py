@@ -21,30 +21,14 @@ BASELINE = "#8C8C8C"
 CEILING = "#1A1A1A"
 
 _RC: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.facecolor": "white",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    **{"font.family": "sans-serif", "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8},
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), "white"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "black"),
     "figure.dpi": 150,
-    "text.color": "black",
-    "axes.labelcolor": "black",
-    "axes.edgecolor": "black",
-    "xtick.color": "black",
-    "ytick.color": "black",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.frameon": False,
-    "legend.fontsize": 7,
 }
-
 
 #: smallest font size of a title
 _SMALLEST = 5.5
@@ -137,8 +121,7 @@ def label_points(
 
 def _covered(area: tuple[float, ...], points: NDArray[np.floating]) -> int:
     """Return the number of points under a name."""
-    within = (points[:, 0] > area[0]) & (points[:, 0] < area[2]) & (points[:, 1] > area[1]) & (points[:, 1] < area[3])
-    return int(within.sum())
+    return int(((points > area[:2]) & (points < area[2:])).all(axis=1).sum())
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

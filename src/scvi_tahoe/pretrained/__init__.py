@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from scvi_tahoe import _names
 from scvi_tahoe.files import UnsafeFileError
-from scvi_tahoe.pretrained._arc_hyper import ArcColumns
-from scvi_tahoe.pretrained._arc_reader import read_arc_folder
-from scvi_tahoe.pretrained._arc_settings import AttentionDecision, decide_attention
-from scvi_tahoe.pretrained._arc_writer import arc_refusals, write_arc_folder
-from scvi_tahoe.pretrained._axes import match_labels
-from scvi_tahoe.pretrained._checkpoints import find_checkpoint, list_checkpoints
-from scvi_tahoe.pretrained._decisions import DECISIONS
+from scvi_tahoe.pretrained._arc_checkpoints import find_checkpoint, list_checkpoints
+from scvi_tahoe.pretrained._arc_settings import ArcColumns, AttentionDecision, decide_attention
 from scvi_tahoe.pretrained._diagnosis import (
     AttentionDiagnosis,
     ScaleCheck,
@@ -18,11 +14,20 @@ from scvi_tahoe.pretrained._diagnosis import (
     verify_scale,
     with_attention,
 )
-from scvi_tahoe.pretrained._embedding_files import read_embedding_table
-from scvi_tahoe.pretrained._export import backbone_sha256, export_model, is_export, read_export
-from scvi_tahoe.pretrained._inspect import describe, inspect_folder
-from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning
-from scvi_tahoe.pretrained._model_card import licence_notice, model_card
+from scvi_tahoe.pretrained._format_arc import arc_refusals, read_arc_folder, write_arc_folder
+from scvi_tahoe.pretrained._format_export import backbone_sha256, export_model, is_export, read_export
+from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat
+from scvi_tahoe.pretrained._hub import (
+    LicenceNotAcceptedError,
+    LicenceWarning,
+    SourceFolder,
+    inspect_folder,
+    push_model,
+    read_pretrained,
+    resolve_source,
+)
+from scvi_tahoe.pretrained._matching import DECISIONS, match_labels
+from scvi_tahoe.pretrained._model_card import describe, licence_notice, model_card
 from scvi_tahoe.pretrained._new_model import (
     for_other_cells,
     objective_of,
@@ -32,25 +37,24 @@ from scvi_tahoe.pretrained._new_model import (
     united_table,
     with_numbered_genes,
 )
-from scvi_tahoe.pretrained._origin import LossSettings, Provenance
-from scvi_tahoe.pretrained._pretrained_model import Labels, PerturbationTable, PretrainedModel
+from scvi_tahoe.pretrained._pretrained_model import AxisLabels, LossSettings, PretrainedModel, Provenance
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
-from scvi_tahoe.pretrained._source import SourceFolder, read_pretrained, resolve_source
-from scvi_tahoe.pretrained._upload import push_model
+from scvi_tahoe.pretrained._tables import flat_table, read_embedding_table, table_settings
 from scvi_tahoe.pretrained._warm_start import WarmStart, plan_warm_start
 
 __all__ = [
     "DECISIONS",
+    "FORMATS",
     "ArcColumns",
     "AttentionDecision",
     "AttentionDiagnosis",
+    "AxisLabels",
     "LabelMatch",
-    "Labels",
     "LicenceNotAcceptedError",
     "LicenceWarning",
     "LoadingReport",
     "LossSettings",
-    "PerturbationTable",
+    "ModelFormat",
     "PretrainedModel",
     "Provenance",
     "ScaleCheck",
@@ -66,6 +70,7 @@ __all__ = [
     "diagnose_attention",
     "export_model",
     "find_checkpoint",
+    "flat_table",
     "for_other_cells",
     "inspect_folder",
     "is_export",
@@ -84,9 +89,12 @@ __all__ = [
     "registry_of",
     "resolve_source",
     "start_options",
+    "table_settings",
     "united_table",
     "verify_scale",
     "with_attention",
     "with_numbered_genes",
     "write_arc_folder",
 ]
+
+_names.import_files(__name__, "_format_")

@@ -3,51 +3,147 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 
-from scvi_tahoe.pretrained._axes import AxisMap, match_labels
-from scvi_tahoe.pretrained._decisions import DECISIONS, TOLERATED_SHARE
-from scvi_tahoe.pretrained._pretrained_model import Labels, PretrainedModel, is_embedding
-from scvi_tahoe.pretrained._shapes import target_shapes
+from scvi_tahoe.pretrained._pretrained_model import is_embedding, target_shapes
+from scvi_tahoe.pretrained._report import LabelMatch
 
 if TYPE_CHECKING:
-    from scvi_tahoe.nn import NetworkConfig
-    from scvi_tahoe.pretrained._report import LabelMatch
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Matching"]
+    from torch import Tensor
+
+    from scvi_tahoe.data import EmbeddingTable
+    from scvi_tahoe.nn import NetworkConfig
+    from scvi_tahoe.pretrained._pretrained_model import AxisLabels, PretrainedModel
+
+#: What a user can decide when starting from pretrained weights: name and consequence. Nothing of it happens unasked.
+DECISIONS: dict[str, str] = {
+    "new_genes": "genes the weights do not know get new rows and columns",
+    "drop_genes": "genes of the weights that the data lack are left out",
+    "extra_input": "input columns beside the genes start at zero",
+    "new_input": "the first layer of the control encoder is trained anew",
+    "new_output": "the last layer of the head is trained anew",
+    "other_embedding": "the data's cell embedding is the one of the weights under another name",
+    "new_perturbation_encoder": "the first layer of the perturbation encoder is trained anew",
+    "same_features": "the data's perturbation features are those of the weights, though no label is shared to tell",
+    "new_batch_encoder": "a batch encoder is added",
+    "drop_batch_encoder": "the batch encoder is left out, its mean vector kept",
+    "new_gene_decoder": "the gene decoder is trained anew",
+    "drop_gene_decoder": "the gene decoder is left out",
+    "new_tokens": "a batch or confidence token is added",
+    "drop_tokens": "a batch or confidence token is left out",
+    "other_head": "the output is formed in another way",
+    "other_attention": "cells attend in another way than in training",
+    "other_set_size": "sets have another size than in training",
+}
+
+#: Up to this share of genes may be new or left out without a decision; they are named in the report.
+TOLERATED_SHARE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class AxisMap:
+    """Indices of a new axis and, pairwise, the indices of the old axis whose numbers they take over."""
+
+    target: np.ndarray
+    source: np.ndarray
+    n_target: int
+    n_source: int
+    #: what the other places start with: as untrained, zeros (the network computes what it did), or the old ones' mean
+    fill: Literal["initial", "zero", "mean"] = "initial"
+
+    @classmethod
+    def identity(cls, n: int) -> AxisMap:
+        """Return the map of an axis onto itself."""
+        return cls(np.arange(n), np.arange(n), n, n)
+
+    @classmethod
+    def nothing(cls, n_target: int, n_source: int) -> AxisMap:
+        """Return the map that takes over nothing."""
+        empty = np.empty(0, dtype=np.int64)
+        return cls(empty, empty, n_target, n_source)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every place of the new axis takes over an old one."""
+        return len(self.target) == self.n_target
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing moves."""
+        same = self.n_target == self.n_source and self.is_complete
+        return same and bool((self.target == self.source).all())
+
+    def prepare(self, new: Tensor, old: Tensor, dim: int) -> None:
+        """Fill the places of ``new`` along ``dim`` that take over nothing."""
+        if self.fill == "initial" or self.is_complete:
+            return
+        places = np.setdiff1d(np.arange(self.n_target), self.target)
+        if self.fill == "zero":
+            new.index_fill_(dim, torch.from_numpy(places), 0.0)
+        elif new.ndim == old.ndim and all(new.shape[d] == old.shape[d] for d in range(new.ndim) if d != dim):
+            mean = old.mean(dim, keepdim=True)
+            shape = list(new.shape)
+            shape[dim] = len(places)
+            new.index_copy_(dim, torch.from_numpy(places), mean.expand(shape))
+
+
+def match_labels(
+    axis: str, old: Sequence[str], new: Sequence[str], alias: Mapping[str, str] | None = None
+) -> tuple[LabelMatch, AxisMap]:
+    """Return how labels match and where their numbers go.
+
+    Parameters
+    ----------
+    axis
+        Name of the axis, for the report.
+    old, new
+        Labels of both sides, in order.
+    alias
+        New labels that stand for an old label of another name.
+
+    Raises
+    ------
+    ValueError
+        If a label occurs twice on a side.
+    """
+    for side in (old, new):
+        if len(set(side)) != len(side):
+            raise ValueError(f"A label of the {axis} occurs twice; labels must be unique to be matched.")
+    alias = alias or {}
+    position = {label: i for i, label in enumerate(old)}
+    pairs = [
+        (i, position[alias.get(label, label)]) for i, label in enumerate(new) if alias.get(label, label) in position
+    ]
+    target = np.array([i for i, _ in pairs], dtype=np.int64)
+    source = np.array([j for _, j in pairs], dtype=np.int64)
+    taken, used = set(target.tolist()), set(source.tolist())
+    match = LabelMatch(
+        axis,
+        matched=tuple(new[i] for i in target),
+        missing=tuple(label for i, label in enumerate(new) if i not in taken),
+        surplus=tuple(label for j, label in enumerate(old) if j not in used),
+    )
+    return match, AxisMap(target, source, len(new), len(old))
 
 
 @dataclass
 class Matching:
-    """Which axis of the new network maps to what of the old, and which decisions that takes.
-
-    Parameters
-    ----------
-    source, config, labels, accept
-        See :func:`plan_warm_start`.
-    axes
-        Map of every labelled axis, by name.
-    needed
-        Decisions that are needed, with the reason.
-    matches
-        How labels matched.
-    notes
-        Remarks for the report.
-    anew
-        Tensors that are initialised whatever the source holds.
-    """
+    """Which axis of the new network maps to what of the old, and which decisions that takes."""
 
     source: PretrainedModel
     config: NetworkConfig
-    labels: Labels
+    labels: AxisLabels
     accept: frozenset[str]
     axes: dict[str, AxisMap] = field(default_factory=dict)
-    needed: dict[str, str] = field(default_factory=dict)
+    needed: dict[str, str] = field(default_factory=dict)  # decision to reason
     matches: list[LabelMatch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    anew: set[str] = field(default_factory=set)
+    anew: set[str] = field(default_factory=set)  # tensors that are initialised whatever the source holds
 
     def match_cells(self) -> None:
         """Match the columns of a cell, at the input and at the output."""
@@ -155,12 +251,12 @@ class Matching:
 
     def _compare_features(self, match: LabelMatch) -> None:
         old, new = self.source.perturbations, self.labels.perturbations
-        comparable = set(old.names) - set(old.zero_names) - set(new.zero_names)
+        comparable = set(old.names) - zero_names(old) - zero_names(new)
         shared = [name for name in match.matched if name in comparable]
         self.axes["perturbation"] = AxisMap.identity(self.config.n_perturbation)
         if not shared:
             self.needed["same_features"] = "no perturbation label is shared, so the features cannot be compared"
-        elif not np.allclose(old.vectors(shared), new.vectors(shared), rtol=1e-3, atol=1e-5):
+        elif not np.allclose(_vectors(old, shared), _vectors(new, shared), rtol=1e-3, atol=1e-5):
             self._perturbations_anew(f"the features of {shared[0]!r} and others differ from those of the weights")
 
     def _perturbations_anew(self, reason: str) -> None:
@@ -239,3 +335,12 @@ class Matching:
                 "These weights do not fit the data without decisions of yours. Accept by name, or change the data:\n"
                 + "\n".join(lines)
             )
+
+
+def zero_names(table: EmbeddingTable) -> set[str]:
+    """Return the names whose vector is all zeros: usually the control, and labels that had no features."""
+    return {name for name, row in zip(table.names, table.matrix, strict=True) if not row.any()}
+
+
+def _vectors(table: EmbeddingTable, names: Sequence[str]) -> np.ndarray:
+    return table.matrix[[table.row_of[name] for name in names]]

@@ -1,14 +1,16 @@
-"""Words that travel with weights: the model card and the licence notice."""
+"""A model in words: the card and the licence notice that travel with weights, and a description of a folder."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scvi_tahoe.pretrained._formats import FORMATS
+from scvi_tahoe.pretrained._matching import zero_names
+
 if TYPE_CHECKING:
     from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
-__all__ = ["LICENCE_SUMMARY", "licence_notice", "model_card"]
-
+_SHOWN = 5
 #: What a user has to know before using Arc's weights.
 LICENCE_SUMMARY = (
     "Weights published by Arc Institute are under the Arc Research Institute State Model Non-Commercial License: "
@@ -72,7 +74,7 @@ def model_card(model: PretrainedModel) -> str:
         "head": config.head,
         "cells": f"embedding {labels.embedding}" if labels.genes is None else f"{len(labels.genes)} genes",
         "perturbations": f"{len(labels.perturbations.names)}, "
-        + ("one-hot" if labels.perturbations.is_one_hot else f"features of width {labels.perturbations.width}"),
+        + ("one-hot" if labels.perturbations.one_hot else f"features of width {labels.perturbations.width}"),
         "control": str(labels.control),
         "set size": str(labels.set_size),
         "prior": "none"
@@ -91,3 +93,57 @@ def model_card(model: PretrainedModel) -> str:
         licence_text=LICENCE_SUMMARY if arc else "Stated by whoever trained and published these weights.",
         donors=_DONORS.format(n=f"{n_donors:,}") if n_donors else "",
     )
+
+
+def describe(model: PretrainedModel) -> str:
+    """Return a description of a pretrained model."""
+    config, labels, origin = model.config, model.labels, model.provenance
+    decoder = config.gene_decoder
+    n_parameters = sum(tensor.numel() for tensor in model.state_dict.values())
+    table = model.perturbations
+    facts = {
+        "source": " ".join(
+            filter(None, (origin.source, origin.revision, origin.checkpoint, f"({origin.format} format)"))
+        ),
+        "parameters": f"{n_parameters:,}",
+        "backbone": f"{config.backbone}, {config.n_layers} layers, hidden {config.hidden}, intermediate "
+        f"{config.intermediate}, {config.n_heads} heads of {config.width_of_head} ({config.kv_heads} key/value)",
+        "attention": f"{config.attention}: {origin.attention_reason or 'as trained'}"
+        + ("" if origin.attention_certain else " [assumed]"),
+        "encoders": f"control {config.control_encoder}, {config.n_encoder_layers} layers; {config.n_decoder_layers} "
+        f"layers at the output; dropout {config.dropout}",
+        "head": f"{config.head}, rectified" if config.rectify else config.head,
+        "cells": f"{config.n_input} -> {config.n_output}, "
+        + (f"embedding {labels.embedding!r}" if labels.embedding else "expression")
+        + f", output space {model.output_space!r}",
+        "genes": _names(labels.genes),
+        "gene decoder": "none"
+        if decoder is None
+        else f"{config.n_output} -> {decoder.hidden} -> {decoder.n_genes}{', residual' if decoder.residual else ''}",
+        "decoder genes": "" if decoder is None else _names(labels.decoder_genes),
+        "perturbations": f"{_names(table.names)}, "
+        + ("one-hot" if table.one_hot else f"features of width {table.width}, {len(zero_names(table))} of them zero"),
+        "control": repr(labels.control),
+        "batches": _names(labels.batches) + (", encoded" if config.n_batches else ", not used by the network"),
+        "contexts": _names(labels.contexts),
+        "tokens": ", ".join(
+            name for name, there in (("batch", config.batch_token), ("confidence", config.confidence_token)) if there
+        )
+        or "none",
+        "set size": str(labels.set_size),
+        "prior": ""
+        if model.prior is None
+        else f"{model.prior['kind']}, of {len(model.prior['conditions'])} conditions",
+        "loss": ", ".join(f"{name} {value}" for name, value in model.loss.to_kwargs().items()),
+        "tensors": "" if model.report is None else model.report.text().replace("\n", "\n" + " " * 16),
+        **{f"{k} export": "; ".join(f.refusals(model)) or "possible" for k, f in FORMATS.items() if f.refusals},
+        "licence": LICENCE_SUMMARY if origin.non_commercial else "as stated by the author of the weights",
+    }
+    return "\n".join(f"{name:<15} {value}" for name, value in facts.items() if value)
+
+
+def _names(names: tuple[str, ...] | None) -> str:
+    if names is None:
+        return "not named"
+    shown = ", ".join(map(str, names[:_SHOWN]))
+    return f"{len(names)} ({shown}{', ...' if len(names) > _SHOWN else ''})"

@@ -9,15 +9,14 @@ import numpy as np
 import scvi
 
 from scvi_tahoe._constants import REGISTRY
-from scvi_tahoe.data import NUMBER_COLUMNS, Composition, EmbeddingTable, EmbeddingTableField, TableFusion
-from scvi_tahoe.files import UnsafeFileError
+from scvi_tahoe.data import NUMBER_COLUMNS, EmbeddingTable, EmbeddingTableField
+from scvi_tahoe.pretrained._tables import composed_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from scvi_tahoe.data import Representation
-    from scvi_tahoe.pretrained._origin import LossSettings
-    from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
+    from scvi_tahoe.pretrained._pretrained_model import LossSettings, PretrainedModel
 
 
 def start_options(
@@ -166,7 +165,7 @@ def registry_of(weights: PretrainedModel, model_name: str) -> dict[str, Any]:
     config = weights.config
     n_genes = config.gene_decoder.n_genes if config.gene_decoder is not None else config.n_output
     genes = weights.labels.decoder_genes or weights.genes or tuple(f"gene_{i}" for i in range(n_genes))
-    table = _embedding_table(weights)
+    table = composed_table(weights)
     n_batches = config.n_batches or config.n_batch_classes
     batches = weights.batches or tuple(f"batch_{i}" for i in range(n_batches))
     contexts = weights.contexts or ("all cells",)
@@ -206,21 +205,3 @@ def registry_of(weights: PretrainedModel, model_name: str) -> dict[str, Any]:
 
 def _objects(names: Iterable[str]) -> np.ndarray:
     return np.array([str(n) for n in names], dtype=object)
-
-
-def _embedding_table(weights: PretrainedModel) -> EmbeddingTable:
-    """Return the table of a folder, with what the folder says of how its rows were made."""
-    table, how, moments = weights.perturbations, weights.extra.get("composition"), weights.extra.get("fusion")
-    try:
-        fusion = None if moments is None else TableFusion.from_dict(moments)
-        if how is None:
-            matrix = np.eye(len(table.names), dtype=np.float32) if table.matrix is None else table.matrix
-            return EmbeddingTable(table.names, matrix, table.is_one_hot, fusion=fusion)
-        names = table.names[: how["n_rows"]]
-        one_hot = table.columns is not None
-        matrix = table.vectors(names)[:, : len(names) if one_hot else how["width"]]
-        components = EmbeddingTable(names, np.ascontiguousarray(matrix), one_hot, fusion=fusion)
-        composition = Composition.from_dict({k: how[k] for k in ("reading", "combination", "n_parts")}, components)
-        return EmbeddingTable.composed(composition, how["labels"])
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UnsafeFileError(f"{weights.provenance.source} does not say how its table was made: {error!r}") from None

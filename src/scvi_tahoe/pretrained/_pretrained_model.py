@@ -2,102 +2,145 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+import torch
 
-from scvi_tahoe.pretrained._origin import LossSettings
+from scvi_tahoe.files import UnsafeFileError
+from scvi_tahoe.nn import SetTransformer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from scvi_tahoe.data import EmbeddingTable
     from scvi_tahoe.nn import NetworkConfig
-    from scvi_tahoe.pretrained._origin import Provenance
     from scvi_tahoe.pretrained._report import LoadingReport
 
-__all__ = ["UNNAMED_GENES", "Labels", "PerturbationTable", "PretrainedModel", "is_embedding"]
-
+#: Building a network, even without weights, takes a millisecond a layer.
+_MAX_LAYERS = 1_000
 #: How the note begins that asks for names of genes; it goes when they are given.
 UNNAMED_GENES = "the folder does not name the genes of the network"
 
 
-@dataclass(frozen=True, eq=False)
-class PerturbationTable:
-    """Names of perturbations and the vector of each, in the order the network was trained with.
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """How the weights were trained, as far as the folder says; names follow the terms of the loss.
 
     Parameters
     ----------
-    names
-        One name a row.
-    matrix
-        ``(names, P)`` in float32. ``None`` stands for one-hot vectors in the order of ``names``.
-    columns
-        Where the encoder's inputs stand for labels (one-hot, or several-hot of combinations): their names. ``None``
-        for features. Left out, it is ``names`` without a matrix.
+    loss
+        Main loss: ``'energy'``, ``'sinkhorn'``, ``'energy+sinkhorn'`` or ``'mse'``.
+    kernel
+        Distance of the energy loss: ``'energy'``, ``'gaussian'`` or ``'laplacian'``.
+    blur
+        Width of the kernel, or of the Sinkhorn smoothing.
+    energy_weight, sinkhorn_weight
+        Weights of the two terms of ``'energy+sinkhorn'``.
+    n_chunks, shuffle_chunks
+        Number of feature chunks the loss is averaged over, and whether features are shuffled first.
+    decoder_weight, detach_decoder
+        Weight of the gene decoder's loss, and whether its gradient stops at the decoder.
+    batch_token_weight
+        Weight of the batch classifier's cross-entropy.
+    confidence_weight, confidence_target_scale
+        Weight of the confidence loss and factor on the loss it predicts.
+    regularization
+        Weight of the mean absolute change against the controls.
+    learning_rate
+        Learning rate of that training, or ``None`` if unknown.
 
     Raises
     ------
     ValueError
-        If a name occurs twice, or names and rows disagree.
+        If a setting is of another kind, negative or not finite.
     """
 
-    names: tuple[str, ...]
-    matrix: np.ndarray | None = None
-    columns: tuple[str, ...] | None = None
+    loss: Literal["energy", "sinkhorn", "energy+sinkhorn", "mse"] = "energy"
+    kernel: Literal["energy", "gaussian", "laplacian"] = "energy"
+    blur: float = 0.05
+    energy_weight: float = 1.0
+    sinkhorn_weight: float = 0.01
+    n_chunks: int = 1
+    shuffle_chunks: bool = False
+    decoder_weight: float = 1.0
+    detach_decoder: bool = False
+    batch_token_weight: float = 0.1
+    confidence_weight: float = 0.01
+    confidence_target_scale: float = 10.0
+    regularization: float = 0.0
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.names))
-        columns = self.names if self.matrix is None else self.columns
-        object.__setattr__(self, "columns", None if columns is None else tuple(columns))
-        if len(set(self.names)) != len(self.names):
-            raise ValueError("A perturbation name occurs twice in the table; names must be unique.")
-        if self.matrix is not None and (self.matrix.ndim != 2 or len(self.matrix) != len(self.names)):
-            raise ValueError(
-                f"{len(self.names)} perturbation names and a matrix of shape {self.matrix.shape} disagree."
-            )
+        allowed = {
+            "loss": ("energy", "sinkhorn", "energy+sinkhorn", "mse"),
+            "kernel": ("energy", "gaussian", "laplacian"),
+        }
+        for name, value in asdict(self).items():
+            if name in allowed:
+                fits = value in allowed[name]
+            elif name in ("shuffle_chunks", "detach_decoder"):
+                fits = isinstance(value, bool)
+            elif name == "learning_rate" and value is None:
+                fits = True
+            else:
+                fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+            if not fits or (name == "n_chunks" and value < 1):
+                raise ValueError(f"the loss setting {name} cannot be {str(value)[:40]!r}")
 
-    @property
-    def is_one_hot(self) -> bool:
-        """Whether every perturbation has an input of its own and no features."""
-        return self.matrix is None
+    def to_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments that build these settings again, as plain values fit for JSON."""
+        return asdict(self)
 
-    @property
-    def width(self) -> int:
-        """Width of a perturbation vector."""
-        return len(self.names) if self.matrix is None else self.matrix.shape[1]
 
-    @property
-    def zero_names(self) -> tuple[str, ...]:
-        """Names whose vector is all zeros: usually the control, and labels that had no features."""
-        if self.matrix is None:
-            return ()
-        return tuple(name for name, row in zip(self.names, self.matrix, strict=True) if not row.any())
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where weights came from and how their attention was decided.
 
-    def vectors(self, names: Sequence[str]) -> np.ndarray:
-        """Return the vectors of some perturbations, ``(names, P)``.
+    Parameters
+    ----------
+    source
+        Hub name or folder name (never an absolute path).
+    revision
+        Commit of the hub, or ``None``.
+    checkpoint
+        File the weights were read from.
+    format
+        ``'arc'``, ``'scvi-tahoe'`` or ``'scratch'``.
+    attention_reason
+        Why the attention of the network is what it is.
+    attention_certain
+        Whether that is stated by the folder rather than assumed.
+    non_commercial
+        Whether the weights derive from Arc's and inherit their licence.
 
-        Raises
-        ------
-        KeyError
-            If a name is not in the table.
-        """
-        index = {name: i for i, name in enumerate(self.names)}
-        unknown = [name for name in names if name not in index]
-        if unknown:
-            raise KeyError(f"{unknown[:5]} not among the {len(self.names)} perturbations of the table.")
-        rows = np.array([index[name] for name in names], dtype=np.int64)
-        if self.matrix is not None:
-            return self.matrix[rows]
-        vectors = np.zeros((len(rows), len(self.names)), dtype=np.float32)
-        vectors[np.arange(len(rows)), rows] = 1.0
-        return vectors
+    Raises
+    ------
+    ValueError
+        If a word is none, or the format is unknown.
+    """
+
+    source: str
+    revision: str | None = None
+    checkpoint: str | None = None
+    format: Literal["arc", "scvi-tahoe", "scratch"] = "scratch"
+    attention_reason: str = ""
+    attention_certain: bool = True
+    non_commercial: bool = False
+
+    def __post_init__(self) -> None:
+        words = (self.source, self.revision or "", self.checkpoint or "", self.attention_reason)
+        if not all(isinstance(word, str) and len(word) < 2_000 and word.isprintable() for word in words):
+            raise ValueError("where the weights come from is not stated in plain words")
+        if self.format not in ("arc", "scvi-tahoe", "scratch"):
+            raise ValueError(f"the weights state the unknown format {str(self.format)[:40]!r}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Labels:
+class AxisLabels:
     """What the axes of a network stand for.
 
     Parameters
@@ -122,7 +165,7 @@ class Labels:
     """
 
     genes: tuple[str, ...] | None
-    perturbations: PerturbationTable
+    perturbations: EmbeddingTable
     control: str | None
     set_size: int
     decoder_genes: tuple[str, ...] | None = None
@@ -162,7 +205,7 @@ class PretrainedModel:
 
     config: NetworkConfig
     state_dict: dict[str, Tensor] = field(repr=False)
-    labels: Labels
+    labels: AxisLabels
     loss: LossSettings = field(default_factory=LossSettings)
     output_space: Literal["gene", "all", "embedding"] = "gene"
     provenance: Provenance
@@ -177,7 +220,7 @@ class PretrainedModel:
         return self.labels.genes
 
     @property
-    def perturbations(self) -> PerturbationTable:
+    def perturbations(self) -> EmbeddingTable:
         """Names and vectors of the perturbations."""
         return self.labels.perturbations
 
@@ -232,10 +275,6 @@ class PretrainedModel:
 
     def build(self) -> Any:
         """Return a :class:`~scvi_tahoe.nn.SetTransformer` with these weights, sharing their memory, in eval mode."""
-        import torch
-
-        from scvi_tahoe.nn import SetTransformer
-
         with torch.device("meta"):
             network = SetTransformer(self.config)
         network.load_state_dict(self.state_dict, strict=True, assign=True)
@@ -245,3 +284,18 @@ class PretrainedModel:
 def is_embedding(key: str | None) -> bool:
     """Return whether cells under an ``obsm`` key are embeddings rather than expression (of all or variable genes)."""
     return key not in (None, "X_hvg")
+
+
+def target_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a network, without building its weights."""
+    with torch.device("meta"):
+        network = SetTransformer(config)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def verify_depth(config: NetworkConfig) -> None:
+    """Raise :class:`UnsafeFileError` if a network claims so many layers that its shapes could not be listed."""
+    n_layers = config.n_layers + config.n_encoder_layers + config.n_decoder_layers
+    n_layers += len(config.gene_decoder.hidden) if config.gene_decoder else 0
+    if n_layers > _MAX_LAYERS:
+        raise UnsafeFileError(f"The folder describes a network of {n_layers:,} layers; the largest known has 16.")

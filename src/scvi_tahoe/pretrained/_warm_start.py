@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import torch
 
-from scvi_tahoe.pretrained._decisions import DECISIONS
-from scvi_tahoe.pretrained._matching import Matching
+from scvi_tahoe.pretrained._matching import DECISIONS, Matching
+from scvi_tahoe.pretrained._pretrained_model import target_shapes
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
-from scvi_tahoe.pretrained._shapes import target_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe.nn import NetworkConfig
-    from scvi_tahoe.pretrained._axes import AxisMap
-    from scvi_tahoe.pretrained._pretrained_model import Labels, PretrainedModel
-
-__all__ = ["WarmStart", "plan_warm_start"]
+    from scvi_tahoe.pretrained._matching import AxisMap
+    from scvi_tahoe.pretrained._pretrained_model import AxisLabels, PretrainedModel
 
 _FIXED = (
     "hidden",
@@ -54,7 +51,7 @@ class WarmStart(NamedTuple):
 def plan_warm_start(
     source: PretrainedModel,
     config: NetworkConfig,
-    labels: Labels,
+    labels: AxisLabels,
     *,
     accept: Collection[str] = (),
     seed: int = 0,
@@ -76,7 +73,7 @@ def plan_warm_start(
     accept
         Names from ``DECISIONS``.
     seed
-        For what is initialised.
+        Random seed for what is initialised.
 
     Returns
     -------

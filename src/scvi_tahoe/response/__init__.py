@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from scvi_tahoe.response._condition_means import (
     CollapseAlarm,
-    mean_expression,
     means_by_code,
     move_to_mean,
     observed_cosines,
@@ -29,7 +28,6 @@ __all__ = [
     "ResidualCells",
     "choose_prior",
     "learn_prior",
-    "mean_expression",
     "means_by_code",
     "move_to_mean",
     "observed_cosines",

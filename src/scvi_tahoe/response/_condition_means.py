@@ -27,11 +27,6 @@ _MOST_CELLS, _MOST_CONTROLS, _MOST_PERTURBATIONS, _MOST_CONTEXTS = 128, 1024, 32
 _FEWEST_CELLS = 30
 
 
-def mean_expression(cells: CellStore, rows: np.ndarray, device: torch.device) -> np.ndarray:
-    """Mean expression of some rows of a store, ``[G]``."""
-    return cells.dense(cells.fetch(rows), device).mean(0).cpu().numpy().astype(np.float64)
-
-
 def means_by_code(cells_CG: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Mean of the cells of each code from 0 on, ``[K, G]``; every code has cells."""
     return np.stack([cells_CG[codes == k].mean(axis=0, dtype=np.float64) for k in range(codes.max() + 1)])
@@ -74,11 +69,11 @@ def observed_cosines(
                 doses.setdefault(parser.without_doses(c.perturbation), []).append(i)
         if len(doses) < 2 or not len(controls) or len(cosines) == _MOST_CONTEXTS:
             continue
-        base = mean_expression(cells, rng.permutation(controls)[:_MOST_CONTROLS], device)
+        base = cells.mean(rng.permutation(controls)[:_MOST_CONTROLS], device)
         deltas = []
         for name in rng.permutation(list(doses))[:_MOST_PERTURBATIONS]:
             own = [rng.permutation(rows[index.condition_of_cell[rows] == i])[:_MOST_CELLS] for i in doses[name]]
-            deltas.append(np.mean([mean_expression(cells, r, device) for r in own], axis=0) - base)
+            deltas.append(np.mean([cells.mean(r, device) for r in own], axis=0) - base)
         cosines[context] = mean_cosine(np.stack(deltas))
     return cosines
 
@@ -141,7 +136,7 @@ class CollapseAlarm:
                 start = rows[:_MOST_CELLS]
                 first = stop - len(rows)
                 mean = predicted[first : first + len(start)].mean(axis=0, dtype=np.float64)
-                base = mean_expression(self._cells, start, self._device)
+                base = self._cells.mean(start, self._device)
                 if self._output == "delta":
                     mean += base
                 delta = mean - (base if self._control_means is None else self._control_means[condition.context])

@@ -17,7 +17,7 @@ import numpy as np
 from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import condition_of_cell
 from scvi_tahoe.evaluate import EvaluationWarning
-from scvi_tahoe.response._condition_means import mean_expression, means_by_code
+from scvi_tahoe.response._condition_means import means_by_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,7 @@ def validation_share(
     chosen = np.sort(rng.permutation(found)[:_MOST_CONDITIONS])
     conditions = [index.conditions[i] for i in chosen]
     rows = [rng.permutation(split.validation[position == i])[:_MOST_CELLS] for i in chosen]
-    observed_KG = np.stack([mean_expression(expression, r, device) for r in rows])
+    observed_KG = np.stack([expression.mean(r, device) for r in rows])
     prior_KG, network_KG = (_predicted(predict, keys, conditions, output) for output in ("prior", "expression"))
     share = fit_share(prior_KG, network_KG, observed_KG)
     logger.info(f"kept {share:.2f} of the network's correction of its prior, by {len(chosen)} validation conditions")

@@ -28,32 +28,22 @@ _LR, _STEPS, _SETS = 1e-4, 400_000, 16
 
 @dataclass(frozen=True, eq=False)
 class ArcConfig:
-    """A configuration of arc-state.
-
-    Attributes
-    ----------
-    path
-        The file.
-    content
-        Its values.
-    lines
-        Line of every key, by its dotted path.
-    """
+    """A configuration of arc-state: its file, its values, and the line of every key by its dotted path."""
 
     path: Path
     content: dict[str, Any]
     lines: dict[str, int]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value by its dotted path."""
+        """Return a value by its dotted path."""
         return value_at(self.content, key, default)
 
     def has(self, key: str) -> bool:
-        """Whether a key is in the file."""
+        """Return whether a key is in the file."""
         return key in self.lines
 
     def number(self, key: str, default: float | None = None) -> float | None:
-        """A number by its dotted path; text such as ``1e-4``, which YAML reads as text, counts."""
+        """Return a number by its dotted path, also where YAML reads it as text, such as ``1e-4``."""
         value = self.get(key, default)
         if isinstance(value, bool) or value is None:
             return default
@@ -102,14 +92,9 @@ class ArcConfig:
 
     @property
     def has_gene_decoder(self) -> bool:
-        """Whether genes come from a decoder that receives gradients.
-
-        It does where cells are embeddings and the output space is genes; see ``gene_decoder_bool``.
-        """
-        wants_genes = self.get("data.kwargs.output_space", "gene") in ("all", "gene")
-        return (
-            self.embedding is not None and wants_genes and self.get("model.kwargs.gene_decoder_bool", True) is not False
-        )
+        """Whether genes come from a trained decoder: where cells are embeddings and the output is genes."""
+        wanted = self.get("data.kwargs.output_space", "gene") in ("all", "gene")
+        return self.embedding is not None and wanted and self.get("model.kwargs.gene_decoder_bool", True) is not False
 
 
 def read_arc_config(path: str | Path) -> ArcConfig:
@@ -151,7 +136,7 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
         If a value is of the wrong kind.
     """
     embedding = config.embedding
-    source = config.get("model.kwargs.init_from")
+    source, features = config.get("model.kwargs.init_from"), config.get("data.kwargs.perturbation_features_file")
     return TahoeRun(
         name=config.name.replace("/", "-"),
         seed=int(config.number("training.train_seed", 42) or 0),
@@ -162,9 +147,7 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
             context_key=_text(config.get("data.kwargs.cell_type_key")),
             batch_key=_text(config.get("data.kwargs.batch_col")),
             cell_embedding_key=embedding,
-            perturbation_embedding_key="perturbation_features"
-            if config.get("data.kwargs.perturbation_features_file")
-            else None,
+            perturbation_embedding_key="perturbation_features" if features else None,
         ),
         start=StartConfig() if not source else _start(str(source)),
         model=ModelConfig(
@@ -184,7 +167,7 @@ def _text(value: Any) -> str | None:
 
 
 def _start(source: str) -> StartConfig:
-    """Folder and checkpoint of ``.../run/checkpoints/name.ckpt`` or ``.../folder/name.ckpt``."""
+    """Split ``.../run/checkpoints/name.ckpt`` or ``.../folder/name.ckpt`` into folder and checkpoint."""
     parts = source.replace("\\", "/").split("/")
     if not parts[-1].endswith(".ckpt"):
         return StartConfig(source=source)
@@ -246,17 +229,15 @@ def _train(config: ArcConfig) -> TrainConfig:
         "warmup": number("training.warmup_ratio", 0.05),
         "min_lr_ratio": number("training.min_lr_ratio", 0.02),
     }
-    precision = str(config.get("training.precision", "auto"))
+    accumulated = number("training.gradient_accumulation_steps", number("training.accumulate_grad_batches", 1))
     return TrainConfig(
         max_steps=int(number("training.max_steps", _STEPS) or _STEPS),
         lr=number("training.lr", _LR),
         batch_size=int(number("training.batch_size", _SETS) or _SETS),
-        accumulate=int(
-            number("training.gradient_accumulation_steps", number("training.accumulate_grad_batches", 1)) or 1
-        ),
+        accumulate=int(accumulated or 1),
         validate_every=int(number("training.val_freq", 2_000) or 2_000),
         freeze_backbone=bool(config.get("model.kwargs.freeze_pert_backbone", False)),
-        precision=precision,
+        precision=str(config.get("training.precision", "auto")),
         loggers=("wandb",) if config.get("use_wandb", False) else (),
         plan=plan,
     )

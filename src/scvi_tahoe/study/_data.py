@@ -20,26 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """The cells of a run.
+    """The cells of a run."""
 
-    Attributes
-    ----------
-    train
-        Everything the model may see.
-    held_out
-        Observed cells to be predicted, with the controls of their contexts; None if nothing is scored.
-    split
-        Which cells of ``train`` validate.
-    config
-        The data section with every label spelled out.
-    shares_conditions
-        Whether held-out cells are of conditions that are also trained on.
-    """
-
+    #: everything the model may see
     train: AnnData
+    #: observed cells to be predicted, with the controls of their contexts; None if nothing is scored
     held_out: AnnData | None
+    #: which cells of ``train`` validate
     split: Split
+    #: the data section with every label spelled out
     config: DataConfig
+    #: whether held-out cells are of conditions that are also trained on
     shares_conditions: bool = False
 
 

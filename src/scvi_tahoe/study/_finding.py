@@ -12,7 +12,7 @@ Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One thing found.
 
@@ -24,12 +24,12 @@ class Finding:
         ``"error"`` (the run would mean nothing), ``"warning"`` (not what its author thinks) or ``"note"``.
     where
         Key of a configuration, or column of a log.
-    line
-        Line of the key in its file; None where there is none.
     message
         What was found.
     instead
         What we do, or what to do.
+    line
+        Line of the key in its file; None where there is none.
     """
 
     rule: str

@@ -24,7 +24,6 @@ from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
 from scvi_tahoe.study._model import build_model, read_training, train_model, training_options, verify_loggers
-from scvi_tahoe.study._provenance import fingerprint, provenance, run_card, verify_same_data
 from scvi_tahoe.study._run_config import PLAN_ELSEWHERE, TahoeRun
 from scvi_tahoe.study._run_folder import (
     CONFIG,
@@ -37,6 +36,10 @@ from scvi_tahoe.study._run_folder import (
     RESULT,
     SCORES,
     claim_folder,
+    fingerprint,
+    provenance,
+    run_card,
+    verify_same_data,
 )  # fmt: skip
 from scvi_tahoe.study._training_log import read_training_log
 from scvi_tahoe.training import TahoeTrainingPlan

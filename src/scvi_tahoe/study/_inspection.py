@@ -28,11 +28,11 @@ class Inspection:
     Attributes
     ----------
     text
-        For people.
+        What was found, for people.
     content
         The same as plain values.
     figure
-        Of the logs, if there are any.
+        Figure of the logs, if there are any.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Inspection:
     figure: Figure | None = None
 
     def to_json(self) -> str:
-        """The content as JSON."""
+        """Return the content as JSON."""
         return json.dumps(self.content, indent=1, default=float)
 
 
@@ -89,7 +89,7 @@ def _has_logs(folder: Path) -> bool:
 
 
 def _is_model(folder: Path) -> bool:
-    """A model in arc-state's format or an export; the folder of a run of ours keeps its model inside."""
+    """Recognise a model in arc-state's format or an export; the folder of a run of ours keeps its model inside."""
     return not (folder / "provenance.json").exists() and any(any(folder.glob(p)) for p in _MODEL_FILES)
 
 
@@ -100,16 +100,9 @@ def _logs(path: Path, config: str | Path | None) -> Inspection:
 
 
 def _sources(logs: list[TrainingLog]) -> list[TrainingLog]:
-    """Logs of the runs that these started from, where they are still there."""
+    """Read the logs of the runs that these started from, where they are still there."""
     folders = [Path(str(log.setting("start.source"))) for log in logs if log.setting("start.source")]
     return [read_training_log(folder) for folder in folders if (folder / METRICS).is_file()]
-
-
-def _checkpoint(path: Path) -> Inspection:
-    facts = checkpoint_facts(path)
-    findings = checkpoint_findings(facts)
-    content = {**facts, "findings": [finding.to_dict() for finding in findings]}
-    return Inspection(f"{path}\n{findings_text(findings)}", {path.name: content})
 
 
 def _model(path: Path, checkpoint: str | None, *, needed: bool) -> list[Inspection]:
@@ -125,30 +118,26 @@ def _model(path: Path, checkpoint: str | None, *, needed: bool) -> list[Inspecti
     return [Inspection(text, {"model": text.splitlines()})]
 
 
-def checkpoint_facts(path: str | Path) -> dict[str, Any]:
-    """Return what a checkpoint holds, ours or arc-state's, without running code of it.
+def _checkpoint(path: Path) -> Inspection:
+    facts = _checkpoint_facts(path)
+    findings = _checkpoint_findings(facts)
+    content = {**facts, "findings": [finding.to_dict() for finding in findings]}
+    return Inspection(f"{path}\n{findings_text(findings)}", {path.name: content})
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no checkpoint.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of ours or of arc-state holds beside weights, without running code of it."""
     content = read_checkpoint(path)
-    states = content.get("optimizer_states") or []
-    groups = [group for state in states for group in state.get("param_groups", [])]
-    callbacks = content.get("callbacks") or {}
-    best = next((c for c in callbacks.values() if isinstance(c, dict) and "best_step" in c), {})
-    arc_best = next((c for c in callbacks.values() if isinstance(c, dict) and "best_model_score" in c), {})
+    groups = [g for state in content.get("optimizer_states") or [] for g in state.get("param_groups", [])]
+    callbacks = [c for c in (content.get("callbacks") or {}).values() if isinstance(c, dict)]
+    best = next((c for c in callbacks if "best_step" in c), {})
+    arc_best = next((c for c in callbacks if "best_model_score" in c), {})
     score = best.get("best_value", arc_best.get("best_model_score"))
+    step, epoch = (content.get(name) for name in ("global_step", "epoch"))
     tensors = content["state_dict"]
     return {
-        "step": _integer(content.get("global_step")),
-        "epoch": _integer(content.get("epoch")),
+        "step": None if step is None else int(step),
+        "epoch": None if epoch is None else int(epoch),
         "n_tensors": len(tensors),
         "n_parameters": int(sum(t.numel() for t in tensors.values() if hasattr(t, "numel"))),
         "has_optimizer": bool(groups),
@@ -161,53 +150,44 @@ def checkpoint_facts(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _integer(value: Any) -> int | None:
-    return None if value is None else int(value)
-
-
-def checkpoint_findings(facts: dict[str, Any]) -> list[Finding]:
-    """What to know before a checkpoint is used."""
-    findings = [
-        Finding(
-            rule="weights", level="note", where="state_dict",
-            message=f"{facts['n_tensors']} tensors, {facts['n_parameters']:,} numbers, of step {facts['step']}.",
-        )
-    ]  # fmt: skip
+def _checkpoint_findings(facts: dict[str, Any]) -> list[Finding]:
+    """Return what to know before a checkpoint is used."""
+    size = f"{facts['n_tensors']} tensors, {facts['n_parameters']:,} numbers, of step {facts['step']}."
+    findings = [Finding("weights", "note", "state_dict", size)]
     if facts["has_optimizer"]:
         rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(facts["rates"]))
         findings.append(
             Finding(
                 # ours is resumed only where that is asked for
-                rule="carries_optimizer", level="note" if facts["ours"] else "warning", where="optimizer_states",
-                message=f"it carries the state of an optimizer with the rate {rates}: a program that resumes from it "
-                "goes on with that rate, whatever its configuration says.",
-                instead="start.source takes weights only; resume_from, and nothing else, restores an optimizer.",
+                "carries_optimizer", "note" if facts["ours"] else "warning", "optimizer_states",
+                f"it carries the state of an optimizer with the rate {rates}: a program that resumes from it goes on "
+                "with that rate, whatever its configuration says.",
+                "start.source takes weights only; resume_from, and nothing else, restores an optimizer.",
             )
         )  # fmt: skip
         if not facts["has_schedule"]:
             findings.append(
                 Finding(
-                    rule="no_schedule", level="warning", where="lr_schedulers",
-                    message="no schedule was attached to the optimizer: the rate was constant.",
-                    instead="warm-up and cosine, which train() attaches unless told otherwise.",
+                    "no_schedule", "warning", "lr_schedulers",
+                    "no schedule was attached to the optimizer: the rate was constant.",
+                    "warm-up and cosine, which train() attaches unless told otherwise.",
                 )
             )  # fmt: skip
         if facts["weight_decay"] and not any(facts["weight_decay"]):
             findings.append(
                 Finding(
-                    rule="no_weight_decay", level="warning", where="optimizer_states",
-                    message="weights did not decay: the optimizer has weight_decay 0.",
-                    instead="AdamW with train.plan.weight_decay.",
+                    "no_weight_decay", "warning", "optimizer_states",
+                    "weights did not decay: the optimizer has weight_decay 0.",
+                    "AdamW with train.plan.weight_decay.",
                 )
             )  # fmt: skip
     if facts["best_step"] is not None and facts["step"] is not None and facts["best_step"] < facts["step"]:
         findings.append(
             Finding(
-                rule="not_the_best", level="warning", where="callbacks",
-                message=f"the best validation so far, {facts['best_value']:.4g}, was at step "
-                f"{facts['best_step']}; this is "
+                "not_the_best", "warning", "callbacks",
+                f"the best validation so far, {facts['best_value']:.4g}, was at step {facts['best_step']}; this is "
                 f"step {facts['step']}.",
-                instead="use best.ckpt.",
+                "use best.ckpt.",
             )
         )  # fmt: skip
     return findings

@@ -1,8 +1,9 @@
-"""Did the study show what it was made to show?"""
+"""Whether a study shows what it was made to show."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,15 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rounds whose scores should be below those of every later group.
-
-    Attributes
-    ----------
-    rounds
-        Their names.
-    at_most
-        How far below: each score is at most this share of every score of the next group.
-    """
+    """Rounds whose scores should be below those of every later group, and at most a share of those of the next."""
 
     rounds: tuple[str, ...]
     at_most: float = 1.0
@@ -84,38 +77,28 @@ class Lesson:
 
     def _expected(self) -> str:
         text = str(self.groups[0])
-        for group, above in zip(self.groups, self.groups[1:], strict=False):
+        for group, above in pairwise(self.groups):
             text += f" {'<' if group.at_most == 1 else f'at most {group.at_most:.0%} of'} {above}"
         return text
 
 
 def judge(entries: Sequence[Any], overall: Mapping[str, float]) -> Lesson:
-    """Compare scores with the order that is expected of them.
-
-    Parameters
-    ----------
-    entries
-        Groups as :func:`group_of` reads them, the one with the lowest expected scores first.
-    overall
-        Overall score by round.
-    """
+    """Compare the overall scores of rounds with their expected order: entries of :func:`group_of`, worst first."""
     groups = tuple(group_of(entry) for entry in entries)
     unknown = tuple(name for group in groups for name in group.rounds if name not in overall)
     exceptions: list[str] = []
     met: list[str] = []
-    if not unknown:
-        for i, lower in enumerate(groups):
-            for j, higher in enumerate(groups[i + 1 :]):
-                found = _exceptions(lower, higher, overall, at_most=lower.at_most if j == 0 else 1.0)
-                exceptions += found
-                met += [] if found else [f"{lower} < {higher}"]
+    pairs = [] if unknown else combinations(range(len(groups)), 2)
+    for i, j in pairs:
+        found = _exceptions(groups[i], groups[j], overall, at_most=groups[i].at_most if j == i + 1 else 1.0)
+        exceptions += found
+        met += [] if found else [f"{groups[i]} < {groups[j]}"]
     return Lesson(groups, tuple(exceptions), unknown, tuple(met))
 
 
 def _exceptions(lower: Group, higher: Group, overall: Mapping[str, float], *, at_most: float) -> list[str]:
-    pairs = [(a, b) for a in lower.rounds for b in higher.rounds]
     said = []
-    for a, b in pairs:
+    for a, b in product(lower.rounds, higher.rounds):
         if overall[b] <= overall[a]:
             said.append(f"{b} ({overall[b]:.1f}) is not above {a} ({overall[a]:.1f})")
         elif overall[a] > at_most * overall[b]:

@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 
 _TRAIN, _VALIDATION, _BEST, _RATE = "#E69F00", "#0072B2", "#D55E00", "#666666"
 _MAX_RATES = 4
-_LABELS = {
-    "train": "training loss",
-    "validation": "validation loss",
-    "decoder_validation": "gene decoder,\nvalidation",
-    "rate": "learning rate",
-    "throughput": "sets a second",
-}
 
 
 def log_figure(log: TrainingLog) -> Figure:
@@ -52,35 +45,26 @@ def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
     """
     if not logs:
         raise ValueError("there is no log to draw.")
-    panels = {"train": _train, "validation": _validation, "decoder_validation": _decoder, "rate": _rates,
-              "throughput": _throughput}  # fmt: skip
-    rows = [name for name in panels if any(_has(log, name) for log in logs)]
+    rows = [name for name in _PANELS if any(_has(log, name) for log in logs)]
     with style():
-        width = max(4.5, 2.6 * len(logs))
-        figure = new_figure(width, 0.5 + 1.5 * len(rows))
+        figure = new_figure(max(4.5, 2.6 * len(logs)), 0.5 + 1.5 * len(rows))
         grid = figure.subplots(len(rows), len(logs), squeeze=False, sharex="col")
         for column, log in enumerate(logs):
             grid[0][column].set_title(log.name, fontsize=8)
             for row, name in enumerate(rows):
                 axes = grid[row][column]
-                if _has(log, name):
-                    panels[name](axes, log)
-                else:
-                    _say_what_is_missing(axes, "not logged")
+                label, draw = _PANELS[name]
+                (draw if _has(log, name) else _nothing)(axes, log)
                 if column == 0:
-                    axes.set_ylabel(_LABELS[name])
+                    axes.set_ylabel(label)
                 axes.spines[["top", "right"]].set_visible(False)
             grid[-1][column].set_xlabel("step")
-            grid[-1][column].xaxis.set_major_formatter(_thousands)
+            grid[-1][column].xaxis.set_major_formatter("{x:,.0f}")
         return figure
 
 
 def _has(log: TrainingLog, panel: str) -> bool:
-    if panel == "rate":
-        return bool(log.rates)
-    if panel == "throughput":
-        return not log.get("sets_per_second").empty
-    return not log.get(panel).empty
+    return bool(log.rates) if panel == "rate" else not log.get(panel).empty
 
 
 def _line(axes: Axes, series: pd.Series, color: str, **options: Any) -> None:
@@ -129,12 +113,18 @@ def _throughput(axes: Axes, log: TrainingLog) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _thousands(value: float, _: Any) -> str:
-    return f"{value:,.0f}"
-
-
-def _say_what_is_missing(axes: Axes, text: str) -> None:
-    """An empty panel says so, and has no scale that could be read."""
+def _nothing(axes: Axes, log: TrainingLog) -> None:
+    """Say that a quantity was not logged, without a scale that could be read."""
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_RATE, fontsize=7)
+    axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=_RATE, fontsize=7)
+
+
+#: series of a log (or its rates) -> label of the axis, and what draws it
+_PANELS = {
+    "train": ("training loss", _train),
+    "validation": ("validation loss", _validation),
+    "decoder_validation": ("gene decoder,\nvalidation", _decoder),
+    "rate": ("learning rate", _rates),
+    "sets_per_second": ("sets a second", _throughput),
+}

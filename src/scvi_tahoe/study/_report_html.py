@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    import pandas as pd
-
     from scvi_tahoe.study._scores import StudyResult
     from scvi_tahoe.study._training_log import TrainingLog
 
@@ -59,15 +57,7 @@ _HIDDEN_KEYS = ("name", "data.sha256", "start.source")
 
 
 def report_html(result: StudyResult, logs: Mapping[str, TrainingLog]) -> str:
-    """Return the report of a finished study.
-
-    Parameters
-    ----------
-    result
-        What the study left; its folder holds the figures.
-    logs
-        Training log of every round.
-    """
+    """Return the report of a finished study, whose folder holds the figures, with the training log of every round."""
     parts = [
         _opening(result),
         _section("Scores", _scores(result)),
@@ -101,31 +91,22 @@ def _opening(result: StudyResult) -> str:
 
 def _scores(result: StudyResult) -> str:
     table = result.table
-    columns = [c for c in table.columns if not c.startswith("published_") and table[c].notna().any()]
     published = [c for c in table.columns if c.startswith("published_")]
-    names = {"best_step": "best step", "seconds": "time", "overall": f"overall{_year(table)}"}
-    head = [names.get(c, c) for c in columns if c != "year"] + [
-        f"published {c.removeprefix('published_')}" for c in published
-    ]
-    rows = [
-        [str(name), *(_cell(c, row[c]) for c in columns if c != "year"), *(_cell(c, row[c]) for c in published)]
-        for name, row in table.iterrows()
-    ]
-    extra = _reference_rows(result, [c for c in columns if c != "year"], len(published))
+    columns = [c for c in table.columns if c not in (*published, "year") and table[c].notna().any()]
+    years: Any = table["year"].dropna().unique() if "year" in table else []
+    year = f" ({int(years[0])})" if len(years) else ""
+    names = {"best_step": "best step", "seconds": "time", "overall": f"overall{year}"}
+    head = ["round", *(names.get(c, c) for c in columns), *(c.replace("published_", "published ") for c in published)]
+    rows = [[str(name), *(_cell(c, row[c]) for c in [*columns, *published])] for name, row in table.iterrows()]
+    rows += _reference_rows(result, columns, len(published))
     note = (
         "<p>DES and PDS: higher is better. MAE: lower is better. Baseline: the mean of the training perturbations. "
         "Replicate: half of the observed cells as a prediction of the other half. "
         + ("Published numbers are of other cells and of an earlier release of the evaluator." if published else "")
         + "</p>"
     )
-    return _table(["round", *head], [*rows, *extra]) + _image(
-        result.folder / "scores.png", "Scores of all rounds between baseline and replicate"
-    ) + note  # fmt: skip
-
-
-def _year(table: pd.DataFrame) -> str:
-    years: Any = table["year"].dropna().unique() if "year" in table else []
-    return f" ({int(years[0])})" if len(years) else ""
+    figure = _image(result.folder / "scores.png", "Scores of all rounds between baseline and replicate")
+    return _table(head, rows) + figure + note
 
 
 def _reference_rows(result: StudyResult, columns: list[str], n_published: int) -> list[list[str]]:
@@ -156,13 +137,9 @@ def _rounds(result: StudyResult) -> str:
         folder = result.folder / one.name
         report = (folder / REPORT).read_text() if (folder / REPORT).exists() else ""
         figure = _image(folder / FIGURES / "deltas.png", f"Predicted against observed change, {one.name}")
-        start = (
-            f"from {escape(one.source)}, {escape(one.start.get('checkpoint', 'best'))}"
-            if one.source
-            else "from scratch"
-        )
+        start = f"from {one.source}, {one.start.get('checkpoint', 'best')}" if one.source else "from scratch"
         cards.append(
-            f"<article><h3>{escape(one.name)}</h3><p>{escape(one.title)}<br><small>{start}</small></p>{figure}"
+            f"<article><h3>{escape(one.name)}</h3><p>{escape(one.title)}<br><small>{escape(start)}</small></p>{figure}"
             f"<details><summary>Loading report</summary><pre>{escape(report)}</pre></details></article>"
         )
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -184,8 +161,8 @@ def _findings(logs: Mapping[str, TrainingLog]) -> str:
     for diagnosis in diagnose(list(logs.values())):
         ordered = sorted(diagnosis.findings, key=lambda f: LEVELS.index(f.level))
         listed = "".join(_item(f.level, f.where, f.message) for f in ordered)
-        grave = sum(f.level != "note" for f in ordered)
-        summary = f"{escape(diagnosis.log.name)}: {grave} warning{'s' * (grave != 1)}, {len(ordered) - grave} notes"
+        n = sum(f.level != "note" for f in ordered)
+        summary = f"{escape(diagnosis.log.name)}: {n} warning{'s' * (n != 1)}, {len(ordered) - n} notes"
         shown = " open" if any(f.level == "error" for f in ordered) else ""
         items.append(f'<details{shown}><summary>{summary}</summary><ul class="findings">{listed}</ul></details>')
     return "".join(items)
@@ -234,7 +211,7 @@ def _image(path: Path, alt: str) -> str:
 
 
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Return nested mappings as one, with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
@@ -245,13 +222,7 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Keys whose value is not the same in all runs, with the value of each run in order.
-
-    Parameters
-    ----------
-    configs
-        Configurations by name of the run.
-    """
+    """Return the keys whose value is not the same in all runs, with the value of each run in order."""
     flat = [_flattened(config) for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = {key: [values.get(key) for values in flat] for key in keys}

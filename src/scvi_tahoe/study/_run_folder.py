@@ -1,15 +1,31 @@
-"""The folder of a run: which files it holds, and how it is told from another folder."""
+"""The folder of a run: its files, how it is told from another folder, and what it says about data and machine."""
 
 from __future__ import annotations
 
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from scvi_tahoe.data import ScreenKeys, read_screen
 from scvi_tahoe.files import read_torch, remove_partial
+from scvi_tahoe.model import pretrained_of
+from scvi_tahoe.pretrained import licence_notice, model_card
 from scvi_tahoe.study._files import read_mapping
 from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from anndata import AnnData
+
+    from scvi_tahoe import TahoeST
+    from scvi_tahoe.study._data import RunData
+    from scvi_tahoe.study._run_config import DataConfig
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -22,6 +38,12 @@ SCORES = "scores"
 FIGURES = "figures"
 #: written last: the run is complete
 RESULT = "result.json"
+
+#: packages whose release can change the numbers of a run
+_PACKAGES = (
+    "scvi-tahoe", "scvi-tools", "torch", "lightning", "numpy", "scipy", "pandas", "anndata", "scikit-learn",
+    "cell-eval", "pdex",
+)  # fmt: skip
 
 
 def is_run(folder: Path) -> bool:
@@ -99,3 +121,124 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path} holds no state_dict; it is not a checkpoint.")
     return content
+
+
+def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
+    """Return counts and SHA-256 of genes, labels, expression and the split drawn with ``seed``."""
+    index = read_screen(data.train, ScreenKeys(**data.config.keys)).index
+    assigned = data.split.assign(index, seed=seed)
+    parts = {part: assigned.rows(part) for part in ("train", "validation")}
+    sides = {"train": _side(data.train, data.config)}
+    if data.held_out is not None:
+        sides["held_out"] = _side(data.held_out, data.config)
+    content = "".join(side[part] for side in sides.values() for part in ("genes", "labels", "expression"))
+    return {
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        **sides,
+        "contexts": list(index.contexts),
+        "n_perturbations": len(index.perturbations),
+        "n_control_cells": int(index.is_control.sum()),
+        "split": {
+            "rule": data.split.to_dict(),
+            "cells": {part: len(rows) for part, rows in parts.items()},
+            "conditions": {part: len(np.unique(index.condition_of_cell[rows])) for part, rows in parts.items()},
+            "sha256": _hash(assigned.train.tobytes(), assigned.validation.tobytes()),
+        },
+    }
+
+
+def verify_same_data(expected: str | None, found: str) -> None:
+    """Raise ValueError if the cells are not those that a run was made with."""
+    if expected is not None and expected != found:
+        raise ValueError(
+            f"the data are not those of the run: their content hashes to {found[:12]}, data.sha256 says "
+            f"{expected[:12]}. Bring back the data, or leave data.sha256 out to run on these."
+        )
+
+
+def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
+    columns = [key for key in (config.perturbation_key, config.context_key) if key is not None]
+    labels = [adata.obs[key].astype(str).to_numpy() for key in columns]
+    found = {
+        "n_cells": int(adata.n_obs),
+        "n_genes": int(adata.n_vars),
+        "genes": _hash("\n".join(map(str, adata.var_names)).encode()),
+        "labels": _hash(*("\n".join(column).encode() for column in labels)),
+        "expression": _hash(*_bytes(adata.X if config.layer is None else adata.layers[config.layer])),
+    }
+    key = config.embedding_key
+    return found if key is None else found | {"embedding_width": int(adata.obsm[key].shape[1])}
+
+
+def _bytes(matrix: Any) -> list[bytes | memoryview]:
+    if sp.issparse(matrix):
+        rows = matrix.tocsr()
+        rows.sort_indices()
+        # dtypes of indices depend on how a file was written, values and places do not
+        parts = [rows.data.astype(np.float32), rows.indices.astype(np.int64), rows.indptr.astype(np.int64)]
+    else:
+        parts = [np.ascontiguousarray(matrix[:], dtype=np.float32)]
+    return [np.ascontiguousarray(part).view(np.uint8).data for part in parts]
+
+
+def _hash(*parts: bytes | memoryview) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def provenance(run: TahoeRun, found: dict[str, Any]) -> dict[str, Any]:
+    """Return releases, machine, seed and the fingerprint of the data."""
+    return {
+        "seed": run.seed,
+        "versions": {"python": platform.python_version(), **_installed()},
+        "machine": {
+            "processor": platform.machine(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            # sums over several threads are rounded otherwise than over one
+            "threads": torch.get_num_threads(),
+        },
+        "data": found,
+    }
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+_RUN = """
+## Run
+
+| | |
+|---|---|
+{rows}
+
+`config.yaml` rebuilds this run: `scvi-tahoe finetune config.yaml`. `metrics.csv` is its log, `loading_report.txt` says
+what became of every pretrained tensor, `provenance.json` names releases and data, `scores/` holds the evaluation.
+"""
+
+
+def run_card(run: TahoeRun, model: TahoeST, found: dict[str, Any]) -> str:
+    """Return the text of ``README.md`` in a run's folder."""
+    weights = pretrained_of(model)
+    trained, data = model.training_config_ or {}, found["train"]
+    facts = {
+        "name": run.name,
+        "representation": run.model.representation,
+        "prior": run.model.prior,
+        "trained on": f"{data['n_cells']:,} cells of {data['n_genes']:,} genes, {found['n_perturbations']} "
+        f"perturbations, {len(found['contexts'])} contexts (sha256 {found['sha256'][:12]})",
+        "started from": run.start.source or "scratch",
+        "best step": f"{trained.get('best_step')} of {run.train.max_steps}, {run.train.monitor} "
+        f"{trained.get('best_value')}",
+        "seed": str(run.seed),
+    }
+    text = model_card(weights) + _RUN.format(rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()))
+    return text + ("\n" + licence_notice() if weights.provenance.non_commercial else "")

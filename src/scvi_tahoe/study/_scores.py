@@ -53,18 +53,9 @@ class StudyResult:
 def score_table(config: StudyConfig, runs: Mapping[str, RunResult]) -> pd.DataFrame:
     """Return one row a scored round.
 
-    Parameters
-    ----------
-    config
-        The study.
-    runs
-        What each round left, by name.
-
-    Returns
-    -------
-    Columns ``DES`` (differential expression score), ``PDS`` (perturbation discrimination score), ``MAE`` (mean absolute
-    error), ``overall`` with the ``year`` of the challenge it is defined by, ``best_step``, ``steps``, ``seconds``, and
-    ``published_*`` where the study has numbers to compare with.
+    Columns are ``DES`` (differential expression score), ``PDS`` (perturbation discrimination score), ``MAE`` (mean
+    absolute error), ``overall`` with the ``year`` of the challenge it is defined by, ``best_step``, ``steps``,
+    ``seconds``, and ``published_*`` where the study has numbers to compare with.
     """
     rows: dict[str, dict[str, Any]] = {}
     for one in config.rounds:
@@ -88,12 +79,9 @@ def score_table(config: StudyConfig, runs: Mapping[str, RunResult]) -> pd.DataFr
 
 
 def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
-    """Draw one panel a score and one row a round, with lines at the baseline and at a replicate experiment.
+    """Draw one panel a score and one row a scored round, with lines at the baseline and at a replicate experiment.
 
-    Parameters
-    ----------
-    runs
-        What each round left, by name; those without scores are left out. None comes back if none has any.
+    None if no round has scores.
     """
     scores = {name: run.scores for name, run in runs.items() if run.scores is not None}
     if not scores:

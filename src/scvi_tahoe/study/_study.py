@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.study._data import load_data
-from scvi_tahoe.study._files import read_mapping, save_figure, write_mapping
+from scvi_tahoe.study._files import save_figure, write_mapping
 from scvi_tahoe.study._finetune import finetune, read_result
 from scvi_tahoe.study._lesson import judge
 from scvi_tahoe.study._log_figure import logs_figure
@@ -107,12 +107,18 @@ def _verify_cells(config: StudyConfig, folder: Path) -> None:
 def _claim_folder(folder: Path, config: StudyConfig) -> None:
     known = folder / STUDY
     if known.exists():
-        if read_mapping(known) != config.to_dict():
+        if _spelled_out(StudyConfig.from_yaml(known)) != _spelled_out(config):
             raise ValueError(f"{folder} holds a study that differs from this one ({STUDY}); give another folder.")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something that is not a study; give a new or empty folder.")
     write_mapping(known, config.to_dict())
+
+
+def _spelled_out(config: StudyConfig) -> Any:
+    """Return what a study is, with the defaults of options that the release that wrote it did not have."""
+    rounds = [(one.title, one.role, one.published, config.run(one, Path())) for one in config.rounds]
+    return config.name, config.title, config.text, config.lesson, rounds
 
 
 def _line(name: str, result: RunResult) -> str:

@@ -25,7 +25,7 @@ class RoundConfig:
     Attributes
     ----------
     name
-        Of the round, and of its folder.
+        Name of the round, and of its folder.
     title
         What it is, in a line.
     role
@@ -62,13 +62,13 @@ class StudyConfig:
     Attributes
     ----------
     name
-        Of the study, and of its folder.
+        Name of the study, and of its folder.
     title, text
         Heading and introduction of its report.
     scale
         One number from above 0 to 1 by which the sizes of the rounds are multiplied, see :func:`scaled`.
     seed
-        Of every round that does not give its own.
+        Seed of every round that does not give its own.
     data, model, train, score, split
         What all rounds share.
     lesson
@@ -105,10 +105,8 @@ class StudyConfig:
             if one.name in seen:
                 raise ValueError(f"the study has two rounds named {one.name!r}.")
             if one.source is not None and one.source not in seen:
-                raise ValueError(
-                    f"round {one.name!r} starts from {one.source!r}, which is no earlier "
-                    f"round{nearest(one.source, seen)}"
-                )
+                near = nearest(one.source, seen)
+                raise ValueError(f"round {one.name!r} starts from {one.source!r}, which is no earlier round{near}")
             seen.append(one.name)
             self.run(one, Path())
         for name in (name for entry in self.lesson for name in group_of(entry).rounds):
@@ -116,7 +114,7 @@ class StudyConfig:
                 raise ValueError(f"lesson names {name!r}, which is no round{nearest(name, seen)}")
 
     def run(self, one: RoundConfig, folder: Path) -> TahoeRun:
-        """The run of a round, at the study's scale, in the folder of the study.
+        """Return the run of a round, at the study's scale, in the folder of the study.
 
         Raises
         ------
@@ -130,9 +128,8 @@ class StudyConfig:
             # another source of cells replaces all of the shared section: labels of one screen mean nothing in another
             parts[section] = own if section == "data" and {"path", "dataset"} & set(own) else _combined(shared, own)
         if one.source is not None:
-            parts["start"] = {k: v for k, v in parts["start"].items() if k != "round"} | {
-                "source": str(folder / one.source)
-            }
+            start = {k: v for k, v in parts["start"].items() if k != "round"}
+            parts["start"] = start | {"source": str(folder / one.source)}
         parts["split"] = one.split or (self.split if "dataset" not in one.data else None)
         if one.role == "pretraining":
             parts["score"] = {"preset": None}
@@ -142,7 +139,7 @@ class StudyConfig:
             raise ValueError(f"round {one.name!r}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return plain(self)
 
     @classmethod
@@ -161,14 +158,13 @@ class StudyConfig:
                 return build(cls, read_mapping(shipped))
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"there is no file {path}, and no shipped study of that name ({', '.join(SHIPPED)})."
-            )
+            known = ", ".join(SHIPPED)
+            raise FileNotFoundError(f"there is no file {path}, and no shipped study of that name ({known}).")
         return build(cls, _anchored(read_mapping(path), path.parent))
 
 
 def _combined(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The shared section with the round's own values; mappings inside are combined key by key, but for loss terms."""
+    """Put a round's own values into the shared section; mappings are combined key by key, except for loss terms."""
     result = dict(shared)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "terms"
@@ -177,12 +173,10 @@ def _combined(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _anchored(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Files named in data sections, relative to the folder of the study."""
+    """Make the files of data sections, which are relative to the folder of the study, absolute."""
     rounds = content.get("rounds")
-    sections = [content.get("data"), *(r.get("data") for r in rounds if isinstance(r, dict))] if isinstance(
-        rounds, list
-    ) else [content.get("data")]  # fmt: skip
-    for section in sections:
+    parts = [content, *(rounds if isinstance(rounds, list) else [])]
+    for section in (part.get("data") for part in parts if isinstance(part, dict)):
         for key in ("path", "held_out"):
             if isinstance(section, dict) and isinstance(section.get(key), str) and (folder / section[key]).exists():
                 section[key] = str((folder / section[key]).resolve())
@@ -190,7 +184,7 @@ def _anchored(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def merged(studies: list[StudyConfig]) -> StudyConfig:
-    """One study of several, whose rounds of the same name must be the same.
+    """Put several studies together; rounds of the same name must be the same.
 
     Raises
     ------
@@ -230,12 +224,6 @@ def scaled(run: TahoeRun, scale: float) -> TahoeRun:
     al. 2022, *Tensor Programs V*), and the width of the network that starts the study is meant to shrink with the rest.
     Sets of a step stay.
 
-    Parameters
-    ----------
-    run
-        At its full size.
-    scale
-        1 leaves it as it is.
     """
     if scale == 1:
         return run

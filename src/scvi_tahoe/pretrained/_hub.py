@@ -1,0 +1,442 @@
+"""Where weights come from and go to: a folder, or the Hugging Face hub, pinned, checked, cached, with its licence."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvi_tahoe.files import UnsafeFileError
+from scvi_tahoe.pretrained._arc_checkpoints import choose_checkpoint, list_checkpoints
+from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
+from scvi_tahoe.pretrained._formats import format_of
+from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scvi_tahoe.nn import Attention
+    from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
+
+#: Environment variable that accepts the licence of downloaded weights.
+ACCEPT_VARIABLE = "SCVI_TAHOE_ACCEPT_LICENSE"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=-]+)*")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SIDE_FILES = (
+    "config.yaml",
+    "config.json",
+    "*.pkl",
+    "*.pt",
+    "*.torch",
+    "version_*/hparams.yaml",
+    "hparams.yaml",
+    "*.safetensors",
+    "README.md",
+    "LICENSE*",
+)
+#: Evaluation results: hundreds of megabytes that no model needs.
+_SKIPPED = ("eval*/*", "*.h5ad", "*.csv", "*.npy")
+#: What an export is made of. Anything else, a pickle above all, stays here.
+_ALLOWED = (".safetensors", ".json", ".md")
+_LICENCE = "LICENSE"
+
+
+class LicenceNotAcceptedError(RuntimeError):
+    """Weights under a licence with conditions were asked for, and nobody accepted it."""
+
+
+class LicenceWarning(UserWarning):
+    """Shows the licence of weights, once."""
+
+
+def verify_licence(source: str, accept: bool | None = None) -> None:
+    """Show the licence of downloaded weights; refuse to go on where it was not accepted.
+
+    Parameters
+    ----------
+    source
+        Whose weights.
+    accept
+        The user's word; ``None``: what the environment variable ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+
+    Raises
+    ------
+    LicenceNotAcceptedError
+        If neither accepts.
+    """
+    if accept is None:
+        accept = os.environ.get(ACCEPT_VARIABLE, "").strip().lower() in ("1", "true", "yes")
+    if not accept:
+        raise LicenceNotAcceptedError(
+            f"{source}: {LICENCE_SUMMARY} To accept, pass accept_license=True or set {ACCEPT_VARIABLE}=1."
+        )
+    warnings.warn(f"{source}: {LICENCE_SUMMARY}", LicenceWarning, stacklevel=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFolder:
+    """A model folder on this machine and what it is known as.
+
+    Parameters
+    ----------
+    folder
+        Its path.
+    name
+        Hub name, or name of the folder.
+    revision
+        Commit on the hub, or ``None`` for a local folder.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None = None
+
+
+def read_pretrained(
+    source: str | Path,
+    checkpoint: str | None = None,
+    *,
+    revision: str | None = None,
+    accept_license: bool | None = None,
+    attention: Attention | None = None,
+    genes: Sequence[str] | None = None,
+    base: PretrainedModel | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> PretrainedModel:
+    """Return a model from a folder in Arc's format or in ours, local or on the hub.
+
+    Parameters
+    ----------
+    source, revision, accept_license, cache_dir, offline
+        See :func:`resolve_source`.
+    checkpoint, attention, genes
+        See :func:`read_arc_folder`; for folders in Arc's format.
+    base
+        See :func:`read_export`; for exports that refer to another model's backbone.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, LicenceNotAcceptedError
+        As those functions do.
+    """
+    place = resolve_source(
+        source,
+        checkpoint,
+        revision=revision,
+        accept_license=accept_license,
+        cache_dir=cache_dir,
+        offline=offline,
+    )
+    model = format_of(place.folder).read(
+        place.folder, checkpoint=checkpoint, attention=attention, genes=genes, base=base
+    )
+    if place.revision is None:
+        return model
+    return replace(model, provenance=replace(model.provenance, source=place.name, revision=place.revision))
+
+
+def inspect_folder(folder: str | Path, checkpoint: str | None = None) -> str:
+    """Return a description of a model folder: network, attention, labels, tensors, loss, licence.
+
+    Parameters
+    ----------
+    folder
+        A folder in any format.
+    checkpoint
+        Which checkpoint of a folder in Arc's format.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`read_pretrained` does.
+    """
+    text = describe(read_pretrained(folder, checkpoint))
+    found = list_checkpoints(Path(folder)) if Path(folder).is_dir() else []
+    return f"{text}\ncheckpoints     {', '.join(found)}" if found else text
+
+
+def resolve_source(
+    source: str | Path,
+    checkpoint: str | None = None,
+    *,
+    revision: str | None = None,
+    accept_license: bool | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> SourceFolder:
+    """Return the folder of a model, downloading it if need be.
+
+    A transfer that breaks off is resumed where it stopped, by the hub's client and within the call. After a call that
+    failed, files that are whole stay in the cache; whether the beginning of the broken one does is up to the release of
+    ``huggingface_hub`` (2.4 discards it).
+
+    Parameters
+    ----------
+    source
+        An existing folder (or checkpoint file), or a name on the Hugging Face hub: ``'owner/name'``, with
+        ``'/folder'`` behind it where one repository holds several models.
+    checkpoint
+        The checkpoint that will be read; only that one is downloaded.
+    revision
+        Branch, tag or commit of the hub. It is resolved to a commit, which is returned. ``None``: the main branch.
+    accept_license
+        Accept the licence of downloaded weights; ``None``: what ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+    cache_dir
+        Cache of the hub; ``None``: its default.
+    offline
+        Use the cache and no network. So does the variable ``HF_HUB_OFFLINE=1`` of the hub's client.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or offline and not in the cache.
+    ImportError
+        If ``huggingface_hub`` is not installed.
+    LicenceNotAcceptedError
+        If the licence was not accepted.
+    UnsafeFileError
+        If a downloaded file does not have the hash the hub states.
+    """
+    local = Path(source)
+    if _exists(local):
+        return SourceFolder(folder=local, name=local.resolve().name)
+    if not _HUB_NAME.fullmatch(str(source)):
+        raise FileNotFoundError(f"{str(source)[:200]} is neither a folder here nor a name on the hub ('owner/name').")
+    hub = import_hub()
+    owner, name, *inside = str(source).split("/")
+    repository, subfolder = f"{owner}/{name}", "/".join(inside)
+    verify_licence(repository, accept_license)
+    snapshot = _snapshot(
+        hub, repository, subfolder, checkpoint, revision=revision, cache_dir=cache_dir, offline=offline
+    )
+    folder = snapshot / subfolder
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{repository} has no folder {subfolder!r}" + (" in the cache." if offline else "."))
+    verify_blobs(snapshot)
+    return SourceFolder(folder=folder, name=str(source), revision=snapshot.name)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
+
+
+def verify_blobs(snapshot: Path) -> None:
+    """Compare the files of a hub snapshot with their hashes, which are their names in the cache.
+
+    That is the SHA-256 of a large file, and what git calls the hash of a small one: the SHA-1 behind a header, or, from
+    some mirrors, without it.
+
+    Raises
+    ------
+    UnsafeFileError
+        If one differs.
+    """
+    for path in sorted(snapshot.rglob("*")):
+        blob = path.resolve()
+        if path.is_symlink() and blob.is_file() and _HASH.fullmatch(blob.name) and blob.name not in _hashes(blob):
+            raise UnsafeFileError(f"{path.name} does not have the hash the hub states; delete {blob} and try again.")
+
+
+def _hashes(blob: Path) -> set[str]:
+    if len(blob.name) == 64:
+        with blob.open("rb") as stream:
+            return {hashlib.file_digest(stream, "sha256").hexdigest()}
+    content = blob.read_bytes()
+    header = b"blob %d\0" % len(content)
+    return {hashlib.sha1(part + content, usedforsecurity=False).hexdigest() for part in (header, b"")}
+
+
+def _snapshot(
+    hub: Any,
+    repository: str,
+    subfolder: str,
+    checkpoint: str | None,
+    *,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    offline: bool,
+) -> Path:
+    prefix = f"{subfolder}/" if subfolder else ""
+    wanted = [prefix + pattern for pattern in _SIDE_FILES]
+    commit = None
+    offline = offline or hub.constants.HF_HUB_OFFLINE
+    if not offline:
+        try:
+            info = hub.HfApi().model_info(repository, revision=revision)
+        except Exception as error:
+            error.add_note(f"{repository} was asked for on the hub; offline=True reads what is in the cache.")
+            raise
+        commit, files = info.sha, [file.rfilename for file in info.siblings or []]
+        if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in files):
+            wanted.append(prefix + checkpoint_on_hub(files, prefix, checkpoint))
+    try:
+        # Asked for by branch, so that the cache remembers which commit the branch was at for later offline use.
+        folder = hub.snapshot_download(
+            repository,
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=wanted,
+            ignore_patterns=[prefix + pattern for pattern in _SKIPPED],
+            local_files_only=offline,
+        )
+    except hub.errors.LocalEntryNotFoundError:
+        raise FileNotFoundError(f"{repository} (revision {revision or 'main'}) is not in the cache.") from None
+    if commit is not None and Path(folder).name != commit:
+        raise FileNotFoundError(f"{repository} changed during the download; try again, or pin a revision.")
+    return Path(folder)
+
+
+def checkpoint_on_hub(files: list[str], prefix: str, checkpoint: str | None) -> str:
+    """Return the one checkpoint to download, relative to the model's folder ``prefix``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the hub does not have it; the message lists what it has.
+    """
+    names = [file.removeprefix(prefix) for file in files if file.startswith(prefix) and file.endswith(".ckpt")]
+    names = [name for name in names if "/" not in name.removeprefix("checkpoints/")]
+    name = choose_checkpoint(names, checkpoint)
+    if name is None:
+        raise FileNotFoundError(f"The hub has no checkpoint {checkpoint or ''!r} under {prefix!r}; it has {names}.")
+    return name
+
+
+def import_hub() -> Any:
+    """Return ``huggingface_hub``, or raise ``ImportError`` saying how to install it."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+    except ImportError:
+        raise ImportError(
+            "The hub needs huggingface_hub: pip install 'scvi-tahoe[hub]'. A local folder does not."
+        ) from None
+    return huggingface_hub
+
+
+def push_model(
+    model: PretrainedModel,
+    repository: str,
+    *,
+    accept_license: bool | None = None,
+    license_file: str | Path | None = None,
+    share_cells: bool = False,
+    private: bool = True,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    base: PretrainedModel | None = None,
+) -> str:
+    """Export a model into a temporary folder and upload that folder as one commit.
+
+    Parameters
+    ----------
+    model, base
+        See :func:`export_model`.
+    repository
+        ``'owner/name'`` on the hub; created if it does not exist.
+    accept_license
+        Accept the licence of the weights that the model derives from; ``None``: what ``SCVI_TAHOE_ACCEPT_LICENSE``
+        says. Asked for weights that derive from Arc's only.
+    license_file
+        Text of the licence, which goes along as ``LICENSE``. Needed to publish weights that derive from Arc's.
+    share_cells
+        Upload a prior that holds cells of the training data.
+    private
+        Visibility of a new repository. One that exists and is public is refused unless this is ``False``.
+    revision, message, token
+        Branch, title of the commit, and token; ``None``: main, a title, and the token of the hub's own login.
+
+    Returns
+    -------
+    Commit, to be given as ``revision`` to :meth:`~scvi_tahoe.TahoeST.from_pretrained`.
+
+    Raises
+    ------
+    LicenceNotAcceptedError
+        If the weights derive from Arc's and the licence was not accepted, or its text is missing where it is needed.
+    PermissionError
+        If the prior holds cells and ``share_cells`` does not allow it, or the repository is public unasked.
+    FileNotFoundError
+        If there is no such ``license_file``.
+    ImportError
+        If ``huggingface_hub`` is not installed.
+    """
+    hub = import_hub()
+    if model.provenance.non_commercial:
+        verify_licence(model.provenance.source, accept_license)
+        if not private and license_file is None:
+            raise LicenceNotAcceptedError(
+                "Publishing weights that derive from Arc's needs the text of their licence beside them; give "
+                "license_file=, the file that came with the weights, or keep the repository private."
+            )
+    n_cells = 0 if model.prior is None else len(model.prior["donor_condition"])
+    if n_cells and not share_cells:
+        raise PermissionError(
+            f"The prior of this model holds {n_cells:,} cells of the training data. Pass share_cells=True if they may "
+            "be passed on, or push a model of prior='none' or 'transfer'."
+        )
+    if license_file is not None and not Path(license_file).is_file():
+        raise FileNotFoundError(f"There is no file {license_file} with the text of a licence.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "export"
+        export_model(model, folder, base=base)
+        if license_file is not None:
+            shutil.copyfile(license_file, folder / _LICENCE)
+        files = verify_uploadable(folder, base=base)
+        api = hub.HfApi(token=token)
+        _verify_repository(hub, api, repository, private=private)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=files,
+            revision=revision,
+            commit_message=message or "Weights, labels and model card, written by scvi-tahoe",
+        )
+    return str(commit.oid)
+
+
+def verify_uploadable(folder: Path, *, base: PretrainedModel | None = None) -> list[str]:
+    """Return the names of the files of an export, after reading it as its users will.
+
+    Raises
+    ------
+    ValueError
+        If it is no export, is damaged, or holds a file of another kind than exports have.
+    """
+    if not is_export(folder):
+        raise ValueError(f"{folder} is no export of scvi-tahoe; write one with model.export(folder).")
+    files = sorted(path.name for path in folder.iterdir())
+    strange = [name for name in files if not name.endswith(_ALLOWED) and name != _LICENCE]
+    if strange:
+        raise ValueError(f"{folder} holds {strange}, which no export has; nothing was uploaded.")
+    model = read_export(folder, base=base)
+    if model.provenance.non_commercial and "LICENSE_NOTICE.md" not in files:
+        raise ValueError(f"{folder} lacks LICENSE_NOTICE.md, which weights that derive from Arc's need.")
+    return files
+
+
+def _verify_repository(hub: Any, api: Any, repository: str, *, private: bool) -> None:
+    """Create the repository, or see to it that the one there is is as private as was asked for."""
+    try:
+        known = api.model_info(repository)
+    except hub.errors.RepositoryNotFoundError:
+        api.create_repo(repository, private=private, exist_ok=True)
+        known = api.model_info(repository)
+    if private and not known.private:
+        raise PermissionError(
+            f"{repository} is public; nothing was uploaded. Pass private=False to publish, or give another name."
+        )
