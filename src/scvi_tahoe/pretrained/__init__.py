@@ -1,4 +1,4 @@
-"""Other people's weights: where they come from, what is in them, and how they get into a network of ours."""
+"""Pretrained weights: where they come from, what is in them, and how a new network starts from them."""
 
 from __future__ import annotations
 

@@ -164,11 +164,11 @@ def resolve_source(
     checkpoint
         The checkpoint that will be read; only that one is downloaded.
     revision
-        Branch, tag or commit of the hub. It is resolved to a commit, which is returned. ``None``: the main branch.
+        Branch, tag or commit of the hub. It is resolved to a commit, which is returned. Default: the main branch.
     accept_license
-        Accept the licence of downloaded weights; ``None``: what ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+        Accept the licence of downloaded weights. If None, ``SCVI_TAHOE_ACCEPT_LICENSE`` decides.
     cache_dir
-        Cache of the hub; ``None``: its default.
+        Cache of the hub; default: the one of its client.
     offline
         Use the cache and no network. So does the variable ``HF_HUB_OFFLINE=1`` of the hub's client.
 
