@@ -62,6 +62,7 @@ __all__ = [
     "TensorRecord",
     "UnsafeFileError",
     "WarmStart",
+    "_names",
     "arc_refusals",
     "compare_scale",
     "describe",
