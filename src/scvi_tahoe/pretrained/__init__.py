@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scvi_tahoe import _names
+import scvi_tahoe._names as _names
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.pretrained._arc_checkpoints import list_checkpoints
 from scvi_tahoe.pretrained._arc_settings import ArcColumns
@@ -62,7 +62,6 @@ __all__ = [
     "TensorRecord",
     "UnsafeFileError",
     "WarmStart",
-    "_names",
     "arc_refusals",
     "compare_scale",
     "describe",
