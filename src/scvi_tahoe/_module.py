@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.nn import NetworkOutput
 
-__all__ = ["TahoeSTModule"]
-
 
 def residual_input(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """What the network's change is added to: the prior's cells, or controls shifted by the prior; None: controls."""
+    """Return what the network's change is added to: cells of the prior, or shifted controls; None: the controls."""
     if TENSORS.RESIDUAL_INPUT in tensors:
         return tensors[TENSORS.RESIDUAL_INPUT]
     if TENSORS.RESIDUAL_SHIFT in tensors:

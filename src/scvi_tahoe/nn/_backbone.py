@@ -42,15 +42,7 @@ class Backbone(nn.Module):
         self.causal = config.attention in ("causal", "causal_rope")
 
     def forward(self, tokens_STD: Tensor, present_ST: Tensor | None = None) -> Tensor:
-        """Return the normed output of the last block.
-
-        Parameters
-        ----------
-        tokens_STD
-            Embedded tokens.
-        present_ST
-            ``False`` for padding that no token may look at; ``None`` where nothing is padded.
-        """
+        """Return the normed output of the last block; no token attends to those that are not ``present_ST``."""
         allowed = None if present_ST is None else _allowed(present_ST, causal=self.causal)
         rotary = _rotary_tables(tokens_STD, present_ST, self.rotary_width) if self.rotary_width else None
         for block in self.blocks:
@@ -133,7 +125,7 @@ class Attention(nn.Module):
         return self._join(gathered_SHTW, more)
 
     def _project(self, tokens_STD: Tensor, more: int) -> Tensor:
-        """Queries, keys and values of all heads, each head with ``more`` columns of zeros."""
+        """Return queries, keys and values of all heads, each head with ``more`` columns of zeros."""
         if not more or type(self.qkv) is not nn.Linear:
             return _widened_heads(self.qkv(tokens_STD), self.head_dim, more)
         weight = _widened_heads(_rounded(self.qkv.weight).T, self.head_dim, more).T
@@ -180,12 +172,12 @@ def _linear(n_in: int, n_out: int, *, bias: bool, branches: int = 1) -> nn.Linea
 
 
 def _rounded(weight: Tensor) -> Tensor:
-    """The weight in the 16 bits of the products, before anything else is done with it: half the bytes."""
+    """Round a weight to the 16 bits of the products, before anything else is done with it: half the bytes."""
     return weight.to(torch.get_autocast_dtype(weight.device.type))
 
 
 def _widened_heads(flat: Tensor, head_dim: int, more: int) -> Tensor:
-    """Columns of heads, one head after the other, with ``more`` zeros behind each."""
+    """Append ``more`` columns of zeros to each head."""
     return F.pad(flat.unflatten(-1, (-1, head_dim)), (0, more)).flatten(-2) if more else flat
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         CellSetDataModule,
         CellSetDataset,
         CellStore,
-        ConditionIndex,
         DataSpec,
         Screen,
     )
@@ -66,7 +65,6 @@ class TrainingData:
 def training_data(
     spec: DataSpec,
     screen: Screen,
-    index: ConditionIndex,
     run: TrainingRun,
     module: TahoeSTModule,
     prior: Prior,
@@ -77,8 +75,8 @@ def training_data(
     ----------
     spec
         What the model fixes about its data.
-    screen, index
-        The data, verified, and their conditions.
+    screen
+        The data, verified.
     run
         Split, store, batch size, device, precision and seed.
     module
@@ -92,8 +90,8 @@ def training_data(
         If nothing validates and the run needs it, or a term has nothing to tell apart.
     """
     spec, seed = spec.with_composed(screen), run.plan.seed
-    assigned = run.split.assign(index, seed=seed)
-    controls = np.flatnonzero(index.is_control)
+    assigned = run.split.assign(screen.index, seed=seed)
+    controls = np.flatnonzero(screen.index.is_control)
     dataset = cell_set_dataset(
         spec, screen, run.device, store=run.options.store, full_precision=run.full_precision, pinned_rows=controls
     )
