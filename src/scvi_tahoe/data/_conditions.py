@@ -1,4 +1,4 @@
-"""Which cells belong to which condition, and which controls each cell may be matched with. No randomness but given."""
+"""Conditions of a screen, the cells of each, and the controls that each cell may be matched with."""
 
 from __future__ import annotations
 
@@ -63,8 +63,6 @@ class ControlPools:
     starts: np.ndarray
     sizes: np.ndarray
     pool_of_cell: np.ndarray
-    #: (context, batch) pairs whose cells draw from the whole context because the batch has no controls
-    without_controls: tuple[tuple[str, str], ...] = ()
 
     def draw(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One control row for each given cell, uniformly from its pool; the shape is kept."""
@@ -141,6 +139,13 @@ class ConditionIndex:
             return np.empty(0, dtype=np.int64)
         return np.flatnonzero(self.condition_of_cell == self.conditions.index(condition))
 
+    def by_condition(self, rows: np.ndarray) -> dict[int, np.ndarray]:
+        """Group rows by the position of their condition in ``conditions``, each group in the order of ``rows``."""
+        condition = self.condition_of_cell[rows]
+        order = np.argsort(condition, kind="stable")
+        present, starts = np.unique(condition[order], return_index=True)
+        return dict(zip(present.tolist(), np.split(rows[order], starts[1:]), strict=True))
+
     def control_pools(self) -> ControlPools:
         """Pools of control cells, matched by context and, where the screen has batches, by batch."""
         control_rows = np.flatnonzero(self.is_control)
@@ -153,20 +158,16 @@ class ConditionIndex:
         order = np.argsort(member, kind="stable")
         sizes = np.bincount(member, minlength=n_pools)
         pool_of_cell = np.where(sizes[fine] > 0, fine, self.context.codes)
-        lacking = np.unique(fine[(sizes[fine] == 0) & ~self.is_control]) - len(self.contexts)
         return ControlPools(
             rows=np.concatenate([control_rows, control_rows])[order],
             starts=np.concatenate([[0], np.cumsum(sizes)[:-1]]),
             sizes=sizes,
             pool_of_cell=pool_of_cell,
-            without_controls=tuple(
-                (self.contexts[k // n_batches], self.batch.names[k % n_batches]) for k in lacking if self.batch
-            ),
         )
 
 
 def combines_measured_components(index: ConditionIndex, parser: LabelParser) -> bool:
-    """Whether at least half of the combinations of a screen have parts that were all measured alone."""
+    """Whether at least half of the combinations of a screen have components that were all measured alone."""
     components = [parser.components(label) for label in index.perturbations]
     alone = {of_label[0] for of_label in components if len(of_label) == 1}
     measured = [alone.issuperset(of_label) for of_label in components if len(of_label) > 1]

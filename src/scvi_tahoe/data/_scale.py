@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import scipy.sparse as sp
 
 from scvi_tahoe._constants import LOG1P_LIMIT
-from scvi_tahoe.data._disk_store import DiskRows, is_sharded
+from scvi_tahoe.data._disk_store import dense_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +41,6 @@ class ScaleReport:
     scale
         The transformation under which a cell's values are multiples of one unit; ``"unknown"`` where none is
         (imputed, scaled or corrected values) or where too few distinct values exist to tell.
-    integer_fraction
-        For each candidate, the fraction of ratios that are whole numbers.
     smallest, largest
         Range of the values looked at.
     keeps_depth
@@ -51,15 +48,9 @@ class ScaleReport:
     """
 
     scale: Scale
-    integer_fraction: dict[Scale, float]
     smallest: float
     largest: float
     keeps_depth: bool = False
-
-
-def _dense_rows(matrix: object, rows: np.ndarray) -> np.ndarray:
-    block = (DiskRows(matrix) if is_sharded(matrix) else matrix)[rows]  # type: ignore[index]
-    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)
 
 
 def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -79,17 +70,17 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     """Measure the scale of expression values, dense or sparse, in memory or backed, from up to 256 cells."""
     n_cells = matrix.shape[0]  # type: ignore[attr-defined]
     rows = np.sort(np.random.default_rng(seed).choice(n_cells, min(_CELLS, n_cells), replace=False))
-    values = _dense_rows(matrix, rows)
+    values = dense_rows(matrix, rows, np.float64)
     smallest, largest = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
     nonzero = values[values != 0]
     if nonzero.size and smallest >= 0 and np.all(nonzero == np.round(nonzero)):
-        return ScaleReport("counts", {}, smallest, largest)
+        return ScaleReport("counts", smallest, largest)
     fractions = {scale: _whole_ratio_fraction(values, undo) for scale, undo in _UNDO.items()}
     known = {scale: f for scale, f in fractions.items() if np.isfinite(f)}
     best: Scale = max(known, key=lambda s: known[s]) if known else "unknown"  # type: ignore[assignment]
     if best != "unknown" and known[best] < 0.95:
         best = "unknown"
-    return ScaleReport(best, fractions, smallest, largest, keeps_depth=best == "log1p" and _whole(np.expm1(nonzero)))
+    return ScaleReport(best, smallest, largest, keeps_depth=best == "log1p" and _whole(np.expm1(nonzero)))
 
 
 def _whole(values: np.ndarray) -> bool:

@@ -13,6 +13,10 @@ from scvi_tahoe.pl._scores import bars, comparison, ranks
 from scvi_tahoe.pl._style import BASELINE, CEILING, OBSERVED, PREDICTED, new_figure, style
 
 __all__ = [
+    "BASELINE",
+    "CEILING",
+    "OBSERVED",
+    "PREDICTED",
     "bars",
     "cells",
     "comparison",
@@ -20,6 +24,8 @@ __all__ = [
     "draw",
     "fold_changes",
     "learning_rate_test",
+    "new_figure",
     "ranks",
     "similarity",
+    "style",
 ]

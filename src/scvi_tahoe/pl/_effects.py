@@ -171,7 +171,7 @@ def fold_changes(result: Result, perturbation: str, *, context: str | None = Non
 
 
 def _fold_change_table(result: Result, perturbation: str, context: str | None) -> tuple[pd.DataFrame, str]:
-    """Return fold changes and FDR of both sides, one row a gene, and the context they are from."""
+    """Return fold changes and FDR of both sides, one row per gene, and the context they are from."""
     if result.de_observed is None or result.de_predicted is None:
         raise ValueError(
             'The result has no differential expression; evaluate with preset="vcc2025", "minimal" or "full".'

@@ -63,6 +63,7 @@ __all__ = [
     "TensorRecord",
     "UnsafeFileError",
     "WarmStart",
+    "_names",
     "arc_refusals",
     "backbone_sha256",
     "compare_scale",
