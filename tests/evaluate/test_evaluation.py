@@ -280,7 +280,7 @@ def test_damaged_and_stale_tables_are_computed_again(predicted, cached, tmp_path
 
 
 @pytest.mark.parametrize("side", ["held_out", "train"])
-def test_data_that_changed_in_place_since_the_reference_was_made_are_refused(task, keys, predicted, side):
+def test_data_that_changed_in_place_since_they_were_read_are_refused(task, keys, predicted, side):
     sides = {"held_out": task.held_out.copy(), "train": task.train.copy()}
     reference = EvaluationReference.from_adata(sides["held_out"], baseline_from=sides["train"], **keys)
     evaluate(predicted, reference, preset="quick")
