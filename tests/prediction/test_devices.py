@@ -34,7 +34,7 @@ def predict(model, *args, **options):
 
 @pytest.fixture
 def on_cpus(monkeypatch):
-    """Predict on so many devices, all of which are the CPU, also on a machine with GPUs; on one until told otherwise."""
+    """Predict on so many devices, all of which are the CPU, on any machine; on one until told otherwise."""
 
     def choose(n):
         monkeypatch.setattr(_predict, "prediction_devices", lambda devices, own: (CPU,) * n)
