@@ -19,17 +19,8 @@ Devices: TypeAlias = int | Sequence[int] | Literal["auto"] | None
 def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.device, ...]:
     """Return the devices to predict on, the first of which also does what is done once.
 
-    Parameters
-    ----------
-    devices
-        One of:
-
-        * None or 1 - the model's own device
-        * a number - so many CUDA devices, beginning with the model's own if that is one
-        * a list of numbers - these CUDA devices
-        * ``'auto'`` - all CUDA devices if the model is on one, else its own
-    own
-        Where the model is.
+    None and 1 are the model's ``own`` device, another number so many CUDA devices, beginning with the model's own, a
+    list these CUDA devices, and ``'auto'`` all CUDA devices if the model is on one, else its own.
 
     Raises
     ------
@@ -64,7 +55,7 @@ def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.devic
 
 
 def _is_list_below(value: Any, n_known: int) -> bool:
-    """Whether this is a list of different numbers of devices."""
+    """Return whether this is a list of different numbers of devices."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
     are_numbers = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < n_known for i in value)
@@ -82,16 +73,7 @@ def _beginning_with(own: torch.device, n: int) -> tuple[torch.device, ...]:
 
 
 def resolve_precision(precision: str | int, device: torch.device) -> str:
-    """Precision in Lightning's words.
-
-    Parameters
-    ----------
-    precision
-        ``'auto'``: ``'bf16-mixed'`` on a CUDA device that computes in bfloat16, ``'32-true'`` elsewhere; anything
-        else is returned as it is.
-    device
-        Where the network runs.
-    """
+    """Return Lightning's name of a precision; 'auto' is bfloat16 on a CUDA device that computes in it, else float32."""
     if precision != "auto":
         return str(precision)
     # older cards emulate bfloat16, slower than float32

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.nn import NetworkOutput
 
-__all__ = ["TahoeSTModule"]
-
 
 def residual_input(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """What the network's change is added to: the prior's cells, or controls shifted by the prior; None: controls."""
+    """Return what the network's change is added to: cells of the prior, or shifted controls; None: the controls."""
     if TENSORS.RESIDUAL_INPUT in tensors:
         return tensors[TENSORS.RESIDUAL_INPUT]
     if TENSORS.RESIDUAL_SHIFT in tensors:
@@ -59,16 +57,12 @@ class TahoeSTModule(BaseModuleClass):
         self, network: NetworkConfig, objective: ObjectiveConfig | None = None, *, n_cell_embedding: int = 0
     ) -> None:
         super().__init__()
+        self.config = network
         self.network = SetTransformer(network)
         self.embedding_head = nn.Linear(network.hidden, n_cell_embedding) if n_cell_embedding else None
         self.objective = Objective(objective or ObjectiveConfig())
         #: submodules that stay in eval mode whatever mode the rest is in; set by the freezing of a training run
         self.frozen: tuple[nn.Module, ...] = ()
-
-    @property
-    def config(self) -> NetworkConfig:
-        """Shape and function of the network."""
-        return self.network.config
 
     def on_load(self, model: Any, **kwargs: Any) -> None:
         """Make room for the adapters of a saved model, before scvi-tools loads the weights."""
@@ -142,7 +136,7 @@ class TahoeSTModule(BaseModuleClass):
 
     @auto_move_data
     def generative(self, output: NetworkOutput) -> dict[str, Tensor | None]:
-        """What is generated: predicted cells, and the cell embedding read from the same hidden cells."""
+        """Return predicted cells, and the cell embedding read from the same hidden cells."""
         embedding_SNE = None if self.embedding_head is None else self.embedding_head(output.hidden_SND)
         return {"prediction_SNG": output.prediction_SNG, "embedding_SNE": embedding_SNE}
 
@@ -184,5 +178,5 @@ class TahoeSTModule(BaseModuleClass):
         return LossOutput(loss=total, n_obs_minibatch=len(main_S), extra_metrics=parts)
 
     def sample(self, control_SNG: Tensor, perturbation_SP: Tensor, batch_SN: Tensor | None = None) -> Tensor:
-        """Predicted cells; ST is deterministic, its spread comes from that of the control cells."""
+        """Return predicted cells; ST is deterministic, its spread comes from that of the control cells."""
         return self.network(control_SNG, perturbation_SP, batch_SN).prediction_SNG

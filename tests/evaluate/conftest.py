@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata
 import pytest
 
 from scvi_tahoe.datasets import papalexi_few_shot
@@ -37,3 +38,21 @@ def result(predicted, reference):
 @pytest.fixture(scope="session")
 def quick(predicted, reference):
     return evaluate(predicted, reference, preset="quick")
+
+
+@pytest.fixture(scope="session")
+def two_contexts(task):
+    """Replicates 2 and 3 of the strong targets, predicted by replicate 1."""
+    everything = anndata.concat([task.train, task.held_out])
+    strong = everything[everything.obs[task.perturbation_key].isin(["JAK2", "IRF1", "STAT1", task.control])]
+    replicate = strong.obs[task.context_key].astype(str)
+    truth = strong[replicate.isin(["rep_2", "rep_3"])].copy()
+    first = strong[(replicate == "rep_1") & (strong.obs[task.perturbation_key] != task.control)]
+    copies = []
+    for name in ("rep_2", "rep_3"):
+        copy = first.copy()
+        copy.obs[task.context_key] = name
+        copies.append(copy)
+    prediction = anndata.concat(copies)
+    prediction.obs_names_make_unique()
+    return prediction, truth

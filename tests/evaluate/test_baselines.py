@@ -84,7 +84,7 @@ def test_perturbations_seen_nowhere_get_the_mean_of_the_training_deltas(task, ke
         assert abs(np.asarray(cells.X).mean(axis=0) - np.asarray(mean.X).mean(axis=0)).max() < 0.1
 
 
-def test_a_context_without_training_perturbations_gets_the_mean_of_the_others(task, keys):
+def test_a_context_without_training_gets_the_mean_of_the_others(task, keys):
     train = task.train[task.train.obs[task.context_key] != task.context]
     mean = baseline_prediction("train_mean", task.held_out, train, **keys)
     nothing = baseline_prediction("control", task.held_out, **keys)
@@ -151,7 +151,7 @@ def test_quantile_mapping_between_equal_populations_changes_nothing():
     np.testing.assert_allclose(mapped, cells, rtol=0.02)
 
 
-def test_quantile_mapping_scales_with_the_target_and_keeps_zeros_where_both_have_them():
+def test_quantile_mapping_scales_with_the_target_and_keeps_common_zeros():
     rng = np.random.default_rng(0)
     controls = rng.gamma(2, 1, (400, 2)).astype(np.float32) * (rng.random((400, 2)) < 0.5)
     cells = controls[:50]

@@ -65,7 +65,7 @@ def test_no_perturbation_gives_no_row():
     assert fold_changes(table(), (), control="control").shape == (0, 300)
 
 
-def test_float64_values_that_float32_cannot_hold_are_tested_on_the_cpu_with_a_warning():
+def test_float64_values_beyond_float32_are_tested_on_the_cpu_with_a_warning():
     cells = table(dtype=np.float64)
     with pytest.warns(UserWarning, match="runs on the CPU: the expression is float64"):
         asked_for_gpu = differential_expression(cells, control="control", backend="gpu")

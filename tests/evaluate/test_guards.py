@@ -115,14 +115,14 @@ def test_an_unknown_policy_is_refused(predicted, reference):
 @pytest.mark.parametrize(
     ("change", "found"), [(np.log1p, "twice"), (lambda x: np.expm1(x) / 100, "never")], ids=["twice", "never"]
 )
-def test_the_same_mistake_on_both_sides_is_told(contexts, change, found):
+def test_the_same_mistake_on_both_sides_is_reported(contexts, change, found):
     prediction, truth, keys, _ = contexts
     sides = [changed(adata, change) for adata in (prediction, truth)]
     with pytest.raises(RepresentationError, match=f"log1p was applied to the reference {found}"):
         evaluate(*sides, baseline=None, preset="quick", **keys)
 
 
-def test_the_truth_in_the_place_of_the_prediction_is_told(task, keys, predicted):
+def test_the_truth_in_the_place_of_the_prediction_is_reported(task, keys, predicted):
     truth = task.held_out
     mixed = anndata.concat([predicted[predicted.obs["target_gene"] != "MYC"], truth[truth.obs["target_gene"] == "MYC"]])
     result = scored(mixed, truth, baseline=None, **keys)
@@ -185,7 +185,7 @@ def test_training_data_on_another_scale_would_spoil_the_baselines(task, keys, pr
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-def test_totals_of_other_contexts_may_differ_unless_all_cells_have_the_same(contexts, normalised):
+def test_totals_of_other_contexts_may_differ_unless_cells_are_normalised(contexts, normalised):
     prediction, truth, keys, small = contexts
     here, there = truth.obs["context"] == "context_3", truth.obs["context"] == "context_1"
     train = changed(truth[there].copy(), lambda x: np.log1p(3 * np.expm1(x)))
@@ -230,7 +230,7 @@ def test_a_model_that_was_not_trained_to_give_genes_is_refused(predicted, refere
         evaluate(copy, reference)
 
 
-def test_a_decoder_with_a_tiny_weight_is_a_warning_and_a_trained_one_is_fine(predicted, reference):
+def test_a_decoder_with_a_tiny_weight_is_a_warning(predicted, reference):
     copy = predicted.copy()
     copy.uns[PREDICTION_RECORD] = {"genes_from": "decoder", "decoder_trained": True, "decoder_weight": 1e-5}
     assert check(scored(copy, reference), "space") == "warning"
@@ -238,7 +238,7 @@ def test_a_decoder_with_a_tiny_weight_is_a_warning_and_a_trained_one_is_fine(pre
     assert check(scored(copy, reference), "space") == "ok"
 
 
-def test_an_embedding_in_the_place_of_genes_is_told(predicted, reference):
+def test_an_embedding_in_the_place_of_genes_is_reported(predicted, reference):
     embedding = anndata.AnnData(np.random.default_rng(0).normal(size=(predicted.n_obs, 20)), obs=predicted.obs)
     with pytest.raises(ValueError, match="looks like a cell embedding"):
         evaluate(embedding, reference)
@@ -247,14 +247,14 @@ def test_an_embedding_in_the_place_of_genes_is_told(predicted, reference):
 # what predicted cells look like
 
 
-def test_dense_predictions_are_told(task, keys, reference):
+def test_dense_predictions_are_reported(task, keys, reference):
     from scvi_tahoe.evaluate import baseline_prediction
 
     result = scored(baseline_prediction("context_transfer", task.held_out, task.train, **keys), reference)
     assert check(result, "zeros") == "warning"
 
 
-def test_totals_that_vary_where_the_observed_ones_do_not_are_told(predicted, reference):
+def test_totals_that_vary_where_the_observed_ones_do_not_are_reported(predicted, reference):
     depth = np.exp(np.random.default_rng(0).normal(0, 0.6, (predicted.n_obs, 1))).astype(np.float32)
     result = scored(changed(predicted, lambda x: np.log1p(np.expm1(x) * depth)), reference)
     assert check(result, "spread of totals") == "warning"
@@ -270,27 +270,27 @@ def means(adata, key):
     return copy
 
 
-def test_cells_that_are_all_alike_are_told(task, predicted, reference):
+def test_cells_that_are_all_alike_are_reported(task, predicted, reference):
     result = scored(means(predicted, task.perturbation_key), reference)
     assert check(result, "spread of cells") == "warning"
     assert check(result, "zeros") == "warning"
 
 
-def test_one_effect_for_all_perturbations_is_told(task, keys, reference):
+def test_one_effect_for_all_perturbations_is_reported(task, keys, reference):
     from scvi_tahoe.evaluate import baseline_prediction
 
     result = scored(baseline_prediction("train_mean", task.held_out, task.train, **keys), reference)
     assert check(result, "mode collapse") == "warning"
 
 
-def test_inflated_effects_are_told(task, predicted, reference):
+def test_inflated_effects_are_reported(task, predicted, reference):
     control = task.held_out[task.held_out.obs[task.perturbation_key] == task.control].X.mean(axis=0)
     inflated = changed(predicted, lambda x: np.maximum(x + 5 * (x.mean(axis=0) - np.asarray(control)), 0))
     result = scored(inflated, reference, representation_check="off")
     assert check(result, "effect size") == "warning"
 
 
-def test_too_many_differentially_expressed_genes_are_told(task, keys, reference):
+def test_too_many_differentially_expressed_genes_are_reported(task, keys, reference):
     from scvi_tahoe.evaluate import baseline_prediction
 
     prediction = baseline_prediction("context_transfer", task.held_out, task.train, **keys)
@@ -299,7 +299,7 @@ def test_too_many_differentially_expressed_genes_are_told(task, keys, reference)
     assert check(result, "number of DE genes") == "warning"
 
 
-def test_cells_of_some_conditions_that_are_all_alike_are_told(task, predicted, reference):
+def test_cells_of_some_conditions_that_are_all_alike_are_reported(task, predicted, reference):
     collapsed = means(predicted, task.perturbation_key)
     few = predicted.obs[task.perturbation_key].isin(["MYC", "JAK2"]).to_numpy()
     mixed = changed(predicted, lambda x: np.where(few[:, None], np.asarray(collapsed.X), x))
@@ -317,17 +317,17 @@ def test_one_condition_on_another_scale_does_not_hide_among_the_others(task, pre
 
 
 @pytest.mark.parametrize("shift", [1, 57])
-def test_values_under_the_names_of_other_genes_are_told(predicted, reference, shift):
+def test_values_under_the_names_of_other_genes_are_reported(predicted, reference, shift):
     result = scored(changed(predicted, lambda x: np.roll(x, shift, axis=1)), reference)
     assert check(result, "gene profile") == "warning"
 
 
-def test_few_cells_are_told(predicted, reference, task):
+def test_few_cells_are_reported(predicted, reference, task):
     kept = predicted.obs.groupby(task.perturbation_key, observed=True).head(5).index
     assert check(scored(predicted[kept].copy(), reference), "number of cells") == "warning"
 
 
-def test_shifted_controls_do_not_matter_and_are_told_when_they_would(task, predicted, reference, quick):
+def test_shifted_controls_do_not_matter_and_are_reported_when_they_would(task, predicted, reference, quick):
     controls = task.held_out[task.held_out.obs[task.perturbation_key] == task.control].copy()
     controls.X = np.asarray(controls.X.todense()) + np.where(np.arange(controls.n_vars) % 5 == 0, 0.5, 0)
     both = anndata.concat([predicted, controls])
@@ -343,7 +343,7 @@ def test_own_controls_must_be_there(predicted, reference):
         evaluate(predicted, reference, control_cells="predicted")
 
 
-def test_the_share_of_perturbations_with_a_target_gene_is_told(quick):
+def test_the_share_of_perturbations_with_a_target_gene_is_reported(quick):
     assert "42% of the perturbations" in quick.checks.loc["target genes", "message"]
 
 
@@ -371,7 +371,7 @@ def test_repeated_genes_are_refused(predicted, reference):
         evaluate(twice, reference)
 
 
-def test_conditions_without_a_prediction_are_told_and_left_out(predicted, reference, task):
+def test_conditions_without_a_prediction_are_reported_and_left_out(predicted, reference, task):
     fewer = predicted[predicted.obs[task.perturbation_key] != "MYC"].copy()
     result = scored(fewer, reference)
     assert check(result, "conditions without a prediction") == "warning"
@@ -488,7 +488,7 @@ def test_a_good_prediction_raises_no_alarm(result):
     assert not result.checks["status"].isin(["warning", "error"]).any()
 
 
-def test_two_cell_types_under_one_label_are_told():
+def test_two_cell_types_under_one_label_are_reported():
     screen = norman_k562(all_lines=True)
     mixed = EvaluationReference.from_adata(screen, perturbation_key="perturbation", control="control", ceiling=False)
     with pytest.warns(EvaluationWarning, match="context_key='cell_type'"):

@@ -58,7 +58,7 @@ def compiled():
 
 
 @pytest.mark.parametrize("contexts", [("a",), ("a", "b")], ids=["one context", "two contexts"])
-def test_an_evaluation_with_its_ceiling_needs_less_than_both_matrices_and_one(contexts):
+def test_an_evaluation_with_ceiling_needs_less_than_three_matrices(contexts):
     assert copies(*(screen(seed, contexts=contexts) for seed in (1, 2)), ceiling=True) < 1
 
 

@@ -61,7 +61,7 @@ def test_no_predicted_change_is_at_chance_in_cosine_discrimination():
     np.testing.assert_array_equal(pds_cosine(np.zeros((3, 4)), EFFECTS, NO_TARGET), [0.5, 0.5, 0.5])
 
 
-def test_cosine_discrimination_ignores_the_size_of_predictions_and_l1_does_not():
+def test_cosine_discrimination_ignores_the_size_of_effects_and_l1_does_not():
     noisy = EFFECTS + np.random.default_rng(0).normal(0, 0.5, EFFECTS.shape)
     np.testing.assert_array_equal(pds_cosine(noisy, EFFECTS, NO_TARGET), pds_cosine(9 * noisy, EFFECTS, NO_TARGET))
     small, large = (discrimination_score_l1(k * noisy, EFFECTS, NO_TARGET).mean() for k in (0.01, 1))
@@ -90,7 +90,7 @@ def test_pearson_is_missing_where_a_side_is_constant():
     np.testing.assert_allclose(pearson(-EFFECTS, EFFECTS), -1)
 
 
-def test_weights_sum_to_one_and_stand_on_the_genes_that_make_the_difference():
+def test_weights_sum_to_one_and_stand_on_the_genes_that_differ():
     weights = gene_weights(statistics(EFFECTS))
     np.testing.assert_allclose(weights.sum(axis=1), 1)
     np.testing.assert_array_equal(weights.argmax(axis=1), [0, 1, 2])
@@ -128,7 +128,7 @@ def test_weights_are_equal_where_no_gene_stands_out():
     np.testing.assert_allclose(gene_weights(statistics(np.ones((2, 4)))), 0.25)
 
 
-def test_weights_of_a_single_perturbation_come_from_its_difference_to_controls():
+def test_weights_of_a_single_perturbation_come_from_the_controls():
     assert gene_weights(statistics(EFFECTS[:1])).argmax() == 0
 
 

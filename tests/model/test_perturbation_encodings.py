@@ -13,7 +13,6 @@ import torch
 from mudata import MuData
 
 from scvi_tahoe import EvaluationReference, HeldOutPerturbations, TahoeST, evaluate
-from scvi_tahoe.training._run import default_lr
 
 NAMES = [f"perturbation_{i}" for i in range(1, 7)]
 SHORT = dict(zip(NAMES, ["A", "B", "C", "D", "A+B", "C+B"], strict=True))
@@ -127,10 +126,12 @@ def test_a_pair_that_trained_is_corrected_however_few_pairs_have_measured_parts(
 def test_the_rate_is_low_only_where_a_prior_leaves_little_to_learn(pairs, make_model):
     one = pairs[(pairs.obs["context"] == "context_1").to_numpy()]
     without_parts = one[~one.obs["perturbation"].isin(["A", "C"]).to_numpy()].copy()
-    assert default_lr(make_model(without_parts, setup=PAIRS, prior="cells")) == 1e-3
-    assert default_lr(make_model(one.copy(), setup=PAIRS, prior="none")) == 1e-3
-    assert default_lr(make_model(one.copy(), setup=PAIRS, prior="cells")) == 1e-4  # both pairs have measured parts
-    assert default_lr(make_model(pairs, setup=PAIRS, prior="cells")) == 1e-4
+    assert make_model(without_parts, setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-3
+    assert make_model(one.copy(), setup=PAIRS, prior="none").plan_training().plan.lr == 1e-3
+    assert (
+        make_model(one.copy(), setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-4
+    )  # both pairs have measured parts
+    assert make_model(pairs, setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-4
 
 
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
@@ -384,7 +385,7 @@ FUSED = {"perturbation_embedding_key": ["table", "string"], **PAIRS}
 def test_tables_are_fused_and_later_rows_change_no_earlier_ones(pairs, make_model, train, tmp_path):
     pairs.uns["string"] = STRING
     model = train(make_model(pairs, setup=FUSED))
-    parts = model.perturbation_table.parts
+    parts = model.perturbation_table.components
     assert parts.width == 4 + 1 + 2 + 1
     assert parts.matrix[parts.row("C"), -3:].tolist() == [0, 0, 1]  # not in the second table
     before = predict(model, "C+A")
@@ -445,7 +446,7 @@ def test_new_parts_get_columns_and_known_pairs_keep_their_prediction(
     model = train(make_model(few, setup=setup))
     before = predict(model, "C+B", "B", data=pairs)
     extended = warm_start(model, tmp_path / "folder", pairs, setup, register)
-    assert set(extended.perturbation_table.parts.names) == {"control", "A", "B", "C", "D"}
+    assert set(extended.perturbation_table.components.names) == {"control", "A", "B", "C", "D"}
     np.testing.assert_allclose(predict(extended, "C+B", "B").X, before.X, atol=1e-5)
     predict(train(extended), "D+A")
 

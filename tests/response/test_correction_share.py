@@ -109,13 +109,12 @@ def test_each_dose_is_compared_with_its_own_cells(noisy, make_model, train, monk
     train(model, split=HeldOutPerturbations(validation=["P@1", "P@100", "R@10"]), shrink_correction=False)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.module.network.head.project.layers[-1].weight, std=0.1)  # a correction that is noise
-    model.training_config_["best_step"] = 8  # not what training started from
     monkeypatch.setattr("scvi_tahoe.response._correction_share.fit_share", fit)
     screen = model._training_screen()
-    run, index = model.plan_training(split=split_from_dict(model.split_)), screen.index
-    data = training_data(model._spec(), screen, index, run, model.module, model.prior)
+    run = model.plan_training(split=split_from_dict(model.split_))
+    data = training_data(model._spec(), screen, run, model.module, model.prior)
     model.prior_ = data.prior  # which does not know the conditions that validate
-    assert model._shrink_correction(data.split, data.prior, data.expression, run.device) == shares[0] < 0.5
+    assert model._shrink_correction(run, data) == shares[0] < 0.5
 
 
 def test_a_model_of_which_a_share_is_kept_is_the_same_saved_and_exported(fresh, train, noisy, register, tmp_path):

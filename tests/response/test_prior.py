@@ -145,12 +145,14 @@ ELSEWHERE, OTHERS = "the same perturbation in other contexts", "the mean of othe
 @pytest.mark.parametrize(("kind", "words"), [("mean", [OTHERS, OTHERS]), ("transfer", [ELSEWHERE, OTHERS])])
 def test_what_a_prior_starts_from_is_said_in_words(kind, words, screen):
     table = EmbeddingTable.from_labels([*screen.index.perturbation.names, "Z"])
-    assert screen.prior(kind).starts_from([Condition("Y", "A"), Condition("Y", "Z")], table) == words
+    origins = screen.prior(kind).starts_from([Condition("Y", "A"), Condition("Y", "Z")], table)
+    assert [origin.value for origin in origins] == words
 
 
 def test_combinations_start_from_their_parts_in_words_that_do_not_name_them(one_context):
     table = combinations(*SINGLES, "Y", "Z").with_composed(["A+B", "A+Z", "Y+Z"])
-    words = one_context.prior().starts_from([Condition("X", pair) for pair in ("A+B", "A+Z", "Y+Z")], table)
+    origins = one_context.prior().starts_from([Condition("X", pair) for pair in ("A+B", "A+Z", "Y+Z")], table)
+    words = [origin.value for origin in origins]
     assert words == ["its parts", "some of its parts", "the mean of other perturbations"]
 
 
@@ -263,7 +265,7 @@ def test_a_dose_starts_from_the_doses_next_to_it_by_the_distance_of_their_logari
     for change, expected in zip(changes, asked.values(), strict=True):
         assert change[0] == pytest.approx(expected, abs=0.25)
         np.testing.assert_allclose(change[1:8], 0.0, atol=0.2)
-    assert set(prior.starts_from([Condition("X", p) for p in asked], table)) == {
+    assert {origin.value for origin in prior.starts_from([Condition("X", p) for p in asked], table)} == {
         "the nearest doses of the same perturbation"
     }
 

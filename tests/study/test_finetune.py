@@ -321,6 +321,43 @@ def test_a_file_of_cells_is_read_and_its_test_cells_are_scored(values, tmp_path)
     assert np.isfinite(result.scores.summary["value"]["mae"])
 
 
+def test_doses_and_checkpoints_at_fixed_steps_are_options_of_a_run(values, tmp_path):
+    cells = simulate_screen(n_genes=30, n_cells=20, n_control_cells=60)
+    is_control = (cells.obs["perturbation"] == "control").to_numpy()
+    cells.obs["dose"] = np.where(is_control, 0.0, np.resize([1.0, 10.0], cells.n_obs))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    values["data"] = {
+        "path": str(tmp_path / "cells.h5ad"), "perturbation_key": "perturbation", "control": "control",
+        "context_key": "context", "dose_key": "dose",
+    }  # fmt: skip
+    values["split"] = {"kind": "fraction", "validation": 0.1, "test": 0.2}
+    result = run(values, tmp_path / "run", train={"save_steps": 4})
+    assert (result.folder / "step=000004.ckpt").exists()
+    labels = result.scores.per_perturbation.index.get_level_values("perturbation")
+    assert {"perturbation_01@1", "perturbation_01@10"} <= set(labels)
+
+
+def test_checkpoints_between_validations_are_refused_before_anything_is_written(values, tmp_path):
+    with pytest.raises(ValueError, match="save_steps=3 must be a multiple of validate_every"):
+        run(values, tmp_path / "run", train={"save_steps": 3})
+    assert not (tmp_path / "run").exists()
+
+
+def test_counts_are_predicted_and_scored_where_a_run_asks_for_it(values, tmp_path):
+    pytest.importorskip("cell_eval2")
+    cells = simulate_screen(n_genes=30, n_cells=60, n_control_cells=100)
+    cells[cells.obs["context"] == "context_1"].copy().write_h5ad(tmp_path / "cells.h5ad")
+    values["data"] = {
+        "path": str(tmp_path / "cells.h5ad"), "perturbation_key": "perturbation", "control": "control",
+    }  # fmt: skip
+    values["split"] = {"kind": "fraction", "validation": 0.1, "test": 0.3}
+    score = {"preset": "vcc2026", "counts_layer": "counts"}
+    result = run(values, tmp_path / "run", train={"max_steps": 2}, score=score)
+    assert result.scores.vcc["year"] == 2026
+    counts = read_h5ad(result.folder / "prediction.h5ad").X
+    assert np.array_equal(counts, np.rint(counts)) if isinstance(counts, np.ndarray) else (counts.data % 1 == 0).all()
+
+
 def test_other_data_than_those_of_the_run_are_refused(values, tmp_path):
     values["data"]["sha256"] = "0" * 64
     with pytest.raises(ValueError, match="the data are not those of the run"):

@@ -9,9 +9,8 @@ import yaml
 from study_samples import RUN
 
 from scvi_tahoe.study import SHIPPED, StudyConfig, TahoeRun, TrainConfig, read_study, rounds_text, run_study
-from scvi_tahoe.study._lesson import judge
 from scvi_tahoe.study._report_html import differences
-from scvi_tahoe.study._study_config import merged, scaled
+from scvi_tahoe.study._study_config import judge, merged, scaled
 
 
 def study(values, **changes):

@@ -40,7 +40,7 @@ def one_step(step, rank, weights, optimizer, limit):
     optimizer.zero_grad()
     for weight, gradient in zip(weights, gradients(step, rank)):
         weight.grad = gradient
-    norm = optimizer.exchange(limit)
+    norm = optimizer.reduce_gradients(limit)
     optimizer.step()
     return float(norm)
 
@@ -80,7 +80,7 @@ def process(rank, n, precision, folder):
         assert not kept[1]["exp_avg"].any()
     part[0].grad = torch.zeros_like(part[0])
     try:
-        partly.exchange(1.0)
+        partly.reduce_gradients(1.0)
         raise SystemExit("a weight without a gradient was trained")
     except ValueError as error:
         assert "has no part in the loss" in str(error)

@@ -7,8 +7,6 @@ import typer
 
 from scvi_tahoe.cli._terminal import Checkpoint, one_line_errors
 
-__all__ = ["convert"]
-
 _STORE = "store"
 
 
@@ -21,7 +19,7 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            help="Format to write: scvi-tahoe, arc or, of data, store.",
+            help="Format to write: scvi-tahoe or arc for a model, store for data.",
             show_default="store for h5ad files, else scvi-tahoe",
         ),
     ] = None,
@@ -72,7 +70,7 @@ def convert(
         from scvi_tahoe.pretrained import FORMATS, read_pretrained
 
         write = FORMATS.find(to).write
-        # not through a model of data: what a folder does not name stays without a name
+        # not through a model on data: what the folder does not name stays nameless
         weights = read_pretrained(source[0], checkpoint, revision=revision, accept_license=accept_license or None)
         write(weights, output, overwrite=overwrite)
     typer.echo(f"{source[0]} as {to}: {output}")

@@ -30,8 +30,8 @@ def finetune(
     scvi-tahoe finetune run.yaml --folder runs/first
     scvi-tahoe finetune runs/first/config.yaml
 
-    The last command rebuilds an earlier run beside it and compares the numbers. After Ctrl-C, the same command
-    continues where it stopped.
+    The last command rebuilds an earlier run beside it and compares the numbers.
+    After Ctrl-C, the same command continues where it stopped.
     """
     quiet_frameworks()
     again = f"scvi-tahoe finetune {config}" + (f" --folder {folder}" if folder else "")

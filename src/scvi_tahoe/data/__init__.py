@@ -6,7 +6,7 @@ from scvi_tahoe.data._alignment import GeneAlignment, align_genes
 from scvi_tahoe.data._conditions import Condition, ConditionIndex, combines_measured_components
 from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
 from scvi_tahoe.data._dataset import CellSetDataset
-from scvi_tahoe.data._disk_store import DiskRows, is_sharded
+from scvi_tahoe.data._disk_store import DiskRows, dense_rows, is_sharded
 from scvi_tahoe.data._embedding_table import NUMBER_COLUMNS, Combination, Composition, EmbeddingTable, TableFusion
 from scvi_tahoe.data._fields import EmbeddingTableField, ScreenManager
 from scvi_tahoe.data._fingerprints import smiles_fingerprints
@@ -94,6 +94,7 @@ __all__ = [
     "combines_measured_components",
     "condition_of_cell",
     "default_split",
+    "dense_rows",
     "dose_label",
     "draw_window",
     "expression_adata",

@@ -1,4 +1,4 @@
-"""Which cells belong to which condition, and which controls each cell may be matched with. No randomness but given."""
+"""Conditions of a screen, the cells of each, and the controls that each cell may be matched with."""
 
 from __future__ import annotations
 
@@ -141,6 +141,13 @@ class ConditionIndex:
             return np.empty(0, dtype=np.int64)
         return np.flatnonzero(self.condition_of_cell == self.conditions.index(condition))
 
+    def by_condition(self, rows: np.ndarray) -> dict[int, np.ndarray]:
+        """Group rows by the position of their condition in ``conditions``, each group in the order of ``rows``."""
+        condition = self.condition_of_cell[rows]
+        order = np.argsort(condition, kind="stable")
+        present, starts = np.unique(condition[order], return_index=True)
+        return dict(zip(present.tolist(), np.split(rows[order], starts[1:]), strict=True))
+
     def control_pools(self) -> ControlPools:
         """Pools of control cells, matched by context and, where the screen has batches, by batch."""
         control_rows = np.flatnonzero(self.is_control)
@@ -166,7 +173,7 @@ class ConditionIndex:
 
 
 def combines_measured_components(index: ConditionIndex, parser: LabelParser) -> bool:
-    """Whether at least half of the combinations of a screen have parts that were all measured alone."""
+    """Whether at least half of the combinations of a screen have components that were all measured alone."""
     components = [parser.components(label) for label in index.perturbations]
     alone = {of_label[0] for of_label in components if len(of_label) == 1}
     measured = [alone.issuperset(of_label) for of_label in components if len(of_label) > 1]

@@ -59,6 +59,13 @@ def fast_codecs() -> Iterator[None]:
         yield
 
 
+def dense_rows(matrix: Any, rows: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+    """Read rows of any matrix, ascending, as a dense array."""
+    matrix = matrix.to_numpy() if hasattr(matrix, "to_numpy") else DiskRows(matrix) if is_sharded(matrix) else matrix
+    block = matrix[rows]
+    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=dtype)
+
+
 def runs_of(rows: np.ndarray, indptr: np.ndarray, gap: int) -> np.ndarray:
     """Cover sorted rows with runs, int64 ``[runs, 2]``: first row, and the one after the last.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Combination = Literal["sum", "learned"]
 COMBINATIONS: tuple[Combination, ...] = ("sum", "learned")
 
-#: Names of the columns beside those of the parts' table.
+#: Names of the columns beside those of the components' table.
 NUMBER_COLUMNS = ("log10 dose", "further parts")
 
 
@@ -50,7 +50,7 @@ class EmbeddingTable:
     one_hot
         Whether the rows are the identity made from the labels of the screen, rather than a table of the user's.
     composition
-        How the rows were made from those of the labels' parts; None where every label has a row of its own.
+        How the rows were made from those of the labels' components; None where every label has a row of its own.
     fusion
         How the rows were made from several tables; None if they are one table's.
     columns
@@ -141,12 +141,12 @@ class EmbeddingTable:
 
     @property
     def encoder_width(self) -> int:
-        """Inputs of the network's perturbation encoder: P, or less where it encodes each part of a row."""
+        """Inputs of the network's perturbation encoder: P, or less where it encodes each component of a row."""
         return self.width if self.composition is None else self.composition.encoder_width
 
     @property
     def n_components(self) -> int:
-        """Parts that the network encodes one by one; 1 where it encodes rows."""
+        """Components that the network encodes one by one; 1 where it encodes rows."""
         return 1 if self.composition is None else self.composition.n_components
 
     @property
@@ -225,22 +225,22 @@ class EmbeddingTable:
 class Composition:
     """How rows of labels are made from rows of their components.
 
-    A part is described by its row of the table and, in a screen with doses, by log10 of its dose (0 without one). With
-    ``combination='sum'`` these are summed, and a last column counts the parts beyond the first, so that a single
-    perturbation keeps its own row. With ``'learned'`` they stay beside each other, each with a mark of presence, and
-    the network encodes every part and sums what it makes of them (Zaheer et al. 2017, *Deep Sets*, arXiv:1703.06114).
-    Neither depends on the order of the components.
+    A component is described by its row of the table and, in a screen with doses, by log10 of its dose (0 without one).
+    With ``combination='sum'`` these are summed, and a last column counts the components beyond the first, so that a
+    single perturbation keeps its own row. With ``'learned'`` they stay beside each other, each with a mark of presence,
+    and the network encodes each and sums the results (Zaheer et al. 2017, *Deep Sets*, arXiv:1703.06114). Neither
+    depends on the order of the components.
 
     Attributes
     ----------
     parser
-        How labels name their components.
-    parts
+        Reads the components of labels.
+    components
         Rows of the components.
     combination
         ``'sum'`` or ``'learned'``.
     n_components
-        Most parts of a label with ``'learned'``; 1 with ``'sum'``, which has no limit.
+        Most components of a label with ``'learned'``; 1 with ``'sum'``, which has no limit.
     """
 
     parser: LabelParser
@@ -250,12 +250,12 @@ class Composition:
 
     @property
     def columns(self) -> tuple[str, ...] | None:
-        """Names of the encoder's inputs where the parts are one-hot; None for features."""
+        """Names of the encoder's inputs where the components are one-hot; None for features."""
         return (*self.components.names, *self._number_columns) if self.components.one_hot else None
 
     @property
     def encoder_width(self) -> int:
-        """Numbers that describe a part (``'learned'``) or a label (``'sum'``) to the network's encoder."""
+        """Numbers that describe a component (``'learned'``) or a label (``'sum'``) to the network's encoder."""
         return self.components.width + len(self._number_columns)
 
     @property
@@ -296,7 +296,7 @@ class Composition:
         return np.stack([self._row(components) for components in labels])
 
     def rows_of(self, labels: Sequence[str]) -> np.ndarray:
-        """Rows of labels that can be read and whose parts have rows."""
+        """Rows of labels that can be read and whose components have rows."""
         return self.rows(self.parser.components(label) for label in labels)
 
     def _row(self, components: tuple[Component, ...]) -> np.ndarray:

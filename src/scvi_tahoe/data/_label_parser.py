@@ -63,7 +63,7 @@ class LabelParser:
     control
         The label of control cells; in a combination it is left out.
     combination_separator
-        Text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``; None: labels are no combinations.
+        Text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``; None without combinations.
     has_dose
         Whether every perturbation of a label carries its dose, ``"Trametinib@10"``.
     """

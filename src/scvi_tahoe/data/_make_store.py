@@ -101,7 +101,7 @@ def make_store(
     pinned_rows
         Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.
     rows
-        The only rows that will be read; None: any. No others are taken to the device, if that saves at
+        The only rows that will be read; if None, any. No others are taken to the device, if that saves at
         least half of the matrix; and ``'auto'`` reads them from a file once, if they take less than 1 GiB.
     """
     if kind not in get_args(StoreKind):

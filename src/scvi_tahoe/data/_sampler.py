@@ -1,4 +1,4 @@
-"""Which cells form each set.
+"""Samplers: which cells form each set.
 
 One sampler serves training, validation and prediction; only the policy differs:
 
@@ -76,12 +76,6 @@ class SetPlan:
     sets_per_step: int
     residual_input_rows: Mapping[Condition, np.ndarray] | None = None
 
-    def cells_by_condition(self) -> dict[int, np.ndarray]:
-        condition = self.index.condition_of_cell[self.rows]
-        order = np.argsort(condition, kind="stable")
-        present, starts = np.unique(condition[order], return_index=True)
-        return dict(zip(present.tolist(), np.split(self.rows[order], starts[1:]), strict=True))
-
     def request(self, observed_SN: np.ndarray, condition_S: np.ndarray, rng: np.random.Generator) -> CellSetRequest:
         first = observed_SN[:, 0]
         return CellSetRequest(
@@ -101,7 +95,7 @@ class SetPlan:
 
 
 def draw_window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """``size`` cells without repetition; where there are fewer, each as often as the next, give or take one."""
+    """Draw ``size`` cells without repetition; where there are fewer, repeat each about equally often."""
     copies = -(-size // len(cells))
     return np.concatenate([rng.permutation(cells) for _ in range(copies)])[:size]
 
@@ -118,7 +112,7 @@ class RandomSampler(Sampler[CellSetRequest]):
         self.n_steps = n_steps
         self.seed = seed
         self.epoch = 0
-        self._cells = sets.cells_by_condition()
+        self._cells = sets.index.by_condition(sets.rows)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this, also after resuming."""
@@ -153,7 +147,7 @@ class FixedSampler(Sampler[CellSetRequest]):
         observed: list[np.ndarray] = []
         conditions: list[int] = []
         turns: list[int] = []
-        for condition, cells in sets.cells_by_condition().items():
+        for condition, cells in sets.index.by_condition(sets.rows).items():
             n_sets = min(max_sets, max(1, len(cells) // sets.set_size))
             chosen = draw_window(cells, n_sets * sets.set_size, rng)
             observed.append(chosen.reshape(n_sets, sets.set_size))

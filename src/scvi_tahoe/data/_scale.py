@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import scipy.sparse as sp
 
 from scvi_tahoe._constants import LOG1P_LIMIT
-from scvi_tahoe.data._disk_store import DiskRows, is_sharded
+from scvi_tahoe.data._disk_store import dense_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,11 +56,6 @@ class ScaleReport:
     keeps_depth: bool = False
 
 
-def _dense_rows(matrix: object, rows: np.ndarray) -> np.ndarray:
-    block = (DiskRows(matrix) if is_sharded(matrix) else matrix)[rows]  # type: ignore[index]
-    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)
-
-
 def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np.ndarray]) -> float:
     """Fraction of ratios above 1 to a cell's smallest value that are whole numbers (nan: too few to tell)."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -79,7 +73,7 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     """Measure the scale of expression values, dense or sparse, in memory or backed, from up to 256 cells."""
     n_cells = matrix.shape[0]  # type: ignore[attr-defined]
     rows = np.sort(np.random.default_rng(seed).choice(n_cells, min(_CELLS, n_cells), replace=False))
-    values = _dense_rows(matrix, rows)
+    values = dense_rows(matrix, rows, np.float64)
     smallest, largest = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
     nonzero = values[values != 0]
     if nonzero.size and smallest >= 0 and np.all(nonzero == np.round(nonzero)):

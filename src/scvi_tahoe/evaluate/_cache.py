@@ -1,4 +1,4 @@
-"""Tables of the truth, kept in memory and, on request, on disk; a file that does not check out is computed again."""
+"""Tables of the truth, kept in memory and, on request, on disk; a damaged file is computed again."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ class TruthCache:
         if not (path.exists() and record.exists()):
             return None
         try:
-            told = json.loads(record.read_text())
-            if hashlib.sha256(_text(told["key"]).encode()).hexdigest() != name:
+            recorded = json.loads(record.read_text())
+            if hashlib.sha256(_text(recorded["key"]).encode()).hexdigest() != name:
                 logger.warning("Cached table %s was made for something else and is computed again.", path)
                 return None
-            if hashlib.sha256(path.read_bytes()).hexdigest() != told["sha256"]:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != recorded["sha256"]:
                 logger.warning("Cached table %s does not match its checksum and is computed again.", path)
                 return None
             return pl.read_parquet(path)

@@ -1,4 +1,4 @@
-"""Expression of cells with their labels: the one form in which every score, baseline and check takes its data.
+"""Expression of cells with their labels: the common input of scores, baselines and checks.
 
 Shapes: **C** cells, **G** genes.
 """
@@ -72,7 +72,7 @@ class CellTable:
     expression: Matrix
     #: perturbation label of each cell, ``[C]``
     perturbation: NDArray[np.str_]
-    #: context label of each cell, ``[C]``; one constant label where the data have none
+    #: context label of each cell, ``[C]``; one constant label if the data have none
     context: NDArray[np.str_]
     #: gene names, ``[G]``, unique
     genes: NDArray[np.str_]
@@ -108,13 +108,7 @@ class CellTable:
         return tuple(p for c, p in self.rows if c == context and p != control)
 
     def block(self, context: str, perturbation: str) -> Matrix:
-        """Expression of one condition, ``[cells of it, G]``.
-
-        Raises
-        ------
-        KeyError
-            If no cell has these labels.
-        """
+        """Expression of one condition, ``[cells of it, G]``; a KeyError if no cell has these labels."""
         rows = self.rows.get((context, perturbation))
         if rows is None:
             raise KeyError(f"No cell of perturbation {perturbation!r} in context {context!r}.")
@@ -122,12 +116,8 @@ class CellTable:
             return self.expression[rows[0] : rows[-1] + 1]
         return self.expression[rows]
 
-    def dense_block(self, context: str, perturbation: str) -> NDArray[np.floating]:
-        """Expression of one condition as a dense array."""
-        return dense(self.block(context, perturbation))
-
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> CellTable:
-        """Cells of the given rows, in their order; the table itself where they are all of its cells."""
+        """Cells of the given rows, in their order; the table itself if these are all of its cells."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         if len(rows) == self.n_cells and np.array_equal(rows, np.arange(self.n_cells)):
             return self
@@ -252,7 +242,7 @@ def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
 
 
 def _canonical_csr(matrix: Matrix) -> Matrix:
-    """CSR without explicit zeros, which the DE step refuses; a copy only where the input is not so already."""
+    """CSR without explicit zeros, which the DE step refuses; a copy only if the input is not so already."""
     csr = sp.csr_matrix(matrix)
     if csr.dtype not in (np.float32, np.float64):
         csr = csr.astype(np.float32)

@@ -20,7 +20,7 @@ class RepresentationError(ValueError):
 
 
 class EvaluationWarning(UserWarning):
-    """A score can be computed, but not be taken at face value."""
+    """A score was computed but should not be taken at face value."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Check:
     Attributes
     ----------
     name
-        What was looked at.
+        Name of the check.
     status
         ``"ok"``, ``"note"`` (worth knowing), ``"warning"`` or ``"error"``.
     value
@@ -38,7 +38,7 @@ class Check:
     allowed
         Values that pass, in words.
     message
-        One sentence on what was found and what to do.
+        One sentence that says what was found and what to do.
     """
 
     name: str
@@ -96,7 +96,7 @@ def raise_or_warn(checks: Sequence[Check], policy: Literal["error", "warn", "off
 
 
 def checks_table(checks: Sequence[Check], *, beside: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Make a table with one row a check, the most severe first, with the rows of another such table if there is one."""
+    """Make a table of checks and of another such table, one row per check, the most severe first."""
     columns = ["name", "status", "value", "allowed", "message"]
     table = pd.DataFrame([asdict(check) for check in checks], columns=columns).set_index("name")
     table = table if beside is None else pd.concat([table, beside])

@@ -33,7 +33,7 @@ class ContextTruth:
     control: str
     #: keeps differential expression
     cache: TruthCache
-    #: where and how differential expression is tested
+    #: how differential expression is tested
     de_backend: Literal["cpu", "gpu"]
     num_threads: int | None
     progress: bool

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 #: genes below this false discovery rate count as differentially expressed, as in cell-eval
 FDR = 0.05
-#: name of the label column in the objects handed to cell-eval; never seen by users
+#: label column of the objects passed to cell-eval; users do not see it
 LABEL_COLUMN = "perturbation"
-#: what is kept of a test; the rest would take half of the memory of the table
+#: columns that are kept; the others would take half of the memory of the table
 DE_COLUMNS = ("target", "feature", "log2_fold_change", "p_value", "fdr")
-#: cells that are tested at once where the controls come from another table
+#: cells that are tested at once if the controls come from another table
 _BLOCK = 1024
 
 
@@ -51,7 +51,7 @@ def differential_expression(
 
     Returns
     -------
-    One row a (perturbation, gene), perturbations sorted, genes in the order of the table: :data:`DE_COLUMNS`.
+    One row per (perturbation, gene), perturbations sorted, genes in the order of the table: :data:`DE_COLUMNS`.
     ``controls`` take the place of the control cells of the table; on the CPU they are put before a few perturbations at
     a time, so that no copy of all cells is made.
     """
@@ -142,7 +142,7 @@ def usable_threads(wanted: int | None) -> int:
 def contained(*, quiet: bool = True) -> Iterator[None]:
     """Run third-party evaluation code without leaving traces: thread settings are restored, progress bars kept quiet.
 
-    BLAS runs on one thread: cell-eval calls it once a perturbation on small blocks, where threads only fight.
+    BLAS runs on one thread: cell-eval calls it once per perturbation on small blocks, where threads only fight.
     """
     import numba
     import scanpy  # noqa: F401  # its log keeps the stderr of its first import, which must not be the one below

@@ -54,7 +54,7 @@ def chosen_backend(wanted: Backend) -> Literal["cpu", "gpu"]:
 
 
 def _has_device() -> bool:
-    import torch  # what gpudge runs on; asked only where gpudge is installed
+    import torch  # gpudge runs on it; imported only if gpudge is installed
 
     return torch.cuda.is_available()
 
@@ -79,7 +79,7 @@ def differential_expression_gpu(
 
     Returns
     -------
-    One row a (perturbation, gene): ``target``, ``feature``, ``log2_fold_change``, ``p_value``, ``fdr``.
+    One row per (perturbation, gene): ``target``, ``feature``, ``log2_fold_change``, ``p_value``, ``fdr``.
     """
     import gpudge
     import polars as pl
@@ -99,7 +99,7 @@ def differential_expression_gpu(
                 cells.to_adata(perturbation_key=label_column),
                 groupby=label_column,
                 reference=control,
-                # all at once where memory allows; where it does not, gpudge halves the genes of a pass
+                # all at once; if memory does not suffice, gpudge halves the genes of a pass
                 gpu_gene_chunk_size=len(cells.genes),
                 output_columns={"target": "target", "feature": "feature", "p_value": "p_value", "p_adj": "fdr"},
             ),

@@ -68,7 +68,7 @@ def evaluate(
     control
         Label of control cells.
     train
-        Training data, from which baselines are computed and in which leaked conditions are looked for.
+        Training data, from which baselines are computed and which are searched for leaked conditions.
     preset
         * ``"quick"`` - means, discrimination and diagnostics; no differential expression, no cell-eval; about a second
         * ``"vcc2025"`` - and the three scores of the Virtual Cell Challenge 2025 with their overall score (default)
@@ -324,7 +324,7 @@ def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
 
 
 def _values(column: pl.Series) -> NDArray[Any]:
-    """Values of a column; equal texts are one object, where polars would make a million of them."""
+    """Values of a column; equal texts are one object, instead of the million that polars would make."""
     import polars as pl
 
     if column.dtype != pl.String:

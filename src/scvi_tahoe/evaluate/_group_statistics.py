@@ -76,7 +76,7 @@ def group_statistics(
     control
         Label of the control cells.
     controls_of
-        Take the control side from these statistics: how the real controls come under a prediction.
+        Statistics whose control side is taken, as with real controls under a prediction.
     """
     with ThreadPoolExecutor(available_cores()) as pool:  # numpy lets go of the interpreter
         blocks = [*pool.map(lambda p: _moments(cells.block(context, p)), perturbations)]
@@ -130,7 +130,7 @@ def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
     ``rank_genes_groups(method="t-test_overestim_var", reference="rest")`` without the control cells, absolute, min-max
     scaled, squared, normalised. "Overestimated" means that the variance of the rest is divided by the number of cells
     of the perturbation, not of the rest, so that weights depend less on how many other cells there are. With a single
-    perturbation its cells are compared with the controls; where no gene stands out, all weigh the same.
+    perturbation its cells are compared with the controls; if no gene stands out, all weigh the same.
     """
     n = observed.n_cells[:, None].astype(np.float64)
     rest_mean, rest_variance = _rest(observed)

@@ -1,4 +1,4 @@
-"""Checks on what was handed in: mixed contexts, leaked conditions and cells, the space of the prediction."""
+"""Checks of the input: mixed contexts, leaked conditions and cells, the space of the prediction."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SMALL_WEIGHT = 0.001
 
 
 def check_contexts(obs: pd.DataFrame, cells: CellTable, *, control: str, context_key: str | None) -> Check:
-    """Warn of a column of contexts that was not named, whose control cells differ.
+    """Warn if a column that looks like contexts was not named and its control cells differ.
 
     cell-eval mixes two cell types under one perturbation label without a word; effects are then taken against the mean
     of both.

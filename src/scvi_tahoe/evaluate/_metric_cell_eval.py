@@ -72,7 +72,7 @@ def cell_eval_scores(
     profile: str,
     controls: CellTable | None = None,
 ) -> pd.DataFrame:
-    """Return the metrics of a profile of cell-eval, one row a perturbation, columns as cell-eval names them.
+    """Return the metrics of a profile of cell-eval, one row per perturbation, columns as cell-eval names them.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def cell_eval_scores(
     profile
         Name of the profile: ``"vcc"``, ``"minimal"`` or ``"full"``.
     controls
-        Control cells in the place of those of ``predicted``, if it is not scored on its own.
+        Control cells that replace those of ``predicted``, if it is not scored on its own.
     """
     from cell_eval import MetricPipeline, PerturbationAnndataPair, initialize_de_comparison
 

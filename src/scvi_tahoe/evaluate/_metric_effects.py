@@ -24,7 +24,7 @@ _OURS = "this package"
 
 
 def pearson(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Pearson correlation over genes, ``[P]``, of ``[P, G]`` deltas; NaN where one side is constant."""
+    """Pearson correlation over genes, ``[P]``, of ``[P, G]`` deltas; NaN if one side is constant."""
     x = predicted - predicted.mean(axis=1, keepdims=True)
     y = observed - observed.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
@@ -71,7 +71,7 @@ def r2_weighted(
 
     Notes
     -----
-    Mejia et al., arXiv 2506.22641 (2025). NaN where the observed delta is constant.
+    Mejia et al., arXiv 2506.22641 (2025). NaN if the observed delta is constant.
     """
     residual = (weights * np.square(observed - predicted)).sum(axis=1)
     center = (weights * observed).sum(axis=1, keepdims=True)
@@ -80,7 +80,7 @@ def r2_weighted(
 
 
 def effect_size_ratio(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Length of the predicted delta over that of the observed one, ``[P]``; NaN where nothing was observed to change.
+    """Length of the predicted delta over that of the observed one, ``[P]``; NaN if no observed gene changes.
 
     PDS (L1) and DES can rise when predictions are merely inflated; this shows it.
     """
@@ -102,7 +102,7 @@ def discrimination_score_l1(
     predicted, observed
         Deltas in log1p units, ``[P, G]``, rows in the same order.
     target_gene
-        Column of each perturbation's own gene, ``[P]``, -1 where it is not among the genes.
+        Column of each perturbation's own gene, ``[P]``, -1 if it is not among the genes.
 
     Notes
     -----
@@ -132,14 +132,14 @@ def pds_cosine(
     ----------
     predicted, observed
         Deltas in log1p units, ``[P, G]``, rows in the same order. In the challenge they come from counts per 50,000
-        summed over cells; here from the log1p means at hand (preset ``"vcc2026"`` gives the challenge's own number).
+        summed over cells; here from log1p means (preset ``"vcc2026"`` gives the challenge's own number).
     target_gene
-        Column of each perturbation's own gene, ``[P]``, -1 where it is not among the genes.
+        Column of each perturbation's own gene, ``[P]``, -1 if it is not among the genes.
 
     Notes
     -----
     Definition of cell-eval2 (``pds_cosine``). A delta of length zero is equally similar to everything. NaN for a single
-    perturbation, which has nothing to be told apart from.
+    perturbation, which cannot be told from others.
     """
     n = len(predicted)
     if n < 2:

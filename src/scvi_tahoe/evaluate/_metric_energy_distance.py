@@ -47,9 +47,9 @@ def fit_components(cells: CellTable, *, n_components: int = 50, seed: int = 0) -
     cells
         Observed cells.
     n_components
-        Components, fewer where cells or genes are fewer.
+        Number of components, at most that of cells or genes.
     seed
-        Seed of the cells drawn and of the randomised decomposition.
+        Random seed for drawing cells and for the randomised decomposition.
     """
     from sklearn.utils.extmath import randomized_svd
 
@@ -70,7 +70,7 @@ def energy_distance(x: NDArray[np.floating], y: NDArray[np.floating], *, seed: i
     x, y
         Coordinates of two populations, ``[C, K]``; of more than 500 cells, 500 are drawn.
     seed
-        Seed of the draw.
+        Random seed for drawing cells.
 
     Notes
     -----

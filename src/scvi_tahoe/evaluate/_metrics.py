@@ -1,4 +1,4 @@
-"""Metrics: what each score is, what it is computed from, and how to read it.
+"""Metrics: what each is computed from, and how to read it.
 
 Shapes: **P** perturbations, **G** genes.
 """
@@ -79,7 +79,7 @@ class MetricInfo:
         Whether it is computed from differential expression.
     whole_panel
         Whether it is one number for all perturbations of a context, repeated in each row: then neither a bootstrap over
-        perturbations nor groups of them say anything.
+        perturbations nor groups of them have a meaning.
     source
         Where the formula comes from.
     needs_cells
@@ -125,7 +125,7 @@ def metric_info(name: str) -> MetricInfo:
 
 
 def computed_metrics(sides: Comparison, wanted: Callable[[MetricInfo], bool]) -> pd.DataFrame:
-    """Compute our own metrics that are wanted: one row a perturbation, in the order in which they are registered."""
+    """Compute our own metrics that are wanted: one row per perturbation, in the order in which they are registered."""
     columns = {n: info.compute(sides) for n, info in METRICS.items() if info.compute is not None and wanted(info)}
     return pd.DataFrame(columns, index=pd.Index(sides.observed.perturbations, name="perturbation"))
 

@@ -181,7 +181,7 @@ def _controls(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
 
 
 def mean_cosine(delta_PG: NDArray[np.floating]) -> float:
-    """Mean cosine over pairs of different perturbations; NaN where fewer than two change at all.
+    """Mean cosine over pairs of different perturbations; NaN if fewer than two change at all.
 
     Parameters
     ----------
@@ -204,9 +204,9 @@ def check_collapse(predicted_PG: NDArray[np.floating], observed_cosine: float, *
     predicted_PG
         Predicted deltas of the perturbations of one context.
     observed_cosine
-        :func:`mean_cosine` of observed deltas; NaN where it is not known, which passes.
+        :func:`mean_cosine` of observed deltas; if NaN, the check passes.
     of
-        What was observed, for the message.
+        Name of the observed deltas, for the message.
     """
     cosine = mean_cosine(predicted_PG)
     message = (

@@ -163,7 +163,7 @@ def _config(truth: ContextTruth) -> Any:
     # pdex stated: on a machine with a GPU "auto" would take another engine, whose numbers differ
     de = replace(preset.de, backend="pdex")
     threads = usable_threads(truth.num_threads)
-    # cell-eval2 wants to be told that labels are no genes (drugs); where some are, it finds them by name
+    # cell-eval2 must be told that labels are no genes (drugs); if some are, it finds them by name
     named = set(truth.perturbations) & set(truth.cells.genes)
     return replace(
         preset,
@@ -186,7 +186,7 @@ def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> p
 
         observed = truth.cells.to_adata(perturbation_key=LABEL_COLUMN)
         with contained():
-            # degenerate members (a scale without room, as on a few hundred genes) are told of below, not raised on
+            # degenerate members (a scale without room, as on a few hundred genes) are reported below, not raised
             generic = build_generic_baseline(observed, config=config, allow_degenerate=True)
             try:
                 _, anchor = compute_replicate_anchor(observed, config=config)

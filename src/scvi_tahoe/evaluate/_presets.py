@@ -20,7 +20,7 @@ class Preset:
     Attributes
     ----------
     cell_eval_profile
-        Profile of cell-eval whose metrics are computed, which takes differential expression; ``None`` for neither.
+        Profile of cell-eval whose metrics are computed, with differential expression. If ``None``, neither is done.
     scores_cells
         Whether metrics of single cells are computed.
     from_counts

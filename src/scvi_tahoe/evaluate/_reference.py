@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._scoring import ScoringSettings
     from scvi_tahoe.evaluate._value_checks import CellProfile
 
-#: cells of each table that are looked at again in every evaluation
+#: cells of each table that every evaluation compares
 _SAMPLE = 64
 
 
@@ -120,7 +120,7 @@ class EvaluationReference:
         adata
             Held-out cells and the control cells of their contexts, log1p expression.
         perturbation_key
-            Column of ``obs`` with one perturbation label a cell.
+            Column of ``obs`` with the perturbation label of each cell.
         control
             Label of control cells.
         context_key
@@ -214,7 +214,7 @@ class EvaluationReference:
         return None if self.train is None else content_hash(self.train)
 
     def verify_unchanged(self) -> None:
-        """Raise a ValueError if the data were changed in place since they were read, since half of all is known by now.
+        """Raise a ValueError if the data were changed in place since they were read, so that kept results are stale.
 
         Expression is shared with the AnnData it came from. A sample of cells is compared, which finds what is done to
         all of them, such as another normalisation.
@@ -277,7 +277,7 @@ class EvaluationReference:
         return float(np.median(cell_totals(self.cells)[self.cells.perturbation == self.control]))
 
     def restricted_to(self, conditions: Mapping[str, tuple[str, ...]]) -> EvaluationReference:
-        """Return the reference with these conditions and their controls only; itself where nothing is left out."""
+        """Return the reference with these conditions and their controls only; itself if nothing is left out."""
         if dict(conditions) == self.conditions:
             return self
         key = tuple((c, p) for c, perturbations in conditions.items() for p in (*perturbations, self.control))
@@ -316,7 +316,7 @@ class EvaluationReference:
         return self._table({"table": "split halves"}, settings, seed, compute)
 
     def score(self, predicted: CellTable, settings: ScoringSettings) -> pd.DataFrame:
-        """Score cells of every condition, one row a (context, perturbation); nothing is checked."""
+        """Score cells of every condition, one row per (context, perturbation), without checks."""
         parts = {
             context: score_context(truth, predicted.of_context(context), settings).per_perturbation
             for context, truth in self.contexts.items()

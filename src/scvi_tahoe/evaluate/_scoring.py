@@ -53,7 +53,7 @@ class ScoringSettings:
 class ContextScores:
     """Scores of one context."""
 
-    #: one row a perturbation, one column a score, and ``n_cells``, ``n_cells_predicted``
+    #: one row per perturbation, one column per score, and ``n_cells``, ``n_cells_predicted``
     per_perturbation: pd.DataFrame
     #: means, variances and zeros of the predicted cells
     statistics: GroupStatistics

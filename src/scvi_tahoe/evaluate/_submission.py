@@ -1,4 +1,4 @@
-"""The file for the Virtual Cell Challenge 2026: written, read back and verified before it takes its name."""
+"""The file for the Virtual Cell Challenge 2026: written, read back and verified before it is moved into place."""
 
 from __future__ import annotations
 

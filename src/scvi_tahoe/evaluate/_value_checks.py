@@ -214,7 +214,7 @@ def check_training_data(train: CellTable, observed: Mapping[str, CellProfile], *
 
 
 def _like(context: str, observed: Mapping[str, CellProfile]) -> CellProfile | None:
-    """Observed cells whose totals those of a training context must have; ``None`` if they may differ.
+    """Return observed cells whose totals a training context must share; None if they may differ.
 
     Over a part of the genes the totals of two contexts differ, unless cells were normalised over just these genes.
     """
@@ -250,7 +250,7 @@ def _extremes(values: np.ndarray) -> tuple[float, float]:
 
 
 def _where(cells: CellTable, bad: np.ndarray) -> str:
-    """First offending cell and gene, in words; ``bad`` has the shape of the stored values."""
+    """Describe the first offending cell and gene; ``bad`` has the shape of the stored values."""
     if sp.issparse(cells.expression):
         position = int(np.flatnonzero(bad)[0])
         row = int(np.searchsorted(cells.expression.indptr, position, side="right")) - 1

@@ -56,17 +56,7 @@ def file_root(folder: Path) -> Path:
 
 
 def member(folder: Path, name: str) -> Path:
-    """Return the path of a file of a folder, after checking that it lies inside.
-
-    Raises
-    ------
-    UnsafeFileError
-        If the name is absolute or climbs out, a symlink leads outside, or it is not an ordinary file.
-    FileNotFoundError
-        If there is no such file.
-    PermissionError
-        If it may not be read.
-    """
+    """Return the path of a file of a folder, after checking that it lies inside and is an ordinary, readable file."""
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts:
         raise UnsafeFileError(f"{name!r} is not a name inside the model folder; give a plain file name.")

@@ -55,13 +55,7 @@ _EFFECTS = {
 
 
 def read_pickle(path: Path) -> Any:
-    """Return the content of a pickle made of dicts, lists, strings, numbers and vectors.
-
-    Raises
-    ------
-    UnsafeFileError
-        If the file refers to anything else, is damaged, or is larger than such a file can be.
-    """
+    """Return the content of a pickle made of dicts, lists, strings, numbers and vectors."""
     verify_size(path, _LIMIT)
     data = path.read_bytes()
     try:
@@ -172,13 +166,6 @@ def verify_pickle(data: bytes) -> None:
     """Refuse what needs no name to do harm: endless programs, absurd memo sizes, tuples of tuples of tuples.
 
     Only the first program in ``data`` is looked at, as only that one would be carried out.
-
-    Raises
-    ------
-    UnsafeFileError
-        If the program does something of the kind.
-    ValueError
-        If the data are no pickle.
     """
     stack: list[int | None] = []  # values that each object stands for; None is a mark
     memo: dict[int, int] = {}

@@ -24,18 +24,7 @@ _HARMLESS = {"_metadata"}
 
 
 def verify_expanded(content: Any) -> None:
-    """Look at every container once and refuse those that are endless when written out.
-
-    Parameters
-    ----------
-    content
-        Dicts, lists, tuples and sets of anything.
-
-    Raises
-    ------
-    UnsafeFileError
-        If a container holds itself, is nested too deep, or stands for too many values.
-    """
+    """Look at every container once and refuse those that are endless when written out."""
     sizes: dict[int, int] = {}
     around: set[int] = set()
     n_seen = 0
@@ -95,13 +84,7 @@ class PlainDtype:
 
 
 def plain_scalar(dtype: PlainDtype, raw: bytes | str) -> bool | int | float | str:
-    """Return the Python value of a numpy scalar.
-
-    Raises
-    ------
-    UnsafeFileError
-        If the bytes do not fit the dtype.
-    """
+    """Return the Python value of a numpy scalar."""
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(dtype, PlainDtype) or not isinstance(raw, bytes):
         raise UnsafeFileError("a numpy scalar is not made of a plain dtype and bytes.")

@@ -35,20 +35,7 @@ _ALLOWED: list[Any] = [
 
 
 def read_torch(path: Path, *, limit: int = _LIMIT) -> Any:
-    """Return the content of a file written by ``torch.save``; tensors are mapped into memory, not read.
-
-    Parameters
-    ----------
-    path
-        The file.
-    limit
-        Largest size of the file, in bytes.
-
-    Raises
-    ------
-    UnsafeFileError
-        If the file is in an old format, damaged, compressed, or refers to anything but tensors and plain values.
-    """
+    """Return the content of a file written by ``torch.save``; tensors are mapped into memory, not read."""
     import torch
 
     verify_size(path, limit)
@@ -71,21 +58,9 @@ def checksums(path: Path) -> set[tuple[int, int]]:
 
 
 def verify_tensor(name: str, tensor: object, known: set[tuple[int, int]] | None = None) -> Tensor:
-    """Return a tensor after checking that it is what it claims to be.
+    """Return a dense floating-point tensor after checking that it fills its storage.
 
-    Parameters
-    ----------
-    name
-        Its name, for messages.
-    tensor
-        What the file holds under that name.
-    known
-        Output of :func:`checksums`, to verify the bytes; ``None`` leaves them unread.
-
-    Raises
-    ------
-    UnsafeFileError
-        If it is not a dense floating-point tensor that fills its storage, or its checksum is wrong.
+    Its bytes are compared with ``known``, output of :func:`checksums`, if that is given.
     """
     import torch
 

@@ -67,13 +67,7 @@ for _module in NUMPY_SCALAR_MODULES:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; no tag of it is executed.
-
-    Raises
-    ------
-    UnsafeFileError
-        If the file is too large, nested without end, damaged, not a mapping, or asks for Python objects.
-    """
+    """Return the mapping in a YAML file; no tag of it is executed."""
     verify_size(path, _YAML_LIMIT)
     try:
         text = path.read_text("utf-8")
@@ -88,13 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON file.
-
-    Raises
-    ------
-    UnsafeFileError
-        If the file is too large, damaged or not a mapping.
-    """
+    """Return the mapping in a JSON file."""
     verify_size(path, _JSON_LIMIT)
     try:
         content = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats)

@@ -7,8 +7,6 @@ import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
-
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._module import residual_input
 from scvi_tahoe.data import EmbeddingTableField, random_minibatches, verify_screen
@@ -25,6 +23,7 @@ from scvi_tahoe.pretrained import (
     push_model,
     read_pretrained,
     reason_to_leave_prior,
+    registry_in_order,
     registry_of,
     start_options,
     united_table,
@@ -135,50 +134,37 @@ class PretrainedMixin(FittedModel):
         FileNotFoundError
             If there is no such folder or checkpoint.
         """
-        if isinstance(source, PretrainedModel):
-            if any(option is not None for option in (checkpoint, revision, attention, genes, backbone_from)):
-                raise ValueError(
-                    "checkpoint, revision, attention, genes and backbone_from are for reading weights, and these were "
-                    "read before; pass them to read_pretrained."
-                )
-            weights = source
-        else:
-            hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
-            base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
-            weights = read_pretrained(
-                source, checkpoint, revision=revision, attention=attention, genes=genes, base=base, **hub
-            )
+        hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
+        base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
+        reading: dict[str, Any] = {"revision": revision, "attention": attention, "genes": genes, "base": base}
+        weights = read_pretrained(source, checkpoint, **reading, **hub)
         other_cells = representation is not None and (representation == "embedding") != weights.embeds
         if other_cells:
             weights = for_other_cells(weights)
-        registry, data_genes, table = None, None, None
+        registry, table, data_genes = None, None, None
         if adata is None:
             if representation is not None or batch_encoder is not None:
                 raise ValueError("representation and batch_encoder are for a model on data of yours; pass adata.")
             weights = with_numbered_genes(weights)
             registry = registry_of(weights, cls.__name__)
-            stats = {k: v for f in registry["field_registries"].values() for k, v in f["summary_stats"].items()}
+            fields = registry["field_registries"]
         else:
-            stats = dict(cls._get_most_recent_anndata_manager(adata, required=True).summary_stats)
             fields = cls._registered(adata)["field_registries"]
             data_genes = fields[REGISTRY.EXPRESSION]["state_registry"]["column_names"]
             embeddings = EmbeddingTableField.table(fields[REGISTRY.PERTURBATION_EMBEDDING]["state_registry"])
             table = None if other_cells else united_table(weights, embeddings)
+        stats = {name: value for field in fields.values() for name, value in field["summary_stats"].items()}
         if table is not None:
             stats["n_perturbation_embedding"] = table.encoder_width
-        options = start_options(
-            weights, stats, representation=representation, batch_encoder=batch_encoder,
-            head=(network or {}).get("head"),
-        )  # fmt: skip
+        head = (network or {}).get("head")
+        options = start_options(weights, stats, representation=representation, batch_encoder=batch_encoder, head=head)
         changes = {"set_size": set_size, "objective": objective or None, "prior": None if prior == "auto" else prior}
-        chosen = {
-            **options,
-            "network": network,
-            **{name: value for name, value in changes.items() if value is not None},
-        }
+        chosen = {**options, "network": network, **{k: v for k, v in changes.items() if v is not None}}
         without_prior = reason_to_leave_prior(weights, chosen["prior"], data_genes)
-        if adata is not None and weights.prior is not None and not without_prior:
-            cls._register_in_order(adata, weights.genes or ())
+        keeps_prior = weights.prior is not None and not without_prior
+        if data_genes is not None and keeps_prior and list(data_genes) != list(weights.genes or ()):
+            ordered = registry_in_order(cls._registered(adata), weights.genes or ())
+            getattr(cls, ordered["setup_method_name"])(adata, source_registry=ordered, **ordered["setup_args"])
         # with a registry, as most options are those of the weights
         model = cls(adata, registry or cls._registered(adata), seed=seed, **chosen)
         reject_ineffective_options(
@@ -187,10 +173,8 @@ class PretrainedMixin(FittedModel):
         )  # fmt: skip
         model._adopt(one_hot_labels_=None if table is None else list(table.components.names))
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
-        # copied where the tensors are the caller's; those of a file belong to nobody else
-        model.module.network.load_state_dict(
-            start.state_dict, strict=True, assign=not isinstance(source, PretrainedModel)
-        )
+        own_memory = not isinstance(source, PretrainedModel)  # the caller's tensors are copied, not trained on
+        model.module.network.load_state_dict(start.state_dict, strict=True, assign=own_memory)
         report = replace(start.report, notes=(*start.report.notes, *without_prior))
         origin = weights.provenance
         model._adopt(
@@ -210,21 +194,6 @@ class PretrainedMixin(FittedModel):
             verify_scale(model.module, report, controls, model.genes)
         return model
 
-    @classmethod
-    def _register_in_order(cls, adata: AnnOrMuData, genes: Sequence[str]) -> None:
-        """Register data once more, genes in the order of the weights: what a prior draws depends on their order."""
-        registry = cls._registered(adata)
-        fields = registry["field_registries"]
-        expression = fields[REGISTRY.EXPRESSION]
-        if list(expression["state_registry"]["column_names"]) == list(genes):
-            return
-        state = {**expression["state_registry"], "column_names": np.array(genes, dtype=object)}
-        ordered = {
-            **registry,
-            "field_registries": {**fields, REGISTRY.EXPRESSION: {**expression, "state_registry": state}},
-        }
-        getattr(cls, registry["setup_method_name"])(adata, source_registry=ordered, **registry["setup_args"])
-
     def export(
         self,
         folder: str | Path,
@@ -239,7 +208,7 @@ class PretrainedMixin(FittedModel):
         Parameters
         ----------
         folder
-            To be created.
+            Folder to create, complete or not at all.
         format
             One of:
 
@@ -289,20 +258,18 @@ class PretrainedMixin(FittedModel):
         repository
             ``'owner/name'``; created if it does not exist.
         accept_license
-            Accept the licence of the weights that the model started from, if they are Arc's; None: what the
-            environment variable ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+            Accept the licence of the weights that the model started from, if they are Arc's. If None, the environment
+            variable ``SCVI_TAHOE_ACCEPT_LICENSE`` decides.
         license_file
             Text of that licence, uploaded as ``LICENSE``; needed to publish weights that derive from Arc's.
         share_cells
             Upload a prior that holds cells of the training data, as ``prior='cells'`` does.
         private
             Visibility of a new repository. A public one is refused unless this is False.
-        revision
-            Branch to upload to.
-        message
-            Title of the commit.
+        revision, message
+            Branch to upload to, and title of the commit.
         token
-            Of the hub; None takes that of ``hf auth login``.
+            Hugging Face token; default: the stored login.
         backbone_from
             As for :meth:`export`.
 
@@ -332,7 +299,7 @@ class PretrainedMixin(FittedModel):
         )
 
     def _backbone_of(self, source: str | Path | None, accept_license: bool | None) -> PretrainedModel | None:
-        """Weights whose backbone is referred to: of the hub, at the commit this model started from, if it is that."""
+        """Read the weights whose backbone is referred to, on the hub at the commit that this model started from."""
         if source is None:
             return None
         started = self.provenance_ or {}
@@ -347,28 +314,20 @@ class PretrainedMixin(FittedModel):
         Parameters
         ----------
         adata
-            Data with perturbed and control cells and the columns of the model's; None takes the model's own.
+            Data with perturbed and control cells and the columns of the model's. If None, the model's own.
         n_sets
             Cell sets to compute it on.
         seed
-            Which.
+            Random seed for drawing the sets.
 
         Returns
         -------
         Loss of each set under each attention, the best, how certain that is, and a verdict in words.
         """
-        minibatches = self._random_minibatches(adata, n_sets=n_sets, seed=seed)
+        inputs = {"control_SNG": TENSORS.CONTROL, "perturbation_SP": TENSORS.PERTURBATION, "batch_SN": TENSORS.BATCH}
         pairs: Iterable[Any] = (
-            (
-                {
-                    "control_SNG": m[TENSORS.CONTROL],
-                    "perturbation_SP": m[TENSORS.PERTURBATION],
-                    "batch_SN": m.get(TENSORS.BATCH),
-                    "base_SNG": residual_input(m),
-                },
-                m[TENSORS.OBSERVED],
-            )
-            for m in minibatches
+            ({**{name: m.get(key) for name, key in inputs.items()}, "base_SNG": residual_input(m)}, m[TENSORS.OBSERVED])
+            for m in self._random_minibatches(adata, n_sets=n_sets, seed=seed)
         )
         # the question is what the weights were trained with, so the loss is theirs, not the one for fine-tuning
         theirs = self.weights_objective_
@@ -378,7 +337,7 @@ class PretrainedMixin(FittedModel):
     def _random_minibatches(
         self, adata: AnnOrMuData | None, *, n_sets: int, seed: int, as_controls: bool = False
     ) -> Iterator[dict[str, Tensor]]:
-        """Minibatches of random sets of any perturbed cells, of these data or the model's own; in eval mode."""
+        """Yield minibatches of random sets of perturbed cells, of these data or the model's own, in eval mode."""
         data = self.adata if adata is None else adata
         if data is None:
             raise ValueError("this model has no data of its own; pass data with perturbed and control cells.")

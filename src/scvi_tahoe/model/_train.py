@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from lightning.pytorch.loggers import Logger
 
-    from scvi_tahoe.data import AssignedSplit, CellStore, Condition, Output, Split, StoreKind
-    from scvi_tahoe.training import LearningRateTest, MemoryPlan, Recipe
-
-__all__ = ["TrainMixin"]
+    from scvi_tahoe.data import Condition, Output, Split, StoreKind
+    from scvi_tahoe.training import LearningRateTest, MemoryPlan, Recipe, TrainingData
 
 
 class TrainMixin(PredictMixin):
@@ -70,55 +68,55 @@ class TrainMixin(PredictMixin):
         Parameters
         ----------
         max_steps
-            Optimizer steps; None takes 1,000.
+            Optimizer steps. If None, 1,000.
         recipe
             Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`. Only tensors with pretrained values
-            are ever frozen; a model from scratch trains whole whatever the recipe.
+            are ever frozen: a model from scratch trains all of its parts with any recipe.
         freeze_backbone
-            True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it there; None
-            lets the recipe decide.
+            True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it at that step.
+            If None, the recipe decides.
         lr
-            Peak learning rate; None takes 1e-4 with a prior where perturbations were seen in several contexts
-            or most combinations have measured parts, else 2e-4 for pretrained weights and 1e-3 from scratch.
+            Peak learning rate. If None, 1e-4 with a prior where perturbations were seen in several contexts or most
+            combinations have measured components, else 2e-4 for pretrained weights and 1e-3 from scratch.
         batch_size
-            Cell *sets* a minibatch; None takes 8.
+            Cell *sets* in a minibatch. If None, 8.
         split
-            Which cells validate, e.g. ``FewShotContext(context="A549", validation=("STAT1",))``; None holds out a
-            tenth of the cells of every condition, or with a prior a tenth of the conditions, where enough perturbations
-            are in several contexts: the prior predicts those from the other contexts. In one context it is cells.
+            Which cells validate, e.g. ``FewShotContext(context="A549", validation=("STAT1",))``. If None, a tenth of
+            the cells of every condition; with a prior a tenth of the conditions, if enough perturbations are in several
+            contexts, as the prior predicts those from the other contexts.
         validate_every
-            Optimizer steps between validations; None validates 20 times.
+            Optimizer steps between validations. If None, there are 20 validations.
         monitor
-            What decides which weights are kept: ``'validation_loss'``, one of its terms such as
-            ``'validation_delta_mse'``, or a score computed at every validation: ``'validation_pds'``,
+            Metric that decides which weights are kept: ``'validation_loss'``, one of its terms such as
+            ``'validation_delta_mse'``, or a score computed at every validation, ``'validation_pds'``,
             ``'validation_pearson_delta'``, ``'validation_overlap'`` (of the genes that change most; stands in for DES).
         patience
-            Stop after this many validations without improvement; None never stops early.
+            Stop after this many validations without improvement. If None, never stop early.
         save_steps
-            Also keep a checkpoint every this many steps in ``save_dir``, named ``step=000400.ckpt``; a multiple of
-            ``validate_every``.
+            Steps between checkpoints that are kept in ``save_dir`` beside the best and the last, named
+            ``step=000400.ckpt``; a multiple of ``validate_every``.
         save_dir
-            Folder for ``best.ckpt``, ``last.ckpt`` and ``metrics.csv``; None writes nothing.
+            Folder for ``best.ckpt``, ``last.ckpt`` and ``metrics.csv``. If None, nothing is written.
         resume_from
-            Checkpoint of an interrupted run: optimizer, schedule and step go on as if nothing had happened. Nothing
-            else ever restores them. Of a run that reached its end, the result is taken.
+            Checkpoint of an interrupted run: optimizer, schedule and step continue as if nothing had happened. Nothing
+            else ever restores them. If the run had reached its end, its result is taken.
         logger
             Loggers beside ``model.history``: ``'csv'`` (a file in ``save_dir``), ``'tensorboard'``, ``'wandb'``, None,
             or Lightning loggers.
         store
             Where expression lives: ``'auto'``, ``'device'``, ``'host'`` or ``'disk'``.
         precision
-            As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` takes the first on CUDA cards that
+            As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` is the first on CUDA devices that
             compute in bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
         compile
-            Whether training steps run compiled; ``'auto'`` compiles for runs that save more time than it takes.
+            Whether training steps run compiled; ``'auto'`` compiles if that saves more time than it takes.
         shrink_correction
-            With a prior: keep that share of the network's correction, from 0 to 1, that holds for the conditions that
-            validate (``model.training_config_["correction_share"]``), where three or more validate whose cells do not
-            train; not with ``recipe='lora'``, which leaves the head as it was, nor where no step improved what training
-            started from. False keeps what was trained.
+            With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
+            validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose
+            cells do not train; not with ``recipe='lora'``, which leaves the head as it was, nor if no step improved
+            what training started from. False keeps the correction as trained.
         seed
-            Of the split, the sets and dropout.
+            Random seed for the split, the sets and dropout.
         progress
             Whether to show a table of frozen and trainable parameters and a progress bar.
         plan_kwargs
@@ -134,9 +132,8 @@ class TrainMixin(PredictMixin):
         """
         options = TrainOptions.of_call(locals())
         screen = self._training_screen()
-        index = screen.index
-        run = self._resolved(options, index)
-        data = training_data(self._spec(), screen, index, run, self.module, self.prior)
+        run = self._resolved(options, screen.index)
+        data = training_data(self._spec(), screen, run, self.module, self.prior)
         adapters, pretrained = begin_adapters(
             self.module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
         )
@@ -146,7 +143,7 @@ class TrainMixin(PredictMixin):
             pretrained_parameters_=pretrained,
             prior_=data.prior,
             observed_cosine_=observed_cosines(
-                data.expression, index, data.split.train, run.device, parser=self.keys.parser, seed=seed
+                data.expression, screen.index, data.split.train, run.device, parser=self.keys.parser, seed=seed
             ),
             history_=dict(previous),  # a copy, as scvi-tools writes into it
             split_=run.split.to_dict(),
@@ -164,18 +161,15 @@ class TrainMixin(PredictMixin):
                     "setting": run.setting,
                     "compiles": run.compiles(self.module),
                 },
-                **run.trainer_kwargs(index.conditions, self.genes),
+                **run.trainer_kwargs(screen.index.conditions, self.genes),
             )
         history, config = run.outcome(self.trainer, previous)
+        factor = self._shrink_correction(run, data) if shrink_correction and config["best_step"] != 0 else None
         self._adopt(
             history_=history,
             pretrained_parameters_=[name for name, _ in self.module.named_parameters()],
-            training_config_=config,
+            training_config_={**config, "correction_share": factor},
         )
-        shrinkage = None
-        if shrink_correction:
-            shrinkage = self._shrink_correction(data.split, data.prior, data.expression, run.device)
-        self._adopt(training_config_={**config, "correction_share": shrinkage})
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(data.split.train, data.split.validation)
@@ -198,8 +192,8 @@ class TrainMixin(PredictMixin):
         ValueError
             If an option is unknown, out of range or without effect.
         """
-        index = self._training_screen().index
-        return self._resolved(TrainOptions.from_kwargs({"max_steps": max_steps, **options}), index)
+        given = TrainOptions.from_kwargs({"max_steps": max_steps, **options})
+        return self._resolved(given, self._training_screen().index)
 
     def _resolved(self, options: TrainOptions, index: ConditionIndex) -> TrainingRun:
         return TrainingRun.resolve(
@@ -207,29 +201,26 @@ class TrainMixin(PredictMixin):
             pretrained=self.pretrained_parameters_, adapters=self.adapters_,
         )  # fmt: skip
 
-    def _shrink_correction(
-        self, split: AssignedSplit, prior: Mapping[str, Any] | None, expression: CellStore, device: torch.device
-    ) -> float | None:
-        """Multiply the correction of the trained network with the share of it that validates.
+    def _shrink_correction(self, run: TrainingRun, data: TrainingData) -> float | None:
+        """Multiply the correction of the trained network by the shrinkage factor that fits the validation conditions.
 
-        Nothing is done without a prior, where no step improved what training started from, or with ``recipe='lora'``,
-        which leaves the head as it was. The prior must not know the conditions that validate.
+        Nothing is done without a prior, or with ``recipe='lora'``, which leaves the head as it was. The prior of
+        ``data`` does not know the validation conditions.
         """
-        config = self.training_config_ or {}
-        plan = config["plan"]
-        if self.prior == "none" or plan["recipe"] == "lora" or config.get("best_step") == 0:
+        if self.prior == "none" or run.plan.recipe == "lora":
             return None
+        seed = run.plan.seed
 
         def predict(output: Output, sizes: Mapping[Condition, int]) -> AnnData:
-            request = PredictionRequest(**arguments_for(sizes), output=output, seed=plan["seed"], progress=False)
-            return self._predicted(request, prior)
+            request = PredictionRequest(**arguments_for(sizes), output=output, seed=seed, progress=False)
+            return self._predicted(request, data.prior)
 
-        share = validation_share(predict, self.keys, split, expression, device, seed=plan["seed"])
-        if share is not None and share < 1:
+        factor = validation_share(predict, self.keys, data.split, data.expression, run.device, seed=seed)
+        if factor is not None and factor < 1:
             with torch.no_grad():
                 for parameter in self.module.network.head.project.layers[-1].parameters():
-                    parameter.mul_(share)
-        return share
+                    parameter.mul_(factor)
+        return factor
 
     def find_learning_rate(
         self,
@@ -245,21 +236,21 @@ class TrainMixin(PredictMixin):
         seed: int = 0,
         plan_kwargs: Mapping[str, Any] | None = None,
     ) -> LearningRateTest:
-        """Find out how large a learning rate may be, by training a copy while the rate grows; the model stays as it is.
+        """Find out how large a learning rate may be, by training a copy with a growing rate.
 
         Parameters
         ----------
         lowest, highest
             Bounds of the rate.
         n_steps
-            Steps between them.
+            Optimizer steps between them.
         recipe, batch_size, split, store, precision, seed, plan_kwargs
-            As in :meth:`train`. What the recipe freezes at first stays frozen, so the test is one of what trains first.
-            Options of a schedule, of averages and of logging are refused in ``plan_kwargs``: here the rate grows.
+            As in :meth:`train`. What the recipe freezes at first stays frozen, so that what trains first is tested.
+            Options of the schedule, of averages and of logging are refused in ``plan_kwargs``, as the rate grows.
 
         Returns
         -------
-        Losses and rates, with ``suggestion`` (a peak for ``lr``) and ``plot()``.
+        Losses and rates, with ``suggestion`` (a peak for ``lr``) and ``plot()``. The model itself does not change.
 
         Raises
         ------
@@ -275,10 +266,9 @@ class TrainMixin(PredictMixin):
             precision=precision, seed=seed, progress=False, plan_kwargs=plan_kwargs,
         )  # fmt: skip
         screen = self._training_screen()
-        index = screen.index
-        run = self._resolved(options, index)
+        run = self._resolved(options, screen.index)
         module = copy.deepcopy(self.module)
-        data = training_data(self._spec(), screen, index, run, module, self.prior)
+        data = training_data(self._spec(), screen, run, module, self.prior)
         _, pretrained = begin_adapters(
             module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
         )
@@ -287,13 +277,13 @@ class TrainMixin(PredictMixin):
         return run_learning_rate_test(module, pretrained, run, data.minibatches, lowest=lowest, highest=highest)
 
     def save_adapters(self, folder: str | Path) -> None:
-        """Write the adapters of ``recipe='lora'`` alone: a hundredth of a model, put back with :meth:`load_adapters`.
+        """Write the adapters of ``recipe='lora'`` alone, about a hundredth of a model, for :meth:`load_adapters`.
 
         Parameters
         ----------
         folder
-            Gets ``adapters.safetensors`` and ``adapters.json``. Tensors that were not loaded from pretrained weights,
-            which train beside adapters, are among them.
+            Folder for ``adapters.safetensors`` and ``adapters.json``. Tensors that were not loaded from pretrained
+            weights, which train beside adapters, are included.
 
         Raises
         ------
@@ -303,12 +293,12 @@ class TrainMixin(PredictMixin):
         write_adapters(self.module, self.adapters_, Path(folder))
 
     def load_adapters(self, folder: str | Path) -> None:
-        """Put saved adapters on a model with the weights that they were trained on.
+        """Attach saved adapters to a model with the weights that they were trained on.
 
         Parameters
         ----------
         folder
-            Of :meth:`save_adapters`.
+            Folder written by :meth:`save_adapters`.
 
         Raises
         ------
@@ -323,7 +313,7 @@ class TrainMixin(PredictMixin):
         self._adopt(adapters_=adapters, pretrained_parameters_=pretrained, is_trained_=True)
 
     def merge_adapters(self) -> None:
-        """Add the adapters to the weights, so that the model can be trained on whole; :meth:`export` does it by itself.
+        """Add the adapters to the weights, so that all of the model can train; :meth:`export` does so by itself.
 
         Raises
         ------
@@ -342,7 +332,7 @@ class TrainMixin(PredictMixin):
         Parameters
         ----------
         batch_size, store, precision, **trainer_kwargs
-            Of :meth:`train`.
+            As in :meth:`train`.
 
         Returns
         -------

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["adapted_layers", "attach_adapters", "linear_layers", "merge_adapters", "merged_state", "original_name"]
-
 _NAME = "default"
 
 
 def linear_layers(network: nn.Module, weights: Container[str]) -> list[str]:
-    """Names of the linear layers whose weight is among the given."""
+    """Return the names of the linear layers whose weight is among the given ones."""
     return [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in weights]
 
 
@@ -35,9 +33,9 @@ def attach_adapters(network: nn.Module, layers: Sequence[str], *, rank: int, alp
     layers
         Names of linear layers.
     rank, alpha
-        Of the adapters.
+        Rank of the adapters, and what they add is scaled by ``alpha / rank``.
     seed
-        Of their initial values.
+        Random seed for their initial values.
 
     Raises
     ------
@@ -61,17 +59,17 @@ def attach_adapters(network: nn.Module, layers: Sequence[str], *, rank: int, alp
 
 
 def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Layers that carry an adapter, by their name."""
+    """Yield layers that carry an adapter, with their names."""
     return ((n, m) for n, m in network.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer"))
 
 
 def original_name(name: str) -> str:
-    """Name of a parameter in the network without adapters."""
+    """Return the name that a parameter has in the network without adapters."""
     return name.replace(".base_layer.", ".")
 
 
 def merged_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the network without adapters that computes the same: ``W + (alpha / rank) B A``."""
+    """Return the state dict of the network without adapters that computes the same: ``W + (alpha / rank) B A``."""
     state = {original_name(n): t for n, t in network.state_dict().items() if ".lora_" not in n}
     for name, layer in adapted_layers(network):
         state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_NAME).detach()
@@ -79,7 +77,7 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def merge_adapters(network: nn.Module) -> None:
-    """Add the adapters to the weights and take them away."""
+    """Add the adapters to the weights and remove them."""
     merged = merged_state(network)
     for name, layer in list(adapted_layers(network)):
         network.set_submodule(name, layer.get_base_layer())

@@ -1,4 +1,4 @@
-"""The set transformer's backbone: attention between the cells of a set, and the two kinds of block around it.
+"""The set transformer's backbone: attention between the cells of a set, two kinds of blocks, and linear layers.
 
 Shape suffixes: **S** sets in a minibatch, **T** tokens of a set (its cells and special tokens), **D** hidden width,
 **H** attention heads, **K** key/value heads, **W** width of a head.
@@ -15,18 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scvi_tahoe.nn._aligned_linear import more_to_align, runs_in_16_bits
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe.nn._config import NetworkConfig
 
-__all__ = ["Backbone", "Gpt2Block", "LlamaBlock", "RMSNorm"]
-
 _RMS_EPSILON = 1e-6
 _ROTARY_BASE = 10_000.0
 _INITIAL_STD = 0.02
+#: the matrix units load 16 bytes at a time; a row of 16-bit numbers that does not start there is read several times
+#: slower, and numbers of genes are rarely multiples of 8
+_STEP = 8
 
 Rotary = tuple["Tensor", "Tensor"]
 
@@ -43,15 +42,7 @@ class Backbone(nn.Module):
         self.causal = config.attention in ("causal", "causal_rope")
 
     def forward(self, tokens_STD: Tensor, present_ST: Tensor | None = None) -> Tensor:
-        """Return the normed output of the last block.
-
-        Parameters
-        ----------
-        tokens_STD
-            Embedded tokens.
-        present_ST
-            ``False`` for padding that no token may look at; ``None`` where nothing is padded.
-        """
+        """Return the normed output of the last block; no token attends to those that are not ``present_ST``."""
         allowed = None if present_ST is None else _allowed(present_ST, causal=self.causal)
         rotary = _rotary_tables(tokens_STD, present_ST, self.rotary_width) if self.rotary_width else None
         for block in self.blocks:
@@ -134,7 +125,7 @@ class Attention(nn.Module):
         return self._join(gathered_SHTW, more)
 
     def _project(self, tokens_STD: Tensor, more: int) -> Tensor:
-        """Queries, keys and values of all heads, each head with ``more`` columns of zeros."""
+        """Return queries, keys and values of all heads, each head with ``more`` columns of zeros."""
         if not more or type(self.qkv) is not nn.Linear:
             return _widened_heads(self.qkv(tokens_STD), self.head_dim, more)
         weight = _widened_heads(_rounded(self.qkv.weight).T, self.head_dim, more).T
@@ -181,12 +172,12 @@ def _linear(n_in: int, n_out: int, *, bias: bool, branches: int = 1) -> nn.Linea
 
 
 def _rounded(weight: Tensor) -> Tensor:
-    """The weight in the 16 bits of the products, before anything else is done with it: half the bytes."""
+    """Round a weight to the 16 bits of the products, before anything else is done with it: half the bytes."""
     return weight.to(torch.get_autocast_dtype(weight.device.type))
 
 
 def _widened_heads(flat: Tensor, head_dim: int, more: int) -> Tensor:
-    """Columns of heads, one head after the other, with ``more`` zeros behind each."""
+    """Append ``more`` columns of zeros to each head."""
     return F.pad(flat.unflatten(-1, (-1, head_dim)), (0, more)).flatten(-2) if more else flat
 
 
@@ -215,3 +206,42 @@ def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def runs_in_16_bits(x: Tensor) -> bool:
+    """Return whether products with ``x`` are computed by a GPU in 16 bits."""
+    return x.is_cuda and torch.is_autocast_enabled("cuda")
+
+
+def more_to_align(width: int) -> int:
+    """Return the number of columns missing to the next multiple of 8, at which matrix units are fast."""
+    return -width % _STEP
+
+
+def widened(x: Tensor, width: int) -> Tensor:
+    """Pad ``x`` with columns of zeros up to ``width``."""
+    more = width - x.shape[-1]
+    return F.pad(x, (0, more)) if more else x
+
+
+class AlignedLinear(nn.Linear):
+    """``nn.Linear``, whose 16-bit products on a GPU run on widths padded with zeros to multiples of 8.
+
+    Parameters and results are those of ``nn.Linear``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` mapped to ``out_features``."""
+        if not (more_to_align(self.in_features) or more_to_align(self.out_features)) or not runs_in_16_bits(x):
+            return super().forward(x)
+        weight, bias = self.aligned(torch.get_autocast_dtype(x.device.type))
+        return F.linear(widened(x, weight.shape[1]), weight, bias)[..., : self.out_features]
+
+    def aligned(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias in ``dtype``, both widths padded with zeros to multiples of 8."""
+        more_in, more_out = more_to_align(self.in_features), more_to_align(self.out_features)
+        # rounded before they are padded: half the bytes
+        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        if not (more_in or more_out):
+            return weight, bias
+        return F.pad(weight, (0, more_in, 0, more_out)), None if bias is None else F.pad(bias, (0, more_out))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
-
-from scvi_tahoe.nn._verify import verify_known_keys, verify_positive, verify_probability
-
-__all__ = ["ACTIVATIONS", "SIZES", "Attention", "GeneDecoderConfig", "Head", "NetworkConfig"]
 
 Attention = Literal["full", "causal", "causal_rope", "self_only"]
 Backbone = Literal["llama", "gpt2"]
@@ -63,8 +59,8 @@ class GeneDecoderConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        verify_positive(n_genes=self.n_genes, **{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
-        verify_probability(dropout=self.dropout)
+        _verify_positive(n_genes=self.n_genes, **{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
+        _verify_probability(dropout=self.dropout)
         if not self.hidden:
             raise ValueError("hidden of the gene decoder is empty; give the width of at least one block, e.g. (512,).")
         odd = range(1, len(self.hidden), 2)
@@ -237,15 +233,15 @@ class NetworkConfig:
             If a key is unknown.
         """
         kwargs = dict(kwargs)
-        verify_known_keys(cls, kwargs)
+        _verify_known_keys(cls, kwargs)
         decoder = kwargs.get("gene_decoder")
         if decoder is not None:
-            verify_known_keys(GeneDecoderConfig, decoder)
+            _verify_known_keys(GeneDecoderConfig, decoder)
             kwargs["gene_decoder"] = GeneDecoderConfig(**decoder)
         return cls(**kwargs)
 
     def _verify_values(self) -> None:
-        verify_positive(
+        _verify_positive(
             n_input=self.n_input,
             n_output=self.n_output,
             n_perturbation=self.n_perturbation,
@@ -262,7 +258,7 @@ class NetworkConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}.")
-        verify_probability(
+        _verify_probability(
             dropout=self.dropout, attention_dropout=self.attention_dropout, backbone_dropout=self.backbone_dropout
         )
 
@@ -311,3 +307,25 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "head": get_args(Head),
     "activation": ACTIVATIONS,
 }
+
+
+def _verify_positive(**values: int) -> None:
+    """Raise ``ValueError`` unless every value is an integer of at least one."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive integer.")
+
+
+def _verify_probability(**values: float) -> None:
+    """Raise ``ValueError`` unless every value lies in [0, 1)."""
+    for name, value in values.items():
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name}={value!r} must be at least 0 and below 1.")
+
+
+def _verify_known_keys(owner: type, kwargs: dict[str, Any]) -> None:
+    """Raise ``ValueError`` if a key is not a field of the dataclass."""
+    known = {field.name for field in fields(owner)}
+    unknown = sorted(set(kwargs) - known)
+    if unknown:
+        raise ValueError(f"{owner.__name__} does not know {unknown}; it knows {sorted(known)}.")

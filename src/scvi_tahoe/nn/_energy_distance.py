@@ -15,8 +15,6 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["EnergyDistance"]
-
 # A squared distance below this share of the two squared lengths counts as zero. It is what rounding leaves of the
 # distance between a cell and its copy, and its inverse would pull at random.
 _ROUNDING = {torch.float32: 4e-6, torch.float64: 1e-14}
@@ -81,7 +79,7 @@ class EnergyDistance(torch.autograd.Function):
 
 
 def _distances_by_torch(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Centred cells, distances of predicted to all cells, and the sums across, within predicted and within observed."""
+    """Compute centred cells, distances of predicted to all cells, and sums across, within predicted and observed."""
     m = y_SMG.shape[1]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     cells_SCG = _centred(x_SNG, y_SMG, dtype, wide)
@@ -100,7 +98,7 @@ def _distances_by_torch(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype) -> tup
 
 
 def _distances_by_kernels(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The same on a GPU in float16, with one pass over the cells and one over the products."""
+    """Do the same on a GPU in float16, with one pass over the cells and one over the products."""
     from scvi_tahoe.nn._energy_kernels import centred_cells, distances
 
     m, rounding = y_SMG.shape[1], _ROUNDING[torch.float32]
@@ -115,7 +113,7 @@ def _distances_by_kernels(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype) -> t
 
 
 def _pulled_by_kernels(ctx: Any, cells_SCP: Tensor, distance_SNC: Tensor, gradient_S: Tensor) -> Tensor:
-    """The gradient with respect to the predicted cells."""
+    """Compute the gradient with respect to the predicted cells."""
     from scvi_tahoe.nn._energy_kernels import pull_weights, scaled_rows
 
     n, c = distance_SNC.shape[1:]
@@ -125,7 +123,7 @@ def _pulled_by_kernels(ctx: Any, cells_SCP: Tensor, distance_SNC: Tensor, gradie
 
 
 def _kernels_hold(n_cells: int) -> bool:
-    """Whether the Triton kernels can be used for sets of this many observed and predicted cells."""
+    """Return whether the Triton kernels can be used for sets of this many observed and predicted cells."""
     return _have_triton() and n_cells <= _MOST_CELLS and _sums_in_float32()
 
 
@@ -135,7 +133,7 @@ def _have_triton() -> bool:
 
 
 def _centred(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
-    """Observed and then predicted cells, less the mean observed cell of their set."""
+    """Subtract the mean observed cell from the observed and then the predicted cells of each set."""
     m, n = y_SMG.shape[1], x_SNG.shape[1]
     centre_S1G = y_SMG.mean(1, keepdim=True, dtype=wide)
     cells_SCG = torch.empty(*y_SMG.shape[:1], m + n, y_SMG.shape[2], dtype=dtype, device=y_SMG.device)
@@ -145,14 +143,14 @@ def _centred(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype, wide: torch.dtype
 
 
 def _distance(product_SNM: Tensor, square_SN: Tensor, square_SM: Tensor) -> Tensor:
-    """Euclidean distances from products and squared lengths, in the memory of the products."""
+    """Turn products into Euclidean distances in place, given the squared lengths."""
     lengths_SNM = square_SN[:, :, None] + square_SM[:, None, :]
     square_SNM = product_SNM.mul_(-2).add_(lengths_SNM)
     return square_SNM.masked_fill_(square_SNM <= _ROUNDING[square_SNM.dtype] * lengths_SNM, 0).sqrt_()
 
 
 def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
-    """Batched product, summed and returned in ``wide``."""
+    """Multiply batches of matrices; summed and returned in ``wide``."""
     if a.dtype == wide:
         return torch.bmm(a, b)
     if a.is_cuda and _sums_in_float32():

@@ -15,12 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
-from scvi_tahoe.nn._aligned_linear import more_to_align
+from scvi_tahoe.nn._backbone import more_to_align
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["centred_cells", "distances", "pull_weights", "scaled_rows"]
 
 #: any centre does, as distances do not change when both sets are moved; the mean of a few cells is close enough to all
 _CENTRE_OF = 32

@@ -20,14 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scvi_tahoe.nn._aligned_linear import AlignedLinear, runs_in_16_bits, widened
-from scvi_tahoe.nn._backbone import Backbone
-from scvi_tahoe.nn._config import SIZES, GeneDecoderConfig, NetworkConfig
+from scvi_tahoe.nn._backbone import AlignedLinear, Backbone, runs_in_16_bits, widened
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MLP", "SIZES", "GeneDecoder", "GeneDecoderConfig", "NetworkConfig", "NetworkOutput", "SetTransformer"]
+    from scvi_tahoe.nn._config import GeneDecoderConfig, NetworkConfig
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -194,7 +192,7 @@ class MLP(nn.Module):
         return self.layers[-1](self.before_last(x))
 
     def before_last(self, x: Tensor) -> Tensor:
-        """What the last layer is given."""
+        """Return the input of the last layer."""
         for layer in self.layers[:-1]:
             x = self.dropout(self.activation(layer(x)))
         return x
@@ -272,15 +270,7 @@ class Confidence(nn.Module):
 
 
 class GeneDecoder(nn.Module):
-    """Maps predicted cells to non-negative gene expression.
-
-    Parameters
-    ----------
-    n_in
-        Width of a predicted cell.
-    config
-        Widths and kind of the decoder.
-    """
+    """Maps predicted cells of width ``n_in`` to non-negative gene expression."""
 
     def __init__(self, n_in: int, config: GeneDecoderConfig) -> None:
         super().__init__()

@@ -126,11 +126,11 @@ class ObjectiveConfig:
         return weights
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the options as plain values."""
         return asdict(self)
 
     def logged(self, network: NetworkConfig, *, has_embedding: bool) -> list[str]:
-        """Names of what a training of this network logs beside the total."""
+        """Return the names of what a training of this network logs beside the total."""
         of_parts = {
             "decoder": network.gene_decoder is not None and self.decoder_weight != 0,
             "batch": network.batch_token,
@@ -158,7 +158,7 @@ class Objective:
         self.decoder_weight = 1.0 if config.decoder_weight == "auto" else float(config.decoder_weight)
 
     def _value(self, term: Term, predicted: Tensor, observed: Tensor, reference: SetReference | None) -> Tensor:
-        """One term, one value a set."""
+        """Compute one term, one value a set."""
         needed = [getattr(reference, name) for name in term.needs]
         if any(value is None for value in needed):
             raise ValueError(
@@ -171,7 +171,7 @@ class Objective:
         return term.function(predicted, observed, *needed, **options)
 
     def set_loss(self, name: str, predicted_SNG: Tensor, observed_SMG: Tensor) -> Tensor:
-        """One named distance between sets, one value a set."""
+        """Compute one of ``SET_LOSSES``, one value a set; with ``chunks`` as the mean over chunks of features."""
         term, n_chunks = TERMS[name], self.config.chunks
         if n_chunks == 1:
             return self._value(term, predicted_SNG, observed_SMG, None)
@@ -181,9 +181,9 @@ class Objective:
     def main_loss(
         self, predicted_SNG: Tensor, observed_SMG: Tensor, reference: SetReference | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the terms, one value a set, and the mean of each before weighting.
+        """Compute the weighted sum of the terms, one value a set, and the mean of each before weighting.
 
-        If the reference is None, of the distances between sets alone.
+        Without a reference, only terms that compare two sets of cells are computed.
         """
         total_S, parts = predicted_SNG.new_zeros(len(predicted_SNG), dtype=torch.float32), {}
         for name, weight in self.config.terms.items():
@@ -200,7 +200,7 @@ class Objective:
     def embedding_loss(
         self, predicted_SNE: Tensor, observed_SME: Tensor, reference: SetReference
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of ``embedding_terms`` (scalar), and each before weighting."""
+        """Compute the weighted sum of ``embedding_terms`` (scalar), and each before weighting."""
         parts = {
             name: self._value(EMBEDDING_TERMS[name], predicted_SNE, observed_SME, reference).mean()
             for name in self.config.embedding_terms
@@ -217,7 +217,7 @@ class Objective:
         genes_SNG: Tensor | None = None,
         batch_S: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The loss of a minibatch.
+        """Compute the loss of a minibatch.
 
         Parameters
         ----------

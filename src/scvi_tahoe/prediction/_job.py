@@ -57,20 +57,14 @@ def predict_cells(
     is_trained: bool,
     observed_cosine: Mapping[str, float],
 ) -> ad.AnnData:
-    """Predict what a request asks for.
+    """Predict what a request asks for, starting from some data.
 
     Parameters
     ----------
-    request, data
-        What is asked for, and the data to start from.
-    module
-        The network.
     prior
         What a learned prior keeps, as plain values; None without a prior.
     devices
         Where the network runs; the first also does what is done once.
-    is_trained
-        Whether the weights come from a training or a pretraining.
     observed_cosine
         Mean cosine of observed deltas by context, which the alarm on predictions that are all alike compares with.
     """
@@ -126,13 +120,7 @@ def _with_prior(
     seed: int,
     device: torch.device,
 ) -> tuple[CellSetDataset, PredictionPlan, ResidualCells | None, list[Origin]]:
-    """Add a learned prior.
-
-    Returns
-    -------
-    The dataset with the shift of a prior of means; the plan with the rows of a prior of cells, and whether these are
-    the prediction; what makes these cells, None without such a prior; and what each condition starts from.
-    """
+    """Add a learned prior: its shift to the dataset or its cells to the plan, and what each condition starts from."""
     if learned is None:
         return dataset, plan, None, [Origin.CONTROL_CELLS] * len(plan.requests)
     table = data.spec.table

@@ -150,23 +150,7 @@ class PredictionData:
         perturbations: Sequence[str] | None,
         max_missing_genes: float,
     ) -> PredictionData:
-        """Read and verify data for a prediction.
-
-        Parameters
-        ----------
-        adata
-            Data to start from.
-        spec
-            What the model fixes about its data.
-        own
-            The model's own data; None if it has none.
-        own_screen
-            The data as read and verified before, if they are the model's own.
-        perturbations
-            Labels that are requested; None for all.
-        max_missing_genes
-            Largest fraction of the model's genes that the data may lack.
-        """
+        """Read and verify data for a prediction; ``own_screen`` are the data as read before, if they are ``own``."""
         new = read_table(adata, spec.keys, required=False, like=spec.table)
         table = spec.table if new is None else spec.table.extended(new)
         screen = own_screen or verify_screen(adata, spec.keys, for_training=False)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from scvi_tahoe.files import UnsafeFileError, member
 
-__all__ = ["choose_checkpoint", "find_checkpoint", "folder_and_checkpoint", "list_checkpoints"]
-
 _PREFERRED = ("final", "last", "best")
 
 
@@ -24,13 +22,7 @@ def list_checkpoints(folder: Path) -> list[str]:
 
 
 def find_checkpoint(folder: Path, checkpoint: str | None = None) -> Path:
-    """Return the path of a checkpoint of a folder; see :func:`read_arc_folder`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such checkpoint; the message lists those there are.
-    """
+    """Return the path of a checkpoint of a folder; see :func:`read_arc_folder`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
     names = list_checkpoints(folder)

@@ -30,6 +30,20 @@ _SE_DECODER = re.compile(
     r"gene_decoder\.(read_depth|latent_decoder|gene_decoder_proj|binary_decoder|finetune|missing_table)\b"
 )
 _LOSSES = {"energy": "energy", "sinkhorn": "sinkhorn", "se": "energy+sinkhorn", "mse": "mse"}
+#: arc-state's name of a loss setting to ours.
+_LOSS_KEYS = {
+    "blur": "blur",
+    "energy_weight": "energy_weight",
+    "sinkhorn_weight": "sinkhorn_weight",
+    "mmd_num_chunks": "n_chunks",
+    "randomize_mmd_chunks": "shuffle_chunks",
+    "decoder_weight": "decoder_weight",
+    "detach_decoder": "detach_decoder",
+    "batch_token_weight": "batch_token_weight",
+    "confidence_weight": "confidence_weight",
+    "confidence_target_scale": "confidence_target_scale",
+    "regularization": "regularization",
+}
 
 
 @dataclass(frozen=True)
@@ -76,24 +90,7 @@ def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None
 
 
 def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attention) -> NetworkConfig:
-    """Return the configuration of a checkpoint's network.
-
-    Parameters
-    ----------
-    shapes
-        Shape of every tensor of Arc's, LoRA folded, without dead tables and unused tensors.
-    hyper
-        Hyper-parameters of the checkpoint.
-    attention
-        Decided beforehand.
-
-    Raises
-    ------
-    UnsafeFileError
-        If shapes contradict each other or a hyper-parameter is missing or absurd.
-    ValueError
-        If the decoder is of a kind this package does not support.
-    """
+    """Return the configuration of a checkpoint's network."""
     verify_supported(shapes, hyper)
     backbone = backbone_kind(hyper)
     single = "basal_encoder.weight" in shapes
@@ -149,34 +146,16 @@ def unused_tensors(shapes: Shapes, hyper: Mapping[str, Any]) -> dict[str, str]:
 
 
 def loss_settings(hyper: Mapping[str, Any]) -> LossSettings:
-    """Return how a checkpoint was trained. Keys that arc-state stores and never reads are left aside.
-
-    Raises
-    ------
-    UnsafeFileError
-        If a value is of the wrong kind.
-    """
+    """Return how a checkpoint was trained. Keys that arc-state stores and never reads are left aside."""
     loss = str(hyper.get("loss", "energy")).lower()
     kernel = str(hyper.get("distributional_loss", "energy")).lower()
     if loss not in _LOSSES or kernel not in ("energy", "gaussian", "laplacian"):
         loss, kernel = "energy", "energy"
     try:
-        return LossSettings(
-            loss=_LOSSES[loss],  # type: ignore[arg-type]
-            kernel=kernel,  # type: ignore[arg-type]
-            blur=float(hyper.get("blur", 0.05)),
-            energy_weight=float(hyper.get("energy_weight", 1.0)),
-            sinkhorn_weight=float(hyper.get("sinkhorn_weight", 0.01)),
-            n_chunks=int(hyper.get("mmd_num_chunks", 1)),
-            shuffle_chunks=bool(hyper.get("randomize_mmd_chunks", False)),
-            decoder_weight=float(hyper.get("decoder_weight", 1.0)),
-            detach_decoder=bool(hyper.get("detach_decoder", False)),
-            batch_token_weight=float(hyper.get("batch_token_weight", 0.1)),
-            confidence_weight=float(hyper.get("confidence_weight", 0.01)),
-            confidence_target_scale=float(hyper.get("confidence_target_scale", 10.0)),
-            regularization=float(hyper.get("regularization", 0.0)),
-            learning_rate=None if hyper.get("lr") is None else float(hyper["lr"]),
-        )
+        defaults = {ours: getattr(LossSettings, ours) for ours in _LOSS_KEYS.values()}
+        values = {o: type(defaults[o])(hyper.get(theirs, defaults[o])) for theirs, o in _LOSS_KEYS.items()}
+        rate = None if hyper.get("lr") is None else float(hyper["lr"])
+        return LossSettings(loss=_LOSSES[loss], kernel=kernel, learning_rate=rate, **values)  # type: ignore[arg-type]
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UnsafeFileError(f"A loss setting of the folder is damaged: {error}") from None
 
@@ -381,17 +360,7 @@ def hyper_parameters(model: PretrainedModel) -> dict[str, Any]:
         "loss": {ours: theirs for theirs, ours in _LOSSES.items()}[loss.loss],
         "loss_fn": "mse",
         "distributional_loss": loss.kernel,
-        "blur": loss.blur,
-        "energy_weight": loss.energy_weight,
-        "sinkhorn_weight": loss.sinkhorn_weight,
-        "mmd_num_chunks": loss.n_chunks,
-        "randomize_mmd_chunks": loss.shuffle_chunks,
-        "decoder_weight": loss.decoder_weight,
-        "detach_decoder": loss.detach_decoder,
-        "batch_token_weight": loss.batch_token_weight,
-        "confidence_weight": loss.confidence_weight,
-        "confidence_target_scale": loss.confidence_target_scale,
-        "regularization": loss.regularization,
+        **{theirs: getattr(loss, ours) for theirs, ours in _LOSS_KEYS.items()},
         "lr": 1e-4 if loss.learning_rate is None else loss.learning_rate,
         "transformer_backbone_key": "llama" if config.backbone == "llama" else "GPT2",
         "transformer_backbone_kwargs": _backbone_settings(config, model.set_size),

@@ -382,7 +382,7 @@ def write_arc_folder(
 def arc_refusals(model: PretrainedModel) -> list[str]:
     """Return what a model does that arc-state has no counterpart for; empty if it can be exported."""
     config = model.config
-    expected_rectify = config.gene_decoder is None or not is_embedding(model.embed_key)
+    expected_rectify = config.gene_decoder is None or not model.embeds
     checks = {
         "head='delta' has no counterpart there (choose head='hidden_residual' or 'down_up' when training)": (
             config.head == "delta"

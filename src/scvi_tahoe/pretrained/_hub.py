@@ -17,29 +17,21 @@ from scvi_tahoe.pretrained._arc_checkpoints import choose_checkpoint, list_check
 from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
 from scvi_tahoe.pretrained._formats import format_of
 from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY, describe
+from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scvi_tahoe.nn import Attention
-    from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
 #: Environment variable that accepts the licence of downloaded weights.
 ACCEPT_VARIABLE = "SCVI_TAHOE_ACCEPT_LICENSE"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=-]+)*")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SIDE_FILES = (
-    "config.yaml",
-    "config.json",
-    "*.pkl",
-    "*.pt",
-    "*.torch",
-    "version_*/hparams.yaml",
-    "hparams.yaml",
-    "*.safetensors",
-    "README.md",
-    "LICENSE*",
-)
+    "config.yaml", "config.json", "*.pkl", "*.pt", "*.torch", "version_*/hparams.yaml", "hparams.yaml", "*.safetensors",
+    "README.md", "LICENSE*",
+)  # fmt: skip
 #: Evaluation results: hundreds of megabytes that no model needs.
 _SKIPPED = ("eval*/*", "*.h5ad", "*.csv", "*.npy")
 #: What an export is made of. Anything else, a pickle above all, stays here.
@@ -56,20 +48,7 @@ class LicenceWarning(UserWarning):
 
 
 def verify_licence(source: str, accept: bool | None = None) -> None:
-    """Show the licence of downloaded weights; refuse to go on where it was not accepted.
-
-    Parameters
-    ----------
-    source
-        Whose weights.
-    accept
-        The user's word; ``None``: what the environment variable ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
-
-    Raises
-    ------
-    LicenceNotAcceptedError
-        If neither accepts.
-    """
+    """Show the licence of downloaded weights; refuse to go on unless the argument or the environment accepts it."""
     if accept is None:
         accept = os.environ.get(ACCEPT_VARIABLE, "").strip().lower() in ("1", "true", "yes")
     if not accept:
@@ -83,14 +62,14 @@ def verify_licence(source: str, accept: bool | None = None) -> None:
 class SourceFolder:
     """A model folder on this machine and what it is known as.
 
-    Parameters
+    Attributes
     ----------
     folder
         Its path.
     name
         Hub name, or name of the folder.
     revision
-        Commit on the hub, or ``None`` for a local folder.
+        Commit on the hub; None for a local folder.
     """
 
     folder: Path
@@ -99,7 +78,7 @@ class SourceFolder:
 
 
 def read_pretrained(
-    source: str | Path,
+    source: str | Path | PretrainedModel,
     checkpoint: str | None = None,
     *,
     revision: str | None = None,
@@ -110,11 +89,13 @@ def read_pretrained(
     cache_dir: str | Path | None = None,
     offline: bool = False,
 ) -> PretrainedModel:
-    """Return a model from a folder in Arc's format or in ours, local or on the hub.
+    """Return a model from a folder in any format, local or on the hub.
 
     Parameters
     ----------
-    source, revision, accept_license, cache_dir, offline
+    source
+        See :func:`resolve_source`. A model that was read before is returned as it is.
+    revision, accept_license, cache_dir, offline
         See :func:`resolve_source`.
     checkpoint, attention, genes
         See :func:`read_arc_folder`; for folders in Arc's format.
@@ -126,17 +107,15 @@ def read_pretrained(
     FileNotFoundError, ValueError, LicenceNotAcceptedError
         As those functions do.
     """
+    options: dict[str, Any] = {"checkpoint": checkpoint, "attention": attention, "genes": genes, "base": base}
+    if isinstance(source, PretrainedModel):
+        if any(value is not None for value in (revision, *options.values())):
+            raise ValueError(f"{', '.join(options)} and revision are for reading weights, and these were read before.")
+        return source
     place = resolve_source(
-        source,
-        checkpoint,
-        revision=revision,
-        accept_license=accept_license,
-        cache_dir=cache_dir,
-        offline=offline,
+        source, checkpoint, revision=revision, accept_license=accept_license, cache_dir=cache_dir, offline=offline
     )
-    model = format_of(place.folder).read(
-        place.folder, checkpoint=checkpoint, attention=attention, genes=genes, base=base
-    )
+    model = format_of(place.folder).read(place.folder, **options)
     if place.revision is None:
         return model
     return replace(model, provenance=replace(model.provenance, source=place.name, revision=place.revision))
@@ -235,11 +214,6 @@ def verify_blobs(snapshot: Path) -> None:
 
     That is the SHA-256 of a large file, and what git calls the hash of a small one: the SHA-1 behind a header, or, from
     some mirrors, without it.
-
-    Raises
-    ------
-    UnsafeFileError
-        If one differs.
     """
     for path in sorted(snapshot.rglob("*")):
         blob = path.resolve()
@@ -257,15 +231,9 @@ def _hashes(blob: Path) -> set[str]:
 
 
 def _snapshot(
-    hub: Any,
-    repository: str,
-    subfolder: str,
-    checkpoint: str | None,
-    *,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    offline: bool,
-) -> Path:
+    hub: Any, repository: str, subfolder: str, checkpoint: str | None, *, revision: str | None,
+    cache_dir: str | Path | None, offline: bool,
+) -> Path:  # fmt: skip
     prefix = f"{subfolder}/" if subfolder else ""
     wanted = [prefix + pattern for pattern in _SIDE_FILES]
     commit = None
@@ -297,13 +265,7 @@ def _snapshot(
 
 
 def checkpoint_on_hub(files: list[str], prefix: str, checkpoint: str | None) -> str:
-    """Return the one checkpoint to download, relative to the model's folder ``prefix``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the hub does not have it; the message lists what it has.
-    """
+    """Return the one checkpoint to download, relative to the model's folder ``prefix``."""
     names = [file.removeprefix(prefix) for file in files if file.startswith(prefix) and file.endswith(".ckpt")]
     names = [name for name in names if "/" not in name.removeprefix("checkpoints/")]
     name = choose_checkpoint(names, checkpoint)
@@ -410,13 +372,7 @@ def push_model(
 
 
 def verify_uploadable(folder: Path, *, base: PretrainedModel | None = None) -> list[str]:
-    """Return the names of the files of an export, after reading it as its users will.
-
-    Raises
-    ------
-    ValueError
-        If it is no export, is damaged, or holds a file of another kind than exports have.
-    """
+    """Return the names of the files of an export, after reading it as its users will."""
     if not is_export(folder):
         raise ValueError(f"{folder} is no export of scvi-tahoe; write one with model.export(folder).")
     files = sorted(path.name for path in folder.iterdir())

@@ -148,7 +148,7 @@ class Matching:
     def match_cells(self) -> None:
         """Match the columns of a cell, at the input and at the output."""
         old, new = self.source, self.labels
-        if is_embedding(old.embed_key) != is_embedding(new.embedding):
+        if old.embeds != is_embedding(new.embedding):
             kinds = [
                 f"embeddings ({key})" if is_embedding(key) else "expression" for key in (old.embed_key, new.embedding)
             ]

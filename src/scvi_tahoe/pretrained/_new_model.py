@@ -29,14 +29,8 @@ def start_options(
 ) -> dict[str, Any]:
     """Return constructor arguments of a model for the user's data: as in the weights, with the widths of the data.
 
-    Parameters
-    ----------
-    weights
-        The pretrained model.
-    stats
-        Summary statistics of the registered data.
-    representation, batch_encoder, head
-        Of the new model; if None, as in the weights.
+    ``stats`` are the summary statistics of the registered data; ``representation``, ``batch_encoder`` and ``head`` are
+    those of the new model, or None for those of the weights.
     """
     config, extra = weights.config, weights.extra
     embeds = weights.embeds if representation is None else representation == "embedding"
@@ -201,6 +195,14 @@ def registry_of(weights: PretrainedModel, model_name: str) -> dict[str, Any]:
             for key, (state, stats) in fields.items()
         },
     }
+
+
+def registry_in_order(registry: dict[str, Any], genes: Iterable[str]) -> dict[str, Any]:
+    """Return a registry of data with genes in the order of the weights: what a prior draws depends on their order."""
+    fields = registry["field_registries"]
+    expression = fields[REGISTRY.EXPRESSION]
+    state = {**expression["state_registry"], "column_names": _objects(genes)}
+    return {**registry, "field_registries": {**fields, REGISTRY.EXPRESSION: {**expression, "state_registry": state}}}
 
 
 def _objects(names: Iterable[str]) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.nn import SetTransformer
+from scvi_tahoe.pretrained._formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +110,7 @@ class Provenance:
     checkpoint
         File the weights were read from.
     format
-        ``'arc'``, ``'scvi-tahoe'`` or ``'scratch'``.
+        A registered format, or ``'scratch'``.
     attention_reason
         Why the attention of the network is what it is.
     attention_certain
@@ -126,7 +127,7 @@ class Provenance:
     source: str
     revision: str | None = None
     checkpoint: str | None = None
-    format: Literal["arc", "scvi-tahoe", "scratch"] = "scratch"
+    format: str = "scratch"
     attention_reason: str = ""
     attention_certain: bool = True
     non_commercial: bool = False
@@ -135,7 +136,7 @@ class Provenance:
         words = (self.source, self.revision or "", self.checkpoint or "", self.attention_reason)
         if not all(isinstance(word, str) and len(word) < 2_000 and word.isprintable() for word in words):
             raise ValueError("where the weights come from is not stated in plain words")
-        if self.format not in ("arc", "scvi-tahoe", "scratch"):
+        if self.format not in (*FORMATS, "scratch"):
             raise ValueError(f"the weights state the unknown format {str(self.format)[:40]!r}")
 
 

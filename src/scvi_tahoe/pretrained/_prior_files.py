@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["read_arrays", "read_prior", "write_prior"]
-
 #: Axes of every array: C conditions, K contexts, G genes, Q quantiles, R donors, V their values, I is R + 1.
 _AXES = {
     "means": "CG",
@@ -47,22 +45,7 @@ def write_prior(prior: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_prior(path: Path, labels: Mapping[str, Any], n_genes: int) -> dict[str, Any]:
-    """Return the prior that :func:`write_prior` wrote.
-
-    Parameters
-    ----------
-    path
-        The file of arrays.
-    labels
-        What :func:`write_prior` returned.
-    n_genes
-        Number of genes that the network predicts.
-
-    Raises
-    ------
-    UnsafeFileError
-        If the file is damaged, or arrays, labels and network do not fit each other.
-    """
+    """Return the prior that :func:`write_prior` wrote."""
     conditions = [(str(context), str(perturbation)) for context, perturbation in labels["conditions"]]
     contexts = tuple(str(context) for context in labels["contexts"])
     arrays = read_arrays(path, _SIZE_LIMIT)

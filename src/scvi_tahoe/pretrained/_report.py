@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LabelMatch", "LoadingReport", "TensorRecord"]
-
 Status = Literal["loaded", "resized", "new", "dropped", "refused"]
 _EXAMPLES = 5
 

@@ -34,7 +34,7 @@ import torch
 from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import STREAMS
-from scvi_tahoe.data import Condition, draw_window
+from scvi_tahoe.data import Condition, dense_rows, draw_window
 from scvi_tahoe.response._marginals import QUANTILES, Population, move_between, with_marginals
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class CellPrior:
         contexts = tuple(c for c in index.contexts if len(index.controls(c)))
         control_means, control_variances, n_controls, control_quantiles = [], [], [], []
         for context in contexts:
-            controls = _dense(expression[index.controls(context)])
+            controls = dense_rows(expression, index.controls(context))
             mean, variance = _moments(controls)
             control_means.append(mean)
             control_variances.append(variance)
@@ -772,10 +772,6 @@ class _CellMaker:
 
     def _uniform(self, like_GN: torch.Tensor, draws: np.random.Generator) -> torch.Tensor:
         return self._tensor(draws.random(like_GN.shape, dtype=np.float32))
-
-
-def _dense(block: Any) -> np.ndarray:
-    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)
 
 
 def _moments(block: Any) -> tuple[np.ndarray, np.ndarray]:

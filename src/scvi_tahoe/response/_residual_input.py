@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.data import aligned_expression, make_store
+from scvi_tahoe.data import aligned_expression, dense_rows, make_store
 from scvi_tahoe.response._prior import CellPrior
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import torch
 
     from scvi_tahoe.data import CellSetDataset, Condition, ConditionIndex, DataSpec, EmbeddingTable, Screen, ScreenKeys
@@ -44,7 +44,7 @@ def prior_and_targets(
     """Return a learned prior, and what it needs to know of the contexts of these conditions."""
     expression = aligned_expression(spec, screen)
     contexts = sorted({condition.context for condition in conditions})
-    controls = ((c, _dense(expression[screen.index.controls(c)])) for c in contexts)  # in memory one at a time
+    controls = ((c, dense_rows(expression, screen.index.controls(c))) for c in contexts)  # in memory one at a time
     prior = CellPrior.from_dict(dict(learned))
     return prior, prior.targets(controls)
 
@@ -122,7 +122,3 @@ class ResidualCells:
         self._blocks = kept
         cells = sp.vstack([kept[k] for k in range(first, stop)], format="csr")
         return cells, sum(self.sizes[condition] for condition in self.conditions[:first])
-
-
-def _dense(block: Any) -> np.ndarray:
-    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float32)

@@ -8,7 +8,6 @@ from scvi_tahoe.study._data import read_cells
 from scvi_tahoe.study._finding import Finding
 from scvi_tahoe.study._finetune import RunResult, dry_run_text, finetune, result_text
 from scvi_tahoe.study._inspection import Inspection, inspect_path
-from scvi_tahoe.study._lesson import Lesson
 from scvi_tahoe.study._log_diagnosis import LogDiagnosis, diagnose
 from scvi_tahoe.study._log_figure import log_figure, logs_figure
 from scvi_tahoe.study._run_config import (
@@ -23,7 +22,7 @@ from scvi_tahoe.study._run_config import (
 from scvi_tahoe.study._run_folder import is_run
 from scvi_tahoe.study._scores import StudyResult
 from scvi_tahoe.study._study import read_study, rounds_text, run_study
-from scvi_tahoe.study._study_config import SHIPPED, RoundConfig, StudyConfig
+from scvi_tahoe.study._study_config import SHIPPED, Lesson, RoundConfig, StudyConfig
 from scvi_tahoe.study._training_log import TrainingLog, read_training_log, read_training_logs
 
 __all__ = [

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from scvi_tahoe.study._finetune import RunResult
-    from scvi_tahoe.study._lesson import Lesson
-    from scvi_tahoe.study._study_config import StudyConfig
+    from scvi_tahoe.study._study_config import Lesson, StudyConfig
 
 #: Column -> metric in the summary of an evaluation, where no overall score names it.
 SCORED = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}

@@ -10,12 +10,11 @@ from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import save_figure, write_mapping
 from scvi_tahoe.study._finetune import finetune, read_result
-from scvi_tahoe.study._lesson import judge
 from scvi_tahoe.study._log_figure import logs_figure
 from scvi_tahoe.study._report_html import report_html
 from scvi_tahoe.study._run_folder import METRICS, RESULT
 from scvi_tahoe.study._scores import StudyResult, score_figure, score_table
-from scvi_tahoe.study._study_config import StudyConfig, merged
+from scvi_tahoe.study._study_config import StudyConfig, judge, merged
 from scvi_tahoe.study._training_log import read_training_log
 
 if TYPE_CHECKING:

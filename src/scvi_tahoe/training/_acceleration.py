@@ -20,7 +20,7 @@ _WORTH = 2.0
 
 
 def compiling_pays(device: torch.device, *, n_parameters: int, cells_per_step: int, n_steps: int) -> bool:
-    """Whether a run is so long that compiling the network saves more time than it takes.
+    """Return whether a run is so long that compiling the network saves more time than it takes.
 
     A step computes about six operations for each parameter and cell (two forwards, four backwards).
     """
@@ -31,7 +31,7 @@ def compiling_pays(device: torch.device, *, n_parameters: int, cells_per_step: i
 
 
 class Acceleration:
-    """Makes a module fast for the steps of a training run, and gives it back as it was.
+    """Makes a module fast for the steps of a training run, and restores it.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Acceleration:
         yield from (part for part in (network.control_encoder, network.base_encoder, network.head) if part is not None)
 
     def begin(self, precision: str, device: torch.device) -> None:
-        """Start a run in a precision of Lightning's."""
+        """Start a run in one of Lightning's precisions."""
         in_16_bits = precision.startswith(("bf16", "16"))
         self._module.objective.matmul_dtype = torch.float16 if in_16_bits and device.type == "cuda" else torch.float32
         if self._compiled:
@@ -70,12 +70,12 @@ class Acceleration:
             part.__dict__.pop("forward", None)
 
     def resume(self) -> None:
-        """Go on as compiled."""
+        """Run compiled again."""
         for part, forward in self._compiled:
             part.forward = forward
 
     def end(self) -> None:
-        """Leave nothing behind."""
+        """Restore the module."""
         self.pause()
         if self._splits_for_ddp is not None:
             torch._dynamo.config.optimize_ddp, self._splits_for_ddp = self._splits_for_ddp, None
@@ -83,7 +83,7 @@ class Acceleration:
 
 
 class AsyncScalar:
-    """A number that is on its way from the device; reading it later does not make the device wait."""
+    """A number being copied from the device; reading it later does not make the device wait."""
 
     def __init__(self, value: Tensor) -> None:
         self._value, self._arrived = value.detach(), None

@@ -27,7 +27,7 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 def checkpoint_in(folder: Path) -> Path | None:
-    """A checkpoint that an earlier run left in a folder, the last one of several, or None."""
+    """Return a checkpoint that an earlier run left in a folder, the last one of several, or None."""
     named = [folder / name for name in (LAST, BEST) if (folder / name).exists()]
     return next(iter([*named, *sorted(folder.glob("step=*.ckpt"), reverse=True)]), None)
 
@@ -74,7 +74,7 @@ class KeepBest(Callback):
             remove_partial(self.folder)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
-        """The weights that training starts from are the first that may be the best."""
+        """Keep the weights that training starts from, the first that may be the best."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and trainer.global_step == 0 and self.best_step is None:
             self.best_value, self.best_step = float(value), 0
@@ -128,11 +128,11 @@ class KeepBest(Callback):
         pl_module.load_state_dict(self._best_weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and step, for a resumed run."""
+        """Return the best value and step, for a resumed run."""
         return {"best_value": self.best_value, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best value, and its weights from ``best.ckpt``."""
+        """Restore the best value, and its weights from ``best.ckpt``."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
         path = None if self.folder is None else self.folder / BEST
         if self.best_step is None:
@@ -160,16 +160,15 @@ class KeepBest(Callback):
 class AveragedWeights:
     """Exponential moving average of a module's parameters.
 
-    After step ``t`` each average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards its weight: at first it
-    forgets faster, or the initial weights would be part of it for a long time. What is frozen equals its average to
-    the bit.
+    After step ``t`` each average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards its weight, faster at first
+    so that initial weights do not remain part of it for long. What is frozen equals its average to the bit.
 
     Parameters
     ----------
     module
-        Whose parameters.
+        Module whose parameters are averaged.
     decay
-        Share of itself that an average keeps at a step, once the run is long enough.
+        Fraction of itself that an average keeps at a step, once the run is long enough.
 
     Notes
     -----
@@ -205,12 +204,12 @@ class AveragedWeights:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The averages by the name of their parameter."""
+        """Averages by the names of their parameters."""
         return self._averages
 
 
 def _in_main_memory(weights: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of weights, in the memory of an earlier one; a GPU goes on computing while they are copied."""
+    """Copy weights into the memory of an earlier copy; a GPU goes on computing meanwhile."""
     kept = {}
     for name, value in weights.items():
         place = earlier.get(name)

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from scipy.spatial.distance import pdist
 
 from scvi_tahoe._constants import STREAMS, TENSORS
-from scvi_tahoe.data import cell_set_dataset
+from scvi_tahoe.data import cell_set_dataset, dense_rows
 from scvi_tahoe.nn import EMBEDDING_TERMS, TERMS
 from scvi_tahoe.response import learn_prior, with_prior
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
         CellSetDataModule,
         CellSetDataset,
         CellStore,
-        ConditionIndex,
         DataSpec,
         Screen,
     )
@@ -66,7 +64,6 @@ class TrainingData:
 def training_data(
     spec: DataSpec,
     screen: Screen,
-    index: ConditionIndex,
     run: TrainingRun,
     module: TahoeSTModule,
     prior: Prior,
@@ -77,8 +74,8 @@ def training_data(
     ----------
     spec
         What the model fixes about its data.
-    screen, index
-        The data, verified, and their conditions.
+    screen
+        The data, verified.
     run
         Split, store, batch size, device, precision and seed.
     module
@@ -92,8 +89,8 @@ def training_data(
         If nothing validates and the run needs it, or a term has nothing to tell apart.
     """
     spec, seed = spec.with_composed(screen), run.plan.seed
-    assigned = run.split.assign(index, seed=seed)
-    controls = np.flatnonzero(index.is_control)
+    assigned = run.split.assign(screen.index, seed=seed)
+    controls = np.flatnonzero(screen.index.is_control)
     dataset = cell_set_dataset(
         spec, screen, run.device, store=run.options.store, full_precision=run.full_precision, pinned_rows=controls
     )
@@ -217,10 +214,7 @@ def condition_moments(
     controls = {context: moments(index.controls(context), _MOST_CONTROLS) for context in index.contexts}
     rows_of: dict[int, np.ndarray] = {}
     for rows in (split.validation, split.train):
-        condition = index.condition_of_cell[rows]
-        order = np.argsort(condition, kind="stable")
-        present, starts = np.unique(condition[order], return_index=True)
-        rows_of |= dict(zip(present.tolist(), np.split(rows[order], starts[1:]), strict=True))
+        rows_of |= index.by_condition(rows)
     conditions = [moments(rows_of[c], _MOST_CELLS) if c in rows_of else None for c in range(len(index.conditions))]
     return conditions, controls
 
@@ -230,7 +224,10 @@ def decoder_weight_of(screen: Screen, rows: np.ndarray, *, n_cells: int = 500, s
     if screen.cell_embedding is None:
         raise ValueError("the decoder's weight compares genes with a cell embedding; register one: cell_embedding_key.")
     chosen = np.sort(np.random.default_rng(seed).choice(rows, min(n_cells, len(rows)), replace=False))
-    spaces = {"cell embedding": _dense(screen.cell_embedding, chosen), "expression": _dense(screen.expression, chosen)}
+    spaces = {
+        "cell embedding": dense_rows(screen.cell_embedding, chosen, np.float64),
+        "expression": dense_rows(screen.expression, chosen, np.float64),
+    }
     distances = {name: float(np.median(pdist(cells))) for name, cells in spaces.items()}
     if same := [name for name, distance in distances.items() if not distance > 0]:
         raise ValueError(f"most of {len(chosen)} cells have the same {same[0]}; a scale cannot be read from them.")
@@ -241,8 +238,3 @@ def decoder_weight_of(screen: Screen, rows: np.ndarray, *, n_cells: int = 500, s
         f"{embedding / genes:.4g}; ratio of their lengths {lengths[0] / lengths[1]:.4g}."
     )
     return embedding / genes
-
-
-def _dense(matrix: Any, rows: np.ndarray) -> np.ndarray:
-    block = (matrix.to_numpy() if hasattr(matrix, "to_numpy") else matrix)[rows]
-    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)

@@ -118,7 +118,7 @@ class TahoeTrainingPlan(LightningModule):
             )
 
     def configure_callbacks(self) -> list[Callback]:
-        """What undoes the freezing when training is interrupted: Lightning calls no hook of a plan then."""
+        """Return a callback that undoes the freezing on an exception, when Lightning calls no hook of a plan."""
         return [_UndoChanges(self)]
 
     def on_train_start(self) -> None:
@@ -144,7 +144,7 @@ class TahoeTrainingPlan(LightningModule):
             self.average.update(self.global_step)
 
     def on_train_end(self) -> None:
-        """Leave the average in the model; what was best replaces it later, where anything validated."""
+        """Leave the average in the model; the best weights replace it later, if anything validated."""
         self._complete_weights()
         if self.average is not None:
             self.average.swap()
@@ -154,7 +154,7 @@ class TahoeTrainingPlan(LightningModule):
         self.undo_changes()
 
     def undo_changes(self) -> None:
-        """Give the module back as it was, but for its weights."""
+        """Restore the module's state before training, except its weights."""
         self.freezing.end()
         self.acceleration.end()
         for layer, probability in self._dropout_before.items():
@@ -164,18 +164,18 @@ class TahoeTrainingPlan(LightningModule):
             self._sharded.end()
 
     def _complete_weights(self) -> None:
-        """Let the module hold weights that nobody rounded."""
+        """Let the module hold the weights with nothing rounded."""
         if self._sharded is not None:
             self._sharded.complete()
 
     def kept_state(self) -> dict[str, Tensor]:
-        """The weights that validate and are kept: the averaged ones, where there are any."""
+        """Return the weights that validate and are kept: the averaged ones, if there are any."""
         self._complete_weights()
         averages = {} if self.average is None else self.average.values
         return {**self.state_dict(), **{f"module.{name}": value for name, value in averages.items()}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what an uninterrupted run would have gone on with."""
+        """Store what an uninterrupted run would have continued with."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
         checkpoint["plan_config"] = self.config.to_kwargs()
@@ -185,7 +185,7 @@ class TahoeTrainingPlan(LightningModule):
             checkpoint["trained_state"], checkpoint["state_dict"] = checkpoint["state_dict"], self.kept_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore it."""
         self._random_state = checkpoint["random_state"]
         if self.average is not None and checkpoint["global_step"] < self.config.max_steps:
             kept = checkpoint["state_dict"]
@@ -195,13 +195,13 @@ class TahoeTrainingPlan(LightningModule):
     # ---------------------------------------------------------------- steps
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a minibatch."""
+        """Return the loss of a minibatch."""
         *_, losses = self.module(batch)
         self._collect({"train_loss": losses.loss.detach()} | {f"train_{k}": v for k, v in losses.extra_metrics.items()})
         return losses.loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """The same loss on held-out cells; returns the predicted cells, for those who score them."""
+        """Log the loss of held-out cells; returns the predicted cells, for callbacks that score them."""
         _, generated, losses = self.module(batch)
         metrics = {"validation_loss": losses.loss} | {f"validation_{k}": v for k, v in losses.extra_metrics.items()}
         self.log_dict(
@@ -210,7 +210,7 @@ class TahoeTrainingPlan(LightningModule):
         return {"prediction_SNG": generated["prediction_SNG"]}
 
     def on_validation_start(self) -> None:
-        """Write what is waiting: the device is about to be waited for anyway."""
+        """Log what is pending, as the device is about to synchronise anyway."""
         self._log_waiting()
         self.acceleration.pause()
         self._complete_weights()
@@ -250,7 +250,7 @@ class TahoeTrainingPlan(LightningModule):
         """
         limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
         if self._sharded is not None:
-            norm = self._sharded.exchange(limit)
+            norm = self._sharded.reduce_gradients(limit)
         else:
             norm = torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.grad is not None], limit)
         if self.global_step % self.config.log_every:
@@ -261,7 +261,7 @@ class TahoeTrainingPlan(LightningModule):
         self._waiting = (self.global_step, metrics)
 
     def _log_waiting(self) -> None:
-        """Log the last rates and norm; a step or more after they were computed, so that the device need not wait."""
+        """Log the last rates and norm, at least a step after they were computed, so that the device need not wait."""
         if self._waiting is None:
             return
         step, metrics = self._waiting
@@ -270,7 +270,7 @@ class TahoeTrainingPlan(LightningModule):
             logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW over all parameters, one group for each part, depth and kind, each with its own schedule."""
+        """Set up AdamW over all parameters, one group for each part, depth and kind, each with its own schedule."""
         groups = self.parameter_groups()
         # a fused optimizer takes scaled gradients of float16, which cannot be clipped
         device = next(self.module.parameters()).device
@@ -297,7 +297,7 @@ class TahoeTrainingPlan(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _only_in_products(self) -> list[Parameter]:
-        """Weights that training rounds for its products and uses nowhere else."""
+        """Return the weights that training rounds for its products and uses nowhere else."""
         if self.average is not None or self.trainer.accumulate_grad_batches > 1:
             return []  # averages follow the weights themselves; gradients of 16 bits would not add up
         layers = (layer for layer in self.module.modules() if isinstance(layer, torch.nn.Linear))
@@ -316,7 +316,7 @@ class TahoeTrainingPlan(LightningModule):
         return share
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters with what they share: name, weight decay, schedule, and share of the learning rate."""
+        """Group parameters by what they have in common: part, weight decay, schedule, fraction of the learning rate."""
         n_blocks = self.module.config.n_layers
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in self.module.named_parameters():
@@ -340,7 +340,7 @@ class TahoeTrainingPlan(LightningModule):
         return list(groups.values())
 
     def describe(self) -> str:
-        """A table of parameters by part: how many are frozen at the start, how many train, from when, at which rate."""
+        """Return a table of parameters by part: how many are frozen at the start, when they train, at which rate."""
         sizes = {n: p.numel() for n, p in self.module.named_parameters()}
         return count_parts(sizes, self.parts, self.pretrained, self.module.config.n_layers)
 

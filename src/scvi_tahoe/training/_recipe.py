@@ -38,19 +38,19 @@ class PartSchedule:
         Step from which its pretrained tensors train; 0 from the start, None never. Tensors that were not loaded from
         a pretrained model train from the start whatever this says: a random tensor must never stay frozen.
     rate
-        Share of the learning rate.
+        Fraction of the learning rate.
     """
 
     unfreeze_at: int | None = 0
     rate: float = 1.0
 
     def is_frozen(self, step: int) -> bool:
-        """Whether the part's pretrained tensors are frozen at a step."""
+        """Return whether the part's pretrained tensors are frozen at a step."""
         return self.unfreeze_at is None or step < self.unfreeze_at
 
 
 def part_of(name: str, n_blocks: int) -> str:
-    """Part of the network that a parameter belongs to: ``heads``, ``upper`` or ``lower`` blocks of the backbone."""
+    """Return the part of the network that a parameter belongs to: ``heads``, ``upper`` or ``lower`` blocks."""
     if not name.startswith(_BACKBONE):
         return HEADS
     if not name.startswith(_BLOCKS):
@@ -60,19 +60,19 @@ def part_of(name: str, n_blocks: int) -> str:
 
 
 def part_in_run(name: str, pretrained: Container[str], n_blocks: int) -> str:
-    """Part that a parameter counts to in a run: adapters and tensors without pretrained values stand for themselves."""
+    """Return the part of a parameter in a run, where adapters and new tensors are parts of their own."""
     if ".lora_" in name:
         return ADAPTERS
     return part_of(name, n_blocks) if name in pretrained else NEW
 
 
 def depth_of(name: str, n_blocks: int) -> int:
-    """Blocks between a parameter and the top of the backbone; 0 outside the backbone."""
+    """Return the number of blocks above a parameter of the backbone; 0 outside the backbone."""
     return n_blocks - 1 - int(name[len(_BLOCKS) :].split(".")[0]) if name.startswith(_BLOCKS) else 0
 
 
 def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_steps: int) -> dict[str, PartSchedule]:
-    """The schedule of every part.
+    """Return the schedule of every part.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_st
 def count_parts(
     sizes: Mapping[str, int], parts: Mapping[str, PartSchedule], pretrained: Iterable[str], n_blocks: int
 ) -> str:
-    """A table of parameters: how many of each part are frozen and train at the start, and when they train."""
+    """Return a table of parameters: how many of each part are frozen or train at the start, and when they train."""
     pretrained = frozenset(pretrained)
     schedules = {NEW: PartSchedule(), ADAPTERS: PartSchedule(), **parts}
     counts = dict.fromkeys(schedules, 0)
@@ -146,7 +146,7 @@ def count_parts(
 
 
 def learning_rate_share(step: int, *, schedule: Schedule, start: int, end: int, warmup: float, floor: float) -> float:
-    """Share of the peak rate at a step.
+    """Return the learning rate at a step as a fraction of the peak.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ class Freezing:
         self._last: frozenset[str] | None = None
 
     def begin(self, step: int) -> None:
-        """Remember how the module was, and freeze what is frozen at this step."""
+        """Remember which parameters need gradients, and freeze what is frozen at this step."""
         self._before = {n: p.requires_grad for n, p in self._module.named_parameters()}
         self._last = None
         self.update(step)
@@ -224,13 +224,13 @@ class Freezing:
         return True
 
     def end(self) -> None:
-        """Give the module back as it was."""
+        """Restore which parameters need gradients."""
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
         self._module.frozen = ()
 
     def _frozen_submodules(self) -> Iterable[nn.Module]:
-        """The outermost submodules without a trainable parameter; their dropout stays off."""
+        """Find the outermost submodules without a trainable parameter; their dropout stays off."""
 
         def walk(module: nn.Module) -> Iterable[nn.Module]:
             parameters = list(module.parameters())

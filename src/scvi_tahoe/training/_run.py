@@ -62,12 +62,12 @@ _LR_SCRATCH, _LR_PRETRAINED, _LR_ON_PRIOR = 1e-3, 2e-4, 1e-4
 
 
 def default_lr(*, has_strong_prior: bool, has_pretrained: bool) -> float:
-    """Learning rate where none is chosen; beside a strong prior a fast network would learn noise."""
+    """Return the learning rate where none is chosen; beside a strong prior a fast network would learn noise."""
     return _LR_ON_PRIOR if has_strong_prior else _LR_PRETRAINED if has_pretrained else _LR_SCRATCH
 
 
 def _device(options: Mapping[str, Any]) -> torch.device:
-    """Where the network will run."""
+    """Return where the network will run."""
     accelerator = options.get("accelerator", "auto")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         devices = options.get("devices", "auto")
@@ -82,7 +82,7 @@ def _device(options: Mapping[str, Any]) -> torch.device:
 
 
 def _n_devices(devices: Any) -> int:
-    """How many devices of a machine are asked for, in Lightning's words; ``'auto'`` is one, as in scvi-tools."""
+    """Return how many devices of a machine are asked for; ``'auto'`` is one, as in scvi-tools."""
     if isinstance(devices, list | tuple):
         return len(devices)
     if isinstance(devices, str) and "," in devices:
@@ -230,7 +230,7 @@ class TrainingRun:
         split: AssignedSplit,
         row_of_label: np.ndarray,
     ) -> CellSetDataModule:
-        """Loaders of this run.
+        """Make the loaders of this run.
 
         Raises
         ------
@@ -253,7 +253,7 @@ class TrainingRun:
         return CellSetDataModule(dataset, split, row_of_label, config)
 
     def compiles(self, module: TahoeSTModule) -> bool:
-        """Whether the network is compiled."""
+        """Return whether the network is compiled."""
         if self.options.compile != "auto":
             return bool(self.options.compile)
         return compiling_pays(
@@ -264,7 +264,7 @@ class TrainingRun:
         )
 
     def trainer_kwargs(self, conditions: Sequence[Condition], genes: np.ndarray) -> dict[str, Any]:
-        """Arguments of scvi-tools' trainer."""
+        """Return the arguments of scvi-tools' trainer."""
         options = self.options
         mode: Literal["min", "max"] = "min" if self.score is None else "max"
         best = KeepBest(monitor=options.monitor, mode=mode, folder=self.folder, save_steps=options.save_steps)
@@ -320,7 +320,7 @@ class TrainingRun:
         return {"strategy": ShardedOptimizerStrategy()} if self.strategy == SHARDED else {}
 
     def memory(self, module: TahoeSTModule, pretrained: Sequence[str], dataset: CellSetDataset) -> MemoryPlan:
-        """What this run will take of the device's memory."""
+        """Estimate what this run takes of the device's memory."""
         plan, held = self.plan, set(pretrained)
         sizes = {n: p.numel() for n, p in module.named_parameters()}
         parts = resolve_recipe(plan.recipe, freeze_backbone=plan.freeze_backbone, max_steps=plan.max_steps)
@@ -340,7 +340,7 @@ class TrainingRun:
         )
 
     def announce(self, module: TahoeSTModule, pretrained: list[str], datamodule: CellSetDataModule) -> None:
-        """Say what is about to happen, before anything costly."""
+        """Log what is about to happen, before anything costly."""
         dataset, audit = datamodule.dataset, datamodule.split.audit()
         memory = self.memory(module, pretrained, dataset)
         plan = TahoeTrainingPlan(module, self.plan, pretrained)
@@ -362,12 +362,12 @@ class TrainingRun:
             )
 
     def explained(self) -> AbstractContextManager[None]:
-        """Say which argument to lower when memory runs out."""
+        """Name the argument to lower if memory runs out."""
         return explained_out_of_memory(batch_size=self.batch_size, set_size=self.set_size, doing="training")
 
     @contextmanager
     def fitting(self) -> Iterator[None]:
-        """Make the folder, and say how to go on when the user interrupts; checkpoints are complete at every moment."""
+        """Make the folder; if the user interrupts, say how to continue. Checkpoints are complete at every moment."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         handler = signal.getsignal(signal.SIGINT)
@@ -387,7 +387,7 @@ class TrainingRun:
     def outcome(
         self, trainer: Trainer, previous: Mapping[str, pd.DataFrame]
     ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-        """History of all trainings, and options and outcome of this one as plain values."""
+        """Return the history of all trainings, and options and outcome of this one as plain values."""
         history = next(log for log in trainer.loggers if isinstance(log, MetricsHistory))
         best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))
         config = {
@@ -416,12 +416,12 @@ class TrainingRun:
 
 @cache
 def _say_that_there_is_no_gpu() -> None:
-    """Once in a process."""
+    """Warn once in a process."""
     tqdm.write("No GPU was found: training and prediction run on the CPU, which works and is slower.", file=sys.stderr)
 
 
 def _joined(previous: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """History of several trainings, the steps of a later one counted on from the end of the one before."""
+    """Join the history of several trainings, counting steps on from the end of the one before."""
     if not previous:
         return dict(new)
     offset = 1 + max(int(frame.index.max()) for frame in previous.values())

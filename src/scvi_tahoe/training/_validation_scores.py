@@ -1,4 +1,4 @@
-"""Scores of a validation: what predictions are judged by, computed in passing from the cells that validate.
+"""Scores of a validation: what predictions are judged by, computed from the cells that validate.
 
 Shapes: **S** sets in a minibatch, **N** cells in a set, **G** genes, **P** perturbations of one context.
 """
@@ -30,7 +30,7 @@ _N_TOP = 50
 
 
 def computed_scores(module: TahoeSTModule, representation: Representation) -> list[str]:
-    """What ``monitor`` takes in a training of this module: the loss, each of its terms, and scores."""
+    """Return what ``monitor`` can name in a training of this module: the loss, each of its terms, and scores."""
     terms = module.objective.config.logged(module.config, has_embedding=module.embedding_head is not None)
     scores = () if representation == "embedding" else VALIDATION_SCORES
     return [*(f"validation_{name}" for name in ("loss", *terms)), *scores]
