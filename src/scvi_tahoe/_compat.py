@@ -34,7 +34,7 @@ AnnOrMuData: TypeAlias = AnnData | MuData
 
 
 def history_as_lists(history: dict[str, pd.DataFrame] | None) -> dict[str, Any] | None:
-    """A training history in plain types.
+    """Return a training history in plain types.
 
     scvi-tools pickles ``history_`` with the model, and DataFrames pickled by pandas 3 (scvi-tools 1.5) cannot be read
     by pandas 2 (scvi-tools 1.4). May go when scvi-tools 1.4 is no longer supported.

@@ -29,11 +29,19 @@ def test_every_command_explains_itself(command):
     assert examples >= 2
 
 
+LIGHT = {
+    "scvi_tahoe.cli": {"torch", "scvi", "anndata", "pandas", "matplotlib"},
+    "scvi_tahoe.evaluate": {"torch", "scvi", "cell_eval", "matplotlib"},
+    "scvi_tahoe.pl": {"torch", "scvi", "anndata", "matplotlib"},
+}
+
+
 @pytest.mark.slow
-def test_the_command_line_starts_without_heavy_packages():
-    code = "import sys; import scvi_tahoe.cli; sys.stdout.write(' '.join(sys.modules))"
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_module_starts_without_heavy_packages(module):
+    code = f"import sys; import {module}; sys.stdout.write(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "scvi", "anndata", "pandas", "matplotlib"} & set(loaded)
+    assert not LIGHT[module] & set(loaded)
 
 
 def test_an_unknown_option_exits_with_2():

@@ -80,13 +80,11 @@ def test_each_cell_meets_a_control_of_its_context_and_batch(screen):
         assert plan.index.is_control[request.control_SN].all()
         assert (context[request.control_SN] == context[request.observed_SN]).all()
         assert (batch[request.control_SN] == batch[request.observed_SN]).all()
-    assert plan.pools.without_controls == ()
 
 
-def test_a_batch_without_controls_draws_from_its_context_and_is_named(screen):
+def test_a_batch_without_controls_draws_from_its_context(screen):
     lonely = (screen.obs["perturbation"] == "control") & (screen.obs["context"] == "context_1")
     plan = plan_of(screen[~(lonely & (screen.obs["batch"] == "batch_1"))].copy())
-    assert plan.pools.without_controls == (("context_1", "batch_1"),)
     cells = np.flatnonzero(~plan.index.is_control)
     drawn = plan.pools.draw(cells, np.random.default_rng(0))
     np.testing.assert_array_equal(plan.index.context.codes[drawn], plan.index.context.codes[cells])

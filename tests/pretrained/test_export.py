@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +34,7 @@ from scvi_tahoe.pretrained import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 
 def verify_equal(a: PretrainedModel, b: PretrainedModel) -> None:
@@ -546,3 +546,29 @@ def test_a_format_is_found_by_name_or_the_error_lists_what_there_is(model: Pretr
     verify_equal(read_pretrained(tmp_path / "arc"), model)
     with pytest.raises(ValueError, match="no format .arcs. .did you mean .arc.*choose one of"):
         FORMATS.find("arcs")
+
+
+@pytest.fixture
+def cited() -> Iterator[str]:
+    """The format that the guide adds as an example; forgotten afterwards."""
+    guide = (Path(__file__).parents[2] / "docs" / "how_to_add.md").read_text()
+    example = guide[guide.index("## ... format of model folders") :].split("```python\n")[1].split("```")[0]
+    exec(example, {"__name__": "example"})
+    yield "cited"
+    del FORMATS["cited"]
+
+
+def test_a_format_that_one_file_adds_is_written_and_read_everywhere(
+    cited: str, make_model: Any, train: Any, tmp_path: Path
+) -> None:
+    model = train(make_model(), max_steps=1)
+    model.export(tmp_path / "cited", format=cited)
+    again = TahoeST.from_pretrained(tmp_path / "cited")
+    for name, tensor in model.module.network.state_dict().items():
+        assert torch.equal(again.module.network.state_dict()[name], tensor)
+    assert "backbone" in inspect_folder(tmp_path / "cited")
+    with pytest.raises(FileExistsError, match="exists; give overwrite=True"):
+        model.export(tmp_path / "cited", format=cited)
+    model.export(tmp_path / "cited", format=cited, overwrite=True)
+    with pytest.raises(ValueError, match="backbone_from has no effect"):
+        model.export(tmp_path / "other", format=cited, backbone_from=tmp_path / "cited")

@@ -1,3 +1,5 @@
+"""The command that writes a model in another format, or h5ad files as a store."""
+
 from __future__ import annotations
 
 from pathlib import Path

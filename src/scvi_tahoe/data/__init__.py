@@ -35,6 +35,7 @@ from scvi_tahoe.data._spec import (
     random_minibatches,
 )
 from scvi_tahoe.data._splits import (
+    SPLITS,
     AssignedSplit,
     FewShotContext,
     FractionSplit,

@@ -63,8 +63,6 @@ class ControlPools:
     starts: np.ndarray
     sizes: np.ndarray
     pool_of_cell: np.ndarray
-    #: (context, batch) pairs whose cells draw from the whole context because the batch has no controls
-    without_controls: tuple[tuple[str, str], ...] = ()
 
     def draw(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One control row for each given cell, uniformly from its pool; the shape is kept."""
@@ -160,15 +158,11 @@ class ConditionIndex:
         order = np.argsort(member, kind="stable")
         sizes = np.bincount(member, minlength=n_pools)
         pool_of_cell = np.where(sizes[fine] > 0, fine, self.context.codes)
-        lacking = np.unique(fine[(sizes[fine] == 0) & ~self.is_control]) - len(self.contexts)
         return ControlPools(
             rows=np.concatenate([control_rows, control_rows])[order],
             starts=np.concatenate([[0], np.cumsum(sizes)[:-1]]),
             sizes=sizes,
             pool_of_cell=pool_of_cell,
-            without_controls=tuple(
-                (self.contexts[k // n_batches], self.batch.names[k % n_batches]) for k in lacking if self.batch
-            ),
         )
 
 

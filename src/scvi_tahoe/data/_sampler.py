@@ -53,11 +53,6 @@ class CellSetRequest:
     valid_S: np.ndarray
     residual_input_SN: np.ndarray | None = None
 
-    @property
-    def n_sets(self) -> int:
-        """S."""
-        return len(self.control_SN)
-
     def take(self, sets: np.ndarray) -> CellSetRequest:
         """Take some of the sets, in this order."""
         arrays = ((f.name, getattr(self, f.name)) for f in fields(self))

@@ -195,7 +195,7 @@ class _Job:
         from scvi_tahoe.evaluate import EvaluationResult
 
         title = (
-            "Held-out targets in replicate 3: predicted against observed change, one dot a gene "
+            "Held-out targets in replicate 3: predicted against observed change, one dot per gene "
             f"({self.max_steps} steps)"
         )
         self._save(pl.deltas(EvaluationResult.load(self.folder / "evaluation"), title=title), "deltas.png")

@@ -11,6 +11,7 @@ import pandas as pd
 from scvi_tahoe.evaluate._baselines import BASELINES
 from scvi_tahoe.evaluate._display import finding_lines, result_html, result_text
 from scvi_tahoe.evaluate._metrics import metric_info
+from scvi_tahoe.evaluate._presets import PRESETS
 from scvi_tahoe.evaluate._storage import load_result, save_result
 from scvi_tahoe.evaluate._summary import strata_table
 
@@ -254,8 +255,9 @@ def compare_results(
     scaled = next((r for r in results.values() if r.provenance["baseline"] is not None), first)
     base = scaled.summary.loc[list(metrics), "baseline"]
     if baseline and base.notna().any() and not any(_close(base, row) for row in rows.values()):
-        # the six scores of 2026 have a baseline of their own beside the named one
-        several = scaled.provenance["preset"] == "vcc2026"
+        # further scores, as those of 2026, have a baseline of their own beside the named one
+        preset = PRESETS.get(scaled.provenance["preset"])
+        several = preset is not None and preset.extend is not None
         rows["baseline" if several else f"baseline ({scaled.provenance['baseline']})"] = base
     if ceiling and first.summary["ceiling"].notna().any():
         rows["ceiling (replicate)"] = first.summary.loc[list(metrics), "ceiling"]
@@ -295,7 +297,7 @@ def _same_baseline(one: EvaluationResult, other: EvaluationResult) -> bool:
     if None in names:
         return True
     if all(name in BASELINES for name in names):
-        from_training = names[0] != "control"
+        from_training = BASELINES[names[0]].needs_train
         return names[0] == names[1] and not (from_training and one.provenance["train"] != other.provenance["train"])
     return _close(one.summary["baseline"], other.summary["baseline"])
 

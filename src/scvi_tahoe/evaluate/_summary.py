@@ -42,7 +42,7 @@ def summarize(
 ) -> pd.DataFrame:
     """Return ``EvaluationResult.summary``: the mean of each metric beside its baseline and its ceiling.
 
-    Scores of the prediction and of the baseline have one row a (context, perturbation); ``halves`` are split-half
+    Scores of the prediction and of the baseline have one row per (context, perturbation); ``halves`` are split-half
     scores at half depth; ``seed`` is that of the bootstrap. A score of the whole panel has no interval.
     """
     value = mean_over_contexts(scores)

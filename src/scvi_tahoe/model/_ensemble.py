@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
-from scvi_tahoe.evaluate import EvaluationReference
+from scvi_tahoe.evaluate import PRESETS, EvaluationReference
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
@@ -247,9 +247,10 @@ class TahoeEnsemble:
         """
         first = self.models[0]
         if prediction is None:
-            if kwargs.get("preset") == "vcc2026":
+            preset = kwargs.get("preset", "vcc2025")
+            if PRESETS.find(preset).from_counts:
                 raise ValueError(
-                    "preset='vcc2026' scores counts, which the mean of several models is not; evaluate one of them, "
+                    f"preset={preset!r} scores counts, which the mean of several models is not; evaluate one of them, "
                     "ensemble.models[0].evaluate(...)."
                 )
             observed = reference.adata if isinstance(reference, EvaluationReference) else reference

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe.pl._draw import register_figure
 from scvi_tahoe.pl._style import OBSERVED, PREDICTED, new_figure, style
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.pl._result import Result
 
 
+@register_figure
 def cells(result: Result) -> Figure:
     """Draw the distribution of cell totals (sum of expm1) and of the share of zeros, observed and predicted.
 

@@ -1,12 +1,10 @@
-"""Figures by name, for ``EvaluationResult.plot``."""
+"""Figures of a result by name, for ``EvaluationResult.plot``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from scvi_tahoe.pl._cells import cells
-from scvi_tahoe.pl._effects import deltas, fold_changes, similarity
-from scvi_tahoe.pl._scores import bars, ranks
+from scvi_tahoe._names import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +13,15 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.pl._result import Result
 
-_FUNCTIONS: tuple[Callable[..., Figure], ...] = (bars, cells, deltas, fold_changes, ranks, similarity)
-_FIGURES = {function.__name__: function for function in _FUNCTIONS}
+Draw = TypeVar("Draw", bound="Callable[..., Figure]")
+
+FIGURES: Registry[Callable[..., Figure]] = Registry("figure")
+
+
+def register_figure(function: Draw) -> Draw:
+    """Register a function that draws a result under its own name."""
+    FIGURES.register(function.__name__, function)
+    return function
 
 
 def draw(kind: str, result: Result, **kwargs: Any) -> Figure:
@@ -36,6 +41,4 @@ def draw(kind: str, result: Result, **kwargs: Any) -> Figure:
     ValueError
         If there is no such figure.
     """
-    if kind not in _FIGURES:
-        raise ValueError(f"There is no figure {kind!r}; choose one of {sorted(_FIGURES)}.")
-    return _FIGURES[kind](result, **kwargs)
+    return FIGURES.find(kind)(result, **kwargs)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe.pl._draw import register_figure
 from scvi_tahoe.pl._style import BASELINE, CEILING, OBSERVED, PREDICTED, fit_title, label_points, new_figure, style
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _MAX_NAMES = 60
 _LETTER_WIDTH = 0.055
 
 
+@register_figure
 def deltas(
     result: Result,
     perturbations: Sequence[str] | None = None,
@@ -113,6 +115,7 @@ def _draw_diagonal(ax: Axes, limit: float) -> None:
     ax.plot([-limit, limit], [-limit, limit], color=BASELINE, linewidth=0.7, linestyle="--", zorder=1)
 
 
+@register_figure
 def fold_changes(result: Result, perturbation: str, *, context: str | None = None, n_labels: int = 6) -> Figure:
     """Draw log2 fold changes of all genes, marked by the side on which they are differentially expressed.
 
@@ -171,7 +174,7 @@ def fold_changes(result: Result, perturbation: str, *, context: str | None = Non
 
 
 def _fold_change_table(result: Result, perturbation: str, context: str | None) -> tuple[pd.DataFrame, str]:
-    """Return fold changes and FDR of both sides, one row a gene, and the context they are from."""
+    """Return fold changes and FDR of both sides, one row per gene, and the context they are from."""
     if result.de_observed is None or result.de_predicted is None:
         raise ValueError(
             'The result has no differential expression; evaluate with preset="vcc2025", "minimal" or "full".'
@@ -189,6 +192,7 @@ def _fold_change_table(result: Result, perturbation: str, context: str | None) -
     return observed[columns].join(predicted[columns], lsuffix="_observed", rsuffix="_predicted"), context
 
 
+@register_figure
 def similarity(result: Result, *, context: str | None = None) -> Figure:
     """Draw the cosine similarity of every observed with every predicted delta; ideally, the diagonal is dark.
 

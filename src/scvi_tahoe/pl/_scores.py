@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.pl._draw import register_figure
 from scvi_tahoe.pl._style import BASELINE, CEILING, PREDICTED, label_points, new_figure, style
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _LIMITS = (-0.5, 1.5)
 
 
+@register_figure
 def bars(result: Result, *, metrics: Sequence[str] | None = None) -> Figure:
     """Draw how far each score got from the baseline (0) to the ceiling (1), with its 95 % interval and its values.
 
@@ -128,6 +130,7 @@ def _draw_entry(ax: Axes, row: int, column: int, value: float, share: float) -> 
         ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=7.5)
 
 
+@register_figure
 def ranks(result: Result, *, metric: str = "discrimination_score_l1", n_labels: int = 12) -> Figure:
     """Draw the discrimination score of each perturbation against its number of differentially expressed genes.
 

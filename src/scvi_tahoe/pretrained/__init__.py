@@ -1,11 +1,11 @@
-"""Other people's weights: where they come from, what is in them, and how they get into a network of ours."""
+"""Pretrained weights: where they come from, what is in them, and how a new network starts from them."""
 
 from __future__ import annotations
 
-from scvi_tahoe import _names
+import scvi_tahoe._names as _names
 from scvi_tahoe.files import UnsafeFileError
-from scvi_tahoe.pretrained._arc_checkpoints import find_checkpoint, list_checkpoints
-from scvi_tahoe.pretrained._arc_settings import ArcColumns, AttentionDecision, decide_attention
+from scvi_tahoe.pretrained._arc_checkpoints import list_checkpoints
+from scvi_tahoe.pretrained._arc_settings import ArcColumns
 from scvi_tahoe.pretrained._diagnosis import (
     AttentionDiagnosis,
     ScaleCheck,
@@ -15,7 +15,7 @@ from scvi_tahoe.pretrained._diagnosis import (
     with_attention,
 )
 from scvi_tahoe.pretrained._format_arc import arc_refusals, read_arc_folder, write_arc_folder
-from scvi_tahoe.pretrained._format_export import backbone_sha256, export_model, is_export, read_export
+from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
 from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat
 from scvi_tahoe.pretrained._hub import (
     LicenceNotAcceptedError,
@@ -47,7 +47,6 @@ __all__ = [
     "DECISIONS",
     "FORMATS",
     "ArcColumns",
-    "AttentionDecision",
     "AttentionDiagnosis",
     "AxisLabels",
     "LabelMatch",
@@ -63,15 +62,11 @@ __all__ = [
     "TensorRecord",
     "UnsafeFileError",
     "WarmStart",
-    "_names",
     "arc_refusals",
-    "backbone_sha256",
     "compare_scale",
-    "decide_attention",
     "describe",
     "diagnose_attention",
     "export_model",
-    "find_checkpoint",
     "flat_table",
     "for_other_cells",
     "inspect_folder",

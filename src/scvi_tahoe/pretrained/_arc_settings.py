@@ -61,13 +61,6 @@ def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None
     The same weights were run as full, causal, or causal-with-rotary attention by different versions of arc-state and
     transformers. The rule: what the user says; else the diagonal mask; else causal for GPT-2; else the flag
     ``bidirectional_attention``; else full attention, which is then an assumption.
-
-    Parameters
-    ----------
-    hyper
-        Hyper-parameters of the checkpoint.
-    override
-        The user's word.
     """
     if override is not None:
         return AttentionDecision(override, "given by the user", certain=True)

@@ -94,7 +94,7 @@ def diagnose_attention(
     minibatches
         Pairs of keyword arguments for the network's ``forward`` and observed cells ``(S, N, G)``.
     loss
-        Of predicted and observed cells; one value a set, ``(S,)``.
+        Loss of predicted and observed cells, one value a set, ``(S,)``.
 
     Raises
     ------

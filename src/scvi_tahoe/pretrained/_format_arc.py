@@ -88,7 +88,7 @@ def read_arc_folder(
     folder
         The folder, or a checkpoint file in it. Checkpoints lie in the folder or in ``checkpoints/``.
     checkpoint
-        ``'best'``, ``'last'``, ``'final'``, ``'step=<n>'`` or a file name. ``None``: the first there is of final, last,
+        ``'best'``, ``'last'``, ``'final'``, ``'step=<n>'`` or a file name. If None, the first there is of final, last,
         best, and the highest step.
     attention
         Overrides the attention the folder states or leaves open.

@@ -164,11 +164,11 @@ def resolve_source(
     checkpoint
         The checkpoint that will be read; only that one is downloaded.
     revision
-        Branch, tag or commit of the hub. It is resolved to a commit, which is returned. ``None``: the main branch.
+        Branch, tag or commit of the hub. It is resolved to a commit, which is returned. Default: the main branch.
     accept_license
-        Accept the licence of downloaded weights; ``None``: what ``SCVI_TAHOE_ACCEPT_LICENSE`` says.
+        Accept the licence of downloaded weights. If None, ``SCVI_TAHOE_ACCEPT_LICENSE`` decides.
     cache_dir
-        Cache of the hub; ``None``: its default.
+        Cache of the hub; default: the one of its client.
     offline
         Use the cache and no network. So does the variable ``HF_HUB_OFFLINE=1`` of the hub's client.
 
@@ -306,19 +306,8 @@ def push_model(
     ----------
     model, base
         See :func:`export_model`.
-    repository
-        ``'owner/name'`` on the hub; created if it does not exist.
-    accept_license
-        Accept the licence of the weights that the model derives from; ``None``: what ``SCVI_TAHOE_ACCEPT_LICENSE``
-        says. Asked for weights that derive from Arc's only.
-    license_file
-        Text of the licence, which goes along as ``LICENSE``. Needed to publish weights that derive from Arc's.
-    share_cells
-        Upload a prior that holds cells of the training data.
-    private
-        Visibility of a new repository. One that exists and is public is refused unless this is ``False``.
-    revision, message, token
-        Branch, title of the commit, and token; ``None``: main, a title, and the token of the hub's own login.
+    repository, accept_license, license_file, share_cells, private, revision, message, token
+        As in :meth:`~scvi_tahoe.TahoeST.push_to_hub`.
 
     Returns
     -------
@@ -326,10 +315,8 @@ def push_model(
 
     Raises
     ------
-    LicenceNotAcceptedError
-        If the weights derive from Arc's and the licence was not accepted, or its text is missing where it is needed.
-    PermissionError
-        If the prior holds cells and ``share_cells`` does not allow it, or the repository is public unasked.
+    LicenceNotAcceptedError, PermissionError
+        As there.
     FileNotFoundError
         If there is no such ``license_file``.
     ImportError

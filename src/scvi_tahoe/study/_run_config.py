@@ -217,7 +217,8 @@ class ScoreConfig(Section):
             raise ValueError(f"score.preset is {self.preset!r}; it is one of {', '.join(PRESETS)}, or null.")
         if self.baseline is not None and self.baseline not in BASELINES:
             raise ValueError(f"score.baseline is {self.baseline!r}; it is one of {', '.join(BASELINES)}, or null.")
-        if (self.preset == "vcc2026") != (self.counts_layer is not None):
+        from_counts = self.preset is not None and PRESETS[self.preset].from_counts
+        if from_counts != (self.counts_layer is not None):
             raise ValueError("score.preset: vcc2026 scores raw counts, and score.counts_layer names the layer with them"
                              "; give both or neither.")  # fmt: skip
 
