@@ -61,7 +61,7 @@ class TahoeSTModule(BaseModuleClass):
         self.network = SetTransformer(network)
         self.embedding_head = nn.Linear(network.hidden, n_cell_embedding) if n_cell_embedding else None
         self.objective = Objective(objective or ObjectiveConfig())
-        #: submodules that stay in eval mode whatever mode the rest is in; set by the freezing of a training run
+        #: submodules that always stay in eval mode; set by the freezing of a training run
         self.frozen: tuple[nn.Module, ...] = ()
 
     def on_load(self, model: Any, **kwargs: Any) -> None:
@@ -89,7 +89,7 @@ class TahoeSTModule(BaseModuleClass):
         Parameters
         ----------
         control_SNG
-            Control cells; or a whole minibatch as a mapping.
+            Control cells; or a minibatch as a mapping.
         perturbation_SP
             Embedding of each set's perturbation; ``[S, N, P]`` where cells of a set carry their own.
         batch_SN

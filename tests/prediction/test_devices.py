@@ -34,11 +34,12 @@ def predict(model, *args, **options):
 
 @pytest.fixture
 def on_cpus(monkeypatch):
-    """Predict on so many devices, all of which are the CPU."""
+    """Predict on so many devices, all of which are the CPU, on any machine; on one until told otherwise."""
 
     def choose(n):
         monkeypatch.setattr(_predict, "prediction_devices", lambda devices, own: (CPU,) * n)
 
+    choose(1)
     return choose
 
 

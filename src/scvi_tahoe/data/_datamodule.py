@@ -87,7 +87,7 @@ class PrefetchSampler(Sampler[CellSetRequest]):
         if len(self._sampler) % self._n_ranks:
             requests = chain(requests, cycle(self._sampler))
         mine = islice(requests, self._rank, len(self) * self._n_ranks, self._n_ranks)
-        # nobody hears of the first one: it is asked for at once
+        # the first one is fetched at once
         waiting = deque(islice(mine, 1))
         while waiting:
             for following in islice(mine, self._n_ahead + 1 - len(waiting)):

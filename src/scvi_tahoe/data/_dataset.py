@@ -105,7 +105,7 @@ class CellSetDataset(Dataset):
         payload[TENSORS.PERTURBATION] = torch.from_numpy(request.perturbation_S)
         payload[TENSORS.CONDITION] = torch.from_numpy(request.condition_S)
         if self.batch_of_cell is not None:
-            # the network is told the batch of the cells it predicts: the observed ones, else those it starts from
+            # the batch of the predicted cells: that of the observed ones, else of those that the prediction starts from
             rows = request.control_SN if request.observed_SN is None else request.observed_SN
             payload[TENSORS.BATCH] = torch.from_numpy(self.batch_of_cell[rows])
         return payload

@@ -176,7 +176,7 @@ class _AnnbatchRows(_ZarrRows):
 
 
 def _requests() -> Any:
-    """Make a sampler of annbatch's kind that yields whatever rows it was last told."""
+    """Make a sampler of annbatch's kind that yields the rows it was last given."""
     from annbatch.abc import Sampler
 
     class Requests(Sampler):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: int = 1024) -> dict[str, np.ndarray]:
     """Return a perturbation-embedding table of drugs: Morgan fingerprints of their structures.
 
-    Drugs that share substructures share bits, so a drug that was not measured is told by its structure.
+    Drugs that share substructures share bits, so a drug that was not measured is described by its structure.
 
     Parameters
     ----------

@@ -123,7 +123,7 @@ class LabelParser:
             return Component(text)
         name, mark, dose = text.rpartition(DOSE_MARK)
         if mark and name == self.control:
-            return Component(name)  # its dose means nothing, as it does
+            return Component(name)  # a dose of the control has no meaning
         if not mark or not name:
             raise ValueError(
                 f"perturbation {label!r} needs a dose for {text!r}, e.g. {text + DOSE_MARK + '10'!r}: the model was "

@@ -23,7 +23,7 @@ _GIB = 2**30
 _DEVICE_SHARE = 0.4
 #: dense rows need no scattering, so a matrix that is small when dense is kept dense
 _SMALL_DENSE = 2**28
-#: rows of a file that are read once, where "auto" is told that no others are wanted
+#: bytes of rows that "auto" reads from a file once, if no other rows will be read
 _READ_ONCE = _GIB
 
 
@@ -96,7 +96,7 @@ def make_store(
     alignment
         Order of genes to bring the columns into.
     full_precision
-        Keep float32 values for a GPU too. Otherwise it gets sparse values rounded to float16, whatever the store: a
+        Keep float32 values for a GPU too. Otherwise sparse values are rounded to float16 in every store: a
         relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
     pinned_rows
         Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.

@@ -41,7 +41,7 @@ class CellSetRequest:
     condition_S
         Which condition (or prediction request) each set belongs to.
     valid_S
-        Number of leading cells of each set that are wanted; the rest fill up the last window of a request.
+        Number of leading cells of each set that belong to the request; the rest fill up its last window.
     residual_input_SN
         Rows of the prior's cells (see :class:`~scvi_tahoe.response.CellPrior`); None without them.
     """

@@ -74,7 +74,7 @@ class CellStore(ABC):
 
 
 class Pending(Generic[T]):
-    """What was begun for arrays of rows that will be fetched; the oldest are forgotten, as nobody may fetch them."""
+    """What was begun for arrays of rows that will be fetched; the oldest are dropped: some are never fetched."""
 
     def __init__(self, most: int = 8) -> None:
         self._most = most
@@ -102,8 +102,8 @@ def _row_numbers(rows: np.ndarray) -> Tensor:
 class DeviceStore(CellStore):
     """The whole matrix on the device, dense or CSR without duplicates; the loader hands over row numbers only.
 
-    The matrix goes to the device when rows are first wanted there, so that each process of a run on several devices
-    has it on its own. With ``half``, sparse values are kept in float16.
+    The matrix is moved to the device when rows are first read there, so that each process of a run on several devices
+    has its own copy. With ``half``, sparse values are kept in float16.
     """
 
     def __init__(self, matrix: Any, device: torch.device, *, half: bool = False) -> None:
@@ -204,7 +204,7 @@ class HostStore(CellStore):
     def prefetch(self, rows: np.ndarray) -> None:
         """Let the GPU begin to read, on a stream of its own."""
         if self._stream is None:
-            return  # the device is not known before rows were wanted there once
+            return  # the device is known once rows were read there
         with torch.cuda.stream(self._stream):
             begun = _Begun(self._read(_row_numbers(rows), self._stream.device), torch.cuda.Event())
             begun.done.record()

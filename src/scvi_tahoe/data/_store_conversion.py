@@ -1,6 +1,6 @@
 """From h5ad files to a store on disk: cells sorted by condition, in memory that does not grow with them.
 
-Sorting on disk in two passes: the first goes through the files from beginning to end and throws each cell into the
+Sorting on disk in two passes: the first goes through the files from beginning to end and puts each cell into the
 bucket of its place in the store, the second takes one bucket after the other and puts its cells in order.
 """
 
@@ -82,7 +82,7 @@ def write_store(
 
     Cells are sorted by context and perturbation, the controls of a context first, so that a set of cells is read in few
     pieces. What is kept is expression, ``obs``, ``var`` and ``uns`` (of the first file that has a key); other layers
-    and ``obsm`` are left out. The folder appears when everything was written.
+    and ``obsm`` are left out. The folder is written whole or not at all.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def _joined_obs(sources: Sequence[_Source]) -> pd.DataFrame:
 
 
 def _places(obs: pd.DataFrame, keys: Sequence[str], control: str) -> np.ndarray:
-    """Place of each cell in the store: by context, controls first, then by perturbation, then as they came."""
+    """Place of each cell in the store: by context, controls first, then perturbation, then order in the files."""
     labels = [pd.factorize(obs[key].astype(str), sort=True) for key in keys]
     codes, names = labels[-1]
     if control not in names:
@@ -251,7 +251,7 @@ class _Buckets:
         return len(self._starts) - 1
 
     def add(self, block: sp.csr_matrix, place: np.ndarray) -> None:
-        """Throw cells into their buckets."""
+        """Put cells into their buckets."""
         self._n_genes = block.shape[1]
         order = np.argsort(place)
         block, place = block[order], place[order]

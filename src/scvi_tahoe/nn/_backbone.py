@@ -149,7 +149,7 @@ class Attention(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 whatever the precision of the input."""
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 for inputs of any precision."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

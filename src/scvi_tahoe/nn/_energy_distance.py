@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A squared distance below this share of the two squared lengths counts as zero. It is what rounding leaves of the
+# A squared distance below this fraction of the two squared lengths is taken as zero. It is what rounding leaves of the
 # distance between a cell and its copy, and its inverse would pull at random.
 _ROUNDING = {torch.float32: 4e-6, torch.float64: 1e-14}
 #: the largest value that float16 products are given; log1p expression is far below

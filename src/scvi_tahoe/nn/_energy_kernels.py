@@ -54,7 +54,7 @@ def distances(product_SRC: Tensor, square_SC: Tensor, *, first: int, split: int,
     split
         Column at which the second sum of a row begins.
     rounding
-        Squared distances below this share of the two squared lengths are zero.
+        Squared distances below this fraction of the two squared lengths are zero.
     keep
         Whether the distances are wanted, or their sums only.
 

@@ -102,12 +102,12 @@ def default_of(config: type[NetworkConfig | ObjectiveConfig], name: str) -> Any:
 
 
 def non_default(objective: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce an objective that was written out whole, with defaults, to the fewest options that say the same.
+    """Reduce an objective that was written out in full, with defaults, to the fewest options that say the same.
 
-    Files of runs have every option, and a default among them does not mean that somebody asked for it.
+    Run files have every option, and a default among them does not mean that somebody asked for it.
     """
-    said = {k: v for k, v in objective.items() if k == "terms" or v != default_of(ObjectiveConfig, k)}
-    return {"terms": default_of(ObjectiveConfig, "terms"), **said} if objective else {}
+    chosen = {k: v for k, v in objective.items() if k == "terms" or v != default_of(ObjectiveConfig, k)}
+    return {"terms": default_of(ObjectiveConfig, "terms"), **chosen} if objective else {}
 
 
 def reject_ineffective(what: str, given: Mapping[str, Any], ineffective: Mapping[str, Ineffective]) -> None:

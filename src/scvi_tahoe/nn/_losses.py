@@ -68,7 +68,7 @@ def energy_distance(
     diagonal
         The distance of a cell to itself, one of:
 
-        * ``'zero'`` - is zero, and counts in the mean (V-statistic; the formula above) (default)
+        * ``'zero'`` - is zero, and is part of the mean (V-statistic; the formula above) (default)
         * ``'excluded'`` - is left out of the mean (U-statistic, N(N-1) pairs); otherwise even a perfect generator
           scores about (mean distance) / N
         * ``'rounded'`` - is what float32 makes of it, up to 0.06 in wide data: the value geomloss reports, and the
@@ -235,7 +235,7 @@ def decoder_loss(decoded_SNG: Tensor, observed_SMG: Tensor, *, distance: Callabl
     decoded_SNG, observed_SMG
         Expression read from the predicted cells, and that of the observed cells.
     distance
-        Of the predicted from the observed cells, one value a set.
+        Distance of predicted from observed cells, one value a set.
 
     Returns
     -------

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._names import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +21,8 @@ class ModelFormat:
     matches
         Whether a folder is in this format. None for the format that a folder is taken for if no other matches.
     read
-        ``read(folder, *, checkpoint, attention, genes, base)``, see :func:`read_pretrained`; what a format has no use
-        for is refused.
+        ``read(folder, *, checkpoint, attention, genes, base)`` returns a :class:`PretrainedModel`, see
+        :func:`read_pretrained`; what a format has no use for is refused.
     write
         ``write(model, folder, *, overwrite)``, and ``base`` if ``takes_base``: complete or not at all.
     takes_base
@@ -34,10 +32,10 @@ class ModelFormat:
     """
 
     matches: Callable[[Path], bool] | None
-    read: Callable[..., PretrainedModel]
+    read: Callable[..., Any]
     write: Callable[..., None]
     takes_base: bool = False
-    refusals: Callable[[PretrainedModel], list[str]] | None = None
+    refusals: Callable[[Any], list[str]] | None = None
 
 
 #: Formats that ``from_pretrained`` reads and ``export`` writes, by the name that ``format=`` and ``--to`` take.

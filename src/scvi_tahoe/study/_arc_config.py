@@ -98,15 +98,7 @@ class ArcConfig:
 
 
 def read_arc_config(path: str | Path) -> ArcConfig:
-    """Read a configuration of arc-state.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not YAML, not of arc-state, or of another model than State Transition.
-    """
+    """Read a configuration of arc-state."""
     path = Path(path)
     content, lines = read_with_lines(path)
     config = ArcConfig(path, content, lines)
@@ -129,11 +121,6 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
 
     What arc-state ignores (decay, schedule, accumulation, precision) is done. Cells are named by a TOML file there, so
     ``data.path`` is a placeholder to be filled in.
-
-    Raises
-    ------
-    ValueError
-        If a value is of the wrong kind.
     """
     embedding = config.embedding
     source, features = config.get("model.kwargs.init_from"), config.get("data.kwargs.perturbation_features_file")

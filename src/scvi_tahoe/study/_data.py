@@ -35,15 +35,7 @@ class RunData:
 
 
 def load_data(run: TahoeRun) -> RunData:
-    """Return the cells of a run.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing.
-    KeyError, ValueError
-        If columns or labels are missing, or the split does not fit the cells.
-    """
+    """Return the cells of a run."""
     adata, held_out, split, config = _read(run.data)
     split, shared = run.chosen_split or split or FractionSplit(), False
     if held_out is None:

@@ -16,15 +16,7 @@ _LIMIT = 4_000_000
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not YAML, or not a mapping.
-    """
+    """Return the mapping in a YAML file."""
     try:
         content = yaml.safe_load(_text(path))
     except (yaml.YAMLError, RecursionError) as error:

@@ -161,13 +161,7 @@ def _keeping_threads() -> Iterator[None]:
 
 
 def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threads: int | None = None) -> TahoeRun:
-    """Return the run with everything spelled out that it left to defaults, to the data or to the weights.
-
-    Raises
-    ------
-    ValueError
-        If an option of the training is out of range or has no effect on this model.
-    """
+    """Return the run with everything spelled out that it left to defaults, to the data or to the weights."""
     plan = training_options(run, model)
     train = run.train.replaced(
         max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
@@ -198,13 +192,7 @@ def _network_options(model: TahoeST) -> dict[str, Any]:
 
 
 def read_result(folder: Path) -> RunResult:
-    """Return what a finished run left.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no finished run.
-    """
+    """Return what a finished run left."""
     if not (folder / RESULT).is_file():
         raise FileNotFoundError(f"{folder} holds no finished run (no {RESULT}).")
     record = read_json(folder / RESULT)

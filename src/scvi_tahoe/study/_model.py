@@ -36,15 +36,7 @@ _GIGABYTE = 1024**3
 
 
 def build_model(run: TahoeRun, data: RunData) -> TahoeST:
-    """Return the model of a run with its starting weights.
-
-    Raises
-    ------
-    ValueError
-        If the data are not as the model needs them, or the weights fit only with decisions that were not made.
-    FileNotFoundError
-        If there are no such weights.
-    """
+    """Return the model of a run with its starting weights."""
     TahoeST.setup_anndata(data.train, **data.config.keys)
     start, options = run.start, {"seed": run.seed, **_model_options(run, data.train.n_vars)}
     if start.source is None:
@@ -167,12 +159,6 @@ def _peak_memory() -> float | None:
 
 
 def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:
-    """Return what the training of a run amounts to, with the package's defaults for what it leaves out.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range, has no effect, or does not fit the machine.
-    """
+    """Return what the training of a run amounts to, with the package's defaults for what it leaves out."""
     with TemporaryDirectory() as folder:  # checkpoints of save_steps need one, and planning writes nothing
         return model.plan_training(**_arguments(run), save_dir=folder)

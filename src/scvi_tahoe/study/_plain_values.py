@@ -123,20 +123,6 @@ def build(cls: type[T], values: object, where: str = "") -> T:
     """Build a dataclass, and those inside it, from a mapping of plain values.
 
     Numbers written as text, as YAML 1.1 reads ``1e-4``, become numbers.
-
-    Parameters
-    ----------
-    cls
-        A dataclass.
-    values
-        Mapping of its fields; an absent field takes its default.
-    where
-        Path of the mapping in its file, for messages.
-
-    Raises
-    ------
-    ValueError
-        If a key is unknown or missing, or a value is of the wrong kind.
     """
     arguments = typed(cls, values, where)
     for field in fields(cls):  # type: ignore[arg-type]

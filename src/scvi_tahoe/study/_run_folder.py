@@ -52,13 +52,7 @@ def is_run(folder: Path) -> bool:
 
 
 def claim_folder(folder: Path, run: TahoeRun) -> None:
-    """Make the folder of a run, or go on with one that was begun with the same configuration.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds something else.
-    """
+    """Make the folder of a run, or go on with one that was begun with the same configuration."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the path of a folder for the run.")
     known = folder / CONFIG
@@ -95,13 +89,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
-    """Return the path of a checkpoint: ``'best'``, ``'last'``, or a file name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the run has no such checkpoint; the message lists those it has.
-    """
+    """Return the path of a checkpoint: ``'best'``, ``'last'``, or a file name."""
     path = folder / (name if name.endswith(".ckpt") else f"{name}.ckpt")
     if not path.is_file():
         found = sorted(p.name for p in folder.glob("*.ckpt"))
@@ -110,13 +98,7 @@ def checkpoint_path(folder: Path, name: str) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, without running code of it.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or refers to anything but tensors and plain values.
-    """
+    """Return the content of a checkpoint, without running code of it."""
     content = read_torch(path)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path} holds no state_dict; it is not a checkpoint.")

@@ -187,13 +187,7 @@ def _anchored(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def merged(studies: list[StudyConfig]) -> StudyConfig:
-    """Put several studies together; rounds of the same name must be the same.
-
-    Raises
-    ------
-    ValueError
-        If two rounds of one name differ, or the list is empty.
-    """
+    """Put several studies together; rounds of the same name must be the same."""
     if not studies:
         raise ValueError("there is no study to run.")
     first, *others = studies
@@ -270,13 +264,7 @@ class Group:
 
 
 def group_of(entry: Any) -> Group:
-    """Return the group that an entry of a file describes: a list of names, or ``{rounds: [...], at_most: 0.5}``.
-
-    Raises
-    ------
-    ValueError
-        If it is neither, or ``at_most`` is not above 0 and at most 1.
-    """
+    """Return the group that an entry of a file describes: a list of names, or ``{rounds: [...], at_most: 0.5}``."""
     values = entry if isinstance(entry, dict) else {"rounds": entry}
     rounds, at_most = values.get("rounds"), values.get("at_most", 1.0)
     if set(values) - {"rounds", "at_most"} or not isinstance(rounds, list) or not rounds:

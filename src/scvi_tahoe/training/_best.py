@@ -43,7 +43,7 @@ class KeepBest(Callback):
         Whether less (``'min'``) or more (``'max'``) of it is better.
     folder
         Where ``best.ckpt`` and ``last.ckpt`` are written after validations, complete with optimizer, schedule and
-        step; None keeps the best in memory and writes nothing.
+        step. If None, the best is kept in memory and nothing is written.
     save_steps
         Also keep a checkpoint every this many steps (validations lie between them), named ``step=000400.ckpt``; None
         for none.

@@ -43,11 +43,11 @@ class TrainingData:
     split
         Training, validation and test rows.
     prior
-        What the prior keeps of the training rows, as plain values; None without a prior.
+        What the prior keeps of the training rows, as plain values, if there is one.
     minibatches
         Loaders, which own stores, table and the prior's cells.
     decoder_weight
-        Weight of the gene decoder that was measured for ``decoder_weight='auto'``; None otherwise.
+        Weight of the gene decoder, if ``decoder_weight='auto'`` let it be measured.
     """
 
     split: AssignedSplit
@@ -170,7 +170,7 @@ def de_weights(perturbed: Moments, control: Moments) -> np.ndarray:
     Parameters
     ----------
     perturbed, control
-        Of the cells of a condition, and of the control cells of its context.
+        Moments of the cells of a condition, and of the control cells of its context.
     """
     # a single cell has no variance of its own
     variance = perturbed.variance if perturbed.n > 1 else control.variance

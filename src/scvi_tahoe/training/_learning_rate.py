@@ -74,11 +74,11 @@ class LearningRateTest:
 
     def __repr__(self) -> str:
         try:
-            said = f"suggestion {self.suggestion:.1e}"
+            outcome = f"suggestion {self.suggestion:.1e}"
         except ValueError as error:
-            said = f"no suggestion: {error}"
+            outcome = f"no suggestion: {error}"
         bounds = f" from {self.rates[0]:.1e} to {self.rates[-1]:.1e}" if len(self.rates) else ""
-        return f"LearningRateTest: {len(self.rates)} steps{bounds}; {said}"
+        return f"LearningRateTest: {len(self.rates)} steps{bounds}; {outcome}"
 
     def plot(self) -> Figure:
         """Loss against learning rate, the suggestion marked, where there is one.

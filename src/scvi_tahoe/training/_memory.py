@@ -22,9 +22,9 @@ class MemoryPlan:
     weights
         Float32 weights, and their copies in the precision of the products.
     gradients, optimizer
-        Of the trainable weights: one and two float32 numbers for each.
+        One and two float32 numbers for each trainable weight.
     activations
-        What a step keeps for its backward pass, a rough estimate: on an H100, runs took 0.8 of the whole plan.
+        What a step keeps for its backward pass, a rough estimate: on an H100, runs took 0.8 of the total.
     expression
         Expression on the device.
     available

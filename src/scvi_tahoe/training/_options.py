@@ -69,32 +69,32 @@ class PlanConfig:
     max_steps
         Optimizer steps.
     lr
-        Peak learning rate of the heads; other parts take a share of it (see ``recipe``).
+        Peak learning rate of the heads; other parts take a fraction of it (see ``recipe``).
     recipe, freeze_backbone
         Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`.
     schedule, warmup, min_lr_ratio
-        Shape of the rate, length of the warm-up as a fraction of the run, share of the peak at the end.
+        Shape of the rate, length of the warm-up as a fraction of the run, fraction of the peak at the end.
     weight_decay
         Decoupled decay of AdamW (Loshchilov & Hutter 2019); none on norms, biases, tokens and embeddings of batches.
     betas, eps
-        Of AdamW.
+        Parameters of AdamW.
     gradient_clip
-        Largest norm of the gradient; None does not clip.
+        Largest norm of the gradient. If None, it is not clipped.
     layer_decay
-        Share of the rate that each block of the backbone keeps of the block above it.
+        Learning rate of each block of the backbone as a fraction of that of the block above it.
     dropout
         Probability of every dropout layer during this run, also of a pretrained network's (weights of attention keep
-        theirs); None leaves them as they are.
+        theirs). If None, they stay as they are.
     ema
         Decay of a moving average of the weights, e.g. 0.999, see :class:`~scvi_tahoe.training.AveragedWeights`: the
-        average is validated, kept as the best and left in the model. None for none.
+        average is validated, kept as the best and left in the model. If None, no average is kept.
     lora_rank, lora_alpha
-        Of the adapters of ``recipe='lora'``: their rank (None: 8), and ``alpha``, where ``alpha / rank`` scales what
-        they add (None: twice the rank). Refused with other recipes.
+        Rank of the adapters of ``recipe='lora'`` (if None, 8), and ``alpha``, where ``alpha / rank`` scales what they
+        add (if None, twice the rank). Refused with other recipes.
     log_every
-        Optimizer steps between two lines of rates and gradient norms.
+        Optimizer steps between logged rates and gradient norms.
     seed
-        Of dropout.
+        Random seed for dropout.
     """
 
     max_steps: int

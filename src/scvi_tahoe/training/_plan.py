@@ -181,7 +181,7 @@ class TahoeTrainingPlan(LightningModule):
         checkpoint["plan_config"] = self.config.to_kwargs()
         checkpoint["setting"] = self.setting
         if self.average is not None:
-            # whoever reads the weights of a checkpoint gets those that were validated
+            # readers of a checkpoint get the weights that were validated
             checkpoint["trained_state"], checkpoint["state_dict"] = checkpoint["state_dict"], self.kept_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -307,13 +307,13 @@ class TahoeTrainingPlan(LightningModule):
         config = self.config
         start = config.max_steps if schedule.unfreeze_at is None else schedule.unfreeze_at
 
-        def share(step: int) -> float:
+        def fraction(step: int) -> float:
             return rate * learning_rate_share(
                 step, schedule=config.schedule, start=start, end=config.max_steps, warmup=config.warmup,
                 floor=config.min_lr_ratio,
             )  # fmt: skip
 
-        return share
+        return fraction
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters by what they have in common: part, weight decay, schedule, fraction of the learning rate."""

@@ -36,7 +36,7 @@ class PartSchedule:
     ----------
     unfreeze_at
         Step from which its pretrained tensors train; 0 from the start, None never. Tensors that were not loaded from
-        a pretrained model train from the start whatever this says: a random tensor must never stay frozen.
+        a pretrained model always train from the start: a random tensor must never stay frozen.
     rate
         Fraction of the learning rate.
     """
@@ -132,12 +132,12 @@ def count_parts(
     """Return a table of parameters: how many of each part are frozen or train at the start, and when they train."""
     pretrained = frozenset(pretrained)
     schedules = {NEW: PartSchedule(), ADAPTERS: PartSchedule(), **parts}
-    counts = dict.fromkeys(schedules, 0)
+    n_parameters = dict.fromkeys(schedules, 0)
     for name, size in sizes.items():
-        counts[part_in_run(name, pretrained, n_blocks)] += size
+        n_parameters[part_in_run(name, pretrained, n_blocks)] += size
     rows = [("part", "parameters", "frozen", "trainable", "trains")]
     for part, schedule in schedules.items():
-        n, frozen = counts[part], schedule.is_frozen(0)
+        n, frozen = n_parameters[part], schedule.is_frozen(0)
         never = schedule.unfreeze_at is None
         when = "never" if never else f"from step {schedule.unfreeze_at} at {schedule.rate:g} x lr"
         if n:
@@ -163,7 +163,7 @@ def learning_rate_share(step: int, *, schedule: Schedule, start: int, end: int, 
     warmup
         Length of the warm-up, as a fraction of ``end - start``.
     floor
-        Share of the peak at the end.
+        Fraction of the peak at the end.
 
     Returns
     -------

@@ -29,9 +29,9 @@ class MetricsHistory(Logger):
     Parameters
     ----------
     path
-        CSV file, one row a step with anything logged, one column a metric; None keeps everything in memory.
+        CSV file, one row a step with anything logged, one column a metric. If None, everything stays in memory.
     resume_step
-        Keep the rows of an earlier part of the same run up to this step; None starts anew.
+        Keep the rows of an earlier part of the same run up to this step. If None, start anew.
     """
 
     def __init__(self, path: str | Path | None = None, *, resume_step: int | None = None) -> None:

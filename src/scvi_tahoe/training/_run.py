@@ -109,9 +109,9 @@ class TrainingRun:
     batch_size, set_size, accumulate
         Sets a minibatch, cells a set, minibatches an optimizer step.
     folder
-        Where checkpoints go; None writes nothing.
+        Where checkpoints go. If None, nothing is written.
     resume_step
-        Optimizer step of the checkpoint that the run goes on from; None starts anew.
+        Optimizer step of the checkpoint that the run continues. If None, it starts anew.
     setting
         What decides the course of the run beside the plan, in plain values: a resumed run must have the same.
     trainer_options
@@ -216,7 +216,7 @@ class TrainingRun:
 
     @property
     def score(self) -> str | None:
-        """The score that decides what is best; None if a loss does."""
+        """The score that decides what is best, unless a loss does."""
         return self.options.monitor if self.options.monitor in VALIDATION_SCORES else None
 
     @property

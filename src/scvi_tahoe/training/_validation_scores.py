@@ -37,7 +37,7 @@ def computed_scores(module: TahoeSTModule, representation: Representation) -> li
 
 
 def top_gene_overlap(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Share of the genes that change most which the prediction finds, ``[P]``, best 1; stands in for DES.
+    """Compute the fraction of the most changed genes that the prediction finds, ``[P]``, best 1; stands in for DES.
 
     DES compares sets of differentially expressed genes, found by rank tests that take minutes. Here the sets are the
     50 genes (a tenth of the genes, where there are fewer than 500) with the largest absolute delta on each side.
@@ -55,8 +55,8 @@ def top_gene_overlap(predicted: NDArray[np.floating], observed: NDArray[np.float
 class ValidationScores(Callback):
     """Logs ``validation_pds``, ``validation_pearson_delta`` and ``validation_overlap`` at every validation.
 
-    Every condition counts with the mean of its validation sets, its delta is taken against the mean of the control
-    cells of its context; scores are those of preset ``'quick'`` of :func:`scvi_tahoe.evaluate`, averaged over
+    Every condition is represented by the mean of its validation sets, and its delta is taken against the mean of the
+    control cells of its context; scores are those of preset ``'quick'`` of :func:`scvi_tahoe.evaluate`, averaged over
     conditions. They come from at most four sets a condition, so they compare moments of one run and not models.
 
     Parameters
