@@ -73,6 +73,7 @@ def test_storage_does_not_matter(real_screen, tmp_path):
     real_screen.write_h5ad(tmp_path / "screen.h5ad")
     reports.append(infer_scale(ad.read_h5ad(tmp_path / "screen.h5ad", backed="r").X))
     assert len({r.scale for r in reports}) == 1
+    assert reports[0].integer_fraction["log1p"] == pytest.approx(reports[-1].integer_fraction["log1p"])
 
 
 def test_values_without_a_unit_are_unknown_and_pass_if_they_could_be_log1p():

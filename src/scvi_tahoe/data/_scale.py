@@ -41,6 +41,8 @@ class ScaleReport:
     scale
         The transformation under which a cell's values are multiples of one unit; ``"unknown"`` where none is
         (imputed, scaled or corrected values) or where too few distinct values exist to tell.
+    integer_fraction
+        For each candidate, the fraction of ratios that are whole numbers.
     smallest, largest
         Range of the values looked at.
     keeps_depth
@@ -48,6 +50,7 @@ class ScaleReport:
     """
 
     scale: Scale
+    integer_fraction: dict[Scale, float]
     smallest: float
     largest: float
     keeps_depth: bool = False
@@ -74,13 +77,13 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     smallest, largest = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
     nonzero = values[values != 0]
     if nonzero.size and smallest >= 0 and np.all(nonzero == np.round(nonzero)):
-        return ScaleReport("counts", smallest, largest)
+        return ScaleReport("counts", {}, smallest, largest)
     fractions = {scale: _whole_ratio_fraction(values, undo) for scale, undo in _UNDO.items()}
     known = {scale: f for scale, f in fractions.items() if np.isfinite(f)}
     best: Scale = max(known, key=lambda s: known[s]) if known else "unknown"  # type: ignore[assignment]
     if best != "unknown" and known[best] < 0.95:
         best = "unknown"
-    return ScaleReport(best, smallest, largest, keeps_depth=best == "log1p" and _whole(np.expm1(nonzero)))
+    return ScaleReport(best, fractions, smallest, largest, keeps_depth=best == "log1p" and _whole(np.expm1(nonzero)))
 
 
 def _whole(values: np.ndarray) -> bool:
