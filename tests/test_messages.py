@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 
 import pytest
@@ -59,3 +61,11 @@ def test_of_several_processes_the_first_speaks_and_all_warn(logger, capsys, monk
     logger.info("kept the best")
     logger.warning("out of memory")
     assert capsys.readouterr().err == "out of memory\n"
+
+
+def test_a_standard_error_that_was_closed_meanwhile_is_let_go(logger, capsys, nothing_configured):
+    nothing_configured()
+    with io.StringIO() as closed_later, contextlib.redirect_stderr(closed_later):
+        logger.warning("a first warning")
+    logger.warning("a second warning")
+    assert capsys.readouterr().err == "a second warning\n"
