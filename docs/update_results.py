@@ -28,7 +28,7 @@ def figures(scores: pd.DataFrame, readme: str) -> str:
     simple = scores.drop(index=["TahoeST", "ceiling (replicate)"]).max()
     benchmarks = [line for line in readme.splitlines() if line.startswith("|") and "`python benchmarks/" in line]
     rows = [
-        "| measured | | beside | command |",
+        "| measured | | compared with | command |",
         "|---|---|---|---|",
         f"| score of the Virtual Cell Challenge 2025, targets never seen in this replicate | {ours['score']:.1f} | "
         f"mean of the seen targets {mean['score']:.1f}, arc-state 0.11.1 {ARC_STATE['score']:.1f}, best simple "

@@ -1,4 +1,4 @@
-"""TahoeST, the class a user types, and several of them as one."""
+"""TahoeST, the public model class, and ensembles of it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def suggest_decoder_weight(adata: AnnOrMuData, *, n_cells: int = 500, seed: int = 0) -> float:
-    r"""Weight of the gene decoder's loss at which both spaces count alike.
+    r"""Return the weight of the gene decoder's loss that balances both spaces.
 
     .. math:: \frac{\mathrm{median}_{ij} \lVert e_i - e_j \rVert}{\mathrm{median}_{ij} \lVert x_i - x_j \rVert}
 
@@ -30,9 +30,9 @@ def suggest_decoder_weight(adata: AnnOrMuData, *, n_cells: int = 500, seed: int 
     adata
         Data registered with ``TahoeST.setup_anndata(..., cell_embedding_key=...)`` or ``setup_mudata``.
     n_cells
-        Cells to draw, whose pairs are looked at.
+        Number of cells to draw, whose pairs are compared.
     seed
-        Which.
+        Random seed for drawing the cells.
 
     Returns
     -------

@@ -30,11 +30,11 @@ _LIST = "ensemble.json"
 
 
 class TahoeEnsemble:
-    """Models that differ in their seed (or in more), predicting together.
+    """Ensemble of models that differ in their seed (or in more).
 
-    The mean of several models is usually closer to the truth than each of them, and where they disagree they are less
-    reliable (Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*,
-    NeurIPS 2017). The spread shows what depends on the seed, not what all members get wrong alike.
+    The mean of several models is usually closer to the truth than each of them, and they are less reliable if they
+    disagree (Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*,
+    NeurIPS 2017). The spread shows variation between seeds, not errors that all members share.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class TahoeEnsemble:
     Raises
     ------
     ValueError
-        If there are fewer than two, one is not trained, or they differ in what they predict.
+        If there are fewer than two models, one is not trained, or they differ in what they predict.
 
     Examples
     --------
@@ -94,7 +94,7 @@ class TahoeEnsemble:
         model_kwargs
             Options of :class:`TahoeST`, if ``data`` are data.
         save_dir
-            Folder with a folder ``seed_0`` and so on for each training.
+            Folder for the training runs, each in a subfolder ``seed_0`` and so on.
         **kwargs
             Further arguments of :meth:`TahoeST.train`.
 
@@ -105,7 +105,7 @@ class TahoeEnsemble:
         Raises
         ------
         ValueError
-            If there are fewer than two seeds or one comes twice, or an option does not fit.
+            If there are fewer than two seeds, a seed is repeated, or an option does not fit.
         """
         seeds = [int(seed) for seed in seeds]
         if len(seeds) < 2 or len(set(seeds)) < len(seeds):
@@ -139,15 +139,15 @@ class TahoeEnsemble:
 
         Returns
         -------
-        AnnData as of :meth:`TahoeST.predict`, and beside it
+        AnnData as returned by :meth:`TahoeST.predict`, with additional
 
         * ``varm["ensemble_delta"]``, ``varm["ensemble_sd"]`` - mean over members of the delta against the control cells
           that predictions started from (with ``prior="cells"``: all control cells of the context), and its standard
           deviation (``n - 1``), ``[genes, conditions]``, float32
         * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, dose and
-          context (if registered), ``effect_size`` (length of the mean delta), ``uncertainty``
-        * ``obs["uncertainty"]`` - of the condition of each cell: length of the standard deviation over the length of
-          the mean delta. Near 0 the members agree; near 1 they differ by as much as the effect is large
+          context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty``
+        * ``obs["uncertainty"]`` - uncertainty of each cell's condition: norm of the standard deviation over the norm of
+          the mean delta. Near 0 the members agree; near 1 they differ by as much as the size of the effect
 
         Raises
         ------
@@ -238,7 +238,7 @@ class TahoeEnsemble:
 
         Returns
         -------
-        Scores beside baselines and ceiling.
+        Scores with baselines and ceiling.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Scores of a model's prediction, in the space that it is judged in."""
+"""Scores of a model's prediction, in the space of the reference."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class EvaluateMixin(PredictMixin):
         progress: bool = True,
         **kwargs: Any,
     ) -> EvaluationResult:
-        """Score a prediction against observed cells, in the space that it is judged in.
+        """Score a prediction against observed cells, in the space of the reference.
 
         Parameters
         ----------
         reference
             Observed cells of the held-out conditions, with the control cells of their contexts, and the columns of
-            the training data; or an :class:`~scvi_tahoe.evaluate.EvaluationReference` of them, which keeps what
+            the training data; or an :class:`~scvi_tahoe.evaluate.EvaluationReference` of them, which stores what
             several models share.
         prediction
             Prediction to score. If None, every condition of the reference is predicted, as many cells as were observed,
@@ -65,7 +65,7 @@ class EvaluateMixin(PredictMixin):
 
         Returns
         -------
-        Scores beside baselines and ceiling.
+        Scores with baselines and ceiling.
 
         Raises
         ------

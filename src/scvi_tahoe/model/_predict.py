@@ -54,50 +54,50 @@ class PredictMixin(FittedModel):
             Data whose control cells predictions start from, with the columns of the training data; genes are matched
             by name. If None, the model's own.
         perturbations
-            Labels, not the control's. If None, all that the model knows. A dose or combination that was not measured
-            is predicted if the model knows its parts: ``"Trametinib@3"``, ``"KLF1+MAP2K6"``.
+            Labels of perturbations, not of the control. If None, all that the model knows. An unmeasured dose or
+            combination can be predicted if the model knows its components: ``"Trametinib@3"``, ``"KLF1+MAP2K6"``.
         contexts
             Labels of contexts with control cells. If None, all.
         n_cells
-            Cells of each condition, one number or a mapping from ``(context, perturbation)``. If None, one for each
+            Cells per condition, one number or a mapping from ``(context, perturbation)``. If None, one for each
             control cell of the context.
         output
             One of:
 
             * ``'expression'`` - log1p expression (default)
-            * ``'delta'`` - its difference to the control cell that each prediction started from
-            * ``'counts'`` - whole counts (CSR, int32) with the library sizes of the control cells, the predicted means
-              and the spread of real cells
-            * ``'embedding'`` - the predicted cell embedding, of models with ``representation='embedding'``
-            * ``'prior'`` - log1p expression as the model's prior has it, without the network: a baseline, also before
-              training
+            * ``'delta'`` - its difference from the control cell that each prediction started from
+            * ``'counts'`` - integer counts (CSR, int32) with the library sizes of the control cells, the predicted
+              means and the spread of real cells
+            * ``'embedding'`` - the predicted cell embedding, for models with ``representation='embedding'``
+            * ``'prior'`` - log1p expression predicted by the model's prior without the network: a baseline, also
+              available before training
         counts_layer
             With ``output='counts'``: layer of the data with raw counts, for the library sizes of its control cells.
-            If None, they are inferred from log1p expression, a cell's smallest non-zero value standing for one count.
+            If None, they are inferred from log1p expression, taking a cell's smallest non-zero value as one count.
         control_layer
             Whether to keep the control cells themselves in ``layers["control"]``.
         seed
             Random seed for drawing control cells. A prediction depends on the seed and its own condition, not on what
             else is requested.
         batch_size
-            Cell sets of a forward pass. If None, 16, or fewer of many genes on a CPU.
+            Cell sets per forward pass. If None, 16, or fewer for many genes on a CPU.
         store
-            Where expression lives, as in :meth:`train`.
+            Where expression is stored, as in :meth:`train`.
         precision
             ``'bf16'``, ``'16'`` or ``'32'``; ``'auto'`` as in :meth:`train`.
         max_missing_genes
-            Largest fraction of the model's genes that ``adata`` may lack; they enter as zeros.
+            Largest fraction of the model's genes that ``adata`` may lack; they are set to zero.
         devices
-            Devices of this machine that minibatches are dealt out to; the predicted cells do not depend on it. One of:
+            Devices of this machine on which to predict; the predicted cells do not depend on them. One of:
 
             * None or 1 - the model's own (default)
-            * a number, or a list of numbers - so many, or these CUDA devices
+            * a number, or a list of numbers - that many, or these CUDA devices
             * ``'auto'`` - all CUDA devices if the model is on one
 
-            A process of a run on several devices predicts on its own.
+            In a run on several devices, each process predicts on its own device.
         path
-            Write the prediction here in chunks, and keep no more than a few of them in memory: a file that ends in
-            ``.h5ad``, or a folder that ends in ``.zarr``. Written atomically. If None, the prediction is returned in
+            Write the prediction here in chunks, with only a few of them in memory: a file that ends in ``.h5ad``, or a
+            folder that ends in ``.zarr``. Written atomically. If None, the prediction is returned in
             memory.
         overwrite
             Whether to replace a prediction at ``path``.
@@ -106,17 +106,17 @@ class PredictMixin(FittedModel):
 
         Returns
         -------
-        AnnData of predicted cells: ``X`` float32; ``obs`` perturbation, context and batch under the names of the
+        AnnData of predicted cells: ``X`` as float32; in ``obs`` perturbation, context and batch under the names of the
         training data, and ``origin``, the control cell that each started from. With a path, ``X`` and layers stay in
         the file (``.to_memory()`` reads them), as CSR if that is smaller.
 
         Raises
         ------
         FileExistsError
-            If something is at ``path`` and may not be replaced.
+            If ``path`` exists and ``overwrite`` is False.
         ValueError
-            If a label is unknown or the control's, the data lack control cells or too many genes, the path has another
-            ending, an option is out of range or belongs to another output, or there are not so many devices.
+            If a label is unknown or that of the control, the data lack control cells or too many genes, the path has
+            another ending, an option is out of range or belongs to another output, or there are too few devices.
         """
         request = PredictionRequest(
             perturbations=perturbations, contexts=contexts, n_cells=n_cells, output=output, counts_layer=counts_layer,
@@ -192,11 +192,11 @@ class PredictMixin(FittedModel):
         contexts: Sequence[str] | None = None,
         max_missing_genes: float = 0.1,
     ) -> pd.DataFrame:
-        """Report what predictions start from: where the prior of each condition comes from. No cells are made for it.
+        """Report where the prior of each condition comes from, without computing cells.
 
-        Like ``predict(output="prior")`` it can be called before training, and then learns the prior from all cells.
-        After training the prior knows the training and the validation conditions. The prior of a condition is always
-        made from other conditions, even if it was measured itself.
+        Like ``predict(output="prior")``, it can be called before training, and then learns the prior from all cells.
+        After training, the prior includes the training and the validation conditions. The prior of a condition is
+        always made from other conditions, even if the condition itself was measured.
 
         Parameters
         ----------
@@ -205,24 +205,24 @@ class PredictMixin(FittedModel):
 
         Returns
         -------
-        One row a condition: perturbation (and dose) and context under the names of the training data, and
+        One row per condition: perturbation (and dose) and context under the names of the training data, and
 
         * ``starts_from`` - one of: the same perturbation in other contexts; the nearest doses of the same
-          perturbation; its parts, or some of its parts, where the others of a combination were not measured alone; the
-          nearest perturbations by embedding; perturbations that share parts with it; the mean of other perturbations;
-          with ``prior="none"``, control cells
-        * ``made_from`` - training conditions and their weights, the five heaviest first, the parts of a combination
-          after each other; weights add up to 1, of each part
-        * ``n_cells`` - training cells of all of these conditions, of which ``prior="cells"`` keeps up to 512 each;
-          without a prior, control cells of the context
-        * ``kept`` - share of the difference to the anchors that is kept as exceeding its noise: its length over that of
-          the whole difference, over genes (and parts); 1 with ``prior="mean"``, NaN without a prior
-        * ``corrected`` - whether :meth:`predict` lets the network change it
+          perturbation; its parts, or some of its parts, if the other components were not measured alone; the nearest
+          perturbations by embedding; perturbations that share parts with it; the mean of other perturbations; with
+          ``prior="none"``, control cells
+        * ``made_from`` - the five training conditions with the largest weights, component by component for a
+          combination; the weights of each component sum to 1
+        * ``n_cells`` - number of training cells in all of these conditions, of which ``prior="cells"`` keeps up to 512
+          each; without a prior, number of control cells of the context
+        * ``kept`` - norm of the shrunken effect over the norm of the whole difference from the reference
+          perturbations, over genes (and components); 1 with ``prior="mean"``, NaN without a prior
+        * ``corrected`` - whether the network corrects the prior in :meth:`predict`
 
         Raises
         ------
         ValueError
-            If a label is unknown, the data lack control cells or too many genes, or the prior is not learned yet and
+            If a label is unknown, the data lack control cells or too many genes, or the prior has not been learned and
             the model has no data.
 
         Examples

@@ -75,8 +75,8 @@ class PretrainedMixin(FittedModel):
     ) -> Self:
         """Start from pretrained weights: weights only, never an optimizer, a schedule or a step.
 
-        Genes, perturbations and batches are matched by label. Whatever would change the meaning of the weights is a
-        decision to be named in ``accept``; the error that asks for it says which. No code of a downloaded file runs.
+        Genes, perturbations and batches are matched by label. Anything that would change the meaning of the weights
+        needs a decision in ``accept``; the error names it. No code from a downloaded file runs.
 
         Parameters
         ----------
@@ -96,26 +96,26 @@ class PretrainedMixin(FittedModel):
         attention
             Overrides the attention that the folder states or that is assumed for it; see :meth:`diagnose_attention`.
         genes
-            Names of the weights' genes, where the folder lacks them.
+            Names of the weights' genes, if the folder lacks them.
         backbone_from
             Weights whose backbone an export refers to, see :meth:`export`.
         representation
-            As for :class:`TahoeST`. If None, that of the weights. From an embedding to expression or back, only the
-            backbone fits: both ends are trained anew (decisions ``'new_input'`` and ``'new_output'``), and objective
-            and prior are those of a new model.
+            As for :class:`TahoeST`. If None, that of the weights. If it changes between embedding and expression, only
+            the backbone is loaded: input and output layers are trained anew (decisions ``'new_input'`` and
+            ``'new_output'``), and objective and prior are those of a new model.
         batch_encoder
-            Tell the network the technical batch of each cell. If None, as in the weights.
+            Whether the network sees the technical batch of each cell. If None, as in the weights.
         set_size
-            Cells of a set. If None, that of the weights.
+            Cells per set. If None, as in the weights.
         network
             Options of the network to change, such as ``{"dropout": 0.2}``; what changes its function needs a decision.
         objective
-            As for :class:`TahoeST`. If None, what an export of ours was trained with, or the default.
+            As for :class:`TahoeST`. If None, the objective stored in an export of this package, or the default.
         prior
-            As for :class:`TahoeST`, but ``'auto'`` is that of an export of ours, and none for other weights. An
-            export's prior is ready for prediction, unless the data have other genes; training learns it from the data.
+            As for :class:`TahoeST`, but ``'auto'`` is the prior of an export of this package, and none for other
+            weights. The prior of an export can predict unless the data have other genes; training relearns it.
         check_scale
-            Refuse data on another scale than the weights', by predicting controls from controls.
+            Raise an error for data on a different scale from the weights, by predicting controls from controls.
         cache_dir
             Cache of the hub; default: the one of its client.
         offline
@@ -125,7 +125,7 @@ class PretrainedMixin(FittedModel):
 
         Returns
         -------
-        The model; ``model.loading_report_`` says what became of every tensor.
+        The model; ``model.loading_report_`` says what happened to every tensor.
 
         Raises
         ------
@@ -213,13 +213,13 @@ class PretrainedMixin(FittedModel):
             One of:
 
             * ``'scvi-tahoe'`` - safetensors and JSON, which :meth:`from_pretrained` reads (default). What a prior keeps
-              of the training data is written too: with ``prior='cells'``, cells of it
+              of the training data is written, too: with ``prior='cells'``, cells of it
             * ``'arc'`` - a folder that arc-state's own command line runs
         backbone_from
             The weights that the model started from, if its backbone is still theirs: the backbone is then written as a
             reference with a hash, and :meth:`from_pretrained` wants the same argument. Format ``'scvi-tahoe'`` only.
         accept_license
-            Accept the licence of ``backbone_from``, where that is a name on the hub.
+            Accept the licence of ``backbone_from``, if that is a name on the hub.
         overwrite
             Replace an earlier export there.
 
@@ -251,7 +251,7 @@ class PretrainedMixin(FittedModel):
     ) -> str:
         """Upload the model to the Hugging Face hub as :meth:`export` writes it: safetensors and JSON, never a pickle.
 
-        The model card and, for weights that derive from Arc's, the notice of their licence go along.
+        The model card and, for weights derived from Arc's, the notice of their licence are uploaded, too.
 
         Parameters
         ----------
@@ -265,7 +265,7 @@ class PretrainedMixin(FittedModel):
         share_cells
             Upload a prior that holds cells of the training data, as ``prior='cells'`` does.
         private
-            Visibility of a new repository. A public one is refused unless this is False.
+            Visibility of a new repository. Uploading to a public one is an error unless this is False.
         revision, message
             Branch to upload to, and title of the commit.
         token
@@ -282,7 +282,7 @@ class PretrainedMixin(FittedModel):
         LicenceNotAcceptedError
             If a licence has to be accepted, or its text to be given.
         PermissionError
-            If cells of the training data would be passed on, or the repository is public, unasked.
+            If cells of the training data would be shared, or the repository is public, without permission.
         """
         base = self._backbone_of(backbone_from, accept_license)
         return push_model(
@@ -309,7 +309,7 @@ class PretrainedMixin(FittedModel):
     def diagnose_attention(
         self, adata: AnnOrMuData | None = None, *, n_sets: int = 32, seed: int = 0
     ) -> AttentionDiagnosis:
-        """Compute the loss under each kind of attention, and say which the weights were trained with, and how sure.
+        """Compute the loss under each kind of attention, and report which one the weights were trained with.
 
         Parameters
         ----------
@@ -322,7 +322,7 @@ class PretrainedMixin(FittedModel):
 
         Returns
         -------
-        Loss of each set under each attention, the best, how certain that is, and a verdict in words.
+        Loss of each set under each attention, the best attention, how certain that is, and a verdict as text.
         """
         inputs = {"control_SNG": TENSORS.CONTROL, "perturbation_SP": TENSORS.PERTURBATION, "batch_SN": TENSORS.BATCH}
         pairs: Iterable[Any] = (

@@ -45,7 +45,7 @@ class SetupMixin(FittedModel):
         ----------
         %(param_adata)s
         perturbation_key
-            Column of ``obs`` with one perturbation label a cell.
+            Column of ``obs`` with one perturbation label per cell.
         control
             The label of control cells. Every context with perturbed cells needs some.
         layer
@@ -53,31 +53,31 @@ class SetupMixin(FittedModel):
         cell_embedding_key
             Key of ``obsm`` with a cell embedding, for the representations that use one.
         perturbation_embedding_key
-            Key of ``uns`` with one embedding row a label: a mapping of label to vector, a DataFrame with labels as
+            Key of ``uns`` with one embedding row per label: a mapping of label to vector, a DataFrame with labels as
             index, or ``(names, matrix)``. A list of keys fuses tables: each is standardised and followed by a column
-            that marks the labels it lacks. If None, one-hot.
+            that marks the labels it lacks. If None, labels are one-hot.
         context_key
             Column of ``obs`` with the biological setting: cell line, cell type, donor.
         batch_key
             Column of ``obs`` with the technical batch; controls are matched within it.
         dose_key
             Column of ``obs`` with the dose of each perturbed cell, a number above 0. A condition is then a perturbation
-            at a dose, its label ``"Trametinib@10"``, and the network is told log10 of the dose; other doses can be
-            predicted. Combinations have one dose a part, ``"1+10"``.
+            at a dose with the label ``"Trametinib@10"``, and the network sees log10 of the dose; other doses can be
+            predicted. Combinations have one dose per component, ``"1+10"``.
         combination_separator
             Separator of the perturbations in a label, e.g. ``"+"`` in ``"KLF1+MAP2K6"``. Rows of combinations
-            are then made from those of their parts, in any order, and combinations that were not measured can be
+            are then composed of those of their components, in any order, and unmeasured combinations can be
             predicted.
         combination
-            How rows of parts are combined: ``'sum'`` adds them, with the number of further parts as one more column
-            (default); with ``'learned'`` the network encodes every part and sums the encodings.
+            How rows of components are combined: ``'sum'`` adds them, with the number of further components as one
+            more column (default); with ``'learned'`` the network encodes every component and sums the encodings.
 
         Raises
         ------
         KeyError
             If a key does not exist.
         ValueError
-            If control cells, embedding rows, names, labels or values are not as the model needs them.
+            If control cells, embedding rows, names, labels or values do not meet the model's requirements.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = keys_of_registry(setup_method_args)
@@ -131,12 +131,12 @@ class SetupMixin(FittedModel):
 
     @classmethod
     def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
-        """Raise an error: annbatch hands over single cells, and this model needs sets of them.
+        """Raise an error: annbatch delivers single cells, and this model needs sets of them.
 
         Raises
         ------
         NotImplementedError
-            Always; backed AnnData is the way to data larger than memory.
+            Always; use backed AnnData or :func:`scvi_tahoe.read_store` for data larger than memory.
         """
         raise NotImplementedError(
             "TahoeST trains on sets of cells, which setup_annbatch cannot hand over; for data larger than memory "

@@ -1,4 +1,4 @@
-"""TahoeST: the class a user types. Its mixins hold one concern of the public surface each."""
+"""TahoeST, the public model class. Each mixin holds one concern of its public methods."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _DEFAULT_SET_SIZE = 64
 
 
 class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin):
-    """State Transition: predicts the cells of a perturbation from a set of control cells.
+    """State Transition model: predicts perturbed cells from a set of control cells.
 
     Parameters
     ----------
@@ -55,32 +55,32 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
     representation
         One of:
 
-        * ``'expression'`` - expression in, expression out (default): trained in the space that is scored
-        * ``'embedding'`` - cell embedding in and out, with a gene decoder beside it
-        * ``'expression+embedding'`` - expression in and out; the cell embedding is an auxiliary signal of training
+        * ``'expression'`` - expression in and out (default): trained in the space that is scored
+        * ``'embedding'`` - cell embedding in and out, with an additional gene decoder
+        * ``'expression+embedding'`` - expression in and out; the cell embedding is an auxiliary training signal
     set_size
-        Cells of a set. If None, 64.
+        Cells per set. If None, 64.
     network
         Further options of :class:`~scvi_tahoe.nn.NetworkConfig` by name, e.g. ``{"attention": "full"}``.
     objective
         Options of :class:`~scvi_tahoe.nn.ObjectiveConfig` by name, e.g. ``{"terms": {"energy": 1.0}}``.
     prior
-        What the network's change is added to; one of:
+        What a prediction starts from; the network adds a correction. One of:
 
         * ``'none'`` - control cells
-        * ``'mean'`` - control cells moved by the mean change of the other perturbations of the context
-        * ``'transfer'`` - control cells moved by the mean change of the perturbation in other contexts, weighted by how
-          alike their controls are; where no other context has it, by the changes of the parts of a combination, else
-          by that of the nearest perturbations
-        * ``'cells'`` - observed cells of the perturbation in other contexts, moved to this one through the quantiles of
-          what was seen in both; of a combination that was seen nowhere else, the cells of each part, changed as the
-          other parts change cells. The network sees them beside the control cells and corrects them; one-hot labels of
-          perturbations seen in several contexts it does not see, unless ``network={"sees_perturbation": True}``
-        * ``'auto'`` - cells, where perturbations were seen in several contexts or, with a ``combination_separator``,
-          at least two of them alone, and the screen is small enough to keep such cells for every condition; otherwise
-          none (default)
+        * ``'mean'`` - control cells shifted by the mean change of the other perturbations of the context
+        * ``'transfer'`` - control cells shifted by the mean change of the perturbation in other contexts, weighted by
+          the similarity of their controls; if no other context has it, by the changes of the components of a
+          combination, or else by those of the nearest perturbations
+        * ``'cells'`` - observed cells of the perturbation in other contexts, mapped to this one through the quantiles
+          of the perturbations seen in both; for a combination that no other context has, the cells of each component,
+          shifted by the effects of the others. The network also sees these cells and corrects them; it does not see
+          one-hot labels of perturbations seen in several contexts, unless ``network={"sees_perturbation": True}``
+        * ``'auto'`` (default) - ``'cells'`` if perturbations were seen in several contexts or, with a
+          ``combination_separator``, if at least two were measured alone, and if the screen is small enough to keep
+          such cells for every condition; otherwise ``'none'``
     batch_encoder
-        Whether to tell the network the technical batch of each cell (needs ``batch_key``).
+        Whether the network sees the technical batch of each cell (needs ``batch_key``).
     seed
         Random seed for the initial weights.
 

@@ -63,7 +63,7 @@ class TrainMixin(PredictMixin):
         plan_kwargs: Mapping[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Fine-tune the model; its best validation is what it has in the end.
+        """Train the model and keep the weights with the best validation.
 
         Parameters
         ----------
@@ -81,35 +81,36 @@ class TrainMixin(PredictMixin):
         batch_size
             Cell *sets* in a minibatch. If None, 8.
         split
-            Which cells validate, e.g. ``FewShotContext(context="A549", validation=("STAT1",))``. If None, a tenth of
-            the cells of every condition; with a prior a tenth of the conditions, if enough perturbations are in several
-            contexts, as the prior predicts those from the other contexts.
+            Split into training, validation and test cells, e.g.
+            ``FewShotContext(context="A549", validation=("STAT1",))``. If None, a tenth of the cells of every condition
+            is the validation set, or with a prior a tenth of the conditions, if enough perturbations are in several
+            contexts.
         validate_every
             Optimizer steps between validations. If None, there are 20 validations.
         monitor
             Metric that decides which weights are kept: ``'validation_loss'``, one of its terms such as
             ``'validation_delta_mse'``, or a score computed at every validation, ``'validation_pds'``,
-            ``'validation_pearson_delta'``, ``'validation_overlap'`` (of the genes that change most; stands in for DES).
+            ``'validation_pearson_delta'``, ``'validation_overlap'`` (of the genes that change most; a proxy for DES).
         patience
             Stop after this many validations without improvement. If None, never stop early.
         save_steps
-            Steps between checkpoints that are kept in ``save_dir`` beside the best and the last, named
+            Steps between checkpoints that are kept in ``save_dir`` in addition to the best and the last, named
             ``step=000400.ckpt``; a multiple of ``validate_every``.
         save_dir
             Folder for ``best.ckpt``, ``last.ckpt`` and ``metrics.csv``. If None, nothing is written.
         resume_from
             Checkpoint of an interrupted run: optimizer, schedule and step continue as if nothing had happened. Nothing
-            else ever restores them. If the run had reached its end, its result is taken.
+            else ever restores them. If the run was complete, its result is loaded.
         logger
-            Loggers beside ``model.history``: ``'csv'`` (a file in ``save_dir``), ``'tensorboard'``, ``'wandb'``, None,
-            or Lightning loggers.
+            Loggers in addition to ``model.history``: ``'csv'`` (a file in ``save_dir``), ``'tensorboard'``,
+            ``'wandb'``, None, or Lightning loggers.
         store
-            Where expression lives: ``'auto'``, ``'device'``, ``'host'`` or ``'disk'``.
+            Where expression is stored: ``'auto'``, ``'device'``, ``'host'`` or ``'disk'``.
         precision
-            As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` is the first on CUDA devices that
-            compute in bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
+            As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` is the first on CUDA devices with
+            native bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
         compile
-            Whether training steps run compiled; ``'auto'`` compiles if that saves more time than it takes.
+            Whether to compile training steps; ``'auto'`` compiles if that saves more time than it takes.
         shrink_correction
             With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
             validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose
@@ -185,7 +186,7 @@ class TrainMixin(PredictMixin):
 
         Returns
         -------
-        What a training with these options amounts to: e.g. ``plan.lr``, ``split``, ``batch_size``, ``device``.
+        The resolved options, e.g. ``plan.lr``, ``split``, ``batch_size``, ``device``.
 
         Raises
         ------
@@ -236,7 +237,7 @@ class TrainMixin(PredictMixin):
         seed: int = 0,
         plan_kwargs: Mapping[str, Any] | None = None,
     ) -> LearningRateTest:
-        """Find out how large a learning rate may be, by training a copy with a growing rate.
+        """Suggest a peak learning rate with Lightning's tuner, which trains a copy with a growing rate.
 
         Parameters
         ----------
@@ -245,8 +246,8 @@ class TrainMixin(PredictMixin):
         n_steps
             Optimizer steps between them.
         recipe, batch_size, split, store, precision, seed, plan_kwargs
-            As in :meth:`train`. What the recipe freezes at first stays frozen, so that what trains first is tested.
-            Options of the schedule, of averages and of logging are refused in ``plan_kwargs``, as the rate grows.
+            As in :meth:`train`. The test covers the parts that the recipe trains first; those that it freezes at first
+            stay frozen. ``plan_kwargs`` may not contain options of the schedule, of averages or of logging.
 
         Returns
         -------
@@ -283,7 +284,7 @@ class TrainMixin(PredictMixin):
         ----------
         folder
             Folder for ``adapters.safetensors`` and ``adapters.json``. Tensors that were not loaded from pretrained
-            weights, which train beside adapters, are included.
+            weights, which train together with the adapters, are included.
 
         Raises
         ------
@@ -327,7 +328,7 @@ class TrainMixin(PredictMixin):
         self, *, batch_size: int | None = None, store: StoreKind = "auto", precision: str | int = "auto",
         **trainer_kwargs: Any,
     ) -> MemoryPlan:  # fmt: skip
-        """Estimate what :meth:`train` would take of the device's memory; it is also logged when training starts.
+        """Estimate the device memory that :meth:`train` needs; training logs it at the start, too.
 
         Parameters
         ----------

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from torch import Tensor, nn
 
-    from scvi_tahoe.training._plan import TahoeTrainingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +67,12 @@ class KeepBest(Callback):
     def _is_better(self, value: float) -> bool:
         return value < self.best_value if self.mode == "min" else value > self.best_value
 
-    def on_fit_start(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Remove half-written checkpoints that a killed run left."""
         if self.folder is not None and trainer.is_global_zero:
             remove_partial(self.folder)
 
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Keep the weights that training starts from, the first that may be the best."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and trainer.global_step == 0 and self.best_step is None:
@@ -87,7 +86,7 @@ class KeepBest(Callback):
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Compare the validation that just ended, and write checkpoints."""
         value = trainer.callback_metrics.get(self.monitor)
         validated = [name for name in trainer.callback_metrics if name.startswith("validation_")]
@@ -116,7 +115,7 @@ class KeepBest(Callback):
         with atomic_write(path) as partial:
             trainer.save_checkpoint(partial)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: TahoeTrainingPlan) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Give the best weights back to the module."""
         if self._best_weights is None:
             logger.warning(
