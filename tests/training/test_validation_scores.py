@@ -10,7 +10,7 @@ import pytest
 
 from scvi_tahoe import HeldOutPerturbations, evaluate
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe.training._validation_scores import VALIDATION_SCORES, computed_scores, top_gene_overlap
+from scvi_tahoe.training._reports import VALIDATION_SCORES, computed_scores, top_gene_overlap
 
 
 class Cells(pl.Callback):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.training._options import PlanConfig
+    from scvi_tahoe.training._recipe import PlanConfig
 
 #: layers, rank, alpha and seed of attached adapters, as plain values
 Adapters: TypeAlias = "dict[str, Any]"
