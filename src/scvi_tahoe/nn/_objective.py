@@ -161,9 +161,7 @@ class Objective:
         """Compute one term, one value a set."""
         needed = [getattr(reference, name) for name in term.needs]
         if any(value is None for value in needed):
-            raise ValueError(
-                f"the term {term.name!r} compares with more than the cells; minibatches of training bring it."
-            )
+            raise ValueError(f"the term {term.name!r} needs {list(term.needs)}, which minibatches of training bring.")
         options = {
             keyword: self.matmul_dtype if name == "matmul_dtype" else getattr(self.config, name)
             for keyword, name in term.options.items()
@@ -263,37 +261,24 @@ def ineffective_in_objective(
     auxiliary = representation == "expression+embedding"
     decodes = representation == "embedding" and network.gene_decoder is not None
     decoder = "network={'gene_decoder': {...}}" if representation == "embedding" else "representation='embedding'"
-    confidence = (
-        network.confidence_token,
-        "the network has no confidence token",
-        "network={'confidence_token': True}",
-    )
+    confidence = network.confidence_token, "the network has no confidence token", "network={'confidence_token': True}"
+    batch = "network={'batch_token': True, 'n_batch_classes': ...}"
     found = {
         "decoder_weight": (decodes, "no gene decoder is trained", decoder),
         "embedding_terms": (auxiliary, f"representation is {representation!r}", _BOTH),
-        "batch_weight": (
-            network.batch_token,
-            "the network has no batch token",
-            "network={'batch_token': True, 'n_batch_classes': ...}",
-        ),
+        "batch_weight": (network.batch_token, "the network has no batch token", batch),
         "confidence_weight": confidence,
         "confidence_scale": confidence,
     }
     owned = {name for term in (*TERMS.values(), *EMBEDDING_TERMS.values()) for name in term.options.values()}
+    used = {*config.terms, *(config.embedding_terms if auxiliary else ())}
     for option in owned & {f.name for f in fields(ObjectiveConfig)}:
-        owners, embedding_owners = (
-            [name for name, term in terms.items() if option in term.options.values()]
-            for terms in (TERMS, EMBEDDING_TERMS)
-        )
-        used = {*config.terms, *(config.embedding_terms if auxiliary else ())}
-        places = [f"{' or '.join(map(repr, owners))} in terms"] if owners else []
-        if embedding_owners:
-            places.append(f"{' or '.join(map(repr, embedding_owners))} in embedding_terms of {_BOTH}")
-        found[option] = (
-            bool(used & {*owners, *embedding_owners}),
-            f"terms are {sorted(config.terms)}",
-            ", and with ".join(places),
-        )
+        places, applies = [], False
+        for terms, where in ((TERMS, "terms"), (EMBEDDING_TERMS, f"embedding_terms of {_BOTH}")):
+            if owners := [name for name, term in terms.items() if option in term.options.values()]:
+                places.append(f"{' or '.join(map(repr, owners))} in {where}")
+                applies |= not used.isdisjoint(owners)
+        found[option] = applies, f"terms are {sorted(config.terms)}", ", and with ".join(places)
     return _without_effect(found)
 
 
@@ -339,14 +324,13 @@ def non_default(objective: Mapping[str, Any]) -> dict[str, Any]:
 
 def reject_ineffective(what: str, given: Mapping[str, Any], ineffective: Mapping[str, Ineffective]) -> None:
     """Raise a ``ValueError`` that names each given option without effect, the reason, and what to do instead."""
-    if found := {name: value for name, value in given.items() if name in ineffective}:
-        raise ValueError(
-            "\n".join(
-                f"{what} {name}={value!r} has no effect: {ineffective[name].reason}. Leave it out; it applies with "
-                f"{ineffective[name].instead}."
-                for name, value in found.items()
-            )
-        )
+    if found := [
+        f"{what} {name}={value!r} has no effect: {ineffective[name].reason}. Leave it out; it applies with "
+        f"{ineffective[name].instead}."
+        for name, value in given.items()
+        if name in ineffective
+    ]:
+        raise ValueError("\n".join(found))
 
 
 def reject_ineffective_options(
