@@ -25,13 +25,7 @@ _SETTINGS = "settings.json"
 
 
 def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) -> None:
-    """Create the folder, or continue one with the same settings; `overwrite` removes an earlier demo.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds anything but a demo, or a demo with other settings that may not be overwritten.
-    """
+    """Create the folder, or continue one with the same settings; `overwrite` removes an earlier demo."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the path of a new or empty folder.")
     known = folder / _SETTINGS

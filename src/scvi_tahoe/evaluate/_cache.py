@@ -85,15 +85,7 @@ def _stored(part: NDArray[Any] | SelectedRows) -> Iterator[memoryview]:
 
 
 class TruthCache:
-    """Tables computed once for one truth and reused for every model scored against it.
-
-    Parameters
-    ----------
-    folder
-        Where tables are kept between processes, as parquet files named by a hash of everything they depend on; ``None``
-        keeps them in memory alone. Each file comes with its checksum: one that is cut, changed or left by another
-        release is recomputed and replaced.
-    """
+    """Tables computed once for one truth and reused for every model scored against it."""
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = None if folder is None else Path(folder)

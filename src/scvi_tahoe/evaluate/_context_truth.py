@@ -96,11 +96,6 @@ class ContextTruth:
 
         A perturbation with fewer than two cells is in neither; unless they are split too, all controls are in both.
 
-        Raises
-        ------
-        ValueError
-            If no perturbation, or not the control, has two cells to split.
-
         Notes
         -----
         With controls split these are the halves of cell-eval 0.8.2 (``compute_ceiling``) for the same seed.

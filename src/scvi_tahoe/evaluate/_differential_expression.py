@@ -48,12 +48,6 @@ def differential_expression(
     Two-sided Mann-Whitney U, Benjamini-Hochberg over the genes of each perturbation, fold changes of geometric means:
     pdex with the settings that cell-eval 0.8.2 gives it, on the CPU, or gpudge on the GPU. Float64 values that float32
     cannot hold are tested on the CPU in any case, with a warning: gpudge ranks float32.
-
-    Returns
-    -------
-    One row per (perturbation, gene), perturbations sorted, genes in the order of the table: :data:`DE_COLUMNS`.
-    ``controls`` take the place of the control cells of the table; on the CPU they are put before a few perturbations at
-    a time, so that no copy of all cells is made.
     """
     if backend == "gpu" and all(fits_single_precision(side) for side in (cells, controls) if side is not None):
         whole = cells if controls is None else concatenate(controls, cells, cells.perturbation != control)

@@ -29,15 +29,6 @@ def chosen_backend(wanted: Backend) -> Literal["cpu", "gpu"]:
     """Resolve where differential expression is tested: by pdex on the CPU, or by gpudge on the GPU.
 
     ``"auto"`` is the GPU if gpudge is installed and there is a CUDA device.
-
-    Raises
-    ------
-    ImportError
-        If ``"gpu"`` is wanted and gpudge is not installed.
-    RuntimeError
-        If ``"gpu"`` is wanted and there is no CUDA device.
-    ValueError
-        If there is no such backend.
     """
     if wanted not in BACKENDS:
         raise ValueError(f"de_backend={wanted!r} is unknown; allowed are {', '.join(map(repr, BACKENDS))}.")
@@ -76,10 +67,6 @@ def differential_expression_gpu(
     The same test as on the CPU: two-sided Mann-Whitney U with correction for ties and continuity, Benjamini-Hochberg
     over the genes of each perturbation. Fold changes are computed here on the CPU, as pdex computes them, so that ranks
     by fold change do not depend on the backend; gpudge would take the values for ones without a logarithm.
-
-    Returns
-    -------
-    One row per (perturbation, gene): ``target``, ``feature``, ``log2_fold_change``, ``p_value``, ``fdr``.
     """
     import gpudge
     import polars as pl

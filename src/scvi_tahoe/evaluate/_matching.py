@@ -35,17 +35,6 @@ def matched(
     """Read a prediction, bring its genes into the reference's order, and keep the conditions that both sides have.
 
     With ``own_controls`` the prediction is scored on its own control cells, which must then be there.
-
-    Returns
-    -------
-    Predicted cells of the shared conditions, the reference restricted to them, and what was left out, as checks.
-
-    Raises
-    ------
-    KeyError
-        If a label column is missing.
-    ValueError
-        If genes are missing, no condition is shared, or controls are wanted and a context has none.
     """
     # counts of a reference are kept in a layer as a rule, and predicted ones in X
     has_layer = reference.layer is None or reference.layer in prediction.layers

@@ -72,19 +72,7 @@ def cell_eval_scores(
     profile: str,
     controls: CellTable | None = None,
 ) -> pd.DataFrame:
-    """Return the metrics of a profile of cell-eval, one row per perturbation, columns as cell-eval names them.
-
-    Parameters
-    ----------
-    observed, predicted
-        Cells of one context with their controls, their statistics and their differential expression.
-    control
-        Label of the control cells.
-    profile
-        Name of the profile: ``"vcc"``, ``"minimal"`` or ``"full"``.
-    controls
-        Control cells that replace those of ``predicted``, if it is not scored on its own.
-    """
+    """Return the metrics of a profile of cell-eval, one row per perturbation, columns as cell-eval names them."""
     from cell_eval import MetricPipeline, PerturbationAnndataPair, initialize_de_comparison
 
     if profile == _PROFILE_OF_CELLS:

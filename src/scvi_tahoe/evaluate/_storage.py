@@ -29,13 +29,7 @@ _PARQUET = ("de_observed", "de_predicted")
 
 
 def save_result(fields: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Write the fields of a result to a folder, which appears complete or not at all.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder exists and holds something other than a result.
-    """
+    """Write the fields of a result to a folder, which appears complete or not at all."""
     with atomic_folder(folder, overwrite=True, kind="evaluation result", signatures=["result.json"]) as partial:
         for name in _CSV:
             if fields[name] is not None:
@@ -56,15 +50,7 @@ def save_result(fields: Mapping[str, Any], folder: str | os.PathLike[str]) -> No
 
 
 def load_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the fields of a result, ``effects`` as a dictionary.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no result.
-    ValueError
-        If a later release wrote it in another format.
-    """
+    """Read the fields of a result, ``effects`` as a dictionary."""
     folder = Path(folder)
     if not (folder / "result.json").exists():
         raise FileNotFoundError(f"{folder} holds no evaluation result (no result.json).")

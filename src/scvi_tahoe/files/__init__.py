@@ -7,24 +7,3 @@ from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, membe
 from scvi_tahoe.files._pickle_files import read_pickle
 from scvi_tahoe.files._torch_files import checksums, read_torch, verify_finite, verify_tensor
 from scvi_tahoe.files._yaml_files import read_json, read_yaml
-
-__all__ = [
-    "MALFORMED",
-    "MEGABYTE",
-    "UnsafeFileError",
-    "atomic_folder",
-    "atomic_write",
-    "atomic_write_text",
-    "checksums",
-    "member",
-    "one_line",
-    "read_json",
-    "read_pickle",
-    "read_torch",
-    "read_yaml",
-    "remove_partial",
-    "remove_path",
-    "verify_finite",
-    "verify_size",
-    "verify_tensor",
-]

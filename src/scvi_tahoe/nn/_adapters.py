@@ -24,24 +24,7 @@ def linear_layers(network: nn.Module, weights: Container[str]) -> list[str]:
 
 
 def attach_adapters(network: nn.Module, layers: Sequence[str], *, rank: int, alpha: float, seed: int) -> None:
-    """Put an adapter next to each of these layers; the network computes what it did until they are trained.
-
-    Parameters
-    ----------
-    network
-        Changed in place: the weight of a layer ``a`` becomes ``a.base_layer.weight``. What needed gradients still does.
-    layers
-        Names of linear layers.
-    rank, alpha
-        Rank of the adapters, and what they add is scaled by ``alpha / rank``.
-    seed
-        Random seed for their initial values.
-
-    Raises
-    ------
-    ImportError
-        If PEFT is not installed.
-    """
+    """Put an adapter next to each of these layers; the network computes what it did until they are trained."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:

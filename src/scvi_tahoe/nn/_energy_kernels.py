@@ -45,19 +45,6 @@ def centred_cells(x_SNG: Tensor, y_SMG: Tensor, limit: float) -> tuple[Tensor, T
 def distances(product_SRC: Tensor, square_SC: Tensor, *, first: int, split: int, rounding: float, keep: bool) -> Tensor:
     """Euclidean distances in the memory of the products, and their sums over each row.
 
-    Parameters
-    ----------
-    product_SRC
-        Products of R cells of each set, from the one at ``first``, with its first C cells; becomes the distances.
-    square_SC
-        Squared lengths of all cells.
-    split
-        Column at which the second sum of a row begins.
-    rounding
-        Squared distances below this fraction of the two squared lengths are zero.
-    keep
-        Whether the distances are wanted, or their sums only.
-
     Returns
     -------
     float32 ``[S, R, 2]``: sums over the columns before ``split`` and from there on.

@@ -219,19 +219,6 @@ class Objective:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compute the loss of a minibatch.
 
-        Parameters
-        ----------
-        output
-            What the network returned.
-        observed_SNG
-            Observed cells at the width of the prediction.
-        reference
-            For ``de_weighted``, ``contrastive`` and ``shift_weight``, which are left out without it.
-        genes_SNG
-            Observed expression, for the gene decoder.
-        batch_S
-            Technical batch of each set, for the batch token.
-
         Returns
         -------
         Total (scalar), main loss of each set ``[S]``, and the value of each term before weighting.

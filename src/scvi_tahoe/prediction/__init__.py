@@ -10,12 +10,3 @@ from scvi_tahoe.prediction._request import (
     arguments_for_observed,
     resolve_conditions,
 )
-
-__all__ = [
-    "PredictionData",
-    "PredictionRequest",
-    "arguments_for",
-    "arguments_for_observed",
-    "predict_cells",
-    "resolve_conditions",
-]

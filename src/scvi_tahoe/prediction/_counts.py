@@ -38,13 +38,7 @@ class ControlCounts:
 
     @classmethod
     def read(cls, data: PredictionData, rows: np.ndarray, *, layer: str | None) -> ControlCounts:
-        """Read the counts of some cells from a layer, or infer them from their log1p expression.
-
-        Raises
-        ------
-        ValueError
-            If the layer is missing or holds no counts, or there is none and the expression does not tell them.
-        """
+        """Read the counts of some cells from a layer, or infer them from their log1p expression."""
         keys, screen = data.spec.keys, data.screen
         counts = _layer_of_counts(data, layer) if layer is not None else screen.expression
         if layer is None and infer_scale(counts).scale != "log1p":
@@ -102,8 +96,6 @@ def counts_of_prediction(
 
     Parameters
     ----------
-    predicted_CG
-        Log1p expression of all conditions of the plan, one after the other.
     plan, controls
         What was predicted, and the counts of the control cells.
 

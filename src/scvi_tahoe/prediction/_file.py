@@ -30,17 +30,7 @@ _ROWS = 256  # rows that a thread turns into CSR at once
 
 
 def verify_path(path: Path, *, overwrite: bool) -> None:
-    """Verify that a prediction can be written to a path.
-
-    Raises
-    ------
-    ValueError
-        If the path does not end in ``.h5ad`` or ``.zarr``.
-    FileExistsError
-        If something is there that may not be replaced.
-    NotADirectoryError
-        If the parent is a file.
-    """
+    """Verify that a prediction can be written to a path."""
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"path={str(path)!r} must end in .h5ad (one file) or .zarr (a folder).")
     is_zarr = path.suffix == ".zarr"

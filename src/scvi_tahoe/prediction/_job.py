@@ -57,17 +57,7 @@ def predict_cells(
     is_trained: bool,
     observed_cosine: Mapping[str, float],
 ) -> ad.AnnData:
-    """Predict what a request asks for, starting from some data.
-
-    Parameters
-    ----------
-    prior
-        What a learned prior keeps, as plain values; None without a prior.
-    devices
-        Where the network runs; the first also does what is done once.
-    observed_cosine
-        Mean cosine of observed deltas by context, which the alarm on predictions that are all alike compares with.
-    """
+    """Predict what a request asks for, starting from some data."""
     device, output, spec = devices[0], request.output, data.spec
     plan = plan_prediction(request, data.screen.index, spec.table)
     if spec.representation != "embedding":

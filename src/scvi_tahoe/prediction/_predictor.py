@@ -107,20 +107,8 @@ def predicted_chunks(
 
     Parameters
     ----------
-    module
-        In eval mode; every further device gets a copy.
-    dataset, plan, forward
-        What is predicted, and how.
-    residual_cells
-        Makes the cells of a prior of cells; None without one.
-    devices
-        Minibatches are dealt out to these in turn.
     out
         float32 ``[cells of the plan, G]`` for the cells, all in one chunk. If None, chunks have memory of their own.
-
-    Yields
-    ------
-    Chunks of whole conditions.
     """
     minibatches = _minibatches(plan, forward)
     width = prediction_width(module, forward.output)

@@ -53,15 +53,7 @@ _SCALE_LIMIT = 1.6
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRequest:
-    """Arguments of :meth:`~scvi_tahoe.TahoeST.predict`, as they are documented there.
-
-    Raises
-    ------
-    FileExistsError
-        If something is at ``path`` and may not be replaced.
-    ValueError
-        If an option is unknown or out of range, or belongs to another output.
-    """
+    """Arguments of :meth:`~scvi_tahoe.TahoeST.predict`, as they are documented there."""
 
     perturbations: Sequence[str] | None = None
     contexts: Sequence[str] | None = None
@@ -290,11 +282,6 @@ def plan_prediction(request: PredictionRequest, index: ConditionIndex, table: Em
 
     Every condition draws from a generator of its own, seeded by the seed and its two labels: a prediction does not
     depend on what else is requested.
-
-    Raises
-    ------
-    ValueError
-        If a label is unknown, listed twice or the control's, or a number of cells is below 1.
     """
     n_cells = request.n_cells
     found = resolve_conditions(index, table, perturbations=request.perturbations, contexts=request.contexts)
@@ -333,13 +320,7 @@ def resolve_conditions(
     perturbations: Sequence[str] | None,
     contexts: Sequence[str] | None,
 ) -> dict[Condition, Condition]:
-    """Return each requested condition, as it was spelled, and the same in the table's spelling.
-
-    Raises
-    ------
-    ValueError
-        If a label is unknown, listed twice or the control's, or a context has no control cells.
-    """
+    """Return each requested condition, as it was spelled, and the same in the table's spelling."""
     for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
         if isinstance(given, str):
             raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")

@@ -18,21 +18,3 @@ from scvi_tahoe.response._residual_input import (
     prior_and_targets,
     with_prior,
 )
-
-__all__ = [
-    "PRIORS",
-    "CellPrior",
-    "CollapseAlarm",
-    "Origin",
-    "Prior",
-    "ResidualCells",
-    "choose_prior",
-    "learn_prior",
-    "means_by_code",
-    "move_to_mean",
-    "observed_cosines",
-    "prior_and_targets",
-    "prior_table",
-    "validation_share",
-    "with_prior",
-]

@@ -301,18 +301,7 @@ class _Job:
 
 
 def dry_run_text(config: str | Path) -> str:
-    """Read the data and the weights of a run, and say what would be done; nothing is written.
-
-    Parameters
-    ----------
-    config
-        File of the run.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As :func:`~scvi_tahoe.study.finetune` would.
-    """
+    """Read the data and the weights of a run, and say what would be done; nothing is written."""
     prepared = _prepare(TahoeRun.from_yaml(config))
     run, found, model = prepared.run, prepared.fingerprint, prepared.model
     train, side, cells = run.train, found["train"], found["split"]["cells"]

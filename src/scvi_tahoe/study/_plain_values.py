@@ -54,20 +54,7 @@ class Section:
 def section(
     *functions: Callable[..., Any], without: Collection[str] = (), optional: bool = False, own_first: bool = False
 ) -> Callable[[type[T]], type[T]]:
-    """Make a class a frozen dataclass of the options of some functions.
-
-    Parameters
-    ----------
-    functions
-        Parameters that a file can hold become fields, with the default of the first function that has them. A field
-        that the class defines itself stays as it is.
-    without
-        Names of parameters to leave out.
-    optional
-        Allow None for every parameter and make it the default: the function decides.
-    own_first
-        Whether the fields that are no parameters come before those that are.
-    """
+    """Make a class a frozen dataclass of the options of some functions."""
 
     def decorate(cls: type[T]) -> type[T]:
         own, found = dict(cls.__annotations__), {}

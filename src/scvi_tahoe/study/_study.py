@@ -145,13 +145,7 @@ def _conclude(folder: Path, config: StudyConfig) -> StudyResult:
 
 
 def rounds_text(*studies: StudyConfig | str | Path) -> str:
-    """Return the rounds of a study, one a line.
-
-    Parameters
-    ----------
-    studies
-        See :func:`run_study`.
-    """
+    """Return the rounds of a study, one a line."""
     config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
     lines = [f"{config.title or config.name}: {len(config.rounds)} rounds"]
     for one in config.rounds:
