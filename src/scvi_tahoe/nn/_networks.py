@@ -251,7 +251,7 @@ class Confidence(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, output_SD: Tensor) -> Tensor:
-        """Return one number a set, shape ``(S,)``."""
+        """Return one number per set, shape ``(S,)``."""
         for layer, norm in zip(self.projection[:-1], self.norms, strict=True):
             output_SD = self.dropout(F.gelu(norm(layer(output_SD))))
         return F.relu(self.projection[-1](output_SD)).squeeze(-1)

@@ -90,7 +90,7 @@ def with_objective(
     device: torch.device,
     seed: int,
 ) -> CellSetDataset:
-    """Add what the terms of the objective need beside the cells of a set."""
+    """Add what the terms of the objective need in addition to the cells of a set."""
     config, index = module.objective.config, split.index
     terms = [TERMS[name] for name in config.terms]
     if module.embedding_head is not None:

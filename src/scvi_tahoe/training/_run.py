@@ -79,7 +79,7 @@ class TrainingRun:
     plan
         How the run is optimised.
     split
-        Which cells validate.
+        Split into training, validation and test cells.
     validate_every
         Optimizer steps between validations.
     batch_size, set_size, accumulate
@@ -89,7 +89,7 @@ class TrainingRun:
     resume_step
         Optimizer step of the checkpoint that the run continues. If None, it starts anew.
     setting
-        What decides the course of the run beside the plan, in plain values: a resumed run must have the same.
+        What decides the course of the run in addition to the plan, in plain values: a resumed run must have the same.
     trainer_options
         Options of Lightning's trainer.
     device
@@ -141,7 +141,7 @@ class TrainingRun:
         strong = prior != "none" and (
             index.perturbations_recur or combines_measured_components(index, spec.keys.parser)
         )
-        # beside a strong prior a fast network would learn noise
+        # with a strong prior a fast network would learn noise
         default_lr = _LR_ON_PRIOR if strong else _LR_PRETRAINED if pretrained else _LR_SCRATCH
         plan = options.plan(max_steps=steps, default_lr=default_lr)
         validate_every = options.validate_every or max(1, -(-steps // _N_VALIDATIONS))
