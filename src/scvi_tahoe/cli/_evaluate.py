@@ -1,3 +1,5 @@
+"""`scvi-tahoe evaluate`: scores of a prediction."""
+
 from __future__ import annotations
 
 import warnings

@@ -18,6 +18,7 @@ Su et al. (2021, arXiv:2104.09864) in the half-rotation convention with base 10,
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -146,11 +147,8 @@ class SetTransformer(nn.Module):
 
     def _encode_batch(self, batch: Tensor | None) -> Tensor:
         if batch is None or self.batch_encoder is None:
-            raise ValueError(
-                "This network was built with a batch encoder: give the technical batch of every cell (batch_SN)."
-            )
-        labels_SN = batch.argmax(-1) if batch.ndim == 3 else batch
-        return self.batch_encoder(labels_SN.long())
+            raise ValueError("This network has a batch encoder: give the technical batch of every cell (batch_SN).")
+        return self.batch_encoder((batch.argmax(-1) if batch.ndim == 3 else batch).long())
 
     def _add_tokens(self, cells_SND: Tensor, present_SN: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Put the batch token before the cells and the confidence token behind them."""
@@ -170,8 +168,7 @@ class MLP(nn.Module):
 
     def __init__(self, n_in: int, width: int, n_out: int, n_layers: int, config: NetworkConfig) -> None:
         super().__init__()
-        widths = [n_in, *[width] * (n_layers - 1), n_out]
-        self.layers = nn.ModuleList(AlignedLinear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(AlignedLinear(a, b) for a, b in pairwise([n_in, *[width] * (n_layers - 1), n_out]))
         self.activation = _ACTIVATIONS[config.activation]()
         # a single layer has nothing between, and nothing there may look as if it could be changed
         self.dropout = nn.Dropout(config.dropout) if n_layers > 1 else nn.Identity()
@@ -192,9 +189,7 @@ class Head(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.kind = config.head
-        self.rectify = config.rectify
-        self.keep_zeros = config.keep_zeros
+        self.kind, self.rectify, self.keep_zeros = config.head, config.rectify, config.keep_zeros
         self.project = MLP(config.hidden, config.hidden, config.n_output, config.n_decoder_layers, config)
         self.down = AlignedLinear(config.n_output, config.down_width) if config.head == "down_up" else None
         self.up = AlignedLinear(config.down_width, config.n_output) if config.head == "down_up" else None
@@ -245,8 +240,7 @@ class Confidence(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.randn(1, 1, hidden))
-        self.projection = nn.ModuleList([nn.Linear(hidden, hidden // 2), nn.Linear(hidden // 2, hidden // 4),
-                                         nn.Linear(hidden // 4, 1)])  # fmt: skip
+        self.projection = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([hidden, hidden // 2, hidden // 4, 1]))
         self.norms = nn.ModuleList([nn.LayerNorm(hidden // 2), nn.LayerNorm(hidden // 4)])
         self.dropout = nn.Dropout(0.1)
 
@@ -264,7 +258,7 @@ class GeneDecoder(nn.Module):
         super().__init__()
         self.residual = config.residual
         widths = [n_in, *config.hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in config.hidden)
         self.out = nn.Linear(widths[-1], config.n_genes)
         self.dropout = nn.Dropout(config.dropout)
@@ -443,11 +437,9 @@ def _widened_heads(flat: Tensor, head_dim: int, more: int) -> Tensor:
 
 def _allowed(present_ST: Tensor, *, causal: bool) -> Tensor:
     """Return who may look at whom, ``(S, 1, T or 1, T)``."""
-    allowed = present_ST[:, None, None, :]
-    if not causal:
-        return allowed
-    n_tokens = present_ST.shape[1]
-    return allowed & torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=present_ST.device).tril()
+    allowed, n_tokens = present_ST[:, None, None, :], present_ST.shape[1]
+    earlier = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=present_ST.device).tril()
+    return allowed & earlier if causal else allowed
 
 
 def _rotary_tables(tokens_STD: Tensor, present_ST: Tensor | None, width: int) -> Rotary:
