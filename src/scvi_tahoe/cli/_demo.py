@@ -1,3 +1,5 @@
+"""The command that trains, predicts and scores on a real screen."""
+
 from __future__ import annotations
 
 import shutil
