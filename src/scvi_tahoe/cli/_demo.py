@@ -1,4 +1,4 @@
-"""The command that trains, predicts and scores on a real screen."""
+"""`scvi-tahoe demo`: a demonstration that is over in minutes."""
 
 from __future__ import annotations
 
