@@ -39,9 +39,9 @@ class CellSetDataset(Dataset):
     table
         float32 ``[labels, P]`` perturbation embeddings.
     genes
-        Expression beside embeddings, for a gene decoder; None otherwise.
+        Expression in addition to embeddings, for a gene decoder; None otherwise.
     embedding
-        Cell embeddings beside expression, as an auxiliary signal; None otherwise.
+        Cell embeddings in addition to expression, as an auxiliary signal; None otherwise.
     batch_of_cell
         Technical batch of every cell as the network counts them; None if it does not look.
     residual_input

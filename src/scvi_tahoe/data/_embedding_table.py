@@ -1,4 +1,4 @@
-"""A table of perturbation embeddings: one row a label, never one a cell.
+"""A table of perturbation embeddings: one row per label, never one per cell.
 
 Rows are the user's, one-hot, several tables side by side (:class:`TableFusion`), or made from the rows of a label's
 components (:class:`Composition`).
@@ -227,7 +227,7 @@ class Composition:
 
     A component is described by its row of the table and, in a screen with doses, by log10 of its dose (0 without one).
     With ``combination='sum'`` these are summed, and a last column counts the components beyond the first, so that a
-    single perturbation keeps its own row. With ``'learned'`` they stay beside each other, each with a mark of presence,
+    single perturbation keeps its own row. With ``'learned'`` they are concatenated, each with a mark of presence,
     and the network encodes each and sums the results (Zaheer et al. 2017, *Deep Sets*, arXiv:1703.06114). Neither
     depends on the order of the components.
 

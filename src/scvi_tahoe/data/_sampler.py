@@ -43,7 +43,7 @@ class CellSetRequest:
     valid_S
         Number of leading cells of each set that belong to the request; the rest fill up its last window.
     residual_input_SN
-        Rows of the prior's cells (see :class:`~scvi_tahoe.response.CellPrior`); None without them.
+        Rows of the prior's cells (see ``response._prior.CellPrior``); None without them.
     """
 
     control_SN: np.ndarray

@@ -247,7 +247,7 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
 def condition_of_cell(obs: pd.DataFrame, keys: ScreenKeys) -> tuple[np.ndarray, pd.DataFrame]:
     """Count the conditions of predicted cells by the labels in ``obs``, in the order in which they were asked for.
 
-    Returns the number of each cell, int64 ``[cells]``, and one row a condition with its labels (perturbation and dose
+    Returns the number of each cell, int64 ``[cells]``, and one row per condition with its labels (perturbation and dose
     in columns of their own).
     """
     columns = [key for key in (keys.perturbation_key, keys.dose_key, keys.context_key) if key is not None]

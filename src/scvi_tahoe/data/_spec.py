@@ -138,7 +138,7 @@ def random_minibatches(
 
 
 def aligned_expression(spec: DataSpec, screen: Screen) -> Any:
-    """Expression of the whole screen by rows, in the model's gene order: in memory, but for a store on disk."""
+    """Expression of the whole screen by rows, in the model's gene order: in memory, unless the store is on disk."""
     alignment = align_genes(spec.genes, screen.genes, max_missing=1.0)
     matrix = screen.expression
     if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):

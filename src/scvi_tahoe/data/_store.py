@@ -163,7 +163,7 @@ class HostStore(CellStore):
     """The matrix in main memory.
 
     For a GPU, sparse rows are kept compact in pinned memory, from where the GPU reads them itself, over the bus and
-    beside the network's own work. Otherwise rows are sliced here and become dense on the device.
+    in parallel with the network. Otherwise rows are sliced here and become dense on the device.
     """
 
     def __init__(self, matrix: Any, device: torch.device | None = None, *, half: bool = False) -> None:

@@ -50,9 +50,9 @@ def observed_cosines(
     device
         Where rows become dense.
     parser
-        Of the labels of conditions.
+        Parser of the labels of conditions.
     seed
-        Of the sample of conditions and cells.
+        Random seed for sampling conditions and cells.
 
     Returns
     -------
@@ -90,9 +90,9 @@ class CollapseAlarm:
     device
         Where rows become dense.
     observed
-        Of :func:`observed_cosines`; other contexts are compared with the mean of these.
+        Result of :func:`observed_cosines`; other contexts are compared with the mean of these.
     parser
-        Of the labels of conditions.
+        Parser of the labels of conditions.
     output
         What the prediction holds.
     control_means

@@ -74,9 +74,9 @@ def validation_share(
     keys
         Where the labels of predicted cells are.
     split
-        Of the training.
+        Split of the training.
     expression
-        Of its data.
+        Expression of the training data.
     device
         Where rows become dense.
     seed

@@ -1,4 +1,4 @@
-"""What predictions start from: a table for people to read, one row a condition."""
+"""What predictions start from: a table for people to read, one row per condition."""
 
 from __future__ import annotations
 

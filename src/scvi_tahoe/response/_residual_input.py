@@ -78,7 +78,7 @@ class ResidualCells:
     Attributes
     ----------
     prior, targets
-        Of :func:`prior_and_targets`.
+        Result of :func:`prior_and_targets`.
     conditions
         What is predicted, in this order.
     sizes
