@@ -1,3 +1,5 @@
+"""Command ``demo``: from a real screen to scores beside simple predictors."""
+
 from __future__ import annotations
 
 import shutil
