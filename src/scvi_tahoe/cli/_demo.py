@@ -1,4 +1,4 @@
-"""Command ``demo``: from a real screen to scores beside simple predictors."""
+"""`scvi-tahoe demo`: a demonstration that is over in minutes."""
 
 from __future__ import annotations
 
