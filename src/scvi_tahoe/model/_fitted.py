@@ -1,4 +1,4 @@
-"""What a model learns or takes over beside its weights: every saved attribute, and the only place that writes one."""
+"""Every saved attribute of a model other than its weights, and the only place that writes one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedState:
-    """Attributes that are saved with a model beside its weights, and their values in a new one.
+    """Attributes that are saved with a model in addition to its weights, and their values in a new one.
 
     Attributes
     ----------

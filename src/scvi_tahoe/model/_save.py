@@ -26,7 +26,7 @@ class SaveMixin(FittedModel):
         dir_path
             Folder.
         *args, **kwargs
-            Of :meth:`scvi.model.base.BaseModelClass.save`.
+            Arguments of :meth:`scvi.model.base.BaseModelClass.save`.
         """
         super().save(str(dir_path), *args, **kwargs)
 
@@ -41,7 +41,7 @@ class SaveMixin(FittedModel):
         adata
             Data with the columns of the training data, genes in any order; False loads without data.
         **kwargs
-            Of :meth:`scvi.model.base.BaseModelClass.load`.
+            Arguments of :meth:`scvi.model.base.BaseModelClass.load`.
 
         Returns
         -------
