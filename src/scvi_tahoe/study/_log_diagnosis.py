@@ -294,8 +294,10 @@ def throughput(log: TrainingLog) -> Iterator[Finding]:
     if (outside or 0) <= _BUSY and not use < _IDLE:
         yield found("throughput", facts=text)
         return
-    blame = f"; {outside:.0%} of the time was spent outside the training step: the loader was the limit"
-    yield found("limited_throughput", facts=text, blame=blame if outside else ": the device waited for the loader")
+    blame = ": the device waited for the loader"
+    if outside:
+        blame = f"; {outside:.0%} of the time was spent outside the training step: the loader was the limit"
+    yield found("limited_throughput", facts=text, blame=blame)
 
 
 def _share_outside(log: TrainingLog) -> float | None:
