@@ -1,3 +1,5 @@
+"""`scvi-tahoe demo`: a demonstration that is over in minutes."""
+
 from __future__ import annotations
 
 import shutil

@@ -23,7 +23,7 @@ from scvi_tahoe._constants import STREAMS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools
+    from scvi_tahoe.data._screen import Condition, ConditionIndex, ControlPools
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from scvi_tahoe.data._disk_store import fast_codecs, is_sharded
+from scvi_tahoe.data._matrix import fast_codecs, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
