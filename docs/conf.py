@@ -36,7 +36,6 @@ source_suffix = {".rst": "restructuredtext", ".ipynb": "myst-nb", ".myst": "myst
 autosummary_generate = True
 autodoc_member_order = "bysource"
 # The methods of scvi-tools' base classes are documented there.
-autodoc_default_options = {"inherited-members": False}
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 napoleon_use_rtype = True

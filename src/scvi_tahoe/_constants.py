@@ -42,7 +42,7 @@ class _Tensors(NamedTuple):
 
 
 class _Obs(NamedTuple):
-    """Columns that predictions carry beside the ones named as in the training data."""
+    """Columns that predictions have in addition to those named as in the training data."""
 
     ORIGIN: str = "origin"  #: name of the control cell that a predicted cell started from
 

@@ -12,7 +12,7 @@ __all__ = ["show_messages"]
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to the standard error of the moment, unless the program has handlers of its own.
 
-    Of several processes that train one model the first speaks; warnings come from all.
+    If several processes train one model, only the first one logs; warnings come from all.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -97,7 +97,7 @@ class TahoeSTModule(BaseModuleClass):
         base_SNG
             What the network's change is added to; None: the control cells.
         **kwargs
-            Of :meth:`scvi.module.base.BaseModuleClass.forward`, with a minibatch only.
+            Arguments of :meth:`scvi.module.base.BaseModuleClass.forward`, with a minibatch only.
 
         Returns
         -------

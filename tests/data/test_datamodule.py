@@ -18,7 +18,7 @@ from scvi_tahoe.data import (
     make_store,
     read_screen,
 )
-from scvi_tahoe.data._datamodule import PrefetchSampler
+from scvi_tahoe.data._minibatches import PrefetchSampler
 
 KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_key="context", batch_key="batch")
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import zarr
 from scipy import sparse
 
 from scvi_tahoe.data import DiskRows
-from scvi_tahoe.data._disk_store import runs_of
+from scvi_tahoe.data._matrix import runs_of
 
 WITH_ANNBATCH = importlib.util.find_spec("annbatch") is not None
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse
 
 from scvi_tahoe.data import infer_scale
-from scvi_tahoe.data._scale import verify_log1p
+from scvi_tahoe.data._verification import verify_log1p
 from scvi_tahoe.datasets import norman_k562, papalexi_thp1
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 
 from scvi_tahoe.data import align_genes, make_store
-from scvi_tahoe.data._make_store import _on_device
+from scvi_tahoe.data._store import _on_device
 
 CPU = torch.device("cpu")
 ROWS = np.array([[5, 2, 5], [0, 9, 2]])  # unsorted and repeated

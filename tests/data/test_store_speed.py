@@ -14,8 +14,7 @@ import torch
 
 from scvi_tahoe.data import DeviceStore, make_store
 from scvi_tahoe.data._compact_rows import CompactRows, fits_half
-from scvi_tahoe.data._disk_store import _MOST_PENDING
-from scvi_tahoe.data._store import HostStore
+from scvi_tahoe.data._store import _MOST_PENDING, HostStore
 
 CPU = torch.device("cpu")
 ROWS = np.array([[5, 2, 5, 7], [0, 9, 2, 9]])

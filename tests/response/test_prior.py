@@ -7,9 +7,8 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe.data import Condition, ConditionIndex, EmbeddingTable
-from scvi_tahoe.data._conditions import CellLabels
-from scvi_tahoe.data._embedding_table import Composition
-from scvi_tahoe.data._label_parser import LabelParser
+from scvi_tahoe.data._perturbations import Composition, LabelParser
+from scvi_tahoe.data._screen import CellLabels
 from scvi_tahoe.response import CellPrior
 
 N_GENES, N_CELLS = 40, 300

@@ -1,3 +1,5 @@
+"""`scvi-tahoe demo`: a demonstration that is over in minutes."""
+
 from __future__ import annotations
 
 import shutil
@@ -19,7 +21,7 @@ def demo(
         bool, typer.Option("--overwrite", help="Start over in the folder of an earlier demo.")
     ] = False,
 ) -> None:
-    """Train on a real screen, predict held-out perturbations and score them beside simple predictors.
+    """Train on a real screen, predict held-out perturbations and score them next to simple predictors.
 
     Takes under three minutes on two CPU cores; started again, it continues where it was stopped. Leaves a folder with
     the model, the prediction, the scores and two figures, and prints the scores.

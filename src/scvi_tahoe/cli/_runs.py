@@ -30,7 +30,7 @@ def finetune(
     scvi-tahoe finetune run.yaml --folder runs/first
     scvi-tahoe finetune runs/first/config.yaml
 
-    The last command rebuilds an earlier run beside it and compares the numbers.
+    The last command repeats an earlier run in a new folder and compares the numbers.
     After Ctrl-C, the same command continues where it stopped.
     """
     quiet_frameworks()

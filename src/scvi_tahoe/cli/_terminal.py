@@ -1,4 +1,4 @@
-"""What somebody at a terminal reads: one line for a user error (exit code 2), and no advice of other packages.
+"""What a user at a terminal reads: one line for a user error (exit code 2), and no advice of other packages.
 
 Ctrl-C ends a command with exit code 130; any other exception is a bug, shown in full.
 """

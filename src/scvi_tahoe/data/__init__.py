@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.data._alignment import GeneAlignment, align_genes
-from scvi_tahoe.data._conditions import Condition, ConditionIndex, combines_measured_components
-from scvi_tahoe.data._datamodule import CellSetDataModule, LoaderConfig
-from scvi_tahoe.data._dataset import CellSetDataset
-from scvi_tahoe.data._disk_store import DiskRows, dense_rows, is_sharded
-from scvi_tahoe.data._embedding_table import NUMBER_COLUMNS, Combination, Composition, EmbeddingTable, TableFusion
-from scvi_tahoe.data._fields import EmbeddingTableField, ScreenManager
 from scvi_tahoe.data._fingerprints import smiles_fingerprints
-from scvi_tahoe.data._label_parser import Component, LabelParser, dose_label
-from scvi_tahoe.data._make_store import StoreKind, make_store
+from scvi_tahoe.data._matrix import DiskRows, GeneAlignment, align_genes, dense_rows, is_sharded
+from scvi_tahoe.data._minibatches import (
+    OUTPUTS,
+    REPRESENTATIONS,
+    CellSetDataModule,
+    CellSetDataset,
+    DataSpec,
+    LoaderConfig,
+    Output,
+    Representation,
+    aligned_expression,
+    cell_set_dataset,
+    random_minibatches,
+)
+from scvi_tahoe.data._perturbations import (
+    NUMBER_COLUMNS,
+    Combination,
+    Component,
+    Composition,
+    EmbeddingTable,
+    LabelParser,
+    TableFusion,
+    dose_label,
+)
+from scvi_tahoe.data._registration import EmbeddingTableField, ScreenManager
 from scvi_tahoe.data._sampler import CellSetRequest, ConditionRequest, ExhaustiveSampler, draw_window
-from scvi_tahoe.data._scale import infer_scale
 from scvi_tahoe.data._screen import (
+    Condition,
+    ConditionIndex,
     Screen,
     ScreenKeys,
+    combines_measured_components,
     condition_of_cell,
     expression_adata,
     label_columns,
     read_screen,
     spelled_labels,
     with_condition_labels,
-)
-from scvi_tahoe.data._spec import (
-    OUTPUTS,
-    REPRESENTATIONS,
-    DataSpec,
-    Output,
-    Representation,
-    aligned_expression,
-    cell_set_dataset,
-    random_minibatches,
 )
 from scvi_tahoe.data._splits import (
     SPLITS,
@@ -47,10 +55,10 @@ from scvi_tahoe.data._splits import (
     register_split,
     split_from_dict,
 )
-from scvi_tahoe.data._store import CellStore, DeviceStore
+from scvi_tahoe.data._store import CellStore, DeviceStore, StoreKind, make_store
 from scvi_tahoe.data._store_conversion import write_store
 from scvi_tahoe.data._store_folder import read_store
-from scvi_tahoe.data._verification import read_table, verify_screen
+from scvi_tahoe.data._verification import infer_scale, read_table, verify_screen
 
 __all__ = [
     "AssignedSplit",

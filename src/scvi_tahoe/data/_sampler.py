@@ -23,7 +23,7 @@ from scvi_tahoe._constants import STREAMS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from scvi_tahoe.data._conditions import Condition, ConditionIndex, ControlPools
+    from scvi_tahoe.data._screen import Condition, ConditionIndex, ControlPools
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CellSetRequest:
     valid_S
         Number of leading cells of each set that belong to the request; the rest fill up its last window.
     residual_input_SN
-        Rows of the prior's cells (see :class:`~scvi_tahoe.response.CellPrior`); None without them.
+        Rows of the prior's cells (see ``response._prior.CellPrior``); None without them.
     """
 
     control_SN: np.ndarray

@@ -20,7 +20,7 @@ from scvi_tahoe._names import Registry, nearest_names
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scvi_tahoe.data._conditions import ConditionIndex
+    from scvi_tahoe.data._screen import ConditionIndex
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")

@@ -20,22 +20,26 @@ from __future__ import annotations
 import copy
 import weakref
 from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from scvi_tahoe.data._compact_rows import CompactRows, kernel_runs_on
+from scvi_tahoe.data._compact_rows import CompactRows, fits_half, kernel_runs_on
+from scvi_tahoe.data._matrix import DiskRows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scvi_tahoe.data._matrix import GeneAlignment
+
 Payload = dict[str, Any]
 T = TypeVar("T")
-
 _GIB = 2**30
 #: programs of the kernel that reads over the bus beside the network's kernels: enough to fill the bus, not the GPU
 _BUS_PROGRAMS = 64
@@ -163,7 +167,7 @@ class HostStore(CellStore):
     """The matrix in main memory.
 
     For a GPU, sparse rows are kept compact in pinned memory, from where the GPU reads them itself, over the bus and
-    beside the network's own work. Otherwise rows are sliced here and become dense on the device.
+    in parallel with the network. Otherwise rows are sliced here and become dense on the device.
     """
 
     def __init__(self, matrix: Any, device: torch.device | None = None, *, half: bool = False) -> None:
@@ -294,3 +298,223 @@ class SelectedRows(CellStore):
         if (places < 0).any():
             raise IndexError(f"row {rows[places < 0].flat[0]} is not among the rows that this store was made of.")
         return places
+
+
+#: bytes of control cells that are kept in memory while the rest is on disk; twice as many are needed for a moment
+_KEPT = 2**29
+_BLOCK = 2**14
+#: arrays of rows that reading may have begun for
+_MOST_PENDING = 32
+
+
+class DiskStore(CellStore):
+    """A matrix on disk. Files want each row once and in order, so rows are read sorted and then put back.
+
+    Rows that are asked for all the time (``pinned_rows``: control cells) are kept in memory where they take no more
+    than half a GiB; a request for none but them reads nothing.
+    """
+
+    prefetch_factor = 4
+
+    def __init__(
+        self,
+        matrix: Any,
+        alignment: GeneAlignment | None = None,
+        *,
+        device: torch.device | None = None,
+        half: bool = False,
+        pinned_rows: np.ndarray | None = None,
+    ) -> None:
+        self.rows = DiskRows(matrix, alignment)
+        self.n_features = self.rows.shape[1]
+        self.description = "rows read from disk"
+        self._half = half
+        self._reader: ThreadPoolExecutor | None = None
+        self._pending: Pending[Future] = Pending(_MOST_PENDING)
+        self._kept: CellStore | None = None
+        self._place: np.ndarray | None = None
+        if pinned_rows is not None and len(pinned_rows):
+            self._keep(np.unique(pinned_rows), device or torch.device("cpu"))
+
+    def _keep(self, rows: np.ndarray, device: torch.device) -> None:
+        n_entries = self.rows.n_entries(rows)
+        if n_entries is None or 6 * n_entries > _KEPT:
+            return
+        block = sp.vstack([self.rows.distinct(rows[i : i + _BLOCK]) for i in range(0, len(rows), _BLOCK)], format="csr")
+        on_gpu = device.type == "cuda"
+        self._kept = HostStore(block, device, half=self._half) if on_gpu else DeviceStore(block, device)
+        self._place = np.full(self.rows.shape[0], -1, dtype=np.int32)
+        self._place[rows] = np.arange(len(rows))
+        self.description += f", {len(rows)} control cells kept in memory"
+
+    def fetch(self, rows: np.ndarray) -> Payload:
+        """Read each distinct row once, or take the ones that are kept."""
+        reading = self._pending.pop(rows)
+        return self._read(rows) if reading is None else reading.result()
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begin to read in a thread."""
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="scvi-tahoe-disk")
+        if (oldest := self._pending.add(rows, self._reader.submit(self._read, rows))) is not None:
+            oldest.cancel()
+
+    def replica(self) -> DiskStore:
+        """Share the file; each has a thread of its own that reads."""
+        other = copy.copy(self)
+        other._reader, other._pending = None, Pending(_MOST_PENDING)
+        other._kept = None if self._kept is None else self._kept.replica()
+        return other
+
+    def _read(self, rows: np.ndarray) -> Payload:
+        if self._kept is not None:
+            place = self._place[rows]  # type: ignore[index]
+            if (place >= 0).all():
+                return {"kept": self._kept.fetch(place.astype(np.int64))}
+        distinct, back = np.unique(rows, return_inverse=True)
+        block = self.rows.distinct(distinct)
+        payload: Payload = {"back": torch.from_numpy(back.reshape(rows.shape))}
+        if sp.issparse(block):
+            return payload | {"entries": CompactRows.from_csr(block, half=self._half)}
+        return payload | {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
+
+    def dense(self, payload: Payload, device: torch.device) -> Tensor:
+        """Move the distinct rows, then repeat and order them on the device."""
+        if "kept" in payload:
+            return self._kept.dense(payload["kept"], device)  # type: ignore[union-attr]
+        back = payload["back"].to(device, non_blocking=True)
+        if "entries" in payload:
+            return payload["entries"].to(device).dense(back, device)
+        return payload["cells"].to(device, non_blocking=True)[back]
+
+
+StoreKind = Literal["auto", "device", "host", "disk"]
+_GIB = 2**30
+#: share of the free memory of a device that "auto" gives to expression; the rest is for the network
+_DEVICE_SHARE = 0.4
+#: dense rows need no scattering, so a matrix that is small when dense is kept dense
+_SMALL_DENSE = 2**28
+#: bytes of rows that "auto" reads from a file once, if no other rows will be read
+_READ_ONCE = _GIB
+
+
+def _canonical(matrix: Any) -> Any:
+    """CSR in which every place has one entry."""
+    if matrix.has_canonical_format:
+        return matrix
+    # entries of one place add up, and the scattering of rows would keep the last one only
+    matrix = matrix.copy()
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _as_rows(matrix: Any) -> Any:
+    return matrix.tocsr() if sp.issparse(matrix) else matrix
+
+
+def _bytes_of_rows(matrix: Any, n_rows: int) -> int:
+    """About how many bytes some rows of a backed matrix take in memory."""
+    group = getattr(matrix, "group", None)  # of a sparse one
+    entries = matrix.shape[0] * matrix.shape[1] if group is None else group["indices"].shape[0]
+    return (4 if group is None else 8) * entries * n_rows // max(1, matrix.shape[0])
+
+
+def _room(device: torch.device) -> int:
+    """Bytes of a device that expression may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE)
+    return _GIB  # on the CPU dense rows are only worth a copy of the data while they are small
+
+
+def _device_bytes(matrix: Any, device: torch.device, *, half: bool) -> int:
+    """Bytes that a matrix takes on a device."""
+    dense = 4 * matrix.shape[0] * matrix.shape[1]
+    if device.type == "cpu" or not sp.issparse(matrix):
+        return dense  # on the CPU it is dense rows or nothing
+    compact = (4 if half else 6) * matrix.nnz
+    return dense if dense <= max(_SMALL_DENSE, compact) else compact
+
+
+def _on_device(matrix: Any, device: torch.device, *, half: bool) -> DeviceStore:
+    """Dense where that is no larger than CSR or small anyway; dense rows need no scattering."""
+    if sp.issparse(matrix) and 4 * matrix.shape[0] * matrix.shape[1] <= max(_SMALL_DENSE, 6 * matrix.nnz):
+        matrix = matrix.toarray()
+        # after it is dense: scipy has no sparse matrices of float16
+        matrix = matrix.astype(np.float16).astype(np.float32) if half else matrix
+    return DeviceStore(matrix, device, half=half)
+
+
+def make_store(
+    matrix: Any,
+    device: torch.device,
+    *,
+    kind: StoreKind = "auto",
+    alignment: GeneAlignment | None = None,
+    full_precision: bool = False,
+    pinned_rows: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+) -> CellStore:
+    """Choose where expression lives.
+
+    Parameters
+    ----------
+    matrix
+        Cells x features: numpy, DataFrame, scipy sparse, or backed.
+    device
+        Where the network runs.
+    kind
+        ``'device'``, ``'host'``, ``'disk'``, or ``'auto'``: the first of these that it fits into.
+    alignment
+        Order of genes to bring the columns into.
+    full_precision
+        Keep float32 values for a GPU too. Otherwise sparse values are rounded to float16 in every store: a
+        relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
+    pinned_rows
+        Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.
+    rows
+        The only rows that will be read; if None, any. No others are taken to the device, if that saves at
+        least half of the matrix; and ``'auto'`` reads them from a file once, if they take less than 1 GiB.
+    """
+    if kind not in get_args(StoreKind):
+        raise ValueError(f"store={kind!r} is unknown; allowed are 'auto', 'device', 'host' and 'disk'.")
+    if isinstance(matrix, pd.DataFrame):
+        matrix = matrix.to_numpy()
+    in_memory = isinstance(matrix, np.ndarray) or sp.issparse(matrix)
+    if kind == "disk" and in_memory:
+        raise ValueError(
+            "store='disk' needs data on disk; open the file with sc.read_h5ad(path, backed='r'), or convert it with "
+            "`scvi-tahoe convert` and open that with scvi_tahoe.read_store(folder), which is faster."
+        )
+    half = device.type == "cuda" and not full_precision
+    chosen = None if rows is None else np.unique(rows)
+    if not in_memory and kind == "auto" and chosen is not None and _bytes_of_rows(matrix, len(chosen)) <= _READ_ONCE:
+        some = _as_rows(matrix[chosen])
+        return SelectedRows(_in_memory(some, device, kind, alignment, half=half), chosen, matrix.shape[0])
+    if not in_memory and kind in ("auto", "disk"):
+        return DiskStore(matrix, alignment, device=device, half=half, pinned_rows=pinned_rows)
+    if not in_memory:
+        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
+    matrix = _as_rows(matrix)
+    if chosen is None or 2 * len(chosen) > matrix.shape[0]:
+        return _in_memory(matrix, device, kind, alignment, half=half)
+    return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
+
+
+def _in_memory(
+    matrix: Any, device: torch.device, kind: StoreKind, alignment: GeneAlignment | None, *, half: bool
+) -> CellStore:
+    """On the device, or in main memory."""
+    if sp.issparse(matrix):
+        matrix = _canonical(matrix)
+        half = half and fits_half(matrix.data)
+    if alignment is not None:
+        matrix = alignment.apply(matrix)
+    needed, room = _device_bytes(matrix, device, half=half), _room(device)
+    if kind == "device" or (kind == "auto" and needed <= room):
+        return _on_device(matrix, device, half=half)
+    store = HostStore(matrix, device, half=half)
+    if kind == "auto":
+        store.description += (
+            f": on {device} it would take {needed / _GIB:.1f} GiB, and {room / _GIB:.1f} GiB are set aside for it"
+        )
+    return store

@@ -19,9 +19,9 @@ import scipy.sparse as sp
 from tqdm.auto import tqdm
 
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data._alignment import GeneAlignment
-from scvi_tahoe.data._scale import verify_log1p
+from scvi_tahoe.data._matrix import GeneAlignment
 from scvi_tahoe.data._store_folder import SIGNATURE, StoreWriter, is_store
+from scvi_tahoe.data._verification import verify_log1p
 from scvi_tahoe.files import atomic_folder
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from scvi_tahoe.data._disk_store import fast_codecs, is_sharded
+from scvi_tahoe.data._matrix import fast_codecs, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -186,7 +186,7 @@ class StoreWriter:
             self._flush(self._n_waiting // _SHARD * _SHARD)
 
     def _flush(self, n: int) -> None:
-        """Write that many of the entries that wait: whole shards, but for the last one."""
+        """Write that many of the entries that wait: whole shards, except for the last one."""
         if not self._arrays:
             self._arrays = self._new_arrays(min(_SHARD, max(1, -(-n // _CHUNK)) * _CHUNK))
         columns = [np.concatenate(parts) for parts in zip(*self._waiting, strict=True)]

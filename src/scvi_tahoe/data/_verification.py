@@ -1,38 +1,144 @@
-"""Checks of a screen: everything that can be wrong with it is refused with one sentence."""
+"""Checks of a screen: everything that can be wrong with it is refused with one sentence.
+
+The scale of its values is measured, not guessed from their size. Counts of one cell, divided by their size factor, are
+integer multiples of the smallest one. So undo each candidate transformation, divide every cell by its smallest non-zero
+value, and see under which candidate the ratios are whole numbers. This works on any subset of genes and with any
+normalisation target, and tells ``log1p`` from a double log.
+"""
 
 from __future__ import annotations
 
 import re
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from mudata import MuData
 
+from scvi_tahoe._constants import LOG1P_LIMIT
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data._disk_store import is_sharded
-from scvi_tahoe.data._embedding_table import COMBINATIONS, EmbeddingTable, TableFusion
-from scvi_tahoe.data._label_parser import DOSE_MARK
-from scvi_tahoe.data._scale import verify_log1p
-from scvi_tahoe.data._screen import (
-    Screen,
-    ScreenKeys,
-    expression_adata,
-    obs_column,
-    read_matrices,
-    read_screen,
-)
+from scvi_tahoe.data._matrix import dense_rows, is_sharded
+from scvi_tahoe.data._perturbations import COMBINATIONS, DOSE_MARK, EmbeddingTable, TableFusion
+from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_screen
 from scvi_tahoe.data._store_folder import unverified_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
+
+Scale = Literal["counts", "normalized", "log1p", "log1p_twice", "log2p1", "unknown"]
+_UNDO: dict[Scale, Callable[[np.ndarray], np.ndarray]] = {
+    "normalized": lambda x: x,
+    "log1p": np.expm1,
+    "log1p_twice": lambda x: np.expm1(np.expm1(x)),
+    "log2p1": lambda x: np.exp2(x) - 1,
+}
+_TOLERANCE = 2e-3  # relative; float16 storage of log1p values stays within it
+_CELLS = 256
+_MIN_RATIOS = 30
+
+
+@dataclass(frozen=True)
+class ScaleReport:
+    """What the values of a screen look like.
+
+    Attributes
+    ----------
+    scale
+        The transformation under which a cell's values are multiples of one unit; ``"unknown"`` where none is
+        (imputed, scaled or corrected values) or where too few distinct values exist to tell.
+    integer_fraction
+        For each candidate, the fraction of ratios that are whole numbers.
+    smallest, largest
+        Range of the values looked at.
+    keeps_depth
+        Whether they are log1p of whole counts: cells were not normalised to one total.
+    """
+
+    scale: Scale
+    integer_fraction: dict[Scale, float]
+    smallest: float
+    largest: float
+    keeps_depth: bool = False
+
+
+def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Fraction of ratios above 1 to a cell's smallest value that are whole numbers (nan: too few to tell)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        unit = undo(values_CG)
+    unit[~np.isfinite(unit) | (values_CG == 0)] = np.nan
+    smallest = np.nanmin(unit, axis=1, initial=np.inf, keepdims=True)
+    ratio = unit / smallest
+    ratio = ratio[np.isfinite(ratio) & (ratio > 1 + 5 * _TOLERANCE) & (ratio < 0.05 / _TOLERANCE)]
+    if ratio.size < _MIN_RATIOS:
+        return float("nan")
+    return float(np.mean(np.abs(ratio - np.round(ratio)) <= _TOLERANCE * ratio))
+
+
+def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
+    """Measure the scale of expression values, dense or sparse, in memory or backed, from up to 256 cells."""
+    n_cells = matrix.shape[0]  # type: ignore[attr-defined]
+    rows = np.sort(np.random.default_rng(seed).choice(n_cells, min(_CELLS, n_cells), replace=False))
+    values = dense_rows(matrix, rows, np.float64)
+    smallest, largest = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    nonzero = values[values != 0]
+    if nonzero.size and smallest >= 0 and np.all(nonzero == np.round(nonzero)):
+        return ScaleReport("counts", {}, smallest, largest)
+    fractions = {scale: _whole_ratio_fraction(values, undo) for scale, undo in _UNDO.items()}
+    known = {scale: f for scale, f in fractions.items() if np.isfinite(f)}
+    best: Scale = max(known, key=lambda s: known[s]) if known else "unknown"  # type: ignore[assignment]
+    if best != "unknown" and known[best] < 0.95:
+        best = "unknown"
+    return ScaleReport(best, fractions, smallest, largest, keeps_depth=best == "log1p" and _whole(np.expm1(nonzero)))
+
+
+def _whole(values: np.ndarray) -> bool:
+    return bool(np.all(np.abs(values - np.round(values)) <= _TOLERANCE * np.maximum(values, 0.5)))
+
+
+_REMEDY = {
+    "counts": "raw counts; run sc.pp.normalize_total(adata) and sc.pp.log1p(adata) first",
+    "normalized": "normalised counts without a logarithm; run sc.pp.log1p(adata) first",
+    "log1p_twice": "values on which log1p ran twice; undo one of them, X = expm1(X)",
+    "log2p1": "log2(1 + x) of normalised counts; multiply them by log(2) to get log1p",
+}
+
+
+def verify_log1p(matrix: object, where: str) -> ScaleReport:
+    """Refuse expression that is not log1p of normalised counts, and warn of counts that were not normalised.
+
+    ``where`` names the matrix in messages, e.g. ``"adata.X"``. The scale of the report is ``"log1p"`` or ``"unknown"``.
+    """
+    report = infer_scale(matrix)
+    allowed = "the model is trained and scored on log1p of normalised counts"
+    if report.scale in _REMEDY:
+        raise ValueError(f"{where} holds {_REMEDY[report.scale]}: {allowed}.")
+    if report.smallest == report.largest == 0:
+        raise ValueError(f"{where} holds nothing but zeros: {allowed}.")
+    if report.smallest < 0:
+        raise ValueError(
+            f"{where} holds negative values (smallest {report.smallest:.3g}), as scaled data or an embedding do: "
+            f"{allowed}; pass the matrix from before sc.pp.scale, or the embedding as cell_embedding_key."
+        )
+    if report.largest >= LOG1P_LIMIT:
+        raise ValueError(
+            f"{where} holds values up to {report.largest:.3g}, above {LOG1P_LIMIT:g}, which no log1p of counts "
+            f"reaches: {allowed}; run sc.pp.log1p(adata) first."
+        )
+    if report.keeps_depth:
+        warnings.warn(
+            f"{where} holds log1p of counts that were not normalised: cells differ by their depth, which is no effect "
+            "of a perturbation. Run sc.pp.normalize_total(adata) before sc.pp.log1p(adata).",
+            stacklevel=2,
+        )
+    return report
+
 
 _BLOCK = 4096  # rows read at once from a backed matrix
 
@@ -270,75 +376,3 @@ def verify_screen(
     verify_log1p(screen.expression, keys.expression_place)
     _verify_embedding(screen, keys)
     return screen
-
-
-@dataclass(frozen=True)
-class VerifiedScreen:
-    """A screen that was verified, and what tells whether its data changed since.
-
-    Attributes
-    ----------
-    screen
-        The screen.
-    keys
-        Where its parts are.
-    for_training
-        Whether it was verified for training.
-    columns
-        Copies of the columns of ``obs`` that its labels were read from.
-    checksums
-        Sums of the values of its matrices.
-    """
-
-    screen: Screen
-    keys: ScreenKeys
-    for_training: bool
-    columns: tuple[pd.Series, ...]
-    checksums: tuple[float | None, ...]
-
-    @classmethod
-    def of(
-        cls, data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = True, table_required: bool = True
-    ) -> VerifiedScreen:
-        """Verify a screen as :func:`verify_screen` does."""
-        screen = verify_screen(data, keys, for_training=for_training, table_required=table_required)
-        columns = tuple(column.copy() for column in _label_columns(data, keys))
-        return cls(screen, keys, for_training, columns, _checksums(screen))
-
-    def is_current(self, data: AnnOrMuData, *, values: bool = True) -> bool:
-        """Whether the data are those that were verified: the same matrices, names, labels and, if asked, values."""
-        known, adata = self.screen, expression_adata(data, self.keys)
-        try:
-            columns = _label_columns(data, self.keys)
-            expression, embedding = read_matrices(data, self.keys)
-        except KeyError:
-            return False
-        return (
-            known.cells.equals(adata.obs_names)
-            and np.array_equal(known.genes, np.asarray(adata.var_names, dtype=object).astype(str))
-            and all(before.equals(now) for before, now in zip(self.columns, columns, strict=True))
-            and _is_same(known.expression, expression)
-            and _is_same(known.cell_embedding, embedding)
-            and (not values or self.checksums == _checksums(known))
-        )
-
-
-def _label_columns(data: AnnOrMuData, keys: ScreenKeys) -> list[pd.Series]:
-    """Columns of ``obs`` that labels are read from."""
-    columns = (keys.perturbation_key, keys.dose_key, keys.context_key, keys.batch_key)
-    return [obs_column(data, keys, key) for key in columns if key is not None]
-
-
-def _is_same(before: Any, now: Any) -> bool:
-    """Whether two matrices are one: the same object in memory, or the same place in a file that only is read."""
-    if before is now:
-        return True
-    before, now = (getattr(matrix, "group", matrix) for matrix in (before, now))  # of a sparse one on disk
-    read_only = getattr(now, "read_only", None) or getattr(getattr(now, "file", None), "mode", "") == "r"
-    return type(before) is type(now) and read_only and bool(before == now)
-
-
-def _checksums(screen: Screen) -> tuple[float | None, ...]:
-    """Sum of the values of each matrix in memory, which is not finite if one of them is not."""
-    values = [getattr(matrix, "data", None) if sp.issparse(matrix) else matrix for matrix in screen.matrices]
-    return tuple(float(np.sum(v)) if isinstance(v, np.ndarray) else None for v in values)

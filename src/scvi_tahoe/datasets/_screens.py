@@ -1,6 +1,6 @@
 """The two real screens inside the package, and the few-shot task that the demo and our quality figures are based on.
 
-`LICENSES.md` beside this file says where the screens come from.
+`LICENSES.md` next to this file says where the screens come from.
 """
 
 from __future__ import annotations

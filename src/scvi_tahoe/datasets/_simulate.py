@@ -61,7 +61,7 @@ def simulate_screen(
     n_contexts
         Number of contexts (cell lines).
     n_perturbations
-        Number of perturbations, each present in every context, beside the control `"control"`.
+        Number of perturbations, each present in every context, in addition to the control `"control"`.
     n_genes
         Number of genes.
     n_cells

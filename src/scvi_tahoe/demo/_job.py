@@ -53,7 +53,7 @@ def run_demo(
     overwrite: bool = False,
     report: Callable[[str], None] = _LOG.info,
 ) -> DemoResult:
-    """Train `TahoeST` on a real screen, predict held-out perturbations, and score them beside simple predictors.
+    """Train `TahoeST` on a real screen, predict held-out perturbations, and score them next to simple predictors.
 
     The task is :func:`~scvi_tahoe.datasets.papalexi_few_shot`. The folder is left with `model/`, `prediction.h5ad`,
     `scores.csv`, `evaluation/` (every score of every target; :meth:`EvaluationResult.load` reads it), `history.csv`,

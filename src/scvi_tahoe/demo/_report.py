@@ -1,4 +1,4 @@
-"""What a demo shows: the prediction beside everything that it has to beat, and how training went."""
+"""What a demo shows: the prediction next to everything that it has to beat, and how training went."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Check:
     value
         The statistic.
     allowed
-        Values that pass, in words.
+        Values that pass, as text.
     message
         One sentence that says what was found and what to do.
     """

@@ -105,7 +105,7 @@ def _tested(adata: AnnData, control: str, num_threads: int | None) -> pl.DataFra
 def _blocks(cells: CellTable, *, control: str, n_controls: int) -> Iterator[tuple[NDArray[np.intp], int]]:
     """Rows of consecutive perturbations, sorted by label, and how many perturbations they are.
 
-    Large enough that copying the controls costs next to nothing beside ranking them for each perturbation anew.
+    Large enough that copying the controls costs next to nothing compared with ranking them for each perturbation anew.
     """
     (context,) = cells.contexts
     enough = max(_BLOCK, n_controls // 4)

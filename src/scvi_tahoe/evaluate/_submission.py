@@ -64,9 +64,9 @@ def submission(
     n_cells: Mapping[str, int] | None = None,
     rules: Rules2026 | None = None,
 ) -> Path:
-    """Write the file that the Virtual Cell Challenge 2026 takes, and verify it.
+    """Write and verify a submission file for the Virtual Cell Challenge 2026.
 
-    The file appears under its name only after it was read back and found equal; one that is there already is replaced.
+    The file is read back and compared before it gets its final name; an existing file is replaced.
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ def submission(
     year
         Challenge: 2026. ``cell-eval prep`` writes the file of 2025.
     genes
-        The challenge's genes in its order. Genes of the prediction are brought into it; each must be there, and no
-        other.
+        The challenge's genes in its order. Genes of the prediction are reordered; none may be
+        missing or surplus.
     perturbation_key, context_key
         Columns of ``obs``.
     control
@@ -86,7 +86,11 @@ def submission(
     n_cells
         Cells of each perturbation, for 2025 only: 2026 has one number for all, see ``rules``.
     rules
-        Sizes that 2026 demands, other than the published ones.
+        Sizes required in 2026, if they differ from the published ones.
+
+    Returns
+    -------
+    The path of the file.
 
     Raises
     ------

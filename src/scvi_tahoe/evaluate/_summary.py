@@ -40,7 +40,7 @@ def _metrics(scores: pd.DataFrame) -> list[str]:
 def summarize(
     scores: pd.DataFrame, *, baseline: pd.DataFrame | None = None, halves: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Return ``EvaluationResult.summary``: the mean of each metric beside its baseline and its ceiling.
+    """Return ``EvaluationResult.summary``: the mean of each metric with its baseline and its ceiling.
 
     Scores of the prediction and of the baseline have one row per (context, perturbation); ``halves`` are split-half
     scores at half depth; ``seed`` is that of the bootstrap. A score of the whole panel has no interval.

@@ -19,7 +19,7 @@ _MODEL_FILES = ("config.json", "config.yaml")
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
+    """Yield a temporary path next to ``path`` that takes its place when the block ends without an error.
 
     What is written there may be a file or a folder; the name keeps its ending. Whatever interrupts the block, ``path``
     is complete or what it was before, and nothing else is left.
@@ -57,7 +57,7 @@ def atomic_folder(
     kind: str = "model folder",
     signatures: Sequence[str] = _MODEL_FILES,
 ) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target`` that takes its place when the block ends without an error.
+    """Yield a temporary folder next to ``target`` that takes its place when the block ends without an error.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def atomic_folder(
     overwrite
         Replace a folder of that name and kind.
     kind
-        What is written, in words.
+        What is written, as text for messages.
     signatures
         File names; a folder of this kind has at least one of them.
 

@@ -1,8 +1,8 @@
 """Pickles of model folders (``var_dims.pkl``, ``*_onehot_map.pkl``), read by an unpickler that knows six names.
 
 A name outside the list ends the reading; nothing is imported and nothing called. See "Restricting Globals" in the
-documentation of Python's ``pickle``. Tensors come out as numpy vectors. A pickle is a program: what it would do is read
-off its operations before any of them is carried out.
+documentation of Python's ``pickle``. Tensors come out as numpy vectors. A pickle is a program: its effects
+are read off its operations before any of them is executed.
 """
 
 from __future__ import annotations

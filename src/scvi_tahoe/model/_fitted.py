@@ -1,4 +1,4 @@
-"""What a model learns or takes over beside its weights: every saved attribute, its only writer, and it on disk."""
+"""Every saved attribute of a model other than its weights, the only place that writes one, and a model on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedState:
-    """Attributes that are saved with a model beside its weights, and their values in a new one.
+    """Attributes that are saved with a model in addition to its weights, and their values in a new one.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
         dir_path
             Folder.
         *args, **kwargs
-            Of :meth:`scvi.model.base.BaseModelClass.save`.
+            Arguments of :meth:`scvi.model.base.BaseModelClass.save`.
         """
         super().save(str(dir_path), *args, **kwargs)
 
@@ -138,7 +138,7 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
         adata
             Data with the columns of the training data, genes in any order; False loads without data.
         **kwargs
-            Of :meth:`scvi.model.base.BaseModelClass.load`.
+            Arguments of :meth:`scvi.model.base.BaseModelClass.load`.
 
         Returns
         -------

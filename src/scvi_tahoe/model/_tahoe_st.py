@@ -163,7 +163,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin):
     def _labels_only_tell_apart(self, index: ConditionIndex | None) -> bool:
         """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.
 
-        Beside the cells of the same perturbation a one-hot label only tells conditions apart, so that the network can
+        Given cells of the same perturbation, a one-hot label only identifies conditions, so that the network can
         learn the noise of each. An embedding says what perturbations have in common, and stays.
         """
         table = self.perturbation_table

@@ -1,4 +1,4 @@
-"""Adapters: low-rank matrices that train beside frozen linear layers (Hu et al. 2022, *LoRA*, arXiv:2106.09685).
+"""Adapters: low-rank matrices that train next to frozen linear layers (Hu et al. 2022, *LoRA*, arXiv:2106.09685).
 
 The layers are those of PEFT, an optional dependency: ``W x + (alpha / rank) B A x``, with ``B`` zero at the start.
 """
@@ -24,7 +24,7 @@ def linear_layers(network: nn.Module, weights: Container[str]) -> list[str]:
 
 
 def attach_adapters(network: nn.Module, layers: Sequence[str], *, rank: int, alpha: float, seed: int) -> None:
-    """Put an adapter beside each of these layers; the network computes what it did until they are trained."""
+    """Put an adapter next to each of these layers; the network computes what it did until they are trained."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:

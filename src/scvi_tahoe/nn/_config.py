@@ -122,7 +122,7 @@ class NetworkConfig:
         With ``head='delta'``: change only genes that a cell of the base expresses. A change added to every zero would
         turn the ties of rank tests into differences, and real cells are mostly zeros.
     base_encoder
-        Whether the cells that ``head='delta'`` adds to are given at the input too, beside the control cells.
+        Whether the cells that ``head='delta'`` adds to are given at the input, too, in addition to the control cells.
     sees_perturbation
         Whether the network is told which perturbation a set received. Without, it knows what ``base_encoder`` shows of
         it: it can learn how a base errs in general, and cannot learn single perturbations by heart.

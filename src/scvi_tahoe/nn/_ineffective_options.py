@@ -20,7 +20,7 @@ _BOTH = "representation='expression+embedding'"
 
 
 class Ineffective(NamedTuple):
-    """Why an option has no effect, and with what it would have one."""
+    """Why an option has no effect, and what it needs to have one."""
 
     reason: str
     instead: str
@@ -104,7 +104,7 @@ def default_of(config: type[NetworkConfig | ObjectiveConfig], name: str) -> Any:
 def non_default(objective: Mapping[str, Any]) -> dict[str, Any]:
     """Reduce an objective that was written out in full, with defaults, to the fewest options that say the same.
 
-    Run files have every option, and a default among them does not mean that somebody asked for it.
+    Run files have every option, and a default among them does not mean that the user asked for it.
     """
     chosen = {k: v for k, v in objective.items() if k == "terms" or v != default_of(ObjectiveConfig, k)}
     return {"terms": default_of(ObjectiveConfig, "terms"), **chosen} if objective else {}

@@ -1,4 +1,4 @@
-"""Losses of predicted cells and of what a network may predict beside them: pure functions with one value a set.
+"""Losses of predicted cells and of what else a network may predict: pure functions with one value per set.
 
 S sets, N predicted and M observed cells of a set, G genes (or any width), E width of a cell embedding, B technical
 batches. Everything is computed in float32.
@@ -266,7 +266,7 @@ def distillation(read_SNE: Tensor, observed_SME: Tensor) -> Tensor:
 def batch_classification(logits_SB: Tensor, batch_S: Tensor) -> Tensor:
     """Cross entropy of the technical batch of each set, as read from the batch token.
 
-    Of State Transition models with such a token (Adduri et al. 2025, bioRxiv 2025.06.26.661135).
+    Used by State Transition models with such a token (Adduri et al. 2025, bioRxiv 2025.06.26.661135).
 
     Parameters
     ----------

@@ -262,7 +262,7 @@ class Confidence(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, output_SD: Tensor) -> Tensor:
-        """Return one number a set, shape ``(S,)``."""
+        """Return one number per set, shape ``(S,)``."""
         x = output_SD
         for layer, norm in zip(self.projection[:-1], self.norms, strict=True):
             x = self.dropout(F.gelu(norm(layer(x))))

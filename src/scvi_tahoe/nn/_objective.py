@@ -35,7 +35,7 @@ class ObjectiveConfig:
     ----------
     terms
         Weight of each term between predicted and observed cells, by name: ``energy``, ``sinkhorn``, ``mmd``, ``mse``,
-        ``delta_mse``; and beside at least one of these ``de_weighted`` and ``contrastive``. The default adds the error
+        ``delta_mse``; and, with at least one of these, ``de_weighted`` and ``contrastive``. The default adds the error
         of the mean change to the energy distance: the scores of a prediction are scores of its deltas, and the energy
         distance alone hardly sees them among the cells' noise (``benchmarks/few_shot_folds.py``). The weight brings
         both to the same size on log1p expression.
@@ -49,7 +49,7 @@ class ObjectiveConfig:
     chunks
         Compute the distances between sets on this many contiguous chunks of features and average them.
     temperature
-        Of ``contrastive`` and ``alignment``, see :func:`~scvi_tahoe.nn.info_nce`.
+        Temperature of ``contrastive`` and ``alignment``, see :func:`~scvi_tahoe.nn.info_nce`.
     decoder_weight
         Weight of the same distances between decoded and observed genes, where the network has a gene decoder.
         ``'auto'`` lets training set it so that both spaces have the same scale, see
@@ -130,7 +130,7 @@ class ObjectiveConfig:
         return asdict(self)
 
     def logged(self, network: NetworkConfig, *, has_embedding: bool) -> list[str]:
-        """Return the names of what a training of this network logs beside the total."""
+        """Return the names of what a training of this network logs in addition to the total."""
         of_parts = {
             "decoder": network.gene_decoder is not None and self.decoder_weight != 0,
             "batch": network.batch_token,

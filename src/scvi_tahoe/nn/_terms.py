@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SetReference(NamedTuple):
-    """What is known of each set beside its cells, for the terms that need it."""
+    """What is known about each set in addition to its cells, for the terms that need it."""
 
     perturbation_SP: Tensor
     """Embedding of the perturbation."""

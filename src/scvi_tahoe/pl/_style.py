@@ -83,7 +83,7 @@ def label_points(
     avoid: NDArray[np.floating] | None = None,
     size: float = 6.5,
 ) -> None:
-    """Write names beside points, each at the freest place inside the panel, with a line to a point further away.
+    """Write names next to points, each at the freest place inside the panel, with a line to a point further away.
 
     Points are in data units, the most important first; a name that fits nowhere is left out. Names cover as few of the
     points ``avoid``, ``[n, 2]``, as possible. The limits of the panel are set and its figure is laid out.

@@ -120,7 +120,7 @@ class PredictionData:
     spec
         What the model fixes about its data; the table has rows for what the data and the request bring.
     alignment
-        Of the data's genes to the model's.
+        Alignment of the data's genes to the model's.
     own
         The model's own data; None if it has none.
     """

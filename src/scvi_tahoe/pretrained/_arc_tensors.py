@@ -1,7 +1,7 @@
 """Tensors of Arc's checkpoints and of our networks: names both ways, strictly, shapes, and adapters folded in.
 
 Every tensor has a place or a refusal. The map is spelled out from a :class:`~scvi_tahoe.nn.NetworkConfig`, so that a
-missing, surplus or misshapen tensor shows. Differences beside names: we keep queries, keys and values in one matrix,
+missing, surplus or misshapen tensor shows. Other differences: we keep queries, keys and values in one matrix,
 gate and up projection in another, GPT-2 matrices as linear layers (transposed), and no token table, which is all zeros
 and never used.
 """

@@ -136,7 +136,7 @@ def read_arc_folder(
 
 
 def _hyper_parameters(folder: Path, content: Any) -> dict[str, Any]:
-    """Return the hyper-parameters in the checkpoint, or those that the CSV logger wrote beside it."""
+    """Return the hyper-parameters in the checkpoint, or those that the CSV logger wrote next to it."""
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UnsafeFileError("The checkpoint holds no state_dict; it is not one of Lightning's.")
     hyper = content.get("hyper_parameters")

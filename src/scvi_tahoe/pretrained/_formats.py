@@ -1,4 +1,4 @@
-"""Formats of model folders. A file ``_format_*.py`` each, reader beside writer, which registers itself here."""
+"""Formats of model folders. A file ``_format_*.py`` each, with reader and writer, which registers itself here."""
 
 from __future__ import annotations
 

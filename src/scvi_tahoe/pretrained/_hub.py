@@ -152,7 +152,7 @@ def resolve_source(
 ) -> SourceFolder:
     """Return the folder of a model, downloading it if need be.
 
-    A transfer that breaks off is resumed where it stopped, by the hub's client and within the call. After a call that
+    An interrupted transfer is resumed where it stopped, by the hub's client and within the call. After a call that
     failed, files that are whole stay in the cache; whether the beginning of the broken one does is up to the release of
     ``huggingface_hub`` (2.4 discards it).
 

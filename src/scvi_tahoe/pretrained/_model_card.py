@@ -1,4 +1,4 @@
-"""A model in words: the card and the licence notice that travel with weights, and a description of a folder."""
+"""A model described: the card and the licence notice that travel with weights, and a description of a folder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ and quantiles of its control cells. Pass this folder on only where those cells m
 
 
 def licence_notice() -> str:
-    """Return the notice to put beside weights that derive from Arc's."""
+    """Return the notice to put next to weights that derive from Arc's."""
     return (
         "# Licence notice\n\n"
         f"{LICENCE_SUMMARY}\n\n"

@@ -201,7 +201,7 @@ class PretrainedModel:
         Plain values that travel along in our own format (see :func:`export_model`).
     prior
         What the prior of the model keeps of its training data, by the names of the fields of
-        :class:`~scvi_tahoe.data.CellPrior`; genes as in ``labels``.
+        ``response._prior.CellPrior``; genes as in ``labels``.
     """
 
     config: NetworkConfig

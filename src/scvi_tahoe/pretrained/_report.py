@@ -31,7 +31,7 @@ class TensorRecord:
     source_shape, target_shape
         Shapes on both sides, or ``None``.
     detail
-        Why, in words.
+        Why, as text.
     """
 
     tensor: str

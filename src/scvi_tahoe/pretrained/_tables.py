@@ -34,7 +34,7 @@ def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) 
         * ``.npz`` - arrays ``names`` and ``matrix``, or one array a label
         * ``.csv``, ``.tsv``, ``.parquet`` - labels in the first column (parquet: the index), numbers in the others
     labels
-        Keep the rows of these labels; labels that the file lacks are left out. None keeps all.
+        Keep the rows of these labels; labels that the file lacks are left out. If None, all are kept.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def flat_table(table: EmbeddingTable) -> EmbeddingTable:
 
 
 def table_settings(table: EmbeddingTable) -> dict[str, Any]:
-    """Return how a table's rows were made, as plain values that travel in a folder beside the rows."""
+    """Return how a table's rows were made, as plain values that are stored in a folder with the rows."""
     components, composition = table.components, None
     if table.composition is not None:
         size = {"n_rows": len(components.names), "width": components.width, "labels": list(table.names)}

@@ -1,7 +1,7 @@
 """Weights of one network as the start of another: every row and column goes to the label it belongs to.
 
 A pure function. What follows from labels alone (other order, some new perturbations, a few missing genes) is done and
-reported. What changes the meaning of the weights is done only where the user has said so, by name; see
+reported. What changes the meaning of the weights is done only if the user consents, by name; see
 ``DECISIONS``. Nothing is skipped in silence.
 """
 

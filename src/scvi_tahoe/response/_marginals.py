@@ -25,7 +25,7 @@ class _SortedGenes:
     Attributes
     ----------
     genes
-        Which.
+        Indices of the genes.
     values_GM
         Sorted values; of most zeros, which come first, nothing is kept.
     cell_GM

@@ -2,7 +2,7 @@
 
 A perturbation that was seen in other contexts is mostly predicted by what it did there. So the prediction starts from
 that, and the network learns what is different here. While training, the prior of a condition is made from *other*
-conditions only, exactly as it is for a condition that nobody measured.
+conditions only, exactly as it is for an unmeasured condition.
 
 What a perturbation did elsewhere is not taken relative to the controls alone. All perturbed cells of a screen differ
 from its controls in ways that belong to the experiment (lanes, days, guides), others in every context; so contexts are
@@ -68,7 +68,7 @@ class Origin(Enum):
 
 
 @dataclass(frozen=True)
-class PriorBase:
+class PriorStart:
     """The prior of some conditions, ready to be handed to the network.
 
     Attributes
@@ -168,7 +168,7 @@ class CellPrior:
         Parameters
         ----------
         kind
-            Which prior.
+            Kind of prior.
         expression
             Cells x genes of the whole screen.
         index
@@ -178,7 +178,7 @@ class CellPrior:
         max_donors
             Most cells kept of a condition.
         seed
-            Which, where there are more.
+            Random seed for choosing cells if there are more.
 
         Raises
         ------
@@ -259,7 +259,7 @@ class CellPrior:
         n_cells: int | Mapping[Condition, int] = 512,
         seed: int = 0,
         device: torch.device | str = "cpu",
-    ) -> PriorBase:
+    ) -> PriorStart:
         """Make the prior of conditions, each from other conditions only.
 
         Parameters
@@ -274,7 +274,7 @@ class CellPrior:
         n_cells
             Cells of a prior of cells, for each condition.
         seed
-            Of the draws.
+            Random seed for the draws.
         device
             Where quantiles are computed.
         """
@@ -301,7 +301,7 @@ class CellPrior:
         seed: int = 0,
         device: torch.device | str = "cpu",
         progress: bool = False,
-    ) -> PriorBase:
+    ) -> PriorStart:
         """As :meth:`base`, for some conditions of contexts that were looked at before.
 
         The prior of a condition is the same to the last bit, whichever others are made with it.
@@ -309,16 +309,16 @@ class CellPrior:
         Parameters
         ----------
         contexts
-            Of :meth:`targets`: all contexts that are predicted, whichever conditions are made now.
+            Result of :meth:`targets`: all contexts that are predicted, for any conditions made now.
         conditions, table, n_cells, seed, device
             As in :meth:`base`.
         progress
             Show a bar where it takes more than some seconds.
         """
-        sources = dict(self._sources(contexts, conditions, table))
+        sources = dict(self._conditions_used(contexts, conditions, table))
         if self.kind != "cells":
             shifts = [self._shift(source, contexts[c.context]) for c, source in sources.items()]
-            return PriorBase(None, None, np.stack(shifts).astype(np.float32))
+            return PriorStart(None, None, np.stack(shifts).astype(np.float32))
         sizes = {c: n_cells if isinstance(n_cells, int) else n_cells[c] for c in conditions}
         keeps = {c: [self.kept_difference(s, weight)[1] for weight in s.weights] for c, s in sources.items()}
         blocks: dict[Condition, list[sp.csr_matrix]] = {c: [] for c in conditions}
@@ -338,7 +338,7 @@ class CellPrior:
         bar.close()
         ends = np.cumsum([sizes[c] for c in conditions])
         rows = {c: np.arange(end - sizes[c], end) for c, end in zip(conditions, ends, strict=True)}
-        return PriorBase(sp.vstack([sp.hstack(b) for b in blocks.values()], format="csr"), rows, None)
+        return PriorStart(sp.vstack([sp.hstack(b) for b in blocks.values()], format="csr"), rows, None)
 
     # ------------------------------------------------------------------ which conditions, and how much of them
 
@@ -390,7 +390,7 @@ class CellPrior:
         contexts, conditions, table
             As in :meth:`base_from`.
         """
-        return [self._origin(source) for _, source in self._sources(contexts, conditions, table)]
+        return [self._origin(source) for _, source in self._conditions_used(contexts, conditions, table)]
 
     def _origin(self, source: _Source) -> PriorOrigin:
         used = [np.flatnonzero(weight) for weight in source.weights]
@@ -405,7 +405,7 @@ class CellPrior:
         whole, kept = (sum(np.square(d * k**n).sum() for d, k in pairs) for n in (0, 1))
         return PriorOrigin(source.origin, tuple(weights), n_cells, float(np.sqrt(kept / max(whole, _TINY))))
 
-    def _sources(
+    def _conditions_used(
         self, contexts: Mapping[str, PriorTarget], conditions: Sequence[Condition], table: EmbeddingTable
     ) -> Iterator[tuple[Condition, _Source]]:
         for condition, origin in zip(conditions, self.starts_from(conditions, table), strict=True):
@@ -620,12 +620,12 @@ class _Source:
     Attributes
     ----------
     context
-        Of the condition.
+        Context of the condition.
     without
         Perturbations that are no anchors: its own; its other doses, where it starts from these; and those of a
         combination's parts and all combinations, as what single perturbations share is to be counted once.
     weights
-        Of each training condition, one array for each part of a combination, else one.
+        Weight of each training condition, one array for each part of a combination, else one.
     origin
         What these stand for.
     """
@@ -737,7 +737,7 @@ class _CellMaker:
         return with_marginals(cells_GN, pool_GM, anchor_GQ, keep_G, self._uniform(cells_GN, draws))
 
     def _anchor(self, context: str, other: str, without: Sequence[str]) -> torch.Tensor:
-        """Quantiles of a context's anchors, of the perturbations that it shares with another, but for some."""
+        """Quantiles of a context's anchors, of the perturbations that it shares with another, except for some."""
         if without != self._without:  # conditions of one perturbation follow each other and share their anchors
             self._anchors, self._without = {}, tuple(without)
         if (context, other) not in self._anchors:

@@ -58,12 +58,12 @@ def run_or_rebuild(
     progress: bool = True,
     report: Callable[[str], None] = _LOG.info,
 ) -> RunResult:
-    """Carry out a run from its file; from the ``config.yaml`` of a finished run, beside that run.
+    """Carry out a run from its file; from the ``config.yaml`` of a finished run, next to that run.
 
     Parameters
     ----------
     config, folder, progress, report
-        See :func:`finetune`. If no folder is given, a rebuild is written beside the run,
+        See :func:`finetune`. If no folder is given, a rebuild is written next to the run,
         with ``-rebuilt`` behind the name.
     """
     config = Path(config)

@@ -113,7 +113,7 @@ def _take_out(adata: AnnData, split: Split, config: DataConfig, *, seed: int) ->
 def _add_components(train: AnnData, held_out: AnnData | None, config: DataConfig) -> None:
     """Embed cells in the principal components of the control cells, at unit length.
 
-    Of control cells, because the embedding stands for one that was pretrained on cells nobody had perturbed.
+    They are fitted on control cells, because the embedding replaces one that was pretrained on unperturbed cells.
     """
     from sklearn.decomposition import PCA
 

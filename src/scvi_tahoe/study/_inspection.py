@@ -53,7 +53,7 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
         ``metrics.csv`` of ours or of arc-state, a folder with one or several logs, the folder of a run, a checkpoint
         file, or the folder of a model.
     config
-        Configuration of the run whose log it is, where it does not lie beside the log.
+        Configuration of the run whose log it is, if it is not next to the log.
     checkpoint
         Which checkpoint of a model's folder in arc-state's format.
 
@@ -95,11 +95,11 @@ def _is_model(folder: Path) -> bool:
 
 def _logs(path: Path, config: str | Path | None) -> Inspection:
     logs = read_training_logs(path, config=config)
-    found = diagnose([*_sources(logs), *logs])[-len(logs) :]
+    found = diagnose([*_source_logs(logs), *logs])[-len(logs) :]
     return Inspection("\n\n".join(map(str, found)), {"logs": [one.to_dict() for one in found]}, logs_figure(logs))
 
 
-def _sources(logs: list[TrainingLog]) -> list[TrainingLog]:
+def _source_logs(logs: list[TrainingLog]) -> list[TrainingLog]:
     """Read the logs of the runs that these started from, where they are still there."""
     folders = [Path(str(log.setting("start.source"))) for log in logs if log.setting("start.source")]
     return [read_training_log(folder) for folder in folders if (folder / METRICS).is_file()]
@@ -126,7 +126,7 @@ def _checkpoint(path: Path) -> Inspection:
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint of ours or of arc-state holds beside weights, without running code of it."""
+    """Return what a checkpoint of ours or of arc-state holds in addition to weights, without running code of it."""
     content = read_checkpoint(path)
     groups = [g for state in content.get("optimizer_states") or [] for g in state.get("param_groups", [])]
     callbacks = [c for c in (content.get("callbacks") or {}).values() if isinstance(c, dict)]

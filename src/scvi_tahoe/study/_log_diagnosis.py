@@ -1,4 +1,4 @@
-"""What training logs give away, rule by rule: each by itself, and beside the run it started from."""
+"""What training logs give away, rule by rule: each on its own, and compared with the run it started from."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def divergence(log: TrainingLog) -> Iterator[Finding]:
 
 @_rule
 def untrained_loss(log: TrainingLog) -> Iterator[Finding]:
-    """Find a second loss beside the one by which checkpoints are chosen."""
+    """Find a second loss in addition to the one by which checkpoints are chosen."""
     if log.get("decoder_train").empty or log.get("train").empty or log.origin == "scvi-tahoe":
         return
     validation, genes, sizes = log.get("validation"), log.get("decoder_validation"), ""
@@ -373,9 +373,9 @@ def throughput(log: TrainingLog) -> Iterator[Finding]:
 
 
 def _share_outside(log: TrainingLog) -> float | None:
-    """Return the share of the time outside training steps, 1 - (seconds in a step) x (steps a second), or None.
+    """Return the share of the time outside training steps, 1 - (seconds in a step) x (steps per second), or None.
 
-    Without the configuration, which says how many sets a step had, a step is taken to have one: a lower bound.
+    Without the configuration, which has the number of sets per step, a step is taken to have one: a lower bound.
     """
     sets, step = log.get("sets_per_second"), log.get("seconds_per_step")
     if sets.empty or step.empty:

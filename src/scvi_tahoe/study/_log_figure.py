@@ -31,7 +31,7 @@ def log_figure(log: TrainingLog) -> Figure:
 
 
 def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
-    """Draw logs side by side, one column a run, one row a quantity.
+    """Draw logs side by side, one column per run, one row per quantity.
 
     Parameters
     ----------

@@ -120,7 +120,7 @@ def verify_loggers(run: TahoeRun) -> None:
 
 
 def _loggers(run: TahoeRun, folder: Path) -> list[Logger] | str:
-    """Return the loggers beside the CSV; those that are offline write into the folder."""
+    """Return the loggers in addition to the CSV; those that are offline write into the folder."""
     from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
     offline = run.train.offline
@@ -140,7 +140,7 @@ class PeakMemory(Callback):
     """Log the most memory that training has taken so far, in gigabytes: of the GPU, or of the process."""
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log it beside the validation."""
+        """Log it with the validation."""
         peak = _peak_memory()
         if peak is not None:
             pl_module.log("peak_memory_gb", peak, on_step=False, on_epoch=True)

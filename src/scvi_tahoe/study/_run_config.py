@@ -157,7 +157,7 @@ class TrainConfig(Section):
         Threads of the processor. Sums over more threads are rounded otherwise, so a run keeps the number it began with.
         If None, as many as PyTorch would take.
     loggers
-        Loggers beside ``metrics.csv``: any of :data:`LOGGERS`.
+        Loggers in addition to ``metrics.csv``: any of :data:`LOGGERS`.
     offline
         Loggers write into the run folder and use no network.
     plan

@@ -50,7 +50,7 @@ class StudyResult:
 
 
 def score_table(config: StudyConfig, runs: Mapping[str, RunResult]) -> pd.DataFrame:
-    """Return one row a scored round.
+    """Return one row per scored round.
 
     Columns are ``DES`` (differential expression score), ``PDS`` (perturbation discrimination score), ``MAE`` (mean
     absolute error), ``overall`` with the ``year`` of the challenge it is defined by, ``best_step``, ``steps``,
@@ -78,7 +78,7 @@ def score_table(config: StudyConfig, runs: Mapping[str, RunResult]) -> pd.DataFr
 
 
 def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
-    """Draw one panel a score and one row a scored round, with lines at the baseline and at a replicate experiment.
+    """Draw one panel per score and one row per scored round, with lines at the baseline and at a replicate experiment.
 
     None if no round has scores.
     """

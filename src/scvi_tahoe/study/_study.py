@@ -91,7 +91,7 @@ def read_study(folder: str | Path) -> StudyResult:
 
 
 def _verify_cells(config: StudyConfig, folder: Path) -> None:
-    """Read the cells of the rounds that are to be run: what is wrong with the last round's is said before the first."""
+    """Read the cells of all rounds to run, so that errors of the last are reported before the first one starts."""
     verified = []
     for one in config.rounds:
         run = config.run(one, folder)

@@ -37,7 +37,7 @@ class RoundConfig:
         Parts of a :class:`TahoeRun`; what is left out is the study's. ``start.round`` names an earlier round,
         ``start.checkpoint`` its ``best`` or, to reproduce a mistake, its ``last``.
     published
-        Numbers to be shown beside ours, e.g. ``{"DES": 0.128, "overall": 5.7}``.
+        Numbers to show next to ours, e.g. ``{"DES": 0.128, "overall": 5.7}``.
     """
 
     name: str

@@ -43,7 +43,7 @@ class TrainingLog:
     rates
         Learning rate by step, one entry a parameter group.
     config
-        Configuration that lies beside the log; empty if there is none.
+        Configuration next to the log; empty if there is none.
     """
 
     name: str
@@ -87,7 +87,7 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     path
         ``metrics.csv``, or the folder of a run of ours or of arc-state.
     config
-        Configuration of the run. If None, the one beside the log.
+        Configuration of the run. If None, the one next to the log.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def _log_in(path: Path) -> Path:
 
 
 def _config_of(path: Path) -> Path | None:
-    """Find the configuration of a log: under the same name, beside it, or above it."""
+    """Find the configuration of a log: under the same name, next to it, or above it."""
     stem = path.name.removesuffix("_metrics.csv").split("_version_")[0]
     candidates = [
         path.with_name(f"{stem}_config.yaml"),

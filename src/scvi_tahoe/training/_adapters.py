@@ -97,7 +97,7 @@ def end_adapters(module: TahoeSTModule, *, adapters: Adapters | None, pretrained
 
 
 def _is_of_base(name: str, adapters: Adapters) -> bool:
-    """Whether a parameter of the module is a weight that adapters stand beside."""
+    """Whether a parameter of the module is a weight that has adapters."""
     return original_name(name).removeprefix(_PREFIX).rpartition(".")[0] in adapters["layers"] and ".lora_" not in name
 
 

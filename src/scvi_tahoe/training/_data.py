@@ -117,7 +117,7 @@ def with_objective(
     device: torch.device,
     seed: int,
 ) -> CellSetDataset:
-    """Add what the terms of the objective need beside the cells of a set."""
+    """Add what the terms of the objective need in addition to the cells of a set."""
     config, index = module.objective.config, split.index
     terms = [TERMS[name] for name in config.terms]
     if module.embedding_head is not None:
@@ -199,11 +199,11 @@ def condition_moments(
     cells
         Where the cells are read.
     split
-        Which cells train.
+        Training cells.
     device
         Where the moments are computed.
     seed
-        Which cells, where there are more than 512 of a condition or 2,048 controls of a context.
+        Random seed for choosing cells if there are more than 512 of a condition or 2,048 controls of a context.
 
     Returns
     -------

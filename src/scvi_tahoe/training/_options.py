@@ -339,7 +339,7 @@ class TrainOptions:
         require(name, name)
 
     def loggers(self) -> list[Logger]:
-        """Loggers beside the history of the model."""
+        """Loggers in addition to the history of the model."""
         if self.logger is None or self.logger == "csv":
             return []
         if self.logger == "wandb":

@@ -83,7 +83,7 @@ def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_st
           half the rate; the lower blocks after 40 % at a quarter
         * ``'full'`` - everything from the start
         * ``'heads'`` - everything but the backbone
-        * ``'lora'`` - none of the pretrained weights, but adapters of low rank beside each pretrained linear layer
+        * ``'lora'`` - none of the pretrained weights, but adapters of low rank for each pretrained linear layer
           (Hu et al. 2022, *LoRA*); needs the extra ``lora``
     freeze_backbone
         Overrides the recipe: True never trains the backbone, False always does, a step unfreezes all of it there.

@@ -29,7 +29,7 @@ class MetricsHistory(Logger):
     Parameters
     ----------
     path
-        CSV file, one row a step with anything logged, one column a metric. If None, everything stays in memory.
+        CSV file, one row per step with logged values, one column per metric. If None, everything stays in memory.
     resume_step
         Keep the rows of an earlier part of the same run up to this step. If None, start anew.
     """
@@ -93,7 +93,7 @@ class MetricsHistory(Logger):
 
 
 class StepProgress(Callback):
-    """Shows steps a second, sets a second, time left and the last losses; logs the throughput.
+    """Shows steps per second, sets per second, time left and the last losses; logs the throughput.
 
     Parameters
     ----------

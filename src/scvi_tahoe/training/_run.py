@@ -62,7 +62,7 @@ _LR_SCRATCH, _LR_PRETRAINED, _LR_ON_PRIOR = 1e-3, 2e-4, 1e-4
 
 
 def default_lr(*, has_strong_prior: bool, has_pretrained: bool) -> float:
-    """Return the learning rate where none is chosen; beside a strong prior a fast network would learn noise."""
+    """Return the learning rate if none is chosen; with a strong prior a fast network would learn noise."""
     return _LR_ON_PRIOR if has_strong_prior else _LR_PRETRAINED if has_pretrained else _LR_SCRATCH
 
 
@@ -103,7 +103,7 @@ class TrainingRun:
     plan
         How the run is optimised.
     split
-        Which cells validate.
+        Split into training, validation and test cells.
     validate_every
         Optimizer steps between validations.
     batch_size, set_size, accumulate
@@ -113,7 +113,7 @@ class TrainingRun:
     resume_step
         Optimizer step of the checkpoint that the run continues. If None, it starts anew.
     setting
-        What decides the course of the run beside the plan, in plain values: a resumed run must have the same.
+        What decides the course of the run in addition to the plan, in plain values: a resumed run must have the same.
     trainer_options
         Options of Lightning's trainer.
     device
@@ -150,7 +150,7 @@ class TrainingRun:
         Parameters
         ----------
         options
-            Of ``train``.
+            Options of ``train``.
         spec, index
             What the model fixes about its data, and their conditions.
         module, prior

@@ -1,23 +1,27 @@
-"""Registry fields: what scvi-tools stores about a screen. Registration and transfer only.
+"""Registration with scvi-tools: what it stores about a screen, and the manager that keeps the screen verified.
 
-Unlike scvi-tools' categorical fields they add no columns to the user's ``obs``, and new data may have unseen labels.
+Unlike scvi-tools' categorical fields, ours add no columns to the user's ``obs``, and new data may have unseen labels.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.table
+import scipy.sparse as sp
 from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField
 
 from scvi_tahoe._constants import REGISTRY
-from scvi_tahoe.data._embedding_table import Composition, EmbeddingTable, TableFusion
-from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata
-from scvi_tahoe.data._verification import VerifiedScreen, read_table
+from scvi_tahoe.data._perturbations import Composition, EmbeddingTable, TableFusion
+from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_matrices
+from scvi_tahoe.data._verification import read_table, verify_screen
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from scvi_tahoe._compat import AnnOrMuData
 
 
@@ -124,7 +128,7 @@ class ControlLabelField(_ScreenField):
 
 
 class EmbeddingTableField(_ScreenField):
-    """The perturbation-embedding table: one row a label, kept in the registry, out of the loaders' reach.
+    """The perturbation-embedding table: one row per label, kept in the registry, out of the loaders' reach.
 
     Without a key the rows are one-hot over the labels of the screen, control included. Where labels are combinations
     or carry doses, the registry keeps the rows of their components.
@@ -214,6 +218,78 @@ def screen_fields(keys: ScreenKeys, screen: Screen) -> list[BaseAnnDataField]:
     if keys.has_cell_embedding:
         fields.append(CellEmbeddingField(keys))
     return fields
+
+
+@dataclass(frozen=True)
+class VerifiedScreen:
+    """A screen that was verified, and what tells whether its data changed since.
+
+    Attributes
+    ----------
+    screen
+        The screen.
+    keys
+        Where its parts are.
+    for_training
+        Whether it was verified for training.
+    columns
+        Copies of the columns of ``obs`` that its labels were read from.
+    checksums
+        Sums of the values of its matrices.
+    """
+
+    screen: Screen
+    keys: ScreenKeys
+    for_training: bool
+    columns: tuple[pd.Series, ...]
+    checksums: tuple[float | None, ...]
+
+    @classmethod
+    def of(
+        cls, data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = True, table_required: bool = True
+    ) -> VerifiedScreen:
+        """Verify a screen as :func:`verify_screen` does."""
+        screen = verify_screen(data, keys, for_training=for_training, table_required=table_required)
+        columns = tuple(column.copy() for column in _label_columns(data, keys))
+        return cls(screen, keys, for_training, columns, _checksums(screen))
+
+    def is_current(self, data: AnnOrMuData, *, values: bool = True) -> bool:
+        """Whether the data are those that were verified: the same matrices, names, labels and, if asked, values."""
+        known, adata = self.screen, expression_adata(data, self.keys)
+        try:
+            columns = _label_columns(data, self.keys)
+            expression, embedding = read_matrices(data, self.keys)
+        except KeyError:
+            return False
+        return (
+            known.cells.equals(adata.obs_names)
+            and np.array_equal(known.genes, np.asarray(adata.var_names, dtype=object).astype(str))
+            and all(before.equals(now) for before, now in zip(self.columns, columns, strict=True))
+            and _is_same(known.expression, expression)
+            and _is_same(known.cell_embedding, embedding)
+            and (not values or self.checksums == _checksums(known))
+        )
+
+
+def _label_columns(data: AnnOrMuData, keys: ScreenKeys) -> list[pd.Series]:
+    """Columns of ``obs`` that labels are read from."""
+    columns = (keys.perturbation_key, keys.dose_key, keys.context_key, keys.batch_key)
+    return [obs_column(data, keys, key) for key in columns if key is not None]
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Whether two matrices are one: the same object in memory, or the same place in a file that only is read."""
+    if before is now:
+        return True
+    before, now = (getattr(matrix, "group", matrix) for matrix in (before, now))  # of a sparse one on disk
+    read_only = getattr(now, "read_only", None) or getattr(getattr(now, "file", None), "mode", "") == "r"
+    return type(before) is type(now) and read_only and bool(before == now)
+
+
+def _checksums(screen: Screen) -> tuple[float | None, ...]:
+    """Sum of the values of each matrix in memory, which is not finite if one of them is not."""
+    values = [getattr(matrix, "data", None) if sp.issparse(matrix) else matrix for matrix in screen.matrices]
+    return tuple(float(np.sum(v)) if isinstance(v, np.ndarray) else None for v in values)
 
 
 class ScreenManager(AnnDataManager):

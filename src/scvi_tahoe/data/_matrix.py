@@ -1,42 +1,93 @@
-"""Cells that are on disk, read a few hundred at a time.
+"""Matrices of cells x genes, in memory or on disk: columns matched by gene name, rows read when asked for.
 
-Two things make it quick where cells are sorted by condition: rows that lie close to each other are read in one go, as a
-chunk is decoded as a whole anyway, and annbatch reads all such runs of a request at once.
+Two things make reading from disk quick where cells are sorted by condition: rows that lie close to each other are read
+in one go, as a chunk is decoded as a whole anyway, and annbatch reads all such runs of a request at once.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from anndata.abc import CSRDataset
 
-from scvi_tahoe.data._compact_rows import CompactRows
-from scvi_tahoe.data._store import CellStore, DeviceStore, HostStore, Payload, Pending
+from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from torch import Tensor
 
-    from scvi_tahoe.data._alignment import GeneAlignment
+@dataclass(frozen=True)
+class GeneAlignment:
+    """Which column of new data each gene of the model is in.
 
-#: bytes of control cells that are kept in memory while the rest is on disk; twice as many are needed for a moment
-_KEPT = 2**29
-_BLOCK = 2**14
-#: arrays of rows that reading may have begun for
-_MOST_PENDING = 32
+    Attributes
+    ----------
+    columns
+        For each gene of the model its column in the data; -1 where the data lack it.
+    missing
+        Genes of the model that the data lack. They enter as zeros.
+    surplus
+        Number of genes in the data that the model does not know. They are left out.
+    """
+
+    columns: np.ndarray
+    missing: tuple[str, ...]
+    surplus: int
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the data have exactly the model's genes in its order."""
+        return self.surplus == 0 and np.array_equal(self.columns, np.arange(len(self.columns)))
+
+    def apply(self, block: Any) -> Any:
+        """Order the columns of a block of cells as the model does; dense stays dense, and CSR stays CSR."""
+        if self.is_identity:
+            return block
+        if not self.missing:
+            return block[:, self.columns]
+        present = self.columns >= 0
+        if sp.issparse(block):
+            place = sp.csr_matrix(
+                (np.ones(present.sum(), block.dtype), (self.columns[present], np.flatnonzero(present))),
+                shape=(block.shape[1], len(self.columns)),
+            )
+            return (block @ place).tocsr()
+        out = np.zeros((block.shape[0], len(self.columns)), dtype=block.dtype)
+        out[:, present] = np.asarray(block)[:, self.columns[present]]
+        return out
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.missing[:5]) + (" ..." if len(self.missing) > 5 else "")
+        missing = f", {len(self.missing)} missing and taken as zero ({shown})" if self.missing else ""
+        return f"{len(self.columns) - len(self.missing)} genes matched by name{missing}, {self.surplus} left out"
+
+
+def align_genes(
+    model_genes: Sequence[str] | np.ndarray, data_genes: Sequence[str] | np.ndarray, *, max_missing: float = 0.1
+) -> GeneAlignment:
+    """Match the genes of data to those of a model; ValueError if a fraction above ``max_missing`` is missing."""
+    position = {str(g): i for i, g in enumerate(data_genes)}
+    columns = np.array([position.get(str(g), -1) for g in model_genes], dtype=np.int64)
+    missing = tuple(str(g) for g, c in zip(model_genes, columns, strict=True) if c < 0)
+    if len(missing) > max_missing * len(columns):
+        raise ValueError(
+            f"the data lack {len(missing)} of the model's {len(columns)} genes, e.g. {list(missing[:3])}"
+            f"{nearest_names(missing[0], list(position)[:20000])}; the data have e.g. {list(position)[:3]}. "
+            "Bring the gene names to the model's identifiers, or accept zeros with max_missing_genes (now "
+            f"{max_missing:g})."
+        )
+    return GeneAlignment(columns, missing, len(data_genes) - int((columns >= 0).sum()))
+
+
 logger = logging.getLogger(__name__)
-
 #: entries between two rows that are read along, where the chunks of a matrix are not known
 _GAP = 2**14
 
@@ -204,84 +255,3 @@ def _reopened(matrix: CSRDataset) -> CSRDataset:
 
     group = matrix.group
     return anndata.io.sparse_dataset(zarr.open_group(group.store, path=group.path, mode="r"))
-
-
-class DiskStore(CellStore):
-    """A matrix on disk. Files want each row once and in order, so rows are read sorted and then put back.
-
-    Rows that are asked for all the time (``pinned_rows``: control cells) are kept in memory where they take no more
-    than half a GiB; a request for none but them reads nothing.
-    """
-
-    prefetch_factor = 4
-
-    def __init__(
-        self,
-        matrix: Any,
-        alignment: GeneAlignment | None = None,
-        *,
-        device: torch.device | None = None,
-        half: bool = False,
-        pinned_rows: np.ndarray | None = None,
-    ) -> None:
-        self.rows = DiskRows(matrix, alignment)
-        self.n_features = self.rows.shape[1]
-        self.description = "rows read from disk"
-        self._half = half
-        self._reader: ThreadPoolExecutor | None = None
-        self._pending: Pending[Future] = Pending(_MOST_PENDING)
-        self._kept: CellStore | None = None
-        self._place: np.ndarray | None = None
-        if pinned_rows is not None and len(pinned_rows):
-            self._keep(np.unique(pinned_rows), device or torch.device("cpu"))
-
-    def _keep(self, rows: np.ndarray, device: torch.device) -> None:
-        n_entries = self.rows.n_entries(rows)
-        if n_entries is None or 6 * n_entries > _KEPT:
-            return
-        block = sp.vstack([self.rows.distinct(rows[i : i + _BLOCK]) for i in range(0, len(rows), _BLOCK)], format="csr")
-        on_gpu = device.type == "cuda"
-        self._kept = HostStore(block, device, half=self._half) if on_gpu else DeviceStore(block, device)
-        self._place = np.full(self.rows.shape[0], -1, dtype=np.int32)
-        self._place[rows] = np.arange(len(rows))
-        self.description += f", {len(rows)} control cells kept in memory"
-
-    def fetch(self, rows: np.ndarray) -> Payload:
-        """Read each distinct row once, or take the ones that are kept."""
-        reading = self._pending.pop(rows)
-        return self._read(rows) if reading is None else reading.result()
-
-    def prefetch(self, rows: np.ndarray) -> None:
-        """Begin to read in a thread."""
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, thread_name_prefix="scvi-tahoe-disk")
-        if (oldest := self._pending.add(rows, self._reader.submit(self._read, rows))) is not None:
-            oldest.cancel()
-
-    def replica(self) -> DiskStore:
-        """Share the file; each has a thread of its own that reads."""
-        other = copy.copy(self)
-        other._reader, other._pending = None, Pending(_MOST_PENDING)
-        other._kept = None if self._kept is None else self._kept.replica()
-        return other
-
-    def _read(self, rows: np.ndarray) -> Payload:
-        if self._kept is not None:
-            place = self._place[rows]  # type: ignore[index]
-            if (place >= 0).all():
-                return {"kept": self._kept.fetch(place.astype(np.int64))}
-        distinct, back = np.unique(rows, return_inverse=True)
-        block = self.rows.distinct(distinct)
-        payload: Payload = {"back": torch.from_numpy(back.reshape(rows.shape))}
-        if sp.issparse(block):
-            return payload | {"entries": CompactRows.from_csr(block, half=self._half)}
-        return payload | {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
-
-    def dense(self, payload: Payload, device: torch.device) -> Tensor:
-        """Move the distinct rows, then repeat and order them on the device."""
-        if "kept" in payload:
-            return self._kept.dense(payload["kept"], device)  # type: ignore[union-attr]
-        back = payload["back"].to(device, non_blocking=True)
-        if "entries" in payload:
-            return payload["entries"].to(device).dense(back, device)
-        return payload["cells"].to(device, non_blocking=True)[back]
