@@ -347,7 +347,7 @@ def test_the_constructor_refuses_unknown_options_by_name(options, message, scree
         TahoeST(register(screen, batch_key=None), **options)
 
 
-def test_the_initial_weights_follow_the_seed_and_leave_the_global_generator_alone(screen, register):
+def test_the_initial_weights_follow_the_seed_only(screen, register):
     import torch
 
     register(screen)
