@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scvi_tahoe._devices import prediction_devices
-from scvi_tahoe.data import _make_store, make_store
+from scvi_tahoe.data import _store, make_store
 from scvi_tahoe.model import _predict
 from scvi_tahoe.prediction import _predictor
 
@@ -177,5 +177,5 @@ def test_rows_of_a_file_are_read_once_where_they_are_few(form, screen, tmp_path,
     np.testing.assert_array_equal(
         store.dense(store.fetch(rows), CPU).numpy(), expected if form == "dense" else expected.toarray()
     )
-    monkeypatch.setattr(_make_store, "_READ_ONCE", 100)
+    monkeypatch.setattr(_store, "_READ_ONCE", 100)
     assert "from disk" in make_store(matrix, CPU, rows=rows).description
