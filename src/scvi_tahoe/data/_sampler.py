@@ -53,7 +53,7 @@ class CellSetRequest:
     valid_S: np.ndarray
     residual_input_SN: np.ndarray | None = None
 
-    def take(self, sets: np.ndarray) -> CellSetRequest:
+    def take(self, sets: np.ndarray | slice) -> CellSetRequest:
         """Take some of the sets, in this order."""
         arrays = ((f.name, getattr(self, f.name)) for f in fields(self))
         return replace(self, **{name: array[sets] for name, array in arrays if array is not None})
@@ -210,19 +210,19 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
                 residual_inputs.append(rows.reshape(n_sets, set_size))
             owner += [i] * n_sets
             valid += [set_size] * (n_sets - 1) + [set_size - n_fill]
-        self._control = np.concatenate(windows)
-        self._residual_input = np.concatenate(residual_inputs) if residual_inputs else None
-        self._owner, self._valid = np.array(owner), np.array(valid)
-        self._perturbation = np.array([t.perturbation for t in requests])[self._owner]
+        self._whole = CellSetRequest(
+            control_SN=np.concatenate(windows),
+            observed_SN=None,
+            perturbation_S=np.array([request.perturbation for request in requests])[owner],
+            condition_S=np.array(owner),
+            valid_S=np.array(valid),
+            residual_input_SN=np.concatenate(residual_inputs) if residual_inputs else None,
+        )
         self._step = sets_per_step
 
     def __len__(self) -> int:
-        return -(-len(self._owner) // self._step)
+        return -(-len(self._whole.valid_S) // self._step)
 
     def __iter__(self) -> Iterator[CellSetRequest]:
-        for i in range(0, len(self._owner), self._step):
-            take = slice(i, i + self._step)
-            yield CellSetRequest(
-                self._control[take], None, self._perturbation[take], self._owner[take], self._valid[take],
-                None if self._residual_input is None else self._residual_input[take],
-            )  # fmt: skip
+        for i in range(0, len(self._whole.valid_S), self._step):
+            yield self._whole.take(slice(i, i + self._step))
