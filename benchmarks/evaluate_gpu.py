@@ -16,8 +16,12 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.evaluate._cells import CellTable
-from scvi_tahoe.evaluate._differential_expression import available_cores, differential_expression
-from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend, fold_changes
+from scvi_tahoe.evaluate._differential_expression import (
+    available_cores,
+    chosen_backend,
+    differential_expression,
+    fold_changes,
+)
 
 CONTROL = "control"
 

@@ -1,4 +1,4 @@
-"""Devices: which ones a prediction runs on, in which precision, and what to lower when their memory runs out."""
+"""Devices: which ones a prediction runs on, in which precision, their memory, and copies from it to the host."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from torch import distributed
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from torch import Tensor
+
+_N_BUFFERS = 2  # blocks of a HostCopy on their way
 
 Devices: TypeAlias = int | Sequence[int] | Literal["auto"] | None
 
@@ -120,3 +124,52 @@ def explained_out_of_memory(*, batch_size: int, set_size: int, doing: str) -> It
             f"{doing} ran out of the memory of the device: {smaller}{place}. What training takes is estimated by "
             f"model.memory_plan(batch_size=...). ({str(error).splitlines()[0]})"
         ) from error
+
+
+class HostCopy:
+    """Copies blocks of rows into main memory while the next ones are computed.
+
+    From a GPU they are copied into pinned memory, in the precision they have there, on a stream of their own; only
+    when the block after next is ready are they moved on, by all cores. Neither the device nor the bus waits.
+    """
+
+    def __init__(self) -> None:
+        self._copying: list[tuple[Tensor, Tensor, torch.cuda.Event, Tensor]] = []  # memory, its part, arrival, target
+        self._free: list[Tensor] = []
+        self._stream: torch.cuda.Stream | None = None
+
+    def start(self, block: Tensor, target: Tensor) -> None:
+        """Copy ``[rows, G]`` of any device and precision into float32 main memory; it is there after :meth:`finish`."""
+        if not block.is_cuda:
+            target.copy_(block)
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(block.device)
+        if len(self._copying) == _N_BUFFERS:
+            self._finish_first()
+        memory = self._memory(block)
+        buffer = memory[: block.numel()].view(block.shape)
+        self._stream.wait_stream(torch.cuda.current_stream(block.device))
+        with torch.cuda.stream(self._stream):
+            buffer.copy_(block, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        block.record_stream(self._stream)
+        self._copying.append((memory, buffer, arrived, target))
+
+    def finish(self) -> None:
+        """Wait for all copies."""
+        while self._copying:
+            self._finish_first()
+
+    def _memory(self, block: Tensor) -> Tensor:
+        for i, memory in enumerate(self._free):
+            if memory.dtype == block.dtype and memory.numel() >= block.numel():
+                return self._free.pop(i)
+        return torch.empty(block.numel(), dtype=block.dtype, pin_memory=True)
+
+    def _finish_first(self) -> None:
+        memory, buffer, arrived, target = self._copying.pop(0)
+        arrived.synchronize()
+        target.copy_(buffer)
+        self._free = [*self._free[-_N_BUFFERS:], memory]

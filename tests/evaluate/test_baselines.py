@@ -108,7 +108,7 @@ def test_an_unknown_baseline_lists_the_known_ones(task, keys):
 
 
 def test_embedding_baselines_need_an_embedding_of_every_perturbation(task, keys):
-    with pytest.raises(ValueError, match="need perturbation embeddings"):
+    with pytest.raises(ValueError, match="needs perturbation embeddings"):
         baseline_prediction("ridge", task.held_out, task.train, **keys)
     table = embedding(task)
     del table["MYC"]

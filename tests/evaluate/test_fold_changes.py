@@ -8,8 +8,12 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import CellTable
-from scvi_tahoe.evaluate._differential_expression import differential_expression
-from scvi_tahoe.evaluate._differential_expression_gpu import _places, fits_single_precision, fold_changes
+from scvi_tahoe.evaluate._differential_expression import (
+    _places,
+    differential_expression,
+    fits_single_precision,
+    fold_changes,
+)
 
 TARGETS = ("a", "b", "c")
 

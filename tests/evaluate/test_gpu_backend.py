@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scvi_tahoe.evaluate import EvaluationReference, evaluate
-from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
+from scvi_tahoe.evaluate._differential_expression import chosen_backend
 
 
 @pytest.fixture

@@ -48,6 +48,20 @@ def test_a_much_shallower_prediction_is_refused(counts, keys):
         evaluate(shallow, reference, preset="vcc2026", baseline=None)
 
 
+def test_dense_counts_of_several_contexts_are_compared_one_by_one(counts, keys):
+    prediction, held_out = (adata.copy() for adata in counts)
+    held_out.X = held_out.layers.pop("counts")
+    sides = []
+    for side in (prediction, held_out):
+        side.X = side.X.toarray() if hasattr(side.X, "toarray") else side.X
+        other = side.copy()
+        other.obs[keys["context_key"]] = "another"
+        sides.append(anndata.concat([side, other], index_unique="-"))
+    sides[0].X[: prediction.n_obs] = sides[0].X[: prediction.n_obs] > 5  # in one of them
+    with pytest.raises(RepresentationError, match="in context '.*predict counts at the library sizes"):
+        evaluate(*sides, preset="vcc2026", baseline=None, **keys)
+
+
 @pytest.mark.slow
 def test_scores_are_those_of_a_direct_call(task, keys, counts):
     cell_eval2 = pytest.importorskip("cell_eval2")

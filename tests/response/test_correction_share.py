@@ -10,7 +10,7 @@ import torch
 from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
 from scvi_tahoe.data import split_from_dict
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.response._correction_share import fit_share
+from scvi_tahoe.response._residual import fit_shrinkage
 from scvi_tahoe.training import training_data
 
 NOISY = {"max_steps": 80, "validate_every": 20, "batch_size": 4, "lr": 3e-3}
@@ -46,23 +46,23 @@ def noise(*shape):
 def test_the_share_is_that_part_of_the_correction_which_is_not_noise():
     prior, truth, wrong = noise(3, 20, 500)
     observed = prior + truth + 0.5 * np.random.default_rng(1).normal(size=truth.shape)
-    assert fit_share(prior, prior + truth, observed) == pytest.approx(1, abs=0.02)
-    assert fit_share(prior, prior + truth + wrong, observed) == pytest.approx(0.5, abs=0.02)
-    assert fit_share(prior, prior + wrong, observed) == pytest.approx(0, abs=0.02)
+    assert fit_shrinkage(prior, prior + truth, observed) == pytest.approx(1, abs=0.02)
+    assert fit_shrinkage(prior, prior + truth + wrong, observed) == pytest.approx(0.5, abs=0.02)
+    assert fit_shrinkage(prior, prior + wrong, observed) == pytest.approx(0, abs=0.02)
 
 
 def test_the_share_is_between_none_and_all_of_the_correction():
     prior, truth = noise(2, 20, 500)
-    assert fit_share(prior, prior + truth, prior - truth) == 0
-    assert fit_share(prior, prior + truth, prior + 2 * truth) == 1
-    assert fit_share(prior, prior, prior + truth) == 1  # nothing to take a share of
+    assert fit_shrinkage(prior, prior + truth, prior - truth) == 0
+    assert fit_shrinkage(prior, prior + truth, prior + 2 * truth) == 1
+    assert fit_shrinkage(prior, prior, prior + truth) == 1  # nothing to take a share of
 
 
 def test_a_share_that_makes_the_mean_absolute_error_larger_is_not_taken():
     prior = np.zeros((1, 11))
     network, observed = prior + 1, prior + 1
     observed[0, 0] = -9  # one gene outweighs ten in squares
-    assert fit_share(prior, network, observed) == 1
+    assert fit_shrinkage(prior, network, observed) == 1
 
 
 def test_training_keeps_the_share_that_validates_and_says_so(fresh, train):
@@ -103,13 +103,13 @@ def test_each_dose_is_compared_with_its_own_cells(noisy, make_model, train, monk
         for given, output in ((prior, "prior"), (network, "expression")):
             by_hand = model.predict(perturbations=["R@10", "P@1", "P@100"], n_cells=512, output=output, progress=False)
             np.testing.assert_allclose(given, means(by_hand), rtol=1e-4, atol=1e-6)
-        shares.append(fit_share(prior, network, observed))
+        shares.append(fit_shrinkage(prior, network, observed))
         return shares[-1]
 
     train(model, split=HeldOutPerturbations(validation=["P@1", "P@100", "R@10"]), shrink_correction=False)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.module.network.head.project.layers[-1].weight, std=0.1)  # a correction that is noise
-    monkeypatch.setattr("scvi_tahoe.response._correction_share.fit_share", fit)
+    monkeypatch.setattr("scvi_tahoe.response._residual.fit_shrinkage", fit)
     screen = model._training_screen()
     run = model.plan_training(split=split_from_dict(model.split_))
     data = training_data(model._spec(), screen, run, model.module, model.prior)

@@ -28,10 +28,9 @@ _PENALTIES = np.logspace(-3, 4, 15)
 
 @register_baseline("ridge", needs_embeddings=True)
 def ridge(inputs: BaselineInputs, seed: int) -> CellTable:
-    """Control cells moved by a ridge regression of training deltas on perturbation embeddings.
+    """Control cells moved by a ridge regression of training deltas on embeddings, penalty by leave-one-out error.
 
-    The penalty is chosen by leave-one-out error on the training perturbations. Ahlmann-Eltze, Huber and Anders (Nature
-    Methods 2025) found regressions of this kind hard to beat.
+    Ahlmann-Eltze, Huber and Anders (Nature Methods 2025) found regressions of this kind hard to beat.
     """
     return _predicted_changes(inputs, ridge_fit, seed)
 
@@ -77,22 +76,19 @@ def _mean_of_nearest(
 
 def _predicted_changes(inputs: BaselineInputs, predict: Callable[..., NDArray[np.float64]], seed: int) -> CellTable:
     """Control cells moved by what ``predict(x_TP, y_TG, new_NP)`` returns, fitted for each context."""
-    table = inputs.embedding_table
+    table = inputs.embeddings
     changes = {}
     for context, wanted in inputs.n_cells.items():
-        missing = [name for name in wanted if name not in table]
         x, y = _training(inputs, context)
-        if missing:
-            raise ValueError(
-                f"{len(missing)} perturbations have no embedding (first {missing[:3]}); add rows for them."
-            )
+        if missing := [name for name in wanted if name not in table]:
+            raise ValueError(f"{len(missing)} perturbations have no embedding (first {missing[:3]}); add their rows.")
         changes[context] = dict(zip(wanted, predict(x, y, np.stack([table[name] for name in wanted]))))
     return shifted_controls(inputs, lambda context, perturbation: changes[context][perturbation], seed)
 
 
 def _training(inputs: BaselineInputs, context: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Embeddings and deltas of training perturbations: of the context if seen there, else the mean of the others."""
-    embeddings = inputs.embedding_table
+    embeddings = inputs.embeddings
     where: dict[str, list[str]] = {}
     for seen_in, perturbations in inputs.seen.items():
         for perturbation in perturbations:
@@ -101,8 +97,6 @@ def _training(inputs: BaselineInputs, context: str) -> tuple[NDArray[np.float64]
     names = sorted(where)
     if len(names) < 2:
         raise ValueError("Baselines on embeddings need at least two training perturbations that have an embedding.")
-    deltas = []
-    for name in names:
-        contexts = [context] if context in where[name] else where[name]
-        deltas.append(np.mean([inputs.delta(c, name) for c in contexts], axis=0))
+    contexts = {name: [context] if context in where[name] else where[name] for name in names}
+    deltas = [np.mean([inputs.delta(c, name) for c in contexts[name]], axis=0) for name in names]
     return np.stack([embeddings[name] for name in names]), np.stack(deltas)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -58,8 +58,8 @@ def register_baseline(
 class BaselineInputs:
     """Everything a baseline knows; the observed cells of held-out conditions are not part of it."""
 
-    #: training cells over the same genes, or ``None``
-    train: CellTable | None
+    #: training cells over the same genes, for the baselines that need them
+    train: CellTable
     #: real control cells of each context to predict, ``[C, G]``
     controls: Mapping[str, Matrix]
     #: cells to predict for each perturbation of each context
@@ -68,62 +68,19 @@ class BaselineInputs:
     control: str
     #: gene names, ``[G]``
     genes: NDArray[np.str_]
-    #: vector of each perturbation, for the baselines that use them
-    embeddings: Mapping[str, NDArray[np.float64]] | None = None
+    #: vector of each perturbation, for the baselines that need them
+    embeddings: Mapping[str, NDArray[np.float64]]
     _deltas: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def from_cells(
-        cls,
-        held_out: CellTable,
-        train: CellTable | None,
-        *,
-        control: str,
-        embeddings: Mapping[str, NDArray[np.float64]] | None = None,
-    ) -> BaselineInputs:
-        """Take from held-out cells the controls and the numbers of cells, and nothing else."""
-        return cls(
-            train=train,
-            controls={context: held_out.block(context, control) for context in held_out.contexts},
-            n_cells={
-                context: {p: len(held_out.rows[context, p]) for p in held_out.perturbations(context, control=control)}
-                for context in held_out.contexts
-            },
-            control=control,
-            genes=held_out.genes,
-            embeddings=embeddings,
-        )
-
-    @property
-    def training(self) -> CellTable:
-        """Training cells; a ValueError if there are none."""
-        if self.train is None:
-            raise ValueError(
-                "This baseline is computed from training data: pass train=<AnnData the model was trained on>, "
-                'or choose baseline="control" or baseline=None.'
-            )
-        return self.train
-
-    @property
-    def embedding_table(self) -> Mapping[str, NDArray[np.float64]]:
-        """Vector of each perturbation; a ValueError if there are none."""
-        if self.embeddings is None:
-            raise ValueError(
-                "The baselines 'ridge' and 'nearest' need perturbation embeddings: pass perturbation_embedding=..."
-            )
-        return self.embeddings
 
     @cached_property
     def seen(self) -> dict[str, tuple[str, ...]]:
         """Training perturbations of each training context."""
-        train = self.training
-        return {context: train.perturbations(context, control=self.control) for context in train.contexts}
+        return {c: self.train.perturbations(c, control=self.control) for c in self.train.contexts}
 
     def train_controls(self, context: str) -> Matrix:
         """Control cells of a context in the training data, else the real ones that the prediction starts from."""
-        train = self.training
-        if (context, self.control) in train.rows:
-            return train.block(context, self.control)
+        if (context, self.control) in self.train.rows:
+            return self.train.block(context, self.control)
         if context in self.controls:
             return self.controls[context]
         raise ValueError(f"The training data have no control cells ({self.control!r}) in context {context!r}.")
@@ -135,16 +92,14 @@ class BaselineInputs:
             control = (context, self.control)
             if control not in self._deltas:
                 self._deltas[control] = column_mean(self.train_controls(context))
-            self._deltas[key] = column_mean(self.training.block(*key)) - self._deltas[control]
+            self._deltas[key] = column_mean(self.train.block(*key)) - self._deltas[control]
         return self._deltas[key]
 
     def mean_delta(self, context: str) -> NDArray[np.float64]:
         """Mean of the training deltas of a context; mean of the other contexts' means if it has none, ``[G]``."""
         by_context = {c: seen for c, seen in self.seen.items() if seen}
         if not by_context:
-            raise ValueError(
-                f"The training data hold control cells ({self.control!r}) only: there is no delta to average."
-            )
+            raise ValueError(f"The training data hold control cells ({self.control!r}) only: there is no mean delta.")
         if context in by_context:
             return np.mean([self.delta(context, p) for p in by_context[context]], axis=0)
         return np.mean([self.mean_delta(other) for other in by_context], axis=0)
@@ -152,6 +107,44 @@ class BaselineInputs:
     def other_contexts(self, context: str, perturbation: str) -> list[str]:
         """Other training contexts in which a perturbation was seen."""
         return [other for other, seen in self.seen.items() if other != context and perturbation in seen]
+
+
+def verify_baseline(name: str, train: CellTable | None, embeddings: Mapping[str, Any] | None) -> None:
+    """Reject a baseline that does not exist or lacks what it is computed from."""
+    kind = BASELINES.find(name)
+    if kind.needs_embeddings and embeddings is None:
+        raise ValueError(
+            f"The baseline {name!r} needs perturbation embeddings: pass perturbation_embedding=... to "
+            "baseline_prediction or EvaluationReference.from_adata."
+        )
+    if kind.needs_train and train is None:
+        raise ValueError(
+            f"The baseline {name!r} is computed from training data: pass train=<AnnData the model was trained on>, "
+            'or choose baseline="control" or baseline=None.'
+        )
+
+
+def baseline_cells(
+    name: str,
+    held_out: CellTable,
+    train: CellTable | None,
+    *,
+    control: str,
+    embeddings: Mapping[str, NDArray[np.float64]] | None,
+    seed: int,
+) -> CellTable:
+    """Predict every condition of the held-out cells, from their controls and numbers of cells."""
+    verify_baseline(name, train, embeddings)
+    conditions = {c: held_out.perturbations(c, control=control) for c in held_out.contexts}
+    inputs = BaselineInputs(
+        train=cast("CellTable", train),
+        controls={c: held_out.block(c, control) for c in conditions},
+        n_cells={c: {p: len(held_out.rows[c, p]) for p in wanted} for c, wanted in conditions.items()},
+        control=control,
+        genes=held_out.genes,
+        embeddings=embeddings or {},
+    )
+    return BASELINES.find(name).predict(inputs, seed)
 
 
 def assemble(inputs: BaselineInputs, predict: Callable[[str, str, int], Matrix]) -> CellTable:
@@ -246,8 +239,8 @@ def baseline_prediction(
     known = None
     if train is not None:
         known = align_genes(read(train, role="training data"), cells.genes, role="training data")
-    inputs = BaselineInputs.from_cells(cells, known, control=control, embeddings=embedding_rows(perturbation_embedding))
-    predicted = BASELINES.find(name).predict(inputs, seed)
+    embeddings = embedding_rows(perturbation_embedding)
+    predicted = baseline_cells(name, cells, known, control=control, embeddings=embeddings, seed=seed)
     return predicted.to_adata(perturbation_key=perturbation_key, context_key=context_key)
 
 
@@ -276,3 +269,42 @@ def embedding_rows(
         bad = list(names[~np.isfinite(matrix).all(axis=1)][:3])
         raise ValueError(f"Perturbation embeddings must be finite; rows {bad} are not.")
     return dict(zip(names, matrix))
+
+
+@register_baseline("control", needs_train=False)
+def control(inputs: BaselineInputs, seed: int) -> CellTable:
+    """Control cells of the context as they are, drawn with replacement."""
+    return shifted_controls(inputs, lambda context, perturbation: np.zeros(len(inputs.genes)), seed)
+
+
+@register_baseline("train_mean")
+def train_mean(inputs: BaselineInputs, seed: int) -> CellTable:
+    """Control cells moved by the mean of the training deltas of their context.
+
+    This is the baseline against which the challenge of 2025 scales its three scores. A context without training
+    perturbations gets the mean over the other contexts.
+    """
+    return shifted_controls(inputs, lambda context, perturbation: inputs.mean_delta(context), seed)
+
+
+@register_baseline("train_mean_pooled")
+def train_mean_pooled(inputs: BaselineInputs, seed: int) -> CellTable:
+    """Control cells moved by the mean of the training deltas of all contexts, each condition counted once."""
+    pooled = np.mean([inputs.delta(c, p) for c, seen in inputs.seen.items() for p in seen], axis=0)
+    return shifted_controls(inputs, lambda context, perturbation: pooled, seed)
+
+
+@register_baseline("context_transfer")
+def context_transfer(inputs: BaselineInputs, seed: int) -> CellTable:
+    """Control cells moved by the perturbation's own mean delta in the other contexts, each context counted once.
+
+    A perturbation that no other context has seen gets the mean of the training deltas, as :func:`train_mean`.
+    """
+
+    def delta(context: str, perturbation: str) -> NDArray[np.float64]:
+        others = inputs.other_contexts(context, perturbation)
+        if not others:
+            return inputs.mean_delta(context)
+        return np.mean([inputs.delta(other, perturbation) for other in others], axis=0)
+
+    return shifted_controls(inputs, delta, seed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._baselines import BASELINES
+from scvi_tahoe.evaluate._baselines import verify_baseline
 from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._checks import checks_table, most_severe, raise_or_warn
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
@@ -117,7 +117,8 @@ def evaluate(
         raise ValueError(f'representation_check must be "error", "warn" or "off", got {representation_check!r}.')
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
     reference.verify_unchanged()
-    _verify_baseline(baseline, reference)
+    if isinstance(baseline, str):  # before anything else is computed
+        verify_baseline(baseline, reference.train, reference.embeddings)
     context_checks = reference.context_checks
     predicted, reference, checks = matched(prediction, reference, own_controls=own_controls)
     checks += [*context_checks, check_space(prediction, counts=record.from_counts)]
@@ -243,23 +244,6 @@ def _as_reference(
     return EvaluationReference.from_adata(
         reference, perturbation_key=perturbation_key, control=control, context_key=context_key, baseline_from=train
     )
-
-
-def _verify_baseline(baseline: str | AnnData | EvaluationResult | None, reference: EvaluationReference) -> None:
-    """Reject a baseline that cannot be computed, before anything else is."""
-    if not isinstance(baseline, str):
-        return
-    kind = BASELINES.find(baseline)
-    if kind.needs_embeddings and reference.embeddings is None:
-        raise ValueError(
-            f"The baseline {baseline!r} needs perturbation embeddings: "
-            "EvaluationReference.from_adata(..., perturbation_embedding=...)."
-        )
-    if kind.needs_train and reference.train is None:
-        raise ValueError(
-            f"The baseline {baseline!r} is computed from training data: pass train=<AnnData the model was trained on>, "
-            'or choose baseline="control" or baseline=None.'
-        )
 
 
 def _baseline_scores(

@@ -9,6 +9,7 @@ import numpy as np
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._checks import Check, most_severe
 from scvi_tahoe.evaluate._value_checks import (
+    cell_totals,
     check_counts,
     check_depth,
     check_integers,
@@ -90,11 +91,9 @@ def value_checks(
 def count_checks(predicted: CellTable, reference: EvaluationReference) -> list[Check]:
     """Check raw counts on both sides."""
     both = [check_counts(predicted, role="prediction"), check_counts(reference.cells, role="reference")]
-    by_context = {
-        context: [check_depth(predicted.of_context(context), truth.cells)]
-        for context, truth in reference.contexts.items()
-    }
-    return [*both, *most_severe(by_context)]
+    sides = [(side.context, cell_totals(side)) for side in (predicted, reference.cells)]
+    depth = {c: [check_depth(*(totals[context == c] for context, totals in sides))] for c in reference.contexts}
+    return [*both, *most_severe(depth)]
 
 
 def _shared_conditions(predicted: CellTable, observed: CellTable, *, control: str) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Preset ``"vcc2025"``: the three scores of the Virtual Cell Challenge 2025 and their overall score."""
+"""Preset ``"vcc2025"``, the Virtual Cell Challenge of 2025, and the presets with fewer or more metrics."""
 
 from __future__ import annotations
 
@@ -89,3 +89,6 @@ def _as_terms(row: pd.Series) -> Vcc2025Terms:
 
 
 PRESETS.register("vcc2025", Preset(cell_eval_profile="vcc", aggregate=overall_of_contexts))
+PRESETS.register("quick", Preset())
+PRESETS.register("minimal", Preset(cell_eval_profile="minimal", aggregate=overall_of_contexts))
+PRESETS.register("full", Preset(cell_eval_profile="full", scores_cells=True, aggregate=overall_of_contexts))

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._baselines import BASELINES, BaselineInputs, embedding_rows
+from scvi_tahoe.evaluate._baselines import BASELINES, baseline_cells, embedding_rows
 from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._context_truth import ContextTruth
-from scvi_tahoe.evaluate._differential_expression_gpu import chosen_backend
+from scvi_tahoe.evaluate._differential_expression import chosen_backend
 from scvi_tahoe.evaluate._input_checks import check_contexts, check_leakage
 from scvi_tahoe.evaluate._scoring import score_context
 from scvi_tahoe.evaluate._value_checks import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._checks import Check
-    from scvi_tahoe.evaluate._differential_expression_gpu import Backend
+    from scvi_tahoe.evaluate._differential_expression import Backend
     from scvi_tahoe.evaluate._scoring import ScoringSettings
     from scvi_tahoe.evaluate._value_checks import CellProfile
 
@@ -288,8 +288,7 @@ class EvaluationReference:
 
     def baseline_cells(self, name: str, *, seed: int = 0) -> CellTable:
         """Predict every condition with a named baseline."""
-        inputs = BaselineInputs.from_cells(self.cells, self.train, control=self.control, embeddings=self.embeddings)
-        return BASELINES.find(name).predict(inputs, seed)
+        return baseline_cells(name, self.cells, self.train, control=self.control, embeddings=self.embeddings, seed=seed)
 
     def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of a named baseline on the real controls, since it has none of its own; one row for each condition."""

@@ -1,19 +1,21 @@
-"""What an evaluation returns, and results side by side."""
+"""What an evaluation returns: shown, kept in a folder, and set side by side."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import BASELINES
-from scvi_tahoe.evaluate._display import finding_lines, result_html, result_text
 from scvi_tahoe.evaluate._metrics import metric_info
 from scvi_tahoe.evaluate._presets import PRESETS
-from scvi_tahoe.evaluate._storage import load_result, save_result
 from scvi_tahoe.evaluate._summary import strata_table
+from scvi_tahoe.files import atomic_folder
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +35,21 @@ _HEADLINE_METRICS = (
     "pearson_systema",
     "wmse",
 )
+#: columns of the summary that are shown
+_NUMBERS = ["value", "baseline", "ceiling", "scaled"]
+_ALERT = "border-left:4px solid #d55e00;padding:2px 8px;margin:2px 0"
+#: release of the format of saved results
+_FORMAT = 1
+#: tables written as CSV, for people to read, with the number of their index columns
+_CSV = {
+    "summary": 1,
+    "per_perturbation": 2,
+    "checks": 1,
+    "baseline_per_perturbation": 2,
+    "halves_per_perturbation": 2,
+    "cells": 0,
+}
+_PARQUET = ("de_observed", "de_predicted")
 
 
 @dataclass(frozen=True)
@@ -98,49 +115,53 @@ class EvaluationResult:
     de_predicted: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
-        return result_text(self.summary, self.vcc, self._findings, self.provenance, len(self.per_perturbation))
+        preset, baseline = self.provenance["preset"], self.provenance["baseline"]
+        head = f"EvaluationResult: preset {preset!r}, {len(self.per_perturbation)} conditions, baseline {baseline!r}"
+        return "\n".join([head, *self.findings, *self._overall, self.summary[_NUMBERS].round(4).to_string()])
 
     def _repr_html_(self) -> str:
-        return result_html(self.summary, self.vcc, self._findings, self.provenance)
-
-    @property
-    def _findings(self) -> pd.DataFrame:
-        return self.checks[self.checks["status"].isin(["warning", "error"])]
+        alerts = [f'<div style="{_ALERT}">{escape(line)}</div>' for line in self.findings]
+        overall = [f"<p>{escape(line)}</p>" for line in self._overall]
+        titles = {"scaled": "share of the way", "direction": "best"}
+        table = self.summary[[*_NUMBERS, "direction"]].rename(index=self.metric_label, columns=titles)
+        scores = table.rename_axis(None).to_html(float_format="{:.4f}".format, na_rep="", border=0)
+        settings = {k: self.provenance.get(k) for k in ("preset", "baseline", "control_cells", "contexts", "truth")}
+        settings["truth"] = str(settings["truth"])[:12]
+        origin = ", ".join(f"{name}: {value}" for name, value in settings.items())
+        versions = ", ".join(f"{name} {number}" for name, number in self.provenance["versions"].items())
+        end = f"<small>{escape(origin)}<br>{escape(versions)}</small>"
+        return "".join(["<div>", *alerts, *overall, scores, end, "</div>"])
 
     @property
     def findings(self) -> list[str]:
         """One line per warning and error of the checks, most severe first."""
-        return finding_lines(self._findings)
+        found = self.checks[self.checks["status"].isin(["warning", "error"])]
+        return [f"{row['status']}: {name}: {row['message']}" for name, row in found.iterrows()]
+
+    @property
+    def _overall(self) -> list[str]:
+        """Line with the overall score of a challenge and its terms, if there is one."""
+        vcc, baseline = self.vcc, self.provenance["baseline"]
+        if vcc is None:
+            return []
+        terms = [
+            f"{name} {vcc[name]:.4f} (baseline {vcc['baseline'][name]:.4f}, scaled {share:.4f})"
+            for name, share in vcc["scaled"].items()
+        ]
+        other = vcc["year"] == 2025 and baseline != "train_mean"
+        note = f" (from {baseline!r}, not from 'train_mean' as in the challenge)" if other else ""
+        return [f"VCC {vcc['year']} overall {vcc['overall']:.2f}: {', '.join(terms)}{note}"]
 
     def metric_label(self, metric: str) -> str:
         """Return the short name of a metric, for tables and figures."""
         return metric_info(metric).label
 
     def strata(self, *, n_groups: int = 3) -> pd.DataFrame:
-        """Return the mean scores of weak, medium and strong perturbations, see :func:`~scvi_tahoe.evaluate.strata`.
-
-        Parameters
-        ----------
-        n_groups
-            Number of groups of equal size.
-        """
+        """Return the mean scores of weak, medium and strong perturbations, see :func:`~scvi_tahoe.evaluate.strata`."""
         return strata(self, n_groups=n_groups)
 
     def compare(self, other: EvaluationResult, *, names: tuple[str, str] = ("this", "other")) -> pd.DataFrame:
-        """Put two results side by side: one row each and one for the ceiling, one column per metric.
-
-        Parameters
-        ----------
-        other
-            Result against the same truth under the same settings.
-        names
-            Names of the two rows.
-
-        Raises
-        ------
-        ValueError
-            If they differ in truth, settings or release of cell-eval; the message names the differences.
-        """
+        """Put two results side by side under ``names``, see :func:`~scvi_tahoe.evaluate.compare_results`."""
         return compare_results({names[0]: self, names[1]: other})
 
     @staticmethod
@@ -149,15 +170,7 @@ class EvaluationResult:
         return compare_results(results, metrics=metrics)
 
     def plot(self, kind: str = "bars", **kwargs: Any) -> Figure:
-        """Draw one of the figures of :mod:`scvi_tahoe.pl`.
-
-        Parameters
-        ----------
-        kind
-            ``"bars"``, ``"deltas"``, ``"ranks"``, ``"similarity"``, ``"fold_changes"`` or ``"cells"``.
-        **kwargs
-            Passed to the function with that name.
-        """
+        """Draw one of the figures of :mod:`scvi_tahoe.pl`, see :func:`scvi_tahoe.pl.draw`."""
         from scvi_tahoe import pl
 
         return pl.draw(kind, self, **kwargs)
@@ -172,7 +185,16 @@ class EvaluationResult:
         FileExistsError
             If the folder exists and holds something other than a result.
         """
-        save_result(vars(self), folder)
+        with atomic_folder(folder, overwrite=True, kind="evaluation result", signatures=["result.json"]) as partial:
+            for name, n_labels in _CSV.items():
+                if (table := getattr(self, name)) is not None:
+                    table.to_csv(partial / f"{name}.csv", index=n_labels > 0)
+            for name in _PARQUET:
+                if (table := getattr(self, name)) is not None:
+                    table.to_parquet(partial / f"{name}.parquet")
+            np.savez_compressed(partial / "effects.npz", **vars(self.effects))
+            record = {"format": _FORMAT, "vcc": self.vcc, "provenance": dict(self.provenance)}
+            (partial / "result.json").write_text(json.dumps(record, indent=1, default=float))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EvaluationResult:
@@ -183,8 +205,32 @@ class EvaluationResult:
         FileNotFoundError
             If the folder holds no result.
         """
-        fields = load_result(folder)
-        return cls(**fields | {"effects": Effects(**fields["effects"])})
+        folder = Path(folder)
+        if not (folder / "result.json").exists():
+            raise FileNotFoundError(f"{folder} holds no evaluation result (no result.json).")
+        record = json.loads((folder / "result.json").read_text())
+        if record["format"] != _FORMAT:
+            raise ValueError(
+                f"{folder} has format {record['format']} and this release reads format {_FORMAT}; update scvi-tahoe."
+            )
+        parquet = {name: folder / f"{name}.parquet" for name in _PARQUET}
+        with np.load(folder / "effects.npz") as arrays:
+            conditions = tuple((str(c), str(p)) for c, p in arrays["conditions"])
+            effects = Effects(conditions, arrays["genes"], arrays["observed"], arrays["predicted"])
+        tables: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", name) for name in _CSV}
+        tables |= {name: pd.read_parquet(path) if path.exists() else None for name, path in parquet.items()}
+        return cls(vcc=record["vcc"], provenance=record["provenance"], effects=effects, **tables)
+
+
+def _read_csv(path: Path, name: str) -> pd.DataFrame | None:
+    if not path.exists():
+        return None
+    # labels such as "1" or "NA" are names, not numbers or gaps
+    types: dict[Any, Any] = {"side": str, "context": str} if name == "cells" else dict.fromkeys(range(_CSV[name]), str)
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    if name == "checks":
+        table[["allowed", "message"]] = table[["allowed", "message"]].fillna("")
+    return table.set_index(list(table.columns[: _CSV[name]])) if _CSV[name] else table
 
 
 def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:

@@ -283,9 +283,9 @@ def check_counts(cells: CellTable, *, role: str) -> Check:
     return Check(name, "error" if wrong else "ok", wrong, allowed, message if wrong else "")
 
 
-def check_depth(predicted: CellTable, observed: CellTable) -> Check:
-    """Compare the median totals; a shallower prediction has noisier means and fewer expressed genes."""
-    medians = [float(np.median(cell_totals(side))) for side in (predicted, observed)]
+def check_depth(predicted: NDArray[np.float64], observed: NDArray[np.float64]) -> Check:
+    """Compare the medians of cell totals; a shallower prediction has noisier means and fewer expressed genes."""
+    medians = [float(np.median(totals)) for totals in (predicted, observed)]
     message = (
         f"the median predicted cell has {medians[0]:,.0f} counts, the median observed one {medians[1]:,.0f}; predict "
         "counts at the library sizes of real cells."

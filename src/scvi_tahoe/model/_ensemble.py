@@ -13,7 +13,7 @@ from scvi_tahoe.evaluate import PRESETS, EvaluationReference
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
-from scvi_tahoe.response import means_by_code, move_to_mean
+from scvi_tahoe.response import means_by_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -174,11 +174,10 @@ class TahoeEnsemble:
         if not keeps_controls:
             del first.layers["control"]
         mean_KG, sd_KG = np.mean(means, axis=0), np.std(means, axis=0, ddof=1)
-        for k in range(len(table)):
-            rows = codes == k
-            block = first.X[rows]
-            move_to_mean(block, means[0][k], np.minimum(mean_KG[k], 2 * means[0][k]))
-            first.X[rows] = block
+        for k, own_G in enumerate(means[0]):
+            wanted_G = np.minimum(mean_KG[k], 2 * own_G)
+            factor_G = np.divide(wanted_G, own_G, out=np.ones_like(wanted_G), where=own_G > 0)
+            first.X[codes == k] *= factor_G.astype(first.X.dtype)
         delta_KG = mean_KG - start_KG
         table["effect_size"] = np.linalg.norm(delta_KG, axis=1)
         spread = np.linalg.norm(sd_KG, axis=1)

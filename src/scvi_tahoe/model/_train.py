@@ -12,7 +12,7 @@ import torch
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import PredictionRequest, arguments_for
-from scvi_tahoe.response import learn_prior, observed_cosines, validation_share
+from scvi_tahoe.response import learn_prior, observed_cosines, shrinkage_factor
 from scvi_tahoe.training import (
     UNUSED_OPTIONS,
     TrainingRun,
@@ -216,7 +216,7 @@ class TrainMixin(PredictMixin):
             request = PredictionRequest(**arguments_for(sizes), output=output, seed=seed, progress=False)
             return self._predicted(request, data.prior)
 
-        factor = validation_share(predict, self.keys, data.split, data.expression, run.device, seed=seed)
+        factor = shrinkage_factor(predict, self.keys, data.split, data.expression, run.device, seed=seed)
         if factor is not None and factor < 1:
             with torch.no_grad():
                 for parameter in self.module.network.head.project.layers[-1].parameters():

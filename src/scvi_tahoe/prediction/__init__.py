@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.prediction._job import predict_cells
+from scvi_tahoe.prediction._predictor import predict_cells
 from scvi_tahoe.prediction._request import (
     PredictionData,
     PredictionRequest,

@@ -1,4 +1,4 @@
-"""Predicted cells, chunk after chunk, computed by one device or by several.
+"""A prediction carried out chunk by chunk, on one device or several: into memory, or into a file larger than memory.
 
 Minibatches are cut once, over everything that is requested, and dealt out to the devices in turn. Neither the size of
 the chunks nor the number of devices changes a minibatch, so neither changes a predicted cell.
@@ -7,67 +7,160 @@ the chunks nor the number of devices changes a minibatch, so neither changes a p
 from __future__ import annotations
 
 import copy
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+import logging
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 import torch
 from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe._devices import explained_out_of_memory
+from scvi_tahoe._devices import HostCopy, autocast_dtype, explained_out_of_memory
 from scvi_tahoe._module import residual_input
-from scvi_tahoe.data import CellSetDataset, CellSetRequest, ExhaustiveSampler, make_store
+from scvi_tahoe.data import CellSetDataset, CellSetRequest, ExhaustiveSampler, cell_set_dataset, make_store
+from scvi_tahoe.evaluate import PREDICTION_RECORD
+from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
+from scvi_tahoe.prediction._file import open_prediction, written_prediction
+from scvi_tahoe.prediction._request import plan_prediction, warn_about_scale
+from scvi_tahoe.response import CollapseAlarm, Origin, ResidualCells, prior_and_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from torch import Tensor
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import Output
-    from scvi_tahoe.prediction._request import PredictionPlan
-    from scvi_tahoe.response import ResidualCells
+    from scvi_tahoe.data import CellStore
+    from scvi_tahoe.prediction._request import PredictionData, PredictionPlan, PredictionRequest
+
+    Take = Callable[[int, Any, np.ndarray | None], None]
+
+logger = logging.getLogger(__name__)
 
 #: bytes of a chunk, which however holds at least one minibatch for each device and one condition
 CHUNK_BYTES = 2**29
 _SETS = 16
 _CPU_BYTES = 2**24
-_ROWS = 4096  # cells to which a prior of means is added at once
-_N_BUFFERS = 2
+_ROWS = 4096  # control cells that are dense on the device at once, beside minibatches
+
+
+def predict_cells(
+    request: PredictionRequest,
+    data: PredictionData,
+    module: TahoeSTModule,
+    prior: Mapping[str, Any] | None,
+    *,
+    devices: Sequence[torch.device],
+    is_trained: bool,
+    observed_cosine: Mapping[str, float],
+) -> ad.AnnData:
+    """Predict what a request asks for, starting from some data."""
+    device, output, spec = devices[0], request.output, data.spec
+    plan = plan_prediction(request, data.screen.index, spec.table)
+    if spec.representation != "embedding":
+        warn_about_scale(data, plan.start_rows, prior)
+    # before the costly part: the library sizes may be missing
+    counts = ControlCounts.read(data, plan.start_rows, layer=request.counts_layer) if output == "counts" else None
+    module.eval()
+    dtype = autocast_dtype(request.precision, device)
+    dataset = cell_set_dataset(
+        spec, data.screen, device,
+        store=request.store, alignment=data.alignment, full_precision=dtype is None, rows=plan.rows_read,
+    )  # fmt: skip
+    origins, cells, control_means = [Origin.CONTROL_CELLS] * len(plan.requests), None, None
+    if prior is not None:
+        learned, targets = prior_and_targets(prior, spec, data.screen, plan.conditions)
+        origins = learned.starts_from(plan.conditions, spec.table)
+        plan = plan.with_prior(learned.is_corrected(plan.conditions, spec.table), has_cells=learned.kind == "cells")
+        if learned.kind == "cells":
+            cells = ResidualCells(learned, targets, plan.sizes, spec.table, request.seed, device)
+            control_means = {context: target.mean for context, target in targets.items()}
+        else:
+            base = learned.base_from(
+                targets, plan.conditions, spec.table, n_cells=plan.sizes, seed=request.seed, device=device
+            )
+            dataset = replace(dataset, residual_shift=base.shift)
+    decoder = None if output == "embedding" else module.config.gene_decoder
+    width = module.config.n_output if decoder is None else decoder.n_genes
+    job = _Prediction(
+        module=module,
+        dataset=dataset,
+        plan=plan,
+        residual_cells=cells,
+        request=request,
+        devices=tuple(devices),
+        set_size=spec.set_size,
+        batch_size=request.batch_size or _default_batch_size(device, spec.set_size * len(spec.genes)),
+        matmul_dtype=dtype,
+        width=width,
+        labels={
+            "obs": plan.obs(data.screen, spec.keys),
+            "var": pd.DataFrame(
+                index=[f"embedding_{i}" for i in range(width)] if output == "embedding" else spec.genes
+            ),
+        },
+        record=_record(module, request, plan, origins, is_trained=is_trained),
+        alarm=CollapseAlarm(dataset.expression, device, observed_cosine, spec.keys.parser, output, control_means),
+        counts=counts,
+    )
+    return job.in_memory() if request.path is None else job.to_file(Path(request.path))
+
+
+def _default_batch_size(device: torch.device, n_values: int) -> int:
+    """Return the number of sets of a minibatch, fewer of many values on a CPU."""
+    # The allocator of a CPU gives memory of more than 32 MiB back to the system after each operation, and to get it
+    # anew takes longer than most operations.
+    return _SETS if device.type != "cpu" else min(_SETS, max(1, _CPU_BYTES // (4 * n_values)))
+
+
+def _record(
+    module: TahoeSTModule,
+    request: PredictionRequest,
+    plan: PredictionPlan,
+    origins: Sequence[Origin],
+    *,
+    is_trained: bool,
+) -> dict[str, Any]:
+    """Say where the numbers come from; the evaluation rejects genes of a decoder that was not trained."""
+    decodes = module.config.gene_decoder is not None
+    weight = module.objective.decoder_weight if decodes else 0.0
+    record: dict[str, Any] = {
+        "space": "expression" if request.output == "prior" else request.output,
+        "genes_from": "decoder" if decodes else "network",
+        "decoder_trained": bool(decodes and weight > 0 and is_trained),
+        "decoder_weight": weight,
+        "seed": request.seed,
+        "starts_from": dict(Counter(origin.value for origin in origins)),
+    }
+    if request.output != "prior" and (labels := plan.predicted_as_prior):
+        record["predicted_as_prior"] = labels
+        logger.info(
+            f"{len(labels)} combinations ({', '.join(labels[:3])}{', ...' if labels[3:] else ''}) are predicted as the "
+            "prior has them, from their parts: training saw too few combinations whose parts were measured alone "
+            "to learn what to change about that."
+        )
+    return record
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Whole conditions of a plan, and their predicted cells.
+class _Chunk:
+    """Whole conditions of a plan, and their cells from row ``first_row`` of the prediction on.
 
-    Attributes
-    ----------
-    plan
-        The conditions.
-    first_row
-        Position of the first cell in the whole prediction.
-    cells
-        float32 ``[cells of the conditions, G]``; overwritten when the chunk after the next one is made.
+    ``cells``, float32 ``[cells of the conditions, G]``, are overwritten when the chunk after the next one is made.
     """
 
     plan: PredictionPlan
     first_row: int
     cells: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forward:
-    """How the network is run; ``matmul_dtype`` is None for the precision of the weights."""
-
-    set_size: int
-    batch_size: int
-    output: Output
-    matmul_dtype: torch.dtype | None = None
-    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,121 +173,6 @@ class _Minibatch:
     keeps_residual_input_S: np.ndarray
 
 
-def default_batch_size(device: torch.device, *, set_size: int, width: int) -> int:
-    """Return the number of sets of a minibatch, fewer of many genes on a CPU."""
-    # The allocator of a CPU gives memory of more than 32 MiB back to the system after each operation, and to get it
-    # anew takes longer than most operations.
-    return _SETS if device.type != "cpu" else min(_SETS, max(1, _CPU_BYTES // (4 * set_size * width)))
-
-
-def prediction_width(module: TahoeSTModule, output: Output) -> int:
-    """Return the number of genes, or of dimensions of an embedding, of a predicted cell."""
-    decoder = module.config.gene_decoder
-    return module.config.n_output if decoder is None or output == "embedding" else decoder.n_genes
-
-
-def predicted_chunks(
-    module: TahoeSTModule,
-    dataset: CellSetDataset,
-    plan: PredictionPlan,
-    forward: Forward,
-    residual_cells: ResidualCells | None,
-    *,
-    devices: Sequence[torch.device],
-    out: np.ndarray | None,
-) -> Generator[Chunk, None, None]:
-    """Predict all conditions of a plan, in their order.
-
-    Parameters
-    ----------
-    out
-        float32 ``[cells of the plan, G]`` for the cells, all in one chunk. If None, chunks have memory of their own.
-    """
-    minibatches = _minibatches(plan, forward)
-    width = prediction_width(module, forward.output)
-    devices = devices[: len(minibatches)]
-    replicas = _replicas(module, dataset, devices)
-    full = max(one.stop_row - one.first_row for one in minibatches)
-    n_at_once = len(minibatches) if out is not None else max(len(devices), CHUNK_BYTES // (4 * width * full))
-    groups = _groups(minibatches, plan.stops, n_at_once)
-    buffers = _Buffers(out, width, alone=len(groups) == 1)
-    start, first = 0, 0  # row and condition that come next
-    rest = np.empty((0, width), dtype=np.float32)
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=plan.n_cells, unit="cell", desc="predicting", disable=not forward.progress, dynamic_ncols=True)
-        )
-        pool = stack.enter_context(ThreadPoolExecutor(len(replicas))) if len(replicas) > 1 else None
-        for group in groups:
-            cells = buffers.take(group[-1].stop_row - start)
-            if out is None:
-                cells[: len(rest)] = rest
-            if residual_cells is not None:
-                group = _with_residual_cells(residual_cells, group, replicas, forward)
-            with explained_out_of_memory(batch_size=forward.batch_size, set_size=forward.set_size, doing="prediction"):
-                _predict(replicas, group, torch.from_numpy(cells), start, forward, pool, bar)
-            after = int(np.searchsorted(plan.stops, group[-1].stop_row, side="right"))
-            stop = int(plan.stops[after - 1])
-            yield Chunk(plan.part(first, after), start, cells[: stop - start])
-            rest, start, first = cells[stop - start :], stop, after
-
-
-def prior_chunks(
-    dataset: CellSetDataset,
-    plan: PredictionPlan,
-    residual_cells: ResidualCells | None,
-    *,
-    device: torch.device,
-    out: np.ndarray | None,
-) -> Generator[Chunk, None, None]:
-    """Predict by the prior alone; parameters as of :func:`predicted_chunks`."""
-    width, stops = dataset.cells.n_features, plan.stops
-    first = start = 0
-    while first < len(plan.requests):
-        room = plan.n_cells if out is not None else CHUNK_BYTES // (4 * width)
-        after = max(first + 1, int(np.searchsorted(stops, start + room, side="right")))
-        cells = np.empty((stops[after - 1] - start, width), dtype=np.float32) if out is None else out
-        made, offset = (None, 0) if residual_cells is None else residual_cells.of_conditions(first, after)
-        for position in range(first, after):
-            request, end = plan.requests[position], int(stops[position]) - start
-            target = cells[end - len(request.controls) : end]
-            if made is not None and request.residual_input is not None:
-                made[request.residual_input - offset].toarray(out=target)
-            else:
-                _add_shift(dataset, position, request.controls, device, target)
-        yield Chunk(plan.part(first, after), start, cells)
-        first, start = after, int(stops[after - 1])
-
-
-@torch.inference_mode()
-def _add_shift(
-    dataset: CellSetDataset, position: int, controls: np.ndarray, device: torch.device, target: np.ndarray
-) -> None:
-    """Add the shift of a prior of means to control cells."""
-    shift = torch.from_numpy(dataset.residual_shift[position]).to(device)  # type: ignore[index]
-    for i in range(0, len(controls), _ROWS):
-        cells = dataset.cells.dense(dataset.cells.fetch(controls[i : i + _ROWS]), device)
-        target[i : i + _ROWS] = (cells + shift).clamp_min(0).cpu().numpy()
-
-
-class _Buffers:
-    """Memory of chunks, used in turn, so that the system hands out and clears each page once."""
-
-    def __init__(self, out: np.ndarray | None, width: int, *, alone: bool) -> None:
-        self._out, self._width = out, width
-        self._turn = [np.empty(0, dtype=np.float32) for _ in range(1 if alone else 2)]
-
-    def take(self, n_rows: int) -> np.ndarray:
-        """Return the least recently used memory, as ``[n_rows, width]``."""
-        if self._out is not None:
-            return self._out
-        memory = self._turn.pop(0)
-        if memory.size < n_rows * self._width:
-            memory = np.empty(n_rows * self._width, dtype=np.float32)
-        self._turn.append(memory)
-        return memory[: n_rows * self._width].reshape(n_rows, self._width)
-
-
 @dataclass(frozen=True)
 class _Replica:
     """The network on one device, and what reads its minibatches."""
@@ -205,25 +183,264 @@ class _Replica:
     host_copy: HostCopy
 
 
-def _replicas(module: TahoeSTModule, dataset: CellSetDataset, devices: Sequence[torch.device]) -> list[_Replica]:
-    made = []
-    for i, device in enumerate(devices):
-        is_own = i == 0 and device == module.device
-        own = module if is_own else copy.deepcopy(module).to(device).eval()
-        shared = replace(dataset) if i == 0 else replace(dataset, cells=dataset.cells.replica())
-        made.append(_Replica(own, shared, device, HostCopy()))
-    return made
+@dataclass(frozen=True, kw_only=True)
+class _Prediction:
+    """Everything that carrying out a prediction takes; ``matmul_dtype`` is None for the precision of the weights."""
 
+    module: TahoeSTModule
+    dataset: CellSetDataset
+    plan: PredictionPlan
+    residual_cells: ResidualCells | None
+    request: PredictionRequest
+    devices: tuple[torch.device, ...]
+    set_size: int
+    batch_size: int
+    matmul_dtype: torch.dtype | None
+    width: int
+    labels: Mapping[str, pd.DataFrame]
+    record: Mapping[str, Any]
+    alarm: CollapseAlarm
+    counts: ControlCounts | None
+    _sampling: Counter[str] = field(default_factory=Counter)
 
-def _minibatches(plan: PredictionPlan, forward: Forward) -> list[_Minibatch]:
-    sampler = ExhaustiveSampler(plan.requests, set_size=forward.set_size, sets_per_step=forward.batch_size)
-    keeps = np.array([request.keeps_residual_input for request in plan.requests])
-    made, row = [], 0
-    for request in sampler:
-        stop = row + int(request.valid_S.sum())
-        made.append(_Minibatch(request, row, stop, keeps[request.condition_S]))
-        row = stop
-    return made
+    def in_memory(self) -> ad.AnnData:
+        """Return the prediction as AnnData."""
+        n_cells, blocks = self.plan.n_cells, []
+        start = None
+        if self.request.control_layer:
+            start = np.empty((n_cells, self._start.n_features), dtype=np.float32)
+        out = np.empty((n_cells, self.width), dtype=np.float32) if self.counts is None else None
+
+        def take(first_row: int, cells: Any, start_cells: np.ndarray | None) -> None:
+            if out is None:
+                blocks.append(cells)
+            if start is not None and start_cells is not None:
+                start[first_row : first_row + len(start_cells)] = start_cells
+
+        self._run(take, out)
+        predicted = sp.vstack(blocks, format="csr") if out is None else out
+        return ad.AnnData(predicted, **self.labels, uns=self._uns(), layers={} if start is None else {"control": start})
+
+    def to_file(self, path: Path) -> ad.AnnData:
+        """Return the prediction as AnnData whose matrices are in a file."""
+        with written_prediction(path, **self.labels) as file:
+
+            def take(first_row: int, cells: Any, start_cells: np.ndarray | None) -> None:
+                file.append("X", cells)
+                if start_cells is not None:
+                    file.append("layers/control", start_cells)
+
+            self._run(take, None)
+            file.finish(self._uns())
+        return open_prediction(path, **self.labels, uns=self._uns())
+
+    def _uns(self) -> dict[str, Any]:
+        sampling = {} if self.counts is None else {"count_sampling": dict(self._sampling)}
+        return {PREDICTION_RECORD: {**self.record, **sampling}}
+
+    def _run(self, take: Take, out: np.ndarray | None) -> None:
+        """Predict, and hand each chunk on in a thread of its own while the next one is computed.
+
+        ``out``, float32 ``[cells, G]``, is for the cells, all in one chunk; if None, chunks have memory of their own.
+        """
+
+        def hand_on(chunk: _Chunk, start: np.ndarray | None) -> None:
+            cells: Any = chunk.cells
+            if self.counts is not None:
+                cells, sampling = counts_of_prediction(chunk.cells, chunk.plan, self.counts)
+                self._sampling.update(sampling)
+            take(chunk.first_row, cells, start)
+
+        chunks = self._prior_chunks(out) if self.request.output == "prior" else self._network_chunks(out)
+        with ThreadPoolExecutor(1) as after, closing(chunks):
+            before: Future[None] | None = None
+            for chunk in chunks:
+                self.alarm.see(chunk.cells, chunk.plan.conditions, [r.controls for r in chunk.plan.requests])
+                start = self._start_cells(chunk.plan.start_rows) if self.request.control_layer else None
+                if before is not None:
+                    before.result()
+                before = after.submit(hand_on, chunk, start)
+            if before is not None:
+                before.result()
+        self.alarm.ring()
+
+    @property
+    def _start(self) -> CellStore:
+        """Control cells in the space of the prediction."""
+        return self.dataset.cells if self.request.output == "embedding" else self.dataset.expression
+
+    def _start_cells(self, rows: np.ndarray) -> np.ndarray:
+        cells = np.empty((len(rows), self._start.n_features), dtype=np.float32)
+        for i in range(0, len(rows), _ROWS):
+            block = self._start.dense(self._start.fetch(rows[i : i + _ROWS]), self.devices[0])
+            cells[i : i + _ROWS] = block.cpu().numpy()
+        return cells
+
+    def _prior_chunks(self, out: np.ndarray | None) -> Generator[_Chunk, None, None]:
+        """Predict all conditions of the plan by the prior alone, in their order."""
+        plan, width, stops = self.plan, self.dataset.cells.n_features, self.plan.stops
+        first = start = 0
+        while first < len(plan.requests):
+            room = plan.n_cells if out is not None else CHUNK_BYTES // (4 * width)
+            after = max(first + 1, int(np.searchsorted(stops, start + room, side="right")))
+            cells = np.empty((stops[after - 1] - start, width), dtype=np.float32) if out is None else out
+            made, offset = (None, 0) if self.residual_cells is None else self.residual_cells.of_conditions(first, after)
+            for position in range(first, after):
+                request, end = plan.requests[position], int(stops[position]) - start
+                target = cells[end - len(request.controls) : end]
+                if made is not None and request.residual_input is not None:
+                    made[request.residual_input - offset].toarray(out=target)
+                else:
+                    self._add_shift(position, request.controls, target)
+            yield _Chunk(plan.part(first, after), start, cells)
+            first, start = after, int(stops[after - 1])
+
+    @torch.inference_mode()
+    def _add_shift(self, position: int, controls: np.ndarray, target: np.ndarray) -> None:
+        """Add the shift of a prior of means to control cells."""
+        store, device = self.dataset.cells, self.devices[0]
+        shift = torch.from_numpy(self.dataset.residual_shift[position]).to(device)  # type: ignore[index]
+        for i in range(0, len(controls), _ROWS):
+            cells = store.dense(store.fetch(controls[i : i + _ROWS]), device)
+            target[i : i + _ROWS] = (cells + shift).clamp_min(0).cpu().numpy()
+
+    def _network_chunks(self, out: np.ndarray | None) -> Generator[_Chunk, None, None]:
+        """Predict all conditions of the plan with the network, in their order."""
+        plan, width, minibatches = self.plan, self.width, self._minibatches()
+        replicas = self._replicas(len(minibatches))
+        full = max(one.stop_row - one.first_row for one in minibatches)
+        n_at_once = len(minibatches) if out is not None else max(len(replicas), CHUNK_BYTES // (4 * width * full))
+        groups = _groups(minibatches, plan.stops, n_at_once)
+        # memory of chunks is used in turn, so that the system hands out and clears each page once
+        buffers = [np.empty(0, dtype=np.float32) for _ in groups[:2]]
+        start, first = 0, 0  # row and condition that come next
+        rest = np.empty((0, width), dtype=np.float32)
+        with ExitStack() as stack:
+            bar = stack.enter_context(
+                tqdm(
+                    total=plan.n_cells, unit="cell", desc="predicting", disable=not self.request.progress,
+                    dynamic_ncols=True,
+                )
+            )  # fmt: skip
+            pool = stack.enter_context(ThreadPoolExecutor(len(replicas))) if len(replicas) > 1 else None
+            for group in groups:
+                if out is None:
+                    size = (group[-1].stop_row - start) * width
+                    memory = buffers.pop(0)
+                    buffers.append(memory if memory.size >= size else np.empty(size, dtype=np.float32))
+                    cells = buffers[-1][:size].reshape(-1, width)
+                    cells[: len(rest)] = rest
+                else:
+                    cells = out
+                if self.residual_cells is not None:
+                    group = self._with_residual_cells(self.residual_cells, group, replicas)
+                with explained_out_of_memory(batch_size=self.batch_size, set_size=self.set_size, doing="prediction"):
+                    self._predict(replicas, group, torch.from_numpy(cells), start, pool, bar)
+                after = int(np.searchsorted(plan.stops, group[-1].stop_row, side="right"))
+                stop = int(plan.stops[after - 1])
+                yield _Chunk(plan.part(first, after), start, cells[: stop - start])
+                rest, start, first = cells[stop - start :], stop, after
+
+    def _minibatches(self) -> list[_Minibatch]:
+        sampler = ExhaustiveSampler(self.plan.requests, set_size=self.set_size, sets_per_step=self.batch_size)
+        keeps = np.array([request.keeps_residual_input for request in self.plan.requests])
+        made, row = [], 0
+        for request in sampler:
+            stop = row + int(request.valid_S.sum())
+            made.append(_Minibatch(request, row, stop, keeps[request.condition_S]))
+            row = stop
+        return made
+
+    def _replicas(self, most: int) -> list[_Replica]:
+        made = []
+        for i, device in enumerate(self.devices[:most]):
+            is_own = i == 0 and device == self.module.device
+            module = self.module if is_own else copy.deepcopy(self.module).to(device).eval()
+            cells = self.dataset.cells if i == 0 else self.dataset.cells.replica()
+            made.append(_Replica(module, replace(self.dataset, cells=cells), device, HostCopy()))
+        return made
+
+    def _with_residual_cells(
+        self, made: ResidualCells, group: Sequence[_Minibatch], replicas: Sequence[_Replica]
+    ) -> list[_Minibatch]:
+        """Give the datasets the prior's cells of some minibatches, which are returned with row numbers among them."""
+        cells, first_row = made.of_conditions(
+            int(group[0].request.condition_S.min()), int(group[-1].request.condition_S.max()) + 1
+        )
+        store = make_store(cells, replicas[0].device, full_precision=self.matmul_dtype is None)
+        for i, replica in enumerate(replicas):
+            replica.dataset.residual_input = store if i == 0 else store.replica()
+        requests = (
+            replace(one.request, residual_input_SN=one.request.residual_input_SN - first_row)  # type: ignore[operator, arg-type]
+            for one in group
+        )
+        return [replace(one, request=request) for one, request in zip(group, requests, strict=True)]
+
+    def _predict(
+        self,
+        replicas: Sequence[_Replica],
+        group: Sequence[_Minibatch],
+        target: Tensor,
+        start: int,
+        pool: ThreadPoolExecutor | None,
+        bar: Any,
+    ) -> None:
+        """Predict minibatches, dealt out to the devices, into ``target``, whose first row is row ``start``."""
+        stopped, mutex, dtype = Event(), Lock(), self.matmul_dtype
+
+        def work(position: int) -> None:
+            replica, mine = replicas[position], group[position :: len(replicas)]
+            device = replica.device
+            try:
+                with (
+                    torch.inference_mode(),  # the modes of a thread are its own
+                    torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
+                    torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+                ):
+                    for one, following in zip(mine, [*mine[1:], None]):
+                        if stopped.is_set():
+                            return
+                        rows = target[one.first_row - start : one.stop_row - start]
+                        self._predict_minibatch(replica, one, following, rows)
+                        with mutex:
+                            bar.update(len(rows))
+                    replica.host_copy.finish()
+            except BaseException:
+                stopped.set()
+                raise
+
+        if pool is None:
+            work(0)
+            return
+        jobs = [pool.submit(work, i) for i in range(len(replicas))]
+        try:
+            wait(jobs)
+        finally:
+            stopped.set()  # if the program is interrupted, the threads must not go on alone
+        for job in jobs:
+            job.result()
+
+    def _predict_minibatch(
+        self, replica: _Replica, one: _Minibatch, following: _Minibatch | None, rows: Tensor
+    ) -> None:
+        """Predict one minibatch; the cells are in ``rows`` once their copy is finished."""
+        dataset, request, output = replica.dataset, one.request, self.request.output
+        decodes = replica.module.config.gene_decoder is not None and output != "embedding"
+        payload = dataset[request]
+        if following is not None:
+            dataset.prefetch(following.request)
+        tensors = dataset.to_tensors(payload, replica.device)
+        base_SNG = residual_input(tensors)
+        result = replica.module(
+            tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH), base_SNG
+        )
+        cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
+        if base_SNG is not None and one.keeps_residual_input_S.any():
+            keeps_S = torch.from_numpy(one.keeps_residual_input_S).to(replica.device, non_blocking=True)
+            cells_SNG = torch.where(keeps_S[:, None, None], base_SNG.to(cells_SNG.dtype), cells_SNG)
+        if output == "delta":
+            cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
+        replica.host_copy.start(_valid(cells_SNG, request.valid_S), rows)
 
 
 def _groups(minibatches: Sequence[_Minibatch], stops: np.ndarray, n_at_once: int) -> list[list[_Minibatch]]:
@@ -239,91 +456,6 @@ def _groups(minibatches: Sequence[_Minibatch], stops: np.ndarray, n_at_once: int
     return groups
 
 
-def _with_residual_cells(
-    residual_cells: ResidualCells, group: Sequence[_Minibatch], replicas: Sequence[_Replica], forward: Forward
-) -> list[_Minibatch]:
-    """Give the datasets the prior's cells of some minibatches, and return these with row numbers among those cells."""
-    cells, first_row = residual_cells.of_conditions(
-        int(group[0].request.condition_S.min()), int(group[-1].request.condition_S.max()) + 1
-    )
-    store = make_store(cells, replicas[0].device, full_precision=forward.matmul_dtype is None)
-    for i, replica in enumerate(replicas):
-        replica.dataset.residual_input = store if i == 0 else store.replica()
-    requests = [
-        replace(one.request, residual_input_SN=one.request.residual_input_SN - first_row)  # type: ignore[operator, arg-type]
-        for one in group
-    ]
-    return [replace(one, request=request) for one, request in zip(group, requests, strict=True)]
-
-
-def _predict(
-    replicas: Sequence[_Replica],
-    group: Sequence[_Minibatch],
-    target: Tensor,
-    start: int,
-    forward: Forward,
-    pool: ThreadPoolExecutor | None,
-    bar: Any,
-) -> None:
-    """Predict minibatches, dealt out to the devices, into ``target``, whose first row is row ``start``."""
-    stopped, mutex = Event(), Lock()
-
-    def work(position: int) -> None:
-        replica, mine = replicas[position], group[position :: len(replicas)]
-        device, dtype = replica.device, forward.matmul_dtype
-        try:
-            with (
-                torch.inference_mode(),  # the modes of a thread are its own
-                torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
-                torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
-            ):
-                for one, following in zip(mine, [*mine[1:], None]):
-                    if stopped.is_set():
-                        return
-                    rows = target[one.first_row - start : one.stop_row - start]
-                    _predict_minibatch(replica, one, following, rows, forward.output)
-                    with mutex:
-                        bar.update(len(rows))
-                replica.host_copy.finish()
-        except BaseException:
-            stopped.set()
-            raise
-
-    if pool is None:
-        work(0)
-        return
-    jobs = [pool.submit(work, i) for i in range(len(replicas))]
-    try:
-        wait(jobs)
-    finally:
-        stopped.set()  # if the program is interrupted, the threads must not go on alone
-    for job in jobs:
-        job.result()
-
-
-def _predict_minibatch(
-    replica: _Replica, one: _Minibatch, following: _Minibatch | None, rows: Tensor, output: Output
-) -> None:
-    """Predict one minibatch; the cells are in ``rows`` once their copy is finished."""
-    dataset, request = replica.dataset, one.request
-    decodes = replica.module.config.gene_decoder is not None and output != "embedding"
-    payload = dataset[request]
-    if following is not None:
-        dataset.prefetch(following.request)
-    tensors = dataset.to_tensors(payload, replica.device)
-    base_SNG = residual_input(tensors)
-    result = replica.module(
-        tensors[TENSORS.CONTROL], tensors[TENSORS.PERTURBATION], tensors.get(TENSORS.BATCH), base_SNG
-    )
-    cells_SNG = result.genes_SNG if decodes else result.prediction_SNG
-    if base_SNG is not None and one.keeps_residual_input_S.any():
-        keeps_S = torch.from_numpy(one.keeps_residual_input_S).to(replica.device, non_blocking=True)
-        cells_SNG = torch.where(keeps_S[:, None, None], base_SNG.to(cells_SNG.dtype), cells_SNG)
-    if output == "delta":
-        cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
-    replica.host_copy.start(_valid(cells_SNG, request.valid_S), rows)
-
-
 def _valid(cells_SNG: Tensor, valid_S: np.ndarray) -> Tensor:
     """Return the leading cells of each set, without asking the device how many they are."""
     n = cells_SNG.shape[1]
@@ -332,60 +464,3 @@ def _valid(cells_SNG: Tensor, valid_S: np.ndarray) -> Tensor:
         return cells[: int(valid_S.sum())]
     wanted = np.flatnonzero(np.arange(n) < valid_S[:, None])
     return cells[torch.from_numpy(wanted).to(cells.device, non_blocking=True)]
-
-
-@dataclass(frozen=True)
-class _Copying:
-    memory: Tensor
-    buffer: Tensor
-    arrived: torch.cuda.Event
-    target: Tensor
-
-
-class HostCopy:
-    """Copies blocks of rows into main memory while the next ones are computed.
-
-    From a GPU they are copied into pinned memory, in the precision they have there, on a stream of their own; only
-    when the block after next is ready are they moved on, by all cores. Neither the device nor the bus waits.
-    """
-
-    def __init__(self) -> None:
-        self._copying: list[_Copying] = []
-        self._free: list[Tensor] = []
-        self._stream: torch.cuda.Stream | None = None
-
-    def start(self, block: Tensor, target: Tensor) -> None:
-        """Copy ``[rows, G]`` of any device and precision into float32 main memory; it is there after :meth:`finish`."""
-        if not block.is_cuda:
-            target.copy_(block)
-            return
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(block.device)
-        if len(self._copying) == _N_BUFFERS:
-            self._finish_first()
-        memory = self._memory(block)
-        buffer = memory[: block.numel()].view(block.shape)
-        self._stream.wait_stream(torch.cuda.current_stream(block.device))
-        with torch.cuda.stream(self._stream):
-            buffer.copy_(block, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        block.record_stream(self._stream)
-        self._copying.append(_Copying(memory, buffer, arrived, target))
-
-    def finish(self) -> None:
-        """Wait for all copies."""
-        while self._copying:
-            self._finish_first()
-
-    def _memory(self, block: Tensor) -> Tensor:
-        for i, memory in enumerate(self._free):
-            if memory.dtype == block.dtype and memory.numel() >= block.numel():
-                return self._free.pop(i)
-        return torch.empty(block.numel(), dtype=block.dtype, pin_memory=True)
-
-    def _finish_first(self) -> None:
-        block = self._copying.pop(0)
-        block.arrived.synchronize()
-        block.target.copy_(block.buffer)
-        self._free = [*self._free[-_N_BUFFERS:], block.memory]

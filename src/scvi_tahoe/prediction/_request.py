@@ -251,6 +251,18 @@ class PredictionPlan:
         """Return the conditions from ``first`` to before ``stop``."""
         return PredictionPlan(self.conditions[first:stop], self.labels[first:stop], self.requests[first:stop])
 
+    def with_prior(self, corrected: np.ndarray, *, has_cells: bool) -> PredictionPlan:
+        """Return the plan with what the network corrects, and the rows of a prior's cells in their order."""
+        requests = tuple(
+            replace(
+                request,
+                keeps_residual_input=not yes,
+                residual_input=np.arange(stop - len(request.controls), stop) if has_cells else None,
+            )
+            for request, yes, stop in zip(self.requests, corrected.tolist(), self.stops, strict=True)
+        )
+        return replace(self, requests=requests)
+
     def obs(self, screen: Screen, keys: ScreenKeys) -> pd.DataFrame:
         """Return ``obs`` of the prediction: columns as in the training data, and the control cell of each."""
         start = self.start_rows

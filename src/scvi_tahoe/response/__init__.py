@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.response._condition_means import (
-    CollapseAlarm,
-    means_by_code,
-    move_to_mean,
-    observed_cosines,
-)
-from scvi_tahoe.response._correction_share import validation_share
 from scvi_tahoe.response._prior import PRIORS, CellPrior, Origin, Prior
-from scvi_tahoe.response._prior_report import prior_table
-from scvi_tahoe.response._residual_input import (
+from scvi_tahoe.response._residual import (
+    CollapseAlarm,
     ResidualCells,
     choose_prior,
     learn_prior,
+    means_by_code,
+    observed_cosines,
     prior_and_targets,
+    prior_table,
+    shrinkage_factor,
     with_prior,
 )

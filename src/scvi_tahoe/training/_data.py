@@ -94,8 +94,12 @@ def training_data(
     dataset = cell_set_dataset(
         spec, screen, run.device, store=run.options.store, full_precision=run.full_precision, pinned_rows=controls
     )
-    learned = None if prior == "none" else learn_prior(prior, spec, screen, assigned.train, seed=seed)
-    dataset = with_prior(dataset, learned, spec, screen, device=run.device, seed=seed, progress=run.options.progress)
+    learned = None
+    if prior != "none":
+        learned = learn_prior(prior, spec, screen, assigned.train, seed=seed)
+        dataset = with_prior(
+            dataset, learned, spec, screen, device=run.device, seed=seed, progress=run.options.progress
+        )
     dataset = with_objective(dataset, module, assigned, run.batch_size, device=run.device, seed=seed)
     measured = None
     if module.objective.config.decoder_weight == "auto" and module.config.gene_decoder is not None:

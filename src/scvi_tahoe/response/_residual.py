@@ -1,0 +1,312 @@
+"""The residual that a network learns: what it is added to, how much of it holds, and whether it is all alike."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scvi import settings
+
+from scvi_tahoe._constants import STREAMS
+from scvi_tahoe.data import aligned_expression, condition_of_cell, dense_rows, label_columns, make_store
+from scvi_tahoe.evaluate import EvaluationWarning, check_collapse, mean_cosine
+from scvi_tahoe.response._prior import CellPrior, Origin, PriorOrigin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+    from anndata import AnnData
+
+    from scvi_tahoe.data import (
+        AssignedSplit,
+        CellSetDataset,
+        CellStore,
+        Condition,
+        ConditionIndex,
+        DataSpec,
+        EmbeddingTable,
+        LabelParser,
+        Output,
+        Screen,
+        ScreenKeys,
+    )
+    from scvi_tahoe.response._prior import Prior, PriorTarget
+
+logger = logging.getLogger(__name__)
+
+_CELLS_UP_TO = 5_000_000  # conditions x genes whose prior is made in minutes
+_NAMED = 5  # conditions that a row of the report names, of each part
+# a mean cosine needs no more than a sample of perturbations and cells, and predictions may have millions of cells
+_MOST_CELLS, _MOST_CONTROLS, _MOST_PERTURBATIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
+# deltas of fewer observed cells are mostly noise, which makes them look more different than they are
+_FEWEST_CELLS = 30
+# the shrinkage factor is one number, so that a sample of validation conditions and of their cells is enough
+_MOST_CONDITIONS, _MOST_OF_CONDITION, _FEWEST_CONDITIONS = 64, 512, 3
+_AT_ONCE = 16  # conditions whose predicted cells are in memory
+
+
+# ---------------------------------------------------------------- what the residual is added to
+
+
+def choose_prior(index: ConditionIndex, keys: ScreenKeys, n_genes: int) -> Prior:
+    """Choose cells if most conditions can be made from others and there are not too many conditions to keep."""
+    is_small = len(index.conditions) * n_genes <= _CELLS_UP_TO
+    components = [keys.parser.components(label) for label in index.perturbations]
+    has_parts = keys.combination_separator is not None and sum(len(of_label) == 1 for of_label in components) > 1
+    return "cells" if is_small and (index.perturbations_recur or has_parts) else "none"
+
+
+def learn_prior(kind: Prior, spec: DataSpec, screen: Screen, rows: np.ndarray, *, seed: int) -> dict[str, Any]:
+    """Return what a prior keeps of its training cells, as plain values."""
+    return CellPrior.from_cells(kind, aligned_expression(spec, screen), screen.index, rows, seed=seed).to_dict()
+
+
+def prior_and_targets(
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Sequence[Condition]
+) -> tuple[CellPrior, dict[str, PriorTarget]]:
+    """Return a learned prior, and what it needs to know of the contexts of these conditions."""
+    expression = aligned_expression(spec, screen)
+    contexts = sorted({condition.context for condition in conditions})
+    controls = ((c, dense_rows(expression, screen.index.controls(c))) for c in contexts)  # in memory one at a time
+    prior = CellPrior.from_dict(dict(learned))
+    return prior, prior.targets(controls)
+
+
+def with_prior(
+    dataset: CellSetDataset,
+    learned: Mapping[str, Any],
+    spec: DataSpec,
+    screen: Screen,
+    *,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+) -> CellSetDataset:
+    """Return the dataset with what a learned prior says of all conditions of a screen, whose labels have rows."""
+    conditions = screen.index.conditions
+    prior, targets = prior_and_targets(learned, spec, screen, conditions)
+    base = prior.base_from(targets, conditions, spec.table, seed=seed, device=device, progress=progress)
+    if base.cells is None:
+        return replace(dataset, residual_shift=base.shift)
+    return replace(dataset, residual_input=make_store(base.cells, device), residual_input_rows=base.rows)
+
+
+@dataclass
+class ResidualCells:
+    """Makes the prior's cells of the conditions of a prediction, and forgets them when later ones are asked for.
+
+    ``sizes`` are numbers of cells, in the order of the conditions, and ``table`` covers them.
+    """
+
+    prior: CellPrior
+    targets: Mapping[str, PriorTarget]
+    sizes: Mapping[Condition, int]
+    table: EmbeddingTable
+    seed: int
+    device: torch.device
+    _blocks: dict[int, sp.csr_matrix] = field(default_factory=dict)
+
+    def of_conditions(self, first: int, stop: int) -> tuple[sp.csr_matrix, int]:
+        """Cells of the conditions from ``first`` to before ``stop``: CSR float32 ``[rows, G]``, and the first row."""
+        conditions = list(self.sizes)
+        kept = {k: block for k, block in self._blocks.items() if first <= k < stop}
+        if missing := [k for k in range(first, stop) if k not in kept]:
+            base = self.prior.base_from(
+                self.targets, [conditions[k] for k in missing], self.table,
+                n_cells=self.sizes, seed=self.seed, device=self.device,
+            )  # fmt: skip
+            if len(missing) == len(conditions):
+                return base.cells, 0  # type: ignore[return-value]  # all at once: nothing will be asked for again
+            for k in missing:
+                rows = base.rows[conditions[k]]  # type: ignore[index]
+                kept[k] = base.cells[rows[0] : rows[-1] + 1]  # type: ignore[index]
+        self._blocks = kept
+        cells = sp.vstack([kept[k] for k in range(first, stop)], format="csr")
+        return cells, sum(self.sizes[condition] for condition in conditions[:first])
+
+
+def prior_table(
+    learned: Mapping[str, Any] | None, spec: DataSpec, screen: Screen, conditions: Mapping[Condition, Condition]
+) -> pd.DataFrame:
+    """Return the table of :meth:`~scvi_tahoe.TahoeST.prior_report`.
+
+    ``conditions`` has for each condition, as it was asked for, the same in the spelling of the spec's table.
+    """
+    known = list(conditions.values())
+    if learned is None:
+        n_controls = {context: len(screen.index.controls(context)) for context in {c.context for c in known}}
+        origins = [PriorOrigin(Origin.CONTROL_CELLS, (), n_controls[c.context], np.nan) for c in known]
+        corrected = np.ones(len(known), dtype=bool)
+    else:
+        prior, targets = prior_and_targets(learned, spec, screen, known)
+        origins, corrected = prior.origins(targets, known, spec.table), prior.is_corrected(known, spec.table)
+    columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], spec.keys))
+    if (key := spec.keys.context_key) is not None:
+        columns[key] = [c.context for c in conditions]
+    columns["starts_from"] = [origin.starts_from.value for origin in origins]
+    columns["made_from"] = ["; ".join(_listed(w, key is not None) for w in origin.made_from) for origin in origins]
+    columns["n_cells"] = [origin.n_cells for origin in origins]
+    columns["kept"] = [origin.kept for origin in origins]
+    columns["corrected"] = corrected
+    return pd.DataFrame(columns)
+
+
+def _listed(weights: Mapping[Condition, float], says_context: bool) -> str:
+    """Conditions and their weights, the heaviest first: ``"A in X (0.6), A in Y (0.4)"``."""
+    heaviest = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    listed = [f"{c if says_context else c.perturbation} ({weight:.2g})" for c, weight in heaviest[:_NAMED]]
+    if rest := [weight for _, weight in heaviest[_NAMED:]]:
+        listed.append(f"{len(rest)} more ({sum(rest):.2g})")
+    return ", ".join(listed)
+
+
+# ---------------------------------------------------------------- how much of it holds
+
+
+def means_by_code(cells_CG: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Mean of the cells of each code from 0 on, ``[K, G]``; every code has cells."""
+    return np.stack([cells_CG[codes == k].mean(axis=0, dtype=np.float64) for k in range(codes.max() + 1)])
+
+
+def fit_shrinkage(prior_KG: np.ndarray, network_KG: np.ndarray, observed_KG: np.ndarray) -> float:
+    """Fit the shrinkage factor of the network's correction, from 0 to 1, to mean expression of conditions.
+
+    The least squares of ``observed - prior`` on ``network - prior``: the noise of conditions that the network did not
+    see is not in its correction, and so does not bias it. 1 where a smaller one has a larger mean absolute error.
+    """
+    correction_KG = network_KG - prior_KG
+    length = np.square(correction_KG).sum()
+    if length == 0:
+        return 1.0
+    factor = float(np.clip((correction_KG * (observed_KG - prior_KG)).sum() / length, 0, 1))
+    error = np.abs(prior_KG + factor * correction_KG - observed_KG).mean()
+    return factor if error <= np.abs(network_KG - observed_KG).mean() else 1.0
+
+
+def shrinkage_factor(
+    predict: Callable[[Output, Mapping[Condition, int]], AnnData],
+    keys: ScreenKeys,
+    split: AssignedSplit,
+    expression: CellStore,
+    device: torch.device,
+    *,
+    seed: int,
+) -> float | None:
+    """Return how much of the network's correction holds for the validation conditions.
+
+    With a prior the network learns from some tens of conditions what is different about each, and part of that is
+    their noise. The factor ``s`` is the one for which ``prior + s * correction`` comes nearest to what was observed.
+    The head's last layer is linear, so it goes into its weights, and nothing else needs to know of it.
+
+    ``predict`` predicts an output for so many cells of each condition, with a prior that does not know the validation
+    conditions. None where there are fewer than three of these, or some that also train.
+    """
+    index, rng = split.index, np.random.default_rng((seed, STREAMS.SHRINKAGE))
+    position = index.condition_of_cell[split.validation]
+    found = np.unique(position)
+    if len(found) < _FEWEST_CONDITIONS or np.isin(found, index.condition_of_cell[split.train]).any():
+        return None
+    chosen = np.sort(rng.permutation(found)[:_MOST_CONDITIONS])
+    rows = [rng.permutation(split.validation[position == i])[:_MOST_OF_CONDITION] for i in chosen]
+    observed_KG = np.stack([expression.mean(r, device) for r in rows])
+    groups = np.split(chosen, range(_AT_ONCE, len(chosen), _AT_ONCE))
+
+    def means(output: Output) -> np.ndarray:
+        found = []
+        for group in groups:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", EvaluationWarning)  # nobody asked for this prediction
+                cells = predict(output, dict.fromkeys([index.conditions[i] for i in group], _MOST_OF_CONDITION))
+            found.append(means_by_code(cells.X, condition_of_cell(cells.obs, keys)[0]))
+        return np.concatenate(found)
+
+    factor = fit_shrinkage(means("prior"), means("expression"), observed_KG)
+    logger.info(f"kept {factor:.2f} of the network's correction of its prior, by {len(chosen)} validation conditions")
+    return factor
+
+
+# ---------------------------------------------------------------- whether it is all alike
+
+
+def observed_cosines(
+    cells: CellStore, index: ConditionIndex, rows: np.ndarray, device: torch.device, *, parser: LabelParser, seed: int
+) -> dict[str, float]:
+    """Return how alike the observed deltas of different perturbations are: their mean cosine in each context.
+
+    Doses of one perturbation are alike by nature; it counts once, with the mean over its doses. Looked at are the
+    perturbed cells in ``rows``, of at most four contexts with two or more perturbations that have a condition of 30
+    cells.
+    """
+    rng = np.random.default_rng((seed, STREAMS.CONDITION_MEANS))
+    n_cells = np.bincount(index.condition_of_cell[rows], minlength=len(index.conditions))
+    cosines: dict[str, float] = {}
+    for context in rng.permutation(np.array(index.contexts)).tolist():
+        controls = index.controls(context)
+        doses: dict[str, list[int]] = {}
+        for i, c in enumerate(index.conditions):
+            if c.context == context and n_cells[i] >= _FEWEST_CELLS:
+                doses.setdefault(parser.without_doses(c.perturbation), []).append(i)
+        if len(doses) < 2 or not len(controls) or len(cosines) == _MOST_CONTEXTS:
+            continue
+        base = cells.mean(rng.permutation(controls)[:_MOST_CONTROLS], device)
+        deltas = []
+        for name in rng.permutation(list(doses))[:_MOST_PERTURBATIONS]:
+            own = [rng.permutation(rows[index.condition_of_cell[rows] == i])[:_MOST_CELLS] for i in doses[name]]
+            deltas.append(np.mean([cells.mean(r, device) for r in own], axis=0) - base)
+        cosines[context] = mean_cosine(np.stack(deltas))
+    return cosines
+
+
+@dataclass
+class CollapseAlarm:
+    """Warns where predicted deltas of different perturbations are more alike than the observed ones of training.
+
+    A perturbation counts once, with the mean over its doses, as in :func:`observed_cosines`; contexts without an
+    observed cosine are compared with the mean of the others. ``control_means`` are means of all control cells of each
+    context, ``[G]``, where predictions start from a prior's cells.
+    """
+
+    cells: CellStore
+    device: torch.device
+    observed: Mapping[str, float]
+    parser: LabelParser
+    output: Output
+    control_means: Mapping[str, np.ndarray] | None = None
+    _deltas: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)  # by context and perturbation
+
+    def see(self, predicted: np.ndarray, conditions: Sequence[Condition], controls: Sequence[np.ndarray]) -> None:
+        """Look at predicted cells of some conditions, one after the other, and the control rows they started from."""
+        if not self.observed or self.output == "embedding":
+            return
+        stops = np.cumsum([len(rows) for rows in controls])
+        for condition, rows, stop in zip(conditions, controls, stops, strict=True):
+            known = self._deltas.setdefault(condition.context, {})
+            name = self.parser.without_doses(condition.perturbation)
+            if name in known or len(known) < _MOST_PERTURBATIONS:
+                start = rows[:_MOST_CELLS]
+                first = stop - len(rows)
+                mean = predicted[first : first + len(start)].mean(axis=0, dtype=np.float64)
+                base = self.cells.mean(start, self.device)
+                if self.output == "delta":
+                    mean += base
+                delta = mean - (base if self.control_means is None else self.control_means[condition.context])
+                known.setdefault(name, []).append(delta)
+
+    def ring(self) -> None:
+        """Warn of what was seen."""
+        for context, deltas in self._deltas.items():
+            cosine = self.observed.get(context, float(np.mean(list(self.observed.values()))))
+            means = np.stack([np.mean(of_doses, axis=0) for of_doses in deltas.values()])
+            check = check_collapse(means, cosine, of="observed in training")
+            if check.status == "warning":
+                warnings.warn(
+                    f"{check.name} in {context!r}: {check.message} Too few training steps have this effect, too.",
+                    EvaluationWarning,
+                    stacklevel=settings.warnings_stacklevel,
+                )
