@@ -88,8 +88,8 @@ class CompactRows:
 
     def to(self, device: torch.device) -> CompactRows:
         """Move the rows to another device."""
-        arrays = (array.to(device, non_blocking=True) for array in (self.indptr, self.indices, self.values))
-        return CompactRows(*arrays, n_features=self.n_features)
+        indptr, indices, values = (a.to(device, non_blocking=True) for a in (self.indptr, self.indices, self.values))
+        return CompactRows(indptr, indices, values, self.n_features)
 
     def dense(
         self, rows: Tensor, device: torch.device, *, n_programs: int | None = None, dtype: torch.dtype = torch.float32

@@ -153,6 +153,7 @@ NUMBER_COLUMNS = ("log10 dose", "further parts")
 
 
 def _names_and_rows(table: object, where: str) -> tuple[list[str], np.ndarray]:
+    names: Any
     if isinstance(table, pd.DataFrame):
         names, rows = table.index, table.to_numpy()
     elif isinstance(table, Mapping) and set(table) != {"names", "matrix"}:

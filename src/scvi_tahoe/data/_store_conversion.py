@@ -165,7 +165,7 @@ def _expression(file: h5py.File, path: Path, layer: str | None) -> tuple[Any, np
     if matrix is None:
         raise ValueError(f"{path} has no X; name a layer.")
     if not isinstance(matrix, h5py.Group):
-        return matrix, np.full(*matrix.shape, dtype=np.int64)
+        return matrix, np.full(matrix.shape[0], matrix.shape[1], dtype=np.int64)
     if (kind := matrix.attrs.get("encoding-type")) != "csr_matrix":
         raise ValueError(f"expression in {path} is a {kind}; write it by rows first: adata.X = adata.X.tocsr().")
     return anndata.io.sparse_dataset(matrix), np.diff(np.asarray(matrix["indptr"][:], dtype=np.int64))
