@@ -306,7 +306,7 @@ def condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
     pairs = pd.DataFrame({"label": labels, "dose": obs_column(data, keys, keys.dose_key).astype(object).to_numpy()})
     codes = pairs.groupby(["label", "dose"], sort=False, dropna=False).ngroup().to_numpy()
     pairs = pairs.iloc[np.unique(codes, return_index=True)[1]]
-    return np.array([_dosed_label(*pair, keys) for pair in pairs.itertuples(index=False)])[codes]
+    return np.array([_dosed_label(label, dose, keys) for label, dose in pairs.itertuples(index=False)])[codes]
 
 
 def _dosed_label(label: str, dose: Any, keys: ScreenKeys) -> str:
@@ -364,11 +364,17 @@ def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     return AnnData(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
 
 
+def embedding_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
+    """AnnData that holds the cell embedding: a modality of its own, or that of the expression."""
+    own = isinstance(data, MuData) and keys.embedding_modality
+    return data.mod[keys.embedding_modality] if own else expression_adata(data, keys)
+
+
 def read_matrices(data: AnnOrMuData, keys: ScreenKeys) -> tuple[Any, Any]:
     """Expression, and the cell embedding or None."""
     adata, embedding = expression_adata(data, keys), None
     if keys.has_cell_embedding:
-        owner = data.mod[keys.embedding_modality] if isinstance(data, MuData) and keys.embedding_modality else adata
+        owner = embedding_adata(data, keys)
         embedding = owner.X if keys.cell_embedding_key is None else owner.obsm[keys.cell_embedding_key]
     return (adata.X if keys.layer is None else adata.layers[keys.layer]), embedding
 
