@@ -256,7 +256,8 @@ def _verify_controls(screen: Screen, keys: ScreenKeys) -> None:
         largest = names[int(np.bincount(screen.perturbation.codes, minlength=len(names)).argmax())]
         raise ValueError(
             f"control={screen.control!r} is no label of obs[{perturbation_key!r}]"
-            f"{nearest_names(screen.control, names)}; it has {len(names)} labels, among them {list(names[:5])}; most cells have {largest!r}."
+            f"{nearest_names(screen.control, names)}; it has {len(names)} labels, among them {list(names[:5])}; "
+            f"most cells have {largest!r}."
         )
     is_control = screen.perturbation.codes == screen.perturbation.code(screen.control)
     if is_control.all():
