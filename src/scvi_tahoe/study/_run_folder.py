@@ -129,15 +129,6 @@ def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
     }
 
 
-def verify_same_data(expected: str | None, found: str) -> None:
-    """Raise ValueError if the cells are not those that a run was made with."""
-    if expected is not None and expected != found:
-        raise ValueError(
-            f"the data are not those of the run: their content hashes to {found[:12]}, data.sha256 says "
-            f"{expected[:12]}. Bring back the data, or leave data.sha256 out to run on these."
-        )
-
-
 def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
     columns = [key for key in (config.perturbation_key, config.context_key) if key is not None]
     labels = [adata.obs[key].astype(str).to_numpy() for key in columns]
