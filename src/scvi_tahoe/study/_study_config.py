@@ -8,8 +8,9 @@ from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scvi_tahoe._names import nearest_names
 from scvi_tahoe.study._files import read_mapping
-from scvi_tahoe.study._plain_values import build, nearest, plain
+from scvi_tahoe.study._plain_values import build, plain
 from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
@@ -108,13 +109,13 @@ class StudyConfig:
             if one.name in seen:
                 raise ValueError(f"the study has two rounds named {one.name!r}.")
             if one.source is not None and one.source not in seen:
-                near = nearest(one.source, seen)
-                raise ValueError(f"round {one.name!r} starts from {one.source!r}, which is no earlier round{near}")
+                near = nearest_names(one.source, seen, n=1)
+                raise ValueError(f"round {one.name!r} starts from {one.source!r}, which is no earlier round{near}.")
             seen.append(one.name)
             self.run(one, Path())
         for name in (name for entry in self.lesson for name in group_of(entry).rounds):
             if name not in seen:
-                raise ValueError(f"lesson names {name!r}, which is no round{nearest(name, seen)}")
+                raise ValueError(f"lesson names {name!r}, which is no round{nearest_names(name, seen, n=1)}.")
 
     def run(self, one: RoundConfig, folder: Path) -> TahoeRun:
         """Return the run of a round, at the study's scale, in the folder of the study.
