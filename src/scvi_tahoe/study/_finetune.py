@@ -14,6 +14,7 @@ import torch
 from anndata import read_h5ad
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe._compat import require
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate
 from scvi_tahoe.files import atomic_write, atomic_write_text
@@ -22,7 +23,7 @@ from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
-from scvi_tahoe.study._model import build_model, read_training, train_model, training_options, verify_loggers
+from scvi_tahoe.study._model import TRAINING, build_model, train_model, training_options
 from scvi_tahoe.study._run_config import PLAN_ELSEWHERE, TahoeRun
 from scvi_tahoe.study._run_folder import (
     CONFIG,
@@ -113,7 +114,8 @@ def finetune(
     folder = Path("runs") / run.name if folder is None else Path(folder)
     # all that can be wrong with data, weights and options comes up here, before anything is written
     prepared = _prepare(run, threads=_threads(run, folder))
-    verify_loggers(prepared[0])
+    for name in run.train.loggers:  # an error names the extra to install
+        require(name, name)
     claim_folder(folder, prepared[0])
     if (folder / RESULT).exists():
         report(f"{folder} holds this run, finished; this is what it left.")
@@ -214,7 +216,7 @@ class _Job:
         for name, step in {**steps, FIGURES: self._draw}.items():
             if not (self.folder / name).exists():
                 step()
-        training, total = read_training(self.folder), time.perf_counter() - start
+        training, total = read_json(self.folder / TRAINING), time.perf_counter() - start
         result = {
             "best_step": training["best_step"],
             "best_value": training["best_value"],
