@@ -79,8 +79,7 @@ def group_statistics(
         Statistics whose control side is taken, as with real controls under a prediction.
     """
     with ThreadPoolExecutor(available_cores()) as pool:  # numpy lets go of the interpreter
-        blocks = [*pool.map(lambda p: _moments(cells.block(context, p)), perturbations)]
-    mean, variance, zeros = (np.stack(part) for part in zip(*(block[:3] for block in blocks)))
+        mean, variance, zeros, n_cells = zip(*pool.map(lambda p: _moments(cells.block(context, p)), perturbations))
     if controls_of is None:
         control_side = _moments(cells.block(context, control))
     else:
@@ -90,13 +89,11 @@ def group_statistics(
             controls_of.control_zero_fraction,
             controls_of.n_control,
         )
-    n_cells = np.array([block[3] for block in blocks], dtype=np.intp)
-    return GroupStatistics(perturbations, mean, variance, zeros, n_cells, *control_side)
+    moments = map(np.stack, (mean, variance, zeros))
+    return GroupStatistics(perturbations, *moments, np.array(n_cells, dtype=np.intp), *control_side)
 
 
-def _moments(
-    block: Matrix,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
+def _moments(block: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
     """Mean, variance and zero fraction over rows, and the number of rows."""
     n = block.shape[0]
     if sp.issparse(block):

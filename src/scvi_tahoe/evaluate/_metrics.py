@@ -135,17 +135,16 @@ def target_columns(perturbations: tuple[str, ...], genes: NDArray[np.str_]) -> N
     return pd.Index(genes).get_indexer(pd.Index(perturbations))
 
 
+#: how a mean split-half score becomes that of a replicate at full depth
+_FULL_DEPTH: dict[CeilingRule, Callable[[float], float]] = {
+    "spearman_brown": lambda r: 2 * r / (1 + r) if r > 0 else np.nan,  # else the halves do not agree at all
+    "absolute": lambda error: error / np.sqrt(2),
+    "squared": lambda error: error / 2,
+    "none": lambda score: np.nan,
+}
+
+
 def to_full_depth(half_depth: pd.Series) -> pd.Series:
     """Carry mean split-half scores to full depth by the ceiling rule of each metric; NaN if there is none."""
-    rules = {name: metric_info(str(name)).ceiling for name in half_depth.index}
-    return pd.Series({name: _full_depth(value, rules[name]) for name, value in half_depth.items()}, dtype=float)
-
-
-def _full_depth(value: float, rule: CeilingRule) -> float:
-    if rule == "absolute":
-        return value / np.sqrt(2)
-    if rule == "squared":
-        return value / 2
-    if rule == "spearman_brown" and value > 0:  # otherwise the halves do not agree at all
-        return 2 * value / (1 + value)
-    return np.nan
+    full_depth = {name: _FULL_DEPTH[metric_info(str(name)).ceiling](score) for name, score in half_depth.items()}
+    return pd.Series(full_depth, dtype=float)
