@@ -71,10 +71,8 @@ def group_statistics(
     ----------
     cells
         Cells, controls of the context included unless ``controls_of`` is given.
-    context, perturbations
-        Context and perturbations to look at, in the order wanted.
-    control
-        Label of the control cells.
+    context, perturbations, control
+        Context, perturbations in the order wanted, and label of the control cells.
     controls_of
         Statistics whose control side is taken, as with real controls under a prediction.
     """
@@ -111,15 +109,10 @@ def _moments(block: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], N
 
 
 def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
-    """Return gene weights of each perturbation, ``[P, G]``, rows summing to 1.
+    """Return gene weights of each perturbation of one context, ``[P, G]``, rows summing to 1.
 
     The absolute t statistic of the perturbation's cells against the cells of all other perturbations is scaled to 0-1
     over genes, squared, and divided by its sum.
-
-    Parameters
-    ----------
-    observed
-        Statistics of the observed cells of one context.
 
     Notes
     -----
@@ -130,7 +123,15 @@ def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
     perturbation its cells are compared with the controls; if no gene stands out, all weigh the same.
     """
     n = observed.n_cells[:, None].astype(np.float64)
-    rest_mean, rest_variance = _rest(observed)
+    if len(n) == 1:
+        rest_mean, rest_variance = observed.control_mean[None], observed.control_variance[None]
+    else:
+        rest_n = n.sum() - n
+        total = n * observed.mean
+        square = (n - 1) * observed.variance + n * observed.mean**2
+        rest_mean = (total.sum(axis=0) - total) / rest_n
+        rest_square = square.sum(axis=0) - square
+        rest_variance = np.maximum(rest_square - rest_n * rest_mean**2, 0) / np.maximum(rest_n - 1, 1)
     error = (observed.variance + rest_variance) / np.maximum(n, 1)
     difference = np.abs(observed.mean - rest_mean)
     t = np.divide(difference, np.sqrt(error), out=np.zeros_like(difference), where=error > 0)
@@ -138,16 +139,3 @@ def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
     spread = high - low
     scaled = np.divide(t - low, spread, out=np.ones_like(t), where=spread > 0) ** 2
     return scaled / scaled.sum(axis=1, keepdims=True)
-
-
-def _rest(observed: GroupStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and variance of the cells of all other perturbations, ``[P, G]`` each."""
-    n = observed.n_cells[:, None].astype(np.float64)
-    if len(n) == 1:
-        return observed.control_mean[None], observed.control_variance[None]
-    total = n * observed.mean
-    square = (n - 1) * observed.variance + n * observed.mean**2
-    rest_n = n.sum() - n
-    rest_mean = (total.sum(axis=0) - total) / rest_n
-    rest_square = square.sum(axis=0) - square
-    return rest_mean, np.maximum(rest_square - rest_n * rest_mean**2, 0) / np.maximum(rest_n - 1, 1)

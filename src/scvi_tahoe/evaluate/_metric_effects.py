@@ -36,15 +36,9 @@ def pearson(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> 
 def wmse(
     predicted: NDArray[np.floating], observed: NDArray[np.floating], weights: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Weighted mean squared error of mean profiles, ``[P]``.
+    """Weighted mean squared error of mean profiles in log1p units, ``[P, G]``, of each perturbation, ``[P]``.
 
-    Parameters
-    ----------
-    predicted, observed
-        Mean profiles in log1p units, ``[P, G]``.
-    weights
-        Gene weights of each perturbation, ``[P, G]``, each row summing to 1, see
-        :func:`~scvi_tahoe.evaluate.gene_weights`.
+    ``weights``, ``[P, G]``, are those of :func:`~scvi_tahoe.evaluate.gene_weights`, each row summing to 1.
 
     Notes
     -----
@@ -60,14 +54,7 @@ def r2_weighted(
     """Weighted R2 of deltas against the mean of all perturbations, ``[P]``, best 1, may be negative.
 
     ``1 - sum(w (d - e)^2) / sum(w (d - m)^2)``, with observed and predicted deltas ``d`` and ``e`` and the weighted
-    mean ``m`` of ``d`` over genes.
-
-    Parameters
-    ----------
-    predicted, observed
-        Deltas against the mean of the observed perturbations, ``[P, G]``.
-    weights
-        Gene weights of each perturbation, ``[P, G]``, each row summing to 1.
+    mean ``m`` of ``d`` over genes; deltas and weights are ``[P, G]``, each row of weights summing to 1.
 
     Notes
     -----
@@ -156,10 +143,7 @@ def pds_cosine(
 def centroid_accuracy(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the share of other perturbations whose observed mean is farther than the right one, ``[P]``, best 1.
 
-    Parameters
-    ----------
-    predicted, observed
-        Mean profiles (not deltas), ``[P, G]``, rows in the same order; distances are Euclidean.
+    Of mean profiles (not deltas), ``[P, G]``, rows in the same order; distances are Euclidean.
 
     Notes
     -----

@@ -167,14 +167,8 @@ def mean_cosine(delta_PG: NDArray[np.floating]) -> float:
 def check_collapse(predicted_PG: NDArray[np.floating], observed_cosine: float, *, of: str = "observed") -> Check:
     """Warn if predicted deltas of one context have a larger mean cosine than observed ones, beyond sampling noise.
 
-    Parameters
-    ----------
-    predicted_PG
-        Predicted deltas of the perturbations of one context.
-    observed_cosine
-        :func:`mean_cosine` of observed deltas; if NaN, the check passes.
-    of
-        Name of the observed deltas, for the message.
+    ``observed_cosine`` is the :func:`mean_cosine` of observed deltas (if NaN, the check passes), ``of`` their name in
+    the message.
     """
     cosine = mean_cosine(predicted_PG)
     message = (

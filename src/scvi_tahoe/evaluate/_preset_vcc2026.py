@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe._compat import require
-from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._cells import concatenate
 from scvi_tahoe.evaluate._checks import check_if, checks_table
+from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import LABEL_COLUMN, contained, usable_threads
 from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info
 from scvi_tahoe.evaluate._presets import PRESETS, Preset

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_cells, embedding_rows
-from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
-from scvi_tahoe.evaluate._context_truth import ContextTruth
+from scvi_tahoe.evaluate._context_truth import ContextTruth, TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._differential_expression import chosen_backend
 from scvi_tahoe.evaluate._input_checks import check_contexts, check_leakage
 from scvi_tahoe.evaluate._scoring import score_context

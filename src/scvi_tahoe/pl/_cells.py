@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._result import Result
+    from scvi_tahoe.pl._draw import Result
 
 
 @register_figure

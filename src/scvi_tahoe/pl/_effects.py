@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._result import Effects, Result
+    from scvi_tahoe.pl._draw import Effects, Result
 
 _FDR = 0.05
 #: cosines below are marked, since the map's red and blue are alike in print
