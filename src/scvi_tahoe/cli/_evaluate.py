@@ -1,3 +1,5 @@
+"""The command that scores predicted cells against observed ones."""
+
 from __future__ import annotations
 
 import warnings

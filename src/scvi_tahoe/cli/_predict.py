@@ -1,3 +1,5 @@
+"""The command that predicts cells after perturbations."""
+
 from __future__ import annotations
 
 from pathlib import Path
