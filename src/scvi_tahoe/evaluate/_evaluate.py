@@ -186,10 +186,11 @@ def baseline_results(
     preset, seed
         As in :func:`~scvi_tahoe.evaluate.evaluate`.
     """
-    keys = {"perturbation_key": reference.perturbation_key, "context_key": reference.context_key}
+    perturbation_key, context_key = reference.perturbation_key, reference.context_key
     results = {}
     for name in names:
-        prediction = reference.baseline_cells(name, seed=seed).to_adata(**keys)
+        cells = reference.baseline_cells(name, seed=seed)
+        prediction = cells.to_adata(perturbation_key=perturbation_key, context_key=context_key)
         # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
         results[name] = evaluate(prediction, reference, preset=preset, seed=seed, representation_check="off")
     return results

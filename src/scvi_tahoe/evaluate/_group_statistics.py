@@ -87,8 +87,8 @@ def group_statistics(
             controls_of.control_zero_fraction,
             controls_of.n_control,
         )
-    moments = map(np.stack, (mean, variance, zeros))
-    return GroupStatistics(perturbations, *moments, np.array(n_cells, dtype=np.intp), *control_side)
+    mean, variance, zeros = (np.stack(part) for part in (mean, variance, zeros))
+    return GroupStatistics(perturbations, mean, variance, zeros, np.array(n_cells, dtype=np.intp), *control_side)
 
 
 def _moments(block: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:

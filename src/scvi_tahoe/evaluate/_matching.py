@@ -20,9 +20,10 @@ from scvi_tahoe.evaluate._value_checks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._checks import Check
@@ -110,15 +111,15 @@ def _shared_conditions(predicted: CellTable, observed: CellTable, *, control: st
         if both:
             shared[context] = both
     if not shared:
-        sides = [(*map(_some, (side.contexts, np.unique(side.perturbation))),) for side in (predicted, observed)]
         raise ValueError(
-            "The prediction and the reference share no condition. The prediction has contexts {} and perturbations {}; "
-            "the reference has {} and {}.".format(*sides[0], *sides[1])
+            "The prediction and the reference share no condition. The prediction has contexts "
+            f"{_some(predicted.contexts)} and perturbations {_some(np.unique(predicted.perturbation))}; the reference "
+            f"has {_some(observed.contexts)} and {_some(np.unique(observed.perturbation))}."
         )
     return shared
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: NDArray[np.str_] | tuple[str, ...]) -> str:
     return f"[{', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''}]"
 
 

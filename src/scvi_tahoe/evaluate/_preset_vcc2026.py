@@ -62,9 +62,9 @@ def with_scores_of_2026(
     mean = pd.concat(list(tables.values())).groupby(level=0, sort=False).mean()
     # the mean of the six scaled members, 1 for a replicate; NaN if one has no scale on these data
     overall = {c: float(table["scaled"].mean(skipna=False)) for c, table in tables.items()}
-    vcc = {
+    vcc: dict[str, Any] = {
         "year": 2026,
-        **mean["value"].to_dict(),
+        **{str(name): float(value) for name, value in mean["value"].items()},
         **{column: mean[column].to_dict() for column in ("baseline", "replicate", "scaled")},
         "overall": float(np.mean(list(overall.values()))),
         "by_context": overall,

@@ -304,13 +304,13 @@ class EvaluationReference:
         def compute() -> pd.DataFrame:
             split_controls = settings.control_cells == "predicted"
             halves = (truth.halves(split_controls=split_controls, seed=seed) for truth in self.contexts.values())
-            return _scores((*sides, settings) for sides in halves)
+            return _scores(halves, settings)
 
         return self._table({"table": "split halves"}, settings, seed, compute)
 
     def score(self, predicted: CellTable, settings: ScoringSettings) -> pd.DataFrame:
         """Score cells of every condition, one row per (context, perturbation), without checks."""
-        return _scores((truth, predicted.of_context(context), settings) for context, truth in self.contexts.items())
+        return _scores(((truth, predicted.of_context(c)) for c, truth in self.contexts.items()), settings)
 
     def _table(
         self, key: dict[str, object], settings: ScoringSettings, seed: int, compute: Callable[[], pd.DataFrame]
@@ -334,8 +334,8 @@ class EvaluationReference:
         return table.set_index(["context", "perturbation"])
 
 
-def _scores(sides: Iterable[tuple[ContextTruth, CellTable, ScoringSettings]]) -> pd.DataFrame:
-    parts = {truth.context: score_context(truth, *rest).per_perturbation for truth, *rest in sides}
+def _scores(sides: Iterable[tuple[ContextTruth, CellTable]], settings: ScoringSettings) -> pd.DataFrame:
+    parts = {truth.context: score_context(truth, cells, settings).per_perturbation for truth, cells in sides}
     return pd.concat(parts, names=["context", "perturbation"])
 
 
