@@ -77,7 +77,7 @@ def group_statistics(
         Statistics whose control side is taken, as with real controls under a prediction.
     """
     with ThreadPoolExecutor(available_cores()) as pool:  # numpy lets go of the interpreter
-        mean, variance, zeros, n_cells = zip(*pool.map(lambda p: _moments(cells.block(context, p)), perturbations))
+        means, variances, zeros, n_cells = zip(*pool.map(lambda p: _moments(cells.block(context, p)), perturbations))
     if controls_of is None:
         control_side = _moments(cells.block(context, control))
     else:
@@ -87,8 +87,9 @@ def group_statistics(
             controls_of.control_zero_fraction,
             controls_of.n_control,
         )
-    mean, variance, zeros = (np.stack(part) for part in (mean, variance, zeros))
-    return GroupStatistics(perturbations, mean, variance, zeros, np.array(n_cells, dtype=np.intp), *control_side)
+    mean, variance, zero_fraction = (np.stack(part) for part in (means, variances, zeros))
+    n = np.array(n_cells, dtype=np.intp)
+    return GroupStatistics(perturbations, mean, variance, zero_fraction, n, *control_side)
 
 
 def _moments(block: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
