@@ -27,26 +27,17 @@ class EvaluationWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome of one check.
+    """Outcome of one check."""
 
-    Attributes
-    ----------
-    name
-        Name of the check.
-    status
-        ``"ok"``, ``"note"`` (worth knowing), ``"warning"`` or ``"error"``.
-    value
-        The statistic.
-    allowed
-        Values that pass, as text.
-    message
-        One sentence that says what was found and what to do.
-    """
-
+    #: name of the check
     name: str
+    #: ``"ok"``, ``"note"`` (worth knowing), ``"warning"`` or ``"error"``
     status: Literal["ok", "note", "warning", "error"]
+    #: the statistic
     value: float = float("nan")
+    #: values that pass, as text
     allowed: str = ""
+    #: one sentence that says what was found and what to do
     message: str = ""
 
 

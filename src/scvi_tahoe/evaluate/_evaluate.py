@@ -288,7 +288,7 @@ def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
         return None
     # column by column, so that no part of the table exists twice
     labels = np.array(list(tables), dtype=object)
-    columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [len(table) for table in tables.values()])}
+    columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [*map(len, tables.values())])}
     for column in DE_COLUMNS:
         columns[_TITLES.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
     return pd.DataFrame(columns, copy=False)

@@ -22,31 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Statistics of the cells of each perturbation of one context, and of the controls its deltas are taken against.
+    """Statistics of the cells of each perturbation of one context, and of the controls its deltas are taken against."""
 
-    Attributes
-    ----------
-    perturbations
-        Sorted labels, control left out, ``[P]``.
-    mean, variance, zero_fraction
-        Over the cells of each perturbation, ``[P, G]``; mean and variance (of the sample, ``n - 1``) of log1p
-        expression.
-    n_cells
-        Cells of each perturbation, ``[P]``.
-    control_mean, control_variance, control_zero_fraction
-        The same over the control cells, ``[G]``.
-    n_control
-        Number of control cells.
-    """
-
+    #: sorted labels, control left out, ``[P]``
     perturbations: tuple[str, ...]
+    #: over the cells of each perturbation, ``[P, G]``; mean and variance (of the sample, ``n - 1``) of log1p expression
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
     zero_fraction: NDArray[np.float64]
+    #: cells of each perturbation, ``[P]``
     n_cells: NDArray[np.intp]
+    #: the same over the control cells, ``[G]``
     control_mean: NDArray[np.float64]
     control_variance: NDArray[np.float64]
     control_zero_fraction: NDArray[np.float64]
+    #: number of control cells
     n_control: int
 
     @property

@@ -173,12 +173,8 @@ def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> p
         columns = {"baseline": [baseline.get(m) for m in members], "replicate": [replicate.get(m) for m in members]}
         return pl.DataFrame({"metric": members, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))
 
-    key: dict[str, object] = {
-        "table": "ends of the 2026 scale",
-        "truth": truth.fingerprint,
-        "config": str(sorted(config.to_dict().items())),
-        "versions": installed_versions(),
-    }
+    key: dict[str, object] = {"table": "ends of the 2026 scale", "truth": truth.fingerprint}
+    key |= {"config": str(sorted(config.to_dict().items())), "versions": installed_versions()}
     return pd.DataFrame(reference.cache.table(key, compute).to_dict(as_series=False)).set_index("metric").astype(float)
 
 

@@ -17,28 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What an evaluation scores.
+    """What an evaluation scores."""
 
-    Attributes
-    ----------
-    cell_eval_profile
-        Profile of cell-eval whose metrics are computed, with differential expression. If ``None``, neither is done.
-    scores_cells
-        Whether metrics of single cells are computed.
-    from_counts
-        Whether both sides hold raw counts. They are checked as such, and scored after log1p.
-    aggregate
-        Makes the overall score, ``EvaluationResult.vcc``, of the scores of the prediction and of the baseline, one row
-        for each (context, perturbation); returns ``None`` if they do not suffice.
-    extend
-        Called with the finished :class:`~scvi_tahoe.evaluate.EvaluationResult`, the predicted cells and the
-        reference as they were given; returns the result with further scores.
-    """
-
+    #: profile of cell-eval whose metrics are computed, with differential expression. If ``None``, neither is done.
     cell_eval_profile: str | None = None
+    #: whether metrics of single cells are computed
     scores_cells: bool = False
+    #: whether both sides hold raw counts. They are checked as such, and scored after log1p.
     from_counts: bool = False
+    #: makes the overall score, ``EvaluationResult.vcc``, of the scores of the prediction and of the baseline, one row
+    #: for each (context, perturbation); returns ``None`` if they do not suffice
     aggregate: Callable[[pd.DataFrame, pd.DataFrame | None], dict[str, Any] | None] = lambda scores, baseline: None
+    #: called with the finished :class:`~scvi_tahoe.evaluate.EvaluationResult`, the predicted cells and the reference as
+    #: they were given; returns the result with further scores
     extend: Callable[..., Any] | None = None
 
     @property
@@ -72,11 +63,6 @@ def vcc2025_overall(terms: Vcc2025Terms, baseline: Vcc2025Terms) -> dict[str, An
     ``DES' = (DES - b) / (1 - b)``, ``PDS'`` likewise, ``MAE' = (b - MAE) / b``, each at least 0; the overall score is
     100 times their mean. It is comparable only between predictions for the same cells and the same baseline, and only
     within one release of cell-eval; being no better than the baseline and being far worse look the same.
-
-    Parameters
-    ----------
-    terms, baseline
-        Terms of the prediction, and of the mean-of-training prediction on the same cells.
 
     Returns
     -------

@@ -25,25 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules2026:
-    """Sizes that the challenge of 2026 demands.
+    """Sizes that the challenge of 2026 demands."""
 
-    Attributes
-    ----------
-    n_genes, n_targets, n_contexts
-        Genes, targets and contexts.
-    cells_per_condition
-        Cells of each target in each context.
-    max_total
-        Most counts of a cell.
-    max_stored
-        Most non-zero entries of the file.
-    """
-
+    #: genes, targets and contexts
     n_genes: int = 18_533
     n_targets: int = 300
     n_contexts: int = 3
+    #: cells of each target in each context
     cells_per_condition: int = 400
+    #: most counts of a cell
     max_total: int = MAX_TOTAL
+    #: most non-zero entries of the file
     max_stored: int = 4_750_000_000
 
     def __post_init__(self) -> None:
