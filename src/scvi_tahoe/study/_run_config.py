@@ -107,7 +107,7 @@ class StartConfig(Section):
         for name in self.accept:
             if name not in DECISIONS:
                 raise ValueError(
-                    f"start.accept names the unknown decision {name!r}{nearest_names(name, DECISIONS, n=1)}."
+                    f"start.accept names the unknown decision {name!r}{nearest_names(name, list(DECISIONS), n=1)}."
                 )
         if self.source is None and (self.checkpoint or self.accept or self.attention):
             raise ValueError("start.source is missing, and start names a checkpoint, attention or decisions for it.")
