@@ -19,9 +19,9 @@ from scvi_tahoe.files import (
     verify_finite,
     verify_tensor,
 )
-from scvi_tahoe.pretrained._arc_checkpoints import find_checkpoint
-from scvi_tahoe.pretrained._arc_labels import (
+from scvi_tahoe.pretrained._arc_files import (
     NO_BATCHES,
+    find_checkpoint,
     gene_names,
     read_batches,
     read_gene_names,
@@ -41,7 +41,7 @@ from scvi_tahoe.pretrained._arc_settings import (
     output_space,
     unused_tensors,
 )
-from scvi_tahoe.pretrained._arc_tensors import BACKBONE, DEAD_TABLES, fold_lora, from_arc, has_lora, key_entries, to_arc
+from scvi_tahoe.pretrained._arc_tensors import BACKBONE, DEAD_TABLES, fold_lora, from_arc, key_entries, to_arc
 from scvi_tahoe.pretrained._model_card import licence_notice
 from scvi_tahoe.pretrained._pretrained_model import (
     FORMATS,
@@ -167,10 +167,7 @@ class _Tensors(NamedTuple):
 
 
 def _collect(content: dict[Any, Any], hyper: dict[str, Any], known: set[tuple[int, int]] | None) -> _Tensors:
-    state = _named_tensors(content)
-    folded: list[str] = []
-    if has_lora(state):
-        state, folded = _fold(state, hyper, known)
+    state, folded = fold_lora(_named_tensors(content), hyper, lambda name, tensor: _checked(name, tensor, known))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     reasons = {name: _dead_table(name, state[name]) for name in DEAD_TABLES if name in state}
     reasons |= unused_tensors(shapes, hyper)
@@ -191,17 +188,6 @@ def _named_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
     if strangers:
         raise UnsafeFileError(f"{strangers[0]} in the state_dict is not a tensor.")
     return dict(state)
-
-
-def _fold(
-    state: dict[str, Tensor], hyper: dict[str, Any], known: set[tuple[int, int]] | None
-) -> tuple[dict[str, Tensor], list[str]]:
-    settings = hyper.get("lora")
-    alpha = settings.get("alpha") if isinstance(settings, dict) else None
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise UnsafeFileError("The checkpoint has LoRA adapters and the hyper-parameters do not state lora.alpha.")
-    transposed = str(hyper.get("transformer_backbone_key", "llama")).lower() == "gpt2"
-    return fold_lora(state, float(alpha), transposed=transposed, check=lambda n, t: _checked(n, t, known))
 
 
 def _checked(name: str, tensor: Tensor, known: set[tuple[int, int]] | None) -> Tensor:
