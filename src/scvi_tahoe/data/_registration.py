@@ -16,8 +16,8 @@ from scvi.data.fields import BaseAnnDataField
 
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe.data._perturbations import Composition, EmbeddingTable, TableFusion
-from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_matrices
-from scvi_tahoe.data._verification import read_table, verify_screen
+from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_matrices, read_table
+from scvi_tahoe.data._verification import verify_screen
 
 if TYPE_CHECKING:
     import pandas as pd

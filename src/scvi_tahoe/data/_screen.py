@@ -12,7 +12,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
-from scvi_tahoe.data._perturbations import DOSE_MARK, LabelParser, dose_label
+from scvi_tahoe.data._perturbations import DOSE_MARK, EmbeddingTable, LabelParser, TableFusion, dose_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -403,6 +403,26 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
         batch=None if keys.batch_key is None else CellLabels.from_values(obs_column(data, keys, keys.batch_key)),
         control=keys.control,
     )
+
+
+def read_table(
+    data: AnnOrMuData, keys: ScreenKeys, *, required: bool = True, like: EmbeddingTable | None = None
+) -> EmbeddingTable | None:
+    """Read the user's perturbation-embedding table, several fused into one; None where one-hot rows are used.
+
+    Unless ``required``, data may lack the table of a trained model. Several tables are fused as those of ``like``.
+    """
+    found = {**expression_adata(data, keys).uns, **data.uns}
+    missing = [key for key in keys.table_keys if key not in found]
+    if not keys.table_keys or (len(missing) == len(keys.table_keys) and not required):
+        return None
+    if missing:
+        raise KeyError(f"perturbation_embedding_key={missing[0]!r} is not in uns; there are {list(map(str, found))}.")
+    tables = [EmbeddingTable.from_user(found[key], f"uns[{key!r}]") for key in keys.table_keys]
+    if isinstance(keys.perturbation_embedding_key, str):
+        return tables[0]
+    known = None if like is None else like.components.fusion
+    return (known or TableFusion.of(tables)).apply(tables)
 
 
 def condition_of_cell(obs: pd.DataFrame, keys: ScreenKeys) -> tuple[np.ndarray, pd.DataFrame]:

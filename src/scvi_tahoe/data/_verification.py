@@ -21,8 +21,8 @@ from mudata import MuData
 from scvi_tahoe._constants import LOG1P_LIMIT
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._matrix import dense_rows, is_sharded
-from scvi_tahoe.data._perturbations import COMBINATIONS, DOSE_MARK, EmbeddingTable, TableFusion
-from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_screen
+from scvi_tahoe.data._perturbations import COMBINATIONS, DOSE_MARK, EmbeddingTable
+from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_screen, read_table
 from scvi_tahoe.data._store_folder import unverified_values
 
 if TYPE_CHECKING:
@@ -297,26 +297,6 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
             f"no cell is labelled control={screen.control!r} in {where}; every context with perturbed cells needs "
             "control cells, from which its predictions start."
         )
-
-
-def read_table(
-    data: AnnOrMuData, keys: ScreenKeys, *, required: bool = True, like: EmbeddingTable | None = None
-) -> EmbeddingTable | None:
-    """Read the user's perturbation-embedding table, several fused into one; None where one-hot rows are used.
-
-    Unless ``required``, data may lack the table of a trained model. Several tables are fused as those of ``like``.
-    """
-    found = {**expression_adata(data, keys).uns, **data.uns}
-    missing = [key for key in keys.table_keys if key not in found]
-    if not keys.table_keys or (len(missing) == len(keys.table_keys) and not required):
-        return None
-    if missing:
-        raise KeyError(f"perturbation_embedding_key={missing[0]!r} is not in uns; there are {list(map(str, found))}.")
-    tables = [EmbeddingTable.from_user(found[key], f"uns[{key!r}]") for key in keys.table_keys]
-    if isinstance(keys.perturbation_embedding_key, str):
-        return tables[0]
-    known = None if like is None else like.components.fusion
-    return (known or TableFusion.of(tables)).apply(tables)
 
 
 def _verify_rows(labels: Sequence[str], table: EmbeddingTable, keys: ScreenKeys) -> None:
