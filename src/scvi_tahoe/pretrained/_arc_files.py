@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +97,7 @@ def read_perturbations(folder: Path) -> EmbeddingTable:
     widths = {len(vector) for vector in vectors.values()}
     if len(widths) != 1:
         raise UnsafeFileError(f"pert_onehot_map holds vectors of {len(widths)} different widths.")
-    order = _one_hot_order(vectors)
-    if order is not None:
+    if (order := _one_hot_order(vectors)) is not None:
         return EmbeddingTable.one_hot_of(order)
     return EmbeddingTable(tuple(vectors), np.stack(list(vectors.values())))
 
@@ -110,11 +110,9 @@ def read_batches(folder: Path) -> tuple[str, ...] | None:
 
 def read_gene_names(folder: Path) -> tuple[str, ...] | None:
     """Return the gene names in ``var_dims.pkl``, or ``None`` without the file or the names."""
-    try:
-        path = member(folder, "var_dims.pkl")
-    except FileNotFoundError:
-        return None
-    return gene_names(read_pickle(path))
+    with suppress(FileNotFoundError):
+        return gene_names(read_pickle(member(folder, "var_dims.pkl")))
+    return None
 
 
 def gene_names(settings: Any) -> tuple[str, ...] | None:
@@ -141,12 +139,10 @@ def read_labels(folder: Path, stem: str) -> tuple[str, ...] | None:
 
 def _read_map(folder: Path, stem: str) -> dict[str, np.ndarray] | None:
     for suffix in _SUFFIXES:
-        try:
+        with suppress(FileNotFoundError):
             path = member(folder, stem + suffix)
-        except FileNotFoundError:
-            continue
-        content = read_pickle(path) if suffix == ".pkl" else read_torch(path, limit=_MAP_LIMIT)
-        return vectors_of(path.name, content)
+            content = read_pickle(path) if suffix == ".pkl" else read_torch(path, limit=_MAP_LIMIT)
+            return vectors_of(path.name, content)
     return None
 
 
@@ -183,10 +179,7 @@ def _one_hot_order(vectors: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
     """Return the labels by their position if the vectors are the rows of an identity matrix, else ``None``."""
     order: dict[int, str] = {}
     for label, vector in vectors.items():
-        if vector.size != len(vectors) or np.count_nonzero(vector) != 1:
+        if vector.size != len(vectors) or np.count_nonzero(vector) != 1 or vector.max() != 1.0:
             return None
-        position = int(vector.argmax())
-        if vector[position] != 1.0 or position in order:
-            return None
-        order[position] = label
-    return tuple(order[i] for i in range(len(order)))
+        order.setdefault(int(vector.argmax()), label)
+    return tuple(order[i] for i in range(len(order))) if len(order) == len(vectors) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -31,6 +32,7 @@ from scvi_tahoe.pretrained._arc_files import (
 from scvi_tahoe.pretrained._arc_settings import (
     TOKEN_ROWS,
     ArcColumns,
+    backbone_settings,
     config_file,
     decide_attention,
     dimensions,
@@ -148,12 +150,9 @@ def _hyper_parameters(folder: Path, content: Any) -> dict[str, Any]:
     hyper = content.get("hyper_parameters")
     if isinstance(hyper, dict) and hyper:
         return hyper
-    candidates = ["hparams.yaml", *(f"version_{i}/hparams.yaml" for i in range(100))]
-    for name in reversed(candidates):
-        try:
+    for name in (*(f"version_{i}/hparams.yaml" for i in reversed(range(100))), "hparams.yaml"):
+        with suppress(FileNotFoundError):
             return read_yaml(member(folder, name))
-        except FileNotFoundError:
-            continue
     raise FileNotFoundError(f"Neither the checkpoint nor a version_*/hparams.yaml in {folder} holds hyper-parameters.")
 
 
@@ -183,11 +182,10 @@ def _collect(content: dict[Any, Any], hyper: dict[str, Any], known: set[tuple[in
 def _named_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
     if len(state) > _MAX_TENSORS or not all(isinstance(name, str) for name in state):
         raise UnsafeFileError("The state_dict is not a mapping of names to tensors.")
-    strangers = [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
-    strangers += [name for name, tensor in state.items() if name not in strangers and tensor.is_nested]
-    if strangers:
-        raise UnsafeFileError(f"{strangers[0]} in the state_dict is not a tensor.")
-    return dict(state)
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.is_nested:
+            raise UnsafeFileError(f"{name} in the state_dict is not a tensor.")
+    return state
 
 
 def _checked(name: str, tensor: Tensor, known: set[tuple[int, int]] | None) -> Tensor:
@@ -263,8 +261,7 @@ def _gene_axes(
 
 
 def _set_size(hyper: dict[str, Any]) -> int:
-    settings = hyper.get("transformer_backbone_kwargs")
-    backbone = settings if isinstance(settings, dict) else {}
+    backbone = backbone_settings(hyper)
     for value in (hyper.get("cell_set_len"), backbone.get("max_position_embeddings"), backbone.get("n_positions")):
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1_000_000:
             return value
@@ -387,9 +384,9 @@ def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> No
     prior = model.extra.get("prior", "none")
     if prior != "none":
         raise ValueError(
-            f"arc-state has no counterpart for prior={prior!r}. Train a model with prior='none' for it, and with a "
-            "head that it knows: TahoeST(adata, prior='none', network={'head': 'hidden_residual'}); or export with "
-            "format='scvi-tahoe', which keeps the prior."
+            f"arc-state has no counterpart for prior={prior!r}. Train a model with prior='none' and a head it knows, "
+            "TahoeST(adata, prior='none', network={'head': 'hidden_residual'}), or export with format='scvi-tahoe', which "
+            "keeps the prior."
         )
     keys = model.extra.get("keys") or {}
     found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}
