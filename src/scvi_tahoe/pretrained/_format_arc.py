@@ -385,8 +385,8 @@ def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> No
     if prior != "none":
         raise ValueError(
             f"arc-state has no counterpart for prior={prior!r}. Train a model with prior='none' and a head it knows, "
-            "TahoeST(adata, prior='none', network={'head': 'hidden_residual'}), or export with format='scvi-tahoe', which "
-            "keeps the prior."
+            "TahoeST(adata, prior='none', network={'head': 'hidden_residual'}), or export with format='scvi-tahoe', "
+            "which keeps the prior."
         )
     keys = model.extra.get("keys") or {}
     found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}
