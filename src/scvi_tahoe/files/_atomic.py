@@ -57,23 +57,10 @@ def atomic_folder(
     kind: str = "model folder",
     signatures: Sequence[str] = _MODEL_FILES,
 ) -> Iterator[Path]:
-    """Yield a temporary folder next to ``target`` that takes its place when the block ends without an error.
+    """Yield a temporary folder beside ``target`` that takes its place when the block ends without an error.
 
-    Parameters
-    ----------
-    target
-        Folder to create. Its parents are created, too.
-    overwrite
-        Replace a folder of that name and kind.
-    kind
-        What is written, as text for messages.
-    signatures
-        File names; a folder of this kind has at least one of them.
-
-    Raises
-    ------
-    FileExistsError
-        If ``target`` exists and may not be replaced.
+    A folder that is there is replaced with ``overwrite`` only, and if it has one of the files ``signatures``, by which
+    a folder of this ``kind`` (in words) is known; a FileExistsError otherwise.
     """
     target = Path(target)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):

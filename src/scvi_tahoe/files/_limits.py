@@ -6,11 +6,20 @@ import errno
 import os
 import struct
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
+
+import yaml
+from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MEGABYTE = 1_000_000
 _LONGEST = 600
+_REFUSAL = ("GLOBAL", "Unsupported", "allow_pickle")
 
 #: What readers raise on damaged or forged input. Turned into one :class:`UnsafeFileError` at the border.
 MALFORMED = (
@@ -23,10 +32,12 @@ MALFORMED = (
     MemoryError,
     OSError,
     RuntimeError,
+    SafetensorError,
     TypeError,
     UnpicklingError,
     ValueError,
     struct.error,
+    yaml.YAMLError,
     zipfile.BadZipFile,
 )
 
@@ -42,12 +53,8 @@ class UnsafeFileError(ValueError):
         super().__init__(line + (" ..." if len(message) > _LONGEST else ""))
 
 
-def file_root(folder: Path) -> Path:
-    """Return the folder that symlinks of ``folder`` may not leave.
-
-    It is the folder itself, except for a snapshot in the cache of the Hugging Face hub: there every file is a link to
-    ``models--<name>/blobs``.
-    """
+def _file_root(folder: Path) -> Path:
+    """Return the folder that links may not leave: the folder itself, or a hub cache's ``models--<name>`` around it."""
     folder = folder.resolve()
     for place in (folder, *folder.parents):
         if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
@@ -61,20 +68,20 @@ def member(folder: Path, name: str) -> Path:
     if relative.is_absolute() or ".." in relative.parts:
         raise UnsafeFileError(f"{name!r} is not a name inside the model folder; give a plain file name.")
     path = folder / relative
-    if path.is_symlink() or path.exists():
-        if _leads_to_itself(path):
-            raise UnsafeFileError(f"{path} is a link that leads to itself.")
-        target = path.resolve()
-        if not target.is_relative_to(file_root(folder)):
-            raise UnsafeFileError(f"{path} is a link that leads out of the model folder; copy the file itself there.")
-        if not target.exists():
-            raise FileNotFoundError(f"{path} is a link to a file that does not exist.")
-        if not target.is_file():
-            raise UnsafeFileError(f"{path} is not an ordinary file.")
-        if not os.access(path, os.R_OK):
-            raise PermissionError(f"{path} may not be read by this user.")
-        return path
-    raise FileNotFoundError(f"{path} does not exist.")
+    if not path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    if _leads_to_itself(path):
+        raise UnsafeFileError(f"{path} is a link that leads to itself.")
+    target = path.resolve()
+    if not target.is_relative_to(_file_root(folder)):
+        raise UnsafeFileError(f"{path} is a link that leads out of the model folder; copy the file itself there.")
+    if not target.exists():
+        raise FileNotFoundError(f"{path} is a link to a file that does not exist.")
+    if not target.is_file():
+        raise UnsafeFileError(f"{path} is not an ordinary file.")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path} may not be read by this user.")
+    return path
 
 
 def _leads_to_itself(path: Path) -> bool:
@@ -94,6 +101,21 @@ def verify_size(path: Path, limit: int) -> None:
         raise UnsafeFileError(f"{path.name} has {size:,} bytes; a file of this kind has at most {limit:,}.")
     if size == 0:
         raise UnsafeFileError(f"{path.name} is empty; the download or copy was probably cut short.")
+
+
+@contextmanager
+def reading(path: Path, limit: int) -> Iterator[None]:
+    """Check the size of a file; inside, turn whatever a reader raises on it into one :class:`UnsafeFileError`."""
+    verify_size(path, limit)
+    try:
+        yield
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{path.name} was refused: {error}") from None
+    except MALFORMED as error:
+        # torch and numpy say what they refused somewhere in a long message
+        named = [line for line in str(error).splitlines() if any(word in line for word in _REFUSAL)]
+        what = f"was refused: {named[0].strip()[:200]}" if named else f"is damaged: {one_line(error)}"
+        raise UnsafeFileError(f"{path.name} {what}") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
-from scvi_tahoe.files._plain_values import (
-    NUMPY_SCALAR_MODULES,
-    PlainDtype,
-    plain_bytes,
-    plain_scalar,
-    verify_expanded,
-)
+from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, reading
+from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_bytes, plain_scalar, verify_expanded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,16 +50,11 @@ _EFFECTS = {
 
 def read_pickle(path: Path) -> Any:
     """Return the content of a pickle made of dicts, lists, strings, numbers and vectors."""
-    verify_size(path, _LIMIT)
-    data = path.read_bytes()
-    try:
+    with reading(path, _LIMIT):
+        data = path.read_bytes()
         verify_pickle(data)
         content = _PlainUnpickler(data).load()
         verify_expanded(content)
-    except UnsafeFileError as error:
-        raise UnsafeFileError(f"{path.name} was refused: {error}") from None
-    except (*MALFORMED, RecursionError) as error:
-        raise UnsafeFileError(f"{path.name} is damaged or not a pickle: {one_line(error)}") from None
     return content
 
 

@@ -37,9 +37,7 @@ def verify_expanded(content: Any) -> None:
             sizes[id(item)] = 1 + sum(sizes.get(id(child), 1) for child in _children(item))
             around.discard(id(item))
             if sizes[id(item)] > _MAX_VALUES:
-                raise UnsafeFileError(
-                    f"it stands for more than {_MAX_VALUES:,} values when its references are followed."
-                )
+                raise UnsafeFileError(f"with its references followed, it stands for more than {_MAX_VALUES:,} values.")
         elif getattr(item, "__dict__", {}).keys() - _HARMLESS:
             raise UnsafeFileError("it holds a mapping whose own methods it replaces.")
         elif id(item) in around:

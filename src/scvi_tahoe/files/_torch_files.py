@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, reading
 from scvi_tahoe.files._pickle_files import verify_pickle
 from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar, verify_expanded
 
@@ -28,26 +28,19 @@ _PICKLE_LIMIT = 100 * MEGABYTE
 _DIRECTORY_LIMIT = 50 * MEGABYTE
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 
-_ALLOWED: list[Any] = [
-    (PlainDtype, "numpy.dtype"),
-    *((plain_scalar, f"{module}.scalar") for module in NUMPY_SCALAR_MODULES),
-]
+_ALLOWED: list[Any] = [(plain_scalar, f"{module}.scalar") for module in NUMPY_SCALAR_MODULES]
+_ALLOWED.append((PlainDtype, "numpy.dtype"))
 
 
 def read_torch(path: Path, *, limit: int = _LIMIT) -> Any:
     """Return the content of a file written by ``torch.save``; tensors are mapped into memory, not read."""
     import torch
 
-    verify_size(path, limit)
-    try:
+    with reading(path, limit):
         _verify_archive(path)
         with torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         verify_expanded(content)
-    except UnsafeFileError as error:
-        raise UnsafeFileError(f"{path.name} was refused: {error}") from None
-    except (*MALFORMED, RecursionError) as error:
-        raise UnsafeFileError(f"{path.name} was refused or is damaged: {_reason(error)}") from None
     return content
 
 
@@ -58,19 +51,14 @@ def checksums(path: Path) -> set[tuple[int, int]]:
 
 
 def verify_tensor(name: str, tensor: object, known: set[tuple[int, int]] | None = None) -> Tensor:
-    """Return a dense floating-point tensor after checking that it fills its storage.
-
-    Its bytes are compared with ``known``, output of :func:`checksums`, if that is given.
-    """
+    """Return a dense float tensor if it fills its storage, whose bytes are compared with ``known`` (`checksums`)."""
     import torch
 
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise UnsafeFileError(f"{name} is not an ordinary tensor.")
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in _FLOATS or tensor.is_nested or not tensor.is_contiguous():
-        raise UnsafeFileError(
-            f"{name} ({kind}) is not a contiguous tensor of 16-, 32- or 64-bit floating-point numbers."
-        )
+        raise UnsafeFileError(f"{name} ({kind}) is not a contiguous tensor of 16-, 32- or 64-bit floats.")
     if tensor.numel() == 0 or any(size > 2**31 for size in tensor.shape):
         raise UnsafeFileError(f"{name} has the implausible shape {tuple(tensor.shape)}.")
     storage = tensor.untyped_storage()
@@ -79,9 +67,7 @@ def verify_tensor(name: str, tensor: object, known: set[tuple[int, int]] | None 
     if known is not None:
         raw = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
         if (storage.nbytes(), zlib.crc32(raw)) not in known:
-            raise UnsafeFileError(
-                f"{name} does not match its checksum; the file is damaged. Copy or download it again."
-            )
+            raise UnsafeFileError(f"{name} does not match its checksum; copy or download the damaged file again.")
     return tensor
 
 
@@ -128,11 +114,3 @@ def _verify_directory(path: Path) -> None:
         sizes = [struct.unpack_from("<Q", end, wide + 40)[0]] if 0 <= wide <= len(end) - 56 else []
     if not sizes or sizes[0] > _DIRECTORY_LIMIT:
         raise UnsafeFileError("its directory is damaged, or too large for a file of torch's.")
-
-
-def _reason(error: BaseException) -> str:
-    """Return the line of torch's long message that names what was refused."""
-    for line in str(error).splitlines():
-        if "GLOBAL" in line or "Unsupported" in line:
-            return line.strip()[:200]
-    return one_line(error)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, reading
 from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar, verify_expanded
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def _construct_dtype(loader: yaml.SafeLoader, node: yaml.Node) -> PlainDtype:
 def _construct_scalar(loader: yaml.SafeLoader, node: yaml.Node) -> object:
     if not isinstance(node, yaml.SequenceNode) or len(node.value) != 2:
         raise UnsafeFileError("a numpy scalar is not made of a dtype and bytes.")
-    dtype, raw = loader.construct_sequence(node, deep=True)
-    return plain_scalar(dtype, raw)
+    return plain_scalar(*loader.construct_sequence(node, deep=True))
 
 
 def _construct_tuple(loader: yaml.SafeLoader, node: yaml.Node) -> tuple[object, ...]:
@@ -68,44 +67,31 @@ for _module in NUMPY_SCALAR_MODULES:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; no tag of it is executed."""
-    verify_size(path, _YAML_LIMIT)
-    try:
+    with reading(path, _YAML_LIMIT):
         text = path.read_text("utf-8")
         _verify_events(text)
-        content = yaml.load(text, Loader=_PlainLoader)
-        verify_expanded(content)
-    except UnsafeFileError as error:
-        raise UnsafeFileError(f"{path.name} was refused: {error}") from None
-    except (*MALFORMED, RecursionError, yaml.YAMLError) as error:
-        raise UnsafeFileError(f"{path.name} was refused or is damaged: {one_line(error)}") from None
-    return _mapping(path, content)
+        return _mapping(yaml.load(text, Loader=_PlainLoader))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file."""
-    verify_size(path, _JSON_LIMIT)
-    try:
-        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats)
-        verify_expanded(content)
-    except UnsafeFileError as error:
-        raise UnsafeFileError(f"{path.name} was refused: {error}") from None
-    except (*MALFORMED, RecursionError) as error:
-        raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None
-    return _mapping(path, content)
+    with reading(path, _JSON_LIMIT):
+        return _mapping(json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats))
 
 
-def _mapping(path: Path, content: object) -> dict[str, Any]:
+def _mapping(content: object) -> dict[str, Any]:
+    verify_expanded(content)
     if not isinstance(content, dict):
-        raise UnsafeFileError(f"{path.name} does not hold a mapping of names to values.")
+        raise UnsafeFileError("it does not hold a mapping of names to values.")
     return content
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise UnsafeFileError(f"it has the key {twice[:40]!r} twice.")
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise UnsafeFileError(f"it has the key {name[:40]!r} twice.")
+        content[name] = value
     return content
 
 

@@ -16,7 +16,6 @@ from scvi_tahoe.pretrained._diagnosis import (
 )
 from scvi_tahoe.pretrained._format_arc import arc_refusals, read_arc_folder, write_arc_folder
 from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
-from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat
 from scvi_tahoe.pretrained._hub import (
     LicenceNotAcceptedError,
     LicenceWarning,
@@ -38,7 +37,14 @@ from scvi_tahoe.pretrained._new_model import (
     united_table,
     with_numbered_genes,
 )
-from scvi_tahoe.pretrained._pretrained_model import AxisLabels, LossSettings, PretrainedModel, Provenance
+from scvi_tahoe.pretrained._pretrained_model import (
+    FORMATS,
+    AxisLabels,
+    LossSettings,
+    ModelFormat,
+    PretrainedModel,
+    Provenance,
+)
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
 from scvi_tahoe.pretrained._tables import flat_table, read_embedding_table, table_settings
 from scvi_tahoe.pretrained._warm_start import WarmStart, plan_warm_start

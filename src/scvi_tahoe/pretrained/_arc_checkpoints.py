@@ -43,10 +43,7 @@ def find_checkpoint(folder: Path, checkpoint: str | None = None) -> Path:
 
 
 def choose_checkpoint(names: list[str], checkpoint: str | None = None) -> str | None:
-    """Return the name a user means by ``checkpoint``, or ``None`` if it is not among ``names``.
-
-    Without a wish: the first there is of final, last, best, and the highest step.
-    """
+    """Return the name meant by ``checkpoint``; if None, the first of final, last, best, and the highest step."""
     stems = {_stem(name): name for name in reversed(names)}
     if checkpoint is None:
         ranked = (*_PREFERRED, *sorted(stems, key=_step, reverse=True))

@@ -24,7 +24,7 @@ _SUFFIXES = (".torch", ".pt", ".pkl")
 
 
 def read_perturbations(folder: Path) -> EmbeddingTable:
-    """Return the perturbation table of a folder; refuse anything but names and vectors of one width."""
+    """Return the perturbation table of a folder: names and vectors of one width."""
     vectors = _read_map(folder, "pert_onehot_map")
     if vectors is None:
         raise FileNotFoundError(

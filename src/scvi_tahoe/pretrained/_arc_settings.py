@@ -121,10 +121,7 @@ def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attentio
 
 
 def unused_tensors(shapes: Shapes, hyper: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tensors of a checkpoint that no number depends on, with the reason.
-
-    These are the second head of models without residual, and gene decoders that never received a gradient.
-    """
+    """Return the tensors that no number depends on (second head without residual, untrained decoder), and why."""
     unused = {}
     key, space = hyper.get("embed_key"), hyper.get("output_space", "gene")
     decoder_trained = key is not None and (space == "all" or key != "X_hvg")

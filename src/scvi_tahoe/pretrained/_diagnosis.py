@@ -126,17 +126,10 @@ def with_attention(network: SetTransformer, attention: Any) -> SetTransformer:
 
 
 def compare_scale(predicted_SNG: Tensor, control_SNG: Tensor) -> ScaleCheck:
-    """Return whether a network that is given controls, and the control's perturbation vector, predicts such controls.
+    """Return whether controls that a network predicts from controls, cells ``(S, N, G)``, look like them.
 
     A network trained on data of another normalisation (another target sum, counts, scaled values) predicts cells of its
     own scale, and the moments disagree.
-
-    Parameters
-    ----------
-    predicted_SNG
-        Prediction from the controls.
-    control_SNG
-        The controls.
     """
     predicted_G = predicted_SNG.flatten(0, -2).double().mean(0)
     observed_G = control_SNG.flatten(0, -2).double().mean(0)

@@ -43,11 +43,12 @@ from scvi_tahoe.pretrained._arc_settings import (
     unused_tensors,
 )
 from scvi_tahoe.pretrained._arc_tensors import BACKBONE, DEAD_TABLES, fold_lora, from_arc, has_lora, key_entries, to_arc
-from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat
 from scvi_tahoe.pretrained._model_card import licence_notice
 from scvi_tahoe.pretrained._pretrained_model import (
+    FORMATS,
     UNNAMED_GENES,
     AxisLabels,
+    ModelFormat,
     PretrainedModel,
     Provenance,
     is_embedding,
@@ -259,7 +260,7 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
 def _gene_axes(
     folder: Path, config: NetworkConfig, hyper: dict[str, Any]
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
-    """Return names for the cells' columns and for the decoder's, where a list of that length exists."""
+    """Return names for the cells' and the decoder's columns, where a list of that length exists, and notes."""
     lists = [names for names in (gene_names(hyper), read_gene_names(folder)) if names is not None]
 
     def of_length(width: int) -> tuple[str, ...] | None:
@@ -329,30 +330,9 @@ def _report(
 def write_arc_folder(
     model: PretrainedModel, folder: str | Path, *, columns: ArcColumns | None = None, overwrite: bool = False
 ) -> None:
-    """Write a model as a folder in Arc's format, complete or not at all.
+    """Write a model as a folder in Arc's format, complete or not at all; a ValueError names all that arc-state lacks.
 
-    Parameters
-    ----------
-    model
-        The model.
-    folder
-        The folder to create.
-    columns
-        Names of ``obs`` columns to write into ``config.yaml``.
-    overwrite
-        Replace a model folder of that name.
-
-    Raises
-    ------
-    ValueError
-        If the model does something arc-state cannot do; the message names all such things.
-    FileExistsError
-        If the folder exists and may not be replaced.
-
-    Notes
-    -----
-    arc-state expects token tables of zeros. They are written as a single zero with a shape, so that they take no room
-    in memory or in the file.
+    The token tables of zeros that arc-state expects are single zeros with a shape and take no room in the file.
     """
     refusals = arc_refusals(model)
     if refusals:

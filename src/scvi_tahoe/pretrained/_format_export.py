@@ -19,21 +19,21 @@ from scvi_tahoe.files import (
     member,
     one_line,
     read_json,
+    reading,
     verify_finite,
-    verify_size,
 )
 from scvi_tahoe.nn import NetworkConfig
-from scvi_tahoe.pretrained._formats import FORMATS, ModelFormat
 from scvi_tahoe.pretrained._model_card import licence_notice, model_card
 from scvi_tahoe.pretrained._pretrained_model import (
+    FORMATS,
     AxisLabels,
     LossSettings,
+    ModelFormat,
     PretrainedModel,
     Provenance,
     target_shapes,
     verify_depth,
 )
-from scvi_tahoe.pretrained._prior_files import read_arrays, read_prior, write_prior
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
 
 if TYPE_CHECKING:
@@ -41,48 +41,39 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scvi_tahoe.nn import Attention
-
 FORMAT = "scvi-tahoe"
 FORMAT_VERSION = 1
-_WEIGHTS, _TABLE, _CONFIG = "model.safetensors", "perturbations.safetensors", "config.json"
-_PRIOR = "prior.safetensors"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_TABLE, _PRIOR = "perturbations.safetensors", "prior.safetensors"
 #: Parts of ``extra`` that a model is built from.
-_EXTRA = {
-    "representation": str,
-    "objective": dict,
-    "keys": dict,
-    "composition": dict,
-    "fusion": dict,
-    "training": dict,
-    "prior": str,
+_EXTRA = {"representation": str, "prior": str} | dict.fromkeys(
+    ("objective", "keys", "composition", "fusion", "training"), dict
+)
+_SIZE_LIMIT = 200_000_000_000
+#: Axes of every array: C conditions, K contexts, G genes, Q quantiles, R donors, V their values, I is R + 1.
+_AXES = {
+    "means": "CG",
+    "variances": "CG",
+    "n_cells": "C",
+    "control_means": "KG",
+    "control_variances": "KG",
+    "n_controls": "K",
+    "control_quantiles": "KQG",
+    "donor_condition": "R",
+    "donors.data": "V",
+    "donors.indices": "V",
+    "donors.indptr": "I",
 }
-_WEIGHTS_LIMIT = 200_000_000_000
+_WHOLE = {"n_cells", "n_controls", "donor_condition", "donors.indices", "donors.indptr"}
+_KINDS = ("mean", "transfer", "cells")
 
 
 def export_model(
     model: PretrainedModel, folder: str | Path, *, base: PretrainedModel | None = None, overwrite: bool = False
 ) -> None:
-    """Write a model as safetensors and JSON, complete or not at all.
+    """Write a model as safetensors and JSON, complete or not at all; ``extra`` of it travels along.
 
-    Parameters
-    ----------
-    model
-        The model; ``extra`` of it travels along.
-    folder
-        The folder to create.
-    base
-        The model whose backbone this one still has, unchanged. The backbone is then written as a reference: name,
-        revision and hash of ``base``, no numbers.
-    overwrite
-        Replace a model folder of that name.
-
-    Raises
-    ------
-    ValueError
-        If the backbone differs from that of ``base``.
-    FileExistsError
-        If the folder exists and may not be replaced.
+    With ``base``, whose backbone the model still has, the backbone is written as a reference: name, revision, hash.
     """
     from safetensors.torch import save_file
 
@@ -97,13 +88,13 @@ def export_model(
             from safetensors.numpy import save_file as save_arrays
 
             save_arrays({"matrix": np.ascontiguousarray(model.perturbations.matrix, np.float32)}, place / _TABLE)
-        prior = None if model.prior is None else write_prior(model.prior, place / _PRIOR)
+        prior = None if model.prior is None else _write_prior(model.prior, place / _PRIOR)
         (place / "README.md").write_text(model_card(model), "utf-8")
         if model.provenance.non_commercial:
             (place / "LICENSE_NOTICE.md").write_text(licence_notice(), "utf-8")
         for path in place.glob("*.safetensors"):  # safetensors keeps others from reading what it writes
             shutil.copymode(place / "README.md", path)
-        hashes = {path.name: _sha256(path) for path in sorted(place.iterdir())}
+        hashes = {path.name: file_sha256(path) for path in sorted(place.iterdir())}
         config = json.dumps({**_config(model, reference, hashes), "prior": prior}, indent=1, ensure_ascii=False)
         (place / _CONFIG).write_text(config, "utf-8")
 
@@ -116,38 +107,18 @@ def is_export(folder: str | Path) -> bool:
 def read_export(
     folder: str | Path, *, base: PretrainedModel | None = None, verify_checksums: bool = True
 ) -> PretrainedModel:
-    """Return a model from a folder in our own format.
-
-    Parameters
-    ----------
-    folder
-        The folder.
-    base
-        The model whose backbone the folder refers to, if it does.
-    verify_checksums
-        Compare the files with the hashes in ``config.json``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing.
-    UnsafeFileError
-        If a file is damaged, altered or not what it says.
-    ValueError
-        If the folder needs ``base`` and it is missing or another model.
-    """
+    """Return a model from a folder in our own format; ``base`` has the backbone that the folder may refer to."""
     folder = Path(folder)
     content = read_json(member(folder, _CONFIG))
-    if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
-        raise UnsafeFileError(
-            f"{folder} has format {content.get('format')!r}, version {content.get('format_version')!r}; this release "
-            f"reads {FORMAT!r}, version {FORMAT_VERSION}."
-        )
+    name, version = content.get("format"), content.get("format_version")
+    if (name, version) != (FORMAT, FORMAT_VERSION):
+        reads = f"this release reads {FORMAT!r}, version {FORMAT_VERSION}"
+        raise UnsafeFileError(f"{folder} has format {name!r}, version {version!r}; {reads}.")
     try:
         config = NetworkConfig.from_kwargs(content["network"])
         verify_depth(config)
         reference = content["backbone_reference"]
-        _verify_header(member(folder, _WEIGHTS), _written_shapes(config, by_reference=reference is not None))
+        _verify_header(member(folder, _WEIGHTS), config, by_reference=reference is not None)
         if verify_checksums:
             needed = [_WEIGHTS, *([_PRIOR] if content.get("prior") else [])]
             _verify_hashes(folder, content.get("sha256"), needed=needed)
@@ -156,7 +127,7 @@ def read_export(
         provenance = Provenance(**content["provenance"])
         state = _read_weights(member(folder, _WEIGHTS))
         prior = content.get("prior")
-        prior = None if prior is None else read_prior(member(folder, _PRIOR), prior, config.n_output)
+        prior = None if prior is None else _read_prior(member(folder, _PRIOR), prior, config.n_output)
         notes, space, extra = tuple(content["notes"]), content["output_space"], _read_extra(content["extra"])
         if space not in ("gene", "all", "embedding"):
             raise ValueError(f"output space {str(space)[:40]!r} is unknown")
@@ -166,6 +137,8 @@ def read_export(
         raise UnsafeFileError(f"{_CONFIG} of {folder} is incomplete or damaged: {one_line(error)}") from None
     if reference is not None:
         state.update(_referenced_backbone(reference, base))
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    records = tuple(TensorRecord(name, "loaded", shape, shape) for name, shape in shapes.items())
     model = PretrainedModel(
         config=config,
         state_dict=state,
@@ -173,7 +146,7 @@ def read_export(
         loss=loss,
         output_space=space,
         provenance=provenance,
-        report=LoadingReport(tuple(_records(state)), notes=notes),
+        report=LoadingReport(records, notes=notes),
         notes=notes,
         extra=extra,
         prior=prior,
@@ -260,7 +233,7 @@ def _read_labels(folder: Path, content: dict[str, Any], config: NetworkConfig) -
 
     labels = names("perturbations") or ()
     if (folder / _TABLE).exists():
-        matrix = read_arrays(member(folder, _TABLE), _WEIGHTS_LIMIT)["matrix"]
+        matrix = _read_arrays(member(folder, _TABLE))["matrix"]
         if matrix.dtype != np.float32 or not np.isfinite(matrix).all():
             raise UnsafeFileError(f"{_TABLE} holds something else than finite numbers in single precision.")
         table = EmbeddingTable(labels, matrix, columns=names("perturbation_columns"))
@@ -283,36 +256,25 @@ def _read_labels(folder: Path, content: dict[str, Any], config: NetworkConfig) -
     )
 
 
-def _written_shapes(config: NetworkConfig, *, by_reference: bool) -> dict[str, tuple[int, ...]]:
-    shapes = target_shapes(config)
-    return {name: shape for name, shape in shapes.items() if not (by_reference and name.startswith("backbone."))}
-
-
-def _verify_header(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
+def _verify_header(path: Path, config: NetworkConfig, *, by_reference: bool) -> None:
     """Compare what a file of weights says of itself with the network, before its numbers are read or hashed."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    verify_size(path, _WEIGHTS_LIMIT)
-    try:
-        with safe_open(path, framework="pt") as stored:
-            slices = {name: stored.get_slice(name) for name in stored.keys()}
-            found = {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()}
-    except (*MALFORMED, SafetensorError) as error:
-        raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None
-    wanted = {name: ("F32", shape) for name, shape in expected.items()}
+    with reading(path, _SIZE_LIMIT), safe_open(path, framework="pt") as stored:
+        slices = {name: stored.get_slice(name) for name in stored.keys()}
+        found = {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()}
+    shapes = target_shapes(config).items()
+    wanted = {name: ("F32", s) for name, s in shapes if not (by_reference and name.startswith("backbone."))}
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
         raise UnsafeFileError(f"{path.name} and {_CONFIG} disagree about {len(wrong)} tensors, e.g. {wrong[:3]}.")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with reading(path, _SIZE_LIMIT):
         state = load_file(path)
-    except (*MALFORMED, SafetensorError) as error:
-        raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None
     for name, tensor in state.items():
         verify_finite(name, tensor)
     return state
@@ -323,7 +285,7 @@ def _verify_hashes(folder: Path, hashes: object, *, needed: Sequence[str]) -> No
         raise UnsafeFileError(f"{_CONFIG} of {folder} states no hashes of its files.")
     for name, expected in hashes.items():
         # The model card is for people and may be edited.
-        if not str(name).endswith(".md") and _sha256(member(folder, str(name))) != expected:
+        if not str(name).endswith(".md") and file_sha256(member(folder, str(name))) != expected:
             raise UnsafeFileError(f"{name} in {folder} does not match its hash; it is damaged or was altered.")
 
 
@@ -345,30 +307,103 @@ def _verify_fit(model: PretrainedModel) -> None:
 
 def _verify_width(width: int, config: NetworkConfig) -> None:
     if width != config.perturbation_width:
-        raise UnsafeFileError(
-            f"The folder has perturbation vectors of width {width} for a network that takes "
-            f"{config.perturbation_width}."
-        )
+        takes = config.perturbation_width
+        raise UnsafeFileError(f"The folder has perturbation vectors of width {width} for a network that takes {takes}.")
 
 
-def _records(state: Mapping[str, Tensor]) -> list[TensorRecord]:
-    return [TensorRecord(name, "loaded", tuple(tensor.shape), tuple(tensor.shape)) for name, tensor in state.items()]
-
-
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _write_prior(prior: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Write the arrays of a prior (see :class:`PretrainedModel`) and return the rest, for JSON."""
+    from safetensors.numpy import save_file
+
+    flat = {**prior, **{f"donors.{name}": values for name, values in prior["donors"].items()}}
+    save_file({name: np.ascontiguousarray(flat[name]) for name in _AXES}, path)
+    return {
+        "kind": prior["kind"],
+        "conditions": [list(c) for c in prior["conditions"]],
+        "contexts": list(prior["contexts"]),
+    }
+
+
+def _read_prior(path: Path, labels: Mapping[str, Any], n_genes: int) -> dict[str, Any]:
+    conditions = [(str(context), str(perturbation)) for context, perturbation in labels["conditions"]]
+    contexts = tuple(str(context) for context in labels["contexts"])
+    arrays = _read_arrays(path)
+    wrong = (
+        _wrong_labels(labels["kind"], conditions, contexts)
+        or _wrong_shapes(arrays, {"C": len(conditions), "K": len(contexts), "G": n_genes})
+        or _wrong_values(arrays, labels["kind"], n_conditions=len(conditions), n_genes=n_genes)
+    )
+    if wrong:
+        raise UnsafeFileError(f"{path.name} does not hold a prior of this network: {wrong}.")
+    donors = {name: arrays.pop(f"donors.{name}") for name in ("data", "indices", "indptr")}
+    shape = (len(arrays["donor_condition"]), n_genes)
+    return {
+        **arrays,
+        "kind": labels["kind"],
+        "conditions": conditions,
+        "contexts": contexts,
+        "donors": {**donors, "shape": shape},
+    }
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file."""
+    from safetensors.numpy import load_file
+
+    with reading(path, _SIZE_LIMIT):
+        return load_file(path)
+
+
+def _wrong_labels(kind: object, conditions: list[tuple[str, str]], contexts: tuple[str, ...]) -> str:
+    if kind not in _KINDS:
+        return f"its kind is {kind!r}, and there are {list(_KINDS)}"
+    if len(set(conditions)) != len(conditions) or len(set(contexts)) != len(contexts):
+        return "a condition or context occurs twice"
+    if not conditions or (unknown := {context for context, _ in conditions} - set(contexts)):
+        return f"there are no controls of {sorted(unknown)[:3]}" if conditions else "it has no conditions"
+    return ""
+
+
+def _wrong_shapes(arrays: Mapping[str, np.ndarray], sizes: dict[str, int]) -> str:
+    if arrays.keys() != _AXES.keys():
+        return f"it has the arrays {sorted(arrays)}"
+    for name, axes in _AXES.items():
+        shape = arrays[name].shape
+        if len(shape) != len(axes) or any(sizes.setdefault(a, n) != n for a, n in zip(axes, shape, strict=True)):
+            return f"{name} has the shape {shape}"
+        if arrays[name].dtype.kind != "i" if name in _WHOLE else arrays[name].dtype != np.float32:
+            return f"{name} has the type {arrays[name].dtype}"
+    return "" if sizes["I"] == sizes["R"] + 1 and sizes["Q"] else "donors or quantiles are incomplete"
+
+
+def _wrong_values(arrays: Mapping[str, np.ndarray], kind: str, *, n_conditions: int, n_genes: int) -> str:
+    for name, values in arrays.items():
+        if name not in _WHOLE and not np.isfinite(values).all():
+            return f"{name} has values that are not finite"
+    indices, indptr, owner = (arrays[name] for name in ("donors.indices", "donors.indptr", "donor_condition"))
+    lowest = min(arrays["n_cells"].min(), arrays["n_controls"].min())
+    rows_fit = indptr[0] == 0 and indptr[-1] == len(indices) and (np.diff(indptr) >= 0).all()
+    if lowest < 1 or not rows_fit or not _within(indices, n_genes) or not _within(owner, n_conditions):
+        return "numbers of cells, or places of its donors, are out of range"
+    if kind == "cells" and len(np.unique(owner)) != n_conditions:
+        return "a condition has no donors"
+    return ""
+
+
+def _within(places: np.ndarray, n: int) -> bool:
+    return bool(((places >= 0) & (places < n)).all())
+
+
 def _read(
-    folder: Path,
-    *,
-    checkpoint: str | None,
-    attention: Attention | None,
-    genes: Sequence[str] | None,
-    base: PretrainedModel | None,
+    folder: Path, *, genes: Sequence[str] | None, base: PretrainedModel | None, **of_arc: object
 ) -> PretrainedModel:
-    if checkpoint is not None or attention is not None:
+    if any(option is not None for option in of_arc.values()):
         raise ValueError(f"{folder} is in our own format, which has one set of weights and states its attention.")
     model = read_export(folder, base=base)
     return model if genes is None else model.with_genes(genes)

@@ -8,16 +8,16 @@ import re
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.pretrained._arc_checkpoints import choose_checkpoint, list_checkpoints
-from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
-from scvi_tahoe.pretrained._formats import format_of
+from scvi_tahoe.pretrained._format_export import export_model, file_sha256, is_export, read_export
 from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY, describe
-from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
+from scvi_tahoe.pretrained._pretrained_model import FORMATS, PretrainedModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,19 +58,8 @@ def verify_licence(source: str, accept: bool | None = None) -> None:
     warnings.warn(f"{source}: {LICENCE_SUMMARY}", LicenceWarning, stacklevel=3)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceFolder:
-    """A model folder on this machine and what it is known as.
-
-    Attributes
-    ----------
-    folder
-        Its path.
-    name
-        Hub name, or name of the folder.
-    revision
-        Commit on the hub; None for a local folder.
-    """
+class SourceFolder(NamedTuple):
+    """A model folder on this machine, what it is known as, and its commit on the hub."""
 
     folder: Path
     name: str
@@ -94,18 +83,33 @@ def read_pretrained(
     Parameters
     ----------
     source
-        See :func:`resolve_source`. A model that was read before is returned as it is.
-    revision, accept_license, cache_dir, offline
-        See :func:`resolve_source`.
+        An existing folder or checkpoint file; a name on the Hugging Face hub, ``'owner/name'``, with ``'/folder'``
+        behind it where one repository holds several models; or a model that was read before, returned as it is.
     checkpoint, attention, genes
-        See :func:`read_arc_folder`; for folders in Arc's format.
+        See :func:`read_arc_folder`; for folders in Arc's format. Of a hub, only that checkpoint is downloaded.
+    revision
+        Branch, tag or commit of the hub, resolved to a commit. Default: the main branch.
+    accept_license
+        Accept the licence of downloaded weights. If None, ``SCVI_TAHOE_ACCEPT_LICENSE`` decides.
     base
-        See :func:`read_export`; for exports that refer to another model's backbone.
+        The model whose backbone an export refers to, if it does.
+    cache_dir
+        Cache of the hub; default: the one of its client.
+    offline
+        Use the cache and no network. So does the variable ``HF_HUB_OFFLINE=1`` of the hub's client.
 
     Raises
     ------
-    FileNotFoundError, ValueError, LicenceNotAcceptedError
-        As those functions do.
+    FileNotFoundError
+        If there is no such folder or checkpoint, or offline and not in the cache.
+    LicenceNotAcceptedError
+        If the licence was not accepted.
+    UnsafeFileError
+        If a file is damaged, forged, or does not have the hash the hub states. It is a ``ValueError``.
+    ValueError
+        If an option is not for this format, or a part of the model is not supported.
+    ImportError
+        If ``huggingface_hub`` is needed and not installed.
     """
     options: dict[str, Any] = {"checkpoint": checkpoint, "attention": attention, "genes": genes, "base": base}
     if isinstance(source, PretrainedModel):
@@ -115,7 +119,8 @@ def read_pretrained(
     place = resolve_source(
         source, checkpoint, revision=revision, accept_license=accept_license, cache_dir=cache_dir, offline=offline
     )
-    model = format_of(place.folder).read(place.folder, **options)
+    found = next((f for f in FORMATS.values() if f.matches is not None and f.matches(place.folder)), None)
+    model = (found or next(f for f in FORMATS.values() if f.matches is None)).read(place.folder, **options)
     if place.revision is None:
         return model
     return replace(model, provenance=replace(model.provenance, source=place.name, revision=place.revision))
@@ -150,90 +155,49 @@ def resolve_source(
     cache_dir: str | Path | None = None,
     offline: bool = False,
 ) -> SourceFolder:
-    """Return the folder of a model, downloading it if need be.
+    """Return the folder of a model, downloading it if need be; arguments as of :func:`read_pretrained`.
 
-    An interrupted transfer is resumed where it stopped, by the hub's client and within the call. After a call that
-    failed, files that are whole stay in the cache; whether the beginning of the broken one does is up to the release of
-    ``huggingface_hub`` (2.4 discards it).
-
-    Parameters
-    ----------
-    source
-        An existing folder (or checkpoint file), or a name on the Hugging Face hub: ``'owner/name'``, with
-        ``'/folder'`` behind it where one repository holds several models.
-    checkpoint
-        The checkpoint that will be read; only that one is downloaded.
-    revision
-        Branch, tag or commit of the hub. It is resolved to a commit, which is returned. Default: the main branch.
-    accept_license
-        Accept the licence of downloaded weights. If None, ``SCVI_TAHOE_ACCEPT_LICENSE`` decides.
-    cache_dir
-        Cache of the hub; default: the one of its client.
-    offline
-        Use the cache and no network. So does the variable ``HF_HUB_OFFLINE=1`` of the hub's client.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder, or offline and not in the cache.
-    ImportError
-        If ``huggingface_hub`` is not installed.
-    LicenceNotAcceptedError
-        If the licence was not accepted.
-    UnsafeFileError
-        If a downloaded file does not have the hash the hub states.
+    A transfer that breaks off is resumed by the hub's client within the call. After a call that failed, whole files
+    stay in the cache; whether the beginning of the broken one does is up to ``huggingface_hub`` (2.4 discards it).
     """
     local = Path(source)
-    if _exists(local):
-        return SourceFolder(folder=local, name=local.resolve().name)
+    with suppress(OSError, ValueError):  # a name that is too long, or that no file can have
+        if local.exists():
+            return SourceFolder(local, local.resolve().name)
     if not _HUB_NAME.fullmatch(str(source)):
         raise FileNotFoundError(f"{str(source)[:200]} is neither a folder here nor a name on the hub ('owner/name').")
-    hub = import_hub()
     owner, name, *inside = str(source).split("/")
     repository, subfolder = f"{owner}/{name}", "/".join(inside)
+    import_hub()
     verify_licence(repository, accept_license)
-    snapshot = _snapshot(
-        hub, repository, subfolder, checkpoint, revision=revision, cache_dir=cache_dir, offline=offline
-    )
+    snapshot = _snapshot(repository, subfolder, checkpoint, revision=revision, cache_dir=cache_dir, offline=offline)
     folder = snapshot / subfolder
     if not folder.is_dir():
         raise FileNotFoundError(f"{repository} has no folder {subfolder!r}" + (" in the cache." if offline else "."))
     verify_blobs(snapshot)
-    return SourceFolder(folder=folder, name=str(source), revision=snapshot.name)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that is too long, or that no file can have
-        return False
+    return SourceFolder(folder, str(source), snapshot.name)
 
 
 def verify_blobs(snapshot: Path) -> None:
-    """Compare the files of a hub snapshot with their hashes, which are their names in the cache.
-
-    That is the SHA-256 of a large file, and what git calls the hash of a small one: the SHA-1 behind a header, or, from
-    some mirrors, without it.
-    """
+    """Compare the files of a hub snapshot with their hashes, which are their names in the cache."""
     for path in sorted(snapshot.rglob("*")):
         blob = path.resolve()
-        if path.is_symlink() and blob.is_file() and _HASH.fullmatch(blob.name) and blob.name not in _hashes(blob):
+        if not path.is_symlink() or not blob.is_file() or not _HASH.fullmatch(blob.name):
+            continue
+        if len(blob.name) == 64:
+            hashes = [file_sha256(blob)]
+        else:  # a small file: git's SHA-1 behind a header, or, from some mirrors, without it
+            content = blob.read_bytes()
+            parts = (b"blob %d\0" % len(content) + content, content)
+            hashes = [hashlib.sha1(part, usedforsecurity=False).hexdigest() for part in parts]
+        if blob.name not in hashes:
             raise UnsafeFileError(f"{path.name} does not have the hash the hub states; delete {blob} and try again.")
 
 
-def _hashes(blob: Path) -> set[str]:
-    if len(blob.name) == 64:
-        with blob.open("rb") as stream:
-            return {hashlib.file_digest(stream, "sha256").hexdigest()}
-    content = blob.read_bytes()
-    header = b"blob %d\0" % len(content)
-    return {hashlib.sha1(part + content, usedforsecurity=False).hexdigest() for part in (header, b"")}
-
-
 def _snapshot(
-    hub: Any, repository: str, subfolder: str, checkpoint: str | None, *, revision: str | None,
-    cache_dir: str | Path | None, offline: bool,
-) -> Path:  # fmt: skip
+    repository: str, subfolder: str, checkpoint: str | None, *, revision: str | None, cache_dir: Any, offline: bool
+) -> Path:
+    hub = import_hub()
     prefix = f"{subfolder}/" if subfolder else ""
     wanted = [prefix + pattern for pattern in _SIDE_FILES]
     commit = None
@@ -281,9 +245,7 @@ def import_hub() -> Any:
         import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError:
-        raise ImportError(
-            "The hub needs huggingface_hub: pip install 'scvi-tahoe[hub]'. A local folder does not."
-        ) from None
+        raise ImportError("The hub needs huggingface_hub: pip install 'scvi-tahoe[hub]'.") from None
     return huggingface_hub
 
 
@@ -300,35 +262,17 @@ def push_model(
     token: str | None = None,
     base: PretrainedModel | None = None,
 ) -> str:
-    """Export a model into a temporary folder and upload that folder as one commit.
+    """Export a model into a temporary folder, upload that as one commit and return the commit.
 
-    Parameters
-    ----------
-    model, base
-        See :func:`export_model`.
-    repository, accept_license, license_file, share_cells, private, revision, message, token
-        As in :meth:`~scvi_tahoe.TahoeST.push_to_hub`.
-
-    Returns
-    -------
-    Commit, to be given as ``revision`` to :meth:`~scvi_tahoe.TahoeST.from_pretrained`.
-
-    Raises
-    ------
-    LicenceNotAcceptedError, PermissionError
-        As there.
-    FileNotFoundError
-        If there is no such ``license_file``.
-    ImportError
-        If ``huggingface_hub`` is not installed.
+    Arguments and errors as of :meth:`~scvi_tahoe.TahoeST.push_to_hub`; ``base`` as of :func:`export_model`.
     """
     hub = import_hub()
     if model.provenance.non_commercial:
         verify_licence(model.provenance.source, accept_license)
         if not private and license_file is None:
             raise LicenceNotAcceptedError(
-                "Publishing weights that derive from Arc's needs the text of their licence beside them; give "
-                "license_file=, the file that came with the weights, or keep the repository private."
+                "Publishing weights that derive from Arc's needs the text of their licence: give license_file=, the "
+                "file that came with the weights, or keep the repository private."
             )
     n_cells = 0 if model.prior is None else len(model.prior["donor_condition"])
     if n_cells and not share_cells:

@@ -95,22 +95,7 @@ class AxisMap:
 def match_labels(
     axis: str, old: Sequence[str], new: Sequence[str], alias: Mapping[str, str] | None = None
 ) -> tuple[LabelMatch, AxisMap]:
-    """Return how labels match and where their numbers go.
-
-    Parameters
-    ----------
-    axis
-        Name of the axis, for the report.
-    old, new
-        Labels of both sides, in order.
-    alias
-        New labels that stand for an old label of another name.
-
-    Raises
-    ------
-    ValueError
-        If a label occurs twice on a side.
-    """
+    """Return how the labels of an axis match and where their numbers go; ``alias`` names old labels for new ones."""
     for side in (old, new):
         if len(set(side)) != len(side):
             raise ValueError(f"A label of the {axis} occurs twice; labels must be unique to be matched.")

@@ -119,10 +119,7 @@ def objective_of(loss: LossSettings) -> dict[str, Any]:
 
 
 def united_table(weights: PretrainedModel, data: EmbeddingTable) -> EmbeddingTable | None:
-    """Return labels of one-hot weights and of one-hot data together; None unless both are one-hot.
-
-    The labels that only the weights know stay predictable after fine-tuning.
-    """
+    """Return the labels of one-hot weights, which stay predictable, and one-hot data; None unless both are one-hot."""
     if weights.perturbations.columns is None or not data.components.one_hot:
         return None
     known = [name for name in weights.perturbations.columns if name not in NUMBER_COLUMNS]
@@ -130,10 +127,7 @@ def united_table(weights: PretrainedModel, data: EmbeddingTable) -> EmbeddingTab
 
 
 def reason_to_leave_prior(weights: PretrainedModel, kind: str, genes: Iterable[str] | None) -> tuple[str, ...]:
-    """Return why a model with prior ``kind`` cannot use that of the weights, as notes; empty if it can, or none is.
-
-    ``genes`` are those of the user's data; None without data.
-    """
+    """Return, as notes, why a model with prior ``kind`` and these genes of data cannot use that of the weights."""
     if weights.prior is None:
         return ()
     if kind != weights.prior["kind"]:

@@ -1,19 +1,23 @@
-"""A model as it lies in a folder, ours or Arc's: network, weights, labels of its axes, and where it came from."""
+"""A model as it lies in a folder: network, weights, labels of its axes and origin; and the formats of folders.
+
+A file ``_format_*.py`` for each format, reader beside writer, registers itself in ``FORMATS``.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from scvi_tahoe._names import Registry
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.nn import SetTransformer
-from scvi_tahoe.pretrained._formats import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.nn import NetworkConfig
     from scvi_tahoe.pretrained._report import LoadingReport
 
+_Loss = Literal["energy", "sinkhorn", "energy+sinkhorn", "mse"]
+_Kernel = Literal["energy", "gaussian", "laplacian"]
 #: Building a network, even without weights, takes a millisecond a layer.
 _MAX_LAYERS = 1_000
 #: How the note begins that asks for names of genes; it goes when they are given.
@@ -60,8 +66,8 @@ class LossSettings:
         If a setting is of another kind, negative or not finite.
     """
 
-    loss: Literal["energy", "sinkhorn", "energy+sinkhorn", "mse"] = "energy"
-    kernel: Literal["energy", "gaussian", "laplacian"] = "energy"
+    loss: _Loss = "energy"
+    kernel: _Kernel = "energy"
     blur: float = 0.05
     energy_weight: float = 1.0
     sinkhorn_weight: float = 0.01
@@ -76,25 +82,50 @@ class LossSettings:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        allowed = {
-            "loss": ("energy", "sinkhorn", "energy+sinkhorn", "mse"),
-            "kernel": ("energy", "gaussian", "laplacian"),
-        }
         for name, value in asdict(self).items():
-            if name in allowed:
-                fits = value in allowed[name]
+            if name in ("loss", "kernel"):
+                fits = value in get_args(_Loss if name == "loss" else _Kernel)
             elif name in ("shuffle_chunks", "detach_decoder"):
                 fits = isinstance(value, bool)
-            elif name == "learning_rate" and value is None:
-                fits = True
             else:
                 fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+                fits = fits or (name == "learning_rate" and value is None)
             if not fits or (name == "n_chunks" and value < 1):
                 raise ValueError(f"the loss setting {name} cannot be {str(value)[:40]!r}")
 
     def to_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments that build these settings again, as plain values fit for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFormat:
+    """How a model folder of one format is recognised, read and written.
+
+    Parameters
+    ----------
+    matches
+        Whether a folder is in this format. None for the format that a folder is taken for if no other matches.
+    read
+        ``read(folder, *, checkpoint, attention, genes, base)`` returns a :class:`PretrainedModel`, see
+        :func:`read_pretrained`; what a format has no use for is refused.
+    write
+        ``write(model, folder, *, overwrite)``, and ``base`` if ``takes_base``: complete or not at all.
+    takes_base
+        Whether a folder can refer to the backbone of another model instead of holding it.
+    refusals
+        What a model does that the format has no counterpart for. If None, the format can hold every model.
+    """
+
+    matches: Callable[[Path], bool] | None
+    read: Callable[..., Any]
+    write: Callable[..., None]
+    takes_base: bool = False
+    refusals: Callable[[Any], list[str]] | None = None
+
+
+#: Formats that ``from_pretrained`` reads and ``export`` writes, by the name that ``format=`` and ``--to`` take.
+FORMATS: Registry[ModelFormat] = Registry("format")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,15 +287,9 @@ class PretrainedModel:
         return is_embedding(self.labels.embedding)
 
     def with_genes(self, genes: Sequence[str]) -> PretrainedModel:
-        """Return the model with names for the genes of its input and output, where the folder lacks them.
-
-        Raises
-        ------
-        ValueError
-            If their number differs from the network's width, a name occurs twice, or cells are not expression.
-        """
+        """Return the model with names for the genes of its input and output; a ValueError if they cannot be."""
         genes = tuple(genes)
-        if self.config.n_input != self.config.n_output or is_embedding(self.labels.embedding):
+        if self.config.n_input != self.config.n_output or self.embeds:
             raise ValueError("The cells of this model are embeddings; their columns have no gene names.")
         if len(genes) != self.config.n_output or len(set(genes)) != len(genes):
             raise ValueError(
@@ -290,8 +315,7 @@ def is_embedding(key: str | None) -> bool:
 def target_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a network, without building its weights."""
     with torch.device("meta"):
-        network = SetTransformer(config)
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in SetTransformer(config).state_dict().items()}
 
 
 def verify_depth(config: NetworkConfig) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.data import Component, Composition, EmbeddingTable, TableFusion
-from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_torch, verify_size
+from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_torch, reading
 from scvi_tahoe.pretrained._arc_labels import vectors_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) 
         raise ValueError(f"{path.name} is no table that can be read; allowed endings are {', '.join(_READERS)}.")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
-    verify_size(path, _LIMIT)
     vectors = _READERS[path.suffix](path)
     if labels is not None:
         wanted = dict.fromkeys(map(str, labels))
@@ -71,29 +70,20 @@ def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) 
     return {"names": np.array(list(vectors), dtype=object), "matrix": np.stack(list(vectors.values()))}
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    return vectors_of(path.name, read_torch(path, limit=_LIMIT))
-
-
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except MALFORMED as error:
-        raise UnsafeFileError(f"{path.name} was refused or is damaged: {one_line(error)}") from None
+    with reading(path, _LIMIT), np.load(path, allow_pickle=False) as archive:
+        arrays = dict(archive)
     if set(arrays) == {"names", "matrix"}:
         arrays = _named(path, arrays["names"], arrays["matrix"])
     return vectors_of(path.name, _numbers(arrays, path))
 
 
 def _read_frame(path: Path) -> dict[str, np.ndarray]:
-    try:
+    with reading(path, _LIMIT):
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
         else:
             frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", index_col=0)
-    except MALFORMED as error:
-        raise UnsafeFileError(f"{path.name} is damaged: {one_line(error)}") from None
     return vectors_of(path.name, _numbers(_named(path, frame.index, frame.to_numpy()), path))
 
 
@@ -115,13 +105,9 @@ def _numbers(vectors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray
 
 
 _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-    ".torch": _read_torch,
+    **dict.fromkeys((".pt", ".pth", ".torch"), lambda path: vectors_of(path.name, read_torch(path, limit=_LIMIT))),
     ".npz": _read_npz,
-    ".csv": _read_frame,
-    ".tsv": _read_frame,
-    ".parquet": _read_frame,
+    **dict.fromkeys((".csv", ".tsv", ".parquet"), _read_frame),
 }
 
 
@@ -132,11 +118,9 @@ def flat_table(table: EmbeddingTable) -> EmbeddingTable:
         return table
     components = composition.components.names
     labels = [i for i, name in enumerate(table.names) if name not in composition.components.row_of]
-    return EmbeddingTable(
-        (*components, *(table.names[i] for i in labels)),
-        np.concatenate([composition.rows((Component(name),) for name in components), table.matrix[labels]]),
-        columns=composition.columns,
-    )
+    names = (*components, *(table.names[i] for i in labels))
+    matrix = np.concatenate([composition.rows((Component(name),) for name in components), table.matrix[labels]])
+    return EmbeddingTable(names, matrix, columns=composition.columns)
 
 
 def table_settings(table: EmbeddingTable) -> dict[str, Any]:
@@ -163,5 +147,5 @@ def composed_table(weights: PretrainedModel) -> EmbeddingTable:
         components = EmbeddingTable(names, np.ascontiguousarray(matrix), one_hot, fusion=fusion)
         composition = Composition.from_dict({k: how[k] for k in ("reading", "combination", "n_parts")}, components)
         return EmbeddingTable.composed(composition, how["labels"])
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise UnsafeFileError(f"{weights.provenance.source} does not say how its table was made: {error!r}") from None

@@ -49,12 +49,7 @@ class WarmStart(NamedTuple):
 
 
 def plan_warm_start(
-    source: PretrainedModel,
-    config: NetworkConfig,
-    labels: AxisLabels,
-    *,
-    accept: Collection[str] = (),
-    seed: int = 0,
+    source: PretrainedModel, config: NetworkConfig, labels: AxisLabels, *, accept: Collection[str] = (), seed: int = 0
 ) -> WarmStart:
     """Return the state dict with which a new network starts from pretrained weights, and the report.
 
