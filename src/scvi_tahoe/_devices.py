@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Devices: where to train and predict, in which precision, and what to lower when their memory runs out."""
-=======
-"""Devices: which ones a prediction runs on, in which precision, their memory, and copies from it to the host."""
->>>>>>> main
+"""Devices: where to train and predict, in which precision, their memory, and copies from it to the host."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""`scvi-tahoe evaluate`: scores of a prediction."""
-=======
 """The command that scores predicted cells against observed ones."""
->>>>>>> main
 
 from __future__ import annotations
 
