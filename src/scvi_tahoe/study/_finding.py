@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -44,9 +48,18 @@ class Finding:
         return asdict(self)
 
 
-def worst(findings: Sequence[Finding]) -> Level | None:
-    """Return the most severe level among findings, or None."""
-    return next((level for level in LEVELS if any(f.level == level for f in findings)), None)
+@cache
+def table(name: str) -> dict[str, dict[str, Any]]:
+    """Return one of the tables of rules in this folder."""
+    return yaml.safe_load((files("scvi_tahoe.study") / name).read_text("utf-8"))
+
+
+def found(rule: str, lines: Mapping[str, int] | None = None, **values: Any) -> Finding:
+    """Return the finding of a rule in `findings.yaml`; `where` and `level` may be among the values of its template."""
+    entry = table("findings.yaml")[rule] | values
+    line = (lines or {}).get(entry.get("line_of", entry["where"]))
+    message, instead = (entry.get(part, "").format(**entry) for part in ("message", "instead"))
+    return Finding(entry.get("rule", rule), entry["level"], entry["where"], message, instead, line)
 
 
 def findings_text(findings: Sequence[Finding]) -> str:

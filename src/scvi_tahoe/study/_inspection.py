@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvi_tahoe.study._finding import Finding, findings_text
+from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
 from scvi_tahoe.study._run_folder import METRICS, read_checkpoint
@@ -16,6 +16,7 @@ from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from scvi_tahoe.study._finding import Finding
     from scvi_tahoe.study._training_log import TrainingLog
 
 _MODEL_FILES = ("config.json", "config.yaml", "*.safetensors", "var_dims.pkl")
@@ -95,8 +96,8 @@ def _is_model(folder: Path) -> bool:
 
 def _logs(path: Path, config: str | Path | None) -> Inspection:
     logs = read_training_logs(path, config=config)
-    found = diagnose([*_source_logs(logs), *logs])[-len(logs) :]
-    return Inspection("\n\n".join(map(str, found)), {"logs": [one.to_dict() for one in found]}, logs_figure(logs))
+    diagnoses = diagnose([*_source_logs(logs), *logs])[-len(logs) :]
+    return Inspection("\n\n".join(map(str, diagnoses)), {"logs": [d.to_dict() for d in diagnoses]}, logs_figure(logs))
 
 
 def _source_logs(logs: list[TrainingLog]) -> list[TrainingLog]:
@@ -152,42 +153,15 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
 
 def _checkpoint_findings(facts: dict[str, Any]) -> list[Finding]:
     """Return what to know before a checkpoint is used."""
-    size = f"{facts['n_tensors']} tensors, {facts['n_parameters']:,} numbers, of step {facts['step']}."
-    findings = [Finding("weights", "note", "state_dict", size)]
+    findings = [found("weights", **facts)]
     if facts["has_optimizer"]:
         rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(facts["rates"]))
-        findings.append(
-            Finding(
-                # ours is resumed only where that is asked for
-                "carries_optimizer", "note" if facts["ours"] else "warning", "optimizer_states",
-                f"it carries the state of an optimizer with the rate {rates}: a program that resumes from it goes on "
-                "with that rate, whatever its configuration says.",
-                "start.source takes weights only; resume_from, and nothing else, restores an optimizer.",
-            )
-        )  # fmt: skip
+        # ours is resumed only where that is asked for
+        findings.append(found("carries_optimizer", rates=rates, level="note" if facts["ours"] else "warning"))
         if not facts["has_schedule"]:
-            findings.append(
-                Finding(
-                    "no_schedule", "warning", "lr_schedulers",
-                    "no schedule was attached to the optimizer: the rate was constant.",
-                    "warm-up and cosine, which train() attaches unless told otherwise.",
-                )
-            )  # fmt: skip
+            findings.append(found("no_schedule"))
         if facts["weight_decay"] and not any(facts["weight_decay"]):
-            findings.append(
-                Finding(
-                    "no_weight_decay", "warning", "optimizer_states",
-                    "weights did not decay: the optimizer has weight_decay 0.",
-                    "AdamW with train.plan.weight_decay.",
-                )
-            )  # fmt: skip
+            findings.append(found("no_weight_decay"))
     if facts["best_step"] is not None and facts["step"] is not None and facts["best_step"] < facts["step"]:
-        findings.append(
-            Finding(
-                "not_the_best", "warning", "callbacks",
-                f"the best validation so far, {facts['best_value']:.4g}, was at step {facts['best_step']}; this is "
-                f"step {facts['step']}.",
-                "use best.ckpt.",
-            )
-        )  # fmt: skip
+        findings.append(found("not_the_best", **facts))
     return findings

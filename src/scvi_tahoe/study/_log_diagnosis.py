@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scvi_tahoe.study._finding import Finding, findings_text
+from scvi_tahoe.study._finding import Finding, findings_text, found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,15 +77,14 @@ def diagnose(logs: Sequence[TrainingLog]) -> list[LogDiagnosis]:
     A diagnosis of each log, in order.
     """
     by_name = {log.path.resolve().parent.name: log for log in logs} | {log.name: log for log in logs}
-    found = []
+    diagnoses = []
     for log in logs:
         findings = [finding for rule in _RULES for finding in rule(log)]
         source, checkpoint = _source(log)
         if source in by_name:
             findings += _start(by_name[source], checkpoint)
-        findings += _accumulation(log, logs)
-        found.append(LogDiagnosis(log, tuple(findings)))
-    return found
+        diagnoses.append(LogDiagnosis(log, (*findings, *_accumulation(log, logs))))
+    return diagnoses
 
 
 def _rule(function: Rule) -> Rule:
@@ -98,17 +97,13 @@ def best_validation(log: TrainingLog) -> Iterator[Finding]:
     """Best step and value, and which checkpoint they ask for."""
     validation = log.get("validation")
     if log.best is None:
-        yield Finding(
-            "no_validation", "warning", "validation", "the log holds no validation loss.",
-            "without one no checkpoint can be called the best; hold cells out with a split.",
-        )  # fmt: skip
+        yield found("no_validation")
         return
     step, value = log.best
     last_step, last = int(validation.index[-1]), float(validation.iloc[-1])
     behind = "" if step == last_step else f"; the last, at step {last_step:,}, is {last:.4g}, {last / value - 1:+.1%}"
     best = "only validation" if len(validation) == 1 else f"best of {len(validation)} validations"
-    message = f"the {best} is {value:.4g} at step {step:,}{behind}."
-    yield Finding("best_step", "note", "validation", message, _checkpoint(log, step))
+    yield found("best_step", best=best, value=value, step=step, behind=behind, checkpoint=_checkpoint(log, step))
 
 
 def _checkpoint(log: TrainingLog, step: int) -> str:
@@ -134,13 +129,8 @@ def flat_validation(log: TrainingLog) -> Iterator[Finding]:
     spread = float(validation.max() / validation.min() - 1)
     fallen = float(train.iloc[:2].mean() / train.iloc[-5:].mean())
     if spread < _FLAT and fallen > _FALLEN:
-        yield Finding(
-            "flat_validation", "warning", "validation",
-            f"the validation loss stays between {validation.min():.4g} and {validation.max():.4g} while the training "
-            f"loss falls from {train.iloc[0]:.3g} to {train.iloc[-1]:.3g}: what is learned does not carry over to the "
-            "cells that validate.",
-            "more steps will not help; look at the representation, and at which cells validate.",
-        )  # fmt: skip
+        low, high, first, last = validation.min(), validation.max(), train.iloc[0], train.iloc[-1]
+        yield found("flat_validation", low=low, high=high, first=first, last=last)
 
 
 @_rule
@@ -151,14 +141,9 @@ def rising_validation(log: TrainingLog) -> Iterator[Finding]:
         return
     (step, best), n_last = log.best, max(3, len(validation) // 10)
     tail = float(validation.iloc[-n_last:].mean())
-    if (validation.index > step).sum() >= 3 and tail / best - 1 > _RISEN:
-        yield Finding(
-            "rising_validation", "warning", "validation",
-            f"after its best of {best:.4g} at step {step:,} the validation loss rises to {tail:.4g} in the mean of the "
-            f"last {n_last} validations ({tail / best - 1:+.1%}); {1 - (step + 1) / log.n_steps:.0%} of the run came "
-            "after the best step.",
-            "stop early (train.patience), let the rate fall to its floor, or regularise more.",
-        )  # fmt: skip
+    rise, after = tail / best - 1, 1 - (step + 1) / log.n_steps
+    if (validation.index > step).sum() >= 3 and rise > _RISEN:
+        yield found("rising_validation", best=best, step=step, tail=tail, n_last=n_last, rise=rise, after=after)
 
 
 @_rule
@@ -166,29 +151,18 @@ def few_validations(log: TrainingLog) -> Iterator[Finding]:
     """Find too few validations to choose a checkpoint by."""
     n = len(log.get("validation"))
     if 0 < n < 5:
-        times = "once" if n == 1 else f"{n} times"
-        yield Finding(
-            "few_validations", "warning", "validation",
-            f"the run of {log.n_steps:,} steps was validated {times}; the best of so few is hardly chosen.",
-            "validate at least 20 times a run (train.validate_every).",
-        )  # fmt: skip
+        yield found("few_validations", n_steps=log.n_steps, times="once" if n == 1 else f"{n} times")
 
 
 @_rule
 def validation_noise(log: TrainingLog) -> Iterator[Finding]:
     """Tell how much of a difference between two validations is noise."""
     validation = log.get("validation")
-    if len(validation) < 10:
-        return
-    # of neighbouring validations, so that slow changes do not count
-    noise = float(np.median(np.abs(np.diff(validation))) / 0.6745 / np.sqrt(2))
-    within = int((validation < validation.min() + 2 * noise).sum())
-    yield Finding(
-        "validation_noise", "note", "validation",
-        f"neighbouring validations scatter by {noise:.3g}; {within} of {len(validation)} lie within two of these of "
-        "the best.",
-        "treat those as equal; validate on more sets to tell them apart.",
-    )  # fmt: skip
+    if len(validation) >= 10:
+        # of neighbouring validations, so that slow changes do not count
+        noise = float(np.median(np.abs(np.diff(validation))) / 0.6745 / np.sqrt(2))
+        within = int((validation < validation.min() + 2 * noise).sum())
+        yield found("validation_noise", noise=noise, within=within, n=len(validation))
 
 
 @_rule
@@ -197,16 +171,9 @@ def divergence(log: TrainingLog) -> Iterator[Finding]:
     for name in ("train", "validation"):
         series = log.get(name)
         if len(series) and not np.isfinite(series.to_numpy(dtype=float)).all():
-            yield Finding(
-                "not_finite", "error", name, f"the {name} loss is not finite.",
-                "lower the rate, clip gradients at 1, check the data for NaN.",
-            )  # fmt: skip
+            yield found("not_finite", where=name)
         elif len(series) >= 5 and (end := series.iloc[-3:].mean()) > 2 * (begin := series.iloc[:3].mean()):
-            yield Finding(
-                "divergence", "error", name,
-                f"the {name} loss ends at {end:.3g}, more than twice where it began ({begin:.3g}).",
-                "lower the rate, and clip gradients at 1.",
-            )  # fmt: skip
+            yield found("divergence", where=name, end=end, begin=begin)
 
 
 @_rule
@@ -220,12 +187,7 @@ def untrained_loss(log: TrainingLog) -> Iterator[Finding]:
             f" On held-out cells the genes' loss is {genes.min():.3g} at its best and the embedding's "
             f"{validation.min():.3g}, {float(genes.min() / validation.min()):.0f} times less."
         )
-    yield Finding(
-        "loss_not_logged", "warning", "decoder",
-        "train_loss and val_loss are the embedding's loss alone; the sum with the gene decoder's loss, which is what "
-        f"is minimised, is in no column, and the best checkpoint is chosen without the genes.{sizes}",
-        "train in the space that is scored; our validation_loss is the sum that is trained.",
-    )  # fmt: skip
+    yield found("loss_not_logged", sizes=sizes)
 
 
 @_rule
@@ -233,22 +195,14 @@ def named_loss(log: TrainingLog) -> Iterator[Finding]:
     """Find a loss in the configuration that is not the one trained."""
     named, trained = log.setting("training.loss_fn"), log.setting("model.kwargs.loss")
     if named is not None and trained is not None and named != trained:
-        yield Finding(
-            "loss_named_not_trained", "warning", "training.loss_fn",
-            f"the configuration names the loss {named!r}, and {trained!r} was trained.",
-            "the losses of this log are those of model.kwargs.loss.",
-        )  # fmt: skip
+        yield found("loss_named_not_trained", named=named, trained=trained)
 
 
 @_rule
 def learning_rate(log: TrainingLog) -> Iterator[Finding]:
     """Tell whether the rate was logged, and what it did."""
     if not log.rates:
-        yield Finding(
-            "rate_not_logged", "warning", "learning rate",
-            "the log holds no learning rate, so whether a schedule ran cannot be told.",
-            "ours writes the rate of every part of the network.",
-        )  # fmt: skip
+        yield found("rate_not_logged")
         return
     constant = []
     for name, rate in log.rates.items():
@@ -256,31 +210,15 @@ def learning_rate(log: TrainingLog) -> Iterator[Finding]:
         # a rate of 0 throughout is that of a frozen part; what does not decay has the rate of its part
         if len(values) < 3 or not values.any() or name.endswith("_no_decay"):
             continue
-        if np.ptp(values) <= 1e-6 * values.max():
+        peak, place = values.max(), int(values.argmax())
+        if np.ptp(values) <= 1e-6 * peak:
             constant.append(f"{name} {values[0]:.3g}")
+        elif rises := int((np.diff(values[place:]) > 1e-3 * peak).sum()):
+            yield found("periodic_rate", where=name, peak=peak, rises=rises)
         else:
-            yield _course(name, values)
+            yield found("rate_shape", where=name, first=values[0], peak=peak, last=values[-1])
     if constant:
-        yield Finding(
-            "constant_rate", "warning", "learning rate",
-            f"the rate is constant throughout ({', '.join(constant)}): no schedule was attached to the optimizer.",
-            "warm-up and cosine, which train() attaches unless told otherwise.",
-        )  # fmt: skip
-
-
-def _course(name: str, values: np.ndarray) -> Finding:
-    """Describe a rate that changes."""
-    peak = int(values.argmax())
-    rises = int((np.diff(values[peak:]) > 1e-3 * values.max()).sum())
-    if not rises:
-        message = f"the rate goes from {values[0]:.3g} over {values.max():.3g} to {values[-1]:.3g}."
-        return Finding("rate_shape", "note", name, message)
-    return Finding(
-        "periodic_rate", "warning", name,
-        f"after its peak of {values.max():.3g} the rate rises again {rises} times: the schedule restarts, or that of "
-        "an earlier run is still attached.",
-        "start from weights only; nothing but resume_from restores a schedule.",
-    )  # fmt: skip
+        yield found("constant_rate", rates=", ".join(constant))
 
 
 @_rule
@@ -291,16 +229,9 @@ def repeated_epochs(log: TrainingLog) -> Iterator[Finding]:
     every epoch. A log with one value every few dozen steps then fluctuates with a period, which is easily taken for a
     learning rate that does.
     """
-    found = repetition(log.get("train"), epoch_length(log.get("epoch")))
-    if found is None or found.correlation < _REPEATS or log.origin == "scvi-tahoe":
-        return
-    yield Finding(
-        "repeated_epochs", "warning", "train",
-        f"the training loss fluctuates with the period of the epoch, {found.period} steps: losses at the same place of "
-        f"different epochs correlate by {found.correlation:.2f} ({found.n_pairs:,} pairs). Every epoch shows the same "
-        "cell sets in the same order; a learning rate that fluctuates is not needed to explain it.",
-        "sets are drawn anew for every minibatch in ours.",
-    )  # fmt: skip
+    repeated = repetition(log.get("train"), epoch_length(log.get("epoch")))
+    if repeated is not None and repeated.correlation >= _REPEATS and log.origin != "scvi-tahoe":
+        yield found("repeated_epochs", **repeated._asdict())
 
 
 class Repetition(NamedTuple):
@@ -354,22 +285,19 @@ def throughput(log: TrainingLog) -> Iterator[Finding]:
         return
     use = float(log.get("utilisation").median())
     outside = _share_outside(log)
-    limited = (outside or 0) > _BUSY or use < _IDLE
     facts = [
         f"{sets.median():.1f} cell sets a second in the median" if len(sets) else "",
         f"{step.median():.2f} s inside a training step" if len(step) else "",
         f"{use:.1f} % of the device's arithmetic" if use == use else "",
     ]
-    if not limited:
-        blame = ""
-    elif outside:
+    text = ", ".join(filter(None, facts))
+    if (outside or 0) <= _BUSY and not use < _IDLE:
+        yield found("throughput", facts=text)
+        return
+    blame = ": the device waited for the loader"
+    if outside:
         blame = f"; {outside:.0%} of the time was spent outside the training step: the loader was the limit"
-    else:
-        blame = ": the device waited for the loader"
-    yield Finding(
-        "throughput", "warning" if limited else "note", "throughput", f"{', '.join(filter(None, facts))}{blame}.",
-        "ours keeps expression on the device and draws sets by row number." if limited else "",
-    )  # fmt: skip
+    yield found("limited_throughput", facts=text, blame=blame)
 
 
 def _share_outside(log: TrainingLog) -> float | None:
@@ -393,12 +321,7 @@ def resumed(log: TrainingLog) -> Iterator[Finding]:
     if len(train) < 3 or log.origin == "scvi-tahoe":
         return
     if train.index[0] > 3 * float(np.median(np.diff(train.index))):
-        yield Finding(
-            "resumed", "warning", "step",
-            f"the log begins at step {train.index[0]:,}: the run was resumed, with the optimizer, the rate and the "
-            "schedule of the run before.",
-            "start from weights only; here nothing but resume_from restores an optimizer.",
-        )  # fmt: skip
+        yield found("resumed", step=train.index[0])
 
 
 def _source(log: TrainingLog) -> tuple[str, str]:
@@ -426,12 +349,8 @@ def _start(source: TrainingLog, checkpoint: str) -> Iterator[Finding]:
         return
     if value > best * 1.001:
         named = "best.ckpt" if source.origin == "scvi-tahoe" else f"step {best_step + 1:,}"
-        yield Finding(
-            "start_not_best", "warning", "start",
-            f"the run started from {checkpoint} of {source.name} (step {step:,}, validation {value:.4g}), though the "
-            f"best there was step {best_step:,} with {best:.4g}.",
-            f"start from {named}; ours starts from the best unless 'last' is asked for.",
-        )  # fmt: skip
+        yield found("start_not_best", checkpoint=checkpoint, source=source.name, step=step, value=value,
+                    best_step=best_step, best=best, named=named)  # fmt: skip
 
 
 def _cells_of_epoch(log: TrainingLog) -> float | None:
@@ -451,11 +370,6 @@ def _accumulation(log: TrainingLog, logs: Sequence[TrainingLog]) -> Iterator[Fin
         theirs, same = other.setting(key, 1), _cells_of_epoch(other)
         if other is log or theirs == times or same is None or abs(same / cells - 1) > 0.03:
             continue
-        yield Finding(
-            "accumulation_without_effect", "warning", key,
-            f"accumulation over {times} minibatches did not happen: counted without it, an epoch has {cells:,.0f} "
-            f"cells here and {same:,.0f} in {other.name}, which asked for {theirs}; counted with it, "
-            f"{cells * times:,.0f} and {same * theirs:,.0f}.",
-            "an optimizer step had one minibatch of sets; train.accumulate is what ours obeys.",
-        )  # fmt: skip
+        yield found("accumulation_without_effect", times=times, theirs=theirs, other=other.name, cells=cells,
+                    same=same, cells_with=cells * times, same_with=same * theirs)  # fmt: skip
         return
