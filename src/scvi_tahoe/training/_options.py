@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.training._recipe import Recipe
 
 _VALIDATION = "validation_"  # what names of metrics of the validation begin with
-_NAMED_LOGGERS = ("tensorboard", "wandb")
 
 #: what train() decides itself, and where the user says it instead
 _OURS = {
@@ -142,16 +141,13 @@ class TrainOptions:
                 raise ValueError(f"{name}={value!r} must be 1 or more.")
         if self.compile not in (True, False, "auto"):
             raise ValueError(f"compile={self.compile!r} must be True, False or 'auto'.")
-        if self.save_steps is None:
+        if (steps := self.save_steps) is None:
             return
         if self.save_dir is None:
-            raise ValueError(f"save_steps={self.save_steps} writes checkpoints; give a save_dir.")
+            raise ValueError(f"save_steps={steps} writes checkpoints; give a save_dir.")
         # only between two validations is a run at a point that it can be continued from as if nothing had happened
-        if self.save_steps < 1 or self.save_steps % validate_every:
-            raise ValueError(
-                f"save_steps={self.save_steps} must be a multiple of validate_every, which is {validate_every} in this "
-                "run."
-            )
+        if steps < 1 or steps % validate_every:
+            raise ValueError(f"save_steps={steps} must be a multiple of validate_every, which is {validate_every}.")
 
     def folder(self) -> Path | None:
         """Folder of checkpoints, which need not exist yet."""
@@ -173,7 +169,7 @@ class TrainOptions:
         name = self.logger
         if name == "csv" or not isinstance(name, str):
             return
-        if name not in _NAMED_LOGGERS:
+        if name not in ("tensorboard", "wandb"):
             raise ValueError(
                 f"logger={name!r} is unknown; allowed are 'csv', 'tensorboard', 'wandb', None or a logger."
             )

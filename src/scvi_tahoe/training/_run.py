@@ -45,7 +45,7 @@ from scvi_tahoe.training._reports import (
 from scvi_tahoe.training._sharded_optimizer import SHARDED, ShardedOptimizerStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -235,7 +235,7 @@ class TrainingRun:
         # gradients are not copied but live where they are exchanged, in pieces of about one block of the published
         # network (torch's default: 25 MB)
         ddp = partial(pl.strategies.DDPStrategy, gradient_as_bucket_view=True, bucket_cap_mb=100)
-        strategies = {"ddp": ddp, SHARDED: ShardedOptimizerStrategy}
+        strategies: dict[Any, Callable[[], Any]] = {"ddp": ddp, SHARDED: ShardedOptimizerStrategy}
         return {
             "max_epochs": self.n_epochs,
             "benchmark": False,
