@@ -97,7 +97,7 @@ def test_a_model_without_data_says_what_is_missing(make_model, train, tmp_path):
         loaded.train()
 
 
-def test_labels_that_a_one_hot_model_does_not_know_are_refused_in_training(make_model, train, tmp_path, screen):
+def test_training_refuses_labels_that_a_one_hot_model_does_not_know(make_model, train, tmp_path, screen):
     known = screen[screen.obs["perturbation"] != "perturbation_6"].copy()
     train(make_model(known)).save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"no embedding row for these perturbations of the data: \['perturbation_6'\]"):

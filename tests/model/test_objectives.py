@@ -121,7 +121,7 @@ def test_the_decoder_weighs_itself_and_both_spaces_then_count_alike(make_model, 
     assert loaded.module.objective.config.decoder_weight == "auto"
 
 
-def test_the_measured_weight_is_exported_for_programs_that_know_numbers_only(make_model, train, screen, tmp_path):
+def test_the_measured_weight_is_exported_as_a_number(make_model, train, screen, tmp_path):
     automatic = {"terms": {"energy": 1.0}, "decoder_weight": "auto"}
     model = train(make_model(scaled(screen, 0.01), objective=automatic, **DECODER))
     model.export(tmp_path / "export")

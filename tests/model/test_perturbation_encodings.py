@@ -68,7 +68,7 @@ def test_a_pair_that_nobody_measured_is_predicted_from_its_parts(
     assert set(exported.perturbation_table.names) == set(model.perturbation_table.names)
 
 
-def test_in_one_context_there_is_a_prior_of_cells_where_parts_were_measured_alone(pairs, make_model):
+def test_one_context_has_a_prior_of_cells_if_parts_were_measured_alone(pairs, make_model):
     one = pairs[(pairs.obs["context"] == "context_1").to_numpy()]
     assert make_model(one.copy(), setup=PAIRS, prior="auto").prior == "cells"
     one_part = one[~one.obs["perturbation"].isin(["A", "C", "D"]).to_numpy()].copy()
@@ -77,7 +77,7 @@ def test_in_one_context_there_is_a_prior_of_cells_where_parts_were_measured_alon
     assert make_model(one.copy(), setup={"perturbation_embedding_key": None}, prior="auto").prior == "none"
 
 
-def test_the_prior_of_a_pair_is_predicted_without_training_and_in_any_order(pairs, make_model):
+def test_the_prior_of_a_pair_is_predicted_untrained_and_in_any_order(pairs, make_model):
     one = pairs[(pairs.obs["context"] == "context_1").to_numpy()].copy()
     model = make_model(one, setup=PAIRS, prior="cells")
     first, second, single = (predict(model, label, output="prior") for label in ("A+D", "D+A", "A"))
@@ -87,7 +87,7 @@ def test_the_prior_of_a_pair_is_predicted_without_training_and_in_any_order(pair
 
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
 @pytest.mark.parametrize(("without", "corrected"), [([], True), (["A+B"], True), (["A", "A+B"], False)])
-def test_a_pair_is_corrected_where_the_network_was_trained_on_pairs_of_measured_parts(
+def test_a_pair_is_corrected_after_training_on_pairs_of_measured_parts(
     prior, without, corrected, pairs, make_model, train, caplog
 ):
     """C+B has both parts; where C is taken away, too, no pair has."""
@@ -110,7 +110,7 @@ def test_a_pair_is_corrected_where_the_network_was_trained_on_pairs_of_measured_
     np.testing.assert_allclose(both[both.obs["perturbation"] == asked].X, predicted.X, rtol=1e-5, atol=1e-6)
 
 
-def test_a_pair_that_trained_is_corrected_however_few_pairs_have_measured_parts(pairs, make_model, train):
+def test_a_pair_that_trained_is_corrected_however_few_have_measured_parts(pairs, make_model, train):
     """A+B has both parts; A+E and C+E have one."""
     names = {"C+B": "C+E", "D": "A+E"}
     pairs.obs["perturbation"] = pairs.obs["perturbation"].replace(names)
@@ -128,10 +128,8 @@ def test_the_rate_is_low_only_where_a_prior_leaves_little_to_learn(pairs, make_m
     without_parts = one[~one.obs["perturbation"].isin(["A", "C"]).to_numpy()].copy()
     assert make_model(without_parts, setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-3
     assert make_model(one.copy(), setup=PAIRS, prior="none").plan_training().plan.lr == 1e-3
-    assert (
-        make_model(one.copy(), setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-4
-    )  # both pairs have measured parts
-    assert make_model(pairs, setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-4
+    for adata in (one.copy(), pairs):  # both pairs have measured parts
+        assert make_model(adata, setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-4
 
 
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
@@ -159,18 +157,25 @@ def test_pairs_can_be_held_out_and_evaluated(pairs, make_model, train):
         model.evaluate(held_out, preset="quick", progress=False)
 
 
-def test_the_control_is_no_combination_to_predict(pairs, make_model, train):
-    model = train(make_model(pairs, setup=PAIRS))
-    for label in ("control", "control+control"):
-        with pytest.raises(ValueError, match=rf"names '{re.escape(label)}', which is the control \('control'\)"):
-            predict(model, "A", label)
-
-
-def test_the_control_is_not_predicted_at_any_dose(doses, make_model, train):
-    model = train(make_model(doses, setup=DOSES))
-    for label in ("DMSO", "DMSO@10"):
-        with pytest.raises(ValueError, match=f"names '{label}', which is the control"):
-            predict(model, "P@1", label)
+@pytest.mark.parametrize(
+    ("kind", "setup", "label"),
+    [
+        ("screen", {}, "control"),
+        ("pairs", PAIRS, "control"),
+        ("pairs", PAIRS, "control+control"),
+        ("doses", DOSES, "DMSO"),
+        ("doses", DOSES, "DMSO@10"),
+    ],
+)
+def test_the_control_is_no_perturbation_to_predict(kind, setup, label, request, make_model, train):
+    adata, control = request.getfixturevalue(kind), setup.get("control", "control")
+    message = re.escape(f"perturbations names '{label}', which is the control ('{control}'): control cells are what")
+    for prior in ("none", "cells"):
+        model = make_model(adata.copy(), setup=setup, prior=prior)
+        with pytest.raises(ValueError, match=message):
+            model.prior_report(perturbations=[label])
+    with pytest.raises(ValueError, match=message):
+        predict(train(model), {"screen": "perturbation_1", "pairs": "A", "doses": "P@1"}[kind], label)
 
 
 def test_controls_of_observed_cells_may_be_written_as_a_combination(pairs, make_model, train):
@@ -184,7 +189,7 @@ def test_controls_of_observed_cells_may_be_written_as_a_combination(pairs, make_
 
 
 @pytest.mark.parametrize("combination", ["sum", "learned"])
-def test_a_part_that_is_named_twice_is_predicted_only_where_it_was_measured(combination, pairs, make_model, train):
+def test_a_part_named_twice_is_predicted_only_where_it_was_measured(combination, pairs, make_model, train):
     setup = {**PAIRS, "combination": combination}
     model = train(make_model(pairs, setup=setup))
     for label in ("A+A", "B+A+B"):
@@ -307,7 +312,7 @@ def test_the_row_of_a_dose_is_the_drug_and_the_logarithm(doses, make_model):
     assert rows == {"DMSO": [1, 0, 0, 0], "P@10": [0, 1, 0, 1], "Q@100": [0, 0, 1, 2], "Q@0.1": [0, 0, 1, -1]}
 
 
-def test_a_drug_that_nobody_measured_is_predicted_at_a_dose_where_a_table_covers_it(doses, make_model, train):
+def test_an_unmeasured_drug_is_predicted_if_a_table_covers_it(doses, make_model, train):
     doses.uns["structure"] = {"P": [1, 0, 1], "Q": [0, 1, 1], "R": [1, 1, 0]}
     model = train(make_model(doses, setup={**DOSES, "perturbation_embedding_key": "structure"}))
     assert set(predict(model, "R@10").obs["drug"]) == {"R"}

@@ -9,7 +9,7 @@ import pytest
 from mudata import MuData
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe.data import _verification
+from scvi_tahoe.data import _registration
 
 PERTURBATIONS = [f"perturbation_{i}" for i in range(1, 7)]
 ROWS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
@@ -167,8 +167,8 @@ def test_the_setup_can_be_viewed(screen, register, capsys):
 
 def test_a_screen_is_verified_once_between_setup_and_training(screen, make_model, monkeypatch):
     calls = []
-    real = _verification.verify_screen
-    monkeypatch.setattr(_verification, "verify_screen", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = _registration.verify_screen
+    monkeypatch.setattr(_registration, "verify_screen", lambda *a, **k: calls.append(1) or real(*a, **k))
     model = make_model(screen)
     first = model._training_screen()
     assert model._training_screen() is first
@@ -347,7 +347,7 @@ def test_the_constructor_refuses_unknown_options_by_name(options, message, scree
         TahoeST(register(screen, batch_key=None), **options)
 
 
-def test_the_initial_weights_follow_the_seed_and_leave_the_global_generator_alone(screen, register):
+def test_the_initial_weights_follow_the_seed_only(screen, register):
     import torch
 
     register(screen)

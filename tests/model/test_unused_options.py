@@ -137,7 +137,7 @@ def export(make_model, train, tmp_path):
     return tmp_path / "export"
 
 
-def test_options_that_come_with_weights_are_not_refused_where_they_mean_nothing(export, screen, register, train):
+def test_options_that_come_with_weights_and_mean_nothing_are_dropped(export, screen, register, train):
     register(screen, batch_key=None)  # neither batches nor a cell embedding
     accept = ["drop_tokens", "other_attention"]
     network = {"confidence_token": False, "attention": "self_only"}

@@ -53,7 +53,7 @@ def of_label(adata, task, label, layer=None):
 
 
 @pytest.mark.parametrize("prior", ["none", "cells"])
-def test_counts_keep_library_sizes_means_and_dispersions_of_the_observed_cells(models, task, prior):
+def test_counts_have_the_sizes_means_and_dispersions_of_observed_cells(models, task, prior):
     predicted = predict(models[prior], task, perturbations=None, counts_layer="counts")
     assert sp.issparse(predicted.X)
     assert predicted.X.dtype == np.int32

@@ -7,25 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_tahoe import TahoeST
 from scvi_tahoe._devices import prediction_devices
-from scvi_tahoe.data import _make_store, make_store
+from scvi_tahoe.data import _store, make_store
 from scvi_tahoe.model import _predict
 from scvi_tahoe.prediction import _predictor
 
 CPU = torch.device("cpu")
-SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def models(simulated):
-    found = {}
-    for prior in ("none", "cells"):
-        adata = simulated.copy()
-        TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context", batch_key="batch")
-        found[prior] = TahoeST(adata, size=SIZE, set_size=8, prior=prior, batch_encoder=True)
-        found[prior].train(10, validate_every=5, batch_size=4, progress=False, lr=0.01)
-    return found
 
 
 def predict(model, *args, **options):
@@ -73,7 +60,7 @@ def test_several_devices_read_from_disk(models, on_cpus, screen, tmp_path):
         np.testing.assert_array_equal(got.X, expected.X)
 
 
-def test_an_error_on_one_device_ends_the_prediction_and_leaves_the_model_usable(models, on_cpus, monkeypatch):
+def test_an_error_on_one_device_ends_the_prediction(models, on_cpus, monkeypatch):
     model = models["none"]
     expected = predict(model, n_cells=9).X
     on_cpus(2)
@@ -190,5 +177,5 @@ def test_rows_of_a_file_are_read_once_where_they_are_few(form, screen, tmp_path,
     np.testing.assert_array_equal(
         store.dense(store.fetch(rows), CPU).numpy(), expected if form == "dense" else expected.toarray()
     )
-    monkeypatch.setattr(_make_store, "_READ_ONCE", 100)
+    monkeypatch.setattr(_store, "_READ_ONCE", 100)
     assert "from disk" in make_store(matrix, CPU, rows=rows).description

@@ -22,18 +22,6 @@ SIZE = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}
 SUFFIXES = ("h5ad", "zarr")
 
 
-@pytest.fixture(scope="module")
-def models(simulated):
-    """A model without a prior, one with cells, and one with means."""
-    found = {}
-    for prior in ("none", "cells", "mean"):
-        adata = simulated.copy()
-        TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context", batch_key="batch")
-        found[prior] = TahoeST(adata, size=SIZE, set_size=8, prior=prior)
-        found[prior].train(10, validate_every=5, batch_size=4, progress=False, lr=0.01)
-    return found
-
-
 @pytest.fixture(params=[1, 2**29], ids=["small chunks", "one chunk"])
 def chunk_bytes(request, monkeypatch):
     monkeypatch.setattr(_predictor, "CHUNK_BYTES", request.param)

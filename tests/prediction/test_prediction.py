@@ -49,7 +49,7 @@ def test_a_prediction_is_an_anndata_with_the_columns_of_the_training_data(traine
     pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "predicted.h5ad").obs, predicted.obs, check_dtype=False)
 
 
-def test_everything_that_the_model_knows_is_predicted_unless_said_otherwise(trained):
+def test_everything_that_the_model_knows_is_predicted_by_default(trained):
     predicted = predict(trained, n_cells=3)
     assert predicted.n_obs == 2 * 6 * 3
     assert "control" not in set(predicted.obs["perturbation"])
@@ -156,7 +156,7 @@ def test_training_does_not_depend_on_categories_or_types_of_labels(simulated, ma
         np.testing.assert_array_equal(other, expected)
 
 
-def test_control_cells_alone_are_enough_and_a_new_context_may_come_with_them(trained, screen):
+def test_control_cells_alone_are_enough_also_of_a_new_context(trained, screen):
     controls = screen[screen.obs["perturbation"] == "control"].copy()
     controls.obs["context"] = controls.obs["context"].astype(str).replace("context_2", "elsewhere")
     predicted = predict(trained, controls, n_cells=4)
@@ -311,21 +311,19 @@ ONE_HOT = {"prior": "cells"}
 
 
 @pytest.mark.parametrize(
-    ("options", "sees"),
+    ("contexts", "options", "sees"),
     [
-        (ONE_HOT, False),
-        ({**ONE_HOT, "network": {"sees_perturbation": True}}, True),
-        ({**ONE_HOT, "prior": "transfer"}, True),
-        ({**ONE_HOT, "setup": {"perturbation_embedding_key": "perturbation_embedding"}}, True),
+        ([1, 2], {}, False),
+        ([1, 2], {"network": {"sees_perturbation": True}}, True),
+        ([1, 2], {"prior": "transfer"}, True),
+        ([1, 2], {"setup": {"perturbation_embedding_key": "perturbation_embedding"}}, True),
+        ([1], {}, True),
     ],
+    ids=["cells of it", "asked for", "a prior of means", "embeddings", "no other context"],
 )
-def test_one_hot_labels_are_hidden_beside_cells_of_the_same_perturbation_unless_asked_for(options, sees, make_model):
-    assert make_model(**options).module.config.sees_perturbation is sees
-
-
-def test_one_hot_labels_of_one_context_are_seen_where_the_prior_knows_no_other_cells(screen, make_model):
-    alone = screen[screen.obs["context"] == "context_1"].copy()
-    assert make_model(alone, **ONE_HOT).module.config.sees_perturbation
+def test_one_hot_labels_are_hidden_beside_cells_of_their_perturbation(contexts, options, sees, screen, make_model):
+    screen = screen[screen.obs["context"].isin([f"context_{i}" for i in contexts])].copy()
+    assert make_model(screen, **{**ONE_HOT, **options}).module.config.sees_perturbation is sees
 
 
 def test_a_saved_model_stays_blind_to_labels_and_predicts_the_same(make_model, train, tmp_path):
@@ -337,17 +335,8 @@ def test_a_saved_model_stays_blind_to_labels_and_predicts_the_same(make_model, t
 
 
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
-def test_with_a_prior_too_a_prediction_does_not_depend_on_what_else_is_asked(prior, make_model, train):
+def test_a_prediction_from_a_prior_does_not_depend_on_what_else_is_asked(prior, make_model, train):
     model = train(make_model(prior=prior))
     alone = predict(model, perturbations=["perturbation_3"], contexts=["context_2"], n_cells=11)
     among = rows(predict(model, n_cells=11), "perturbation_3", "context_2")
     np.testing.assert_allclose(among.X, alone.X, rtol=1e-5, atol=1e-5)
-
-
-def test_the_control_is_no_perturbation_to_predict(make_model, trained):
-    message = r"perturbations names 'control', which is the control \('control'\): control cells are what predictions"
-    with pytest.raises(ValueError, match=message):
-        predict(trained, perturbations=["perturbation_1", "control"])
-    for prior in ("cells", "none"):
-        with pytest.raises(ValueError, match=message):
-            make_model(prior=prior).prior_report(perturbations=["control"])

@@ -98,7 +98,7 @@ def test_an_effect_beyond_all_that_the_anchors_show_keeps_its_size(kind, size):
 
 
 @pytest.mark.parametrize("kind", ["transfer", "cells"])
-def test_what_all_perturbed_cells_of_another_context_share_is_not_taken_for_an_effect(kind):
+def test_what_all_perturbed_cells_of_a_context_share_is_no_effect(kind):
     shared = gene(*range(20, 30), by=2.0)  # of being perturbed, in X only
     effects = {(c, p): gene(i + 5) + (shared if c == "X" else 0) for c in ("X", "Y") for i, p in enumerate("BCDEFGHI")}
     cells = Cells({**effects, ("X", "A"): gene(0) + shared}, of_context={"X": 1.0})
@@ -148,7 +148,7 @@ def test_what_a_prior_starts_from_is_said_in_words(kind, words, screen):
     assert [origin.value for origin in origins] == words
 
 
-def test_combinations_start_from_their_parts_in_words_that_do_not_name_them(one_context):
+def test_combinations_start_from_their_parts_in_words_without_names(one_context):
     table = combinations(*SINGLES, "Y", "Z").with_composed(["A+B", "A+Z", "Y+Z"])
     origins = one_context.prior().starts_from([Condition("X", pair) for pair in ("A+B", "A+Z", "Y+Z")], table)
     words = [origin.value for origin in origins]
@@ -156,7 +156,7 @@ def test_combinations_start_from_their_parts_in_words_that_do_not_name_them(one_
 
 
 @pytest.mark.parametrize("kind", ["mean", "transfer", "cells"])
-def test_the_origin_of_a_prior_names_other_conditions_with_weights_that_add_up_to_1(kind, screen):
+def test_the_origin_names_other_conditions_with_weights_that_add_up_to_1(kind, screen):
     prior = screen.prior(kind)
     table = EmbeddingTable.from_labels(screen.index.perturbation.names)
     (origin,) = prior.origins(prior.targets({"Y": screen.controls("Y")}), [Condition("Y", "A")], table)
@@ -175,7 +175,7 @@ def test_each_part_of_a_combination_has_weights_of_its_own(one_context):
     assert origin.n_cells == 2 * N_CELLS
 
 
-def test_the_share_that_is_kept_is_the_length_of_what_the_prior_adds_to_the_anchors(screen):
+def test_the_share_that_is_kept_is_the_length_of_what_the_prior_adds(screen):
     prior, asked = screen.prior("transfer"), Condition("Y", "A")
     table = EmbeddingTable.from_labels(screen.index.perturbation.names)
     (origin,) = prior.origins(prior.targets({"Y": screen.controls("Y")}), [asked], table)
@@ -199,7 +199,7 @@ def test_all_of_a_strong_effect_is_kept_little_of_noise_and_all_of_a_mean():
         assert none == 1 if kind == "mean" else none < 0.75
 
 
-def test_the_nearest_perturbations_by_embedding_stand_for_one_that_was_seen_nowhere():
+def test_the_nearest_perturbations_stand_for_one_seen_nowhere():
     cells = Cells({("X", p): gene(i, by=2.0) for i, p in enumerate("ABCDEFGH")})
     rows = np.eye(8, dtype=np.float32)
     table = EmbeddingTable((*"ABCDEFGH", "Z"), np.concatenate([rows, rows[:1] + 0.1 * rows[1:2]]))
@@ -222,7 +222,7 @@ def test_a_prior_that_was_saved_says_the_same(screen):
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e3])
-def test_a_dose_that_nobody_measured_starts_from_the_other_doses_of_its_drug_whatever_their_unit(unit):
+def test_an_unmeasured_dose_starts_from_other_doses_in_any_unit(unit):
     drugs, doses = "ABCDEFGH", [f"{unit * d:g}" for d in (0.1, 1, 10)]
     cells = Cells({("X", f"{p}@{dose}"): gene(i, by=2.0) for i, p in enumerate(drugs) for dose in doses})
     parser = LabelParser(control="control", has_dose=True)
@@ -255,7 +255,7 @@ def of_doses(*, contexts="X", unmeasured=()):
 
 
 @pytest.mark.parametrize("kind", ["transfer", "cells"])
-def test_a_dose_starts_from_the_doses_next_to_it_by_the_distance_of_their_logarithms(kind):
+def test_a_dose_starts_from_the_doses_next_to_it_by_log_distance(kind):
     cells, table = of_doses()
     asked = {"A@0.001": 1.0, "A@0.11": 1.04, "A@0.3162": 1.5, "A@3.162": 2.5, "A@1000": 3.0}
     table = table.with_composed(list(asked))
@@ -270,7 +270,7 @@ def test_a_dose_starts_from_the_doses_next_to_it_by_the_distance_of_their_logari
 
 
 @pytest.mark.parametrize("kind", ["transfer", "cells"])
-def test_a_dose_of_a_drug_that_only_other_contexts_have_starts_from_its_doses_there(kind):
+def test_a_dose_of_a_drug_of_other_contexts_starts_from_its_doses_there(kind):
     cells, table = of_doses(contexts="XY", unmeasured=[("Y", "A")])
     (change,) = cells.changes(cells.prior(kind), ("Y", "A@3.162"), table=table.with_composed(["A@3.162"]))
     assert change[0] == pytest.approx(2.5, abs=0.25)
@@ -278,7 +278,7 @@ def test_a_dose_of_a_drug_that_only_other_contexts_have_starts_from_its_doses_th
 
 
 @pytest.mark.parametrize("kind", ["transfer", "cells"])
-def test_a_drug_that_nobody_measured_starts_from_its_neighbours_at_the_dose_that_is_asked(kind):
+def test_an_unmeasured_drug_starts_from_its_neighbours_at_that_dose(kind):
     cells, _ = of_doses()
     rows = np.vstack([np.zeros(9), np.eye(8, 9), np.eye(1, 9)]).astype(np.float32)  # "New" is described as "A" is
     parts = EmbeddingTable(("control", *"ABCDEFGH", "New"), rows)
@@ -328,7 +328,7 @@ def test_three_parts_add_up_as_two_do(one_context):
     np.testing.assert_allclose(change[20:30], 1.0, atol=0.6)
 
 
-def test_what_one_part_switches_on_beyond_all_other_cells_the_other_part_leaves_on():
+def test_what_one_part_switches_on_the_other_part_leaves_on():
     effects = {("X", p): gene(i) for i, p in enumerate("BCDEFGH")}
     cells = Cells({**effects, ("X", "A"): gene(30, by=20.0)})
     table = combinations(*"ABCDEFGH").with_composed(["A+B"])
@@ -346,7 +346,7 @@ def test_a_part_that_nobody_measured_alone_is_left_out(one_context):
     assert origin.made_from == ({("X", "A"): 1.0},)
 
 
-def test_parts_may_have_been_measured_in_another_context_and_be_spelled_with_the_control():
+def test_parts_may_come_from_another_context_spelled_with_the_control():
     effects = {(c, p): change for c in ("X", "Y") for p, change in SINGLES.items() if p not in "AB"}
     cells = Cells({**effects, ("X", "A+control"): SINGLES["A"], ("Y", "B"): SINGLES["B"]}, of_context={"Y": 1.0})
     table = combinations(*SINGLES).with_composed(["A+control", "A+B"])
@@ -354,7 +354,7 @@ def test_parts_may_have_been_measured_in_another_context_and_be_spelled_with_the
     np.testing.assert_allclose(change[:2], 1.0, atol=0.2)
 
 
-def test_a_pair_seen_in_another_context_starts_from_there_and_not_from_its_parts():
+def test_a_pair_seen_in_another_context_starts_from_there():
     effects = {(c, p): change for c in ("X", "Y") for p, change in SINGLES.items()}
     cells = Cells({**effects, ("X", "A+B"): gene(15)})
     table = combinations(*SINGLES).with_composed(["A+B"])

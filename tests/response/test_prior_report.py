@@ -31,7 +31,7 @@ def pairs(screen):
         ("mean", OTHERS, ", ".join(f"perturbation_{i} in context_2 (0.2)" for i in (1, 3, 4, 5, 6)), 5 * 24),
     ],
 )
-def test_a_row_says_what_the_prior_of_a_condition_is_made_from_also_before_training(
+def test_a_row_says_what_the_prior_is_made_from_also_before_training(
     prior, starts_from, made_from, n_cells, make_model
 ):
     report = make_model(prior=prior).prior_report(perturbations=["perturbation_2"], contexts=["context_2"])
@@ -43,7 +43,7 @@ def test_a_row_says_what_the_prior_of_a_condition_is_made_from_also_before_train
     assert row.corrected
 
 
-def test_without_labels_there_is_a_row_for_each_condition_that_is_predicted(make_model, train):
+def test_without_labels_each_predicted_condition_has_a_row(make_model, train):
     model = train(make_model(prior="transfer"))
     report, predicted = model.prior_report(), model.predict(n_cells=1, progress=False)
     columns = ["perturbation", "context"]
@@ -67,7 +67,7 @@ def test_the_heaviest_conditions_come_first_and_only_five_are_named(screen, make
     assert report["n_cells"].item() == 8 * 24
 
 
-def test_a_saved_model_says_the_same_with_its_data_or_from_other_control_cells(make_model, train, tmp_path):
+def test_a_saved_model_says_the_same_with_and_without_its_data(make_model, train, tmp_path):
     model = train(make_model(prior="cells"))
     expected = model.prior_report()
     model.save(tmp_path / "model")
@@ -120,7 +120,7 @@ def test_without_a_prior_predictions_start_from_control_cells(make_model):
     assert report["corrected"].all()
 
 
-def test_pairs_name_their_measured_parts_and_whether_the_network_changes_them(pairs, make_model, train):
+def test_pairs_name_their_measured_parts_and_whether_they_are_corrected(pairs, make_model, train):
     without = pairs[pairs.obs["perturbation"] != "A+B"].copy()
     model = train(make_model(without, setup=PAIRS, prior="cells"))
     report = model.prior_report(perturbations=["D+A", "D+E", "A"]).set_index("perturbation")

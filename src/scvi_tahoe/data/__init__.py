@@ -39,6 +39,7 @@ from scvi_tahoe.data._screen import (
     expression_adata,
     label_columns,
     read_screen,
+    read_table,
     spelled_labels,
     with_condition_labels,
 )
@@ -58,7 +59,7 @@ from scvi_tahoe.data._splits import (
 from scvi_tahoe.data._store import CellStore, DeviceStore, StoreKind, make_store
 from scvi_tahoe.data._store_conversion import write_store
 from scvi_tahoe.data._store_folder import read_store
-from scvi_tahoe.data._verification import infer_scale, read_table, verify_screen
+from scvi_tahoe.data._verification import infer_scale, verify_screen
 
 __all__ = [
     "AssignedSplit",

@@ -58,7 +58,7 @@ def verify_tensor(name: str, tensor: object, known: set[tuple[int, int]] | None 
         raise UnsafeFileError(f"{name} is not an ordinary tensor.")
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in _FLOATS or tensor.is_nested or not tensor.is_contiguous():
-        raise UnsafeFileError(f"{name} ({kind}) is not a contiguous tensor of 16-, 32- or 64-bit floats.")
+        raise UnsafeFileError(f"{name} ({kind}) is not a contiguous tensor of 16- to 64-bit floating-point numbers.")
     if tensor.numel() == 0 or any(size > 2**31 for size in tensor.shape):
         raise UnsafeFileError(f"{name} has the implausible shape {tuple(tensor.shape)}.")
     storage = tensor.untyped_storage()

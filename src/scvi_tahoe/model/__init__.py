@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.model._decoder_weight import suggest_decoder_weight
 from scvi_tahoe.model._ensemble import TahoeEnsemble
 from scvi_tahoe.model._export import pretrained_of
-from scvi_tahoe.model._tahoe_st import TahoeST
+from scvi_tahoe.model._tahoe_st import TahoeST, suggest_decoder_weight
 
 __all__ = [
     "TahoeEnsemble",

@@ -104,7 +104,10 @@ class EvaluateMixin(PredictMixin):
                     "this reference does not know the AnnData it was made of; pass prediction=model.predict(...)."
                 )
             layer = counts_layer if from_counts else None
-            prediction = self._predict_as_observed(observed, counts_layer=layer, seed=seed, progress=progress)
+            prediction = self.predict(
+                observed, **arguments_for_observed(observed, keys),
+                output="expression" if layer is None else "counts", counts_layer=layer, seed=seed, progress=progress,
+            )  # fmt: skip
         result = evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
         return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result
 
@@ -117,19 +120,6 @@ class EvaluateMixin(PredictMixin):
         cells = pd.DataFrame({"context": contexts, "perturbation": spelled_labels(data, self.keys)})
         pairs = cells.drop_duplicates().itertuples(index=False, name=None)
         return [(context, perturbation) for context, perturbation in pairs if perturbation != self.keys.control]
-
-    def _predict_as_observed(
-        self, observed: AnnOrMuData, *, counts_layer: str | None, seed: int, progress: bool
-    ) -> AnnData:
-        """Predict every condition of observed data, as many cells as were observed."""
-        return self.predict(
-            observed,
-            **arguments_for_observed(observed, self.keys),
-            output="expression" if counts_layer is None else "counts",
-            counts_layer=counts_layer,
-            seed=seed,
-            progress=progress,
-        )
 
 
 def _verify_labels(reference: EvaluationReference, keys: ScreenKeys) -> None:

@@ -1,24 +1,26 @@
-"""Every saved attribute of a model other than its weights, and the only place that writes one."""
+"""Every saved attribute of a model other than its weights, the only place that writes one, and a model on disk."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
-from scvi_tahoe._compat import history_as_lists
+from scvi_tahoe._compat import history_as_frames, history_as_lists
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys
+from scvi_tahoe.pretrained import LoadingReport, is_export
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import Representation, Screen, ScreenManager
-    from scvi_tahoe.pretrained import LoadingReport
     from scvi_tahoe.response import Prior
 
 
@@ -112,6 +114,64 @@ class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
     def _get_user_attributes(self) -> list[tuple[str, Any]]:
         """Return what is saved: attributes that end with ``_``, in types that every supported pandas can read."""
         return [(name, _plain(name, value)) for name, value in sorted(vars(self).items())]
+
+    def save(self, dir_path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save the model, as in scvi-tools; the file is readable by every supported scvi-tools and pandas.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        *args, **kwargs
+            Arguments of :meth:`scvi.model.base.BaseModelClass.save`.
+        """
+        super().save(str(dir_path), *args, **kwargs)
+
+    @classmethod
+    def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> Self:
+        """Load a model saved with :meth:`save`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder.
+        adata
+            Data with the columns of the training data, genes in any order; False loads without data.
+        **kwargs
+            Arguments of :meth:`scvi.model.base.BaseModelClass.load`.
+
+        Returns
+        -------
+        The model, in eval mode.
+
+        Raises
+        ------
+        ValueError
+            If the folder is one of :meth:`export`, which :meth:`from_pretrained` reads, or holds no model.
+        """
+        if is_export(dir_path):
+            raise ValueError(
+                f"{dir_path} was written by export(), not by save(); read it with TahoeST.from_pretrained."
+            )
+        with warnings.catch_warnings():
+            # genes are matched by name, so another order of them is nothing to warn about
+            warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")
+            model = super().load(str(dir_path), adata, **kwargs)
+        if vars(model).pop("calibration_", None) is not None:  # of version 0.1
+            warnings.warn(
+                f"the model in {dir_path} was calibrated, which this version no longer does: it predicts the effects "
+                "that its network says.",
+                UserWarning,
+                stacklevel=2,
+            )
+        report = model.loading_report_
+        model._adopt(
+            history_=history_as_frames(model.history_),
+            loading_report_=None if report is None else LoadingReport.from_dict(report),
+        )
+        if getattr(model, "decoder_weight_", None) is not None:
+            model.module.objective.decoder_weight = model.decoder_weight_
+        return model
 
     @property
     def keys(self) -> ScreenKeys:

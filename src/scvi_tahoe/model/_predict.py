@@ -124,7 +124,9 @@ class PredictMixin(FittedModel):
             max_missing_genes=max_missing_genes, devices=devices, path=path, overwrite=overwrite, progress=progress,
         )  # fmt: skip
         self._verify_output(output)
-        return self._predicted(request, self._learned_prior() if output == "prior" else self._trained_prior(), adata)
+        if output != "prior" and self.prior != "none" and self.prior_ is None:
+            raise ValueError(f"the model has prior={self.prior!r}, which is learned in train(); train it first.")
+        return self._predicted(request, self._learned_prior(), adata)
 
     def _predicted(
         self, request: PredictionRequest, prior: Mapping[str, Any] | None, adata: AnnOrMuData | None = None
@@ -154,18 +156,10 @@ class PredictMixin(FittedModel):
                 message="the model is not trained; its predictions mean nothing yet. Call model.train()."
             )
 
-    def _trained_prior(self) -> dict[str, Any] | None:
-        """Return the prior that training learned; None without a prior."""
-        if self.prior == "none":
-            return None
-        if self.prior_ is None:
-            raise ValueError(f"the model has prior={self.prior!r}, which is learned in train(); train it first.")
-        return self.prior_
-
     def _learned_prior(self) -> dict[str, Any] | None:
         """Return the model's prior, learned from all of its cells if no training did; None without a prior."""
         if self.prior == "none" or self.prior_ is not None:
-            return self.prior_ if self.prior != "none" else None
+            return None if self.prior == "none" else self.prior_
         screen = self._training_screen()
         return learn_prior(self.prior, self._spec(), screen, np.flatnonzero(~screen.index.is_control), seed=0)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from scvi_tahoe._module import TahoeSTModule
-from scvi_tahoe.data import REPRESENTATIONS
+from scvi_tahoe.data import REPRESENTATIONS, read_screen
 from scvi_tahoe.model._evaluate import EvaluateMixin
-from scvi_tahoe.model._fitted import FittedState
+from scvi_tahoe.model._fitted import FittedState, keys_of_registry
 from scvi_tahoe.model._pretrained import PretrainedMixin
-from scvi_tahoe.model._save import SaveMixin
 from scvi_tahoe.model._setup import SetupMixin
 from scvi_tahoe.model._train import TrainMixin
 from scvi_tahoe.nn import (
@@ -26,7 +26,7 @@ from scvi_tahoe.nn import (
     reject_ineffective_options,
 )
 from scvi_tahoe.response import PRIORS, choose_prior
-from scvi_tahoe.training import TahoeTrainingPlan
+from scvi_tahoe.training import TahoeTrainingPlan, decoder_weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _DEFAULT_SET_SIZE = 64
 
 
-class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin):
+class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin):
     """State Transition model: predicts perturbed cells from a set of control cells.
 
     Parameters
@@ -224,3 +224,42 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, SaveMixin)
 def _head(size: str | Mapping[str, Any], network: Mapping[str, Any] | None) -> str:
     """Head of the network that these options describe."""
     return {**({} if isinstance(size, str) else size), **(network or {})}.get("head", "delta")
+
+
+def suggest_decoder_weight(adata: AnnOrMuData, *, n_cells: int = 500, seed: int = 0) -> float:
+    r"""Return the weight of the gene decoder's loss that balances both spaces.
+
+    .. math:: \frac{\mathrm{median}_{ij} \lVert e_i - e_j \rVert}{\mathrm{median}_{ij} \lVert x_i - x_j \rVert}
+
+    over pairs of cells with embeddings *e* and expression *x*. The energy distance has the unit of a distance between
+    cells, so without a weight the wider space is all that is trained. This is how the study that the package grew out
+    of came to 0.0055 for a State embedding of 2,058 dimensions and 18,080 genes; Adduri et al. 2025 (bioRxiv
+    2025.06.26.661135) use 0.1. The same ratio of the cells' lengths, its second opinion, is logged.
+
+    Parameters
+    ----------
+    adata
+        Data registered with ``TahoeST.setup_anndata(..., cell_embedding_key=...)`` or ``setup_mudata``.
+    n_cells
+        Number of cells to draw, whose pairs are compared.
+    seed
+        Random seed for drawing the cells.
+
+    Returns
+    -------
+    The weight, for ``objective={"decoder_weight": ...}``; ``"auto"`` there takes it from the training cells.
+
+    Raises
+    ------
+    ValueError
+        If no cell embedding is registered, or all cells are the same.
+
+    Examples
+    --------
+    >>> TahoeST.setup_anndata(adata, "target_gene", "non-targeting", cell_embedding_key="X_state")
+    >>> suggest_decoder_weight(adata)
+    """
+    if n_cells < 2:
+        raise ValueError(f"n_cells={n_cells} must be 2 or more, to have pairs of them.")
+    screen = read_screen(adata, keys_of_registry(TahoeST._registered(adata)))
+    return decoder_weight_of(screen, np.arange(screen.n_cells), n_cells=n_cells, seed=seed)

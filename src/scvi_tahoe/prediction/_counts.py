@@ -6,7 +6,7 @@ Shapes: **C** cells, **G** genes of the model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -40,7 +40,13 @@ class ControlCounts:
     def read(cls, data: PredictionData, rows: np.ndarray, *, layer: str | None) -> ControlCounts:
         """Read the counts of some cells from a layer, or infer them from their log1p expression."""
         keys, screen = data.spec.keys, data.screen
-        counts = _layer_of_counts(data, layer) if layer is not None else screen.expression
+        counts = screen.expression
+        if layer is not None:
+            layers = expression_adata(data.adata, keys).layers
+            if layer not in layers:
+                names = [name for name in layers if name is not None]  # anndata 0.13 keeps X among them, without a name
+                raise ValueError(f"counts_layer={layer!r} is not in the data; there are the layers {names}.")
+            counts = layers[layer]
         if layer is None and infer_scale(counts).scale != "log1p":
             raise ValueError(
                 f"output='counts' needs the library sizes of the control cells, and {keys.expression_place} does not "
@@ -55,7 +61,9 @@ class ControlCounts:
             block = data.alignment.apply(counts[some])
             values = (block.toarray() if sp.issparse(block) else np.asarray(block)).astype(np.float64)
             if layer is None:
-                values = _units(values)
+                # the smallest non-zero value of a log1p-normalised cell stands for one
+                linear = np.expm1(values)
+                values = np.round(linear / np.where(linear > 0, linear, np.inf).min(axis=1, keepdims=True))
             elif (values < 0).any() or (values != np.round(values)).any():
                 raise ValueError(
                     f"counts_layer={layer!r} holds values that are no counts (e.g. "
@@ -63,21 +71,6 @@ class ControlCounts:
                 )
             total_C[some], zeros_C[some] = values.sum(axis=1), (values == 0).mean(axis=1)
         return cls(total_C, zeros_C)
-
-
-def _layer_of_counts(data: PredictionData, layer: str) -> Any:
-    layers = expression_adata(data.adata, data.spec.keys).layers
-    if layer not in layers:
-        names = [name for name in layers if name is not None]  # anndata 0.13 keeps X among them, without a name
-        raise ValueError(f"counts_layer={layer!r} is not in the data; there are the layers {names}.")
-    return layers[layer]
-
-
-def _units(expression_CG: np.ndarray) -> np.ndarray:
-    """Return counts of log1p-normalised cells, whose smallest non-zero value stands for one."""
-    linear = np.expm1(expression_CG)
-    one = np.where(linear > 0, linear, np.inf).min(axis=1, keepdims=True)
-    return np.round(linear / one)
 
 
 def counts_of_prediction(
@@ -93,11 +86,6 @@ def counts_of_prediction(
     and next to no noise is added. Cells that look like means, without the zeros of real ones, are drawn from a Poisson
     distribution. Of the two, each condition takes the one after which its share of zeros is nearer to that of the
     control cells.
-
-    Parameters
-    ----------
-    plan, controls
-        What was predicted, and the counts of the control cells.
 
     Returns
     -------
@@ -117,7 +105,11 @@ def counts_of_prediction(
         sampling["poisson" if poisson else "rounded"] += 1
         for first in range(0, len(cells_CG), _CHUNK):
             rate_CG = _rates(cells_CG[first : first + _CHUNK], total_C[first : first + _CHUNK])
-            counts_CG = rng.poisson(rate_CG) if poisson else _rounded(rate_CG, rng)
+            if poisson:
+                counts_CG = rng.poisson(rate_CG)
+            else:
+                whole_CG = np.floor(rate_CG)
+                counts_CG = whole_CG + (rng.random(rate_CG.shape) < rate_CG - whole_CG)
             blocks.append(csr_of(counts_CG.astype(np.int32)))
     return sp.vstack(blocks, format="csr"), sampling
 
@@ -133,8 +125,3 @@ def _lacks_noise(rate_CG: np.ndarray, zeros: float) -> bool:
     """Return whether Poisson draws give a share of zeros nearer to the wanted one than rounding does."""
     after_rounding, after_poisson = np.maximum(1 - rate_CG, 0).mean(), np.exp(-rate_CG).mean()
     return bool(abs(after_poisson - zeros) < abs(after_rounding - zeros))
-
-
-def _rounded(rate_CG: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    whole_CG = np.floor(rate_CG)
-    return whole_CG + (rng.random(rate_CG.shape) < rate_CG - whole_CG)

@@ -6,9 +6,10 @@ import logging
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
+import h5py
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -51,7 +52,7 @@ class PredictionFile:
 
     def __init__(self, path: Path, *, obs: pd.DataFrame, var: pd.DataFrame) -> None:
         self._obs, self._var = obs, var
-        self._root = _new_root(path)
+        self._root = _open(path, "w")
         self._elements: dict[str, _Growing] = {}
         ad.io.write_elem(self._root, "/", ad.AnnData(obs=obs, var=var))
 
@@ -115,31 +116,23 @@ class _Growing:
             return
         chunk = max(1024, min(_ENTRIES, cells.nnz))
         options: dict[str, Any] = {"chunks": (chunk,), "indptr_dtype": np.int64}
-        if not _is_h5(self._root):
+        if not isinstance(self._root, h5py.Group):
             options["shards"] = None  # a shard that is appended to is written anew each time
         ad.io.write_elem(self._root, self._key, cells, dataset_kwargs=options)
         self._array = ad.io.sparse_dataset(self._root[self._key])
 
 
-def _is_h5(root: Any) -> bool:
-    import h5py
-
-    return isinstance(root, h5py.Group)
-
-
-def _new_root(path: Path) -> Any:
+def _open(path: Path, mode: Literal["r", "w"]) -> Any:
     if path.suffix == ".h5ad":
-        import h5py
-
-        return h5py.File(path, "w")
+        return h5py.File(path, mode)
     import zarr
 
-    return zarr.open_group(path, mode="w", zarr_format=ad.settings.zarr_write_format)
+    return zarr.open_group(path, mode=mode, **({"zarr_format": ad.settings.zarr_write_format} if mode == "w" else {}))
 
 
 def _new_dense(root: Any, key: str, shape: tuple[int, int], dtype: np.dtype) -> Any:
     """Create a dense matrix in the on-disk format of AnnData, to be filled."""
-    if _is_h5(root):
+    if isinstance(root, h5py.Group):
         array = root.create_dataset(key, shape=shape, dtype=dtype)
     else:
         rows = max(1, _DENSE_BYTES // (shape[1] * np.dtype(dtype).itemsize))
@@ -171,14 +164,7 @@ def written_prediction(path: Path, *, obs: pd.DataFrame, var: pd.DataFrame) -> I
 
 def open_prediction(path: Path, *, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any]) -> ad.AnnData:
     """Return a written prediction as AnnData: the labels that were written in memory, matrices in the file."""
-    if path.suffix == ".h5ad":
-        import h5py
-
-        root: Any = h5py.File(path, "r")
-    else:
-        import zarr
-
-        root = zarr.open_group(path, mode="r")
+    root = _open(path, "r")
     layers = {name: _on_disk(root["layers"][name]) for name in root["layers"]}
     return ad.AnnData(_on_disk(root["X"]), obs=obs, var=var, uns=uns, layers=layers)
 

@@ -146,24 +146,15 @@ class PredictionData:
         new = read_table(adata, spec.keys, required=False, like=spec.table)
         table = spec.table if new is None else spec.table.extended(new)
         screen = own_screen or verify_screen(adata, spec.keys, for_training=False)
-        if perturbations is not None and not isinstance(perturbations, str):
-            table = _with_requested(screen, table, [str(p) for p in perturbations])
+        if perturbations is not None and not isinstance(perturbations, str) and table.composition is not None:
+            # a combination that names a component twice, as two guides of one gene do, needs to have been measured
+            parser, known = table.composition.parser, {*screen.perturbation.names, *table.row_of}
+            asked = [str(p) for p in perturbations]
+            table = table.with_composed([p for p in asked if p in known or parser.repeated(p) is None])
         alignment = align_genes(spec.genes, screen.genes, max_missing=max_missing_genes)
         if not alignment.is_identity:
             logger.info(str(alignment))
         return cls(adata=adata, screen=screen, spec=replace(spec, table=table), alignment=alignment, own=own)
-
-
-def _with_requested(screen: Screen, table: EmbeddingTable, labels: Sequence[str]) -> EmbeddingTable:
-    """Return the table with rows of the requested combinations and doses whose components have rows.
-
-    A combination that names a component twice, as two guides of one gene do, has a row only where it was measured: in
-    the training data, or in these.
-    """
-    if table.composition is None:
-        return table
-    parser, measured = table.composition.parser, set(screen.perturbation.names)
-    return table.with_composed([p for p in labels if p in measured or p in table.row_of or parser.repeated(p) is None])
 
 
 def warn_about_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[str, Any] | None) -> None:
@@ -175,7 +166,11 @@ def warn_about_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[str,
     if not len(rows) or (prior is None and (data.own is None or data.adata is data.own)):
         return
     present = data.alignment.columns >= 0
-    own_G = _own_controls(prior, data.own, data.spec)
+    if prior is not None:
+        own_G = np.asarray(prior["control_means"], dtype=np.float64).mean(axis=0)
+    else:
+        own = read_screen(data.own, data.spec.keys)
+        own_G = _mean(_some(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control))))
     new_G = _mean(data.alignment.apply(_some(data.screen, np.sort(rows))))
     known, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
     if known > 0 and not 1 / _SCALE_LIMIT <= new / known <= _SCALE_LIMIT:
@@ -186,14 +181,6 @@ def warn_about_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[str,
             UserWarning,
             stacklevel=settings.warnings_stacklevel,
         )
-
-
-def _own_controls(prior: Mapping[str, Any] | None, own: AnnOrMuData | None, spec: DataSpec) -> np.ndarray:
-    """Return the mean log1p expression of the controls that the model knows, ``[G]``."""
-    if prior is not None:
-        return np.asarray(prior["control_means"], dtype=np.float64).mean(axis=0)
-    screen = read_screen(own, spec.keys)
-    return _mean(_some(screen, np.flatnonzero(screen.perturbation.codes == screen.perturbation.code(screen.control))))
 
 
 def _some(screen: Screen, rows: np.ndarray) -> Any:
@@ -342,7 +329,15 @@ def resolve_conditions(
         perturbations = [n for n in table.names if n != index.control]
     else:
         perturbations = [str(p) for p in perturbations]
-        _reject_control(index, table, perturbations)
+        parser = None if table.composition is None else table.composition.parser
+        for label in perturbations:
+            # its row would give it the mean effect of all perturbations
+            if label == index.control or (parser is not None and parser.is_control(label)):
+                raise ValueError(
+                    f"perturbations names {label!r}, which is the control ({index.control!r}): control cells are what "
+                    "predictions start from, and are in the data. Name perturbations, or leave the argument out for "
+                    "all that the model knows."
+                )
     chosen = _chosen_contexts(index, None if contexts is None else [str(c) for c in contexts])
     known = _known_names(table, perturbations)
     return {Condition(c, p): Condition(c, known[p]) for c in chosen for p in perturbations}
@@ -366,18 +361,6 @@ def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> l
     return list(contexts)
 
 
-def _reject_control(index: ConditionIndex, table: EmbeddingTable, labels: Sequence[str]) -> None:
-    # its row would give it the mean effect of all perturbations
-    parser = None if table.composition is None else table.composition.parser
-    for label in labels:
-        if label == index.control or (parser is not None and parser.is_control(label)):
-            raise ValueError(
-                f"perturbations names {label!r}, which is the control ({index.control!r}): control cells are what "
-                "predictions start from, and are in the data. Name perturbations, or leave the argument out for all "
-                "that the model knows."
-            )
-
-
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
     """Return the table's spelling of every label."""
     known = {label: table.known_name(label) for label in labels}
@@ -389,21 +372,16 @@ def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]
                 "each part of a combination once."
             )
     if unknown:
-        raise ValueError(_unknown_message(table, unknown))
+        composition = table.composition
+        names = unknown if composition is None else [c for u in unknown for c in composition.unknown_components(u)]
+        near = "; ".join(f"{n!r}{nearest_names(n, table.components.names)}" for n in dict.fromkeys(names[:5]))
+        remedy = (
+            "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
+            "predict new ones"
+            if table.components.one_hot
+            else "add their rows to the perturbation-embedding table of the data"
+        )
+        raise ValueError(f"the model knows no perturbation {near}: {remedy}.")
     if len(set(known.values())) < len(known):
         raise ValueError(f"perturbations must name each label once; some of {list(known)[:10]} mean the same.")
     return known
-
-
-def _unknown_message(table: EmbeddingTable, unknown: Sequence[str]) -> str:
-    """Say why labels cannot be predicted, and what would help."""
-    components, composition = table.components, table.composition
-    names = unknown if composition is None else [c for u in unknown for c in composition.unknown_components(u)]
-    near = "; ".join(f"{name!r}{nearest_names(name, components.names)}" for name in dict.fromkeys(names[:5]))
-    remedy = (
-        "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
-        "predict new ones"
-        if components.one_hot
-        else "add their rows to the perturbation-embedding table of the data"
-    )
-    return f"the model knows no perturbation {near}: {remedy}."

@@ -12,17 +12,16 @@ _PREFERRED = ("final", "last", "best")
 
 def list_checkpoints(folder: Path) -> list[str]:
     """Return the names of the checkpoints of a folder, relative to it."""
-    found = [
-        path.relative_to(folder).as_posix()
-        for place in (folder, folder / "checkpoints")
-        if place.is_dir()
-        for path in sorted(place.glob("*.ckpt"))
-    ]
-    return found
+    places = (folder, folder / "checkpoints")
+    return [path.relative_to(folder).as_posix() for place in places for path in sorted(place.glob("*.ckpt"))]
 
 
-def find_checkpoint(folder: Path, checkpoint: str | None = None) -> Path:
-    """Return the path of a checkpoint of a folder; see :func:`read_arc_folder`."""
+def find_checkpoint(folder: Path, checkpoint: str | None = None) -> tuple[Path, Path]:
+    """Return folder and path of a checkpoint; ``folder`` may be a checkpoint file itself."""
+    if folder.suffix == ".ckpt":
+        path = folder
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        checkpoint = path.relative_to(folder).as_posix()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
     names = list_checkpoints(folder)
@@ -33,13 +32,13 @@ def find_checkpoint(folder: Path, checkpoint: str | None = None) -> Path:
     if not names:
         raise FileNotFoundError(f"{folder} holds no *.ckpt file, neither in it nor in checkpoints/.")
     if checkpoint is None:
-        return _default_checkpoint(folder, names)
+        return folder, _default_checkpoint(folder, names)
     if Path(checkpoint).is_absolute() or ".." in Path(checkpoint).parts:
         raise UnsafeFileError(f"checkpoint={checkpoint!r} must be a name inside the folder.")
     name = choose_checkpoint(names, checkpoint)
-    if name is not None:
-        return member(folder, name)
-    raise FileNotFoundError(f"There is no checkpoint {checkpoint!r} in {folder}; it holds {names}.")
+    if name is None:
+        raise FileNotFoundError(f"There is no checkpoint {checkpoint!r} in {folder}; it holds {names}.")
+    return folder, member(folder, name)
 
 
 def choose_checkpoint(names: list[str], checkpoint: str | None = None) -> str | None:
@@ -57,15 +56,11 @@ def choose_checkpoint(names: list[str], checkpoint: str | None = None) -> str | 
 
 def _default_checkpoint(folder: Path, names: list[str]) -> Path:
     left = list(names)
-    while left:
-        name = choose_checkpoint(left)
-        if name is None:
-            break
+    while left and (name := choose_checkpoint(left)) is not None:
         try:
             return member(folder, name)
         except FileNotFoundError:
-            # last.ckpt of old versions is a link to the best one and may dangle after copying.
-            left.remove(name)
+            left.remove(name)  # last.ckpt of old versions is a link to the best one and may dangle after copying
     raise FileNotFoundError(f"{folder} holds only links to checkpoints that do not exist: {names}.")
 
 
@@ -76,11 +71,3 @@ def _stem(name: str) -> str:
 def _step(stem: str) -> int:
     match = re.match(r"step=(\d{1,12})", stem)
     return int(match[1]) if match else -1
-
-
-def folder_and_checkpoint(path: Path, checkpoint: str | None) -> tuple[Path, str | None]:
-    """Return folder and checkpoint name for a path that may be a checkpoint file itself."""
-    if path.suffix != ".ckpt":
-        return path, checkpoint
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    return folder, path.relative_to(folder).as_posix()

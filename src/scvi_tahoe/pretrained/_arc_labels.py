@@ -27,28 +27,20 @@ def read_perturbations(folder: Path) -> EmbeddingTable:
     """Return the perturbation table of a folder: names and vectors of one width."""
     vectors = _read_map(folder, "pert_onehot_map")
     if vectors is None:
-        raise FileNotFoundError(
-            f"{folder} has no pert_onehot_map.pt; without it nobody knows which input is which perturbation."
-        )
-    names = tuple(vectors)
+        raise FileNotFoundError(f"{folder} has no pert_onehot_map.pt, which says which input is which perturbation.")
     widths = {len(vector) for vector in vectors.values()}
     if len(widths) != 1:
         raise UnsafeFileError(f"pert_onehot_map holds vectors of {len(widths)} different widths.")
     order = _one_hot_order(vectors)
     if order is not None:
         return EmbeddingTable.one_hot_of(order)
-    return EmbeddingTable(names, np.stack([vectors[name] for name in names]))
+    return EmbeddingTable(tuple(vectors), np.stack(list(vectors.values())))
 
 
 def read_batches(folder: Path) -> tuple[str, ...] | None:
     """Return the technical batches in the order of the batch encoder's rows, or ``None`` without a file."""
-    labels = _labels(folder, "batch_onehot_map")
+    labels = read_labels(folder, "batch_onehot_map")
     return None if labels == (NO_BATCHES,) else labels
-
-
-def read_contexts(folder: Path) -> tuple[str, ...] | None:
-    """Return the cell lines or types in the order of their codes, or ``None`` without a file."""
-    return _labels(folder, "cell_type_onehot_map")
 
 
 def read_gene_names(folder: Path) -> tuple[str, ...] | None:
@@ -71,7 +63,8 @@ def gene_names(settings: Any) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _labels(folder: Path, stem: str) -> tuple[str, ...] | None:
+def read_labels(folder: Path, stem: str) -> tuple[str, ...] | None:
+    """Return the labels of a one-hot map in the order of their codes, or ``None`` without a file."""
     vectors = _read_map(folder, stem)
     if vectors is None:
         return None

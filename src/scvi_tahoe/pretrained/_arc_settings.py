@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.nn import Attention, GeneDecoderConfig, NetworkConfig
@@ -30,29 +30,21 @@ _SE_DECODER = re.compile(
     r"gene_decoder\.(read_depth|latent_decoder|gene_decoder_proj|binary_decoder|finetune|missing_table)\b"
 )
 _LOSSES = {"energy": "energy", "sinkhorn": "sinkhorn", "se": "energy+sinkhorn", "mse": "mse"}
-#: arc-state's name of a loss setting to ours.
+_RENAMED = {"n_chunks": "mmd_num_chunks", "shuffle_chunks": "randomize_mmd_chunks"}
+#: Our name of a loss setting to arc-state's.
 _LOSS_KEYS = {
-    "blur": "blur",
-    "energy_weight": "energy_weight",
-    "sinkhorn_weight": "sinkhorn_weight",
-    "mmd_num_chunks": "n_chunks",
-    "randomize_mmd_chunks": "shuffle_chunks",
-    "decoder_weight": "decoder_weight",
-    "detach_decoder": "detach_decoder",
-    "batch_token_weight": "batch_token_weight",
-    "confidence_weight": "confidence_weight",
-    "confidence_target_scale": "confidence_target_scale",
-    "regularization": "regularization",
+    name: _RENAMED.get(name, name)
+    for name in LossSettings.__dataclass_fields__
+    if name not in ("loss", "kernel", "learning_rate")
 }
 
 
-@dataclass(frozen=True)
-class AttentionDecision:
+class AttentionDecision(NamedTuple):
     """Which attention a checkpoint is taken to have been trained with, why, and whether that is known or assumed."""
 
     kind: Attention
     reason: str
-    certain: bool
+    certain: bool = True
 
 
 def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None) -> AttentionDecision:
@@ -63,23 +55,23 @@ def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None
     ``bidirectional_attention``; else full attention, which is then an assumption.
     """
     if override is not None:
-        return AttentionDecision(override, "given by the user", certain=True)
+        return AttentionDecision(override, "given by the user")
     if flag_of(hyper, "mask_attn", default=False):
-        return AttentionDecision(
-            "self_only", "mask_attn is set (transformers before 4.53 ignored it and attended fully)", certain=True
-        )
+        reason = "mask_attn is set (transformers before 4.53 ignored it and attended fully)"
+        return AttentionDecision("self_only", reason)
     if backbone_kind(hyper) == "gpt2":
-        return AttentionDecision("causal", "the peer's GPT-2 backbone is causal in spite of its name", certain=True)
-    if backbone_settings(hyper).get("bidirectional_attention") is None:
+        return AttentionDecision("causal", "the peer's GPT-2 backbone is causal in spite of its name")
+    settings = backbone_settings(hyper)
+    if settings.get("bidirectional_attention") is None:
         return AttentionDecision(
             "full",
             "the folder does not say (no bidirectional_attention): full is assumed, but weights trained in August and "
             "September 2025 may be causal; compare with diagnose_attention or give attention=",
             certain=False,
         )
-    if flag_of(backbone_settings(hyper), "bidirectional_attention", default=False):
-        return AttentionDecision("full", "bidirectional_attention is true", certain=True)
-    return AttentionDecision("causal_rope", "bidirectional_attention is false", certain=True)
+    if flag_of(settings, "bidirectional_attention", default=False):
+        return AttentionDecision("full", "bidirectional_attention is true")
+    return AttentionDecision("causal_rope", "bidirectional_attention is false")
 
 
 def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attention) -> NetworkConfig:
@@ -122,17 +114,13 @@ def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attentio
 
 def unused_tensors(shapes: Shapes, hyper: Mapping[str, Any]) -> dict[str, str]:
     """Return the tensors that no number depends on (second head without residual, untrained decoder), and why."""
-    unused = {}
     key, space = hyper.get("embed_key"), hyper.get("output_space", "gene")
-    decoder_trained = key is not None and (space == "all" or key != "X_hvg")
-    for name in shapes:
-        if name.startswith("final_down_then_up.") and not (
-            flag_of(hyper, "predict_residual", default=True) and space == "all"
-        ):
-            unused[name] = "not used without predict_residual"
-        if name.startswith("gene_decoder.") and not decoder_trained:
-            unused[name] = "gene decoder that was never trained"
-    return unused
+    reasons = {}
+    if space != "all" or not flag_of(hyper, "predict_residual", default=True):
+        reasons["final_down_then_up."] = "not used without predict_residual"
+    if key is None or (space != "all" and key == "X_hvg"):
+        reasons["gene_decoder."] = "gene decoder that was never trained"
+    return {name: reason for name in shapes for prefix, reason in reasons.items() if name.startswith(prefix)}
 
 
 def loss_settings(hyper: Mapping[str, Any]) -> LossSettings:
@@ -142,8 +130,8 @@ def loss_settings(hyper: Mapping[str, Any]) -> LossSettings:
     if loss not in _LOSSES or kernel not in ("energy", "gaussian", "laplacian"):
         loss, kernel = "energy", "energy"
     try:
-        defaults = {ours: getattr(LossSettings, ours) for ours in _LOSS_KEYS.values()}
-        values = {o: type(defaults[o])(hyper.get(theirs, defaults[o])) for theirs, o in _LOSS_KEYS.items()}
+        defaults = {name: getattr(LossSettings, name) for name in _LOSS_KEYS}
+        values = {name: type(value)(hyper.get(_LOSS_KEYS[name], value)) for name, value in defaults.items()}
         rate = None if hyper.get("lr") is None else float(hyper["lr"])
         return LossSettings(loss=_LOSSES[loss], kernel=kernel, learning_rate=rate, **values)  # type: ignore[arg-type]
     except (ArithmeticError, TypeError, ValueError) as error:
@@ -152,14 +140,14 @@ def loss_settings(hyper: Mapping[str, Any]) -> LossSettings:
 
 def verify_supported(shapes: Shapes, hyper: Mapping[str, Any]) -> None:
     """Raise ``ValueError``, naming the part, if the checkpoint needs what this package does not have."""
-    if any(_NB_DECODER.match(name) for name in shapes):
-        raise ValueError("This checkpoint has a negative-binomial (NB) gene decoder, which is not supported.")
-    if any(_SE_DECODER.match(name) for name in shapes):
-        raise ValueError("This checkpoint has an SE (State Embedding) gene decoder, which is not supported.")
-    if hyper.get("log1p_from_raw_counts", False):
-        raise ValueError(
-            "This checkpoint normalises raw counts inside (log1p_from_raw_counts), which is not supported."
-        )
+    parts = {
+        "has a negative-binomial (NB) gene decoder": any(map(_NB_DECODER.match, shapes)),
+        "has an SE (State Embedding) gene decoder": any(map(_SE_DECODER.match, shapes)),
+        "normalises raw counts inside (log1p_from_raw_counts)": hyper.get("log1p_from_raw_counts", False),
+    }
+    for part, found in parts.items():
+        if found:
+            raise ValueError(f"This checkpoint {part}, which is not supported.")
 
 
 def flag_of(settings: Mapping[str, Any], name: str, *, default: bool) -> bool:
@@ -173,10 +161,8 @@ def flag_of(settings: Mapping[str, Any], name: str, *, default: bool) -> bool:
 def backbone_kind(hyper: Mapping[str, Any]) -> Literal["llama", "gpt2"]:
     """Return the kind of backbone."""
     kind = str(hyper.get("transformer_backbone_key", "llama")).lower()
-    if kind == "llama":
-        return "llama"
-    if kind == "gpt2":
-        return "gpt2"
+    if kind in ("llama", "gpt2"):
+        return "gpt2" if kind == "gpt2" else "llama"
     raise ValueError(f"This checkpoint has a backbone of kind {kind[:40]!r}; 'llama' and 'GPT2' are supported.")
 
 
@@ -191,9 +177,8 @@ def backbone_settings(hyper: Mapping[str, Any]) -> Mapping[str, Any]:
 def gene_decoder_config(shapes: Shapes, hyper: Mapping[str, Any]) -> GeneDecoderConfig | None:
     """Return the gene decoder's configuration from its shapes, or ``None``."""
     residual = "gene_decoder.final_layer.0.weight" in shapes
-    pattern = (
-        r"gene_decoder\.blocks\.([0-9]{1,6})\.0\.weight" if residual else r"gene_decoder\.decoder\.([0-9]{1,6})\.weight"
-    )
+    stem = r"blocks\.([0-9]{1,6})\.0" if residual else r"decoder\.([0-9]{1,6})"
+    pattern = rf"gene_decoder\.{stem}\.weight"
     layers = sorted((int(m[1]), name) for name in shapes if (m := re.fullmatch(pattern, name)))
     widths = [shapes[name][0] for _, name in layers if len(shapes[name]) == 2]
     if residual:
@@ -203,9 +188,8 @@ def gene_decoder_config(shapes: Shapes, hyper: Mapping[str, Any]) -> GeneDecoder
     settings = hyper.get("decoder_cfg")
     dropout = settings.get("dropout", 0.1) if isinstance(settings, Mapping) else 0.1
     try:
-        return GeneDecoderConfig(
-            n_genes=widths[-1], hidden=tuple(widths[:-1]), residual=residual, dropout=float(dropout)
-        )
+        *hidden, n_genes = widths
+        return GeneDecoderConfig(n_genes=n_genes, hidden=tuple(hidden), residual=residual, dropout=float(dropout))
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UnsafeFileError(f"The folder describes an impossible gene decoder: {error}") from None
 
@@ -229,9 +213,7 @@ def _backbone_dimensions(shapes: Shapes, hyper: Mapping[str, Any], hidden: int) 
             "backbone_dropout": float(settings.get("resid_pdrop", 0.1)),
         }
     n_heads = _integer(settings, ("num_attention_heads",))
-    n_kv_heads = settings.get("num_key_value_heads")
-    n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
-    head_dim = settings.get("head_dim")
+    n_kv_heads, head_dim = settings.get("num_key_value_heads"), settings.get("head_dim")
     queries = _matrix(shapes, f"{BACKBONE}.layers.0.self_attn.q_proj.weight")[0]
     head_dim = queries // n_heads if head_dim is None else _integer(settings, ("head_dim",))
     if n_heads * head_dim != queries:
@@ -240,7 +222,7 @@ def _backbone_dimensions(shapes: Shapes, hyper: Mapping[str, Any], hidden: int) 
         "n_layers": _count(shapes, rf"{BACKBONE}\.layers\.([0-9]{{1,6}})\.input_layernorm\.weight"),
         "intermediate": _matrix(shapes, f"{BACKBONE}.layers.0.mlp.gate_proj.weight")[0],
         "n_heads": n_heads,
-        "n_kv_heads": n_kv_heads,
+        "n_kv_heads": n_heads if n_kv_heads is None else n_kv_heads,
         "head_dim": head_dim,
         "attention_dropout": float(settings.get("attention_dropout", 0.0)),
     }
@@ -262,9 +244,7 @@ def _depth(shapes: Shapes, pattern: str) -> int:
     """Return the number of linear layers of an encoder, whose indices go 0, 3, 6, ..."""
     indices = sorted(int(m[1]) for name in shapes if (m := re.fullmatch(pattern, name)))
     if not indices or indices != list(range(0, 3 * len(indices), 3)):
-        raise UnsafeFileError(
-            f"The checkpoint has no complete {pattern.split('.')[0].rstrip(chr(92))}: layers {indices}."
-        )
+        raise UnsafeFileError(f"The checkpoint has no complete {pattern.partition(chr(92))[0]}: layers {indices}.")
     return len(indices)
 
 
@@ -300,11 +280,6 @@ def output_space(model: PretrainedModel) -> str:
     return model.output_space
 
 
-def _gene_names(model: PretrainedModel) -> list[str]:
-    names = model.labels.decoder_genes if model.config.gene_decoder else model.labels.genes
-    return list(names or ())
-
-
 def dimensions(model: PretrainedModel) -> dict[str, Any]:
     """Return the numbers and names that arc-state keeps in ``var_dims.pkl``."""
     config = model.config
@@ -317,7 +292,7 @@ def dimensions(model: PretrainedModel) -> dict[str, Any]:
         "output_dim": config.n_output,
         "pert_dim": config.n_perturbation,
         "batch_dim": config.n_batches or config.n_batch_classes or len(model.batches or (NO_BATCHES,)),
-        "gene_names": _gene_names(model),
+        "gene_names": list((model.labels.decoder_genes if decoder else model.labels.genes) or ()),
         "pert_names": list(model.perturbations.names),
     }
 
@@ -350,7 +325,7 @@ def hyper_parameters(model: PretrainedModel) -> dict[str, Any]:
         "loss": {ours: theirs for theirs, ours in _LOSSES.items()}[loss.loss],
         "loss_fn": "mse",
         "distributional_loss": loss.kernel,
-        **{theirs: getattr(loss, ours) for theirs, ours in _LOSS_KEYS.items()},
+        **{theirs: getattr(loss, ours) for ours, theirs in _LOSS_KEYS.items()},
         "lr": 1e-4 if loss.learning_rate is None else loss.learning_rate,
         "transformer_backbone_key": "llama" if config.backbone == "llama" else "GPT2",
         "transformer_backbone_kwargs": _backbone_settings(config, model.set_size),
@@ -420,14 +395,14 @@ def config_file(model: PretrainedModel, hyper: dict[str, Any], columns: ArcColum
         "perturbation_features_file": None if model.perturbations.one_hot else "pert_onehot_map.pt",
     }
     left_out = {"gene_names", "transformer_backbone_kwargs", "input_dim", "output_dim", "pert_dim", "batch_dim"}
-    backbone = {k: v for k, v in hyper["transformer_backbone_kwargs"].items() if k != "n_positions"}
-    if model.config.backbone == "gpt2":
-        backbone = hyper["transformer_backbone_kwargs"]
+    backbone = dict(hyper["transformer_backbone_kwargs"])
+    if model.config.backbone == "llama":
+        del backbone["n_positions"]
     kwargs = {key: value for key, value in hyper.items() if key not in left_out}
     return {
         "name": "exported",
         "output_dir": ".",
         "data": {"name": "PerturbationDataModule", "kwargs": data},
-        "model": {"name": "state", "kwargs": {**kwargs, "transformer_backbone_kwargs": dict(backbone)}},
+        "model": {"name": "state", "kwargs": {**kwargs, "transformer_backbone_kwargs": backbone}},
         "training": {"batch_size": 16, "lr": hyper["lr"], "max_steps": 0, "train_seed": 42, "loss_fn": "mse"},
     }

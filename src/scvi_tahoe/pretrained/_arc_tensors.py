@@ -1,15 +1,12 @@
 """Tensors of Arc's checkpoints and of our networks: names both ways, strictly, shapes, and adapters folded in.
 
-Every tensor has a place or a refusal. The map is spelled out from a :class:`~scvi_tahoe.nn.NetworkConfig`, so that a
-missing, surplus or misshapen tensor shows. Other differences: we keep queries, keys and values in one matrix,
-gate and up projection in another, GPT-2 matrices as linear layers (transposed), and no token table, which is all zeros
-and never used.
+Beside names: we keep queries, keys and values in one matrix, gate and up projection in another, GPT-2 matrices as
+linear layers (transposed), and no token table, which is all zeros and never used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -28,8 +25,7 @@ BACKBONE = "transformer_backbone"
 DEAD_TABLES = (f"{BACKBONE}.embed_tokens.weight", f"{BACKBONE}.wte.weight", f"{BACKBONE}.wpe.weight")
 
 
-@dataclass(frozen=True)
-class KeyEntry:
+class KeyEntry(NamedTuple):
     """One of our tensors and the tensors of Arc's that it is made of."""
 
     ours: str
@@ -49,13 +45,14 @@ def from_arc(
     shapes: Mapping[str, tuple[int, ...]],
     check: Callable[[str, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Return our state dict, in float32 and in memory of its own; refuse missing, unknown and misshapen tensors.
-
-    ``theirs`` are Arc's tensors, without dead tables, LoRA folded; ``check`` is called with name and tensor before its
-    numbers are used, and returns the tensor.
-    """
+    """Return our state dict of Arc's tensors (no dead tables, LoRA folded), in float32 and in memory of its own."""
     entries = key_entries(config)
-    _verify_names(set(theirs), {name for entry in entries for name in entry.theirs})
+    known = {name for entry in entries for name in entry.theirs}
+    missing, unknown = sorted(known - theirs.keys()), sorted(theirs.keys() - known)
+    if missing:
+        raise UnsafeFileError(f"The checkpoint lacks {len(missing)} tensors that its layout needs, e.g. {missing[:3]}.")
+    if unknown:
+        raise UnsafeFileError(f"The checkpoint holds {len(unknown)} tensors of no known meaning, e.g. {unknown[:3]}.")
     state = {}
     for entry in entries:
         parts = [check(name, theirs[name]).float() for name in entry.theirs]
@@ -76,25 +73,14 @@ def from_arc(
 def to_arc(ours: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor]:
     """Return Arc's state dict, without dead tables; tensors share memory with ours where they can."""
     entries = key_entries(config)
-    missing, surplus = {entry.ours for entry in entries} - set(ours), set(ours) - {entry.ours for entry in entries}
-    if missing or surplus:
-        raise ValueError(
-            f"State dict and configuration disagree: missing {sorted(missing)}, surplus {sorted(surplus)}."
-        )
+    if different := ours.keys() ^ {entry.ours for entry in entries}:
+        raise ValueError(f"State dict and configuration disagree about {sorted(different)}.")
     theirs: dict[str, Tensor] = {}
     for entry in entries:
         whole = ours[entry.ours].T if entry.transpose else ours[entry.ours]
         parts = whole.split(list(entry.rows)) if len(entry.theirs) > 1 else (whole,)
         theirs.update(zip(entry.theirs, parts, strict=True))
     return theirs
-
-
-def _verify_names(found: set[str], known: set[str]) -> None:
-    missing, unknown = sorted(known - found), sorted(found - known)
-    if missing:
-        raise UnsafeFileError(f"The checkpoint lacks {len(missing)} tensors that its layout needs, e.g. {missing[:3]}.")
-    if unknown:
-        raise UnsafeFileError(f"The checkpoint holds {len(unknown)} tensors of no known meaning, e.g. {unknown[:3]}.")
 
 
 def _linear(ours: str, theirs: str) -> Iterator[KeyEntry]:

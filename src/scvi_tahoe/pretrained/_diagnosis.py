@@ -1,7 +1,4 @@
-"""Two questions that weights alone cannot answer: which attention they were trained with, and on which scale.
-
-Both are answered on the user's data, by tensors in and numbers out.
-"""
+"""Two questions that only data answer: which attention weights were trained with, and on which scale."""
 
 from __future__ import annotations
 
@@ -92,14 +89,9 @@ def diagnose_attention(
     network
         The network as loaded, not trained further.
     minibatches
-        Pairs of keyword arguments for the network's ``forward`` and observed cells ``(S, N, G)``.
+        Pairs of keyword arguments for the network's ``forward`` and observed cells ``(S, N, G)``; a ValueError if none.
     loss
         Loss of predicted and observed cells, one value a set, ``(S,)``.
-
-    Raises
-    ------
-    ValueError
-        If there are no minibatches.
     """
     import pandas as pd
 
@@ -140,13 +132,13 @@ def compare_scale(predicted_SNG: Tensor, control_SNG: Tensor) -> ScaleCheck:
     correlation = float((centred[0] * centred[1]).sum() / norm) if norm > 0 else 0.0
     ok = 0.5 <= mean_ratio <= 2.0 and 0.5 <= sd_ratio <= 2.0 and correlation >= 0.5
     figures = f"mean x{mean_ratio:.2f}, spread x{sd_ratio:.2f}, correlation {correlation:.2f}"
-    message = (
-        f"Controls predicted from controls agree with them ({figures})."
-        if ok
-        else f"Controls predicted from controls do not look like them ({figures}): the data are probably normalised "
-        "differently from the weights' training data, or genes are in another order. ST weights expect log1p of counts "
-        "normalised to the median depth or to 10,000."
-    )
+    message = f"Controls predicted from controls agree with them ({figures})."
+    if not ok:
+        message = (
+            f"Controls predicted from controls do not look like them ({figures}): the data are normalised "
+            "differently from the training data of the weights (ST weights: log1p of counts to the median depth or to "
+            "10,000), or genes are in another order."
+        )
     return ScaleCheck(mean_ratio, sd_ratio, correlation, ok, message)
 
 
@@ -155,11 +147,8 @@ def verify_scale(
 ) -> None:
     """Refuse data on another scale than the weights': a module in eval mode must predict controls from controls.
 
-    Genes that only the data have are left out of the comparison; the others' predictions do not depend on them, nor
-    controls on new perturbations or batches. Not checked where a tensor on the way from cells to cells is wholly new,
-    or the user decided to change what the network computes: that says nothing about a scale.
-
-    ``minibatch`` holds sets of control cells whose perturbation is the control, ``genes`` the names of their columns.
+    Genes that only the data have are not compared, and nothing is where a tensor from cells to cells is wholly new or
+    the user changed what the network computes. ``minibatch`` holds control sets, ``genes`` the names of their columns.
     """
     new = [r.tensor for r in report.records if r.status == "new" and not r.tensor.startswith("gene_decoder.")]
     changed = [name for name in report.decisions if name in ("drop_genes", "other_head", "other_attention")]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -20,13 +19,13 @@ from scvi_tahoe.files import (
     verify_finite,
     verify_tensor,
 )
-from scvi_tahoe.pretrained._arc_checkpoints import find_checkpoint, folder_and_checkpoint
+from scvi_tahoe.pretrained._arc_checkpoints import find_checkpoint
 from scvi_tahoe.pretrained._arc_labels import (
     NO_BATCHES,
     gene_names,
     read_batches,
-    read_contexts,
     read_gene_names,
+    read_labels,
     read_perturbations,
 )
 from scvi_tahoe.pretrained._arc_settings import (
@@ -62,9 +61,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scvi_tahoe.data import EmbeddingTable
     from scvi_tahoe.nn import Attention, NetworkConfig
-    from scvi_tahoe.pretrained._arc_settings import AttentionDecision
 
 _LIGHTNING_VERSION = "2.5.0"
 _MAX_TENSORS = 100_000
@@ -111,17 +108,25 @@ def read_arc_folder(
     ValueError
         If the model has a part that is not supported, named in the message.
     """
-    folder, checkpoint = folder_and_checkpoint(Path(folder), checkpoint)
-    path = find_checkpoint(folder, checkpoint)
+    folder, path = find_checkpoint(Path(folder), checkpoint)
     content = read_torch(path)
     hyper = _hyper_parameters(folder, content)
-    tensors = _Tensors.collect(path, content, hyper, verify_checksums=verify_checksums)
-
+    tensors = _collect(content["state_dict"], hyper, checksums(path) if verify_checksums else None)
     decision = decide_attention(hyper, attention)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.named.items()}
     config = network_config(shapes, hyper, decision.kind)
     verify_depth(config)
     labels, notes = _labels(folder, config, hyper)
+    if not decision.certain:
+        notes = (*notes, f"attention: {decision.reason}")
+    provenance = Provenance(
+        source="".join(c if c.isprintable() else " " for c in folder.resolve().name),
+        checkpoint=path.name,
+        format="arc",
+        attention_reason=decision.reason,
+        attention_certain=decision.certain,
+        non_commercial=True,
+    )
     state = from_arc(tensors.named, config, target_shapes(config), tensors.check)
     model = PretrainedModel(
         config=config,
@@ -129,9 +134,9 @@ def read_arc_folder(
         labels=labels,
         loss=loss_settings(hyper),
         output_space=_output_space(hyper),
-        provenance=_provenance(folder, path, decision),
-        report=_report(config, state, tensors, (*notes, *_attention_note(decision))),
-        notes=(*notes, *_attention_note(decision)),
+        provenance=provenance,
+        report=_report(config, state, tensors, notes),
+        notes=notes,
     )
     return model if genes is None else model.with_genes(genes)
 
@@ -152,37 +157,30 @@ def _hyper_parameters(folder: Path, content: Any) -> dict[str, Any]:
     raise FileNotFoundError(f"Neither the checkpoint nor a version_*/hparams.yaml in {folder} holds hyper-parameters.")
 
 
-@dataclass(frozen=True)
-class _Tensors:
+class _Tensors(NamedTuple):
     """The tensors of a checkpoint that the network is made of, and those that it is not."""
 
     named: dict[str, Tensor]
     dropped: dict[str, tuple[tuple[int, ...], str]]
-    folded: tuple[str, ...]
+    folded: list[str]
     check: Callable[[str, Tensor], Tensor]
 
-    @classmethod
-    def collect(cls, path: Path, content: Any, hyper: dict[str, Any], *, verify_checksums: bool) -> _Tensors:
-        known = checksums(path) if verify_checksums else None
-        state = _named_tensors(content["state_dict"])
-        folded: list[str] = []
-        if has_lora(state):
-            state, folded = _fold(state, hyper, known)
 
-        tables = [name for name in DEAD_TABLES if name in state]
-        reasons = {name: _dead_table(name, state[name]) for name in tables}
-        dropped = {name: (tuple(state[name].shape), reason) for name, reason in reasons.items()}
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        unused = unused_tensors(shapes, hyper)
-        dropped.update({name: (shapes[name], reason) for name, reason in unused.items()})
-        named = {name: tensor for name, tensor in state.items() if name not in dropped}
-        done = frozenset(folded)
+def _collect(content: dict[Any, Any], hyper: dict[str, Any], known: set[tuple[int, int]] | None) -> _Tensors:
+    state = _named_tensors(content)
+    folded: list[str] = []
+    if has_lora(state):
+        state, folded = _fold(state, hyper, known)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    reasons = {name: _dead_table(name, state[name]) for name in DEAD_TABLES if name in state}
+    reasons |= unused_tensors(shapes, hyper)
 
-        def check(name: str, tensor: Tensor) -> Tensor:
-            # A folded matrix is new and has no checksum; what it was made of has been checked.
-            return _checked(name, tensor, None if name in done else known)
+    def check(name: str, tensor: Tensor) -> Tensor:
+        # A folded matrix is new and has no checksum; what it was made of has been checked.
+        return _checked(name, tensor, None if name in folded else known)
 
-        return cls(named, dropped, tuple(folded), check)
+    named = {name: tensor for name, tensor in state.items() if name not in reasons}
+    return _Tensors(named, {name: (shapes[name], reason) for name, reason in reasons.items()}, folded, check)
 
 
 def _named_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
@@ -225,8 +223,8 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
     perturbations = read_perturbations(folder)
     if perturbations.width != config.n_perturbation:
         raise UnsafeFileError(
-            f"pert_onehot_map has vectors of width {perturbations.width}, the perturbation encoder takes "
-            f"{config.n_perturbation}; the files do not belong together."
+            f"pert_onehot_map has vectors of width {perturbations.width} for an encoder of {config.n_perturbation}; "
+            "the files do not belong together."
         )
     batches, n_batches = read_batches(folder), config.n_batches or config.n_batch_classes
     if n_batches and batches is None:
@@ -234,7 +232,7 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
     if n_batches and batches is not None and len(batches) != n_batches:
         raise UnsafeFileError(f"batch_onehot_map has {len(batches)} labels, the network {n_batches}.")
     genes, decoder_genes, notes = _gene_axes(folder, config, hyper)
-    control = hyper.get("control_pert")
+    control, key = hyper.get("control_pert"), hyper.get("embed_key")
     control = control if isinstance(control, str) else None
     if control not in perturbations.names and _TAHOE_CONTROL in perturbations.names:
         # For its column drugname_drugconc arc-state replaces the configured control after writing the configuration.
@@ -242,8 +240,7 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
         control = _TAHOE_CONTROL
     if control not in perturbations.names:
         notes = (*notes, f"the control label {control!r} is not among the {len(perturbations.names)} perturbations")
-    key = hyper.get("embed_key")
-    if key is not None and not isinstance(key, str):
+    if not isinstance(key, str | None):
         raise UnsafeFileError(f"The folder states the cell embedding {str(key)[:40]!r}, which is no name.")
     return AxisLabels(
         genes=genes,
@@ -251,8 +248,8 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
         perturbations=perturbations,
         control=control,
         batches=batches,
-        contexts=read_contexts(folder),
-        embedding=key if isinstance(key, str) else None,
+        contexts=read_labels(folder, "cell_type_onehot_map"),
+        embedding=key,
         set_size=_set_size(hyper),
     ), notes
 
@@ -271,12 +268,9 @@ def _gene_axes(
     genes = of_length(config.n_output) if expression else None
     decoder_genes = of_length(config.gene_decoder.n_genes) if config.gene_decoder else None
     if expression and genes is None:
-        lengths = [len(names) for names in lists]
-        notes = (
-            f"{UNNAMED_GENES}, {config.n_output}"
-            + (f" (its lists have {' and '.join(map(str, sorted(set(lengths))))} names)" if lengths else "")
-            + "; give their names in its order with genes=",
-        )
+        lengths = " and ".join(map(str, sorted({len(names) for names in lists})))
+        found = f" (its lists have {lengths} names)" if lengths else ""
+        notes = (f"{UNNAMED_GENES}, {config.n_output}{found}; give their names in its order with genes=",)
     if config.gene_decoder and decoder_genes is None:
         notes = (*notes, f"the folder does not name the {config.gene_decoder.n_genes} genes of its decoder")
     return genes, decoder_genes, notes
@@ -296,21 +290,6 @@ def _output_space(hyper: dict[str, Any]) -> Literal["gene", "all", "embedding"]:
     if space not in ("gene", "all", "embedding"):
         raise UnsafeFileError(f"The folder states the unknown output space {str(space)[:40]!r}.")
     return space
-
-
-def _provenance(folder: Path, path: Path, decision: AttentionDecision) -> Provenance:
-    return Provenance(
-        source="".join(c if c.isprintable() else " " for c in folder.resolve().name),
-        checkpoint=path.name,
-        format="arc",
-        attention_reason=decision.reason,
-        attention_certain=decision.certain,
-        non_commercial=True,
-    )
-
-
-def _attention_note(decision: AttentionDecision) -> tuple[str, ...]:
-    return () if decision.certain else (f"attention: {decision.reason}",)
 
 
 def _report(
@@ -342,7 +321,10 @@ def write_arc_folder(
         config = config_file(model, hyper, columns or ArcColumns())
         (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8")
         (place / "var_dims.pkl").write_bytes(pickle.dumps(dimensions(model), protocol=4))
-        torch.save(_perturbation_map(model.perturbations), place / "pert_onehot_map.pt")
+        table = model.perturbations
+        # Rows of one matrix: torch writes the memory they share once.
+        matrix = torch.eye(len(table.names)) if table.one_hot else torch.from_numpy(table.matrix).float()
+        torch.save(dict(zip(table.names, matrix, strict=True)), place / "pert_onehot_map.pt")
         torch.save(_one_hot_map(model.batches or (NO_BATCHES,)), place / "batch_onehot_map.torch")
         if model.contexts:
             torch.save(_one_hot_map(model.contexts), place / "cell_type_onehot_map.torch")
@@ -361,34 +343,25 @@ def write_arc_folder(
 
 def arc_refusals(model: PretrainedModel) -> list[str]:
     """Return what a model does that arc-state has no counterpart for; empty if it can be exported."""
-    config = model.config
-    expected_rectify = config.gene_decoder is None or not model.embeds
-    checks = {
-        "head='delta' has no counterpart there (choose head='hidden_residual' or 'down_up' when training)": (
-            config.head == "delta"
+    config, gpt2 = model.config, model.config.backbone == "gpt2"
+    rectify, n_batches = config.gene_decoder is None or not model.embeds, config.n_batches or config.n_batch_classes
+    has_prior = model.prior is not None or model.extra.get("prior", "none") != "none"
+    checks = [
+        (config.head == "delta", "head='delta' has no counterpart there (train with 'hidden_residual' or 'down_up')"),
+        (not gpt2 and config.attention == "causal", "attention='causal' of a llama backbone is none of its two kinds"),
+        (has_prior, "it knows no prior (export to our own format, or train with prior='none')"),
+        (config.n_perturbation_parts > 1, "it encodes a perturbation as one vector (register combination='sum')"),
+        (gpt2 and config.attention == "full", "its GPT-2 backbone is always causal"),
+        (config.n_batches and config.batch_token, "it has either a batch encoder or a batch token"),
+        (config.rectify != rectify, f"it would run with rectify={rectify}"),
+        (gpt2 and config.intermediate != 4 * config.hidden, "its GPT-2 backbone has intermediate = 4 * hidden"),
+        (model.control is None, "it needs a control label"),
+        (
+            n_batches and len(model.batches or ()) != n_batches,
+            "the number of batch labels differs from the network's",
         ),
-        f"attention={config.attention!r} of a llama backbone is neither of its two kinds": (
-            config.backbone == "llama" and config.attention == "causal"
-        ),
-        "it knows no prior (export to our own format, or train with prior='none')": (
-            model.prior is not None or model.extra.get("prior", "none") != "none"
-        ),
-        "it encodes a perturbation as one vector (register combinations with combination='sum')": (
-            config.n_perturbation_parts > 1
-        ),
-        "its GPT-2 backbone is always causal": config.backbone == "gpt2" and config.attention == "full",
-        "it has either a batch encoder or a batch token": bool(config.n_batches) and config.batch_token,
-        f"it would run with rectify={expected_rectify}": config.rectify != expected_rectify,
-        "its GPT-2 backbone has intermediate = 4 * hidden": (
-            config.backbone == "gpt2" and config.intermediate != 4 * config.hidden
-        ),
-        "it needs a control label": model.control is None,
-        "the number of batch labels differs from the network's": (
-            len(model.batches or ()) != (config.n_batches or config.n_batch_classes)
-            and bool(config.n_batches or config.n_batch_classes)
-        ),
-    }
-    return [text for text, refused in checks.items() if refused]
+    ]
+    return [text for refused, text in checks if refused]
 
 
 def _state_dict(model: PretrainedModel) -> dict[str, Tensor]:
@@ -413,29 +386,15 @@ def _owns_memory(tensor: Tensor) -> bool:
 
 
 def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(1).expand(*shape) if len(shape) == 1 else torch.zeros(1, 1).expand(*shape)
-
-
-def _perturbation_map(table: EmbeddingTable) -> dict[str, Tensor]:
-    if table.one_hot:
-        return _one_hot_map(table.names)
-    # Rows of one matrix: torch writes the memory they share once.
-    return dict(zip(table.names, torch.from_numpy(table.matrix).float(), strict=True))
+    return torch.zeros((1,) * len(shape)).expand(*shape)
 
 
 def _one_hot_map(names: tuple[str, ...]) -> dict[str, Tensor]:
     return dict(zip(names, torch.eye(len(names)), strict=True))
 
 
-def _read(
-    folder: Path,
-    *,
-    checkpoint: str | None,
-    attention: Attention | None,
-    genes: Sequence[str] | None,
-    base: PretrainedModel | None,
-) -> PretrainedModel:
-    return read_arc_folder(folder, checkpoint, attention=attention, genes=genes)
+def _read(folder: Path, *, base: PretrainedModel | None, **options: Any) -> PretrainedModel:
+    return read_arc_folder(folder, **options)
 
 
 def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> None:

@@ -75,8 +75,7 @@ class AxisMap:
     @property
     def is_identity(self) -> bool:
         """Whether nothing moves."""
-        same = self.n_target == self.n_source and self.is_complete
-        return same and bool((self.target == self.source).all())
+        return self.n_target == self.n_source and self.is_complete and np.array_equal(self.target, self.source)
 
     def prepare(self, new: Tensor, old: Tensor, dim: int) -> None:
         """Fill the places of ``new`` along ``dim`` that take over nothing."""
@@ -87,9 +86,7 @@ class AxisMap:
             new.index_fill_(dim, torch.from_numpy(places), 0.0)
         elif new.ndim == old.ndim and all(new.shape[d] == old.shape[d] for d in range(new.ndim) if d != dim):
             mean = old.mean(dim, keepdim=True)
-            shape = list(new.shape)
-            shape[dim] = len(places)
-            new.index_copy_(dim, torch.from_numpy(places), mean.expand(shape))
+            new.index_copy_(dim, torch.from_numpy(places), mean.repeat_interleave(len(places), dim))
 
 
 def match_labels(
@@ -101,18 +98,15 @@ def match_labels(
             raise ValueError(f"A label of the {axis} occurs twice; labels must be unique to be matched.")
     alias = alias or {}
     position = {label: i for i, label in enumerate(old)}
-    pairs = [
-        (i, position[alias.get(label, label)]) for i, label in enumerate(new) if alias.get(label, label) in position
-    ]
-    target = np.array([i for i, _ in pairs], dtype=np.int64)
-    source = np.array([j for _, j in pairs], dtype=np.int64)
-    taken, used = set(target.tolist()), set(source.tolist())
+    pairs = {i: position[name] for i, label in enumerate(new) if (name := alias.get(label, label)) in position}
+    used = set(pairs.values())
     match = LabelMatch(
         axis,
-        matched=tuple(new[i] for i in target),
-        missing=tuple(label for i, label in enumerate(new) if i not in taken),
+        matched=tuple(new[i] for i in pairs),
+        missing=tuple(label for i, label in enumerate(new) if i not in pairs),
         surplus=tuple(label for j, label in enumerate(old) if j not in used),
     )
+    target, source = (np.array(list(places), dtype=np.int64) for places in (pairs, pairs.values()))
     return match, AxisMap(target, source, len(new), len(old))
 
 
@@ -134,10 +128,9 @@ class Matching:
         """Match the columns of a cell, at the input and at the output."""
         old, new = self.source, self.labels
         if old.embeds != is_embedding(new.embedding):
-            kinds = [
-                f"embeddings ({key})" if is_embedding(key) else "expression" for key in (old.embed_key, new.embedding)
-            ]
-            self._cells_anew(f"cells are {kinds[0]} in the weights and {kinds[1]} here")
+            keys = old.embed_key, new.embedding
+            was, now = (f"embeddings ({key})" if is_embedding(key) else "expression" for key in keys)
+            self._cells_anew(f"cells are {was} in the weights and {now} here")
         elif is_embedding(new.embedding):
             self._match_embeddings()
         elif {"new_input", "new_output"} <= self.accept:
@@ -162,10 +155,9 @@ class Matching:
         if old is None:
             raise ValueError(
                 f"{self.source.provenance.source} does not name the {self.source.config.n_output} genes of its "
-                f"network, so they cannot be matched with your {len(new or ())} (ST-HVG-Tahoe and ST-HVG-Parse were "
-                "published without that list). If you know their names, give them in the network's order with "
-                "genes=[...]; a wrong order is noticed by the scale check only. Or accept=('new_input', 'new_output') "
-                "keeps the backbone and trains both ends anew."
+                f"network (ST-HVG-Tahoe and ST-HVG-Parse do not), to match them with your {len(new or ())}. Give their "
+                "names in its order with genes=[...] (only the scale check notices a wrong one), or keep the backbone "
+                "and train both ends anew with accept=('new_input', 'new_output')."
             )
         if new is None:
             raise ValueError("The new network works on expression and its genes have no names; give them in labels.")
@@ -226,11 +218,8 @@ class Matching:
         elif old.columns and new.columns:
             self.axes["perturbation"] = replace(axis, fill="mean")
         elif bool(old.columns) != bool(new.columns) or old.width != new.width:
-            kinds = ["one-hot" if table.columns else "features" for table in (old, new)]
-            self._perturbations_anew(
-                f"perturbations are {kinds[0]} of width {old.width} in the weights and {kinds[1]} of width "
-                f"{new.width} here"
-            )
+            was, now = (f"{'one-hot' if t.columns else 'features'} of width {t.width}" for t in (old, new))
+            self._perturbations_anew(f"perturbations are {was} in the weights and {now} here")
         else:
             self._compare_features(match)
 
@@ -241,7 +230,9 @@ class Matching:
         self.axes["perturbation"] = AxisMap.identity(self.config.n_perturbation)
         if not shared:
             self.needed["same_features"] = "no perturbation label is shared, so the features cannot be compared"
-        elif not np.allclose(_vectors(old, shared), _vectors(new, shared), rtol=1e-3, atol=1e-5):
+            return
+        theirs, ours = (table.matrix[[table.row_of[name] for name in shared]] for table in (old, new))
+        if not np.allclose(theirs, ours, rtol=1e-3, atol=1e-5):
             self._perturbations_anew(f"the features of {shared[0]!r} and others differ from those of the weights")
 
     def _perturbations_anew(self, reason: str) -> None:
@@ -306,26 +297,21 @@ class Matching:
             self.needed["other_head"] = f"the weights are used with {saw} and here with {sees}"
         if old.attention != new.attention:
             self.needed["other_attention"] = f"attention is {old.attention!r} in the weights, {new.attention!r} here"
-        if self.source.set_size != self.labels.set_size:
-            self.needed["other_set_size"] = (
-                f"sets had {self.source.set_size} cells and have {self.labels.set_size} here"
-            )
+        was_size, size = self.source.set_size, self.labels.set_size
+        if was_size != size:
+            self.needed["other_set_size"] = f"sets had {was_size} cells and have {size} here"
 
     def verify_decisions(self) -> None:
         """Raise ``ValueError`` naming every decision that is needed and not given."""
         missing = {name: reason for name, reason in self.needed.items() if name not in self.accept}
         if missing:
-            lines = [f"  {name!r}: {reason}; then {DECISIONS[name]}." for name, reason in missing.items()]
-            raise ValueError(
-                "These weights do not fit the data without decisions of yours. Accept by name, or change the data:\n"
-                + "\n".join(lines)
-            )
+            lines = [
+                "These weights do not fit the data without decisions of yours. Accept by name, or change the data:"
+            ]
+            lines += [f"  {name!r}: {reason}; then {DECISIONS[name]}." for name, reason in missing.items()]
+            raise ValueError("\n".join(lines))
 
 
 def zero_names(table: EmbeddingTable) -> set[str]:
     """Return the names whose vector is all zeros: usually the control, and labels that had no features."""
     return {name for name, row in zip(table.names, table.matrix, strict=True) if not row.any()}
-
-
-def _vectors(table: EmbeddingTable, names: Sequence[str]) -> np.ndarray:
-    return table.matrix[[table.row_of[name] for name in names]]

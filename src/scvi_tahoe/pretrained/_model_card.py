@@ -77,10 +77,8 @@ def model_card(model: PretrainedModel) -> str:
         + ("one-hot" if labels.perturbations.one_hot else f"features of width {labels.perturbations.width}"),
         "control": str(labels.control),
         "set size": str(labels.set_size),
-        "prior": "none"
-        if model.prior is None
-        else f"{model.prior['kind']}, of {len(model.prior['conditions'])} conditions",
-        "parameters": f"{sum(tensor.numel() for tensor in model.state_dict.values()):,}",
+        "prior": _prior(model) or "none",
+        "parameters": _n_parameters(model),
     }
     origin = model.provenance.source + (f", revision {model.provenance.revision}" if model.provenance.revision else "")
     arc = model.provenance.non_commercial
@@ -99,13 +97,12 @@ def describe(model: PretrainedModel) -> str:
     """Return a description of a pretrained model."""
     config, labels, origin = model.config, model.labels, model.provenance
     decoder = config.gene_decoder
-    n_parameters = sum(tensor.numel() for tensor in model.state_dict.values())
+    words = origin.source, origin.revision, origin.checkpoint, f"({origin.format} format)"
+    tokens = [name for name in ("batch", "confidence") if getattr(config, f"{name}_token")]
     table = model.perturbations
     facts = {
-        "source": " ".join(
-            filter(None, (origin.source, origin.revision, origin.checkpoint, f"({origin.format} format)"))
-        ),
-        "parameters": f"{n_parameters:,}",
+        "source": " ".join(filter(None, words)),
+        "parameters": _n_parameters(model),
         "backbone": f"{config.backbone}, {config.n_layers} layers, hidden {config.hidden}, intermediate "
         f"{config.intermediate}, {config.n_heads} heads of {config.width_of_head} ({config.kv_heads} key/value)",
         "attention": f"{config.attention}: {origin.attention_reason or 'as trained'}"
@@ -126,20 +123,24 @@ def describe(model: PretrainedModel) -> str:
         "control": repr(labels.control),
         "batches": _names(labels.batches) + (", encoded" if config.n_batches else ", not used by the network"),
         "contexts": _names(labels.contexts),
-        "tokens": ", ".join(
-            name for name, there in (("batch", config.batch_token), ("confidence", config.confidence_token)) if there
-        )
-        or "none",
+        "tokens": ", ".join(tokens) or "none",
         "set size": str(labels.set_size),
-        "prior": ""
-        if model.prior is None
-        else f"{model.prior['kind']}, of {len(model.prior['conditions'])} conditions",
+        "prior": _prior(model),
         "loss": ", ".join(f"{name} {value}" for name, value in model.loss.to_kwargs().items()),
         "tensors": "" if model.report is None else model.report.text().replace("\n", "\n" + " " * 16),
         **{f"{k} export": "; ".join(f.refusals(model)) or "possible" for k, f in FORMATS.items() if f.refusals},
         "licence": LICENCE_SUMMARY if origin.non_commercial else "as stated by the author of the weights",
     }
     return "\n".join(f"{name:<15} {value}" for name, value in facts.items() if value)
+
+
+def _prior(model: PretrainedModel) -> str:
+    prior = model.prior
+    return "" if prior is None else f"{prior['kind']}, of {len(prior['conditions'])} conditions"
+
+
+def _n_parameters(model: PretrainedModel) -> str:
+    return f"{sum(tensor.numel() for tensor in model.state_dict.values()):,}"
 
 
 def _names(names: tuple[str, ...] | None) -> str:

@@ -27,18 +27,12 @@ def start_options(
     batch_encoder: bool | None = None,
     head: str | None = None,
 ) -> dict[str, Any]:
-    """Return constructor arguments of a model for the user's data: as in the weights, with the widths of the data.
-
-    ``stats`` are the summary statistics of the registered data; ``representation``, ``batch_encoder`` and ``head`` are
-    those of the new model, or None for those of the weights.
-    """
+    """Return constructor arguments for registered data with these summary statistics; None is as in the weights."""
     config, extra = weights.config, weights.extra
     embeds = weights.embeds if representation is None else representation == "embedding"
     if weights.embeds and embeds and "n_cell_embedding" not in stats:
-        raise ValueError(
-            f"{weights.provenance.source} works on the cell embedding {weights.embed_key!r}; register that embedding "
-            "of your cells with cell_embedding_key."
-        )
+        name = f"{weights.provenance.source} works on the cell embedding {weights.embed_key!r}"
+        raise ValueError(f"{name}; register that embedding of your cells with cell_embedding_key.")
     if representation is None:
         representation = extra.get("representation", "embedding" if embeds else "expression")
         if representation == "expression+embedding" and "n_cell_embedding" not in stats:
@@ -142,9 +136,7 @@ def with_numbered_genes(weights: PretrainedModel) -> PretrainedModel:
     n_genes = weights.config.n_output
     if weights.genes is not None or weights.embeds or weights.config.n_input != n_genes:
         return weights
-    note = (
-        f"the {n_genes} genes are numbered, gene_0 to gene_{n_genes - 1}: the model runs on tensors, not on named genes"
-    )
+    note = f"the {n_genes} genes are numbered from gene_0 on: the model runs on tensors, not on named genes"
     return replace(weights.with_genes([f"gene_{i}" for i in range(n_genes)]), notes=(*weights.notes, note))
 
 

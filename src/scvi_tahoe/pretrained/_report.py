@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,12 +87,9 @@ class LoadingReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoadingReport:
         """Return the report whose plain values were saved with a model."""
-        return cls(
-            records=tuple(TensorRecord(**record) for record in values["records"]),
-            matches=tuple(LabelMatch(**match) for match in values["matches"]),
-            notes=tuple(values["notes"]),
-            decisions=tuple(values["decisions"]),
-        )
+        records = tuple(TensorRecord(**record) for record in values["records"])
+        matches = tuple(LabelMatch(**match) for match in values["matches"])
+        return cls(records, matches, tuple(values["notes"]), tuple(values["decisions"]))
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -119,10 +116,8 @@ class LoadingReport:
         import pandas as pd
 
         columns = ["axis", "matched", "missing", "surplus", "missing_names", "surplus_names"]
-        rows = [
-            [m.axis, len(m.matched), len(m.missing), len(m.surplus), list(m.missing), list(m.surplus)]
-            for m in self.matches
-        ]
+        names = [(m, list(m.missing), list(m.surplus)) for m in self.matches]
+        rows = [[m.axis, len(m.matched), len(missing), len(surplus), missing, surplus] for m, missing, surplus in names]
         return pd.DataFrame(rows, columns=columns)
 
     def text(self) -> str:
@@ -144,11 +139,9 @@ class LoadingReport:
     def counts(self) -> dict[str, int]:
         """Return the number of tensors of every status."""
         statuses = [record.status for record in self.records]
-        return {status: statuses.count(status) for status in ("loaded", "resized", "new", "dropped", "refused")}
+        return {status: statuses.count(status) for status in get_args(Status)}
 
 
 def _examples(names: tuple[str, ...]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(names[:_EXAMPLES])
-    return f" ({shown}, ...)" if len(names) > _EXAMPLES else f" ({shown})"
+    shown = [*names[:_EXAMPLES], *(["..."] if len(names) > _EXAMPLES else [])]
+    return f" ({', '.join(shown)})" if names else ""

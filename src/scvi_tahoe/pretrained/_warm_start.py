@@ -1,9 +1,4 @@
-"""Weights of one network as the start of another: every row and column goes to the label it belongs to.
-
-A pure function. What follows from labels alone (other order, some new perturbations, a few missing genes) is done and
-reported. What changes the meaning of the weights is done only if the user consents, by name; see
-``DECISIONS``. Nothing is skipped in silence.
-"""
+"""Weights of one network as the start of another: every row and column goes to the label it belongs to."""
 
 from __future__ import annotations
 
@@ -27,18 +22,9 @@ if TYPE_CHECKING:
     from scvi_tahoe.pretrained._pretrained_model import AxisLabels, PretrainedModel
 
 _FIXED = (
-    "hidden",
-    "n_layers",
-    "intermediate",
-    "n_heads",
-    "n_kv_heads",
-    "head_dim",
-    "n_encoder_layers",
-    "n_decoder_layers",
-    "control_encoder",
-    "backbone",
-    "activation",
-)
+    "hidden", "n_layers", "intermediate", "n_heads", "n_kv_heads", "head_dim", "n_encoder_layers", "n_decoder_layers",
+    "control_encoder", "backbone", "activation",
+)  # fmt: skip
 
 
 class WarmStart(NamedTuple):
@@ -91,7 +77,16 @@ def plan_warm_start(
     matching.match_decoder()
     matching.compare_settings()
     matching.verify_decisions()
-    return _carry_out(matching, seed)
+    generator = torch.Generator().manual_seed(seed)
+    state, tensors = {}, []
+    for name, shape in target_shapes(config).items():
+        state[name], record = _tensor(matching, name, shape, generator)
+        tensors.append(record)
+    _keep_mean_batch(matching, state, tensors)
+    records = (*tensors, *_left_out(source, state))
+    decisions = tuple(sorted(set(matching.needed) & matching.accept))
+    notes = (*source.notes, *matching.notes)
+    return WarmStart(state, LoadingReport(records, tuple(matching.matches), notes, decisions))
 
 
 def _verify_dimensions(old: NetworkConfig, new: NetworkConfig) -> None:
@@ -100,20 +95,6 @@ def _verify_dimensions(old: NetworkConfig, new: NetworkConfig) -> None:
     if different:
         text = ", ".join(f"{name} is {old} in the weights and {new} here" for name, (old, new) in different.items())
         raise ValueError(f"The weights belong to a network of other dimensions: {text}. Take those of the weights.")
-
-
-def _carry_out(matching: Matching, seed: int) -> WarmStart:
-    """Move the numbers and write down what was moved."""
-    generator = torch.Generator().manual_seed(seed)
-    state, records = {}, []
-    for name, shape in target_shapes(matching.config).items():
-        state[name], record = _tensor(matching, name, shape, generator)
-        records.append(record)
-    _keep_mean_batch(matching, state, records)
-    records += _left_out(matching.source, state)
-    decisions = tuple(sorted(set(matching.needed) & matching.accept))
-    notes = (*matching.source.notes, *matching.notes)
-    return WarmStart(state, LoadingReport(tuple(records), tuple(matching.matches), notes, decisions))
 
 
 def _tensor(
@@ -128,8 +109,7 @@ def _tensor(
         return fresh, TensorRecord(name, "new", source_shape, shape, "initialised")
     if all(axis.is_identity for axis in maps):
         return old, TensorRecord(name, "loaded", tuple(old.shape), shape)
-    moved = initial_tensor(name, shape, matching.config, generator)
-    moved = _moved(moved, old, rows, columns)
+    moved = _moved(initial_tensor(name, shape, matching.config, generator), old, rows, columns)
     moves = [(kind, axis) for kind, axis in (("rows", rows), ("columns", columns)) if axis and not axis.is_identity]
     detail = "; ".join(f"{len(axis.target)} of {axis.n_target} {kind} by label" for kind, axis in moves)
     status: Literal["loaded", "resized"] = "loaded" if all(axis.is_complete for axis in maps) else "resized"
@@ -151,25 +131,24 @@ def _moved(new: Tensor, old: Tensor, rows: AxisMap | None, columns: AxisMap | No
 def _axes_of(matching: Matching, name: str) -> tuple[AxisMap | None, AxisMap | None]:
     """Return the maps of a tensor's rows and columns, where its dimensions have labels."""
     last = f"head.project.layers.{matching.config.n_decoder_layers - 1}"
-    table: dict[str, tuple[str | None, str | None]] = {
-        "control_encoder.layers.0.weight": (None, "input"),
-        "perturbation_encoder.layers.0.weight": (None, "perturbation"),
-        "base_encoder.layers.0.weight": (None, "output_columns"),
-        "batch_encoder.weight": ("batch", None),
-        "batch_classifier.weight": ("batch", None),
-        "batch_classifier.bias": ("batch", None),
-        f"{last}.weight": ("output", None),
-        f"{last}.bias": ("output", None),
-        "head.down.weight": ("bottleneck", "output_columns"),
-        "head.down.bias": ("bottleneck", None),
-        "head.up.weight": ("output", "bottleneck_columns"),
-        "head.up.bias": ("output", None),
-        "gene_decoder.layers.0.weight": (None, "output_columns"),
-        "gene_decoder.out.weight": ("decoder", None),
-        "gene_decoder.out.bias": ("decoder", None),
+    rows = {
+        "batch_encoder": "batch",
+        "batch_classifier": "batch",
+        last: "output",
+        "head.down": "bottleneck",
+        "head.up": "output",
+        "gene_decoder.out": "decoder",
     }
-    rows, columns = table.get(name, (None, None))
-    return matching.axes.get(rows or ""), matching.axes.get(columns or "")
+    columns = {
+        "control_encoder.layers.0.weight": "input",
+        "perturbation_encoder.layers.0.weight": "perturbation",
+        "base_encoder.layers.0.weight": "output_columns",
+        "gene_decoder.layers.0.weight": "output_columns",
+        "head.down.weight": "output_columns",
+        "head.up.weight": "bottleneck_columns",
+    }
+    axes = matching.axes
+    return axes.get(rows.get(name.rpartition(".")[0], "")), axes.get(columns.get(name, ""))
 
 
 def _keep_mean_batch(matching: Matching, state: dict[str, Tensor], records: list[TensorRecord]) -> None:
@@ -183,14 +162,9 @@ def _keep_mean_batch(matching: Matching, state: dict[str, Tensor], records: list
 
 
 def _left_out(source: PretrainedModel, state: dict[str, Tensor]) -> list[TensorRecord]:
-    records = source.report.records if source.report else ()
-    dropped = [record for record in records if record.status == "dropped"]
-    refused = [
-        TensorRecord(name, "refused", tuple(tensor.shape), None, "left out by decision")
-        for name, tensor in source.state_dict.items()
-        if name not in state
-    ]
-    return [*refused, *dropped]
+    left = {name: tuple(tensor.shape) for name, tensor in source.state_dict.items() if name not in state}
+    refused = [TensorRecord(name, "refused", shape, None, "left out by decision") for name, shape in left.items()]
+    return [*refused, *(r for r in (source.report.records if source.report else ()) if r.status == "dropped")]
 
 
 def initial_tensor(name: str, shape: tuple[int, ...], config: NetworkConfig, generator: torch.Generator) -> Tensor:
