@@ -1,7 +1,8 @@
-"""Devices: which ones a prediction runs on, in which precision, their memory, and copies from it to the host."""
+"""Devices: where to train and predict, in which precision, their memory, and copies from it to the host."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -10,7 +11,7 @@ import torch
 from torch import distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from torch import Tensor
@@ -74,6 +75,32 @@ def _n_processes() -> int:
 def _beginning_with(own: torch.device, n: int) -> tuple[torch.device, ...]:
     every = [torch.device("cuda", i) for i in range(n)]
     return tuple(sorted(every, key=lambda device: device != own))
+
+
+def training_device(options: Mapping[str, Any]) -> torch.device:
+    """Return where the network of a process is trained, given the options of Lightning's trainer."""
+    accelerator = options.get("accelerator", "auto")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        devices = options.get("devices", "auto")
+        # of several processes on one machine each has a card of its own: torchrun and Lightning say which, and SLURM,
+        # which may show a process that card alone
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+        local %= torch.cuda.device_count()
+        return torch.device("cuda", devices[local] if isinstance(devices, list | tuple) else local)
+    if accelerator in ("gpu", "cuda"):
+        raise ValueError(f"accelerator={accelerator!r} was asked for, and this machine has no CUDA device.")
+    return torch.device(accelerator if accelerator == "mps" else "cpu")
+
+
+def n_devices_asked(devices: Any) -> int:
+    """Return how many devices of a machine are asked for; ``'auto'`` is one, as in scvi-tools."""
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if devices in (-1, "-1"):
+        return max(1, torch.cuda.device_count())
+    return int(devices) if str(devices).isdigit() else 1
 
 
 def resolve_precision(precision: str | int, device: torch.device) -> str:

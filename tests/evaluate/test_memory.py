@@ -12,8 +12,8 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate import EvaluationReference, evaluate
-from scvi_tahoe.evaluate._cache import content_hash
 from scvi_tahoe.evaluate._cells import CellTable, concatenate
+from scvi_tahoe.evaluate._context_truth import content_hash
 from scvi_tahoe.evaluate._differential_expression import differential_expression
 
 PERTURBATIONS = [f"p{i}" for i in range(30)]

@@ -92,7 +92,7 @@ def test_every_term_can_be_combined_with_every_other_by_name_and_weight():
 @pytest.mark.parametrize("name", [n for n in TERMS if n not in SET_LOSSES])
 def test_a_term_that_lacks_what_it_compares_with_says_so(name):
     objective = Objective(ObjectiveConfig(terms={"energy": 1.0, name: 1.0}))
-    with pytest.raises(ValueError, match=f"the term '{name}' compares with more than the cells"):
+    with pytest.raises(ValueError, match=f"the term '{name}' needs .* which minibatches of training bring"):
         objective(output(X), Y, reference=SetReference(torch.eye(4), X))
     assert set(objective.main_loss(X, Y)[1]) == {"energy"}  # asked for the distances between sets alone
 

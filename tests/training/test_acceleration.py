@@ -8,7 +8,7 @@ import torch
 
 from scvi_tahoe._devices import autocast_dtype, resolve_precision
 from scvi_tahoe.training import compiling_pays
-from scvi_tahoe.training._acceleration import Acceleration, AsyncScalar
+from scvi_tahoe.training._plan import Acceleration, AsyncScalar
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -82,20 +82,14 @@ class CompactRows:
         )
 
     @property
-    def device(self) -> torch.device:
-        """Where the entries are."""
-        return self.values.device
-
-    @property
     def nbytes(self) -> int:
         """Size."""
         return self.indptr.nbytes + self.indices.nbytes + self.values.nbytes
 
     def to(self, device: torch.device) -> CompactRows:
         """Move the rows to another device."""
-        return replace(
-            self, **{n: getattr(self, n).to(device, non_blocking=True) for n in ("indptr", "indices", "values")}
-        )
+        indptr, indices, values = (a.to(device, non_blocking=True) for a in (self.indptr, self.indices, self.values))
+        return CompactRows(indptr, indices, values, self.n_features)
 
     def dense(
         self, rows: Tensor, device: torch.device, *, n_programs: int | None = None, dtype: torch.dtype = torch.float32

@@ -97,6 +97,13 @@ def is_sharded(matrix: Any) -> bool:
     return isinstance(matrix, CSRDataset) and matrix.backend == "zarr"
 
 
+def in_memory(matrix: Any) -> Any:
+    """Read a matrix whole: numpy, or CSR."""
+    if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
+        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
+    return matrix.tocsr() if sp.issparse(matrix) else matrix
+
+
 @contextmanager
 def fast_codecs() -> Iterator[None]:
     """Let zarr arrays that are opened here be decoded by zarrs where it is installed: several times as fast."""
@@ -132,10 +139,7 @@ class DiskRows:
     def __init__(self, matrix: Any, alignment: GeneAlignment | None = None) -> None:
         self._alignment = alignment
         self._read = _row_reader(matrix)
-        self.shape: tuple[int, int] = (
-            matrix.shape[0],
-            matrix.shape[1] if alignment is None else len(alignment.columns),
-        )
+        self.shape = (matrix.shape[0], matrix.shape[1] if alignment is None else len(alignment.columns))
 
     def __getitem__(self, rows: np.ndarray) -> Any:
         """Rows in any order, repeated or not: numpy, or CSR in which every place has one entry."""
@@ -181,8 +185,12 @@ class _ZarrRows:
     """Rows of CSR in zarr as anndata reads them, run by run."""
 
     def __init__(self, matrix: CSRDataset) -> None:
-        with fast_codecs():
-            self._matrix = _reopened(matrix)
+        import anndata.io
+        import zarr
+
+        with fast_codecs():  # opened anew, so that its arrays are decoded as is configured now
+            group = zarr.open_group(matrix.group.store, path=matrix.group.path, mode="r")
+            self._matrix = anndata.io.sparse_dataset(group)
             self.indptr = np.asarray(matrix.group["indptr"][:], dtype=np.int64)
         self._gap = int(getattr(matrix.group["data"], "chunks", (_GAP,))[0])
 
@@ -246,12 +254,3 @@ def _requests() -> Any:
                 yield {"requests": self.rows, "splits": [np.arange(len(self.rows))]}
 
     return Requests()
-
-
-def _reopened(matrix: CSRDataset) -> CSRDataset:
-    """Open the matrix anew, its arrays decoded as is configured now."""
-    import anndata.io
-    import zarr
-
-    group = matrix.group
-    return anndata.io.sparse_dataset(zarr.open_group(group.store, path=group.path, mode="r"))

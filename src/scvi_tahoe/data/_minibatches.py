@@ -12,13 +12,12 @@ from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe.data._matrix import DiskRows, align_genes, is_sharded
+from scvi_tahoe.data._matrix import DiskRows, align_genes, in_memory, is_sharded
 from scvi_tahoe.data._sampler import CellSetRequest, FixedSampler, RandomSampler, SetPlan
 from scvi_tahoe.data._store import make_store
 
@@ -32,6 +31,61 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._screen import Condition, Screen, ScreenKeys
     from scvi_tahoe.data._splits import AssignedSplit
     from scvi_tahoe.data._store import CellStore, StoreKind
+
+
+Representation = Literal["expression", "embedding", "expression+embedding"]
+REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
+Output = Literal["expression", "delta", "counts", "embedding", "prior"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a model fixes about its data.
+
+    Attributes
+    ----------
+    keys
+        Where a screen keeps its parts.
+    genes
+        Names of the genes, ``[G]``, in the network's order.
+    table
+        Perturbation embeddings, ``[labels, P]``.
+    batches
+        Technical batches as the network counts them; None if it does not look at them.
+    representation
+        What the network takes in and gives out.
+    set_size
+        Cells of a set.
+    """
+
+    keys: ScreenKeys
+    genes: np.ndarray
+    table: EmbeddingTable
+    batches: tuple[str, ...] | None
+    representation: Representation
+    set_size: int
+
+    def with_composed(self, screen: Screen) -> DataSpec:
+        """Add table rows for combinations and doses of a screen, as far as their components have rows."""
+        return replace(self, table=self.table.with_composed(screen.perturbation.names))
+
+    def rows_of_labels(self, screen: Screen) -> np.ndarray:
+        """Row of the embedding table for each perturbation code of a screen, int64 ``[codes]``."""
+        table = self.table.with_composed(screen.perturbation.names)
+        return np.array([table.row(name) for name in screen.perturbation.names])
+
+    def batch_of_cell(self, screen: Screen) -> np.ndarray | None:
+        """Technical batch of each cell as the network counts them, int64 ``[cells]``; None if it does not look."""
+        if self.batches is None:
+            return None
+        known = {name: i for i, name in enumerate(self.batches)}
+        if screen.batch is None or (unknown := [n for n in screen.batch.names if n not in known]):
+            missing = "no batches" if screen.batch is None else f"batches that the model does not know: {unknown[:5]}"
+            raise ValueError(
+                f"the network was trained with {len(known)} technical batches, and the data have {missing}."
+            )
+        return np.array([known[n] for n in screen.batch.names], dtype=np.int64)[screen.batch.codes]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -93,20 +147,20 @@ class CellSetDataset(Dataset):
         return [store for store in stores if store is not None]
 
     @property
-    def prefetch_factor(self) -> int:
-        """Number of minibatches to prefetch."""
-        return max(store.prefetch_factor for store in self.stores)
+    def _store_of(self) -> dict[str, CellStore | None]:
+        """Store that each key of a minibatch is read from."""
+        return {
+            TENSORS.CONTROL: self.cells,
+            TENSORS.OBSERVED: self.cells,
+            TENSORS.OBSERVED_GENES: self.genes,
+            TENSORS.OBSERVED_EMBEDDING: self.embedding,
+            TENSORS.RESIDUAL_INPUT: self.residual_input,
+        }
 
     def _reads(self, request: CellSetRequest) -> list[tuple[str, CellStore, np.ndarray]]:
         """List key, store and rows of everything that a minibatch reads."""
-        observed = request.observed_SN
-        reads = [
-            (TENSORS.CONTROL, self.cells, request.control_SN),
-            (TENSORS.OBSERVED, self.cells, observed),
-            (TENSORS.OBSERVED_GENES, self.genes, observed),
-            (TENSORS.OBSERVED_EMBEDDING, self.embedding, observed),
-            (TENSORS.RESIDUAL_INPUT, self.residual_input, request.residual_input_SN),
-        ]
+        rows_of = {TENSORS.CONTROL: request.control_SN, TENSORS.RESIDUAL_INPUT: request.residual_input_SN}
+        reads = ((key, store, rows_of.get(key, request.observed_SN)) for key, store in self._store_of.items())
         return [(key, store, rows) for key, store, rows in reads if store is not None and rows is not None]
 
     def __getitem__(self, request: CellSetRequest) -> dict[str, Any]:
@@ -129,16 +183,9 @@ class CellSetDataset(Dataset):
 
         With ``compact``, cells that their store holds in float16 stay so; otherwise every cell is float32.
         """
-        stores = {
-            TENSORS.CONTROL: self.cells,
-            TENSORS.OBSERVED: self.cells,
-            TENSORS.OBSERVED_GENES: self.genes,
-            TENSORS.OBSERVED_EMBEDDING: self.embedding,
-            TENSORS.RESIDUAL_INPUT: self.residual_input,
-        }
         tensors = {
             key: (store.compact if compact else store.dense)(payload[key], device)
-            for key, store in stores.items()
+            for key, store in self._store_of.items()
             if store and key in payload
         }
         if self._table.device != device:
@@ -152,61 +199,6 @@ class CellSetDataset(Dataset):
                 tensors[key] = payload[key].to(device, non_blocking=True)
         tensors[TENSORS.PERTURBATION] = self._table[payload[TENSORS.PERTURBATION].to(device, non_blocking=True)]
         return tensors
-
-
-Representation = Literal["expression", "embedding", "expression+embedding"]
-REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
-Output = Literal["expression", "delta", "counts", "embedding", "prior"]
-OUTPUTS: tuple[Output, ...] = get_args(Output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSpec:
-    """What a model fixes about its data.
-
-    Attributes
-    ----------
-    keys
-        Where a screen keeps its parts.
-    genes
-        Names of the genes, ``[G]``, in the network's order.
-    table
-        Perturbation embeddings, ``[labels, P]``.
-    batches
-        Technical batches as the network counts them; None if it does not look at them.
-    representation
-        What the network takes in and gives out.
-    set_size
-        Cells of a set.
-    """
-
-    keys: ScreenKeys
-    genes: np.ndarray
-    table: EmbeddingTable
-    batches: tuple[str, ...] | None
-    representation: Representation
-    set_size: int
-
-    def with_composed(self, screen: Screen) -> DataSpec:
-        """Add table rows for combinations and doses of a screen, as far as their components have rows."""
-        return replace(self, table=self.table.with_composed(screen.perturbation.names))
-
-    def rows_of_labels(self, screen: Screen) -> np.ndarray:
-        """Row of the embedding table for each perturbation code of a screen, int64 ``[codes]``."""
-        table = self.table.with_composed(screen.perturbation.names)
-        return np.array([table.row(name) for name in screen.perturbation.names])
-
-    def batch_of_cell(self, screen: Screen) -> np.ndarray | None:
-        """Technical batch of each cell as the network counts them, int64 ``[cells]``; None if it does not look."""
-        if self.batches is None:
-            return None
-        known = {name: i for i, name in enumerate(self.batches)}
-        if screen.batch is None or (unknown := [n for n in screen.batch.names if n not in known]):
-            missing = "no batches" if screen.batch is None else f"batches that the model does not know: {unknown[:5]}"
-            raise ValueError(
-                f"the network was trained with {len(known)} technical batches, and the data have {missing}."
-            )
-        return np.array([known[n] for n in screen.batch.names], dtype=np.int64)[screen.batch.codes]
 
 
 def cell_set_dataset(
@@ -269,12 +261,9 @@ def random_minibatches(
 def aligned_expression(spec: DataSpec, screen: Screen) -> Any:
     """Expression of the whole screen by rows, in the model's gene order: in memory, unless the store is on disk."""
     alignment = align_genes(spec.genes, screen.genes, max_missing=1.0)
-    matrix = screen.expression
-    if not (isinstance(matrix, np.ndarray) or sp.issparse(matrix)):
-        if is_sharded(matrix):
-            return DiskRows(matrix, alignment)
-        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
-    return alignment.apply(matrix.tocsr() if sp.issparse(matrix) else matrix)
+    if is_sharded(screen.expression):
+        return DiskRows(screen.expression, alignment)
+    return alignment.apply(in_memory(screen.expression))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,8 +332,7 @@ class PrefetchSampler(Sampler[CellSetRequest]):
         if len(self._sampler) % self._n_ranks:
             requests = chain(requests, cycle(self._sampler))
         mine = islice(requests, self._rank, len(self) * self._n_ranks, self._n_ranks)
-        # the first one is fetched at once
-        waiting = deque(islice(mine, 1))
+        waiting = deque(islice(mine, 1))  # the first one is fetched at once
         while waiting:
             for following in islice(mine, self._n_ahead + 1 - len(waiting)):
                 self._dataset.prefetch(following)
@@ -403,13 +391,11 @@ class CellSetDataModule(LightningDataModule):
     def _loader(self, sampler: Sampler[CellSetRequest]) -> DataLoader:
         """Load this process's share of the minibatches."""
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        sampler = PrefetchSampler(
-            sampler, self.dataset, rank=rank, n_ranks=self._n_ranks, n_ahead=self.dataset.prefetch_factor
-        )
+        n_ahead = max(store.prefetch_factor for store in self.dataset.stores)
+        sampler = PrefetchSampler(sampler, self.dataset, rank=rank, n_ranks=self._n_ranks, n_ahead=n_ahead)
         # every pass over a loader draws a number for worker processes; from a generator of its own, or dropout after an
         # interruption would not be what it is without one
-        own = torch.Generator()
-        return DataLoader(self.dataset, sampler=sampler, batch_size=None, generator=own)  # type: ignore[arg-type]
+        return DataLoader(self.dataset, sampler=sampler, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
         """Finish the minibatch on the device that the network runs on."""

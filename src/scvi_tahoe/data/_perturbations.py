@@ -120,7 +120,7 @@ class LabelParser:
         """Components of a label as they are written, control included."""
         return [label] if self.combination_separator is None else label.split(self.combination_separator)
 
-    def join(self, components: tuple[Component, ...]) -> str:
+    def join(self, components: Iterable[Component | str]) -> str:
         """Write the label of these components."""
         return (self.combination_separator or "").join(map(str, components))
 
@@ -152,14 +152,25 @@ COMBINATIONS: tuple[Combination, ...] = ("sum", "learned")
 NUMBER_COLUMNS = ("log10 dose", "further parts")
 
 
-def _from_mapping(table: Mapping[Any, Any]) -> tuple[list[str], np.ndarray]:
-    if set(table) == {"names", "matrix"}:  # how (names, matrix) survives writing to h5ad
-        return [str(n) for n in np.asarray(table["names"]).ravel()], np.asarray(table["matrix"])
-    rows = [np.asarray(v).ravel() for v in table.values()]
-    widths = {len(r) for r in rows}
-    if len(widths) > 1:
-        raise ValueError(f"rows have different widths: {sorted(widths)}; one width is needed.")
-    return [str(n) for n in table], np.stack(rows) if rows else np.zeros((0, 0))
+def _names_and_rows(table: object, where: str) -> tuple[list[str], np.ndarray]:
+    names: Any
+    if isinstance(table, pd.DataFrame):
+        names, rows = table.index, table.to_numpy()
+    elif isinstance(table, Mapping) and set(table) != {"names", "matrix"}:
+        names, vectors = list(table), [np.asarray(v).ravel() for v in table.values()]
+        if len(widths := {len(v) for v in vectors}) > 1:
+            raise ValueError(f"rows have different widths: {sorted(widths)}; one width is needed.")
+        rows = np.stack(vectors) if vectors else np.zeros((0, 0))
+    elif isinstance(table, Mapping):  # how (names, matrix) survives writing to h5ad
+        names, rows = np.asarray(table["names"]).ravel(), table["matrix"]
+    elif isinstance(table, tuple | list) and len(table) == 2:
+        names, rows = table
+    else:
+        raise TypeError(
+            f"{where} is a {type(table).__name__}; a perturbation-embedding table is a mapping of label to vector, a "
+            "DataFrame with labels as index, or a pair (names, matrix)."
+        )
+    return [str(name) for name in names], np.asarray(rows, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -228,18 +239,7 @@ class EmbeddingTable:
         ``where`` names the table in messages, e.g. ``"adata.uns['esm2']"``.
         """
         try:
-            if isinstance(table, pd.DataFrame):
-                names, matrix = [str(n) for n in table.index], table.to_numpy()
-            elif isinstance(table, Mapping):
-                names, matrix = _from_mapping(table)
-            elif isinstance(table, tuple | list) and len(table) == 2:
-                names, matrix = [str(n) for n in table[0]], np.asarray(table[1])
-            else:
-                raise TypeError(
-                    f"{where} is a {type(table).__name__}; a perturbation-embedding table is a mapping of label to "
-                    "vector, a DataFrame with labels as index, or a pair (names, matrix)."
-                )
-            matrix = np.asarray(matrix, dtype=np.float32)
+            names, matrix = _names_and_rows(table, where)
         except ValueError as error:
             raise ValueError(f"{where} is no perturbation-embedding table: {error}") from None
         if matrix.ndim != 2 or matrix.shape[0] != len(names) or matrix.shape[1] == 0:
@@ -425,7 +425,10 @@ class Composition:
         return self.rows(self.parser.components(label) for label in labels)
 
     def _row(self, components: tuple[Component, ...]) -> np.ndarray:
-        described = np.stack([self._described(component) for component in components])
+        described = self.components.matrix[[self.components.row_of[component.name] for component in components]]
+        if self.parser.has_dose:
+            doses = [0.0 if component.dose is None else np.log10(component.dose) for component in components]
+            described = np.column_stack([described, doses]).astype(np.float32)
         if self.combination == "learned":
             slots = np.zeros((self.n_components, self.encoder_width + 1), dtype=np.float32)
             slots[: len(components)] = np.pad(described, ((0, 0), (0, 1)), constant_values=1)
@@ -433,23 +436,13 @@ class Composition:
         counted = [len(components) - 1] if self.parser.combination_separator is not None else []
         return np.concatenate([described.sum(0), counted]).astype(np.float32)
 
-    def _described(self, component: Component) -> np.ndarray:
-        row = self.components.matrix[self.components.row_of[component.name]]
-        dose = [0.0 if component.dose is None else np.log10(component.dose)] if self.parser.has_dose else []
-        return np.concatenate([row, dose]).astype(np.float32)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TableFusion:
     """Tables side by side: every column standardised over its table, behind each table a mark of missing labels.
 
-    A label that a table lacks has zeros there, which is the mean, and a one in the mark. The moments are kept, so that
-    rows that come later are standardised as the first ones were.
-
-    Attributes
-    ----------
-    centers, scales
-        Mean and standard deviation of every column, one float32 array a table; a constant column has scale 1.
+    A label that a table lacks has zeros there, which is the mean, and a one in the mark. The moments are kept for rows
+    that come later: mean and standard deviation of every column, one float32 array a table; 1 for a constant column.
     """
 
     centers: tuple[np.ndarray, ...]
@@ -459,10 +452,8 @@ class TableFusion:
     def of(cls, tables: Sequence[EmbeddingTable]) -> TableFusion:
         """Measure the moments of these tables."""
         deviations = [table.matrix.std(axis=0) for table in tables]
-        return cls(
-            centers=tuple(table.matrix.mean(axis=0) for table in tables),
-            scales=tuple(np.where(d > 0, d, 1).astype(np.float32) for d in deviations),
-        )
+        scales = tuple(np.where(d > 0, d, 1).astype(np.float32) for d in deviations)
+        return cls(centers=tuple(table.matrix.mean(axis=0) for table in tables), scales=scales)
 
     def apply(self, tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
         """Join the tables, with a row for every label that any of them has."""
@@ -473,14 +464,10 @@ class TableFusion:
                 raise ValueError(
                     f"a perturbation-embedding table is {table.width} wide, the model was trained with {len(center)}."
                 )
-            place = {name: i for i, name in enumerate(table.names)}
-            standardised = (table.matrix - center) / scale
+            row = np.array([table.row_of.get(name, -1) for name in names])
             block = np.zeros((len(names), table.width + 1), dtype=np.float32)
-            for row, name in zip(block, names, strict=True):
-                if name in place:
-                    row[:-1] = standardised[place[name]]
-                else:
-                    row[-1] = 1
+            block[row >= 0, :-1] = ((table.matrix - center) / scale)[row[row >= 0]]
+            block[:, -1] = row < 0
             blocks.append(block)
         return EmbeddingTable(names, np.concatenate(blocks, axis=1), fusion=self)
 

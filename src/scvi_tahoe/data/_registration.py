@@ -20,13 +20,18 @@ from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_co
 from scvi_tahoe.data._verification import verify_screen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
 
     from scvi_tahoe._compat import AnnOrMuData
 
 
 class _ScreenField(BaseAnnDataField):
-    """Base of our fields: a key, a place, and the screen's keys."""
+    """A key, a place in the data, and what the registry stores about them, known since the screen was verified.
+
+    ``summary`` makes the field's summary statistics of that. Unless ``per_cell``, there is nothing for loaders to read.
+    """
 
     registry_key: str = ""
     attr_name: str = ""
@@ -35,112 +40,59 @@ class _ScreenField(BaseAnnDataField):
     is_empty = False  # fields that were not asked for are never made
 
     def __init__(
-        self, registry_key: str, attr_name: str, attr_key: str | None, keys: ScreenKeys, mod_key: str | None = None
+        self,
+        registry_key: str,
+        attr_name: str,
+        attr_key: str | None,
+        *,
+        state: dict[str, Any] | None = None,
+        summary: Callable[[dict], dict] = lambda _: {},
+        per_cell: bool = True,
+        mod_key: str | None = None,
     ) -> None:
         self.registry_key, self.attr_name, self.attr_key, self.mod_key = registry_key, attr_name, attr_key, mod_key
-        self._keys = keys
+        self._state, self._summary, self._per_cell = state or {}, summary, per_cell
 
     def validate_field(self, adata: AnnOrMuData) -> None:
         """Do nothing: the screen is verified before any field is registered."""
+
+    def register_field(self, adata: AnnOrMuData) -> dict:
+        """Store what was found when the screen was verified."""
+        return dict(self._state)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnOrMuData, **kwargs: object) -> dict:
         """Keep what the model was trained with; names are matched when the data are read."""
         return dict(state_registry)
 
+    def get_data_registry(self) -> dict:
+        """Return where the data of each cell are; nothing for a label or a table."""
+        return super().get_data_registry() if self._per_cell else {}
+
     def get_summary_stats(self, state_registry: dict) -> dict:
-        """Return no statistics unless a field has some."""
-        return {}
+        """Return the summary of what is stored."""
+        return self._summary(state_registry)
 
     def view_state_registry(self, state_registry: dict) -> rich.table.Table | None:
         """Show the first entries."""
-        table = rich.table.Table(title=f"{self.registry_key} state registry")
-        table.add_column("entry")
-        table.add_column("value", overflow="fold")
+        table = rich.table.Table("entry", rich.table.Column("value", overflow="fold"))
+        table.title = f"{self.registry_key} state registry"
         for key, value in state_registry.items():
             text = f"array {value.shape}" if isinstance(value, np.ndarray) and value.ndim > 1 else str(value)
             table.add_row(key, text if len(text) < 200 else text[:200] + " ...")
         return table
 
 
-class ExpressionField(_ScreenField):
-    """Expression in X or a layer; keeps the gene names, by which new data are aligned."""
-
-    def __init__(self, keys: ScreenKeys) -> None:
-        attribute = "X" if keys.layer is None else "layers"
-        super().__init__(REGISTRY.EXPRESSION, attribute, keys.layer, keys, keys.expression_modality)
-
-    def register_field(self, adata: AnnOrMuData) -> dict:
-        """Store the gene names."""
-        names = np.asarray(expression_adata(adata, self._keys).var_names, dtype=object).astype(str).astype(object)
-        return {"n_vars": len(names), "column_names": names}
-
-    def get_summary_stats(self, state_registry: dict) -> dict:
-        """Return the number of genes."""
-        return {"n_vars": state_registry["n_vars"]}
-
-
-class CellEmbeddingField(_ScreenField):
-    """A cell embedding in ``obsm``, or a modality of its own."""
-
-    def __init__(self, keys: ScreenKeys) -> None:
-        attribute = "X" if keys.cell_embedding_key is None else "obsm"
-        modality = keys.embedding_modality or keys.expression_modality
-        super().__init__(REGISTRY.CELL_EMBEDDING, attribute, keys.cell_embedding_key, keys, modality)
-
-    def register_field(self, adata: AnnOrMuData) -> dict:
-        """Store the width."""
-        return {"width": int(self.get_field_data(adata).shape[1])}
-
-    def get_summary_stats(self, state_registry: dict) -> dict:
-        """Return the width of the embedding."""
-        return {"n_cell_embedding": state_registry["width"]}
-
-
-class LabelField(_ScreenField):
-    """A column of labels; keeps the sorted names seen at registration."""
-
-    def __init__(self, registry_key: str, key: str, keys: ScreenKeys, names: tuple[str, ...]) -> None:
-        super().__init__(registry_key, "obs", key, keys)
-        self._names = names
-
-    def register_field(self, adata: AnnOrMuData) -> dict:
-        """Store the names that occur."""
-        return {"names": np.array(self._names, dtype=object)}
-
-    def get_summary_stats(self, state_registry: dict) -> dict:
-        """Return the number of names."""
-        return {f"n_{self.registry_key}": len(state_registry["names"])}
-
-
-class ControlLabelField(_ScreenField):
-    """The label of control cells: a property of a value, not of a column."""
-
-    def __init__(self, keys: ScreenKeys) -> None:
-        super().__init__(REGISTRY.CONTROL, "obs", keys.perturbation_key, keys)
-
-    def get_data_registry(self) -> dict:
-        """Return nothing: there is nothing to load for each cell."""
-        return {}
-
-    def register_field(self, adata: AnnOrMuData) -> dict:
-        """Store the label."""
-        return {"label": self._keys.control}
-
-
 class EmbeddingTableField(_ScreenField):
-    """The perturbation-embedding table: one row per label, kept in the registry, out of the loaders' reach.
+    """The perturbation-embedding table: one row a label, kept in the registry, out of the loaders' reach.
 
     Without a key the rows are one-hot over the labels of the screen, control included. Where labels are combinations
     or carry doses, the registry keeps the rows of their components.
     """
 
     def __init__(self, keys: ScreenKeys, labels: tuple[str, ...]) -> None:
-        super().__init__(REGISTRY.PERTURBATION_EMBEDDING, "uns", "+".join(keys.table_keys) or None, keys)
-        self._labels = labels
-
-    def get_data_registry(self) -> dict:
-        """Return nothing: a registered ``uns`` table would be indexed by cell number."""
-        return {}
+        place = "+".join(keys.table_keys) or None
+        super().__init__(REGISTRY.PERTURBATION_EMBEDDING, "uns", place, summary=self._widths, per_cell=False)
+        self._keys, self._labels = keys, labels
 
     def register_field(self, adata: AnnOrMuData) -> dict:
         """Store names and matrix, with a row of zeros for a control that the table lacks."""
@@ -166,6 +118,11 @@ class EmbeddingTableField(_ScreenField):
         table = self.table(state_registry)
         new = read_table(adata_target, self._keys, required=False, like=table)
         return self.state(table if new is None else table.extended(new))
+
+    def _widths(self, state_registry: dict) -> dict:
+        """Count the inputs of the perturbation encoder, and the components that it encodes one by one."""
+        table = self.table(state_registry)
+        return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_components}
 
     @staticmethod
     def table(state_registry: dict) -> EmbeddingTable:
@@ -196,69 +153,67 @@ class EmbeddingTableField(_ScreenField):
             state |= {"composition": table.composition.to_dict(), "labels": list(table.names)}
         return state
 
-    def get_summary_stats(self, state_registry: dict) -> dict:
-        """Return the inputs of the perturbation encoder, and the number of components that it encodes one by one."""
-        table = self.table(state_registry)
-        return {"n_perturbation_embedding": table.encoder_width, "n_perturbation_parts": table.n_components}
+
+def _label_field(registry_key: str, key: str, names: tuple[str, ...]) -> _ScreenField:
+    """Make the field of a column of labels, of which the registry keeps the sorted names."""
+    state = {"names": np.array(names, dtype=object)}
+    return _ScreenField(
+        registry_key, "obs", key, state=state, summary=lambda stored: {f"n_{registry_key}": len(stored["names"])}
+    )
 
 
 def screen_fields(keys: ScreenKeys, screen: Screen) -> list[BaseAnnDataField]:
     """Return all fields of a screen, in the order in which they are registered."""
     labels = screen.perturbation.names
     fields: list[BaseAnnDataField] = [
-        ExpressionField(keys),
-        LabelField(REGISTRY.PERTURBATION, keys.perturbation_key, keys, labels),
-        ControlLabelField(keys),
+        _ScreenField(  # gene names, by which new data are aligned
+            REGISTRY.EXPRESSION,
+            "X" if keys.layer is None else "layers",
+            keys.layer,
+            state={"n_vars": len(screen.genes), "column_names": screen.genes.astype(object)},
+            summary=lambda stored: {"n_vars": stored["n_vars"]},
+            mod_key=keys.expression_modality,
+        ),
+        _label_field(REGISTRY.PERTURBATION, keys.perturbation_key, labels),
+        _ScreenField(REGISTRY.CONTROL, "obs", keys.perturbation_key, state={"label": keys.control}, per_cell=False),
         EmbeddingTableField(keys, labels),
     ]
     if keys.context_key is not None:
-        fields.append(LabelField(REGISTRY.CONTEXT, keys.context_key, keys, screen.context.names))
+        fields.append(_label_field(REGISTRY.CONTEXT, keys.context_key, screen.context.names))
     if keys.batch_key is not None and screen.batch is not None:
-        fields.append(LabelField(REGISTRY.BATCH, keys.batch_key, keys, screen.batch.names))
+        fields.append(_label_field(REGISTRY.BATCH, keys.batch_key, screen.batch.names))
     if keys.has_cell_embedding:
-        fields.append(CellEmbeddingField(keys))
+        fields.append(
+            _ScreenField(
+                REGISTRY.CELL_EMBEDDING,
+                "X" if keys.cell_embedding_key is None else "obsm",
+                keys.cell_embedding_key,
+                state={"width": int(screen.cell_embedding.shape[1])},
+                summary=lambda stored: {"n_cell_embedding": stored["width"]},
+                mod_key=keys.embedding_modality or keys.expression_modality,
+            )
+        )
     return fields
 
 
 @dataclass(frozen=True)
-class VerifiedScreen:
+class _VerifiedScreen:
     """A screen that was verified, and what tells whether its data changed since.
 
-    Attributes
-    ----------
-    screen
-        The screen.
-    keys
-        Where its parts are.
-    for_training
-        Whether it was verified for training.
-    columns
-        Copies of the columns of ``obs`` that its labels were read from.
-    checksums
-        Sums of the values of its matrices.
+    That are copies of the columns of ``obs`` that its labels were read from, and sums of the values of its matrices.
     """
 
     screen: Screen
-    keys: ScreenKeys
     for_training: bool
-    columns: tuple[pd.Series, ...]
-    checksums: tuple[float | None, ...]
+    columns: list[pd.Series]
+    checksums: list[float | None]
 
-    @classmethod
-    def of(
-        cls, data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = True, table_required: bool = True
-    ) -> VerifiedScreen:
-        """Verify a screen as :func:`verify_screen` does."""
-        screen = verify_screen(data, keys, for_training=for_training, table_required=table_required)
-        columns = tuple(column.copy() for column in _label_columns(data, keys))
-        return cls(screen, keys, for_training, columns, _checksums(screen))
-
-    def is_current(self, data: AnnOrMuData, *, values: bool = True) -> bool:
+    def is_current(self, data: AnnOrMuData, keys: ScreenKeys, *, values: bool) -> bool:
         """Whether the data are those that were verified: the same matrices, names, labels and, if asked, values."""
-        known, adata = self.screen, expression_adata(data, self.keys)
+        known, adata = self.screen, expression_adata(data, keys)
         try:
-            columns = _label_columns(data, self.keys)
-            expression, embedding = read_matrices(data, self.keys)
+            columns = _label_columns(data, keys)
+            expression, embedding = read_matrices(data, keys)
         except KeyError:
             return False
         return (
@@ -286,21 +241,22 @@ def _is_same(before: Any, now: Any) -> bool:
     return type(before) is type(now) and read_only and bool(before == now)
 
 
-def _checksums(screen: Screen) -> tuple[float | None, ...]:
+def _checksums(screen: Screen) -> list[float | None]:
     """Sum of the values of each matrix in memory, which is not finite if one of them is not."""
-    values = [getattr(matrix, "data", None) if sp.issparse(matrix) else matrix for matrix in screen.matrices]
-    return tuple(float(np.sum(v)) if isinstance(v, np.ndarray) else None for v in values)
+    matrices = (screen.expression, screen.cell_embedding)
+    values = [getattr(matrix, "data", None) if sp.issparse(matrix) else matrix for matrix in matrices]
+    return [float(np.sum(v)) if isinstance(v, np.ndarray) else None for v in values]
 
 
 class ScreenManager(AnnDataManager):
     """Registers a screen, and keeps it verified, so that it is read and indexed once while the data stay the same."""
 
-    _verified: VerifiedScreen | None = None
+    _verified: _VerifiedScreen | None = None
 
     @classmethod
     def of(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> ScreenManager:
         """Verify data and register them; data that come to a trained model need control cells only."""
-        verified = VerifiedScreen.of(data, keys, for_training="source_registry" not in kwargs)
+        verified = cls._verify(data, keys, for_training="source_registry" not in kwargs)
         manager = cls(fields=screen_fields(keys, verified.screen), setup_method_args=setup_method_args)
         manager.register_fields(data, **kwargs)
         manager._verified = verified
@@ -312,9 +268,15 @@ class ScreenManager(AnnDataManager):
         if (
             known is None
             or (for_training and not known.for_training)
-            or not known.is_current(self.adata, values=for_training)
+            or not known.is_current(self.adata, keys, values=for_training)
         ):
-            known = self._verified = VerifiedScreen.of(
-                self.adata, keys, for_training=for_training, table_required=False
-            )
+            known = self._verified = self._verify(self.adata, keys, for_training=for_training, table_required=False)
         return known.screen
+
+    @staticmethod
+    def _verify(
+        data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool, table_required: bool = True
+    ) -> _VerifiedScreen:
+        screen = verify_screen(data, keys, for_training=for_training, table_required=table_required)
+        columns = [column.copy() for column in _label_columns(data, keys)]
+        return _VerifiedScreen(screen, for_training, columns, _checksums(screen))

@@ -1,18 +1,9 @@
-"""Samplers: which cells form each set.
-
-One sampler serves training, validation and prediction; only the policy differs:
-
-``random``
-    training: every epoch draws anew, from ``default_rng((seed, epoch))``, so that all ranks see the same order
-``fixed``
-    validation: the same sets at every epoch, or the monitored loss would be noise
-``exhaustive``
-    prediction: every start cell once, in order, in windows of one set each
-"""
+"""Samplers: which cells form each set, in training (random), validation (fixed) and prediction (exhaustive)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +44,7 @@ class CellSetRequest:
     valid_S: np.ndarray
     residual_input_SN: np.ndarray | None = None
 
-    def take(self, sets: np.ndarray) -> CellSetRequest:
+    def take(self, sets: np.ndarray | slice) -> CellSetRequest:
         """Take some of the sets, in this order."""
         arrays = ((f.name, getattr(self, f.name)) for f in fields(self))
         return replace(self, **{name: array[sets] for name, array in arrays if array is not None})
@@ -72,21 +63,18 @@ class SetPlan:
     residual_input_rows: Mapping[Condition, np.ndarray] | None = None
 
     def request(self, observed_SN: np.ndarray, condition_S: np.ndarray, rng: np.random.Generator) -> CellSetRequest:
-        first = observed_SN[:, 0]
+        control_SN, size, residual_input_SN = self.pools.draw(observed_SN, rng), observed_SN.shape[1], None
+        if (rows := self.residual_input_rows) is not None:
+            conditions = (self.index.conditions[c] for c in condition_S)
+            residual_input_SN = np.stack([draw_window(rows[c], size, rng) for c in conditions])
         return CellSetRequest(
-            control_SN=self.pools.draw(observed_SN, rng),
+            control_SN=control_SN,
             observed_SN=observed_SN,
-            perturbation_S=self.row_of_label[self.index.perturbation.codes[first]],
+            perturbation_S=self.row_of_label[self.index.perturbation.codes[observed_SN[:, 0]]],
             condition_S=condition_S,
-            valid_S=np.full(len(condition_S), observed_SN.shape[1]),
-            residual_input_SN=self._residual_input(condition_S, observed_SN.shape[1], rng),
+            valid_S=np.full(len(condition_S), size),
+            residual_input_SN=residual_input_SN,
         )
-
-    def _residual_input(self, condition_S: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray | None:
-        if self.residual_input_rows is None:
-            return None
-        conditions = (self.index.conditions[c] for c in condition_S)
-        return np.stack([draw_window(self.residual_input_rows[c], size, rng) for c in conditions])
 
 
 def draw_window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -99,7 +87,7 @@ class RandomSampler(Sampler[CellSetRequest]):
     """Training sets: conditions in turn, in an order drawn anew, cells and controls of each at random.
 
     Every condition comes equally often whatever its number of cells, since scores are means over conditions. Seed and
-    epoch decide everything that is drawn.
+    epoch decide everything that is drawn, so that all ranks see the same order.
     """
 
     def __init__(self, sets: SetPlan, *, n_steps: int, seed: int) -> None:
@@ -118,20 +106,16 @@ class RandomSampler(Sampler[CellSetRequest]):
 
     def __iter__(self) -> Iterator[CellSetRequest]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        turn = self._turns(rng)
+        conditions = np.array(list(self._cells))
+        turn = chain.from_iterable(rng.permutation(conditions) for _ in count())
         for _ in range(self.n_steps):
             condition_S = np.array([next(turn) for _ in range(self.sets.sets_per_step)])
             observed_SN = np.stack([draw_window(self._cells[c], self.sets.set_size, rng) for c in condition_S])
             yield self.sets.request(observed_SN, condition_S, rng)
 
-    def _turns(self, rng: np.random.Generator) -> Iterator[int]:
-        conditions = np.array(list(self._cells))
-        while True:
-            yield from rng.permutation(conditions)
-
 
 class FixedSampler(Sampler[CellSetRequest]):
-    """Validation sets: the same cells and controls at every epoch.
+    """Validation sets: the same cells and controls at every epoch, or the monitored loss would be noise.
 
     Sets of a condition (at most ``max_sets``, of different cells) are spread over the minibatches, where terms that
     compare sets need different ones.
@@ -210,19 +194,19 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
                 residual_inputs.append(rows.reshape(n_sets, set_size))
             owner += [i] * n_sets
             valid += [set_size] * (n_sets - 1) + [set_size - n_fill]
-        self._control = np.concatenate(windows)
-        self._residual_input = np.concatenate(residual_inputs) if residual_inputs else None
-        self._owner, self._valid = np.array(owner), np.array(valid)
-        self._perturbation = np.array([t.perturbation for t in requests])[self._owner]
+        self._whole = CellSetRequest(
+            control_SN=np.concatenate(windows),
+            observed_SN=None,
+            perturbation_S=np.array([request.perturbation for request in requests])[owner],
+            condition_S=np.array(owner),
+            valid_S=np.array(valid),
+            residual_input_SN=np.concatenate(residual_inputs) if residual_inputs else None,
+        )
         self._step = sets_per_step
 
     def __len__(self) -> int:
-        return -(-len(self._owner) // self._step)
+        return -(-len(self._whole.valid_S) // self._step)
 
     def __iter__(self) -> Iterator[CellSetRequest]:
-        for i in range(0, len(self._owner), self._step):
-            take = slice(i, i + self._step)
-            yield CellSetRequest(
-                self._control[take], None, self._perturbation[take], self._owner[take], self._valid[take],
-                None if self._residual_input is None else self._residual_input[take],
-            )  # fmt: skip
+        for i in range(0, len(self._whole.valid_S), self._step):
+            yield self._whole.take(slice(i, i + self._step))

@@ -34,13 +34,10 @@ class CellLabels:
     @classmethod
     def from_values(cls, values: Any) -> CellLabels:
         """Encode any column; unused categories are left out."""
-        code_of_cell, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values))
-        if len(code_of_cell) and code_of_cell.min() >= 0:
-            # text is made of each label, not of each cell
-            names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
-            return cls(codes=code.astype(np.int64)[code_of_cell], names=tuple(str(n) for n in names))
-        names, codes = np.unique(np.asarray(values).astype(str), return_inverse=True)
-        return cls(codes=codes.astype(np.int64), names=tuple(str(n) for n in names))
+        codes, found = pd.factorize(values if hasattr(values, "dtype") else np.asarray(values), use_na_sentinel=False)
+        # text is made of each label, not of each cell
+        names, code = np.unique(np.asarray(found).astype(str), return_inverse=True)
+        return cls(codes=code.astype(np.int64)[codes], names=tuple(names.tolist()))
 
     def code(self, name: str) -> int:
         """Position of a label; KeyError if no cell has it."""
@@ -276,11 +273,6 @@ class Screen:
         """Number of cells."""
         return len(self.cells)
 
-    @property
-    def matrices(self) -> tuple[Any, Any]:
-        """Expression, and the cell embedding or None."""
-        return self.expression, self.cell_embedding
-
     @cached_property
     def index(self) -> ConditionIndex:
         """Rows of every condition, and of the controls of every context."""
@@ -311,14 +303,10 @@ def condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> np.ndarray:
     labels = obs_column(data, keys, keys.perturbation_key).astype(str).to_numpy()
     if keys.dose_key is None or (labels == keys.control).all():
         return labels
-    doses, known_doses = pd.factorize(obs_column(data, keys, keys.dose_key).astype(object).to_numpy())
-    codes, names = pd.factorize(labels)
-    # the code of a cell without a dose is -1
-    pairs, place = np.unique(codes * (len(known_doses) + 1) + doses + 1, return_inverse=True)
-    dosed = []
-    for name, dose in (divmod(int(pair), len(known_doses) + 1) for pair in pairs):
-        dosed.append(_dosed_label(names[name], known_doses[dose - 1] if dose else None, keys))
-    return np.array(dosed)[place]
+    pairs = pd.DataFrame({"label": labels, "dose": obs_column(data, keys, keys.dose_key).astype(object).to_numpy()})
+    codes = pairs.groupby(["label", "dose"], sort=False, dropna=False).ngroup().to_numpy()
+    pairs = pairs.iloc[np.unique(codes, return_index=True)[1]]
+    return np.array([_dosed_label(label, dose, keys) for label, dose in pairs.itertuples(index=False)])[codes]
 
 
 def _dosed_label(label: str, dose: Any, keys: ScreenKeys) -> str:
@@ -336,7 +324,7 @@ def _dosed_label(label: str, dose: Any, keys: ScreenKeys) -> str:
         parts = [n if n == keys.control else dose_label(n, d) for n, d in zip(names, doses, strict=True)]
     except ValueError as error:
         raise ValueError(f"obs[{keys.dose_key!r}] (dose_key): {error} Only control cells may lack one.") from None
-    return (keys.combination_separator or "").join(parts)
+    return keys.parser.join(parts)
 
 
 def label_columns(labels: Sequence[str], keys: ScreenKeys) -> dict[str, list[Any]]:
@@ -376,11 +364,17 @@ def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     return AnnData(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
 
 
+def embedding_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
+    """AnnData that holds the cell embedding: a modality of its own, or that of the expression."""
+    own = isinstance(data, MuData) and keys.embedding_modality
+    return data.mod[keys.embedding_modality] if own else expression_adata(data, keys)
+
+
 def read_matrices(data: AnnOrMuData, keys: ScreenKeys) -> tuple[Any, Any]:
     """Expression, and the cell embedding or None."""
     adata, embedding = expression_adata(data, keys), None
     if keys.has_cell_embedding:
-        owner = data.mod[keys.embedding_modality] if isinstance(data, MuData) and keys.embedding_modality else adata
+        owner = embedding_adata(data, keys)
         embedding = owner.X if keys.cell_embedding_key is None else owner.obsm[keys.cell_embedding_key]
     return (adata.X if keys.layer is None else adata.layers[keys.layer]), embedding
 

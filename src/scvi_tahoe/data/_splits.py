@@ -70,24 +70,12 @@ class AssignedSplit:
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """What :meth:`AssignedSplit.audit` found.
+    """What :meth:`AssignedSplit.audit` found."""
 
-    Attributes
-    ----------
-    table
-        Cells, conditions, perturbations and contexts of each part.
-    leaks
-        One sentence for each thing that two parts share.
-    empty
-        Parts without cells.
-    unseen_perturbations
-        Perturbations of validation or test that no training cell received.
-    """
-
-    table: pd.DataFrame
-    leaks: tuple[str, ...]
-    empty: tuple[str, ...]
-    unseen_perturbations: tuple[str, ...]
+    table: pd.DataFrame  # cells, conditions, perturbations and contexts of each part
+    leaks: tuple[str, ...]  # one sentence for each thing that two parts share
+    empty: tuple[str, ...]  # parts without cells
+    unseen_perturbations: tuple[str, ...]  # of validation or test, that no training cell received
 
     def __str__(self) -> str:
         lines = [self.table.to_string(), *(f"shared: {leak}" for leak in self.leaks)]
@@ -143,7 +131,8 @@ def _verify_known(names: Sequence[str], known: Sequence[str], what: str) -> None
         )
 
 
-def _verify_fractions(validation: float, test: float) -> None:
+def _verify_fractions(split: FractionSplit | HeldOutConditions) -> None:
+    validation, test = split.validation, split.test
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"validation={validation} and test={test} must be fractions from 0 that sum to less than 1.")
 
@@ -168,7 +157,7 @@ class FractionSplit(Split):
     test: float = 0.0
 
     def __post_init__(self) -> None:
-        _verify_fractions(self.validation, self.test)
+        _verify_fractions(self)
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         rows: dict[Part, list[np.ndarray]] = {p: [] for p in PARTS}
@@ -200,7 +189,7 @@ class HeldOutConditions(Split):
     test: float = 0.0
 
     def __post_init__(self) -> None:
-        _verify_fractions(self.validation, self.test)
+        _verify_fractions(self)
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         contexts = Counter(c.context for c in index.conditions)
@@ -245,8 +234,7 @@ class HeldOutPerturbations(Split):
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         _verify_known((*self.validation, *self.test), index.perturbations, "perturbation")
-        part = [(c.perturbation in self.validation) + 2 * (c.perturbation in self.test) for c in index.conditions]
-        return _by_condition(index, np.asarray(part))
+        return _by_name(self, index, [c.perturbation for c in index.conditions])
 
 
 @register_split
@@ -263,8 +251,7 @@ class HeldOutContexts(Split):
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         _verify_known((*self.validation, *self.test), index.contexts, "context")
-        part = [(c.context in self.validation) + 2 * (c.context in self.test) for c in index.conditions]
-        return _by_condition(index, np.asarray(part))
+        return _by_name(self, index, [c.context for c in index.conditions])
 
 
 @register_split
@@ -284,11 +271,15 @@ class FewShotContext(Split):
         _verify_known((self.context,), index.contexts, "context")
         here = [c.perturbation for c in index.conditions if c.context == self.context]
         _verify_known((*self.validation, *self.test), here, f"perturbation in {self.context!r} with cell")
-        part = [
-            (c.context == self.context) * ((c.perturbation in self.validation) + 2 * (c.perturbation in self.test))
-            for c in index.conditions
-        ]
-        return _by_condition(index, np.asarray(part))
+        names = [c.perturbation if c.context == self.context else None for c in index.conditions]
+        return _by_name(self, index, names)
+
+
+def _by_name(
+    split: HeldOutPerturbations | HeldOutContexts | FewShotContext, index: ConditionIndex, names: Sequence[str | None]
+) -> dict[Part, np.ndarray]:
+    """Rows by the part whose names list the name of their condition."""
+    return _by_condition(index, np.array([(n in split.validation) + 2 * (n in split.test) for n in names]))
 
 
 def _take_names(split: HeldOutPerturbations | HeldOutContexts | FewShotContext, what: str) -> None:

@@ -21,7 +21,6 @@ import copy
 import weakref
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
@@ -31,7 +30,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data._compact_rows import CompactRows, fits_half, kernel_runs_on
-from scvi_tahoe.data._matrix import DiskRows
+from scvi_tahoe.data._matrix import DiskRows, in_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,9 +82,6 @@ class Pending(Generic[T]):
     def __init__(self, most: int = 8) -> None:
         self._most = most
         self._begun: dict[int, tuple[np.ndarray, T]] = {}
-
-    def __len__(self) -> int:
-        return len(self._begun)
 
     def add(self, rows: np.ndarray, begun: T) -> T | None:
         """Keep what was begun for exactly this array; return what is forgotten for it."""
@@ -140,27 +136,12 @@ class DeviceStore(CellStore):
     def _gather(self, payload: Payload, device: torch.device, dtype: torch.dtype) -> Tensor:
         rows = payload["rows"].to(device, non_blocking=True)
         if self._rows is not None:
-            if self._rows.device != device:
+            if self._rows.values.device != device:
                 self._rows = self._rows.to(device)
             return self._rows.dense(rows, device, dtype=dtype)
         if self._matrix.device != device:  # type: ignore[union-attr]
             self._matrix = self._matrix.to(device)  # type: ignore[union-attr]
         return self._matrix[rows.reshape(-1)].view(*rows.shape, -1)  # type: ignore[index]
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """Rows that the GPU is already reading on a stream of its own."""
-
-    cells: Tensor
-    done: torch.cuda.Event
-
-    def finish(self) -> Tensor:
-        """Return the rows, safe to use on the current stream."""
-        stream = torch.cuda.current_stream(self.cells.device)
-        stream.wait_event(self.done)
-        self.cells.record_stream(stream)
-        return self.cells
 
 
 class HostStore(CellStore):
@@ -174,7 +155,7 @@ class HostStore(CellStore):
         self.n_features = matrix.shape[1]
         self._half = half
         self._stream: torch.cuda.Stream | None = None
-        self._pending: Pending[_Begun] = Pending()
+        self._pending: Pending[tuple[Tensor, torch.cuda.Event]] = Pending()  # rows that the GPU reads, and their end
         on_gpu = device is not None and kernel_runs_on(device.type) and sp.issparse(matrix)
         self._pinned: CompactRows | None = CompactRows.from_csr(matrix, half=half) if on_gpu else None
         self._matrix = None if on_gpu else matrix
@@ -197,7 +178,11 @@ class HostStore(CellStore):
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Let the GPU read; or move, then scatter."""
         if "begun" in payload:
-            return payload["begun"].finish()
+            cells, done = payload["begun"]
+            stream = torch.cuda.current_stream(cells.device)
+            stream.wait_event(done)
+            cells.record_stream(stream)
+            return cells
         if "rows" in payload:
             return self._read(payload["rows"], device)
         if "cells" in payload:
@@ -210,8 +195,8 @@ class HostStore(CellStore):
         if self._stream is None:
             return  # the device is known once rows were read there
         with torch.cuda.stream(self._stream):
-            begun = _Begun(self._read(_row_numbers(rows), self._stream.device), torch.cuda.Event())
-            begun.done.record()
+            begun = self._read(_row_numbers(rows), self._stream.device), torch.cuda.Event()
+            begun[1].record()
         self._pending.add(rows, begun)
 
     def replica(self) -> HostStore:
@@ -398,32 +383,11 @@ _SMALL_DENSE = 2**28
 _READ_ONCE = _GIB
 
 
-def _canonical(matrix: Any) -> Any:
-    """CSR in which every place has one entry."""
-    if matrix.has_canonical_format:
-        return matrix
-    # entries of one place add up, and the scattering of rows would keep the last one only
-    matrix = matrix.copy()
-    matrix.sum_duplicates()
-    return matrix
-
-
-def _as_rows(matrix: Any) -> Any:
-    return matrix.tocsr() if sp.issparse(matrix) else matrix
-
-
 def _bytes_of_rows(matrix: Any, n_rows: int) -> int:
     """About how many bytes some rows of a backed matrix take in memory."""
     group = getattr(matrix, "group", None)  # of a sparse one
     entries = matrix.shape[0] * matrix.shape[1] if group is None else group["indices"].shape[0]
     return (4 if group is None else 8) * entries * n_rows // max(1, matrix.shape[0])
-
-
-def _room(device: torch.device) -> int:
-    """Bytes of a device that expression may take."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE)
-    return _GIB  # on the CPU dense rows are only worth a copy of the data while they are small
 
 
 def _device_bytes(matrix: Any, device: torch.device, *, half: bool) -> int:
@@ -479,22 +443,19 @@ def make_store(
         raise ValueError(f"store={kind!r} is unknown; allowed are 'auto', 'device', 'host' and 'disk'.")
     if isinstance(matrix, pd.DataFrame):
         matrix = matrix.to_numpy()
-    in_memory = isinstance(matrix, np.ndarray) or sp.issparse(matrix)
-    if kind == "disk" and in_memory:
+    on_disk = not (isinstance(matrix, np.ndarray) or sp.issparse(matrix))
+    if kind == "disk" and not on_disk:
         raise ValueError(
             "store='disk' needs data on disk; open the file with sc.read_h5ad(path, backed='r'), or convert it with "
             "`scvi-tahoe convert` and open that with scvi_tahoe.read_store(folder), which is faster."
         )
     half = device.type == "cuda" and not full_precision
     chosen = None if rows is None else np.unique(rows)
-    if not in_memory and kind == "auto" and chosen is not None and _bytes_of_rows(matrix, len(chosen)) <= _READ_ONCE:
-        some = _as_rows(matrix[chosen])
-        return SelectedRows(_in_memory(some, device, kind, alignment, half=half), chosen, matrix.shape[0])
-    if not in_memory and kind in ("auto", "disk"):
+    if on_disk and kind == "auto" and chosen is not None and _bytes_of_rows(matrix, len(chosen)) <= _READ_ONCE:
+        return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
+    if on_disk and kind in ("auto", "disk"):
         return DiskStore(matrix, alignment, device=device, half=half, pinned_rows=pinned_rows)
-    if not in_memory:
-        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
-    matrix = _as_rows(matrix)
+    matrix = in_memory(matrix)
     if chosen is None or 2 * len(chosen) > matrix.shape[0]:
         return _in_memory(matrix, device, kind, alignment, half=half)
     return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
@@ -505,11 +466,17 @@ def _in_memory(
 ) -> CellStore:
     """On the device, or in main memory."""
     if sp.issparse(matrix):
-        matrix = _canonical(matrix)
+        matrix = matrix.tocsr()
+        if not matrix.has_canonical_format:
+            # entries of one place add up, and the scattering of rows would keep the last one only
+            matrix = matrix.copy()
+            matrix.sum_duplicates()
         half = half and fits_half(matrix.data)
     if alignment is not None:
         matrix = alignment.apply(matrix)
-    needed, room = _device_bytes(matrix, device, half=half), _room(device)
+    needed = _device_bytes(matrix, device, half=half)
+    # on the CPU dense rows are only worth a copy of the data while they are small
+    room = int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE) if device.type == "cuda" else _GIB
     if kind == "device" or (kind == "auto" and needed <= room):
         return _on_device(matrix, device, half=half)
     store = HostStore(matrix, device, half=half)

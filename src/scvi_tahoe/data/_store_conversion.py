@@ -36,34 +36,17 @@ class _Source:
     """One h5ad file, opened."""
 
     path: Path
-    matrix: Any
+    matrix: Any  # dense, or CSR, on disk
+    counts: np.ndarray  # entries of each cell; as many as genes where they are dense
     obs: pd.DataFrame
     var: pd.DataFrame
     uns: dict[str, Any]
-    place: str
-
-    @property
-    def rows_at_once(self) -> int:
-        """Cells that hold about as many entries as are read at once."""
-        n_entries = self.matrix.group["data"].shape[0] if self.is_sparse else np.prod(self.matrix.shape)
-        return max(1, int(_READ / max(1.0, n_entries / max(1, self.matrix.shape[0]))))
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether it is CSR."""
-        return not isinstance(self.matrix, h5py.Dataset)
-
-    def counts(self) -> np.ndarray:
-        """Entries of each cell; as many as genes where they are dense."""
-        n_cells, n_genes = self.matrix.shape
-        if self.is_sparse:
-            return np.diff(np.asarray(self.matrix.group["indptr"][:], dtype=np.int64))
-        return np.full(n_cells, n_genes, dtype=np.int64)
 
     def blocks(self) -> Iterator[tuple[slice, sp.csr_matrix]]:
-        """All cells in their order."""
-        for start in range(0, self.matrix.shape[0], self.rows_at_once):
-            rows = slice(start, min(start + self.rows_at_once, self.matrix.shape[0]))
+        """All cells in their order, as many at once as hold about ``_READ`` entries."""
+        at_once = max(1, int(_READ / max(1.0, self.counts.sum() / max(1, len(self.counts)))))
+        for start in range(0, len(self.counts), at_once):
+            rows = slice(start, min(start + at_once, len(self.counts)))
             yield rows, sp.csr_matrix(self.matrix[rows], dtype=np.float32)
 
 
@@ -127,16 +110,18 @@ def write_store(
         obs = _joined_obs(sources)
         place = _places(obs, keys, control)
         for source in sources:
-            verify_log1p(source.matrix, f"{source.place} of {source.path}")
+            verify_log1p(source.matrix, f"{'X' if layer is None else f'layer {layer!r}'} of {source.path}")
         with atomic_folder(folder, overwrite=overwrite, kind="store on disk", signatures=(SIGNATURE,)) as partial:
             writer = StoreWriter(partial, len(sources[0].var))  # first, as it empties the folder
-            buckets = _Buckets(partial / "sorting", np.concatenate([s.counts() for s in sources]), place)
-            for offset, source, alignment in zip(_offsets(sources), sources, alignments, strict=True):
+            buckets = _Buckets(partial / "sorting", np.concatenate([s.counts for s in sources]), place)
+            offset = 0
+            for source, alignment in zip(sources, alignments, strict=True):
                 bar = tqdm(total=len(source.obs), desc=f"reading {source.path.name}", unit="cell", disable=not progress)
                 for rows, block in source.blocks():
                     buckets.add(alignment.apply(block), place[offset + rows.start : offset + rows.stop])
                     bar.update(rows.stop - rows.start)
                 bar.close()
+                offset += len(source.obs)
             for block in tqdm(
                 buckets.in_order(), total=len(buckets), desc=f"writing {folder.name}", disable=not progress
             ):
@@ -168,13 +153,10 @@ def _opened(path: Path, layer: str | None, keys: Sequence[str], stack: ExitStack
         if not names.is_unique:
             twice = [str(name) for name in names[names.duplicated()][:3]]
             raise ValueError(f"{what} names of {path} must be unique, and these occur more than once: {twice}.")
-    return _Source(
-        path, _expression(file, path, layer), obs, var, dict(uns), "X" if layer is None else f"layer {layer!r}"
-    )
+    return _Source(path, *_expression(file, path, layer), obs, var, dict(uns))
 
 
-def _expression(file: h5py.File, path: Path, layer: str | None) -> Any:
-    """Dense, or CSR, on disk."""
+def _expression(file: h5py.File, path: Path, layer: str | None) -> tuple[Any, np.ndarray]:
     import anndata.io
 
     if layer is not None and layer not in file.get("layers", {}):
@@ -183,10 +165,10 @@ def _expression(file: h5py.File, path: Path, layer: str | None) -> Any:
     if matrix is None:
         raise ValueError(f"{path} has no X; name a layer.")
     if not isinstance(matrix, h5py.Group):
-        return matrix
+        return matrix, np.full(matrix.shape[0], matrix.shape[1], dtype=np.int64)
     if (kind := matrix.attrs.get("encoding-type")) != "csr_matrix":
         raise ValueError(f"expression in {path} is a {kind}; write it by rows first: adata.X = adata.X.tocsr().")
-    return anndata.io.sparse_dataset(matrix)
+    return anndata.io.sparse_dataset(matrix), np.diff(np.asarray(matrix["indptr"][:], dtype=np.int64))
 
 
 def _same_genes(source: _Source, first: _Source) -> GeneAlignment:
@@ -229,10 +211,6 @@ def _places(obs: pd.DataFrame, keys: Sequence[str], control: str) -> np.ndarray:
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     return place
-
-
-def _offsets(sources: Sequence[_Source]) -> np.ndarray:
-    return np.append(0, np.cumsum([len(source.obs) for source in sources])[:-1])
 
 
 class _Buckets:

@@ -145,15 +145,7 @@ def unverified_values(matrix: Any) -> Iterator[np.ndarray]:
 
 
 class StoreWriter:
-    """Appends cells to a new store in an empty folder, in the order in which they come.
-
-    Examples
-    --------
-    >>> writer = StoreWriter(folder, n_genes=2000)
-    >>> for block in blocks:
-    ...     writer.append(block)
-    >>> writer.finish(obs, var)
-    """
+    """Appends cells to a new store in an empty folder, in the order in which they come."""
 
     def __init__(self, folder: Path, n_genes: int) -> None:
         import zarr
@@ -188,7 +180,7 @@ class StoreWriter:
     def _flush(self, n: int) -> None:
         """Write that many of the entries that wait: whole shards, except for the last one."""
         if not self._arrays:
-            self._arrays = self._new_arrays(min(_SHARD, max(1, -(-n // _CHUNK)) * _CHUNK))
+            self._create_arrays(min(_SHARD, max(1, -(-n // _CHUNK)) * _CHUNK))
         columns = [np.concatenate(parts) for parts in zip(*self._waiting, strict=True)]
         end = self._n_written + n
         for array, entries in zip(self._arrays, columns, strict=True):
@@ -198,18 +190,15 @@ class StoreWriter:
         self._n_waiting -= n
         self._n_written = end
 
-    def _new_arrays(self, shard: int) -> list[zarr.Array]:
+    def _create_arrays(self, shard: int) -> None:
         from zarr.codecs import BloscCodec
 
-        compressors = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"),)
+        layout: dict[str, Any] = {"shape": (0,), "chunks": (_CHUNK,), "shards": (shard,)}
+        layout["compressors"] = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"),)
         with fast_codecs():
-            return [
-                # 16 bits would do for most columns, but scipy knows 32 and 64; compressed it makes no difference
-                self._group.create_array(
-                    name, dtype=dtype, shape=(0,), chunks=(_CHUNK,), shards=(shard,), compressors=compressors
-                )
-                for name, dtype in (("data", "float32"), ("indices", "int32"))
-            ]
+            # 16 bits would do for most columns, but scipy knows 32 and 64; compressed it makes no difference
+            for name, dtype in (("data", "float32"), ("indices", "int32")):
+                self._arrays.append(self._group.create_array(name, dtype=dtype, **layout))
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> None:
         """Write what is left, and what belongs to the cells (in the order of the blocks) and genes."""

@@ -22,13 +22,19 @@ from scvi_tahoe._constants import LOG1P_LIMIT
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._matrix import dense_rows, is_sharded
 from scvi_tahoe.data._perturbations import COMBINATIONS, DOSE_MARK, EmbeddingTable
-from scvi_tahoe.data._screen import Screen, ScreenKeys, expression_adata, obs_column, read_screen, read_table
+from scvi_tahoe.data._screen import (
+    Screen,
+    ScreenKeys,
+    embedding_adata,
+    expression_adata,
+    obs_column,
+    read_screen,
+    read_table,
+)
 from scvi_tahoe.data._store_folder import unverified_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
 
@@ -46,26 +52,17 @@ _MIN_RATIOS = 30
 
 @dataclass(frozen=True)
 class ScaleReport:
-    """What the values of a screen look like.
+    """What the values of a screen look like, and under which transformation a cell's are multiples of one unit.
 
-    Attributes
-    ----------
-    scale
-        The transformation under which a cell's values are multiples of one unit; ``"unknown"`` where none is
-        (imputed, scaled or corrected values) or where too few distinct values exist to tell.
-    integer_fraction
-        For each candidate, the fraction of ratios that are whole numbers.
-    smallest, largest
-        Range of the values looked at.
-    keeps_depth
-        Whether they are log1p of whole counts: cells were not normalised to one total.
+    ``scale`` is ``"unknown"`` where they are so under none (imputed, scaled or corrected values), or where too few
+    distinct values exist to tell. ``integer_fraction`` has the fraction of whole ratios for each candidate.
     """
 
     scale: Scale
     integer_fraction: dict[Scale, float]
     smallest: float
     largest: float
-    keeps_depth: bool = False
+    keeps_depth: bool = False  # log1p of whole counts: cells were not normalised to one total
 
 
 def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -95,11 +92,11 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     best: Scale = max(known, key=lambda s: known[s]) if known else "unknown"  # type: ignore[assignment]
     if best != "unknown" and known[best] < 0.95:
         best = "unknown"
-    return ScaleReport(best, fractions, smallest, largest, keeps_depth=best == "log1p" and _whole(np.expm1(nonzero)))
-
-
-def _whole(values: np.ndarray) -> bool:
-    return bool(np.all(np.abs(values - np.round(values)) <= _TOLERANCE * np.maximum(values, 0.5)))
+    if best != "log1p":
+        return ScaleReport(best, fractions, smallest, largest)
+    counts = np.expm1(nonzero)
+    whole = bool(np.all(np.abs(counts - np.round(counts)) <= _TOLERANCE * np.maximum(counts, 0.5)))
+    return ScaleReport(best, fractions, smallest, largest, keeps_depth=whole)
 
 
 _REMEDY = {
@@ -167,13 +164,11 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
         values = obs_column(data, keys, key)
     except KeyError:
         raise _no_column(data, keys, argument) from None
-    if values.isna().any():
-        raise ValueError(
-            f"obs[{key!r}] ({argument}) has {int(values.isna().sum())} cells without a value; "
-            "name them or remove those cells."
-        )
+    n_missing, remedy = int(values.isna().sum()), "name them or remove those cells"
+    if n_missing:
+        raise ValueError(f"obs[{key!r}] ({argument}) has {n_missing} cells without a value; {remedy}.")
     if any(str(value).strip() == "" for value in values.unique()):
-        raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; name them or remove those cells.")
+        raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; {remedy}.")
 
 
 def _no_column(data: AnnOrMuData, keys: ScreenKeys, argument: str) -> KeyError:
@@ -184,9 +179,7 @@ def _no_column(data: AnnOrMuData, keys: ScreenKeys, argument: str) -> KeyError:
 def _verify_encoding(keys: ScreenKeys) -> None:
     separator = keys.combination_separator
     if keys.combination not in COMBINATIONS:
-        raise ValueError(
-            f"combination={keys.combination!r} is unknown; allowed are {', '.join(map(repr, COMBINATIONS))}."
-        )
+        raise ValueError(f"combination={keys.combination!r} is unknown; allowed are {str(COMBINATIONS)[1:-1]}.")
     if separator is None and keys.combination != "sum":
         raise ValueError(f"combination={keys.combination!r} needs combination_separator, e.g. '+'.")
     if separator is not None and (not separator.strip() or separator in keys.control or DOSE_MARK in separator):
@@ -220,14 +213,9 @@ def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
         raise KeyError(f"layer={keys.layer!r} is not in layers; there are {layers}, and layer=None takes X.")
     if keys.layer is None and adata.X is None:
         raise ValueError("adata.X is None; put log1p expression there or name a layer with layer=...")
-    if keys.cell_embedding_key is not None:
-        owner: AnnData = (
-            data.mod[keys.embedding_modality] if isinstance(data, MuData) and keys.embedding_modality else adata
-        )
-        if keys.cell_embedding_key not in owner.obsm:
-            raise KeyError(
-                f"cell_embedding_key={keys.cell_embedding_key!r} is not in obsm; there are {list(owner.obsm)}."
-            )
+    obsm, key = embedding_adata(data, keys).obsm, keys.cell_embedding_key
+    if key is not None and key not in obsm:
+        raise KeyError(f"cell_embedding_key={key!r} is not in obsm; there are {list(obsm)}.")
 
 
 def _verify_names(data: AnnOrMuData, keys: ScreenKeys) -> None:
@@ -268,16 +256,16 @@ _CONTROL = re.compile(
 )
 
 
-def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str | None) -> None:
+def _verify_controls(screen: Screen, keys: ScreenKeys) -> None:
     """Refuse a screen without control cells in a context that has perturbed ones."""
-    names = screen.perturbation.names
+    names, perturbation_key = screen.perturbation.names, keys.perturbation_key
     if screen.control not in names:
         # controls are mostly the largest group
         largest = names[int(np.bincount(screen.perturbation.codes, minlength=len(names)).argmax())]
         raise ValueError(
             f"control={screen.control!r} is no label of obs[{perturbation_key!r}]"
-            f"{nearest_names(screen.control, names)}; "
-            f"it has {len(names)} labels, among them {list(names[:5])}; most cells have {largest!r}."
+            f"{nearest_names(screen.control, names)}; it has {len(names)} labels, among them {list(names[:5])}; "
+            f"most cells have {largest!r}."
         )
     is_control = screen.perturbation.codes == screen.perturbation.code(screen.control)
     if is_control.all():
@@ -292,7 +280,7 @@ def verify_controls(screen: Screen, *, perturbation_key: str, context_key: str |
     with_control = set(np.unique(screen.context.codes[is_control]))
     missing = [screen.context.names[c] for c in np.unique(screen.context.codes[~is_control]) if c not in with_control]
     if missing:
-        where = "the screen" if context_key is None else f"these contexts of obs[{context_key!r}]: {missing}"
+        where = "the screen" if keys.context_key is None else f"these contexts of obs[{keys.context_key!r}]: {missing}"
         raise ValueError(
             f"no cell is labelled control={screen.control!r} in {where}; every context with perturbed cells needs "
             "control cells, from which its predictions start."
@@ -309,16 +297,6 @@ def _verify_rows(labels: Sequence[str], table: EmbeddingTable, keys: ScreenKeys)
             f"{where} has no row for {len(missing)} of {len(components)} perturbations: {missing[:5]}"
             f"{nearest_names(missing[0], table.names)}; add the rows or remove those cells."
         )
-
-
-def _verify_embedding(screen: Screen, keys: ScreenKeys) -> None:
-    if screen.cell_embedding is None:
-        return
-    shape = screen.cell_embedding.shape
-    if len(shape) != 2 or shape[0] != screen.n_cells:
-        raise ValueError(f"the cell embedding has shape {shape}; {screen.n_cells} cells x E is needed.")
-    values = screen.cell_embedding
-    _verify_finite(values.to_numpy() if isinstance(values, pd.DataFrame) else values, "the cell embedding")
 
 
 def verify_screen(
@@ -348,11 +326,14 @@ def verify_screen(
     except KeyError:
         raise _no_column(data, keys, "dose_key") from None
     if for_training:
-        verify_controls(screen, perturbation_key=keys.perturbation_key, context_key=keys.context_key)
+        _verify_controls(screen, keys)
         _verify_spelling(screen.perturbation.names, keys)
         if table is not None and table_required:
             _verify_rows(screen.perturbation.names, table, keys)
     _verify_finite(screen.expression, keys.expression_place)
     verify_log1p(screen.expression, keys.expression_place)
-    _verify_embedding(screen, keys)
+    if (embedding := screen.cell_embedding) is not None:
+        if len(embedding.shape) != 2 or embedding.shape[0] != screen.n_cells:
+            raise ValueError(f"the cell embedding has shape {embedding.shape}; {screen.n_cells} cells x E is needed.")
+        _verify_finite(embedding.to_numpy() if isinstance(embedding, pd.DataFrame) else embedding, "the cell embedding")
     return screen

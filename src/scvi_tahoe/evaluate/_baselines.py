@@ -279,11 +279,7 @@ def control(inputs: BaselineInputs, seed: int) -> CellTable:
 
 @register_baseline("train_mean")
 def train_mean(inputs: BaselineInputs, seed: int) -> CellTable:
-    """Control cells moved by the mean of the training deltas of their context.
-
-    This is the baseline against which the challenge of 2025 scales its three scores. A context without training
-    perturbations gets the mean over the other contexts.
-    """
+    """Control cells moved by the mean training delta of their context, as the challenge of 2025 scales from."""
     return shifted_controls(inputs, lambda context, perturbation: inputs.mean_delta(context), seed)
 
 
@@ -296,15 +292,10 @@ def train_mean_pooled(inputs: BaselineInputs, seed: int) -> CellTable:
 
 @register_baseline("context_transfer")
 def context_transfer(inputs: BaselineInputs, seed: int) -> CellTable:
-    """Control cells moved by the perturbation's own mean delta in the other contexts, each context counted once.
-
-    A perturbation that no other context has seen gets the mean of the training deltas, as :func:`train_mean`.
-    """
+    """Control cells moved by the perturbation's mean delta in other contexts, one vote each, else as `train_mean`."""
 
     def delta(context: str, perturbation: str) -> NDArray[np.float64]:
-        others = inputs.other_contexts(context, perturbation)
-        if not others:
-            return inputs.mean_delta(context)
-        return np.mean([inputs.delta(other, perturbation) for other in others], axis=0)
+        elsewhere = [inputs.delta(other, perturbation) for other in inputs.other_contexts(context, perturbation)]
+        return np.mean(elsewhere, axis=0) if elsewhere else inputs.mean_delta(context)
 
     return shifted_controls(inputs, delta, seed)

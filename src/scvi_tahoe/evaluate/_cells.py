@@ -145,8 +145,7 @@ class CellTable:
         columns = {perturbation_key: pd.Categorical(self.perturbation)}
         if context_key is not None:
             columns[context_key] = pd.Categorical(self.context)
-        names = pd.Index(self.names.astype(object))
-        obs = pd.DataFrame(columns, index=names)
+        obs = pd.DataFrame(columns, index=pd.Index(self.names.astype(object)))
         expression = self.expression if sp.issparse(self.expression) else np.asarray(self.expression)
         return AnnData(expression, obs=obs, var=pd.DataFrame(index=pd.Index(self.genes.astype(object))))
 
@@ -190,22 +189,20 @@ def cells_from_adata(
     if not isinstance(adata, AnnData):
         raise TypeError(f"The {role} must be AnnData, got {type(adata).__name__}.")
     perturbation = _labels(adata, perturbation_key, role)
-    context = (
-        np.full(adata.n_obs, ALL_CONTEXT, dtype=object) if context_key is None else _labels(adata, context_key, role)
-    )
-    _verify_genes(adata, role)
+    context = np.full(adata.n_obs, ALL_CONTEXT) if context_key is None else _labels(adata, context_key, role)
+    repeated = adata.var_names[adata.var_names.duplicated()].unique()
+    if len(repeated):
+        raise ValueError(
+            f"{len(repeated)} gene names of the {role} occur more than once (first {list(repeated[:3])}), which scores "
+            "would mix up. Call adata.var_names_make_unique() on both sides or drop the repeats."
+        )
     if adata.n_obs == 0:
         raise ValueError(f"The {role} has no cells.")
-    return CellTable(
-        expression=_expression(adata, layer, role),
-        perturbation=perturbation.astype(str),
-        context=context.astype(str),
-        genes=adata.var_names.to_numpy().astype(str),
-        names=adata.obs_names.to_numpy().astype(str),
-    )
+    genes, names = (labels.to_numpy().astype(str) for labels in (adata.var_names, adata.obs_names))
+    return CellTable(_expression(adata, layer, role), perturbation, context, genes, names)
 
 
-def _labels(adata: AnnData, key: str, role: str) -> NDArray[np.object_]:
+def _labels(adata: AnnData, key: str, role: str) -> NDArray[np.str_]:
     if key not in adata.obs:
         raise KeyError(f"The {role} has no obs column {key!r}; its columns are {list(adata.obs.columns)}.")
     column = adata.obs[key]
@@ -214,16 +211,7 @@ def _labels(adata: AnnData, key: str, role: str) -> NDArray[np.object_]:
             f"{int(column.isna().sum())} of {len(column)} cells of the {role} have no label in obs[{key!r}]; "
             f"drop them first: adata[adata.obs[{key!r}].notna()]."
         )
-    return column.astype(str).to_numpy(dtype=object)
-
-
-def _verify_genes(adata: AnnData, role: str) -> None:
-    repeated = adata.var_names[adata.var_names.duplicated()].unique()
-    if len(repeated):
-        raise ValueError(
-            f"{len(repeated)} gene names of the {role} occur more than once (first {list(repeated[:3])}); "
-            "scores would mix them up. Call adata.var_names_make_unique() on both sides or drop the repeats."
-        )
+    return column.astype(str).to_numpy(dtype=object).astype(str)
 
 
 def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
@@ -260,14 +248,12 @@ def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> Cell
     missing = genes[columns < 0]
     if len(missing):
         guess = ""
-        if len(missing) == len(genes) == cells.n_genes:
-            guess = " Not one name is shared: are they of another kind (Ensembl, symbols)?"
-        elif len(missing) == len(genes):
-            guess = " It looks like a cell embedding: pass the gene output."
-        first = [*map(str, missing[:3])]
+        if len(missing) == len(genes):  # not one name is shared
+            embedding, kind = "It looks like a cell embedding: pass the gene output.", "Are names Ensembl, or symbols?"
+            guess = f" {kind if len(genes) == cells.n_genes else embedding}"
         raise ValueError(
-            f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first {first}); "
-            f"it has {cells.n_genes} columns.{guess} Scores need the same genes: predict them, or subset the "
-            "reference to the genes that you want scored."
+            f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first "
+            f"{missing[:3].tolist()}); it has {cells.n_genes} columns.{guess} Predict the same genes, or subset the "
+            "reference to those that you want scored."
         )
     return replace(cells, expression=cells.expression[:, columns], genes=genes)

@@ -11,6 +11,8 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+
 #: from harmless to severe
 _STATUSES = ("ok", "note", "warning", "error")
 
@@ -25,27 +27,30 @@ class EvaluationWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome of one check.
+    """Outcome of one check."""
 
-    Attributes
-    ----------
-    name
-        Name of the check.
-    status
-        ``"ok"``, ``"note"`` (worth knowing), ``"warning"`` or ``"error"``.
-    value
-        The statistic.
-    allowed
-        Values that pass, as text.
-    message
-        One sentence that says what was found and what to do.
-    """
-
+    #: name of the check
     name: str
+    #: ``"ok"``, ``"note"`` (worth knowing), ``"warning"`` or ``"error"``
     status: Literal["ok", "note", "warning", "error"]
+    #: the statistic
     value: float = float("nan")
+    #: values that pass, as text
     allowed: str = ""
+    #: one sentence that says what was found and what to do
     message: str = ""
+
+
+def check_if(
+    wrong: bool | np.bool_,
+    name: str,
+    value: float,
+    allowed: str,
+    message: str,
+    status: Literal["note", "warning", "error"] = "warning",
+) -> Check:
+    """Return a finding of the given status if something is wrong."""
+    return Check(name, status if wrong else "ok", value, allowed, message if wrong else "")
 
 
 def check_interval(
@@ -57,12 +62,9 @@ def check_interval(
     error: tuple[float, float] = (float("-inf"), float("inf")),
 ) -> Check:
     """Check a statistic against the intervals, ends included, without a warning and without an error; NaN passes."""
-    allowed = f"{warn[0]:g} to {warn[1]:g}"
-    if value < error[0] or value > error[1]:
-        return Check(name, "error", float(value), allowed, message)
-    if value < warn[0] or value > warn[1]:
-        return Check(name, "warning", float(value), allowed, message)
-    return Check(name, "ok", float(value), allowed)
+    status: Literal["warning", "error"] = "error" if value < error[0] or value > error[1] else "warning"
+    wrong = status == "error" or value < warn[0] or value > warn[1]
+    return check_if(wrong, name, float(value), f"{warn[0]:g} to {warn[1]:g}", message, status)
 
 
 def most_severe(found: Mapping[str, Sequence[Check]]) -> list[Check]:

@@ -1,19 +1,28 @@
-"""The observed cells of one context, with everything about them that is computed once."""
+"""What is computed once for the observed cells of a context, in memory and, for large tables, on disk."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import scipy.sparse as sp
 
-from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
+from scvi_tahoe.evaluate._cells import SelectedRows
 from scvi_tahoe.evaluate._differential_expression import differential_expression
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
+from scvi_tahoe.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import os
+    from collections.abc import Callable, Iterator
 
     import polars as pl
     from numpy.typing import NDArray
@@ -21,6 +30,111 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._cells import CellTable
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+#: bytes of one checksum
+_BLOCK = 1 << 16
+#: selected rows copied at once
+_ROWS = 512
+#: packages whose release changes scores
+_PACKAGES = (
+    *("scvi-tahoe", "cell-eval", "cell-eval2", "pdex", "gpudge"),
+    *("numpy", "scipy", "anndata", "scanpy", "scikit-learn"),
+)
+
+
+def installed_versions() -> dict[str, str]:
+    """Releases of the packages that scores depend on; those that are not installed are left out."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def content_hash(cells: CellTable) -> str:
+    """Hash over expression, labels and genes; equal content in another dtype or layout has another hash."""
+    # CRC-32 finds every change of a value, and costs a fraction of a cryptographic hash of the matrix
+    digest = hashlib.blake2b(digest_size=32)
+    for labels in (cells.perturbation, cells.context, cells.genes):
+        digest.update("\x1f".join(labels).encode())
+    matrix = cells.expression
+    parts = (matrix.data, matrix.indices, matrix.indptr) if sp.issparse(matrix) else (matrix,)
+    for part in parts:
+        digest.update(f"{part.dtype}{part.shape}".encode())
+        for block in _stored(part):
+            digest.update(zlib.crc32(block).to_bytes(4, "little"))
+    return digest.hexdigest()
+
+
+def _stored(part: NDArray[Any] | SelectedRows) -> Iterator[memoryview]:
+    """Bytes of a matrix, row by row, in blocks; selected rows are copied a few at a time."""
+    step = _ROWS if isinstance(part, SelectedRows) else max(len(part), 1)
+    rest = b""
+    for first in range(0, len(part), step):
+        stored = memoryview(np.ascontiguousarray(part[first : first + step])).cast("B")
+        if rest:
+            stored = memoryview(rest + stored)
+        whole = len(stored) - len(stored) % _BLOCK
+        for start in range(0, whole, _BLOCK):
+            yield stored[start : start + _BLOCK]
+        rest = bytes(stored[whole:])
+    if rest:
+        yield memoryview(rest)
+
+
+class TruthCache:
+    """Tables computed once for one truth and reused for every model scored against it."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._memory: dict[str, pl.DataFrame] = {}
+
+    def table(self, key: dict[str, object], compute: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """Return the table of a key, which names all it depends on; compute it if it is not kept intact."""
+        name = _digest(key)
+        if name not in self._memory:
+            table = self._read(name)
+            if table is None:
+                table = compute()
+                self._write(name, key, table)
+            self._memory[name] = table
+        return self._memory[name]
+
+    def _read(self, name: str) -> pl.DataFrame | None:
+        if self.folder is None:
+            return None
+        import polars as pl
+
+        path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
+        if not (path.exists() and record.exists()):
+            return None
+        try:
+            recorded = json.loads(record.read_text())
+            if _digest(recorded["key"]) != name:
+                raise ValueError("it was made for something else")
+            if hashlib.sha256(path.read_bytes()).hexdigest() != recorded["sha256"]:
+                raise ValueError("it does not match its checksum")
+            return pl.read_parquet(path)
+        except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+            logger.warning("Cached table %s is computed again: %s.", path, error)
+            return None
+
+    def _write(self, name: str, key: dict[str, object], table: pl.DataFrame) -> None:
+        if self.folder is None:
+            return
+        path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
+        with atomic_write(path) as partial:
+            table.write_parquet(partial)
+            checksum = hashlib.sha256(partial.read_bytes()).hexdigest()
+        atomic_write_text(record, json.dumps({"sha256": checksum, "key": key}, sort_keys=True, indent=1))
+
+
+def _digest(key: object) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(eq=False)
@@ -61,13 +175,8 @@ class ContextTruth:
     @cached_property
     def differential_expression(self) -> pl.DataFrame:
         """Differential expression of the observed cells."""
-        key: dict[str, object] = {
-            "table": "observed de",
-            "truth": self.fingerprint,
-            "backend": self.de_backend,
-            "versions": installed_versions(),
-        }
-        return self.cache.table(key, lambda: self.test(self.cells))
+        key = {"table": "observed de", "truth": self.fingerprint, "backend": self.de_backend}
+        return self.cache.table({**key, "versions": installed_versions()}, lambda: self.test(self.cells))
 
     @property
     def controls(self) -> CellTable:
@@ -94,11 +203,8 @@ class ContextTruth:
     def halves(self, *, split_controls: bool, seed: int) -> tuple[ContextTruth, CellTable]:
         """Split the cells of every perturbation into two disjoint halves of ``n // 2`` cells: a truth and a prediction.
 
-        A perturbation with fewer than two cells is in neither; unless they are split too, all controls are in both.
-
-        Notes
-        -----
-        With controls split these are the halves of cell-eval 0.8.2 (``compute_ceiling``) for the same seed.
+        Unless they are split, too, all controls are in both; with controls split these are the halves of cell-eval
+        0.8.2 (``compute_ceiling``) for the same seed.
         """
         rng = np.random.default_rng(seed)
         first, second = [], []

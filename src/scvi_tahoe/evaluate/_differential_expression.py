@@ -199,11 +199,9 @@ def fits_single_precision(cells: CellTable) -> bool:
 def differential_expression_gpu(
     cells: CellTable, *, control: str, label_column: str, num_threads: int = 1
 ) -> pl.DataFrame:
-    """Test every gene of every perturbation of one context against the control cells of the same table, on the GPU.
+    """Run the same test as on the CPU by gpudge, with the control cells in the same table.
 
-    The same test as on the CPU: two-sided Mann-Whitney U with correction for ties and continuity, Benjamini-Hochberg
-    over the genes of each perturbation. Fold changes are computed here on the CPU, as pdex computes them, so that ranks
-    by fold change do not depend on the backend; gpudge would take the values for ones without a logarithm.
+    Fold changes are computed as pdex computes them; gpudge would take the values for ones without a logarithm.
     """
     import gpudge
     import polars as pl
@@ -249,8 +247,7 @@ def fold_changes(
     """Log2 fold change of every gene, ``[P, G]``; infinite if only one side has the gene, 0 if neither has.
 
     Every step is in the precision in which pdex takes it (means and ``expm1`` in that of the matrix, ratios in float64)
-    and in its compiled form: numpy's own ``expm1`` differs from it in the last bit on some processors. Genes that are
-    close would otherwise swap ranks between backends.
+    and in its compiled form: numpy's own ``expm1`` differs from it in the last bit on some processors.
     """
     (context,) = cells.contexts
     mean_of_rows, expm1, log2_ratio = _compiled()

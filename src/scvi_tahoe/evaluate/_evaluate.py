@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import verify_baseline
-from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._checks import checks_table, most_severe, raise_or_warn
+from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
 from scvi_tahoe.evaluate._input_checks import check_space
 from scvi_tahoe.evaluate._matching import count_checks, matched, value_checks
@@ -112,7 +112,7 @@ def evaluate(
     >>> result.vcc["overall"]
     """
     settings = ScoringSettings(preset=preset, control_cells=control_cells)
-    record, own_controls = settings.record, control_cells == "predicted"
+    record = settings.record
     if representation_check not in ("error", "warn", "off"):
         raise ValueError(f'representation_check must be "error", "warn" or "off", got {representation_check!r}.')
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
@@ -120,7 +120,7 @@ def evaluate(
     if isinstance(baseline, str):  # before anything else is computed
         verify_baseline(baseline, reference.train, reference.embeddings)
     context_checks = reference.context_checks
-    predicted, reference, checks = matched(prediction, reference, own_controls=own_controls)
+    predicted, reference, checks = matched(prediction, reference, own_controls=control_cells == "predicted")
     checks += [*context_checks, check_space(prediction, counts=record.from_counts)]
     checks += [] if allow_train else reference.leakage_checks
     as_given = (predicted, reference)
@@ -128,9 +128,8 @@ def evaluate(
         checks += [*count_checks(predicted, reference), *reference.train_count_checks]
         raise_or_warn(checks, representation_check)
         predicted, reference = log1p_expression(predicted, total=reference.total), reference.log1p
-        profiles = profiles_of_contexts(predicted, without=reference.control)
-    else:
-        profiles = profiles_of_contexts(predicted, without=reference.control)
+    profiles = profiles_of_contexts(predicted, without=reference.control)
+    if not record.from_counts:
         checks += [*value_checks(predicted, profiles, reference), *reference.train_checks]
         raise_or_warn(checks, representation_check)
     if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
@@ -143,8 +142,7 @@ def evaluate(
     baseline_scores = _baseline_scores(baseline, reference, settings, seed=seed)
     halves = reference.ceiling_scores(settings, seed=seed) if reference.ceiling else None
     observed_de = {c: truth.differential_expression for c, truth in reference.contexts.items() if record.needs_de}
-    name = baseline if baseline is None or isinstance(baseline, str) else "a prediction"
-    name = "a result" if isinstance(baseline, EvaluationResult) else name
+    kind = "a result" if isinstance(baseline, EvaluationResult) else "a prediction"
     result = EvaluationResult(
         summary=summarize(per_perturbation, baseline=baseline_scores, halves=halves, seed=seed),
         per_perturbation=per_perturbation,
@@ -152,7 +150,7 @@ def evaluate(
         checks=checks_table([*checks, *found]),
         provenance={
             **settings.to_kwargs(),
-            "baseline": name,
+            "baseline": baseline if baseline is None or isinstance(baseline, str) else kind,
             "de_backend": reference.de_backend if record.needs_de else None,
             "seed": seed,
             "contexts": list(reference.contexts),
@@ -185,36 +183,30 @@ def baseline_results(
         Truth with training data.
     names
         Baselines, see :data:`~scvi_tahoe.evaluate.BASELINES`.
-    preset
-        Preset of :func:`~scvi_tahoe.evaluate.evaluate`.
-    seed
-        Random seed of the cells that baselines draw.
+    preset, seed
+        As in :func:`~scvi_tahoe.evaluate.evaluate`.
     """
-
-    def predict(name: str) -> AnnData:
+    perturbation_key, context_key = reference.perturbation_key, reference.context_key
+    results = {}
+    for name in names:
         cells = reference.baseline_cells(name, seed=seed)
-        return cells.to_adata(perturbation_key=reference.perturbation_key, context_key=reference.context_key)
-
-    # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
-    return {
-        name: evaluate(predict(name), reference, preset=preset, seed=seed, representation_check="off") for name in names
-    }
+        prediction = cells.to_adata(perturbation_key=perturbation_key, context_key=context_key)
+        # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
+        results[name] = evaluate(prediction, reference, preset=preset, seed=seed, representation_check="off")
+    return results
 
 
 def _statistics_checks(
     scores: Mapping[str, ContextScores], reference: EvaluationReference, settings: ScoringSettings
 ) -> list[Check]:
     """Check effects and spread of each context, and keep the most severe outcome of each check."""
+    own_controls = settings.control_cells == "predicted"
     found = {}
-    for context, truth in reference.contexts.items():
-        found[context] = check_statistics(
-            scores[context].statistics,
-            truth.statistics,
-            truth.cells.genes,
-            own_controls=settings.control_cells == "predicted",
-        )
+    for c, truth in reference.contexts.items():
+        predicted, genes = scores[c].statistics, truth.cells.genes
+        found[c] = check_statistics(predicted, truth.statistics, genes, own_controls=own_controls)
         if settings.record.needs_de:
-            found[context].append(check_de_counts(scores[context].per_perturbation))
+            found[c].append(check_de_counts(scores[c].per_perturbation))
     return most_severe(found)
 
 
@@ -229,9 +221,8 @@ def _as_reference(
         given = {"perturbation_key": perturbation_key, "control": control, "context_key": context_key}
         for name, value in given.items():
             if value is not None and value != getattr(reference, name):
-                raise ValueError(
-                    f"{name}={value!r} contradicts the reference, which was made with {getattr(reference, name)!r}."
-                )
+                made = getattr(reference, name)
+                raise ValueError(f"{name}={value!r} contradicts the reference, which was made with {made!r}.")
         if train is not None:
             raise ValueError(
                 "Give the training data to the reference: EvaluationReference.from_adata(..., baseline_from=train)."
@@ -275,14 +266,10 @@ def _baseline_scores(
 
 
 def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference) -> Effects:
-    observed = [truth.statistics.delta for truth in reference.contexts.values()]
-    predicted = [scores[context].statistics.delta for context in reference.contexts]
-    return Effects(
-        conditions=tuple((c, p) for c, perturbations in reference.conditions.items() for p in perturbations),
-        genes=reference.cells.genes,
-        observed=np.concatenate(observed).astype(np.float32),
-        predicted=np.concatenate(predicted).astype(np.float32),
-    )
+    conditions = tuple((c, p) for c, perturbations in reference.conditions.items() for p in perturbations)
+    observed = np.concatenate([truth.statistics.delta for truth in reference.contexts.values()])
+    predicted = np.concatenate([scores[c].statistics.delta for c in reference.contexts])
+    return Effects(conditions, reference.cells.genes, observed.astype(np.float32), predicted.astype(np.float32))
 
 
 def _cells(**sides: Mapping[str, CellProfile]) -> pd.DataFrame:
@@ -301,7 +288,7 @@ def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
         return None
     # column by column, so that no part of the table exists twice
     labels = np.array(list(tables), dtype=object)
-    columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [len(table) for table in tables.values()])}
+    columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [*map(len, tables.values())])}
     for column in DE_COLUMNS:
         columns[_TITLES.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
     return pd.DataFrame(columns, copy=False)

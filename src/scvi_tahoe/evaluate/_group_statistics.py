@@ -22,31 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Statistics of the cells of each perturbation of one context, and of the controls its deltas are taken against.
+    """Statistics of the cells of each perturbation of one context, and of the controls its deltas are taken against."""
 
-    Attributes
-    ----------
-    perturbations
-        Sorted labels, control left out, ``[P]``.
-    mean, variance, zero_fraction
-        Over the cells of each perturbation, ``[P, G]``; mean and variance (of the sample, ``n - 1``) of log1p
-        expression.
-    n_cells
-        Cells of each perturbation, ``[P]``.
-    control_mean, control_variance, control_zero_fraction
-        The same over the control cells, ``[G]``.
-    n_control
-        Number of control cells.
-    """
-
+    #: sorted labels, control left out, ``[P]``
     perturbations: tuple[str, ...]
+    #: over the cells of each perturbation, ``[P, G]``; mean and variance (of the sample, ``n - 1``) of log1p expression
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
     zero_fraction: NDArray[np.float64]
+    #: cells of each perturbation, ``[P]``
     n_cells: NDArray[np.intp]
+    #: the same over the control cells, ``[G]``
     control_mean: NDArray[np.float64]
     control_variance: NDArray[np.float64]
     control_zero_fraction: NDArray[np.float64]
+    #: number of control cells
     n_control: int
 
     @property
@@ -71,16 +61,13 @@ def group_statistics(
     ----------
     cells
         Cells, controls of the context included unless ``controls_of`` is given.
-    context, perturbations
-        Context and perturbations to look at, in the order wanted.
-    control
-        Label of the control cells.
+    context, perturbations, control
+        Context, perturbations in the order wanted, and label of the control cells.
     controls_of
         Statistics whose control side is taken, as with real controls under a prediction.
     """
     with ThreadPoolExecutor(available_cores()) as pool:  # numpy lets go of the interpreter
-        blocks = [*pool.map(lambda p: _moments(cells.block(context, p)), perturbations)]
-    mean, variance, zeros = (np.stack(part) for part in zip(*(block[:3] for block in blocks)))
+        means, variances, zeros, n_cells = zip(*pool.map(lambda p: _moments(cells.block(context, p)), perturbations))
     if controls_of is None:
         control_side = _moments(cells.block(context, control))
     else:
@@ -90,13 +77,12 @@ def group_statistics(
             controls_of.control_zero_fraction,
             controls_of.n_control,
         )
-    n_cells = np.array([block[3] for block in blocks], dtype=np.intp)
-    return GroupStatistics(perturbations, mean, variance, zeros, n_cells, *control_side)
+    mean, variance, zero_fraction = (np.stack(part) for part in (means, variances, zeros))
+    n = np.array(n_cells, dtype=np.intp)
+    return GroupStatistics(perturbations, mean, variance, zero_fraction, n, *control_side)
 
 
-def _moments(
-    block: Matrix,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
+def _moments(block: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
     """Mean, variance and zero fraction over rows, and the number of rows."""
     n = block.shape[0]
     if sp.issparse(block):
@@ -114,15 +100,10 @@ def _moments(
 
 
 def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
-    """Return gene weights of each perturbation, ``[P, G]``, rows summing to 1.
+    """Return gene weights of each perturbation of one context, ``[P, G]``, rows summing to 1.
 
     The absolute t statistic of the perturbation's cells against the cells of all other perturbations is scaled to 0-1
     over genes, squared, and divided by its sum.
-
-    Parameters
-    ----------
-    observed
-        Statistics of the observed cells of one context.
 
     Notes
     -----
@@ -133,7 +114,15 @@ def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
     perturbation its cells are compared with the controls; if no gene stands out, all weigh the same.
     """
     n = observed.n_cells[:, None].astype(np.float64)
-    rest_mean, rest_variance = _rest(observed)
+    if len(n) == 1:
+        rest_mean, rest_variance = observed.control_mean[None], observed.control_variance[None]
+    else:
+        rest_n = n.sum() - n
+        total = n * observed.mean
+        square = (n - 1) * observed.variance + n * observed.mean**2
+        rest_mean = (total.sum(axis=0) - total) / rest_n
+        rest_square = square.sum(axis=0) - square
+        rest_variance = np.maximum(rest_square - rest_n * rest_mean**2, 0) / np.maximum(rest_n - 1, 1)
     error = (observed.variance + rest_variance) / np.maximum(n, 1)
     difference = np.abs(observed.mean - rest_mean)
     t = np.divide(difference, np.sqrt(error), out=np.zeros_like(difference), where=error > 0)
@@ -141,16 +130,3 @@ def gene_weights(observed: GroupStatistics) -> NDArray[np.float64]:
     spread = high - low
     scaled = np.divide(t - low, spread, out=np.ones_like(t), where=spread > 0) ** 2
     return scaled / scaled.sum(axis=1, keepdims=True)
-
-
-def _rest(observed: GroupStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and variance of the cells of all other perturbations, ``[P, G]`` each."""
-    n = observed.n_cells[:, None].astype(np.float64)
-    if len(n) == 1:
-        return observed.control_mean[None], observed.control_variance[None]
-    total = n * observed.mean
-    square = (n - 1) * observed.variance + n * observed.mean**2
-    rest_n = n.sum() - n
-    rest_mean = (total.sum(axis=0) - total) / rest_n
-    rest_square = square.sum(axis=0) - square
-    return rest_mean, np.maximum(rest_square - rest_n * rest_mean**2, 0) / np.maximum(rest_n - 1, 1)

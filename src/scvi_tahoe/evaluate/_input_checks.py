@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scvi_tahoe.evaluate._cells import dense
-from scvi_tahoe.evaluate._checks import Check
+from scvi_tahoe.evaluate._checks import Check, check_if
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -35,11 +36,7 @@ _SMALL_WEIGHT = 0.001
 
 
 def check_contexts(obs: pd.DataFrame, cells: CellTable, *, control: str, context_key: str | None) -> Check:
-    """Warn if a column that looks like contexts was not named and its control cells differ.
-
-    cell-eval mixes two cell types under one perturbation label without a word; effects are then taken against the mean
-    of both.
-    """
+    """Warn if a column that looks like contexts was not named and its control cells differ."""
     name, allowed = "contexts", f"control cells within {_DISTANCE:g} of one another"
     if context_key is not None:
         return Check(name, "ok", allowed=allowed)
@@ -49,9 +46,8 @@ def check_contexts(obs: pd.DataFrame, cells: CellTable, *, control: str, context
         distance = _largest_distance(cells, rows, labels)
         if distance > _DISTANCE:
             message = (
-                f"obs[{column!r}] divides the control cells into {len(np.unique(labels))} populations whose means lie "
-                f"{distance:.1f} times as far apart as sampling would put them, and they are scored as one; pass "
-                f"context_key={column!r} to score them one by one."
+                f"obs[{column!r}] divides the control cells into {len(np.unique(labels))} populations {distance:.1f} "
+                f"times as far apart as by sampling; score them one by one with context_key={column!r}."
             )
             return Check(name, "warning", distance, allowed, message)
     return Check(name, "ok", allowed=allowed)
@@ -59,11 +55,8 @@ def check_contexts(obs: pd.DataFrame, cells: CellTable, *, control: str, context
 
 def _largest_distance(cells: CellTable, rows: NDArray[np.intp], labels: NDArray[np.str_]) -> float:
     """Largest mean absolute distance of a population from the first, over its expectation under sampling alone."""
-    blocks = []
-    for label in np.unique(labels):
-        chosen = rows[labels == label][:_MAX_CELLS]
-        if len(chosen) > 1:
-            blocks.append(dense(cells.expression[chosen]))
+    chosen = [rows[labels == label][:_MAX_CELLS] for label in np.unique(labels)]
+    blocks = [dense(cells.expression[some]) for some in chosen if len(some) > 1]
     if len(blocks) < 2:
         return 0.0
     mean = np.stack([block.mean(axis=0, dtype=np.float64) for block in blocks])
@@ -85,15 +78,12 @@ def check_leakage(train: CellTable, observed: CellTable, *, control: str) -> lis
 def check_conditions(trained: Collection[tuple[str, str]], held_out: Collection[tuple[str, str]]) -> Check:
     """Look for held-out conditions among those that were trained on; both as context and perturbation."""
     both = sorted(set(held_out) & set(trained))
-    if not both:
-        return Check("leakage of conditions", "ok", 0.0, "0")
-    context, perturbation = both[0]
+    first = ", ".join(f"{perturbation!r} in {context!r}" for context, perturbation in both[:1])
     message = (
-        f"{len(both)} of {len(held_out)} held-out conditions are in the training data too (first: {perturbation!r} "
-        f"in {context!r}), so baselines and perhaps the model have seen the answer. Take them out of the training "
-        "data, or pass allow_train=True to score the fit."
+        f"{len(both)} of {len(held_out)} held-out conditions are in the training data too (first: {first}), so "
+        "baselines and perhaps the model have seen the answer. Drop them, or pass allow_train=True to score the fit."
     )
-    return Check("leakage of conditions", "error", len(both), "0", message)
+    return check_if(both != [], "leakage of conditions", len(both), "0", message, "error")
 
 
 def _leaked_cells(train: CellTable, observed: CellTable, control: str) -> Check:
@@ -102,15 +92,15 @@ def _leaked_cells(train: CellTable, observed: CellTable, control: str) -> Check:
     # equal cells have equal sums; only rows that share a sum with a held-out cell are compared in full
     sums, wanted = _sums(train), _sums(observed)[held_out]
     candidates = np.flatnonzero(np.isin(sums, wanted))
-    known = {row.tobytes() for row in _blocks(train, candidates)}
-    n = sum(row.tobytes() in known for row in _blocks(observed, held_out[np.isin(wanted, sums)])) if known else 0
-    if n <= _CHANCE * len(held_out):
-        return Check("leakage of cells", "ok", n / len(held_out), f"0 to {_CHANCE:g}")
+    known = {row.tobytes() for row in dense(train.expression[candidates]).astype(np.float32)}
+    suspects = held_out[np.isin(wanted, sums)]
+    n = sum(row.tobytes() in known for row in dense(observed.expression[suspects]).astype(np.float32))
     message = (
         f"{n} of {len(held_out)} held-out perturbed cells occur in the training data with the same expression; drop "
         "them from one side, or pass allow_train=True to score the fit."
     )
-    return Check("leakage of cells", "error", n / len(held_out), f"0 to {_CHANCE:g}", message)
+    too_many = n > _CHANCE * len(held_out)
+    return check_if(too_many, "leakage of cells", n / len(held_out), f"0 to {_CHANCE:g}", message, "error")
 
 
 def _sums(cells: CellTable) -> NDArray[np.float64]:
@@ -121,42 +111,30 @@ def _sums(cells: CellTable) -> NDArray[np.float64]:
     )
 
 
-def _blocks(cells: CellTable, rows: NDArray[np.intp]) -> list[NDArray[np.float32]]:
-    """Rows as float32, the precision in which both sides are compared."""
-    return list(dense(cells.expression[rows]).astype(np.float32)) if len(rows) else []
-
-
 def check_space(prediction: AnnData, *, counts: bool = False) -> Check:
     """Compare the space the model was trained in with genes, the space that is scored.
 
     Reads ``prediction.uns["scvi_tahoe_prediction"]``, which ``TahoeST.predict`` writes: ``space`` (``"expression"``,
     ``"embedding"``, ``"delta"`` or ``"counts"``), ``genes_from`` (``"network"`` or ``"decoder"``), and of the decoder
-    ``decoder_trained`` and ``decoder_weight``. A gene decoder that was never trained gives numbers of the right shape
-    that mean nothing. Predictions of other models carry no record and pass with a note.
+    ``decoder_trained`` and ``decoder_weight``. Predictions of other models carry no record and pass with a note.
     """
     wanted = "counts" if counts else "expression"
     record: Mapping[str, Any] | None = prediction.uns.get(PREDICTION_RECORD)
-    name, allowed = "space", wanted
+    check = partial(Check, "space", allowed=wanted)
     if record is None:
-        return Check(
-            name, "note", allowed=allowed, message="the prediction does not say which space it was trained in."
-        )
+        return check("note", message="the prediction does not say which space it was trained in.")
     space = str(record.get("space", "expression"))
     if space != wanted:
         message = f"the prediction holds {space}, and {wanted} is scored: predict with output={wanted!r}."
-        return Check(name, "error", allowed=allowed, message=message)
+        return check("error", message=message)
     if record.get("genes_from", "network") != "decoder":
-        return Check(name, "ok", allowed=allowed)
+        return check("ok")
     weight = float(record.get("decoder_weight", float("nan")))
     if not bool(record.get("decoder_trained", False)):
         message = (
-            "the model was trained in embedding space and its gene decoder was not trained, so the genes it gives mean "
-            "nothing. Train it with a gene decoder loss, or use representation='expression'."
+            "the model's gene decoder was not trained, so the genes it gives mean nothing. Train it with a gene "
+            "decoder loss, or use representation='expression'."
         )
-        return Check(name, "error", weight, allowed, message)
-    if weight < _SMALL_WEIGHT:
-        message = (
-            f"the gene decoder was trained with a loss weight of {weight:g}, so it may have learned next to nothing."
-        )
-        return Check(name, "warning", weight, allowed, message)
-    return Check(name, "ok", weight, allowed)
+        return check("error", weight, message=message)
+    message = f"the gene decoder was trained with a loss weight of {weight:g}, so it may have learned next to nothing."
+    return check("warning", weight, message=message) if weight < _SMALL_WEIGHT else check("ok", weight)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
-from scvi_tahoe.evaluate._checks import Check, most_severe
+from scvi_tahoe.evaluate._checks import check_if, most_severe
 from scvi_tahoe.evaluate._value_checks import (
     cell_totals,
     check_counts,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._checks import Check
     from scvi_tahoe.evaluate._reference import EvaluationReference
     from scvi_tahoe.evaluate._value_checks import CellProfile
 
@@ -38,29 +39,34 @@ def matched(
     With ``own_controls`` the prediction is scored on its own control cells, which must then be there.
     """
     # counts of a reference are kept in a layer as a rule, and predicted ones in X
-    has_layer = reference.layer is None or reference.layer in prediction.layers
+    layer, control = reference.layer, reference.control
+    has_layer = layer is None or layer in prediction.layers
     cells = cells_from_adata(
         prediction,
         perturbation_key=reference.perturbation_key,
         context_key=reference.context_key,
-        layer=reference.layer if has_layer else None,
+        layer=layer if has_layer else None,
         role="prediction",
     )
-    in_order = np.array_equal(cells.genes, reference.cells.genes)
     predicted = align_genes(cells, reference.cells.genes, role="prediction")
-    shared = _shared_conditions(predicted, reference.cells, control=reference.control)
+    shared = _shared_conditions(predicted, reference.cells, control=control)
+    no_layer = f"the prediction has no layer {layer!r}; its X was scored."
     checks = [
-        _genes(cells, reference, in_order=in_order),
+        _genes(cells, reference),
         _missing(shared, reference),
-        _surplus(shared, predicted, reference.control),
-        _layer(reference.layer, has_layer=has_layer),
+        _surplus(shared, predicted, control),
+        check_if(not has_layer, "layer", float("nan"), "", no_layer, "note"),
     ]
     # controls that are not used stay where they are: to drop them would copy the matrix
     wanted = [(context, p) for context, perturbations in shared.items() for p in perturbations]
-    if own_controls:
-        wanted += [_own_control(predicted, context, reference.control) for context in shared]
-    else:
-        wanted += [key for key in predicted.rows if key[1] == reference.control and key[0] in shared]
+    controls = [(context, control) for context in shared]
+    absent = [context for context, _ in controls if (context, control) not in predicted.rows]
+    if own_controls and absent:
+        raise ValueError(
+            f'control_cells="predicted" needs control cells ({control!r}) in the prediction of context {absent[0]!r}, '
+            'and there are none; predict them, or use control_cells="real".'
+        )
+    wanted += [condition for condition in controls if condition in predicted.rows]
     rows = np.sort(np.concatenate([predicted.rows[condition] for condition in wanted]))
     return predicted.take(rows), reference.restricted_to(shared), checks
 
@@ -114,55 +120,30 @@ def _shared_conditions(predicted: CellTable, observed: CellTable, *, control: st
 
 
 def _some(names: NDArray[np.str_] | tuple[str, ...]) -> str:
-    shown = ", ".join(map(str, names[:5]))
-    return f"[{shown}{', ...' if len(names) > 5 else ''}]"
+    return f"[{', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''}]"
 
 
-def _genes(cells: CellTable, reference: EvaluationReference, *, in_order: bool) -> Check:
+def _genes(cells: CellTable, reference: EvaluationReference) -> Check:
     surplus = cells.n_genes - reference.cells.n_genes
+    other_order = not np.array_equal(cells.genes, reference.cells.genes)
+    message = "the genes of the prediction were brought into the reference's order."
     if surplus:
         message = f"{surplus} genes of the prediction are not in the reference and are not scored."
-        return Check("genes", "note", surplus, "any order", message)
-    if not in_order:
-        return Check(
-            "genes", "note", 0.0, "any order", "the genes of the prediction were brought into the reference's order."
-        )
-    return Check("genes", "ok", 0.0, "any order")
+    return check_if(other_order, "genes", surplus, "any order", message, "note")
 
 
 def _missing(shared: Mapping[str, tuple[str, ...]], reference: EvaluationReference) -> Check:
-    lost = [
-        (c, p) for c, perturbations in reference.conditions.items() for p in perturbations if p not in shared.get(c, ())
-    ]
-    total = sum(len(perturbations) for perturbations in reference.conditions.values())
-    if not lost:
-        return Check("conditions without a prediction", "ok", 0.0, "0")
+    conditions = [(c, p) for c, perturbations in reference.conditions.items() for p in perturbations]
+    lost = [(c, p) for c, p in conditions if p not in shared.get(c, ())]
+    context, perturbation = (lost or conditions)[0]
     message = (
-        f"{len(lost)} of {total} conditions of the reference were not predicted (first: {lost[0][1]!r} in "
-        f"{lost[0][0]!r}) and are not scored; the ranks of PDS are among the rest, so compare with results on the same "
-        "conditions only."
+        f"{len(lost)} of {len(conditions)} conditions of the reference were not predicted (first: {perturbation!r} in "
+        f"{context!r}) and are not scored; PDS ranks among the rest, so compare with results on the same ones only."
     )
-    return Check("conditions without a prediction", "warning", len(lost), "0", message)
+    return check_if(lost != [], "conditions without a prediction", len(lost), "0", message)
 
 
 def _surplus(shared: Mapping[str, tuple[str, ...]], predicted: CellTable, control: str) -> Check:
-    extra = [(c, p) for c, p in predicted.rows if p != control and p not in shared.get(c, ())]
-    if not extra:
-        return Check("predictions without a truth", "ok", 0.0, "0")
-    message = f"{len(extra)} predicted conditions are not in the reference (first: {extra[0][1]!r} in {extra[0][0]!r})."
-    return Check("predictions without a truth", "note", len(extra), "0", message)
-
-
-def _layer(layer: str | None, *, has_layer: bool) -> Check:
-    if has_layer:
-        return Check("layer", "ok")
-    return Check("layer", "note", message=f"the prediction has no layer {layer!r}; its X was scored.")
-
-
-def _own_control(predicted: CellTable, context: str, control: str) -> tuple[str, str]:
-    if (context, control) not in predicted.rows:
-        raise ValueError(
-            f'control_cells="predicted" needs control cells ({control!r}) in the prediction of context {context!r}, '
-            'and there are none; predict them, or use control_cells="real".'
-        )
-    return context, control
+    extra = [f"{p!r} in {c!r}" for c, p in predicted.rows if p != control and p not in shared.get(c, ())]
+    message = f"{len(extra)} predicted conditions are not in the reference (first: {', '.join(extra[:1])})."
+    return check_if(extra != [], "predictions without a truth", len(extra), "0", message, "note")

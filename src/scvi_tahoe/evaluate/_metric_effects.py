@@ -36,15 +36,9 @@ def pearson(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> 
 def wmse(
     predicted: NDArray[np.floating], observed: NDArray[np.floating], weights: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Weighted mean squared error of mean profiles, ``[P]``.
+    """Weighted mean squared error of mean profiles in log1p units, ``[P, G]``, of each perturbation, ``[P]``.
 
-    Parameters
-    ----------
-    predicted, observed
-        Mean profiles in log1p units, ``[P, G]``.
-    weights
-        Gene weights of each perturbation, ``[P, G]``, each row summing to 1, see
-        :func:`~scvi_tahoe.evaluate.gene_weights`.
+    ``weights``, ``[P, G]``, are those of :func:`~scvi_tahoe.evaluate.gene_weights`, each row summing to 1.
 
     Notes
     -----
@@ -60,14 +54,7 @@ def r2_weighted(
     """Weighted R2 of deltas against the mean of all perturbations, ``[P]``, best 1, may be negative.
 
     ``1 - sum(w (d - e)^2) / sum(w (d - m)^2)``, with observed and predicted deltas ``d`` and ``e`` and the weighted
-    mean ``m`` of ``d`` over genes.
-
-    Parameters
-    ----------
-    predicted, observed
-        Deltas against the mean of the observed perturbations, ``[P, G]``.
-    weights
-        Gene weights of each perturbation, ``[P, G]``, each row summing to 1.
+    mean ``m`` of ``d`` over genes; deltas and weights are ``[P, G]``, each row of weights summing to 1.
 
     Notes
     -----
@@ -156,10 +143,7 @@ def pds_cosine(
 def centroid_accuracy(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the share of other perturbations whose observed mean is farther than the right one, ``[P]``, best 1.
 
-    Parameters
-    ----------
-    predicted, observed
-        Mean profiles (not deltas), ``[P, G]``, rows in the same order; distances are Euclidean.
+    Of mean profiles (not deltas), ``[P, G]``, rows in the same order; distances are Euclidean.
 
     Notes
     -----
@@ -178,55 +162,39 @@ def unit_rows(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.divide(matrix, length, out=np.zeros(matrix.shape), where=length > 0)
 
 
-@register_metric("mae", label="MAE", best=0, ceiling="absolute")
-def _mae(sides: Comparison) -> NDArray[np.float64]:
-    return np.abs(sides.predicted.mean - sides.observed.mean).mean(axis=1)
-
-
-@register_metric("mse", label="MSE", best=0, ceiling="squared")
-def _mse(sides: Comparison) -> NDArray[np.float64]:
-    return np.square(sides.predicted.mean - sides.observed.mean).mean(axis=1)
-
-
-@register_metric("mae_delta", label="MAE of deltas", best=0, ceiling="absolute")
-def _mae_delta(sides: Comparison) -> NDArray[np.float64]:
-    return np.abs(sides.predicted.delta - sides.observed.delta).mean(axis=1)
-
-
-@register_metric("pearson_delta", label="Pearson of deltas", best=1, ceiling="spearman_brown")
-def _pearson_delta(sides: Comparison) -> NDArray[np.float64]:
-    return pearson(sides.predicted.delta, sides.observed.delta)
-
-
-@register_metric("discrimination_score_l1", label="PDS (L1)", best=1, ceiling="spearman_brown")
-def _discrimination_score_l1(sides: Comparison) -> NDArray[np.float64]:
-    return discrimination_score_l1(sides.predicted.delta, sides.observed.delta, sides.target_gene)
-
-
-@register_metric("pds_cosine", label="PDS (cosine, 2026)", best=1, ceiling="spearman_brown", source=_VCC2026)
-def _pds_cosine(sides: Comparison) -> NDArray[np.float64]:
-    return pds_cosine(sides.predicted.delta, sides.observed.delta, sides.target_gene)
+register_metric("mae", label="MAE", best=0, ceiling="absolute")(
+    lambda sides: np.abs(sides.predicted.mean - sides.observed.mean).mean(axis=1)
+)
+register_metric("mse", label="MSE", best=0, ceiling="squared")(
+    lambda sides: np.square(sides.predicted.mean - sides.observed.mean).mean(axis=1)
+)
+register_metric("mae_delta", label="MAE of deltas", best=0, ceiling="absolute")(
+    lambda sides: np.abs(sides.predicted.delta - sides.observed.delta).mean(axis=1)
+)
+register_metric("pearson_delta", label="Pearson of deltas", best=1, ceiling="spearman_brown")(
+    lambda sides: pearson(sides.predicted.delta, sides.observed.delta)
+)
+register_metric("discrimination_score_l1", label="PDS (L1)", best=1, ceiling="spearman_brown")(
+    lambda sides: discrimination_score_l1(sides.predicted.delta, sides.observed.delta, sides.target_gene)
+)
+register_metric("pds_cosine", label="PDS (cosine, 2026)", best=1, ceiling="spearman_brown", source=_VCC2026)(
+    lambda sides: pds_cosine(sides.predicted.delta, sides.observed.delta, sides.target_gene)
+)
 
 
 @register_metric(
-    "pearson_systema",
-    label="Pearson to mean of perturbations",
-    best=1,
-    ceiling="spearman_brown",
-    source=_SYSTEMA,
+    "pearson_systema", label="Pearson to mean of perturbations", best=1, ceiling="spearman_brown", source=_SYSTEMA
 )
 def _pearson_systema(sides: Comparison) -> NDArray[np.float64]:
     return pearson(sides.predicted.mean - sides.perturbed_mean, sides.observed.mean - sides.perturbed_mean)
 
 
-@register_metric("centroid_accuracy", label="Centroid accuracy", best=1, ceiling="spearman_brown", source=_SYSTEMA)
-def _centroid_accuracy(sides: Comparison) -> NDArray[np.float64]:
-    return centroid_accuracy(sides.predicted.mean, sides.observed.mean)
-
-
-@register_metric("wmse", label="Weighted MSE", best=0, ceiling="squared", source=_MEJIA)
-def _wmse(sides: Comparison) -> NDArray[np.float64]:
-    return wmse(sides.predicted.mean, sides.observed.mean, sides.weights)
+register_metric("centroid_accuracy", label="Centroid accuracy", best=1, ceiling="spearman_brown", source=_SYSTEMA)(
+    lambda sides: centroid_accuracy(sides.predicted.mean, sides.observed.mean)
+)
+register_metric("wmse", label="Weighted MSE", best=0, ceiling="squared", source=_MEJIA)(
+    lambda sides: wmse(sides.predicted.mean, sides.observed.mean, sides.weights)
+)
 
 
 @register_metric("r2_weighted", label="Weighted R2 of deltas", best=1, source=_MEJIA)
@@ -235,19 +203,18 @@ def _r2_weighted(sides: Comparison) -> NDArray[np.float64]:
     return r2_weighted(sides.predicted.mean - mean, sides.observed.mean - mean, sides.weights)
 
 
-@register_metric("effect_size_ratio", label="Effect size, predicted / observed", best=None, source=_OURS)
-def _effect_size_ratio(sides: Comparison) -> NDArray[np.float64]:
-    return effect_size_ratio(sides.predicted.delta, sides.observed.delta)
+register_metric("effect_size_ratio", label="Effect size, predicted / observed", best=None, source=_OURS)(
+    lambda sides: effect_size_ratio(sides.predicted.delta, sides.observed.delta)
+)
 
 
 @register_metric("variance_ratio", label="Spread, predicted / observed", best=None, source=_OURS)
 def _variance_ratio(sides: Comparison) -> NDArray[np.float64]:
     # summed standard deviations over genes: 0 if predicted cells are alike
-    spread = np.sqrt(sides.observed.variance).sum(axis=1)
-    predicted = np.sqrt(sides.predicted.variance).sum(axis=1)
-    return np.divide(predicted, spread, out=np.full(len(spread), np.nan), where=spread > 0)
+    predicted, observed = (np.sqrt(side.variance).sum(axis=1) for side in (sides.predicted, sides.observed))
+    return np.divide(predicted, observed, out=np.full(len(observed), np.nan), where=observed > 0)
 
 
-@register_metric("zero_fraction_difference", label="Zeros, predicted - observed", best=None, source=_OURS)
-def _zero_fraction_difference(sides: Comparison) -> NDArray[np.float64]:
-    return (sides.predicted.zero_fraction - sides.observed.zero_fraction).mean(axis=1)
+register_metric("zero_fraction_difference", label="Zeros, predicted - observed", best=None, source=_OURS)(
+    lambda sides: (sides.predicted.zero_fraction - sides.observed.zero_fraction).mean(axis=1)
+)

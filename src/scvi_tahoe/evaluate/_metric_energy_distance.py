@@ -40,24 +40,13 @@ class Components:
 
 
 def fit_components(cells: CellTable, *, n_components: int = 50, seed: int = 0) -> Components:
-    """Fit components to observed cells, so that every prediction is seen from the same side.
-
-    Parameters
-    ----------
-    cells
-        Observed cells.
-    n_components
-        Number of components, at most that of cells or genes.
-    seed
-        Random seed for drawing cells and for the randomised decomposition.
-    """
+    """Fit components, at most as many as cells or genes, to observed cells: each prediction is seen from one side."""
     from sklearn.utils.extmath import randomized_svd
 
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(cells.n_cells, min(_MAX_FIT, cells.n_cells), replace=False))
     sample = dense(cells.expression[rows]).astype(np.float64)
-    center = sample.mean(axis=0)
-    k = min(n_components, *sample.shape)
+    center, k = sample.mean(axis=0), min(n_components, *sample.shape)
     _, _, axes = randomized_svd(sample - center, n_components=k, random_state=seed)
     return Components(center, axes.T)
 
@@ -87,13 +76,11 @@ def energy_distance(x: NDArray[np.floating], y: NDArray[np.floating], *, seed: i
     return float(2 * cdist(x, y).mean() - cdist(x, x).mean() - cdist(y, y).mean())
 
 
+_SOURCE = "Szekely and Rizzo (2013)"
+
+
 @register_metric(
-    "energy_distance",
-    label="Energy distance (50 PCs)",
-    best=0,
-    ceiling="squared",
-    source="Szekely and Rizzo (2013)",
-    needs_cells=True,
+    "energy_distance", label="Energy distance (50 PCs)", best=0, ceiling="squared", source=_SOURCE, needs_cells=True
 )
 def _energy_distance(sides: Comparison) -> NDArray[np.float64]:
     truth, cells = sides.truth, sides.predicted_cells

@@ -60,42 +60,30 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricInfo:
-    """How to read one score.
+    """How to read one score."""
 
-    Attributes
-    ----------
-    label
-        Short name for tables and figures.
-    best
-        Value of a perfect prediction; ``None`` for a diagnostic that is reported and not scored.
-    ceiling
-        How a score between two halves of the observed cells becomes that of a replicate at full depth:
-
-        * ``"spearman_brown"`` - ``2 r / (1 + r)``, for agreement (as cell-eval >= 0.8.2);
-        * ``"absolute"`` - divided by the square root of 2, ``"squared"`` - divided by 2: differences of two half-depth
-          means are noise with twice the variance of those of two full-depth means;
-        * ``"none"`` - no rule, no ceiling.
-    needs_de
-        Whether it is computed from differential expression.
-    whole_panel
-        Whether it is one number for all perturbations of a context, repeated in each row: then neither a bootstrap over
-        perturbations nor groups of them have a meaning.
-    source
-        Where the formula comes from.
-    needs_cells
-        Whether it is computed from single cells, which only presets with scores of cells do.
-    compute
-        Function of both sides of a context that returns a value for each perturbation; ``None`` for the scores that
-        another package computes.
-    """
-
+    #: short name for tables and figures
     label: str
+    #: value of a perfect prediction; ``None`` for a diagnostic that is reported and not scored
     best: float | None
+    #: how a score between two halves of the observed cells becomes that of a replicate at full depth:
+    #:
+    #: * ``"spearman_brown"`` - ``2 r / (1 + r)``, for agreement (as cell-eval >= 0.8.2);
+    #: * ``"absolute"`` - divided by the square root of 2, ``"squared"`` - divided by 2: differences of two half-depth
+    #:   means are noise with twice the variance of those of two full-depth means;
+    #: * ``"none"`` - no rule, no ceiling.
     ceiling: CeilingRule = "none"
+    #: whether it is computed from differential expression
     needs_de: bool = False
+    #: whether it is one number for all perturbations of a context, repeated in each row: then neither a bootstrap over
+    #: perturbations nor groups of them have a meaning
     whole_panel: bool = False
+    #: where the formula comes from
     source: str = "cell-eval 0.8.2"
+    #: whether it is computed from single cells, which only presets with scores of cells do
     needs_cells: bool = False
+    #: function of both sides of a context that returns a value for each perturbation; ``None`` for the scores that
+    #: another package computes
     compute: Compute | None = field(default=None, repr=False)
 
     @property
@@ -135,17 +123,16 @@ def target_columns(perturbations: tuple[str, ...], genes: NDArray[np.str_]) -> N
     return pd.Index(genes).get_indexer(pd.Index(perturbations))
 
 
+#: how a mean split-half score becomes that of a replicate at full depth
+_FULL_DEPTH: dict[CeilingRule, Callable[[float], float]] = {
+    "spearman_brown": lambda r: 2 * r / (1 + r) if r > 0 else np.nan,  # else the halves do not agree at all
+    "absolute": lambda error: error / np.sqrt(2),
+    "squared": lambda error: error / 2,
+    "none": lambda score: np.nan,
+}
+
+
 def to_full_depth(half_depth: pd.Series) -> pd.Series:
     """Carry mean split-half scores to full depth by the ceiling rule of each metric; NaN if there is none."""
-    rules = {name: metric_info(str(name)).ceiling for name in half_depth.index}
-    return pd.Series({name: _full_depth(value, rules[name]) for name, value in half_depth.items()}, dtype=float)
-
-
-def _full_depth(value: float, rule: CeilingRule) -> float:
-    if rule == "absolute":
-        return value / np.sqrt(2)
-    if rule == "squared":
-        return value / 2
-    if rule == "spearman_brown" and value > 0:  # otherwise the halves do not agree at all
-        return 2 * value / (1 + value)
-    return np.nan
+    full_depth = {name: _FULL_DEPTH[metric_info(str(name)).ceiling](score) for name, score in half_depth.items()}
+    return pd.Series(full_depth, dtype=float)

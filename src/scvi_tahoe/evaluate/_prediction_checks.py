@@ -5,11 +5,12 @@ Shapes: **P** perturbations, **G** genes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_tahoe.evaluate._checks import Check, check_interval
+from scvi_tahoe.evaluate._checks import Check, check_if, check_interval
 from scvi_tahoe.evaluate._metric_effects import effect_size_ratio
 from scvi_tahoe.evaluate._metrics import target_columns
 
@@ -45,16 +46,33 @@ def check_statistics(
 
     Every finding is a warning or a note, since the prediction may be that bad.
     """
+    zeros = float((predicted.zero_fraction - observed.zero_fraction).mean())
+    zeros_message = (
+        f"the share of zeros differs by {zeros:+.2f}: predicted cells are {'denser' if zeros < 0 else 'sparser'} than "
+        "observed ones (a decoder of means gives no zeros), which costs DES, a rank test on cells."
+    )
+    effect = float(np.nanmedian(effect_size_ratio(predicted.delta, observed.delta)))
+    effect_message = (
+        f"the median predicted delta is {effect:.2g} times as long as the observed one; inflating effects can raise "
+        "PDS and DES while MAE gets worse, and nothing in the overall score shows it."
+    )
+    fewest = np.minimum(predicted.n_cells, observed.n_cells)
+    cells_message = (
+        f"{(fewest < _MIN_CELLS).sum()} of {len(fewest)} perturbations have fewer than {_MIN_CELLS} predicted or "
+        "observed cells; their scores are mostly noise, and with a single cell DES is 0."
+    )
+    named = float((target_columns(observed.perturbations, genes) >= 0).mean())
+    named_message = f"{named:.0%} of the perturbations carry the name of a gene; PDS leaves out these genes only."
     checks = [
         _copies(predicted, observed),
         _profile(predicted, observed),
         _one_scale(predicted, observed),
-        _zeros(predicted, observed),
+        check_interval("zeros", zeros, message=zeros_message, warn=_ZEROS),
         _spread(predicted, observed),
-        _effect_size(predicted, observed),
+        check_interval("effect size", effect, message=effect_message, warn=_EFFECT),
         check_collapse(predicted.delta, mean_cosine(observed.delta)),
-        _cells(predicted, observed),
-        _targets(observed, genes),
+        check_interval("number of cells", float(fewest.min()), message=cells_message, warn=(_MIN_CELLS, np.inf)),
+        Check("target genes", "ok" if named == 1 else "note", named, "any", named_message),
     ]
     return [*checks, _controls(predicted, observed)] if own_controls else checks
 
@@ -64,24 +82,21 @@ def check_de_counts(scores: pd.DataFrame) -> Check:
     ratio = float(scores["nsig_ratio"].median())
     times = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
     message = (
-        f"the median perturbation has {times} times as many differentially expressed genes as observed: the spread "
-        "of the predicted cells is off (too little of it makes every gene significant), so DES says little about the "
-        "effects."
+        f"the median perturbation has {times} times as many differentially expressed genes as observed: the spread of "
+        "the predicted cells is off (too little makes every gene significant), so DES says little about the effects."
     )
     return check_interval("number of DE genes", ratio, message=message, warn=_NSIG)
 
 
 def _copies(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     """Count perturbations with the observed mean of every gene: no prediction, but the answer."""
-    equal = np.isclose(predicted.mean, observed.mean, rtol=1e-6, atol=0) & (
-        observed.mean.max(axis=1, keepdims=True) > 0
-    )
-    n = int(equal.all(axis=1).sum())
+    expressed = observed.mean.max(axis=1, keepdims=True) > 0
+    equal = (np.isclose(predicted.mean, observed.mean, rtol=1e-6, atol=0) & expressed).all(axis=1)
     message = (
-        f"the predicted cells of {n} of {len(equal)} perturbations have exactly the observed means: the observed cells "
-        "themselves were passed as the prediction."
+        f"the predicted cells of {equal.sum()} of {len(equal)} perturbations have exactly the observed means: the "
+        "observed cells themselves were passed as the prediction."
     )
-    return Check("copies of the truth", "warning" if n else "ok", n, "0", message if n else "")
+    return check_if(equal.any(), "copies of the truth", int(equal.sum()), "0", message)
 
 
 def _profile(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
@@ -91,8 +106,7 @@ def _profile(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     correlation = float("nan") if flat else float(np.corrcoef(*means)[0, 1])
     message = (
         f"mean expression of the genes correlates by {correlation:.2f} with the observed one (replicates: above 0.98): "
-        "values stand under the names of other genes, or cells under the name of another context. Check the order of "
-        "var_names and the labels of the prediction."
+        "values stand under the names of other genes or contexts. Check var_names and the labels of the prediction."
     )
     return check_interval("gene profile", correlation, message=message, warn=(_PROFILE, np.inf))
 
@@ -101,69 +115,30 @@ def _one_scale(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     """Count perturbations whose summed log1p expression is off, as in a file of mixed scales; medians miss them."""
     observed_sum = observed.mean.sum(axis=1)
     ratio = np.divide(predicted.mean.sum(axis=1), observed_sum, out=np.ones_like(observed_sum), where=observed_sum > 0)
-    off = np.flatnonzero((ratio < _ONE_SCALE[0]) | (ratio > _ONE_SCALE[1]))
-    name, allowed = "scale of single conditions", f"summed log1p within {_ONE_SCALE[0]:g} to {_ONE_SCALE[1]:g} times"
-    if not len(off):
-        return Check(name, "ok", 0.0, allowed)
+    off = (ratio < _ONE_SCALE[0]) | (ratio > _ONE_SCALE[1])
+    first = int(np.argmax(off))
     message = (
-        f"{len(off)} of {len(ratio)} perturbations have another sum of log1p expression than observed (first: "
-        f"{observed.perturbations[off[0]]!r}, {ratio[off[0]]:.2g} times): these cells may be on another scale; "
-        "normalise all cells alike."
+        f"{off.sum()} of {len(off)} perturbations have another sum of log1p expression than observed (first: "
+        f"{observed.perturbations[first]!r}, {ratio[first]:.2g} times): are their cells on another scale?"
     )
-    return Check(name, "warning", len(off), allowed, message)
-
-
-def _zeros(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
-    difference = float((predicted.zero_fraction - observed.zero_fraction).mean())
-    message = (
-        f"the share of zeros differs by {difference:+.2f}: predicted cells are "
-        f"{'denser' if difference < 0 else 'sparser'} than observed ones (a decoder of means gives no zeros), which "
-        "costs DES, a rank test on cells."
-    )
-    return check_interval("zeros", difference, message=message, warn=_ZEROS)
+    allowed = f"summed log1p within {_ONE_SCALE[0]:g} to {_ONE_SCALE[1]:g} times"
+    return check_if(off.any(), "scale of single conditions", int(off.sum()), allowed, message)
 
 
 def _spread(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     observed_sd = np.sqrt(observed.variance).sum(axis=1)
     ratios = np.sqrt(predicted.variance).sum(axis=1) / np.maximum(observed_sd, 1e-12)
     ratio = float(np.median(ratios))
-    alike = (ratios < _ALIKE) & (predicted.n_cells >= _CELLS_OF_SPREAD)
     remark = "DES is a rank test on cells and rewards or punishes the spread, not only the means."
     message = f"cells of one predicted condition spread {ratio:.2g} times as much as observed ones; {remark}"
     check = check_interval("spread of cells", ratio, message=message, warn=_SPREAD)
-    if check.status == "ok" and alike.mean() > _FEW_ALIKE:  # too few to move the median
-        first = observed.perturbations[int(np.argmax(alike))]
-        of = f"{alike.sum()} of {len(alike)} perturbations (first: {first!r})"
-        message = f"cells of {of} are nearly all alike; {remark}"
-        return Check(check.name, "warning", ratio, check.allowed, message)
-    return check
-
-
-def _effect_size(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
-    ratio = float(np.nanmedian(effect_size_ratio(predicted.delta, observed.delta)))
-    message = (
-        f"the median predicted delta is {ratio:.2g} times as long as the observed one; inflating effects can raise PDS "
-        "and DES while MAE gets worse, and nothing in the overall score shows it."
-    )
-    return check_interval("effect size", ratio, message=message, warn=_EFFECT)
-
-
-def _cells(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
-    fewest = np.minimum(predicted.n_cells, observed.n_cells)
-    few = int((fewest < _MIN_CELLS).sum())
-    message = (
-        f"{few} of {len(fewest)} perturbations have fewer than {_MIN_CELLS} predicted or observed cells; their scores "
-        "are mostly noise, and with a single cell DES is 0."
-    )
-    return check_interval("number of cells", float(fewest.min()), message=message, warn=(_MIN_CELLS, np.inf))
-
-
-def _targets(observed: GroupStatistics, genes: NDArray[np.str_]) -> Check:
-    share = float((target_columns(observed.perturbations, genes) >= 0).mean())
-    message = (
-        f"{share:.0%} of the perturbations carry the name of a gene; PDS leaves out the target genes of these only."
-    )
-    return Check("target genes", "ok" if share == 1 else "note", share, "any", message)
+    alike = (ratios < _ALIKE) & (predicted.n_cells >= _CELLS_OF_SPREAD)
+    if check.status != "ok" or alike.mean() <= _FEW_ALIKE:
+        return check
+    # too few to move the median
+    first = observed.perturbations[int(np.argmax(alike))]
+    message = f"cells of {alike.sum()} of {len(alike)} perturbations (first: {first!r}) are nearly all alike; {remark}"
+    return replace(check, status="warning", message=message)
 
 
 def _controls(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
@@ -173,21 +148,14 @@ def _controls(predicted: GroupStatistics, observed: GroupStatistics) -> Check:
     expected = np.sqrt(2 / np.pi) * error.mean()  # mean absolute value of a normal variable
     ratio = float(distance / expected) if expected > 0 else float("nan")
     message = (
-        f"predicted controls lie {ratio:.1f} times as far from the observed ones as sampling alone would put them. "
-        "Deltas are "
-        'taken against them, so every effect is off; score with control_cells="real".'
+        f"predicted controls lie {ratio:.1f} times as far from the observed ones as sampling alone would put them, so "
+        'every effect, taken against them, is off; score with control_cells="real".'
     )
     return check_interval("controls", ratio, message=message, warn=(0, _CONTROLS))
 
 
 def mean_cosine(delta_PG: NDArray[np.floating]) -> float:
-    """Mean cosine over pairs of different perturbations; NaN if fewer than two change at all.
-
-    Parameters
-    ----------
-    delta_PG
-        Deltas of the perturbations of one context.
-    """
+    """Mean cosine over pairs of the perturbations of one context, ``[P, G]``; NaN if fewer than two change at all."""
     length = np.linalg.norm(delta_PG, axis=1)
     unit = delta_PG[length > 0] / length[length > 0, None]
     n = len(unit)
@@ -199,14 +167,8 @@ def mean_cosine(delta_PG: NDArray[np.floating]) -> float:
 def check_collapse(predicted_PG: NDArray[np.floating], observed_cosine: float, *, of: str = "observed") -> Check:
     """Warn if predicted deltas of one context have a larger mean cosine than observed ones, beyond sampling noise.
 
-    Parameters
-    ----------
-    predicted_PG
-        Predicted deltas of the perturbations of one context.
-    observed_cosine
-        :func:`mean_cosine` of observed deltas; if NaN, the check passes.
-    of
-        Name of the observed deltas, for the message.
+    ``observed_cosine`` is the :func:`mean_cosine` of observed deltas (if NaN, the check passes), ``of`` their name in
+    the message.
     """
     cosine = mean_cosine(predicted_PG)
     message = (

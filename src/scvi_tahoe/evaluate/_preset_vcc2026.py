@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scvi_tahoe._compat import require
-from scvi_tahoe.evaluate._cache import installed_versions
 from scvi_tahoe.evaluate._cells import concatenate
-from scvi_tahoe.evaluate._checks import Check, checks_table
+from scvi_tahoe.evaluate._checks import check_if, checks_table
+from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import LABEL_COLUMN, contained, usable_threads
 from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info
 from scvi_tahoe.evaluate._presets import PRESETS, Preset
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._checks import Check
     from scvi_tahoe.evaluate._context_truth import ContextTruth
     from scvi_tahoe.evaluate._reference import EvaluationReference
     from scvi_tahoe.evaluate._result import EvaluationResult
@@ -55,41 +56,43 @@ def with_scores_of_2026(
     result: EvaluationResult, predicted: CellTable, reference: EvaluationReference
 ) -> EvaluationResult:
     """Return the result with the six members in front, and the overall score of 2026 in ``vcc``."""
-    scores = {
-        context: _context_scores(truth, predicted.of_context(context), reference)
-        for context, truth in reference.contexts.items()
+    scores = {c: _context_scores(truth, predicted.of_context(c), reference) for c, truth in reference.contexts.items()}
+    members = pd.concat({c: wide for c, (wide, _) in scores.items()}, names=["context", "perturbation"])
+    tables = {c: table for c, (_, table) in scores.items()}
+    mean = pd.concat(list(tables.values())).groupby(level=0, sort=False).mean()
+    # the mean of the six scaled members, 1 for a replicate; NaN if one has no scale on these data
+    overall = {c: float(table["scaled"].mean(skipna=False)) for c, table in tables.items()}
+    vcc: dict[str, Any] = {
+        "year": 2026,
+        **{str(name): float(value) for name, value in mean["value"].items()},
+        **{column: mean[column].to_dict() for column in ("baseline", "replicate", "scaled")},
+        "overall": float(np.mean(list(overall.values()))),
+        "by_context": overall,
     }
-    members = pd.concat({c: s.per_perturbation for c, s in scores.items()}, names=["context", "perturbation"])
     own = result.per_perturbation.drop(columns=members.columns.intersection(result.per_perturbation.columns))
     kept = result.summary.drop(index=result.summary.index.intersection(list(VCC2026_METRICS)))
-    vcc = _overall(scores)
-    theirs = _summary(scores, members, kept.columns, seed=result.provenance["seed"])
+    theirs = _summary(mean, members, kept.columns, seed=result.provenance["seed"])
     return replace(
         result,
-        checks=pd.concat([checks_table([_scale_check(vcc)]), result.checks]),
+        checks=pd.concat([checks_table([_scale_check(vcc["scaled"])]), result.checks]),
         per_perturbation=own.join(members),
         summary=pd.concat([theirs, kept]).rename_axis("metric"),
         vcc=vcc,
     )
 
 
-def _scale_check(vcc: Mapping[str, Any]) -> Check:
+def _scale_check(scaled: Mapping[str, float]) -> Check:
     """Tell which members have no scale on these data, and hence why there is no overall score."""
-    lost = [name for name, share in vcc["scaled"].items() if np.isnan(share)]
-    if not lost:
-        return Check("scale of 2026", "ok", 6, "6 members")
+    lost = [name for name, share in scaled.items() if np.isnan(share)]
     message = (
         f"{', '.join(lost)} have no room between the mean response and a replicate on these data (too few genes or "
         "cells), so there is no overall score of 2026."
     )
-    return Check("scale of 2026", "warning", 6 - len(lost), "6 members", message)
+    return check_if(lost != [], "scale of 2026", 6 - len(lost), "6 members", message)
 
 
-def _summary(
-    scores: Mapping[str, _ContextScores], members: pd.DataFrame, columns: pd.Index, *, seed: int
-) -> pd.DataFrame:
+def _summary(mean: pd.DataFrame, members: pd.DataFrame, columns: pd.Index, *, seed: int) -> pd.DataFrame:
     """Lines of the six members in the form of the summary; the ceiling is the mean of five split-half replicates."""
-    mean = pd.concat([s.table for s in scores.values()]).groupby(level=0, sort=False).mean()
     table = pd.DataFrame(np.nan, index=list(VCC2026_METRICS), columns=columns, dtype=object)
     table["value"], table["baseline"] = mean["value"], mean["baseline"]
     table["ceiling"], table["scaled"] = mean["replicate"], mean["scaled"]
@@ -101,45 +104,18 @@ def _summary(
     table["direction"] = [metric_info(name).direction for name in table.index]
     known = members.notna().sum().reindex(table.index).fillna(len(members)).astype(int)
     table["n_perturbations"], table["n_missing"] = known, len(members) - known
-    numbers = [c for c in columns if c != "direction"]
-    return table.astype(dict.fromkeys(numbers, float))
+    return table.astype(dict.fromkeys(columns.drop("direction"), float))
 
 
-def _overall(scores: Mapping[str, _ContextScores]) -> dict[str, Any]:
-    """Overall score with its terms, means over contexts."""
-    mean = pd.concat([s.table for s in scores.values()]).groupby(level=0, sort=False).mean()
-    return {
-        "year": 2026,
-        **{str(name): float(value) for name, value in mean["value"].items()},
-        "baseline": {str(name): float(value) for name, value in mean["baseline"].items()},
-        "replicate": {str(name): float(value) for name, value in mean["replicate"].items()},
-        "scaled": {str(name): float(value) for name, value in mean["scaled"].items()},
-        "overall": float(np.mean([s.overall for s in scores.values()])),
-        "by_context": {context: s.overall for context, s in scores.items()},
-    }
-
-
-@dataclass(frozen=True)
-class _ContextScores:
-    """Scores of one context."""
-
-    #: one row a perturbation; a member that is a ratio of sums has no column
-    per_perturbation: pd.DataFrame
-    #: index member; columns ``value``, ``baseline``, ``replicate`` and ``scaled``
-    table: pd.DataFrame
-
-    @property
-    def overall(self) -> float:
-        """Mean of the six scaled members, 1 for a replicate; NaN if one has no scale on these data."""
-        return float(self.table["scaled"].mean(skipna=False))
-
-
-def _context_scores(truth: ContextTruth, predicted: CellTable, reference: EvaluationReference) -> _ContextScores:
-    """Score raw counts of one context as the challenge of 2026 does.
+def _context_scores(
+    truth: ContextTruth, predicted: CellTable, reference: EvaluationReference
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score raw counts of one context as the challenge of 2026 does, with the observed controls on both sides.
 
     cell-eval2 (MIT), preset ``vcc2026``. A member is scaled so that 0 is the mean response of the reference
-    (cell-eval2's generic baseline, which knows the truth) and 1 the mean of five split-half replicates; the cache of
-    the reference keeps both. The observed controls are used on both sides.
+    (cell-eval2's generic baseline, which knows the truth) and 1 the mean of five split-half replicates. Returns one row
+    per perturbation (a member that is a ratio of sums has no column), and one row per member with ``value``,
+    ``baseline``, ``replicate`` and ``scaled``.
     """
     cell_eval2 = require("cell_eval2", "vcc2026")
     config = _config(truth)
@@ -153,25 +129,23 @@ def _context_scores(truth: ContextTruth, predicted: CellTable, reference: Evalua
     table["scaled"] = [_scaled(name, *row) for name, row in zip(table.index, table.to_numpy(float))]
     wide = pd.DataFrame(scores.pivot(on="metric", index="perturbation", values="value").to_dict(as_series=False))
     wide = wide.set_index("perturbation").reindex(list(truth.perturbations))
-    return _ContextScores(wide[[name for name in VCC2026_METRICS if name in wide]].astype(float), table)
+    return wide[[name for name in VCC2026_METRICS if name in wide]].astype(float), table
 
 
 def _config(truth: ContextTruth) -> Any:
     from cell_eval2 import EvalConfig
 
     preset = EvalConfig.from_preset("vcc2026")
-    # pdex stated: on a machine with a GPU "auto" would take another engine, whose numbers differ
-    de = replace(preset.de, backend="pdex")
-    threads = usable_threads(truth.num_threads)
     # cell-eval2 must be told that labels are no genes (drugs); if some are, it finds them by name
     named = set(truth.perturbations) & set(truth.cells.genes)
     return replace(
         preset,
         pert_col=LABEL_COLUMN,
         control=truth.control,
-        num_threads=threads,
+        num_threads=usable_threads(truth.num_threads),
         device="cpu",
-        de=de,
+        # on a machine with a GPU "auto" would take another engine, whose numbers differ
+        de=replace(preset.de, backend="pdex"),
         target_gene_map=None if named else {"*": None},
     )
 
@@ -199,12 +173,8 @@ def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> p
         columns = {"baseline": [baseline.get(m) for m in members], "replicate": [replicate.get(m) for m in members]}
         return pl.DataFrame({"metric": members, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))
 
-    key: dict[str, object] = {
-        "table": "ends of the 2026 scale",
-        "truth": truth.fingerprint,
-        "config": str(sorted(config.to_dict().items())),
-        "versions": installed_versions(),
-    }
+    key: dict[str, object] = {"table": "ends of the 2026 scale", "truth": truth.fingerprint}
+    key |= {"config": str(sorted(config.to_dict().items())), "versions": installed_versions()}
     return pd.DataFrame(reference.cache.table(key, compute).to_dict(as_series=False)).set_index("metric").astype(float)
 
 

@@ -1,9 +1,11 @@
-"""Presets: what an evaluation scores, and how the scores become one number."""
+"""Presets: what an evaluation scores, and how the scores become one number, as in the Virtual Cell Challenge 2025."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from scvi_tahoe._names import Registry
 
@@ -15,28 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What an evaluation scores.
+    """What an evaluation scores."""
 
-    Attributes
-    ----------
-    cell_eval_profile
-        Profile of cell-eval whose metrics are computed, with differential expression. If ``None``, neither is done.
-    scores_cells
-        Whether metrics of single cells are computed.
-    from_counts
-        Whether both sides hold raw counts. They are checked as such, and scored after log1p.
-    aggregate
-        Makes the overall score, ``EvaluationResult.vcc``, of the scores of the prediction and of the baseline, one row
-        for each (context, perturbation); returns ``None`` if they do not suffice.
-    extend
-        Called with the finished :class:`~scvi_tahoe.evaluate.EvaluationResult`, the predicted cells and the
-        reference as they were given; returns the result with further scores.
-    """
-
+    #: profile of cell-eval whose metrics are computed, with differential expression. If ``None``, neither is done.
     cell_eval_profile: str | None = None
+    #: whether metrics of single cells are computed
     scores_cells: bool = False
+    #: whether both sides hold raw counts. They are checked as such, and scored after log1p.
     from_counts: bool = False
+    #: makes the overall score, ``EvaluationResult.vcc``, of the scores of the prediction and of the baseline, one row
+    #: for each (context, perturbation); returns ``None`` if they do not suffice
     aggregate: Callable[[pd.DataFrame, pd.DataFrame | None], dict[str, Any] | None] = lambda scores, baseline: None
+    #: called with the finished :class:`~scvi_tahoe.evaluate.EvaluationResult`, the predicted cells and the reference as
+    #: they were given; returns the result with further scores
     extend: Callable[..., Any] | None = None
 
     @property
@@ -47,3 +40,72 @@ class Preset:
 
 #: names that ``preset=...`` takes
 PRESETS: Registry[Preset] = Registry("preset")
+
+#: cell-eval's name of each term
+_TERMS = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vcc2025Terms:
+    """The three terms, raw."""
+
+    #: differential expression score, ``overlap_at_N``, best 1
+    DES: float
+    #: perturbation discrimination score, L1, best 1
+    PDS: float
+    #: mean absolute error of mean log1p profiles, best 0
+    MAE: float
+
+
+def vcc2025_overall(terms: Vcc2025Terms, baseline: Vcc2025Terms) -> dict[str, Any]:
+    """Scale the three terms between baseline and perfection and average them.
+
+    ``DES' = (DES - b) / (1 - b)``, ``PDS'`` likewise, ``MAE' = (b - MAE) / b``, each at least 0; the overall score is
+    100 times their mean. It is comparable only between predictions for the same cells and the same baseline, and only
+    within one release of cell-eval; being no better than the baseline and being far worse look the same.
+
+    Returns
+    -------
+    ``year``, the raw terms, ``baseline``, ``scaled`` (each a dictionary of the three terms), and ``overall``.
+
+    Notes
+    -----
+    Formula of cell-eval 0.8.2, ``score_agg_metrics`` with the ``vcc`` profile; a term that is NaN, or whose baseline
+    leaves no room, counts 0 as there.
+    """
+    scaled = {
+        "DES": _share(terms.DES - baseline.DES, 1 - baseline.DES),
+        "PDS": _share(terms.PDS - baseline.PDS, 1 - baseline.PDS),
+        "MAE": _share(baseline.MAE - terms.MAE, baseline.MAE),
+    }
+    overall = 100 * float(np.mean(list(scaled.values())))
+    return {"year": 2025, **asdict(terms), "baseline": asdict(baseline), "scaled": scaled, "overall": overall}
+
+
+def _share(gain: float, room: float) -> float:
+    share = gain / room if room else np.nan
+    return 0.0 if np.isnan(share) else max(float(share), 0.0)
+
+
+def overall_of_contexts(scores: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Return the overall score of each context and their mean; None without a baseline or one of the terms."""
+    if baseline is None or not set(_TERMS.values()) <= set(scores.columns):
+        return None
+    columns = list(_TERMS.values())
+    terms, base = (side[columns].groupby(level="context", sort=False).mean() for side in (scores, baseline))
+    by_context = {c: vcc2025_overall(_as_terms(terms.loc[c]), _as_terms(base.loc[c])) for c in terms.index}
+    together = vcc2025_overall(_as_terms(terms.mean()), _as_terms(base.mean()))
+    together["scaled"] = {t: float(np.mean([v["scaled"][t] for v in by_context.values()])) for t in _TERMS}
+    together["overall"] = float(np.mean([v["overall"] for v in by_context.values()]))
+    together["by_context"] = {c: v["overall"] for c, v in by_context.items()}
+    return together
+
+
+def _as_terms(row: pd.Series) -> Vcc2025Terms:
+    return Vcc2025Terms(**{term: float(row[column]) for term, column in _TERMS.items()})
+
+
+PRESETS.register("vcc2025", Preset(cell_eval_profile="vcc", aggregate=overall_of_contexts))
+PRESETS.register("quick", Preset())
+PRESETS.register("minimal", Preset(cell_eval_profile="minimal", aggregate=overall_of_contexts))
+PRESETS.register("full", Preset(cell_eval_profile="full", scores_cells=True, aggregate=overall_of_contexts))

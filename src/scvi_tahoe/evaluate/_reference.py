@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_cells, embedding_rows
-from scvi_tahoe.evaluate._cache import TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
-from scvi_tahoe.evaluate._context_truth import ContextTruth
+from scvi_tahoe.evaluate._context_truth import ContextTruth, TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._differential_expression import chosen_backend
 from scvi_tahoe.evaluate._input_checks import check_contexts, check_leakage
 from scvi_tahoe.evaluate._scoring import score_context
@@ -28,7 +27,7 @@ from scvi_tahoe.evaluate._value_checks import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import polars as pl
     from anndata import AnnData
@@ -48,9 +47,8 @@ _SAMPLE = 64
 class EvaluationReference:
     """Observed held-out cells, and the training data that baselines come from.
 
-    Build it once with :meth:`from_adata` and score any number of predictions against it: differential expression of the
-    truth, baselines and ceiling are computed for the first one only. The AnnData that it was made of must not change
-    meanwhile.
+    Build it once with :meth:`from_adata` and score any number of predictions: what does not depend on them is computed
+    for the first one only. The AnnData that it was made of must not change meanwhile.
 
     Attributes
     ----------
@@ -64,14 +62,12 @@ class EvaluationReference:
         Training cells over the same genes.
     embeddings
         Vector of each perturbation, for the baselines that use them.
-    layer, ceiling, de_backend, num_threads, progress
-        As in :meth:`from_adata`.
     cache
         Keeps tables of the truth.
     adata
         What :meth:`from_adata` read, from whose control cells a model can predict.
-    context_checks
-        Whether several contexts are taken for one, if the columns of ``adata`` can tell.
+    layer, ceiling, de_backend, num_threads, progress
+        As in :meth:`from_adata`.
     """
 
     cells: CellTable
@@ -88,6 +84,7 @@ class EvaluationReference:
     num_threads: int | None = None
     progress: bool = False
     adata: AnnData | None = field(default=None, init=False)
+    #: whether several contexts are taken for one, if the columns of ``adata`` can tell
     context_checks: list[Check] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -177,11 +174,10 @@ class EvaluationReference:
         return reference
 
     def __repr__(self) -> str:
-        n = sum(len(c.perturbations) for c in self.contexts.values())
+        n = sum(map(len, self.conditions.values()))
         train = "no training data" if self.train is None else f"{self.train.n_cells} training cells"
-        return (
-            f"EvaluationReference: {n} conditions in {len(self.contexts)} contexts, {self.cells.n_cells} cells, {train}"
-        )
+        size = f"{n} conditions in {len(self.contexts)} contexts, {self.cells.n_cells} cells"
+        return f"EvaluationReference: {size}, {train}"
 
     @cached_property
     def contexts(self) -> dict[str, ContextTruth]:
@@ -306,21 +302,15 @@ class EvaluationReference:
         """Scores of one half of the observed cells against the other, at half depth; index context, perturbation."""
 
         def compute() -> pd.DataFrame:
-            parts = {}
-            for context, truth in self.contexts.items():
-                observed, predicted = truth.halves(split_controls=settings.control_cells == "predicted", seed=seed)
-                parts[context] = score_context(observed, predicted, settings).per_perturbation
-            return pd.concat(parts, names=["context", "perturbation"])
+            split_controls = settings.control_cells == "predicted"
+            halves = (truth.halves(split_controls=split_controls, seed=seed) for truth in self.contexts.values())
+            return _scores(halves, settings)
 
         return self._table({"table": "split halves"}, settings, seed, compute)
 
     def score(self, predicted: CellTable, settings: ScoringSettings) -> pd.DataFrame:
         """Score cells of every condition, one row per (context, perturbation), without checks."""
-        parts = {
-            context: score_context(truth, predicted.of_context(context), settings).per_perturbation
-            for context, truth in self.contexts.items()
-        }
-        return pd.concat(parts, names=["context", "perturbation"])
+        return _scores(((truth, predicted.of_context(c)) for c, truth in self.contexts.items()), settings)
 
     def _table(
         self, key: dict[str, object], settings: ScoringSettings, seed: int, compute: Callable[[], pd.DataFrame]
@@ -344,6 +334,11 @@ class EvaluationReference:
         return table.set_index(["context", "perturbation"])
 
 
+def _scores(sides: Iterable[tuple[ContextTruth, CellTable]], settings: ScoringSettings) -> pd.DataFrame:
+    parts = {truth.context: score_context(truth, cells, settings).per_perturbation for truth, cells in sides}
+    return pd.concat(parts, names=["context", "perturbation"])
+
+
 def _with_perturbations(cells: CellTable, control: str) -> CellTable:
     """Verify the controls of every context and leave out contexts that hold nothing else."""
     scored = [context for context in cells.contexts if cells.perturbations(context, control=control)]
@@ -353,7 +348,7 @@ def _with_perturbations(cells: CellTable, control: str) -> CellTable:
         if (context, control) not in cells.rows:
             labels = list(cells.perturbations(context, control=control)[:5])
             raise ValueError(
-                f"Context {context!r} of the reference has no control cells labelled {control!r} (its labels start "
-                f"with {labels}); scores need the controls of every context."
+                f"Context {context!r} of the reference has no control cells labelled {control!r}, as every context "
+                f"needs; its labels start with {labels}."
             )
     return cells.take(np.isin(cells.context, scored))

@@ -54,63 +54,43 @@ _PARQUET = ("de_observed", "de_predicted")
 
 @dataclass(frozen=True)
 class Effects:
-    """Observed and predicted deltas of every condition.
+    """Observed and predicted deltas of every condition."""
 
-    Attributes
-    ----------
-    conditions
-        (context, perturbation) of each row.
-    genes
-        Gene of each column.
-    observed, predicted
-        Mean log1p expression minus that of the controls, ``[conditions, genes]``, float32.
-    """
-
+    #: (context, perturbation) of each row
     conditions: tuple[tuple[str, str], ...]
+    #: gene of each column
     genes: NDArray[np.str_]
+    #: mean log1p expression minus that of the controls, ``[conditions, genes]``, float32
     observed: NDArray[np.float32]
     predicted: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """Scores of one prediction, with everything needed to judge them.
+    """Scores of one prediction, with everything needed to judge them."""
 
-    Attributes
-    ----------
-    summary
-        One row per metric: ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
-        ``ceiling``, ``scaled`` (share of the way from baseline to ceiling), ``scaled_low``, ``scaled_high`` (its
-        interval, prediction and baseline resampled together), ``direction``, ``n_perturbations``, ``n_missing``.
-        Contexts are scored one by one and then averaged.
-    per_perturbation
-        One row per (context, perturbation): its cells, its differentially expressed genes and its scores.
-    vcc
-        Overall score of the challenge with its year, raw and scaled terms, and the value of each context; ``None`` if
-        the preset or the baseline does not provide it.
-    checks
-        One row per check, most severe first: ``status``, ``value``, ``allowed``, ``message``.
-    provenance
-        Versions, hashes and settings, which decide whether two results can be compared.
-    effects
-        Observed and predicted deltas.
-    cells
-        Totals and shares of zeros of a sample of cells of both sides; columns ``side`` and ``context``.
-    baseline_per_perturbation, halves_per_perturbation
-        Scores of the baseline and of the split halves, like ``per_perturbation``.
-    de_observed, de_predicted
-        Differential expression, one row per (context, perturbation, gene), if it was tested.
-    """
-
+    #: one row per metric: ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
+    #: ``ceiling``, ``scaled`` (share of the way from baseline to ceiling), ``scaled_low``, ``scaled_high`` (its
+    #: interval, prediction and baseline resampled together), ``direction``, ``n_perturbations``, ``n_missing``.
+    #: Contexts are scored one by one and then averaged
     summary: pd.DataFrame
+    #: one row per (context, perturbation): its cells, its differentially expressed genes and its scores
     per_perturbation: pd.DataFrame
+    #: overall score of the challenge with its year, raw and scaled terms, and the value of each context; ``None`` if
+    #: the preset or the baseline does not provide it
     vcc: Mapping[str, Any] | None
+    #: one row per check, most severe first: ``status``, ``value``, ``allowed``, ``message``
     checks: pd.DataFrame
+    #: versions, hashes and settings, which decide whether two results can be compared
     provenance: Mapping[str, Any]
+    #: observed and predicted deltas
     effects: Effects
+    #: totals and shares of zeros of a sample of cells of both sides; columns ``side`` and ``context``
     cells: pd.DataFrame
+    #: scores of the baseline and of the split halves, like ``per_perturbation``
     baseline_per_perturbation: pd.DataFrame | None = None
     halves_per_perturbation: pd.DataFrame | None = None
+    #: differential expression, one row per (context, perturbation, gene), if it was tested
     de_observed: pd.DataFrame | None = None
     de_predicted: pd.DataFrame | None = None
 
@@ -241,8 +221,6 @@ def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
 
     Parameters
     ----------
-    result
-        Evaluation result.
     n_groups
         Number of groups of equal size, by the length of the observed delta within each context.
 

@@ -35,9 +35,7 @@ class ScoringSettings:
         if self.control_cells not in ("real", "predicted"):
             raise ValueError(f'control_cells must be "real" or "predicted", got {self.control_cells!r}.')
         if self.record.from_counts and self.control_cells == "predicted":
-            raise ValueError(
-                'The challenge of 2026 takes the observed controls on both sides: use control_cells="real".'
-            )
+            raise ValueError('The challenge of 2026 takes observed controls on both sides: use control_cells="real".')
 
     @property
     def record(self) -> Preset:
@@ -94,9 +92,7 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
         counts = pd.DataFrame({"n_de_observed": n_observed, "n_de_predicted": n_predicted}, index=scores.index)
         scores = pd.concat([theirs, rest, counts, ours], axis=1)
     if preset.scores_cells:
-        of_cells = computed_metrics(
-            sides, lambda metric: metric.needs_cells and (preset.needs_de or not metric.needs_de)
-        )
+        of_cells = computed_metrics(sides, lambda info: info.needs_cells and (preset.needs_de or not info.needs_de))
         scores = pd.concat([scores, of_cells], axis=1)
     scores.insert(0, "n_cells", truth.statistics.n_cells)
     scores.insert(1, "n_cells_predicted", statistics.n_cells)

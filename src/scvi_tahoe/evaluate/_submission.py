@@ -25,25 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules2026:
-    """Sizes that the challenge of 2026 demands.
+    """Sizes that the challenge of 2026 demands."""
 
-    Attributes
-    ----------
-    n_genes, n_targets, n_contexts
-        Genes, targets and contexts.
-    cells_per_condition
-        Cells of each target in each context.
-    max_total
-        Most counts of a cell.
-    max_stored
-        Most non-zero entries of the file.
-    """
-
+    #: genes, targets and contexts
     n_genes: int = 18_533
     n_targets: int = 300
     n_contexts: int = 3
+    #: cells of each target in each context
     cells_per_condition: int = 400
+    #: most counts of a cell
     max_total: int = MAX_TOTAL
+    #: most non-zero entries of the file
     max_stored: int = 4_750_000_000
 
     def __post_init__(self) -> None:
@@ -116,15 +108,11 @@ def submission(
         raise ValueError("The challenge of 2026 scores several contexts: name their column with context_key=...")
     import anndata
 
-    path = Path(path)
-    table = _table(
-        prediction,
-        genes,
-        perturbation_key=perturbation_key,
-        context_key=context_key,
-        control=control,
-        rules=rules or Rules2026(),
-    )
+    path, rules = Path(path), rules or Rules2026()
+    if len(genes) != rules.n_genes:
+        raise ValueError(f"The challenge of 2026 has {rules.n_genes:,} genes; the list given has {len(genes):,}.")
+    cells = cells_from_adata(prediction, perturbation_key=perturbation_key, context_key=context_key, role="prediction")
+    table = _table(_in_challenge_order(cells.take(cells.perturbation != control), genes), rules)
     with atomic_write(path) as partial:
         table.write_h5ad(partial, compression="gzip")
         _verify(anndata.read_h5ad(partial), table)
@@ -143,22 +131,10 @@ def _verify(found: AnnData, wanted: AnnData) -> None:
         raise OSError("The submission read back differs from what was written; check the disk and write it again.")
 
 
-def _table(
-    prediction: AnnData,
-    genes: Sequence[str],
-    *,
-    perturbation_key: str,
-    context_key: str,
-    control: str,
-    rules: Rules2026,
-) -> AnnData:
-    """Return the minimal AnnData to submit: CSR counts, two columns, genes in order, no controls."""
+def _table(cells: CellTable, rules: Rules2026) -> AnnData:
+    """Return the minimal AnnData to submit: CSR counts, two columns."""
     from anndata import AnnData
 
-    if len(genes) != rules.n_genes:
-        raise ValueError(f"The challenge of 2026 has {rules.n_genes:,} genes; the list given has {len(genes):,}.")
-    cells = cells_from_adata(prediction, perturbation_key=perturbation_key, context_key=context_key, role="prediction")
-    cells = _in_challenge_order(cells.take(cells.perturbation != control), genes)
     _verify_conditions(cells, rules)
     check = check_counts(cells, role="prediction")
     if check.status == "error":
@@ -172,7 +148,7 @@ def _table(
         )
     columns = {"target_gene": pd.Categorical(cells.perturbation), "context": pd.Categorical(cells.context)}
     obs = pd.DataFrame(columns, index=[str(i) for i in range(cells.n_cells)])
-    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(list(genes), dtype=object)))
+    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(cells.genes.astype(object))))
 
 
 def _verify_conditions(cells: CellTable, rules: Rules2026) -> None:
@@ -182,12 +158,8 @@ def _verify_conditions(cells: CellTable, rules: Rules2026) -> None:
             f"The challenge of 2026 has {rules.n_targets} targets in {rules.n_contexts} contexts; the prediction has "
             f"{len(targets)} and {len(contexts)}."
         )
-    wrong = [
-        (c, p, len(cells.rows.get((c, p), ())))
-        for c in contexts
-        for p in targets
-        if len(cells.rows.get((c, p), ())) != rules.cells_per_condition
-    ]
+    n_cells = {(c, p): len(cells.rows.get((c, p), ())) for c in contexts for p in targets}
+    wrong = [(c, p, n) for (c, p), n in n_cells.items() if n != rules.cells_per_condition]
     if wrong:
         context, target, n = wrong[0]
         raise ValueError(

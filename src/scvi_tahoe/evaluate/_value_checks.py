@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from scvi_tahoe._constants import LOG1P_LIMIT
 from scvi_tahoe.evaluate._cells import dense
-from scvi_tahoe.evaluate._checks import Check, check_interval, most_severe
+from scvi_tahoe.evaluate._checks import Check, check_if, check_interval, most_severe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,9 +100,8 @@ def check_range(cells: CellTable, *, role: str) -> Check:
         return Check(name, "error", float("nan"), allowed, message)
     if low < _TINY:
         message = (
-            f"the smallest value of the {role} is {low:.3g} and log1p expression is never negative: this looks like a "
-            "cell embedding, a delta or scaled data. Pass expression (output='expression', or the gene decoder's "
-            "output)."
+            f"the smallest value of the {role} is {low:.3g} and log1p expression is never negative: is it a cell "
+            "embedding, a delta or scaled data? Pass expression (output='expression', or the gene decoder's output)."
         )
         return Check(name, "error", low, allowed, message)
     if high >= LOG1P_LIMIT:
@@ -121,13 +120,12 @@ def check_range(cells: CellTable, *, role: str) -> Check:
 def check_integers(profile: CellProfile, *, role: str) -> Check:
     """Reject whole numbers, which cell-eval would take for counts and normalise a second time without a word."""
     share = profile.integer_fraction
-    if np.isnan(share) or share < _INTEGER_SHARE:
-        return Check(f"scale of the {role}", "ok", share, f"below {_INTEGER_SHARE:g}")
     message = (
-        f"{share:.0%} of the non-zero values of the {role} are whole numbers: counts, or rounded logarithms. Scores "
-        "are for log1p of normalised counts; normalise prediction and reference to the same total, then apply log1p."
+        f"{share:.0%} of the non-zero values of the {role} are whole numbers: counts, or rounded logarithms. Normalise "
+        "prediction and reference to the same total, then apply log1p."
     )
-    return Check(f"scale of the {role}", "error", share, f"below {_INTEGER_SHARE:g}", message)
+    many = share >= _INTEGER_SHARE
+    return check_if(many, f"scale of the {role}", share, f"below {_INTEGER_SHARE:g}", message, "error")
 
 
 def check_logarithm(observed: CellProfile) -> Check:
@@ -136,15 +134,13 @@ def check_logarithm(observed: CellProfile) -> Check:
     With the same mistake on both sides nothing differs between them; but totals are equal on one scale only.
     """
     once, twice, never = (_spread(t) for t in (observed.totals, observed.relogged_totals, observed.raw_totals))
-    name, allowed = "logarithm of the reference", "log1p, once"
-    if once > _ONE_TOTAL and (twice <= _ONE_TOTAL or never <= _ONE_TOTAL):
-        found, where = ("twice", "after two expm1") if twice <= _ONE_TOTAL else ("never", "as they are")
-        message = (
-            f"log1p was applied to the reference {found}: its cells have one total {where}, and not after one expm1. "
-            "Scores are for log1p of normalised counts."
-        )
-        return Check(name, "error", once, allowed, message)
-    return Check(name, "ok", once, allowed)
+    found, where = ("twice", "after two expm1") if twice <= _ONE_TOTAL else ("never", "as they are")
+    message = (
+        f"log1p was applied to the reference {found}: its cells have one total {where}, and not after one expm1. "
+        "Scores are for log1p of normalised counts."
+    )
+    wrong = once > _ONE_TOTAL and (twice <= _ONE_TOTAL or never <= _ONE_TOTAL)
+    return check_if(wrong, "logarithm of the reference", once, "log1p, once", message, "error")
 
 
 def _spread(totals: np.ndarray) -> float:
@@ -154,17 +150,12 @@ def _spread(totals: np.ndarray) -> float:
 
 
 def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "prediction") -> Check:
-    """Compare the median total of the cells on both sides, and name the mistake if it can be told.
-
-    Errors of scale are silent elsewhere: normalising to another total, or taking the logarithm twice, changes MAE by up
-    to an order of magnitude and leaves DES as it was.
-    """
+    """Compare the median total of the cells on both sides, and name the mistake if it can be told."""
     name = "scale" if role == "prediction" else f"totals of the {role}"
     allowed = f"{_SCALE_WARNING[0]:g} to {_SCALE_WARNING[1]:g}"
     truth = float(np.median(observed.totals))
-    ratio = float(np.median(predicted.totals)) / truth
-    twice = float(np.median(predicted.relogged_totals)) / truth
-    never = float(np.median(predicted.raw_totals)) / truth
+    totals = (predicted.totals, predicted.relogged_totals, predicted.raw_totals)
+    ratio, twice, never = (float(np.median(total)) / truth for total in totals)
     if ratio < _NAMED[0] and _NAMED[0] <= twice <= _NAMED[1]:
         message = f"log1p was applied twice to the {role}: undoing it once more gives the totals of the reference."
         return Check(name, "error", ratio, allowed, message)
@@ -186,9 +177,8 @@ def check_totals_spread(predicted: CellProfile, observed: CellProfile) -> Check:
     with np.errstate(invalid="ignore", over="ignore"):  # totals of values that are no logarithms may be infinite
         spread = [float(np.std(side.totals) / np.mean(side.totals)) for side in (predicted, observed)]
     message = (
-        f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): the reference is normalised "
-        "and the prediction is not. Normalise its cells to the same total before scoring; if a model of normalised "
-        "cells made them, it overshoots for some perturbations: train for fewer steps, or compare with its prior."
+        f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): normalise its cells to one "
+        "total as the reference; a model of normalised cells overshoots: train for fewer steps, or compare its prior."
     )
     return check_interval("spread of totals", spread[0] - spread[1], message=message, warn=(-np.inf, _MORE_SPREAD))
 
@@ -202,27 +192,15 @@ def check_training_data(train: CellTable, observed: Mapping[str, CellProfile], *
     found = check_range(train, role=role)
     if np.isnan(found.value):
         return [found]
-    profiles = profiles_of_contexts(train, without=control)
-    by_context = {
-        context: [
-            check_integers(profile, role=role),
-            *([check_scale(profile, truth, role=role)] if (truth := _like(context, observed)) is not None else []),
-        ]
-        for context, profile in profiles.items()
-    }
-    return [found, *most_severe(by_context)]
-
-
-def _like(context: str, observed: Mapping[str, CellProfile]) -> CellProfile | None:
-    """Return observed cells whose totals a training context must share; None if they may differ.
-
-    Over a part of the genes the totals of two contexts differ, unless cells were normalised over just these genes.
-    """
-    if context in observed:
-        return observed[context]
-    first = next(iter(observed.values()))
+    # over a part of the genes the totals of two contexts differ, unless cells were normalised over just these genes
     normalised = all(np.std(o.totals) <= _ONE_TOTAL * np.mean(o.totals) for o in observed.values())
-    return first if normalised else None
+    elsewhere = next(iter(observed.values())) if normalised else None
+    by_context = {}
+    for context, profile in profiles_of_contexts(train, without=control).items():
+        by_context[context] = [check_integers(profile, role=role)]
+        if (truth := observed.get(context, elsewhere)) is not None:
+            by_context[context].append(check_scale(profile, truth, role=role))
+    return [found, *most_severe(by_context)]
 
 
 def clipped(cells: CellTable) -> CellTable:
@@ -273,14 +251,14 @@ def check_counts(cells: CellTable, *, role: str) -> Check:
         return Check(name, "error", float("nan"), allowed, f"the {role} has NaN or infinite values.")
     if values.size and (values.min() < 0 or (values != np.round(values)).any()):
         message = (
-            f"the {role} holds values that are no counts; the scores of 2026 are computed from raw counts. Predict "
-            "them with output='counts', and name the layer with the reference's counts with layer=..."
+            f"the {role} holds values that are no counts; the scores of 2026 are of raw counts. Predict them with "
+            "output='counts', and name the layer with the reference's counts with layer=..."
         )
         return Check(name, "error", float(values.min()), allowed, message)
     totals = cell_totals(cells)
     wrong = int(((totals < 1) | (totals > MAX_TOTAL)).sum())
     message = f"{wrong} cells of the {role} have no count at all, or more than {MAX_TOTAL:,}."
-    return Check(name, "error" if wrong else "ok", wrong, allowed, message if wrong else "")
+    return check_if(wrong > 0, name, wrong, allowed, message, "error")
 
 
 def check_depth(predicted: NDArray[np.float64], observed: NDArray[np.float64]) -> Check:

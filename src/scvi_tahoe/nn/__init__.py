@@ -19,8 +19,11 @@ from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in
 )
 
 from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce  # isort: skip
-from scvi_tahoe.nn._ineffective_options import (
+from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
+from scvi_tahoe.nn._objective import (
     Ineffective,
+    Objective,
+    ObjectiveConfig,
     default_of,
     ineffective_in_network,
     ineffective_in_objective,
@@ -28,8 +31,6 @@ from scvi_tahoe.nn._ineffective_options import (
     reject_ineffective,
     reject_ineffective_options,
 )
-from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
-from scvi_tahoe.nn._objective import Objective, ObjectiveConfig
 from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS, SetReference, Term, register_term
 
 __all__ = [

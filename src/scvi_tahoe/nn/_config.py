@@ -232,29 +232,17 @@ class NetworkConfig:
         ValueError
             If a key is unknown.
         """
-        kwargs = dict(kwargs)
         _verify_known_keys(cls, kwargs)
-        decoder = kwargs.get("gene_decoder")
-        if decoder is not None:
+        if (decoder := kwargs.get("gene_decoder")) is not None:
             _verify_known_keys(GeneDecoderConfig, decoder)
-            kwargs["gene_decoder"] = GeneDecoderConfig(**decoder)
+            kwargs = {**kwargs, "gene_decoder": GeneDecoderConfig(**decoder)}
         return cls(**kwargs)
 
     def _verify_values(self) -> None:
-        _verify_positive(
-            n_input=self.n_input,
-            n_output=self.n_output,
-            n_perturbation=self.n_perturbation,
-            n_perturbation_parts=self.n_perturbation_parts,
-            hidden=self.hidden,
-            n_layers=self.n_layers,
-            intermediate=self.intermediate,
-            n_heads=self.n_heads,
-            n_kv_heads=self.kv_heads,
-            n_encoder_layers=self.n_encoder_layers,
-            n_decoder_layers=self.n_decoder_layers,
-            **({} if self.head_dim is None else {"head_dim": self.head_dim}),
-        )
+        names = ["n_input", "n_output", "n_perturbation", "n_perturbation_parts", "hidden", "n_layers", "intermediate",
+                 "n_heads", "n_kv_heads", "n_encoder_layers", "n_decoder_layers"]  # fmt: skip
+        names += [] if self.head_dim is None else ["head_dim"]
+        _verify_positive(**{name: getattr(self, name) for name in names})
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}.")
@@ -326,6 +314,5 @@ def _verify_probability(**values: float) -> None:
 def _verify_known_keys(owner: type, kwargs: dict[str, Any]) -> None:
     """Raise ``ValueError`` if a key is not a field of the dataclass."""
     known = {field.name for field in fields(owner)}
-    unknown = sorted(set(kwargs) - known)
-    if unknown:
+    if unknown := sorted(set(kwargs) - known):
         raise ValueError(f"{owner.__name__} does not know {unknown}; it knows {sorted(known)}.")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._result import Result
+    from scvi_tahoe.pl._draw import Result
 
 
 @register_figure
@@ -57,10 +57,6 @@ def _total_edges(totals: NDArray[np.floating]) -> NDArray[np.floating]:
 def _draw_histogram(ax: Axes, result: Result, column: str, edges: NDArray[np.floating]) -> None:
     for side, color, line in (("observed", OBSERVED, "-"), ("predicted", PREDICTED, "--")):
         values = result.cells.loc[result.cells["side"] == side, column]
-        bins: dict[str, Any] = {
-            "bins": list(edges),
-            "weights": np.full(len(values), 1 / max(len(values), 1)),
-            "color": color,
-        }
-        ax.hist(values, histtype="step", linestyle=line, linewidth=1.6, label=side, **bins)
-        ax.hist(values, alpha=0.15, **bins)
+        bins: dict[str, Any] = {"bins": list(edges), "weights": np.full(len(values), 1 / max(len(values), 1))}
+        ax.hist(values, histtype="step", linestyle=line, linewidth=1.6, label=side, color=color, **bins)
+        ax.hist(values, alpha=0.15, color=color, **bins)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._result import Effects, Result
+    from scvi_tahoe.pl._draw import Effects, Result
 
 _FDR = 0.05
 #: cosines below are marked, since the map's red and blue are alike in print
@@ -160,13 +160,8 @@ def fold_changes(result: Result, perturbation: str, *, context: str | None = Non
         ax.set(xlim=(-edge * 1.04, edge * 1.04), ylim=(-edge * 1.04, edge * 1.04))
         ax.set(xlabel="log2 fold change, observed", ylabel="log2 fold change, predicted")
         ax.set_title(f"{perturbation}, {context}", loc="left")
-        legend: dict[str, Any] = {
-            "loc": "outside lower center",
-            "ncols": 2,
-            "title": f"FDR < {_FDR:g}",
-            "title_fontsize": 7,
-        }
-        figure.legend(*ax.get_legend_handles_labels(), **legend)
+        legend: dict[str, Any] = {"title": f"FDR < {_FDR:g}", "title_fontsize": 7, "ncols": 2}
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", **legend)
         figure.draw_without_rendering()
         strongest = np.argsort(-np.where(in_observed, np.abs(x), -1))[: min(n_labels, int(in_observed.sum()))]
         label_points(ax, x[strongest], y[strongest], list(table.index[strongest]), avoid=np.column_stack([x, y]))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._result import Result
+    from scvi_tahoe.pl._draw import Result
 
 #: shares beyond these limits are clipped and marked by an arrow
 _LIMITS = (-0.5, 1.5)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from scvi_tahoe._devices import autocast_dtype, explained_out_of_memory, resolve_precision
-from scvi_tahoe.training._acceleration import compiling_pays
+from scvi_tahoe._devices import explained_out_of_memory
 from scvi_tahoe.training._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
-from scvi_tahoe.training._best import BEST, LAST, AveragedWeights, KeepBest, checkpoint_in
 from scvi_tahoe.training._data import TrainingData, decoder_weight_of, training_data
 from scvi_tahoe.training._learning_rate import UNUSED_OPTIONS, LearningRateTest, run_learning_rate_test
-from scvi_tahoe.training._memory import MemoryPlan, plan_memory
-from scvi_tahoe.training._options import PlanConfig, TrainOptions
-from scvi_tahoe.training._plan import TahoeTrainingPlan
+from scvi_tahoe.training._options import TrainOptions
+from scvi_tahoe.training._plan import AveragedWeights, TahoeTrainingPlan, compiling_pays
 from scvi_tahoe.training._recipe import (
     RECIPES,
     SCHEDULES,
     Freezing,
     PartSchedule,
+    PlanConfig,
     Recipe,
     Schedule,
     learning_rate_share,
@@ -23,10 +21,9 @@ from scvi_tahoe.training._recipe import (
     part_of,
     resolve_recipe,
 )
-from scvi_tahoe.training._reports import MetricsHistory, StepProgress
-from scvi_tahoe.training._run import TrainingRun, default_lr
-from scvi_tahoe.training._sharded_optimizer import SHARDED, ShardedAdamW, ShardedOptimizerStrategy
-from scvi_tahoe.training._validation_scores import VALIDATION_SCORES, ValidationScores, computed_scores
+from scvi_tahoe.training._reports import KeepBest, MemoryPlan, MetricsHistory, plan_memory
+from scvi_tahoe.training._run import TrainingRun
+from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 
 __all__ = [
     "RECIPES",

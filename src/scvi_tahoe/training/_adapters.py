@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.training._options import PlanConfig
+    from scvi_tahoe.training._recipe import PlanConfig
 
 #: layers, rank, alpha and seed of attached adapters, as plain values
 Adapters: TypeAlias = "dict[str, Any]"
@@ -29,13 +29,7 @@ _RANK = 8
 def resolve_adapters(
     module: TahoeSTModule, plan: PlanConfig, *, adapters: Adapters | None, pretrained: Sequence[str]
 ) -> Adapters | None:
-    """Adapters that a plan trains, given those that the module carries; nothing is attached yet.
-
-    Raises
-    ------
-    ValueError
-        If the module holds no pretrained weights, or adapters that the plan does not go on with.
-    """
+    """Adapters that a plan trains, given those that the module carries; nothing is attached yet."""
     if plan.recipe != "lora":
         if adapters is not None:
             raise ValueError(
@@ -64,12 +58,7 @@ def resolve_adapters(
 def begin_adapters(
     module: TahoeSTModule, plan: PlanConfig, *, adapters: Adapters | None, pretrained: Sequence[str]
 ) -> tuple[Adapters | None, list[str]]:
-    """Attach the adapters of a plan, unless the module carries them already.
-
-    Returns
-    -------
-    Adapters of the module now, and the names of its parameters with pretrained values.
-    """
+    """Attach the adapters of a plan; return them, and the names of the module's parameters with pretrained values."""
     wanted = resolve_adapters(module, plan, adapters=adapters, pretrained=pretrained)
     if wanted is None or adapters is not None:
         return wanted, list(pretrained)
@@ -83,13 +72,7 @@ def _attach(module: TahoeSTModule, adapters: Adapters, pretrained: Sequence[str]
 
 
 def end_adapters(module: TahoeSTModule, *, adapters: Adapters | None, pretrained: Sequence[str]) -> list[str]:
-    """Merge the adapters into the weights, and return the names of the parameters with pretrained values.
-
-    Raises
-    ------
-    ValueError
-        If the module carries no adapters.
-    """
+    """Merge the adapters into the weights, and return the names of the parameters with pretrained values."""
     if adapters is None:
         raise ValueError("the model carries no adapters; train(recipe='lora') attaches them.")
     merge_adapters(module.network)
@@ -111,13 +94,7 @@ def _fingerprint(module: TahoeSTModule, adapters: Adapters) -> str:
 
 
 def write_adapters(module: TahoeSTModule, adapters: Adapters | None, folder: Path) -> None:
-    """Write the adapters, and what else of the module is not a layer with adapters, into a folder.
-
-    Raises
-    ------
-    ValueError
-        If the module carries no adapters.
-    """
+    """Write the adapters, and what else of the module is not a layer with adapters, into a folder."""
     if adapters is None:
         raise ValueError("the model carries no adapters to save; train(recipe='lora') attaches them.")
     tensors = {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items() if not _is_of_base(n, adapters)}
@@ -130,19 +107,7 @@ def write_adapters(module: TahoeSTModule, adapters: Adapters | None, folder: Pat
 def read_adapters(
     module: TahoeSTModule, folder: Path, *, adapters: Adapters | None, pretrained: Sequence[str]
 ) -> tuple[Adapters, list[str]]:
-    """Put the adapters of a folder on a module with the weights that they were trained on.
-
-    Returns
-    -------
-    What the module carries now, and the names of its parameters with pretrained values.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds none.
-    ValueError
-        If the module carries adapters already, or has other weights.
-    """
+    """Attach the adapters of a folder; return them, and the names of the module's parameters with pretrained values."""
     if adapters is not None:
         raise ValueError("the model carries adapters already; call merge_adapters() first.")
     if not (folder / _SETTINGS).is_file() or not (folder / _TENSORS).is_file():

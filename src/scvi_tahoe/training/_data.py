@@ -62,32 +62,9 @@ class TrainingData:
 
 
 def training_data(
-    spec: DataSpec,
-    screen: Screen,
-    run: TrainingRun,
-    module: TahoeSTModule,
-    prior: Prior,
+    spec: DataSpec, screen: Screen, run: TrainingRun, module: TahoeSTModule, prior: Prior
 ) -> TrainingData:
-    """Split, store and describe a screen for a training run.
-
-    Parameters
-    ----------
-    spec
-        What the model fixes about its data.
-    screen
-        The data, verified.
-    run
-        Split, store, batch size, device, precision and seed.
-    module
-        Its objective says what predictions are compared with.
-    prior
-        Kind of the prior.
-
-    Raises
-    ------
-    ValueError
-        If nothing validates and the run needs it, or a term has nothing to tell apart.
-    """
+    """Split, store and describe a screen for a training run; a ValueError if it has not what the run needs."""
     spec, seed = spec.with_composed(screen), run.plan.seed
     assigned = run.split.assign(screen.index, seed=seed)
     controls = np.flatnonzero(screen.index.is_control)
@@ -170,11 +147,6 @@ def de_weights(perturbed: Moments, control: Moments) -> np.ndarray:
     The weighting of Mejia et al. 2025 (arXiv 2506.22641): t scores, scaled to 0-1 over genes, squared, divided by
     their sum. There a perturbation is compared with all others; here with the control cells of its context, as in the
     differential expression that predictions are scored by. Where no gene stands out, all weigh the same.
-
-    Parameters
-    ----------
-    perturbed, control
-        Moments of the cells of a condition, and of the control cells of its context.
     """
     # a single cell has no variance of its own
     variance = perturbed.variance if perturbed.n > 1 else control.variance
@@ -192,18 +164,8 @@ def condition_moments(
     """Moments of each condition, and of the control cells of each context.
 
     A condition is described by its training cells. One without any takes no part in training, and is described by its
-    validation cells, so that the loss of validation is the same function; test cells are never looked at.
-
-    Parameters
-    ----------
-    cells
-        Where the cells are read.
-    split
-        Training cells.
-    device
-        Where the moments are computed.
-    seed
-        Random seed for choosing cells if there are more than 512 of a condition or 2,048 controls of a context.
+    validation cells, so that the loss of validation is the same function; test cells are never looked at. More than
+    512 cells of a condition or 2,048 controls of a context are drawn from.
 
     Returns
     -------
@@ -228,15 +190,12 @@ def decoder_weight_of(screen: Screen, rows: np.ndarray, *, n_cells: int = 500, s
     if screen.cell_embedding is None:
         raise ValueError("the decoder's weight compares genes with a cell embedding; register one: cell_embedding_key.")
     chosen = np.sort(np.random.default_rng(seed).choice(rows, min(n_cells, len(rows)), replace=False))
-    spaces = {
-        "cell embedding": dense_rows(screen.cell_embedding, chosen, np.float64),
-        "expression": dense_rows(screen.expression, chosen, np.float64),
-    }
-    distances = {name: float(np.median(pdist(cells))) for name, cells in spaces.items()}
-    if same := [name for name, distance in distances.items() if not distance > 0]:
-        raise ValueError(f"most of {len(chosen)} cells have the same {same[0]}; a scale cannot be read from them.")
-    embedding, genes = distances.values()
-    lengths = [float(np.median(np.linalg.norm(cells, axis=1))) for cells in spaces.values()]
+    spaces = [dense_rows(matrix, chosen, np.float64) for matrix in (screen.cell_embedding, screen.expression)]
+    embedding, genes = (float(np.median(pdist(cells))) for cells in spaces)
+    for name, distance in (("cell embedding", embedding), ("expression", genes)):
+        if not distance > 0:
+            raise ValueError(f"most of {len(chosen)} cells have the same {name}; a scale cannot be read from them.")
+    lengths = [float(np.median(np.linalg.norm(cells, axis=1))) for cells in spaces]
     logger.info(
         f"distances between cells: {embedding:.4g} in the cell embedding, {genes:.4g} in expression, ratio "
         f"{embedding / genes:.4g}; ratio of their lengths {lengths[0] / lengths[1]:.4g}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,30 +15,18 @@ from scvi.train import Trainer
 
 from scvi_tahoe._compat import require
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.nn import Ineffective, reject_ineffective
-from scvi_tahoe.training._best import LAST, checkpoint_in
-from scvi_tahoe.training._recipe import (
-    RECIPES,
-    SCHEDULES,
-    PartSchedule,
-    Recipe,
-    Schedule,
-    depth_of,
-    part_in_run,
-    resolve_recipe,
-)
-from scvi_tahoe.training._validation_scores import VALIDATION_SCORES
+from scvi_tahoe.training._recipe import PlanConfig
+from scvi_tahoe.training._reports import LAST, VALIDATION_SCORES, checkpoint_in
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning.pytorch.loggers import Logger
 
-    from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import Split, StoreKind
+    from scvi_tahoe.training._recipe import Recipe
 
 _VALIDATION = "validation_"  # what names of metrics of the validation begin with
-_NAMED_LOGGERS = ("tensorboard", "wandb")
 
 #: what train() decides itself, and where the user says it instead
 _OURS = {
@@ -58,151 +46,6 @@ _OURS = {
 }
 #: what scvi-tools' autotune always gives, which is what train() does anyway, and where the user says otherwise
 _ECHO = {"check_val_every_n_epoch": (1, "validate_every"), "enable_progress_bar": (False, "progress")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """How a run is optimised. Every option is used or refused.
-
-    Attributes
-    ----------
-    max_steps
-        Optimizer steps.
-    lr
-        Peak learning rate of the heads; other parts take a fraction of it (see ``recipe``).
-    recipe, freeze_backbone
-        Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`.
-    schedule, warmup, min_lr_ratio
-        Shape of the rate, length of the warm-up as a fraction of the run, fraction of the peak at the end.
-    weight_decay
-        Decoupled decay of AdamW (Loshchilov & Hutter 2019); none on norms, biases, tokens and embeddings of batches.
-    betas, eps
-        Parameters of AdamW.
-    gradient_clip
-        Largest norm of the gradient. If None, it is not clipped.
-    layer_decay
-        Learning rate of each block of the backbone as a fraction of that of the block above it.
-    dropout
-        Probability of every dropout layer during this run, also of a pretrained network's (weights of attention keep
-        theirs). If None, they stay as they are.
-    ema
-        Decay of a moving average of the weights, e.g. 0.999, see :class:`~scvi_tahoe.training.AveragedWeights`: the
-        average is validated, kept as the best and left in the model. If None, no average is kept.
-    lora_rank, lora_alpha
-        Rank of the adapters of ``recipe='lora'`` (if None, 8), and ``alpha``, where ``alpha / rank`` scales what they
-        add (if None, twice the rank). Refused with other recipes.
-    log_every
-        Optimizer steps between logged rates and gradient norms.
-    seed
-        Random seed for dropout.
-    """
-
-    max_steps: int
-    lr: float = 1e-3
-    recipe: Recipe = "freeze_then_unfreeze"
-    freeze_backbone: bool | int | None = None
-    schedule: Schedule = "cosine"
-    warmup: float = 0.05
-    min_lr_ratio: float = 0.02
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    gradient_clip: float | None = 1.0
-    layer_decay: float = 1.0
-    dropout: float | None = None
-    ema: float | None = None
-    lora_rank: int | None = None
-    lora_alpha: float | None = None
-    log_every: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        self._verify_numbers()
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe={self.recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} is unknown; allowed are {', '.join(map(repr, SCHEDULES))}.")
-        if self.schedule == "constant" and self.min_lr_ratio != PlanConfig.min_lr_ratio:
-            raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r} has no effect with schedule='constant'.")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed!r} must be 0 or more.")
-        given = [n for n in ("lora_rank", "lora_alpha") if getattr(self, n) is not None]
-        if given and self.recipe != "lora":
-            raise ValueError(f"{given[0]} needs recipe='lora'; this is recipe={self.recipe!r}.")
-        resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
-
-    def _verify_numbers(self) -> None:
-        for name in ("max_steps", "log_every", "lora_rank"):
-            value = getattr(self, name)
-            if name == "lora_rank" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
-        in_range = {
-            "lr": (self.lr > 0, "positive"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "eps": (self.eps > 0, "positive"),
-            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
-            "gradient_clip": (self.gradient_clip is None or self.gradient_clip > 0, "positive, or None"),
-            "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
-            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a fraction from 0 to 1"),
-            "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
-            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1, or None"),
-            "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None"),
-            "lora_alpha": (self.lora_alpha is None or self.lora_alpha > 0, "positive, or None"),
-        }
-        for name, (holds, allowed) in in_range.items():
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
-
-    def reject_ineffective(self, module: TahoeSTModule, pretrained: Container[str] = ()) -> None:
-        """Raise a ``ValueError`` if ``layer_decay`` or ``dropout`` is given and has no effect on a module.
-
-        Parameters
-        ----------
-        module
-            What is to be trained, with or without the adapters of ``recipe='lora'``.
-        pretrained
-            Names of its parameters that hold pretrained values.
-        """
-        found = {}
-        if not any(self._decayed_blocks_train(module, pretrained)):
-            found["layer_decay"] = Ineffective(
-                "of the backbone's blocks none below the last trains with "
-                f"recipe={self.recipe!r} and freeze_backbone={self.freeze_backbone!r}",
-                "a recipe that trains them",
-            )
-        if not any(isinstance(m, torch.nn.Dropout) for m in module.modules()):
-            found["dropout"] = Ineffective("this network has no layer of dropout", "a network that has one")
-        given = {n: getattr(self, n) for n in found if getattr(self, n) != getattr(PlanConfig, n)}
-        reject_ineffective("training option", given, found)
-
-    def _decayed_blocks_train(self, module: TahoeSTModule, pretrained: Container[str]) -> Iterator[bool]:
-        parts = resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
-        n_blocks = module.config.n_layers
-        for name in (name for name, _ in module.named_parameters() if depth_of(name, n_blocks)):
-            schedule = parts.get(part_in_run(name, pretrained, n_blocks), PartSchedule())
-            # adapters beside pretrained weights train, and may not be there yet
-            yield self.recipe == "lora" or schedule.unfreeze_at is not None
-
-    def to_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments that build this configuration again."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_kwargs(cls, kwargs: dict[str, Any]) -> PlanConfig:
-        """Build from keyword arguments, refusing unknown ones by name.
-
-        Raises
-        ------
-        ValueError
-            If one is unknown.
-        """
-        known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(kwargs) - set(known)):
-            raise ValueError(f"training options {unknown} are unknown; there are {known}.")
-        return cls(**kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,10 +89,9 @@ class TrainOptions:
     def trainer_options(self) -> dict[str, Any]:
         """Options of Lightning's trainer, checked, without those that train() decides itself."""
         options = dict(self.trainer_kwargs)
-        for name, (ours, instead) in _ECHO.items():
-            if name in options and options.pop(name) != ours:
-                raise ValueError(f"train() does not take {name}; say it with {instead}.")
-        for name, instead in _OURS.items():
+        for name in [name for name, (ours, _) in _ECHO.items() if options.get(name, ours) == ours]:
+            options.pop(name, None)
+        for name, instead in {**_OURS, **{name: instead for name, (_, instead) in _ECHO.items()}}.items():
             if name in options:
                 raise ValueError(f"train() does not take {name}; say it with {instead}.")
         known = {*inspect.signature(Trainer).parameters, *inspect.signature(pl.Trainer).parameters} - {"kwargs"}
@@ -299,16 +141,13 @@ class TrainOptions:
                 raise ValueError(f"{name}={value!r} must be 1 or more.")
         if self.compile not in (True, False, "auto"):
             raise ValueError(f"compile={self.compile!r} must be True, False or 'auto'.")
-        if self.save_steps is None:
+        if (steps := self.save_steps) is None:
             return
         if self.save_dir is None:
-            raise ValueError(f"save_steps={self.save_steps} writes checkpoints; give a save_dir.")
+            raise ValueError(f"save_steps={steps} writes checkpoints; give a save_dir.")
         # only between two validations is a run at a point that it can be continued from as if nothing had happened
-        if self.save_steps < 1 or self.save_steps % validate_every:
-            raise ValueError(
-                f"save_steps={self.save_steps} must be a multiple of validate_every, which is {validate_every} in this "
-                "run."
-            )
+        if steps < 1 or steps % validate_every:
+            raise ValueError(f"save_steps={steps} must be a multiple of validate_every, which is {validate_every}.")
 
     def folder(self) -> Path | None:
         """Folder of checkpoints, which need not exist yet."""
@@ -330,7 +169,7 @@ class TrainOptions:
         name = self.logger
         if name == "csv" or not isinstance(name, str):
             return
-        if name not in _NAMED_LOGGERS:
+        if name not in ("tensorboard", "wandb"):
             raise ValueError(
                 f"logger={name!r} is unknown; allowed are 'csv', 'tensorboard', 'wandb', None or a logger."
             )

@@ -1,15 +1,15 @@
-"""The training plan: optimizer, schedule, mode, logging. No data, no freezing rules."""
+"""The training plan: optimizer, mode, logging, averaged weights, fast steps. No data, no freezing rules."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
-from scvi_tahoe.training._acceleration import Acceleration, AsyncScalar
-from scvi_tahoe.training._best import AveragedWeights
 from scvi_tahoe.training._recipe import (
     Freezing,
     PartSchedule,
@@ -25,11 +25,138 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from lightning.pytorch import Trainer
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.nn import Parameter
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.training._options import PlanConfig
+    from scvi_tahoe.training._recipe import PlanConfig
+
+#: what compiling takes and saves of a step, and how fast an eager step computes, as seen on an H100
+_COMPILE_SECONDS, _SAVED_SHARE, _OPERATIONS_PER_SECOND = 25.0, 0.2, 2.5e14
+#: compiling must save this many times what it takes
+_WORTH = 2.0
+
+
+def compiling_pays(device: torch.device, *, n_parameters: int, cells_per_step: int, n_steps: int) -> bool:
+    """Return whether a run is so long that compiling the network saves more time than it takes.
+
+    A step computes about six operations for each parameter and cell (two forwards, four backwards).
+    """
+    if device.type != "cuda":
+        return False
+    seconds = 6.0 * n_parameters * cells_per_step * n_steps / _OPERATIONS_PER_SECOND
+    return seconds * _SAVED_SHARE > _WORTH * _COMPILE_SECONDS
+
+
+class Acceleration:
+    """Makes a module fast for the steps of a training run, and restores it.
+
+    Blocks, encoders and head can be compiled for training steps. Validation stays as it is: its last minibatch has
+    another shape.
+    """
+
+    def __init__(self, module: TahoeSTModule, *, compiles: bool) -> None:
+        self._module = module
+        net = module.network
+        parts = [*net.backbone.blocks, net.control_encoder, net.base_encoder, net.head] if compiles else []
+        self._compiled = [(p, torch.compile(p.forward, dynamic=False)) for p in parts if p is not None]
+        self._splits_for_ddp: Any = None
+
+    def begin(self, precision: str, device: torch.device) -> None:
+        """Start a run in one of Lightning's precisions."""
+        in_16_bits = precision.startswith(("bf16", "16"))
+        self._module.objective.matmul_dtype = torch.float16 if in_16_bits and device.type == "cuda" else torch.float32
+        if self._compiled:
+            # several devices exchange the gradients of a part while the next is computed; torch would also split each
+            # part for that, which costs more than it brings: see the two cards in benchmarks/README.md
+            self._splits_for_ddp = torch._dynamo.config.optimize_ddp
+            torch._dynamo.config.optimize_ddp = False
+        self.resume()
+
+    def pause(self) -> None:
+        """Run eagerly for a while."""
+        for part, _ in self._compiled:
+            part.__dict__.pop("forward", None)
+
+    def resume(self) -> None:
+        """Run compiled again."""
+        for part, forward in self._compiled:
+            part.forward = forward
+
+    def end(self) -> None:
+        """Restore the module."""
+        self.pause()
+        if self._splits_for_ddp is not None:
+            torch._dynamo.config.optimize_ddp, self._splits_for_ddp = self._splits_for_ddp, None
+        self._module.objective.matmul_dtype = torch.float32
+
+
+class AsyncScalar:
+    """A number being copied from the device; reading it later does not make the device wait."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value, self._arrived = value.detach(), None
+        if value.is_cuda:
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value.detach(), non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def __float__(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._value)
+
+
+class AveragedWeights:
+    """Exponential moving average of a module's parameters.
+
+    After step ``t`` each average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards its weight, faster at first
+    so that initial weights do not remain part of it for long. What is frozen equals its average to the bit.
+
+    Parameters
+    ----------
+    module
+        Module whose parameters are averaged.
+    decay
+        Fraction of itself that an average keeps at a step, once the run is long enough.
+
+    Notes
+    -----
+    Polyak & Juditsky 1992, *Acceleration of stochastic approximation by averaging*.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._module = module
+        self._decay = decay
+        self._averages: dict[str, Tensor] = {}
+        self._step = 0
+
+    def begin(self, step: int, averages: Mapping[str, Tensor] | None = None) -> None:
+        """Start from the weights, or from the averages of the run that goes on."""
+        weights = dict(self._module.named_parameters())
+        start = weights if averages is None else averages
+        self._averages = {n: start[n].detach().to(p.device, copy=True) for n, p in weights.items()}
+        self._step = step
+
+    def update(self, step: int) -> None:
+        """Follow the weights, once for each optimizer step."""
+        if step == self._step:
+            return
+        self._step = step
+        decay = min(self._decay, (1 + step) / (10 + step))
+        weights = [p.detach() for p in self._module.parameters()]
+        get_ema_multi_avg_fn(decay)(list(self._averages.values()), weights, step)
+
+    def swap(self) -> None:
+        """Exchange weights and averages, without copying."""
+        for name, parameter in self._module.named_parameters():
+            parameter.data, self._averages[name] = self._averages[name], parameter.data
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Averages by the names of their parameters."""
+        return self._averages
 
 
 class TahoeTrainingPlan(LightningModule):
@@ -88,27 +215,6 @@ class TahoeTrainingPlan(LightningModule):
 
     def on_fit_start(self) -> None:
         """Switch dropout on (neither scvi-tools nor Lightning does after a first training), then freeze."""
-        self._refuse_late_unfreezing()
-        if self._is_distributed:
-            ask_for_sigterm_seldom(self.trainer)
-        self.module.train()
-        self.freezing.begin(self.global_step)
-        if self._sharded is not None:
-            self._sharded.begin()
-        self.acceleration.begin(str(self.trainer.precision), self.device)
-        self._change_dropout()
-        if self.average is not None:
-            self.average.begin(self.global_step, self._averages)
-
-    def _change_dropout(self) -> None:
-        if self.config.dropout is None:
-            return
-        for layer in self.module.modules():
-            if isinstance(layer, torch.nn.Dropout):
-                self._dropout_before[layer] = layer.p
-                layer.p = self.config.dropout
-
-    def _refuse_late_unfreezing(self) -> None:
         # several devices agree at the start on the tensors whose gradients they exchange
         late = [part for part, schedule in self.parts.items() if schedule.unfreeze_at]
         if self.pretrained and late and (self._is_distributed or self._sharded is not None):
@@ -116,6 +222,18 @@ class TahoeTrainingPlan(LightningModule):
                 f"parts {late} would be unfrozen in the middle of a run on {self.trainer.world_size} devices, whose "
                 "gradients would then differ; give freeze_backbone=True or False, or train on one device."
             )
+        if self._is_distributed:
+            ask_for_sigterm_seldom(self.trainer)
+        self.module.train()
+        self.freezing.begin(self.global_step)
+        if self._sharded is not None:
+            self._sharded.begin()
+        self.acceleration.begin(str(self.trainer.precision), self.device)
+        if self.config.dropout is not None:
+            for layer in (m for m in self.module.modules() if isinstance(m, torch.nn.Dropout)):
+                self._dropout_before[layer], layer.p = layer.p, self.config.dropout
+        if self.average is not None:
+            self.average.begin(self.global_step, self._averages)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return a callback that undoes the freezing on an exception, when Lightning calls no hook of a plan."""
@@ -197,7 +315,11 @@ class TahoeTrainingPlan(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a minibatch."""
         *_, losses = self.module(batch)
-        self._collect({"train_loss": losses.loss.detach()} | {f"train_{k}": v for k, v in losses.extra_metrics.items()})
+        metrics = {"train_loss": losses.loss.detach()} | {f"train_{k}": v for k, v in losses.extra_metrics.items()}
+        # kept on the device: reading a number at every step would make the device wait
+        for name, value in metrics.items():
+            self._running[name] = self._running[name] + value if name in self._running else value
+        self._n_running += 1
         return losses.loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -230,12 +352,6 @@ class TahoeTrainingPlan(LightningModule):
             means = {name: total / self._n_running for name, total in self._running.items()}
             self.log_dict(means, on_step=False, on_epoch=True, sync_dist=self._is_distributed)
         self._running, self._n_running = {}, 0
-
-    def _collect(self, metrics: dict[str, Tensor]) -> None:
-        # kept on the device: reading a number at every step would make the device wait
-        for name, value in metrics.items():
-            self._running[name] = self._running[name] + value if name in self._running else value
-        self._n_running += 1
 
     @property
     def _is_distributed(self) -> bool:
@@ -276,13 +392,8 @@ class TahoeTrainingPlan(LightningModule):
         device = next(self.module.parameters()).device
         fused = device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         described = [{"params": g["params"], "weight_decay": g["weight_decay"], "name": g["name"]} for g in groups]
-        options: dict[str, Any] = {
-            "lr": self.config.lr,
-            "betas": self.config.betas,
-            "eps": self.config.eps,
-            "fused": fused,
-            "foreach": None if fused else False,
-        }
+        options: dict[str, Any] = {n: getattr(self.config, n) for n in ("lr", "betas", "eps")}
+        options |= {"fused": fused, "foreach": None if fused else False}
         optimizer: torch.optim.AdamW
         if isinstance(self.trainer.strategy, ShardedOptimizerStrategy):
             # gradients come from products of 16 bits, so that exchanging them in as many loses next to nothing
@@ -306,14 +417,11 @@ class TahoeTrainingPlan(LightningModule):
     def _shape(self, schedule: PartSchedule, rate: float) -> Any:
         config = self.config
         start = config.max_steps if schedule.unfreeze_at is None else schedule.unfreeze_at
-
-        def fraction(step: int) -> float:
-            return rate * learning_rate_share(
-                step, schedule=config.schedule, start=start, end=config.max_steps, warmup=config.warmup,
-                floor=config.min_lr_ratio,
-            )  # fmt: skip
-
-        return fraction
+        share = partial(
+            learning_rate_share, schedule=config.schedule, start=start, end=config.max_steps, warmup=config.warmup,
+            floor=config.min_lr_ratio,
+        )  # fmt: skip
+        return lambda step: rate * share(step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters by what they have in common: part, weight decay, schedule, fraction of the learning rate."""
@@ -324,19 +432,11 @@ class TahoeTrainingPlan(LightningModule):
             part = part_in_run(name, self.pretrained, n_blocks)
             schedule = self.parts.get(part, PartSchedule())
             depth = depth_of(name, n_blocks) if self.config.layer_decay < 1 else 0
-            decays = parameter.ndim >= 2 and not _is_token(name)
+            decays = parameter.ndim >= 2 and not (name.endswith("token") or ".batch_encoder." in name)
             label = part + (f"_depth{depth}" if depth else "") + ("" if decays else "_no_decay")
-            group = groups.setdefault(
-                label,
-                {
-                    "name": label,
-                    "schedule": schedule,
-                    "rate": schedule.rate * self.config.layer_decay**depth,
-                    "weight_decay": self.config.weight_decay if decays else 0.0,
-                    "params": [],
-                },
-            )
-            group["params"].append(parameter)
+            rate, decay = schedule.rate * self.config.layer_decay**depth, self.config.weight_decay if decays else 0.0
+            new = {"name": label, "schedule": schedule, "rate": rate, "weight_decay": decay, "params": []}
+            groups.setdefault(label, new)["params"].append(parameter)
         return list(groups.values())
 
     def describe(self) -> str:
@@ -353,7 +453,3 @@ class _UndoChanges(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._plan.undo_changes()
-
-
-def _is_token(name: str) -> bool:
-    return name.endswith("token") or ".batch_encoder." in name

@@ -1,13 +1,17 @@
-"""Which parts of the network train, from which step on and how fast: recipes, schedules, and what frozen means."""
+"""How a run is optimised: which parts of the network train, from which step on, and how fast."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from scvi_tahoe.nn import Ineffective, reject_ineffective
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from torch import nn
 
@@ -97,33 +101,27 @@ def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_st
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe={recipe!r} is unknown; allowed are {', '.join(map(repr, RECIPES))}.")
+    if recipe == "lora" and freeze_backbone not in (None, True):
+        raise ValueError(
+            f"recipe='lora' keeps all pretrained weights frozen, which freeze_backbone={freeze_backbone!r} contradicts."
+        )
+    on, off = PartSchedule(), PartSchedule(unfreeze_at=None)
     if recipe == "lora":
-        if freeze_backbone not in (None, True):
-            raise ValueError(
-                f"recipe='lora' keeps all pretrained weights frozen, which freeze_backbone={freeze_backbone!r} "
-                "contradicts."
-            )
-        frozen = PartSchedule(unfreeze_at=None)
-        return {HEADS: frozen, "upper": frozen, "lower": frozen}
-    parts = {HEADS: PartSchedule()}
+        return {HEADS: off, "upper": off, "lower": off}
     if freeze_backbone is True or (freeze_backbone is None and recipe == "heads"):
-        frozen = PartSchedule(unfreeze_at=None)
-        return {**parts, "upper": frozen, "lower": frozen}
+        return {HEADS: on, "upper": off, "lower": off}
     if freeze_backbone is False or (freeze_backbone is None and recipe == "full"):
-        return {**parts, "upper": PartSchedule(), "lower": PartSchedule()}
+        return {HEADS: on, "upper": on, "lower": on}
     if freeze_backbone is None:
-        return {
-            **parts,
-            "upper": PartSchedule(unfreeze_at=int(0.2 * max_steps), rate=0.5),
-            "lower": PartSchedule(unfreeze_at=int(0.4 * max_steps), rate=0.25),
-        }
+        upper = PartSchedule(unfreeze_at=int(0.2 * max_steps), rate=0.5)
+        return {HEADS: on, "upper": upper, "lower": PartSchedule(unfreeze_at=int(0.4 * max_steps), rate=0.25)}
     if not 0 <= freeze_backbone < max_steps:
         raise ValueError(
             f"freeze_backbone={freeze_backbone} is the step at which to unfreeze and must lie in the run of "
             f"{max_steps} steps; True keeps the backbone frozen, False never freezes it."
         )
     backbone = PartSchedule(unfreeze_at=freeze_backbone, rate=0.5)
-    return {**parts, "upper": backbone, "lower": backbone}
+    return {HEADS: on, "upper": backbone, "lower": backbone}
 
 
 def count_parts(
@@ -219,7 +217,7 @@ class Freezing:
         for name, parameter in self._module.named_parameters():
             held = part_in_run(name, self._pretrained, self._n_blocks) in frozen
             parameter.requires_grad_(self._before[name] and not held)
-        self._module.frozen = tuple(self._frozen_submodules())
+        self._module.frozen = tuple(_without_gradients(self._module))
         self._module.train(self._module.training)
         return True
 
@@ -229,15 +227,148 @@ class Freezing:
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
         self._module.frozen = ()
 
-    def _frozen_submodules(self) -> Iterable[nn.Module]:
-        """Find the outermost submodules without a trainable parameter; their dropout stays off."""
 
-        def walk(module: nn.Module) -> Iterable[nn.Module]:
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                yield module
-                return
-            for child in module.children():
-                yield from walk(child)
+def _without_gradients(module: nn.Module) -> Iterator[nn.Module]:
+    """Find the outermost submodules without a trainable parameter; their dropout stays off."""
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        yield module
+    else:
+        for child in module.children():
+            yield from _without_gradients(child)
 
-        return walk(self._module)
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """How a run is optimised. Every option is used or refused.
+
+    Attributes
+    ----------
+    max_steps
+        Optimizer steps.
+    lr
+        Peak learning rate of the heads; other parts take a fraction of it (see ``recipe``).
+    recipe, freeze_backbone
+        Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`.
+    schedule, warmup, min_lr_ratio
+        Shape of the rate, length of the warm-up as a fraction of the run, fraction of the peak at the end.
+    weight_decay
+        Decoupled decay of AdamW (Loshchilov & Hutter 2019); none on norms, biases, tokens and embeddings of batches.
+    betas, eps
+        Parameters of AdamW.
+    gradient_clip
+        Largest norm of the gradient. If None, it is not clipped.
+    layer_decay
+        Learning rate of each block of the backbone as a fraction of that of the block above it.
+    dropout
+        Probability of every dropout layer during this run, also of a pretrained network's (weights of attention keep
+        theirs). If None, they stay as they are.
+    ema
+        Decay of a moving average of the weights, e.g. 0.999, see :class:`~scvi_tahoe.training.AveragedWeights`: the
+        average is validated, kept as the best and left in the model. If None, no average is kept.
+    lora_rank, lora_alpha
+        Rank of the adapters of ``recipe='lora'`` (if None, 8), and ``alpha``, where ``alpha / rank`` scales what they
+        add (if None, twice the rank). Refused with other recipes.
+    log_every
+        Optimizer steps between logged rates and gradient norms.
+    seed
+        Random seed for dropout.
+    """
+
+    max_steps: int
+    lr: float = 1e-3
+    recipe: Recipe = "freeze_then_unfreeze"
+    freeze_backbone: bool | int | None = None
+    schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    min_lr_ratio: float = 0.02
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    gradient_clip: float | None = 1.0
+    layer_decay: float = 1.0
+    dropout: float | None = None
+    ema: float | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    log_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        self._verify_numbers()
+        for name, known in (("recipe", RECIPES), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; allowed are {', '.join(map(repr, known))}."
+                )
+        if self.schedule == "constant" and self.min_lr_ratio != PlanConfig.min_lr_ratio:
+            raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r} has no effect with schedule='constant'.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} must be 0 or more.")
+        given = [n for n in ("lora_rank", "lora_alpha") if getattr(self, n) is not None]
+        if given and self.recipe != "lora":
+            raise ValueError(f"{given[0]} needs recipe='lora'; this is recipe={self.recipe!r}.")
+        resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
+
+    def _verify_numbers(self) -> None:
+        for name in ("max_steps", "log_every", *(("lora_rank",) if self.lora_rank is not None else ())):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
+        in_range = {
+            "lr": (self.lr > 0, "positive"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "eps": (self.eps > 0, "positive"),
+            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
+            "gradient_clip": (self.gradient_clip is None or self.gradient_clip > 0, "positive, or None"),
+            "warmup": (0 <= self.warmup <= 1, "a fraction from 0 to 1"),
+            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "a fraction from 0 to 1"),
+            "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1, or None"),
+            "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or None"),
+            "lora_alpha": (self.lora_alpha is None or self.lora_alpha > 0, "positive, or None"),
+        }
+        for name, (holds, allowed) in in_range.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
+
+    def reject_ineffective(self, module: TahoeSTModule, pretrained: Container[str] = ()) -> None:
+        """Raise a ``ValueError`` if ``layer_decay`` or ``dropout`` is given and has no effect on a module."""
+        found = {}
+        if not any(self._decayed_blocks_train(module, pretrained)):
+            found["layer_decay"] = Ineffective(
+                "of the backbone's blocks none below the last trains with "
+                f"recipe={self.recipe!r} and freeze_backbone={self.freeze_backbone!r}",
+                "a recipe that trains them",
+            )
+        if not any(isinstance(m, torch.nn.Dropout) for m in module.modules()):
+            found["dropout"] = Ineffective("this network has no layer of dropout", "a network that has one")
+        given = {n: getattr(self, n) for n in found if getattr(self, n) != getattr(PlanConfig, n)}
+        reject_ineffective("training option", given, found)
+
+    def _decayed_blocks_train(self, module: TahoeSTModule, pretrained: Container[str]) -> Iterator[bool]:
+        parts = resolve_recipe(self.recipe, freeze_backbone=self.freeze_backbone, max_steps=self.max_steps)
+        n_blocks = module.config.n_layers
+        for name in (name for name, _ in module.named_parameters() if depth_of(name, n_blocks)):
+            schedule = parts.get(part_in_run(name, pretrained, n_blocks), PartSchedule())
+            # adapters beside pretrained weights train, and may not be there yet
+            yield self.recipe == "lora" or schedule.unfreeze_at is not None
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments that build this configuration again."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict[str, Any]) -> PlanConfig:
+        """Build from keyword arguments, refusing unknown ones by name.
+
+        Raises
+        ------
+        ValueError
+            If one is unknown.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise ValueError(f"training options {unknown} are unknown; there are {known}.")
+        return cls(**kwargs)

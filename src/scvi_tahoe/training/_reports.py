@@ -1,24 +1,38 @@
-"""What a run reports: its metrics, in memory and in one plain CSV file, and a progress bar."""
+"""What a run reports and keeps: metrics, progress, scores of validations, memory, and the best weights."""
 
 from __future__ import annotations
 
 import csv
+import logging
+import math
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
-from scvi_tahoe.files import atomic_write
+from scvi_tahoe._constants import TENSORS
+from scvi_tahoe.evaluate import discrimination_score_l1, pearson
+from scvi_tahoe.files import atomic_write, remove_partial
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Mapping, Sequence
 
     from lightning.pytorch import LightningModule, Trainer
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scvi_tahoe._module import TahoeSTModule
+    from scvi_tahoe.data import Condition, Representation
+    from scvi_tahoe.nn import NetworkConfig
 
 
 class MetricsHistory(Logger):
@@ -39,7 +53,10 @@ class MetricsHistory(Logger):
         self.path = None if path is None else Path(path)
         self._rows: dict[int, dict[str, float]] = {}
         if resume_step is not None and self.path is not None and self.path.exists():
-            self._read(resume_step)
+            with self.path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    if (step := int(row.pop("step"))) < resume_step:
+                        self._rows[step] = {k: float(v) for k, v in row.items() if v}
 
     @property
     def name(self) -> str:
@@ -54,17 +71,15 @@ class MetricsHistory(Logger):
     @property
     def history(self) -> dict[str, pd.DataFrame]:
         """One DataFrame a metric, indexed by optimizer step, as scvi-tools keeps them."""
-        names = dict.fromkeys(n for row in self._rows.values() for n in row)
-        frames = {}
-        for name in names:
-            values = {step: row[name] for step, row in self._rows.items() if name in row}
-            frames[name] = pd.DataFrame({name: list(values.values())}, index=pd.Index(values, name="step"))
-        return frames
+        values: dict[str, dict[int, float]] = {}
+        for step, row in self._rows.items():
+            for name, value in row.items():
+                values.setdefault(name, {})[step] = value
+        return {k: pd.DataFrame({k: list(v.values())}, index=pd.Index(v, name="step")) for k, v in values.items()}
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Record metrics of a step."""
-        values = {k: float(v) for k, v in metrics.items()}
-        self._rows.setdefault(int(step or 0), {}).update(values)
+        self._rows.setdefault(int(step or 0), {}).update({k: float(v) for k, v in metrics.items()})
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration is saved with the model."""
@@ -84,26 +99,9 @@ class MetricsHistory(Logger):
         """Write once more at the end."""
         self.save()
 
-    def _read(self, last_step: int) -> None:
-        with self.path.open(newline="") as file:  # type: ignore[union-attr]
-            for row in csv.DictReader(file):
-                step = int(row.pop("step"))
-                if step < last_step:
-                    self._rows[step] = {k: float(v) for k, v in row.items() if v}
-
 
 class StepProgress(Callback):
-    """Shows steps per second, sets per second, time left and the last losses; logs the throughput.
-
-    Parameters
-    ----------
-    max_steps
-        Optimizer steps of the run.
-    sets_per_step
-        Cell sets of one optimizer step on one device.
-    show
-        Whether a bar is drawn; the throughput is logged in any case.
-    """
+    """Shows steps per second, sets per second, time left and the last losses; logs the throughput even if not shown."""
 
     def __init__(self, *, max_steps: int, sets_per_step: int, show: bool = True) -> None:
         self._max_steps = max_steps
@@ -133,12 +131,8 @@ class StepProgress(Callback):
         self._since = (step, now)
         pl_module.log("sets_per_second", rate, on_step=False, on_epoch=True)
         if self._bar is not None:
-            names = {"train": "train_loss", "validation": "validation_loss"}
-            shown = {
-                k: f"{float(trainer.callback_metrics[n]):.4g}"
-                for k, n in names.items()
-                if n in trainer.callback_metrics
-            }
+            values = {k: trainer.callback_metrics.get(f"{k}_loss") for k in ("train", "validation")}
+            shown = {k: f"{float(v):.4g}" for k, v in values.items() if v is not None}
             self._bar.set_postfix(shown | {"sets/s": f"{rate:.0f}"}, refresh=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,3 +143,305 @@ class StepProgress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar, so that the message starts on a line of its own."""
         self.on_train_end(trainer, pl_module)
+
+
+#: names that ``monitor`` takes beside losses; of all of them more is better
+VALIDATION_SCORES = ("validation_pds", "validation_pearson_delta", "validation_overlap")
+_N_TOP = 50
+
+
+def computed_scores(module: TahoeSTModule, representation: Representation) -> list[str]:
+    """Return what ``monitor`` can name in a training of this module: the loss, each of its terms, and scores."""
+    terms = module.objective.config.logged(module.config, has_embedding=module.embedding_head is not None)
+    scores = () if representation == "embedding" else VALIDATION_SCORES
+    return [*(f"validation_{name}" for name in ("loss", *terms)), *scores]
+
+
+def top_gene_overlap(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Compute the fraction of the most changed genes that the prediction finds, ``[P]``, from deltas ``[P, G]``.
+
+    It stands in for DES, which compares sets of differentially expressed genes, found by rank tests that take minutes.
+    Here the sets are the 50 genes (at most a tenth of all) with the largest absolute delta on each side.
+    """
+    n_top = max(1, min(_N_TOP, predicted.shape[1] // 10))
+    top = [np.argpartition(-np.abs(deltas), n_top - 1, axis=1)[:, :n_top] for deltas in (predicted, observed)]
+    return np.array([len(np.intersect1d(a, b)) / n_top for a, b in zip(*top, strict=True)])
+
+
+class ValidationScores(Callback):
+    """Logs ``validation_pds``, ``validation_pearson_delta`` and ``validation_overlap`` at every validation.
+
+    Every condition is represented by the mean of its validation sets, and its delta is taken against the mean of the
+    control cells of its context; scores are those of preset ``'quick'`` of :func:`scvi_tahoe.evaluate`, averaged over
+    conditions. They come from at most four sets a condition, so they compare moments of one run and not models.
+    A perturbation's own gene does not help to tell it apart.
+    """
+
+    def __init__(self, conditions: Sequence[Condition], genes: NDArray[np.str_]) -> None:
+        self._conditions = conditions
+        column_of = {gene: i for i, gene in enumerate(genes)}
+        self._target = np.array([column_of.get(c.perturbation, -1) for c in conditions])
+        self._seen: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+
+    def on_validation_epoch_start(self, *args: Any) -> None:
+        """Forget the last validation."""
+        self._seen = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], *args: Any
+    ) -> None:
+        """Keep the mean cell of each set: predicted, observed and control."""
+        cells = (outputs["prediction_SNG"], batch[TENSORS.OBSERVED], batch[TENSORS.CONTROL])
+        means = torch.stack([x.mean(dim=1, dtype=torch.float32) for x in cells], dim=1)
+        self._seen.append((batch[TENSORS.CONDITION].cpu().numpy(), means.double().cpu().numpy()))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score and log."""
+        seen = self._seen
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, seen)
+            seen = [item for part in parts for item in part]
+        for name, value in self._scores(np.concatenate([c for c, _ in seen]), np.concatenate([m for _, m in seen])):
+            pl_module.log(name, value, on_step=False, on_epoch=True)
+
+    def _scores(self, condition_S: NDArray[np.int64], means_S3G: NDArray[np.float64]) -> Any:
+        present, position = np.unique(condition_S, return_inverse=True)
+        context = np.array([self._conditions[c].context for c in present])
+        # sets of a condition are equally large, so the mean of their means is the mean of their cells
+        sums = np.zeros((len(present), *means_S3G.shape[1:]))
+        np.add.at(sums, position, means_S3G)
+        means_P3G = sums / np.bincount(position)[:, None, None]
+        scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in VALIDATION_SCORES}
+        for name in np.unique(context):
+            here = context == name
+            control_G = means_S3G[context[position] == name, 2].mean(axis=0)
+            predicted, observed = (means_P3G[here, side] - control_G for side in (0, 1))
+            scores["validation_pds"].append(discrimination_score_l1(predicted, observed, self._target[present[here]]))
+            scores["validation_pearson_delta"].append(np.nan_to_num(pearson(predicted, observed)))
+            scores["validation_overlap"].append(top_gene_overlap(predicted, observed))
+        return [(name, float(np.concatenate(values).mean())) for name, values in scores.items()]
+
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes that a training run takes on its device.
+
+    Attributes
+    ----------
+    weights
+        Float32 weights, and their copies in the precision of the products.
+    gradients, optimizer
+        One and two float32 numbers for each trainable weight.
+    activations
+        What a step keeps for its backward pass, a rough estimate: on an H100, runs took 0.8 of the total.
+    expression
+        Expression on the device.
+    available
+        Bytes free on the device now; 0 where that is not known.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    expression: int
+    available: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sum of what is taken."""
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != "available")
+
+    @property
+    def fits(self) -> bool:
+        """Whether that much is free; True where it is not known."""
+        return not self.available or self.total <= self.available
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{f.name} {_words(getattr(self, f.name))}" for f in fields(self) if f.name != "available")
+        free = f" of {_words(self.available)} free" if self.available else ""
+        return f"about {_words(self.total)}{free} ({parts})"
+
+
+def plan_memory(
+    config: NetworkConfig,
+    *,
+    n_parameters: int,
+    n_trainable: int,
+    averaged: bool = False,
+    shared: bool = False,
+    cells_per_step: int,
+    in_16_bits: bool,
+    expression: int,
+    device: torch.device,
+) -> MemoryPlan:
+    """Estimate what training takes; several processes hold gradients to exchange if they share the optimizer."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    hidden, width = config.hidden, 2 if in_16_bits else 4
+    # a block keeps its normed inputs in float32 and queries, keys, values, gate, up and their product; the genes of a
+    # cell are control, observed and predicted, each in float32 and in the width of the products, with gradients
+    heads = (config.n_heads + 2 * config.kv_heads) * config.width_of_head
+    block = width * (2 * heads + 4 * hidden + 4 * config.intermediate) + 4 * 6 * hidden
+    layers = 3 * width * hidden * (config.n_encoder_layers + config.n_decoder_layers)
+    n_decoded = 0 if config.gene_decoder is None else config.gene_decoder.n_genes
+    genes = config.n_input * (4 + width) + (config.n_output + n_decoded) * (4 * 4 + 4 * width)
+    return MemoryPlan(
+        weights=((6 if in_16_bits else 4) + 4 * averaged) * n_parameters,
+        gradients=(8 if shared and not in_16_bits else 4) * n_trainable,
+        optimizer=8 * n_trainable,
+        activations=cells_per_step * (config.n_layers * block + layers + genes),
+        expression=expression,
+        available=free,
+    )
+
+
+def _words(n_bytes: int) -> str:
+    return f"{n_bytes / _GIB:.1f} GiB" if n_bytes >= _GIB / 10 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+logger = logging.getLogger(__name__)
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """Return a checkpoint that an earlier run left in a folder, the last one of several, or None."""
+    named = [folder / name for name in (LAST, BEST) if (folder / name).exists()]
+    return next(iter([*named, *sorted(folder.glob("step=*.ckpt"), reverse=True)]), None)
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the best validation, and gives them back at the end.
+
+    Parameters
+    ----------
+    monitor
+        Name of the metric.
+    mode
+        Whether less (``'min'``) or more (``'max'``) of it is better.
+    folder
+        Where ``best.ckpt`` and ``last.ckpt`` are written after validations, complete with optimizer, schedule and
+        step. If None, the best is kept in memory and nothing is written.
+    save_steps
+        Also keep a checkpoint every this many steps (validations lie between them), named ``step=000400.ckpt``; None
+        for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str = "validation_loss",
+        mode: Literal["min", "max"] = "min",
+        folder: Path | None = None,
+        save_steps: int | None = None,
+    ) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.folder = folder
+        self.save_steps = save_steps
+        self.best_value = math.inf if mode == "min" else -math.inf
+        self.best_step: int | None = None
+        self._best_weights: dict[str, Tensor] | None = None
+
+    def _is_better(self, value: float) -> bool:
+        return value < self.best_value if self.mode == "min" else value > self.best_value
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Remove half-written checkpoints that a killed run left."""
+        if self.folder is not None and trainer.is_global_zero:
+            remove_partial(self.folder)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Keep the weights that training starts from, the first that may be the best."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and trainer.global_step == 0 and self.best_step is None:
+            self.best_value, self.best_step = float(value), 0
+            self._best_weights = _in_main_memory(pl_module.kept_state(), {})
+            if self.folder is not None:
+                self._write(trainer, BEST)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Let the last step be validated too, where it does not end a validation interval."""
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Compare the validation that just ended, and write checkpoints."""
+        value = trainer.callback_metrics.get(self.monitor)
+        validated = [name for name in trainer.callback_metrics if name.startswith("validation_")]
+        if value is None and validated:
+            raise ValueError(f"monitor={self.monitor!r} is not computed in this run; there are {sorted(validated)}.")
+        improved = value is not None and self._is_better(float(value))
+        if improved:
+            self.best_value, self.best_step = float(value), trainer.global_step  # type: ignore[arg-type]
+            self._best_weights = _in_main_memory(pl_module.kept_state(), self._best_weights or {})
+        for log in trainer.loggers:
+            log.save()
+        if self.folder is None:
+            return
+        # the best first: whenever the run is killed, best.ckpt is at least as far as last.ckpt knows
+        if improved:
+            self._write(trainer, BEST)
+        self._write(trainer, LAST)
+        if self.save_steps and trainer.global_step % self.save_steps == 0:
+            self._write(trainer, f"step={trainer.global_step:06d}.ckpt")
+
+    def _write(self, trainer: Trainer, name: str) -> None:
+        path = self.folder / name  # type: ignore[operator]
+        if not trainer.is_global_zero:  # takes part, and writes nothing
+            trainer.save_checkpoint(path)
+            return
+        with atomic_write(path) as partial:
+            trainer.save_checkpoint(partial)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Give the best weights back to the module."""
+        if self._best_weights is None:
+            logger.warning(
+                f"{self.monitor} was never computed, as no cells validate: the model keeps its last weights."
+            )
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # weights may still be on their way
+        pl_module.load_state_dict(self._best_weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and step, for a resumed run."""
+        return {"best_value": self.best_value, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value, and its weights from ``best.ckpt``."""
+        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        path = None if self.folder is None else self.folder / BEST
+        if self.best_step is None:
+            return
+        if path is None or not path.exists():
+            raise FileNotFoundError(
+                f"resuming needs {BEST}, the best weights so far (step {self.best_step}), beside the checkpoint; "
+                "resume into the folder of the run with save_dir."
+            )
+        best = torch.load(path, map_location="cpu", weights_only=True)
+        step, value = best["global_step"], best["callbacks"][self.state_key]["best_value"]
+        # the best is written first, so that it may be a later and better one than the checkpoint knows of
+        fits = value == self.best_value if step == self.best_step else step > self.best_step and self._is_better(value)
+        if not fits:
+            raise ValueError(
+                f"{str(path)!r} is from step {step} and the best so far was at step {self.best_step} ({self.monitor} "
+                f"{value:.6g} and {self.best_value:.6g}): it belongs to another run; resume into its folder (save_dir)."
+            )
+        self._best_weights = best["state_dict"]
+
+
+def _in_main_memory(weights: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy weights into the memory of an earlier copy; a GPU goes on computing meanwhile."""
+    kept = {}
+    for name, value in weights.items():
+        place = earlier.get(name)
+        if place is None or place.is_pinned() != value.is_cuda:
+            place = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        kept[name] = place.copy_(value.detach(), non_blocking=True)
+    return kept

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import pandas as pd
-import torch
 from scvi import settings
 from tqdm.auto import tqdm
 
 from scvi_tahoe._compat import quiet_lightning
-from scvi_tahoe._devices import explained_out_of_memory, resolve_precision
+from scvi_tahoe._devices import explained_out_of_memory, n_devices_asked, resolve_precision, training_device
 from scvi_tahoe.data import (
     CellSetDataModule,
     DeviceStore,
@@ -29,22 +27,30 @@ from scvi_tahoe.data import (
     combines_measured_components,
     default_split,
 )
-from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import resolve_adapters
-from scvi_tahoe.training._best import BEST, KeepBest, checkpoint_in
-from scvi_tahoe.training._memory import plan_memory
-from scvi_tahoe.training._plan import TahoeTrainingPlan
+from scvi_tahoe.training._plan import TahoeTrainingPlan, compiling_pays
 from scvi_tahoe.training._recipe import part_in_run, resolve_recipe
-from scvi_tahoe.training._reports import MetricsHistory, StepProgress
+from scvi_tahoe.training._reports import (
+    BEST,
+    VALIDATION_SCORES,
+    KeepBest,
+    MemoryPlan,
+    MetricsHistory,
+    StepProgress,
+    ValidationScores,
+    checkpoint_in,
+    computed_scores,
+    plan_memory,
+)
 from scvi_tahoe.training._sharded_optimizer import SHARDED, ShardedOptimizerStrategy
-from scvi_tahoe.training._validation_scores import VALIDATION_SCORES, ValidationScores, computed_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
+    import torch
     from lightning.pytorch import Callback
     from scvi.train import Trainer
 
@@ -52,44 +58,14 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import AssignedSplit, CellSetDataset, Condition, ConditionIndex, DataSpec
     from scvi_tahoe.response import Prior
     from scvi_tahoe.training._adapters import Adapters
-    from scvi_tahoe.training._memory import MemoryPlan
-    from scvi_tahoe.training._options import PlanConfig, TrainOptions
+    from scvi_tahoe.training._options import TrainOptions
+    from scvi_tahoe.training._recipe import PlanConfig
+
 
 logger = logging.getLogger(__name__)
 
 _MAX_STEPS, _BATCH_SIZE, _N_VALIDATIONS = 1_000, 8, 20
 _LR_SCRATCH, _LR_PRETRAINED, _LR_ON_PRIOR = 1e-3, 2e-4, 1e-4
-
-
-def default_lr(*, has_strong_prior: bool, has_pretrained: bool) -> float:
-    """Return the learning rate if none is chosen; with a strong prior a fast network would learn noise."""
-    return _LR_ON_PRIOR if has_strong_prior else _LR_PRETRAINED if has_pretrained else _LR_SCRATCH
-
-
-def _device(options: Mapping[str, Any]) -> torch.device:
-    """Return where the network will run."""
-    accelerator = options.get("accelerator", "auto")
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        devices = options.get("devices", "auto")
-        # of several processes on one machine each has a card of its own: torchrun and Lightning say which, and SLURM,
-        # which may show a process that card alone
-        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-        local %= torch.cuda.device_count()
-        return torch.device("cuda", devices[local] if isinstance(devices, list | tuple) else local)
-    if accelerator in ("gpu", "cuda"):
-        raise ValueError(f"accelerator={accelerator!r} was asked for, and this machine has no CUDA device.")
-    return torch.device(accelerator if accelerator == "mps" else "cpu")
-
-
-def _n_devices(devices: Any) -> int:
-    """Return how many devices of a machine are asked for; ``'auto'`` is one, as in scvi-tools."""
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    if isinstance(devices, str) and "," in devices:
-        return len([part for part in devices.split(",") if part.strip()])
-    if devices in (-1, "-1"):
-        return max(1, torch.cuda.device_count())
-    return int(devices) if str(devices).isdigit() else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,17 +123,6 @@ class TrainingRun:
     ) -> TrainingRun:
         """Check every option and fill in the defaults; nothing is written.
 
-        Parameters
-        ----------
-        options
-            Options of ``train``.
-        spec, index
-            What the model fixes about its data, and their conditions.
-        module, prior
-            What is trained, and what its change is added to.
-        pretrained, adapters
-            Names of the module's parameters with pretrained values, and the adapters that it carries.
-
         Raises
         ------
         ValueError
@@ -168,8 +133,7 @@ class TrainingRun:
         split = default_split(index, with_prior=prior != "none") if options.split is None else options.split
         if not isinstance(split, Split):
             raise TypeError(
-                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1) or "
-                "HeldOutPerturbations(validation=[...])."
+                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1)."
             )
         trainer_options = options.trainer_options()
         options.verify_monitor(computed_scores(module, spec.representation), embeds=spec.representation == "embedding")
@@ -177,13 +141,13 @@ class TrainingRun:
         strong = prior != "none" and (
             index.perturbations_recur or combines_measured_components(index, spec.keys.parser)
         )
-        plan = options.plan(
-            max_steps=steps, default_lr=default_lr(has_strong_prior=strong, has_pretrained=bool(pretrained))
-        )
+        # with a strong prior a fast network would learn noise
+        default_lr = _LR_ON_PRIOR if strong else _LR_PRETRAINED if pretrained else _LR_SCRATCH
+        plan = options.plan(max_steps=steps, default_lr=default_lr)
         validate_every = options.validate_every or max(1, -(-steps // _N_VALIDATIONS))
         options.verify_numbers(validate_every=validate_every)
         options.verify_logger()
-        device = _device(trainer_options)
+        device = training_device(trainer_options)
         precision = resolve_precision(options.precision, device)
         if trainer_options.get("strategy") == SHARDED and precision.startswith("16"):
             raise ValueError(
@@ -224,19 +188,8 @@ class TrainingRun:
         """Whether everything is computed in float32."""
         return str(self.trainer_options["precision"]).startswith(("32", "64"))
 
-    def datamodule(
-        self,
-        dataset: CellSetDataset,
-        split: AssignedSplit,
-        row_of_label: np.ndarray,
-    ) -> CellSetDataModule:
-        """Make the loaders of this run.
-
-        Raises
-        ------
-        ValueError
-            If the run is to stop early and nothing validates.
-        """
+    def datamodule(self, dataset: CellSetDataset, split: AssignedSplit, row_of_label: np.ndarray) -> CellSetDataModule:
+        """Make the loaders of this run; a ValueError if nothing validates and the run needs it."""
         if not len(split.validation):
             for name, value in (("patience", self.options.patience), ("monitor", self.score)):
                 if value is not None:
@@ -279,13 +232,17 @@ class TrainingRun:
             stopping = {"monitor": options.monitor, "mode": mode, "patience": options.patience}
             callbacks.append(pl.callbacks.EarlyStopping(**stopping, check_on_train_epoch_end=True))
         path = None if self.folder is None or options.logger is None else self.folder / "metrics.csv"
+        # gradients are not copied but live where they are exchanged, in pieces of about one block of the published
+        # network (torch's default: 25 MB)
+        ddp = partial(pl.strategies.DDPStrategy, gradient_as_bucket_view=True, bucket_cap_mb=100)
+        strategies: dict[Any, Callable[[], Any]] = {"ddp": ddp, SHARDED: ShardedOptimizerStrategy}
         return {
             "max_epochs": self.n_epochs,
             "benchmark": False,
             # each process takes its own minibatches from the sampler
             "use_distributed_sampler": False,
             **self.trainer_options,
-            **self._strategy(),
+            **({"strategy": strategies[self.strategy]()} if self.strategy in strategies else {}),
             "max_steps": self.plan.max_steps,
             "callbacks": [*callbacks, *self.trainer_options.get("callbacks", [])],
             "logger": [MetricsHistory(path, resume_step=self.resume_step), *options.loggers()],
@@ -300,24 +257,13 @@ class TrainingRun:
     @property
     def strategy(self) -> Any:
         """How several processes train together; the fastest that the precision allows, unless the user says."""
-        given = self.trainer_options.get("strategy", "auto")
-        several = (
-            self.trainer_options.get("num_nodes", 1) > 1 or _n_devices(self.trainer_options.get("devices", "auto")) > 1
-        )
-        if given == SHARDED and not several:
-            return "auto"  # there is nobody to share with
-        if given != "auto" or not several:
+        options = self.trainer_options
+        given = options.get("strategy", "auto")
+        if options.get("num_nodes", 1) <= 1 and n_devices_asked(options.get("devices", "auto")) <= 1:
+            return "auto" if given == SHARDED else given  # there is nobody to share with
+        if given != "auto":
             return given
-        return "ddp" if str(self.trainer_options["precision"]).startswith("16") else SHARDED
-
-    def _strategy(self) -> dict[str, Any]:
-        """Ours; or Lightning's data-parallel one, with gradients that are not copied but live where they are exchanged.
-
-        In pieces of about one block of the published network (torch's default: 25 MB).
-        """
-        if self.strategy == "ddp":
-            return {"strategy": pl.strategies.DDPStrategy(gradient_as_bucket_view=True, bucket_cap_mb=100)}
-        return {"strategy": ShardedOptimizerStrategy()} if self.strategy == SHARDED else {}
+        return "ddp" if str(options["precision"]).startswith("16") else SHARDED
 
     def memory(self, module: TahoeSTModule, pretrained: Sequence[str], dataset: CellSetDataset) -> MemoryPlan:
         """Estimate what this run takes of the device's memory."""

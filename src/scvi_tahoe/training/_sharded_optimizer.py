@@ -158,17 +158,9 @@ class ShardedAdamW(torch.optim.AdamW):
 
     Its saved state is that of :class:`torch.optim.AdamW`, so that a run can continue with another number of processes.
 
-    Parameters
-    ----------
-    groups
-        Parameter groups.
-    precision
-        Precision in which gradients are exchanged. If None, that of the weights.
-    rounded
-        Parameters that training uses in ``precision`` only. From :meth:`compact` to :meth:`complete` the module holds
-        them rounded, and so are their gradients.
-    **kwargs
-        Passed to :class:`torch.optim.AdamW`.
+    Gradients are exchanged in ``precision`` (if None, that of the weights). The parameters ``rounded`` are those that
+    training uses in ``precision`` only: from :meth:`compact` to :meth:`complete` the module holds them rounded, and so
+    are their gradients.
     """
 
     def __init__(
@@ -255,12 +247,9 @@ class ShardedAdamW(torch.optim.AdamW):
             own = self.state.get(flat.shard)
             if not own:
                 continue
-            full = {name: flat.split(own[name]) for name in _AVERAGES}
-            for i, parameter in enumerate(flat.parameters):
-                state[number_of[parameter]] = {
-                    "step": own["step"].to("cpu", copy=True),
-                    **{name: full[name][i] for name in _AVERAGES},
-                }
+            for parameter, *averages in zip(flat.parameters, *(flat.split(own[n]) for n in _AVERAGES), strict=True):
+                averaged = dict(zip(_AVERAGES, averages, strict=True))
+                state[number_of[parameter]] = {"step": own["step"].to("cpu", copy=True), **averaged}
         groups = [
             {**{k: v for k, v in group.items() if k != "params"}, "params": [number_of[p] for p in parameters]}
             for group, parameters in zip(self.param_groups, self._parameters, strict=True)
@@ -293,14 +282,10 @@ class ShardedAdamW(torch.optim.AdamW):
                 continue
             step = torch.as_tensor(known[0]["step"], dtype=torch.float32)
             fused = self.param_groups[flat.number]["fused"]
-            self.state[flat.shard] = {
-                "step": step.to(flat.values.device) if fused else step.cpu(),
-                # torch keeps nothing of a weight that had no gradient yet
-                **{
-                    n: flat.own_shard([s[n] if s else torch.zeros_like(p) for p, s in states.items()])
-                    for n in _AVERAGES
-                },
-            }
+            self.state[flat.shard] = {"step": step.to(flat.values.device) if fused else step.cpu()}
+            for name in _AVERAGES:  # torch keeps nothing of a weight that had no gradient yet
+                full = [s[name] if s else torch.zeros_like(p) for p, s in states.items()]
+                self.state[flat.shard][name] = flat.own_shard(full)
 
 
 def _rounded_up(n: int, multiple: int) -> int:
