@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_tahoe.demo._folder import FILES, claim_folder
+from scvi_tahoe.demo._job import FILES, claim_folder
 from scvi_tahoe.files import atomic_write
 
 

@@ -2,7 +2,4 @@
 
 from scvi_tahoe.cli._app import app, main
 
-__all__ = [
-    "app",
-    "main",
-]
+__all__ = ["app", "main"]

@@ -47,15 +47,9 @@ def predict(
         exported = is_export(model)
         network = TahoeST.from_pretrained(model) if exported else TahoeST.load(model, adata=adata)
         predicted = network.predict(
-            adata if exported else None,
-            perturbations=perturbation,
-            contexts=context,
-            n_cells=n_cells,
-            seed=seed,
-            devices=_devices(devices),
-            path=output,
-            overwrite=overwrite,
-        )
+            adata if exported else None, perturbations=perturbation, contexts=context, n_cells=n_cells, seed=seed,
+            devices=_devices(devices), path=output, overwrite=overwrite,
+        )  # fmt: skip
     typer.echo(f"{predicted.n_obs:,} predicted cells of {predicted.n_vars:,} genes: {output}")
 
 

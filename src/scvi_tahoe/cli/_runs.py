@@ -115,8 +115,7 @@ def check(
 
 def inspect(
     path: Annotated[
-        Path,
-        typer.Argument(help="metrics.csv, folder of a run or of several logs, checkpoint, or folder of a model."),
+        Path, typer.Argument(help="metrics.csv, folder of a run or of several logs, checkpoint, or folder of a model.")
     ],
     checkpoint: Checkpoint = None,
     config: Annotated[

@@ -3,10 +3,4 @@
 from scvi_tahoe.datasets._screens import FewShotTask, norman_k562, papalexi_few_shot, papalexi_thp1
 from scvi_tahoe.datasets._simulate import simulate_screen
 
-__all__ = [
-    "FewShotTask",
-    "norman_k562",
-    "papalexi_few_shot",
-    "papalexi_thp1",
-    "simulate_screen",
-]
+__all__ = ["FewShotTask", "norman_k562", "papalexi_few_shot", "papalexi_thp1", "simulate_screen"]

@@ -5,7 +5,6 @@ Shapes: **C** contexts, **K** perturbations, **F** pathways, **G** genes, **P** 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,15 +23,6 @@ _SHAPE = 4.0
 #: nodes of the quadrature over depth in the true deltas
 _N_DEPTHS = 7
 _N_PATHWAYS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rates:
-    """Mean share of each gene in control cells, its log fold changes, and the perturbation embedding."""
-
-    control_CG: np.ndarray
-    log_fold_change_CKG: np.ndarray
-    embedding_KP: np.ndarray
 
 
 def simulate_screen(
@@ -112,17 +102,23 @@ def simulate_screen(
             f"n_embedding is {n_embedding}; it must be {_N_PATHWAYS} or more, to hold the {_N_PATHWAYS} pathways."
         )
     rng = np.random.default_rng(seed)
-    rates = _draw_rates(rng, (n_contexts, n_perturbations, n_genes, n_embedding), effect_size)
-    share_CKG = _shares(rates)
+    control_CG, fold_CKG, embedding_KP = _draw_rates(
+        rng, n_contexts, n_perturbations, n_genes, n_embedding, effect_size
+    )
+    perturbed_CKG = control_CG[:, None] * np.exp(fold_CKG)
+    perturbed_CKG /= perturbed_CKG.sum(-1, keepdims=True)
+    share_CKG = np.concatenate([control_CG[:, None], perturbed_CKG], axis=1)  # controls first
     obs, condition = _cells(n_contexts, n_perturbations, n_cells, n_control_cells, n_batches)
     depth = _TARGET_SUM * rng.lognormal(-(_DEPTH_SPREAD**2) / 2, _DEPTH_SPREAD, size=len(obs))
     mean = share_CKG[condition[:, 0], condition[:, 1]] * depth[:, None]
     counts = rng.poisson(mean * rng.gamma(_SHAPE, 1 / _SHAPE, size=mean.shape)).astype(np.float32)
-    return _assemble(counts, obs, rates, share_CKG, n_cell_embedding, rng)
+    return _assemble(counts, obs, embedding_KP, share_CKG, n_cell_embedding, rng)
 
 
-def _draw_rates(rng: np.random.Generator, shape: tuple[int, int, int, int], effect_size: float) -> _Rates:
-    n_contexts, n_perturbations, n_genes, n_embedding = shape
+def _draw_rates(
+    rng: np.random.Generator, n_contexts: int, n_perturbations: int, n_genes: int, n_embedding: int, effect_size: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the share of each gene in controls `[C, G]`, log fold changes `[C, K, G]` and the embedding `[K, P]`."""
     log_rate_CG = rng.normal(0, 1.0, n_genes) + rng.normal(0, 0.5, (n_contexts, n_genes))
     control_CG = np.exp(log_rate_CG)
     control_CG /= control_CG.sum(1, keepdims=True)
@@ -133,18 +129,7 @@ def _draw_rates(rng: np.random.Generator, shape: tuple[int, int, int, int], effe
     effect_CKG = effect_size * np.einsum("kf,cfg->ckg", activity_KF, gain_CFG * loading_FG)
     rotation_PP = np.linalg.qr(rng.normal(size=(n_embedding, n_embedding)))[0]
     embedding_KP = activity_KF @ rotation_PP[:_N_PATHWAYS] + rng.normal(0, 0.05, (n_perturbations, n_embedding))
-    return _Rates(
-        control_CG=control_CG,
-        log_fold_change_CKG=np.clip(effect_CKG, -2.5, 2.5),
-        embedding_KP=embedding_KP.astype(np.float32),
-    )
-
-
-def _shares(rates: _Rates) -> np.ndarray:
-    """Return the shares of the genes `[C, 1 + K, G]`, controls first."""
-    perturbed_CKG = rates.control_CG[:, None] * np.exp(rates.log_fold_change_CKG)
-    perturbed_CKG /= perturbed_CKG.sum(-1, keepdims=True)
-    return np.concatenate([rates.control_CG[:, None], perturbed_CKG], axis=1)
+    return control_CG, np.clip(effect_CKG, -2.5, 2.5), embedding_KP.astype(np.float32)
 
 
 def _cells(
@@ -173,27 +158,27 @@ def _labels(noun: str, number: int) -> list[str]:
 
 
 def _assemble(
-    counts: np.ndarray, obs: pd.DataFrame, rates: _Rates, share_CKG: np.ndarray, n_cell_embedding: int,
+    counts: np.ndarray, obs: pd.DataFrame, embedding_KP: np.ndarray, share_CKG: np.ndarray, n_cell_embedding: int,
     rng: np.random.Generator,
 ) -> AnnData:  # fmt: skip
     from anndata import AnnData
 
     n_genes = counts.shape[1]
     genes = _labels("gene", n_genes)
-    contexts, labels = list(obs["context"].cat.categories), _labels("perturbation", rates.embedding_KP.shape[0])
+    contexts, labels = list(obs["context"].cat.categories), _labels("perturbation", embedding_KP.shape[0])
     expression = np.log1p(counts * (_TARGET_SUM / np.maximum(counts.sum(1, keepdims=True), 1))).astype(np.float32)
     adata = AnnData(sparse.csr_matrix(expression), obs=obs, var=pd.DataFrame(index=genes))
     adata.layers["counts"] = sparse.csr_matrix(counts)
     projection = rng.normal(0, 1 / np.sqrt(n_genes), (n_genes, n_cell_embedding))
     adata.obsm["X_embedding"] = ((expression - expression.mean(0)) @ projection).astype(np.float32)
-    columns = [f"dimension_{i}" for i in range(rates.embedding_KP.shape[1])]
+    columns = [f"dimension_{i}" for i in range(embedding_KP.shape[1])]
     expected_CKG = _expected_expression(share_CKG)
     delta_CKG = (expected_CKG[:, 1:] - expected_CKG[:, :1]).astype(np.float32)
     change_CKG = np.log(share_CKG[:, 1:] / share_CKG[:, :1]).astype(np.float32)
     adata.uns = {
         "log1p": {},
         "control": "control",
-        "perturbation_embedding": pd.DataFrame(rates.embedding_KP, index=labels, columns=columns),
+        "perturbation_embedding": pd.DataFrame(embedding_KP, index=labels, columns=columns),
         "true_delta": {c: pd.DataFrame(delta_CKG[i], labels, genes) for i, c in enumerate(contexts)},
         "true_log_fold_change": {c: pd.DataFrame(change_CKG[i], labels, genes) for i, c in enumerate(contexts)},
     }

@@ -1,15 +1,7 @@
 """The whole path on real data: train, predict, score, and leave a folder with the results."""
 
-from scvi_tahoe.demo._folder import FILES
-from scvi_tahoe.demo._job import DEFAULT_STEPS, DemoResult, run_demo
+from scvi_tahoe.demo._job import DEFAULT_STEPS, FILES, DemoResult, run_demo
 from scvi_tahoe.demo._report import score_table
 from scvi_tahoe.files import atomic_write as written_whole
 
-__all__ = [
-    "DEFAULT_STEPS",
-    "FILES",
-    "DemoResult",
-    "run_demo",
-    "score_table",
-    "written_whole",
-]
+__all__ = ["DEFAULT_STEPS", "FILES", "DemoResult", "run_demo", "score_table", "written_whole"]

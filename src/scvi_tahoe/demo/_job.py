@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -9,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.demo._folder import FILES, claim_folder
-from scvi_tahoe.files import atomic_write
+from scvi_tahoe.files import atomic_write, atomic_write_text, remove_partial, remove_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 
 #: the default of ``TahoeST.train``: nothing in the demo is tuned for its task
 DEFAULT_STEPS = 1_000
+#: what a finished demo leaves, in the order in which it is written
+FILES = ("history.csv", "model", "training_curve.png", "prediction.h5ad", "evaluation", "scores.csv", "deltas.png")
+_SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,28 @@ def run_demo(
         _Job(folder, papalexi_few_shot(), max_steps, seed, report).run()
     scores = pd.read_csv(folder / "scores.csv", index_col=0)
     return DemoResult(folder=folder, scores=scores, seconds=time.perf_counter() - start)
+
+
+def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) -> None:
+    """Create the folder, or continue one with the same settings; `overwrite` removes an earlier demo."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the path of a new or empty folder.")
+    known = folder / _SETTINGS
+    if not known.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds files that are not of a demo; give the path of a new or empty folder.")
+    elif overwrite:
+        for name in (*FILES, "training", _SETTINGS):  # and nothing that somebody else has put there
+            remove_path(folder / name)
+    elif json.loads(known.read_text()) != settings:
+        raise ValueError(
+            f"{folder} holds a demo with other settings ({known.name}: {known.read_text().strip()}); give another "
+            "folder, or overwrite it."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder)
+    if not known.exists():
+        atomic_write_text(known, json.dumps(settings) + "\n")
 
 
 @dataclass(frozen=True)

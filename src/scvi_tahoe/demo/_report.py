@@ -43,13 +43,7 @@ def score_beside_baselines(
     the overall score of the Virtual Cell Challenge 2025: 100 times the mean of DES, PDS and MAE, each scaled between
     the mean of the seen targets (0) and a perfect prediction (1).
     """
-    from scvi_tahoe.evaluate import (
-        EvaluationReference,
-        EvaluationWarning,
-        baseline_results,
-        compare_results,
-        evaluate,
-    )
+    from scvi_tahoe.evaluate import EvaluationReference, EvaluationWarning, baseline_results, compare_results, evaluate
 
     reference = EvaluationReference.from_adata(
         task.held_out, perturbation_key=task.perturbation_key, control=task.control, context_key=task.context_key,

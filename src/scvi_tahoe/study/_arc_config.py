@@ -22,7 +22,6 @@ _BACKBONE = {
     "num_key_value_heads": "n_kv_heads",
     "head_dim": "head_dim",
 }
-_LOSSES = {"energy": {"energy": 1.0}, "sinkhorn": {"sinkhorn": 1.0}, "mse": {"mse": 1.0}}
 _LR, _STEPS, _SETS = 1e-4, 400_000, 16
 
 
@@ -50,14 +49,8 @@ class ArcConfig:
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise ValueError(
-                f"{self.path}, line {self.lines.get(key)}: {key} is {value!r}; a number is needed."
-            ) from None
-
-    @property
-    def name(self) -> str:
-        """Name of the run."""
-        return str(self.get("name") or self.path.stem)
+            line = self.lines.get(key)
+            raise ValueError(f"{self.path}, line {line}: {key} is {value!r}; a number is needed.") from None
 
     @property
     def embedding(self) -> str | None:
@@ -102,15 +95,14 @@ def read_arc_config(path: str | Path) -> ArcConfig:
     path = Path(path)
     content, lines = read_with_lines(path)
     config = ArcConfig(path, content, lines)
-    model = config.get("model")
-    if not isinstance(model, dict) or not isinstance(config.get("data.kwargs"), dict):
+    if not isinstance(config.get("model"), dict) or not isinstance(config.get("data.kwargs"), dict):
         ours = " It is a run of ours; see it with: scvi-tahoe finetune --dry-run" if "start" in content else ""
         raise ValueError(
             f"{path} is not a configuration of arc-state, which has the sections data.kwargs, model and training.{ours}"
         )
     if not isinstance(config.get("model.kwargs"), dict) or not isinstance(config.get("training"), dict):
         raise ValueError(f"{path} lacks model.kwargs or training; give the resolved config.yaml of a run folder.")
-    name = str(model.get("name", "state"))
+    name = str(config.get("model.name", "state"))
     if name.lower() not in _ST_NAMES:
         raise ValueError(f"{path} is of the model {name!r}; State Transition models ({', '.join(_ST_NAMES)}) are read.")
     return config
@@ -125,7 +117,7 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
     embedding = config.embedding
     source, features = config.get("model.kwargs.init_from"), config.get("data.kwargs.perturbation_features_file")
     return TahoeRun(
-        name=config.name.replace("/", "-"),
+        name=str(config.get("name") or config.path.stem).replace("/", "-"),
         seed=int(config.number("training.train_seed", 42) or 0),
         data=DataConfig(
             path="FILL_IN.h5ad",
@@ -201,21 +193,13 @@ def _objective(config: ArcConfig) -> dict[str, Any]:
             "sinkhorn": config.number("model.kwargs.sinkhorn_weight", 0.01),
         }
     else:
-        terms = dict(_LOSSES.get(loss, {"energy": 1.0}))
-    objective: dict[str, Any] = {"terms": terms}
-    if config.has_gene_decoder:
-        objective["decoder_weight"] = config.number("model.kwargs.decoder_weight", 1.0)
-    return objective
+        terms = {loss if loss in ("sinkhorn", "mse") else "energy": 1.0}
+    decoder = {"decoder_weight": config.number("model.kwargs.decoder_weight", 1.0)} if config.has_gene_decoder else {}
+    return {"terms": terms, **decoder}
 
 
 def _train(config: ArcConfig) -> TrainConfig:
     number = config.number
-    plan = {
-        "weight_decay": number("training.weight_decay", 0.0),
-        "gradient_clip": min(number("training.gradient_clip_val", 10.0) or 1.0, 1.0),
-        "warmup": number("training.warmup_ratio", 0.05),
-        "min_lr_ratio": number("training.min_lr_ratio", 0.02),
-    }
     accumulated = number("training.gradient_accumulation_steps", number("training.accumulate_grad_batches", 1))
     return TrainConfig(
         max_steps=int(number("training.max_steps", _STEPS) or _STEPS),
@@ -226,5 +210,10 @@ def _train(config: ArcConfig) -> TrainConfig:
         freeze_backbone=bool(config.get("model.kwargs.freeze_pert_backbone", False)),
         precision=str(config.get("training.precision", "auto")),
         loggers=("wandb",) if config.get("use_wandb", False) else (),
-        plan=plan,
+        plan={
+            "weight_decay": number("training.weight_decay", 0.0),
+            "gradient_clip": min(number("training.gradient_clip_val", 10.0) or 1.0, 1.0),
+            "warmup": number("training.warmup_ratio", 0.05),
+            "min_lr_ratio": number("training.min_lr_ratio", 0.02),
+        },
     )

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import torch
 from anndata import read_h5ad
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe._compat import require
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate
 from scvi_tahoe.files import atomic_write, atomic_write_text
@@ -23,7 +23,7 @@ from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
-from scvi_tahoe.study._model import build_model, read_training, train_model, training_options, verify_loggers
+from scvi_tahoe.study._model import TRAINING, build_model, train_model, training_options
 from scvi_tahoe.study._run_config import PLAN_ELSEWHERE, TahoeRun
 from scvi_tahoe.study._run_folder import (
     CONFIG,
@@ -39,13 +39,12 @@ from scvi_tahoe.study._run_folder import (
     fingerprint,
     provenance,
     run_card,
-    verify_same_data,
 )  # fmt: skip
 from scvi_tahoe.study._training_log import read_training_log
 from scvi_tahoe.training import TahoeTrainingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from scvi_tahoe.study._data import RunData
 
@@ -115,49 +114,38 @@ def finetune(
     folder = Path("runs") / run.name if folder is None else Path(folder)
     # all that can be wrong with data, weights and options comes up here, before anything is written
     prepared = _prepare(run, threads=_threads(run, folder))
-    verify_loggers(prepared.run)
-    claim_folder(folder, prepared.run)
+    for name in run.train.loggers:  # an error names the extra to install
+        require(name, name)
+    claim_folder(folder, prepared[0])
     if (folder / RESULT).exists():
         report(f"{folder} holds this run, finished; this is what it left.")
-    else:
-        with _keeping_threads():
-            _Job(prepared, folder, progress, truth_cache, report).carry_out()
+        return read_result(folder)
+    # the run sets PyTorch's threads, and scoring changes those of all libraries
+    threads = torch.get_num_threads()
+    try:
+        _Job(*prepared, folder, progress, truth_cache, report).carry_out()
+    finally:
+        torch.set_num_threads(threads)
     return read_result(folder)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A run with everything spelled out, its cells, what they hash to, and its model before training."""
-
-    run: TahoeRun
-    data: RunData
-    fingerprint: dict[str, Any]
-    model: TahoeST
-
-
-def _prepare(run: TahoeRun, *, threads: int | None = None) -> _Prepared:
-    """Read cells and weights and check every option; nothing is written."""
+def _prepare(run: TahoeRun, *, threads: int | None = None) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]:
+    """Return the run with everything spelled out, its cells, what they hash to, and its model; nothing is written."""
     data = load_data(run)
     found = fingerprint(data, seed=run.seed)
-    verify_same_data(run.data.sha256, found["sha256"])
+    if run.data.sha256 not in (None, found["sha256"]):
+        raise ValueError(
+            f"the data are not those of the run: their content hashes to {found['sha256'][:12]}, data.sha256 says "
+            f"{str(run.data.sha256)[:12]}. Bring back the data, or leave data.sha256 out to run on these."
+        )
     model = build_model(run, data)
-    return _Prepared(resolved(run, data, model, found["sha256"], threads=threads), data, found, model)
+    return resolved(run, data, model, found["sha256"], threads=threads), data, found, model
 
 
 def _threads(run: TahoeRun, folder: Path) -> int:
     """Return threads of the processor: as the run says, as it began, or as PyTorch would have it."""
     begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
     return run.train.threads or begun.get("threads") or torch.get_num_threads()
-
-
-@contextmanager
-def _keeping_threads() -> Iterator[None]:
-    """Give PyTorch its threads back: the run sets them, and scoring changes those of all libraries."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threads: int | None = None) -> TahoeRun:
@@ -207,31 +195,28 @@ def read_result(folder: Path) -> RunResult:
 class _Job:
     """The steps of a run; each leaves a file, and those whose file is there are not done again."""
 
-    prepared: _Prepared
+    run: TahoeRun
+    data: RunData
+    fingerprint: dict[str, Any]
+    model: TahoeST
     folder: Path
     progress: bool
     truth_cache: Path | None
     report: Callable[[str], None]
 
-    @property
-    def run(self) -> TahoeRun:
-        return self.prepared.run
-
-    @property
-    def data(self) -> RunData:
-        return self.prepared.data
-
     def carry_out(self) -> None:
         """Do the steps whose files are missing."""
         start = time.perf_counter()
         torch.set_num_threads(int(self.run.train.threads or 1))
-        steps = {PROVENANCE: self._note, MODEL: self._train}
+        if not (self.folder / PROVENANCE).exists():
+            write_json(self.folder / PROVENANCE, provenance(self.run, self.fingerprint))
+        steps = {MODEL: self._train}
         if self.data.held_out is not None and self.run.score.preset is not None:
             steps |= {PREDICTION: self._predict, SCORES: self._score}
         for name, step in {**steps, FIGURES: self._draw}.items():
             if not (self.folder / name).exists():
                 step()
-        training, total = read_training(self.folder), time.perf_counter() - start
+        training, total = read_json(self.folder / TRAINING), time.perf_counter() - start
         result = {
             "best_step": training["best_step"],
             "best_value": training["best_value"],
@@ -241,18 +226,15 @@ class _Job:
         }
         write_json(self.folder / RESULT, result)
 
-    def _note(self) -> None:
-        write_json(self.folder / PROVENANCE, provenance(self.run, self.prepared.fingerprint))
-
     def _train(self) -> None:
-        model = self.prepared.model
-        text = "from scratch: nothing was loaded." if model.loading_report_ is None else model.loading_report_.text()
+        report = self.model.loading_report_
+        text = "from scratch: nothing was loaded." if report is None else report.text()
         atomic_write_text(self.folder / REPORT, f"{text}\n")
         self.report(f"{self.run.name}: {self.run.train.max_steps} steps, {text.splitlines()[0]}")
-        train_model(self.run, model, self.data, self.folder, progress=self.progress)
-        atomic_write_text(self.folder / "README.md", run_card(self.run, model, self.prepared.fingerprint))
+        train_model(self.run, self.model, self.data, self.folder, progress=self.progress)
+        atomic_write_text(self.folder / "README.md", run_card(self.run, self.model, self.fingerprint))
         with atomic_write(self.folder / MODEL) as partial:
-            model.save(partial)
+            self.model.save(partial)
 
     def _predict(self) -> None:
         counts = self.run.score.counts_layer
@@ -302,8 +284,7 @@ class _Job:
 
 def dry_run_text(config: str | Path) -> str:
     """Read the data and the weights of a run, and say what would be done; nothing is written."""
-    prepared = _prepare(TahoeRun.from_yaml(config))
-    run, found, model = prepared.run, prepared.fingerprint, prepared.model
+    run, _, found, model = _prepare(TahoeRun.from_yaml(config))
     train, side, cells = run.train, found["train"], found["split"]["cells"]
     plan = TahoeTrainingPlan(model.module, training_options(run, model).plan, model.pretrained_parameters_)
     held_out = found.get("held_out")

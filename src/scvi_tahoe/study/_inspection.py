@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
-from scvi_tahoe.study._run_folder import METRICS, read_checkpoint
+from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, read_checkpoint
 from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from scvi_tahoe.study._finding import Finding
-    from scvi_tahoe.study._training_log import TrainingLog
 
 _MODEL_FILES = ("config.json", "config.yaml", "*.safetensors", "var_dims.pkl")
 
@@ -75,9 +74,7 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
         parts.append(_logs(path, config))
     if path.is_dir() and (checkpoint is not None or not parts or _is_model(path)):
         parts += _model(path, checkpoint, needed=not parts)
-    for name in ("best.ckpt", "last.ckpt"):
-        if path.is_dir() and (path / name).is_file():
-            parts.append(_checkpoint(path / name))
+    parts += [_checkpoint(path / name) for name in (BEST, LAST) if (path / name).is_file()]
     return Inspection(
         text="\n\n".join(part.text for part in parts),
         content={key: value for part in parts for key, value in part.content.items()},
@@ -96,14 +93,12 @@ def _is_model(folder: Path) -> bool:
 
 def _logs(path: Path, config: str | Path | None) -> Inspection:
     logs = read_training_logs(path, config=config)
-    diagnoses = diagnose([*_source_logs(logs), *logs])[-len(logs) :]
-    return Inspection("\n\n".join(map(str, diagnoses)), {"logs": [d.to_dict() for d in diagnoses]}, logs_figure(logs))
-
-
-def _source_logs(logs: list[TrainingLog]) -> list[TrainingLog]:
-    """Read the logs of the runs that these started from, where they are still there."""
+    # and those of the runs that these started from, where they are still there
     folders = [Path(str(log.setting("start.source"))) for log in logs if log.setting("start.source")]
-    return [read_training_log(folder) for folder in folders if (folder / METRICS).is_file()]
+    sources = [read_training_log(folder) for folder in folders if (folder / METRICS).is_file()]
+    diagnoses = diagnose([*sources, *logs])[-len(logs) :]
+    text, content = "\n\n".join(map(str, diagnoses)), {"logs": [one.to_dict() for one in diagnoses]}
+    return Inspection(text, content, logs_figure(logs))
 
 
 def _model(path: Path, checkpoint: str | None, *, needed: bool) -> list[Inspection]:
@@ -120,14 +115,7 @@ def _model(path: Path, checkpoint: str | None, *, needed: bool) -> list[Inspecti
 
 
 def _checkpoint(path: Path) -> Inspection:
-    facts = _checkpoint_facts(path)
-    findings = _checkpoint_findings(facts)
-    content = {**facts, "findings": [finding.to_dict() for finding in findings]}
-    return Inspection(f"{path}\n{findings_text(findings)}", {path.name: content})
-
-
-def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint of ours or of arc-state holds in addition to weights, without running code of it."""
+    """Say what a checkpoint of ours or of arc-state holds in addition to weights, without running code of it."""
     content = read_checkpoint(path)
     groups = [g for state in content.get("optimizer_states") or [] for g in state.get("param_groups", [])]
     callbacks = [c for c in (content.get("callbacks") or {}).values() if isinstance(c, dict)]
@@ -136,7 +124,7 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
     score = best.get("best_value", arc_best.get("best_model_score"))
     step, epoch = (content.get(name) for name in ("global_step", "epoch"))
     tensors = content["state_dict"]
-    return {
+    facts = {
         "step": None if step is None else int(step),
         "epoch": None if epoch is None else int(epoch),
         "n_tensors": len(tensors),
@@ -149,6 +137,9 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
         "best_step": best.get("best_step"),
         "ours": "plan_config" in content,
     }
+    findings = _checkpoint_findings(facts)
+    content = {**facts, "findings": [finding.to_dict() for finding in findings]}
+    return Inspection(f"{path}\n{findings_text(findings)}", {path.name: content})
 
 
 def _checkpoint_findings(facts: dict[str, Any]) -> list[Finding]:

@@ -284,7 +284,12 @@ def throughput(log: TrainingLog) -> Iterator[Finding]:
     if sets.empty and step.empty:
         return
     use = float(log.get("utilisation").median())
-    outside = _share_outside(log)
+    outside = None
+    if len(sets) and len(step):
+        # without the configuration, which has the number of sets per step, a step is taken to have one: a lower bound
+        per_step = log.setting("training.batch_size", 1)
+        per_step = per_step if isinstance(per_step, int) and per_step >= 1 else 1
+        outside = max(0.0, 1 - float(step.median()) * float(sets.median()) / per_step)
     facts = [
         f"{sets.median():.1f} cell sets a second in the median" if len(sets) else "",
         f"{step.median():.2f} s inside a training step" if len(step) else "",
@@ -298,20 +303,6 @@ def throughput(log: TrainingLog) -> Iterator[Finding]:
     if outside:
         blame = f"; {outside:.0%} of the time was spent outside the training step: the loader was the limit"
     yield found("limited_throughput", facts=text, blame=blame)
-
-
-def _share_outside(log: TrainingLog) -> float | None:
-    """Return the share of the time outside training steps, 1 - (seconds in a step) x (steps per second), or None.
-
-    Without the configuration, which has the number of sets per step, a step is taken to have one: a lower bound.
-    """
-    sets, step = log.get("sets_per_second"), log.get("seconds_per_step")
-    if sets.empty or step.empty:
-        return None
-    per_step = log.setting("training.batch_size", 1)
-    if not isinstance(per_step, int) or per_step < 1:
-        per_step = 1
-    return max(0.0, 1 - float(step.median()) * float(sets.median()) / per_step)
 
 
 @_rule

@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch import Callback
 
 from scvi_tahoe import TahoeST
-from scvi_tahoe._compat import require
 from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.nn import non_default
 from scvi_tahoe.pretrained import read_pretrained
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.study._run_config import StartConfig, TahoeRun
     from scvi_tahoe.training import TrainingRun
 
-_RECORD = "training.json"
+TRAINING = "training.json"
 _GIGABYTE = 1024**3
 
 
@@ -81,7 +80,7 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
 
     Updates ``best.ckpt``, ``last.ckpt``, ``metrics.csv`` and ``training.json`` in the folder.
     """
-    start, record = time.perf_counter(), folder / _RECORD
+    start, record = time.perf_counter(), folder / TRAINING
     last = folder / LAST
     before = read_json(record)["seconds"] if record.exists() else 0.0
     found: dict[str, Any] = {}
@@ -108,17 +107,6 @@ def _arguments(run: TahoeRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_training(folder: Path) -> dict[str, Any]:
-    """Return seconds, best step and best value of a trained run."""
-    return read_json(folder / _RECORD)
-
-
-def verify_loggers(run: TahoeRun) -> None:
-    """Raise ImportError, which names the extra to install, if the package of a logger is missing."""
-    for name in run.train.loggers:
-        require(name, name)
-
-
 def _loggers(run: TahoeRun, folder: Path) -> list[Logger] | str:
     """Return the loggers in addition to the CSV; those that are offline write into the folder."""
     from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -140,22 +128,17 @@ class PeakMemory(Callback):
     """Log the most memory that training has taken so far, in gigabytes: of the GPU, or of the process."""
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log it with the validation."""
-        peak = _peak_memory()
-        if peak is not None:
-            pl_module.log("peak_memory_gb", peak, on_step=False, on_epoch=True)
-
-
-def _peak_memory() -> float | None:
-    """Return the most memory taken so far, in gigabytes, or None where the system does not tell."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / _GIGABYTE
-    try:
-        import resource
-    except ImportError:
-        return None
-    # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / _GIGABYTE
+        """Log it with the validation, where the system tells."""
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            try:
+                import resource
+            except ImportError:
+                return
+            # kilobytes on Linux, bytes on macOS
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        pl_module.log("peak_memory_gb", peak / _GIGABYTE, on_step=False, on_epoch=True)
 
 
 def training_options(run: TahoeRun, model: TahoeST) -> TrainingRun:

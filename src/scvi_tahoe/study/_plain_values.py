@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import builtins
 import collections.abc
-import difflib
 import inspect
 import types
 import typing
@@ -15,9 +14,10 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from scvi_tahoe import data, nn, response, training
+from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection
 
 T = TypeVar("T")
 
@@ -100,12 +100,6 @@ def _plain_kind(hint: Any) -> Any:
     return None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name most like this one, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
 def build(cls: type[T], values: object, where: str = "") -> T:
     """Build a dataclass, and those inside it, from a mapping of plain values.
 
@@ -126,7 +120,9 @@ def typed(cls: type, values: object, where: str = "") -> dict[str, Any]:
     known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
-            raise ValueError(f"{place} has no key {key!r}{nearest(str(key), known)} It takes {', '.join(known)}.")
+            raise ValueError(
+                f"{place} has no key {key!r}{nearest_names(str(key), known, n=1)}. It takes {', '.join(known)}."
+            )
     hints = get_type_hints(cls)
     return {key: _converted(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()}
 

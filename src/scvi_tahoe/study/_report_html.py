@@ -81,17 +81,18 @@ def _reference_rows(result: StudyResult, columns: list[str], n_published: int) -
     scored = next((r.scores for r in result.runs.values() if r.scores is not None), None)
     if scored is None:
         return []
-    rows = []
-    for title, source in (("baseline", "baseline"), ("replicate", "ceiling")):
-        if scored.summary[source].notna().any():
-            numbers = scored.summary[source]
-            rows.append([title, *(_cell(c, numbers.get(SCORED.get(c, ""))) for c in columns), *[""] * n_published])
-    return rows
+    return [
+        [title, *(_cell(c, scored.summary[source].get(SCORED.get(c, ""))) for c in columns), *[""] * n_published]
+        for title, source in (("baseline", "baseline"), ("replicate", "ceiling"))
+        if scored.summary[source].notna().any()
+    ]
 
 
 def _cell(column: str, value: Any) -> str:
-    if value is None or value != value or isinstance(value, str):
-        return "" if not isinstance(value, str) else value
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
+        return ""
     if column == "seconds":
         return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min"
     if "step" in column:
@@ -114,13 +115,12 @@ def _rounds(result: StudyResult) -> str:
 
 
 def _guards(result: StudyResult) -> str:
-    items = []
-    for name, run in result.runs.items():
-        checks = None if run.scores is None else run.scores.checks
-        if checks is None:
-            continue
-        for check, row in checks[checks["status"].isin(["warning", "error"])].iterrows():
-            items.append(_item(row["status"], f"{name}, {check}", str(row["message"])))
+    checks = {name: run.scores.checks for name, run in result.runs.items() if run.scores is not None}
+    items = [
+        _item(row["status"], f"{name}, {check}", str(row["message"]))
+        for name, table in checks.items()
+        for check, row in table[table["status"].isin(["warning", "error"])].iterrows()
+    ]
     return f'<ul class="findings">{"".join(items)}</ul>' if items else "<p>None.</p>"
 
 
@@ -143,12 +143,9 @@ def _item(level: str, where: str, message: str) -> str:
 def _configs(result: StudyResult) -> str:
     configs = {name: read_mapping(run.folder / CONFIG) for name, run in result.runs.items()}
     found = {key: values for key, values in differences(configs).items() if key not in _HIDDEN_KEYS}
-    rows = [[key, *("" if v is None else _plain(v) for v in values)] for key, values in found.items()]
+    texts = {list: lambda value: ", ".join(map(str, value)), type(None): lambda value: ""}
+    rows = [[key, *(texts.get(type(v), str)(v) for v in values)] for key, values in found.items()]
     return _table(["key", *configs], rows)
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _origin(result: StudyResult) -> str:

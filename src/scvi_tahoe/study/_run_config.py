@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import Representation, Split, split_from_dict
 from scvi_tahoe.evaluate import BASELINES, PRESETS, evaluate
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
 from scvi_tahoe.study._files import read_mapping, write_mapping
-from scvi_tahoe.study._plain_values import Section, build, nearest, plain, section, typed
+from scvi_tahoe.study._plain_values import Section, build, plain, section, typed
 from scvi_tahoe.training import PlanConfig
 
 LOGGERS = ("mlflow", "tensorboard", "wandb")
@@ -81,11 +82,6 @@ class DataConfig(Section):
         return _MADE_EMBEDDING if self.cell_embedding_components is not None else self.cell_embedding_key
 
     @property
-    def has_cell_embedding(self) -> bool:
-        """Whether cells have an embedding."""
-        return self.embedding_key is not None
-
-    @property
     def keys(self) -> dict[str, Any]:
         """Arguments of :meth:`~scvi_tahoe.TahoeST.setup_anndata`."""
         return self.arguments(TahoeST.setup_anndata) | {"cell_embedding_key": self.embedding_key}
@@ -110,7 +106,9 @@ class StartConfig(Section):
     def __post_init__(self) -> None:
         for name in self.accept:
             if name not in DECISIONS:
-                raise ValueError(f"start.accept names the unknown decision {name!r}{nearest(name, DECISIONS)}")
+                raise ValueError(
+                    f"start.accept names the unknown decision {name!r}{nearest_names(name, list(DECISIONS), n=1)}."
+                )
         if self.source is None and (self.checkpoint or self.accept or self.attention):
             raise ValueError("start.source is missing, and start names a checkpoint, attention or decisions for it.")
 
@@ -182,15 +180,15 @@ class TrainConfig(Section):
             raise ValueError(f"train.precision is {self.precision!r}; it is one of {', '.join(_PRECISIONS)}.")
         for name in self.loggers:
             if name not in LOGGERS:
-                raise ValueError(
-                    f"train.loggers names the unknown {name!r}{nearest(name, LOGGERS)} It takes {LOGGERS}."
-                )
+                near = nearest_names(name, LOGGERS, n=1)
+                raise ValueError(f"train.loggers names the unknown {name!r}{near}. It takes {LOGGERS}.")
         if twice := sorted(set(self.plan) & set(PLAN_ELSEWHERE)):
             raise ValueError(f"train.plan repeats {twice}, which belong to train (and seed to the run).")
-        known = {f.name for f in fields(PlanConfig)} - set(PLAN_ELSEWHERE)
+        known = sorted({f.name for f in fields(PlanConfig)} - set(PLAN_ELSEWHERE))
         for name in self.plan:
             if name not in known:
-                raise ValueError(f"train.plan has no key {name!r}{nearest(name, known)} It takes {sorted(known)}.")
+                near = nearest_names(name, known, n=1)
+                raise ValueError(f"train.plan has no key {name!r}{near}. It takes {known}.")
         object.__setattr__(self, "plan", typed(PlanConfig, self.plan, "train.plan"))
         step = self.freeze_backbone
         if self.max_steps is None and step is not None and not isinstance(step, bool):
@@ -261,7 +259,7 @@ class TahoeRun:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more.")
         _ = self.chosen_split
-        if self.model.representation != "expression" and not self.data.has_cell_embedding:
+        if self.model.representation != "expression" and self.data.embedding_key is None:
             raise ValueError(
                 f"model.representation is {self.model.representation!r} and the data have no cell embedding; give "
                 "data.cell_embedding_key, or data.cell_embedding_components to have one made."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,10 @@ def claim_folder(folder: Path, run: TahoeRun) -> None:
         raise ValueError(f"{folder} is a file; give the path of a folder for the run.")
     known = folder / CONFIG
     if known.exists():
-        if different := _differences(_written_before(known), run.to_dict()):
+        before = read_mapping(known)
+        with suppress(ValueError):  # the defaults of options that the release that wrote it did not have
+            before = TahoeRun.from_dict(before).to_dict()
+        if different := _differences(before, run.to_dict()):
             raise ValueError(
                 f"{folder} holds a run with another configuration ({'; '.join(different[:3])}); give another folder."
             )
@@ -70,15 +74,6 @@ def claim_folder(folder: Path, run: TahoeRun) -> None:
     remove_partial(folder, recursive=True)
     if not known.exists():
         run.to_yaml(known)
-
-
-def _written_before(path: Path) -> dict[str, Any]:
-    """Return a configuration with the defaults of options that the release that wrote it did not have."""
-    content = read_mapping(path)
-    try:
-        return TahoeRun.from_dict(content).to_dict()
-    except ValueError:
-        return content
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -129,15 +124,6 @@ def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
     }
 
 
-def verify_same_data(expected: str | None, found: str) -> None:
-    """Raise ValueError if the cells are not those that a run was made with."""
-    if expected is not None and expected != found:
-        raise ValueError(
-            f"the data are not those of the run: their content hashes to {found[:12]}, data.sha256 says "
-            f"{expected[:12]}. Bring back the data, or leave data.sha256 out to run on these."
-        )
-
-
 def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
     columns = [key for key in (config.perturbation_key, config.context_key) if key is not None]
     labels = [adata.obs[key].astype(str).to_numpy() for key in columns]
@@ -172,9 +158,13 @@ def _hash(*parts: bytes | memoryview) -> str:
 
 def provenance(run: TahoeRun, found: dict[str, Any]) -> dict[str, Any]:
     """Return releases, machine, seed and the fingerprint of the data."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
     return {
         "seed": run.seed,
-        "versions": {"python": platform.python_version(), **_installed()},
+        "versions": versions,
         "machine": {
             "processor": platform.machine(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
@@ -183,16 +173,6 @@ def provenance(run: TahoeRun, found: dict[str, Any]) -> dict[str, Any]:
         },
         "data": found,
     }
-
-
-def _installed() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 _RUN = """

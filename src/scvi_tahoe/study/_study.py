@@ -20,8 +20,6 @@ from scvi_tahoe.study._training_log import read_training_log
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scvi_tahoe.study._finetune import RunResult
-
 _LOG = logging.getLogger(__name__)
 STUDY, TABLE, CURVES, SCORES, HTML = "study.yaml", "scores.csv", "curves.png", "scores.png", "report.html"
 
@@ -72,7 +70,10 @@ def run_study(
         result = finetune(
             config.run(one, folder), folder / one.name, progress=progress, truth_cache=folder / ".truth", report=report
         )
-        report(_line(one.name, result))
+        best, vcc = result.best_value, None if result.scores is None else result.scores.vcc
+        line = f"{one.name}: {result.seconds['total']:.0f} s"
+        line += "" if best is None else f", best validation {best:.4g} at step {result.best_step}"
+        report(line + ("" if vcc is None else f", VCC {vcc['year']} overall {vcc['overall']:.1f}"))
     return _conclude(folder, config)
 
 
@@ -118,14 +119,6 @@ def _spelled_out(config: StudyConfig) -> Any:
     """Return what a study is, with the defaults of options that the release that wrote it did not have."""
     rounds = [(one.title, one.role, one.published, config.run(one, Path())) for one in config.rounds]
     return config.name, config.title, config.text, config.lesson, rounds
-
-
-def _line(name: str, result: RunResult) -> str:
-    seconds = f"{result.seconds['total']:.0f} s"
-    best = "" if result.best_value is None else f", best validation {result.best_value:.4g} at step {result.best_step}"
-    vcc = None if result.scores is None else result.scores.vcc
-    scored = "" if vcc is None else f", VCC {vcc['year']} overall {vcc['overall']:.1f}"
-    return f"{name}: {seconds}{best}{scored}"
 
 
 def _conclude(folder: Path, config: StudyConfig) -> StudyResult:

@@ -8,8 +8,9 @@ from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scvi_tahoe._names import nearest_names
 from scvi_tahoe.study._files import read_mapping
-from scvi_tahoe.study._plain_values import build, nearest, plain
+from scvi_tahoe.study._plain_values import build, plain
 from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
@@ -108,13 +109,13 @@ class StudyConfig:
             if one.name in seen:
                 raise ValueError(f"the study has two rounds named {one.name!r}.")
             if one.source is not None and one.source not in seen:
-                near = nearest(one.source, seen)
-                raise ValueError(f"round {one.name!r} starts from {one.source!r}, which is no earlier round{near}")
+                near = nearest_names(one.source, seen, n=1)
+                raise ValueError(f"round {one.name!r} starts from {one.source!r}, which is no earlier round{near}.")
             seen.append(one.name)
             self.run(one, Path())
         for name in (name for entry in self.lesson for name in group_of(entry).rounds):
             if name not in seen:
-                raise ValueError(f"lesson names {name!r}, which is no round{nearest(name, seen)}")
+                raise ValueError(f"lesson names {name!r}, which is no round{nearest_names(name, seen, n=1)}.")
 
     def run(self, one: RoundConfig, folder: Path) -> TahoeRun:
         """Return the run of a round, at the study's scale, in the folder of the study.
@@ -220,7 +221,6 @@ def scaled(run: TahoeRun, scale: float) -> TahoeRun:
     are divided by it, since the rate at which Adam trains a network well goes with the inverse of its width (Yang et
     al. 2022, *Tensor Programs V*), and the width of the network that starts the study is meant to shrink with the rest.
     Sets of a step stay.
-
     """
     if scale == 1:
         return run
@@ -229,11 +229,14 @@ def scaled(run: TahoeRun, scale: float) -> TahoeRun:
     kept = None if train.save_steps is None else max(1, round(train.save_steps * scale))
     if kept is not None and between is not None:  # checkpoints are kept at validations
         kept = max(1, round(kept / between)) * between
+    network = run.model.network
+    if hidden := (network.get("gene_decoder") or {}).get("hidden"):
+        narrower = [max(_NARROWEST, round(width * scale)) for width in hidden]
+        network = network | {"gene_decoder": network["gene_decoder"] | {"hidden": narrower}}
     return replace(
         run,
         model=run.model.replaced(
-            set_size=None if set_size is None else max(_FEWEST_CELLS, round(set_size * scale)),
-            network=_with_narrower_decoder(run.model.network, scale),
+            set_size=None if set_size is None else max(_FEWEST_CELLS, round(set_size * scale)), network=network
         ),
         train=train.replaced(
             max_steps=None if train.max_steps is None else max(1, round(train.max_steps * scale)),
@@ -242,14 +245,6 @@ def scaled(run: TahoeRun, scale: float) -> TahoeRun:
             lr=None if train.lr is None else float(f"{train.lr / scale:.3g}"),
         ),
     )  # fmt: skip
-
-
-def _with_narrower_decoder(network: dict[str, Any], scale: float) -> dict[str, Any]:
-    decoder = network.get("gene_decoder") or {}
-    if "hidden" not in decoder:
-        return network
-    hidden = [max(_NARROWEST, round(width * scale)) for width in decoder["hidden"]]
-    return {**network, "gene_decoder": {**decoder, "hidden": hidden}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +298,9 @@ class Lesson:
     def __str__(self) -> str:
         if not self.groups:
             return "The study expects no order of its scores."
-        expected = self._expected()
+        expected = str(self.groups[0])
+        for group, above in pairwise(self.groups):
+            expected += f" {'<' if group.at_most == 1 else f'at most {group.at_most:.0%} of'} {above}"
         if self.unknown:
             return f"Expected {expected}; there is no score of {', '.join(self.unknown)}, so it cannot be said."
         if self.holds:
@@ -311,32 +308,21 @@ class Lesson:
         as_expected = f" As expected: {'; '.join(self.met)}." if self.met else ""
         return f"The data do not show the whole lesson, {expected}: {'; '.join(self.exceptions)}.{as_expected}"
 
-    def _expected(self) -> str:
-        text = str(self.groups[0])
-        for group, above in pairwise(self.groups):
-            text += f" {'<' if group.at_most == 1 else f'at most {group.at_most:.0%} of'} {above}"
-        return text
-
 
 def judge(entries: Sequence[Any], overall: Mapping[str, float]) -> Lesson:
     """Compare the overall scores of rounds with their expected order: entries of :func:`group_of`, worst first."""
-    groups = tuple(group_of(entry) for entry in entries)
+    groups = tuple(map(group_of, entries))
     unknown = tuple(name for group in groups for name in group.rounds if name not in overall)
     exceptions: list[str] = []
     met: list[str] = []
-    pairs = [] if unknown else combinations(range(len(groups)), 2)
-    for i, j in pairs:
-        found = _exceptions(groups[i], groups[j], overall, at_most=groups[i].at_most if j == i + 1 else 1.0)
+    for i, j in [] if unknown else combinations(range(len(groups)), 2):
+        found: list[str] = []
+        at_most = groups[i].at_most if j == i + 1 else 1.0
+        for a, b in product(groups[i].rounds, groups[j].rounds):
+            if overall[b] <= overall[a]:
+                found.append(f"{b} ({overall[b]:.1f}) is not above {a} ({overall[a]:.1f})")
+            elif overall[a] > at_most * overall[b]:
+                found.append(f"{a} ({overall[a]:.1f}) has {overall[a] / overall[b]:.0%} of {b} ({overall[b]:.1f})")
         exceptions += found
         met += [] if found else [f"{groups[i]} < {groups[j]}"]
     return Lesson(groups, tuple(exceptions), unknown, tuple(met))
-
-
-def _exceptions(lower: Group, higher: Group, overall: Mapping[str, float], *, at_most: float) -> list[str]:
-    said = []
-    for a, b in product(lower.rounds, higher.rounds):
-        if overall[b] <= overall[a]:
-            said.append(f"{b} ({overall[b]:.1f}) is not above {a} ({overall[a]:.1f})")
-        elif overall[a] > at_most * overall[b]:
-            said.append(f"{a} ({overall[a]:.1f}) has {overall[a] / overall[b]:.0%} of {b} ({overall[b]:.1f})")
-    return said
