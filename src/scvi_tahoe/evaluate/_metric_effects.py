@@ -143,7 +143,7 @@ def pds_cosine(
 def centroid_accuracy(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the share of other perturbations whose observed mean is farther than the right one, ``[P]``, best 1.
 
-    Of mean profiles (not deltas), ``[P, G]``, rows in the same order; distances are Euclidean.
+    The inputs are mean profiles (not deltas), ``[P, G]``, rows in the same order; distances are Euclidean.
 
     Notes
     -----

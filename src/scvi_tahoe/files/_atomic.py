@@ -54,10 +54,10 @@ def atomic_folder(
     kind: str = "model folder",
     signatures: Sequence[str] = _MODEL_FILES,
 ) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target`` that takes its place when the block ends without an error.
+    """Yield a temporary folder next to ``target`` that takes its place when the block ends without an error.
 
     A folder that is there is replaced with ``overwrite`` only, and if it has one of the files ``signatures``, by which
-    a folder of this ``kind`` (in words) is known; a FileExistsError otherwise.
+    a folder of this ``kind`` is known; a FileExistsError otherwise.
     """
     target = Path(target)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):

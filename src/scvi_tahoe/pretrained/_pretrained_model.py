@@ -1,6 +1,6 @@
 """A model as it lies in a folder: network, weights, labels of its axes and origin; and the formats of folders.
 
-A file ``_format_*.py`` for each format, reader beside writer, registers itself in ``FORMATS``.
+A file ``_format_*.py`` for each format, reader and writer together, registers itself in ``FORMATS``.
 """
 
 from __future__ import annotations
