@@ -28,12 +28,8 @@ class _Tensors(NamedTuple):
     OBSERVED: str = "observed_SNX"  #: observed perturbed cells at the width of the network's output
     OBSERVED_GENES: str = "observed_SNG"  #: their expression, where a gene decoder is trained
     OBSERVED_EMBEDDING: str = "observed_SNE"  #: their cell embedding, where it is an auxiliary signal
-    RESIDUAL_INPUT: str = (
-        "residual_input_SNX"  #: the prior's cells, which the network corrects; absent without a prior of cells
-    )
-    RESIDUAL_SHIFT: str = (
-        "residual_shift_SX"  #: the prior's change of the mean, added to the control cells; absent without such a prior
-    )
+    RESIDUAL_INPUT: str = "residual_input_SNX"  #: the prior's cells, which the network corrects, if it has such a prior
+    RESIDUAL_SHIFT: str = "residual_shift_SX"  #: the prior's change of the mean, added to control cells, if it has one
     PERTURBATION: str = "perturbation_SP"  #: one embedding row a set
     BATCH: str = "batch_SN"  #: technical batch of each perturbed cell
     CONTROL_MEAN: str = "control_mean_SX"  #: mean control cell of the context of each set, where the objective asks

@@ -127,10 +127,7 @@ class TahoeSTModule(BaseModuleClass):
         return {"output": self.network(control_SNG, perturbation_SP, batch_SN, base_SNG)}
 
     def _get_generative_input(
-        self,
-        tensors: Mapping[str, Tensor],
-        inference_outputs: dict[str, Any],
-        **kwargs: Any,
+        self, tensors: Mapping[str, Tensor], inference_outputs: dict[str, Any], **kwargs: Any
     ) -> dict[str, Any]:
         return inference_outputs
 

@@ -136,14 +136,8 @@ def test_chunks_of_genes_are_averaged():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"terms": {"enrgy": 1.0}},
-            r"terms \['enrgy'\] are unknown; allowed are \['contrastive', 'de_weighted'",
-        ),
-        (
-            {"embedding_terms": {"contrast": 1.0}},
-            r"embedding_terms \['contrast'\] are unknown; .* \['alignment'",
-        ),
+        ({"terms": {"enrgy": 1.0}}, r"terms \['enrgy'\] are unknown; allowed are \['contrastive', 'de_weighted'"),
+        ({"embedding_terms": {"contrast": 1.0}}, r"embedding_terms \['contrast'\] are unknown; .* \['alignment'"),
         ({"embedding_terms": {"alignment": -1.0}}, "must not be negative or infinite; got {'alignment': -1.0}"),
         ({"terms": {"contrastive": 1.0, "de_weighted": 1.0}}, "at least one of the terms .*energy"),
         ({"terms": {"energy": float("nan"), "mse": 1.0}}, "must not be negative or infinite; got {'energy': nan}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from scvi_tahoe.nn import NetworkConfig, SetTransformer
-from scvi_tahoe.pretrained import compare_scale, diagnose_attention, with_attention
+from scvi_tahoe.pretrained import compare_scale, diagnose_attention
 from scvi_tahoe.pretrained._diagnosis import _verdict
+from scvi_tahoe.pretrained._pretrained_model import network_with
 
 
 def network(attention: str = "full") -> SetTransformer:
@@ -78,7 +80,7 @@ def test_a_diagnosis_needs_data() -> None:
 
 def test_another_attention_shares_the_weights_and_changes_nothing() -> None:
     net = network().train()
-    other = with_attention(net, "causal")
+    other = network_with(replace(net.config, attention="causal"), net.state_dict())
     assert other.config.attention == "causal"
     assert other.backbone.norm.weight.data_ptr() == net.backbone.norm.weight.data_ptr()
     assert net.config.attention == "full"

@@ -7,13 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr, ttest_ind
 
-from scvi_tahoe.data import (
-    FractionSplit,
-    HeldOutPerturbations,
-    ScreenKeys,
-    make_store,
-    read_screen,
-)
+from scvi_tahoe.data import FractionSplit, HeldOutPerturbations, ScreenKeys, make_store, read_screen
 from scvi_tahoe.training._data import Moments, condition_moments, de_weights
 
 CPU = torch.device("cpu")

@@ -37,10 +37,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             os.replace(old, path)
         for leftover in (partial, old):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+            remove_path(leftover, ignore_errors=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -73,10 +70,10 @@ def atomic_folder(
         yield partial
 
 
-def remove_path(path: Path) -> None:
+def remove_path(path: Path, *, ignore_errors: bool = False) -> None:
     """Remove a file or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors)
     else:
         path.unlink(missing_ok=True)
 

@@ -51,9 +51,7 @@ def info_nce(x_SG: Tensor, y_SG: Tensor, same_SS: Tensor, *, temperature: float)
 
 
 @register_term(
-    "contrastive",
-    options={"temperature": "temperature"},
-    needs=("control_SNG", "control_mean_SG", "perturbation_SP"),
+    "contrastive", options={"temperature": "temperature"}, needs=("control_SNG", "control_mean_SG", "perturbation_SP")
 )
 def contrastive_delta(
     predicted_SNG: Tensor,

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 
 from scvi_tahoe.nn._config import NetworkConfig
-from scvi_tahoe.nn._losses import (
-    KERNELS,
-    Diagonal,
-    batch_classification,
-    confidence_error,
-    control_shift,
-    decoder_loss,
-)
+from scvi_tahoe.nn._losses import KERNELS, Diagonal, batch_classification, confidence_error, control_shift, decoder_loss
 from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import scvi_tahoe._names as _names
 from scvi_tahoe.files import UnsafeFileError
-from scvi_tahoe.pretrained._arc_checkpoints import list_checkpoints
+from scvi_tahoe.pretrained._arc_files import list_checkpoints
 from scvi_tahoe.pretrained._arc_settings import ArcColumns
 from scvi_tahoe.pretrained._diagnosis import (
     AttentionDiagnosis,
@@ -12,7 +12,6 @@ from scvi_tahoe.pretrained._diagnosis import (
     compare_scale,
     diagnose_attention,
     verify_scale,
-    with_attention,
 )
 from scvi_tahoe.pretrained._format_arc import arc_refusals, read_arc_folder, write_arc_folder
 from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
@@ -25,7 +24,6 @@ from scvi_tahoe.pretrained._hub import (
     read_pretrained,
     resolve_source,
 )
-from scvi_tahoe.pretrained._matching import DECISIONS, match_labels
 from scvi_tahoe.pretrained._model_card import describe, licence_notice, model_card
 from scvi_tahoe.pretrained._new_model import (
     for_other_cells,
@@ -47,7 +45,7 @@ from scvi_tahoe.pretrained._pretrained_model import (
 )
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
 from scvi_tahoe.pretrained._tables import flat_table, read_embedding_table, table_settings
-from scvi_tahoe.pretrained._warm_start import WarmStart, plan_warm_start
+from scvi_tahoe.pretrained._warm_start import DECISIONS, WarmStart, match_labels, plan_warm_start
 
 __all__ = [
     "DECISIONS",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.nn import Attention, GeneDecoderConfig, NetworkConfig
-from scvi_tahoe.pretrained._arc_labels import NO_BATCHES
+from scvi_tahoe.pretrained._arc_files import NO_BATCHES
 from scvi_tahoe.pretrained._arc_tensors import BACKBONE
 from scvi_tahoe.pretrained._pretrained_model import LossSettings, is_embedding
 

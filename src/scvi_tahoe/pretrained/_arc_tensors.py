@@ -6,7 +6,7 @@ linear layers (transposed), and no token table, which is all zeros and never use
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -173,19 +173,21 @@ def _gene_decoder(config: NetworkConfig) -> Iterator[KeyEntry]:
 _INFIX = f"{BACKBONE}.base_model.model."
 
 
-def has_lora(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict of Arc's carries adapters."""
-    return any(name.startswith(_INFIX) for name in state)
-
-
 def fold_lora(
-    state: Mapping[str, Tensor], alpha: float, *, transposed: bool, check: Callable[[str, Tensor], Tensor]
+    state: Mapping[str, Tensor], hyper: Mapping[str, Any], check: Callable[[str, Tensor], Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the state dict with ``W + alpha / r * B @ A`` in place of LoRA adapters, and the names of such matrices.
 
     Hu et al. 2021, arXiv:2106.09685. The rank r is read off the shapes. ``transposed`` matrices are stored input-major
     (GPT-2), and so is the update.
     """
+    if not any(name.startswith(_INFIX) for name in state):
+        return dict(state), []
+    settings = hyper.get("lora")
+    alpha = settings.get("alpha") if isinstance(settings, dict) else None
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise UnsafeFileError("The checkpoint has LoRA adapters and the hyper-parameters do not state lora.alpha.")
+    transposed = str(hyper.get("transformer_backbone_key", "llama")).lower() == "gpt2"
     plain, folded = {}, []
     for name, tensor in state.items():
         if ".lora_A." in name or ".lora_B." in name:
@@ -195,7 +197,7 @@ def fold_lora(
         target = name.replace(_INFIX, f"{BACKBONE}.").replace(".base_layer.", ".")
         if name.endswith(".base_layer.weight"):
             stem = name.removesuffix(".base_layer.weight")
-            tensor = _folded(state, stem, alpha, transposed=transposed, check=check)
+            tensor = _folded(state, stem, float(alpha), transposed=transposed, check=check)
             folded.append(target)
         plain[target] = tensor
     return plain, folded

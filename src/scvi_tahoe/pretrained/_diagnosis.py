@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from scvi_tahoe._constants import TENSORS
-from scvi_tahoe.nn import SetTransformer
+from scvi_tahoe.pretrained._pretrained_model import network_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe._module import TahoeSTModule
+    from scvi_tahoe.nn import Attention, SetTransformer
     from scvi_tahoe.pretrained._report import LoadingReport
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {"llama": ("full", "causal", "causal_rope"), "gpt2": ("full", "causal")}
+_KINDS: dict[str, tuple[Attention, ...]] = {"llama": ("full", "causal", "causal_rope"), "gpt2": ("full", "causal")}
 _SURE, _LIKELY = 0.999, 0.95
 _FEWEST_SETS = 8
 
@@ -95,7 +96,8 @@ def diagnose_attention(
     """
     import pandas as pd
 
-    variants = {kind: with_attention(network, kind) for kind in _KINDS[network.config.backbone]}
+    config, state = network.config, network.state_dict()
+    variants = {kind: network_with(replace(config, attention=kind), state) for kind in _KINDS[network.config.backbone]}
     rows: dict[str, list[float]] = {kind: [] for kind in variants}
     with torch.inference_mode():
         for inputs, observed_SNG in minibatches:
@@ -106,15 +108,6 @@ def diagnose_attention(
     if losses.empty:
         raise ValueError("There are no minibatches to compute a loss on.")
     return _verdict(losses)
-
-
-def with_attention(network: SetTransformer, attention: Any) -> SetTransformer:
-    """Return a network with another attention that shares the weights, in eval mode."""
-    config = replace(network.config, attention=attention)
-    with torch.device("meta"):
-        variant = SetTransformer(config)
-    variant.load_state_dict(network.state_dict(), strict=True, assign=True)
-    return variant.eval()
 
 
 def compare_scale(predicted_SNG: Tensor, control_SNG: Tensor) -> ScaleCheck:

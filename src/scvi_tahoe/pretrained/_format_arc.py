@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,9 +20,9 @@ from scvi_tahoe.files import (
     verify_finite,
     verify_tensor,
 )
-from scvi_tahoe.pretrained._arc_checkpoints import find_checkpoint
-from scvi_tahoe.pretrained._arc_labels import (
+from scvi_tahoe.pretrained._arc_files import (
     NO_BATCHES,
+    find_checkpoint,
     gene_names,
     read_batches,
     read_gene_names,
@@ -31,6 +32,7 @@ from scvi_tahoe.pretrained._arc_labels import (
 from scvi_tahoe.pretrained._arc_settings import (
     TOKEN_ROWS,
     ArcColumns,
+    backbone_settings,
     config_file,
     decide_attention,
     dimensions,
@@ -41,7 +43,7 @@ from scvi_tahoe.pretrained._arc_settings import (
     output_space,
     unused_tensors,
 )
-from scvi_tahoe.pretrained._arc_tensors import BACKBONE, DEAD_TABLES, fold_lora, from_arc, has_lora, key_entries, to_arc
+from scvi_tahoe.pretrained._arc_tensors import BACKBONE, DEAD_TABLES, fold_lora, from_arc, key_entries, to_arc
 from scvi_tahoe.pretrained._model_card import licence_notice
 from scvi_tahoe.pretrained._pretrained_model import (
     FORMATS,
@@ -148,12 +150,9 @@ def _hyper_parameters(folder: Path, content: Any) -> dict[str, Any]:
     hyper = content.get("hyper_parameters")
     if isinstance(hyper, dict) and hyper:
         return hyper
-    candidates = ["hparams.yaml", *(f"version_{i}/hparams.yaml" for i in range(100))]
-    for name in reversed(candidates):
-        try:
+    for name in (*(f"version_{i}/hparams.yaml" for i in reversed(range(100))), "hparams.yaml"):
+        with suppress(FileNotFoundError):
             return read_yaml(member(folder, name))
-        except FileNotFoundError:
-            continue
     raise FileNotFoundError(f"Neither the checkpoint nor a version_*/hparams.yaml in {folder} holds hyper-parameters.")
 
 
@@ -167,10 +166,7 @@ class _Tensors(NamedTuple):
 
 
 def _collect(content: dict[Any, Any], hyper: dict[str, Any], known: set[tuple[int, int]] | None) -> _Tensors:
-    state = _named_tensors(content)
-    folded: list[str] = []
-    if has_lora(state):
-        state, folded = _fold(state, hyper, known)
+    state, folded = fold_lora(_named_tensors(content), hyper, lambda name, tensor: _checked(name, tensor, known))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     reasons = {name: _dead_table(name, state[name]) for name in DEAD_TABLES if name in state}
     reasons |= unused_tensors(shapes, hyper)
@@ -186,22 +182,10 @@ def _collect(content: dict[Any, Any], hyper: dict[str, Any], known: set[tuple[in
 def _named_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
     if len(state) > _MAX_TENSORS or not all(isinstance(name, str) for name in state):
         raise UnsafeFileError("The state_dict is not a mapping of names to tensors.")
-    strangers = [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
-    strangers += [name for name, tensor in state.items() if name not in strangers and tensor.is_nested]
-    if strangers:
-        raise UnsafeFileError(f"{strangers[0]} in the state_dict is not a tensor.")
-    return dict(state)
-
-
-def _fold(
-    state: dict[str, Tensor], hyper: dict[str, Any], known: set[tuple[int, int]] | None
-) -> tuple[dict[str, Tensor], list[str]]:
-    settings = hyper.get("lora")
-    alpha = settings.get("alpha") if isinstance(settings, dict) else None
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise UnsafeFileError("The checkpoint has LoRA adapters and the hyper-parameters do not state lora.alpha.")
-    transposed = str(hyper.get("transformer_backbone_key", "llama")).lower() == "gpt2"
-    return fold_lora(state, float(alpha), transposed=transposed, check=lambda n, t: _checked(n, t, known))
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.is_nested:
+            raise UnsafeFileError(f"{name} in the state_dict is not a tensor.")
+    return state
 
 
 def _checked(name: str, tensor: Tensor, known: set[tuple[int, int]] | None) -> Tensor:
@@ -277,8 +261,7 @@ def _gene_axes(
 
 
 def _set_size(hyper: dict[str, Any]) -> int:
-    settings = hyper.get("transformer_backbone_kwargs")
-    backbone = settings if isinstance(settings, dict) else {}
+    backbone = backbone_settings(hyper)
     for value in (hyper.get("cell_set_len"), backbone.get("max_position_embeddings"), backbone.get("n_positions")):
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1_000_000:
             return value
@@ -401,9 +384,9 @@ def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> No
     prior = model.extra.get("prior", "none")
     if prior != "none":
         raise ValueError(
-            f"arc-state has no counterpart for prior={prior!r}. Train a model with prior='none' for it, and with a "
-            "head that it knows: TahoeST(adata, prior='none', network={'head': 'hidden_residual'}); or export with "
-            "format='scvi-tahoe', which keeps the prior."
+            f"arc-state has no counterpart for prior={prior!r}. Train a model with prior='none' and a head it knows, "
+            "TahoeST(adata, prior='none', network={'head': 'hidden_residual'}), or export with format='scvi-tahoe', "
+            "which keeps the prior."
         )
     keys = model.extra.get("keys") or {}
     found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}

@@ -128,7 +128,10 @@ def read_export(
         state = _read_weights(member(folder, _WEIGHTS))
         prior = content.get("prior")
         prior = None if prior is None else _read_prior(member(folder, _PRIOR), prior, config.n_output)
-        notes, space, extra = tuple(content["notes"]), content["output_space"], _read_extra(content["extra"])
+        notes, space, extra = tuple(content["notes"]), content["output_space"], dict(content["extra"])
+        for name, kind in _EXTRA.items():
+            if not isinstance(extra.get(name), kind | None):
+                raise TypeError(f"{name} is not of the kind {kind.__name__}")
         if space not in ("gene", "all", "embedding"):
             raise ValueError(f"output space {str(space)[:40]!r} is unknown")
     except (FileNotFoundError, PermissionError, UnsafeFileError):
@@ -194,10 +197,8 @@ def _config(model: PretrainedModel, reference: dict[str, Any] | None, hashes: di
 def _reference(state: Mapping[str, Tensor], base: PretrainedModel) -> dict[str, Any]:
     digest = backbone_sha256(state)
     if digest != backbone_sha256(base.state_dict):
-        raise ValueError(
-            f"The backbone differs from that of {base.provenance.source}: it was trained, or comes from elsewhere. "
-            "Export without base to write its numbers."
-        )
+        name = base.provenance.source
+        raise ValueError(f"The backbone differs from that of {name}; export without base to write its numbers.")
     origin = base.provenance
     return {"source": origin.source, "revision": origin.revision, "checkpoint": origin.checkpoint, "sha256": digest}
 
@@ -209,14 +210,6 @@ def _referenced_backbone(reference: dict[str, Any], base: PretrainedModel | None
     if backbone_sha256(base.state_dict) != reference.get("sha256"):
         raise ValueError(f"This folder refers to the backbone of {name}; base has another one.")
     return {name: tensor for name, tensor in base.state_dict.items() if name.startswith("backbone.")}
-
-
-def _read_extra(content: dict[str, Any]) -> dict[str, Any]:
-    """Return what travels along, each part of the kind that it is written as."""
-    for name, kind in _EXTRA.items():
-        if content.get(name) is not None and not isinstance(content[name], kind):
-            raise TypeError(f"{name} is not of the kind {kind.__name__}")
-    return dict(content)
 
 
 def _read_labels(folder: Path, content: dict[str, Any], config: NetworkConfig) -> AxisLabels:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scvi_tahoe.files import UnsafeFileError
-from scvi_tahoe.pretrained._arc_checkpoints import choose_checkpoint, list_checkpoints
+from scvi_tahoe.pretrained._arc_files import choose_checkpoint, list_checkpoints
 from scvi_tahoe.pretrained._format_export import export_model, file_sha256, is_export, read_export
 from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY, describe
 from scvi_tahoe.pretrained._pretrained_model import FORMATS, PretrainedModel
@@ -155,11 +155,7 @@ def resolve_source(
     cache_dir: str | Path | None = None,
     offline: bool = False,
 ) -> SourceFolder:
-    """Return the folder of a model, downloading it if need be; arguments as of :func:`read_pretrained`.
-
-    A transfer that breaks off is resumed by the hub's client within the call. After a call that failed, whole files
-    stay in the cache; whether the beginning of the broken one does is up to ``huggingface_hub`` (2.4 discards it).
-    """
+    """Return the folder of a model, downloading it if need be; arguments as of :func:`read_pretrained`."""
     local = Path(source)
     with suppress(OSError, ValueError):  # a name that is too long, or that no file can have
         if local.exists():
@@ -289,7 +285,14 @@ def push_model(
             shutil.copyfile(license_file, folder / _LICENCE)
         files = verify_uploadable(folder, base=base)
         api = hub.HfApi(token=token)
-        _verify_repository(hub, api, repository, private=private)
+        try:
+            known = api.model_info(repository)
+        except hub.errors.RepositoryNotFoundError:
+            api.create_repo(repository, private=private, exist_ok=True)
+            known = api.model_info(repository)
+        if private and not known.private:
+            other = "Pass private=False to publish, or give another name."
+            raise PermissionError(f"{repository} is public; nothing was uploaded. {other}")
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         commit = api.upload_folder(
@@ -314,16 +317,3 @@ def verify_uploadable(folder: Path, *, base: PretrainedModel | None = None) -> l
     if model.provenance.non_commercial and "LICENSE_NOTICE.md" not in files:
         raise ValueError(f"{folder} lacks LICENSE_NOTICE.md, which weights that derive from Arc's need.")
     return files
-
-
-def _verify_repository(hub: Any, api: Any, repository: str, *, private: bool) -> None:
-    """Create the repository, or see to it that the one there is is as private as was asked for."""
-    try:
-        known = api.model_info(repository)
-    except hub.errors.RepositoryNotFoundError:
-        api.create_repo(repository, private=private, exist_ok=True)
-        known = api.model_info(repository)
-    if private and not known.private:
-        raise PermissionError(
-            f"{repository} is public; nothing was uploaded. Pass private=False to publish, or give another name."
-        )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.pretrained._matching import zero_names
 from scvi_tahoe.pretrained._pretrained_model import FORMATS
+from scvi_tahoe.pretrained._warm_start import zero_names
 
 if TYPE_CHECKING:
     from scvi_tahoe.pretrained._pretrained_model import PretrainedModel

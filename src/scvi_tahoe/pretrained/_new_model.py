@@ -84,9 +84,8 @@ def _network_options(
 
 def for_other_cells(weights: PretrainedModel) -> PretrainedModel:
     """Return the weights without what their training says of cells: representation, objective and prior."""
-    notes = weights.notes
-    if weights.prior is not None:
-        notes = (*notes, "the prior of the weights is left out, as the new model works on another representation")
+    note = "the prior of the weights is left out, as the new model works on another representation"
+    notes = weights.notes if weights.prior is None else (*weights.notes, note)
     return replace(weights, extra={"prior": "auto"}, prior=None, notes=notes)
 
 

@@ -16,7 +16,7 @@ from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.nn import SetTransformer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -301,10 +301,15 @@ class PretrainedModel:
 
     def build(self) -> Any:
         """Return a :class:`~scvi_tahoe.nn.SetTransformer` with these weights, sharing their memory, in eval mode."""
-        with torch.device("meta"):
-            network = SetTransformer(self.config)
-        network.load_state_dict(self.state_dict, strict=True, assign=True)
-        return network.eval()
+        return network_with(self.config, self.state_dict)
+
+
+def network_with(config: NetworkConfig, state: Mapping[str, Tensor]) -> SetTransformer:
+    """Return a network with these weights, sharing their memory, in eval mode."""
+    with torch.device("meta"):
+        network = SetTransformer(config)
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval()
 
 
 def is_embedding(key: str | None) -> bool:

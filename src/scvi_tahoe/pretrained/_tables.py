@@ -11,7 +11,7 @@ import pandas as pd
 
 from scvi_tahoe.data import Component, Composition, EmbeddingTable, TableFusion
 from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_torch, reading
-from scvi_tahoe.pretrained._arc_labels import vectors_of
+from scvi_tahoe.pretrained._arc_files import vectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -17,14 +17,7 @@ from scvi_tahoe.response import learn_prior, with_prior
 
 if TYPE_CHECKING:
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.data import (
-        AssignedSplit,
-        CellSetDataModule,
-        CellSetDataset,
-        CellStore,
-        DataSpec,
-        Screen,
-    )
+    from scvi_tahoe.data import AssignedSplit, CellSetDataModule, CellSetDataset, CellStore, DataSpec, Screen
     from scvi_tahoe.response import Prior
     from scvi_tahoe.training._run import TrainingRun
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
@@ -24,7 +25,6 @@ from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimize
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from lightning.pytorch import Trainer
     from torch import Tensor, nn
     from torch.nn import Parameter
 
@@ -237,7 +237,7 @@ class TahoeTrainingPlan(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return a callback that undoes the freezing on an exception, when Lightning calls no hook of a plan."""
-        return [_UndoChanges(self)]
+        return [LambdaCallback(on_exception=lambda *_: self.undo_changes())]
 
     def on_train_start(self) -> None:
         """Start dropout from the seed, or from where a resumed run left it."""
@@ -443,13 +443,3 @@ class TahoeTrainingPlan(LightningModule):
         """Return a table of parameters by part: how many are frozen at the start, when they train, at which rate."""
         sizes = {n: p.numel() for n, p in self.module.named_parameters()}
         return count_parts(sizes, self.parts, self.pretrained, self.module.config.n_layers)
-
-
-class _UndoChanges(Callback):
-    """Gives the module back as it was when training ends in an exception."""
-
-    def __init__(self, plan: TahoeTrainingPlan) -> None:
-        self._plan = plan
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._plan.undo_changes()

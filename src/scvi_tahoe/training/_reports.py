@@ -421,7 +421,7 @@ class KeepBest(Callback):
             return
         if path is None or not path.exists():
             raise FileNotFoundError(
-                f"resuming needs {BEST}, the best weights so far (step {self.best_step}), beside the checkpoint; "
+                f"resuming needs {BEST} beside the checkpoint: the best weights so far (step {self.best_step}); "
                 "resume into the folder of the run with save_dir."
             )
         best = torch.load(path, map_location="cpu", weights_only=True)

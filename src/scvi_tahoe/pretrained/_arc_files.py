@@ -1,8 +1,11 @@
-"""The label files of Arc's folders: which input, row or column belongs to which perturbation, batch or context."""
+"""The files of a folder of Arc's: its checkpoints, and the maps of inputs, rows and columns to labels."""
 
 from __future__ import annotations
 
 import math
+import re
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +15,6 @@ from scvi_tahoe.files import MEGABYTE, UnsafeFileError, member, read_pickle, rea
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 #: arc-state insists on a batch map; the label under which we write one for models without batches.
 NO_BATCHES = "(no batches)"
@@ -20,7 +22,71 @@ NO_BATCHES = "(no batches)"
 _MAP_LIMIT = 4_000 * MEGABYTE
 _MAX_TABLE_BYTES = 2_000 * MEGABYTE
 _MAX_LABEL = 1_000
+_PREFERRED = ("final", "last", "best")
 _SUFFIXES = (".torch", ".pt", ".pkl")
+
+
+def list_checkpoints(folder: Path) -> list[str]:
+    """Return the names of the checkpoints of a folder, relative to it."""
+    places = (folder, folder / "checkpoints")
+    return [path.relative_to(folder).as_posix() for place in places for path in sorted(place.glob("*.ckpt"))]
+
+
+def find_checkpoint(folder: Path, checkpoint: str | None = None) -> tuple[Path, Path]:
+    """Return folder and path of a checkpoint; ``folder`` may be a checkpoint file itself."""
+    if folder.suffix == ".ckpt":
+        path = folder
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        checkpoint = path.relative_to(folder).as_posix()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder.")
+    names = list_checkpoints(folder)
+    if not names and (folder / "model.pt").is_file():
+        raise FileNotFoundError(
+            f"{folder} was written by save(), not by export(); read it with TahoeST.load, which needs no decisions."
+        )
+    if not names:
+        raise FileNotFoundError(f"{folder} holds no *.ckpt file, neither in it nor in checkpoints/.")
+    if checkpoint is None:
+        return folder, _default_checkpoint(folder, names)
+    if Path(checkpoint).is_absolute() or ".." in Path(checkpoint).parts:
+        raise UnsafeFileError(f"checkpoint={checkpoint!r} must be a name inside the folder.")
+    name = choose_checkpoint(names, checkpoint)
+    if name is None:
+        raise FileNotFoundError(f"There is no checkpoint {checkpoint!r} in {folder}; it holds {names}.")
+    return folder, member(folder, name)
+
+
+def choose_checkpoint(names: list[str], checkpoint: str | None = None) -> str | None:
+    """Return the name meant by ``checkpoint``; if None, the first of final, last, best, and the highest step."""
+    stems = {_stem(name): name for name in reversed(names)}
+    if checkpoint is None:
+        ranked = (*_PREFERRED, *sorted(stems, key=_step, reverse=True))
+        return next((stems[stem] for stem in ranked if stem in stems), None)
+    stem = _stem(checkpoint)
+    if stem in stems:
+        return stems[stem]
+    by_step = [name for own, name in stems.items() if own.startswith(f"{stem}-")]
+    return by_step[0] if by_step and re.fullmatch(r"step=\d+", stem) else None
+
+
+def _default_checkpoint(folder: Path, names: list[str]) -> Path:
+    left = list(names)
+    while left and (name := choose_checkpoint(left)) is not None:
+        try:
+            return member(folder, name)
+        except FileNotFoundError:
+            left.remove(name)  # last.ckpt of old versions is a link to the best one and may dangle after copying
+    raise FileNotFoundError(f"{folder} holds only links to checkpoints that do not exist: {names}.")
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".ckpt").removeprefix("checkpoints/")
+
+
+def _step(stem: str) -> int:
+    match = re.match(r"step=(\d{1,12})", stem)
+    return int(match[1]) if match else -1
 
 
 def read_perturbations(folder: Path) -> EmbeddingTable:
@@ -31,8 +97,7 @@ def read_perturbations(folder: Path) -> EmbeddingTable:
     widths = {len(vector) for vector in vectors.values()}
     if len(widths) != 1:
         raise UnsafeFileError(f"pert_onehot_map holds vectors of {len(widths)} different widths.")
-    order = _one_hot_order(vectors)
-    if order is not None:
+    if (order := _one_hot_order(vectors)) is not None:
         return EmbeddingTable.one_hot_of(order)
     return EmbeddingTable(tuple(vectors), np.stack(list(vectors.values())))
 
@@ -45,11 +110,9 @@ def read_batches(folder: Path) -> tuple[str, ...] | None:
 
 def read_gene_names(folder: Path) -> tuple[str, ...] | None:
     """Return the gene names in ``var_dims.pkl``, or ``None`` without the file or the names."""
-    try:
-        path = member(folder, "var_dims.pkl")
-    except FileNotFoundError:
-        return None
-    return gene_names(read_pickle(path))
+    with suppress(FileNotFoundError):
+        return gene_names(read_pickle(member(folder, "var_dims.pkl")))
+    return None
 
 
 def gene_names(settings: Any) -> tuple[str, ...] | None:
@@ -76,12 +139,10 @@ def read_labels(folder: Path, stem: str) -> tuple[str, ...] | None:
 
 def _read_map(folder: Path, stem: str) -> dict[str, np.ndarray] | None:
     for suffix in _SUFFIXES:
-        try:
+        with suppress(FileNotFoundError):
             path = member(folder, stem + suffix)
-        except FileNotFoundError:
-            continue
-        content = read_pickle(path) if suffix == ".pkl" else read_torch(path, limit=_MAP_LIMIT)
-        return vectors_of(path.name, content)
+            content = read_pickle(path) if suffix == ".pkl" else read_torch(path, limit=_MAP_LIMIT)
+            return vectors_of(path.name, content)
     return None
 
 
@@ -118,10 +179,7 @@ def _one_hot_order(vectors: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
     """Return the labels by their position if the vectors are the rows of an identity matrix, else ``None``."""
     order: dict[int, str] = {}
     for label, vector in vectors.items():
-        if vector.size != len(vectors) or np.count_nonzero(vector) != 1:
+        if vector.size != len(vectors) or np.count_nonzero(vector) != 1 or vector.max() != 1.0:
             return None
-        position = int(vector.argmax())
-        if vector[position] != 1.0 or position in order:
-            return None
-        order[position] = label
-    return tuple(order[i] for i in range(len(order)))
+        order.setdefault(int(vector.argmax()), label)
+    return tuple(order[i] for i in range(len(order))) if len(order) == len(vectors) else None
