@@ -217,27 +217,20 @@ def _labels(adata: AnnData, key: str, role: str) -> NDArray[np.str_]:
 def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"The {role} has no layer {layer!r}; its layers are {list(adata.layers)}.")
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix: Matrix = adata.X if layer is None else adata.layers[layer]
     if hasattr(matrix, "to_memory"):  # CSR in a file
         matrix = matrix.to_memory()
     if matrix is None:
         raise ValueError(f"The {role} has no expression: X is None. Name the layer that holds it with layer=...")
-    if sp.issparse(matrix):
-        return _canonical_csr(matrix)
-    matrix = np.asarray(matrix[:])  # dense in a file is read by this
-    # numba, which the DE step uses, knows no float16; integers are checked for scale later, as floats
-    return matrix if matrix.dtype in (np.float32, np.float64) else matrix.astype(np.float32)
-
-
-def _canonical_csr(matrix: Matrix) -> Matrix:
-    """CSR without explicit zeros, which the DE step refuses; a copy only if the input is not so already."""
-    csr = sp.csr_matrix(matrix)
-    if csr.dtype not in (np.float32, np.float64):
-        csr = csr.astype(np.float32)
-    if np.count_nonzero(csr.data) < csr.nnz:
-        csr = csr.copy()
-        csr.eliminate_zeros()
-    return csr
+    # dense in a file is read by the slice
+    matrix = sp.csr_matrix(matrix) if sp.issparse(matrix) else np.asarray(matrix[:])
+    if matrix.dtype not in (np.float32, np.float64):
+        # numba, which the DE step uses, knows no float16; integers are checked for scale later, as floats
+        matrix = matrix.astype(np.float32)
+    if sp.issparse(matrix) and np.count_nonzero(matrix.data) < matrix.nnz:  # zeros that the DE step refuses
+        matrix = matrix.copy()
+        matrix.eliminate_zeros()
+    return matrix
 
 
 def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> CellTable:
@@ -248,9 +241,10 @@ def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> Cell
     missing = genes[columns < 0]
     if len(missing):
         guess = ""
-        if len(missing) == len(genes):  # not one name is shared
-            embedding, kind = "It looks like a cell embedding: pass the gene output.", "Are names Ensembl, or symbols?"
-            guess = f" {kind if len(genes) == cells.n_genes else embedding}"
+        if len(missing) == len(genes) == cells.n_genes:
+            guess = " Not one name is shared: are they of another kind (Ensembl, symbols)?"
+        elif len(missing) == len(genes):
+            guess = " It looks like a cell embedding: pass the gene output."
         raise ValueError(
             f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first "
             f"{missing[:3].tolist()}); it has {cells.n_genes} columns.{guess} Predict the same genes, or subset the "

@@ -63,9 +63,7 @@ def differential_expression(
     """
     if backend == "gpu" and all(fits_single_precision(side) for side in (cells, controls) if side is not None):
         whole = cells if controls is None else concatenate(controls, cells, cells.perturbation != control)
-        table = differential_expression_gpu(
-            whole, control=control, label_column=LABEL_COLUMN, num_threads=num_threads or available_cores()
-        )
+        table = differential_expression_gpu(whole, control=control, num_threads=num_threads or available_cores())
         return table.select(DE_COLUMNS)
     if backend == "gpu":
         warnings.warn(
@@ -115,11 +113,9 @@ def _tested(adata: AnnData, control: str, num_threads: int | None) -> pl.DataFra
 
 
 def _blocks(cells: CellTable, *, control: str, n_controls: int) -> Iterator[tuple[NDArray[np.intp], int]]:
-    """Rows of consecutive perturbations, sorted by label, and how many perturbations they are.
-
-    Large enough that copying the controls costs next to nothing compared with ranking them for each perturbation anew.
-    """
+    """Rows of consecutive perturbations, sorted by label, and how many perturbations they are."""
     (context,) = cells.contexts
+    # copying the controls costs next to nothing compared with ranking them for each perturbation anew
     enough = max(_BLOCK, n_controls // 4)
     waiting: list[NDArray[np.intp]] = []
     for perturbation in cells.perturbations(context, control=control):
@@ -196,9 +192,7 @@ def fits_single_precision(cells: CellTable) -> bool:
     return bool(np.array_equal(values, values.astype(np.float32)))
 
 
-def differential_expression_gpu(
-    cells: CellTable, *, control: str, label_column: str, num_threads: int = 1
-) -> pl.DataFrame:
+def differential_expression_gpu(cells: CellTable, *, control: str, num_threads: int = 1) -> pl.DataFrame:
     """Run the same test as on the CPU by gpudge, with the control cells in the same table.
 
     Fold changes are computed as pdex computes them; gpudge would take the values for ones without a logarithm.
@@ -218,8 +212,8 @@ def differential_expression_gpu(
         table = cast(
             "pl.DataFrame",
             gpudge.de(
-                cells.to_adata(perturbation_key=label_column),
-                groupby=label_column,
+                cells.to_adata(perturbation_key=LABEL_COLUMN),
+                groupby=LABEL_COLUMN,
                 reference=control,
                 # all at once; if memory does not suffice, gpudge halves the genes of a pass
                 gpu_gene_chunk_size=len(cells.genes),

@@ -49,40 +49,29 @@ class EvaluationReference:
 
     Build it once with :meth:`from_adata` and score any number of predictions: what does not depend on them is computed
     for the first one only. The AnnData that it was made of must not change meanwhile.
-
-    Attributes
-    ----------
-    cells
-        Observed cells with the controls of every context.
-    control
-        Label of control cells.
-    perturbation_key, context_key
-        Columns of ``obs`` in every object that is scored.
-    train
-        Training cells over the same genes.
-    embeddings
-        Vector of each perturbation, for the baselines that use them.
-    cache
-        Keeps tables of the truth.
-    adata
-        What :meth:`from_adata` read, from whose control cells a model can predict.
-    layer, ceiling, de_backend, num_threads, progress
-        As in :meth:`from_adata`.
     """
 
+    #: observed cells with the controls of every context
     cells: CellTable
     _: KW_ONLY
+    #: label of control cells
     control: str
+    #: columns of ``obs`` in every object that is scored
     perturbation_key: str
     context_key: str | None = None
+    #: training cells over the same genes
     train: CellTable | None = None
+    #: vector of each perturbation, for the baselines that use them
     embeddings: Mapping[str, NDArray[np.float64]] | None = None
+    #: as in :meth:`from_adata`, as are the options below
     layer: str | None = None
     ceiling: bool = True
+    #: keeps tables of the truth
     cache: TruthCache = field(default_factory=TruthCache)
     de_backend: Backend = "auto"
     num_threads: int | None = None
     progress: bool = False
+    #: what :meth:`from_adata` read, from whose control cells a model can predict
     adata: AnnData | None = field(default=None, init=False)
     #: whether several contexts are taken for one, if the columns of ``adata`` can tell
     context_checks: list[Check] = field(default_factory=list, init=False)
@@ -182,17 +171,9 @@ class EvaluationReference:
     @cached_property
     def contexts(self) -> dict[str, ContextTruth]:
         """Truth of each context."""
-        return {
-            context: ContextTruth(
-                self.cells.of_context(context),
-                self.control,
-                self.cache,
-                chosen_backend(self.de_backend),
-                self.num_threads,
-                self.progress,
-            )
-            for context in self.cells.contexts
-        }
+        backend = chosen_backend(self.de_backend)
+        shared = (self.control, self.cache, backend, self.num_threads, self.progress)
+        return {c: ContextTruth(self.cells.of_context(c), *shared) for c in self.cells.contexts}
 
     @property
     def conditions(self) -> dict[str, tuple[str, ...]]:
@@ -322,14 +303,8 @@ class EvaluationReference:
             frame = compute().reset_index()
             return pl.DataFrame({name: frame[name].to_numpy() for name in frame})
 
-        whole_key = {
-            **key,
-            "truth": self.fingerprint,
-            "settings": settings.to_kwargs(),
-            "backend": self.de_backend,
-            "seed": seed,
-            "versions": installed_versions(),
-        }
+        whole_key = {**key, "truth": self.fingerprint, "settings": settings.to_kwargs(), "backend": self.de_backend}
+        whole_key |= {"seed": seed, "versions": installed_versions()}
         table = pd.DataFrame(self.cache.table(whole_key, as_polars).to_dict(as_series=False))
         return table.set_index(["context", "perturbation"])
 

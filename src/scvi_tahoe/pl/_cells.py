@@ -22,11 +22,6 @@ def cells(result: Result) -> Figure:
     """Draw the distribution of cell totals (sum of expm1) and of the share of zeros, observed and predicted.
 
     A wrong normalisation shows as two totals far apart, a decoder of means as cells without zeros.
-
-    Parameters
-    ----------
-    result
-        Evaluation result.
     """
     from matplotlib.ticker import LogLocator, ScalarFormatter
 

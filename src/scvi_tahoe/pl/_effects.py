@@ -205,13 +205,17 @@ def similarity(result: Result, *, context: str | None = None) -> Figure:
     KeyError
         If the context was not scored.
     """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
     contexts = list(dict.fromkeys(c for c, _ in result.effects.conditions))
     context = contexts[0] if context is None else context
     if context not in contexts:
         raise KeyError(f"Context {context!r} was not scored; there are {contexts}.")
     rows = [i for i, (c, _) in enumerate(result.effects.conditions) if c == context]
     observed, predicted = (_unit_length(side[rows]) for side in (result.effects.observed, result.effects.predicted))
-    order = _similar_together(observed)
+    order = np.arange(len(rows))
+    if len(rows) > 2:  # similar observed perturbations are neighbours
+        order = leaves_list(linkage(observed, method="average", optimal_ordering=True))
     names = [result.effects.conditions[rows[i]][1] for i in order]
     size = min(2.4 + 0.16 * len(names), 9)
     named = len(names) <= _MAX_NAMES
@@ -239,12 +243,3 @@ def similarity(result: Result, *, context: str | None = None) -> Figure:
 def _unit_length(delta: NDArray[np.floating]) -> NDArray[np.float64]:
     length = np.linalg.norm(delta, axis=1, keepdims=True)
     return np.divide(delta, length, out=np.zeros(delta.shape), where=length > 0)
-
-
-def _similar_together(observed: NDArray[np.floating]) -> NDArray[np.intp]:
-    """Return the order in which similar observed perturbations are neighbours."""
-    from scipy.cluster.hierarchy import leaves_list, linkage
-
-    if len(observed) < 3:
-        return np.arange(len(observed))
-    return leaves_list(linkage(observed, method="average", optimal_ordering=True))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
     from scvi_tahoe.pl._draw import Result
 
@@ -63,20 +62,15 @@ def bars(result: Result, *, metrics: Sequence[str] | None = None) -> Figure:
         ax.set_yticks(rows, [result.metric_label(str(name)) for name in table.index])
         ax.set_xticks([0, 0.5, 1], ["0\nbaseline", "0.5", "1\nreplicate"])
         ax.tick_params(axis="y", length=0)
-        _write_numbers(right, table[["value", "baseline", "ceiling"]].to_numpy())
+        right.set_axis_off()
+        right.set_xlim(-0.5, 2.5)
+        for x, name in enumerate(("value", "baseline", "ceiling")):
+            right.text(x, len(table) - 0.4, name, ha="center", va="bottom", fontsize=7)
+            for y, number in enumerate(table[name]):
+                right.text(x, y, f"{number:.3g}", ha="center", va="center", fontsize=7)
         baseline = result.provenance.get("baseline")
         figure.suptitle(f"Share of the way from the baseline ({baseline}) to a replicate experiment", fontsize=9)
     return figure
-
-
-def _write_numbers(ax: Axes, numbers: NDArray[np.floating]) -> None:
-    """Write value, baseline and ceiling in three columns."""
-    ax.set_axis_off()
-    ax.set_xlim(-0.5, 2.5)
-    for x, name in enumerate(("value", "baseline", "ceiling")):
-        ax.text(x, len(numbers) - 0.4, name, ha="center", va="bottom", fontsize=7)
-        for y, number in enumerate(numbers[:, x]):
-            ax.text(x, y, f"{number:.3g}", ha="center", va="center", fontsize=7)
 
 
 def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None = None) -> Figure:

@@ -105,7 +105,8 @@ def label_points(
             area = (cx - box.width / 2, cy - box.height / 2, cx + box.width / 2, cy + box.height / 2)
             inside = area[0] > frame.x0 and area[2] < frame.x1 and area[1] > frame.y0 and area[3] < frame.y1
             if inside and not any(_overlap(area, other) for other in taken):
-                free.append((_covered(area, others) + 0.7 * distance, distance, cx, cy, area))
+                covered = int(((others > area[:2]) & (others < area[2:])).all(axis=1).sum())
+                free.append((covered + 0.7 * distance, distance, cx, cy, area))
         if not free:
             text.remove()
             continue
@@ -117,11 +118,6 @@ def label_points(
             ax.plot(*ends.T, color="black", linewidth=0.4, zorder=2.5)
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.3})
         taken.append(area)
-
-
-def _covered(area: tuple[float, ...], points: NDArray[np.floating]) -> int:
-    """Return the number of points under a name."""
-    return int(((points > area[:2]) & (points < area[2:])).all(axis=1).sum())
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
