@@ -25,7 +25,7 @@ NEVER_IMPORTS = {
     "datasets": {"torch", "scvi"},
 }
 #: One question to a package that a folder otherwise does not know, inside a function: is there a device?
-MAY_ASK = {"_differential_expression_gpu.py": "torch"}
+MAY_ASK = {"_differential_expression.py": "torch"}
 #: Where a function may take a whole TahoeST.
 KNOW_THE_MODEL = {"model", "study", "demo", "cli"}
 #: Slow to import or not needed by most: imported inside the function that uses them.
