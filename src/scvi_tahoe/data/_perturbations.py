@@ -1,4 +1,4 @@
-"""Perturbation labels, and the table of their embeddings: one row a label, never one a cell.
+"""Perturbation labels, and the table of their embeddings: one row per label, never one a cell.
 
 A label combines perturbations, each at a dose (:class:`LabelParser`). Rows are the user's, one-hot, several tables side
 by side (:class:`TableFusion`), or made from the rows of a label's components (:class:`Composition`).

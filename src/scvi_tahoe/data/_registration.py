@@ -83,7 +83,7 @@ class _ScreenField(BaseAnnDataField):
 
 
 class EmbeddingTableField(_ScreenField):
-    """The perturbation-embedding table: one row a label, kept in the registry, out of the loaders' reach.
+    """The perturbation-embedding table: one row per label, kept in the registry, out of the loaders' reach.
 
     Without a key the rows are one-hot over the labels of the screen, control included. Where labels are combinations
     or carry doses, the registry keeps the rows of their components.

@@ -197,8 +197,10 @@ def _config(model: PretrainedModel, reference: dict[str, Any] | None, hashes: di
 def _reference(state: Mapping[str, Tensor], base: PretrainedModel) -> dict[str, Any]:
     digest = backbone_sha256(state)
     if digest != backbone_sha256(base.state_dict):
-        name = base.provenance.source
-        raise ValueError(f"The backbone differs from that of {name}; export without base to write its numbers.")
+        raise ValueError(
+            f"The backbone differs from that of {base.provenance.source}: it was trained, or comes from elsewhere. "
+            "Export without base to write its numbers."
+        )
     origin = base.provenance
     return {"source": origin.source, "revision": origin.revision, "checkpoint": origin.checkpoint, "sha256": digest}
 
