@@ -1,6 +1,6 @@
 """Tensors of Arc's checkpoints and of our networks: names both ways, strictly, shapes, and adapters folded in.
 
-Layouts differ, too: we keep queries, keys and values in one matrix, gate and up projection in another, GPT-2 matrices as
+Layouts differ: we keep queries, keys and values in one matrix, gate and up projection in another, GPT-2 matrices as
 linear layers (transposed), and no token table, which is all zeros and never used.
 """
 
