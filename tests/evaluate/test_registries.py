@@ -26,11 +26,13 @@ def examples():
 
 
 def test_what_the_guide_registers_is_scored(examples, task, keys, predicted, reference):
-    result = evaluate(predicted, reference, preset="vcc2027", baseline="half_mean")
+    result = evaluate(predicted, reference, preset="discrimination", baseline="half_mean")
     assert result.summary.loc["median_error", ["value", "baseline", "ceiling"]].gt(0).all()
     assert result.summary.loc["median_error", "direction"] == "lower"
     assert result.vcc["overall"] == pytest.approx(result.summary.loc["pds_cosine", "value"])
-    truth = evaluate(task.held_out, reference, preset="vcc2027", representation_check="off")
+    assert f"overall {result.vcc['overall']:.2f}" in repr(result)
+    assert "overall" in result._repr_html_()
+    truth = evaluate(task.held_out, reference, preset="discrimination", representation_check="off")
     assert truth.summary.loc["median_error", "value"] == pytest.approx(0, abs=1e-6)
     assert baseline_prediction("half_mean", task.held_out, task.train, **keys).n_obs == predicted.n_obs
 

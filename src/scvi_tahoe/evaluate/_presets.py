@@ -10,7 +10,7 @@ import numpy as np
 from scvi_tahoe._names import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import pandas as pd
 
@@ -26,7 +26,9 @@ class Preset:
     #: whether both sides hold raw counts. They are checked as such, and scored after log1p.
     from_counts: bool = False
     #: makes the overall score, ``EvaluationResult.vcc``, of the scores of the prediction and of the baseline, one row
-    #: for each (context, perturbation); returns ``None`` if they do not suffice
+    #: for each (context, perturbation); returns ``None`` if they do not suffice, for instance without a baseline. Every
+    #: preset gives the key ``overall``; a challenge adds its ``year``, its terms by name, and the same terms in
+    #: ``baseline`` and, brought to one scale, in ``scaled``.
     aggregate: Callable[[pd.DataFrame, pd.DataFrame | None], dict[str, Any] | None] = lambda scores, baseline: None
     #: called with the finished :class:`~scvi_tahoe.evaluate.EvaluationResult`, the predicted cells and the reference as
     #: they were given; returns the result with further scores
@@ -36,6 +38,11 @@ class Preset:
     def needs_de(self) -> bool:
         """Whether differential expression is tested."""
         return self.cell_eval_profile is not None
+
+
+def overall_title(vcc: Mapping[str, Any]) -> str:
+    """Return what the overall score of a preset is called: that of a challenge names its year."""
+    return f"VCC {vcc['year']} overall" if "year" in vcc else "overall"
 
 
 #: names that ``preset=...`` takes

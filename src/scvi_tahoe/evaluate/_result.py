@@ -13,7 +13,7 @@ import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import BASELINES
 from scvi_tahoe.evaluate._metrics import metric_info
-from scvi_tahoe.evaluate._presets import PRESETS
+from scvi_tahoe.evaluate._presets import PRESETS, overall_title
 from scvi_tahoe.evaluate._summary import strata_table
 from scvi_tahoe.files import atomic_folder
 
@@ -69,12 +69,12 @@ class Effects:
 class EvaluationResult:
     """Scores of one prediction, with everything needed to judge them."""
 
-    #: one row per metric: ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
+    #: one row per metric, with ``value``, ``low``, ``high`` (95 % bootstrap interval over perturbations), ``baseline``,
     #: ``ceiling``, ``scaled`` (share of the way from baseline to ceiling), ``scaled_low``, ``scaled_high`` (its
     #: interval, prediction and baseline resampled together), ``direction``, ``n_perturbations``, ``n_missing``.
     #: Contexts are scored one by one and then averaged
     summary: pd.DataFrame
-    #: one row per (context, perturbation): its cells, its differentially expressed genes and its scores
+    #: one row per condition, with its cells, its differentially expressed genes and its scores
     per_perturbation: pd.DataFrame
     #: overall score of the challenge with its year, raw and scaled terms, and the value of each context; ``None`` if
     #: the preset or the baseline does not provide it
@@ -120,17 +120,17 @@ class EvaluationResult:
 
     @property
     def _overall(self) -> list[str]:
-        """Line with the overall score of a challenge and its terms, if there is one."""
+        """Line with the overall score and its terms, if there are some."""
         vcc, baseline = self.vcc, self.provenance["baseline"]
         if vcc is None:
             return []
         terms = [
             f"{name} {vcc[name]:.4f} (baseline {vcc['baseline'][name]:.4f}, scaled {share:.4f})"
-            for name, share in vcc["scaled"].items()
+            for name, share in vcc.get("scaled", {}).items()
         ]
-        other = vcc["year"] == 2025 and baseline != "train_mean"
+        other = vcc.get("year") == 2025 and baseline != "train_mean"
         note = f" (from {baseline!r}, not from 'train_mean' as in the challenge)" if other else ""
-        return [f"VCC {vcc['year']} overall {vcc['overall']:.2f}: {', '.join(terms)}{note}"]
+        return [f"{overall_title(vcc)} {vcc['overall']:.2f}{': ' if terms else ''}{', '.join(terms)}{note}"]
 
     def metric_label(self, metric: str) -> str:
         """Return the short name of a metric, for tables and figures."""
@@ -288,8 +288,8 @@ def compare_results(
     table = pd.DataFrame(rows).T
     challenges = {name: result.vcc for name, result in results.items() if result.vcc is not None}
     if challenges:
-        year = next(iter(challenges.values()))["year"]
-        table[f"VCC {year} overall"] = [challenges[n]["overall"] if n in challenges else np.nan for n in table.index]
+        title = overall_title(next(iter(challenges.values())))
+        table[title] = [challenges[n]["overall"] if n in challenges else np.nan for n in table.index]
     table.index.name = "prediction"
     return table
 

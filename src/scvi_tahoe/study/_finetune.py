@@ -16,7 +16,7 @@ from anndata import read_h5ad
 from scvi_tahoe import TahoeST
 from scvi_tahoe._compat import require
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
-from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate
+from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate, overall_title
 from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.nn import NetworkConfig, default_of, ineffective_in_network
 from scvi_tahoe.prediction import arguments_for_observed
@@ -326,6 +326,6 @@ def result_text(result: RunResult, *, as_json: bool = False) -> str:
     if summary is not None:
         lines.append(summary[["value", "baseline", "ceiling", "scaled"]].round(4).to_string(na_rep=""))
     if vcc is not None:
-        lines.append(f"VCC {vcc['year']} overall {vcc['overall']:.2f}")
+        lines.append(f"{overall_title(vcc)} {vcc['overall']:.2f}")
     best = "" if result.best_value is None else f"best validation {result.best_value:.4g} at step {result.best_step}; "
     return "\n".join([*lines, f"{result.folder}: {best}{result.seconds['total']:.0f} s"])

@@ -66,7 +66,7 @@ def score_table(config: StudyConfig, runs: Mapping[str, RunResult]) -> pd.DataFr
             summary = result.scores.summary["value"]
             row |= {name: summary[metric] for name, metric in SCORED.items() if metric in summary.index}
             if result.scores.vcc is not None:
-                row |= {"overall": result.scores.vcc["overall"], "year": result.scores.vcc["year"]}
+                row |= {"overall": result.scores.vcc["overall"], "year": result.scores.vcc.get("year")}
         row |= {
             "best_step": result.best_step,
             "steps": TahoeRun.from_yaml(result.folder / CONFIG).train.max_steps,
@@ -102,14 +102,14 @@ def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
                 axes.invert_xaxis()
             axes.set_title(name)
         if overall:
-            year = next(s.vcc["year"] for s in scores.values() if s.vcc is not None)
+            year = next(s.vcc for s in scores.values() if s.vcc is not None).get("year")
             bars = [overall.get(name, 0.0) for name in scores]
             panels[-1].barh(list(places), bars, color=PREDICTED, height=0.6)
             for place, value in zip(places, bars, strict=True):
                 panels[-1].annotate(f"{value:.1f}", (value, place), xytext=(3, 0), textcoords="offset points",
                                     va="center", fontsize=7)  # fmt: skip
             panels[-1].margins(x=0.2)
-            panels[-1].set_title(f"overall ({year})")
+            panels[-1].set_title("overall" if year is None else f"overall ({year})")
         panels[0].set_yticks(list(places), list(scores))
         panels[0].invert_yaxis()
         panels[0].legend(loc="lower left", bbox_to_anchor=(0, -0.32), ncols=2, fontsize=6.5)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe.evaluate import overall_title
 from scvi_tahoe.files import atomic_write, atomic_write_text
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import save_figure, write_mapping
@@ -73,7 +74,7 @@ def run_study(
         best, vcc = result.best_value, None if result.scores is None else result.scores.vcc
         line = f"{one.name}: {result.seconds['total']:.0f} s"
         line += "" if best is None else f", best validation {best:.4g} at step {result.best_step}"
-        report(line + ("" if vcc is None else f", VCC {vcc['year']} overall {vcc['overall']:.1f}"))
+        report(line + ("" if vcc is None else f", {overall_title(vcc)} {vcc['overall']:.1f}"))
     return _conclude(folder, config)
 
 
