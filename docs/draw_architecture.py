@@ -30,11 +30,11 @@ BOXES = [
         6.2,
         1.2,
         2.7,
-        "nn/ losses, train/ plan",
+        "nn/ losses, training/ plan",
         "distance of two sets|freezing, schedule, history|run by scvi-tools",
         "train",
     ),
-    (3.0, 1.2, 2.7, "_model.predict", "same index, sampler, reader|AnnData of predicted cells", "user"),
+    (3.0, 1.2, 2.7, "prediction/ predict", "same index, sampler, reader|AnnData of predicted cells", "user"),
     (0.0, 1.2, 2.5, "evaluate/, pl/", "cell-eval, baselines, ceiling|scores and figures", "evaluate"),
 ]
 HEIGHT = 1.4
