@@ -26,21 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GeneAlignment:
-    """Which column of new data each gene of the model is in.
+    """Which column of new data each gene of the model is in."""
 
-    Attributes
-    ----------
-    columns
-        For each gene of the model its column in the data; -1 where the data lack it.
-    missing
-        Genes of the model that the data lack. They enter as zeros.
-    surplus
-        Number of genes in the data that the model does not know. They are left out.
-    """
-
-    columns: np.ndarray
-    missing: tuple[str, ...]
-    surplus: int
+    columns: np.ndarray  #: for each gene of the model its column in the data; -1 where the data lack it
+    missing: tuple[str, ...]  #: genes of the model that the data lack. They enter as zeros.
+    surplus: int  #: number of genes in the data that the model does not know. They are left out.
 
     @property
     def is_identity(self) -> bool:

@@ -41,30 +41,14 @@ OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What a model fixes about its data.
+    """What a model fixes about its data."""
 
-    Attributes
-    ----------
-    keys
-        Where a screen keeps its parts.
-    genes
-        Names of the genes, ``[G]``, in the network's order.
-    table
-        Perturbation embeddings, ``[labels, P]``.
-    batches
-        Technical batches as the network counts them; None if it does not look at them.
-    representation
-        What the network takes in and gives out.
-    set_size
-        Cells of a set.
-    """
-
-    keys: ScreenKeys
-    genes: np.ndarray
-    table: EmbeddingTable
-    batches: tuple[str, ...] | None
-    representation: Representation
-    set_size: int
+    keys: ScreenKeys  #: where a screen keeps its parts
+    genes: np.ndarray  #: names of the genes, ``[G]``, in the network's order
+    table: EmbeddingTable  #: perturbation embeddings, ``[labels, P]``
+    batches: tuple[str, ...] | None  #: technical batches as the network counts them; None if it does not look at them
+    representation: Representation  #: what the network takes in and gives out
+    set_size: int  #: cells of a set
 
     def with_composed(self, screen: Screen) -> DataSpec:
         """Add table rows for combinations and doses of a screen, as far as their components have rows."""
@@ -94,37 +78,23 @@ class CellSetDataset(Dataset):
 
     ``dataset[request]`` runs in the loader and holds what :class:`CellStore` hands over; :meth:`to_tensors` finishes
     the minibatch on the device.
-
-    Attributes
-    ----------
-    cells
-        What the network takes in and gives out: expression, or cell embeddings.
-    table
-        float32 ``[labels, P]`` perturbation embeddings.
-    genes
-        Expression in addition to embeddings, for a gene decoder; None otherwise.
-    embedding
-        Cell embeddings in addition to expression, as an auxiliary signal; None otherwise.
-    batch_of_cell
-        Technical batch of every cell as the network counts them; None if it does not look.
-    residual_input
-        The cells of a prior, to which the network's change is added; None without such a prior.
-    residual_input_rows
-        Rows of ``residual_input`` that each condition draws from.
-    residual_shift
-        float32 ``[conditions, X]``: change of the mean that a prior adds to the controls; None without such a prior.
-    of_condition
-        By key of the minibatch, what the objective compares with: float32 ``[conditions, X]`` each.
     """
 
-    cells: CellStore
-    table: np.ndarray
-    genes: CellStore | None = None
+    cells: CellStore  #: what the network takes in and gives out: expression, or cell embeddings
+    table: np.ndarray  #: float32 ``[labels, P]`` perturbation embeddings
+    genes: CellStore | None = None  #: expression in addition to embeddings, for a gene decoder; None otherwise
+    #: cell embeddings in addition to expression, as an auxiliary signal; None otherwise
     embedding: CellStore | None = None
+    #: technical batch of every cell as the network counts them; None if it does not look
     batch_of_cell: np.ndarray | None = None
+    #: the cells of a prior, to which the network's change is added; None without such a prior
     residual_input: CellStore | None = None
+    #: rows of ``residual_input`` that each condition draws from
     residual_input_rows: Mapping[Condition, np.ndarray] | None = None
+    #: float32 ``[conditions, X]``: change of the mean that a prior adds to the controls; None without such a
+    #: prior
     residual_shift: np.ndarray | None = None
+    #: by key of the minibatch, what the objective compares with: float32 ``[conditions, X]`` each
     of_condition: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -268,27 +238,13 @@ def aligned_expression(spec: DataSpec, screen: Screen) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How minibatches are made.
+    """How minibatches are made."""
 
-    Attributes
-    ----------
-    set_size
-        N, cells of a set.
-    batch_size
-        S, sets of a training minibatch.
-    steps_per_epoch
-        Training minibatches between two validations, on each device.
-    validation_sets
-        At most this many sets of a condition in validation.
-    seed
-        Random seed for drawing cells and their controls.
-    """
-
-    set_size: int
-    batch_size: int
-    steps_per_epoch: int
-    validation_sets: int = 4
-    seed: int = 0
+    set_size: int  #: N, cells of a set
+    batch_size: int  #: S, sets of a training minibatch
+    steps_per_epoch: int  #: training minibatches between two validations, on each device
+    validation_sets: int = 4  #: at most this many sets of a condition in validation
+    seed: int = 0  #: random seed for drawing cells and their controls
 
     def __post_init__(self) -> None:
         for f in fields(self):

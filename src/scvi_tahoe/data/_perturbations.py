@@ -70,21 +70,12 @@ def _verified_dose(dose: object, label: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelParser:
-    """Reads the labels of a screen.
+    """Reads the labels of a screen."""
 
-    Attributes
-    ----------
-    control
-        The label of control cells; in a combination it is left out.
-    combination_separator
-        Text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``; None without combinations.
-    has_dose
-        Whether every perturbation of a label carries its dose, ``"Trametinib@10"``.
-    """
-
-    control: str
+    control: str  #: the label of control cells; in a combination it is left out
+    #: text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``; None without combinations
     combination_separator: str | None = None
-    has_dose: bool = False
+    has_dose: bool = False  #: whether every perturbation of a label carries its dose, ``"Trametinib@10"``
 
     @property
     def composes(self) -> bool:
@@ -177,32 +168,20 @@ def _names_and_rows(table: object, where: str) -> tuple[list[str], np.ndarray]:
 class EmbeddingTable:
     """Names and one embedding row for each.
 
-    Attributes
-    ----------
-    names
-        Perturbation labels, unique.
-    matrix
-        float32 ``[len(names), P]``.
-    one_hot
-        Whether the rows are the identity made from the labels of the screen, rather than a table of the user's.
-    composition
-        How the rows were made from those of the labels' components; None where every label has a row of its own.
-    fusion
-        How the rows were made from several tables; None if they are one table's.
-    columns
-        Labels that the columns stand for, where rows are one-hot or add up one-hot rows; None for features.
-
     Raises
     ------
     ValueError
         If a name occurs twice, or names and rows disagree.
     """
 
-    names: tuple[str, ...]
-    matrix: np.ndarray
+    names: tuple[str, ...]  #: perturbation labels, unique
+    matrix: np.ndarray  #: float32 ``[len(names), P]``
+    #: whether the rows are the identity made from the labels of the screen, rather than a table of the user's
     one_hot: bool = False
+    #: how the rows were made from those of the labels' components; None where every label has a row of its own
     composition: Composition | None = None
-    fusion: TableFusion | None = None
+    fusion: TableFusion | None = None  #: how the rows were made from several tables; None if they are one table's
+    #: labels that the columns stand for, where rows are one-hot or add up one-hot rows; None for features
     columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -355,23 +334,12 @@ class Composition:
     single perturbation keeps its own row. With ``'learned'`` they are concatenated, each with a mark of presence,
     and the network encodes each and sums the results (Zaheer et al. 2017, *Deep Sets*, arXiv:1703.06114). Neither
     depends on the order of the components.
-
-    Attributes
-    ----------
-    parser
-        Reads the components of labels.
-    components
-        Rows of the components.
-    combination
-        ``'sum'`` or ``'learned'``.
-    n_components
-        Most components of a label with ``'learned'``; 1 with ``'sum'``, which has no limit.
     """
 
-    parser: LabelParser
-    components: EmbeddingTable
-    combination: Combination = "sum"
-    n_components: int = 1
+    parser: LabelParser  #: reads the components of labels
+    components: EmbeddingTable  #: rows of the components
+    combination: Combination = "sum"  #: ``'sum'`` or ``'learned'``
+    n_components: int = 1  #: most components of a label with ``'learned'``; 1 with ``'sum'``, which has no limit
 
     @property
     def columns(self) -> tuple[str, ...] | None:

@@ -79,26 +79,14 @@ class ControlPools:
 
 @dataclass(frozen=True)
 class ConditionIndex:
-    """Rows of every condition, and of the controls of every context.
+    """Rows of every condition, and of the controls of every context."""
 
-    Attributes
-    ----------
-    conditions
-        Conditions with at least one perturbed cell, sorted.
-    condition_of_cell
-        Position in ``conditions`` for each cell; -1 for controls.
-    context, perturbation, batch
-        Labels of each cell.
-    control
-        The control label.
-    """
-
-    conditions: tuple[Condition, ...]
-    condition_of_cell: np.ndarray
-    context: CellLabels
-    perturbation: CellLabels
-    batch: CellLabels | None
-    control: str
+    conditions: tuple[Condition, ...]  #: conditions with at least one perturbed cell, sorted
+    condition_of_cell: np.ndarray  #: position in ``conditions`` for each cell; -1 for controls
+    context: CellLabels  #: labels of each cell
+    perturbation: CellLabels  #: labels of each cell
+    batch: CellLabels | None  #: labels of each cell
+    control: str  #: the control label
 
     @classmethod
     def from_screen(cls, screen: Any) -> ConditionIndex:
@@ -239,34 +227,16 @@ class ScreenKeys:
 
 @dataclass(frozen=True)
 class Screen:
-    """A screen that was read. Matrices are the user's own, never copied or edited.
+    """A screen that was read. Matrices are the user's own, never copied or edited."""
 
-    Attributes
-    ----------
-    genes
-        Names of the columns of ``expression``.
-    cells
-        Names of the rows.
-    expression
-        Cells x genes: numpy, scipy CSR/CSC, or a backed matrix; log1p of normalised counts.
-    cell_embedding
-        Cells x E, or None.
-    perturbation, context
-        Labels of each cell.
-    batch
-        Technical batch of each cell, or None.
-    control
-        The perturbation label of control cells.
-    """
-
-    genes: np.ndarray
-    cells: pd.Index
-    expression: Any
-    cell_embedding: Any
-    perturbation: CellLabels
-    context: CellLabels
-    batch: CellLabels | None
-    control: str
+    genes: np.ndarray  #: names of the columns of ``expression``
+    cells: pd.Index  #: names of the rows
+    expression: Any  #: cells x genes: numpy, scipy CSR/CSC, or a backed matrix; log1p of normalised counts
+    cell_embedding: Any  #: cells x E, or None
+    perturbation: CellLabels  #: labels of each cell
+    context: CellLabels  #: labels of each cell
+    batch: CellLabels | None  #: technical batch of each cell, or None
+    control: str  #: the perturbation label of control cells
 
     @property
     def n_cells(self) -> int:
