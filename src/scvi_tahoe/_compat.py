@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,16 +20,6 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from lightning.pytorch import Trainer
-
-__all__ = [
-    "AnnOrMuData",
-    "ask_for_sigterm_seldom",
-    "begin_next_epoch",
-    "history_as_frames",
-    "history_as_lists",
-    "quiet_lightning",
-    "require",
-]
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
@@ -143,15 +134,7 @@ def ask_for_sigterm_seldom(trainer: Trainer, every: int = 50) -> None:
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional package, or say which extra brings it.
-
-    Raises
-    ------
-    ImportError
-        Naming the extra.
-    """
-    from importlib import import_module
-
+    """Import an optional package; an ImportError names the extra that brings it."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -27,8 +27,7 @@ class CellSetRequest:
     condition_S: np.ndarray  #: which condition (or prediction request) each set belongs to
     #: number of leading cells of each set that belong to the request; the rest fill up its last window
     valid_S: np.ndarray
-    #: rows of the prior's cells (see ``response._prior.CellPrior``); None without them
-    residual_input_SN: np.ndarray | None = None
+    residual_input_SN: np.ndarray | None = None  #: rows of the prior's cells; None without them
 
     def take(self, sets: np.ndarray | slice) -> CellSetRequest:
         """Take some of the sets, in this order."""
@@ -119,10 +118,8 @@ class FixedSampler(Sampler[CellSetRequest]):
             conditions += [condition] * n_sets
             turns += range(n_sets)
         whole = sets.request(np.concatenate(observed), np.array(conditions), rng)
-        order = np.argsort(turns, kind="stable")
-        self._requests = [
-            whole.take(order[i : i + sets.sets_per_step]) for i in range(0, len(order), sets.sets_per_step)
-        ]
+        order, step = np.argsort(turns, kind="stable"), sets.sets_per_step
+        self._requests = [whole.take(order[i : i + step]) for i in range(0, len(order), step)]
 
     def __len__(self) -> int:
         return len(self._requests)

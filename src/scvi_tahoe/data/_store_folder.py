@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from scvi_tahoe.data._matrix import fast_codecs, is_sharded
+from scvi_tahoe.data._matrix import fast_codecs, is_sharded, without_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -165,9 +165,7 @@ class StoreWriter:
         """Add cells, CSR ``[cells, n_genes]``; entries of one place are added up."""
         if block.shape[1] != self.n_genes:
             raise ValueError(f"the store has {self.n_genes} genes, and the block {block.shape[1]}.")
-        if not block.has_canonical_format:
-            block = block.copy()
-            block.sum_duplicates()
+        block = without_duplicates(block)
         values = np.asarray(block.data, dtype=np.float32)
         if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
             raise ValueError("expression holds NaN or infinite values; remove or impute them first.")
