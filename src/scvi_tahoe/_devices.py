@@ -34,7 +34,7 @@ def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.devic
     elif devices == "auto":
         chosen = (own,) if own.type != "cuda" or _n_processes() > 1 else every
     elif _is_number(devices) and 1 < devices <= n_known:  # type: ignore[operator]
-        chosen = every[:devices]  # type: ignore[misc]
+        chosen = every[:devices]  # type: ignore[index]
     elif _is_list_below(devices, n_known):
         chosen = tuple(torch.device("cuda", i) for i in devices)  # type: ignore[union-attr]
     else:

@@ -94,6 +94,12 @@ def in_memory(matrix: Any) -> Any:
     return matrix.tocsr() if sp.issparse(matrix) else matrix
 
 
+def verify_finite_values(values: np.ndarray, where: str) -> None:
+    """Refuse NaN and infinite values: minimum and maximum carry them through, without a temporary array."""
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        raise ValueError(f"{where} holds NaN or infinite values; remove or impute them first.")
+
+
 def without_duplicates(matrix: Any) -> Any:
     """Add up the entries of one place in a CSR matrix: scattering its rows would keep the last one only."""
     if not matrix.has_canonical_format:

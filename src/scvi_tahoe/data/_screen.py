@@ -83,9 +83,9 @@ class ConditionIndex:
 
     conditions: tuple[Condition, ...]  #: conditions with at least one perturbed cell, sorted
     condition_of_cell: np.ndarray  #: position in ``conditions`` for each cell; -1 for controls
-    context: CellLabels  #: labels of each cell
-    perturbation: CellLabels  #: labels of each cell
-    batch: CellLabels | None  #: labels of each cell
+    context: CellLabels
+    perturbation: CellLabels
+    batch: CellLabels | None
     control: str  #: the control label
 
     @classmethod
@@ -97,10 +97,8 @@ class ConditionIndex:
         present, position = np.unique(joint[~is_control], return_inverse=True)
         condition_of_cell = np.full(len(joint), -1, dtype=np.int64)
         condition_of_cell[~is_control] = position
-        conditions = tuple(
-            Condition(context.names[j // len(perturbation.names)], perturbation.names[j % len(perturbation.names)])
-            for j in present
-        )
+        pairs = (divmod(j, len(perturbation.names)) for j in present)
+        conditions = tuple(Condition(context.names[i], perturbation.names[j]) for i, j in pairs)
         return cls(conditions, condition_of_cell, context, perturbation, screen.batch, control)
 
     @property
@@ -149,15 +147,10 @@ class ConditionIndex:
         fine = len(self.contexts) + self.context.codes * n_batches + batch
         n_pools = len(self.contexts) * (1 + n_batches)
         member = np.concatenate([self.context.codes[control_rows], fine[control_rows]])
-        order = np.argsort(member, kind="stable")
+        rows = np.tile(control_rows, 2)[np.argsort(member, kind="stable")]
         sizes = np.bincount(member, minlength=n_pools)
         pool_of_cell = np.where(sizes[fine] > 0, fine, self.context.codes)
-        return ControlPools(
-            rows=np.concatenate([control_rows, control_rows])[order],
-            starts=np.concatenate([[0], np.cumsum(sizes)[:-1]]),
-            sizes=sizes,
-            pool_of_cell=pool_of_cell,
-        )
+        return ControlPools(rows, np.cumsum(sizes) - sizes, sizes, pool_of_cell)
 
 
 def combines_measured_components(index: ConditionIndex, parser: LabelParser) -> bool:
@@ -197,11 +190,8 @@ class ScreenKeys:
     @property
     def parser(self) -> LabelParser:
         """How perturbation labels are read."""
-        return LabelParser(
-            control=self.control,
-            combination_separator=self.combination_separator,
-            has_dose=self.dose_key is not None,
-        )
+        separator, has_dose = self.combination_separator, self.dose_key is not None
+        return LabelParser(control=self.control, combination_separator=separator, has_dose=has_dose)
 
     @property
     def expression_modality(self) -> str | None:
@@ -352,19 +342,18 @@ def read_matrices(data: AnnOrMuData, keys: ScreenKeys) -> tuple[Any, Any]:
 def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     """Read a screen whose keys were verified."""
     expression, (matrix, embedding) = expression_adata(data, keys), read_matrices(data, keys)
-    context = (
-        CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
-        if keys.context_key is None
-        else CellLabels.from_values(obs_column(data, keys, keys.context_key))
-    )
+
+    def labels(key: str | None) -> CellLabels | None:
+        return None if key is None else CellLabels.from_values(obs_column(data, keys, key))
+
     return Screen(
         genes=np.asarray(expression.var_names, dtype=object).astype(str),
         cells=expression.obs_names,
         expression=matrix,
         cell_embedding=embedding,
         perturbation=CellLabels.from_values(condition_labels(data, keys)),
-        context=context,
-        batch=None if keys.batch_key is None else CellLabels.from_values(obs_column(data, keys, keys.batch_key)),
+        context=labels(keys.context_key) or CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,)),
+        batch=labels(keys.batch_key),
         control=keys.control,
     )
 
