@@ -1,0 +1,294 @@
+"""Kernels over conditions: how alike two conditions are, by context, perturbation, embedding tables and dose.
+
+A kernel of perturbations is a sum over the components of both labels, so that a combination nobody measured is the sum
+of its components, and what it does beyond that is a kernel of its own (additive Gaussian processes, Duvenaud et al.
+2011, arXiv:1112.4394). Tables have a linear kernel on standardised columns and radial kernels of several widths, of
+which the narrow ones are what nearest neighbours look at. A label that a table lacks has no say there.
+
+L labels, A components at their doses, P columns of a table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pandas as pd
+    from torch import Tensor
+
+    from scvi_tahoe.data import LabelParser
+
+#: inverse widths of the radial kernels, in units of the median squared distance of a table
+_WIDTHS = (1.0, 4.0, 16.0, 64.0)
+#: decades of a dose over which responses are alike
+_DECADES = 1.0
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions, with each label and each component held once.
+
+    Attributes
+    ----------
+    perturbations, contexts
+        Labels, ``[n]``.
+    label, context
+        Position of each condition's label in ``labels`` and of its context in ``context_names``, int64 ``[n]``.
+    labels, context_names
+        Distinct ones, sorted.
+    components
+        Distinct components at their doses: names, and log10 of doses (NaN without one).
+    counts_LA
+        How often each label has each component.
+    """
+
+    perturbations: np.ndarray
+    contexts: np.ndarray
+    label: np.ndarray
+    context: np.ndarray
+    labels: tuple[str, ...]
+    context_names: tuple[str, ...]
+    components: tuple[str, ...]
+    log_dose_A: np.ndarray
+    counts_LA: np.ndarray
+
+    @classmethod
+    def of(cls, perturbations: Sequence[str], contexts: Sequence[str], parser: LabelParser) -> Conditions:
+        """Read the labels of conditions."""
+        labels, label = np.unique(np.asarray(perturbations, dtype=str), return_inverse=True)
+        context_names, context = np.unique(np.asarray(contexts, dtype=str), return_inverse=True)
+        parts = [parser.components(name) for name in labels.tolist()]
+        distinct = sorted({part for of_label in parts for part in of_label}, key=lambda p: (p.name, p.dose or 0.0))
+        position = {part: i for i, part in enumerate(distinct)}
+        counts_LA = np.zeros((len(labels), len(distinct)))
+        for i, of_label in enumerate(parts):
+            for part in of_label:
+                counts_LA[i, position[part]] += 1
+        log_dose = np.array([np.nan if part.dose is None else np.log10(part.dose) for part in distinct])
+        return cls(
+            perturbations=np.asarray(perturbations, dtype=str), contexts=np.asarray(contexts, dtype=str),
+            label=label, context=context, labels=tuple(labels.tolist()), context_names=tuple(context_names.tolist()),
+            components=tuple(part.name for part in distinct), log_dose_A=log_dose, counts_LA=counts_LA,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def take(self, rows: np.ndarray, parser: LabelParser) -> Conditions:
+        """Some of the conditions."""
+        return Conditions.of(self.perturbations[rows], self.contexts[rows], parser)
+
+
+@dataclass(frozen=True)
+class TableKernel:
+    """Rows of an embedding table, standardised over the whole table and scaled to unit length.
+
+    Attributes
+    ----------
+    rows
+        Row of each name.
+    matrix
+        float64 ``[names, P]``.
+    scale
+        Median squared distance of the training components that the table covers.
+    """
+
+    rows: Mapping[str, int]
+    matrix: np.ndarray
+    scale: float
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, components: Sequence[str]) -> TableKernel:
+        """Standardise a table, index = name; constant columns are left out."""
+        values = table.to_numpy(dtype=np.float64)
+        spread = values.std(axis=0)
+        varies = spread > 1e-12 * max(float(np.abs(values).max(initial=0.0)), 1e-300)
+        matrix = (values[:, varies] - values[:, varies].mean(axis=0)) / spread[varies]
+        matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+        rows = {str(name): i for i, name in enumerate(table.index)}
+        known = matrix[[rows[name] for name in dict.fromkeys(components) if name in rows][:2000]]
+        squared = 2 - 2 * known @ known.T
+        apart = squared[np.triu_indices(len(known), 1)]
+        return cls(rows, matrix, float(np.median(apart)) if len(apart) and np.median(apart) > 1e-9 else 1.0)
+
+    def of_components(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of components, zeros for those without one, and which have one."""
+        position = np.array([self.rows.get(name, -1) for name in names], dtype=np.int64)
+        known = position >= 0
+        return np.where(known[:, None], self.matrix[np.maximum(position, 0)], 0.0), known
+
+
+@dataclass(frozen=True)
+class ConditionKernels:
+    """The kernels of a screen.
+
+    Attributes
+    ----------
+    parser
+        Reads labels.
+    tables
+        Embedding tables by name.
+    control_profiles
+        Mean control expression of contexts, ``[G]`` each, if there are three or more: what says how alike they are.
+    has_contexts, has_combinations, has_doses, recurs
+        Whether training has several contexts, combinations, doses, and labels in more than one context.
+    """
+
+    parser: LabelParser
+    tables: Mapping[str, TableKernel]
+    control_profiles: Mapping[str, np.ndarray]
+    has_contexts: bool
+    has_combinations: bool
+    has_doses: bool
+    recurs: bool
+    _features: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        conditions: Conditions,
+        parser: LabelParser,
+        tables: Mapping[str, pd.DataFrame],
+        control_profiles: Mapping[str, np.ndarray],
+    ) -> ConditionKernels:
+        """Choose the kernels that training conditions can tell apart."""
+        known = {name: TableKernel.of(table, conditions.components) for name, table in tables.items()}
+        usable = {n: t for n, t in known.items() if t.of_components(conditions.components)[1].sum() > 1}
+        usable = {n: t for n, t in usable.items() if t.matrix.shape[1]}
+        combines = bool((conditions.counts_LA.sum(axis=1) > 1).any())
+        doses = np.isfinite(conditions.log_dose_A)
+        of_name: dict[str, set[float]] = {}
+        for name, dose in zip(conditions.components, conditions.log_dose_A, strict=True):
+            of_name.setdefault(name, set()).add(dose)
+        likeness = len(conditions.context_names) > 2 and all(c in control_profiles for c in conditions.context_names)
+        return cls(
+            parser=parser,
+            tables=usable,
+            control_profiles=dict(control_profiles) if likeness else {},
+            has_contexts=len(conditions.context_names) > 1,
+            has_combinations=combines,
+            has_doses=bool(doses.any()) and any(len(found) > 1 for found in of_name.values()),
+            recurs=len(conditions) > len(conditions.labels) or combines,
+        )
+
+    def matrices(
+        self, rows: Conditions, columns: Conditions, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and values, float64 ``[rows, columns]``, of one kernel after the other, always in this order."""
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.as_tensor(np.ascontiguousarray(values), device=device)
+
+        row_label, column_label = tensor(rows.label), tensor(columns.label)
+        row_counts, column_counts = tensor(rows.counts_LA), tensor(columns.counts_LA)
+
+        def of_conditions(of_components: Tensor) -> Tensor:
+            of_labels = row_counts @ of_components @ column_counts.T
+            return of_labels[row_label][:, column_label]
+
+        same_context = tensor((rows.contexts[:, None] == columns.contexts[None]).astype(np.float64))
+        likeness = None
+        if self.control_profiles:
+            found = self._likeness(rows.context_names, columns.context_names)
+            likeness = tensor(found[np.ix_(rows.context, columns.context)])
+
+        def with_context(name: str, kernel: Tensor, by_likeness: bool = False) -> Iterator[tuple[str, Tensor]]:
+            yield name, kernel
+            if likeness is not None and by_likeness:
+                yield f"{name} x likeness of contexts", kernel * likeness
+            if self.has_contexts:
+                yield f"{name} x context", kernel * same_context
+
+        yield from with_context("shared", torch.ones_like(same_context), by_likeness=True)
+        names = np.array(rows.components)[:, None] == np.array(columns.components)[None]
+        same_name = tensor(names.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            apart = (rows.log_dose_A[:, None] - columns.log_dose_A[None]) / _DECADES
+        of_dose = tensor(np.where(np.isfinite(apart), np.exp(-0.5 * np.square(np.nan_to_num(apart))), 1.0))
+        if self.has_combinations:
+            n_rows, n_columns = row_counts.sum(1)[row_label], column_counts.sum(1)[column_label]
+            yield from with_context("number of components", n_rows[:, None] * n_columns[None])
+        if self.has_doses:
+            centred = [np.nan_to_num(side.log_dose_A - 0.0) for side in (rows, columns)]
+            yield from with_context("perturbation, any dose", of_conditions(same_name))
+            yield "dose", of_conditions(tensor(np.exp(-0.5 * np.square(centred[0][:, None] - centred[1][None]))))
+            yield from with_context("perturbation at its dose", of_conditions(same_name * of_dose))
+        elif self.has_combinations:
+            yield from with_context("perturbation", of_conditions(same_name))
+        elif self.recurs:
+            yield "perturbation", of_conditions(same_name)
+            if likeness is not None:
+                yield "perturbation x likeness of contexts", of_conditions(same_name) * likeness
+        if self.has_combinations or self.has_doses:
+            same_label = np.array(rows.labels)[:, None] == np.array(columns.labels)[None]
+            yield "label", tensor(same_label.astype(np.float64))[row_label][:, column_label]
+        for name, table in self._tables().items():
+            (row_values, row_known), (column_values, column_known) = (
+                table_rows(table, side.components) for side in (rows, columns)
+            )
+            both = tensor((row_known[:, None] & column_known[None]).astype(np.float64))
+            if self.has_doses:
+                both = both * of_dose
+            cosine = tensor(row_values) @ tensor(column_values).T
+            yield from with_context(f"{name}, linear", of_conditions(cosine * both))
+            scale = table_scale(table)
+            for width in _WIDTHS:
+                radial = torch.exp((cosine - 1).clamp_max(0) * (2 * width / scale)) * both
+                yield from with_context(f"{name}, radius {width**-0.5:g}", of_conditions(radial))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the kernels, in the order of :meth:`matrices`."""
+        nothing = Conditions.of([], [], self.parser)
+        return tuple(name for name, _ in self.matrices(nothing, nothing))
+
+    def diagonals(self, rows: Conditions) -> np.ndarray:
+        """Each condition's likeness with itself, float64 ``[kernels, rows]``."""
+        labels, first = np.unique(rows.perturbations, return_index=True)
+        if not len(labels):
+            return np.zeros((len(self.names), 0))
+        found = []
+        for start in range(0, len(labels), 256):
+            some = rows.take(first[start : start + 256], self.parser)
+            found.append(np.stack([k.diagonal().numpy() for _, k in self.matrices(some, some)]))
+        of_label = np.concatenate(found, axis=1)
+        # a context is as alike to itself as any other, so the diagonal is the label's
+        return of_label[:, np.searchsorted(labels, rows.perturbations)]
+
+    def _tables(self) -> Mapping[str, Any]:
+        """Return the tables, and all of them side by side where there are several."""
+        return self.tables if len(self.tables) < 2 else {**self.tables, "all tables": tuple(self.tables.values())}
+
+    def _likeness(self, rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+        """Radial kernel of mean control expression, in units of the median squared distance of training contexts."""
+        if "scale" not in self._features:
+            profiles = np.stack(list(self.control_profiles.values()))
+            apart = np.square(profiles[:, None] - profiles[None]).mean(-1)[np.triu_indices(len(profiles), 1)]
+            self._features["scale"] = max(float(np.median(apart)), 1e-12)
+        sides = [[self.control_profiles.get(name) for name in side] for side in (rows, columns)]
+        result = np.zeros((len(rows), len(columns)))
+        for i, a in enumerate(sides[0]):
+            for j, b in enumerate(sides[1]):
+                if a is not None and b is not None:
+                    result[i, j] = np.exp(-np.square(a - b).mean() / self._features["scale"])
+        return result
+
+
+def table_rows(table: Any, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of components in a table, or in several side by side, and which of them have one in each."""
+    if isinstance(table, TableKernel):
+        return table.of_components(names)
+    found = [one.of_components(names) for one in table]
+    known = np.logical_and.reduce([k for _, k in found])
+    return np.concatenate([values for values, _ in found], axis=1) / np.sqrt(len(found)), known
+
+
+def table_scale(table: Any) -> float:
+    """Median squared distance of a table, or of several side by side."""
+    return table.scale if isinstance(table, TableKernel) else float(np.mean([one.scale for one in table]))

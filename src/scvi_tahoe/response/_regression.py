@@ -1,0 +1,382 @@
+"""Gaussian process regression of responses on conditions, with known noise and predictions by leave-out.
+
+Responses are regressed in a basis (a singular value decomposition in which noisy conditions count less). Components of
+the basis are regressed in groups, each with its own weights of the kernels and its own nugget: the first components one
+by one, later ones, of which each says less, together. Weights maximise the marginal likelihood, and what a condition
+looks like without itself, without its perturbation or without its context follows from the inverse of one matrix
+(Rasmussen and Williams 2006, *Gaussian Processes for Machine Learning*, chapter 5; Sundararajan and Keerthi 2001,
+Neural Computation 13:1103, for one row; the block inverse for several).
+
+n conditions, G genes, Q components of the basis, K kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from scvi_tahoe.response._kernels import ConditionKernels, Conditions
+
+#: up to so many conditions: first components with weights of their own, and how much larger the next group ends
+_GROUPS = ((400, 12, 1.2), (3000, 6, 1.5), (float("inf"), 2, 2.5))
+_JITTER = 1e-6
+_TOLERANCE = 1e-4  # relative change of the likelihood at which its search ends
+_START, _SPREAD = -2.0, 3.0  # of the logarithms of weights before the data are seen
+_LOWEST, _HIGHEST = -14.0, 5.0
+_NEGLIGIBLE = 1e-3  # share of a group's variance below which a kernel is left out when more conditions refine weights
+
+
+@dataclass(frozen=True)
+class Group:
+    """Components that share weights.
+
+    Attributes
+    ----------
+    start, stop
+        Components from ``start`` to before ``stop``.
+    weights
+        Variance of each kernel, and last of the nugget (what is a condition's own), float64 ``[K + 1]``, for
+        components of unit size.
+    noise
+        Sampling variance of each condition in these units, float64 ``[n]``.
+    """
+
+    start: int
+    stop: int
+    weights: np.ndarray
+    noise: np.ndarray
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Predictions of conditions by others, in components of a basis.
+
+    Attributes
+    ----------
+    mean_nQ, variance_nQ
+        float64 ``[n, Q]``; NaN for conditions that were not asked for.
+    bases
+        Bases, ``[Q, G]`` or with fewer rows: weights and basis of a fold are learned from the other folds.
+    basis_n
+        Which of them each condition has.
+    """
+
+    mean_nQ: np.ndarray
+    variance_nQ: np.ndarray
+    bases: tuple[np.ndarray, ...]
+    basis_n: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Conditions that were asked for."""
+        return np.flatnonzero(np.isfinite(self.mean_nQ[:, 0]))
+
+    def changes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the changes of conditions, ``[rows, G]`` each."""
+        width = self.bases[0].shape[1]
+        mean, variance = np.empty((len(rows), width)), np.empty((len(rows), width))
+        for b, basis in enumerate(self.bases):
+            mine = np.flatnonzero(self.basis_n[rows] == b)
+            mean[mine] = self.mean_nQ[rows[mine], : len(basis)] @ basis
+            variance[mine] = self.variance_nQ[rows[mine], : len(basis)] @ np.square(basis)
+        return mean, variance
+
+    @classmethod
+    def joined(cls, parts: Sequence[LeftOut]) -> LeftOut:
+        """Join the predictions of folds."""
+        width = max(part.mean_nQ.shape[1] for part in parts)
+        n = len(parts[0].mean_nQ)
+        mean, variance, owner = np.full((n, width), np.nan), np.full((n, width), np.nan), np.zeros(n, dtype=np.int64)
+        for b, part in enumerate(parts):
+            rows, q = part.rows, part.mean_nQ.shape[1]
+            mean[rows, :q], variance[rows, :q], owner[rows] = part.mean_nQ[rows], part.variance_nQ[rows], b
+        return cls(mean, variance, tuple(part.bases[0] for part in parts), owner)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A fitted regression.
+
+    Attributes
+    ----------
+    basis_QG
+        Orthonormal rows, float64.
+    size_Q
+        Root mean square of each component over the training conditions.
+    groups
+        Groups of components and their weights.
+    coefficients_nQ
+        What kernels are multiplied with, in units of ``size_Q``.
+    """
+
+    basis_QG: np.ndarray
+    size_Q: np.ndarray
+    groups: tuple[Group, ...]
+    coefficients_nQ: np.ndarray
+
+    def predict(
+        self, kernels: ConditionKernels, rows: Conditions, train: Conditions, device: torch.device
+    ) -> np.ndarray:
+        """Predict components of conditions, float64 ``[rows, Q]``."""
+        result = torch.zeros((len(rows), len(self.size_Q)), dtype=torch.float64, device=device)
+        coefficients = torch.as_tensor(self.coefficients_nQ, device=device)
+        for k, (_, kernel) in enumerate(kernels.matrices(rows, train, device)):
+            of_component = np.concatenate([np.full(g.stop - g.start, g.weights[k]) for g in self.groups])
+            result += (kernel @ coefficients) * torch.as_tensor(of_component, device=device)
+        return result.cpu().numpy() * self.size_Q
+
+    def variance(
+        self, kernels: ConditionKernels, rows: Conditions, train: Conditions, device: torch.device
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior and prior variance of the components of conditions, float64 ``[rows, Q]`` each."""
+        posterior, prior = (np.empty((len(rows), len(self.size_Q))) for _ in range(2))
+        own = kernels.diagonals(rows)
+        for group in self.groups:
+            columns = slice(group.start, group.stop)
+            covariance = _sum(kernels.matrices(train, train, device), group.weights)
+            factor = _factor(covariance, group.weights[-1] + group.noise)
+            cross = _sum(kernels.matrices(rows, train, device), group.weights)
+            explained = torch.linalg.solve_triangular(factor, cross.T, upper=False).square().sum(0).cpu().numpy()
+            total = group.weights[:-1] @ own + group.weights[-1]
+            squared = np.square(self.size_Q[columns])
+            posterior[:, columns] = np.maximum(total - explained, 0)[:, None] * squared
+            prior[:, columns] = total[:, None] * squared
+        return posterior, prior
+
+
+def response_basis(responses_nG: np.ndarray, noise_nG: np.ndarray, n_components: int, seed: int) -> np.ndarray:
+    """Orthonormal rows ``[Q, G]`` that hold the most of the responses, of which noisy ones count less.
+
+    Directions that hold nothing are left out. Of more than 2,000 conditions a random 2,000 decide.
+    """
+    rows = np.arange(len(responses_nG))
+    if len(rows) > 2000:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:2000])
+    noise = noise_nG[rows].mean(axis=1)
+    weight = 1 / (noise + 0.1 * noise.mean()) if noise.any() else np.ones(len(rows))
+    weighted = responses_nG[rows] * np.sqrt(weight / weight.max())[:, None]
+    _, size, basis = np.linalg.svd(weighted, full_matrices=False)
+    return basis[: min(n_components, int((size > 1e-6 * max(size[0], 1e-300)).sum()))]
+
+
+def group_ends(n_components: int, n_conditions: int) -> list[int]:
+    """Where groups of components end: fewer groups of more conditions, whose matrices are costly."""
+    alone, growth = next((alone, growth) for most, alone, growth in _GROUPS if n_conditions <= most)
+    ends = list(range(1, min(alone, n_components) + 1))
+    while ends[-1] < n_components:
+        ends.append(min(n_components, max(ends[-1] + 1, int(ends[-1] * growth))))
+    return ends
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Basis and weights, before coefficients are solved for.
+
+    Attributes
+    ----------
+    basis_QG, size_Q
+        As in :class:`Regression`.
+    slices
+        Components of each group.
+    logs
+        Logarithms of each group's weights, ``[K + 1]``.
+    """
+
+    basis_QG: np.ndarray
+    size_Q: np.ndarray
+    slices: tuple[slice, ...]
+    logs: tuple[np.ndarray, ...]
+
+
+def learn_weights(
+    kernels: ConditionKernels,
+    train: Conditions,
+    responses_nG: np.ndarray,
+    noise_nG: np.ndarray,
+    *,
+    n_components: int,
+    chosen: Sequence[np.ndarray],
+    seed: int,
+    tick: Callable[[], None],
+) -> Weights:
+    """Learn the basis and the weights of kernels.
+
+    Parameters
+    ----------
+    kernels, train
+        Kernels, and the conditions to learn from.
+    responses_nG, noise_nG
+        Changes, and their sampling variance (0 where it is not known).
+    n_components
+        Most components of the basis.
+    chosen
+        Conditions that weights are fitted to: some, and then more to refine them.
+    seed
+        Random seed.
+    tick
+        Called after each group of components.
+    """
+    basis = response_basis(responses_nG, noise_nG, n_components, seed)
+    scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
+    size = np.maximum(np.sqrt(np.square(scores).mean(axis=0)), 1e-12)
+    ends = group_ends(len(basis), len(train))
+    slices = [slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+    scaled = scores / size
+    n_kernels = len(kernels.names)
+    logs = [np.full(n_kernels + 1, _START) for _ in slices]
+    for level, rows in enumerate(chosen):
+        subset = train.take(rows, kernels.parser)
+        stack = torch.stack([k for _, k in kernels.matrices(subset, subset)])
+        for g, s in enumerate(slices):
+            share = np.exp(logs[g]) / np.exp(logs[g]).sum()
+            kept = np.flatnonzero(share[:-1] > _NEGLIGIBLE) if level else np.arange(n_kernels)
+            fitted = fit_weights(
+                stack if len(kept) == n_kernels else stack[kept], scaled[rows, s],
+                (noise[rows, s] / np.square(size[s])).mean(axis=1),
+                start=logs[g][[*kept, n_kernels]], n_iterations=15 if level else 40,
+            )  # fmt: skip
+            logs[g] = np.full(n_kernels + 1, _LOWEST)
+            logs[g][[*kept, n_kernels]] = fitted
+            tick()
+    return Weights(basis, size, tuple(slices), tuple(logs))
+
+
+def solve(
+    learned: Weights,
+    kernels: ConditionKernels,
+    train: Conditions,
+    responses_nG: np.ndarray,
+    noise_nG: np.ndarray,
+    *,
+    blocks: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+    device: torch.device,
+    tick: Callable[[], None],
+) -> tuple[Regression, dict[str, LeftOut]]:
+    """Solve for the coefficients of all conditions, and predict conditions by leave-out.
+
+    Parameters
+    ----------
+    learned
+        Basis and weights.
+    kernels, train, responses_nG, noise_nG
+        As in :func:`learn_weights`.
+    blocks
+        For each way to leave out, groups of conditions that are left out together, and which of them are predicted so;
+        each condition is predicted at most once.
+    device
+        Where matrices are inverted.
+    tick
+        Called after each group of components.
+
+    Returns
+    -------
+    The regression, and for each way the predictions of the conditions in its blocks.
+    """
+    basis, size = learned.basis_QG, learned.size_Q
+    scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
+    scaled, coefficients = scores / size, np.empty_like(scores)
+    nothing, first = np.full_like(scores, np.nan), np.zeros(len(scores), dtype=np.int64)
+    left = {way: LeftOut(nothing.copy(), nothing.copy(), (basis,), first) for way in blocks}
+    groups = []
+    for s, log in zip(learned.slices, learned.logs, strict=True):
+        weights, own = np.exp(log), (noise[:, s] / np.square(size[s])).mean(axis=1)
+        groups.append(Group(s.start, s.stop, weights, own))
+        covariance = _sum(kernels.matrices(train, train, device), weights)
+        precision = torch.cholesky_inverse(_factor(covariance, weights[-1] + own))
+        targets = torch.as_tensor(scaled[:, s], device=device)
+        solved = precision @ targets
+        coefficients[:, s] = solved.cpu().numpy()
+        squared = np.square(size[s])
+        for way, of_way in blocks.items():
+            for block, wanted in _same_size(of_way):
+                rows_bk = torch.as_tensor(block, device=device)
+                inner = torch.linalg.inv(precision[rows_bk[:, :, None], rows_bk[:, None, :]])
+                residual = (inner @ solved[rows_bk]).cpu().numpy()
+                variance = inner.diagonal(dim1=1, dim2=2).cpu().numpy() - own[block]
+                found = block[wanted]
+                left[way].mean_nQ[found, s] = scores[found, s] - (residual * size[s])[wanted]
+                left[way].variance_nQ[found, s] = np.maximum(variance, 0)[wanted][:, None] * squared
+        del covariance, precision
+        tick()
+    return Regression(basis, size, tuple(groups), coefficients), left
+
+
+def fit_weights(
+    kernels: Tensor, targets_nm: np.ndarray, noise_n: np.ndarray, *, start: np.ndarray, n_iterations: int
+) -> np.ndarray:
+    """Fit logarithms of the weights of kernels and nugget by marginal likelihood.
+
+    Parameters
+    ----------
+    kernels
+        float64 ``[K, n, n]``.
+    targets_nm
+        Components of unit size, which share the weights.
+    noise_n
+        Their sampling variance.
+    start
+        Logarithms to start from, ``[K + 1]``.
+    n_iterations
+        Most steps of L-BFGS.
+    """
+    n, m = targets_nm.shape
+    flat = kernels.reshape(len(kernels), -1)
+    products = torch.as_tensor(targets_nm @ targets_nm.T)
+    noise = torch.as_tensor(noise_n) + _JITTER
+
+    def negative_log_likelihood(log: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = np.exp(log)
+        covariance = (torch.as_tensor(weights[:-1]) @ flat).reshape(n, n)
+        covariance.diagonal().add_(noise + weights[-1])
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:
+            return 1e12, np.zeros_like(log)
+        precision = torch.cholesky_inverse(factor)
+        explained = precision @ products
+        pull = (log - _START) / _SPREAD**2
+        value = 0.5 * explained.diagonal().sum() + m * factor.diagonal().log().sum()
+        slope = 0.5 * (m * precision - explained @ precision)
+        gradient = np.append((flat @ slope.flatten()).numpy(), float(slope.diagonal().sum())) * weights + pull
+        return float(value) + 0.5 * float(((log - _START) * pull).sum()), gradient
+
+    found = minimize(
+        negative_log_likelihood, start, jac=True, method="L-BFGS-B",
+        options={"maxiter": n_iterations, "ftol": _TOLERANCE}, bounds=[(_LOWEST, _HIGHEST)] * len(start),
+    )  # fmt: skip
+    return found.x
+
+
+def _sum(matrices: Iterable[tuple[str, Tensor]], weights: np.ndarray) -> Tensor:
+    """Sum kernels with their weights; those of none are cheap."""
+    result = None
+    for (_, kernel), weight in zip(matrices, weights[:-1], strict=True):
+        result = kernel * weight if result is None else result.add_(kernel, alpha=float(weight))
+    assert result is not None  # there is always the shared response
+    return result
+
+
+def _factor(covariance: Tensor, diagonal: np.ndarray) -> Tensor:
+    """Cholesky factor of a covariance with more on its diagonal."""
+    covariance.diagonal().add_(torch.as_tensor(diagonal + _JITTER, device=covariance.device))
+    return torch.linalg.cholesky(covariance)
+
+
+def _same_size(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of one size together, ``[blocks, size]``, so that they are inverted at once."""
+    sizes: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for block in blocks:
+        sizes.setdefault(len(block[0]), []).append(block)
+    for size, found in sizes.items():
+        of_one = max(1, 2**22 // size**2)
+        for first in range(0, len(found), of_one):
+            rows, wanted = zip(*found[first : first + of_one], strict=True)
+            yield np.stack(rows), np.stack(wanted)

@@ -1,0 +1,357 @@
+"""The response model: mean change of conditions by kernels, simple arithmetic and what folds say of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from tqdm.auto import tqdm
+
+from scvi_tahoe.data import LabelParser
+from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
+from scvi_tahoe.response._members import MEMBERS, Members, Origin, Question, Stack, fit_stack
+from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
+from scvi_tahoe.response._regression import Group, LeftOut, Regression, Weights, learn_weights, solve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Criterion = Literal["error", "discrimination"]
+Way = Literal["condition", "label", "perturbation", "context"]
+
+_COMPONENTS = 128
+_CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined
+_FOLDED, _N_FOLDS = 300, 4  # conditions up to which weights of each fold are learned from the other folds
+_STACKED = 400  # conditions of each way that members are stacked by
+_EXACT = 12_000  # conditions up to which the regression is exact
+_FEWEST_OWN = 4
+_LEVEL = 1.645  # standard deviations of a central interval of 90 %
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Changes of conditions.
+
+    Attributes
+    ----------
+    perturbations, contexts
+        Labels, ``[n]``.
+    changes
+        Mean change against the context's controls, ``[n, G]``; NaN where it was not measured.
+    noise
+        Their sampling variance, ``[n, G]``; zeros where it is not known.
+    genes
+        Names, ``[G]``.
+    control_means
+        Mean control expression of contexts, ``[G]`` each; may be empty.
+    """
+
+    perturbations: np.ndarray
+    contexts: np.ndarray
+    changes: np.ndarray
+    noise: np.ndarray
+    genes: np.ndarray
+    control_means: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit of :class:`Kernel` regression, members and calibration leaves."""
+
+    responses: Responses  # NaN filled in, targets' own changes kept out
+    parser: LabelParser
+    conditions: Conditions
+    kernels: ConditionKernels
+    members: Members
+    regression: Regression
+    left_out: Mapping[str, LeftOut]
+    stacks: Mapping[tuple[Origin, bool], Stack]
+    own: OwnGene | None
+    inflation: Mapping[tuple[Origin, bool], float]
+    excess_G: np.ndarray
+    device: torch.device
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def fit_responses(
+    responses: Responses,
+    parser: LabelParser,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    criterion: Criterion = "error",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = False,
+) -> Fitted:
+    """Fit the response model to conditions."""
+    device = torch.device(device)
+    conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
+    kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
+    targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
+    filled = _filled(responses.changes, responses.contexts)
+    noise = np.nan_to_num(responses.noise)
+    own = _fit_own(responses, filled, targets)
+    masked = filled if own is None else without_targets(filled, responses.contexts, targets)
+    members = Members(SeenChanges(responses.perturbations, responses.contexts, masked), noise, parser, kernels.tables)
+    rng = np.random.default_rng(seed)
+    blocks = _blocks(conditions, members)
+    bar = tqdm(desc="response model", delay=3, disable=not progress, unit="group")
+
+    def learn(rows: np.ndarray | None, chosen: Sequence[np.ndarray]) -> Weights:
+        some = conditions if rows is None else conditions.take(rows, parser)
+        y, v = (masked, noise) if rows is None else (masked[rows], noise[rows])
+        return learn_weights(kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update)
+
+    n = len(conditions)
+    if n <= _FOLDED:
+        # with few conditions, weights of many components fit the noise of the very conditions that are left out
+        whole = learn(None, [np.arange(n)])
+        regression, _ = solve(
+            whole, kernels, conditions, masked, noise, blocks={}, device=device, tick=bar.update
+        )
+        left_out = {}
+        for way, of_way in blocks.items():
+            if way == "context":  # what contexts share can hardly be learned without one of them
+                left_out[way] = solve(
+                    whole, kernels, conditions, masked, noise, blocks={way: of_way}, device=device, tick=bar.update
+                )[1][way]
+                continue
+            parts = []
+            for fold in _folds(of_way, rng):
+                rows = np.setdiff1d(np.arange(n), np.concatenate([r[wanted] for r, wanted in fold]))
+                learned = learn(rows, [np.arange(len(rows))])
+                parts.append(
+                    solve(
+                        learned, kernels, conditions, masked, noise, blocks={way: fold}, device=device, tick=bar.update
+                    )[1][way]
+                )
+            left_out[way] = LeftOut.joined(parts)
+        judged = np.arange(n)
+    else:
+        chosen = [_some(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
+        learned = learn(None, chosen if len(chosen[0]) < len(chosen[1]) else chosen[:1])
+        regression, left_out = solve(
+            learned, kernels, conditions, masked, noise, blocks=blocks, device=device, tick=bar.update
+        )
+        judged = np.setdiff1d(np.arange(n), chosen[-1])
+    bar.close()
+    fitted = Fitted(
+        responses=replace(responses, changes=filled, noise=noise), parser=parser, conditions=conditions,
+        kernels=kernels, members=members, regression=regression, left_out=left_out, stacks={}, own=own, inflation={},
+        excess_G=np.zeros(filled.shape[1]), device=device,
+    )  # fmt: skip
+    return _stacked(fitted, judged, rng)
+
+
+def _filled(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+    """Changes with the mean of the context, or else of all conditions, where they are missing."""
+    missing = np.isnan(changes)
+    if not missing.any():
+        return changes.astype(np.float64)
+    result = changes.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        overall = np.nan_to_num(_nanmean(result))
+        for context in np.unique(contexts).tolist():
+            here = contexts == context
+            mean = _nanmean(result[here])
+            mean = np.where(np.isnan(mean), overall, mean)
+            result[here] = np.where(missing[here], mean, result[here])
+    return result
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    n = (~np.isnan(values)).sum(axis=0)
+    return np.where(n > 0, np.nansum(values, axis=0) / np.maximum(n, 1), np.nan)
+
+
+def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequence[int]]) -> OwnGene | None:
+    rows = [i for i, of_label in enumerate(targets) if len(of_label) == 1]
+    rows = [i for i in rows if responses.contexts[i] in responses.control_means]
+    if len({responses.perturbations[i] for i in rows}) < _FEWEST_OWN:
+        return None
+    genes = [targets[i][0] for i in rows]
+    contexts = responses.contexts[rows].tolist()
+    expression = np.array([responses.control_means[c][g] for c, g in zip(contexts, genes, strict=True)])
+    names = [str(responses.genes[g]) for g in genes]
+    return OwnGene.fit(names, contexts, expression.astype(np.float64), changes[rows, genes])
+
+
+def _blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Ways to leave out: conditions left out together, and which of them are predicted so."""
+    every = np.arange(len(conditions))
+    blocks = {"condition": [(np.array([i]), np.array([True])) for i in every]}
+    sharing: dict[frozenset[str], list[int]] = {}
+    by_label = [np.flatnonzero(conditions.label == k) for k in range(len(conditions.labels))]
+    position = {label: k for k, label in enumerate(conditions.labels)}
+    blocks["perturbation"] = []
+    for k, label in enumerate(conditions.labels):
+        rows = np.concatenate([by_label[position[other]] for other in sorted(members.labels_sharing(label))])
+        if len(rows) < len(conditions):
+            blocks["perturbation"].append((rows, conditions.label[rows] == k))
+    if any(len(members.labels_sharing(label)) > 1 for label in conditions.labels):
+        blocks["label"] = [(rows, np.ones(len(rows), bool)) for rows in by_label if len(rows) < len(conditions)]
+    if len(conditions.context_names) > 1:
+        found = [np.flatnonzero(conditions.context == k) for k in range(len(conditions.context_names))]
+        blocks["context"] = [(rows, np.ones(len(rows), bool)) for rows in found]
+    del sharing
+    return blocks
+
+
+def _folds(
+    blocks: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
+) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Deal the blocks out to folds."""
+    n = min(_N_FOLDS, len(blocks))
+    fold = rng.permutation(np.arange(len(blocks)) % n)
+    return [[block for block, f in zip(blocks, fold, strict=True) if f == k] for k in range(n)]
+
+
+def _some(conditions: Conditions, n: int, rng: np.random.Generator) -> np.ndarray:
+    """All conditions of random labels until there are ``n``."""
+    if len(conditions) <= n:
+        return np.arange(len(conditions))
+    order = rng.permutation(len(conditions.labels))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return np.sort(np.argsort(rank[conditions.label], kind="stable")[:n])
+
+
+def _question(fitted: Fitted, i: int, way: str) -> Question:
+    """Ask for a training condition as if it, its label, its perturbation or its context were not known."""
+    c = fitted.conditions
+    label, context = str(c.perturbations[i]), str(c.contexts[i])
+    if way == "perturbation":
+        return Question(label, context, fitted.members.labels_sharing(label))
+    if way == "label":
+        return Question(label, context, frozenset({label}))
+    return Question(label, context, hides_context=way == "context")
+
+
+def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> Fitted:
+    """Fit the stacks and calibrate variances by conditions that were left out."""
+    y, noise = fitted.members.seen.changes, fitted.members.noise
+    asked: dict[tuple[Origin, bool], list[tuple[int, str, Question]]] = {}
+    for way, left_out in fitted.left_out.items():
+        for i in rng.permutation(np.intersect1d(left_out.rows, judged))[:_STACKED]:
+            question = _question(fitted, int(i), way)
+            origin = fitted.members.origin(question)
+            if way == "label" and origin in (Origin.NEAREST, Origin.OTHERS):
+                continue  # asked by way of the perturbation
+            asked.setdefault((origin, way == "context"), []).append((int(i), way, question))
+    # the same question by two ways (a condition whose perturbation is nowhere else) counts once
+    for key, questions in asked.items():
+        asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
+    stacks, inflation, residuals, variances = {}, {}, [], []
+    scores: dict[str, dict[str, float]] = {}
+    usual = np.median(noise.mean(axis=1)) if noise.any() else 1.0
+    for key, questions in asked.items():
+        rows = np.array([i for i, _, _ in questions])
+        kernels, of_kernels = np.empty((len(rows), y.shape[1])), np.empty((len(rows), y.shape[1]))
+        for way in {way for _, way, _ in questions}:
+            mine = np.array([k for k, (_, other, _) in enumerate(questions) if other == way])
+            kernels[mine], of_kernels[mine] = fitted.left_out[way].changes(rows[mine])
+        predicted = [
+            {"kernels": k} | fitted.members.changes(q, key[0]) for k, (_, _, q) in zip(kernels, questions, strict=True)
+        ]
+        noises = [
+            fitted.members.noise_of(q, key[0]) if "deviation" in p else None
+            for p, (_, _, q) in zip(predicted, questions, strict=True)
+        ]
+        weight = 1 / (noise[rows].mean(axis=1) + usual)
+        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight / weight.max())
+        found = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
+        residuals.append((key, y[rows] - found, noise[rows], of_kernels))
+        scores[_named(key)] = _scores(predicted, found, y[rows], fitted.conditions.contexts[rows])
+    # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
+    squares = np.concatenate([np.square(r) - n - v for _, r, n, v in residuals])
+    excess = np.maximum(squares.mean(axis=0), 0)
+    for key, residual, own_noise, variance in residuals:
+        z = np.abs(residual) / np.sqrt(np.maximum(variance + excess + own_noise, 1e-12))
+        inflation[key] = float(np.quantile(z, 0.9)) / _LEVEL
+    return replace(fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores)
+
+
+def _named(key: tuple[Origin, bool]) -> str:
+    origin, hides_context = key
+    return origin.value + (", in a context with controls only" if hides_context else "")
+
+
+def _scores(
+    predicted: Sequence[Mapping[str, np.ndarray]], stacked: np.ndarray, truth: np.ndarray, contexts: np.ndarray
+) -> dict[str, Any]:
+    """Mean absolute and root mean squared error, Pearson and PDS of every member and of the stack."""
+    rows: dict[str, np.ndarray] = {"response model": stacked}
+    for name in MEMBERS:
+        if any(name in p for p in predicted):
+            rows[name] = np.stack([p.get(name, p["kernels"]) for p in predicted])
+    return {name: change_scores(values, truth, contexts) for name, values in rows.items()}
+
+
+def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> dict[str, float]:
+    """Scores of changes ``[n, G]``: Pearson, PDS (against the others of the context), MAE and RMSE."""
+
+    def centred(values: np.ndarray) -> np.ndarray:
+        values = values - values.mean(axis=1, keepdims=True)
+        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+    ranks = []
+    for context in np.unique(contexts).tolist():
+        here = np.flatnonzero(contexts == context)[:300]
+        if len(here) > 1:
+            distance = np.stack([np.abs(truth[here] - predicted[i]).sum(axis=1) for i in here])
+            ranks.append(1 - (distance < distance.diagonal()[:, None]).mean(axis=1))
+    return {
+        "pearson": float((centred(predicted) * centred(truth)).sum(axis=1).mean()),
+        "pds": float(np.concatenate(ranks).mean()) if ranks else float("nan"),
+        "mae": float(np.abs(predicted - truth).mean()),
+        "rmse": float(np.sqrt(np.square(predicted - truth).mean())),
+        "n": len(predicted),
+    }
+
+
+def predicted_changes(
+    fitted: Fitted,
+    questions: Sequence[Question],
+    control_means: Mapping[str, np.ndarray],
+    kernels_nQ: np.ndarray | None = None,
+) -> tuple[np.ndarray, list[Origin]]:
+    """Predict changes of conditions, ``[n, G]``, and say what kind of question each was.
+
+    ``kernels_nQ`` replaces what the kernels say, where a training condition is asked for without itself.
+    """
+    if kernels_nQ is None:
+        rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
+        known = {c: m for c, m in control_means.items() if c not in fitted.kernels.control_profiles}
+        kernels = fitted.kernels
+        if kernels.control_profiles and known:
+            kernels = replace(kernels, control_profiles={**kernels.control_profiles, **known})
+        kernels_nQ = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device)
+    basis = fitted.regression.basis_QG
+    trained = set(fitted.conditions.context_names)
+    targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
+    result, origins = np.empty((len(questions), basis.shape[1]), dtype=np.float32), []
+    for i, question in enumerate(questions):
+        question = replace(question, hides_context=question.hides_context or question.context not in trained)
+        origin = fitted.members.origin(question)
+        stack = fitted.stacks.get((origin, question.hides_context)) or fitted.stacks.get((origin, False))
+        stack = stack or Stack.default()
+        changes = {"kernels": kernels_nQ[i] @ basis}
+        if stack.weights[0] < 1 or stack.unshrunk.any():
+            changes |= fitted.members.changes(question, origin)
+        noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
+        result[i] = stack.apply(changes, noise)
+        if fitted.own is not None and question.context in control_means:
+            for gene in targets[i]:
+                expression = float(control_means[question.context][gene])
+                knows = origin is not Origin.OTHERS and not question.without
+                result[i, gene] = fitted.own.predict(
+                    str(fitted.responses.genes[gene]), question.context, expression, knows_elsewhere=knows
+                )
+        origins.append(origin)
+    return result, origins
