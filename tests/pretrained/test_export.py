@@ -472,7 +472,7 @@ ARC_REFUSALS = {
         {"head": "absolute", "n_batches": 2, "batch_token": True, "n_batch_classes": 2},
         "either a batch encoder or a batch token",
     ),
-    "batches without labels": ({"head": "absolute", "n_batches": 3}, "number of batch labels"),
+    "batches without labels": ({"head": "absolute", "n_batches": 3}, "as many batch labels"),
 }
 
 
