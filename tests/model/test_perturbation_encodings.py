@@ -256,7 +256,7 @@ def test_options_that_contradict_each_other_are_refused(case, pairs, register):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("B+A", r"has 'A\+B' and 'B\+A', which mean the same; write them one way, 'A\+B'"),
+        ("B+A", r"has 'A\+B' and 'B\+A', which mean the same; write both as 'A\+B'"),
         ("A+control", r"has 'A' and 'A\+control', which mean the same"),
         ("A+", r"'A\+' has an empty part"),
     ],
