@@ -46,10 +46,10 @@ def test_labels_and_settings_come_with_the_weights(golden_folder):
     assert model.provenance.non_commercial
 
 
-def test_one_hot_labels_come_in_the_order_of_the_inputs(arc, tmp_path):
+def test_one_hot_labels_come_in_the_order_of_the_inputs(arc):
     folder = arc()
     folder.perturbations = dict(reversed(folder.perturbations.items()))
-    table = read_arc_folder(folder.write(tmp_path / "folder")).perturbations
+    table = read_arc_folder(folder.write()).perturbations
     assert table.one_hot
     assert table.names == ("control", "P0", "P1", "P2", "P3")
 
@@ -100,10 +100,10 @@ def test_a_missing_checkpoint_is_an_error_that_lists_those_there_are(golden_fold
         read_arc_folder(golden_folder(), "best")
 
 
-def test_hyper_parameters_may_lie_beside_the_checkpoint(arc, tmp_path):
+def test_hyper_parameters_may_lie_beside_the_checkpoint(arc):
     folder = arc()
     hyper, folder.hyper = folder.hyper, {}
-    path = folder.write(tmp_path / "folder")
+    path = folder.write()
     (path / "version_0").mkdir()
     text = yaml.safe_dump(hyper).replace("cell_set_len: 8", "cell_set_len: " + NUMPY_EIGHT)
     (path / "version_0" / "hparams.yaml").write_text(text)
@@ -129,11 +129,11 @@ NUMPY_EIGHT = """&id002 !!python/object/apply:numpy._core.multiarray.scalar
   CAAAAAAAAAA="""
 
 
-def test_numpy_scalars_are_read_as_plain_values(arc, tmp_path):
+def test_numpy_scalars_are_read_as_plain_values(arc):
     folder = arc()
     folder.hyper |= {"cell_set_len": np.int64(8), "dropout": np.float32(0.25), "control_pert": np.str_("control")}
     folder.perturbations = {np.str_(name): row for name, row in folder.perturbations.items()}
-    path = folder.write(tmp_path / "folder")
+    path = folder.write()
     (path / "var_dims.pkl").write_bytes(pickle.dumps({"gene_names": list(np.array(["x"])), "n": np.int64(3)}))
     model = read_arc_folder(path)
     assert type(model.set_size) is int
@@ -155,17 +155,17 @@ def test_numpy_scalars_are_read_as_plain_values(arc, tmp_path):
         ({"backbone": "gpt2"}, "causal", True),
     ],
 )
-def test_attention_follows_the_rule_and_says_so(arc, tmp_path, options, attention, certain):
+def test_attention_follows_the_rule_and_says_so(arc, options, attention, certain):
     options = {**options, "head_dim": 5} if options.get("backbone") == "gpt2" else options
-    model = read_arc_folder(arc(**options).write(tmp_path / "folder"))
+    model = read_arc_folder(arc(**options).write())
     assert model.config.attention == attention
     assert model.provenance.attention_certain is certain
     assert model.provenance.attention_reason
     assert any("diagnose_attention" in note for note in model.notes) is not certain
 
 
-def test_the_users_word_on_attention_counts_most(arc, tmp_path):
-    model = read_arc_folder(arc(flag=None).write(tmp_path / "folder"), attention="causal")
+def test_the_users_word_on_attention_counts_most(arc):
+    model = read_arc_folder(arc(flag=None).write(), attention="causal")
     assert model.config.attention == "causal"
     assert model.provenance.attention_reason == "given by the user"
 
@@ -173,8 +173,8 @@ def test_the_users_word_on_attention_counts_most(arc, tmp_path):
 # What is left out, and what is refused.
 
 
-def test_the_report_names_every_tensor_and_the_dropped_table(each_golden, tmp_path):
-    model = read_arc_folder(each_golden.folder.write(tmp_path / "folder"))
+def test_the_report_names_every_tensor_and_the_dropped_table(each_golden):
+    model = read_arc_folder(each_golden.folder.write())
     assert model.report is not None
     assert model.report.loaded == set(model.state_dict)
     table = model.report.table
@@ -182,16 +182,16 @@ def test_the_report_names_every_tensor_and_the_dropped_table(each_golden, tmp_pa
     assert "loaded" in model.report.text()
 
 
-def test_a_token_table_that_is_not_zero_is_not_dropped(arc, tmp_path):
+def test_a_token_table_that_is_not_zero_is_not_dropped(arc):
     folder = arc()
     folder.state[f"{BACKBONE}.embed_tokens.weight"][3, 2] = 1e-3
     with pytest.raises(UnsafeFileError, match="table of zeros"):
-        read_arc_folder(folder.write(tmp_path / "folder"))
+        read_arc_folder(folder.write())
 
 
 @pytest.mark.parametrize(("key", "space"), [(None, "all"), ("X_hvg", "gene")])
-def test_a_decoder_that_never_trained_is_left_out_and_named(arc, tmp_path, key, space):
-    model = read_arc_folder(arc(embed_key=key, space=space, decoder="plain").write(tmp_path / "folder"))
+def test_a_decoder_that_never_trained_is_left_out_and_named(arc, key, space):
+    model = read_arc_folder(arc(embed_key=key, space=space, decoder="plain").write())
     assert model.config.gene_decoder is None
     assert "never trained" in model.report.text()
 
@@ -200,11 +200,11 @@ def test_a_decoder_that_never_trained_is_left_out_and_named(arc, tmp_path, key, 
     ("tensor", "message"),
     [("px_scale.weight", "negative-binomial"), ("log_theta", "negative-binomial"), ("read_depth", "State Embedding")],
 )
-def test_unsupported_decoders_are_refused_by_name(arc, tmp_path, tensor, message):
+def test_unsupported_decoders_are_refused_by_name(arc, tensor, message):
     folder = arc(embed_key="X_state", space="all")
     folder.state[f"gene_decoder.{tensor}"] = torch.ones(3)
     with pytest.raises(ValueError, match=message):
-        read_arc_folder(folder.write(tmp_path / "folder"))
+        read_arc_folder(folder.write())
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,11 @@ def test_unsupported_decoders_are_refused_by_name(arc, tmp_path, tensor, message
         ({"transformer_backbone_kwargs": {"num_attention_heads": 5, "head_dim": 6}}, "rows of q_proj"),
     ],
 )
-def test_hyper_parameters_that_cannot_be_are_refused(arc, tmp_path, change, message):
+def test_hyper_parameters_that_cannot_be_are_refused(arc, change, message):
     folder = arc()
     folder.hyper |= change
     with pytest.raises(ValueError, match=message):
-        read_arc_folder(folder.write(tmp_path / "folder"))
+        read_arc_folder(folder.write())
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_hyper_parameters_that_cannot_be_are_refused(arc, tmp_path, change, mess
         ({"pert_encoder.0.bias": [1.0] * 20}, "not a tensor"),
     ],
 )
-def test_tensors_must_match_one_to_one(arc, tmp_path, change, message):
+def test_tensors_must_match_one_to_one(arc, change, message):
     folder = arc()
     for name, tensor in change.items():
         if tensor is None:
@@ -250,7 +250,7 @@ def test_tensors_must_match_one_to_one(arc, tmp_path, change, message):
         else:
             folder.state[name] = tensor
     with pytest.raises(UnsafeFileError, match=message):
-        read_arc_folder(folder.write(tmp_path / "folder"))
+        read_arc_folder(folder.write())
 
 
 def test_maps_of_another_model_are_refused(arc, tmp_path):
@@ -281,10 +281,10 @@ def test_what_is_not_needed_may_be_missing(golden_folder):
     assert read_arc_folder(folder).contexts is None
 
 
-def test_genes_that_the_folder_does_not_name_can_be_given(arc, tmp_path):
+def test_genes_that_the_folder_does_not_name_can_be_given(arc):
     folder = arc()
     folder.hyper["gene_names"] = [f"G{i}" for i in range(62_710)]
-    path = folder.write(tmp_path / "folder")
+    path = folder.write()
     model = read_arc_folder(path)
     assert model.genes is None
     assert any("does not name the genes of the network, 24" in note for note in model.notes)
@@ -320,16 +320,16 @@ def lora_gpt2(arc):
     return folder, plain + 3 * (b @ a).T
 
 
-def test_lora_of_gpt2_is_folded_transposed(arc, tmp_path):
+def test_lora_of_gpt2_is_folded_transposed(arc):
     folder, expected = lora_gpt2(arc)
-    state = read_arc_folder(folder.write(tmp_path / "folder")).state_dict
+    state = read_arc_folder(folder.write()).state_dict
     torch.testing.assert_close(state["backbone.blocks.0.attention.qkv.weight"], expected.T.contiguous())
 
 
 @pytest.mark.parametrize(
     ("change", "message"), [("alpha", "lora.alpha"), ("partner", "incomplete"), ("stray", "adapts no matrix")]
 )
-def test_incomplete_lora_is_refused(arc, tmp_path, change, message):
+def test_incomplete_lora_is_refused(arc, change, message):
     folder, _ = lora_gpt2(arc)
     stem = f"{BACKBONE}.base_model.model.h.0"
     if change == "alpha":
@@ -339,13 +339,13 @@ def test_incomplete_lora_is_refused(arc, tmp_path, change, message):
     else:
         folder.state[f"{stem}.mlp.c_fc.lora_A.default.weight"] = torch.ones(2, 20)
     with pytest.raises(UnsafeFileError, match=message):
-        read_arc_folder(folder.write(tmp_path / "folder"))
+        read_arc_folder(folder.write())
 
 
-def test_half_precision_weights_are_read_as_single(arc, tmp_path):
+def test_half_precision_weights_are_read_as_single(arc):
     folder = arc()
     folder.state = {name: tensor.half() for name, tensor in folder.state.items()}
-    state = read_arc_folder(folder.write(tmp_path / "folder")).state_dict
+    state = read_arc_folder(folder.write()).state_dict
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 

@@ -383,7 +383,7 @@ def test_a_prior_file_missing_cut_short_or_without_a_hash_is_refused(exported, t
 # Weights without a prior as the start of a model with one.
 
 
-def test_other_weights_get_no_prior_unless_asked(make_model, train, register, tmp_path):
+def test_other_weights_get_no_prior_unless_asked(make_model, train, tmp_path):
     model = train(make_model())
     model.export(tmp_path / "export")
     assert TahoeST.from_pretrained(tmp_path / "export", model.adata).prior == "none"
@@ -492,14 +492,14 @@ def test_without_a_control_label_there_is_no_arc_export():
 # Inspection.
 
 
-def test_an_inspection_tells_what_a_folder_holds(each_golden, tmp_path):
-    text = inspect_folder(each_golden.folder.write(tmp_path / "folder"))
+def test_an_inspection_tells_what_a_folder_holds(each_golden):
+    text = inspect_folder(each_golden.folder.write())
     for word in ("attention", "set size", "non-targeting", "dropped", "Non-Commercial", "checkpoints/final.ckpt"):
         assert word in text
 
 
-def test_an_assumed_attention_is_marked(arc, tmp_path):
-    text = describe(read_arc_folder(arc(flag=None).write(tmp_path / "folder")))
+def test_an_assumed_attention_is_marked(arc):
+    text = describe(read_arc_folder(arc(flag=None).write()))
     assert "[assumed]" in text
 
 

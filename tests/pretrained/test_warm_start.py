@@ -24,7 +24,7 @@ from scvi_tahoe.pretrained import (
 @pytest.fixture
 def load(arc, tmp_path):
     def make(**options):
-        return read_arc_folder(arc(**options).write(tmp_path / "folder"))
+        return read_arc_folder(arc(**options).write())
 
     return make
 
@@ -219,8 +219,8 @@ def test_without_its_batch_encoder_a_network_keeps_the_mean_batch(load):
     torch.testing.assert_close(state[last], expected)
 
 
-def test_features_are_compared_where_labels_are_shared(golden, tmp_path):
-    source = read_arc_folder(golden("expr_all_feat").folder.write(tmp_path / "folder"))
+def test_features_are_compared_where_labels_are_shared(golden):
+    source = read_arc_folder(golden("expr_all_feat").folder.write())
     table = source.perturbations
     same = EmbeddingTable(("GENE1", "other"), np.stack([table.matrix[1], np.ones(32, np.float32)]))
     assert start(source, perturbations=same).report.loaded
