@@ -172,7 +172,7 @@ def random_cells(seed, *shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_loss_of_a_decoder_is_that_of_the_cells_and_a_shift_their_change():
+def test_a_decoder_has_the_loss_of_cells_and_a_shift_their_change():
     x, y = random_cells(0, 3, 5, 4), random_cells(1, 3, 6, 4)
     torch.testing.assert_close(decoder_loss(x, y, distance=delta_mse), delta_mse(x, y))
     assert decoder_loss(x, x, distance=delta_mse).tolist() == [0, 0, 0]
