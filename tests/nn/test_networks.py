@@ -96,7 +96,7 @@ def test_padding_changes_nothing_for_the_cells_that_are_there(attention, backbon
     torch.testing.assert_close(long.batch_logits_SB, short.batch_logits_SB, atol=1e-5, rtol=1e-5)
 
 
-def test_an_untrained_delta_network_predicts_its_controls_or_the_given_base():
+def test_an_untrained_delta_network_predicts_its_base():
     assert torch.equal(build()(cells(), perturbations()).prediction_SNG, cells())
     prediction = build(n_input=3)(cells(width=3), perturbations(), base_SNG=cells()).prediction_SNG
     assert torch.equal(prediction, cells())

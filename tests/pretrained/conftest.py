@@ -230,13 +230,10 @@ def _draw_tokens(draw, o):
 def _draw_decoder(draw, o):
     widths = [o.n_out or o.n_in, 16, 16, 16]
     for k in range(3):
-        linear, norm = (
-            (f"blocks.{k}.0", f"blocks.{k}.1")
-            if o.decoder == "residual"
-            else (f"decoder.{4 * k}", f"decoder.{4 * k + 1}")
-        )
-        draw.linear(f"gene_decoder.{linear}", widths[k + 1], widths[k])
-        draw.norm(f"gene_decoder.{norm}", widths[k + 1])
+        names = (f"blocks.{k}.{i}" if o.decoder == "residual" else f"decoder.{4 * k + i}" for i in range(2))
+        linear, norm = (f"gene_decoder.{name}" for name in names)
+        draw.linear(linear, widths[k + 1], widths[k])
+        draw.norm(norm, widths[k + 1])
     draw.linear("gene_decoder.final_layer.0" if o.decoder == "residual" else "gene_decoder.decoder.12", 30, 16)
 
 
@@ -276,19 +273,13 @@ def _hyper(draw, o):
         draw.norm(f"{BACKBONE}.ln_f", o.hidden)
         draw.state[f"{BACKBONE}.wte.weight"] = torch.zeros(50, o.hidden)
         draw.state[f"{BACKBONE}.wpe.weight"] = torch.zeros(16, o.hidden)
+    key, n_genes = "llama" if o.backbone == "llama" else "GPT2", 30 if o.decoder else o.n_out or o.n_in
     return {
-        "transformer_backbone_key": "llama" if o.backbone == "llama" else "GPT2",
-        "transformer_backbone_kwargs": settings,
-        "cell_set_len": 8,
-        "output_space": o.space,
-        "embed_key": o.embed_key,
-        "predict_residual": o.residual,
-        "mask_attn": o.mask_attn,
-        "activation": o.activation,
-        "control_pert": "control",
-        "lr": 1e-4,
-        "gene_names": [f"G{i}" for i in range(30 if o.decoder else o.n_out or o.n_in)],
-    }
+        "transformer_backbone_key": key, "transformer_backbone_kwargs": settings, "cell_set_len": 8,
+        "output_space": o.space, "embed_key": o.embed_key, "predict_residual": o.residual, "mask_attn": o.mask_attn,
+        "activation": o.activation, "control_pert": "control", "lr": 1e-4,
+        "gene_names": [f"G{i}" for i in range(n_genes)],
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -334,14 +325,8 @@ def refused(tmp_path):
 
 def _hub_environment(address, home):
     """What tells the hub's client where the hub is, and keeps it away from the user's own settings."""
-    return {
-        "HF_ENDPOINT": address,
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HOME": str(home),
-        "HF_TOKEN": "hf_none",
-    }
+    disabled = {f"HF_HUB_DISABLE_{what}": "1" for what in ("TELEMETRY", "XET", "PROGRESS_BARS")}
+    return {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": "hf_none", **disabled}
 
 
 @pytest.fixture

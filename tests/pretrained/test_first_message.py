@@ -87,7 +87,7 @@ def test_a_wrong_scale_or_order_is_noticed_whatever_labels_are_new(published, ad
 
 
 @pytest.mark.filterwarnings("ignore:no cell validates", "ignore:Found", "ignore:Total length")
-def test_an_attention_is_warned_about_until_it_is_given_or_trained_with(published, adata, tmp_path):
+def test_an_attention_is_warned_about_until_it_is_given_or_trained(published, adata, tmp_path):
     with pytest.warns(UserWarning, match="Attention of ST-Tahoe: the folder does not say.*full is assumed"):
         model = TahoeST.from_pretrained(published, adata, genes=list(adata.var_names), check_scale=False)
     model.export(tmp_path / "before")

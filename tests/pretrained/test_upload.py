@@ -74,7 +74,7 @@ def test_nothing_is_pushed_that_nobody_allowed(model, hub, tmp_path):
     assert not list(hub.folder.iterdir())
 
 
-def test_cells_are_not_passed_on_unasked_nor_weights_without_their_licence(model):
+def test_neither_cells_nor_weights_are_passed_on_unasked(model):
     ours = replace(model.provenance, non_commercial=False, format="scratch")
     with pytest.raises(PermissionError, match="3 cells of the training data"):
         push_model(replace(model, provenance=ours, prior={"donor_condition": [0, 0, 1]}), "someone/st-model")

@@ -74,7 +74,7 @@ def test_a_tensor_without_loaded_values_trains_whole(trained, train):
     assert not any("head" in name for name in trained.adapters_["layers"])
 
 
-def test_a_saved_model_keeps_its_adapters_apart_and_an_export_merges_them(adapted, tmp_path):
+def test_a_saved_model_keeps_its_adapters_and_an_export_merges_them(adapted, tmp_path):
     model, before, _ = adapted
     model.save(tmp_path / "model")
     loaded = TahoeST.load(tmp_path / "model", model.adata)
