@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._baselines import BaselineInputs
     from scvi_tahoe.evaluate._cells import CellTable, Matrix
 
-    Move = Callable[[NDArray[np.intp]], NDArray[np.floating]]  # of chosen cells
+    Vector = NDArray[np.floating]
+    Move = Callable[[NDArray[np.intp]], Vector]  # of chosen cells
 
 
 #: genes whose columns are made dense at a time
@@ -80,26 +81,15 @@ def _moved_cells(inputs: BaselineInputs, move: Callable[..., Move], seed: int) -
 
 
 def quantile_map(
-    cells: Matrix,
-    source_controls: Matrix,
-    target_controls: Matrix,
-    uniform: NDArray[np.floating],
+    cells: Matrix, source_controls: Matrix, target_controls: Matrix, uniform: NDArray[np.floating]
 ) -> NDArray[np.float32]:
     """Return the cells as they would look in another population, ``[C, G]``.
 
     Each value is looked up in the source's control cells of its gene, which gives the interval of quantiles that it
     occupies there (a wide one for zeros); a point of that interval, drawn by ``uniform``, is read off the target's
     control cells with linear interpolation. The spread and the zeros of real cells are kept, which a shifted mean
-    loses.
-
-    Parameters
-    ----------
-    cells
-        Expression to move, ``[C, G]``.
-    source_controls, target_controls
-        Control cells of the population that the cells come from and of the one they go to, ``[any, G]``.
-    uniform
-        Draws from the unit interval, ``[C, G]``.
+    loses. Cells and ``uniform``, draws from the unit interval, are ``[C, G]``, control cells of either population
+    ``[any, G]``.
     """
     mapped = np.empty(cells.shape, dtype=np.float32)
     for start in range(0, cells.shape[1], _GENES):
@@ -116,12 +106,7 @@ def quantile_map(
     return mapped
 
 
-def _map_gene(
-    value: NDArray[np.floating],
-    source: NDArray[np.floating],
-    target: NDArray[np.floating],
-    draw: NDArray[np.floating],
-) -> NDArray[np.floating]:
+def _map_gene(value: Vector, source: Vector, target: Vector, draw: Vector) -> Vector:
     """Map one gene; both control vectors are sorted."""
     first = np.zeros(len(value), dtype=np.intp)
     last = np.full(len(value), np.searchsorted(source, 0, side="right"))

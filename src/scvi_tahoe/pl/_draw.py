@@ -62,20 +62,8 @@ def register_figure(function: Draw) -> Draw:
 
 
 def draw(kind: str, result: Result, **kwargs: Any) -> Figure:
-    """Draw the figure with the given name.
+    """Draw ``"bars"``, ``"cells"``, ``"deltas"``, ``"fold_changes"``, ``"ranks"`` or ``"similarity"``.
 
-    Parameters
-    ----------
-    kind
-        ``"bars"``, ``"cells"``, ``"deltas"``, ``"fold_changes"``, ``"ranks"`` or ``"similarity"``.
-    result
-        Evaluation result.
-    **kwargs
-        Passed to the function with that name.
-
-    Raises
-    ------
-    ValueError
-        If there is no such figure.
+    ``kwargs`` are those of the function with that name; a ValueError if there is none.
     """
     return FIGURES.find(kind)(result, **kwargs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -40,13 +40,11 @@ _PLACES = [
 ]
 
 
-@contextlib.contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """Draw with the package's settings; those of the user are restored afterwards."""
     from matplotlib import rc_context
 
-    with rc_context(_RC):
-        yield
+    return rc_context(_RC)
 
 
 def new_figure(width: float, height: float) -> Figure:
