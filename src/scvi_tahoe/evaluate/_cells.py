@@ -37,16 +37,7 @@ class SelectedRows:
     def __init__(self, matrix: NDArray[np.floating] | SelectedRows, rows: NDArray[np.intp]) -> None:
         self._rows: NDArray[np.intp] = matrix._rows[rows] if isinstance(matrix, SelectedRows) else rows
         self._matrix: NDArray[np.floating] = matrix._matrix if isinstance(matrix, SelectedRows) else matrix
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of selected rows and of columns."""
-        return len(self._rows), self._matrix.shape[1]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return self._matrix.dtype
+        self.shape, self.dtype = (len(self._rows), self._matrix.shape[1]), self._matrix.dtype
 
     def __len__(self) -> int:
         return len(self._rows)

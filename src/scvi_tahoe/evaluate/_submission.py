@@ -58,7 +58,8 @@ def submission(
 ) -> Path:
     """Write and verify a submission file for the Virtual Cell Challenge 2026.
 
-    The file is read back and compared before it gets its final name; an existing file is replaced.
+    The file holds whole counts, columns ``target_gene`` and ``context`` and no control cells, in the sizes of
+    :class:`Rules2026`. It is read back and compared before it gets its final name; an existing file is replaced.
 
     Parameters
     ----------
@@ -81,11 +82,6 @@ def submission(
     ------
     ValueError
         If the prediction breaks a rule of the challenge, or the year is not 2026; the message says what to do.
-
-    Notes
-    -----
-    18,533 genes in order, 400 cells for each of 300 targets in each of 3 contexts, whole counts, at most 1,000,000 in a
-    cell and 4.75e9 stored in all, columns ``target_gene`` and ``context``, no control rows.
     """
     if year == 2025:
         raise ValueError(

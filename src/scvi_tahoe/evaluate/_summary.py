@@ -133,11 +133,9 @@ def _group_means(table: pd.DataFrame, group: pd.Series, *, full_depth: bool = Fa
 
 
 def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArray[np.float64]]:
-    """Resample perturbations within each context and average as the summary does: contexts one by one, then their mean.
+    """Resample perturbations within each context and average as the summary does: ``[resamples, metrics]`` a table.
 
     All tables, of one index (context, perturbation), are resampled alike, so that differences between them are paired.
-    Missing scores are left out of a mean. Returns the resampled means of each table, ``[resamples, metrics]``.
-
     Nonparametric bootstrap of Efron (1979), over perturbations: it tells how scores would vary over other perturbations
     of the same kind, not over other cells or other trainings.
     """

@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.pl._draw import register_figure
-from scvi_tahoe.pl._style import BASELINE, CEILING, OBSERVED, PREDICTED, fit_title, label_points, new_figure, style
+from scvi_tahoe.pl._figure import (
+    BASELINE,
+    CEILING,
+    OBSERVED,
+    PREDICTED,
+    fit_title,
+    label_points,
+    new_figure,
+    register_figure,
+    style,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._draw import Effects, Result
+    from scvi_tahoe.pl._figure import Effects, Result
 
 _FDR = 0.05
 #: cosines below are marked, since the map's red and blue are alike in print

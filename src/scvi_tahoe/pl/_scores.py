@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.pl._draw import register_figure
-from scvi_tahoe.pl._style import BASELINE, CEILING, OBSERVED, PREDICTED, label_points, new_figure, style
+from scvi_tahoe.pl._figure import (
+    BASELINE,
+    CEILING,
+    OBSERVED,
+    PREDICTED,
+    label_points,
+    new_figure,
+    register_figure,
+    style,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._draw import Result
+    from scvi_tahoe.pl._figure import Result
 
 #: shares beyond these limits are clipped and marked by an arrow
 _LIMITS = (-0.5, 1.5)

@@ -1,15 +1,18 @@
-"""Colours, sizes and the placement of names in all figures: colour-blind safe, readable in grey."""
+"""What figures share: their names, what they read of a result, colours that are safe and readable in grey, labels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from scvi_tahoe._names import Registry
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -38,6 +41,60 @@ _PLACES = [
     for distance in (1, 4, 8)
     for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 ]
+
+
+class Effects(Protocol):
+    """Deltas ``[conditions, genes]`` of (context, perturbation) pairs, as in :class:`scvi_tahoe.evaluate.Effects`."""
+
+    @property
+    def conditions(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def genes(self) -> NDArray[np.str_]: ...
+    @property
+    def observed(self) -> NDArray[np.float32]: ...
+    @property
+    def predicted(self) -> NDArray[np.float32]: ...
+
+
+class Result(Protocol):
+    """Scores and effects of one prediction, as in :class:`scvi_tahoe.evaluate.EvaluationResult`."""
+
+    @property
+    def summary(self) -> pd.DataFrame: ...
+    @property
+    def per_perturbation(self) -> pd.DataFrame: ...
+    @property
+    def effects(self) -> Effects: ...
+    @property
+    def cells(self) -> pd.DataFrame: ...
+    @property
+    def de_observed(self) -> pd.DataFrame | None: ...
+    @property
+    def de_predicted(self) -> pd.DataFrame | None: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    def metric_label(self, metric: str) -> str: ...
+    @staticmethod
+    def comparison(results: Mapping[str, Any], *, metrics: Sequence[str] | None = None) -> pd.DataFrame: ...
+
+
+Draw = TypeVar("Draw", bound="Callable[..., Figure]")
+
+FIGURES: Registry[Callable[..., Figure]] = Registry("figure")
+
+
+def register_figure(function: Draw) -> Draw:
+    """Register a function that draws a result under its own name."""
+    FIGURES.register(function.__name__, function)
+    return function
+
+
+def draw(kind: str, result: Result, **kwargs: Any) -> Figure:
+    """Draw ``"bars"``, ``"cells"``, ``"deltas"``, ``"fold_changes"``, ``"ranks"`` or ``"similarity"``.
+
+    ``kwargs`` are those of the function with that name; a ValueError if there is none.
+    """
+    return FIGURES.find(kind)(result, **kwargs)
 
 
 def style() -> AbstractContextManager[None]:
