@@ -76,7 +76,7 @@ def cell_eval_scores(
     truth, cells = sides.truth, sides.predicted_cells
     if truth is None or cells is None:
         raise ValueError("cell-eval needs the cells of both sides.")
-    control = truth.control
+    control, de_observed = truth.control, truth.differential_expression  # tested here, where progress may be shown
     if profile == _PROFILE_OF_CELLS:
         whole = cells if controls is None else concatenate(controls, cells, cells.perturbation != control)
         real, pred = (side.to_adata(perturbation_key=LABEL_COLUMN) for side in (truth.cells, whole))
@@ -92,7 +92,7 @@ def cell_eval_scores(
         pipeline = MetricPipeline(profile=profile, break_on_error=True)
         if len(truth.perturbations) < 3:
             pipeline.skip_metrics(_NEED_THREE)
-        pipeline.compute_de_metrics(initialize_de_comparison(truth.differential_expression, de_predicted))
+        pipeline.compute_de_metrics(initialize_de_comparison(de_observed, de_predicted))
         pipeline.compute_anndata_metrics(pair)
         scores = pd.DataFrame(pipeline.get_results().to_dict(as_series=False)).set_index("perturbation")
     scores.index = scores.index.astype(str)
