@@ -217,16 +217,16 @@ def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
 def _verify_names(data: AnnOrMuData, keys: ScreenKeys) -> None:
     adata = expression_adata(data, keys)
     for names, what, remedy in ((adata.var_names, "gene", "var"), (adata.obs_names, "cell", "obs")):
-        verify_unique(names, f"{what} names", f"; call adata.{remedy}_names_make_unique()")
+        verify_unique(names, what, f"; call adata.{remedy}_names_make_unique()")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"the screen is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
 
 
-def verify_unique(names: pd.Index, what: str, remedy: str = "") -> None:
+def verify_unique(names: pd.Index, what: str, more: str) -> None:
     """Refuse names that are not unique."""
     if not names.is_unique:
         twice = [str(name) for name in names[names.duplicated()].unique()[:5]]
-        raise ValueError(f"{what} must be unique, and these occur more than once: {twice}{remedy}.")
+        raise ValueError(f"{what} names must be unique, and these occur more than once: {twice}{more}.")
 
 
 def _verify_finite(matrix: object, where: str) -> None:
