@@ -1,4 +1,4 @@
-"""What a demo shows: the prediction next to everything that it has to beat, and how training went."""
+"""What a demo shows: the prediction next to everything that it has to beat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
-    from matplotlib.figure import Figure
 
     from scvi_tahoe.datasets import FewShotTask
     from scvi_tahoe.evaluate import EvaluationResult
@@ -64,37 +63,6 @@ def score_beside_baselines(
 
 
 def score_table(scores: pd.DataFrame) -> str:
-    """Return the scores as aligned text, one predictor per line.
-
-    Parameters
-    ----------
-    scores
-        :attr:`DemoResult.scores`.
-    """
-    decimals = {column: 1 if column == "score" else 3 for column in scores}
-    text = scores.apply(lambda column: column.map(f"{{:.{decimals[column.name]}f}}".format))
+    """Return :attr:`DemoResult.scores` as aligned text, one predictor per line."""
+    text = scores.apply(lambda column: column.map(f"{{:.{1 if column.name == 'score' else 3}f}}".format))
     return text.where(scores.notna(), "").rename_axis(None).to_string()
-
-
-def training_curve(history: pd.DataFrame) -> Figure:
-    """Draw training and validation loss (columns of `history`) by step, and mark the validation that was kept.
-
-    Each loss has its own axis: they are means over different sets of cells, so only their courses can be compared.
-    """
-    from scvi_tahoe.pl import OBSERVED, PREDICTED, new_figure
-
-    figure = new_figure(6.5, 4.5)
-    panels = figure.subplots(2, 1, sharex=True)
-    for axes, column, color in zip(panels, ("train_loss", "validation_loss"), (OBSERVED, PREDICTED), strict=True):
-        seen = history.dropna(subset=[column])
-        axes.plot(seen["step"], seen[column], color=color, lw=1.6, marker="." if len(seen) < 50 else "")
-        axes.set_ylabel(column.replace("_", " "))
-        axes.spines[["top", "right"]].set_visible(False)
-    best = history.sort_values("validation_loss").iloc[0]
-    panels[1].plot(best["step"], best["validation_loss"], "o", color=PREDICTED, ms=7)
-    panels[1].set_xlabel("step")
-    figure.suptitle(
-        f"Training: the weights of step {best['step']:.0f} were kept (validation loss {best['validation_loss']:.4f})",
-        fontsize=10,
-    )
-    return figure

@@ -44,7 +44,7 @@ from scvi_tahoe.study._training_log import read_training_log
 from scvi_tahoe.training import TahoeTrainingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from scvi_tahoe.study._data import RunData
 
@@ -53,12 +53,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run left.
+    """What a run left in its folder.
 
     Attributes
     ----------
-    folder
-        Its folder.
     best_step, best_value
         Step and value of the best validation; the model has the weights of that step.
     scores
@@ -72,6 +70,11 @@ class RunResult:
     best_value: float | None
     scores: EvaluationResult | None
     seconds: dict[str, float]
+
+    @property
+    def vcc(self) -> Mapping[str, Any] | None:
+        """Overall score of the challenge, if one was computed."""
+        return None if self.scores is None else self.scores.vcc
 
 
 def finetune(
@@ -98,10 +101,6 @@ def finetune(
         Folder for what the scoring of runs on the same data shares.
     report
         Called with a line of text at each step.
-
-    Returns
-    -------
-    :class:`RunResult`.
 
     Raises
     ------
@@ -156,7 +155,7 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threa
         validate_every=plan.setting["validate_every"], threads=threads or run.train.threads,
         plan={k: v for k, v in plan.plan.to_kwargs().items() if k not in PLAN_ELSEWHERE},
     )  # fmt: skip
-    split = run.split if data.held_out is not None and run.split is not None else data.split.to_dict()
+    split = data.split.to_dict() if data.held_out is None or run.split is None else run.split
     # labels of a named screen are not written: they come with its name
     cells = (run.data if run.data.dataset is not None else data.config).replaced(sha256=sha256)
     spelled = run.model.replaced(
@@ -217,13 +216,9 @@ class _Job:
             if not (self.folder / name).exists():
                 step()
         training, total = read_json(self.folder / TRAINING), time.perf_counter() - start
-        result = {
-            "best_step": training["best_step"],
-            "best_value": training["best_value"],
-            "monitor": self.run.train.monitor,
-            "seconds": {"training": training["seconds"], "total": max(total, training["seconds"])},
-            "config": CONFIG,
-        }
+        seconds = training.pop("seconds")
+        spent = {"training": seconds, "total": max(total, seconds)}
+        result = training | {"monitor": self.run.train.monitor, "seconds": spent, "config": CONFIG}
         write_json(self.folder / RESULT, result)
 
     def _train(self) -> None:
@@ -237,17 +232,13 @@ class _Job:
             self.model.save(partial)
 
     def _predict(self) -> None:
-        counts = self.run.score.counts_layer
+        held_out, counts = self.data.held_out, self.run.score.counts_layer
         TahoeST.setup_anndata(self.data.train, **self.data.config.keys)
         model = TahoeST.load(self.folder / MODEL, adata=self.data.train)
         predicted = model.predict(
-            self.data.held_out,
-            **arguments_for_observed(self.data.held_out, model.keys),
-            output="expression" if counts is None else "counts",
-            counts_layer=counts,
-            seed=self.run.seed,
-            progress=self.progress,
-        )
+            held_out, **arguments_for_observed(held_out, model.keys), counts_layer=counts,
+            output="expression" if counts is None else "counts", seed=self.run.seed, progress=self.progress,
+        )  # fmt: skip
         with atomic_write(self.folder / PREDICTION) as partial:
             predicted.write_h5ad(partial)
 
@@ -310,8 +301,7 @@ def dry_run_text(config: str | Path) -> str:
 
 def result_text(result: RunResult, *, as_json: bool = False) -> str:
     """Return what a run left, for a terminal or for a script."""
-    summary = None if result.scores is None else result.scores.summary
-    vcc = None if result.scores is None else result.scores.vcc
+    summary, vcc = None if result.scores is None else result.scores.summary, result.vcc
     if as_json:
         values = {
             "folder": str(result.folder),

@@ -49,8 +49,7 @@ def run_study(
 
     Returns
     -------
-    :class:`StudyResult`. The folder holds one folder a round, ``scores.csv``, ``curves.png``, ``scores.png`` and
-    ``report.html``.
+    The folder holds one folder a round, ``scores.csv``, ``curves.png``, ``scores.png`` and ``report.html``.
 
     Raises
     ------
@@ -59,7 +58,7 @@ def run_study(
     FileNotFoundError
         If there is no such study.
     """
-    config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
+    config = merged(studies)
     folder = (Path("studies") / config.name if folder is None else Path(folder)).resolve()
     _verify_cells(config, folder)
     _claim_folder(folder, config)
@@ -71,9 +70,9 @@ def run_study(
         result = finetune(
             config.run(one, folder), folder / one.name, progress=progress, truth_cache=folder / ".truth", report=report
         )
-        best, vcc = result.best_value, None if result.scores is None else result.scores.vcc
-        line = f"{one.name}: {result.seconds['total']:.0f} s"
-        line += "" if best is None else f", best validation {best:.4g} at step {result.best_step}"
+        vcc, line = result.vcc, f"{one.name}: {result.seconds['total']:.0f} s"
+        if result.best_value is not None:
+            line += f", best validation {result.best_value:.4g} at step {result.best_step}"
         report(line + ("" if vcc is None else f", {overall_title(vcc)} {vcc['overall']:.1f}"))
     return _conclude(folder, config)
 
@@ -140,15 +139,14 @@ def _conclude(folder: Path, config: StudyConfig) -> StudyResult:
 
 def rounds_text(*studies: StudyConfig | str | Path) -> str:
     """Return the rounds of a study, one a line."""
-    config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
+    config = merged(studies)
     lines = [f"{config.title or config.name}: {len(config.rounds)} rounds"]
     for one in config.rounds:
         run = config.run(one, Path())
         sizes = (run.train.max_steps, run.train.batch_size, run.model.set_size)
         steps, sets, cells = ("the usual" if n is None else f"{n:,}" for n in sizes)
-        start = f"from {one.source}, {one.start.get('checkpoint', 'best')}" if one.source else "from scratch"
         lines.append(
-            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {run.model.representation}, {start}: "
+            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {run.model.representation}, {one.origin}: "
             f"{one.title}"
         )
     return "\n".join([*lines, "Nothing was written."])
