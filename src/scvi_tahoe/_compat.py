@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
 
-__all__ = [
-    "AnnOrMuData",
-    "ask_for_sigterm_seldom",
-    "begin_next_epoch",
-    "history_as_frames",
-    "history_as_lists",
-    "quiet_lightning",
-    "require",
-]
-
 AnnOrMuData: TypeAlias = AnnData | MuData
 
 
@@ -39,9 +30,7 @@ def history_as_lists(history: dict[str, pd.DataFrame] | None) -> dict[str, Any] 
     scvi-tools pickles ``history_`` with the model, and DataFrames pickled by pandas 3 (scvi-tools 1.5) cannot be read
     by pandas 2 (scvi-tools 1.4). May go when scvi-tools 1.4 is no longer supported.
     """
-    if history is None:
-        return None
-    return {
+    return history and {
         name: {"index_name": frame.index.name, "index": frame.index.tolist(), "values": frame.iloc[:, 0].tolist()}
         if isinstance(frame, pd.DataFrame)
         else frame
@@ -51,9 +40,7 @@ def history_as_lists(history: dict[str, pd.DataFrame] | None) -> dict[str, Any] 
 
 def history_as_frames(history: dict[str, Any] | None) -> dict[str, pd.DataFrame] | None:
     """Undo :func:`history_as_lists`."""
-    if history is None:
-        return None
-    return {
+    return history and {
         name: pd.DataFrame({name: entry["values"]}, index=pd.Index(entry["index"], name=entry["index_name"]))
         if isinstance(entry, dict)
         else entry
@@ -69,9 +56,8 @@ def quiet_lightning() -> Iterator[None]:
     ``NameError``. The exception itself is raised as ever.
     """
     names = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")
-    chatty = [logging.getLogger(f"lightning.pytorch.{name}") for name in names]
-    levels = [log.level for log in chatty]
-    for log in chatty:
+    levels = {log: log.level for log in (logging.getLogger(f"lightning.pytorch.{name}") for name in names)}
+    for log in levels:
         log.setLevel(logging.WARNING)
     try:
         without_line: Any = _WithoutLine(sys.stdout, "Exception raised during training.")
@@ -86,7 +72,7 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             yield
     finally:
-        for log, level in zip(chatty, levels, strict=True):
+        for log, level in levels.items():
             log.setLevel(level)
 
 
@@ -143,15 +129,7 @@ def ask_for_sigterm_seldom(trainer: Trainer, every: int = 50) -> None:
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional package, or say which extra brings it.
-
-    Raises
-    ------
-    ImportError
-        Naming the extra.
-    """
-    from importlib import import_module
-
+    """Import an optional package; an ImportError names the extra that brings it."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -26,26 +26,18 @@ def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.devic
 
     None and 1 are the model's ``own`` device, another number so many CUDA devices, beginning with the model's own, a
     list these CUDA devices, and ``'auto'`` all CUDA devices if the model is on one, else its own.
-
-    Raises
-    ------
-    ValueError
-        If there are not so many devices, or this process is one of several that were started together.
     """
     n_known = torch.cuda.device_count()
-    chosen: tuple[torch.device, ...] | None = None
-    if devices is None:
-        chosen = (own,)
+    every = tuple(sorted((torch.device("cuda", i) for i in range(n_known)), key=lambda device: device != own))
+    if devices is None or (_is_number(devices) and devices == 1):
+        chosen: tuple[torch.device, ...] = (own,)
     elif devices == "auto":
-        chosen = (own,) if own.type != "cuda" or _n_processes() > 1 else _beginning_with(own, n_known)
-    elif isinstance(devices, int) and not isinstance(devices, bool):
-        if devices == 1:
-            chosen = (own,)
-        elif 1 < devices <= n_known:
-            chosen = _beginning_with(own, n_known)[:devices]
+        chosen = (own,) if own.type != "cuda" or _n_processes() > 1 else every
+    elif _is_number(devices) and 1 < devices <= n_known:  # type: ignore[operator]
+        chosen = every[:devices]  # type: ignore[index]
     elif _is_list_below(devices, n_known):
         chosen = tuple(torch.device("cuda", i) for i in devices)  # type: ignore[union-attr]
-    if chosen is None:
+    else:
         have = f"{n_known} CUDA device{'' if n_known == 1 else 's'}"
         raise ValueError(
             f"devices={devices!r} must be 'auto', a number of CUDA devices or a list of different ones; this machine "
@@ -59,22 +51,20 @@ def prediction_devices(devices: Devices, own: torch.device) -> tuple[torch.devic
     return chosen
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_list_below(value: Any, n_known: int) -> bool:
     """Return whether this is a list of different numbers of devices."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
-    are_numbers = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < n_known for i in value)
-    return are_numbers and len(set(value)) == len(value)
+    return all(_is_number(i) and 0 <= i < n_known for i in value) and len(set(value)) == len(value)
 
 
 def _n_processes() -> int:
     is_one_of_many = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if is_one_of_many else 1
-
-
-def _beginning_with(own: torch.device, n: int) -> tuple[torch.device, ...]:
-    every = [torch.device("cuda", i) for i in range(n)]
-    return tuple(sorted(every, key=lambda device: device != own))
 
 
 def training_device(options: Mapping[str, Any]) -> torch.device:
@@ -114,13 +104,7 @@ def resolve_precision(precision: str | int, device: torch.device) -> str:
 
 
 def autocast_dtype(precision: str | int, device: torch.device) -> torch.dtype | None:
-    """Return the type of matrix products outside a trainer; None for the precision of the weights.
-
-    Raises
-    ------
-    ValueError
-        If the precision is unknown.
-    """
+    """Return the type of matrix products outside a trainer; None for the precision of the weights."""
     name = resolve_precision(precision, device)
     known = {"32": None, "32-true": None, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16": torch.float16,
              "16-mixed": torch.float16}  # fmt: skip
@@ -131,13 +115,7 @@ def autocast_dtype(precision: str | int, device: torch.device) -> torch.dtype | 
 
 @contextmanager
 def explained_out_of_memory(*, batch_size: int, set_size: int, doing: str) -> Iterator[None]:
-    """Say which argument to lower when a device runs out of memory.
-
-    Raises
-    ------
-    MemoryError
-        Instead of torch's own error.
-    """
+    """Raise a MemoryError that says which argument to lower when a device runs out of memory."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -146,10 +124,10 @@ def explained_out_of_memory(*, batch_size: int, set_size: int, doing: str) -> It
             if batch_size > 1
             else f"build the model with fewer cells a set (set_size is {set_size}) or a smaller size"
         )
-        place = ", or keep expression in main memory with store='host'"
         raise MemoryError(
-            f"{doing} ran out of the memory of the device: {smaller}{place}. What training takes is estimated by "
-            f"model.memory_plan(batch_size=...). ({str(error).splitlines()[0]})"
+            f"{doing} ran out of the memory of the device: {smaller}, or keep expression in main memory with "
+            "store='host'. What training takes is estimated by model.memory_plan(batch_size=...). "
+            f"({str(error).splitlines()[0]})"
         ) from error
 
 

@@ -6,8 +6,6 @@ import logging
 import os
 import sys
 
-__all__ = ["show_messages"]
-
 
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to the standard error of the moment, unless the program has handlers of its own.

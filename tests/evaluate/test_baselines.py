@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate import BASELINES, EvaluationReference, baseline_prediction, baseline_results, quantile_map
-from scvi_tahoe.evaluate._baseline_embeddings import ridge_fit
+from scvi_tahoe.evaluate._baseline_transfer import ridge_fit
 
 #: PDS, MAE and Pearson delta of the few-shot task, computed by an independent script with cell-eval 0.8.2; the overall
 #: score uses cell-eval's default, fold changes of log1p data

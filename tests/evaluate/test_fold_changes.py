@@ -86,5 +86,5 @@ def test_float32_values_fit_whatever_type_holds_them(form):
     assert fits_single_precision(held)
     assert not fits_single_precision(double)
     some = np.arange(0, single.n_cells, 2)  # of a context, say, which is not copied
-    assert fits_single_precision(held.select(some))
-    assert not fits_single_precision(double.select(some))
+    assert fits_single_precision(held.take(some, copy=False))
+    assert not fits_single_precision(double.take(some, copy=False))

@@ -39,7 +39,7 @@ def test_it_is_the_cross_entropy_of_cosines():
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_what_cannot_be_told_apart_costs_the_logarithm_of_the_number_of_sets():
+def test_what_cannot_be_told_apart_costs_the_log_of_the_sets():
     x = torch.ones(3, 4)
     torch.testing.assert_close(info_nce(x, x, NONE_SAME, temperature=0.1), torch.full((3,), math.log(3)))
 

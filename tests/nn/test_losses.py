@@ -88,7 +88,7 @@ def test_known_answers():
     assert delta_mse(x, y).item() == pytest.approx((9 + 0) / 2)
 
 
-def test_a_set_has_no_distance_to_itself_and_a_perfect_generator_none_on_average():
+def test_a_perfect_generator_has_no_distance_on_average():
     x = cells(8, seed=0)
     torch.testing.assert_close(energy_distance(x, x), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
     many = torch.Generator().manual_seed(0)
@@ -158,7 +158,7 @@ def test_with_equal_weights_it_is_the_error_of_the_mean_change():
     assert narrow.dtype == torch.float32
 
 
-def test_weights_from_the_very_cells_would_exaggerate_a_small_effect_and_given_ones_do_not():
+def test_given_weights_do_not_exaggerate_a_small_effect():
     """An effect of 0.5 under noise of 1: squared errors weighted by the noise itself are least near 3 x 0.5."""
     draws = 0.5 + torch.randn(200_000, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = torch.linspace(0, 2, 81, dtype=torch.float64)
@@ -181,7 +181,7 @@ def sets(array, size=16):
     return torch.from_numpy(array.reshape(-1, size, array.shape[-1]))
 
 
-def test_the_rounded_energy_distance_is_the_one_in_the_logs_of_published_models(golden):
+def test_the_rounded_energy_distance_is_that_of_published_logs(golden):
     arrays, settings = golden
     size = settings["hyper_parameters"].get("cell_set_len", 16)
     predicted, observed = (sets(arrays[f"padded/{k}"], size) for k in ("out/preds", "in/pert_cell_emb"))
@@ -202,7 +202,7 @@ def test_the_loss_of_a_decoder_is_that_of_the_cells():
     assert decoder_loss(x, x, distance=delta_mse).tolist() == [0, 0, 0]
 
 
-def test_the_distillation_is_an_energy_distance_that_leaves_the_teacher_alone():
+def test_the_distillation_leaves_the_teacher_alone():
     x, y = random_cells(0, 3, 5, 4).requires_grad_(), random_cells(1, 3, 6, 4).requires_grad_()
     found = distillation(x, y)
     torch.testing.assert_close(found, energy_distance(x, y, diagonal="excluded"))
@@ -216,7 +216,7 @@ def test_two_points_are_distilled_as_far_as_they_are_apart():
     assert distillation(x, y).item() == pytest.approx(5, rel=1e-3)
 
 
-def test_batches_that_cannot_be_told_apart_cost_the_logarithm_of_their_number():
+def test_batches_that_cannot_be_told_apart_cost_the_log_of_their_number():
     found = batch_classification(torch.zeros(2, 4), torch.tensor([0, 3]))
     torch.testing.assert_close(found, torch.full((2,), math.log(4)))
     assert batch_classification(torch.tensor([[50.0, 0.0]]), torch.tensor([0])).item() == pytest.approx(0, abs=1e-6)

@@ -41,7 +41,7 @@ WEIGHTS = cells(6, 4, 20)
 REFERENCE = SetReference(torch.eye(4), cells(8, 4, 6, 20), cells(7, 4, 20), WEIGHTS / WEIGHTS.sum(1, keepdim=True))
 
 
-def test_the_total_is_the_weighted_sum_of_the_terms_and_each_is_reported_before_weighting():
+def test_the_total_is_the_weighted_sum_of_the_terms():
     objective = Objective(ObjectiveConfig(terms={"energy": 2.0, "delta_mse": 5.0}))
     total, main_S, parts = objective(output(X), Y)
     energy_S, delta_S = energy_distance(X, Y, diagonal="excluded"), delta_mse(X, Y)
@@ -103,7 +103,7 @@ def test_the_temperature_is_that_of_the_contrast():
     torch.testing.assert_close(warm(output(X), Y, reference=REFERENCE)[2]["contrastive"], expected)
 
 
-def test_the_auxiliary_terms_of_a_cell_embedding_are_combined_by_name_and_weight():
+def test_auxiliary_terms_are_combined_by_name_and_weight():
     config = ObjectiveConfig(embedding_terms={"alignment": 3.0, "distillation": 0.5})
     total, parts = Objective(config).embedding_loss(X, Y, SetReference(torch.eye(4), X))
     distance = energy_distance(X, Y, diagonal="excluded").mean()

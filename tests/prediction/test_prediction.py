@@ -303,7 +303,7 @@ def test_a_batch_encoder_sees_the_batch_of_the_start_cell(make_model, train, scr
     assert predicted.obs["origin"].tolist() == swapped.obs["origin"].tolist()
     assert not np.array_equal(predicted.X, swapped.X)
     other.obs["batch"] = "batch_9"
-    with pytest.raises(ValueError, match=r"trained with 2 technical batches, and the data have batches that"):
+    with pytest.raises(ValueError, match=r"trained with 2 technical batches; the data have batches that"):
         predict(model, other)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +20,6 @@ from torch import Tensor
 # tests are imported by their path, so a file beside them is not found by itself
 sys.path.insert(0, str(Path(__file__).parent))
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BACKBONE = "transformer_backbone"
@@ -37,7 +35,7 @@ class Folder:
     batches: dict[str, Tensor] = field(default_factory=dict)
     contexts: dict[str, Tensor] = field(default_factory=dict)
 
-    def write(self, path: Path, *, checkpoint: str = "checkpoints/final.ckpt", maps: str = "torch", **top: Any) -> Path:
+    def write(self, path, *, checkpoint="checkpoints/final.ckpt", maps="torch", **top):
         """Write the folder; ``maps`` is ``'torch'`` (newer versions) or ``'pkl'`` (older ones)."""
         path.mkdir(parents=True, exist_ok=True)
         content = {
@@ -61,7 +59,7 @@ class Folder:
         return path
 
 
-def one_hot(names: list[str]) -> dict[str, Tensor]:
+def one_hot(names):
     return dict(zip(names, torch.eye(len(names)), strict=True))
 
 
@@ -72,19 +70,19 @@ class Golden:
     folder: Folder
     arrays: dict[str, np.ndarray]
 
-    def inputs(self, case: str) -> dict[str, Tensor]:
+    def inputs(self, case):
         return {key.split("/")[-1]: self._sets(case, key) for key in self.arrays if key.startswith(f"{case}/in/")}
 
-    def outputs(self, case: str) -> dict[str, Tensor]:
+    def outputs(self, case):
         return {key.split("/")[-1]: self._sets(case, key) for key in self.arrays if key.startswith(f"{case}/out/")}
 
-    def _sets(self, case: str, key: str) -> Tensor:
+    def _sets(self, case, key):
         n_sets = 2 if case == "padded" else 1
         array = torch.from_numpy(self.arrays[key])
         return array.reshape(n_sets, -1, *array.shape[1:]) if "confidence" not in key else array.reshape(n_sets)
 
 
-def load_golden(name: str) -> Golden:
+def load_golden(name):
     arrays = dict(np.load(GOLDEN / f"{name}.npz"))
     facts = json.loads((GOLDEN / f"{name}.json").read_text())
     state = {
@@ -103,18 +101,18 @@ GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 
 @pytest.fixture(params=GOLDEN_NAMES)
-def each_golden(request: pytest.FixtureRequest) -> Golden:
+def each_golden(request):
     return load_golden(request.param)
 
 
 @pytest.fixture
-def golden() -> Callable[[str], Golden]:
+def golden():
     return load_golden
 
 
 @pytest.fixture
-def golden_folder(tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str = "expr_all_feat", **layout: Any) -> Path:
+def golden_folder(tmp_path):
+    def write(name="expr_all_feat", **layout):
         return load_golden(name).folder.write(tmp_path / name, **layout)
 
     return write
@@ -152,26 +150,26 @@ class ArcOptions:
 class _Draw:
     """Random parts of a state dict, under the names the peer gives them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed):
         self.rng = torch.Generator().manual_seed(seed)
-        self.state: dict[str, Tensor] = {}
+        self.state = {}
 
-    def matrix(self, *shape: int) -> Tensor:
+    def matrix(self, *shape):
         return torch.randn(shape, generator=self.rng) / math.sqrt(shape[-1])
 
-    def weight(self, name: str, *shape: int, scale: float = 1.0, offset: float = 0.0) -> None:
+    def weight(self, name, *shape, scale=1.0, offset=0.0):
         self.state[name] = offset + scale * self.matrix(*shape)
 
-    def linear(self, name: str, n_out: int, n_in: int) -> None:
+    def linear(self, name, n_out, n_in):
         self.weight(f"{name}.weight", n_out, n_in)
         self.weight(f"{name}.bias", n_out)
 
-    def norm(self, name: str, n: int) -> None:
+    def norm(self, name, n):
         self.weight(f"{name}.weight", n, offset=1.0)
         self.weight(f"{name}.bias", n)
 
 
-def make_arc(options: ArcOptions | None = None, seed: int = 0, **changes: Any) -> Folder:
+def make_arc(options=None, seed=0, **changes):
     o = options or ArcOptions(**changes)
     draw = _Draw(seed)
     _draw_encoders(draw, o)
@@ -186,7 +184,7 @@ def make_arc(options: ArcOptions | None = None, seed: int = 0, **changes: Any) -
     return Folder(draw.state, _hyper(draw, o), perturbations, batches)
 
 
-def _draw_encoders(draw: _Draw, o: ArcOptions) -> None:
+def _draw_encoders(draw, o):
     for i in range(o.n_encoder):
         draw.linear(f"pert_encoder.{3 * i}", o.hidden, o.n_pert if i == 0 else o.hidden)
         if o.mlp:
@@ -197,7 +195,7 @@ def _draw_encoders(draw: _Draw, o: ArcOptions) -> None:
         draw.weight("batch_encoder.weight", 3, o.hidden)
 
 
-def _draw_head(draw: _Draw, o: ArcOptions) -> None:
+def _draw_head(draw, o):
     n_out = o.n_out or o.n_in
     for i in range(o.n_decoder):
         draw.linear(f"project_out.{3 * i}", n_out if i == o.n_decoder - 1 else o.hidden, o.hidden)
@@ -206,7 +204,7 @@ def _draw_head(draw: _Draw, o: ArcOptions) -> None:
         draw.linear("final_down_then_up.2", n_out, n_out // 8)
 
 
-def _draw_tokens(draw: _Draw, o: ArcOptions) -> None:
+def _draw_tokens(draw, o):
     d = o.hidden
     if o.batch_token:
         draw.weight("batch_token", 1, 1, d)
@@ -222,7 +220,7 @@ def _draw_tokens(draw: _Draw, o: ArcOptions) -> None:
         draw.state[f"{p}.8.bias"] += 3.0
 
 
-def _draw_decoder(draw: _Draw, o: ArcOptions) -> None:
+def _draw_decoder(draw, o):
     widths = [o.n_out or o.n_in, 16, 16, 16]
     for k in range(3):
         linear, norm = (
@@ -235,7 +233,7 @@ def _draw_decoder(draw: _Draw, o: ArcOptions) -> None:
     draw.linear("gene_decoder.final_layer.0" if o.decoder == "residual" else "gene_decoder.decoder.12", 30, 16)
 
 
-def _draw_llama(draw: _Draw, o: ArcOptions, i: int) -> None:
+def _draw_llama(draw, o, i):
     p, d = f"{BACKBONE}.layers.{i}", o.hidden
     queries, keys = o.n_heads * o.head_dim, o.n_kv * o.head_dim
     draw.weight(f"{p}.self_attn.q_proj.weight", queries, d, scale=2.0)
@@ -249,7 +247,7 @@ def _draw_llama(draw: _Draw, o: ArcOptions, i: int) -> None:
     draw.weight(f"{p}.post_attention_layernorm.weight", d, offset=1.0)
 
 
-def _draw_gpt2(draw: _Draw, o: ArcOptions, i: int) -> None:
+def _draw_gpt2(draw, o, i):
     p, d = f"{BACKBONE}.h.{i}", o.hidden
     draw.norm(f"{p}.ln_1", d)
     draw.norm(f"{p}.ln_2", d)
@@ -259,9 +257,9 @@ def _draw_gpt2(draw: _Draw, o: ArcOptions, i: int) -> None:
         draw.weight(f"{p}.{name}.bias", n_out)
 
 
-def _hyper(draw: _Draw, o: ArcOptions) -> dict[str, Any]:
+def _hyper(draw, o):
     """Return the hyper-parameters, and add the backbone's last norm and its tables of zeros."""
-    settings: dict[str, Any] = {"n_head": o.n_heads}
+    settings = {"n_head": o.n_heads}
     if o.backbone == "llama":
         draw.weight(f"{BACKBONE}.norm.weight", o.hidden, offset=1.0)
         draw.state[f"{BACKBONE}.embed_tokens.weight"] = torch.zeros(50, o.hidden)
@@ -287,11 +285,11 @@ def _hyper(draw: _Draw, o: ArcOptions) -> dict[str, Any]:
 
 
 @pytest.fixture
-def arc() -> Callable[..., Folder]:
+def arc():
     return make_arc
 
 
-def _hub_environment(address: str, home: Path) -> dict[str, str]:
+def _hub_environment(address, home):
     """What tells the hub's client where the hub is, and keeps it away from the user's own settings."""
     return {
         "HF_ENDPOINT": address,
@@ -304,7 +302,7 @@ def _hub_environment(address: str, home: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def use_hub(tmp_path, monkeypatch):
     """Point the hub's client to another address, in this process.
 
     The client reads the address when it is imported, so it is imported anew, and the one there was is put back later.
@@ -312,7 +310,7 @@ def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     pytest.importorskip("huggingface_hub")
     before = _take_out("huggingface_hub")
 
-    def use(address: str) -> None:
+    def use(address):
         _take_out("huggingface_hub")
         for key in [key for key in os.environ if "proxy" in key.lower() or key == "SCVI_TAHOE_ACCEPT_LICENSE"]:
             monkeypatch.delenv(key)
@@ -324,16 +322,16 @@ def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     sys.modules.update(before)
 
 
-def _take_out(package: str) -> dict[str, Any]:
+def _take_out(package):
     names = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
     return {name: sys.modules.pop(name) for name in names}
 
 
 @pytest.fixture
-def run_with_hub(tmp_path: Path) -> Callable[..., str]:
+def run_with_hub(tmp_path):
     """Run a script whose hub is at another address; returns what it prints."""
 
-    def run(address: str, script: str, *arguments: object) -> str:
+    def run(address, script, *arguments):
         # scvi.hub keeps the client it was imported with, so it needs a process of its own.
         environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
         environment |= _hub_environment(address, tmp_path / "hf-home") | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -7,17 +7,12 @@ import os
 import pickle
 import struct
 import zipfile
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
 from scvi_tahoe.pretrained import UnsafeFileError, export_model, plan_warm_start, read_arc_folder, write_arc_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 CHECKPOINT = "checkpoints/final.ckpt"
 DEAD_TABLE = "transformer_backbone.embed_tokens.weight"
@@ -26,19 +21,19 @@ DEAD_TABLE = "transformer_backbone.embed_tokens.weight"
 class Payload:
     """Creates a file when unpickled."""
 
-    def __init__(self, trace: Path) -> None:
+    def __init__(self, trace):
         self.trace = trace
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return os.system, (f"touch {self.trace}",)
 
 
 @pytest.fixture
-def trace(tmp_path: Path) -> Path:
+def trace(tmp_path):
     return tmp_path / "executed"
 
 
-def refused(folder: Path, trace: Path, match: str = "refused|damaged|checkpoint|claims|pert_onehot|contiguous") -> None:
+def refused(folder, trace, match="refused|damaged|checkpoint|claims|pert_onehot|contiguous"):
     with pytest.raises(UnsafeFileError, match=match) as caught:
         read_arc_folder(folder)
     assert "\n" not in str(caught.value)
@@ -49,9 +44,9 @@ def refused(folder: Path, trace: Path, match: str = "refused|damaged|checkpoint|
 
 
 @pytest.mark.parametrize("place", ["hyper", "state", "beside", "tensor"])
-def test_code_in_a_checkpoint_is_not_run(arc: Callable[..., Any], tmp_path: Path, trace: Path, place: str) -> None:
+def test_code_in_a_checkpoint_is_not_run(arc, tmp_path, trace, place):
     folder, payload = arc(), Payload(trace)
-    top: dict[str, Any] = {}
+    top = {}
     if place == "hyper":
         folder.hyper["loss_fn"] = payload
     elif place == "state":
@@ -60,45 +55,43 @@ def test_code_in_a_checkpoint_is_not_run(arc: Callable[..., Any], tmp_path: Path
         top["callbacks"] = [{"deep": (payload,)}]
     else:
         tensor = torch.ones(20)
-        tensor.attribute = payload  # type: ignore[attr-defined]
+        tensor.attribute = payload
         folder.state["pert_encoder.0.bias"] = torch.nn.Parameter(tensor)
         top["hook"] = tensor
     refused(folder.write(tmp_path / "folder", **top), trace)
 
 
-def test_a_module_in_the_settings_is_refused_by_name(arc: Callable[..., Any], tmp_path: Path, trace: Path) -> None:
+def test_a_module_in_the_settings_is_refused_by_name(arc, tmp_path, trace):
     folder = arc()
     folder.hyper["loss_fn"] = torch.nn.MSELoss()
     refused(folder.write(tmp_path / "folder"), trace, "torch.nn.modules.loss.MSELoss")
 
 
 @pytest.mark.parametrize("name", ["var_dims.pkl", "batch_onehot_map.pkl", "cell_type_onehot_map.pkl"])
-def test_code_in_a_pickle_is_not_run(golden: Callable[..., Any], tmp_path: Path, trace: Path, name: str) -> None:
+def test_code_in_a_pickle_is_not_run(golden, tmp_path, trace, name):
     folder = golden("expr_all_feat").folder.write(tmp_path / "folder", maps="pkl")
     (folder / name).write_bytes(pickle.dumps({"gene_names": Payload(trace), "K562": Payload(trace)}))
     refused(folder, trace, r"posix\.system")
 
 
 @pytest.mark.parametrize("name", ["pert_onehot_map.pt", "batch_onehot_map.torch", "cell_type_onehot_map.torch"])
-def test_code_in_a_map_is_not_run(golden_folder: Callable[..., Path], trace: Path, name: str) -> None:
+def test_code_in_a_map_is_not_run(golden_folder, trace, name):
     folder = golden_folder()
     torch.save({"GENE0": Payload(trace)}, folder / name)
     refused(folder, trace, r"posix\.system")
 
 
-def test_code_in_the_storage_of_a_pickled_tensor_is_not_run(
-    golden: Callable[..., Any], tmp_path: Path, trace: Path
-) -> None:
+def test_code_in_the_storage_of_a_pickled_tensor_is_not_run(golden, tmp_path, trace):
     folder = golden("expr_all_feat").folder.write(tmp_path / "folder", maps="pkl")
     inner = io.BytesIO()
     torch.save(Payload(trace), inner, _use_new_zipfile_serialization=False)
 
     class Storage:
-        def __reduce__(self) -> tuple[Any, ...]:
+        def __reduce__(self):
             return torch.storage._load_from_bytes, (inner.getvalue(),)
 
     class Vector:
-        def __reduce__(self) -> tuple[Any, ...]:
+        def __reduce__(self):
             from torch._utils import _rebuild_tensor_v2
 
             return _rebuild_tensor_v2, (Storage(), 0, (3,), (1,), False, None)
@@ -118,7 +111,7 @@ def test_code_in_the_storage_of_a_pickled_tensor_is_not_run(
         "!!python/object/apply:os.system ['touch {trace}']",
     ],
 )
-def test_code_in_yaml_is_not_run(arc: Callable[..., Any], tmp_path: Path, trace: Path, text: str) -> None:
+def test_code_in_yaml_is_not_run(arc, tmp_path, trace, text):
     folder = arc()
     folder.hyper = {}
     path = folder.write(tmp_path / "folder")
@@ -127,7 +120,7 @@ def test_code_in_yaml_is_not_run(arc: Callable[..., Any], tmp_path: Path, trace:
 
 
 @pytest.mark.parametrize("code", [b"O8", b"V100", b"i8,i8", b"U9999999"])
-def test_a_forged_numpy_dtype_is_refused(golden_folder: Callable[..., Path], trace: Path, code: bytes) -> None:
+def test_a_forged_numpy_dtype_is_refused(golden_folder, trace, code):
     folder = golden_folder()
     honest = pickle.dumps({"n": np.int64(3)}, protocol=2)
     forged = honest.replace(b"X\x02\x00\x00\x00i8", b"X" + struct.pack("<I", len(code)) + code)
@@ -139,7 +132,7 @@ def test_a_forged_numpy_dtype_is_refused(golden_folder: Callable[..., Path], tra
 # Size.
 
 
-def test_a_zip_bomb_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+def test_a_zip_bomb_is_refused(golden_folder, trace):
     path = golden_folder() / CHECKPOINT
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
@@ -147,7 +140,7 @@ def test_a_zip_bomb_is_refused(golden_folder: Callable[..., Path], trace: Path) 
     refused(path.parent.parent, trace, "compressed records")
 
 
-def test_records_that_overlap_are_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+def test_records_that_overlap_are_refused(golden_folder, trace):
     path = golden_folder() / CHECKPOINT
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 100_000)
@@ -157,20 +150,18 @@ def test_records_that_overlap_are_refused(golden_folder: Callable[..., Path], tr
             copy.header_offset, copy.CRC = first.header_offset, first.CRC
             copy.file_size = copy.compress_size = first.file_size
             archive.filelist.append(copy)
-            archive._didModify = True  # type: ignore[attr-defined]
+            archive._didModify = True
     refused(path.parent.parent, trace, "more bytes than the file has")
 
 
-def test_a_claim_of_ten_gigabytes_over_a_few_bytes_is_refused(
-    arc: Callable[..., Any], tmp_path: Path, trace: Path
-) -> None:
+def test_a_claim_of_ten_gigabytes_over_a_few_bytes_is_refused(arc, tmp_path, trace):
     folder = arc()
     folder.state["pert_encoder.0.weight"] = torch.zeros(1, 1).expand(50_000, 50_000)
     folder.perturbations = {"control": torch.zeros(1).expand(50_000)}
     refused(folder.write(tmp_path / "folder"), trace)
 
 
-def test_the_dead_table_is_never_materialised(arc: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_dead_table_is_never_materialised(arc, tmp_path):
     # A table of 2^60 numbers over four bytes: whoever made it real on the way would run out of memory.
     folder = arc()
     folder.state[DEAD_TABLE] = torch.zeros(1, 1).expand(2**30, 2**30)
@@ -187,26 +178,26 @@ def test_the_dead_table_is_never_materialised(arc: Callable[..., Any], tmp_path:
     assert (tmp_path / "theirs" / CHECKPOINT).stat().st_size < written.numel() * 4 / 10
 
 
-def test_an_absurd_number_of_layers_or_heads_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path) -> None:
+def test_an_absurd_number_of_layers_or_heads_is_refused(arc, tmp_path, trace):
     folder = arc()
     folder.hyper["transformer_backbone_kwargs"] = {"num_attention_heads": 10**9}
     refused(folder.write(tmp_path / "folder"), trace, "num_attention_heads")
 
 
-def test_a_pickle_that_claims_a_huge_memo_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+def test_a_pickle_that_claims_a_huge_memo_is_refused(golden_folder, trace):
     folder = golden_folder()
     (folder / "var_dims.pkl").write_bytes(b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b".")
     refused(folder, trace, "memo")
 
 
-def test_a_pickle_that_claims_a_huge_string_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+def test_a_pickle_that_claims_a_huge_string_is_refused(golden_folder, trace):
     folder = golden_folder()
     (folder / "var_dims.pkl").write_bytes(b"\x80\x04\x8e" + struct.pack("<Q", 10**10) + b"x.")
     refused(folder, trace, "var_dims.pkl")
 
 
 @pytest.mark.parametrize("text", ["a: " + "[" * 5000, "a: &x [1]\nb: [" + "*x, " * 5000 + "]"])
-def test_yaml_without_end_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path, text: str) -> None:
+def test_yaml_without_end_is_refused(arc, tmp_path, trace, text):
     folder = arc()
     folder.hyper = {}
     path = folder.write(tmp_path / "folder")
@@ -217,7 +208,7 @@ def test_yaml_without_end_is_refused(arc: Callable[..., Any], tmp_path: Path, tr
 # Places.
 
 
-def test_a_link_out_of_the_folder_is_refused(golden_folder: Callable[..., Path], tmp_path: Path, trace: Path) -> None:
+def test_a_link_out_of_the_folder_is_refused(golden_folder, tmp_path, trace):
     folder = golden_folder()
     outside = tmp_path / "outside.ckpt"
     (folder / CHECKPOINT).rename(outside)
@@ -225,9 +216,7 @@ def test_a_link_out_of_the_folder_is_refused(golden_folder: Callable[..., Path],
     refused(folder, trace, "leads out")
 
 
-def test_a_folder_of_checkpoints_that_is_a_link_out_is_refused(
-    golden_folder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_folder_of_checkpoints_that_is_a_link_out_is_refused(golden_folder, tmp_path):
     folder = golden_folder()
     (folder / "checkpoints").rename(tmp_path / "elsewhere")
     (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
@@ -235,14 +224,14 @@ def test_a_folder_of_checkpoints_that_is_a_link_out_is_refused(
         read_arc_folder(folder)
 
 
-def test_a_link_inside_the_folder_is_followed(golden_folder: Callable[..., Path]) -> None:
+def test_a_link_inside_the_folder_is_followed(golden_folder):
     folder = golden_folder()
     (folder / CHECKPOINT).rename(folder / "checkpoints" / "step=7.ckpt")
     (folder / CHECKPOINT).symlink_to("step=7.ckpt")
     assert read_arc_folder(folder, "final").set_size == 16
 
 
-def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(golden_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hub_may_link_to_its_blobs(golden_folder, tmp_path):
     folder = golden_folder()
     cache = tmp_path / "models--a--b"
     (cache / "blobs").mkdir(parents=True)
@@ -256,12 +245,12 @@ def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(golden_folder: Calla
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../secret.ckpt", "checkpoints/../../x.ckpt"])
-def test_a_checkpoint_outside_the_folder_is_refused(golden_folder: Callable[..., Path], name: str) -> None:
+def test_a_checkpoint_outside_the_folder_is_refused(golden_folder, name):
     with pytest.raises(UnsafeFileError, match="inside the folder"):
         read_arc_folder(golden_folder(), name)
 
 
-def test_a_pipe_in_place_of_a_file_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+def test_a_pipe_in_place_of_a_file_is_refused(golden_folder, trace):
     folder = golden_folder()
     (folder / "var_dims.pkl").unlink()
     os.mkfifo(folder / "var_dims.pkl")
@@ -273,18 +262,18 @@ def test_a_pipe_in_place_of_a_file_is_refused(golden_folder: Callable[..., Path]
 
 @pytest.mark.parametrize("name", [CHECKPOINT, "pert_onehot_map.pt", "batch_onehot_map.torch", "var_dims.pkl"])
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.98])
-def test_a_truncated_file_is_refused(golden_folder: Callable[..., Path], trace: Path, name: str, kept: float) -> None:
+def test_a_truncated_file_is_refused(golden_folder, trace, name, kept):
     path = golden_folder() / name
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     refused(golden_path(path, name), trace, path.name)
 
 
-def golden_path(path: Path, name: str) -> Path:
+def golden_path(path, name):
     return path.parents[name.count("/")]
 
 
-def test_flipped_bits_never_pass_as_weights(golden_folder: Callable[..., Path]) -> None:
+def test_flipped_bits_never_pass_as_weights(golden_folder):
     folder = golden_folder("hvg_causal")
     path = folder / CHECKPOINT
     content = path.read_bytes()
@@ -305,20 +294,20 @@ def test_flipped_bits_never_pass_as_weights(golden_folder: Callable[..., Path]) 
     assert n_refused > 20
 
 
-def test_a_text_file_in_place_of_a_checkpoint_is_refused(golden_folder: Callable[..., Path], trace: Path) -> None:
+def test_a_text_file_in_place_of_a_checkpoint_is_refused(golden_folder, trace):
     folder = golden_folder()
     (folder / CHECKPOINT).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     refused(folder, trace, "not in torch's zip format")
 
 
-def test_the_old_format_of_torch_is_refused(arc: Callable[..., Any], tmp_path: Path, trace: Path) -> None:
+def test_the_old_format_of_torch_is_refused(arc, tmp_path, trace):
     folder = arc()
     path = folder.write(tmp_path / "folder")
     torch.save({"state_dict": folder.state}, path / CHECKPOINT, _use_new_zipfile_serialization=False)
     refused(path, trace, "not in torch's zip format")
 
 
-NO_MAPS: dict[str, object] = {
+NO_MAPS = {
     "empty": {},
     "matrix": {"a": torch.ones(2, 2)},
     "two widths": {"a": torch.ones(2), "b": torch.ones(3)},
@@ -329,7 +318,7 @@ NO_MAPS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("content", NO_MAPS.values(), ids=list(NO_MAPS))
-def test_a_map_that_is_none_is_refused(golden_folder: Callable[..., Path], trace: Path, content: object) -> None:
+def test_a_map_that_is_none_is_refused(golden_folder, trace, content):
     folder = golden_folder("hvg_causal")
     torch.save(content, folder / "pert_onehot_map.pt")
     refused(folder, trace, "pert_onehot_map")

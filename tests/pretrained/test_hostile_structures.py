@@ -11,7 +11,6 @@ import struct
 import warnings
 import zipfile
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,15 +20,11 @@ from scvi_tahoe.files._pickle_files import verify_pickle
 from scvi_tahoe.files._plain_values import verify_expanded
 from scvi_tahoe.pretrained import UnsafeFileError, export_model, read_arc_folder, read_export, read_pretrained
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
 CHECKPOINT = "checkpoints/final.ckpt"
 HEAD, BIAS, TABLE = "project_out.0.weight", "pert_encoder.0.bias", "transformer_backbone.embed_tokens.weight"
 
 
-def refused(read: Callable[[], Any], match: str) -> None:
+def refused(read, match):
     with pytest.raises(UnsafeFileError, match=match) as caught:
         read()
     message = str(caught.value)
@@ -40,7 +35,7 @@ def refused(read: Callable[[], Any], match: str) -> None:
 # YAML.
 
 
-def laughs(first: str, one: str, n: int = 10) -> str:
+def laughs(first, one, n=10):
     """Lines of which each refers to the one before ten times."""
     lines = [f"b0: &b0 {first}", *(f"b{i}: &b{i} {one.format(', '.join([f'*b{i - 1}'] * 10))}" for i in range(1, n))]
     return "\n".join(lines) + "\n"
@@ -61,9 +56,7 @@ YAML = {
 
 
 @pytest.mark.parametrize(("text", "match"), YAML.values(), ids=list(YAML))
-def test_yaml_that_stands_for_more_than_it_is_is_refused(
-    arc: Callable[..., Any], tmp_path: Path, text: str, match: str
-) -> None:
+def test_yaml_that_stands_for_more_than_it_is_is_refused(arc, tmp_path, text, match):
     folder = arc()
     hyper, folder.hyper = folder.hyper, {}
     path = folder.write(tmp_path / "folder")
@@ -76,7 +69,7 @@ def test_yaml_that_stands_for_more_than_it_is_is_refused(
 # Pickle.
 
 
-def tuples_of_tuples(n: int, join: bytes = b"\x86") -> bytes:
+def tuples_of_tuples(n, join=b"\x86"):
     """A program that pairs the last value with itself, ``n`` times."""
     return b"N" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + join for i in range(n))
 
@@ -99,30 +92,26 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize(("program", "match"), PROGRAMS.values(), ids=list(PROGRAMS))
-def test_a_pickle_that_needs_no_name_to_do_harm_is_refused(
-    golden_folder: Callable[..., Path], program: bytes, match: str
-) -> None:
+def test_a_pickle_that_needs_no_name_to_do_harm_is_refused(golden_folder, program, match):
     folder = golden_folder("hvg_causal")
     (folder / "var_dims.pkl").write_bytes(program)
     refused(lambda: read_arc_folder(folder), match)
 
 
-def test_a_pickle_without_end_is_refused(golden_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_without_end_is_refused(golden_folder, monkeypatch):
     folder = golden_folder("hvg_causal")
     (folder / "var_dims.pkl").write_bytes(b"\x80\x02" + b"N0" * 6_000 + b"N.")
     monkeypatch.setattr("scvi_tahoe.files._pickle_files._MAX_OPERATIONS", 10_000)
     refused(lambda: read_arc_folder(folder), "more than 10,000 operations")
 
 
-def test_references_of_honest_pickles_are_followed() -> None:
+def test_references_of_honest_pickles_are_followed():
     shared = ("K562", 1.0)
     verify_pickle(pickle.dumps([shared] * 10_000))
     verify_pickle(pickle.dumps({"gene_names": [f"G{i}" for i in range(60_000)]}, protocol=2))
 
 
-def test_many_vectors_over_one_piece_of_memory_cost_nothing_and_are_counted(
-    golden: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_many_vectors_over_one_piece_of_memory_are_counted(golden, tmp_path):
     folder = golden("expr_all_feat").folder
     row = torch.zeros(2_000_000, dtype=torch.float64)
     folder.perturbations = {f"p{i}": row for i in range(1_000)}
@@ -130,7 +119,7 @@ def test_many_vectors_over_one_piece_of_memory_cost_nothing_and_are_counted(
 
 
 @pytest.mark.parametrize("label", ["a\nb", "\x1b[31mred", "\ud800", "x" * 5_000], ids=["line", "ansi", "half", "long"])
-def test_a_label_that_cannot_be_printed_is_refused(arc: Callable[..., Any], tmp_path: Path, label: str) -> None:
+def test_a_label_that_cannot_be_printed_is_refused(arc, tmp_path, label):
     folder = arc()
     folder.perturbations = dict(zip(["control", "P0", "P1", "P2", label], torch.eye(5), strict=True))
     refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), "label .* cannot be printed")
@@ -142,7 +131,7 @@ def test_a_label_that_cannot_be_printed_is_refused(arc: Callable[..., Any], tmp_
 # Checkpoints.
 
 
-def rewrite(path: Path, edit: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:
+def rewrite(path, edit):
     with zipfile.ZipFile(path) as archive:
         records = [(record.filename, archive.read(record)) for record in archive.infolist()]
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -152,22 +141,20 @@ def rewrite(path: Path, edit: Callable[[list[tuple[str, bytes]]], list[tuple[str
 
 
 @pytest.mark.parametrize("ending", ["data.pkl", "data/0"])
-def test_two_records_of_one_name_are_refused(golden_folder: Callable[..., Path], ending: str) -> None:
+def test_two_records_of_one_name_are_refused(golden_folder, ending):
     folder = golden_folder("hvg_causal")
     rewrite(folder / CHECKPOINT, lambda records: [*records, *(r for r in records if r[0].endswith(ending))])
     refused(lambda: read_arc_folder(folder), "two records of the same name")
 
 
-def test_an_index_of_tuples_of_tuples_is_refused(golden_folder: Callable[..., Path]) -> None:
+def test_an_index_of_tuples_of_tuples_is_refused(golden_folder):
     folder = golden_folder("hvg_causal")
     forged = b"\x80\x02}" + tuples_of_tuples(60) + b"K\x01s."
     rewrite(folder / CHECKPOINT, lambda records: [(n, forged if n.endswith("data.pkl") else d) for n, d in records])
     refused(lambda: read_arc_folder(folder), "repeat each other")
 
 
-def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
-    golden_folder: Callable[..., Path],
-) -> None:
+def test_a_directory_that_would_fill_the_memory_is_refused_unread(golden_folder):
     folder, n = golden_folder("hvg_causal"), 2_000_000
     entry = b"PK\x01\x02" + struct.pack("<HHHHHHIIIHHHHHII", 20, 20, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
     size = n * len(entry)
@@ -188,9 +175,7 @@ def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
         ("data/0", 42, 2**32 - 1),
     ],
 )
-def test_a_directory_that_lies_about_place_or_size_is_refused(
-    golden_folder: Callable[..., Path], name: str, offset: int, value: int
-) -> None:
+def test_a_directory_that_lies_about_place_or_size_is_refused(golden_folder, name, offset, value):
     folder = golden_folder("hvg_causal")
     content, place = bytearray((folder / CHECKPOINT).read_bytes()), 0
     while True:
@@ -204,7 +189,7 @@ def test_a_directory_that_lies_about_place_or_size_is_refused(
     refused(lambda: read_arc_folder(folder), "final.ckpt|checksum")
 
 
-TENSORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+TENSORS = {
     "float8": (BIAS, lambda t: t.to(torch.float8_e4m3fn)),
     "complex": (BIAS, lambda t: t.to(torch.complex64)),
     "whole numbers": (BIAS, lambda t: t.long()),
@@ -224,15 +209,13 @@ TENSORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "change"), TENSORS.values(), ids=list(TENSORS))
-def test_a_tensor_of_another_kind_is_refused(
-    arc: Callable[..., Any], tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
+def test_a_tensor_of_another_kind_is_refused(arc, tmp_path, name, change):
     folder = arc()
     folder.state[name] = change(folder.state[name])
     refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), name.replace(".", r"\."))
 
 
-def test_parameters_come_without_their_gradients(arc: Callable[..., Any], tmp_path: Path) -> None:
+def test_parameters_come_without_their_gradients(arc, tmp_path):
     folder = arc()
     folder.state[BIAS] = torch.nn.Parameter(folder.state[BIAS])
     state = read_arc_folder(folder.write(tmp_path / "folder")).state_dict
@@ -240,13 +223,13 @@ def test_parameters_come_without_their_gradients(arc: Callable[..., Any], tmp_pa
     assert torch.equal(state["perturbation_encoder.layers.0.bias"], folder.state[BIAS].detach())
 
 
-def test_a_state_dict_may_have_torchs_own_attribute_and_no_other(arc: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_state_dict_may_have_torchs_own_attribute_and_no_other(arc, tmp_path):
     folder = arc()
     state = OrderedDict(folder.state)
-    state._metadata = OrderedDict(version=1)  # type: ignore[attr-defined]
+    state._metadata = OrderedDict(version=1)
     folder.state = state
     assert read_arc_folder(folder.write(tmp_path / "honest")).config.hidden == 20
-    state.get = 5  # type: ignore[assignment,method-assign]
+    state.get = 5
     refused(lambda: read_arc_folder(folder.write(tmp_path / "forged")), "replaces")
 
 
@@ -260,9 +243,7 @@ def test_a_state_dict_may_have_torchs_own_attribute_and_no_other(arc: Callable[.
     ],
     ids=["blocks", "encoder", "digits", "other digits"],
 )
-def test_layers_without_end_are_refused_before_a_network_is_described(
-    arc: Callable[..., Any], tmp_path: Path, names: list[str], match: str
-) -> None:
+def test_layers_without_end_are_refused_before_a_network_is_described(arc, tmp_path, names, match):
     folder, tensor = arc(), torch.zeros(20)
     folder.state.update(dict.fromkeys(names, tensor))
     refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), match)
@@ -275,15 +256,13 @@ def test_layers_without_end_are_refused_before_a_network_is_described(
         ("mmd_num_chunks", float("inf")), ("mmd_num_chunks", -3), ("blur", float("nan")), ("lr", -1.0),
     ],
 )  # fmt: skip
-def test_a_setting_that_means_nothing_is_refused(
-    arc: Callable[..., Any], tmp_path: Path, name: str, value: object
-) -> None:
+def test_a_setting_that_means_nothing_is_refused(arc, tmp_path, name, value):
     folder = arc()
     folder.hyper[name] = value
     refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), ".")
 
 
-def test_a_long_value_is_cut_in_the_message(arc: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_long_value_is_cut_in_the_message(arc, tmp_path):
     folder = arc()
     folder.hyper["transformer_backbone_kwargs"]["head_dim"] = "x\n" * 1_000_000
     refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), "head_dim")
@@ -293,12 +272,12 @@ def test_a_long_value_is_cut_in_the_message(arc: Callable[..., Any], tmp_path: P
 
 
 @pytest.fixture
-def export(arc: Callable[..., Any], tmp_path: Path) -> Path:
+def export(arc, tmp_path):
     export_model(read_arc_folder(arc(batch_encoder=True).write(tmp_path / "arc")), tmp_path / "ours")
     return tmp_path / "ours"
 
 
-def sign(folder: Path, content: dict[str, Any] | None = None, edit: Callable[[str], str] = str) -> None:
+def sign(folder, content=None, edit=str):
     """Write the configuration with the right hashes, as a forger would."""
     import hashlib
 
@@ -307,7 +286,7 @@ def sign(folder: Path, content: dict[str, Any] | None = None, edit: Callable[[st
     (folder / "config.json").write_text(edit(json.dumps(content)))
 
 
-FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
+FIELDS = {
     "width": ("network", {"hidden": 10**9}),
     "depth": ("network", {"n_layers": 10**9}),
     "overflow": ("network", {"hidden": 10**18}),
@@ -327,9 +306,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("part", "change"), FIELDS.values(), ids=list(FIELDS))
-def test_a_configuration_that_cannot_be_is_refused_though_signed(
-    export: Path, part: str, change: dict[str, Any]
-) -> None:
+def test_a_configuration_that_cannot_be_is_refused_though_signed(export, part, change):
     content = json.loads((export / "config.json").read_text())
     content[part].update(change)
     sign(export, content)
@@ -337,7 +314,7 @@ def test_a_configuration_that_cannot_be_is_refused_though_signed(
 
 
 @pytest.mark.parametrize("extra", [{"composition": {"n_rows": 10**9}}, {"fusion": {"a": [[1]]}}])
-def test_a_table_that_cannot_be_made_is_refused(export: Path, extra: dict[str, Any]) -> None:
+def test_a_table_that_cannot_be_made_is_refused(export, extra):
     from scvi_tahoe import TahoeST
 
     content = json.loads((export / "config.json").read_text())
@@ -355,15 +332,13 @@ def test_a_table_that_cannot_be_made_is_refused(export: Path, extra: dict[str, A
     ],
     ids=["twice", "deep", "wide"],
 )
-def test_json_without_end_is_refused(
-    export: Path, edit: Callable[[str], str], match: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_without_end_is_refused(export, edit, match, monkeypatch):
     sign(export, edit=edit)
     monkeypatch.setattr("scvi_tahoe.files._plain_values._MAX_VALUES", 10_000)
     refused(lambda: read_export(export), match)
 
 
-HEADERS: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
+HEADERS = {
     "overlap": lambda entry, _: {**entry, "data_offsets": [0, 80]},
     "beyond": lambda entry, end: {**entry, "data_offsets": [end, end + 80]},
     "huge": lambda entry, _: {**entry, "shape": [2**62]},
@@ -373,9 +348,7 @@ HEADERS: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("change", HEADERS.values(), ids=list(HEADERS))
-def test_a_header_of_weights_that_lies_is_refused_before_anything_is_hashed(
-    export: Path, change: Callable[[dict[str, Any], int], dict[str, Any]]
-) -> None:
+def test_a_header_of_weights_that_lies_is_refused_before_hashing(export, change):
     path, name = export / "model.safetensors", "control_encoder.layers.0.bias"
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
@@ -387,13 +360,13 @@ def test_a_header_of_weights_that_lies_is_refused_before_anything_is_hashed(
     refused(lambda: read_export(export), "model.safetensors (is damaged|and config.json disagree)")
 
 
-def test_weights_that_grew_by_a_hundred_gigabytes_of_nothing_are_refused(export: Path) -> None:
+def test_weights_that_grew_by_a_hundred_gigabytes_of_nothing_are_refused(export):
     with (export / "model.safetensors").open("r+b") as stream:
         stream.truncate(10**11)
     refused(lambda: read_export(export), "damaged")
 
 
-def test_weights_that_are_not_finite_are_refused_though_signed(export: Path) -> None:
+def test_weights_that_are_not_finite_are_refused_though_signed(export):
     path = export / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-4:] = struct.pack("<f", float("nan"))
@@ -405,14 +378,14 @@ def test_weights_that_are_not_finite_are_refused_though_signed(export: Path) -> 
 # Places.
 
 
-def test_links_in_a_circle_are_refused(golden_folder: Callable[..., Path]) -> None:
+def test_links_in_a_circle_are_refused(golden_folder):
     folder = golden_folder("hvg_causal")
     (folder / "var_dims.pkl").unlink()
     (folder / "var_dims.pkl").symlink_to("var_dims.pkl")
     refused(lambda: read_arc_folder(folder), "leads to itself")
 
 
-def test_a_link_to_a_device_is_refused(golden_folder: Callable[..., Path]) -> None:
+def test_a_link_to_a_device_is_refused(golden_folder):
     folder = golden_folder("hvg_causal")
     (folder / "var_dims.pkl").unlink()
     (folder / "var_dims.pkl").symlink_to("/dev/zero")
@@ -420,7 +393,7 @@ def test_a_link_to_a_device_is_refused(golden_folder: Callable[..., Path]) -> No
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\U0001f600 [x]*?", "-rf", "ü\u202e"])
-def test_a_folder_may_have_any_name(golden_folder: Callable[..., Path], tmp_path: Path, name: str) -> None:
+def test_a_folder_may_have_any_name(golden_folder, tmp_path, name):
     folder = golden_folder("hvg_causal").rename(tmp_path / name)
     source = read_arc_folder(folder).provenance.source
     assert source.isprintable()
@@ -429,13 +402,13 @@ def test_a_folder_may_have_any_name(golden_folder: Callable[..., Path], tmp_path
 
 
 @pytest.mark.parametrize("source", ["a" * 5_000, "/a" * 5_000, "a\0b"], ids=["name", "path", "null"])
-def test_a_name_that_no_folder_can_have_is_not_found(source: str) -> None:
+def test_a_name_that_no_folder_can_have_is_not_found(source):
     with pytest.raises(FileNotFoundError, match="neither a folder here") as caught:
         read_pretrained(source)
     assert len(str(caught.value)) < 300
 
 
-def test_content_is_looked_at_once_whatever_refers_to_it() -> None:
+def test_content_is_looked_at_once_whatever_refers_to_it():
     inner = list(range(1_000))
     verify_expanded({"a": [inner] * 1_000, "b": inner})
     with pytest.raises(UnsafeFileError, match="stands for more"):

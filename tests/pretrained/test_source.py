@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,16 +16,12 @@ from scvi_tahoe.pretrained import (
 )
 from scvi_tahoe.pretrained._hub import checkpoint_on_hub
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
 NAME = "someone/st-model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def cache(golden_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(golden_folder, tmp_path, monkeypatch):
     """A hub cache as a download leaves it: blobs named by hash, a snapshot of links, a reference to the commit."""
     pytest.importorskip("huggingface_hub")
     monkeypatch.delenv("SCVI_TAHOE_ACCEPT_LICENSE", raising=False)
@@ -46,11 +41,11 @@ def cache(golden_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytes
     return tmp_path / "hub"
 
 
-def offline(cache: Path, name: str = NAME, **options: Any) -> Any:
+def offline(cache, name=NAME, **options):
     return read_pretrained(name, cache_dir=cache, offline=True, **options)
 
 
-def test_a_folder_here_is_itself_and_needs_no_licence(golden_folder: Callable[..., Path]) -> None:
+def test_a_folder_here_is_itself_and_needs_no_licence(golden_folder):
     folder = golden_folder()
     place = resolve_source(folder)
     assert place.folder == folder
@@ -58,21 +53,21 @@ def test_a_folder_here_is_itself_and_needs_no_licence(golden_folder: Callable[..
 
 
 @pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_the_cache_serves_offline_and_states_the_commit(cache: Path) -> None:
+def test_the_cache_serves_offline_and_states_the_commit(cache):
     model = offline(cache, accept_license=True)
     assert model.provenance.revision == COMMIT
     assert model.provenance.source == NAME
 
 
 @pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_one_repository_may_hold_several_models(cache: Path) -> None:
+def test_one_repository_may_hold_several_models(cache):
     model = offline(cache, f"{NAME}/zeroshot/jurkat", accept_license=True)
     assert model.provenance.source == f"{NAME}/zeroshot/jurkat"
     with pytest.raises(FileNotFoundError, match="no folder 'fewshot/k562'"):
         offline(cache, f"{NAME}/fewshot/k562", accept_license=True)
 
 
-def test_the_licence_must_be_accepted_and_is_shown(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_licence_must_be_accepted_and_is_shown(cache, monkeypatch):
     with pytest.raises(LicenceNotAcceptedError, match=r"non-commercial.*accept_license=True"):
         offline(cache)
     with pytest.raises(LicenceNotAcceptedError):
@@ -85,7 +80,7 @@ def test_the_licence_must_be_accepted_and_is_shown(cache: Path, monkeypatch: pyt
 
 
 @pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_what_is_not_in_the_cache_is_not_found_offline(cache: Path) -> None:
+def test_what_is_not_in_the_cache_is_not_found_offline(cache):
     with pytest.raises(FileNotFoundError, match="not in the cache"):
         offline(cache, "someone/else", accept_license=True)
     with pytest.raises(FileNotFoundError, match="not in the cache"):
@@ -93,7 +88,7 @@ def test_what_is_not_in_the_cache_is_not_found_offline(cache: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_a_download_with_a_wrong_hash_is_refused(cache: Path) -> None:
+def test_a_download_with_a_wrong_hash_is_refused(cache):
     blob = max(cache.rglob("blobs/*"), key=lambda path: path.stat().st_size)
     content = bytearray(blob.read_bytes())
     content[len(content) // 2] ^= 1
@@ -103,7 +98,7 @@ def test_a_download_with_a_wrong_hash_is_refused(cache: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_small_files_are_compared_with_the_hash_that_git_gives_them(cache: Path) -> None:
+def test_small_files_are_compared_with_the_hash_that_git_gives_them(cache):
     content = b"data: {}\n"
     blob = next(cache.rglob("blobs")) / hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     blob.write_bytes(content)
@@ -116,7 +111,7 @@ def test_small_files_are_compared_with_the_hash_that_git_gives_them(cache: Path)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "a b/c", "../x/y/.."])
-def test_what_is_neither_folder_nor_name_is_refused(source: str) -> None:
+def test_what_is_neither_folder_nor_name_is_refused(source):
     with pytest.raises(FileNotFoundError, match="neither a folder here nor a name"):
         resolve_source(source)
 
@@ -141,16 +136,14 @@ FILES = [
         ("zeroshot/k562/", None, "checkpoints/final.ckpt"),
     ],
 )
-def test_only_the_checkpoint_that_will_be_read_is_downloaded(
-    prefix: str, checkpoint: str | None, expected: str
-) -> None:
+def test_only_the_checkpoint_that_will_be_read_is_downloaded(prefix, checkpoint, expected):
     assert checkpoint_on_hub(FILES, prefix, checkpoint) == expected
 
 
-def test_without_named_checkpoints_the_highest_step_is_downloaded() -> None:
+def test_without_named_checkpoints_the_highest_step_is_downloaded():
     assert checkpoint_on_hub(FILES[3:5], "", None) == FILES[4]
 
 
-def test_a_checkpoint_the_hub_lacks_is_an_error_that_lists_those_there_are() -> None:
+def test_a_checkpoint_the_hub_lacks_is_refused_with_those_there_are():
     with pytest.raises(FileNotFoundError, match=r"last.*best\.ckpt"):
         checkpoint_on_hub(FILES, "", "last")

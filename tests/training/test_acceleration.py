@@ -72,7 +72,7 @@ def test_a_late_number_is_the_number():
     assert float(AsyncScalar(torch.tensor(1.5, requires_grad=True))) == 1.5
 
 
-def test_gradient_norms_are_logged_for_every_interval_although_they_are_logged_late(make_model):
+def test_gradient_norms_of_every_interval_are_logged(make_model):
     model = make_model()
     model.train(**BRIEF, plan_kwargs={"log_every": 3})
     assert model.history["gradient_norm"].index.tolist() == [0, 3, 6]

@@ -108,9 +108,7 @@ def test_a_metric_of_the_users_own_decides(make_model, train):
         ("transfer", True, "those of the weights that training started from"),
     ],
 )
-def test_a_run_that_improves_nothing_keeps_what_it_started_from_and_says_what_that_is(
-    prior, warm, kept, make_model, train, weights, caplog
-):
+def test_a_run_that_improves_nothing_keeps_its_start_and_says_so(prior, warm, kept, make_model, train, weights, caplog):
     held_out = HeldOutConditions(validation=0.3)
     model = make_model(prior=prior)
     if warm:

@@ -94,7 +94,7 @@ def test_a_run_has_its_own_dropout_and_leaves_that_of_the_model(pretrained, trai
     assert probabilities(model) == before
 
 
-def test_weight_decay_shrinks_matrices_and_neither_norms_nor_biases_nor_tokens(make_model, train):
+def test_weight_decay_shrinks_matrices_alone(make_model, train):
     """Two runs of one step that differ in nothing but the decay differ by the decay."""
     options = {"network": {"confidence_token": True}, "setup": {"perturbation_embedding_key": "perturbation_embedding"}}
     start = dict(make_model(**options).module.named_parameters())

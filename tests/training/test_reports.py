@@ -123,7 +123,7 @@ def test_scores_are_those_of_the_evaluation_on_the_same_cells(make_model, train)
     assert logged["validation_overlap"] == pytest.approx(overlap)
 
 
-def test_the_overlap_counts_the_genes_that_change_most_whatever_their_sign():
+def test_the_overlap_counts_the_genes_that_change_most():
     observed = np.zeros((2, 30))
     observed[0, [3, 7, 11]], observed[1, [1, 2, 3]] = [5, -4, 3], [1, 2, -9]
     predicted = np.zeros((2, 30))
@@ -184,7 +184,7 @@ def test_frozen_weights_cost_neither_gradients_nor_optimizer_state():
     assert plan().optimizer == 2 * plan().gradients == 8 * 10**8
 
 
-def test_activations_grow_with_the_cells_of_a_step_and_shrink_with_the_precision():
+def test_activations_grow_with_cells_and_shrink_with_precision():
     assert plan(cells_per_step=2 * 6_144).activations == 2 * plan().activations
     assert plan(in_16_bits=False).activations > plan().activations
 

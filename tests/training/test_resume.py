@@ -38,9 +38,7 @@ def interrupted(model, train, interrupt, folder, step=8, **options):
     ],
     ids=["plain", "accumulating", "unfreezing", "uneven", "averaging", "scoring", "adapters"],
 )
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
-    options, make_model, pretrained, train, interrupt, weights, tmp_path
-):
+def test_a_resumed_run_is_bit_identical(options, make_model, pretrained, train, interrupt, weights, tmp_path):
     """With dropout, which the tiny model has."""
     if options.get("recipe") == "lora":
         pytest.importorskip("peft")

@@ -141,7 +141,7 @@ def plain(start, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(processes_of, processes):
+def test_processes_end_where_one_would_with_the_mean_gradient(processes_of, processes):
     ranks = processes_of(processes, "float32")
     weights, norms, state = plain(ranks[0]["start"], processes)
     for rank in ranks:

@@ -49,25 +49,14 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class CompactRows:
-    """A CSR matrix in 16-bit column numbers where these suffice, and float16 values where asked for.
+    """A CSR matrix in 16-bit column numbers where these suffice, and float16 values where asked for."""
 
-    Attributes
-    ----------
-    indptr
-        int64 ``[rows + 1]``: where the entries of each row begin.
-    indices
-        int16 or int32 ``[entries]``: columns. Up to 65,536 columns fit into 16 bits, those above 32,767 as negative
-        numbers.
-    values
-        float16 or float32 ``[entries]``.
-    n_features
-        Number of columns.
-    """
-
-    indptr: Tensor
+    indptr: Tensor  #: int64 ``[rows + 1]``: where the entries of each row begin
+    #: int16 or int32 ``[entries]``: columns. Up to 65,536 columns fit into 16 bits, those above 32,767 as
+    #: negative numbers.
     indices: Tensor
-    values: Tensor
-    n_features: int
+    values: Tensor  #: float16 or float32 ``[entries]``
+    n_features: int  #: number of columns
 
     @classmethod
     def from_csr(cls, matrix: Any, *, half: bool) -> CompactRows:

@@ -26,21 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GeneAlignment:
-    """Which column of new data each gene of the model is in.
+    """Which column of new data each gene of the model is in."""
 
-    Attributes
-    ----------
-    columns
-        For each gene of the model its column in the data; -1 where the data lack it.
-    missing
-        Genes of the model that the data lack. They enter as zeros.
-    surplus
-        Number of genes in the data that the model does not know. They are left out.
-    """
-
-    columns: np.ndarray
-    missing: tuple[str, ...]
-    surplus: int
+    columns: np.ndarray  #: for each gene of the model its column in the data; -1 where the data lack it
+    missing: tuple[str, ...]  #: genes of the model that the data lack. They enter as zeros.
+    surplus: int  #: number of genes in the data that the model does not know. They are left out.
 
     @property
     def is_identity(self) -> bool:
@@ -104,6 +94,20 @@ def in_memory(matrix: Any) -> Any:
     return matrix.tocsr() if sp.issparse(matrix) else matrix
 
 
+def verify_finite_values(values: np.ndarray, where: str) -> None:
+    """Refuse NaN and infinite values: minimum and maximum carry them through, without a temporary array."""
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        raise ValueError(f"{where} holds NaN or infinite values; remove or impute them first.")
+
+
+def without_duplicates(matrix: Any) -> Any:
+    """Add up the entries of one place in a CSR matrix: scattering its rows would keep the last one only."""
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    return matrix
+
+
 @contextmanager
 def fast_codecs() -> Iterator[None]:
     """Let zarr arrays that are opened here be decoded by zarrs where it is installed: several times as fast."""
@@ -152,14 +156,9 @@ class DiskRows:
         if not len(rows):
             return sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
         block = self._read(rows)
-        if sp.issparse(block):
-            block = block.tocsr()
-        if self._alignment is not None:
-            block = self._alignment.apply(block)
-        if sp.issparse(block) and not block.has_canonical_format:
-            # entries of one place add up, and the scattering of rows would keep the last one only
-            block.sum_duplicates()
-        return block
+        block = block.tocsr() if sp.issparse(block) else block
+        block = block if self._alignment is None else self._alignment.apply(block)
+        return without_duplicates(block) if sp.issparse(block) else block
 
     def n_entries(self, rows: np.ndarray) -> int | None:
         """Entries of these rows; None where that is not known without reading them."""

@@ -41,30 +41,14 @@ OUTPUTS: tuple[Output, ...] = get_args(Output)
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What a model fixes about its data.
+    """What a model fixes about its data."""
 
-    Attributes
-    ----------
-    keys
-        Where a screen keeps its parts.
-    genes
-        Names of the genes, ``[G]``, in the network's order.
-    table
-        Perturbation embeddings, ``[labels, P]``.
-    batches
-        Technical batches as the network counts them; None if it does not look at them.
-    representation
-        What the network takes in and gives out.
-    set_size
-        Cells of a set.
-    """
-
-    keys: ScreenKeys
-    genes: np.ndarray
-    table: EmbeddingTable
-    batches: tuple[str, ...] | None
-    representation: Representation
-    set_size: int
+    keys: ScreenKeys  #: where a screen keeps its parts
+    genes: np.ndarray  #: names of the genes, ``[G]``, in the network's order
+    table: EmbeddingTable  #: perturbation embeddings, ``[labels, P]``
+    batches: tuple[str, ...] | None  #: technical batches as the network counts them; None if it does not look at them
+    representation: Representation  #: what the network takes in and gives out
+    set_size: int  #: cells of a set
 
     def with_composed(self, screen: Screen) -> DataSpec:
         """Add table rows for combinations and doses of a screen, as far as their components have rows."""
@@ -82,9 +66,7 @@ class DataSpec:
         known = {name: i for i, name in enumerate(self.batches)}
         if screen.batch is None or (unknown := [n for n in screen.batch.names if n not in known]):
             missing = "no batches" if screen.batch is None else f"batches that the model does not know: {unknown[:5]}"
-            raise ValueError(
-                f"the network was trained with {len(known)} technical batches, and the data have {missing}."
-            )
+            raise ValueError(f"the network was trained with {len(known)} technical batches; the data have {missing}.")
         return np.array([known[n] for n in screen.batch.names], dtype=np.int64)[screen.batch.codes]
 
 
@@ -94,37 +76,23 @@ class CellSetDataset(Dataset):
 
     ``dataset[request]`` runs in the loader and holds what :class:`CellStore` hands over; :meth:`to_tensors` finishes
     the minibatch on the device.
-
-    Attributes
-    ----------
-    cells
-        What the network takes in and gives out: expression, or cell embeddings.
-    table
-        float32 ``[labels, P]`` perturbation embeddings.
-    genes
-        Expression in addition to embeddings, for a gene decoder; None otherwise.
-    embedding
-        Cell embeddings in addition to expression, as an auxiliary signal; None otherwise.
-    batch_of_cell
-        Technical batch of every cell as the network counts them; None if it does not look.
-    residual_input
-        The cells of a prior, to which the network's change is added; None without such a prior.
-    residual_input_rows
-        Rows of ``residual_input`` that each condition draws from.
-    residual_shift
-        float32 ``[conditions, X]``: change of the mean that a prior adds to the controls; None without such a prior.
-    of_condition
-        By key of the minibatch, what the objective compares with: float32 ``[conditions, X]`` each.
     """
 
-    cells: CellStore
-    table: np.ndarray
-    genes: CellStore | None = None
+    cells: CellStore  #: what the network takes in and gives out: expression, or cell embeddings
+    table: np.ndarray  #: float32 ``[labels, P]`` perturbation embeddings
+    genes: CellStore | None = None  #: expression in addition to embeddings, for a gene decoder; None otherwise
+    #: cell embeddings in addition to expression, as an auxiliary signal; None otherwise
     embedding: CellStore | None = None
+    #: technical batch of every cell as the network counts them; None if it does not look
     batch_of_cell: np.ndarray | None = None
+    #: the cells of a prior, to which the network's change is added; None without such a prior
     residual_input: CellStore | None = None
+    #: rows of ``residual_input`` that each condition draws from
     residual_input_rows: Mapping[Condition, np.ndarray] | None = None
+    #: float32 ``[conditions, X]``: change of the mean that a prior adds to the controls; None without such a
+    #: prior
     residual_shift: np.ndarray | None = None
+    #: by key of the minibatch, what the objective compares with: float32 ``[conditions, X]`` each
     of_condition: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,8 +111,7 @@ class CellSetDataset(Dataset):
     @property
     def stores(self) -> list[CellStore]:
         """All stores that minibatches are read from."""
-        stores = (self.cells, self.genes, self.embedding, self.residual_input)
-        return [store for store in stores if store is not None]
+        return [s for s in (self.cells, self.genes, self.embedding, self.residual_input) if s is not None]
 
     @property
     def _store_of(self) -> dict[str, CellStore | None]:
@@ -214,15 +181,9 @@ def cell_set_dataset(
 ) -> CellSetDataset:
     """Make the dataset of a screen's minibatches; options as of :func:`make_store`, genes are matched by name."""
     alignment = alignment or align_genes(spec.genes, screen.genes)
-    expression = make_store(
-        screen.expression,
-        device,
-        kind=store,
-        alignment=None if alignment.is_identity else alignment,
-        full_precision=full_precision,
-        pinned_rows=pinned_rows,
-        rows=rows,
-    )
+    order = None if alignment.is_identity else alignment
+    options: dict[str, Any] = {"full_precision": full_precision, "pinned_rows": pinned_rows, "rows": rows}
+    expression = make_store(screen.expression, device, kind=store, alignment=order, **options)
     embedding = None if spec.representation == "expression" else make_store(screen.cell_embedding, device)
     embeds = spec.representation == "embedding"
     return CellSetDataset(
@@ -268,27 +229,13 @@ def aligned_expression(spec: DataSpec, screen: Screen) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How minibatches are made.
+    """How minibatches are made."""
 
-    Attributes
-    ----------
-    set_size
-        N, cells of a set.
-    batch_size
-        S, sets of a training minibatch.
-    steps_per_epoch
-        Training minibatches between two validations, on each device.
-    validation_sets
-        At most this many sets of a condition in validation.
-    seed
-        Random seed for drawing cells and their controls.
-    """
-
-    set_size: int
-    batch_size: int
-    steps_per_epoch: int
-    validation_sets: int = 4
-    seed: int = 0
+    set_size: int  #: N, cells of a set
+    batch_size: int  #: S, sets of a training minibatch
+    steps_per_epoch: int  #: training minibatches between two validations, on each device
+    validation_sets: int = 4  #: at most this many sets of a condition in validation
+    seed: int = 0  #: random seed for drawing cells and their controls
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -297,26 +244,18 @@ class LoaderConfig:
                 raise ValueError(f"{f.name}={value!r} must be a whole number of 1 or more.")
 
 
+@dataclass(eq=False, repr=False)
 class PrefetchSampler(Sampler[CellSetRequest]):
     """Yields this process's share of another sampler's minibatches, and lets the dataset prefetch ``n_ahead`` of them.
 
     Every process draws the same minibatches and takes every ``n_ranks``-th: together they train on what one would.
     """
 
-    def __init__(
-        self,
-        sampler: Sampler[CellSetRequest],
-        dataset: CellSetDataset,
-        *,
-        rank: int = 0,
-        n_ranks: int = 1,
-        n_ahead: int = 1,
-    ) -> None:
-        self._sampler: Any = sampler
-        self._dataset = dataset
-        self._rank = rank
-        self._n_ranks = n_ranks
-        self._n_ahead = n_ahead
+    _sampler: Any
+    _dataset: CellSetDataset
+    rank: int = 0
+    n_ranks: int = 1
+    n_ahead: int = 1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this, also after resuming."""
@@ -324,17 +263,17 @@ class PrefetchSampler(Sampler[CellSetRequest]):
             self._sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return -(-len(self._sampler) // self._n_ranks)
+        return -(-len(self._sampler) // self.n_ranks)
 
     def __iter__(self) -> Iterator[CellSetRequest]:
         # where the processes do not come out even, the first minibatches come twice: all must take as many steps
         requests: Iterator[CellSetRequest] = iter(self._sampler)
-        if len(self._sampler) % self._n_ranks:
+        if len(self._sampler) % self.n_ranks:
             requests = chain(requests, cycle(self._sampler))
-        mine = islice(requests, self._rank, len(self) * self._n_ranks, self._n_ranks)
+        mine = islice(requests, self.rank, len(self) * self.n_ranks, self.n_ranks)
         waiting = deque(islice(mine, 1))  # the first one is fetched at once
         while waiting:
-            for following in islice(mine, self._n_ahead + 1 - len(waiting)):
+            for following in islice(mine, self.n_ahead + 1 - len(waiting)):
                 self._dataset.prefetch(following)
                 waiting.append(following)
             yield waiting.popleft()
@@ -347,16 +286,10 @@ class CellSetDataModule(LightningDataModule):
     """
 
     def __init__(
-        self,
-        dataset: CellSetDataset,
-        split: AssignedSplit,
-        row_of_label: np.ndarray,
-        config: LoaderConfig,
+        self, dataset: CellSetDataset, split: AssignedSplit, row_of_label: np.ndarray, config: LoaderConfig
     ) -> None:
         super().__init__()
-        self.dataset = dataset
-        self.split = split
-        self.config = config
+        self.dataset, self.split, self.config = dataset, split, config
         # scvi-tools copies these to the model, and its MLflow logger reads them
         self.train_idx, self.val_idx, self.test_idx = split.train, split.validation, split.test
         self.n_train, self.n_val = len(split.train), len(split.validation)

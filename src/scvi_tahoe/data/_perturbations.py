@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -43,17 +43,12 @@ def dose_label(perturbation: str, dose: float) -> str:
     perturbation
         Its label.
     dose
-        In the unit of the training data, above 0.
+        In the unit of the training data; a ValueError if it is not a positive finite number.
 
     Examples
     --------
     >>> dose_label("Trametinib", 0.5)
     'Trametinib@0.5'
-
-    Raises
-    ------
-    ValueError
-        If the dose is not a positive finite number.
     """
     return f"{perturbation}{DOSE_MARK}{_verified_dose(dose, perturbation):.10g}"
 
@@ -70,21 +65,12 @@ def _verified_dose(dose: object, label: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelParser:
-    """Reads the labels of a screen.
+    """Reads the labels of a screen."""
 
-    Attributes
-    ----------
-    control
-        The label of control cells; in a combination it is left out.
-    combination_separator
-        Text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``; None without combinations.
-    has_dose
-        Whether every perturbation of a label carries its dose, ``"Trametinib@10"``.
-    """
-
-    control: str
+    control: str  #: the label of control cells; in a combination it is left out
+    #: text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``; None without combinations
     combination_separator: str | None = None
-    has_dose: bool = False
+    has_dose: bool = False  #: whether every perturbation of a label carries its dose, ``"Trametinib@10"``
 
     @property
     def composes(self) -> bool:
@@ -98,14 +84,11 @@ class LabelParser:
         """
         texts = self.split(label)
         if not all(text.strip() for text in texts):
-            raise ValueError(
-                f"perturbation {label!r} has an empty part between {self.combination_separator!r}; name every part of "
-                "a combination."
-            )
+            where = f"between {self.combination_separator!r}"
+            raise ValueError(f"perturbation {label!r} has an empty part {where}; name every part of a combination.")
         components = [self._component(text, label) for text in texts]
-        return tuple(sorted(component for component in components if component.name != self.control)) or (
-            Component(self.control),
-        )
+        named = sorted(component for component in components if component.name != self.control)
+        return tuple(named) or (Component(self.control),)
 
     def is_control(self, label: str) -> bool:
         """Whether a label means the control: its own, ``"control+control"``, or at a dose."""
@@ -139,15 +122,15 @@ class LabelParser:
         if mark and name == self.control:
             return Component(name)  # a dose of the control has no meaning
         if not mark or not name:
+            example = f"{text}{DOSE_MARK}10"
             raise ValueError(
-                f"perturbation {label!r} needs a dose for {text!r}, e.g. {text + DOSE_MARK + '10'!r}: the model was "
-                "trained with doses."
+                f"perturbation {label!r} needs a dose for {text!r}, e.g. {example!r}: the model was trained with doses."
             )
         return Component(name, _verified_dose(dose, name))
 
 
 Combination = Literal["sum", "learned"]
-COMBINATIONS: tuple[Combination, ...] = ("sum", "learned")
+COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 #: Names of the columns beside those of the components' table.
 NUMBER_COLUMNS = ("log10 dose", "further parts")
 
@@ -173,45 +156,30 @@ def _names_and_rows(table: object, where: str) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in names], np.asarray(rows, dtype=np.float32)
 
 
+def _verify_width(table: EmbeddingTable, width: int) -> None:
+    if table.width != width:
+        raise ValueError(f"a perturbation-embedding table is {table.width} wide, the model was trained with {width}.")
+
+
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """Names and one embedding row for each.
+    """Names and one embedding row for each; ValueError if a name occurs twice, or names and rows disagree."""
 
-    Attributes
-    ----------
-    names
-        Perturbation labels, unique.
-    matrix
-        float32 ``[len(names), P]``.
-    one_hot
-        Whether the rows are the identity made from the labels of the screen, rather than a table of the user's.
-    composition
-        How the rows were made from those of the labels' components; None where every label has a row of its own.
-    fusion
-        How the rows were made from several tables; None if they are one table's.
-    columns
-        Labels that the columns stand for, where rows are one-hot or add up one-hot rows; None for features.
-
-    Raises
-    ------
-    ValueError
-        If a name occurs twice, or names and rows disagree.
-    """
-
-    names: tuple[str, ...]
-    matrix: np.ndarray
+    names: tuple[str, ...]  #: perturbation labels, unique
+    matrix: np.ndarray  #: float32 ``[len(names), P]``
+    #: whether the rows are the identity made from the labels of the screen, rather than a table of the user's
     one_hot: bool = False
+    #: how the rows were made from those of the labels' components; None where every label has a row of its own
     composition: Composition | None = None
-    fusion: TableFusion | None = None
+    fusion: TableFusion | None = None  #: how the rows were made from several tables; None if they are one table's
+    #: labels that the columns stand for, where rows are one-hot or add up one-hot rows; None for features
     columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
             raise ValueError("A perturbation name occurs twice in the table; names must be unique.")
         if self.matrix.ndim != 2 or len(self.matrix) != len(self.names):
-            raise ValueError(
-                f"{len(self.names)} perturbation names and a matrix of shape {self.matrix.shape} disagree."
-            )
+            raise ValueError(f"{len(self.names)} perturbation names and a {self.matrix.shape} matrix disagree.")
         if self.one_hot and self.columns is None:
             object.__setattr__(self, "columns", self.names)
 
@@ -243,9 +211,8 @@ class EmbeddingTable:
         except ValueError as error:
             raise ValueError(f"{where} is no perturbation-embedding table: {error}") from None
         if matrix.ndim != 2 or matrix.shape[0] != len(names) or matrix.shape[1] == 0:
-            raise ValueError(
-                f"{where} has {len(names)} names and a matrix of shape {matrix.shape}; one row a name is needed."
-            )
+            what = f"{len(names)} names and a matrix of shape {matrix.shape}"
+            raise ValueError(f"{where} has {what}; one row a name is needed.")
         if len(set(names)) < len(names):
             twice = sorted({n for n in names if names.count(n) > 1})[:5]
             raise ValueError(f"{where} names these labels more than once: {twice}; keep one row each.")
@@ -300,19 +267,12 @@ class EmbeddingTable:
         return replace(self, names=(*self.names, *fresh), matrix=rows)
 
     def row(self, name: str) -> int:
-        """Row of a label, in any spelling.
-
-        Raises
-        ------
-        KeyError
-            If the table has none; the message lists the nearest labels.
-        """
+        """Row of a label, in any spelling; a KeyError lists the nearest labels."""
         known = self.known_name(name)
         if known not in self.row_of:
-            raise KeyError(
-                f"perturbation {name!r} is unknown to the model{nearest_names(name, self.names)}: it has rows for "
-                f"{len(self.names)} labels" + (" (one-hot, those of its training data)." if self.one_hot else ".")
-            )
+            rows = f"{len(self.names)} labels" + (" (one-hot, those of its training data)" if self.one_hot else "")
+            near = nearest_names(name, self.names)
+            raise KeyError(f"perturbation {name!r} is unknown to the model{near}: it has rows for {rows}.")
         return self.row_of[known]
 
     def extended(self, new: EmbeddingTable) -> EmbeddingTable:
@@ -320,13 +280,9 @@ class EmbeddingTable:
 
         A new table of another width, or with another row for a known label, is a ValueError.
         """
-        if self.composition is not None:
-            composition = replace(self.composition, components=self.composition.components.extended(new))
-            return replace(self, composition=composition)
-        if new.width != self.width:
-            raise ValueError(
-                f"the new perturbation-embedding table is {new.width} wide, the model was trained with {self.width}."
-            )
+        if (composition := self.composition) is not None:
+            return replace(self, composition=replace(composition, components=composition.components.extended(new)))
+        _verify_width(new, self.width)
         known = self.row_of
         shared = [(known[n], i) for i, n in enumerate(new.names) if n in known]
         changed = [new.names[i] for k, i in shared if not np.array_equal(self.matrix[k], new.matrix[i])]
@@ -355,23 +311,12 @@ class Composition:
     single perturbation keeps its own row. With ``'learned'`` they are concatenated, each with a mark of presence,
     and the network encodes each and sums the results (Zaheer et al. 2017, *Deep Sets*, arXiv:1703.06114). Neither
     depends on the order of the components.
-
-    Attributes
-    ----------
-    parser
-        Reads the components of labels.
-    components
-        Rows of the components.
-    combination
-        ``'sum'`` or ``'learned'``.
-    n_components
-        Most components of a label with ``'learned'``; 1 with ``'sum'``, which has no limit.
     """
 
-    parser: LabelParser
-    components: EmbeddingTable
-    combination: Combination = "sum"
-    n_components: int = 1
+    parser: LabelParser  #: reads the components of labels
+    components: EmbeddingTable  #: rows of the components
+    combination: Combination = "sum"  #: ``'sum'`` or ``'learned'``
+    n_components: int = 1  #: most components of a label with ``'learned'``; 1 with ``'sum'``, which has no limit
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -399,12 +344,8 @@ class Composition:
     @classmethod
     def from_dict(cls, values: dict[str, Any], components: EmbeddingTable) -> Composition:
         """Restore what :meth:`to_dict` gave, with rows of the components."""
-        return cls(
-            parser=LabelParser(**values["reading"]),
-            components=components,
-            combination=values["combination"],
-            n_components=values["n_parts"],
-        )
+        parser, n_components = LabelParser(**values["reading"]), values["n_parts"]
+        return cls(parser=parser, components=components, combination=values["combination"], n_components=n_components)
 
     def unknown_components(self, label: str) -> list[str]:
         """Components of a label without a row; ValueError if it cannot be read or has more than the network takes."""
@@ -460,10 +401,7 @@ class TableFusion:
         names = tuple(dict.fromkeys(name for table in tables for name in table.names))
         blocks = []
         for table, center, scale in zip(tables, self.centers, self.scales, strict=True):
-            if table.width != len(center):
-                raise ValueError(
-                    f"a perturbation-embedding table is {table.width} wide, the model was trained with {len(center)}."
-                )
+            _verify_width(table, len(center))
             row = np.array([table.row_of.get(name, -1) for name in names])
             block = np.zeros((len(names), table.width + 1), dtype=np.float32)
             block[row >= 0, :-1] = ((table.matrix - center) / scale)[row[row >= 0]]

@@ -57,7 +57,6 @@ class _ScreenField(BaseAnnDataField):
         """Do nothing: the screen is verified before any field is registered."""
 
     def register_field(self, adata: AnnOrMuData) -> dict:
-        """Store what was found when the screen was verified."""
         return dict(self._state)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnOrMuData, **kwargs: object) -> dict:
@@ -69,11 +68,9 @@ class _ScreenField(BaseAnnDataField):
         return super().get_data_registry() if self._per_cell else {}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
-        """Return the summary of what is stored."""
         return self._summary(state_registry)
 
     def view_state_registry(self, state_registry: dict) -> rich.table.Table | None:
-        """Show the first entries."""
         table = rich.table.Table("entry", rich.table.Column("value", overflow="fold"))
         table.title = f"{self.registry_key} state registry"
         for key, value in state_registry.items():
@@ -107,10 +104,8 @@ class EmbeddingTableField(_ScreenField):
         if keys.parser.composes:
             # pairs of perturbations of which only single ones were measured are what a combination is asked for
             n_components = max(2, *map(len, components)) if keys.combination == "learned" else 1
-            composition = Composition(
-                parser=keys.parser, components=table, combination=keys.combination, n_components=n_components
-            )
-            table = EmbeddingTable.composed(composition, labels)
+            how: dict[str, Any] = {"combination": keys.combination, "n_components": n_components}
+            table = EmbeddingTable.composed(Composition(parser=keys.parser, components=table, **how), labels)
         return self.state(table)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnOrMuData, **kwargs: object) -> dict:
@@ -128,12 +123,9 @@ class EmbeddingTableField(_ScreenField):
     def table(state_registry: dict) -> EmbeddingTable:
         """Return the table that a state registry holds."""
         fusion, composition = state_registry.get("fusion"), state_registry.get("composition")
-        components = EmbeddingTable(
-            tuple(str(n) for n in state_registry["names"]),
-            np.asarray(state_registry["matrix"], dtype=np.float32),
-            bool(state_registry["one_hot"]),
-            fusion=None if fusion is None else TableFusion.from_dict(fusion),
-        )
+        names, matrix = tuple(map(str, state_registry["names"])), np.asarray(state_registry["matrix"], dtype=np.float32)
+        fused = None if fusion is None else TableFusion.from_dict(fusion)
+        components = EmbeddingTable(names, matrix, bool(state_registry["one_hot"]), fusion=fused)
         if composition is None:
             return components
         return EmbeddingTable.composed(Composition.from_dict(composition, components), state_registry["labels"])
@@ -142,11 +134,8 @@ class EmbeddingTableField(_ScreenField):
     def state(table: EmbeddingTable) -> dict:
         """Return what a state registry holds of a table."""
         components = table.components
-        state = {
-            "names": np.array(components.names, dtype=object),
-            "matrix": components.matrix,
-            "one_hot": components.one_hot,
-        }
+        names = np.array(components.names, dtype=object)
+        state = {"names": names, "matrix": components.matrix, "one_hot": components.one_hot}
         if components.fusion is not None:
             state["fusion"] = components.fusion.to_dict()
         if table.composition is not None:
@@ -157,9 +146,7 @@ class EmbeddingTableField(_ScreenField):
 def _label_field(registry_key: str, key: str, names: tuple[str, ...]) -> _ScreenField:
     """Make the field of a column of labels, of which the registry keeps the sorted names."""
     state = {"names": np.array(names, dtype=object)}
-    return _ScreenField(
-        registry_key, "obs", key, state=state, summary=lambda stored: {f"n_{registry_key}": len(stored["names"])}
-    )
+    return _ScreenField(registry_key, "obs", key, state=state, summary=lambda s: {f"n_{registry_key}": len(s["names"])})
 
 
 def screen_fields(keys: ScreenKeys, screen: Screen) -> list[BaseAnnDataField]:

@@ -19,30 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CellSetRequest:
-    """The cells of one minibatch, by row number.
+    """The cells of one minibatch, by row number."""
 
-    Attributes
-    ----------
-    control_SN
-        Rows of the control cells.
-    observed_SN
-        Rows of the perturbed cells; None when predicting.
-    perturbation_S
-        Which perturbation each set gets: position in the embedding table.
-    condition_S
-        Which condition (or prediction request) each set belongs to.
-    valid_S
-        Number of leading cells of each set that belong to the request; the rest fill up its last window.
-    residual_input_SN
-        Rows of the prior's cells (see ``response._prior.CellPrior``); None without them.
-    """
-
-    control_SN: np.ndarray
-    observed_SN: np.ndarray | None
-    perturbation_S: np.ndarray
-    condition_S: np.ndarray
+    control_SN: np.ndarray  #: rows of the control cells
+    observed_SN: np.ndarray | None  #: rows of the perturbed cells; None when predicting
+    perturbation_S: np.ndarray  #: which perturbation each set gets: position in the embedding table
+    condition_S: np.ndarray  #: which condition (or prediction request) each set belongs to
+    #: number of leading cells of each set that belong to the request; the rest fill up its last window
     valid_S: np.ndarray
-    residual_input_SN: np.ndarray | None = None
+    residual_input_SN: np.ndarray | None = None  #: rows of the prior's cells; None without them
 
     def take(self, sets: np.ndarray | slice) -> CellSetRequest:
         """Take some of the sets, in this order."""
@@ -133,10 +118,8 @@ class FixedSampler(Sampler[CellSetRequest]):
             conditions += [condition] * n_sets
             turns += range(n_sets)
         whole = sets.request(np.concatenate(observed), np.array(conditions), rng)
-        order = np.argsort(turns, kind="stable")
-        self._requests = [
-            whole.take(order[i : i + sets.sets_per_step]) for i in range(0, len(order), sets.sets_per_step)
-        ]
+        order, step = np.argsort(turns, kind="stable"), sets.sets_per_step
+        self._requests = [whole.take(order[i : i + step]) for i in range(0, len(order), step)]
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -147,29 +130,16 @@ class FixedSampler(Sampler[CellSetRequest]):
 
 @dataclass(frozen=True)
 class ConditionRequest:
-    """One condition to predict.
+    """One condition to predict."""
 
-    Attributes
-    ----------
-    controls
-        Rows to start from, one a predicted cell.
-    perturbation
-        Row of the embedding table.
-    pool
-        Rows that may fill up the last window.
-    seed
-        Random seed of this request alone, so that a prediction does not depend on what else is asked.
-    residual_input
-        Rows of the prior's cells, from which one is drawn for each predicted cell; None without them.
-    keeps_residual_input
-        Whether the prior's cells are the prediction, so that they come as they are, one for each predicted cell.
-    """
-
-    controls: np.ndarray
-    perturbation: int
-    pool: np.ndarray
+    controls: np.ndarray  #: rows to start from, one a predicted cell
+    perturbation: int  #: row of the embedding table
+    pool: np.ndarray  #: rows that may fill up the last window
+    #: random seed of this request alone, so that a prediction does not depend on what else is asked
     seed: tuple[int, ...]
+    #: rows of the prior's cells, from which one is drawn for each predicted cell; None without them
     residual_input: np.ndarray | None = None
+    #: whether the prior's cells are the prediction, so that they come as they are, one for each predicted cell
     keeps_residual_input: bool = False
 
 

@@ -79,26 +79,14 @@ class ControlPools:
 
 @dataclass(frozen=True)
 class ConditionIndex:
-    """Rows of every condition, and of the controls of every context.
+    """Rows of every condition, and of the controls of every context."""
 
-    Attributes
-    ----------
-    conditions
-        Conditions with at least one perturbed cell, sorted.
-    condition_of_cell
-        Position in ``conditions`` for each cell; -1 for controls.
-    context, perturbation, batch
-        Labels of each cell.
-    control
-        The control label.
-    """
-
-    conditions: tuple[Condition, ...]
-    condition_of_cell: np.ndarray
+    conditions: tuple[Condition, ...]  #: conditions with at least one perturbed cell, sorted
+    condition_of_cell: np.ndarray  #: position in ``conditions`` for each cell; -1 for controls
     context: CellLabels
     perturbation: CellLabels
     batch: CellLabels | None
-    control: str
+    control: str  #: the control label
 
     @classmethod
     def from_screen(cls, screen: Any) -> ConditionIndex:
@@ -109,10 +97,8 @@ class ConditionIndex:
         present, position = np.unique(joint[~is_control], return_inverse=True)
         condition_of_cell = np.full(len(joint), -1, dtype=np.int64)
         condition_of_cell[~is_control] = position
-        conditions = tuple(
-            Condition(context.names[j // len(perturbation.names)], perturbation.names[j % len(perturbation.names)])
-            for j in present
-        )
+        pairs = (divmod(j, len(perturbation.names)) for j in present)
+        conditions = tuple(Condition(context.names[i], perturbation.names[j]) for i, j in pairs)
         return cls(conditions, condition_of_cell, context, perturbation, screen.batch, control)
 
     @property
@@ -161,15 +147,10 @@ class ConditionIndex:
         fine = len(self.contexts) + self.context.codes * n_batches + batch
         n_pools = len(self.contexts) * (1 + n_batches)
         member = np.concatenate([self.context.codes[control_rows], fine[control_rows]])
-        order = np.argsort(member, kind="stable")
+        rows = np.tile(control_rows, 2)[np.argsort(member, kind="stable")]
         sizes = np.bincount(member, minlength=n_pools)
         pool_of_cell = np.where(sizes[fine] > 0, fine, self.context.codes)
-        return ControlPools(
-            rows=np.concatenate([control_rows, control_rows])[order],
-            starts=np.concatenate([[0], np.cumsum(sizes)[:-1]]),
-            sizes=sizes,
-            pool_of_cell=pool_of_cell,
-        )
+        return ControlPools(rows, np.cumsum(sizes) - sizes, sizes, pool_of_cell)
 
 
 def combines_measured_components(index: ConditionIndex, parser: LabelParser) -> bool:
@@ -209,11 +190,8 @@ class ScreenKeys:
     @property
     def parser(self) -> LabelParser:
         """How perturbation labels are read."""
-        return LabelParser(
-            control=self.control,
-            combination_separator=self.combination_separator,
-            has_dose=self.dose_key is not None,
-        )
+        separator, has_dose = self.combination_separator, self.dose_key is not None
+        return LabelParser(control=self.control, combination_separator=separator, has_dose=has_dose)
 
     @property
     def expression_modality(self) -> str | None:
@@ -239,34 +217,16 @@ class ScreenKeys:
 
 @dataclass(frozen=True)
 class Screen:
-    """A screen that was read. Matrices are the user's own, never copied or edited.
+    """A screen that was read. Matrices are the user's own, never copied or edited."""
 
-    Attributes
-    ----------
-    genes
-        Names of the columns of ``expression``.
-    cells
-        Names of the rows.
-    expression
-        Cells x genes: numpy, scipy CSR/CSC, or a backed matrix; log1p of normalised counts.
-    cell_embedding
-        Cells x E, or None.
-    perturbation, context
-        Labels of each cell.
-    batch
-        Technical batch of each cell, or None.
-    control
-        The perturbation label of control cells.
-    """
-
-    genes: np.ndarray
-    cells: pd.Index
-    expression: Any
-    cell_embedding: Any
-    perturbation: CellLabels
-    context: CellLabels
-    batch: CellLabels | None
-    control: str
+    genes: np.ndarray  #: names of the columns of ``expression``
+    cells: pd.Index  #: names of the rows
+    expression: Any  #: cells x genes: numpy, scipy CSR/CSC, or a backed matrix; log1p of normalised counts
+    cell_embedding: Any  #: cells x E, or None
+    perturbation: CellLabels  #: labels of each cell
+    context: CellLabels  #: labels of each cell
+    batch: CellLabels | None  #: technical batch of each cell, or None
+    control: str  #: the perturbation label of control cells
 
     @property
     def n_cells(self) -> int:
@@ -382,19 +342,18 @@ def read_matrices(data: AnnOrMuData, keys: ScreenKeys) -> tuple[Any, Any]:
 def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     """Read a screen whose keys were verified."""
     expression, (matrix, embedding) = expression_adata(data, keys), read_matrices(data, keys)
-    context = (
-        CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
-        if keys.context_key is None
-        else CellLabels.from_values(obs_column(data, keys, keys.context_key))
-    )
+
+    def labels(key: str | None) -> CellLabels | None:
+        return None if key is None else CellLabels.from_values(obs_column(data, keys, key))
+
     return Screen(
         genes=np.asarray(expression.var_names, dtype=object).astype(str),
         cells=expression.obs_names,
         expression=matrix,
         cell_embedding=embedding,
         perturbation=CellLabels.from_values(condition_labels(data, keys)),
-        context=context,
-        batch=None if keys.batch_key is None else CellLabels.from_values(obs_column(data, keys, keys.batch_key)),
+        context=labels(keys.context_key) or CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,)),
+        batch=labels(keys.batch_key),
         control=keys.control,
     )
 

@@ -108,10 +108,7 @@ class Split(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the kind."""
-        return {
-            "kind": self.kind,
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()},
-        }
+        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
 
 
 SPLITS: Registry[type[Split]] = Registry("split")
@@ -131,10 +128,45 @@ def _verify_known(names: Sequence[str], known: Sequence[str], what: str) -> None
         )
 
 
-def _verify_fractions(split: FractionSplit | HeldOutConditions) -> None:
-    validation, test = split.validation, split.test
-    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise ValueError(f"validation={validation} and test={test} must be fractions from 0 that sum to less than 1.")
+@dataclass(frozen=True, kw_only=True)
+class _Fractions(Split):
+    """Fractions from 0 that sum to less than 1."""
+
+    validation: float = 0.1
+    test: float = 0.0
+
+    def __post_init__(self) -> None:
+        validation, test = self.validation, self.test
+        if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+            raise ValueError(
+                f"validation={validation} and test={test} must be fractions from 0 that sum to less than 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Names(Split):
+    """Names to hold out, kept as tuples; no name may be held out for two parts."""
+
+    named: ClassVar[str] = "perturbation"
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in ("validation", "test"):
+            value = getattr(self, part)
+            if isinstance(value, str):
+                raise TypeError(f"{part} of {type(self).__name__} is a list of names; got the text {value!r}.")
+            object.__setattr__(self, part, tuple(str(v) for v in value))
+        if both := sorted(set(self.validation) & set(self.test)):
+            raise ValueError(f"these {self.named}s are held out for validation and for test: {both[:5]}; choose one.")
+
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        _verify_known((*self.validation, *self.test), getattr(index, f"{self.named}s"), self.named)
+        return self._by_name(index, [getattr(condition, self.named) for condition in index.conditions])
+
+    def _by_name(self, index: ConditionIndex, names: Sequence[str | None]) -> dict[Part, np.ndarray]:
+        """Rows by the part whose names list the name of their condition."""
+        return _by_condition(index, np.array([(n in self.validation) + 2 * (n in self.test) for n in names]))
 
 
 def _by_condition(index: ConditionIndex, part_of_condition: np.ndarray) -> dict[Part, np.ndarray]:
@@ -145,7 +177,7 @@ def _by_condition(index: ConditionIndex, part_of_condition: np.ndarray) -> dict[
 
 @register_split
 @dataclass(frozen=True, kw_only=True)
-class FractionSplit(Split):
+class FractionSplit(_Fractions):
     """Hold out a fraction of the cells of every condition.
 
     Says how well seen conditions are reproduced, not how unseen ones are predicted. Conditions with fewer than two
@@ -153,11 +185,6 @@ class FractionSplit(Split):
     """
 
     kind: ClassVar[str] = "fraction"
-    validation: float = 0.1
-    test: float = 0.0
-
-    def __post_init__(self) -> None:
-        _verify_fractions(self)
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         rows: dict[Part, list[np.ndarray]] = {p: [] for p in PARTS}
@@ -177,7 +204,7 @@ class FractionSplit(Split):
 
 @register_split
 @dataclass(frozen=True, kw_only=True)
-class HeldOutConditions(Split):
+class HeldOutConditions(_Fractions):
     """Hold out a fraction of the conditions, whose perturbations are seen in other contexts.
 
     Says how well a seen perturbation is predicted in a context where it was not measured. Every context and every
@@ -185,11 +212,6 @@ class HeldOutConditions(Split):
     """
 
     kind: ClassVar[str] = "held_out_conditions"
-    validation: float = 0.1
-    test: float = 0.0
-
-    def __post_init__(self) -> None:
-        _verify_fractions(self)
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         contexts = Counter(c.context for c in index.conditions)
@@ -215,82 +237,41 @@ class HeldOutConditions(Split):
                 "perturbation in another context and another perturbation in theirs; hold out less."
             )
         part = np.zeros(len(index.conditions), dtype=np.int64)
-        part[held_out[:n_validation]] = 1
-        part[held_out[n_validation:]] = 2
+        part[held_out[:n_validation]], part[held_out[n_validation:]] = 1, 2
         return _by_condition(index, part)
 
 
 @register_split
 @dataclass(frozen=True, kw_only=True)
-class HeldOutPerturbations(Split):
+class HeldOutPerturbations(_Names):
     """Hold out perturbations in every context."""
 
     kind: ClassVar[str] = "held_out_perturbations"
-    validation: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _take_names(self, "perturbation")
-
-    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
-        _verify_known((*self.validation, *self.test), index.perturbations, "perturbation")
-        return _by_name(self, index, [c.perturbation for c in index.conditions])
 
 
 @register_split
 @dataclass(frozen=True, kw_only=True)
-class HeldOutContexts(Split):
+class HeldOutContexts(_Names):
     """Hold out every perturbed cell of some contexts; their controls remain, as prediction needs them."""
 
     kind: ClassVar[str] = "held_out_contexts"
-    validation: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _take_names(self, "context")
-
-    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
-        _verify_known((*self.validation, *self.test), index.contexts, "context")
-        return _by_name(self, index, [c.context for c in index.conditions])
+    named: ClassVar[str] = "context"
 
 
 @register_split
 @dataclass(frozen=True, kw_only=True)
-class FewShotContext(Split):
+class FewShotContext(_Names):
     """Hold out perturbations in one context; the other perturbations there, and every other context, train."""
 
     kind: ClassVar[str] = "few_shot_context"
     context: str
-    validation: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _take_names(self, "perturbation")
 
     def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
         _verify_known((self.context,), index.contexts, "context")
         here = [c.perturbation for c in index.conditions if c.context == self.context]
         _verify_known((*self.validation, *self.test), here, f"perturbation in {self.context!r} with cell")
         names = [c.perturbation if c.context == self.context else None for c in index.conditions]
-        return _by_name(self, index, names)
-
-
-def _by_name(
-    split: HeldOutPerturbations | HeldOutContexts | FewShotContext, index: ConditionIndex, names: Sequence[str | None]
-) -> dict[Part, np.ndarray]:
-    """Rows by the part whose names list the name of their condition."""
-    return _by_condition(index, np.array([(n in split.validation) + 2 * (n in split.test) for n in names]))
-
-
-def _take_names(split: HeldOutPerturbations | HeldOutContexts | FewShotContext, what: str) -> None:
-    """Keep the names to hold out as tuples; no name may be held out for two parts."""
-    for name in ("validation", "test"):
-        value = getattr(split, name)
-        if isinstance(value, str):
-            raise TypeError(f"{name} of {type(split).__name__} is a list of names; got the text {value!r}.")
-        object.__setattr__(split, name, tuple(str(v) for v in value))
-    if both := sorted(set(split.validation) & set(split.test)):
-        raise ValueError(f"these {what}s are held out for validation and for test: {both[:5]}; choose one.")
+        return self._by_name(index, names)
 
 
 def default_split(index: ConditionIndex, *, with_prior: bool) -> Split:

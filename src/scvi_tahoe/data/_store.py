@@ -30,7 +30,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data._compact_rows import CompactRows, fits_half, kernel_runs_on
-from scvi_tahoe.data._matrix import DiskRows, in_memory
+from scvi_tahoe.data._matrix import DiskRows, in_memory, without_duplicates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,24 +109,19 @@ class DeviceStore(CellStore):
     def __init__(self, matrix: Any, device: torch.device, *, half: bool = False) -> None:
         self.n_features = matrix.shape[1]
         self.sparse = sp.issparse(matrix)
-        self._rows: CompactRows | None = CompactRows.from_csr(matrix, half=half) if self.sparse else None
-        self._matrix: Tensor | None = None
-        if not self.sparse:
-            self._matrix = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+        self._rows = CompactRows.from_csr(matrix, half=half) if self.sparse else None
+        self._matrix = None if self.sparse else torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
         kind = ("sparse rows in float16" if half else "sparse rows") if self.sparse else "dense rows"
         self.description = f"{kind} on {device} ({self.nbytes / _GIB:.2f} GiB)"
 
     @property
     def nbytes(self) -> int:
-        """Size."""
         return self._rows.nbytes if self._rows is not None else self._matrix.nbytes  # type: ignore[union-attr]
 
     def fetch(self, rows: np.ndarray) -> Payload:
-        """Hand over row numbers."""
         return {"rows": _row_numbers(rows)}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
-        """Gather on the device."""
         return self._gather(payload, device, torch.float32)
 
     def compact(self, payload: Payload, device: torch.device) -> Tensor:
@@ -258,22 +253,18 @@ class SelectedRows(CellStore):
         self._pending: Pending[np.ndarray] = Pending()
 
     def fetch(self, rows: np.ndarray) -> Payload:
-        """Let the store fetch."""
         places = self._pending.pop(rows)
         return self.store.fetch(self._places(rows) if places is None else places)
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
-        """Let the store finish."""
         return self.store.dense(payload, device)
 
     def prefetch(self, rows: np.ndarray) -> None:
-        """Let the store begin to read."""
         places = self._places(rows)
         self._pending.add(rows, places)
         self.store.prefetch(places)
 
     def replica(self) -> SelectedRows:
-        """Select from a replica of the store."""
         other = copy.copy(self)
         other.store, other._pending = self.store.replica(), Pending()
         return other
@@ -322,8 +313,7 @@ class DiskStore(CellStore):
             self._keep(np.unique(pinned_rows), device or torch.device("cpu"))
 
     def _keep(self, rows: np.ndarray, device: torch.device) -> None:
-        n_entries = self.rows.n_entries(rows)
-        if n_entries is None or 6 * n_entries > _KEPT:
+        if (n_entries := self.rows.n_entries(rows)) is None or 6 * n_entries > _KEPT:
             return
         block = sp.vstack([self.rows.distinct(rows[i : i + _BLOCK]) for i in range(0, len(rows), _BLOCK)], format="csr")
         on_gpu = device.type == "cuda"
@@ -374,7 +364,6 @@ class DiskStore(CellStore):
 
 
 StoreKind = Literal["auto", "device", "host", "disk"]
-_GIB = 2**30
 #: share of the free memory of a device that "auto" gives to expression; the rest is for the network
 _DEVICE_SHARE = 0.4
 #: dense rows need no scattering, so a matrix that is small when dense is kept dense
@@ -451,13 +440,12 @@ def make_store(
         )
     half = device.type == "cuda" and not full_precision
     chosen = None if rows is None else np.unique(rows)
-    if on_disk and kind == "auto" and chosen is not None and _bytes_of_rows(matrix, len(chosen)) <= _READ_ONCE:
-        return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
-    if on_disk and kind in ("auto", "disk"):
-        return DiskStore(matrix, alignment, device=device, half=half, pinned_rows=pinned_rows)
-    matrix = in_memory(matrix)
-    if chosen is None or 2 * len(chosen) > matrix.shape[0]:
-        return _in_memory(matrix, device, kind, alignment, half=half)
+    if not (on_disk and kind == "auto" and chosen is not None and _bytes_of_rows(matrix, len(chosen)) <= _READ_ONCE):
+        if on_disk and kind in ("auto", "disk"):
+            return DiskStore(matrix, alignment, device=device, half=half, pinned_rows=pinned_rows)
+        matrix = in_memory(matrix)
+        if chosen is None or 2 * len(chosen) > matrix.shape[0]:
+            return _in_memory(matrix, device, kind, alignment, half=half)
     return SelectedRows(_in_memory(matrix[chosen], device, kind, alignment, half=half), chosen, matrix.shape[0])
 
 
@@ -466,11 +454,7 @@ def _in_memory(
 ) -> CellStore:
     """On the device, or in main memory."""
     if sp.issparse(matrix):
-        matrix = matrix.tocsr()
-        if not matrix.has_canonical_format:
-            # entries of one place add up, and the scattering of rows would keep the last one only
-            matrix = matrix.copy()
-            matrix.sum_duplicates()
+        matrix = without_duplicates(matrix.tocsr())
         half = half and fits_half(matrix.data)
     if alignment is not None:
         matrix = alignment.apply(matrix)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._matrix import GeneAlignment
 from scvi_tahoe.data._store_folder import SIGNATURE, StoreWriter, is_store
-from scvi_tahoe.data._verification import verify_log1p
+from scvi_tahoe.data._verification import unknown_control, verify_log1p, verify_unique
 from scvi_tahoe.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: entries read at once, and entries of a bucket
 _READ, _BUCKET = 2**22, 2**25
+#: what the files of a bucket hold of its cells: places in the store, numbers of entries, and the entries
+_KEPT_OF_CELLS = {"place": np.int64, "count": np.int64, "column": np.int32, "value": np.float32}
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,8 @@ def write_store(
                     bar.update(rows.stop - rows.start)
                 bar.close()
                 offset += len(source.obs)
-            for block in tqdm(
-                buckets.in_order(), total=len(buckets), desc=f"writing {folder.name}", disable=not progress
-            ):
+            what = f"writing {folder.name}"
+            for block in tqdm(buckets.in_order(), total=len(buckets), desc=what, disable=not progress):
                 writer.append(block)
             shutil.rmtree(partial / "sorting")
             uns = {key: value for source in reversed(sources) for key, value in source.uns.items()}
@@ -149,10 +150,8 @@ def _opened(path: Path, layer: str | None, keys: Sequence[str], stack: ExitStack
             raise KeyError(f"{key!r} is not a column of obs in {path}{nearest_names(key, columns)}; it has {columns}.")
         if obs[key].isna().any():
             raise ValueError(f"obs[{key!r}] of {path} has cells without a value; name them or remove those cells.")
-    for names, what in ((obs.index, "cell"), (var.index, "gene")):
-        if not names.is_unique:
-            twice = [str(name) for name in names[names.duplicated()][:3]]
-            raise ValueError(f"{what} names of {path} must be unique, and these occur more than once: {twice}.")
+    verify_unique(obs.index, "cell", f" in {path}")
+    verify_unique(var.index, "gene", f" in {path}")
     return _Source(path, *_expression(file, path, layer), obs, var, dict(uns))
 
 
@@ -176,9 +175,10 @@ def _same_genes(source: _Source, first: _Source) -> GeneAlignment:
     if len(source.var) != len(first.var) or (columns < 0).any():
         lacking = [str(name) for name in first.var.index[columns < 0][:3]]
         more = [str(name) for name in source.var.index.difference(first.var.index)[:3]]
+        n_missing, n_more = int((columns < 0).sum()), len(source.var) - int((columns >= 0).sum())
         raise ValueError(
-            f"{source.path} has other genes than {first.path}: {int((columns < 0).sum())} are missing ({lacking}), and "
-            f"{len(source.var) - int((columns >= 0).sum())} are more ({more}); bring the files to the same genes first."
+            f"{source.path} has other genes than {first.path}: {n_missing} are missing ({lacking}), and {n_more} are "
+            f"more ({more}); bring the files to the same genes first."
         )
     return GeneAlignment(columns.astype(np.int64), (), 0)
 
@@ -201,11 +201,7 @@ def _places(obs: pd.DataFrame, keys: Sequence[str], control: str) -> np.ndarray:
     labels = [pd.factorize(obs[key].astype(str), sort=True) for key in keys]
     codes, names = labels[-1]
     if control not in names:
-        known = [str(name) for name in names]
-        raise ValueError(
-            f"control={control!r} is no label of obs[{keys[-1]!r}]{nearest_names(control, known)}; it has "
-            f"{len(known)} labels, among them {known[:5]}."
-        )
+        raise unknown_control(control, keys[-1], list(map(str, names)))
     codes = np.where(codes == names.get_loc(control), -1, codes)
     order = np.lexsort([codes, *(code for code, _ in labels[:-1])])
     place = np.empty(len(order), dtype=np.int64)
@@ -237,23 +233,16 @@ class _Buckets:
         for bucket in np.flatnonzero(np.diff(cuts)).tolist():
             rows = slice(cuts[bucket], cuts[bucket + 1])
             some = block[rows]
-            self._append(bucket, "place", place[rows])
-            self._append(bucket, "count", np.diff(some.indptr).astype(np.int64))
-            self._append(bucket, "column", some.indices.astype(np.int32))
-            self._append(bucket, "value", some.data.astype(np.float32))
-
-    def _append(self, bucket: int, what: str, values: np.ndarray) -> None:
-        with (self._folder / f"{bucket}.{what}").open("ab") as file:
-            values.tofile(file)
+            content = (place[rows], np.diff(some.indptr), some.indices, some.data)
+            for (what, dtype), values in zip(_KEPT_OF_CELLS.items(), content, strict=True):
+                with (self._folder / f"{bucket}.{what}").open("ab") as file:
+                    values.astype(dtype).tofile(file)
 
     def in_order(self) -> Iterator[sp.csr_matrix]:
         """One bucket after the other, its cells in order; its files are gone then."""
         for bucket in range(len(self)):
-            paths = [self._folder / f"{bucket}.{what}" for what in ("place", "count", "column", "value")]
-            place, counts, columns, values = (
-                np.fromfile(path, dtype=kind)
-                for path, kind in zip(paths, (np.int64, np.int64, np.int32, np.float32), strict=True)
-            )
+            paths = {self._folder / f"{bucket}.{what}": dtype for what, dtype in _KEPT_OF_CELLS.items()}
+            place, counts, columns, values = (np.fromfile(path, dtype=dtype) for path, dtype in paths.items())
             indptr = np.append(0, np.cumsum(counts))
             yield sp.csr_matrix((values, columns, indptr), shape=(len(place), self._n_genes))[np.argsort(place)]
             for path in paths:

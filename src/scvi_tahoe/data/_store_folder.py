@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from scvi_tahoe.data._matrix import fast_codecs, is_sharded
+from scvi_tahoe.data._matrix import fast_codecs, is_sharded, verify_finite_values, without_duplicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -77,10 +77,9 @@ def _verified(folder: Path) -> zarr.Group:
     how = "write one with: scvi-tahoe convert screen.h5ad FOLDER --perturbation-key ... --control ..."
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist; a folder that `scvi-tahoe convert` wrote is needed.")
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file, and a store on disk is a folder; {how}")
     if not is_store(folder):
-        raise ValueError(f"{folder} is no store on disk of scvi-tahoe; {how}")
+        what = "no store on disk of scvi-tahoe" if folder.is_dir() else "a file, and a store on disk is a folder"
+        raise ValueError(f"{folder} is {what}; {how}")
     group = _opened(folder)
     manifest: Any = group.attrs[MANIFEST]
     if manifest["version"] > VERSION:
@@ -165,12 +164,9 @@ class StoreWriter:
         """Add cells, CSR ``[cells, n_genes]``; entries of one place are added up."""
         if block.shape[1] != self.n_genes:
             raise ValueError(f"the store has {self.n_genes} genes, and the block {block.shape[1]}.")
-        if not block.has_canonical_format:
-            block = block.copy()
-            block.sum_duplicates()
+        block = without_duplicates(block)
         values = np.asarray(block.data, dtype=np.float32)
-        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
-            raise ValueError("expression holds NaN or infinite values; remove or impute them first.")
+        verify_finite_values(values, "expression")
         self._counts.append(np.diff(block.indptr).astype(np.int64))
         self._waiting.append((values, block.indices.astype(np.int32)))
         self._n_waiting += len(values)

@@ -20,7 +20,7 @@ from mudata import MuData
 
 from scvi_tahoe._constants import LOG1P_LIMIT
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data._matrix import dense_rows, is_sharded
+from scvi_tahoe.data._matrix import dense_rows, is_sharded, verify_finite_values
 from scvi_tahoe.data._perturbations import COMBINATIONS, DOSE_MARK, EmbeddingTable
 from scvi_tahoe.data._screen import (
     Screen,
@@ -88,9 +88,8 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     if nonzero.size and smallest >= 0 and np.all(nonzero == np.round(nonzero)):
         return ScaleReport("counts", {}, smallest, largest)
     fractions = {scale: _whole_ratio_fraction(values, undo) for scale, undo in _UNDO.items()}
-    known = {scale: f for scale, f in fractions.items() if np.isfinite(f)}
-    best: Scale = max(known, key=lambda s: known[s]) if known else "unknown"  # type: ignore[assignment]
-    if best != "unknown" and known[best] < 0.95:
+    best = max(_UNDO, key=lambda scale: np.nan_to_num(fractions[scale]))
+    if not fractions[best] >= 0.95:
         best = "unknown"
     if best != "log1p":
         return ScaleReport(best, fractions, smallest, largest)
@@ -151,11 +150,11 @@ def _verify_modalities(data: AnnOrMuData, keys: ScreenKeys) -> None:
     for part, name in keys.modalities.items():
         if name not in data.mod:
             raise KeyError(f"modality {name!r}, given for {part}, is not in the MuData; it has {list(data.mod)}.")
-    names = data.mod[keys.modalities["expression"]].obs_names
-    if keys.embedding_modality and not names.equals(data.mod[keys.embedding_modality].obs_names):
+    names = [data.mod[name].obs_names for name in keys.modalities.values()]
+    if not names[0].equals(names[-1]):
         raise ValueError(
-            f"modalities {keys.expression_modality!r} and {keys.embedding_modality!r} hold other cells or another "
-            "order of them; subset both to the same obs_names."
+            f"modalities {list(keys.modalities.values())} hold other cells or another order of them; subset both to "
+            "the same obs_names."
         )
 
 
@@ -164,8 +163,8 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
         values = obs_column(data, keys, key)
     except KeyError:
         raise _no_column(data, keys, argument) from None
-    n_missing, remedy = int(values.isna().sum()), "name them or remove those cells"
-    if n_missing:
+    remedy = "name them or remove those cells"
+    if n_missing := int(values.isna().sum()):
         raise ValueError(f"obs[{key!r}] ({argument}) has {n_missing} cells without a value; {remedy}.")
     if any(str(value).strip() == "" for value in values.unique()):
         raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; {remedy}.")
@@ -187,20 +186,17 @@ def _verify_encoding(keys: ScreenKeys) -> None:
             f"combination_separator={separator!r} must be text that is no part of control={keys.control!r} and is not "
             f"{DOSE_MARK!r}, e.g. '+'."
         )
-    if len(set(keys.table_keys)) < len(keys.table_keys) or (
-        keys.perturbation_embedding_key is not None and not keys.table_keys
-    ):
-        raise ValueError(f"perturbation_embedding_key={keys.perturbation_embedding_key!r} must name each table once.")
+    tables, given = keys.table_keys, keys.perturbation_embedding_key
+    if len(set(tables)) < len(tables) or (given is not None and not tables):
+        raise ValueError(f"perturbation_embedding_key={given!r} must name each table once.")
 
 
 def _verify_spelling(labels: Sequence[str], keys: ScreenKeys) -> None:
     seen: dict[str, str] = {}
     for label in labels:
-        if (other := seen.setdefault(keys.parser.spelling(label), label)) != label:
-            raise ValueError(
-                f"obs[{keys.perturbation_key!r}] has {other!r} and {label!r}, which mean the same; write them one way, "
-                f"{keys.parser.spelling(label)!r}."
-            )
+        if (other := seen.setdefault(spelling := keys.parser.spelling(label), label)) != label:
+            where = f"obs[{keys.perturbation_key!r}]"
+            raise ValueError(f"{where} has {other!r} and {label!r}, which mean the same; write both as {spelling!r}.")
 
 
 def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
@@ -220,19 +216,20 @@ def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
 
 def _verify_names(data: AnnOrMuData, keys: ScreenKeys) -> None:
     adata = expression_adata(data, keys)
-    for names, what, remedy in (
-        (adata.var_names, "gene", "adata.var_names_make_unique()"),
-        (adata.obs_names, "cell", "adata.obs_names_make_unique()"),
-    ):
-        if not names.is_unique:
-            twice = [str(n) for n in names[names.duplicated()].unique()[:5]]
-            raise ValueError(f"{what} names must be unique, and these occur more than once: {twice}; call {remedy}.")
+    for names, what, remedy in ((adata.var_names, "gene", "var"), (adata.obs_names, "cell", "obs")):
+        verify_unique(names, what, f"; call adata.{remedy}_names_make_unique()")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"the screen is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
 
 
+def verify_unique(names: pd.Index, what: str, more: str) -> None:
+    """Refuse names that are not unique."""
+    if not names.is_unique:
+        twice = [str(name) for name in names[names.duplicated()].unique()[:5]]
+        raise ValueError(f"{what} names must be unique, and these occur more than once: {twice}{more}.")
+
+
 def _verify_finite(matrix: object, where: str) -> None:
-    # min and max carry NaN and infinity through, so two passes without a temporary array are enough
     if isinstance(matrix, np.ndarray):
         blocks: Iterable[Any] = [matrix]
     elif sp.issparse(matrix):
@@ -243,9 +240,7 @@ def _verify_finite(matrix: object, where: str) -> None:
         n = matrix.shape[0]  # type: ignore[attr-defined]
         blocks = (matrix[i : i + _BLOCK] for i in range(0, n, _BLOCK))  # type: ignore[index]
     for block in blocks:
-        values = np.asarray(block.data if sp.issparse(block) else block)
-        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
-            raise ValueError(f"{where} holds NaN or infinite values; remove or impute them first.")
+        verify_finite_values(np.asarray(block.data if sp.issparse(block) else block), where)
 
 
 #: what control cells are usually called
@@ -256,27 +251,29 @@ _CONTROL = re.compile(
 )
 
 
+def unknown_control(control: str, key: str, names: Sequence[str], more: str = "") -> ValueError:
+    """Make the error of a control that no cell is labelled with."""
+    near = nearest_names(control, names)
+    return ValueError(
+        f"control={control!r} is no label of obs[{key!r}]{near}; it has {len(names)} labels, among them "
+        f"{list(names[:5])}{more}."
+    )
+
+
 def _verify_controls(screen: Screen, keys: ScreenKeys) -> None:
     """Refuse a screen without control cells in a context that has perturbed ones."""
     names, perturbation_key = screen.perturbation.names, keys.perturbation_key
     if screen.control not in names:
         # controls are mostly the largest group
         largest = names[int(np.bincount(screen.perturbation.codes, minlength=len(names)).argmax())]
-        raise ValueError(
-            f"control={screen.control!r} is no label of obs[{perturbation_key!r}]"
-            f"{nearest_names(screen.control, names)}; it has {len(names)} labels, among them {list(names[:5])}; "
-            f"most cells have {largest!r}."
-        )
+        raise unknown_control(screen.control, perturbation_key, names, f"; most cells have {largest!r}")
     is_control = screen.perturbation.codes == screen.perturbation.code(screen.control)
     if is_control.all():
         raise ValueError(f"every cell is a control ({screen.control!r}); there is nothing to learn from.")
     others = [name for name in names if name != screen.control and _CONTROL.search(name)]
     if others and not _CONTROL.search(screen.control):
-        warnings.warn(
-            f"control={screen.control!r} is taken for the control cells, and obs[{perturbation_key!r}] has "
-            f"{others[:3]}, which sounds more like it.",
-            stacklevel=2,
-        )
+        where = f"obs[{perturbation_key!r}] has {others[:3]}, which sounds more like it"
+        warnings.warn(f"control={screen.control!r} is taken for the control cells, and {where}.", stacklevel=2)
     with_control = set(np.unique(screen.context.codes[is_control]))
     missing = [screen.context.names[c] for c in np.unique(screen.context.codes[~is_control]) if c not in with_control]
     if missing:
@@ -290,8 +287,7 @@ def _verify_controls(screen: Screen, keys: ScreenKeys) -> None:
 def _verify_rows(labels: Sequence[str], table: EmbeddingTable, keys: ScreenKeys) -> None:
     # the control may be absent from a table of genes or drugs: its row is zeros then
     components = {component.name for label in labels for component in keys.parser.components(label)}
-    missing = sorted(components - set(table.names) - {keys.control})
-    if missing:
+    if missing := sorted(components - set(table.names) - {keys.control}):
         where = " and ".join(f"uns[{key!r}]" for key in keys.table_keys)
         raise ValueError(
             f"{where} has no row for {len(missing)} of {len(components)} perturbations: {missing[:5]}"

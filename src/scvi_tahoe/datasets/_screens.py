@@ -95,36 +95,18 @@ def norman_k562(all_lines: bool = False) -> AnnData:
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotTask:
-    """A context in which some perturbations are seen and the others are to be predicted.
+    """A context in which some perturbations are seen and the others are to be predicted."""
 
-    Parameters
-    ----------
-    train
-        Training data: all other contexts, and the controls and seen perturbations of `context`.
-    held_out
-        Cells to be predicted: the perturbations `targets` in `context`, with the control cells of `context`.
-    targets
-        Perturbations held out in `context`.
-    validation_targets
-        Perturbations of `context` in `train` that are meant for model selection rather than gradients.
-    context
-        Context with held-out perturbations.
-    control
-        Label of the control cells.
-    perturbation_key
-        Column of `obs` with the perturbation labels.
-    context_key
-        Column of `obs` with the contexts.
-    """
-
-    train: AnnData
+    train: AnnData  #: training data: all other contexts, and the controls and seen perturbations of `context`
+    #: cells to be predicted: the perturbations `targets` in `context`, with the control cells of `context`
     held_out: AnnData
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  #: perturbations held out in `context`
+    #: perturbations of `context` in `train` that are meant for model selection rather than gradients
     validation_targets: tuple[str, ...]
-    context: str
-    control: str
-    perturbation_key: str
-    context_key: str
+    context: str  #: context with held-out perturbations
+    control: str  #: label of the control cells
+    perturbation_key: str  #: column of `obs` with the perturbation labels
+    context_key: str  #: column of `obs` with the contexts
 
 
 def papalexi_few_shot() -> FewShotTask:

@@ -52,18 +52,12 @@ def simulate_screen(
         Number of contexts (cell lines).
     n_perturbations
         Number of perturbations, each present in every context, in addition to the control `"control"`.
-    n_genes
-        Number of genes.
-    n_cells
-        Number of cells per perturbation and context.
-    n_control_cells
-        Number of control cells per context.
-    n_batches
-        Number of batches, assigned in turn within each condition. Batches have no effect on expression.
-    n_embedding
-        Width of the perturbation embedding. Must be 4 or more.
-    n_cell_embedding
-        Width of the cell embedding.
+    n_genes, n_batches
+        Number of genes, and of batches, which are assigned in turn within each condition and have no effect.
+    n_cells, n_control_cells
+        Number of cells per perturbation and context, and of control cells per context.
+    n_embedding, n_cell_embedding
+        Widths of the perturbation embedding, 4 or more, and of the cell embedding.
     effect_size
         Factor of every log fold change; 0 gives a screen without effects.
     seed
@@ -80,11 +74,6 @@ def simulate_screen(
     * `uns["true_delta"]`: for each context a DataFrame `[perturbations, genes]`, the expected change of `X`;
     * `uns["true_log_fold_change"]`: the same for the logarithm of the genes' shares.
 
-    Raises
-    ------
-    ValueError
-        If a number is too small.
-
     Examples
     --------
     >>> from scvi_tahoe.datasets import simulate_screen
@@ -98,9 +87,7 @@ def simulate_screen(
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be 1 or more.")
     if n_embedding < _N_PATHWAYS:
-        raise ValueError(
-            f"n_embedding is {n_embedding}; it must be {_N_PATHWAYS} or more, to hold the {_N_PATHWAYS} pathways."
-        )
+        raise ValueError(f"n_embedding is {n_embedding}; it must be {_N_PATHWAYS} or more, one for each pathway.")
     rng = np.random.default_rng(seed)
     control_CG, fold_CKG, embedding_KP = _draw_rates(
         rng, n_contexts, n_perturbations, n_genes, n_embedding, effect_size

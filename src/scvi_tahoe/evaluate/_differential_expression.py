@@ -185,11 +185,8 @@ def chosen_backend(wanted: Backend) -> Literal["cpu", "gpu"]:
 
 def fits_single_precision(cells: CellTable) -> bool:
     """Whether every value is a float32: gpudge ranks in that precision, where values close in float64 become ties."""
-    matrix = cells.expression
-    if matrix.dtype == np.float32:
-        return True
-    values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
-    return bool(np.array_equal(values, values.astype(np.float32)))
+    single = cells.expression.dtype == np.float32
+    return single or bool(np.array_equal(cells.values, cells.values.astype(np.float32)))
 
 
 def differential_expression_gpu(cells: CellTable, *, control: str, num_threads: int = 1) -> pl.DataFrame:

@@ -34,18 +34,12 @@ _BACKBONE = "network.backbone."
 
 @dataclass(frozen=True, kw_only=True)
 class PartSchedule:
-    """When and how fast one part of the network trains.
+    """When and how fast one part of the network trains."""
 
-    Attributes
-    ----------
-    unfreeze_at
-        Step from which its pretrained tensors train; 0 from the start, None never. Tensors that were not loaded from
-        a pretrained model always train from the start: a random tensor must never stay frozen.
-    rate
-        Fraction of the learning rate.
-    """
-
+    #: Step from which its pretrained tensors train; 0 from the start, None never. Tensors that were not loaded from a
+    #: pretrained model always train from the start: a random tensor must never stay frozen.
     unfreeze_at: int | None = 0
+    #: Fraction of the learning rate.
     rate: float = 1.0
 
     def is_frozen(self, step: int) -> bool:
