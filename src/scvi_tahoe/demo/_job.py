@@ -75,12 +75,6 @@ def run_demo(
     ------
     ValueError
         If `max_steps` is below 1, or the folder holds anything but a demo with these settings.
-
-    Examples
-    --------
-    >>> from scvi_tahoe.demo import run_demo
-    >>> result = run_demo("demo")  # doctest: +SKIP
-    >>> result.scores  # doctest: +SKIP
     """
     import pandas as pd
 

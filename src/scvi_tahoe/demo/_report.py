@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.datasets import FewShotTask
     from scvi_tahoe.evaluate import EvaluationResult
 
-_MODEL_ROW = "TahoeST"
 #: name of the baseline in `scvi_tahoe.evaluate` -> its row in the table
 _BASELINE_ROWS = {
     "control": "controls as they are",
@@ -25,12 +24,9 @@ _BASELINE_ROWS = {
 }
 #: metric of cell-eval -> its column in the table
 _COLUMNS = {
-    "overlap_at_N": "DES",
-    "discrimination_score_l1": "PDS",
-    "mae": "MAE",
-    "pearson_delta": "Pearson",
+    "overlap_at_N": "DES", "discrimination_score_l1": "PDS", "mae": "MAE", "pearson_delta": "Pearson",
     "de_direction_match": "direction",
-}
+}  # fmt: skip
 
 
 def score_beside_baselines(
@@ -50,14 +46,12 @@ def score_beside_baselines(
     )  # fmt: skip
     report("Scoring the prediction and five simple predictors with cell-eval.")
     with warnings.catch_warnings():
-        # they are reported below, without the line of code that comes with a warning
-        warnings.simplefilter("ignore", EvaluationWarning)
+        warnings.simplefilter("ignore", EvaluationWarning)  # reported below, without the line of code that warns
         result = evaluate(prediction, reference, preset="full", seed=seed)
-    for check in result.checks.itertuples():
-        if check.status == "warning":
-            report(f"Note on the prediction ({check.Index}): {check.message}")
+    for line in result.findings:
+        report(f"Note on the prediction: {line}")
     baselines = baseline_results(reference, tuple(_BASELINE_ROWS), preset="full", seed=seed)
-    rows = {_BASELINE_ROWS[name]: scores for name, scores in baselines.items()} | {_MODEL_ROW: result}
+    rows = {_BASELINE_ROWS[name]: scores for name, scores in baselines.items()} | {"TahoeST": result}
     table = compare_results(rows, metrics=list(_COLUMNS))
     return table.rename(columns={**_COLUMNS, table.columns[-1]: "score"}), result
 

@@ -70,11 +70,6 @@ def check_config(path: str | Path) -> ConfigCheck:
         If there is no such file.
     ValueError
         If it is not a configuration of arc-state.
-
-    Examples
-    --------
-    >>> from scvi_tahoe.study import check_config
-    >>> print(check_config("config.yaml"))  # doctest: +SKIP
     """
     config = read_arc_config(path)
     findings = [found(rule, config.lines, **values) for find in _RULES for rule, values in find(config)]

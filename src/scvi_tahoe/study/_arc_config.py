@@ -89,9 +89,8 @@ def read_arc_config(path: str | Path) -> ArcConfig:
     config = ArcConfig(path, content, lines)
     if not isinstance(config.get("model"), dict) or not isinstance(config.get("data.kwargs"), dict):
         ours = " It is a run of ours; see it with: scvi-tahoe finetune --dry-run" if "start" in content else ""
-        raise ValueError(
-            f"{path} is not a configuration of arc-state, which has the sections data.kwargs, model and training.{ours}"
-        )
+        sections = "which has the sections data.kwargs, model and training"
+        raise ValueError(f"{path} is not a configuration of arc-state, {sections}.{ours}")
     if not isinstance(config.get("model.kwargs"), dict) or not isinstance(config.get("training"), dict):
         raise ValueError(f"{path} lacks model.kwargs or training; give the resolved config.yaml of a run folder.")
     name = str(config.get("model.name", "state"))

@@ -111,48 +111,43 @@ def finetune(
     """
     run = run if isinstance(run, TahoeRun) else TahoeRun.from_yaml(run)
     folder = Path("runs") / run.name if folder is None else Path(folder)
+    # as the run says, as it began, or as PyTorch would have it
+    begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
+    threads = torch.get_num_threads()
+    run = replace(run, train=run.train.replaced(threads=run.train.threads or begun.get("threads") or threads))
     # all that can be wrong with data, weights and options comes up here, before anything is written
-    prepared = _prepare(run, threads=_threads(run, folder))
+    prepared = _prepare(run)
     for name in run.train.loggers:  # an error names the extra to install
         require(name, name)
     claim_folder(folder, prepared[0])
     if (folder / RESULT).exists():
         report(f"{folder} holds this run, finished; this is what it left.")
         return read_result(folder)
-    # the run sets PyTorch's threads, and scoring changes those of all libraries
-    threads = torch.get_num_threads()
     try:
         _Job(*prepared, folder, progress, truth_cache, report).carry_out()
-    finally:
+    finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
         torch.set_num_threads(threads)
     return read_result(folder)
 
 
-def _prepare(run: TahoeRun, *, threads: int | None = None) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]:
+def _prepare(run: TahoeRun) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]:
     """Return the run with everything spelled out, its cells, what they hash to, and its model; nothing is written."""
     data = load_data(run)
     found = fingerprint(data, seed=run.seed)
-    if run.data.sha256 not in (None, found["sha256"]):
-        raise ValueError(
-            f"the data are not those of the run: their content hashes to {found['sha256'][:12]}, data.sha256 says "
-            f"{str(run.data.sha256)[:12]}. Bring back the data, or leave data.sha256 out to run on these."
-        )
+    here, known = found["sha256"], run.data.sha256 or found["sha256"]
+    if here != known:
+        raise ValueError(f"the data are not those of the run: their content hashes to {here[:12]}, data.sha256 says "
+                         f"{known[:12]}. Bring back the data, or leave data.sha256 out to run on these.")  # fmt: skip
     model = build_model(run, data)
-    return resolved(run, data, model, found["sha256"], threads=threads), data, found, model
+    return resolved(run, data, model, here), data, found, model
 
 
-def _threads(run: TahoeRun, folder: Path) -> int:
-    """Return threads of the processor: as the run says, as it began, or as PyTorch would have it."""
-    begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
-    return run.train.threads or begun.get("threads") or torch.get_num_threads()
-
-
-def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threads: int | None = None) -> TahoeRun:
+def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str) -> TahoeRun:
     """Return the run with everything spelled out that it left to defaults, to the data or to the weights."""
     plan = training_options(run, model)
     train = run.train.replaced(
         max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
-        validate_every=plan.setting["validate_every"], threads=threads or run.train.threads,
+        validate_every=plan.setting["validate_every"],
         plan={k: v for k, v in plan.plan.to_kwargs().items() if k not in PLAN_ELSEWHERE},
     )  # fmt: skip
     split = data.split.to_dict() if data.held_out is None or run.split is None else run.split
@@ -183,11 +178,8 @@ def read_result(folder: Path) -> RunResult:
     if not (folder / RESULT).is_file():
         raise FileNotFoundError(f"{folder} holds no finished run (no {RESULT}).")
     record = read_json(folder / RESULT)
-    return RunResult(
-        folder=folder, best_step=record["best_step"], best_value=record["best_value"],
-        scores=EvaluationResult.load(folder / SCORES) if (folder / SCORES).is_dir() else None,
-        seconds=record["seconds"],
-    )  # fmt: skip
+    scores = EvaluationResult.load(folder / SCORES) if (folder / SCORES).is_dir() else None
+    return RunResult(folder=folder, scores=scores, **{k: record[k] for k in ("best_step", "best_value", "seconds")})
 
 
 @dataclass(frozen=True)
@@ -250,16 +242,12 @@ class _Job:
             baseline_from=with_condition_labels(self.data.train, keys), cache_dir=self.truth_cache,
         )  # fmt: skip
         prediction = with_condition_labels(read_h5ad(self.folder / PREDICTION), keys)
+        options = score.arguments(evaluate) | {"allow_train": self.data.shares_conditions, "seed": self.run.seed}
         with warnings.catch_warnings():
-            # reported below and kept in the checks
-            warnings.simplefilter("ignore", EvaluationWarning)
-            result = evaluate(
-                prediction, reference, **score.arguments(evaluate), allow_train=self.data.shares_conditions,
-                seed=self.run.seed,
-            )  # fmt: skip
-        for name, check in result.checks.iterrows():
-            if check["status"] in ("warning", "error"):
-                self.report(f"{self.run.name}, check {name}: {check['message']}")
+            warnings.simplefilter("ignore", EvaluationWarning)  # reported below and kept in the checks
+            result = evaluate(prediction, reference, **options)
+        for line in result.findings:
+            self.report(f"{self.run.name}, {line}")
         result.save(self.folder / SCORES)
 
     def _draw(self) -> None:
@@ -303,14 +291,9 @@ def result_text(result: RunResult, *, as_json: bool = False) -> str:
     """Return what a run left, for a terminal or for a script."""
     summary, vcc = None if result.scores is None else result.scores.summary, result.vcc
     if as_json:
-        values = {
-            "folder": str(result.folder),
-            "best_step": result.best_step,
-            "best_value": result.best_value,
-            "seconds": result.seconds,
-            "scores": None if summary is None else {str(k): v for k, v in summary["value"].items() if v == v},
-            "vcc": None if vcc is None else dict(vcc),
-        }
+        values = {name: getattr(result, name) for name in ("best_step", "best_value", "seconds")}
+        scores = None if summary is None else {str(k): v for k, v in summary["value"].items() if v == v}
+        values = {"folder": str(result.folder), **values, "scores": scores, "vcc": None if vcc is None else dict(vcc)}
         return json.dumps(values, indent=1, default=float)
     lines = []
     if summary is not None:

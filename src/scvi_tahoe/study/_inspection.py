@@ -14,9 +14,9 @@ from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, PROVENANCE, read_c
 from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from collections.abc import Iterator
 
-    from scvi_tahoe.study._finding import Finding
+    from matplotlib.figure import Figure
 
 _LOGS = ("metrics.csv", "*_metrics.csv", "version_*/metrics.csv")
 _MODEL_FILES = ("config.json", "config.yaml", "*.safetensors", "var_dims.pkl")
@@ -60,9 +60,7 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
         raise FileNotFoundError(f"{path} does not exist.")
     if path.suffix in (".ckpt", ".pt", ".pth"):
         return _checkpoint(path)
-    parts: list[Inspection] = []
-    if path.is_file() or _has(path, _LOGS):
-        parts.append(_logs(path, config))
+    parts = [_logs(path, config)] if path.is_file() or _has(path, _LOGS) else []
     # a model in arc-state's format or an export; the folder of a run of ours keeps its model inside
     is_model = _has(path, _MODEL_FILES) and not (path / PROVENANCE).exists()
     if path.is_dir() and (checkpoint is not None or not parts or is_model):
@@ -124,22 +122,21 @@ def _checkpoint(path: Path) -> Inspection:
         "best_step": best.get("best_step"),
         "ours": "plan_config" in content,
     }
-    findings = _checkpoint_findings(facts)
+    findings = [found(rule, **values) for rule, values in _checkpoint_findings(facts)]
     content = {**facts, "findings": [finding.to_dict() for finding in findings]}
     return Inspection(f"{path}\n{findings_text(findings)}", {path.name: content})
 
 
-def _checkpoint_findings(facts: dict[str, Any]) -> list[Finding]:
-    """Return what to know before a checkpoint is used."""
-    findings = [found("weights", **facts)]
+def _checkpoint_findings(facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Say what to know before a checkpoint is used."""
+    yield "weights", facts
     if facts["has_optimizer"]:
         rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(facts["rates"]))
         # ours is resumed only where that is asked for
-        findings.append(found("carries_optimizer", rates=rates, level="note" if facts["ours"] else "warning"))
+        yield "carries_optimizer", {"rates": rates, "level": "note" if facts["ours"] else "warning"}
         if not facts["has_schedule"]:
-            findings.append(found("no_schedule"))
+            yield "no_schedule", {}
         if facts["weight_decay"] and not any(facts["weight_decay"]):
-            findings.append(found("no_weight_decay"))
+            yield "no_weight_decay", {}
     if facts["best_step"] is not None and facts["step"] is not None and facts["best_step"] < facts["step"]:
-        findings.append(found("not_the_best", **facts))
-    return findings
+        yield "not_the_best", facts

@@ -26,7 +26,7 @@ SCORED = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """What a study left in its folder: ``runs`` by the name of their round, and ``table``, one row a scored round.
+    """What a study left in its folder: ``runs`` by the name of their round, and ``table``, a row per scored round.
 
     ``lesson`` says whether the scores are in the order that the study expects.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LOG = logging.getLogger(__name__)
-STUDY, TABLE, CURVES, SCORES, HTML = "study.yaml", "scores.csv", "curves.png", "scores.png", "report.html"
+STUDY = "study.yaml"
 
 
 def run_study(
@@ -78,13 +78,7 @@ def run_study(
 
 
 def read_study(folder: str | Path) -> StudyResult:
-    """Read a study whose rounds are finished, and write its table, figures and report anew.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no study, or a round is missing.
-    """
+    """Read a study, all of whose rounds must be finished, and write its table, figures and report anew."""
     folder = Path(folder).resolve()
     if not (folder / STUDY).is_file():
         raise FileNotFoundError(f"{folder} holds no study (no {STUDY}).")
@@ -93,22 +87,20 @@ def read_study(folder: str | Path) -> StudyResult:
 
 def _verify_cells(config: StudyConfig, folder: Path) -> None:
     """Read the cells of all rounds to run, so that errors of the last are reported before the first one starts."""
-    verified = []
-    for one in config.rounds:
-        run = config.run(one, folder)
-        if not (folder / one.name / RESULT).exists() and (run.data, run.split) not in verified:
+    runs = [config.run(one, folder) for one in config.rounds if not (folder / one.name / RESULT).exists()]
+    for i, run in enumerate(runs):
+        if (run.data, run.split) not in [(before.data, before.split) for before in runs[:i]]:
             try:
                 load_data(run)
             except (KeyError, ValueError, FileNotFoundError) as error:
-                raise type(error)(f"round {one.name!r}: {error.args[0]}") from None
-            verified.append((run.data, run.split))
+                raise type(error)(f"round {run.name!r}: {error.args[0]}") from None
 
 
 def _claim_folder(folder: Path, config: StudyConfig) -> None:
     known = folder / STUDY
+    if known.exists() and _spelled_out(StudyConfig.from_yaml(known)) != _spelled_out(config):
+        raise ValueError(f"{folder} holds a study that differs from this one ({STUDY}); give another folder.")
     if known.exists():
-        if _spelled_out(StudyConfig.from_yaml(known)) != _spelled_out(config):
-            raise ValueError(f"{folder} holds a study that differs from this one ({STUDY}); give another folder.")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something that is not a study; give a new or empty folder.")
@@ -127,13 +119,13 @@ def _conclude(folder: Path, config: StudyConfig) -> StudyResult:
     table = score_table(config, runs)
     overall = {str(k): float(v) for k, v in table["overall"].dropna().items()} if "overall" in table else {}
     logs = {name: read_training_log(folder / name / METRICS) for name in runs}
-    with atomic_write(folder / TABLE) as partial:
+    with atomic_write(folder / "scores.csv") as partial:
         table.to_csv(partial)
-    for name, figure in {CURVES: logs_figure(list(logs.values())), SCORES: score_figure(runs)}.items():
-        if figure is not None:
-            save_figure(figure, folder / name)
+    save_figure(logs_figure(list(logs.values())), folder / "curves.png")
+    if (figure := score_figure(runs)) is not None:
+        save_figure(figure, folder / "scores.png")
     result = StudyResult(folder=folder, config=config, runs=runs, table=table, lesson=judge(config.lesson, overall))
-    atomic_write_text(folder / HTML, report_html(result, logs))
+    atomic_write_text(folder / "report.html", report_html(result, logs))
     return result
 
 
