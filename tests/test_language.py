@@ -45,52 +45,34 @@ PHRASES = [
 ]
 
 
-def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the first line number and the text of every docstring of a module."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                yield first.lineno, first.value.value
-
-
-def markdown() -> Iterator[tuple[str, int, str]]:
-    """Yield place, line number and line of all pages, and the same of the text in tutorials."""
+def prose() -> Iterator[tuple[str, int, str]]:
+    """Yield place, line number and line of pages, text of tutorials, and docstrings."""
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tutorials").glob("*.md")]:
         if not {"_build", "generated"} & {*path.parts}:
-            for number, line in enumerate(path.read_text().splitlines(), 1):
-                yield str(path.relative_to(ROOT)), number, line
+            yield from lines_of(path, path.read_text())
     for path in (ROOT / "tutorials").glob("*.ipynb"):
         for index, cell in enumerate(json.loads(path.read_text())["cells"]):
             if cell["cell_type"] == "markdown":
-                yield from (
-                    (f"{path.relative_to(ROOT)} cell", index, line) for line in "".join(cell["source"]).split("\n")
-                )
-
-
-def pages() -> Iterator[tuple[str, int, str]]:
-    """Yield place, line number and line of all prose: pages, tutorials and docstrings."""
-    yield from markdown()
+                yield from lines_of(f"{path} cell {index}", "".join(cell["source"]))
     for path in (ROOT / "src").rglob("*.py"):
-        for start, text in docstrings(path):
-            for offset, line in enumerate(text.splitlines()):
-                yield str(path.relative_to(ROOT)), start + offset, line
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node, clean=False) or ""
+                yield from lines_of(path, text, node.body[0].lineno if text else 1)
 
 
-def names() -> Iterator[tuple[str, int, str]]:
-    """Yield place, line number and text of every line of code."""
+def code() -> Iterator[tuple[str, int, str]]:
+    """Yield place, line number and text of every line of code, the name of its file before them."""
     for path in (ROOT / "src").rglob("*.py"):
-        yield str(path.relative_to(ROOT)), 0, path.stem
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            yield str(path.relative_to(ROOT)), number, line
+        yield from lines_of(path, f"{path.stem}\n{path.read_text()}", 0)
+
+
+def lines_of(place: object, text: str, first: int = 1) -> Iterator[tuple[str, int, str]]:
+    return ((str(place), number, line) for number, line in enumerate(text.splitlines(), first))
 
 
 def test_no_private_phrase_in_docstrings_names_and_pages():
     phrases, private = re.compile("|".join(PHRASES)), re.compile(rf"\b({'|'.join(NAMES)})\b")
-    found = [f"{place}:{number}: {m[0]!r}" for place, number, line in pages() if (m := phrases.search(line))]
-    found += [f"{place}:{number}: {m[0]!r}" for place, number, line in names() if (m := private.search(line))]
+    found = [f"{place}:{number}: {m[0]!r}" for place, number, line in prose() if (m := phrases.search(line))]
+    found += [f"{place}:{number}: {m[0]!r}" for place, number, line in code() if (m := private.search(line))]
     assert not found, "write these in standard words (docs/contributing.md):\n" + "\n".join(found)

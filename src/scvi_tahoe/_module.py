@@ -39,10 +39,8 @@ class TahoeSTModule(BaseModuleClass):
 
     Parameters
     ----------
-    network
-        Shape and function of the network.
-    objective
-        What is minimised.
+    network, objective
+        Shape and function of the network, and what is minimised.
     n_cell_embedding
         Width E of a cell embedding that the hidden cells must also explain (an auxiliary signal of training, never an
         input); 0 for none.
@@ -151,12 +149,8 @@ class TahoeSTModule(BaseModuleClass):
         of observations is the number of *sets*.
         """
         batch_SN = tensors.get(TENSORS.BATCH)
-        reference = SetReference(
-            tensors[TENSORS.PERTURBATION],
-            tensors[TENSORS.CONTROL],
-            tensors.get(TENSORS.CONTROL_MEAN),
-            tensors.get(TENSORS.GENE_WEIGHT),
-        )
+        known = (tensors.get(key) for key in (TENSORS.CONTROL_MEAN, TENSORS.GENE_WEIGHT))
+        reference = SetReference(tensors[TENSORS.PERTURBATION], tensors[TENSORS.CONTROL], *known)
         with torch.autocast(device_type=tensors[TENSORS.OBSERVED].device.type, enabled=False):
             total, main_S, parts = self.objective(
                 inference_outputs["output"],
@@ -165,8 +159,7 @@ class TahoeSTModule(BaseModuleClass):
                 genes_SNG=tensors.get(TENSORS.OBSERVED_GENES),
                 batch_S=None if batch_SN is None else batch_SN[:, 0],
             )
-            embedding_SNE = generative_outputs["embedding_SNE"]
-            if embedding_SNE is not None:
+            if (embedding_SNE := generative_outputs["embedding_SNE"]) is not None:
                 auxiliary, others = self.objective.embedding_loss(
                     embedding_SNE, tensors[TENSORS.OBSERVED_EMBEDDING], reference
                 )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -48,10 +49,8 @@ def test_rows_without_entries_are_zero():
 
 
 def test_float16_keeps_log1p_of_counts_to_half_a_thousandth():
-    matrix = log1p_rows(40, 500)
-    rows = torch.arange(40)
-    full_precision, rounded = (CompactRows.from_csr(matrix, half=half).dense(rows, CPU) for half in (False, True))
-    assert float(((rounded - full_precision).abs() / full_precision.clamp_min(1e-9)).max()) < 5e-4
+    full, rounded = (CompactRows.from_csr(log1p_rows(40, 500), half=h).dense(torch.arange(40), CPU) for h in (0, 1))
+    assert float(((rounded - full).abs() / full.clamp_min(1e-9)).max()) < 5e-4
 
 
 @pytest.mark.parametrize(("values", "fits"), [([3.0, 14.9], True), ([7e4], False), ([-7e4], False), ([], True)])
@@ -67,23 +66,19 @@ def test_read_only_data_are_taken_without_a_warning(recwarn):
     assert not recwarn
 
 
-def test_a_device_store_keeps_a_sparse_matrix_in_six_bytes_an_entry():
+@pytest.mark.parametrize(("half", "bytes_of_entry"), [(False, 6), (True, 4)], ids=["float32", "float16"])
+def test_a_device_store_is_compact_and_agrees_with_one_in_main_memory(half, bytes_of_entry):
     matrix = log1p_rows(100, 1000)
-    assert DeviceStore(matrix, CPU).nbytes == 6 * matrix.nnz + 8 * 101
-    assert DeviceStore(matrix, CPU, half=True).nbytes == 4 * matrix.nnz + 8 * 101
+    store, host = DeviceStore(matrix, CPU, half=half), HostStore(matrix, half=half)
+    assert store.nbytes == bytes_of_entry * matrix.nnz + 8 * 101
+    payload = store.fetch(ROWS)
+    dense, compact = store.dense(payload, CPU), store.compact(payload, CPU)
+    assert torch.equal(dense, host.dense(host.fetch(ROWS), CPU))
+    assert compact.dtype == (torch.float16 if half else torch.float32)
+    assert torch.equal(compact.float(), dense)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_the_stores_agree_bit_for_bit(half):
-    matrix = log1p_rows(10, 300)
-    stores = (DeviceStore(matrix, CPU, half=half), HostStore(matrix, half=half))
-    first, second = (store.dense(store.fetch(ROWS), CPU) for store in stores)
-    assert torch.equal(first, second)
-
-
-def test_what_is_expected_is_read_ahead_and_is_the_same(tmp_path):
-    import anndata as ad
-
+def test_rows_that_are_read_ahead_are_the_same(tmp_path):
     ad.AnnData(log1p_rows(10, 30)).write_h5ad(tmp_path / "cells.h5ad")
     matrix = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r").X
     store = make_store(matrix, CPU, kind="disk")
@@ -134,15 +129,6 @@ def test_on_a_gpu_every_store_gives_the_rows(kind, full_precision, n_features):
         if step:
             store.prefetch(rows)
         assert torch.equal(store.dense(store.fetch(rows), device).cpu(), expected)
-
-
-@pytest.mark.parametrize("half", [True, False])
-def test_compact_rows_are_the_same_numbers_in_the_precision_they_are_held_in(half):
-    store = DeviceStore(log1p_rows(50, 300), CPU, half=half)
-    rows = store.fetch(np.array([[3, 3, 0], [49, 7, 1]]))
-    compact = store.compact(rows, CPU)
-    assert compact.dtype == (torch.float16 if half else torch.float32)
-    assert torch.equal(compact.float(), store.dense(rows, CPU))
 
 
 @pytest.mark.gpu

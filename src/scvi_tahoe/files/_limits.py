@@ -23,21 +23,8 @@ _REFUSAL = ("GLOBAL", "Unsupported", "allow_pickle")
 
 #: What readers raise on damaged or forged input. Turned into one :class:`UnsafeFileError` at the border.
 MALFORMED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-    struct.error,
-    yaml.YAMLError,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError),
+    *(RuntimeError, TypeError, ValueError, SafetensorError, UnpicklingError, struct.error, yaml.YAMLError),
     zipfile.BadZipFile,
 )
 
