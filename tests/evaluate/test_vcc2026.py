@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import anndata
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import EvaluationReference, RepresentationError, evaluate
 from scvi_tahoe.evaluate._differential_expression import usable_threads
 from scvi_tahoe.evaluate._preset_vcc2026 import VCC2026_METRICS
@@ -24,28 +26,25 @@ def counts(task):
     return prediction, task.held_out
 
 
-def test_without_cell_eval2_the_extra_is_named(counts, keys, monkeypatch):
-    import sys
+@pytest.fixture
+def truth(counts, keys):
+    return EvaluationReference.from_adata(counts[1], layer="counts", **keys)
 
+
+def test_without_cell_eval2_the_extra_is_named(counts, truth, monkeypatch):
     monkeypatch.setitem(sys.modules, "cell_eval2", None)
-    reference = EvaluationReference.from_adata(counts[1], layer="counts", **keys)
     with pytest.raises(ImportError, match=r"pip install 'scvi-tahoe\[vcc2026\]'"):
-        evaluate(counts[0], reference, preset="vcc2026", baseline=None)
+        evaluate(counts[0], truth, preset="vcc2026", baseline=None)
 
 
-def test_log_values_are_refused_with_the_way_out(task, keys, predicted):
-    reference = EvaluationReference.from_adata(task.held_out, layer="counts", **keys)
+def test_log_values_and_shallow_counts_are_refused(counts, truth, predicted):
     with pytest.raises(RepresentationError, match="output='counts'"):
-        evaluate(predicted, reference, preset="vcc2026", baseline=None)
-
-
-def test_a_much_shallower_prediction_is_refused(counts, keys):
+        evaluate(predicted, truth, preset="vcc2026", baseline=None)
     shallow = counts[0].copy()
     shallow.X = (shallow.X > 5).astype(np.float32)
     shallow = shallow[np.asarray(shallow.X.sum(axis=1)).ravel() > 0].copy()
-    reference = EvaluationReference.from_adata(counts[1], layer="counts", **keys)
     with pytest.raises(RepresentationError, match="predict counts at the library sizes"):
-        evaluate(shallow, reference, preset="vcc2026", baseline=None)
+        evaluate(shallow, truth, preset="vcc2026", baseline=None)
 
 
 def test_dense_counts_of_several_contexts_are_compared_one_by_one(counts, keys):
@@ -70,13 +69,13 @@ def test_scores_are_those_of_a_direct_call(task, keys, counts):
     result = evaluate(prediction, reference, preset="vcc2026")
 
     key = task.perturbation_key
-    truth = anndata.AnnData(held_out.layers["counts"], obs=held_out.obs[[key]].astype(str), var=held_out.var[[]])
-    mine = anndata.AnnData(prediction.X, obs=prediction.obs[[key]].astype(str), var=prediction.var[[]])
-    both = anndata.concat([truth[truth.obs[key] == task.control], mine])
-    both.obs_names_make_unique()
-    config = replace(
-        cell_eval2.EvalConfig.from_preset("vcc2026"), pert_col=key, control=task.control, num_threads=usable_threads(2)
+    truth, mine = (
+        anndata.AnnData(matrix, obs=adata.obs[[key]].astype(str), var=adata.var[[]])
+        for matrix, adata in ((held_out.layers["counts"], held_out), (prediction.X, prediction))
     )
+    both = anndata.concat([truth[truth.obs[key] == task.control], mine], index_unique="-")
+    config = cell_eval2.EvalConfig.from_preset("vcc2026")
+    config = replace(config, pert_col=key, control=task.control, num_threads=usable_threads(2))
     theirs = cell_eval2.compute_metrics(both, truth, config=config)
     mean = cell_eval2.aggregate_metrics_wide(theirs)
     mean = mean.filter(mean["statistic"] == "mean").to_dicts()[0]
@@ -84,9 +83,8 @@ def test_scores_are_those_of_a_direct_call(task, keys, counts):
         # cell-eval2 sums in the order its threads finish: two direct calls differ in the last bit of the double
         assert result.vcc[metric] == pytest.approx(mean[metric], rel=1e-14)
         assert result.summary.loc[metric, "value"] == result.vcc[metric]
-    wide = pd.DataFrame(
-        theirs.pivot(on="metric", index="perturbation", values="value").to_dict(as_series=False)
-    ).set_index("perturbation")
+    wide = theirs.pivot(on="metric", index="perturbation", values="value").to_dict(as_series=False)
+    wide = pd.DataFrame(wide).set_index("perturbation")
     ours = result.per_perturbation.droplevel("context").loc[wide.index]
     for metric in ("pds_cosine", "de_wilcoxon_sig_jaccard", "de_wilcoxon_lfc_nmae"):
         np.testing.assert_array_equal(ours[metric], wide[metric].astype(float))
@@ -101,19 +99,11 @@ def test_scores_are_those_of_a_direct_call(task, keys, counts):
 @pytest.mark.slow
 def test_a_replicate_scores_about_one_and_drugs_need_no_genes():
     pytest.importorskip("cell_eval2")
-    from scvi_tahoe.datasets import simulate_screen
-
     screen = simulate_screen(1, 12, n_genes=400, n_cells=120, n_control_cells=240, seed=1)
     screen.X = screen.layers["counts"].copy()
     half = np.random.default_rng(0).random(screen.n_obs) < 0.5
-    result = evaluate(
-        screen[half].copy(),
-        screen[~half].copy(),
-        perturbation_key="perturbation",
-        control="control",
-        baseline="control",
-        preset="vcc2026",
-    )
+    options = {"perturbation_key": "perturbation", "control": "control", "baseline": "control"}
+    result = evaluate(screen[half].copy(), screen[~half].copy(), preset="vcc2026", **options)
     # half of the cells against the other half, as the replicate itself; the observed controls help a little
     assert 0.7 < result.vcc["overall"] < 2
     assert result.checks.loc["scale of 2026", "status"] == "ok"
