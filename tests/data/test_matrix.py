@@ -42,7 +42,8 @@ def test_genes_in_order_are_passed_through():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        pytest.param(GENES[:17], r"lack 3 of the model's 20 genes, e.g. \['G17'.*max_missing_genes \(now 0", id="few"),
+        pytest.param(GENES[:17],
+            r"lack 3 of the model's 20 genes, e.g. \['G17'.*max_missing_genes \(now 0.1", id="three missing"),
         pytest.param([f"ENSG{i:05d}" for i in range(20)],
             r"the data have e.g. \['ENSG00000', .*Bring the gene names to the model's", id="other identifiers"),
     ],
