@@ -61,15 +61,13 @@ def test_links_of_a_page_into_the_repository_lead_somewhere(page):
 def literal_texts() -> str:
     """All text in the package's code; what an f-string fills in is left out."""
     texts = []
-    for path in (ROOT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
-                texts.append("".join(map(str, parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                texts.append(node.value)
-            elif isinstance(node, ast.ClassDef):
-                texts.append(node.name)
+    for node in (node for path in (ROOT / "src").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.JoinedStr):
+            texts.append("".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+        elif isinstance(node, ast.ClassDef):
+            texts.append(node.name)
     return "\n".join(texts)
 
 

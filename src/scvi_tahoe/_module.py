@@ -82,16 +82,13 @@ class TahoeSTModule(BaseModuleClass):
         base_SNG: Tensor | None = None,
         **kwargs: Any,
     ) -> NetworkOutput | tuple[dict[str, Any], dict[str, Any], LossOutput]:
-        """Predict perturbed cells; or, given a minibatch, the steps that scvi-tools' training plans call.
+        """Predict perturbed cells; or, given a minibatch, take the steps that scvi-tools' training plans call.
 
         Parameters
         ----------
-        control_SNG
-            Control cells; or a minibatch as a mapping.
-        perturbation_SP
-            Embedding of each set's perturbation; ``[S, N, P]`` where cells of a set carry their own.
-        batch_SN
-            Technical batch of each cell, where the network has a batch encoder.
+        control_SNG, perturbation_SP, batch_SN
+            Control cells, or a minibatch as a mapping; embedding of each set's perturbation, ``[S, N, P]`` where cells
+            of a set carry their own; technical batch of each cell, where the network has a batch encoder.
         base_SNG
             What the network's change is added to; None: the control cells.
         **kwargs

@@ -52,25 +52,30 @@ def shuffled(adata, seed=0):
     return adata[np.random.default_rng(seed).permutation(adata.n_obs)].copy()
 
 
-def test_a_store_holds_what_the_file_holds(screen, convert):
-    adata = read_store(convert(shuffled(screen)))
-    assert is_sharded(adata.X)
-    memory = adata.to_memory()[screen.obs_names]
+FORMS = {
+    "one file": lambda s: {"screens": [shuffled(s)]},
+    "two files, genes in another order": lambda s: {"screens": [shuffled(s)[:100], shuffled(s)[100:, ::-1]]},
+    "dense": lambda s: {"screens": [ad.AnnData(s.X.toarray(), obs=s.obs, var=s.var)]},
+    "layer": lambda s: {"screens": [ad.AnnData(s.X.expm1(), s.obs, s.var, layers={"log": s.X})], "layer": "log"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_store_holds_what_the_files_hold(form, screen, convert):
+    options = FORMS[form](screen)
+    stored = read_store(convert(*options.pop("screens"), **options))
+    assert is_sharded(stored.X)
+    memory = stored.to_memory()[screen.obs_names, screen.var_names]
     assert (memory.X != screen.X).nnz == 0
     pd.testing.assert_frame_equal(memory.obs.astype(str), screen.obs.astype(str))
-    assert list(adata.var_names) == list(screen.var_names)
-    pd.testing.assert_frame_equal(adata.uns["perturbation_embedding"], screen.uns["perturbation_embedding"])
-    # cells of a condition lie together, and controls before them
-    label = adata.obs["context"].astype(str) + " " + adata.obs["perturbation"].astype(str)
+
+
+def test_cells_lie_together_by_condition_behind_their_controls(screen, convert):
+    stored = read_store(convert(shuffled(screen)))
+    label = stored.obs["context"].astype(str) + " " + stored.obs["perturbation"].astype(str)
     names = ["control", *(f"perturbation_{i}" for i in range(1, 7))]
     assert list(dict.fromkeys(label)) == [f"context_{i} {name}" for i in (1, 2) for name in names]
-
-
-def test_files_with_genes_in_another_order_become_one_store(screen, convert):
-    screen = shuffled(screen)
-    parts = screen[:100].copy(), screen[100:, ::-1].copy()
-    memory = read_store(convert(*parts)).to_memory()
-    assert (memory[screen.obs_names, screen.var_names].X != screen.X).nnz == 0
+    pd.testing.assert_frame_equal(stored.uns["perturbation_embedding"], screen.uns["perturbation_embedding"])
 
 
 def test_names_that_two_files_share_are_told_apart(screen, convert):
@@ -78,16 +83,6 @@ def test_names_that_two_files_share_are_told_apart(screen, convert):
     assert adata.n_obs == 2 * screen.n_obs
     assert adata.obs_names.is_unique
     assert {name.rpartition("-")[2] for name in adata.obs_names} == {"0", "1"}
-
-
-@pytest.mark.parametrize("layer", [None, "log"], ids=["dense X", "layer"])
-def test_expression_may_be_dense_or_in_a_layer(layer, screen, convert):
-    expected = screen.X.toarray()
-    if layer is not None:
-        screen.layers[layer] = screen.X.copy()
-    screen.X = expected if layer is None else sparse.csr_matrix(np.expm1(expected))
-    memory = read_store(convert(screen, layer=layer)).to_memory()
-    np.testing.assert_array_equal(memory[screen.obs_names].X.toarray(), expected)
 
 
 def test_sorting_does_not_depend_on_how_much_is_in_memory(screen, convert, monkeypatch, tmp_path):

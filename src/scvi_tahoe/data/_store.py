@@ -109,11 +109,10 @@ class DeviceStore(CellStore):
     def __init__(self, matrix: Any, device: torch.device, *, half: bool = False) -> None:
         self.n_features = matrix.shape[1]
         self.sparse = sp.issparse(matrix)
-        self._rows: Any = (
-            CompactRows.from_csr(matrix, half=half)
-            if self.sparse
-            else torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
-        )
+        if self.sparse:
+            self._rows: Any = CompactRows.from_csr(matrix, half=half)
+        else:
+            self._rows = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
         self.nbytes: int = self._rows.nbytes
         kind = ("sparse rows in float16" if half else "sparse rows") if self.sparse else "dense rows"
         self.description = f"{kind} on {device} ({self.nbytes / _GIB:.2f} GiB)"

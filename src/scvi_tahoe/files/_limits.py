@@ -43,10 +43,8 @@ class UnsafeFileError(ValueError):
 def _file_root(folder: Path) -> Path:
     """Return the folder that links may not leave: the folder itself, or a hub cache's ``models--<name>`` around it."""
     folder = folder.resolve()
-    for place in (folder, *folder.parents):
-        if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
-            return place.parent.parent
-    return folder
+    caches = (place.parent.parent for place in (folder, *folder.parents) if place.parent.name == "snapshots")
+    return next((cache for cache in caches if cache.name.startswith("models--")), folder)
 
 
 def member(folder: Path, name: str) -> Path:
