@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,23 +36,20 @@ def test_what_is_no_table_is_refused(table, error, message):
         EmbeddingTable.from_user(table, "uns['t']")
 
 
-def test_numbers_become_float32_and_labels_text():
+def test_a_table_is_made_of_vectors_or_of_labels_alone():
     table = EmbeddingTable.from_user({1: [1, 2], 2: [3, 4]}, "uns['t']")
-    assert table.names == ("1", "2")
-    assert table.matrix.dtype == np.float32
-
-
-def test_one_hot_rows_cover_every_label_once():
+    assert (table.names, table.matrix.dtype) == (("1", "2"), np.float32)
     table = EmbeddingTable.from_labels(["b", "a", "b", "control"])
-    assert table.names == ("a", "b", "control")
+    assert (table.names, table.one_hot) == (("a", "b", "control"), True)
     np.testing.assert_array_equal(table.matrix, np.eye(3))
-    assert table.one_hot
 
 
-def test_an_unknown_label_lists_the_nearest_ones():
+def test_an_unknown_label_lists_the_nearest_ones_if_there_are_any():
     table = EmbeddingTable(("STAT1", "STAT2", "JAK2"), ROWS)
     with pytest.raises(KeyError, match=r"'STAT3' is unknown to the model \(did you mean 'STAT[12]', 'STAT[12]'.*3"):
         table.row("STAT3")
+    assert nearest_names("BRD4", ["control", "DMSO"]) == ""
+    assert nearest_names("stat1", ["STAT2", "STAT1", "KO_A"]) == " (did you mean 'STAT1'?)"
 
 
 def test_new_rows_come_behind_the_known_ones():
@@ -59,22 +58,8 @@ def test_new_rows_come_behind_the_known_ones():
     np.testing.assert_array_equal(table.matrix, ROWS)
 
 
-def test_a_table_of_another_width_is_refused():
-    with pytest.raises(ValueError, match="is 3 wide, the model was trained with 2"):
-        EmbeddingTable(("A",), ROWS[:1]).extended(EmbeddingTable(("B",), np.ones((1, 3), np.float32)))
-
-
-def test_another_row_for_a_known_label_is_refused():
-    with pytest.raises(ValueError, match=r"other rows for labels that the model knows: \['A'\]; give the table that"):
-        EmbeddingTable(("A", "B"), ROWS[:2]).extended(EmbeddingTable(("A",), ROWS[1:2]))
-
-
-def test_nothing_is_suggested_where_nothing_is_near():
-    assert nearest_names("BRD4", ["control", "DMSO"]) == ""
-    assert nearest_names("stat1", ["STAT2", "STAT1", "KO_A"]) == " (did you mean 'STAT1'?)"
-
-
 PARTS = EmbeddingTable(("A", "B", "C", "ctrl"), np.array([[1, 2], [3, 4], [5, 7], [0, 0]], np.float32))
+ONE_HOT = EmbeddingTable.one_hot_of(["A", "B", "C", "ctrl"])
 PAIRS = LabelParser(control="ctrl", combination_separator="+")
 DOSES = LabelParser(control="ctrl", has_dose=True)
 
@@ -83,26 +68,25 @@ def composed(labels, parser=PAIRS, components=PARTS, **options):
     return EmbeddingTable.composed(Composition(parser=parser, components=components, **options), labels)
 
 
-def test_a_sum_keeps_single_rows_and_counts_further_parts():
-    table = composed(["ctrl", "A", "A+B", "A+B+C"])
-    np.testing.assert_array_equal(table.matrix, [[0, 0, 0], [1, 2, 0], [4, 6, 1], [9, 13, 2]])
+@pytest.mark.parametrize(
+    ("labels", "options", "rows"),
+    [
+        pytest.param(["ctrl", "A", "A+B", "A+B+C"], {}, [[0, 0, 0], [1, 2, 0], [4, 6, 1], [9, 13, 2]], id="sums"),
+        pytest.param(["A+C", "ctrl"], {"components": ONE_HOT}, [[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]], id="one-hot"),
+        pytest.param(["ctrl", "A@1", "A@10", "B@0.01"], {"parser": DOSES},
+            [[0, 0, 0], [1, 2, 0], [1, 2, 1], [3, 4, -2]], id="doses"),
+        pytest.param(["A", "B+A"], {"combination": "learned", "n_components": 2},
+            [[1, 2, 1, 0, 0, 0], [1, 2, 1, 3, 4, 1]], id="learned"),
+    ],
+)  # fmt: skip
+def test_rows_of_labels_are_made_of_those_of_their_parts(labels, options, rows):
+    np.testing.assert_allclose(composed(labels, **options).matrix, rows)
 
 
-def test_one_hot_parts_become_several_hot_rows():
-    table = composed(["A+C", "ctrl"], components=EmbeddingTable.one_hot_of(["A", "B", "C", "ctrl"]))
-    np.testing.assert_array_equal(table.matrix, [[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]])
-    assert table.composition.columns == ("A", "B", "C", "ctrl", "further parts")
-
-
-def test_doses_enter_as_their_logarithm_and_the_control_has_none():
-    table = composed(["ctrl", "A@1", "A@10", "B@0.01"], DOSES)
-    np.testing.assert_allclose(table.matrix, [[0, 0, 0], [1, 2, 0], [1, 2, 1], [3, 4, -2]])
-
-
-def test_learned_parts_stay_beside_each_other_with_a_mark_of_presence():
+def test_the_encoder_sees_one_part_where_it_is_learned_and_knows_columns():
     table = composed(["A", "B+A"], combination="learned", n_components=2)
-    np.testing.assert_array_equal(table.matrix, [[1, 2, 1, 0, 0, 0], [1, 2, 1, 3, 4, 1]])
     assert (table.width, table.encoder_width, table.n_components) == (6, 2, 2)
+    assert composed(["A+C"], components=ONE_HOT).composition.columns == ("A", "B", "C", "ctrl", "further parts")
 
 
 def test_labels_are_covered_as_far_as_their_parts_have_rows():
@@ -120,18 +104,10 @@ def test_new_rows_of_parts_leave_known_rows_untouched():
     longer = table.extended(EmbeddingTable(("A", "D"), np.array([[1, 2], [10, 10]], np.float32)))
     np.testing.assert_array_equal(longer.matrix, table.matrix)
     np.testing.assert_array_equal(longer.with_composed(["A+D"]).matrix[-1], [11, 12, 1])
-    with pytest.raises(ValueError, match=r"other rows for labels that the model knows: \['A'\]"):
-        table.extended(EmbeddingTable(("A",), np.zeros((1, 2), np.float32)))
 
 
-def test_more_parts_than_the_network_takes_are_refused():
-    with pytest.raises(ValueError, match=r"'A\+B\+C' has 3 parts; the model was built for up to 2"):
-        composed(["A"], combination="learned", n_components=2).with_composed(["A+B+C"])
-
-
-@pytest.mark.parametrize("options", [{}, {"combination": "learned", "n_components": 3}])
-def test_a_composition_survives_as_plain_values(options):
-    composition = Composition(parser=PAIRS, components=PARTS, **options)
+def test_a_composition_survives_as_plain_values():
+    composition = Composition(parser=PAIRS, components=PARTS, combination="learned", n_components=3)
     assert Composition.from_dict(composition.to_dict(), PARTS) == composition
 
 
@@ -147,7 +123,7 @@ def test_blocks_are_standardised_and_marked_where_a_label_lacks_them():
     np.testing.assert_allclose(table.matrix, expected, rtol=1e-6)
 
 
-def test_rows_that_come_later_are_standardised_as_the_first_and_change_none():
+def test_rows_that_come_later_are_standardised_as_the_first():
     fusion = TableFusion.of([ESM, STRING])
     longer = EmbeddingTable((*STRING.names, "E"), np.append(STRING.matrix, [[30]], axis=0).astype(np.float32))
     table = TableFusion.from_dict(fusion.to_dict()).apply([ESM, longer])
@@ -157,6 +133,20 @@ def test_rows_that_come_later_are_standardised_as_the_first_and_change_none():
     assert first.extended(table).names == ("A", "B", "C", "D", "E")
 
 
-def test_a_table_of_another_width_is_not_fused():
-    with pytest.raises(ValueError, match="is 1 wide, the model was trained with 2"):
-        TableFusion.of([ESM, STRING]).apply([STRING, STRING])
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        pytest.param(lambda: ESM.extended(STRING), "is 1 wide, the model was trained with 2", id="another width"),
+        pytest.param(lambda: TableFusion.of([ESM, STRING]).apply([STRING, STRING]),
+            "is 1 wide, the model was trained with 2", id="another width of several"),
+        pytest.param(lambda: ESM.extended(replace(ESM, matrix=ROWS[:2])),
+            r"other rows for labels that the model knows: \['A', 'B'\]; give the table that", id="another row"),
+        pytest.param(lambda: composed(["ctrl", "A+B"]).extended(ESM),
+            r"other rows for labels that the model knows: \['A', 'B'\]", id="another row of a part"),
+        pytest.param(lambda: composed(["A"], combination="learned", n_components=2).with_composed(["A+B+C"]),
+            r"'A\+B\+C' has 3 parts; the model was built for up to 2", id="too many parts"),
+    ],
+)  # fmt: skip
+def test_a_table_that_does_not_fit_the_model_is_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -9,7 +9,7 @@ import yaml
 from study_samples import RUN
 
 from scvi_tahoe.study import SHIPPED, StudyConfig, TahoeRun, TrainConfig, read_study, rounds_text, run_study
-from scvi_tahoe.study._report_html import differences
+from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._study_config import judge, merged, scaled
 
 
@@ -242,5 +242,5 @@ def test_cells_of_a_later_round_are_looked_at_before_the_first_is_run(values, tm
 
 
 def test_differences_name_keys_by_their_path():
-    found = differences({"a": {"x": {"y": 1, "z": 2}}, "b": {"x": {"y": 1, "z": 3}, "w": 4}})
+    found = differences([{"x": {"y": 1, "z": 2}}, {"x": {"y": 1, "z": 3}, "w": 4}])
     assert found == {"x.z": [2, 3], "w": [None, 4]}
