@@ -66,15 +66,13 @@ def test_a_baseline_has_as_many_cells_of_each_condition_as_the_truth(task, keys,
     assert ours.to_dict() == truth.drop(task.control).to_dict()
 
 
-def test_perturbations_seen_nowhere_get_the_mean_of_the_training_deltas(task, keys):
+def test_conditions_seen_nowhere_get_the_mean_of_the_training_deltas(task, keys):
     unseen = task.train[~task.train.obs[task.perturbation_key].isin(task.targets)]
     for name in ("context_transfer", "cells_shifted", "cells_quantile"):
         cells = baseline_prediction(name, task.held_out, unseen, **keys)
         mean = baseline_prediction("train_mean", task.held_out, unseen, **keys)
         assert abs(np.asarray(cells.X).mean(axis=0) - np.asarray(mean.X).mean(axis=0)).max() < 0.1
-
-
-def test_a_context_without_training_gets_the_mean_of_the_others(task, keys):
+    # and a context without training the mean of the others
     train = task.train[task.train.obs[task.context_key] != task.context]
     mean = baseline_prediction("train_mean", task.held_out, train, **keys)
     nothing = baseline_prediction("control", task.held_out, **keys)

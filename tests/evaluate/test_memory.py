@@ -10,12 +10,8 @@ import pandas as pd
 import pytest
 
 from scvi_tahoe.evaluate import EvaluationReference
-from scvi_tahoe.evaluate._cells import concatenate
-from scvi_tahoe.evaluate._context_truth import content_hash
-from scvi_tahoe.evaluate._differential_expression import differential_expression
 
 PERTURBATIONS = [f"p{i}" for i in range(30)]
-MANY = {"n_cells": 130, "n_genes": 120, "form": "C"}  # more than are tested at once
 KEYS = {"perturbation_key": "target", "control": "control", "context_key": "line"}
 
 
@@ -57,37 +53,3 @@ def test_an_evaluation_with_ceiling_needs_less_than_three_matrices(scored, conte
 
 def test_a_named_baseline_needs_its_own_cells_and_no_second_copy_of_them(scored):
     assert copies(scored, screen(1), screen(2), ceiling=False, baseline="control") < 2
-
-
-@pytest.mark.parametrize(
-    ("observed", "predicted"),
-    [
-        pytest.param({}, {}, id="dense"),
-        pytest.param({"form": "F"}, {"form": "F"}, id="by columns"),
-        pytest.param({"form": "csr"}, {"form": "csr"}, id="sparse"),
-        pytest.param({"form": "csr"}, {}, id="sparse controls"),
-        pytest.param({"dtype": np.float64}, {}, id="two precisions"),
-    ],
-)
-def test_other_controls_test_like_one_table_of_both(cells_of, observed, predicted):
-    controls = cells_of(["control"], **{**MANY, **observed})
-    cells = cells_of(["control", *PERTURBATIONS[:20]], seed=1, **{**MANY, **predicted})
-    together = concatenate(controls, cells, cells.perturbation != "control")
-    found = differential_expression(cells, control="control", controls=controls)
-    assert found.equals(differential_expression(together, control="control"))
-
-
-def test_selected_cells_are_those_of_a_copy(cells_of):
-    cells = cells_of(["control", *PERTURBATIONS[:20]], **MANY)
-    rows = np.random.default_rng(1).permutation(cells.n_cells)[:2000]
-    copied, selected = cells.take(rows), cells.take(rows, copy=False)
-    once_more = selected.take(selected.perturbation != "p3", copy=False)
-    assert not isinstance(selected.expression, np.ndarray)
-    for condition in copied.rows:
-        np.testing.assert_array_equal(selected.block(*condition), copied.block(*condition))
-    for ours, theirs in ((selected, copied), (once_more, copied.take(copied.perturbation != "p3"))):
-        np.testing.assert_array_equal(ours.expression, theirs.expression)
-        assert content_hash(ours) == content_hash(theirs)
-        assert differential_expression(ours, control="control").equals(
-            differential_expression(theirs, control="control")
-        )

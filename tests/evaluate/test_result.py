@@ -30,7 +30,7 @@ def test_a_saved_result_comes_back_equal(result, tmp_path):
     assert again.effects.conditions == result.effects.conditions
 
 
-def test_saving_again_replaces_the_result_and_nothing_else(quick, result, tmp_path):
+def test_saving_replaces_a_result_of_the_known_format_and_nothing_else(quick, result, tmp_path):
     result.save(tmp_path / "scores")
     quick.save(tmp_path / "scores")
     assert EvaluationResult.load(tmp_path / "scores").de_observed is None
@@ -39,12 +39,8 @@ def test_saving_again_replaces_the_result_and_nothing_else(quick, result, tmp_pa
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="is no evaluation result"):
         quick.save(tmp_path / "mine")
-
-
-def test_loading_nothing_or_another_format_is_refused(quick, tmp_path):
     with pytest.raises(FileNotFoundError, match="no result.json"):
-        EvaluationResult.load(tmp_path)
-    quick.save(tmp_path / "scores")
+        EvaluationResult.load(tmp_path / "mine")
     path = tmp_path / "scores" / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(ValueError, match="format 99"):
@@ -87,14 +83,13 @@ def test_results_side_by_side_end_with_the_ceiling(result):
 
 
 def test_results_that_cannot_be_compared_are_refused(result, quick):
-    with pytest.raises(ValueError, match="'one' and 'two' cannot be compared: they differ in preset"):
-        compare_results({"one": result, "two": quick})
-    with pytest.raises(ValueError, match="they differ in preset"):
-        result.compare(quick)
-    with pytest.raises(ValueError, match="no result to compare"):
-        compare_results({})
-    with pytest.raises(KeyError, match="not in every result"):
-        compare_results({"one": quick}, metrics=["overlap_at_N"])
+    for compare, error, message in (
+        (lambda: result.compare(quick, names=("one", "two")), ValueError, "'one' and 'two' cannot .* differ in preset"),
+        (lambda: compare_results({}), ValueError, "no result to compare"),
+        (lambda: compare_results({"one": quick}, metrics=["overlap_at_N"]), KeyError, "not in every result"),
+    ):
+        with pytest.raises(error, match=message):
+            compare()
 
 
 def test_scores_from_different_baselines_are_not_comparable(predicted, reference, quick, task, keys):
@@ -104,9 +99,7 @@ def test_scores_from_different_baselines_are_not_comparable(predicted, reference
             quick.compare(evaluate(predicted, truth, preset="quick", baseline=baseline))
     quick.compare(evaluate(predicted, reference, preset="quick", seed=1))  # drawn anew, the same otherwise
     quick.compare(evaluate(predicted, reference, preset="quick", baseline=None))
-
-
-def test_a_baseline_that_is_compared_needs_no_row_of_its_own(predicted, reference, quick):
+    # a baseline among the results needs no row of its own
     both = {"mean": baseline_results(reference, ("train_mean",), preset="quick")["train_mean"], "cells": quick}
     assert list(compare_results(both).index) == ["mean", "cells", "ceiling (replicate)"]
 
@@ -133,20 +126,11 @@ def test_strata_average_contexts_one_by_one(scored, two_contexts, task, keys):
     result = scored(few, truth, baseline=None, **keys)
     assert result.per_perturbation.groupby(level="context").size().nunique() == 2
     table = result.strata(n_groups=2)
-    size = np.linalg.norm(result.effects.observed, axis=1)
-    means = []
-    for context, n_strong in {"rep_2": 1, "rep_3": 2}.items():
-        rows = np.flatnonzero(result.per_perturbation.index.get_level_values("context") == context)
-        rows = rows[np.argsort(size[rows])]
-        means.append(result.per_perturbation["mae"].iloc[rows[-n_strong:]].mean())
+    error = result.per_perturbation["mae"].iloc[np.argsort(np.linalg.norm(result.effects.observed, axis=1))]
+    means = [error.loc[context].iloc[-n_strong:].mean() for context, n_strong in (("rep_2", 1), ("rep_3", 2))]
     assert table.loc["strong", ("mae", "value")] == pytest.approx(np.mean(means))
-
-
-def test_groups_that_no_context_can_fill_are_empty(scored, two_contexts, task, keys):
-    prediction, truth = two_contexts
-    two = sorted(prediction.obs[task.perturbation_key].unique())[:2]
-    few = prediction[prediction.obs[task.perturbation_key].isin(two)].copy()
-    result = scored(few, truth, baseline=None, **keys)
-    table = result.strata(n_groups=3)
+    # groups that no context can fill are empty
+    few = prediction[named.isin(sorted(named.unique())[:2])].copy()
+    table = scored(few, truth, baseline=None, **keys).strata(n_groups=3)
     assert list(table.index) == ["weak", "medium", "strong"]
     assert list(table[("n_perturbations", "")]) == [0, 2, 2]

@@ -73,9 +73,8 @@ def texts(figure):
         for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
             for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
                 if not ax.axison or not min(limits) <= tick.get_loc() <= max(limits):
-                    hidden |= {id(tick.label1), id(tick.label2)}
-    found = {id(t): t for t in figure.findobj(Text)}
-    return [t for i, t in found.items() if i not in hidden and t.get_visible() and t.get_text().strip()]
+                    hidden |= {tick.label1, tick.label2}
+    return [t for t in set(figure.findobj(Text)) - hidden if t.get_visible() and t.get_text().strip()]
 
 
 def overlap(a, b):
@@ -101,7 +100,7 @@ def test_the_page_of_deltas_shows_the_strongest_first_or_what_is_asked_for(resul
     assert titles == ["MYC", "STAT2"]
 
 
-def test_a_long_title_is_cut_in_its_name_and_keeps_context_and_correlation(drugs):
+def test_a_long_title_is_cut_in_its_name_and_keeps_the_rest(drugs):
     titles = [ax.get_title() for ax in drugs["context_transfer"].plot("deltas").axes if ax.get_title()]
     assert all(title.startswith("Trametinib (DMSO") for title in titles)
     assert all("NCI-H596 context_" in title.split("\n")[1] for title in titles)

@@ -1,4 +1,4 @@
-"""Differential expression on a GPU: where it runs, and numbers that do not depend on it, to the last bit."""
+"""Differential expression: on CPU or GPU, of one table or of two, with numbers that do not depend on it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from scvi_tahoe.evaluate import EvaluationReference, evaluate
+from scvi_tahoe.evaluate._cells import concatenate
+from scvi_tahoe.evaluate._context_truth import content_hash
 from scvi_tahoe.evaluate._differential_expression import (
     _places,
     chosen_backend,
@@ -23,6 +25,8 @@ from scvi_tahoe.evaluate._differential_expression import (
 
 TARGETS = ("a", "b", "c")
 LABELS = ("control", *TARGETS)
+MANY_TARGETS = [f"p{i}" for i in range(20)]
+MANY = {"n_cells": 130, "n_genes": 120, "form": "C"}  # more than are tested at once
 
 
 @pytest.fixture
@@ -33,12 +37,9 @@ def installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "gpudge", module)
 
 
-def test_an_unknown_backend_is_refused_with_those_there_are(task, keys):
+def test_without_gpudge_the_extra_is_named_and_auto_is_the_cpu(task, keys, monkeypatch):
     with pytest.raises(ValueError, match="'cuda' is unknown; allowed are 'auto', 'cpu', 'gpu'"):
         EvaluationReference.from_adata(task.held_out, de_backend="cuda", **keys)
-
-
-def test_without_gpudge_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gpudge", None)
     with pytest.raises(ImportError, match=r'pip install "scvi-tahoe\[gpu\]"'):
         chosen_backend("gpu")
@@ -55,11 +56,6 @@ def test_without_a_device_the_gpu_is_refused_and_auto_is_the_cpu(monkeypatch, in
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch, installed):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [chosen_backend(wanted) for wanted in ("auto", "gpu", "cpu")] == ["gpu", "gpu", "cpu"]
-
-
-def test_the_result_says_where_it_was_tested(result, quick):
-    assert result.provenance["de_backend"] in ("cpu", "gpu")
-    assert quick.provenance["de_backend"] is None
 
 
 @pytest.mark.gpu
@@ -125,3 +121,37 @@ def test_float32_values_fit_whatever_type_holds_them(cells_of, form):
     for cells, fits in ((single, True), (held, True), (double, False)):
         assert fits_single_precision(cells) is fits
         assert fits_single_precision(cells.take(some, copy=False)) is fits
+
+
+@pytest.mark.parametrize(
+    ("observed", "predicted"),
+    [
+        pytest.param({}, {}, id="dense"),
+        pytest.param({"form": "F"}, {"form": "F"}, id="by columns"),
+        pytest.param({"form": "csr"}, {"form": "csr"}, id="sparse"),
+        pytest.param({"form": "csr"}, {}, id="sparse controls"),
+        pytest.param({"dtype": np.float64}, {}, id="two precisions"),
+    ],
+)
+def test_other_controls_test_like_one_table_of_both(cells_of, observed, predicted):
+    controls = cells_of(["control"], **{**MANY, **observed})
+    cells = cells_of(["control", *MANY_TARGETS], seed=1, **{**MANY, **predicted})
+    together = concatenate(controls, cells, cells.perturbation != "control")
+    found = differential_expression(cells, control="control", controls=controls)
+    assert found.equals(differential_expression(together, control="control"))
+
+
+def test_selected_cells_are_those_of_a_copy(cells_of):
+    cells = cells_of(["control", *MANY_TARGETS], **MANY)
+    rows = np.random.default_rng(1).permutation(cells.n_cells)[:2000]
+    copied, selected = cells.take(rows), cells.take(rows, copy=False)
+    once_more = selected.take(selected.perturbation != "p3", copy=False)
+    assert not isinstance(selected.expression, np.ndarray)
+    for condition in copied.rows:
+        np.testing.assert_array_equal(selected.block(*condition), copied.block(*condition))
+    for ours, theirs in ((selected, copied), (once_more, copied.take(copied.perturbation != "p3"))):
+        np.testing.assert_array_equal(ours.expression, theirs.expression)
+        assert content_hash(ours) == content_hash(theirs)
+        assert differential_expression(ours, control="control").equals(
+            differential_expression(theirs, control="control")
+        )
