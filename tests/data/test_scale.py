@@ -63,7 +63,7 @@ def test_storage_does_not_matter(real_screen, tmp_path):
     assert reports[0].integer_fraction["log1p"] == pytest.approx(reports[-1].integer_fraction["log1p"])
 
 
-def test_values_without_a_unit_pass_if_they_could_be_log1p_and_counts_do_not():
+def test_values_without_a_unit_pass_and_counts_do_not():
     smooth = np.random.default_rng(0).gamma(1.0, 1.0, size=(100, 50))
     assert verify_log1p(smooth, "adata.X").scale == "unknown"
     with pytest.raises(ValueError, match=r"^adata.layers\['raw'\] holds raw counts"):

@@ -52,25 +52,30 @@ def shuffled(adata, seed=0):
     return adata[np.random.default_rng(seed).permutation(adata.n_obs)].copy()
 
 
-def test_a_store_holds_what_the_file_holds(screen, convert):
-    adata = read_store(convert(shuffled(screen)))
-    assert is_sharded(adata.X)
-    memory = adata.to_memory()[screen.obs_names]
+FORMS = {
+    "one file": lambda s: {"screens": [shuffled(s)]},
+    "two files, genes in another order": lambda s: {"screens": [shuffled(s)[:100], shuffled(s)[100:, ::-1]]},
+    "dense": lambda s: {"screens": [ad.AnnData(s.X.toarray(), obs=s.obs, var=s.var)]},
+    "layer": lambda s: {"screens": [ad.AnnData(s.X.expm1(), s.obs, s.var, layers={"log": s.X})], "layer": "log"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_store_holds_what_the_files_hold(form, screen, convert):
+    options = FORMS[form](screen)
+    stored = read_store(convert(*options.pop("screens"), **options))
+    assert is_sharded(stored.X)
+    memory = stored.to_memory()[screen.obs_names, screen.var_names]
     assert (memory.X != screen.X).nnz == 0
     pd.testing.assert_frame_equal(memory.obs.astype(str), screen.obs.astype(str))
-    assert list(adata.var_names) == list(screen.var_names)
-    pd.testing.assert_frame_equal(adata.uns["perturbation_embedding"], screen.uns["perturbation_embedding"])
-    # cells of a condition lie together, and controls before them
-    label = adata.obs["context"].astype(str) + " " + adata.obs["perturbation"].astype(str)
+
+
+def test_cells_lie_together_by_condition_behind_their_controls(screen, convert):
+    stored = read_store(convert(shuffled(screen)))
+    label = stored.obs["context"].astype(str) + " " + stored.obs["perturbation"].astype(str)
     names = ["control", *(f"perturbation_{i}" for i in range(1, 7))]
     assert list(dict.fromkeys(label)) == [f"context_{i} {name}" for i in (1, 2) for name in names]
-
-
-def test_files_with_genes_in_another_order_become_one_store(screen, convert):
-    screen = shuffled(screen)
-    parts = screen[:100].copy(), screen[100:, ::-1].copy()
-    memory = read_store(convert(*parts)).to_memory()
-    assert (memory[screen.obs_names, screen.var_names].X != screen.X).nnz == 0
+    pd.testing.assert_frame_equal(stored.uns["perturbation_embedding"], screen.uns["perturbation_embedding"])
 
 
 def test_names_that_two_files_share_are_told_apart(screen, convert):
@@ -78,16 +83,6 @@ def test_names_that_two_files_share_are_told_apart(screen, convert):
     assert adata.n_obs == 2 * screen.n_obs
     assert adata.obs_names.is_unique
     assert {name.rpartition("-")[2] for name in adata.obs_names} == {"0", "1"}
-
-
-@pytest.mark.parametrize("layer", [None, "log"], ids=["dense X", "layer"])
-def test_expression_may_be_dense_or_in_a_layer(layer, screen, convert):
-    expected = screen.X.toarray()
-    if layer is not None:
-        screen.layers[layer] = screen.X.copy()
-    screen.X = expected if layer is None else sparse.csr_matrix(np.expm1(expected))
-    memory = read_store(convert(screen, layer=layer)).to_memory()
-    np.testing.assert_array_equal(memory[screen.obs_names].X.toarray(), expected)
 
 
 def test_sorting_does_not_depend_on_how_much_is_in_memory(screen, convert, monkeypatch, tmp_path):
@@ -122,10 +117,6 @@ def read(store, rows):
     return store.dense(store.fetch(rows), CPU)
 
 
-def controls_of(memory):
-    return np.flatnonzero(memory.obs["perturbation"] == "control")
-
-
 @pytest.mark.parametrize(
     ("kind", "pins"),
     [("disk", False), ("disk", True), ("host", False), ("device", False)],
@@ -133,19 +124,15 @@ def controls_of(memory):
 )
 def test_rows_come_in_the_order_asked_for(kind, pins, in_pieces):
     folder, memory = in_pieces
-    store = make_store(read_store(folder).X, CPU, kind=kind, pinned_rows=controls_of(memory) if pins else None)
+    controls = np.flatnonzero(memory.obs["perturbation"] == "control")
+    store = make_store(read_store(folder).X, CPU, kind=kind, pinned_rows=controls if pins else None)
     for rows in map(np.array, ([[5, 2, 5], [0, 9, 2]], [[300, 7, 8], [9, 150, 151]], [[3]])):
         for _ in range(2):
             store.prefetch(rows)
             np.testing.assert_array_equal(read(store, rows), memory.X.toarray()[rows])
-
-
-def test_control_cells_are_read_once(in_pieces):
-    folder, memory = in_pieces
-    rows = controls_of(memory)
-    store = make_store(read_store(folder).X, CPU, kind="disk", pinned_rows=rows)
-    shutil.rmtree(folder)
-    np.testing.assert_array_equal(read(store, rows), memory.X.toarray()[rows])
+    if pins:  # control cells are read once
+        shutil.rmtree(folder)
+        np.testing.assert_array_equal(read(store, controls), memory.X.toarray()[controls])
 
 
 def test_genes_are_aligned(in_pieces):
@@ -260,20 +247,18 @@ def test_a_refused_file_leaves_nothing_behind(change, options, error, message, s
     assert [path.name for path in tmp_path.iterdir()] == ["screen_0.h5ad"]
 
 
-def test_files_with_other_genes_are_refused(screen, convert):
-    with pytest.raises(ValueError, match=r"screen_1.h5ad has other genes than .*screen_0.h5ad: 10 are missing"):
-        convert(screen, screen[:, 10:].copy())
-
-
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
         (["absent.h5ad"], FileNotFoundError, "absent.h5ad does not exist"),
         (["text.h5ad"], ValueError, "text.h5ad is no h5ad file"),
+        (["all.h5ad", "some.h5ad"], ValueError, "some.h5ad has other genes than .*all.h5ad: 10 are missing"),
         ([], ValueError, "no file was given"),
     ],
 )
-def test_a_file_that_is_missing_or_no_h5ad_is_refused(names, error, message, tmp_path):
+def test_files_that_do_not_make_a_store_are_refused(names, error, message, screen, tmp_path):
+    screen.write_h5ad(tmp_path / "all.h5ad")
+    screen[:, 10:].write_h5ad(tmp_path / "some.h5ad")
     (tmp_path / "text.h5ad").write_text("no HDF5")
     with pytest.raises(error, match=message):
         write_store([tmp_path / name for name in names], tmp_path / "store", **KEYS)

@@ -32,7 +32,7 @@ def test_norman_is_k562_alone_unless_all_lines_are_asked_for():
     assert k562.obs["perturbation"].value_counts().min() > 0  # no category without cells
 
 
-def test_few_shot_holds_out_twelve_targets_of_replicate_3_and_trains_on_the_rest():
+def test_few_shot_holds_out_twelve_targets_and_trains_on_the_rest():
     task, n_cells = papalexi_few_shot(), papalexi_thp1().n_obs
     train, held_out = task.train.obs, task.held_out.obs
     assert len(task.targets) == 12

@@ -90,12 +90,8 @@ def write_store(
 
     Raises
     ------
-    FileNotFoundError
-        If a file does not exist.
-    FileExistsError
-        If the folder exists.
-    KeyError
-        If a column or layer does not.
+    FileNotFoundError, FileExistsError, KeyError
+        If a file does not exist, the folder does, or a column or layer does not.
     ValueError
         If a file is no h5ad, files do not fit together, or expression is not log1p of normalised counts.
     """

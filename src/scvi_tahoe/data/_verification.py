@@ -230,10 +230,8 @@ def verify_unique(names: pd.Index, what: str, more: str) -> None:
 
 
 def _verify_finite(matrix: object, where: str) -> None:
-    if isinstance(matrix, np.ndarray):
+    if isinstance(matrix, np.ndarray) or sp.issparse(matrix):
         blocks: Iterable[Any] = [matrix]
-    elif sp.issparse(matrix):
-        blocks = [matrix.data]  # type: ignore[attr-defined]
     elif is_sharded(matrix):
         blocks = unverified_values(matrix)
     else:
@@ -300,17 +298,8 @@ def verify_screen(
 ) -> Screen:
     """Check everything that later steps rely on, and read the screen.
 
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    keys
-        Where its parts are.
-    for_training
-        Whether perturbed cells, and an embedding row for each of their labels, are needed. Data to predict from
-        needs control cells only.
-    table_required
-        Whether the data must bring the perturbation-embedding table; False where a model has one.
+    Only data ``for_training`` need perturbed cells, and an embedding row for each of their labels. With
+    ``table_required``, the data must bring the perturbation-embedding table; a trained model has one.
     """
     _verify_encoding(keys)
     _verify_modalities(data, keys)

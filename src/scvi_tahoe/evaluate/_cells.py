@@ -76,11 +76,6 @@ class CellTable:
         return len(self.perturbation)
 
     @property
-    def n_genes(self) -> int:
-        """Number of genes."""
-        return len(self.genes)
-
-    @property
     def values(self) -> NDArray[np.floating]:
         """Stored values: all of a dense matrix, those of a sparse one that are not zero."""
         return self.expression.data if sp.issparse(self.expression) else np.asarray(self.expression)
@@ -157,7 +152,7 @@ def concatenate(
     else:
         # filled in parts: the selection of a large matrix must not exist beside the result
         dtype = np.result_type(first.expression.dtype, second.expression.dtype)
-        expression = np.empty((n_cells, first.n_genes), dtype=dtype)
+        expression = np.empty((n_cells, len(first.genes)), dtype=dtype)
         expression[: first.n_cells] = dense(first.expression)
         for start in range(0, len(chosen), _CHUNK):
             part = chosen[start : start + _CHUNK]
@@ -232,13 +227,13 @@ def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> Cell
     missing = genes[columns < 0]
     if len(missing):
         guess = ""
-        if len(missing) == len(genes) == cells.n_genes:
+        if len(missing) == len(genes) == len(cells.genes):
             guess = " Not one name is shared: are they of another kind (Ensembl, symbols)?"
         elif len(missing) == len(genes):
             guess = " It looks like a cell embedding: pass the gene output."
         raise ValueError(
             f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first "
-            f"{missing[:3].tolist()}); it has {cells.n_genes} columns.{guess} Predict the same genes, or subset the "
+            f"{missing[:3].tolist()}); it has {len(cells.genes)} columns.{guess} Predict the same genes, or subset the "
             "reference to those that you want scored."
         )
     return replace(cells, expression=cells.expression[:, columns], genes=genes)

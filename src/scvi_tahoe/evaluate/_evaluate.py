@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._context_truth import ContextScores
     from scvi_tahoe.evaluate._input_checks import CellProfile
 
-#: columns of differential expression that have another name in results
-_TITLES = {"target": "perturbation", "feature": "gene"}
-
 
 def evaluate(
     prediction: AnnData,
@@ -194,10 +191,7 @@ def baseline_results(
 def matched(
     prediction: AnnData, reference: EvaluationReference, *, own_controls: bool
 ) -> tuple[CellTable, EvaluationReference, list[Check]]:
-    """Read a prediction, bring its genes into the reference's order, and keep the conditions that both sides have.
-
-    With ``own_controls`` the prediction is scored on its own control cells, which must then be there.
-    """
+    """Read a prediction, bring its genes into the reference's order, and keep the conditions that both sides have."""
     # counts of a reference are kept in a layer as a rule, and predicted ones in X
     layer, control, observed = reference.layer, reference.control, reference.cells
     has_layer = layer is None or layer in prediction.layers
@@ -229,7 +223,7 @@ def matched(
     conditions = [(c, p) for c, perturbations in reference.conditions.items() for p in perturbations]
     lost = [condition for condition in conditions if condition not in kept]
     extra = [(c, p) for c, p in predicted.rows if p != control and (c, p) not in kept]
-    surplus = cells.n_genes - observed.n_genes
+    surplus = len(cells.genes) - len(observed.genes)
     genes_message = "the genes of the prediction were brought into the reference's order."
     if surplus:
         genes_message = f"{surplus} genes of the prediction are not in the reference and are not scored."
@@ -345,9 +339,10 @@ def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
         return None
     # column by column, so that no part of the table exists twice
     labels = np.array(list(tables), dtype=object)
+    titles = {"target": "perturbation", "feature": "gene"}
     columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [*map(len, tables.values())])}
     for column in DE_COLUMNS:
-        columns[_TITLES.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
+        columns[titles.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
     return pd.DataFrame(columns, copy=False)
 
 

@@ -302,10 +302,7 @@ def log1p_expression(cells: CellTable, *, total: float) -> CellTable:
 def value_checks(
     predicted: CellTable, profiles: Mapping[str, CellProfile], reference: EvaluationReference
 ) -> list[Check]:
-    """Check single values and the scale of cells on both sides, each context by a sample of its predicted cells.
-
-    Seconds at most, however large the data.
-    """
+    """Check single values and the scale of cells on both sides, each context by a sample of its predicted cells."""
     ranges = [check_range(predicted, role="prediction"), reference.range_check]
     if any(np.isnan(check.value) for check in ranges):
         return ranges  # with NaN or infinite values every further statistic would be one too

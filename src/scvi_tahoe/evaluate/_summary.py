@@ -25,10 +25,7 @@ _STRATA_NAMES = {2: ("weak", "strong"), 3: ("weak", "medium", "strong")}
 
 
 def mean_over_contexts(scores: pd.DataFrame) -> pd.Series:
-    """Return the mean of each metric over the perturbations of a context, then over contexts.
-
-    A missing score (say a PR AUC without differentially expressed genes) is left out of the mean.
-    """
+    """Return the mean of each metric over the perturbations of a context, then over contexts; without missing ones."""
     return _mean_by_context(scores).mean()
 
 

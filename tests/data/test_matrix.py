@@ -1,4 +1,4 @@
-"""Rows on disk, read in runs."""
+"""Matrices: genes are matched by name, and rows on disk are read in runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,51 @@ import pytest
 import zarr
 from scipy import sparse
 
-from scvi_tahoe.data import DiskRows
+from scvi_tahoe.data import DiskRows, align_genes
 from scvi_tahoe.data._matrix import runs_of
 
 WITH_ANNBATCH = importlib.util.find_spec("annbatch") is not None
+GENES = [f"G{i}" for i in range(20)]
+CELLS = np.random.default_rng(0).poisson(1.0, size=(5, 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix], ids=["dense", "csr"])
+@pytest.mark.parametrize("missing", [0, 2])
+def test_columns_come_in_the_order_of_the_model(form, missing):
+    order = np.random.default_rng(1).permutation(20)[missing:]
+    alignment = align_genes(GENES, ["other", *np.array(GENES)[order]])
+    block = np.concatenate([np.full((5, 1), 9.0, np.float32), CELLS[:, order]], axis=1)
+    aligned = alignment.apply(form(block))
+    assert sparse.issparse(aligned) == (form is sparse.csr_matrix)
+    expected = CELLS.copy()
+    expected[:, [i for i in range(20) if i not in order]] = 0
+    np.testing.assert_array_equal(aligned.toarray() if sparse.issparse(aligned) else aligned, expected)
+    assert (len(alignment.missing), alignment.surplus) == (missing, 1)
+
+
+def test_genes_in_order_are_passed_through():
+    alignment = align_genes(GENES, GENES)
+    assert alignment.is_identity
+    assert alignment.apply(CELLS) is CELLS
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        pytest.param(GENES[:17],
+            r"lack 3 of the model's 20 genes, e.g. \['G17'.*max_missing_genes \(now 0.1", id="three missing"),
+        pytest.param([f"ENSG{i:05d}" for i in range(20)],
+            r"the data have e.g. \['ENSG00000', .*Bring the gene names to the model's", id="other identifiers"),
+    ],
+)  # fmt: skip
+def test_too_many_missing_genes_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        align_genes(GENES, names)
+
+
+def test_the_report_counts_genes_and_names_missing_ones():
+    expected = "19 genes matched by name, 1 missing and taken as zero (G19), 1 left out"
+    assert str(align_genes(GENES, ["x", *GENES[:19]])) == expected
 
 
 @pytest.fixture
