@@ -118,8 +118,9 @@ class TrainingRun:
         """
         split = default_split(index, with_prior=prior != "none") if options.split is None else options.split
         if not isinstance(split, Split):
-            example = "FractionSplit(validation=0.1)"
-            raise TypeError(f"split={split!r} must be one of the splits of scvi_tahoe, e.g. {example}.")
+            raise TypeError(
+                f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1)."
+            )
         trainer_options = options.trainer_options()
         options.verify_monitor(computed_scores(module, spec.representation), embeds=spec.representation == "embedding")
         steps = _MAX_STEPS if options.max_steps is None else options.max_steps
