@@ -10,8 +10,8 @@ import sys
 from types import ModuleType
 
 import scvi_tahoe._names as _names
-from scvi_tahoe.evaluate._arithmetic import RidgeFit, SeenChanges, nearest_mean, ridge_fit
-from scvi_tahoe.evaluate._baseline_cells import quantile_map
+from scvi_tahoe.evaluate._arithmetic import RidgeFit, SeenChanges, nearest_mean
+from scvi_tahoe.evaluate._baseline_transfer import quantile_map
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_prediction, register_baseline, shifted_controls
 from scvi_tahoe.evaluate._checks import Check, EvaluationWarning, RepresentationError, checks_table, raise_or_warn
 from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate
@@ -31,8 +31,9 @@ from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info, regis
 from scvi_tahoe.evaluate._prediction_checks import check_collapse, mean_cosine
 from scvi_tahoe.evaluate._presets import PRESETS, Preset, Vcc2025Terms, overall_title, vcc2025_overall
 from scvi_tahoe.evaluate._reference import EvaluationReference
-from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results, strata
+from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results
 from scvi_tahoe.evaluate._submission import Rules2026, submission
+from scvi_tahoe.evaluate._summary import strata
 
 __all__ = [
     "BASELINES",

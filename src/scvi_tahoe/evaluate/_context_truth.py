@@ -1,4 +1,4 @@
-"""What is computed once for the observed cells of a context, in memory and, for large tables, on disk."""
+"""One context: what is computed once for its observed cells, in memory and on disk, and the scores of predictions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import SelectedRows
-from scvi_tahoe.evaluate._differential_expression import differential_expression
+from scvi_tahoe.evaluate._differential_expression import FDR, differential_expression
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
+from scvi_tahoe.evaluate._metric_cell_eval import cell_eval_scores
+from scvi_tahoe.evaluate._metrics import Comparison, computed_metrics
 from scvi_tahoe.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
+    from scvi_tahoe.evaluate._presets import ScoringSettings
 
 T = TypeVar("T")
 
@@ -48,10 +53,8 @@ def installed_versions() -> dict[str, str]:
     """Releases of the packages that scores depend on; those that are not installed are left out."""
     found = {}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -97,40 +100,29 @@ class TruthCache:
         """Return the table of a key, which names all it depends on; compute it if it is not kept intact."""
         name = _digest(key)
         if name not in self._memory:
-            table = self._read(name)
-            if table is None:
-                table = compute()
-                self._write(name, key, table)
-            self._memory[name] = table
+            self._memory[name] = compute() if self.folder is None else self._kept(self.folder / name, key, compute)
         return self._memory[name]
 
-    def _read(self, name: str) -> pl.DataFrame | None:
-        if self.folder is None:
-            return None
+    def _kept(self, path: Path, key: dict[str, object], compute: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         import polars as pl
 
-        path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
-        if not (path.exists() and record.exists()):
-            return None
-        try:
-            recorded = json.loads(record.read_text())
-            if _digest(recorded["key"]) != name:
-                raise ValueError("it was made for something else")
-            if hashlib.sha256(path.read_bytes()).hexdigest() != recorded["sha256"]:
-                raise ValueError("it does not match its checksum")
-            return pl.read_parquet(path)
-        except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
-            logger.warning("Cached table %s is computed again: %s.", path, error)
-            return None
-
-    def _write(self, name: str, key: dict[str, object], table: pl.DataFrame) -> None:
-        if self.folder is None:
-            return
-        path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
-        with atomic_write(path) as partial:
+        kept, record = path.with_suffix(".parquet"), path.with_suffix(".json")
+        if kept.exists() and record.exists():
+            try:
+                recorded = json.loads(record.read_text())
+                if _digest(recorded["key"]) != path.name:
+                    raise ValueError("it was made for something else")
+                if hashlib.sha256(kept.read_bytes()).hexdigest() != recorded["sha256"]:
+                    raise ValueError("it does not match its checksum")
+                return pl.read_parquet(kept)
+            except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+                logger.warning("Cached table %s is computed again: %s.", kept, error)
+        table = compute()
+        with atomic_write(kept) as partial:
             table.write_parquet(partial)
             checksum = hashlib.sha256(partial.read_bytes()).hexdigest()
         atomic_write_text(record, json.dumps({"sha256": checksum, "key": key}, sort_keys=True, indent=1))
+        return table
 
 
 def _digest(key: object) -> str:
@@ -216,10 +208,60 @@ class ContextTruth:
             elif (n := len(rows) // 2) > 0:
                 first.append(shuffled[:n])
                 second.append(shuffled[n : 2 * n])
-        observed, predicted = (self.cells.select(np.concatenate(rows)) for rows in (first, second))
+        observed, predicted = (self.cells.take(np.concatenate(rows), copy=False) for rows in (first, second))
         if not observed.perturbations(self.context, control=self.control) or self.control not in observed.perturbation:
             raise ValueError(
                 f"Context {self.context!r} has too few cells to split into halves, so it has no ceiling; "
                 "pass ceiling=False to score without one."
             )
         return replace(self, cells=observed, cache=TruthCache()), predicted
+
+
+@dataclass(frozen=True)
+class ContextScores:
+    """Scores of one context."""
+
+    #: one row per perturbation, one column per score, and ``n_cells``, ``n_cells_predicted``
+    per_perturbation: pd.DataFrame
+    #: means, variances and zeros of the predicted cells
+    statistics: GroupStatistics
+    #: differential expression of the predicted cells, if it was tested
+    de_predicted: pl.DataFrame | None = None
+
+
+def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSettings) -> ContextScores:
+    """Score predicted cells of every perturbation, with controls unless the real ones are taken, against the truth."""
+    preset, real_controls = settings.record, settings.control_cells == "real"
+    controls_of = truth.statistics if real_controls else None
+    labels = (truth.context, truth.perturbations)
+    statistics = group_statistics(predicted, *labels, control=truth.control, controls_of=controls_of)
+    both = (truth.statistics, statistics)
+    sides = Comparison(*both, truth.cells.genes, truth.weights, truth=truth, predicted_cells=predicted)
+    scores = computed_metrics(sides, lambda metric: not (metric.needs_de or metric.needs_cells))
+    de_predicted = None
+    if preset.cell_eval_profile is not None:
+        controls = truth.controls if real_controls else None
+        de_predicted = truth.test(predicted, controls=controls)
+        theirs = cell_eval_scores(sides, de_predicted, profile=preset.cell_eval_profile, controls=controls)
+        tables = (truth.differential_expression, de_predicted)
+        n_observed, n_predicted = (_count_significant(table, truth.perturbations) for table in tables)
+        sides = replace(sides, n_de_observed=n_observed, n_de_predicted=n_predicted)
+        ours = computed_metrics(sides, lambda metric: metric.needs_de and not metric.needs_cells)
+        rest = scores.drop(columns=scores.columns.intersection(theirs.columns))
+        counts = pd.DataFrame({"n_de_observed": n_observed, "n_de_predicted": n_predicted}, index=scores.index)
+        scores = pd.concat([theirs, rest, counts, ours], axis=1)
+    if preset.scores_cells:
+        of_cells = computed_metrics(sides, lambda info: info.needs_cells and (preset.needs_de or not info.needs_de))
+        scores = pd.concat([scores, of_cells], axis=1)
+    scores.insert(0, "n_cells", truth.statistics.n_cells)
+    scores.insert(1, "n_cells_predicted", statistics.n_cells)
+    scores.index.name = "perturbation"
+    return ContextScores(scores, statistics, de_predicted)
+
+
+def _count_significant(table: pl.DataFrame, perturbations: tuple[str, ...]) -> NDArray[np.intp]:
+    """Differentially expressed genes of each perturbation, ``[P]``."""
+    import polars as pl
+
+    counts = dict(table.filter(pl.col("fdr") < FDR).group_by("target").len().iter_rows())
+    return np.array([counts.get(p, 0) for p in perturbations], dtype=np.intp)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,13 @@ import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_cells, embedding_rows
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
-from scvi_tahoe.evaluate._context_truth import ContextTruth, TruthCache, content_hash, installed_versions
+from scvi_tahoe.evaluate._context_truth import ContextTruth, TruthCache, content_hash, installed_versions, score_context
 from scvi_tahoe.evaluate._differential_expression import chosen_backend
-from scvi_tahoe.evaluate._input_checks import check_contexts, check_leakage
-from scvi_tahoe.evaluate._scoring import score_context
-from scvi_tahoe.evaluate._value_checks import (
+from scvi_tahoe.evaluate._input_checks import (
     cell_totals,
+    check_contexts,
     check_counts,
+    check_leakage,
     check_range,
     check_training_data,
     log1p_expression,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._checks import Check
     from scvi_tahoe.evaluate._differential_expression import Backend
-    from scvi_tahoe.evaluate._scoring import ScoringSettings
-    from scvi_tahoe.evaluate._value_checks import CellProfile
+    from scvi_tahoe.evaluate._input_checks import CellProfile
+    from scvi_tahoe.evaluate._presets import ScoringSettings
 
 #: cells of each table that every evaluation compares
 _SAMPLE = 64
@@ -105,12 +105,11 @@ class EvaluationReference:
         ----------
         adata
             Held-out cells and the control cells of their contexts, log1p expression.
-        perturbation_key
-            Column of ``obs`` with the perturbation label of each cell.
+        perturbation_key, context_key
+            Columns of ``obs`` with the perturbation label and the context (cell line, donor) of each cell. Contexts are
+            scored one by one and averaged.
         control
             Label of control cells.
-        context_key
-            Column of ``obs`` with the context (cell line, donor). Contexts are scored one by one and averaged.
         baseline_from
             Training data, for the baselines and the check on leakage. Genes are matched by name.
         perturbation_embedding
@@ -132,10 +131,8 @@ class EvaluationReference:
 
         Raises
         ------
-        KeyError
-            If a column or the layer is missing.
-        ValueError
-            If a context has no control cells or nothing but control cells, or training data lack genes.
+        KeyError, ValueError
+            If a column, the layer, genes of the training data, or the control cells of a context are missing.
         ImportError, RuntimeError
             If ``de_backend="gpu"`` and gpudge is not installed, or there is no CUDA device.
         """
@@ -171,8 +168,7 @@ class EvaluationReference:
     @cached_property
     def contexts(self) -> dict[str, ContextTruth]:
         """Truth of each context."""
-        backend = chosen_backend(self.de_backend)
-        shared = (self.control, self.cache, backend, self.num_threads, self.progress)
+        shared = (self.control, self.cache, chosen_backend(self.de_backend), self.num_threads, self.progress)
         return {c: ContextTruth(self.cells.of_context(c), *shared) for c in self.cells.contexts}
 
     @property
@@ -270,24 +266,16 @@ class EvaluationReference:
     def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of a named baseline on the real controls, since it has none of its own; one row for each condition."""
         settings = replace(settings, control_cells="real")
-
-        def compute() -> pd.DataFrame:
-            return self.score(self.baseline_cells(name, seed=seed), settings)
-
         key: dict[str, object] = {"table": "baseline", "name": name, "train": self.train_fingerprint}
         if BASELINES.find(name).needs_embeddings:
             key["embeddings"] = self._embedding_fingerprint
-        return self._table(key, settings, seed, compute)
+        return self._table(key, settings, seed, lambda: self.score(self.baseline_cells(name, seed=seed), settings))
 
     def ceiling_scores(self, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of one half of the observed cells against the other, at half depth; index context, perturbation."""
-
-        def compute() -> pd.DataFrame:
-            split_controls = settings.control_cells == "predicted"
-            halves = (truth.halves(split_controls=split_controls, seed=seed) for truth in self.contexts.values())
-            return _scores(halves, settings)
-
-        return self._table({"table": "split halves"}, settings, seed, compute)
+        split = settings.control_cells == "predicted"
+        halves = (truth.halves(split_controls=split, seed=seed) for truth in self.contexts.values())
+        return self._table({"table": "split halves"}, settings, seed, lambda: _scores(halves, settings))
 
     def score(self, predicted: CellTable, settings: ScoringSettings) -> pd.DataFrame:
         """Score cells of every condition, one row per (context, perturbation), without checks."""
@@ -303,7 +291,7 @@ class EvaluationReference:
             frame = compute().reset_index()
             return pl.DataFrame({name: frame[name].to_numpy() for name in frame})
 
-        whole_key = {**key, "truth": self.fingerprint, "settings": settings.to_kwargs(), "backend": self.de_backend}
+        whole_key = {**key, "truth": self.fingerprint, "settings": asdict(settings), "backend": self.de_backend}
         whole_key |= {"seed": seed, "versions": installed_versions()}
         table = pd.DataFrame(self.cache.table(whole_key, as_polars).to_dict(as_series=False))
         return table.set_index(["context", "perturbation"])

@@ -14,7 +14,7 @@ import pandas as pd
 from scvi_tahoe.evaluate._baselines import BASELINES
 from scvi_tahoe.evaluate._metrics import metric_info
 from scvi_tahoe.evaluate._presets import PRESETS, overall_title
-from scvi_tahoe.evaluate._summary import strata_table
+from scvi_tahoe.evaluate._summary import strata
 from scvi_tahoe.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -26,14 +26,8 @@ if TYPE_CHECKING:
 
 #: metrics that a comparison shows by default, where all results have them
 _HEADLINE_METRICS = (
-    "overlap_at_N",
-    "discrimination_score_l1",
-    "mae",
-    "pearson_delta",
-    "de_direction_match",
-    "pds_cosine",
-    "pearson_systema",
-    "wmse",
+    *("overlap_at_N", "discrimination_score_l1", "mae", "pearson_delta"),
+    *("de_direction_match", "pds_cosine", "pearson_systema", "wmse"),
 )
 #: columns of the summary that are shown
 _NUMBERS = ["value", "baseline", "ceiling", "scaled"]
@@ -42,11 +36,8 @@ _ALERT = "border-left:4px solid #d55e00;padding:2px 8px;margin:2px 0"
 _FORMAT = 1
 #: tables written as CSV, for people to read, with the number of their index columns
 _CSV = {
-    "summary": 1,
-    "per_perturbation": 2,
-    "checks": 1,
-    "baseline_per_perturbation": 2,
-    "halves_per_perturbation": 2,
+    **dict.fromkeys(("summary", "checks"), 1),
+    **dict.fromkeys(("per_perturbation", "baseline_per_perturbation", "halves_per_perturbation"), 2),
     "cells": 0,
 }
 _PARQUET = ("de_observed", "de_predicted")
@@ -158,19 +149,14 @@ class EvaluationResult:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the result to a folder: CSV for the scores, parquet for large tables, JSON and NPZ for the rest.
 
-        The folder appears complete or not at all; an earlier result of the same name is replaced.
-
-        Raises
-        ------
-        FileExistsError
-            If the folder exists and holds something other than a result.
+        The folder appears complete or not at all; an earlier result of the same name is replaced, anything else there
+        is a FileExistsError.
         """
         with atomic_folder(folder, overwrite=True, kind="evaluation result", signatures=["result.json"]) as partial:
-            for name, n_labels in _CSV.items():
-                if (table := getattr(self, name)) is not None:
-                    table.to_csv(partial / f"{name}.csv", index=n_labels > 0)
-            for name in _PARQUET:
-                if (table := getattr(self, name)) is not None:
+            for name in (*_CSV, *_PARQUET):
+                if (table := getattr(self, name)) is not None and name in _CSV:
+                    table.to_csv(partial / f"{name}.csv", index=_CSV[name] > 0)
+                elif table is not None:
                     table.to_parquet(partial / f"{name}.parquet")
             np.savez_compressed(partial / "effects.npz", **vars(self.effects))
             record = {"format": _FORMAT, "vcc": self.vcc, "provenance": dict(self.provenance)}
@@ -178,13 +164,7 @@ class EvaluationResult:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EvaluationResult:
-        """Read a result that :meth:`save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder holds no result.
-        """
+        """Read a result that :meth:`save` wrote; a FileNotFoundError if the folder holds none."""
         folder = Path(folder)
         if not (folder / "result.json").exists():
             raise FileNotFoundError(f"{folder} holds no evaluation result (no result.json).")
@@ -213,33 +193,6 @@ def _read_csv(path: Path, name: str) -> pd.DataFrame | None:
     return table.set_index(list(table.columns[: _CSV[name]])) if _CSV[name] else table
 
 
-def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
-    """Return the mean scores of groups of perturbations of similar observed effect size.
-
-    Strong perturbations are easy to tell apart and saturate a score, weak ones are mostly noise; a mean over both hides
-    progress on either.
-
-    Parameters
-    ----------
-    n_groups
-        Number of groups of equal size, by the length of the observed delta within each context.
-
-    Returns
-    -------
-    One row per group, ``"weak"`` to ``"strong"`` (numbers for other than 2 or 3 groups); columns are pairs of a metric
-    and ``"value"``, ``"baseline"``, ``"ceiling"`` or ``"scaled"`` (those that the result has), and ``n_perturbations``.
-    As in the summary, contexts are averaged one by one and then together. Scores of the whole panel are left out.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two groups, or fewer perturbations than groups.
-    """
-    effect_size = np.linalg.norm(result.effects.observed, axis=1)
-    scores = (result.per_perturbation, result.baseline_per_perturbation, result.halves_per_perturbation)
-    return strata_table(*scores, effect_size, n_groups)
-
-
 def compare_results(
     results: Mapping[str, EvaluationResult],
     *,
@@ -252,21 +205,14 @@ def compare_results(
     Parameters
     ----------
     results
-        Results by name, all against the same truth under the same settings.
+        Results by name, all against the same truth under the same settings; a ValueError says what differs.
     metrics
-        Metrics to show. If None, the headline metrics that all results have.
+        Metrics to show, which all results must have. If None, the headline metrics that they have.
     baseline
         Add a row with the baseline that shares of the way and overall scores start from, unless one of the predictions
         is that baseline.
     ceiling
         Add a last row with what a replicate experiment would reach.
-
-    Raises
-    ------
-    ValueError
-        If there is no result, or two of them cannot be compared; the message names what differs.
-    KeyError
-        If a result lacks a requested metric.
     """
     _verify_comparable(results)
     first = next(iter(results.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scvi_tahoe.evaluate._result import EvaluationResult
+
 #: resamples; the ends of a 95 % interval move by about 1 % of its width between seeds
 _N_RESAMPLES = 1000
 #: columns of the per-perturbation table that are no scores
@@ -22,10 +25,7 @@ _STRATA_NAMES = {2: ("weak", "strong"), 3: ("weak", "medium", "strong")}
 
 
 def mean_over_contexts(scores: pd.DataFrame) -> pd.Series:
-    """Return the mean of each metric over the perturbations of a context, then over contexts.
-
-    A missing score (say a PR AUC without differentially expressed genes) is left out of the mean.
-    """
+    """Return the mean of each metric over the perturbations of a context, then over contexts; without missing ones."""
     return _mean_by_context(scores).mean()
 
 
@@ -75,26 +75,32 @@ def summarize(
 
 def _shares(
     names: Sequence[str], value: NDArray[np.float64], baseline: NDArray[np.float64], ceiling: NDArray[np.float64]
-) -> list[float]:
+) -> NDArray[np.float64]:
     """Return shares of the way; NaN for a diagnostic and where the ceiling does not beat the baseline."""
-    found = []
-    for name, v, b, c in zip(names, value, baseline, ceiling):
-        best = metric_info(name).best
-        better = best is not None and (c < b if best == 0 else c > b)
-        found.append((v - b) / (c - b) if better else float("nan"))
-    return found
+    best = np.array([metric_info(name).best for name in names], dtype=float)
+    better = np.isfinite(best) & np.where(best == 0, ceiling < baseline, ceiling > baseline)
+    return np.divide(value - baseline, ceiling - baseline, out=np.full(len(names), np.nan), where=better)
 
 
-def strata_table(
-    scores: pd.DataFrame,
-    baseline: pd.DataFrame | None,
-    halves: pd.DataFrame | None,
-    effect_size: NDArray[np.floating],
-    n_groups: int,
-) -> pd.DataFrame:
-    """Return mean scores of groups of equal size within each context, by the effect size of each row of ``scores``."""
+def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
+    """Return the mean scores of groups of perturbations of similar observed effect size.
+
+    Strong perturbations are easy to tell apart and saturate a score, weak ones are mostly noise; a mean over both hides
+    progress on either.
+
+    The groups, ``n_groups`` of equal size, are by the length of the observed delta within each context; a ValueError if
+    there are fewer than two, or fewer perturbations than groups.
+
+    Returns
+    -------
+    One row per group, ``"weak"`` to ``"strong"`` (numbers for other than 2 or 3 groups); columns are pairs of a metric
+    and ``"value"``, ``"baseline"``, ``"ceiling"`` or ``"scaled"`` (those that the result has), and ``n_perturbations``.
+    As in the summary, contexts are averaged one by one and then together. Scores of the whole panel are left out.
+    """
+    scores, baseline, halves = result.per_perturbation, result.baseline_per_perturbation, result.halves_per_perturbation
     if n_groups < 2 or len(scores) < n_groups:
         raise ValueError(f"n_groups must be between 2 and the number of perturbations, {len(scores)}; got {n_groups}.")
+    effect_size = np.linalg.norm(result.effects.observed, axis=1)
     by_context = pd.Series(effect_size, index=scores.index).groupby(level="context")
     rank = by_context.rank(method="first").astype(int)
     group = -(-rank * n_groups // by_context.transform("size"))  # 1 for the weakest
@@ -105,7 +111,7 @@ def strata_table(
     if halves is not None:
         sides["ceiling"] = _group_means(halves.reindex(columns=metrics), group, full_depth=True)
     if len(sides) == 3:
-        rows = [_shares(metrics, *(side.loc[g].to_numpy() for side in sides.values())) for g in range(1, n_groups + 1)]
+        rows = [_shares(metrics, *(side.loc[g].to_numpy() for side in sides.values())) for g in sides["value"].index]
         sides["scaled"] = pd.DataFrame(rows, index=sides["value"].index, columns=metrics)
     table = pd.DataFrame({(m, name): side[m] for m in metrics for name, side in sides.items()})
     counts = group.value_counts().reindex(range(1, n_groups + 1), fill_value=0)
@@ -124,11 +130,9 @@ def _group_means(table: pd.DataFrame, group: pd.Series, *, full_depth: bool = Fa
 
 
 def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArray[np.float64]]:
-    """Resample perturbations within each context and average as the summary does: contexts one by one, then their mean.
+    """Resample perturbations within each context and average as the summary does: ``[resamples, metrics]`` a table.
 
     All tables, of one index (context, perturbation), are resampled alike, so that differences between them are paired.
-    Missing scores are left out of a mean. Returns the resampled means of each table, ``[resamples, metrics]``.
-
     Nonparametric bootstrap of Efron (1979), over perturbations: it tells how scores would vary over other perturbations
     of the same kind, not over other cells or other trainings.
     """
@@ -144,7 +148,9 @@ def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArra
             n_known = weights @ known
             total = weights @ np.where(known, values, 0)
             kept.append(np.divide(total, n_known, out=np.full_like(total, np.nan), where=n_known > 0))
-    return [_mean_over_first(kept) for kept in sums]
+    with warnings.catch_warnings():  # a metric without a value in any context stays NaN
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return [np.nanmean(kept, axis=0) for kept in sums]
 
 
 def interval(resampled: NDArray[np.float64], level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -155,10 +161,3 @@ def interval(resampled: NDArray[np.float64], level: float = 0.95) -> tuple[NDArr
     if known.any():
         low[known], high[known] = np.nanpercentile(resampled[:, known], [tail, 100 - tail], axis=0)
     return low, high
-
-
-def _mean_over_first(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mean over contexts, those without a value left out."""
-    stacked = np.stack(parts)
-    known = np.isfinite(stacked).sum(axis=0)
-    return np.divide(np.nansum(stacked, axis=0), known, out=np.full(known.shape, np.nan), where=known > 0)

@@ -11,7 +11,7 @@ import torch
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import REPRESENTATIONS, read_screen
 from scvi_tahoe.model._evaluate import EvaluateMixin
-from scvi_tahoe.model._fitted import FittedState, keys_of_registry
+from scvi_tahoe.model._fitted import keys_of_registry, new_state
 from scvi_tahoe.model._pretrained import PretrainedMixin
 from scvi_tahoe.model._setup import SetupMixin
 from scvi_tahoe.model._train import TrainMixin
@@ -121,7 +121,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin):
         seed: int = 0,
     ) -> None:
         super().__init__(adata, registry)
-        self._adopt(**vars(FittedState()))
+        self._adopt(**new_state())
         if set_size is not None and set_size < 1:
             raise ValueError(f"set_size={set_size!r} must be 1 or more.")
         if prior not in PRIORS:

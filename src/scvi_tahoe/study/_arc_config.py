@@ -15,13 +15,9 @@ _NO_EMBEDDING = (None, "X_hvg", "")
 _TAHOE_SET = 512
 #: Keys of a backbone -> ours.
 _BACKBONE = {
-    "hidden_size": "hidden",
-    "num_hidden_layers": "n_layers",
-    "intermediate_size": "intermediate",
-    "num_attention_heads": "n_heads",
-    "num_key_value_heads": "n_kv_heads",
-    "head_dim": "head_dim",
-}
+    "hidden_size": "hidden", "num_hidden_layers": "n_layers", "intermediate_size": "intermediate",
+    "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads", "head_dim": "head_dim",
+}  # fmt: skip
 _LR, _STEPS, _SETS = 1e-4, 400_000, 16
 
 
@@ -74,13 +70,9 @@ class ArcConfig:
     def set_size_of_source(self) -> int | None:
         """Cells of a set in the training of the weights that the run starts from, where that is known."""
         source = self.get("model.kwargs.init_from")
-        if not source:
-            return None
-        for folder in Path(str(source)).parents[:2]:
-            if (folder / "config.yaml").is_file():
-                size = ArcConfig(folder, *read_with_lines(folder / "config.yaml")).set_size
-                if size is not None:
-                    return size
+        for file in [folder / "config.yaml" for folder in Path(str(source)).parents[:2]] if source else []:
+            if file.is_file() and (size := ArcConfig(file, *read_with_lines(file)).set_size) is not None:
+                return size
         return _TAHOE_SET if self.starts_from_tahoe else None
 
     @property
@@ -97,9 +89,8 @@ def read_arc_config(path: str | Path) -> ArcConfig:
     config = ArcConfig(path, content, lines)
     if not isinstance(config.get("model"), dict) or not isinstance(config.get("data.kwargs"), dict):
         ours = " It is a run of ours; see it with: scvi-tahoe finetune --dry-run" if "start" in content else ""
-        raise ValueError(
-            f"{path} is not a configuration of arc-state, which has the sections data.kwargs, model and training.{ours}"
-        )
+        sections = "which has the sections data.kwargs, model and training"
+        raise ValueError(f"{path} is not a configuration of arc-state, {sections}.{ours}")
     if not isinstance(config.get("model.kwargs"), dict) or not isinstance(config.get("training"), dict):
         raise ValueError(f"{path} lacks model.kwargs or training; give the resolved config.yaml of a run folder.")
     name = str(config.get("model.name", "state"))
@@ -150,10 +141,9 @@ def _start(source: str) -> StartConfig:
     parts = source.replace("\\", "/").split("/")
     if not parts[-1].endswith(".ckpt"):
         return StartConfig(source=source)
-    name = parts.pop()
-    if parts and parts[-1] == "checkpoints":
-        parts.pop()
-    return StartConfig(source="/".join(parts) or ".", checkpoint="best" if name == "last.ckpt" else name)
+    *folders, name = parts
+    folders = folders[:-1] if folders[-1:] == ["checkpoints"] else folders
+    return StartConfig(source="/".join(folders) or ".", checkpoint="best" if name == "last.ckpt" else name)
 
 
 def _size(config: ArcConfig) -> dict[str, Any] | str:
@@ -187,13 +177,10 @@ def _network(config: ArcConfig) -> dict[str, Any]:
 
 def _objective(config: ArcConfig) -> dict[str, Any]:
     loss = str(config.get("model.kwargs.loss", "energy"))
+    terms: dict[str, float | None] = {loss if loss in ("sinkhorn", "mse") else "energy": 1.0}
     if loss == "se":
-        terms = {
-            "energy": config.number("model.kwargs.energy_weight", 1.0),
-            "sinkhorn": config.number("model.kwargs.sinkhorn_weight", 0.01),
-        }
-    else:
-        terms = {loss if loss in ("sinkhorn", "mse") else "energy": 1.0}
+        defaults = {"energy": 1.0, "sinkhorn": 0.01}
+        terms = {name: config.number(f"model.kwargs.{name}_weight", weight) for name, weight in defaults.items()}
     decoder = {"decoder_weight": config.number("model.kwargs.decoder_weight", 1.0)} if config.has_gene_decoder else {}
     return {"terms": terms, **decoder}
 

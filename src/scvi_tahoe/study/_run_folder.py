@@ -17,6 +17,7 @@ from scvi_tahoe.files import read_torch, remove_partial
 from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.pretrained import licence_notice, model_card
 from scvi_tahoe.study._files import read_mapping
+from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
@@ -61,10 +62,9 @@ def claim_folder(folder: Path, run: TahoeRun) -> None:
         before = read_mapping(known)
         with suppress(ValueError):  # the defaults of options that the release that wrote it did not have
             before = TahoeRun.from_dict(before).to_dict()
-        if different := _differences(before, run.to_dict()):
-            raise ValueError(
-                f"{folder} holds a run with another configuration ({'; '.join(different[:3])}); give another folder."
-            )
+        if found := differences([before, run.to_dict()]):
+            different = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in list(found.items())[:3])
+            raise ValueError(f"{folder} holds a run with another configuration ({different}); give another folder.")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files that are not of a run; give a new or empty folder.")
     try:
@@ -74,13 +74,6 @@ def claim_folder(folder: Path, run: TahoeRun) -> None:
     remove_partial(folder, recursive=True)
     if not known.exists():
         run.to_yaml(known)
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = dict.fromkeys([*old, *new])
-        return [d for n in names for d in _differences(old.get(n), new.get(n), f"{where}.{n}".lstrip("."))]
-    return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
@@ -126,12 +119,11 @@ def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
 
 def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
     columns = [key for key in (config.perturbation_key, config.context_key) if key is not None]
-    labels = [adata.obs[key].astype(str).to_numpy() for key in columns]
     found = {
         "n_cells": int(adata.n_obs),
         "n_genes": int(adata.n_vars),
         "genes": _hash("\n".join(map(str, adata.var_names)).encode()),
-        "labels": _hash(*("\n".join(column).encode() for column in labels)),
+        "labels": _hash(*("\n".join(adata.obs[key].astype(str)).encode() for key in columns)),
         "expression": _hash(*_bytes(adata.X if config.layer is None else adata.layers[config.layer])),
     }
     key = config.embedding_key
@@ -139,14 +131,13 @@ def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
 
 
 def _bytes(matrix: Any) -> list[bytes | memoryview]:
-    if sp.issparse(matrix):
-        rows = matrix.tocsr()
-        rows.sort_indices()
-        # dtypes of indices depend on how a file was written, values and places do not
-        parts = [rows.data.astype(np.float32), rows.indices.astype(np.int64), rows.indptr.astype(np.int64)]
-    else:
-        parts = [np.ascontiguousarray(matrix[:], dtype=np.float32)]
-    return [np.ascontiguousarray(part).view(np.uint8).data for part in parts]
+    if not sp.issparse(matrix):
+        return [np.ascontiguousarray(matrix[:], dtype=np.float32).view(np.uint8).data]
+    rows = matrix.tocsr()
+    rows.sort_indices()
+    # dtypes of indices depend on how a file was written, values and places do not
+    parts = (rows.data.astype(np.float32), rows.indices.astype(np.int64), rows.indptr.astype(np.int64))
+    return [part.view(np.uint8).data for part in parts]
 
 
 def _hash(*parts: bytes | memoryview) -> str:

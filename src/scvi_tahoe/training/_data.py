@@ -29,23 +29,15 @@ _MOST_CELLS, _MOST_CONTROLS = 512, 2048
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Everything that a fit reads.
+    """Everything that a fit reads."""
 
-    Attributes
-    ----------
-    split
-        Training, validation and test rows.
-    prior
-        What the prior keeps of the training rows, as plain values, if there is one.
-    minibatches
-        Loaders, which own stores, table and the prior's cells.
-    decoder_weight
-        Weight of the gene decoder, if ``decoder_weight='auto'`` let it be measured.
-    """
-
+    #: Training, validation and test rows.
     split: AssignedSplit
+    #: What the prior keeps of the training rows, as plain values, if there is one.
     prior: dict[str, Any] | None
+    #: Loaders, which own stores, table and the prior's cells.
     minibatches: CellSetDataModule
+    #: Weight of the gene decoder, if ``decoder_weight='auto'`` let it be measured.
     decoder_weight: float | None
 
     @property
