@@ -225,7 +225,7 @@ def learn_weights(
     tick
         Called after each group of components.
     """
-    basis = response_basis(responses_nG, noise_nG, n_components, seed)
+    basis = response_basis(responses_nG.astype(np.float64), noise_nG, n_components, seed)
     scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
     size = np.maximum(np.sqrt(np.square(scores).mean(axis=0)), 1e-12)
     ends = group_ends(len(basis), len(train))

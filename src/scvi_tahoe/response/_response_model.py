@@ -82,7 +82,7 @@ class Fitted:
 def fit_responses(
     responses: Responses,
     parser: LabelParser,
-    tables: Mapping[str, pd.DataFrame],
+    tables: Mapping[str, TableKernel],
     *,
     criterion: Criterion = "error",
     device: torch.device | str = "cpu",
@@ -94,8 +94,9 @@ def fit_responses(
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
     kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
     targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
-    filled = _filled(responses.changes, responses.contexts)
-    noise = np.nan_to_num(responses.noise)
+    # single precision, as it is saved, so that a saved model predicts the same to the last bit
+    filled = _filled(responses.changes, responses.contexts).astype(np.float32)
+    noise = np.nan_to_num(responses.noise).astype(np.float32)
     own = _fit_own(responses, filled, targets)
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
     members = Members(SeenChanges(responses.perturbations, responses.contexts, masked), noise, parser, kernels.tables)
@@ -319,20 +320,21 @@ def predicted_changes(
     fitted: Fitted,
     questions: Sequence[Question],
     control_means: Mapping[str, np.ndarray],
-    kernels_nQ: np.ndarray | None = None,
+    *,
+    kernels_nG: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Origin]]:
     """Predict changes of conditions, ``[n, G]``, and say what kind of question each was.
 
-    ``kernels_nQ`` replaces what the kernels say, where a training condition is asked for without itself.
+    ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without itself.
     """
-    if kernels_nQ is None:
+    basis = fitted.regression.basis_QG
+    if kernels_nG is None:
         rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
         known = {c: m for c, m in control_means.items() if c not in fitted.kernels.control_profiles}
         kernels = fitted.kernels
         if kernels.control_profiles and known:
             kernels = replace(kernels, control_profiles={**kernels.control_profiles, **known})
-        kernels_nQ = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device)
-    basis = fitted.regression.basis_QG
+        kernels_nG = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device) @ basis
     trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
     result, origins = np.empty((len(questions), basis.shape[1]), dtype=np.float32), []
@@ -341,7 +343,7 @@ def predicted_changes(
         origin = fitted.members.origin(question)
         stack = fitted.stacks.get((origin, question.hides_context)) or fitted.stacks.get((origin, False))
         stack = stack or Stack.default()
-        changes = {"kernels": kernels_nQ[i] @ basis}
+        changes = {"kernels": kernels_nG[i]}
         if stack.weights[0] < 1 or stack.unshrunk.any():
             changes |= fitted.members.changes(question, origin)
         noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
@@ -355,3 +357,94 @@ def predicted_changes(
                 )
         origins.append(origin)
     return result, origins
+
+
+def left_out_changes(fitted: Fitted, way: str, control_means: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Changes of training conditions as others predict them, float32 ``[n, G]``.
+
+    Parameters
+    ----------
+    fitted
+        Response model.
+    way
+        What is left out: the condition, or its perturbation in any context.
+    control_means
+        Mean control expression of contexts.
+    """
+    result = np.empty(fitted.responses.changes.shape, dtype=np.float32)
+    left_out = fitted.left_out[way]
+    for start in range(0, len(result), 256):
+        rows = np.arange(start, min(start + 256, len(result)))
+        kernels, _ = left_out.changes(rows)
+        questions = [_question(fitted, int(i), way) for i in rows]
+        result[rows], _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels)
+    return result
+
+
+def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays, and values for JSON, from which :func:`fitted_from_plain` makes the model again."""
+    regression, kernels = fitted.regression, fitted.kernels
+    arrays = {
+        "changes": fitted.responses.changes, "noise": fitted.responses.noise, "basis": regression.basis_QG,
+        "size": regression.size_Q, "coefficients": regression.coefficients_nQ,
+        "weights": np.stack([g.weights for g in regression.groups]),
+        "group_noise": np.stack([g.noise for g in regression.groups]), "excess": fitted.excess_G,
+    }  # fmt: skip
+    for k, table in enumerate(kernels.tables.values()):
+        arrays |= {f"table{k}": table.matrix, f"center{k}": table.center_P, f"spread{k}": table.spread_P}
+    return arrays, {
+        "parser": asdict(fitted.parser),
+        "genes": fitted.responses.genes.tolist(),
+        "groups": [[g.start, g.stop] for g in regression.groups],
+        "tables": [[name, list(table.names), table.scale] for name, table in kernels.tables.items()],
+        "own": None if fitted.own is None else asdict(fitted.own),
+        "stacks": [
+            [origin.name, hidden, s.weights.tolist(), s.unshrunk.tolist(), s.n_conditions, s.error.tolist()]
+            for (origin, hidden), s in fitted.stacks.items()
+        ],
+        "inflation": [[origin.name, hidden, value] for (origin, hidden), value in fitted.inflation.items()],
+        "scores": fitted.scores,
+    }
+
+
+def fitted_from_plain(
+    arrays: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    conditions: Sequence[tuple[str, str]],
+    control_means: Mapping[str, np.ndarray],
+    device: torch.device | str = "cpu",
+) -> Fitted:
+    """Make a response model of :func:`plain_of_fitted` again; ``conditions`` are contexts and perturbations."""
+    parser = LabelParser(**settings["parser"])
+    contexts, labels = (np.array(side, dtype=str) for side in zip(*conditions, strict=True))
+    responses = Responses(
+        labels, contexts, arrays["changes"], arrays["noise"], np.array(settings["genes"], dtype=str), control_means
+    )
+    read = Conditions.of(labels, contexts, parser)
+    tables = {
+        name: TableKernel(tuple(names), arrays[f"table{k}"], arrays[f"center{k}"], arrays[f"spread{k}"], scale)
+        for k, (name, names, scale) in enumerate(settings["tables"])
+    }
+    kernels = ConditionKernels.of(read, parser, tables, control_means)
+    own = None if settings["own"] is None else OwnGene(**settings["own"])
+    targets = target_genes(labels.tolist(), responses.genes.tolist(), parser)
+    masked = responses.changes if own is None else without_targets(responses.changes, contexts, targets)
+    seen = SeenChanges(labels, contexts, masked)
+    groups = tuple(
+        Group(start, stop, weights, noise)
+        for (start, stop), weights, noise in zip(
+            settings["groups"], arrays["weights"], arrays["group_noise"], strict=True
+        )
+    )
+    regression = Regression(arrays["basis"], arrays["size"], groups, arrays["coefficients"])
+    stacks = {
+        (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
+        for name, hidden, weights, unshrunk, n, error in settings["stacks"]
+    }
+    inflation = {(Origin[name], hidden): value for name, hidden, value in settings["inflation"]}
+    return Fitted(
+        responses=responses, parser=parser, conditions=read, kernels=kernels,
+        members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
+        stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
+        scores=settings["scores"],
+    )  # fmt: skip
