@@ -96,6 +96,10 @@ def evaluate(
     seed
         Random seed for the baseline's cells and the split halves.
 
+    Returns
+    -------
+    Scores, the baselines they are scaled from, and what checks found.
+
     Raises
     ------
     RepresentationError
