@@ -99,14 +99,13 @@ def test_a_tutorial_is_stored_with_outputs_in_order_and_without_errors(path):
 
 
 def test_there_is_every_tutorial_that_the_index_promises():
-    index = (TUTORIALS / "index.md").read_text()
-    assert sorted(set(re.findall(r"\d_\w+", index))) == sorted(p.stem for p in TUTORIALS.glob("*.ipynb"))
+    promised = set(re.findall(r"\d_\w+", (TUTORIALS / "index.md").read_text()))
+    assert promised == {path.stem for path in TUTORIALS.glob("*.ipynb")}
 
 
 def test_citation_and_ecosystem_entry_say_what_the_package_says():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    entry = yaml.safe_load((ROOT / "meta.yaml").read_text())
+    citation, entry = (yaml.safe_load((ROOT / name).read_text()) for name in ("CITATION.cff", "meta.yaml"))
     assert citation["version"] == entry["version"] == project["version"]
     assert citation["license"] == entry["license"] == project["license"]
     assert entry["install"]["pypi"] == entry["name"] == project["name"]

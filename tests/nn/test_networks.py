@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,16 +10,8 @@ import torch
 
 from scvi_tahoe.nn import SIZES, GeneDecoderConfig, NetworkConfig, SetTransformer
 
-SMALL = {
-    "n_input": 16,
-    "n_output": 16,
-    "n_perturbation": 5,
-    "hidden": 20,
-    "n_layers": 2,
-    "intermediate": 24,
-    "n_heads": 4,
-    "head_dim": 6,
-}
+SMALL = {"n_input": 16, "n_output": 16, "n_perturbation": 5, "hidden": 20, "n_layers": 2, "intermediate": 24}
+SMALL |= {"n_heads": 4, "head_dim": 6}
 EVERYTHING = {
     **SMALL,
     "n_kv_heads": 2,
@@ -51,14 +44,11 @@ def perturbations(n_sets=2):
 def test_every_part_returns_its_shape(head, attention):
     network = build(**{**EVERYTHING, "head": head, "attention": attention})
     output = network(cells(), perturbations(), torch.tensor([[0], [2]]))
-    assert output.prediction_SNG.shape == (2, 6, 16)
-    assert output.genes_SNG is not None
-    assert output.genes_SNG.shape == (2, 6, 7)
-    assert output.confidence_S is not None
-    assert output.confidence_S.shape == (2,)
-    assert output.batch_logits_SB is not None
-    assert output.batch_logits_SB.shape == (2, 3)
-    assert output.hidden_SND.shape == (2, 6, 20)
+    shapes = {name: tuple(part.shape) for name, part in output._asdict().items()}
+    assert shapes == {
+        "prediction_SNG": (2, 6, 16), "genes_SNG": (2, 6, 7), "confidence_S": (2,), "batch_logits_SB": (2, 3),
+        "hidden_SND": (2, 6, 20),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [EVERYTHING, {**EVERYTHING, "head": "down_up"}, {**GPT2, "attention": "full"}])
@@ -106,14 +96,10 @@ def test_padding_changes_nothing_for_the_cells_that_are_there(attention, backbon
     torch.testing.assert_close(long.batch_logits_SB, short.batch_logits_SB, atol=1e-5, rtol=1e-5)
 
 
-def test_an_untrained_delta_network_predicts_its_controls():
+def test_an_untrained_delta_network_predicts_its_base():
     assert torch.equal(build()(cells(), perturbations()).prediction_SNG, cells())
-
-
-def test_a_delta_network_adds_its_change_to_the_given_base():
-    network = build(n_input=3)
-    base = cells()
-    assert torch.equal(network(cells(width=3), perturbations(), base_SNG=base).prediction_SNG, base)
+    prediction = build(n_input=3)(cells(width=3), perturbations(), base_SNG=cells()).prediction_SNG
+    assert torch.equal(prediction, cells())
 
 
 def test_an_unseen_perturbation_shows_in_the_base_alone():
@@ -142,29 +128,21 @@ def test_only_a_rectified_network_is_never_negative(rectify):
     assert bool((prediction >= 0).all()) is rectify
 
 
-def test_a_perturbation_once_a_set_equals_the_same_row_for_every_cell():
+def test_sets_do_not_influence_each_other():
     network = build(head="absolute")
-    rows = perturbations()[:, None].expand(2, 6, 5)
-    torch.testing.assert_close(network(cells(), rows).prediction_SNG, network(cells(), perturbations()).prediction_SNG)
+    both = network(cells(), perturbations()).prediction_SNG
+    torch.testing.assert_close(network(cells()[:1], perturbations()[:1]).prediction_SNG, both[:1])
+    torch.testing.assert_close(network(cells(), perturbations()[:, None].expand(2, 6, 5)).prediction_SNG, both)
 
 
-def test_batches_may_be_labels_or_one_hot():
+def test_batches_may_be_labels_or_one_hot_and_must_be_given():
     network = build(n_batches=3, head="absolute")
     labels = torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 2, 1, 1, 1]])
     one_hot = torch.nn.functional.one_hot(labels, 3).float()
     first, second = (network(cells(), perturbations(), batch).prediction_SNG for batch in (labels, one_hot))
     assert torch.equal(first, second)
-
-
-def test_a_batch_encoder_without_batches_is_refused():
     with pytest.raises(ValueError, match="give the technical batch"):
-        build(n_batches=3)(cells(), perturbations())
-
-
-def test_sets_do_not_influence_each_other():
-    network = build(head="absolute")
-    both = network(cells(), perturbations()).prediction_SNG
-    torch.testing.assert_close(network(cells()[:1], perturbations()[:1]).prediction_SNG, both[:1])
+        network(cells(), perturbations())
 
 
 def test_every_parameter_of_a_trained_network_gets_a_gradient():
@@ -177,10 +155,10 @@ def test_every_parameter_of_a_trained_network_gets_a_gradient():
 
 
 def test_a_configuration_survives_json():
-    import json
-
     config = NetworkConfig(**EVERYTHING)
     assert NetworkConfig.from_kwargs(json.loads(json.dumps(config.to_kwargs()))) == config
+    with pytest.raises(ValueError, match=r"does not know \['widht'\]"):
+        NetworkConfig.from_kwargs({**SMALL, "widht": 3})
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -224,11 +202,6 @@ REFUSALS = {
 def test_an_impossible_configuration_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         NetworkConfig(**{**SMALL, **changes})
-
-
-def test_an_unknown_key_is_refused():
-    with pytest.raises(ValueError, match=r"does not know \['widht'\]"):
-        NetworkConfig.from_kwargs({**SMALL, "widht": 3})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from scvi_tahoe.pretrained import UnsafeFileError, read_arc_folder
+
 # tests are imported by their path, so a file beside them is not found by itself
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -34,9 +36,11 @@ class Folder:
     perturbations: dict[str, Tensor]
     batches: dict[str, Tensor] = field(default_factory=dict)
     contexts: dict[str, Tensor] = field(default_factory=dict)
+    path: Path | None = None
 
-    def write(self, path, *, checkpoint="checkpoints/final.ckpt", maps="torch", **top):
+    def write(self, path=None, *, checkpoint="checkpoints/final.ckpt", maps="torch", **top):
         """Write the folder; ``maps`` is ``'torch'`` (newer versions) or ``'pkl'`` (older ones)."""
+        path = path or self.path
         path.mkdir(parents=True, exist_ok=True)
         content = {
             "epoch": 0,
@@ -100,22 +104,26 @@ def load_golden(name):
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 
+@pytest.fixture
+def golden(tmp_path):
+    """Golden numbers by name, whose folder is written to ``folder`` unless said otherwise."""
+
+    def load(name):
+        loaded = load_golden(name)
+        loaded.folder.path = tmp_path / "folder"
+        return loaded
+
+    return load
+
+
 @pytest.fixture(params=GOLDEN_NAMES)
-def each_golden(request):
-    return load_golden(request.param)
+def each_golden(request, golden):
+    return golden(request.param)
 
 
 @pytest.fixture
-def golden():
-    return load_golden
-
-
-@pytest.fixture
-def golden_folder(tmp_path):
-    def write(name="expr_all_feat", **layout):
-        return load_golden(name).folder.write(tmp_path / name, **layout)
-
-    return write
+def golden_folder(golden, tmp_path):
+    return lambda name="expr_all_feat", **layout: golden(name).folder.write(tmp_path / name, **layout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +158,8 @@ class ArcOptions:
 class _Draw:
     """Random parts of a state dict, under the names the peer gives them."""
 
-    def __init__(self, seed):
-        self.rng = torch.Generator().manual_seed(seed)
+    def __init__(self):
+        self.rng = torch.Generator().manual_seed(0)
         self.state = {}
 
     def matrix(self, *shape):
@@ -169,9 +177,8 @@ class _Draw:
         self.weight(f"{name}.bias", n)
 
 
-def make_arc(options=None, seed=0, **changes):
-    o = options or ArcOptions(**changes)
-    draw = _Draw(seed)
+def make_arc(**options):
+    o, draw = ArcOptions(**options), _Draw()
     _draw_encoders(draw, o)
     _draw_head(draw, o)
     _draw_tokens(draw, o)
@@ -223,13 +230,10 @@ def _draw_tokens(draw, o):
 def _draw_decoder(draw, o):
     widths = [o.n_out or o.n_in, 16, 16, 16]
     for k in range(3):
-        linear, norm = (
-            (f"blocks.{k}.0", f"blocks.{k}.1")
-            if o.decoder == "residual"
-            else (f"decoder.{4 * k}", f"decoder.{4 * k + 1}")
-        )
-        draw.linear(f"gene_decoder.{linear}", widths[k + 1], widths[k])
-        draw.norm(f"gene_decoder.{norm}", widths[k + 1])
+        names = (f"blocks.{k}.{i}" if o.decoder == "residual" else f"decoder.{4 * k + i}" for i in range(2))
+        linear, norm = (f"gene_decoder.{name}" for name in names)
+        draw.linear(linear, widths[k + 1], widths[k])
+        draw.norm(norm, widths[k + 1])
     draw.linear("gene_decoder.final_layer.0" if o.decoder == "residual" else "gene_decoder.decoder.12", 30, 16)
 
 
@@ -269,36 +273,60 @@ def _hyper(draw, o):
         draw.norm(f"{BACKBONE}.ln_f", o.hidden)
         draw.state[f"{BACKBONE}.wte.weight"] = torch.zeros(50, o.hidden)
         draw.state[f"{BACKBONE}.wpe.weight"] = torch.zeros(16, o.hidden)
+    key, n_genes = "llama" if o.backbone == "llama" else "GPT2", 30 if o.decoder else o.n_out or o.n_in
     return {
-        "transformer_backbone_key": "llama" if o.backbone == "llama" else "GPT2",
-        "transformer_backbone_kwargs": settings,
-        "cell_set_len": 8,
-        "output_space": o.space,
-        "embed_key": o.embed_key,
-        "predict_residual": o.residual,
-        "mask_attn": o.mask_attn,
-        "activation": o.activation,
-        "control_pert": "control",
-        "lr": 1e-4,
-        "gene_names": [f"G{i}" for i in range(30 if o.decoder else o.n_out or o.n_in)],
-    }
+        "transformer_backbone_key": key, "transformer_backbone_kwargs": settings, "cell_set_len": 8,
+        "output_space": o.space, "embed_key": o.embed_key, "predict_residual": o.residual, "mask_attn": o.mask_attn,
+        "activation": o.activation, "control_pert": "control", "lr": 1e-4,
+        "gene_names": [f"G{i}" for i in range(n_genes)],
+    }  # fmt: skip
 
 
 @pytest.fixture
-def arc():
-    return make_arc
+def arc(tmp_path):
+    """A made-up model by its options, which is written to ``folder`` unless said otherwise."""
+
+    def make(**options):
+        folder = make_arc(**options)
+        folder.path = tmp_path / "folder"
+        return folder
+
+    return make
+
+
+class Payload:
+    """Creates a file when unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.fixture
+def payload(tmp_path):
+    return Payload(tmp_path / "executed")
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Reading a folder ends with one printable line, and nothing in it is run."""
+
+    def refused(folder, match, read=read_arc_folder):
+        with pytest.raises(UnsafeFileError, match=match) as caught:
+            read(folder)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 700
+        assert not (tmp_path / "executed").exists()
+
+    return refused
 
 
 def _hub_environment(address, home):
     """What tells the hub's client where the hub is, and keeps it away from the user's own settings."""
-    return {
-        "HF_ENDPOINT": address,
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HOME": str(home),
-        "HF_TOKEN": "hf_none",
-    }
+    disabled = {f"HF_HUB_DISABLE_{what}": "1" for what in ("TELEMETRY", "XET", "PROGRESS_BARS")}
+    return {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": "hf_none", **disabled}
 
 
 @pytest.fixture

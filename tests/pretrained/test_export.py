@@ -80,26 +80,13 @@ def test_our_format_returns_what_was_exported(each_golden, tmp_path):
     assert again.provenance == model.provenance
 
 
-def test_an_export_holds_no_pickle_and_says_what_it_is(model, tmp_path):
-    export_model(model, tmp_path / "ours")
-    names = {path.name for path in (tmp_path / "ours").iterdir()}
-    assert names == {
-        "config.json",
-        "model.safetensors",
-        "perturbations.safetensors",
-        "README.md",
-        "LICENSE_NOTICE.md",
-    }
-    card = (tmp_path / "ours" / "README.md").read_text()
-    assert "Non-Commercial" in card
-    assert "full (bidirectional_attention is true)" in card
-    assert str(tmp_path) not in (tmp_path / "ours" / "config.json").read_text()
-
-
 def test_weights_from_scratch_carry_no_licence_of_others(tmp_path):
     export_model(scratch(), tmp_path / "ours")
     assert not (tmp_path / "ours" / "LICENSE_NOTICE.md").exists()
+    assert is_export(tmp_path / "ours")
     verify_equal(read_export(tmp_path / "ours"), read_pretrained(tmp_path / "ours"))
+    with pytest.raises(ValueError, match="our own format"):
+        read_pretrained(tmp_path / "ours", "best")
 
 
 def test_an_unchanged_backbone_can_be_saved_by_reference(model, tmp_path):
@@ -118,9 +105,16 @@ def test_an_unchanged_backbone_can_be_saved_by_reference(model, tmp_path):
         export_model(replace(model, state_dict=other), tmp_path / "wrong", base=model)
 
 
-def test_who_may_read_the_card_may_read_the_weights(model, tmp_path):
-    export_model(model, tmp_path / "model")
-    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
+def test_an_export_holds_no_pickle_and_says_what_it_is(model, tmp_path):
+    folder = tmp_path / "ours"
+    export_model(model, folder)
+    weights = {"model.safetensors", "perturbations.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "README.md", "LICENSE_NOTICE.md", *weights}
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # who may read the card may read the weights
+    card = (folder / "README.md").read_text()
+    assert "Non-Commercial" in card
+    assert "full (bidirectional_attention is true)" in card
+    assert str(tmp_path) not in (folder / "config.json").read_text()
 
 
 def test_the_two_ways_to_keep_a_model_name_each_others_reader(make_model, tmp_path):
@@ -143,13 +137,9 @@ def test_an_existing_folder_is_replaced_only_on_request(model, tmp_path):
     with pytest.raises(FileExistsError, match="no model folder"):
         export_model(model, tmp_path / "precious", overwrite=True)
     assert (tmp_path / "precious" / "thesis.tex").exists()
-
-
-def test_an_export_that_fails_leaves_nothing_behind(model, tmp_path):
-    target = tmp_path / "place" / "ours"
     with pytest.raises(TypeError):
-        export_model(replace(model, extra={"x": object()}), target)
-    assert list(target.parent.iterdir()) == []
+        export_model(replace(model, extra={"x": object()}), tmp_path / "place" / "ours")
+    assert list((tmp_path / "place").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "perturbations.safetensors"])
@@ -171,6 +161,7 @@ def test_an_altered_file_is_refused(model, tmp_path, name):
         ({"sha256": {}}, "no hashes"),
         ({"labels": {}}, "incomplete or damaged"),
         ({"network": {"n_input": 3}}, "incomplete or damaged"),
+        ({"network": {**scratch().config.to_kwargs(), "hidden": 12, "head_dim": 6}}, "disagree about"),
         ({"sha256": {"model.safetensors": "", "../secret": ""}}, "hash|name inside"),
     ],
 )
@@ -179,16 +170,6 @@ def test_an_altered_configuration_is_refused(model, tmp_path, change, message):
     path = tmp_path / "ours" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UnsafeFileError, match=message):
-        read_export(tmp_path / "ours")
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    export_model(scratch(), tmp_path / "ours")
-    path = tmp_path / "ours" / "config.json"
-    content = json.loads(path.read_text())
-    content["network"]["hidden"], content["network"]["head_dim"] = 12, 6
-    path.write_text(json.dumps(content))
-    with pytest.raises(UnsafeFileError, match="disagree about"):
         read_export(tmp_path / "ours")
 
 
@@ -201,13 +182,6 @@ def test_a_truncated_export_is_refused(tmp_path, kept):
         read_export(tmp_path / "ours")
     with pytest.raises(UnsafeFileError, match="model.safetensors is damaged"):
         read_export(tmp_path / "ours", verify_checksums=False)
-
-
-def test_options_of_the_other_format_are_refused(tmp_path):
-    export_model(scratch(), tmp_path / "ours")
-    assert is_export(tmp_path / "ours")
-    with pytest.raises(ValueError, match="our own format"):
-        read_pretrained(tmp_path / "ours", "best")
 
 
 # What a prior keeps of its training data.
@@ -261,20 +235,17 @@ def test_a_prior_of_other_genes_is_left_out_and_learned_in_training(with_cells, 
     assert predicted(train(fewer)).shape[1] == 57
 
 
-def test_another_prior_than_that_of_the_export_is_used_when_asked_for(make_model, train, screen, register, tmp_path):
-    with_cells = train(make_model(prior="cells", network={"sees_perturbation": True}))
-    with_cells.export(tmp_path / "export")
-    without = TahoeST.from_pretrained(tmp_path / "export", register(screen), prior="none")
-    assert (without.prior, without.prior_) == ("none", None)
-    assert without.module.config.base_encoder
-    assert "left out, as prior='none' was asked for" in without.loading_report_.text()
-    assert not np.array_equal(predicted(without), predicted(with_cells))
-
-
-def test_a_network_that_knows_perturbations_by_its_prior_only_keeps_it(with_cells, screen, register, tmp_path):
+def test_another_prior_is_used_if_the_network_sees_labels(with_cells, make_model, train, register, screen, tmp_path):
     assert not with_cells.module.config.sees_perturbation
     with pytest.raises(ValueError, match="sees_perturbation=False knows of a perturbation what prior='cells' shows"):
         TahoeST.from_pretrained(tmp_path / "export", register(screen), prior="none")
+    seeing = train(make_model(prior="cells", network={"sees_perturbation": True}))
+    seeing.export(tmp_path / "seeing")
+    without = TahoeST.from_pretrained(tmp_path / "seeing", register(screen), prior="none")
+    assert (without.prior, without.prior_) == ("none", None)
+    assert without.module.config.base_encoder
+    assert "left out, as prior='none' was asked for" in without.loading_report_.text()
+    assert not np.array_equal(predicted(without), predicted(seeing))
 
 
 def test_a_prior_that_was_not_learned_yet_is_exported_as_its_name(make_model, screen, tmp_path):
@@ -383,7 +354,7 @@ def test_a_prior_file_missing_cut_short_or_without_a_hash_is_refused(exported, t
 # Weights without a prior as the start of a model with one.
 
 
-def test_other_weights_get_no_prior_unless_asked(make_model, train, register, tmp_path):
+def test_other_weights_get_no_prior_unless_asked(make_model, train, tmp_path):
     model = train(make_model())
     model.export(tmp_path / "export")
     assert TahoeST.from_pretrained(tmp_path / "export", model.adata).prior == "none"
@@ -402,22 +373,17 @@ def test_other_weights_get_no_prior_unless_asked(make_model, train, register, tm
     assert not torch.equal(start.module.network.base_encoder.layers[0].weight, before)
 
 
-def test_a_prior_needs_a_delta_head_also_of_weights(make_model, train, tmp_path):
+def test_a_prior_needs_a_delta_head_also_of_weights(make_model, train, with_cells, tmp_path):
     model = train(make_model(network={"head": "hidden_residual"}))
-    model.export(tmp_path / "export")
+    model.export(tmp_path / "residual")
+    options = {"adata": model.adata, "prior": "cells"}
     with pytest.raises(ValueError, match="head='hidden_residual' takes prior='none'"):
-        TahoeST.from_pretrained(tmp_path / "export", model.adata, prior="cells")
-    start = TahoeST.from_pretrained(
-        tmp_path / "export", model.adata, prior="cells", network={"head": "delta"}, accept=("other_head",)
-    )
+        TahoeST.from_pretrained(tmp_path / "residual", **options)
+    other = {"accept": ("other_head",), "check_scale": False}
+    start = TahoeST.from_pretrained(tmp_path / "residual", **options, network={"head": "delta"}, **other)
     config = start.module.config
     assert (start.prior, config.head, config.keep_zeros, config.base_encoder) == ("cells", "delta", True, True)
-
-
-def test_an_export_with_a_prior_can_start_a_network_with_another_head(with_cells, tmp_path):
-    start = TahoeST.from_pretrained(
-        tmp_path / "export", with_cells.adata, network={"head": "absolute"}, accept=("other_head",), check_scale=False
-    )
+    start = TahoeST.from_pretrained(tmp_path / "export", with_cells.adata, network={"head": "absolute"}, **other)
     assert (start.prior, start.prior_, start.module.config.base_encoder) == ("none", None, False)
     assert "prior='none'" in start.loading_report_.text()
 
@@ -492,18 +458,14 @@ def test_without_a_control_label_there_is_no_arc_export():
 # Inspection.
 
 
-def test_an_inspection_tells_what_a_folder_holds(each_golden, tmp_path):
-    text = inspect_folder(each_golden.folder.write(tmp_path / "folder"))
+def test_an_inspection_tells_what_a_folder_holds(each_golden):
+    text = inspect_folder(each_golden.folder.write())
     for word in ("attention", "set size", "non-targeting", "dropped", "Non-Commercial", "checkpoints/final.ckpt"):
         assert word in text
 
 
-def test_an_assumed_attention_is_marked(arc, tmp_path):
-    text = describe(read_arc_folder(arc(flag=None).write(tmp_path / "folder")))
-    assert "[assumed]" in text
-
-
-def test_a_model_of_ours_is_described_too():
+def test_a_description_marks_what_is_assumed_and_what_arc_lacks(arc):
+    assert "[assumed]" in describe(read_arc_folder(arc(flag=None).write()))
     assert "head='delta' has no counterpart" in describe(scratch())
 
 

@@ -32,15 +32,15 @@ def verify_outputs(network, inputs, outputs):
 
 
 @pytest.mark.parametrize("case", ["padded", "ragged"])
-def test_golden_weights_reproduce_the_numbers_of_the_peer(each_golden, case, tmp_path):
-    network = read_arc_folder(each_golden.folder.write(tmp_path / "folder")).build()
+def test_golden_weights_reproduce_the_numbers_of_the_peer(each_golden, case):
+    network = read_arc_folder(each_golden.folder.write()).build()
     verify_outputs(network, each_golden.inputs(case), each_golden.outputs(case))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_golden_weights_reproduce_the_peer_on_a_gpu(each_golden, tmp_path):
-    network = read_arc_folder(each_golden.folder.write(tmp_path / "folder")).build().cuda()
+def test_golden_weights_reproduce_the_peer_on_a_gpu(each_golden):
+    network = read_arc_folder(each_golden.folder.write()).build().cuda()
     inputs = {name: tensor.cuda() for name, tensor in each_golden.inputs("padded").items()}
     verify_outputs(network, inputs, {name: x.cuda() for name, x in each_golden.outputs("padded").items()})
 
@@ -86,9 +86,9 @@ COMBINATIONS = {
 
 
 @pytest.mark.parametrize("options", COMBINATIONS.values(), ids=list(COMBINATIONS))
-def test_any_combination_computes_the_published_formulas(options, arc, tmp_path):
+def test_any_combination_computes_the_published_formulas(options, arc):
     folder = arc(**options)
-    network = read_arc_folder(folder.write(tmp_path / "folder")).build()
+    network = read_arc_folder(folder.write()).build()
     rng = torch.Generator().manual_seed(1)
     control, batch = torch.rand(2, 7, 24, generator=rng), torch.tensor([[0] * 7, [2] * 7])
     perturbation = torch.eye(5)[[1, 3]]

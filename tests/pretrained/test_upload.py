@@ -74,13 +74,10 @@ def test_nothing_is_pushed_that_nobody_allowed(model, hub, tmp_path):
     assert not list(hub.folder.iterdir())
 
 
-def test_cells_of_the_training_data_are_not_passed_on_unasked(model):
+def test_neither_cells_nor_weights_are_passed_on_unasked(model):
     ours = replace(model.provenance, non_commercial=False, format="scratch")
     with pytest.raises(PermissionError, match="3 cells of the training data"):
         push_model(replace(model, provenance=ours, prior={"donor_condition": [0, 0, 1]}), "someone/st-model")
-
-
-def test_a_missing_licence_file_is_noticed_before_writing(model):
     with pytest.raises(FileNotFoundError, match="no file nowhere.txt"), pytest.warns():
         push_model(model, "someone/st-model", accept_license=True, license_file="nowhere.txt")
     with pytest.raises(LicenceNotAcceptedError):

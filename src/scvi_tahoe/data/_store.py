@@ -99,6 +99,13 @@ def _row_numbers(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows))
 
 
+def _packed(block: Any, half: bool) -> Payload:
+    """Pack rows as a loader hands them over: the entries of sparse ones, else float32 cells."""
+    if sp.issparse(block):
+        return {"entries": CompactRows.from_csr(block, half=half)}
+    return {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
+
+
 class DeviceStore(CellStore):
     """The whole matrix on the device, dense or CSR without duplicates; the loader hands over row numbers only.
 
@@ -162,10 +169,7 @@ class HostStore(CellStore):
         if self._pinned is not None:
             begun = self._pending.pop(rows)
             return {"rows": _row_numbers(rows)} if begun is None else {"begun": begun}
-        block = self._matrix[rows.reshape(-1)]  # type: ignore[index]
-        if not sp.issparse(block):
-            return {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32)), "shape": rows.shape}
-        return {"entries": CompactRows.from_csr(block, half=self._half), "shape": rows.shape}
+        return _packed(self._matrix[rows.reshape(-1)], self._half) | {"shape": rows.shape}  # type: ignore[index]
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Let the GPU read; or move, then scatter."""
@@ -344,11 +348,7 @@ class DiskStore(CellStore):
             if (place >= 0).all():
                 return {"kept": self._kept.fetch(place.astype(np.int64))}
         distinct, back = np.unique(rows, return_inverse=True)
-        block = self.rows.distinct(distinct)
-        payload: Payload = {"back": torch.from_numpy(back.reshape(rows.shape))}
-        if sp.issparse(block):
-            return payload | {"entries": CompactRows.from_csr(block, half=self._half)}
-        return payload | {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
+        return _packed(self.rows.distinct(distinct), self._half) | {"back": torch.from_numpy(back.reshape(rows.shape))}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Move the distinct rows, then repeat and order them on the device."""
