@@ -354,18 +354,16 @@ def test_a_perturbed_cell_without_a_positive_dose_is_refused(dose, doses, regist
         register(doses, **DOSES)
 
 
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [
+def test_a_question_without_a_usable_dose_is_refused(doses, make_model, train):
+    model = train(make_model(doses, setup=DOSES))
+    for label, message in (
         ("P", "'P' needs a dose for 'P', e.g. 'P@10'"),
         ("P@-1", "the dose '-1' of 'P' is not a positive number"),
         ("P@nan", "the dose 'nan' of 'P' is not a positive number"),
         ("p@10", "knows no perturbation 'p'"),
-    ],
-)
-def test_a_question_without_a_usable_dose_is_refused(label, message, doses, make_model, train):
-    with pytest.raises(ValueError, match=message):
-        predict(train(make_model(doses, setup=DOSES)), label)
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict(model, label)
 
 
 def test_a_missing_dose_column_and_a_missing_dose_of_a_part_are_refused(doses, register):

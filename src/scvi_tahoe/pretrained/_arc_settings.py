@@ -255,14 +255,9 @@ def _integer(settings: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ArcColumns:
-    """Names of ``obs`` columns for arc-state's configuration file; its command line can override them.
+    """Names of ``obs`` columns for arc-state's configuration file; its command line can override them."""
 
-    Parameters
-    ----------
-    perturbation, context, batch
-        Column of the perturbation, of the cell line or type, of the technical batch.
-    """
-
+    #: Column of the perturbation, of the cell line or type, of the technical batch.
     perturbation: str = "perturbation"
     context: str = "cell_type"
     batch: str = "batch"

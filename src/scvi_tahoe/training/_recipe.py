@@ -292,10 +292,8 @@ class PlanConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         self._verify_numbers()
         for name, known in (("recipe", RECIPES), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; allowed are {', '.join(map(repr, known))}."
-                )
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r} is unknown; allowed are {', '.join(map(repr, known))}.")
         if self.schedule == "constant" and self.min_lr_ratio != PlanConfig.min_lr_ratio:
             raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r} has no effect with schedule='constant'.")
         if self.seed < 0:
