@@ -31,9 +31,8 @@ from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info, regis
 from scvi_tahoe.evaluate._prediction_checks import check_collapse, mean_cosine
 from scvi_tahoe.evaluate._presets import PRESETS, Preset, Vcc2025Terms, overall_title, vcc2025_overall
 from scvi_tahoe.evaluate._reference import EvaluationReference
-from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results
+from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results, strata
 from scvi_tahoe.evaluate._submission import Rules2026, submission
-from scvi_tahoe.evaluate._summary import strata
 
 __all__ = [
     "BASELINES",

@@ -1,4 +1,4 @@
-"""One context: what is computed once for its observed cells, in memory and on disk, and the scores of predictions."""
+"""What is computed once for the observed cells of a context, in memory and, for large tables, on disk."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import SelectedRows
-from scvi_tahoe.evaluate._differential_expression import FDR, differential_expression
+from scvi_tahoe.evaluate._differential_expression import differential_expression
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
-from scvi_tahoe.evaluate._metric_cell_eval import cell_eval_scores
-from scvi_tahoe.evaluate._metrics import Comparison, computed_metrics
 from scvi_tahoe.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
-    from scvi_tahoe.evaluate._presets import ScoringSettings
 
 T = TypeVar("T")
 
@@ -215,53 +211,3 @@ class ContextTruth:
                 "pass ceiling=False to score without one."
             )
         return replace(self, cells=observed, cache=TruthCache()), predicted
-
-
-@dataclass(frozen=True)
-class ContextScores:
-    """Scores of one context."""
-
-    #: one row per perturbation, one column per score, and ``n_cells``, ``n_cells_predicted``
-    per_perturbation: pd.DataFrame
-    #: means, variances and zeros of the predicted cells
-    statistics: GroupStatistics
-    #: differential expression of the predicted cells, if it was tested
-    de_predicted: pl.DataFrame | None = None
-
-
-def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSettings) -> ContextScores:
-    """Score predicted cells of every perturbation, with controls unless the real ones are taken, against the truth."""
-    preset, real_controls = settings.record, settings.control_cells == "real"
-    controls_of = truth.statistics if real_controls else None
-    labels = (truth.context, truth.perturbations)
-    statistics = group_statistics(predicted, *labels, control=truth.control, controls_of=controls_of)
-    both = (truth.statistics, statistics)
-    sides = Comparison(*both, truth.cells.genes, truth.weights, truth=truth, predicted_cells=predicted)
-    scores = computed_metrics(sides, lambda metric: not (metric.needs_de or metric.needs_cells))
-    de_predicted = None
-    if preset.cell_eval_profile is not None:
-        controls = truth.controls if real_controls else None
-        de_predicted = truth.test(predicted, controls=controls)
-        theirs = cell_eval_scores(sides, de_predicted, profile=preset.cell_eval_profile, controls=controls)
-        tables = (truth.differential_expression, de_predicted)
-        n_observed, n_predicted = (_count_significant(table, truth.perturbations) for table in tables)
-        sides = replace(sides, n_de_observed=n_observed, n_de_predicted=n_predicted)
-        ours = computed_metrics(sides, lambda metric: metric.needs_de and not metric.needs_cells)
-        rest = scores.drop(columns=scores.columns.intersection(theirs.columns))
-        counts = pd.DataFrame({"n_de_observed": n_observed, "n_de_predicted": n_predicted}, index=scores.index)
-        scores = pd.concat([theirs, rest, counts, ours], axis=1)
-    if preset.scores_cells:
-        of_cells = computed_metrics(sides, lambda info: info.needs_cells and (preset.needs_de or not info.needs_de))
-        scores = pd.concat([scores, of_cells], axis=1)
-    scores.insert(0, "n_cells", truth.statistics.n_cells)
-    scores.insert(1, "n_cells_predicted", statistics.n_cells)
-    scores.index.name = "perturbation"
-    return ContextScores(scores, statistics, de_predicted)
-
-
-def _count_significant(table: pl.DataFrame, perturbations: tuple[str, ...]) -> NDArray[np.intp]:
-    """Differentially expressed genes of each perturbation, ``[P]``."""
-    import polars as pl
-
-    counts = dict(table.filter(pl.col("fdr") < FDR).group_by("target").len().iter_rows())
-    return np.array([counts.get(p, 0) for p in perturbations], dtype=np.intp)

@@ -11,7 +11,7 @@ import pandas as pd
 from scvi_tahoe.evaluate._baselines import verify_baseline
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._checks import check_if, checks_table, most_severe, raise_or_warn
-from scvi_tahoe.evaluate._context_truth import installed_versions, score_context
+from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
 from scvi_tahoe.evaluate._input_checks import (
     check_space,
@@ -23,7 +23,7 @@ from scvi_tahoe.evaluate._input_checks import (
 )
 from scvi_tahoe.evaluate._prediction_checks import check_de_counts, check_statistics
 from scvi_tahoe.evaluate._presets import ScoringSettings
-from scvi_tahoe.evaluate._reference import EvaluationReference
+from scvi_tahoe.evaluate._reference import EvaluationReference, score_context
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult
 from scvi_tahoe.evaluate._summary import summarize
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._checks import Check
-    from scvi_tahoe.evaluate._context_truth import ContextScores
     from scvi_tahoe.evaluate._input_checks import CellProfile
+    from scvi_tahoe.evaluate._reference import ContextScores
 
 
 def evaluate(
@@ -96,6 +96,10 @@ def evaluate(
     seed
         Random seed for the baseline's cells and the split halves.
 
+    Returns
+    -------
+    Scores, the baselines they are scaled from, and what checks found.
+
     Raises
     ------
     RepresentationError
@@ -124,12 +128,15 @@ def evaluate(
     checks += [] if allow_train else reference.leakage_checks
     as_given = (predicted, reference)
     if record.from_counts:
-        checks += [*count_checks(predicted, reference), *reference.train_count_checks]
+        checks += [*count_checks(predicted, reference.cells), *reference.train_count_checks]
         raise_or_warn(checks, representation_check)
         predicted, reference = log1p_expression(predicted, total=reference.total), reference.log1p
     profiles = profiles_of_contexts(predicted, without=reference.control)
     if not record.from_counts:
-        checks += [*value_checks(predicted, profiles, reference), *reference.train_checks]
+        checks += [
+            *value_checks(predicted, profiles, reference.profiles, reference.range_check),
+            *reference.train_checks,
+        ]
         raise_or_warn(checks, representation_check)
     if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
         predicted = clipped(predicted)
@@ -315,7 +322,7 @@ def _baseline_scores(
     if shared is not reference:
         raise ValueError("The baseline's prediction lacks conditions that the prediction has; predict the same ones.")
     profiles = profiles_of_contexts(predicted, without=reference.control)
-    raise_or_warn([*checks, *value_checks(predicted, profiles, reference)], "error")
+    raise_or_warn([*checks, *value_checks(predicted, profiles, reference.profiles, reference.range_check)], "error")
     return reference.score(clipped(predicted), settings)
 
 

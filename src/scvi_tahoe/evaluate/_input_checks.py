@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
-    from scvi_tahoe.evaluate._reference import EvaluationReference
 
 #: negative values down to here are rounding and are set to zero
 _TINY = -1e-3
@@ -300,30 +299,30 @@ def log1p_expression(cells: CellTable, *, total: float) -> CellTable:
 
 
 def value_checks(
-    predicted: CellTable, profiles: Mapping[str, CellProfile], reference: EvaluationReference
+    predicted: CellTable, profiles: Mapping[str, CellProfile], observed: Mapping[str, CellProfile], range_check: Check
 ) -> list[Check]:
     """Check single values and the scale of cells on both sides, each context by a sample of its predicted cells."""
-    ranges = [check_range(predicted, role="prediction"), reference.range_check]
+    ranges = [check_range(predicted, role="prediction"), range_check]
     if any(np.isnan(check.value) for check in ranges):
         return ranges  # with NaN or infinite values every further statistic would be one too
     found = {
         context: [
             check_integers(profiles[context], role="prediction"),
-            check_integers(observed, role="reference"),
-            check_logarithm(observed),
-            check_scale(profiles[context], observed),
-            check_totals_spread(profiles[context], observed),
+            check_integers(truth, role="reference"),
+            check_logarithm(truth),
+            check_scale(profiles[context], truth),
+            check_totals_spread(profiles[context], truth),
         ]
-        for context, observed in reference.profiles.items()
+        for context, truth in observed.items()
     }
     return [*ranges, *most_severe(found)]
 
 
-def count_checks(predicted: CellTable, reference: EvaluationReference) -> list[Check]:
+def count_checks(predicted: CellTable, observed: CellTable) -> list[Check]:
     """Check raw counts on both sides."""
-    both = [check_counts(predicted, role="prediction"), check_counts(reference.cells, role="reference")]
-    sides = [(side.context, cell_totals(side)) for side in (predicted, reference.cells)]
-    depth = {c: [check_depth(*(totals[context == c] for context, totals in sides))] for c in reference.contexts}
+    both = [check_counts(predicted, role="prediction"), check_counts(observed, role="reference")]
+    sides = [(side.context, cell_totals(side)) for side in (predicted, observed)]
+    depth = {c: [check_depth(*(totals[context == c] for context, totals in sides))] for c in observed.contexts}
     return [*both, *most_severe(depth)]
 
 

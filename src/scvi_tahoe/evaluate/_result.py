@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import BASELINES
-from scvi_tahoe.evaluate._metrics import metric_info
+from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 from scvi_tahoe.evaluate._presets import PRESETS, overall_title
-from scvi_tahoe.evaluate._summary import strata
+from scvi_tahoe.evaluate._summary import metric_columns, shares_of_the_way
 from scvi_tahoe.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _CSV = {
     **dict.fromkeys(("per_perturbation", "baseline_per_perturbation", "halves_per_perturbation"), 2),
     "cells": 0,
 }
+_STRATA_NAMES = {2: ("weak", "strong"), 3: ("weak", "medium", "strong")}
 _PARQUET = ("de_observed", "de_predicted")
 
 
@@ -191,6 +192,56 @@ def _read_csv(path: Path, name: str) -> pd.DataFrame | None:
     if name == "checks":
         table[["allowed", "message"]] = table[["allowed", "message"]].fillna("")
     return table.set_index(list(table.columns[: _CSV[name]])) if _CSV[name] else table
+
+
+def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
+    """Return the mean scores of groups of perturbations of similar observed effect size.
+
+    Strong perturbations are easy to tell apart and saturate a score, weak ones are mostly noise; a mean over both hides
+    progress on either.
+
+    The groups, ``n_groups`` of equal size, are by the length of the observed delta within each context; a ValueError if
+    there are fewer than two, or fewer perturbations than groups.
+
+    Returns
+    -------
+    One row per group, ``"weak"`` to ``"strong"`` (numbers for other than 2 or 3 groups); columns are pairs of a metric
+    and ``"value"``, ``"baseline"``, ``"ceiling"`` or ``"scaled"`` (those that the result has), and ``n_perturbations``.
+    As in the summary, contexts are averaged one by one and then together. Scores of the whole panel are left out.
+    """
+    scores, baseline, halves = result.per_perturbation, result.baseline_per_perturbation, result.halves_per_perturbation
+    if n_groups < 2 or len(scores) < n_groups:
+        raise ValueError(f"n_groups must be between 2 and the number of perturbations, {len(scores)}; got {n_groups}.")
+    effect_size = np.linalg.norm(result.effects.observed, axis=1)
+    by_context = pd.Series(effect_size, index=scores.index).groupby(level="context")
+    rank = by_context.rank(method="first").astype(int)
+    group = -(-rank * n_groups // by_context.transform("size"))  # 1 for the weakest
+    metrics = [m for m in metric_columns(scores) if not metric_info(m).whole_panel]
+    sides = {"value": _group_means(scores[metrics], group)}
+    if baseline is not None:
+        sides["baseline"] = _group_means(baseline.reindex(columns=metrics), group)
+    if halves is not None:
+        sides["ceiling"] = _group_means(halves.reindex(columns=metrics), group, full_depth=True)
+    if len(sides) == 3:
+        rows = [
+            shares_of_the_way(metrics, *(side.loc[g].to_numpy() for side in sides.values()))
+            for g in sides["value"].index
+        ]
+        sides["scaled"] = pd.DataFrame(rows, index=sides["value"].index, columns=metrics)
+    table = pd.DataFrame({(m, name): side[m] for m in metrics for name, side in sides.items()})
+    counts = group.value_counts().reindex(range(1, n_groups + 1), fill_value=0)
+    table.insert(0, ("n_perturbations", ""), counts.to_numpy())
+    table.index = pd.Index(_STRATA_NAMES.get(n_groups, tuple(range(1, n_groups + 1))), name="effect size")
+    return table
+
+
+def _group_means(table: pd.DataFrame, group: pd.Series, *, full_depth: bool = False) -> pd.DataFrame:
+    """Return means over the perturbations of a group in each context, then over contexts."""
+    table = table.reindex(group.index)
+    means = table.groupby([table.index.get_level_values("context"), group.to_numpy()], sort=False).mean()
+    if full_depth:
+        means = means.apply(to_full_depth, axis=1)
+    return means.groupby(level=1).mean().reindex(range(1, int(group.max()) + 1))
 
 
 def compare_results(

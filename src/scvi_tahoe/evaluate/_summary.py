@@ -15,13 +15,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scvi_tahoe.evaluate._result import EvaluationResult
-
 #: resamples; the ends of a 95 % interval move by about 1 % of its width between seeds
 _N_RESAMPLES = 1000
 #: columns of the per-perturbation table that are no scores
 _COUNT_COLUMNS = ("n_cells", "n_cells_predicted", "n_de_observed", "n_de_predicted")
-_STRATA_NAMES = {2: ("weak", "strong"), 3: ("weak", "medium", "strong")}
 
 
 def mean_over_contexts(scores: pd.DataFrame) -> pd.Series:
@@ -30,10 +27,10 @@ def mean_over_contexts(scores: pd.DataFrame) -> pd.Series:
 
 
 def _mean_by_context(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores[_metrics(scores)].groupby(level="context", sort=False).mean()
+    return scores[metric_columns(scores)].groupby(level="context", sort=False).mean()
 
 
-def _metrics(scores: pd.DataFrame) -> list[str]:
+def metric_columns(scores: pd.DataFrame) -> list[str]:
     return [str(column) for column in scores if column not in _COUNT_COLUMNS]
 
 
@@ -57,7 +54,7 @@ def summarize(
     table["low"], table["high"] = interval(np.where(whole_panel, np.nan, resampled[0]))
     table["baseline"] = np.nan if base is None else mean_over_contexts(base)
     table["ceiling"] = ceiling
-    table["scaled"] = _shares(names, value.to_numpy(), table["baseline"].to_numpy(), ceiling)
+    table["scaled"] = shares_of_the_way(names, value.to_numpy(), table["baseline"].to_numpy(), ceiling)
     table["scaled_low"] = table["scaled_high"] = np.nan
     if base is not None:
         meaningful = table["scaled"].notna().to_numpy() & ~whole_panel
@@ -73,60 +70,13 @@ def summarize(
     return table
 
 
-def _shares(
+def shares_of_the_way(
     names: Sequence[str], value: NDArray[np.float64], baseline: NDArray[np.float64], ceiling: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return shares of the way; NaN for a diagnostic and where the ceiling does not beat the baseline."""
     best = np.array([metric_info(name).best for name in names], dtype=float)
     better = np.isfinite(best) & np.where(best == 0, ceiling < baseline, ceiling > baseline)
     return np.divide(value - baseline, ceiling - baseline, out=np.full(len(names), np.nan), where=better)
-
-
-def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
-    """Return the mean scores of groups of perturbations of similar observed effect size.
-
-    Strong perturbations are easy to tell apart and saturate a score, weak ones are mostly noise; a mean over both hides
-    progress on either.
-
-    The groups, ``n_groups`` of equal size, are by the length of the observed delta within each context; a ValueError if
-    there are fewer than two, or fewer perturbations than groups.
-
-    Returns
-    -------
-    One row per group, ``"weak"`` to ``"strong"`` (numbers for other than 2 or 3 groups); columns are pairs of a metric
-    and ``"value"``, ``"baseline"``, ``"ceiling"`` or ``"scaled"`` (those that the result has), and ``n_perturbations``.
-    As in the summary, contexts are averaged one by one and then together. Scores of the whole panel are left out.
-    """
-    scores, baseline, halves = result.per_perturbation, result.baseline_per_perturbation, result.halves_per_perturbation
-    if n_groups < 2 or len(scores) < n_groups:
-        raise ValueError(f"n_groups must be between 2 and the number of perturbations, {len(scores)}; got {n_groups}.")
-    effect_size = np.linalg.norm(result.effects.observed, axis=1)
-    by_context = pd.Series(effect_size, index=scores.index).groupby(level="context")
-    rank = by_context.rank(method="first").astype(int)
-    group = -(-rank * n_groups // by_context.transform("size"))  # 1 for the weakest
-    metrics = [m for m in _metrics(scores) if not metric_info(m).whole_panel]
-    sides = {"value": _group_means(scores[metrics], group)}
-    if baseline is not None:
-        sides["baseline"] = _group_means(baseline.reindex(columns=metrics), group)
-    if halves is not None:
-        sides["ceiling"] = _group_means(halves.reindex(columns=metrics), group, full_depth=True)
-    if len(sides) == 3:
-        rows = [_shares(metrics, *(side.loc[g].to_numpy() for side in sides.values())) for g in sides["value"].index]
-        sides["scaled"] = pd.DataFrame(rows, index=sides["value"].index, columns=metrics)
-    table = pd.DataFrame({(m, name): side[m] for m in metrics for name, side in sides.items()})
-    counts = group.value_counts().reindex(range(1, n_groups + 1), fill_value=0)
-    table.insert(0, ("n_perturbations", ""), counts.to_numpy())
-    table.index = pd.Index(_STRATA_NAMES.get(n_groups, tuple(range(1, n_groups + 1))), name="effect size")
-    return table
-
-
-def _group_means(table: pd.DataFrame, group: pd.Series, *, full_depth: bool = False) -> pd.DataFrame:
-    """Return means over the perturbations of a group in each context, then over contexts."""
-    table = table.reindex(group.index)
-    means = table.groupby([table.index.get_level_values("context"), group.to_numpy()], sort=False).mean()
-    if full_depth:
-        means = means.apply(to_full_depth, axis=1)
-    return means.groupby(level=1).mean().reindex(range(1, int(group.max()) + 1))
 
 
 def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArray[np.float64]]:

@@ -33,6 +33,10 @@ class ArcConfig:
         """Return a value by its dotted path."""
         return value_at(self.content, key, default)
 
+    def text(self, key: str) -> str | None:
+        """Return a value as text."""
+        return None if (value := self.get(key)) is None else str(value)
+
     def has(self, key: str) -> bool:
         """Return whether a key is in the file."""
         return key in self.lines
@@ -107,33 +111,22 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
     """
     embedding = config.embedding
     source, features = config.get("model.kwargs.init_from"), config.get("data.kwargs.perturbation_features_file")
+    data = DataConfig(
+        path="FILL_IN.h5ad", perturbation_key=str(config.get("data.kwargs.pert_col", "target_gene")),
+        control=str(config.get("data.kwargs.control_pert", "non-targeting")),
+        context_key=config.text("data.kwargs.cell_type_key"), batch_key=config.text("data.kwargs.batch_col"),
+        cell_embedding_key=embedding, perturbation_embedding_key="perturbation_features" if features else None,
+    )  # fmt: skip
+    model = ModelConfig(
+        size=_size(config), representation="embedding" if embedding else "expression", set_size=config.set_size,
+        network=_network(config), objective=_objective(config),
+        batch_encoder=bool(config.get("model.kwargs.batch_encoder", False)),
+    )  # fmt: skip
     return TahoeRun(
         name=str(config.get("name") or config.path.stem).replace("/", "-"),
-        seed=int(config.number("training.train_seed", 42) or 0),
-        data=DataConfig(
-            path="FILL_IN.h5ad",
-            perturbation_key=str(config.get("data.kwargs.pert_col", "target_gene")),
-            control=str(config.get("data.kwargs.control_pert", "non-targeting")),
-            context_key=_text(config.get("data.kwargs.cell_type_key")),
-            batch_key=_text(config.get("data.kwargs.batch_col")),
-            cell_embedding_key=embedding,
-            perturbation_embedding_key="perturbation_features" if features else None,
-        ),
+        seed=int(config.number("training.train_seed", 42) or 0), data=data, model=model, train=_train(config),
         start=StartConfig() if not source else _start(str(source)),
-        model=ModelConfig(
-            size=_size(config),
-            representation="embedding" if embedding else "expression",
-            set_size=config.set_size,
-            network=_network(config),
-            objective=_objective(config),
-            batch_encoder=bool(config.get("model.kwargs.batch_encoder", False)),
-        ),
-        train=_train(config),
-    )
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    )  # fmt: skip
 
 
 def _start(source: str) -> StartConfig:
@@ -148,12 +141,10 @@ def _start(source: str) -> StartConfig:
 
 def _size(config: ArcConfig) -> dict[str, Any] | str:
     backbone = config.get("model.kwargs.transformer_backbone_kwargs") or {}
-    found = {ours: int(backbone[theirs]) for theirs, ours in _BACKBONE.items() if backbone.get(theirs) is not None}
-    for ours in ("n_encoder_layers", "n_decoder_layers"):
-        if (layers := config.number(f"model.kwargs.{ours}")) is not None:
-            found[ours] = int(layers)
-    complete = {"hidden", "n_layers", "intermediate", "n_heads"} <= set(found)
-    return found if complete else "tahoe"
+    values = {ours: backbone.get(theirs) for theirs, ours in _BACKBONE.items()}
+    values |= {ours: config.number(f"model.kwargs.{ours}") for ours in ("n_encoder_layers", "n_decoder_layers")}
+    found = {name: int(value) for name, value in values.items() if value is not None}
+    return found if {"hidden", "n_layers", "intermediate", "n_heads"} <= set(found) else "tahoe"
 
 
 def _network(config: ArcConfig) -> dict[str, Any]:

@@ -102,8 +102,7 @@ def _weights(first: Path, second: Path) -> list[str]:
     a, b = (read_checkpoint(folder / BEST)["state_dict"] for folder in (first, second))
     if a.keys() != b.keys():
         return [f"{BEST} has other tensors"]
-    name = next((n for n in a if not torch.equal(a[n], b[n])), None)
-    return [] if name is None else [f"{BEST} has other numbers in {name}"]
+    return [f"{BEST} has other numbers in {name}" for name in a if not torch.equal(a[name], b[name])][:1]
 
 
 def _scores(first: Path, second: Path) -> list[str]:
@@ -113,7 +112,7 @@ def _scores(first: Path, second: Path) -> list[str]:
     if not a.index.equals(b.index):
         return ["other metrics were scored"]
     other = a.index[~((a == b) | (a.isna() & b.isna()))]
-    return [f"{other[0]} was {a[other[0]]:.8g} and is {b[other[0]]:.8g}"] if len(other) else []
+    return [f"{name} was {a[name]:.8g} and is {b[name]:.8g}" for name in other[:1]]
 
 
 def _machines(first: Path, second: Path) -> list[str]:

@@ -29,15 +29,9 @@ if TYPE_CHECKING:
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import DataConfig
 
-CONFIG = "config.yaml"
-PROVENANCE = "provenance.json"
-METRICS = "metrics.csv"
-BEST, LAST = "best.ckpt", "last.ckpt"
-MODEL = "model"
-REPORT = "loading_report.txt"
-PREDICTION = "prediction.h5ad"
-SCORES = "scores"
-FIGURES = "figures"
+CONFIG, PROVENANCE, METRICS, REPORT = "config.yaml", "provenance.json", "metrics.csv", "loading_report.txt"
+BEST, LAST, MODEL = "best.ckpt", "last.ckpt", "model"
+PREDICTION, SCORES, FIGURES = "prediction.h5ad", "scores", "figures"
 #: written last: the run is complete
 RESULT = "result.json"
 
@@ -153,17 +147,10 @@ def provenance(run: TahoeRun, found: dict[str, Any]) -> dict[str, Any]:
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    return {
-        "seed": run.seed,
-        "versions": versions,
-        "machine": {
-            "processor": platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-            # sums over several threads are rounded otherwise than over one
-            "threads": torch.get_num_threads(),
-        },
-        "data": found,
-    }
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    # sums over several threads are rounded otherwise than over one
+    machine = {"processor": platform.machine(), "device": device, "threads": torch.get_num_threads()}
+    return {"seed": run.seed, "versions": versions, "machine": machine, "data": found}
 
 
 _RUN = """
@@ -180,8 +167,8 @@ what became of every pretrained tensor, `provenance.json` names releases and dat
 
 def run_card(run: TahoeRun, model: TahoeST, found: dict[str, Any]) -> str:
     """Return the text of ``README.md`` in a run's folder."""
-    weights = pretrained_of(model)
-    trained, data = model.training_config_ or {}, found["train"]
+    weights, trained, data = pretrained_of(model), model.training_config_ or {}, found["train"]
+    step, value = map(trained.get, ("best_step", "best_value"))
     facts = {
         "name": run.name,
         "representation": run.model.representation,
@@ -189,8 +176,7 @@ def run_card(run: TahoeRun, model: TahoeST, found: dict[str, Any]) -> str:
         "trained on": f"{data['n_cells']:,} cells of {data['n_genes']:,} genes, {found['n_perturbations']} "
         f"perturbations, {len(found['contexts'])} contexts (sha256 {found['sha256'][:12]})",
         "started from": run.start.source or "scratch",
-        "best step": f"{trained.get('best_step')} of {run.train.max_steps}, {run.train.monitor} "
-        f"{trained.get('best_value')}",
+        "best step": f"{step} of {run.train.max_steps}, {run.train.monitor} {value}",
         "seed": str(run.seed),
     }
     text = model_card(weights) + _RUN.format(rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()))
