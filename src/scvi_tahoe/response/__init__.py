@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.response._prior import PRIORS, CellPrior, Origin, Prior
+from scvi_tahoe.response._members import Origin
+from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior
 from scvi_tahoe.response._residual import (
     CollapseAlarm,
-    ResidualCells,
     choose_prior,
     learn_prior,
+    makes_cells,
     means_by_code,
     observed_cosines,
     prior_and_targets,
+    residual_cells,
     prior_table,
     shrinkage_factor,
     with_prior,
