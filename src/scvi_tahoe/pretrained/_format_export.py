@@ -35,6 +35,7 @@ from scvi_tahoe.pretrained._pretrained_model import (
     verify_depth,
 )
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
+from scvi_tahoe.response import wrong_response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -313,6 +314,11 @@ def _write_prior(prior: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Write the arrays of a prior (see :class:`PretrainedModel`) and return the rest, for JSON."""
     from safetensors.numpy import save_file
 
+    if prior["kind"] == "response":
+        save_file({name: np.ascontiguousarray(values) for name, values in prior["arrays"].items()}, path)
+        conditions = [list(condition) for condition in prior["conditions"]]
+        said = {"conditions": conditions, "contexts": list(prior["contexts"]), "settings": prior["settings"]}
+        return {"kind": "response", **said}
     flat = {**prior, **{f"donors.{name}": values for name, values in prior["donors"].items()}}
     save_file({name: np.ascontiguousarray(flat[name]) for name in _AXES}, path)
     conditions = [list(condition) for condition in prior["conditions"]]
@@ -323,6 +329,11 @@ def _read_prior(path: Path, labels: Mapping[str, Any], n_genes: int) -> dict[str
     conditions = [(str(context), str(perturbation)) for context, perturbation in labels["conditions"]]
     contexts = tuple(str(context) for context in labels["contexts"])
     arrays = _read_arrays(path)
+    if labels["kind"] == "response":
+        found = {"conditions": conditions, "contexts": contexts, "settings": labels["settings"], "arrays": arrays}
+        if wrong := _wrong_conditions(conditions, contexts) or wrong_response(found, n_genes):
+            raise UnsafeFileError(f"{path.name} does not hold a response model of this network: {wrong}.")
+        return {"kind": "response", **found}
     sizes = {"C": len(conditions), "K": len(contexts), "G": n_genes}
     wrong = _wrong_labels(labels["kind"], conditions, contexts) or _wrong_shapes(arrays, sizes)
     if wrong := wrong or _wrong_values(arrays, labels["kind"], n_conditions=len(conditions), n_genes=n_genes):
@@ -342,7 +353,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _wrong_labels(kind: object, conditions: list[tuple[str, str]], contexts: tuple[str, ...]) -> str:
     if kind not in _KINDS:
-        return f"its kind is {kind!r}, and there are {list(_KINDS)}"
+        return f"its kind is {kind!r}, and there are {[*_KINDS, 'response']}"
+    return _wrong_conditions(conditions, contexts)
+
+
+def _wrong_conditions(conditions: list[tuple[str, str]], contexts: tuple[str, ...]) -> str:
     if len(set(conditions)) != len(conditions) or len(set(contexts)) != len(contexts):
         return "a condition or context occurs twice"
     if not conditions or (unknown := {context for context, _ in conditions} - set(contexts)):

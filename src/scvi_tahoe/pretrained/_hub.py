@@ -269,7 +269,7 @@ def push_model(
                 "Publishing weights that derive from Arc's needs the text of their licence: give license_file=, the "
                 "file that came with the weights, or keep the repository private."
             )
-    n_cells = 0 if model.prior is None else len(model.prior["donor_condition"])
+    n_cells = 0 if model.prior is None else len(model.prior.get("donor_condition", ()))
     if n_cells and not share_cells:
         raise PermissionError(
             f"The prior of this model holds {n_cells:,} cells of the training data. Pass share_cells=True if they may "

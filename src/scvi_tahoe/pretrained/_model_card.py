@@ -80,7 +80,7 @@ def model_card(model: PretrainedModel) -> str:
     }
     origin = model.provenance.source + (f", revision {model.provenance.revision}" if model.provenance.revision else "")
     arc = model.provenance.non_commercial
-    n_donors = 0 if model.prior is None else len(model.prior["donor_condition"])
+    n_donors = 0 if model.prior is None else len(model.prior.get("donor_condition", ()))
     return _CARD.format(
         licence="other" if arc else "unknown",
         title=f"{model.provenance.source} (scvi-tahoe)",

@@ -12,8 +12,11 @@ from scvi_tahoe.response._residual import (
     means_by_code,
     observed_cosines,
     prior_and_targets,
-    residual_cells,
     prior_table,
+    residual_cells,
     shrinkage_factor,
     with_prior,
 )
+from scvi_tahoe.response._start import ResponseStart
+
+wrong_response = ResponseStart.wrong

@@ -82,7 +82,7 @@ class Conditions:
         return len(self.label)
 
     def take(self, rows: np.ndarray, parser: LabelParser) -> Conditions:
-        """Some of the conditions."""
+        """Take some of the conditions."""
         return Conditions.of(self.perturbations[rows], self.contexts[rows], parser)
 
 
@@ -197,7 +197,7 @@ class ConditionKernels:
             recurs=len(conditions) > len(conditions.labels) or combines,
         )
 
-    def matrices(
+    def matrices(  # noqa: C901
         self, rows: Conditions, columns: Conditions, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield name and values, float64 ``[rows, columns]``, of one kernel after the other, always in this order."""

@@ -357,10 +357,11 @@ def fit_weights(
 
 def _sum(matrices: Iterable[tuple[str, Tensor]], weights: np.ndarray) -> Tensor:
     """Sum kernels with their weights; those of none are cheap."""
-    result = None
-    for (_, kernel), weight in zip(matrices, weights[:-1], strict=True):
-        result = kernel * weight if result is None else result.add_(kernel, alpha=float(weight))
-    assert result is not None  # there is always the shared response
+    pairs = zip(matrices, weights[:-1].tolist(), strict=True)
+    (_, shared), weight = next(pairs)
+    result = shared * weight
+    for (_, kernel), weight in pairs:
+        result.add_(kernel, alpha=weight)
     return result
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from scvi import settings
 
 from scvi_tahoe._constants import STREAMS
@@ -22,7 +23,6 @@ from scvi_tahoe.response._start import MovedControls, ResponseStart
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import torch
     from anndata import AnnData
 
     from scvi_tahoe.data import (
@@ -225,8 +225,9 @@ def prior_table(
     known = list(conditions.values())
     kind = None if learned is None else learned["kind"]
     if kind == "response":
-        start, targets = prior_and_targets(learned, spec, screen, known)  # type: ignore[arg-type]
-        origins, corrected = start.origins(targets, known, spec.table), start.is_corrected(known, spec.table)
+        start = prior_of(learned)  # type: ignore[arg-type]
+        corrected = start.is_corrected(known, spec.table)
+        origins = [PriorOrigin(origin, (), 0, np.nan) for origin in start.starts_from(known, spec.table)]
     elif learned is None:
         n_controls = {context: len(screen.index.controls(context)) for context in {c.context for c in known}}
         origins = [PriorOrigin(Origin.CONTROL_CELLS, (), n_controls[c.context], np.nan) for c in known]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from anndata import AnnData
 from tqdm.auto import tqdm
 
-from scvi_tahoe.data import LabelParser
 from scvi_tahoe.evaluate import SeenChanges
-from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
+from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._members import MEMBERS, Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
-from scvi_tahoe.response._regression import Group, LeftOut, Regression, Weights, learn_weights, solve
+from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from scvi_tahoe.data import LabelParser
+    from scvi_tahoe.response._kernels import TableKernel
+    from scvi_tahoe.response._regression import Regression
 
 Criterion = Literal["error", "discrimination"]
 Way = Literal["condition", "label", "perturbation", "context"]
@@ -29,7 +29,6 @@ _COMPONENTS = 128
 _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined
 _FOLDED, _N_FOLDS = 300, 4  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
-_EXACT = 12_000  # conditions up to which the regression is exact
 _FEWEST_OWN = 4
 _LEVEL = 1.645  # standard deviations of a central interval of 90 %
 
@@ -113,9 +112,7 @@ def fit_responses(
     if n <= _FOLDED:
         # with few conditions, weights of many components fit the noise of the very conditions that are left out
         whole = learn(None, [np.arange(n)])
-        regression, _ = solve(
-            whole, kernels, conditions, masked, noise, blocks={}, device=device, tick=bar.update
-        )
+        regression, _ = solve(whole, kernels, conditions, masked, noise, blocks={}, device=device, tick=bar.update)
         left_out = {}
         for way, of_way in blocks.items():
             if way == "context":  # what contexts share can hardly be learned without one of them
@@ -151,7 +148,7 @@ def fit_responses(
 
 
 def _filled(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-    """Changes with the mean of the context, or else of all conditions, where they are missing."""
+    """Fill in the mean of the context, or else of all conditions, where changes are missing."""
     missing = np.isnan(changes)
     if not missing.any():
         return changes.astype(np.float64)
@@ -248,7 +245,7 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> Fi
     # the same question by two ways (a condition whose perturbation is nowhere else) counts once
     for key, questions in asked.items():
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
-    stacks, inflation, residuals, variances = {}, {}, [], []
+    stacks, inflation, residuals = {}, {}, []
     scores: dict[str, dict[str, float]] = {}
     usual = np.median(noise.mean(axis=1)) if noise.any() else 1.0
     for key, questions in asked.items():
@@ -360,7 +357,7 @@ def predicted_changes(
 
 
 def left_out_changes(fitted: Fitted, way: str, control_means: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Changes of training conditions as others predict them, float32 ``[n, G]``.
+    """Predict the changes of training conditions from others, float32 ``[n, G]``.
 
     Parameters
     ----------
@@ -379,72 +376,3 @@ def left_out_changes(fitted: Fitted, way: str, control_means: Mapping[str, np.nd
         questions = [_question(fitted, int(i), way) for i in rows]
         result[rows], _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels)
     return result
-
-
-def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays, and values for JSON, from which :func:`fitted_from_plain` makes the model again."""
-    regression, kernels = fitted.regression, fitted.kernels
-    arrays = {
-        "changes": fitted.responses.changes, "noise": fitted.responses.noise, "basis": regression.basis_QG,
-        "size": regression.size_Q, "coefficients": regression.coefficients_nQ,
-        "weights": np.stack([g.weights for g in regression.groups]),
-        "group_noise": np.stack([g.noise for g in regression.groups]), "excess": fitted.excess_G,
-    }  # fmt: skip
-    for k, table in enumerate(kernels.tables.values()):
-        arrays |= {f"table{k}": table.matrix, f"center{k}": table.center_P, f"spread{k}": table.spread_P}
-    return arrays, {
-        "parser": asdict(fitted.parser),
-        "genes": fitted.responses.genes.tolist(),
-        "groups": [[g.start, g.stop] for g in regression.groups],
-        "tables": [[name, list(table.names), table.scale] for name, table in kernels.tables.items()],
-        "own": None if fitted.own is None else asdict(fitted.own),
-        "stacks": [
-            [origin.name, hidden, s.weights.tolist(), s.unshrunk.tolist(), s.n_conditions, s.error.tolist()]
-            for (origin, hidden), s in fitted.stacks.items()
-        ],
-        "inflation": [[origin.name, hidden, value] for (origin, hidden), value in fitted.inflation.items()],
-        "scores": fitted.scores,
-    }
-
-
-def fitted_from_plain(
-    arrays: Mapping[str, np.ndarray],
-    settings: Mapping[str, Any],
-    conditions: Sequence[tuple[str, str]],
-    control_means: Mapping[str, np.ndarray],
-    device: torch.device | str = "cpu",
-) -> Fitted:
-    """Make a response model of :func:`plain_of_fitted` again; ``conditions`` are contexts and perturbations."""
-    parser = LabelParser(**settings["parser"])
-    contexts, labels = (np.array(side, dtype=str) for side in zip(*conditions, strict=True))
-    responses = Responses(
-        labels, contexts, arrays["changes"], arrays["noise"], np.array(settings["genes"], dtype=str), control_means
-    )
-    read = Conditions.of(labels, contexts, parser)
-    tables = {
-        name: TableKernel(tuple(names), arrays[f"table{k}"], arrays[f"center{k}"], arrays[f"spread{k}"], scale)
-        for k, (name, names, scale) in enumerate(settings["tables"])
-    }
-    kernels = ConditionKernels.of(read, parser, tables, control_means)
-    own = None if settings["own"] is None else OwnGene(**settings["own"])
-    targets = target_genes(labels.tolist(), responses.genes.tolist(), parser)
-    masked = responses.changes if own is None else without_targets(responses.changes, contexts, targets)
-    seen = SeenChanges(labels, contexts, masked)
-    groups = tuple(
-        Group(start, stop, weights, noise)
-        for (start, stop), weights, noise in zip(
-            settings["groups"], arrays["weights"], arrays["group_noise"], strict=True
-        )
-    )
-    regression = Regression(arrays["basis"], arrays["size"], groups, arrays["coefficients"])
-    stacks = {
-        (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
-        for name, hidden, weights, unshrunk, n, error in settings["stacks"]
-    }
-    inflation = {(Origin[name], hidden): value for name, hidden, value in settings["inflation"]}
-    return Fitted(
-        responses=responses, parser=parser, conditions=read, kernels=kernels,
-        members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
-        stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
-        scores=settings["scores"],
-    )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,18 +12,17 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe._constants import STREAMS
-from scvi_tahoe.data import ControlProfile, StartTable, condition_of_cell, dense_rows, moved_to_mean
+from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._response_model import (
     Fitted,
     Responses,
     fit_responses,
-    fitted_from_plain,
     left_out_changes,
-    plain_of_fitted,
     predicted_changes,
 )
+from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._statistics import condition_statistics
 
 if TYPE_CHECKING:
@@ -156,6 +155,17 @@ class ResponseStart:
         fitted = fitted_from_plain(arrays, values["settings"], values["conditions"], means)
         return cls(fitted, arrays["starts"], arrays["usual"], means)
 
+    @staticmethod
+    def wrong(values: Mapping[str, Any], n_genes: int) -> str:
+        """Say what is wrong with plain values of a file; an empty text if nothing is."""
+        arrays, n = values["arrays"], len(values["conditions"])
+        shapes = {"starts": (n, n_genes), "usual": (n_genes,), "control_means": (len(values["contexts"]), n_genes)}
+        for name, shape in shapes.items():
+            if name not in arrays or arrays[name].shape != shape:
+                return f"{name} does not have the shape {shape}"
+        means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
+        return wrong_plain(arrays, values["settings"], values["conditions"], means, n_genes)
+
     def targets(self, controls: Iterable[tuple[str, np.ndarray]]) -> dict[str, ControlProfile]:
         """Measure the control cells of contexts, dense, one context after the other."""
         return {context: ControlProfile.of(cells, self.usual_G) for context, cells in controls}
@@ -172,7 +182,7 @@ class ResponseStart:
     def changes(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
     ) -> tuple[np.ndarray, list[Origin]]:
-        """Changes of conditions, float32 ``[conditions, G]``, each as others predict it, and where they come from."""
+        """Predict changes of conditions from others, float32 ``[conditions, G]``, and say where they come from."""
         fitted, parser = self._with_rows(table), self.fitted.parser
         spelled = [(c.context, parser.spelling(c.perturbation)) for c in conditions]
         known = {condition: i for i, condition in enumerate(self.conditions)}
@@ -267,7 +277,9 @@ class MovedControls:
     def _of_condition(self, k: int) -> sp.csr_matrix:
         rows = self.requests[k].controls
         cells = self.cells.dense(self.cells.fetch(rows), self.device).float()
-        seed = np.random.SeedSequence((self.seed, STREAMS.PRIOR_CELLS, *(zlib.crc32(x.encode()) for x in self.labels[k])))
+        seed = np.random.SeedSequence(
+            (self.seed, STREAMS.PRIOR_CELLS, *(zlib.crc32(x.encode()) for x in self.labels[k]))
+        )
         generator = torch.Generator(self.device).manual_seed(int(seed.generate_state(1)[0]))
         want = torch.from_numpy(self.means_CG[k]).to(self.device)
         return sp.csr_matrix(moved_to_mean(cells, want, self.profiles[k], generator).cpu().numpy())

@@ -58,16 +58,22 @@ def training_data(
     )
     learned = None
     if prior != "none":
-        learned = learn_prior(prior, spec, screen, assigned.train, seed=seed)
-        dataset = with_prior(
-            dataset, learned, spec, screen, device=run.device, seed=seed, progress=run.options.progress
+        progress, held_out = run.options.progress, np.concatenate([assigned.validation, assigned.test])
+        learned = learn_prior(
+            prior, spec, screen, assigned.train, seed=seed, device=run.device, asked=held_out, progress=progress
         )
+        dataset = with_prior(dataset, learned, spec, screen, device=run.device, seed=seed, progress=progress)
     dataset = with_objective(dataset, module, assigned, run.batch_size, device=run.device, seed=seed)
     measured = None
     if module.objective.config.decoder_weight == "auto" and module.config.gene_decoder is not None:
         measured = decoder_weight_of(screen, assigned.train, seed=seed)
     minibatches = run.datamodule(dataset, assigned, spec.rows_of_labels(screen))
-    return TrainingData(split=assigned, prior=learned, minibatches=minibatches, decoder_weight=measured)
+    return TrainingData(
+        split=assigned,
+        prior=None if learned is None else learned.to_dict(),
+        minibatches=minibatches,
+        decoder_weight=measured,
+    )
 
 
 def with_objective(
