@@ -31,7 +31,9 @@ _FOLDED, _N_FOLDS = 300, 4  # conditions up to which weights of each fold are le
 _STACKED = 400  # conditions of each way that members are stacked by
 _EXACT = 12_000  # conditions up to which the regression is exact
 _FEWEST_OWN = 4
-_LEVEL = 1.645  # standard deviations of a central interval of 90 %
+_COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
+_FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
+_FEWEST_JUDGED = 6  # conditions that such a factor is chosen on
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Fitted:
     excess_G: np.ndarray
     device: torch.device
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    #: factor of the difference from the mean of the context, for each kind of question; 1 where there is none
+    unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
 
 
 def fit_responses(
@@ -146,7 +150,7 @@ def fit_responses(
         kernels=kernels, members=members, regression=regression, left_out=left_out, stacks={}, own=own, inflation={},
         excess_G=np.zeros(filled.shape[1]), device=device,
     )  # fmt: skip
-    return _stacked(fitted, judged, rng)
+    return _stacked(fitted, judged, rng, criterion)
 
 
 def _filled(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
@@ -185,8 +189,7 @@ def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequen
 def _blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Ways to leave out: conditions left out together, and which of them are predicted so."""
     every = np.arange(len(conditions))
-    blocks = {"condition": [(np.array([i]), np.array([True])) for i in every]}
-    sharing: dict[frozenset[str], list[int]] = {}
+    blocks = {"condition": [(np.array([i]), np.array([True])) for i in every if len(every) > 1]}
     by_label = [np.flatnonzero(conditions.label == k) for k in range(len(conditions.labels))]
     position = {label: k for k, label in enumerate(conditions.labels)}
     blocks["perturbation"] = []
@@ -199,8 +202,7 @@ def _blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np
     if len(conditions.context_names) > 1:
         found = [np.flatnonzero(conditions.context == k) for k in range(len(conditions.context_names))]
         blocks["context"] = [(rows, np.ones(len(rows), bool)) for rows in found]
-    del sharing
-    return blocks
+    return {way: of_way for way, of_way in blocks.items() if of_way}
 
 
 def _folds(
@@ -233,7 +235,7 @@ def _question(fitted: Fitted, i: int, way: str) -> Question:
     return Question(label, context, hides_context=way == "context")
 
 
-def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> Fitted:
+def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, criterion: Criterion) -> Fitted:
     """Fit the stacks and calibrate variances by conditions that were left out."""
     y, noise = fitted.members.seen.changes, fitted.members.noise
     asked: dict[tuple[Origin, bool], list[tuple[int, str, Question]]] = {}
@@ -247,7 +249,7 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> Fi
     # the same question by two ways (a condition whose perturbation is nowhere else) counts once
     for key, questions in asked.items():
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
-    stacks, inflation, residuals, variances = {}, {}, [], []
+    stacks, inflation, unshrinking, residuals = {}, {}, {}, []
     scores: dict[str, dict[str, float]] = {}
     usual = np.median(noise.mean(axis=1)) if noise.any() else 1.0
     for key, questions in asked.items():
@@ -266,18 +268,47 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> Fi
         weight = 1 / (noise[rows].mean(axis=1) + usual)
         stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight / weight.max())
         found = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
+        contexts = fitted.conditions.contexts[rows]
+        scores[question_name(key)] = _scores(predicted, found, y[rows], contexts)
+        if criterion == "discrimination":
+            mean = np.stack([p["mean"] for p in predicted])
+            unshrinking[key] = _discriminating(found, mean, y[rows], contexts)
+            found = mean + unshrinking[key] * (found - mean)
+            scores[question_name(key)][f"response model x {unshrinking[key]:g}"] = change_scores(found, y[rows], contexts)
         residuals.append((key, y[rows] - found, noise[rows], of_kernels))
-        scores[_named(key)] = _scores(predicted, found, y[rows], fitted.conditions.contexts[rows])
+    if not residuals:  # a single condition: nothing is left out
+        return replace(fitted, excess_G=np.square(y).mean(axis=0))
     # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
     squares = np.concatenate([np.square(r) - n - v for _, r, n, v in residuals])
     excess = np.maximum(squares.mean(axis=0), 0)
     for key, residual, own_noise, variance in residuals:
-        z = np.abs(residual) / np.sqrt(np.maximum(variance + excess + own_noise, 1e-12))
-        inflation[key] = float(np.quantile(z, 0.9)) / _LEVEL
-    return replace(fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores)
+        inflation[key] = _inflation(np.square(residual), variance + excess, own_noise)
+    return replace(
+        fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores, unshrinking=unshrinking
+    )  # fmt: skip
 
 
-def _named(key: tuple[Origin, bool]) -> str:
+def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
+    """Find the factor of standard deviations at which intervals of 90 %, with known noise, hold that many values."""
+    low, high = np.log(1e-3), np.log(1e3)
+    rest = squares / _LEVEL**2 - noise
+    for _ in range(25):
+        middle = (low + high) / 2
+        covered = float((rest <= np.exp(2 * middle) * variance).mean())
+        low, high = (middle, high) if covered < _COVERED else (low, middle)
+    return float(np.exp(high))
+
+
+def _discriminating(found: np.ndarray, mean: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> float:
+    """Choose the factor of the difference from the mean that tells left-out conditions apart best; the smallest one."""
+    pds = [change_scores(mean + f * (found - mean), truth, contexts)["pds"] for f in _FACTORS]
+    if len(found) < _FEWEST_JUDGED or not np.isfinite(pds).all():
+        return 1.0
+    return _FACTORS[int(np.argmax(np.round(pds, 4)))]
+
+
+def question_name(key: tuple[Origin, bool]) -> str:
+    """Name a kind of question."""
     origin, hides_context = key
     return origin.value + (", in a context with controls only" if hides_context else "")
 
@@ -315,22 +346,29 @@ def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray
     }
 
 
+def with_contexts(kernels: ConditionKernels, control_means: Mapping[str, np.ndarray]) -> ConditionKernels:
+    """Add contexts by their controls, where kernels compare these."""
+    known = {c: m for c, m in control_means.items() if c not in kernels.control_profiles}
+    if not kernels.control_profiles or not known:
+        return kernels
+    return replace(kernels, control_profiles={**kernels.control_profiles, **known})
+
+
 def predicted_changes(
     fitted: Fitted,
     questions: Sequence[Question],
     control_means: Mapping[str, np.ndarray],
     kernels_nQ: np.ndarray | None = None,
+    kernels_nG: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Origin]]:
     """Predict changes of conditions, ``[n, G]``, and say what kind of question each was.
 
-    ``kernels_nQ`` replaces what the kernels say, where a training condition is asked for without itself.
+    ``kernels_nQ`` or ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without
+    itself: components, or changes.
     """
-    if kernels_nQ is None:
+    if kernels_nQ is None and kernels_nG is None:
         rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
-        known = {c: m for c, m in control_means.items() if c not in fitted.kernels.control_profiles}
-        kernels = fitted.kernels
-        if kernels.control_profiles and known:
-            kernels = replace(kernels, control_profiles={**kernels.control_profiles, **known})
+        kernels = with_contexts(fitted.kernels, control_means)
         kernels_nQ = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device)
     basis = fitted.regression.basis_QG
     trained = set(fitted.conditions.context_names)
@@ -341,11 +379,14 @@ def predicted_changes(
         origin = fitted.members.origin(question)
         stack = fitted.stacks.get((origin, question.hides_context)) or fitted.stacks.get((origin, False))
         stack = stack or Stack.default()
-        changes = {"kernels": kernels_nQ[i] @ basis}
-        if stack.weights[0] < 1 or stack.unshrunk.any():
+        changes = {"kernels": kernels_nQ[i] @ basis if kernels_nG is None else kernels_nG[i]}
+        if stack.weights[0] < 1 or stack.unshrunk.any() or fitted.unshrinking:
             changes |= fitted.members.changes(question, origin)
         noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
-        result[i] = stack.apply(changes, noise)
+        change, factor = stack.apply(changes, noise), fitted.unshrinking.get((origin, question.hides_context), 1.0)
+        if factor != 1:
+            change = changes["mean"] + factor * (change - changes["mean"])
+        result[i] = change
         if fitted.own is not None and question.context in control_means:
             for gene in targets[i]:
                 expression = float(control_means[question.context][gene])

@@ -1,0 +1,179 @@
+"""How sure a prediction is: standard deviations of conditions and genes, and the support of a condition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvi_tahoe.response._kernels import Conditions
+from scvi_tahoe.response._members import Question
+from scvi_tahoe.response._own_gene import target_genes
+from scvi_tahoe.response._response_model import Fitted, predicted_changes, with_contexts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from scvi_tahoe.data import LabelParser
+
+_UNKNOWN = "\x00unknown"  # a perturbation that nothing is known of
+_BLOCK = 2**22  # values that are expanded from components at once
+
+
+def measured_rows(fitted: Fitted, questions: Sequence[Question]) -> np.ndarray:
+    """Training condition that each question may use the measurement of; -1 where there is none."""
+    seen = fitted.members.seen
+    found = [
+        None if q.hides_condition or q.hides_context or q.perturbation in q.without else seen.row(q.perturbation, q.context)
+        for q in questions
+    ]  # fmt: skip
+    return np.array([-1 if row is None else row for row in found], dtype=np.int64)
+
+
+def predicted_sd(
+    fitted: Fitted,
+    questions: Sequence[Question],
+    control_means: Mapping[str, np.ndarray],
+    variance_nQ: np.ndarray | None = None,
+) -> np.ndarray:
+    """Standard deviations ``[n, G]`` of changes that :func:`predicted_changes` predicts.
+
+    They are those of the true change: sampling noise of an observed one comes in addition. A standard deviation is
+    ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G)``, calibrated on conditions that were left out; that of the
+    perturbed gene itself is the spread around its line.
+    """
+    if variance_nQ is None:
+        variance_nQ = _variance(fitted, questions, control_means)[0]
+    squared = np.square(fitted.regression.basis_QG)
+    result = np.empty((len(questions), squared.shape[1]), dtype=np.float32)
+    for rows in _blocks(len(questions), squared.shape[1]):
+        result[rows] = np.sqrt(variance_nQ[rows] @ squared + fitted.excess_G)
+    return _calibrated(fitted, questions, control_means, result)
+
+
+def _calibrated(
+    fitted: Fitted, questions: Sequence[Question], control_means: Mapping[str, np.ndarray], deviation: np.ndarray
+) -> np.ndarray:
+    trained = set(fitted.conditions.context_names)
+    targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
+    fallback = max(fitted.inflation.values(), default=1.0)
+    for i, question in enumerate(questions):
+        hides = question.hides_context or question.context not in trained
+        origin = fitted.members.origin(replace(question, hides_context=hides))
+        found = fitted.inflation.get((origin, hides)) or fitted.inflation.get((origin, False)) or fallback
+        deviation[i] *= found
+        if fitted.own is not None and question.context in control_means:
+            deviation[i, targets[i]] = np.sqrt(fitted.own.error)
+    return deviation
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted for conditions.
+
+    Attributes
+    ----------
+    changes, deviation
+        Mean change and its standard deviation, float32 ``[n, G]``.
+    support
+        Share of the variance that what is known of the perturbation explains, ``[n]``: 1 - variance / variance of the
+        same condition if nothing but its context were known.
+    starts_from
+        What each starts from, ``[n]``.
+    """
+
+    changes: np.ndarray
+    deviation: np.ndarray
+    support: np.ndarray
+    starts_from: list[str]
+
+
+def predict_conditions(
+    fitted: Fitted, questions: Sequence[Question], control_means: Mapping[str, np.ndarray], has_noise: np.ndarray
+) -> Prediction:
+    """Predict conditions, measured ones with their own measurement.
+
+    A measured condition is the mean of its measurement and of what the others predict for it, weighted by their
+    variances for each gene. Where its sampling variance is not known (``has_noise``), what is a condition's own counts
+    as noise, and the regression smooths it.
+    """
+    changes, origins = predicted_changes(fitted, questions, control_means)
+    starts = [origin.value for origin in origins]
+    measured = measured_rows(fitted, questions)
+    known = np.flatnonzero(measured >= 0)
+    noisy = known[has_noise[measured[known]]] if "condition" in fitted.left_out else known[:0]
+    smooth = np.setdiff1d(known, noisy)
+    own = np.full(len(questions), -1)
+    own[noisy] = measured[noisy]
+    variance_nQ, reference = _variance(fitted, questions, control_means, own)
+    variance_nQ[smooth] = np.maximum(variance_nQ[smooth] - fitted.regression.nugget_Q, 0)
+    deviation = predicted_sd(fitted, questions, control_means, variance_nQ)
+    if smooth.size:
+        conditions = fitted.conditions.take(measured[smooth], fitted.parser)
+        mean_nQ = fitted.regression.predict(fitted.kernels, conditions, fitted.conditions, fitted.device)
+        changes[smooth] = mean_nQ @ fitted.regression.basis_QG
+        _keep_targets(fitted, measured[smooth], smooth, changes)
+    for rows in _blocks(len(noisy), changes.shape[1]):
+        some = noisy[rows]
+        changes[some], deviation[some] = _combined(fitted, measured[some], control_means)
+    for i in known.tolist():
+        starts[i] = "its own measurement"
+    support = 1 - variance_nQ.sum(axis=1) / np.maximum(reference, 1e-300)
+    return Prediction(changes, deviation, np.clip(support, 0, 1), starts)
+
+
+def _combined(
+    fitted: Fitted, rows: np.ndarray, control_means: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Combine training conditions' measurements with predictions by the other conditions."""
+    c = fitted.conditions
+    questions = [Question(str(c.perturbations[i]), str(c.contexts[i])) for i in rows]
+    kernels_nG, variance = fitted.left_out["condition"].changes(rows)
+    mean, _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels_nG)
+    deviation = _calibrated(fitted, questions, control_means, np.sqrt(variance + fitted.excess_G))
+    squared, noise = np.square(deviation), fitted.responses.noise[rows]
+    share = squared / np.maximum(squared + noise, 1e-300)
+    return mean + share * (fitted.responses.changes[rows] - mean), np.sqrt(share * noise)
+
+
+def _keep_targets(fitted: Fitted, rows: np.ndarray, positions: np.ndarray, changes: np.ndarray) -> None:
+    """Put back the measured changes of perturbed genes, which are kept out of the regression."""
+    if fitted.own is None:
+        return
+    labels = fitted.conditions.perturbations[rows].tolist()
+    targets = target_genes(labels, fitted.responses.genes.tolist(), fitted.parser)
+    for i, row, genes in zip(positions, rows, targets, strict=True):
+        changes[i, genes] = fitted.responses.changes[row, genes]
+
+
+def _variance(
+    fitted: Fitted,
+    questions: Sequence[Question],
+    control_means: Mapping[str, np.ndarray],
+    own: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of components, ``[n, Q]``, and their sum if nothing but the context were known, ``[n]``."""
+    kernels = with_contexts(fitted.kernels, control_means)
+    regression, train, device = fitted.regression, fitted.conditions, fitted.device
+    contexts = [q.context for q in questions]
+    asked = Conditions.of([q.perturbation for q in questions], contexts, fitted.parser)
+    posterior, prior = regression.variance(kernels, asked, train, device, own)
+    pairs = [(_unknown(q.perturbation, fitted.parser), q.context) for q in questions]
+    distinct = list(dict.fromkeys(pairs))
+    position = {pair: k for k, pair in enumerate(distinct)}
+    nothing = Conditions.of([label for label, _ in distinct], [context for _, context in distinct], fitted.parser)
+    left, total = regression.variance(kernels, nothing, train, device)
+    of_context = (total - left)[[position[pair] for pair in pairs]]
+    return posterior, np.maximum(prior - of_context, 0).sum(axis=1)
+
+
+def _unknown(label: str, parser: LabelParser) -> str:
+    """Replace the perturbations of a label by unknown ones, at the same doses."""
+    parts = parser.components(label)
+    return parser.join([part._replace(name=f"{_UNKNOWN} {k}") for k, part in enumerate(parts)])
+
+
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    size = max(1, _BLOCK // max(width, 1))
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
