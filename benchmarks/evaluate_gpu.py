@@ -103,7 +103,7 @@ def main():
     print(f"{torch.cuda.get_device_name()}, {available_cores()} cores", flush=True)
     small = screen(2, 50, 200, "cuda")
     cells, (seconds,) = timed(lambda: screen(options.perturbations, options.cells, options.genes, "cuda"), 1)
-    filled = cells.expression.nnz / cells.n_cells / cells.n_genes
+    filled = cells.expression.nnz / cells.n_cells / len(cells.genes)
     print(f"{cells.n_cells} cells, {filled:.0%} of the matrix filled, made in {seconds:.0f} s")
     for where in ("cpu", backend):  # compiles, loads
         differential_expression(small, control=CONTROL, backend=where)

@@ -1,4 +1,4 @@
-"""A loss term and a split are added by one new file; `evaluate/test_registries.py` runs the rest of the page."""
+"""A loss term and a split are added by one new file; `evaluate/test_evaluation.py` runs the rest of the page."""
 
 from __future__ import annotations
 

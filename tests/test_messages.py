@@ -23,49 +23,41 @@ def logger():
     logger.setLevel(logging.NOTSET)
 
 
-@pytest.fixture
-def nothing_configured(monkeypatch):
-    """To be called in a test: pytest gives each of its phases handlers of its own."""
-    return lambda: monkeypatch.setattr(logging.getLogger(), "handlers", [])
+def speak(logger):
+    """Say a little at each level; pytest gives each of its phases handlers of its own, which are set aside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger(), "handlers", [])
+        logger.debug("a detail")
+        logging.getLogger(f"{logger.name}.part").info("kept the best")
+        logger.warning("out of memory")
 
 
-def test_messages_are_written_to_the_standard_error_once(logger, capsys, nothing_configured):
-    nothing_configured()
-    logging.getLogger(f"{logger.name}.part").info("kept the best")
-    logger.debug("a detail")
-    assert capsys.readouterr() == ("", "kept the best\n")
+def test_messages_are_written_to_the_standard_error_once(logger, capsys):
+    speak(logger)
+    assert capsys.readouterr() == ("", "kept the best\nout of memory\n")
 
 
-def test_a_program_with_handlers_of_its_own_gets_them_there(logger, capsys, monkeypatch):
-    records = []
-    own = logging.Handler()
-    monkeypatch.setattr(own, "emit", records.append)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [own])
+def test_a_program_with_handlers_of_its_own_gets_them_there(logger, capsys, caplog):
     logger.info("kept the best")
     assert capsys.readouterr().err == ""
-    assert [record.getMessage() for record in records] == ["kept the best"]
+    assert caplog.messages == ["kept the best"]
 
 
-def test_a_level_of_ones_own_stays(logger, capsys, nothing_configured):
-    nothing_configured()
+def test_a_level_of_ones_own_stays(logger, capsys):
     logger.setLevel(logging.WARNING)
     show_messages(logger.name)
-    logger.info("kept the best")
-    logger.warning("no step improved it")
-    assert capsys.readouterr().err == "no step improved it\n"
-
-
-def test_of_several_processes_the_first_speaks_and_all_warn(logger, capsys, monkeypatch, nothing_configured):
-    nothing_configured()
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    logger.info("kept the best")
-    logger.warning("out of memory")
+    speak(logger)
     assert capsys.readouterr().err == "out of memory\n"
 
 
-def test_a_standard_error_that_was_closed_meanwhile_is_let_go(logger, capsys, nothing_configured):
-    nothing_configured()
+def test_of_several_processes_the_first_speaks_and_all_warn(logger, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    speak(logger)
+    assert capsys.readouterr().err == "out of memory\n"
+
+
+def test_a_standard_error_that_was_closed_meanwhile_is_let_go(logger, capsys):
     with io.StringIO() as closed_later, contextlib.redirect_stderr(closed_later):
-        logger.warning("a first warning")
-    logger.warning("a second warning")
-    assert capsys.readouterr().err == "a second warning\n"
+        speak(logger)
+    speak(logger)
+    assert capsys.readouterr().err == "kept the best\nout of memory\n"

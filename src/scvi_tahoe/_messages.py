@@ -14,12 +14,10 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if logging.getLogger().handlers:
-            return
-        if record.levelno < logging.WARNING and os.environ.get("LOCAL_RANK", "0") != "0":
-            return
-        self.stream = sys.stderr  # setStream would flush the one before, which may be closed
-        super().emit(record)
+        speaks = record.levelno >= logging.WARNING or os.environ.get("LOCAL_RANK", "0") == "0"
+        if speaks and not logging.getLogger().handlers:
+            self.stream = sys.stderr  # setStream would flush the one before, which may be closed
+            super().emit(record)
 
 
 def show_messages(name: str) -> None:

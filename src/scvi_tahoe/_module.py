@@ -39,10 +39,8 @@ class TahoeSTModule(BaseModuleClass):
 
     Parameters
     ----------
-    network
-        Shape and function of the network.
-    objective
-        What is minimised.
+    network, objective
+        Shape and function of the network, and what is minimised.
     n_cell_embedding
         Width E of a cell embedding that the hidden cells must also explain (an auxiliary signal of training, never an
         input); 0 for none.
@@ -84,16 +82,13 @@ class TahoeSTModule(BaseModuleClass):
         base_SNG: Tensor | None = None,
         **kwargs: Any,
     ) -> NetworkOutput | tuple[dict[str, Any], dict[str, Any], LossOutput]:
-        """Predict perturbed cells; or, given a minibatch, the steps that scvi-tools' training plans call.
+        """Predict perturbed cells; or, given a minibatch, take the steps that scvi-tools' training plans call.
 
         Parameters
         ----------
-        control_SNG
-            Control cells; or a minibatch as a mapping.
-        perturbation_SP
-            Embedding of each set's perturbation; ``[S, N, P]`` where cells of a set carry their own.
-        batch_SN
-            Technical batch of each cell, where the network has a batch encoder.
+        control_SNG, perturbation_SP, batch_SN
+            Control cells, or a minibatch as a mapping; embedding of each set's perturbation, ``[S, N, P]`` where cells
+            of a set carry their own; technical batch of each cell, where the network has a batch encoder.
         base_SNG
             What the network's change is added to; None: the control cells.
         **kwargs
@@ -151,12 +146,8 @@ class TahoeSTModule(BaseModuleClass):
         of observations is the number of *sets*.
         """
         batch_SN = tensors.get(TENSORS.BATCH)
-        reference = SetReference(
-            tensors[TENSORS.PERTURBATION],
-            tensors[TENSORS.CONTROL],
-            tensors.get(TENSORS.CONTROL_MEAN),
-            tensors.get(TENSORS.GENE_WEIGHT),
-        )
+        known = (tensors.get(key) for key in (TENSORS.CONTROL_MEAN, TENSORS.GENE_WEIGHT))
+        reference = SetReference(tensors[TENSORS.PERTURBATION], tensors[TENSORS.CONTROL], *known)
         with torch.autocast(device_type=tensors[TENSORS.OBSERVED].device.type, enabled=False):
             total, main_S, parts = self.objective(
                 inference_outputs["output"],
@@ -165,8 +156,7 @@ class TahoeSTModule(BaseModuleClass):
                 genes_SNG=tensors.get(TENSORS.OBSERVED_GENES),
                 batch_S=None if batch_SN is None else batch_SN[:, 0],
             )
-            embedding_SNE = generative_outputs["embedding_SNE"]
-            if embedding_SNE is not None:
+            if (embedding_SNE := generative_outputs["embedding_SNE"]) is not None:
                 auxiliary, others = self.objective.embedding_loss(
                     embedding_SNE, tensors[TENSORS.OBSERVED_EMBEDDING], reference
                 )

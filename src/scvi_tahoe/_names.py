@@ -21,13 +21,7 @@ def nearest_names(name: str, known: Sequence[str], n: int = 3) -> str:
 
 
 class Registry(dict[str, T]):
-    """Kinds of one thing by name; each is registered by the file that defines it.
-
-    Parameters
-    ----------
-    thing
-        What the kinds are, for messages.
-    """
+    """Kinds of one ``thing`` by name; each is registered by the file that defines it."""
 
     def __init__(self, thing: str) -> None:
         super().__init__()

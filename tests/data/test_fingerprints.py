@@ -13,13 +13,18 @@ from scvi_tahoe.data import EmbeddingTable
 SMILES = {"ethanol": "CCO", "propanol": "CCCO", "benzene": "c1ccccc1", "toluene": "Cc1ccccc1"}
 
 
+@pytest.fixture
+def fingerprints():
+    pytest.importorskip("rdkit")
+    return smiles_fingerprints
+
+
 def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def test_alike_drugs_have_alike_rows_however_their_smiles_are_written():
-    pytest.importorskip("rdkit")
-    table = EmbeddingTable.from_user(smiles_fingerprints({**SMILES, "same": "OCC"}, n_bits=256), "fingerprints")
+def test_alike_drugs_have_alike_rows_however_they_are_written(fingerprints):
+    table = EmbeddingTable.from_user(fingerprints({**SMILES, "same": "OCC"}, n_bits=256), "fingerprints")
     assert table.names == (*SMILES, "same")
     assert table.width == 256
     assert set(np.unique(table.matrix)) == {0.0, 1.0}
@@ -28,26 +33,23 @@ def test_alike_drugs_have_alike_rows_however_their_smiles_are_written():
     assert cosine(rows["benzene"], rows["toluene"]) > 0.3 > cosine(rows["benzene"], rows["ethanol"])
 
 
-def test_the_radius_decides_how_much_a_bit_sees():
-    pytest.importorskip("rdkit")
-    bits = [smiles_fingerprints(SMILES, radius=radius)["matrix"].sum() for radius in (0, 1, 2)]
+def test_the_radius_decides_how_much_a_bit_sees(fingerprints):
+    bits = [fingerprints(SMILES, radius=radius)["matrix"].sum() for radius in (0, 1, 2)]
     assert bits[0] < bits[1] <= bits[2]
 
 
 @pytest.mark.parametrize("bad", ["C1CC", "not a molecule", "", None, float("nan")])
-def test_what_is_no_molecule_is_refused_by_name(bad, capfd):
-    pytest.importorskip("rdkit")
+def test_what_is_no_molecule_is_refused_by_name(bad, fingerprints, capfd):
     with pytest.raises(ValueError, match=r"the SMILES of 1 of 5 drugs are no molecules: \{'mystery': .*correct them"):
-        smiles_fingerprints({**SMILES, "mystery": bad})
+        fingerprints({**SMILES, "mystery": bad})
     assert not capfd.readouterr().err  # one message, not RDKit's beside it
 
 
-def test_numbers_out_of_range_and_an_empty_list_are_refused():
-    pytest.importorskip("rdkit")
+def test_numbers_out_of_range_and_an_empty_list_are_refused(fingerprints):
     with pytest.raises(ValueError, match="n_bits=0 1 or more"):
-        smiles_fingerprints(SMILES, n_bits=0)
+        fingerprints(SMILES, n_bits=0)
     with pytest.raises(ValueError, match="the SMILES of 0 of 0 drugs"):
-        smiles_fingerprints({})
+        fingerprints({})
 
 
 def test_without_rdkit_the_message_says_what_to_install(monkeypatch):

@@ -6,65 +6,55 @@ import numpy as np
 import pytest
 
 from scvi_tahoe import FewShotContext, FractionSplit, HeldOutConditions, HeldOutContexts, HeldOutPerturbations
-from scvi_tahoe.data import ScreenKeys, read_screen, split_from_dict
+from scvi_tahoe.data import read_screen, split_from_dict
 from scvi_tahoe.datasets import simulate_screen
-
-KEYS = ScreenKeys(perturbation_key="perturbation", control="control", context_key="context", batch_key="batch")
-
-
-@pytest.fixture
-def index(screen):
-    return read_screen(screen, KEYS).index
 
 
 def conditions(assigned, part):
     return {assigned.index.conditions[c] for c in np.unique(assigned.index.condition_of_cell[assigned.rows(part)])}
 
 
-def every_perturbed_cell_once(assigned):
+def assign(split, index, seed=0):
+    """Every perturbed cell is in one part."""
+    assigned = split.assign(index, seed=seed)
     rows = np.concatenate([assigned.train, assigned.validation, assigned.test])
-    np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(~assigned.index.is_control))
+    np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(~index.is_control))
+    return assigned
 
 
-def test_a_fraction_of_every_condition_is_held_out(index):
-    assigned = FractionSplit(validation=0.25, test=0.125).assign(index, seed=3)
-    every_perturbed_cell_once(assigned)
+def test_a_fraction_of_every_condition_is_held_out_by_the_seed(index):
+    assigned = assign(FractionSplit(validation=0.25, test=0.125), index, seed=3)
     for part, n in (("train", 15), ("validation", 6), ("test", 3)):
         assert np.bincount(index.condition_of_cell[assigned.rows(part)]).tolist() == [n] * 12
-
-
-def test_the_seed_decides_the_fraction(index):
     first, second, third = (FractionSplit().assign(index, seed=s).validation for s in (0, 0, 1))
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, third)
 
 
-def test_a_condition_too_small_to_share_trains_whole(screen):
+def test_a_condition_too_small_to_share_trains_whole(screen, keys):
     labels = screen.obs["perturbation"].astype(str).to_numpy()
     single = np.flatnonzero((labels == "perturbation_1") & (screen.obs["context"] == "context_1"))[1:]
-    index = read_screen(screen[np.delete(np.arange(screen.n_obs), single)], KEYS).index
+    index = read_screen(screen[np.delete(np.arange(screen.n_obs), single)], keys).index
     assigned = FractionSplit(validation=0.5, test=0.4).assign(index)
     assert index.rows(("context_1", "perturbation_1"))[0] in assigned.train
 
 
 def test_held_out_perturbations_are_unseen_everywhere(index):
-    assigned = HeldOutPerturbations(validation=["perturbation_1"], test=["perturbation_2"]).assign(index)
-    every_perturbed_cell_once(assigned)
+    assigned = assign(HeldOutPerturbations(validation=["perturbation_1"], test=["perturbation_2"]), index)
     assert conditions(assigned, "test") == {("context_1", "perturbation_2"), ("context_2", "perturbation_2")}
     assert assigned.audit().unseen_perturbations == ("perturbation_1", "perturbation_2")
     assert assigned.audit().leaks == ()
 
 
 def test_held_out_contexts_keep_their_controls_out_of_every_part(index):
-    assigned = HeldOutContexts(test=["context_2"]).assign(index)
-    every_perturbed_cell_once(assigned)
+    assigned = assign(HeldOutContexts(test=["context_2"]), index)
     assert {c.context for c in conditions(assigned, "train")} == {"context_1"}
     assert len(index.controls("context_2")) == 40
 
 
 def test_a_few_shot_context_trains_on_its_other_perturbations(index):
-    assigned = FewShotContext(context="context_2", validation=["perturbation_1"], test=["perturbation_2"]).assign(index)
-    every_perturbed_cell_once(assigned)
+    split = FewShotContext(context="context_2", validation=["perturbation_1"], test=["perturbation_2"])
+    assigned = assign(split, index)
     assert conditions(assigned, "validation") == {("context_2", "perturbation_1")}
     assert ("context_1", "perturbation_1") in conditions(assigned, "train")
     assert ("context_2", "perturbation_3") in conditions(assigned, "train")
@@ -78,21 +68,11 @@ def test_the_audit_names_what_parts_share_and_what_is_empty(index):
     assert "empty: test" in str(audit)
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        FractionSplit(validation=0.2, test=0.1),
-        HeldOutPerturbations(test=("a",)),
-        HeldOutContexts(validation=("b", "c")),
-        FewShotContext(context="d", validation=("a",)),
-    ],
-)
-def test_a_split_survives_as_plain_values(split):
-    assert split_from_dict(split.to_dict()) == split
-
-
-def test_numbers_as_labels_become_text():
-    assert HeldOutPerturbations(test=[1, 2]).test == ("1", "2")
+def test_a_split_survives_as_plain_values():
+    named = HeldOutPerturbations(test=[1]), HeldOutContexts(validation=["b"]), FewShotContext(context="d", test=["a"])
+    for split in (FractionSplit(validation=0.2, test=0.1), *named):
+        assert split_from_dict(split.to_dict()) == split
+    assert named[0].test == ("1",)  # labels are text
 
 
 @pytest.mark.parametrize(
@@ -128,11 +108,8 @@ def test_splits_that_do_not_fit_the_screen_are_refused(split, message, index):
         split.assign(index)
 
 
-def test_a_screen_of_one_context_has_no_conditions_to_hold_out_and_says_what_it_has():
-    one = simulate_screen(1, 6, n_genes=20, n_cells=4, n_control_cells=4)
-    index = read_screen(one, KEYS).index
-    with pytest.raises(
-        ValueError, match=r"in one context, 'context_1', none can be. .*HeldOutPerturbations\(validat"
-    ) as e:
-        HeldOutConditions(validation=0.2).assign(index)
+def test_a_screen_of_one_context_has_no_conditions_to_hold_out(keys):
+    one = read_screen(simulate_screen(1, 6, n_genes=20, n_cells=4, n_control_cells=4), keys).index
+    with pytest.raises(ValueError, match=r"in one context, 'context_1', none can be. .*HeldOutPerturbations\(val") as e:
+        HeldOutConditions(validation=0.2).assign(one)
     assert "hold out less" not in str(e.value)

@@ -8,27 +8,25 @@ from scvi_tahoe.datasets import simulate_screen
 
 
 def observed_delta(adata, context, perturbation):
-    inside = (adata.obs["context"] == context).to_numpy()
-    label = adata.obs["perturbation"].to_numpy()
-    mean = lambda rows: np.asarray(adata.X[rows].mean(0)).ravel()
-    return mean(inside & (label == perturbation)) - mean(inside & (label == "control"))
+    inside, label = (adata.obs["context"] == context).to_numpy(), adata.obs["perturbation"].to_numpy()
+    perturbed, control = (adata.X[inside & (label == name)].mean(0) for name in (perturbation, "control"))
+    return np.asarray(perturbed - control).ravel()
 
 
-def test_every_context_has_every_perturbation_its_controls_and_its_batches():
+def test_every_context_has_all_perturbations_controls_and_batches():
     adata = simulate_screen(3, 5, n_genes=30, n_cells=7, n_control_cells=11, n_batches=2)
-    sizes = adata.obs.groupby(["context", "perturbation"], observed=False).size()
+    groups = adata.obs.groupby(["context", "perturbation"], observed=False)
     assert adata.shape == (3 * (11 + 5 * 7), 30)
-    assert set(sizes.xs("control", level=1)) == {11}
-    assert set(sizes.drop("control", level=1)) == {7}
-    assert (adata.obs.groupby(["context", "perturbation"], observed=False)["batch"].nunique() == 2).all()
+    assert set(groups.size().xs("control", level=1)) == {11}
+    assert set(groups.size().drop("control", level=1)) == {7}
+    assert (groups["batch"].nunique() == 2).all()
 
 
 def test_x_is_log1p_of_the_counts_layer_normalised_to_1000():
     adata = simulate_screen(1, 2, n_genes=50)
     counts = adata.layers["counts"].toarray()
-    np.testing.assert_allclose(
-        adata.X.toarray(), np.log1p(counts / counts.sum(1, keepdims=True) * 1000), rtol=1e-5, atol=1e-6
-    )
+    expected = np.log1p(counts / counts.sum(1, keepdims=True) * 1000)
+    np.testing.assert_allclose(adata.X.toarray(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_observed_deltas_approach_the_true_ones():
@@ -49,7 +47,7 @@ def test_the_embedding_explains_true_effects_of_unseen_perturbations():
     assert np.corrcoef(predicted.ravel(), truth[40:].to_numpy().ravel())[0, 1] > 0.9
 
 
-def test_the_same_seed_gives_the_same_screen_and_another_seed_another():
+def test_the_seed_decides_the_screen():
     first, again, other = (simulate_screen(1, 2, n_genes=20, seed=s) for s in (1, 1, 2))
     assert (first.X != again.X).nnz == 0
     assert (first.X != other.X).nnz > 0
@@ -70,11 +68,8 @@ def test_a_screen_survives_h5ad(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["n_contexts", "n_perturbations", "n_genes", "n_cells", "n_control_cells"])
-def test_a_number_below_one_is_refused_by_name(name):
+def test_a_number_that_is_too_small_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} is 0"):
         simulate_screen(**{name: 0})
-
-
-def test_an_embedding_too_narrow_for_the_pathways_is_refused():
     with pytest.raises(ValueError, match="n_embedding is 3; it must be 4 or more"):
         simulate_screen(n_embedding=3)

@@ -57,9 +57,13 @@ def test_a_stopped_demo_leaves_whole_files_only(interrupted):
 
 
 @pytest.mark.slow
-def test_a_finished_demo_leaves_every_file(finished):
+def test_a_finished_demo_leaves_every_file_and_is_not_run_again(finished):
     assert {p.name for p in finished.folder.iterdir()} == {*FILES, "settings.json"}
     assert not leftovers(finished.folder)
+    lines = []
+    again = run_demo(finished.folder, max_steps=N_STEPS, report=lines.append)
+    assert again.scores.equals(finished.scores)
+    assert len(lines) == 1
 
 
 @pytest.mark.slow
@@ -83,14 +87,6 @@ def test_the_table_holds_the_model_its_baselines_and_the_ceiling(finished):
     assert len(score_table(scores).splitlines()) == len(scores) + 1
 
 
-@pytest.mark.slow
-def test_a_finished_demo_is_not_run_again(finished):
-    lines = []
-    again = run_demo(finished.folder, max_steps=N_STEPS, report=lines.append)
-    assert again.scores.equals(finished.scores)
-    assert len(lines) == 1
-
-
 def test_a_run_without_steps_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="max_steps is 0; it must be 1 or more"):
         run_demo(tmp_path / "demo", max_steps=0)
@@ -98,7 +94,7 @@ def test_a_run_without_steps_is_refused_before_anything_is_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_training_says_how_to_go_on_and_the_run_goes_on(tmp_path):
+def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     folder = tmp_path / "demo"
     arguments = ["demo", "--folder", str(folder), "--max-steps", "60"]
     code = "from scvi_tahoe.cli import main; main()"

@@ -12,6 +12,7 @@ import pytest
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import (
     GroupStatistics,
+    Vcc2025Terms,
     centroid_accuracy,
     discrimination_score_l1,
     effect_size_ratio,
@@ -21,12 +22,15 @@ from scvi_tahoe.evaluate import (
     pds_cosine,
     pearson,
     r2_weighted,
+    vcc2025_overall,
     wmse,
 )
 from scvi_tahoe.evaluate._metrics import Comparison, computed_metrics
 
 NO_TARGET = np.array([-1, -1, -1])
 EFFECTS = np.array([[3.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 1.0, 0]])
+SWAPPED = EFFECTS[[1, 0, 2]]
+EQUAL = np.full((3, 4), 0.25)  # weights
 
 
 def statistics(mean, variance=None, n_cells=50):
@@ -39,29 +43,39 @@ def statistics(mean, variance=None, n_cells=50):
 
 
 def effect_metrics(observed, predicted, genes, weights):
-    return computed_metrics(
-        Comparison(observed, predicted, genes, weights), lambda m: not (m.needs_de or m.needs_cells)
-    )
+    sides = Comparison(observed, predicted, genes, weights)
+    return computed_metrics(sides, lambda metric: not (metric.needs_de or metric.needs_cells))
 
 
-def test_the_truth_itself_has_the_best_discrimination():
-    for score in (discrimination_score_l1, pds_cosine):
-        np.testing.assert_array_equal(score(EFFECTS, EFFECTS, NO_TARGET), [1, 1, 1])
-    np.testing.assert_array_equal(centroid_accuracy(EFFECTS, EFFECTS), [1, 1, 1])
+@pytest.mark.parametrize(
+    ("score", "sides", "expected"),
+    [
+        pytest.param(discrimination_score_l1, (EFFECTS, EFFECTS, NO_TARGET), 1, id="PDS of the truth"),
+        pytest.param(pds_cosine, (EFFECTS, EFFECTS, NO_TARGET), 1, id="cosine PDS of the truth"),
+        pytest.param(centroid_accuracy, (EFFECTS, EFFECTS), 1, id="centroids of the truth"),
+        pytest.param(discrimination_score_l1, (SWAPPED, EFFECTS, NO_TARGET), [1 / 3, 1 / 3, 1], id="PDS, swapped"),
+        pytest.param(pds_cosine, (SWAPPED, EFFECTS, NO_TARGET), [0.25, 0.25, 1], id="cosine PDS, swapped"),
+        pytest.param(centroid_accuracy, (SWAPPED, EFFECTS), [0, 0, 1], id="centroids, swapped"),
+        pytest.param(pds_cosine, (0 * EFFECTS, EFFECTS, NO_TARGET), 0.5, id="cosine PDS of no change"),
+        pytest.param(pds_cosine, (EFFECTS[:1], EFFECTS[:1], NO_TARGET[:1]), np.nan, id="cosine PDS of one"),
+        pytest.param(centroid_accuracy, (EFFECTS[:1], EFFECTS[:1]), np.nan, id="centroid of one"),
+        pytest.param(pearson, (np.full((3, 4), 0.1), EFFECTS), np.nan, id="Pearson of a constant"),
+        pytest.param(pearson, (2 * EFFECTS + 1, EFFECTS), 1, id="Pearson of a line"),
+        pytest.param(pearson, (-EFFECTS, EFFECTS), -1, id="Pearson of the opposite"),
+        pytest.param(wmse, (EFFECTS, 0 * EFFECTS, np.eye(3, 4)), [9, 4, 1], id="WMSE of one gene"),
+        pytest.param(wmse, (EFFECTS, 0 * EFFECTS, EQUAL), [9 / 4, 1, 1 / 4], id="WMSE of all genes"),
+        pytest.param(r2_weighted, (EFFECTS, EFFECTS, EQUAL), 1, id="R2 of the truth"),
+        pytest.param(r2_weighted, (EFFECTS.mean(axis=1)[:, None], EFFECTS, EQUAL), 0, id="R2 of the weighted mean"),
+        pytest.param(r2_weighted, (EFFECTS, 0 * EFFECTS + 1, EQUAL), np.nan, id="R2 of a constant"),
+        pytest.param(effect_size_ratio, (3 * EFFECTS, EFFECTS), 3, id="inflation"),
+        pytest.param(effect_size_ratio, (EFFECTS, 0 * EFFECTS), np.nan, id="no observed effect"),
+    ],
+)
+def test_scores_of_constructed_effects(score, sides, expected):
+    np.testing.assert_allclose(score(*sides), expected, rtol=1e-15, atol=0)
 
 
-def test_a_prediction_of_its_neighbours_effect_is_ranked_behind_it():
-    swapped = EFFECTS[[1, 0, 2]]
-    np.testing.assert_allclose(discrimination_score_l1(swapped, EFFECTS, NO_TARGET), [1 / 3, 1 / 3, 1])
-    np.testing.assert_allclose(pds_cosine(swapped, EFFECTS, NO_TARGET), [0.25, 0.25, 1])
-    np.testing.assert_allclose(centroid_accuracy(swapped, EFFECTS), [0, 0, 1])
-
-
-def test_no_predicted_change_is_at_chance_in_cosine_discrimination():
-    np.testing.assert_array_equal(pds_cosine(np.zeros((3, 4)), EFFECTS, NO_TARGET), [0.5, 0.5, 0.5])
-
-
-def test_cosine_discrimination_ignores_the_size_of_effects_and_l1_does_not():
+def test_cosine_discrimination_ignores_the_size_of_effects():
     noisy = EFFECTS + np.random.default_rng(0).normal(0, 0.5, EFFECTS.shape)
     np.testing.assert_array_equal(pds_cosine(noisy, EFFECTS, NO_TARGET), pds_cosine(9 * noisy, EFFECTS, NO_TARGET))
     small, large = (discrimination_score_l1(k * noisy, EFFECTS, NO_TARGET).mean() for k in (0.01, 1))
@@ -78,18 +92,6 @@ def test_l1_leaves_out_the_own_target_and_cosine_the_targets_of_all():
     np.testing.assert_array_equal(pds_cosine(prediction, observed, np.array([0, -1])), [0.5, 0.5])
 
 
-def test_one_perturbation_has_nothing_to_be_told_apart_from():
-    assert np.isnan(pds_cosine(EFFECTS[:1], EFFECTS[:1], NO_TARGET[:1])).all()
-    assert np.isnan(centroid_accuracy(EFFECTS[:1], EFFECTS[:1])).all()
-
-
-def test_pearson_is_missing_where_a_side_is_constant():
-    constant = np.full((3, 4), 0.1)
-    assert np.isnan(pearson(constant, EFFECTS)).all()
-    np.testing.assert_allclose(pearson(2 * EFFECTS + 1, EFFECTS), 1)
-    np.testing.assert_allclose(pearson(-EFFECTS, EFFECTS), -1)
-
-
 def test_weights_sum_to_one_and_stand_on_the_genes_that_differ():
     weights = gene_weights(statistics(EFFECTS))
     np.testing.assert_allclose(weights.sum(axis=1), 1)
@@ -99,19 +101,14 @@ def test_weights_sum_to_one_and_stand_on_the_genes_that_differ():
 
 
 def test_weights_are_the_squared_scores_of_scanpys_test_against_the_rest():
-    import anndata
-    import pandas as pd
     import scanpy as sc
 
     rng = np.random.default_rng(0)
     labels = np.repeat(["a", "b", "c"], [40, 60, 25])
     rate = 1 + 2 * (labels == "b")[:, None] * (np.arange(30) < 5)
     cells = np.log1p(rng.poisson(rate)).astype(np.float32)
-    groups = [cells[labels == name].astype(float) for name in "abc"]
-    mean, variance = (
-        np.stack([f(group) for group in groups]) for f in (lambda x: x.mean(0), lambda x: x.var(0, ddof=1))
-    )
-    weights = gene_weights(statistics(mean, variance, n_cells=[40, 60, 25]))
+    groups = pd.DataFrame(cells.astype(float)).groupby(labels)
+    weights = gene_weights(statistics(groups.mean(), groups.var().to_numpy(), n_cells=[40, 60, 25]))
 
     genes = [f"gene_{i}" for i in range(30)]
     adata = anndata.AnnData(cells, obs=pd.DataFrame({"label": pd.Categorical(labels)}), var=pd.DataFrame(index=genes))
@@ -124,40 +121,15 @@ def test_weights_are_the_squared_scores_of_scanpys_test_against_the_rest():
         np.testing.assert_allclose(weights[row], theirs / theirs.sum(), rtol=1e-4, atol=1e-7)
 
 
-def test_weights_are_equal_where_no_gene_stands_out():
+def test_weights_without_a_contrast_are_equal_or_from_the_controls():
     np.testing.assert_allclose(gene_weights(statistics(np.ones((2, 4)))), 0.25)
-
-
-def test_weights_of_a_single_perturbation_come_from_the_controls():
     assert gene_weights(statistics(EFFECTS[:1])).argmax() == 0
 
 
-def test_weighted_error_counts_where_the_weight_is():
-    weights = np.array([[1.0, 0], [0.5, 0.5]])
-    error = wmse(np.array([[1.0, 9], [1, 3]]), np.zeros((2, 2)), weights)
-    np.testing.assert_allclose(error, [1, 5])
-
-
-def test_weighted_r2_is_one_for_the_truth_and_zero_for_its_weighted_mean():
-    weights = np.full((3, 4), 0.25)
-    np.testing.assert_allclose(r2_weighted(EFFECTS, EFFECTS, weights), 1)
-    mean = np.repeat((weights * EFFECTS).sum(axis=1, keepdims=True), 4, axis=1)
-    np.testing.assert_allclose(r2_weighted(mean, EFFECTS, weights), 0)
-    assert np.isnan(r2_weighted(EFFECTS, np.ones((3, 4)), weights)).all()
-
-
-def test_effect_size_ratio_tells_inflation():
-    np.testing.assert_allclose(effect_size_ratio(3 * EFFECTS, EFFECTS), 3)
-    assert np.isnan(effect_size_ratio(EFFECTS, np.zeros((3, 4)))).all()
-
-
-def test_energy_distance_of_two_points_is_twice_their_distance():
+def test_energy_distance_is_twice_that_of_two_points_and_sees_the_spread():
     x, y = np.zeros((5, 2)), np.tile([3.0, 4.0], (7, 1))
     assert energy_distance(x, y) == pytest.approx(10)
     assert energy_distance(x, x) == 0
-
-
-def test_energy_distance_sees_a_change_of_spread_that_means_do_not():
     rng = np.random.default_rng(0)
     narrow, wide = rng.normal(0, 1, (400, 3)), rng.normal(0, 3, (400, 3))
     assert energy_distance(narrow, wide) > 20 * energy_distance(narrow, rng.normal(0, 1, (400, 3)))
@@ -209,15 +181,8 @@ def cells_with_changes(changed, seed):
 def test_the_ratio_of_de_counts_counts_genes_on_both_sides():
     truth = cells_with_changes({"a": [0, 1, 2, 3], "b": [4, 5], "c": []}, seed=0)
     prediction = cells_with_changes({"a": [0, 9], "b": [4, 5, 6, 7], "c": [1]}, seed=0)
-    result = evaluate(
-        prediction,
-        truth,
-        perturbation_key="target",
-        control="control",
-        baseline=None,
-        preset="vcc2025",
-        representation_check="off",
-    )
+    options = {"perturbation_key": "target", "control": "control", "representation_check": "off"}
+    result = evaluate(prediction, truth, baseline=None, **options)
     scores = result.per_perturbation.droplevel("context")
     assert scores["n_de_observed"].tolist() == [4, 2, 0]
     assert scores["n_de_predicted"].tolist() == [2, 4, 1]
@@ -228,14 +193,37 @@ def test_the_floor_of_the_energy_distance_is_that_of_a_replicate():
     screen = simulate_screen(1, 5, n_genes=60, n_cells=200, n_control_cells=100, seed=4)
     odd = np.arange(screen.n_obs) % 2 == 1
     control = (screen.obs["perturbation"] == "control").to_numpy()
-    result = evaluate(
-        screen[odd & ~control].copy(),
-        screen[~odd | control].copy(),
-        perturbation_key="perturbation",
-        control="control",
-        baseline="control",
-        preset="full",
-    )
+    sides = screen[odd & ~control].copy(), screen[~odd | control].copy()
+    options = {"perturbation_key": "perturbation", "baseline": "control", "preset": "full"}
+    result = evaluate(*sides, control="control", **options)
     row = result.summary.loc["energy_distance"]
     assert row["value"] == pytest.approx(row["ceiling"], rel=0.2)
     assert row["baseline"] > 3 * row["ceiling"]
+
+
+BASELINE = Vcc2025Terms(DES=0.1057, PDS=0.5155, MAE=0.027)  # of the case study, as the terms and scores below
+
+
+@pytest.mark.parametrize(
+    ("des", "pds", "mae", "overall"),
+    [
+        pytest.param(0.1108, 0.5016, 0.1909, 0.19, id="round 1"),
+        pytest.param(0.0005, 0.5164, 0.0303, 0.06, id="round 2"),
+        # published as 5.7, which no baseline gives together with the other three rows
+        pytest.param(0.1280, 0.5888, 0.0453, 5.87, id="round 3"),
+        pytest.param(0.1216, 0.6300, 0.0397, 8.47, id="round 4"),
+    ],
+)
+def test_published_terms_give_the_published_score_of_2025(des, pds, mae, overall):
+    score = vcc2025_overall(Vcc2025Terms(DES=des, PDS=pds, MAE=mae), BASELINE)
+    assert round(score["overall"], 2) == overall
+    assert score["year"] == 2025
+    assert score["scaled"]["MAE"] == 0
+
+
+def test_perfection_is_100_the_baseline_0_and_a_missing_term_nothing():
+    perfect = Vcc2025Terms(DES=1, PDS=1, MAE=0)
+    assert vcc2025_overall(perfect, BASELINE)["overall"] == 100
+    assert vcc2025_overall(BASELINE, BASELINE)["overall"] == 0
+    assert vcc2025_overall(replace(perfect, DES=np.nan), BASELINE)["overall"] == pytest.approx(200 / 3)
+    assert vcc2025_overall(perfect, perfect)["overall"] == 0  # a baseline without room

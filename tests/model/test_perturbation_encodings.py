@@ -45,9 +45,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("combination", ["sum", "learned"])
 @pytest.mark.parametrize("table", [None, "table"])
-def test_a_pair_that_nobody_measured_is_predicted_from_its_parts(
-    combination, table, pairs, make_model, train, tmp_path
-):
+def test_an_unmeasured_pair_is_predicted_from_its_parts(combination, table, pairs, make_model, train, tmp_path):
     setup = {**PAIRS, "combination": combination, "perturbation_embedding_key": table}
     model = train(make_model(pairs, setup=setup))
     unseen = predict(model, "A+D")
@@ -87,9 +85,7 @@ def test_the_prior_of_a_pair_is_predicted_untrained_and_in_any_order(pairs, make
 
 @pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
 @pytest.mark.parametrize(("without", "corrected"), [([], True), (["A+B"], True), (["A", "A+B"], False)])
-def test_a_pair_is_corrected_after_training_on_pairs_of_measured_parts(
-    prior, without, corrected, pairs, make_model, train, caplog
-):
+def test_a_pair_is_corrected_after_training_on_pairs(prior, without, corrected, pairs, make_model, train, caplog):
     """C+B has both parts; where C is taken away, too, no pair has."""
     gone = [*without, *([] if corrected else ["C"])]
     one = pairs[((pairs.obs["context"] == "context_1") & ~pairs.obs["perturbation"].isin(gone)).to_numpy()].copy()
@@ -358,18 +354,16 @@ def test_a_perturbed_cell_without_a_positive_dose_is_refused(dose, doses, regist
         register(doses, **DOSES)
 
 
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [
+def test_a_question_without_a_usable_dose_is_refused(doses, make_model, train):
+    model = train(make_model(doses, setup=DOSES))
+    for label, message in (
         ("P", "'P' needs a dose for 'P', e.g. 'P@10'"),
         ("P@-1", "the dose '-1' of 'P' is not a positive number"),
         ("P@nan", "the dose 'nan' of 'P' is not a positive number"),
         ("p@10", "knows no perturbation 'p'"),
-    ],
-)
-def test_a_question_without_a_usable_dose_is_refused(label, message, doses, make_model, train):
-    with pytest.raises(ValueError, match=message):
-        predict(train(make_model(doses, setup=DOSES)), label)
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict(model, label)
 
 
 def test_a_missing_dose_column_and_a_missing_dose_of_a_part_are_refused(doses, register):
@@ -426,9 +420,7 @@ def warm_start(model, folder, adata, setup, register, format="scvi-tahoe"):
 
 
 @pytest.mark.parametrize("format", ["scvi-tahoe", "arc"])
-def test_new_one_hot_labels_get_columns_and_leave_the_old_untouched(
-    format, screen, make_model, train, register, tmp_path
-):
+def test_new_one_hot_labels_leave_the_old_untouched(format, screen, make_model, train, register, tmp_path):
     few = screen[screen.obs["perturbation"].isin(["control", *NAMES[:3]])].copy()
     model = train(make_model(few, network={"head": "hidden_residual"}))
     before = predict(model, *NAMES[:3], data=screen)
@@ -443,9 +435,7 @@ def test_new_one_hot_labels_get_columns_and_leave_the_old_untouched(
 
 
 @pytest.mark.parametrize("combination", ["sum", "learned"])
-def test_new_parts_get_columns_and_known_pairs_keep_their_prediction(
-    combination, pairs, make_model, train, register, tmp_path
-):
+def test_known_pairs_keep_their_prediction_beside_new_parts(combination, pairs, make_model, train, register, tmp_path):
     setup = {**PAIRS, "combination": combination}
     few = pairs[pairs.obs["perturbation"].isin(["control", "B", "C", "C+B"])].copy()
     model = train(make_model(few, setup=setup))

@@ -22,26 +22,17 @@ def at_zero(n, genes):
     return torch.zeros(n, 2, genes), torch.zeros(n, genes)
 
 
-def test_orthogonal_vectors_by_hand():
-    """Own cosine 1, two others 0, at temperature 0.5: log(e^2 + 2) - 2."""
-    x = torch.eye(3)
-    expected = math.log(math.exp(2) + 2) - 2
-    torch.testing.assert_close(
-        info_nce(x, x, NONE_SAME, temperature=0.5), torch.full((3,), expected), atol=1e-3, rtol=0
-    )
-
-
-def test_it_is_the_cross_entropy_of_cosines():
+def test_the_contrast_is_the_cross_entropy_of_cosines():
+    """By hand, own cosine 1 and two others 0 at temperature 0.5: log(e^2 + 2) - 2; log S if nothing differs."""
+    orthogonal = info_nce(torch.eye(3), torch.eye(3), NONE_SAME, temperature=0.5)
+    torch.testing.assert_close(orthogonal, torch.full((3,), math.log(math.exp(2) + 2) - 2), atol=1e-3, rtol=0)
+    alike = info_nce(torch.ones(3, 4), torch.ones(3, 4), NONE_SAME, temperature=0.1)
+    torch.testing.assert_close(alike, torch.full((3,), math.log(3)))
     x, y = normal(0, 5, 8), normal(1, 5, 8)
     logits = torch.nn.functional.cosine_similarity(x[:, None], y[None], dim=-1) / 0.1
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(5), reduction="none")
     found = info_nce(x, y, torch.eye(5, dtype=torch.bool), temperature=0.1)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
-
-
-def test_what_cannot_be_told_apart_costs_the_logarithm_of_the_number_of_sets():
-    x = torch.ones(3, 4)
-    torch.testing.assert_close(info_nce(x, x, NONE_SAME, temperature=0.1), torch.full((3,), math.log(3)))
 
 
 def test_sets_of_the_same_perturbation_are_no_negatives():
@@ -53,12 +44,9 @@ def test_sets_of_the_same_perturbation_are_no_negatives():
     torch.testing.assert_close(found[0], without[0])
     alone = contrastive_delta(x, y, *at_zero(3, 8), torch.ones(3, 2))
     torch.testing.assert_close(alone, torch.zeros(3))
-
-
-def test_almost_equal_embeddings_are_other_perturbations():
-    wide = normal(0, 1, 5120).expand(2, -1).clone()
-    wide[1, 7] += 1e-4
-    assert not same_perturbation(wide)[0, 1]
+    almost = normal(0, 1, 5120).expand(2, -1).clone()
+    almost[1, 7] += 1e-4
+    assert not same_perturbation(almost)[0, 1]
 
 
 def test_the_right_delta_costs_least_whatever_its_length():
@@ -69,12 +57,8 @@ def test_the_right_delta_costs_least_whatever_its_length():
     def loss(delta):
         return contrastive_delta((control + delta)[:, None], observed, control[:, None], control, perturbation)
 
-    right, twice, wrong, mean = (
-        loss(effect),
-        loss(2 * effect),
-        loss(effect.roll(1, 0)),
-        loss(effect.mean(0).expand(4, -1)),
-    )
+    changes = effect, 2 * effect, effect.roll(1, 0), effect.mean(0).expand(4, -1)
+    right, twice, wrong, mean = map(loss, changes)
     torch.testing.assert_close(right, twice, atol=1e-4, rtol=1e-3)
     assert (right < mean).all()
     assert mean.mean() < wrong.mean()
@@ -143,13 +127,10 @@ def test_what_all_cells_have_in_common_does_not_hide_the_alignment():
         atol=1e-3, rtol=1e-3,
     )  # fmt: skip
     assert contrastive_alignment(far, far, perturbation).mean() < 0.1 * math.log(5)
-
-
-def test_no_gradient_of_the_alignment_flows_into_the_observed_embedding():
     x, y = normal(0, 3, 6, 8).requires_grad_(), normal(1, 3, 6, 8).requires_grad_()
     contrastive_alignment(x, y, torch.eye(3)).sum().backward()
     assert x.grad.abs().sum() > 0
-    assert y.grad is None
+    assert y.grad is None  # of the observed embedding
 
 
 def test_one_set_has_nothing_to_be_told_apart_from():

@@ -45,21 +45,15 @@ GEOMLOSS_ENERGY = SamplesLoss("energy", backend="tensorized")
 
 
 @pytest.mark.parametrize(("n", "m"), [(8, 8), (5, 11), (1, 4)])
-def test_the_rounded_energy_distance_is_that_of_geomloss(n, m):
+def test_the_energy_distance_is_that_of_geomloss(n, m):
+    """geomloss takes 1e-4 for the distance of a cell to itself, as 'rounded' does; its gradient there is zero."""
     x, y = cells(n, seed=0), cells(m, seed=1, shift=0.5)
-    ours, theirs = energy_distance(x, y, diagonal="rounded"), GEOMLOSS_ENERGY(x, y)
-    torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+    theirs, slope, close = GEOMLOSS_ENERGY(x, y), gradient(GEOMLOSS_ENERGY, x, y), {"atol": 1e-10, "rtol": 1e-10}
+    torch.testing.assert_close(energy_distance(x, y, diagonal="rounded"), theirs, **close)
     rounded = gradient(lambda a, b: energy_distance(a, b, diagonal="rounded"), x, y)
-    torch.testing.assert_close(rounded, gradient(GEOMLOSS_ENERGY, x, y), atol=1e-10, rtol=1e-10)
-
-
-@pytest.mark.parametrize(("n", "m"), [(8, 8), (5, 11), (1, 4)])
-def test_with_an_exact_diagonal_only_the_clamp_of_geomloss_is_missing(n, m):
-    """geomloss takes 1e-4 for the distance of a cell to itself; its gradient there is zero."""
-    x, y = cells(n, seed=0), cells(m, seed=1, shift=0.5)
-    clamp = 0.5 * (1e-4 / n + 1e-4 / m)
-    torch.testing.assert_close(energy_distance(x, y), GEOMLOSS_ENERGY(x, y) + clamp, atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(gradient(energy_distance, x, y), gradient(GEOMLOSS_ENERGY, x, y), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(rounded, slope, **close)
+    torch.testing.assert_close(energy_distance(x, y), theirs + 0.5 * (1e-4 / n + 1e-4 / m), **close)
+    torch.testing.assert_close(gradient(energy_distance, x, y), slope, **close)
 
 
 @pytest.mark.parametrize("diagonal", ["zero", "excluded"])
@@ -69,12 +63,18 @@ def test_the_written_gradient_is_the_true_one(diagonal):
 
 
 @pytest.mark.parametrize("diagonal", ["zero", "excluded", "rounded"])
-def test_float32_is_close_to_float64(diagonal):
+def test_float32_is_close_to_float64_and_its_gradient_finite(diagonal):
     x, y = cells(16, seed=0), cells(16, seed=1, shift=0.2)
     wide = energy_distance(x, y, diagonal=diagonal if diagonal != "rounded" else "zero")
     narrow = energy_distance(x.float(), y.float(), diagonal=diagonal)
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow.double(), wide, atol=2e-3 if diagonal == "rounded" else 1e-5, rtol=1e-5)
+    same = x[:, :1].float().expand(3, 6, 40).clone()
+    assert torch.isfinite(gradient(lambda a, b: energy_distance(a, b, diagonal=diagonal), same, same)).all()
+    x, y = x.requires_grad_(), y.requires_grad_()
+    energy_distance(x, y, diagonal=diagonal).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert y.grad is None or diagonal == "rounded"  # no gradient flows into observed cells
 
 
 def test_known_answers():
@@ -86,9 +86,11 @@ def test_known_answers():
     assert energy_distance(x, y, diagonal="excluded").item() == pytest.approx(across - 2 * 2 / (2 * 2))
     assert mse(x, y).item() == pytest.approx((9 + 1) / 2)
     assert delta_mse(x, y).item() == pytest.approx((9 + 0) / 2)
+    assert de_weighted_mse(x, y, torch.tensor([[0.25, 0.75]])).item() == pytest.approx(0.25 * 9)
+    assert distillation(torch.zeros(1, 2, 2), torch.tensor([[[3.0, 4.0]] * 2])).item() == pytest.approx(5, rel=1e-3)
 
 
-def test_a_set_has_no_distance_to_itself_and_a_perfect_generator_none_on_average():
+def test_a_perfect_generator_has_no_distance_on_average():
     x = cells(8, seed=0)
     torch.testing.assert_close(energy_distance(x, x), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
     many = torch.Generator().manual_seed(0)
@@ -103,20 +105,6 @@ def test_the_order_of_cells_does_not_matter_except_for_paired_ones():
     for name, loss in SET_LOSSES.items():
         moved = loss(x.flip(1), y)
         assert torch.allclose(moved, loss(x, y)) == (name != "mse"), name
-
-
-@pytest.mark.parametrize("diagonal", ["zero", "excluded", "rounded"])
-def test_no_gradient_flows_into_observed_cells(diagonal):
-    x, y = cells(4, seed=0).requires_grad_(), cells(4, seed=1).requires_grad_()
-    energy_distance(x, y, diagonal=diagonal).sum().backward()
-    assert x.grad.abs().sum() > 0
-    assert y.grad is None or diagonal == "rounded"
-
-
-@pytest.mark.parametrize("diagonal", ["zero", "excluded", "rounded"])
-def test_equal_cells_have_a_finite_gradient(diagonal):
-    x = cells(1, seed=0, dtype=torch.float32).expand(3, 6, 40).clone()
-    assert torch.isfinite(gradient(lambda a, b: energy_distance(a, b, diagonal=diagonal), x, x)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -138,27 +126,15 @@ def test_sinkhorn_and_mmd_are_those_of_geomloss():
 
 
 def test_the_error_of_the_mean_change_sees_means_only():
-    x, y = cells(8, seed=0), cells(5, seed=1)
+    x, y, equal = cells(8, seed=0), cells(5, seed=1), torch.full((3, 40), 1 / 40)
     spread = x + 7 * torch.linspace(-1, 1, 8, dtype=x.dtype)[None, :, None]
     torch.testing.assert_close(delta_mse(spread, y), delta_mse(x, y))
     torch.testing.assert_close(delta_mse(x, y), (x.mean(1) - y.mean(1)).square().mean(1))
+    torch.testing.assert_close(de_weighted_mse(x, y, equal), delta_mse(x, y))
+    assert de_weighted_mse(x.half(), y.half(), equal).dtype == torch.float32
 
 
-def test_the_weighted_error_of_the_mean_change_by_hand():
-    """Means differ by 3 and 0 (see test_known_answers); a quarter of the weight is on the gene that differs."""
-    x = torch.zeros(1, 2, 2, dtype=torch.float64)
-    y = torch.tensor([[[3.0, 1.0], [3.0, -1.0]]], dtype=torch.float64)
-    assert de_weighted_mse(x, y, torch.tensor([[0.25, 0.75]])).item() == pytest.approx(0.25 * 9)
-
-
-def test_with_equal_weights_it_is_the_error_of_the_mean_change():
-    x, y = cells(8, seed=0), cells(5, seed=1)
-    torch.testing.assert_close(de_weighted_mse(x, y, torch.full((3, 40), 1 / 40)), delta_mse(x, y))
-    narrow = de_weighted_mse(x.half(), y.half(), torch.full((3, 40), 1 / 40))
-    assert narrow.dtype == torch.float32
-
-
-def test_weights_from_the_very_cells_would_exaggerate_a_small_effect_and_given_ones_do_not():
+def test_given_weights_do_not_exaggerate_a_small_effect():
     """An effect of 0.5 under noise of 1: squared errors weighted by the noise itself are least near 3 x 0.5."""
     draws = 0.5 + torch.randn(200_000, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = torch.linspace(0, 2, 81, dtype=torch.float64)
@@ -181,7 +157,7 @@ def sets(array, size=16):
     return torch.from_numpy(array.reshape(-1, size, array.shape[-1]))
 
 
-def test_the_rounded_energy_distance_is_the_one_in_the_logs_of_published_models(golden):
+def test_the_rounded_energy_distance_is_that_of_published_logs(golden):
     arrays, settings = golden
     size = settings["hyper_parameters"].get("cell_set_len", 16)
     predicted, observed = (sets(arrays[f"padded/{k}"], size) for k in ("out/preds", "in/pert_cell_emb"))
@@ -196,13 +172,15 @@ def random_cells(seed, *shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_loss_of_a_decoder_is_that_of_the_cells():
+def test_a_decoder_has_the_loss_of_cells_and_a_shift_their_change():
     x, y = random_cells(0, 3, 5, 4), random_cells(1, 3, 6, 4)
     torch.testing.assert_close(decoder_loss(x, y, distance=delta_mse), delta_mse(x, y))
     assert decoder_loss(x, x, distance=delta_mse).tolist() == [0, 0, 0]
+    change = torch.tensor([1.0, -2.0, 0.0])[:, None, None]
+    torch.testing.assert_close(control_shift(x + change, x), torch.tensor([1.0, 2.0, 0.0]))
 
 
-def test_the_distillation_is_an_energy_distance_that_leaves_the_teacher_alone():
+def test_the_distillation_leaves_the_teacher_alone():
     x, y = random_cells(0, 3, 5, 4).requires_grad_(), random_cells(1, 3, 6, 4).requires_grad_()
     found = distillation(x, y)
     torch.testing.assert_close(found, energy_distance(x, y, diagonal="excluded"))
@@ -211,12 +189,7 @@ def test_the_distillation_is_an_energy_distance_that_leaves_the_teacher_alone():
     assert y.grad is None
 
 
-def test_two_points_are_distilled_as_far_as_they_are_apart():
-    x, y = torch.zeros(1, 2, 2), torch.tensor([[[3.0, 4.0], [3.0, 4.0]]])
-    assert distillation(x, y).item() == pytest.approx(5, rel=1e-3)
-
-
-def test_batches_that_cannot_be_told_apart_cost_the_logarithm_of_their_number():
+def test_batches_that_cannot_be_told_apart_cost_the_log_of_their_number():
     found = batch_classification(torch.zeros(2, 4), torch.tensor([0, 3]))
     torch.testing.assert_close(found, torch.full((2,), math.log(4)))
     assert batch_classification(torch.tensor([[50.0, 0.0]]), torch.tensor([0])).item() == pytest.approx(0, abs=1e-6)
@@ -229,9 +202,3 @@ def test_a_confidence_is_judged_by_a_loss_that_it_does_not_pull_on():
     found.sum().backward()
     assert confidence.grad.tolist() == [-8, 0]
     assert loss.grad is None
-
-
-def test_a_shift_is_the_mean_absolute_change_of_each_cell():
-    control = random_cells(0, 2, 3, 4)
-    change = torch.tensor([1.0, -2.0])[:, None, None]
-    torch.testing.assert_close(control_shift(control + change, control), torch.tensor([1.0, 2.0]))

@@ -10,18 +10,18 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from scvi_tahoe.pretrained import UnsafeFileError, read_arc_folder
+
 # tests are imported by their path, so a file beside them is not found by itself
 sys.path.insert(0, str(Path(__file__).parent))
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BACKBONE = "transformer_backbone"
@@ -36,9 +36,11 @@ class Folder:
     perturbations: dict[str, Tensor]
     batches: dict[str, Tensor] = field(default_factory=dict)
     contexts: dict[str, Tensor] = field(default_factory=dict)
+    path: Path | None = None
 
-    def write(self, path: Path, *, checkpoint: str = "checkpoints/final.ckpt", maps: str = "torch", **top: Any) -> Path:
+    def write(self, path=None, *, checkpoint="checkpoints/final.ckpt", maps="torch", **top):
         """Write the folder; ``maps`` is ``'torch'`` (newer versions) or ``'pkl'`` (older ones)."""
+        path = path or self.path
         path.mkdir(parents=True, exist_ok=True)
         content = {
             "epoch": 0,
@@ -61,7 +63,7 @@ class Folder:
         return path
 
 
-def one_hot(names: list[str]) -> dict[str, Tensor]:
+def one_hot(names):
     return dict(zip(names, torch.eye(len(names)), strict=True))
 
 
@@ -72,19 +74,19 @@ class Golden:
     folder: Folder
     arrays: dict[str, np.ndarray]
 
-    def inputs(self, case: str) -> dict[str, Tensor]:
+    def inputs(self, case):
         return {key.split("/")[-1]: self._sets(case, key) for key in self.arrays if key.startswith(f"{case}/in/")}
 
-    def outputs(self, case: str) -> dict[str, Tensor]:
+    def outputs(self, case):
         return {key.split("/")[-1]: self._sets(case, key) for key in self.arrays if key.startswith(f"{case}/out/")}
 
-    def _sets(self, case: str, key: str) -> Tensor:
+    def _sets(self, case, key):
         n_sets = 2 if case == "padded" else 1
         array = torch.from_numpy(self.arrays[key])
         return array.reshape(n_sets, -1, *array.shape[1:]) if "confidence" not in key else array.reshape(n_sets)
 
 
-def load_golden(name: str) -> Golden:
+def load_golden(name):
     arrays = dict(np.load(GOLDEN / f"{name}.npz"))
     facts = json.loads((GOLDEN / f"{name}.json").read_text())
     state = {
@@ -102,22 +104,26 @@ def load_golden(name: str) -> Golden:
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 
+@pytest.fixture
+def golden(tmp_path):
+    """Golden numbers by name, whose folder is written to ``folder`` unless said otherwise."""
+
+    def load(name):
+        loaded = load_golden(name)
+        loaded.folder.path = tmp_path / "folder"
+        return loaded
+
+    return load
+
+
 @pytest.fixture(params=GOLDEN_NAMES)
-def each_golden(request: pytest.FixtureRequest) -> Golden:
-    return load_golden(request.param)
+def each_golden(request, golden):
+    return golden(request.param)
 
 
 @pytest.fixture
-def golden() -> Callable[[str], Golden]:
-    return load_golden
-
-
-@pytest.fixture
-def golden_folder(tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str = "expr_all_feat", **layout: Any) -> Path:
-        return load_golden(name).folder.write(tmp_path / name, **layout)
-
-    return write
+def golden_folder(golden, tmp_path):
+    return lambda name="expr_all_feat", **layout: golden(name).folder.write(tmp_path / name, **layout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,28 +158,27 @@ class ArcOptions:
 class _Draw:
     """Random parts of a state dict, under the names the peer gives them."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = torch.Generator().manual_seed(seed)
-        self.state: dict[str, Tensor] = {}
+    def __init__(self):
+        self.rng = torch.Generator().manual_seed(0)
+        self.state = {}
 
-    def matrix(self, *shape: int) -> Tensor:
+    def matrix(self, *shape):
         return torch.randn(shape, generator=self.rng) / math.sqrt(shape[-1])
 
-    def weight(self, name: str, *shape: int, scale: float = 1.0, offset: float = 0.0) -> None:
+    def weight(self, name, *shape, scale=1.0, offset=0.0):
         self.state[name] = offset + scale * self.matrix(*shape)
 
-    def linear(self, name: str, n_out: int, n_in: int) -> None:
+    def linear(self, name, n_out, n_in):
         self.weight(f"{name}.weight", n_out, n_in)
         self.weight(f"{name}.bias", n_out)
 
-    def norm(self, name: str, n: int) -> None:
+    def norm(self, name, n):
         self.weight(f"{name}.weight", n, offset=1.0)
         self.weight(f"{name}.bias", n)
 
 
-def make_arc(options: ArcOptions | None = None, seed: int = 0, **changes: Any) -> Folder:
-    o = options or ArcOptions(**changes)
-    draw = _Draw(seed)
+def make_arc(**options):
+    o, draw = ArcOptions(**options), _Draw()
     _draw_encoders(draw, o)
     _draw_head(draw, o)
     _draw_tokens(draw, o)
@@ -186,7 +191,7 @@ def make_arc(options: ArcOptions | None = None, seed: int = 0, **changes: Any) -
     return Folder(draw.state, _hyper(draw, o), perturbations, batches)
 
 
-def _draw_encoders(draw: _Draw, o: ArcOptions) -> None:
+def _draw_encoders(draw, o):
     for i in range(o.n_encoder):
         draw.linear(f"pert_encoder.{3 * i}", o.hidden, o.n_pert if i == 0 else o.hidden)
         if o.mlp:
@@ -197,7 +202,7 @@ def _draw_encoders(draw: _Draw, o: ArcOptions) -> None:
         draw.weight("batch_encoder.weight", 3, o.hidden)
 
 
-def _draw_head(draw: _Draw, o: ArcOptions) -> None:
+def _draw_head(draw, o):
     n_out = o.n_out or o.n_in
     for i in range(o.n_decoder):
         draw.linear(f"project_out.{3 * i}", n_out if i == o.n_decoder - 1 else o.hidden, o.hidden)
@@ -206,7 +211,7 @@ def _draw_head(draw: _Draw, o: ArcOptions) -> None:
         draw.linear("final_down_then_up.2", n_out, n_out // 8)
 
 
-def _draw_tokens(draw: _Draw, o: ArcOptions) -> None:
+def _draw_tokens(draw, o):
     d = o.hidden
     if o.batch_token:
         draw.weight("batch_token", 1, 1, d)
@@ -222,20 +227,17 @@ def _draw_tokens(draw: _Draw, o: ArcOptions) -> None:
         draw.state[f"{p}.8.bias"] += 3.0
 
 
-def _draw_decoder(draw: _Draw, o: ArcOptions) -> None:
+def _draw_decoder(draw, o):
     widths = [o.n_out or o.n_in, 16, 16, 16]
     for k in range(3):
-        linear, norm = (
-            (f"blocks.{k}.0", f"blocks.{k}.1")
-            if o.decoder == "residual"
-            else (f"decoder.{4 * k}", f"decoder.{4 * k + 1}")
-        )
-        draw.linear(f"gene_decoder.{linear}", widths[k + 1], widths[k])
-        draw.norm(f"gene_decoder.{norm}", widths[k + 1])
+        names = (f"blocks.{k}.{i}" if o.decoder == "residual" else f"decoder.{4 * k + i}" for i in range(2))
+        linear, norm = (f"gene_decoder.{name}" for name in names)
+        draw.linear(linear, widths[k + 1], widths[k])
+        draw.norm(norm, widths[k + 1])
     draw.linear("gene_decoder.final_layer.0" if o.decoder == "residual" else "gene_decoder.decoder.12", 30, 16)
 
 
-def _draw_llama(draw: _Draw, o: ArcOptions, i: int) -> None:
+def _draw_llama(draw, o, i):
     p, d = f"{BACKBONE}.layers.{i}", o.hidden
     queries, keys = o.n_heads * o.head_dim, o.n_kv * o.head_dim
     draw.weight(f"{p}.self_attn.q_proj.weight", queries, d, scale=2.0)
@@ -249,7 +251,7 @@ def _draw_llama(draw: _Draw, o: ArcOptions, i: int) -> None:
     draw.weight(f"{p}.post_attention_layernorm.weight", d, offset=1.0)
 
 
-def _draw_gpt2(draw: _Draw, o: ArcOptions, i: int) -> None:
+def _draw_gpt2(draw, o, i):
     p, d = f"{BACKBONE}.h.{i}", o.hidden
     draw.norm(f"{p}.ln_1", d)
     draw.norm(f"{p}.ln_2", d)
@@ -259,9 +261,9 @@ def _draw_gpt2(draw: _Draw, o: ArcOptions, i: int) -> None:
         draw.weight(f"{p}.{name}.bias", n_out)
 
 
-def _hyper(draw: _Draw, o: ArcOptions) -> dict[str, Any]:
+def _hyper(draw, o):
     """Return the hyper-parameters, and add the backbone's last norm and its tables of zeros."""
-    settings: dict[str, Any] = {"n_head": o.n_heads}
+    settings = {"n_head": o.n_heads}
     if o.backbone == "llama":
         draw.weight(f"{BACKBONE}.norm.weight", o.hidden, offset=1.0)
         draw.state[f"{BACKBONE}.embed_tokens.weight"] = torch.zeros(50, o.hidden)
@@ -271,40 +273,64 @@ def _hyper(draw: _Draw, o: ArcOptions) -> dict[str, Any]:
         draw.norm(f"{BACKBONE}.ln_f", o.hidden)
         draw.state[f"{BACKBONE}.wte.weight"] = torch.zeros(50, o.hidden)
         draw.state[f"{BACKBONE}.wpe.weight"] = torch.zeros(16, o.hidden)
+    key, n_genes = "llama" if o.backbone == "llama" else "GPT2", 30 if o.decoder else o.n_out or o.n_in
     return {
-        "transformer_backbone_key": "llama" if o.backbone == "llama" else "GPT2",
-        "transformer_backbone_kwargs": settings,
-        "cell_set_len": 8,
-        "output_space": o.space,
-        "embed_key": o.embed_key,
-        "predict_residual": o.residual,
-        "mask_attn": o.mask_attn,
-        "activation": o.activation,
-        "control_pert": "control",
-        "lr": 1e-4,
-        "gene_names": [f"G{i}" for i in range(30 if o.decoder else o.n_out or o.n_in)],
-    }
+        "transformer_backbone_key": key, "transformer_backbone_kwargs": settings, "cell_set_len": 8,
+        "output_space": o.space, "embed_key": o.embed_key, "predict_residual": o.residual, "mask_attn": o.mask_attn,
+        "activation": o.activation, "control_pert": "control", "lr": 1e-4,
+        "gene_names": [f"G{i}" for i in range(n_genes)],
+    }  # fmt: skip
 
 
 @pytest.fixture
-def arc() -> Callable[..., Folder]:
-    return make_arc
+def arc(tmp_path):
+    """A made-up model by its options, which is written to ``folder`` unless said otherwise."""
+
+    def make(**options):
+        folder = make_arc(**options)
+        folder.path = tmp_path / "folder"
+        return folder
+
+    return make
 
 
-def _hub_environment(address: str, home: Path) -> dict[str, str]:
+class Payload:
+    """Creates a file when unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.fixture
+def payload(tmp_path):
+    return Payload(tmp_path / "executed")
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Reading a folder ends with one printable line, and nothing in it is run."""
+
+    def refused(folder, match, read=read_arc_folder):
+        with pytest.raises(UnsafeFileError, match=match) as caught:
+            read(folder)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 700
+        assert not (tmp_path / "executed").exists()
+
+    return refused
+
+
+def _hub_environment(address, home):
     """What tells the hub's client where the hub is, and keeps it away from the user's own settings."""
-    return {
-        "HF_ENDPOINT": address,
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HOME": str(home),
-        "HF_TOKEN": "hf_none",
-    }
+    disabled = {f"HF_HUB_DISABLE_{what}": "1" for what in ("TELEMETRY", "XET", "PROGRESS_BARS")}
+    return {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": "hf_none", **disabled}
 
 
 @pytest.fixture
-def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def use_hub(tmp_path, monkeypatch):
     """Point the hub's client to another address, in this process.
 
     The client reads the address when it is imported, so it is imported anew, and the one there was is put back later.
@@ -312,7 +338,7 @@ def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     pytest.importorskip("huggingface_hub")
     before = _take_out("huggingface_hub")
 
-    def use(address: str) -> None:
+    def use(address):
         _take_out("huggingface_hub")
         for key in [key for key in os.environ if "proxy" in key.lower() or key == "SCVI_TAHOE_ACCEPT_LICENSE"]:
             monkeypatch.delenv(key)
@@ -324,16 +350,16 @@ def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     sys.modules.update(before)
 
 
-def _take_out(package: str) -> dict[str, Any]:
+def _take_out(package):
     names = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
     return {name: sys.modules.pop(name) for name in names}
 
 
 @pytest.fixture
-def run_with_hub(tmp_path: Path) -> Callable[..., str]:
+def run_with_hub(tmp_path):
     """Run a script whose hub is at another address; returns what it prints."""
 
-    def run(address: str, script: str, *arguments: object) -> str:
+    def run(address, script, *arguments):
         # scvi.hub keeps the client it was imported with, so it needs a process of its own.
         environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
         environment |= _hub_environment(address, tmp_path / "hf-home") | {"PYTHONPATH": os.pathsep.join(sys.path)}

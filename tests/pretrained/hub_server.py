@@ -9,10 +9,9 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -41,10 +40,10 @@ class Repository:
 
 
 @contextmanager
-def serve(repository: Repository, name: str = "someone/st-model") -> Iterator[str]:
+def serve(repository, name="someone/st-model"):
     """Address of a server that holds one repository."""
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    httpd.repository, httpd.name = repository, name  # type: ignore[attr-defined]
+    httpd.repository, httpd.name = repository, name
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{httpd.server_port}"
@@ -57,27 +56,27 @@ class _Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     @property
-    def repository(self) -> Repository:
-        return self.server.repository  # type: ignore[attr-defined]
+    def repository(self):
+        return self.server.repository
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self):
         self._read(body=False)
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self._read(body=True)
 
-    def do_PUT(self) -> None:
+    def do_PUT(self):
         self.repository.large[self.path.rsplit("/", 1)[1]] = self._sent()
         self._send(b"", {})
 
-    def do_POST(self) -> None:
-        about = f"/api/models/{self.server.name}"  # type: ignore[attr-defined]
+    def do_POST(self):
+        about = f"/api/models/{self.server.name}"
         path, sent, repository = self.path.split("?")[0], self._sent(), self.repository
         if path == "/api/repos/create":
             # newer clients send the visibility, older ones whether it is private
             wish = json.loads(sent)
             repository.exists, repository.private = True, wish.get("private") or wish.get("visibility") == "private"
-            self._json({"url": f"{self._address}/{self.server.name}"})  # type: ignore[attr-defined]
+            self._json({"url": f"{self._address}/{self.server.name}"})
         elif path.startswith(f"{about}/branch/"):
             repository.branches.append(path.rsplit("/", 1)[1])
             self._json({})
@@ -100,7 +99,7 @@ class _Hub(BaseHTTPRequestHandler):
         else:
             self.send_error(404)
 
-    def _commit(self, lines: list[dict[str, Any]]) -> None:
+    def _commit(self, lines):
         repository = self.repository
         for line in lines:
             value = line["value"]
@@ -112,12 +111,12 @@ class _Hub(BaseHTTPRequestHandler):
                 continue
             (repository.folder / value["path"]).write_bytes(data)
         repository.commit = hashlib.sha1(json.dumps(lines).encode(), usedforsecurity=False).hexdigest()
-        address = f"{self._address}/{self.server.name}/commit/{repository.commit}"  # type: ignore[attr-defined]
+        address = f"{self._address}/{self.server.name}/commit/{repository.commit}"
         self._json({"success": True, "commitUrl": address, "commitOid": repository.commit})
 
-    def _read(self, *, body: bool) -> None:
+    def _read(self, *, body):
         repository, path = self.repository, self.path.split("?")[0]
-        name, commit = self.server.name, repository.commit  # type: ignore[attr-defined]
+        name, commit = self.server.name, repository.commit
         names = sorted(p.relative_to(repository.folder).as_posix() for p in repository.folder.rglob("*") if p.is_file())
         about, files = f"/api/models/{name}", f"/{name}/resolve/{commit}/"
         path = path.replace(f"/{name}/resolve/main/", files)
@@ -135,7 +134,7 @@ class _Hub(BaseHTTPRequestHandler):
         else:
             self.send_error(404)
 
-    def _send_file(self, name: str, *, body: bool) -> None:
+    def _send_file(self, name, *, body):
         """Send a file, or its end where the client has the beginning."""
         repository = self.repository
         data = (repository.folder / name).read_bytes()
@@ -158,7 +157,7 @@ class _Hub(BaseHTTPRequestHandler):
         self._send(rest, headers, status=206 if start else 200, n_bytes=len(rest) // 2 if broken else None)
         self.close_connection = broken
 
-    def _describe(self, name: str) -> dict[str, object]:
+    def _describe(self, name):
         """What the hub lists of a file; large ones are listed with their SHA-256."""
         data = (self.repository.folder / name).read_bytes()
         digest = hashlib.sha256(data).hexdigest()
@@ -166,10 +165,10 @@ class _Hub(BaseHTTPRequestHandler):
         return {"type": "file", "path": name, "size": len(data), "oid": digest[:40], "lfs": lfs}
 
     @property
-    def _address(self) -> str:
+    def _address(self):
         return f"http://{self.headers['Host']}"
 
-    def _sent(self) -> bytes:
+    def _sent(self):
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         data = b""
@@ -179,18 +178,10 @@ class _Hub(BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def _json(self, content: object, *, body: bool = True) -> None:
+    def _json(self, content, *, body=True):
         self._send(json.dumps(content).encode(), {"Content-Type": "application/json"}, body=body)
 
-    def _send(
-        self,
-        data: bytes,
-        headers: dict[str, str],
-        *,
-        body: bool = True,
-        status: int = 200,
-        n_bytes: int | None = None,
-    ) -> None:
+    def _send(self, data, headers, *, body=True, status=200, n_bytes=None):
         """Send an answer; of the body, where ``n_bytes`` is given, no more than that."""
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
@@ -199,5 +190,5 @@ class _Hub(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data[:n_bytes])
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         """Stay silent."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import pytest
 import torch
 from hub_server import COMMIT, Repository, serve
@@ -11,17 +9,13 @@ from hub_server import COMMIT, Repository, serve
 from scvi_tahoe import TahoeST
 from scvi_tahoe.pretrained import LicenceNotAcceptedError, UnsafeFileError, read_arc_folder, read_pretrained
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
 CHECKPOINT = "checkpoints/final.ckpt"
 
 pytestmark = pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
 
 
 @pytest.fixture
-def repository(golden_folder: Callable[..., Path], use_hub: Callable[[str], None]) -> Iterator[Repository]:
+def repository(golden_folder, use_hub):
     """A repository that the hub's client of this process asks for."""
     hub = Repository(golden_folder("hvg_causal"))
     with serve(hub) as address:
@@ -30,16 +24,14 @@ def repository(golden_folder: Callable[..., Path], use_hub: Callable[[str], None
 
 
 @pytest.fixture
-def download(tmp_path: Path) -> Callable[..., Any]:
-    def download(**options: Any) -> Any:
+def download(tmp_path):
+    def download(**options):
         return read_pretrained("someone/st-model", accept_license=True, cache_dir=tmp_path / "hub", **options)
 
     return download
 
 
-def test_a_download_is_pinned_sparing_and_kept(
-    repository: Repository, download: Callable[..., Any], use_hub: Callable[[str], None]
-) -> None:
+def test_a_download_is_pinned_sparing_and_kept(repository, download, use_hub):
     (repository.folder / "checkpoints" / "step=5.ckpt").write_bytes(b"not wanted")
     (repository.folder / "eval_final").mkdir()
     (repository.folder / "eval_final" / "adata_pred.h5ad").write_bytes(b"not wanted")
@@ -59,15 +51,13 @@ def test_a_download_is_pinned_sparing_and_kept(
 
 
 @pytest.fixture
-def large(golden: Callable[[str], Any], repository: Repository) -> dict[str, torch.Tensor]:
+def large(golden, repository):
     """The tensors of a checkpoint of more than two of the pieces that the client writes at once (10 MB)."""
     golden("hvg_causal").folder.write(repository.folder, optimizer_states=[torch.zeros(6_000_000)])
     return read_arc_folder(repository.folder).state_dict
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_stopped(
-    repository: Repository, download: Callable[..., Any], large: dict[str, torch.Tensor]
-) -> None:
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(repository, download, large):
     repository.cut[CHECKPOINT] = 1
     model = download()
     first, second = (start for name, start in repository.sent if name == CHECKPOINT)
@@ -75,9 +65,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(
     assert all(torch.equal(model.state_dict[name], tensor) for name, tensor in large.items())
 
 
-def test_a_download_that_failed_is_completed_by_the_next_call(
-    repository: Repository, download: Callable[..., Any], large: dict[str, torch.Tensor]
-) -> None:
+def test_a_download_that_failed_is_completed_by_the_next_call(repository, download, large):
     repository.cut[CHECKPOINT] = 1
     repository.refused.add(CHECKPOINT)
     with pytest.raises(OSError, match="503"):
@@ -91,9 +79,7 @@ def test_a_download_that_failed_is_completed_by_the_next_call(
     assert len(whole) == len(set(whole)), "a file that was whole is not sent again"
 
 
-def test_bytes_that_differ_from_the_listed_hash_are_refused(
-    repository: Repository, download: Callable[..., Any]
-) -> None:
+def test_bytes_that_differ_from_the_listed_hash_are_refused(repository, download):
     content = bytearray((repository.folder / CHECKPOINT).read_bytes())
     content[len(content) // 2] ^= 1
     repository.forged[CHECKPOINT] = bytes(content)
@@ -102,9 +88,7 @@ def test_bytes_that_differ_from_the_listed_hash_are_refused(
             download(offline=offline)
 
 
-def test_an_export_refers_to_a_backbone_of_the_hub_whose_licence_is_accepted(
-    repository: Repository, tmp_path: Path
-) -> None:
+def test_an_export_may_refer_to_a_backbone_of_the_hub(repository, tmp_path):
     name = "someone/st-model"
     model = TahoeST.from_pretrained(name, accept_license=True)
     with pytest.raises(LicenceNotAcceptedError):
@@ -116,12 +100,7 @@ def test_an_export_refers_to_a_backbone_of_the_hub_whose_licence_is_accepted(
     assert repository.commit in (tmp_path / "small" / "config.json").read_text()
 
 
-def test_the_variable_of_the_client_that_forbids_the_network_is_heeded(
-    repository: Repository,
-    download: Callable[..., Any],
-    use_hub: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_variable_of_the_client_that_forbids_the_network_is_heeded(repository, download, use_hub, monkeypatch):
     download()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     use_hub("http://127.0.0.1:9")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +14,6 @@ from scvi_tahoe import read_embedding_table
 from scvi_tahoe.data import EmbeddingTable
 from scvi_tahoe.pretrained import UnsafeFileError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
 NAMES = ["STAT1", "JAK2", "IRF1"]
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
 FRAME = pd.DataFrame(ROWS, index=NAMES, columns=list("wxyz"))
@@ -28,14 +23,14 @@ VECTORS = dict(zip(NAMES, ROWS, strict=True))
 class Hostile:
     """Makes a folder when unpickled by a reader that runs what a file says."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return os.mkdir, (str(self.folder),)
 
 
-WRITERS: dict[str, Callable[[Path], Any]] = {
+WRITERS = {
     "table.pt": lambda p: torch.save({n: torch.tensor(r) for n, r in VECTORS.items()}, p),
     "half.pt": lambda p: torch.save({n: torch.tensor(r).half() for n, r in VECTORS.items()}, p),
     "rows.pt": lambda p: torch.save(dict(zip(NAMES, torch.tensor(ROWS), strict=True)), p),
@@ -50,7 +45,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_table_is_the_same_whatever_the_file(name: str, tmp_path: Path) -> None:
+def test_a_table_is_the_same_whatever_the_file(name, tmp_path):
     WRITERS[name](tmp_path / name)
     table = EmbeddingTable.from_user(read_embedding_table(tmp_path / name), name)
     assert table.names == tuple(NAMES)
@@ -58,7 +53,7 @@ def test_a_table_is_the_same_whatever_the_file(name: str, tmp_path: Path) -> Non
     np.testing.assert_array_equal(table.matrix, ROWS)
 
 
-def test_only_the_rows_that_are_asked_for_are_kept(tmp_path: Path) -> None:
+def test_only_the_rows_that_are_asked_for_are_kept(tmp_path):
     WRITERS["table.pt"](tmp_path / "table.pt")
     table = read_embedding_table(str(tmp_path / "table.pt"), labels=["JAK2", "non-targeting", "JAK2"])
     assert list(table["names"]) == ["JAK2"]
@@ -77,7 +72,7 @@ def test_only_the_rows_that_are_asked_for_are_kept(tmp_path: Path) -> None:
         ("t.npz", lambda p, evil: p.write_bytes(pickle.dumps(evil))),
     ],
 )
-def test_code_in_a_file_is_refused_and_never_runs(name: str, write: Callable, tmp_path: Path) -> None:
+def test_code_in_a_file_is_refused_and_never_runs(name, write, tmp_path):
     write(tmp_path / name, Hostile(tmp_path / "pwned"))
     with pytest.raises(UnsafeFileError, match=f"{name} was refused"):
         read_embedding_table(tmp_path / name)
@@ -100,9 +95,7 @@ def test_code_in_a_file_is_refused_and_never_runs(name: str, write: Callable, tm
         ("t.npz", lambda p: np.savez(p, names=np.array(["A"]), matrix=ROWS), ValueError, r"1 names.*shape \(3, 4\)"),
     ],
 )
-def test_what_is_no_table_is_refused(
-    name: str, write: Callable, error: type[Exception], message: str, tmp_path: Path
-) -> None:
+def test_what_is_no_table_is_refused(name, write, error, message, tmp_path):
     write(tmp_path / name)
     with pytest.raises(error, match=message):
         read_embedding_table(tmp_path / name)

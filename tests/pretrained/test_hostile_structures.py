@@ -11,7 +11,6 @@ import struct
 import warnings
 import zipfile
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,28 +18,16 @@ import yaml
 
 from scvi_tahoe.files._pickle_files import verify_pickle
 from scvi_tahoe.files._plain_values import verify_expanded
-from scvi_tahoe.pretrained import UnsafeFileError, export_model, read_arc_folder, read_export, read_pretrained
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from scvi_tahoe.pretrained import UnsafeFileError, export_model, read_arc_folder, read_export
 
 CHECKPOINT = "checkpoints/final.ckpt"
 HEAD, BIAS, TABLE = "project_out.0.weight", "pert_encoder.0.bias", "transformer_backbone.embed_tokens.weight"
 
 
-def refused(read: Callable[[], Any], match: str) -> None:
-    with pytest.raises(UnsafeFileError, match=match) as caught:
-        read()
-    message = str(caught.value)
-    assert message.isprintable()
-    assert len(message) < 700
-
-
 # YAML.
 
 
-def laughs(first: str, one: str, n: int = 10) -> str:
+def laughs(first, one, n=10):
     """Lines of which each refers to the one before ten times."""
     lines = [f"b0: &b0 {first}", *(f"b{i}: &b{i} {one.format(', '.join([f'*b{i - 1}'] * 10))}" for i in range(1, n))]
     return "\n".join(lines) + "\n"
@@ -61,22 +48,20 @@ YAML = {
 
 
 @pytest.mark.parametrize(("text", "match"), YAML.values(), ids=list(YAML))
-def test_yaml_that_stands_for_more_than_it_is_is_refused(
-    arc: Callable[..., Any], tmp_path: Path, text: str, match: str
-) -> None:
+def test_yaml_that_stands_for_more_than_it_is_is_refused(arc, text, match, refused):
     folder = arc()
     hyper, folder.hyper = folder.hyper, {}
-    path = folder.write(tmp_path / "folder")
+    path = folder.write()
     rest = {key: value for key, value in hyper.items() if f"{key}:" not in text}
     start = "" if text.startswith(("?", "-")) else yaml.safe_dump(rest)
     (path / "hparams.yaml").write_text(start + text)
-    refused(lambda: read_arc_folder(path), match)
+    refused(path, match)
 
 
 # Pickle.
 
 
-def tuples_of_tuples(n: int, join: bytes = b"\x86") -> bytes:
+def tuples_of_tuples(n, join=b"\x86"):
     """A program that pairs the last value with itself, ``n`` times."""
     return b"N" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + join for i in range(n))
 
@@ -94,55 +79,53 @@ PROGRAMS = {
     "an object of a function": (b"\x80\x02c_codecs\nencode\n)\x81.", "damaged"),
     "another codec": (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00bz2\x86R.", "encodes"),
     "a frame that is not there": (b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"N.", "damaged"),
+    "a huge memo": (b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b".", "memo"),
+    "a huge string": (b"\x80\x04\x8e" + struct.pack("<Q", 10**10) + b"x.", "var_dims.pkl"),
     "a terabyte of bytes": (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.", "damaged"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("program", "match"), PROGRAMS.values(), ids=list(PROGRAMS))
-def test_a_pickle_that_needs_no_name_to_do_harm_is_refused(
-    golden_folder: Callable[..., Path], program: bytes, match: str
-) -> None:
+def test_a_pickle_that_needs_no_name_to_do_harm_is_refused(golden_folder, program, match, refused):
     folder = golden_folder("hvg_causal")
     (folder / "var_dims.pkl").write_bytes(program)
-    refused(lambda: read_arc_folder(folder), match)
+    refused(folder, match)
 
 
-def test_a_pickle_without_end_is_refused(golden_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_without_end_is_refused(golden_folder, monkeypatch, refused):
     folder = golden_folder("hvg_causal")
     (folder / "var_dims.pkl").write_bytes(b"\x80\x02" + b"N0" * 6_000 + b"N.")
     monkeypatch.setattr("scvi_tahoe.files._pickle_files._MAX_OPERATIONS", 10_000)
-    refused(lambda: read_arc_folder(folder), "more than 10,000 operations")
+    refused(folder, "more than 10,000 operations")
 
 
-def test_references_of_honest_pickles_are_followed() -> None:
+def test_references_of_honest_pickles_are_followed():
     shared = ("K562", 1.0)
     verify_pickle(pickle.dumps([shared] * 10_000))
     verify_pickle(pickle.dumps({"gene_names": [f"G{i}" for i in range(60_000)]}, protocol=2))
 
 
-def test_many_vectors_over_one_piece_of_memory_cost_nothing_and_are_counted(
-    golden: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_many_vectors_over_one_piece_of_memory_are_counted(golden, refused):
     folder = golden("expr_all_feat").folder
     row = torch.zeros(2_000_000, dtype=torch.float64)
     folder.perturbations = {f"p{i}": row for i in range(1_000)}
-    refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), "claims a table of 8,000,000,000 bytes")
+    refused(folder.write(), "claims a table of 8,000,000,000 bytes")
 
 
 @pytest.mark.parametrize("label", ["a\nb", "\x1b[31mred", "\ud800", "x" * 5_000], ids=["line", "ansi", "half", "long"])
-def test_a_label_that_cannot_be_printed_is_refused(arc: Callable[..., Any], tmp_path: Path, label: str) -> None:
+def test_a_label_that_cannot_be_printed_is_refused(arc, tmp_path, label, refused):
     folder = arc()
     folder.perturbations = dict(zip(["control", "P0", "P1", "P2", label], torch.eye(5), strict=True))
-    refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), "label .* cannot be printed")
+    refused(folder.write(), "label .* cannot be printed")
     genes = arc()
     genes.hyper["gene_names"][3] = label
-    refused(lambda: read_arc_folder(genes.write(tmp_path / "genes")), "gene name .* cannot be printed")
+    refused(genes.write(tmp_path / "genes"), "gene name .* cannot be printed")
 
 
 # Checkpoints.
 
 
-def rewrite(path: Path, edit: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:
+def rewrite(path, edit):
     with zipfile.ZipFile(path) as archive:
         records = [(record.filename, archive.read(record)) for record in archive.infolist()]
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -152,22 +135,20 @@ def rewrite(path: Path, edit: Callable[[list[tuple[str, bytes]]], list[tuple[str
 
 
 @pytest.mark.parametrize("ending", ["data.pkl", "data/0"])
-def test_two_records_of_one_name_are_refused(golden_folder: Callable[..., Path], ending: str) -> None:
+def test_two_records_of_one_name_are_refused(golden_folder, ending, refused):
     folder = golden_folder("hvg_causal")
     rewrite(folder / CHECKPOINT, lambda records: [*records, *(r for r in records if r[0].endswith(ending))])
-    refused(lambda: read_arc_folder(folder), "two records of the same name")
+    refused(folder, "two records of the same name")
 
 
-def test_an_index_of_tuples_of_tuples_is_refused(golden_folder: Callable[..., Path]) -> None:
+def test_an_index_of_tuples_of_tuples_is_refused(golden_folder, refused):
     folder = golden_folder("hvg_causal")
     forged = b"\x80\x02}" + tuples_of_tuples(60) + b"K\x01s."
     rewrite(folder / CHECKPOINT, lambda records: [(n, forged if n.endswith("data.pkl") else d) for n, d in records])
-    refused(lambda: read_arc_folder(folder), "repeat each other")
+    refused(folder, "repeat each other")
 
 
-def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
-    golden_folder: Callable[..., Path],
-) -> None:
+def test_a_directory_that_would_fill_the_memory_is_refused_unread(golden_folder, refused):
     folder, n = golden_folder("hvg_causal"), 2_000_000
     entry = b"PK\x01\x02" + struct.pack("<HHHHHHIIIHHHHHII", 20, 20, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
     size = n * len(entry)
@@ -175,7 +156,7 @@ def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
     wide += b"PK\x06\x07" + struct.pack("<IQI", 0, size, 1)
     end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     (folder / CHECKPOINT).write_bytes(entry * n + wide + end)
-    refused(lambda: read_arc_folder(folder), "directory")
+    refused(folder, "directory")
 
 
 @pytest.mark.parametrize(
@@ -188,9 +169,7 @@ def test_a_directory_that_would_fill_the_memory_is_refused_before_it_is_read(
         ("data/0", 42, 2**32 - 1),
     ],
 )
-def test_a_directory_that_lies_about_place_or_size_is_refused(
-    golden_folder: Callable[..., Path], name: str, offset: int, value: int
-) -> None:
+def test_a_directory_that_lies_about_place_or_size_is_refused(golden_folder, name, offset, value, refused):
     folder = golden_folder("hvg_causal")
     content, place = bytearray((folder / CHECKPOINT).read_bytes()), 0
     while True:
@@ -201,10 +180,10 @@ def test_a_directory_that_lies_about_place_or_size_is_refused(
         place += 4
     struct.pack_into("<I", content, place + offset, value)
     (folder / CHECKPOINT).write_bytes(bytes(content))
-    refused(lambda: read_arc_folder(folder), "final.ckpt|checksum")
+    refused(folder, "final.ckpt|checksum")
 
 
-TENSORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+TENSORS = {
     "float8": (BIAS, lambda t: t.to(torch.float8_e4m3fn)),
     "complex": (BIAS, lambda t: t.to(torch.complex64)),
     "whole numbers": (BIAS, lambda t: t.long()),
@@ -224,30 +203,28 @@ TENSORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "change"), TENSORS.values(), ids=list(TENSORS))
-def test_a_tensor_of_another_kind_is_refused(
-    arc: Callable[..., Any], tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
+def test_a_tensor_of_another_kind_is_refused(arc, name, change, refused):
     folder = arc()
     folder.state[name] = change(folder.state[name])
-    refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), name.replace(".", r"\."))
+    refused(folder.write(), name.replace(".", r"\."))
 
 
-def test_parameters_come_without_their_gradients(arc: Callable[..., Any], tmp_path: Path) -> None:
+def test_parameters_come_without_their_gradients(arc):
     folder = arc()
     folder.state[BIAS] = torch.nn.Parameter(folder.state[BIAS])
-    state = read_arc_folder(folder.write(tmp_path / "folder")).state_dict
+    state = read_arc_folder(folder.write()).state_dict
     assert not any(tensor.requires_grad for tensor in state.values())
     assert torch.equal(state["perturbation_encoder.layers.0.bias"], folder.state[BIAS].detach())
 
 
-def test_a_state_dict_may_have_torchs_own_attribute_and_no_other(arc: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_state_dict_may_have_torchs_own_attribute_and_no_other(arc, tmp_path, refused):
     folder = arc()
     state = OrderedDict(folder.state)
-    state._metadata = OrderedDict(version=1)  # type: ignore[attr-defined]
+    state._metadata = OrderedDict(version=1)
     folder.state = state
     assert read_arc_folder(folder.write(tmp_path / "honest")).config.hidden == 20
-    state.get = 5  # type: ignore[assignment,method-assign]
-    refused(lambda: read_arc_folder(folder.write(tmp_path / "forged")), "replaces")
+    state.get = 5
+    refused(folder.write(tmp_path / "forged"), "replaces")
 
 
 @pytest.mark.parametrize(
@@ -260,12 +237,10 @@ def test_a_state_dict_may_have_torchs_own_attribute_and_no_other(arc: Callable[.
     ],
     ids=["blocks", "encoder", "digits", "other digits"],
 )
-def test_layers_without_end_are_refused_before_a_network_is_described(
-    arc: Callable[..., Any], tmp_path: Path, names: list[str], match: str
-) -> None:
+def test_layers_without_end_are_refused_before_a_network_is_described(arc, names, match, refused):
     folder, tensor = arc(), torch.zeros(20)
     folder.state.update(dict.fromkeys(names, tensor))
-    refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), match)
+    refused(folder.write(), match)
 
 
 @pytest.mark.parametrize(
@@ -275,30 +250,28 @@ def test_layers_without_end_are_refused_before_a_network_is_described(
         ("mmd_num_chunks", float("inf")), ("mmd_num_chunks", -3), ("blur", float("nan")), ("lr", -1.0),
     ],
 )  # fmt: skip
-def test_a_setting_that_means_nothing_is_refused(
-    arc: Callable[..., Any], tmp_path: Path, name: str, value: object
-) -> None:
+def test_a_setting_that_means_nothing_is_refused(arc, name, value, refused):
     folder = arc()
     folder.hyper[name] = value
-    refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), ".")
+    refused(folder.write(), ".")
 
 
-def test_a_long_value_is_cut_in_the_message(arc: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_long_value_is_cut_in_the_message(arc, refused):
     folder = arc()
     folder.hyper["transformer_backbone_kwargs"]["head_dim"] = "x\n" * 1_000_000
-    refused(lambda: read_arc_folder(folder.write(tmp_path / "folder")), "head_dim")
+    refused(folder.write(), "head_dim")
 
 
 # Our own format.
 
 
 @pytest.fixture
-def export(arc: Callable[..., Any], tmp_path: Path) -> Path:
+def export(arc, tmp_path):
     export_model(read_arc_folder(arc(batch_encoder=True).write(tmp_path / "arc")), tmp_path / "ours")
     return tmp_path / "ours"
 
 
-def sign(folder: Path, content: dict[str, Any] | None = None, edit: Callable[[str], str] = str) -> None:
+def sign(folder, content=None, edit=str):
     """Write the configuration with the right hashes, as a forger would."""
     import hashlib
 
@@ -307,7 +280,7 @@ def sign(folder: Path, content: dict[str, Any] | None = None, edit: Callable[[st
     (folder / "config.json").write_text(edit(json.dumps(content)))
 
 
-FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
+FIELDS = {
     "width": ("network", {"hidden": 10**9}),
     "depth": ("network", {"n_layers": 10**9}),
     "overflow": ("network", {"hidden": 10**18}),
@@ -327,23 +300,21 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("part", "change"), FIELDS.values(), ids=list(FIELDS))
-def test_a_configuration_that_cannot_be_is_refused_though_signed(
-    export: Path, part: str, change: dict[str, Any]
-) -> None:
+def test_a_configuration_that_cannot_be_is_refused_though_signed(export, part, change, refused):
     content = json.loads((export / "config.json").read_text())
     content[part].update(change)
     sign(export, content)
-    refused(lambda: read_export(export), ".")
+    refused(export, ".", read_export)
 
 
 @pytest.mark.parametrize("extra", [{"composition": {"n_rows": 10**9}}, {"fusion": {"a": [[1]]}}])
-def test_a_table_that_cannot_be_made_is_refused(export: Path, extra: dict[str, Any]) -> None:
+def test_a_table_that_cannot_be_made_is_refused(export, extra, refused):
     from scvi_tahoe import TahoeST
 
     content = json.loads((export / "config.json").read_text())
     content["extra"].update(extra)
     sign(export, content)
-    refused(lambda: TahoeST.from_pretrained(export), "how its table was made")
+    refused(export, "how its table was made", TahoeST.from_pretrained)
 
 
 @pytest.mark.parametrize(
@@ -355,15 +326,13 @@ def test_a_table_that_cannot_be_made_is_refused(export: Path, extra: dict[str, A
     ],
     ids=["twice", "deep", "wide"],
 )
-def test_json_without_end_is_refused(
-    export: Path, edit: Callable[[str], str], match: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_without_end_is_refused(export, edit, match, monkeypatch, refused):
     sign(export, edit=edit)
     monkeypatch.setattr("scvi_tahoe.files._plain_values._MAX_VALUES", 10_000)
-    refused(lambda: read_export(export), match)
+    refused(export, match, read_export)
 
 
-HEADERS: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
+HEADERS = {
     "overlap": lambda entry, _: {**entry, "data_offsets": [0, 80]},
     "beyond": lambda entry, end: {**entry, "data_offsets": [end, end + 80]},
     "huge": lambda entry, _: {**entry, "shape": [2**62]},
@@ -373,9 +342,7 @@ HEADERS: dict[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("change", HEADERS.values(), ids=list(HEADERS))
-def test_a_header_of_weights_that_lies_is_refused_before_anything_is_hashed(
-    export: Path, change: Callable[[dict[str, Any], int], dict[str, Any]]
-) -> None:
+def test_a_header_of_weights_that_lies_is_refused_before_hashing(export, change, refused):
     path, name = export / "model.safetensors", "control_encoder.layers.0.bias"
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
@@ -384,58 +351,37 @@ def test_a_header_of_weights_that_lies_is_refused_before_anything_is_hashed(
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     # not signed again: the header is looked at first
-    refused(lambda: read_export(export), "model.safetensors (is damaged|and config.json disagree)")
+    refused(export, "model.safetensors (is damaged|and config.json disagree)", read_export)
 
 
-def test_weights_that_grew_by_a_hundred_gigabytes_of_nothing_are_refused(export: Path) -> None:
+def test_weights_that_grew_by_a_hundred_gigabytes_of_nothing_are_refused(export, refused):
     with (export / "model.safetensors").open("r+b") as stream:
         stream.truncate(10**11)
-    refused(lambda: read_export(export), "damaged")
+    refused(export, "damaged", read_export)
 
 
-def test_weights_that_are_not_finite_are_refused_though_signed(export: Path) -> None:
+def test_weights_that_are_not_finite_are_refused_though_signed(export, refused):
     path = export / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-4:] = struct.pack("<f", float("nan"))
     path.write_bytes(bytes(content))
     sign(export)
-    refused(lambda: read_export(export), "not finite")
+    refused(export, "not finite", read_export)
 
 
 # Places.
 
 
-def test_links_in_a_circle_are_refused(golden_folder: Callable[..., Path]) -> None:
-    folder = golden_folder("hvg_causal")
-    (folder / "var_dims.pkl").unlink()
-    (folder / "var_dims.pkl").symlink_to("var_dims.pkl")
-    refused(lambda: read_arc_folder(folder), "leads to itself")
-
-
-def test_a_link_to_a_device_is_refused(golden_folder: Callable[..., Path]) -> None:
-    folder = golden_folder("hvg_causal")
-    (folder / "var_dims.pkl").unlink()
-    (folder / "var_dims.pkl").symlink_to("/dev/zero")
-    refused(lambda: read_arc_folder(folder), "leads out")
-
-
 @pytest.mark.parametrize("name", ["a\nb", "\U0001f600 [x]*?", "-rf", "ü\u202e"])
-def test_a_folder_may_have_any_name(golden_folder: Callable[..., Path], tmp_path: Path, name: str) -> None:
+def test_a_folder_may_have_any_name(golden_folder, tmp_path, name, refused):
     folder = golden_folder("hvg_causal").rename(tmp_path / name)
     source = read_arc_folder(folder).provenance.source
     assert source.isprintable()
     (folder / CHECKPOINT).write_bytes(b"x")
-    refused(lambda: read_arc_folder(folder), "zip format")
+    refused(folder, "zip format")
 
 
-@pytest.mark.parametrize("source", ["a" * 5_000, "/a" * 5_000, "a\0b"], ids=["name", "path", "null"])
-def test_a_name_that_no_folder_can_have_is_not_found(source: str) -> None:
-    with pytest.raises(FileNotFoundError, match="neither a folder here") as caught:
-        read_pretrained(source)
-    assert len(str(caught.value)) < 300
-
-
-def test_content_is_looked_at_once_whatever_refers_to_it() -> None:
+def test_content_is_looked_at_once_whatever_refers_to_it():
     inner = list(range(1_000))
     verify_expanded({"a": [inner] * 1_000, "b": inner})
     with pytest.raises(UnsafeFileError, match="stands for more"):

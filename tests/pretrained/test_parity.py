@@ -5,28 +5,23 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from scvi_tahoe.pretrained import read_arc_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 BACKBONE = "transformer_backbone"
 LIMIT = 1e-5
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
+def relative_error(found, expected):
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def verify_outputs(network: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+def verify_outputs(network, inputs, outputs):
     with torch.inference_mode():
         found = network(inputs["ctrl_cell_emb"], inputs["pert_emb"], inputs["batch"])
         once_a_set = network(inputs["ctrl_cell_emb"], inputs["pert_emb"][:, 0], F.one_hot(inputs["batch"], 3).float())
@@ -37,21 +32,21 @@ def verify_outputs(network: Any, inputs: dict[str, Tensor], outputs: dict[str, T
 
 
 @pytest.mark.parametrize("case", ["padded", "ragged"])
-def test_golden_weights_reproduce_the_numbers_of_the_peer(each_golden: Any, case: str, tmp_path: Path) -> None:
-    network = read_arc_folder(each_golden.folder.write(tmp_path / "folder")).build()
+def test_golden_weights_reproduce_the_numbers_of_the_peer(each_golden, case):
+    network = read_arc_folder(each_golden.folder.write()).build()
     verify_outputs(network, each_golden.inputs(case), each_golden.outputs(case))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_golden_weights_reproduce_the_numbers_of_the_peer_on_a_gpu(each_golden: Any, tmp_path: Path) -> None:
-    network = read_arc_folder(each_golden.folder.write(tmp_path / "folder")).build().cuda()
+def test_golden_weights_reproduce_the_peer_on_a_gpu(each_golden):
+    network = read_arc_folder(each_golden.folder.write()).build().cuda()
     inputs = {name: tensor.cuda() for name, tensor in each_golden.inputs("padded").items()}
     verify_outputs(network, inputs, {name: x.cuda() for name, x in each_golden.outputs("padded").items()})
 
 
 @pytest.mark.skipif("SCVI_TAHOE_GOLDEN" not in os.environ, reason="SCVI_TAHOE_GOLDEN names no folder")
-def test_the_peers_own_folders_reproduce_its_numbers() -> None:
+def test_the_peers_own_folders_reproduce_its_numbers():
     folders = sorted(path for path in Path(os.environ["SCVI_TAHOE_GOLDEN"]).iterdir() if path.is_dir())
     assert folders
     for folder in folders:
@@ -68,7 +63,7 @@ def test_the_peers_own_folders_reproduce_its_numbers() -> None:
             verify_outputs(network, inputs, outputs)
 
 
-COMBINATIONS: dict[str, dict[str, Any]] = {
+COMBINATIONS = {
     "grouped heads, mlp control": {},
     "one key/value head": {"n_kv": 1},
     "causal with rotary positions": {"flag": False},
@@ -91,11 +86,9 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", COMBINATIONS.values(), ids=list(COMBINATIONS))
-def test_any_combination_computes_what_the_published_formulas_say(
-    options: dict[str, Any], arc: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_any_combination_computes_the_published_formulas(options, arc):
     folder = arc(**options)
-    network = read_arc_folder(folder.write(tmp_path / "folder")).build()
+    network = read_arc_folder(folder.write()).build()
     rng = torch.Generator().manual_seed(1)
     control, batch = torch.rand(2, 7, 24, generator=rng), torch.tensor([[0] * 7, [2] * 7])
     perturbation = torch.eye(5)[[1, 3]]
@@ -109,16 +102,12 @@ def test_any_combination_computes_what_the_published_formulas_say(
 # A slow, literal forward pass on tensors in the peer's layout, one set and one head at a time.
 
 
-def naive_forward(
-    w: dict[str, Tensor], hyper: dict[str, Any], options: dict[str, Any], control: Tensor, pert: Tensor, batch: Tensor
-) -> dict[str, Tensor]:
+def naive_forward(w, hyper, options, control, pert, batch):
     sets = [_one_set(w, hyper, options, control[s], pert[s], batch[s]) for s in range(len(control))]
     return {key: torch.stack([one[key] for one in sets]) for key in sets[0]}
 
 
-def _one_set(
-    w: dict[str, Tensor], hyper: dict[str, Any], options: dict[str, Any], x: Tensor, u: Tensor, batch: Tensor
-) -> dict[str, Tensor]:
+def _one_set(w, hyper, options, x, u, batch):
     act = {"gelu": F.gelu, "relu": F.relu}[hyper["activation"]]
     c = (
         F.linear(x, w["basal_encoder.weight"], w["basal_encoder.bias"])
@@ -156,7 +145,7 @@ def _one_set(
     return result
 
 
-def _mlp(w: dict[str, Tensor], name: str, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+def _mlp(w, name, x, act):
     indices = sorted(int(key.split(".")[1]) for key in w if key.startswith(f"{name}.") and key.endswith("weight"))
     for i in indices:
         x = F.linear(x, w[f"{name}.{i}.weight"], w[f"{name}.{i}.bias"])
@@ -164,18 +153,18 @@ def _mlp(w: dict[str, Tensor], name: str, x: Tensor, act: Callable[[Tensor], Ten
     return x
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, kind: str) -> Tensor:
+def _attend(q, k, v, kind):
     scores = q @ k.T / math.sqrt(q.shape[-1])
     n = len(scores)
     allowed = {"full": torch.ones(n, n), "causal": torch.ones(n, n).tril(), "self": torch.eye(n)}[kind]
     return torch.softmax(scores.masked_fill(allowed == 0, -torch.inf), -1) @ v
 
 
-def _rms(x: Tensor, weight: Tensor) -> Tensor:
+def _rms(x, weight):
     return weight * x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def _rope(x: Tensor) -> Tensor:
+def _rope(x):
     n, width = x.shape
     out = torch.empty_like(x)
     for p in range(n):
@@ -187,7 +176,7 @@ def _rope(x: Tensor) -> Tensor:
     return out
 
 
-def _llama(w: dict[str, Tensor], hyper: dict[str, Any], x: Tensor) -> Tensor:
+def _llama(w, hyper, x):
     settings = hyper["transformer_backbone_kwargs"]
     n_heads, n_kv, width = settings["num_attention_heads"], settings["num_key_value_heads"], settings["head_dim"]
     rotate = not settings["bidirectional_attention"]
@@ -209,11 +198,11 @@ def _llama(w: dict[str, Tensor], hyper: dict[str, Any], x: Tensor) -> Tensor:
     return _rms(x, w[f"{BACKBONE}.norm.weight"])
 
 
-def _gpt2(w: dict[str, Tensor], hyper: dict[str, Any], x: Tensor) -> Tensor:
+def _gpt2(w, hyper, x):
     n_heads = hyper["transformer_backbone_kwargs"]["n_head"]
     kind = "self" if hyper["mask_attn"] else "causal"
 
-    def norm(name: str, h: Tensor) -> Tensor:
+    def norm(name, h):
         return F.layer_norm(h, h.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
 
     for i in range(2):
@@ -228,12 +217,12 @@ def _gpt2(w: dict[str, Tensor], hyper: dict[str, Any], x: Tensor) -> Tensor:
     return norm(f"{BACKBONE}.ln_f", x)
 
 
-def _block(w: dict[str, Tensor], linear: str, norm: str, x: Tensor) -> Tensor:
+def _block(w, linear, norm, x):
     x = F.linear(x, w[f"{linear}.weight"], w[f"{linear}.bias"])
     return F.gelu(F.layer_norm(x, x.shape[-1:], w[f"{norm}.weight"], w[f"{norm}.bias"], 1e-5))
 
 
-def _decoder(w: dict[str, Tensor], x: Tensor, kind: str) -> Tensor:
+def _decoder(w, x, kind):
     if kind == "plain":
         for k in range(3):
             x = _block(w, f"gene_decoder.decoder.{4 * k}", f"gene_decoder.decoder.{4 * k + 1}", x)
@@ -244,7 +233,7 @@ def _decoder(w: dict[str, Tensor], x: Tensor, kind: str) -> Tensor:
     return F.relu(F.linear(third, w["gene_decoder.final_layer.0.weight"], w["gene_decoder.final_layer.0.bias"]))
 
 
-def _confidence(w: dict[str, Tensor], k: Tensor) -> Tensor:
+def _confidence(w, k):
     p = "confidence_token.confidence_projection"
     k = _block(w, f"{p}.0", f"{p}.1", k)
     k = _block(w, f"{p}.4", f"{p}.5", k)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
@@ -16,11 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scvi_tahoe.pretrained import ArcColumns, PretrainedModel, read_arc_folder, write_arc_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from scvi_tahoe.pretrained import ArcColumns, read_arc_folder, write_arc_folder
 
 PROGRAM = os.environ.get("SCVI_TAHOE_ARC_STATE")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="SCVI_TAHOE_ARC_STATE names no program")
@@ -28,7 +23,7 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="SCVI_TAHOE_ARC_STATE na
 N_CELLS = 6
 
 
-def screen(model: PretrainedModel) -> anndata.AnnData:
+def screen(model):
     """One control profile, repeated: however the program draws controls, every set is the same."""
     names = [model.control, *[name for name in model.perturbations.names if name != model.control][:2]]
     profile = np.random.default_rng(0).gamma(1.0, 1.0, model.config.n_input).astype(np.float32)
@@ -42,7 +37,7 @@ def screen(model: PretrainedModel) -> anndata.AnnData:
     return adata
 
 
-def predicted_by_the_program(model: PretrainedModel, adata: anndata.AnnData, folder: Path) -> anndata.AnnData:
+def predicted_by_the_program(model, adata, folder):
     columns = ArcColumns(perturbation="target", context="line", batch="plate")
     write_arc_folder(model, folder / "model", columns=columns)
     adata.write_h5ad(folder / "screen.h5ad")
@@ -61,7 +56,7 @@ def predicted_by_the_program(model: PretrainedModel, adata: anndata.AnnData, fol
     return anndata.read_h5ad(folder / "out.h5ad")
 
 
-def verify(model: PretrainedModel, tmp_path: Path) -> None:
+def verify(model, tmp_path):
     adata = screen(model)
     result = predicted_by_the_program(model, adata, tmp_path)
     network = model.build()
@@ -83,7 +78,7 @@ def verify(model: PretrainedModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_golden_models_exported_by_us_run_and_agree(each_golden: Any, tmp_path: Path) -> None:
+def test_golden_models_exported_by_us_run_and_agree(each_golden, tmp_path):
     verify(read_arc_folder(each_golden.folder.write(tmp_path / "arc")), tmp_path)
 
 
@@ -98,8 +93,6 @@ def test_golden_models_exported_by_us_run_and_agree(each_golden: Any, tmp_path: 
     ],
     ids=["absolute", "gpt2", "residual decoder", "rotary, batches"],
 )
-def test_made_up_models_exported_by_us_run_and_agree(
-    options: dict[str, Any], arc: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_made_up_models_exported_by_us_run_and_agree(options, arc, tmp_path):
     model = read_arc_folder(arc(**options).write(tmp_path / "arc"))
     verify(replace(model, labels=replace(model.labels, contexts=("K562",))), tmp_path)

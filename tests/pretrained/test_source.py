@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,16 +16,12 @@ from scvi_tahoe.pretrained import (
 )
 from scvi_tahoe.pretrained._hub import checkpoint_on_hub
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
 NAME = "someone/st-model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def cache(golden_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(golden_folder, tmp_path, monkeypatch):
     """A hub cache as a download leaves it: blobs named by hash, a snapshot of links, a reference to the commit."""
     pytest.importorskip("huggingface_hub")
     monkeypatch.delenv("SCVI_TAHOE_ACCEPT_LICENSE", raising=False)
@@ -46,33 +41,39 @@ def cache(golden_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytes
     return tmp_path / "hub"
 
 
-def offline(cache: Path, name: str = NAME, **options: Any) -> Any:
+quiet = pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
+
+
+def offline(cache, name=NAME, **options):
     return read_pretrained(name, cache_dir=cache, offline=True, **options)
 
 
-def test_a_folder_here_is_itself_and_needs_no_licence(golden_folder: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    "source", ["nowhere", "/no/such/folder", "a b/c", "../x/y/..", "a" * 5_000, "/a" * 5_000, "a\0b"]
+)
+def test_a_source_is_a_folder_here_or_a_name_on_the_hub(golden_folder, source):
     folder = golden_folder()
-    place = resolve_source(folder)
-    assert place.folder == folder
-    assert place.revision is None
+    assert resolve_source(folder)[::2] == (folder, None)
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor a name") as caught:
+        resolve_source(source)
+    assert len(str(caught.value)) < 300
 
 
-@pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_the_cache_serves_offline_and_states_the_commit(cache: Path) -> None:
-    model = offline(cache, accept_license=True)
-    assert model.provenance.revision == COMMIT
-    assert model.provenance.source == NAME
+@quiet
+def test_the_cache_serves_offline_and_states_the_commit(cache):
+    for name in (NAME, f"{NAME}/zeroshot/jurkat"):  # one repository may hold several models
+        provenance = offline(cache, name, accept_license=True).provenance
+        assert (provenance.source, provenance.revision) == (name, COMMIT)
+    for name, revision, message in (
+        (f"{NAME}/fewshot/k562", None, "no folder 'fewshot/k562'"),
+        ("someone/else", None, "not in the cache"),
+        (NAME, "f" * 40, "not in the cache"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            offline(cache, name, revision=revision, accept_license=True)
 
 
-@pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_one_repository_may_hold_several_models(cache: Path) -> None:
-    model = offline(cache, f"{NAME}/zeroshot/jurkat", accept_license=True)
-    assert model.provenance.source == f"{NAME}/zeroshot/jurkat"
-    with pytest.raises(FileNotFoundError, match="no folder 'fewshot/k562'"):
-        offline(cache, f"{NAME}/fewshot/k562", accept_license=True)
-
-
-def test_the_licence_must_be_accepted_and_is_shown(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_licence_must_be_accepted_and_is_shown(cache, monkeypatch):
     with pytest.raises(LicenceNotAcceptedError, match=r"non-commercial.*accept_license=True"):
         offline(cache)
     with pytest.raises(LicenceNotAcceptedError):
@@ -84,41 +85,24 @@ def test_the_licence_must_be_accepted_and_is_shown(cache: Path, monkeypatch: pyt
         offline(cache)
 
 
-@pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_what_is_not_in_the_cache_is_not_found_offline(cache: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="not in the cache"):
-        offline(cache, "someone/else", accept_license=True)
-    with pytest.raises(FileNotFoundError, match="not in the cache"):
-        offline(cache, revision="f" * 40, accept_license=True)
-
-
-@pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_a_download_with_a_wrong_hash_is_refused(cache: Path) -> None:
-    blob = max(cache.rglob("blobs/*"), key=lambda path: path.stat().st_size)
-    content = bytearray(blob.read_bytes())
-    content[len(content) // 2] ^= 1
-    blob.write_bytes(bytes(content))
-    with pytest.raises(UnsafeFileError, match="hash the hub states"):
-        offline(cache, accept_license=True)
-
-
-@pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_small_files_are_compared_with_the_hash_that_git_gives_them(cache: Path) -> None:
-    content = b"data: {}\n"
-    blob = next(cache.rglob("blobs")) / hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    blob.write_bytes(content)
+@quiet
+def test_a_download_with_a_wrong_hash_is_refused(cache):
+    content = b"data: {}\n"  # small files have the hash that git gives them
+    small = next(cache.rglob("blobs")) / hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    small.write_bytes(content)
     link = next(cache.rglob("snapshots")) / COMMIT / "config.yaml"
-    link.symlink_to(os.path.relpath(blob, link.parent))
+    link.symlink_to(os.path.relpath(small, link.parent))
     assert offline(cache, accept_license=True).provenance.revision == COMMIT
-    blob.write_bytes(content + b"more: {}\n")
+    small.write_bytes(content + b"more: {}\n")
     with pytest.raises(UnsafeFileError, match=r"config\.yaml does not have the hash the hub states"):
         offline(cache, accept_license=True)
-
-
-@pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "a b/c", "../x/y/.."])
-def test_what_is_neither_folder_nor_name_is_refused(source: str) -> None:
-    with pytest.raises(FileNotFoundError, match="neither a folder here nor a name"):
-        resolve_source(source)
+    small.write_bytes(content)
+    large = max(cache.rglob("blobs/*"), key=lambda path: path.stat().st_size)
+    damaged = bytearray(large.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    large.write_bytes(bytes(damaged))
+    with pytest.raises(UnsafeFileError, match=r"\.ckpt does not have the hash the hub states"):
+        offline(cache, accept_license=True)
 
 
 FILES = [
@@ -141,16 +125,8 @@ FILES = [
         ("zeroshot/k562/", None, "checkpoints/final.ckpt"),
     ],
 )
-def test_only_the_checkpoint_that_will_be_read_is_downloaded(
-    prefix: str, checkpoint: str | None, expected: str
-) -> None:
+def test_only_the_checkpoint_that_will_be_read_is_downloaded(prefix, checkpoint, expected):
     assert checkpoint_on_hub(FILES, prefix, checkpoint) == expected
-
-
-def test_without_named_checkpoints_the_highest_step_is_downloaded() -> None:
-    assert checkpoint_on_hub(FILES[3:5], "", None) == FILES[4]
-
-
-def test_a_checkpoint_the_hub_lacks_is_an_error_that_lists_those_there_are() -> None:
+    assert checkpoint_on_hub(FILES[3:5], "", None) == FILES[4]  # the highest step, where none has a name
     with pytest.raises(FileNotFoundError, match=r"last.*best\.ckpt"):
         checkpoint_on_hub(FILES, "", "last")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from hub_server import Repository, serve
 from scvi_tahoe import TahoeST
 from scvi_tahoe.pretrained import (
     LicenceNotAcceptedError,
-    PretrainedModel,
     export_model,
     push_model,
     read_arc_folder,
@@ -21,26 +19,22 @@ from scvi_tahoe.pretrained import (
 )
 from scvi_tahoe.pretrained._hub import verify_uploadable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
 pytest.importorskip("huggingface_hub")
 
 
 @pytest.fixture
-def model(golden: Callable[..., Any], tmp_path: Path) -> PretrainedModel:
+def model(golden, tmp_path):
     return read_arc_folder(golden("hvg_gene_onehot").folder.write(tmp_path / "arc"))
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Repository:
+def hub(tmp_path):
     (tmp_path / "repository").mkdir()
     return Repository(tmp_path / "repository", exists=False)
 
 
 @pytest.fixture
-def address(hub: Repository, use_hub: Callable[[str], None]) -> Iterator[str]:
+def address(hub, use_hub):
     """Where the hub's client of this process finds the repository."""
     with serve(hub) as address:
         use_hub(address)
@@ -49,7 +43,7 @@ def address(hub: Repository, use_hub: Callable[[str], None]) -> Iterator[str]:
 
 @pytest.mark.usefixtures("address")
 @pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_what_is_pushed_is_pulled_again_bit_by_bit(model: PretrainedModel, hub: Repository, tmp_path: Path) -> None:
+def test_what_is_pushed_is_pulled_again_bit_by_bit(model, hub, tmp_path):
     (tmp_path / "terms.txt").write_text("the text of the licence")
     mine = TahoeST.from_pretrained(tmp_path / "arc")
     commit = mine.push_to_hub("someone/st-model", accept_license=True, license_file=str(tmp_path / "terms.txt"))
@@ -68,7 +62,7 @@ def test_what_is_pushed_is_pulled_again_bit_by_bit(model: PretrainedModel, hub: 
 
 @pytest.mark.usefixtures("address")
 @pytest.mark.filterwarnings("ignore::scvi_tahoe.pretrained.LicenceWarning")
-def test_nothing_is_pushed_that_nobody_allowed(model: PretrainedModel, hub: Repository, tmp_path: Path) -> None:
+def test_nothing_is_pushed_that_nobody_allowed(model, hub, tmp_path):
     hub.exists, hub.private = True, False
     mine = TahoeST.from_pretrained(tmp_path / "arc")
     with pytest.raises(LicenceNotAcceptedError, match="accept_license=True"):
@@ -80,20 +74,17 @@ def test_nothing_is_pushed_that_nobody_allowed(model: PretrainedModel, hub: Repo
     assert not list(hub.folder.iterdir())
 
 
-def test_cells_of_the_training_data_are_not_passed_on_unasked(model: PretrainedModel) -> None:
+def test_neither_cells_nor_weights_are_passed_on_unasked(model):
     ours = replace(model.provenance, non_commercial=False, format="scratch")
     with pytest.raises(PermissionError, match="3 cells of the training data"):
         push_model(replace(model, provenance=ours, prior={"donor_condition": [0, 0, 1]}), "someone/st-model")
-
-
-def test_a_licence_that_is_not_there_is_noticed_before_anything_is_written(model: PretrainedModel) -> None:
     with pytest.raises(FileNotFoundError, match="no file nowhere.txt"), pytest.warns():
         push_model(model, "someone/st-model", accept_license=True, license_file="nowhere.txt")
     with pytest.raises(LicenceNotAcceptedError):
         push_model(model, "someone/st-model", accept_license=False)
 
 
-def test_only_an_export_that_is_whole_can_be_uploaded(model: PretrainedModel, tmp_path: Path) -> None:
+def test_only_an_export_that_is_whole_can_be_uploaded(model, tmp_path):
     with pytest.raises(ValueError, match="no export"):
         verify_uploadable(tmp_path / "arc")
     export_model(model, tmp_path / "export")
@@ -134,9 +125,7 @@ print(json.dumps([type(pulled.model).__name__, all((mine[k] == theirs[k]).all().
 
 
 @pytest.mark.slow
-def test_the_hub_of_scvi_tools_carries_a_saved_model(
-    hub: Repository, run_with_hub: Callable[..., str], tmp_path: Path
-) -> None:
+def test_the_hub_of_scvi_tools_carries_a_saved_model(hub, run_with_hub, tmp_path):
     pytest.importorskip("requests", reason="scvi.hub needs it")
     with serve(hub) as address:
         printed = run_with_hub(address, HUB_MODEL, tmp_path / "saved", tmp_path / "cache")

@@ -68,12 +68,14 @@ def embedding_config() -> dict[str, Any]:
 
 
 def with_key(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """The configuration with one key set."""
+    """The configuration with one key set, or left out if the value is ``...``."""
     *parents, key = path.split(".")
     section = config
     for name in parents:
         section = section[name]
     section[key] = value
+    if value is ...:
+        del section[key]
     return config
 
 

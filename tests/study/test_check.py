@@ -7,17 +7,24 @@ from study_samples import embedding_config, expression_config, with_key, write_c
 from scvi_tahoe.study import TahoeRun, check_config
 
 BACKBONE = "model.kwargs.transformer_backbone_kwargs"
+CLIP, LENGTH = "training.gradient_clip_val", "model.kwargs.cell_set_len"
+INIT, FREEZE = "model.kwargs.init_from", "model.kwargs.freeze_pert_backbone"
+SPACE, TAHOE = "data.kwargs.embed_key", "/weights/ST-Tahoe/final.ckpt"
 
 
-def rules(config, folder):
-    return {(f.rule, f.where): f for f in check_config(write_config(config, folder)).findings}
+def checked(folder, keys=None, config=expression_config):
+    """Check a configuration with some keys set, or left out where they are ``...``."""
+    content = config()
+    for key, value in (keys or {}).items():
+        with_key(content, key, value)
+    return check_config(write_config(content, folder))
 
 
 def test_nothing_is_said_of_a_configuration_that_is_obeyed(tmp_path):
-    checked = check_config(write_config(expression_config(), tmp_path))
-    assert checked.findings == ()
-    assert "nothing to say" in str(checked)
-    assert checked.exit_code(strict=True) == 0
+    found = checked(tmp_path)
+    assert found.findings == ()
+    assert "nothing to say" in str(found)
+    assert found.exit_code(strict=True) == 0
 
 
 @pytest.mark.parametrize(
@@ -40,158 +47,116 @@ def test_nothing_is_said_of_a_configuration_that_is_obeyed(tmp_path):
     ],
 )
 def test_a_key_without_effect_is_named_with_its_line(tmp_path, key, value, rule, level):
-    path = write_config(with_key(expression_config(), key, value), tmp_path)
-    finding = next(f for f in check_config(path).findings if f.rule == rule and f.where == key)
+    findings = checked(tmp_path, {key: value}).findings
+    finding = next(f for f in findings if f.rule == rule and f.where == key)
     assert finding.level == level
     assert finding.instead
-    line = path.read_text().splitlines()[finding.line - 1]
+    line = (tmp_path / "config.yaml").read_text().splitlines()[finding.line - 1]
     assert line.strip().startswith(key.rsplit(".", 1)[1])
 
 
 @pytest.mark.parametrize("key", ["training.weight_decay", "training.lr_scheduler", "model.kwargs.softplus"])
 def test_what_is_switched_off_is_not_complained_of(tmp_path, key):
-    assert not rules(with_key(expression_config(), key, None), tmp_path)
-
-
-def test_the_default_clip_is_no_clip(tmp_path):
-    config = expression_config()
-    del config["training"]["gradient_clip_val"]
-    assert "the default is 10" in rules(config, tmp_path)["clipping", "training.gradient_clip_val"].message
-
-
-def test_a_missing_flag_of_attention_is_named(tmp_path):
-    config = expression_config()
-    del config["model"]["kwargs"]["transformer_backbone_kwargs"]["bidirectional_attention"]
-    finding = rules(config, tmp_path)["bidirectional", f"{BACKBONE}.bidirectional_attention"]
-    assert finding.line == check_config(tmp_path / "config.yaml").findings[0].line
-    assert "diagnose_attention" in finding.instead
-
-
-def test_embeddings_that_are_scored_on_genes_are_a_warning(tmp_path):
-    finding = rules(embedding_config(), tmp_path)["scored_space", "data.kwargs.embed_key"]
-    assert finding.level == "warning"
-    assert "weight 0.3" in finding.message
+    assert not checked(tmp_path, {key: None}).findings
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "rule"),
+    ("config", "keys", "rule", "where", "level", "text"),
     [
-        ("data.kwargs.output_space", "embedding", "no_genes"),
-        ("model.kwargs.gene_decoder_bool", False, "no_genes"),
-        ("model.kwargs.decoder_weight", 0.0, "scored_space"),
+        pytest.param(expression_config, {CLIP: ...}, "clipping", CLIP, "warning", "the default is 10", id="no clip"),
+        pytest.param(expression_config, {f"{BACKBONE}.bidirectional_attention": ...}, "bidirectional",
+                     f"{BACKBONE}.bidirectional_attention", "warning", "the flag is missing", id="attention"),
+        pytest.param(embedding_config, {}, "scored_space", SPACE, "warning", "weight 0.3", id="scored on genes"),
+        pytest.param(embedding_config, {"model.kwargs.decoder_weight": 0.0}, "scored_space", SPACE, "error",
+                     "stays random", id="random decoder"),
+        pytest.param(embedding_config, {"data.kwargs.output_space": "embedding"}, "no_genes", SPACE, "error",
+                     "would mean nothing", id="no genes at the output"),
+        pytest.param(embedding_config, {"model.kwargs.gene_decoder_bool": False}, "no_genes", SPACE, "error",
+                     "would mean nothing", id="no decoder"),
+        pytest.param(embedding_config, {"model.kwargs.decoder_loss_weight": 0.9}, "decoder_weight",
+                     "model.kwargs.decoder_loss_weight", "warning",
+                     "it says 0.9 and decoder_weight says 0.3: decoder_weight counts", id="two decoder weights"),
+        pytest.param(expression_config, {INIT: TAHOE}, "shorter_sets", LENGTH, "warning", "were trained with 512",
+                     id="sets shorter than those of ST-Tahoe"),
+        pytest.param(expression_config, {INIT: "/a/best.ckpt", "model.kwargs.lora": {"enable": True}}, "lora",
+                     "model.kwargs.lora.enable", "error", "random backbone", id="LoRA on loaded weights"),
+        pytest.param(expression_config, {FREEZE: True}, "frozen_random", FREEZE, "error", "what is frozen is random",
+                     id="random weights frozen"),
+        pytest.param(expression_config, {FREEZE: True, INIT: TAHOE}, "frozen_random", FREEZE, "warning",
+                     "frozen at that", id="random last layer frozen"),
     ],
-)
-def test_embeddings_without_a_trained_decoder_make_the_run_meaningless(tmp_path, key, value, rule):
-    checked = check_config(write_config(with_key(embedding_config(), key, value), tmp_path))
-    assert next(f for f in checked.findings if f.rule == rule).level == "error"
-    assert checked.exit_code() == 1
+)  # fmt: skip
+def test_what_would_surprise_its_author_is_named(tmp_path, config, keys, rule, where, level, text):
+    found = checked(tmp_path, keys, config)
+    finding = next(f for f in found.findings if (f.rule, f.where) == (rule, where))
+    assert finding.level == level
+    assert text in finding.message
+    assert found.exit_code() == (level == "error")
+    assert found.exit_code(strict=True) == 1
+
+
+def test_a_missing_flag_of_attention_is_shown_at_its_section(tmp_path):
+    (finding,) = checked(tmp_path, {f"{BACKBONE}.bidirectional_attention": ...}).findings
+    assert "transformer_backbone_kwargs" in (tmp_path / "config.yaml").read_text().splitlines()[finding.line - 1]
+    assert "diagnose_attention" in finding.instead
 
 
 @pytest.mark.parametrize(("space", "head"), [("all", "down_up"), ("embedding", "hidden_residual")])
-def test_the_output_space_decides_on_the_head(tmp_path, space, head):
-    for config in (expression_config(), embedding_config()):
-        path = write_config(with_key(config, "data.kwargs.output_space", space), tmp_path)
-        assert check_config(path).run.model.network["head"] == head
-
-
-def test_of_two_decoder_weights_the_live_one_is_named(tmp_path):
-    found = rules(with_key(embedding_config(), "model.kwargs.decoder_loss_weight", 0.9), tmp_path)
-    message = found["decoder_weight", "model.kwargs.decoder_loss_weight"].message
-    assert "0.9" in message
-    assert "0.3: decoder_weight counts" in message
+@pytest.mark.parametrize("config", [expression_config, embedding_config], ids=["expression", "embedding"])
+def test_the_output_space_decides_on_the_head(tmp_path, space, head, config):
+    assert checked(tmp_path, {"data.kwargs.output_space": space}, config).run.model.network["head"] == head
 
 
 def test_sets_shorter_than_those_of_the_weights_are_named(tmp_path):
     source = tmp_path / "earlier"
     (source / "checkpoints").mkdir(parents=True)
-    write_config(with_key(expression_config(), "model.kwargs.cell_set_len", 128), source)
-    config = with_key(expression_config(), "model.kwargs.init_from", str(source / "checkpoints" / "best.ckpt"))
-    assert "were trained with 128" in rules(config, tmp_path)["shorter_sets", "model.kwargs.cell_set_len"].message
-
-
-def test_sets_shorter_than_those_of_st_tahoe_are_named(tmp_path):
-    config = with_key(expression_config(), "model.kwargs.init_from", "/weights/ST-Tahoe/final.ckpt")
-    assert "were trained with 512" in rules(config, tmp_path)["shorter_sets", "model.kwargs.cell_set_len"].message
+    checked(source, {LENGTH: 128})
+    found = checked(tmp_path, {INIT: str(source / "checkpoints" / "best.ckpt")}).findings
+    assert any("were trained with 128" in f.message for f in found if f.rule == "shorter_sets")
 
 
 def test_a_start_that_resumes_from_the_last_checkpoint_is_named(tmp_path):
-    found = rules(with_key(expression_config(), "model.kwargs.init_from", "/runs/a/checkpoints/last.ckpt"), tmp_path)
-    assert {rule for rule, _ in found} == {"init_from_resumes", "starts_from_last"}
-
-
-def test_lora_on_loaded_weights_is_an_error(tmp_path):
-    config = with_key(expression_config(), "model.kwargs.init_from", "/runs/a/checkpoints/best.ckpt")
-    config = with_key(config, "model.kwargs.lora", {"enable": True})
-    assert rules(config, tmp_path)["lora", "model.kwargs.lora.enable"].level == "error"
-
-
-def test_freezing_random_weights_is_an_error(tmp_path):
-    config = with_key(expression_config(), "model.kwargs.freeze_pert_backbone", True)
-    assert rules(config, tmp_path)["frozen_random", "model.kwargs.freeze_pert_backbone"].level == "error"
-
-
-def test_freezing_st_tahoe_with_all_genes_freezes_a_random_last_layer(tmp_path):
-    config = with_key(expression_config(), "model.kwargs.freeze_pert_backbone", True)
-    config = with_key(config, "model.kwargs.init_from", "/weights/ST-Tahoe/final.ckpt")
-    assert "frozen at that" in rules(config, tmp_path)["frozen_random", "model.kwargs.freeze_pert_backbone"].message
-
-
-def test_strict_makes_warnings_count(tmp_path):
-    checked = check_config(write_config(with_key(expression_config(), "training.loss_fn", "mse"), tmp_path))
-    assert (checked.exit_code(), checked.exit_code(strict=True)) == (0, 1)
+    found = checked(tmp_path, {INIT: "/runs/a/checkpoints/last.ckpt"}).findings
+    assert {f.rule for f in found} == {"init_from_resumes", "starts_from_last"}
 
 
 def test_the_run_is_what_the_author_meant(tmp_path):
-    config = with_key(embedding_config(), "training.weight_decay", "1e-3")
-    config = with_key(config, "training.accumulate_grad_batches", 4)
-    config = with_key(config, "model.kwargs.init_from", "/runs/a/checkpoints/last.ckpt")
-    run = check_config(write_config(config, tmp_path)).run
-    assert run.name == "study-of-ours"
-    assert run.seed == 7
-    assert run.data.control == "ntc"
-    assert run.data.cell_embedding_key == "X_cells"
-    assert run.model.representation == "embedding"
+    keys = {
+        "training.weight_decay": "1e-3",
+        "training.accumulate_grad_batches": 4,
+        INIT: "/runs/a/checkpoints/last.ckpt",
+    }
+    run = checked(tmp_path, keys, embedding_config).run
+    assert (run.name, run.seed, run.data.control) == ("study-of-ours", 7, "ntc")
+    assert (run.data.cell_embedding_key, run.model.representation) == ("X_cells", "embedding")
     assert run.model.size["hidden"] == 96
     assert run.model.objective == {"terms": {"energy": 1.0}, "decoder_weight": 0.3}
     assert run.model.network["gene_decoder"]["hidden"] == [32, 48]
-    assert run.train.plan["weight_decay"] == 1e-3
-    assert run.train.accumulate == 4
+    assert (run.train.plan["weight_decay"], run.train.accumulate) == (1e-3, 4)
     assert (run.start.source, run.start.checkpoint) == ("/runs/a", "best")
-
-
-def test_two_losses_become_two_terms(tmp_path):
-    config = with_key(expression_config(), "model.kwargs.loss", "se")
-    assert check_config(write_config(config, tmp_path)).run.model.objective["terms"] == {
-        "energy": 1.0,
-        "sinkhorn": 0.01,
-    }
-
-
-def test_the_converted_run_is_a_file_that_we_read(tmp_path):
-    check_config(write_config(embedding_config(), tmp_path)).run.to_yaml(tmp_path / "run.yaml")
+    run.to_yaml(tmp_path / "run.yaml")
     assert TahoeRun.from_yaml(tmp_path / "run.yaml").train.max_steps == 500
 
 
+def test_two_losses_become_two_terms(tmp_path):
+    terms = checked(tmp_path, {"model.kwargs.loss": "se"}).run.model.objective["terms"]
+    assert terms == {"energy": 1.0, "sinkhorn": 0.01}
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("text", "message"),
     [
-        ({"name": "x", "data": {}, "start": {}}, "It is a run of ours"),
-        ({"model": {"name": "state"}, "data": {"kwargs": {}}}, "lacks model.kwargs or training"),
-        ({"model": {"name": "cpa", "kwargs": {}}, "data": {"kwargs": {}}, "training": {}}, "of the model 'cpa'"),
+        pytest.param("{name: x, data: {}, start: {}}", "It is a run of ours", id="our run"),
+        pytest.param("{model: {name: state}, data: {kwargs: {}}}", "lacks model.kwargs or training", id="incomplete"),
+        pytest.param("{model: {name: cpa, kwargs: {}}, data: {kwargs: {}}, training: {}}", "of the model 'cpa'",
+                     id="another model"),
+        pytest.param("model: !!python/object/apply:os.system ['touch harm']\ndata: {}", "is not a YAML file",
+                     id="tags of Python"),
+        pytest.param(yaml.safe_dump(with_key(expression_config(), "training.lr", "fast")),
+                     r"line \d+: training.lr is 'fast'", id="text for a number"),
     ],
-)
-def test_other_files_are_refused(tmp_path, content, message):
+)  # fmt: skip
+def test_other_files_are_refused(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        check_config(write_config(content, tmp_path))
-
-
-def test_text_where_a_number_is_needed_is_named_with_its_line(tmp_path):
-    with pytest.raises(ValueError, match=r"line \d+: training.lr is 'fast'"):
-        check_config(write_config(with_key(expression_config(), "training.lr", "fast"), tmp_path))
-
-
-def test_tags_of_python_are_not_executed(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("model: !!python/object/apply:os.system ['touch harm']\n" + yaml.safe_dump({"data": {}}))
-    with pytest.raises(ValueError, match="is not a YAML file"):
-        check_config(path)
+        check_config(tmp_path / "config.yaml")

@@ -10,28 +10,66 @@ import pytest
 import torch
 import yaml
 from anndata import read_h5ad
+from study_samples import RUN
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, run_or_rebuild
+from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._finetune import resolved
 from scvi_tahoe.study._model import PeakMemory, build_model
 from scvi_tahoe.study._run_folder import read_checkpoint
 
+NOT_SCORED = {"preset": None}
+BRIEF = {"max_steps": 1, "validate_every": 1}
+
 
 def run(values, folder, **sections):
+    """Carry out a run with parts of its sections changed."""
+    values = copy.deepcopy(values)
     for name, part in sections.items():
-        values[name] = {**values[name], **part} if isinstance(part, dict) else part
+        values[name] = values.get(name, {}) | part if isinstance(part, dict) else part
     return finetune(TahoeRun.from_dict(values), folder, progress=False)
 
 
+def without_its_end(source, folder):
+    """Copy a finished run as if it had been killed between its last step and saving."""
+    shutil.copytree(source, folder)
+    for path in (folder / name for name in ("model", "scores", "figures")):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in ("result.json", "prediction.h5ad"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def content(path):
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.fixture
+def from_file(values, tmp_path):
+    """Plain values of a run on cells in a file, a part of which is scored."""
+
+    def from_file(cells, test=0.2, **keys):
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        data = {"path": str(tmp_path / "cells.h5ad"), "perturbation_key": "perturbation", "control": "control", **keys}
+        return values | {"data": data, "split": {"kind": "fraction", "validation": 0.1, "test": test}}
+
+    return from_file
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """Values of a run of two layers that starts from another one, finished."""
+    folder = tmp_path_factory.mktemp("deep") / "first"
+    values = RUN | {"model": {"size": RUN["model"]["size"] | {"n_layers": 2}, "set_size": 8}, "score": NOT_SCORED}
+    run(values, folder, train={"max_steps": 2})
+    return values | {"start": {"source": str(folder)}}
+
+
 def test_a_run_leaves_everything_that_is_needed_to_judge_it(finished):
-    found = {path.name for path in finished.iterdir()}
-    assert found >= {
-        "config.yaml", "provenance.json", "metrics.csv", "best.ckpt", "last.ckpt", "model", "prediction.h5ad", "scores",
-        "figures", "loading_report.txt", "README.md", "result.json",
-    }  # fmt: skip
+    files = "provenance.json metrics.csv best.ckpt last.ckpt model prediction.h5ad scores loading_report.txt README.md"
+    assert {path.name for path in finished.iterdir()} >= {*files.split(), "config.yaml", "figures", "result.json"}
     assert {p.name for p in (finished / "figures").iterdir()} == {"training.png", "bars.png", "deltas.png", "cells.png"}
 
 
@@ -51,8 +89,8 @@ def test_the_provenance_fixes_data_releases_and_seed(finished):
     assert len(data["sha256"]) == len(data["split"]["sha256"]) == 64
 
 
-def test_the_config_in_the_folder_spells_out_what_was_left_to_the_package(finished):
-    config = yaml.safe_load((finished / "config.yaml").read_text())
+def test_the_config_in_the_folder_spells_out_defaults(finished):
+    config = content(finished / "config.yaml")
     model = TahoeST.load(finished / "model", adata=False)
     assert config["model"]["prior"] == model.prior
     assert config["model"]["objective"] == model.module.objective.config.to_dict()
@@ -60,8 +98,8 @@ def test_the_config_in_the_folder_spells_out_what_was_left_to_the_package(finish
     assert config["train"]["plan"]["warmup"] == model.training_config_["plan"]["warmup"]
 
 
-def test_options_without_effect_are_refused_but_defaults_that_a_file_spells_out(finished, values, tmp_path):
-    whole = yaml.safe_load((finished / "config.yaml").read_text())["model"]
+def test_options_without_effect_are_refused_unless_defaults(finished, values):
+    whole = content(finished / "config.yaml")["model"]
     data = load_data(TahoeRun.from_dict(values))
 
     def build(**changes):
@@ -78,7 +116,7 @@ def test_options_without_effect_are_refused_but_defaults_that_a_file_spells_out(
         build(network={"backbone_dropout": 0.1})
 
 
-def test_a_run_is_rebuilt_though_its_weights_bring_options_that_mean_nothing_to_it(values, tmp_path):
+def test_a_run_is_rebuilt_with_options_that_its_weights_bring(values, tmp_path):
     data = load_data(TahoeRun.from_dict(values))
     TahoeST.setup_anndata(data.train, **data.config.keys)
     weights = TahoeST(
@@ -102,31 +140,64 @@ def test_a_run_is_rebuilt_though_its_weights_bring_options_that_mean_nothing_to_
     assert resolved(config, data, again, "0" * 64) == config
 
 
-def test_a_refused_run_leaves_nothing(values, tmp_path):
-    for section, key, value, message in (
-        ("train", "monitor", "validation_foo", r"is not computed in this run.*there are \['validation_loss'"),
-        ("data", "perturbation_embedding_key", "esm", "is not in uns"),
-    ):
-        wrong = {**values, section: {**values[section], key: value}}
-        with pytest.raises((ValueError, KeyError), match=message):
-            finetune(TahoeRun.from_dict(wrong), tmp_path / "out", progress=False)
+FINISHED = {"source": "the finished run"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        pytest.param({"train": {"monitor": "validation_foo"}}, ValueError,
+                     r"is not computed in this run.*there are \['validation_loss'", id="monitor"),
+        pytest.param({"data": {"perturbation_embedding_key": "esm"}}, KeyError, "is not in uns", id="embedding"),
+        pytest.param({"data": {"cell_embedding_components": 40}}, ValueError, "must be less than the 40 genes",
+                     id="components"),
+        pytest.param({"data": {"sha256": "0" * 64}}, ValueError, "the data are not those of the run", id="other data"),
+        pytest.param({"train": {"save_steps": 3}}, ValueError, "save_steps=3 must be a multiple of validate_every",
+                     id="checkpoints between validations"),
+        pytest.param({"start": FINISHED, "train": {"freeze_backbone": True, "plan": {"layer_decay": 0.5}}}, ValueError,
+                     "layer_decay=0.5 has no effect", id="no effect on the weights"),
+        pytest.param({"start": FINISHED | {"checkpoint": "step=5"}}, FileNotFoundError,
+                     "it has best.ckpt, last.ckpt", id="checkpoint"),
+        pytest.param({"start": FINISHED, "model": {"representation": "embedding"}}, ValueError, "new_input",
+                     id="weights that do not fit"),
+    ],
+)  # fmt: skip
+def test_a_refused_run_leaves_nothing(finished, values, tmp_path, changes, error, message):
+    if "start" in changes:
+        changes = changes | {"start": changes["start"] | {"source": str(finished)}}
+    with pytest.raises(error, match=message):
+        run(values, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_whose_options_mean_nothing_to_its_weights_leaves_nothing(finished, values, tmp_path):
-    values["start"] = {"source": str(finished)}
-    values["train"] |= {"freeze_backbone": True, "plan": {"layer_decay": 0.5}}
-    with pytest.raises(ValueError, match="layer_decay=0.5 has no effect"):
-        finetune(TahoeRun.from_dict(values), tmp_path / "out", progress=False)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [("damaged", ValueError, "is not an h5ad file"), ("no", FileNotFoundError, "an h5ad file with cells is expected")],
+)
+def test_files_that_are_no_cells_are_named(values, tmp_path, name, error, message):
+    (tmp_path / "damaged.h5ad").write_text("no cells")
+    data = {"perturbation_key": "p", "control": "c", "cell_embedding_key": "X", "path": str(tmp_path / f"{name}.h5ad")}
+    with pytest.raises(error, match=message):
+        run(values | {"data": data}, tmp_path / "out")
 
 
-def test_adapters_that_are_not_attached_yet_may_have_rates_by_depth(values, tmp_path):
-    values |= {"model": {"size": values["model"]["size"] | {"n_layers": 2}, "set_size": 8}, "score": {"preset": None}}
-    run(copy.deepcopy(values), tmp_path / "first", train={"max_steps": 2})
-    values |= {"start": {"source": str(tmp_path / "first")}, "model": {}}
-    values["train"] |= {"recipe": "lora", "max_steps": 2, "plan": {"layer_decay": 0.5}}
-    TahoeRun.from_dict(values).to_yaml(tmp_path / "run.yaml")
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "not of a run"), ("thesis.tex", "is a file")], ids=["foreign folder", "file"]
+)
+def test_a_place_that_is_taken_is_refused(values, tmp_path, name, message):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=message):
+        run(values, tmp_path / name)
+
+
+def test_a_folder_with_another_run_is_refused(finished, values):
+    with pytest.raises(ValueError, match=r"train.lr was 0.01, now 0.02"):
+        run(values, finished, train={"lr": 0.02})
+
+
+def test_adapters_not_attached_yet_may_have_rates_by_depth(deep, tmp_path):
+    train = deep["train"] | {"recipe": "lora", "max_steps": 2, "plan": {"layer_decay": 0.5}}
+    TahoeRun.from_dict(deep | {"model": {}, "train": train}).to_yaml(tmp_path / "run.yaml")
     assert "Nothing was written." in dry_run_text(tmp_path / "run.yaml")
 
 
@@ -141,17 +212,6 @@ def test_a_frozen_projection_keeps_its_random_numbers(finished, values, tmp_path
     assert not torch.equal(first[f"module.{name}"], untrained[name])
 
 
-def test_files_that_are_no_cells_are_named(values, tmp_path):
-    (tmp_path / "cells.h5ad").write_text("no cells")
-    values["data"] = {"path": str(tmp_path / "cells.h5ad"), "perturbation_key": "p", "control": "c",
-                      "cell_embedding_key": "X"}  # fmt: skip
-    with pytest.raises(ValueError, match="is not an h5ad file"):
-        finetune(TahoeRun.from_dict(values), tmp_path / "out", progress=False)
-    values["data"]["path"] = str(tmp_path / "nowhere.h5ad")
-    with pytest.raises(FileNotFoundError, match="an h5ad file with cells is expected"):
-        finetune(TahoeRun.from_dict(values), tmp_path / "out", progress=False)
-
-
 def test_held_out_cells_are_not_in_the_training_data(finished):
     predicted = read_h5ad(finished / "prediction.h5ad")
     assert set(predicted.obs["perturbation"]) == {f"perturbation_0{i}" for i in (3, 4, 5)}
@@ -160,16 +220,7 @@ def test_held_out_cells_are_not_in_the_training_data(finished):
     assert record["train"]["n_cells"] == 3 * (24 * 40 + 200) - 3 * 40
 
 
-def test_the_config_in_the_folder_rebuilds_the_same_numbers(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "first")
-    result = run_or_rebuild(tmp_path / "first" / "config.yaml", progress=False)
-    assert result.folder == tmp_path / "first-rebuilt"
-    comparison = compare_runs(tmp_path / "first", result.folder)
-    assert comparison.same, str(comparison)
-    assert "same numbers" in str(comparison)
-
-
-def test_another_seed_gives_other_numbers_and_the_comparison_says_where(finished, values, tmp_path):
+def test_the_comparison_says_where_another_seed_gives_other_numbers(finished, values, tmp_path):
     run(values, tmp_path / "other", seed=4)
     comparison = compare_runs(finished, tmp_path / "other")
     assert not comparison.same
@@ -177,16 +228,16 @@ def test_another_seed_gives_other_numbers_and_the_comparison_says_where(finished
     assert " and is " in str(comparison)
 
 
-def test_a_run_keeps_its_number_of_threads_and_gives_pytorch_its_own_back(values, tmp_path):
+def test_a_run_keeps_its_threads_and_pytorch_gets_its_own_back(values, tmp_path):
     before = torch.get_num_threads()
     result = run(values, tmp_path / "run", train={"threads": before + 1}, score={"preset": "vcc2025"})
     assert torch.get_num_threads() == before
     assert json.loads((result.folder / "provenance.json").read_text())["machine"]["threads"] == before + 1
-    assert yaml.safe_load((result.folder / "config.yaml").read_text())["train"]["threads"] == before + 1
+    assert content(result.folder / "config.yaml")["train"]["threads"] == before + 1
 
 
 def test_a_run_that_is_taken_up_keeps_the_threads_it_began_with(finished, values, tmp_path):
-    began = yaml.safe_load((finished / "config.yaml").read_text())["train"]["threads"]
+    began = content(finished / "config.yaml")["train"]["threads"]
     before = torch.get_num_threads()
     torch.set_num_threads(began + 1)
     try:
@@ -207,7 +258,7 @@ def test_a_finished_run_is_read_and_not_done_again(finished, values):
 
 def test_a_run_written_before_an_option_existed_is_still_that_run(finished, values, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config = content(finished / "config.yaml")
     for part, name in (("train", "compile"), ("train", "save_steps"), ("start", "genes"), ("score", "counts_layer")):
         del config[part][name]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
@@ -231,34 +282,22 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, values, tmp_pa
 
 
 def test_a_run_killed_between_its_last_step_and_saving_is_restored(finished, values, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    for name in ("model", "scores", "figures"):
-        shutil.rmtree(tmp_path / "run" / name)
-    for name in ("result.json", "prediction.h5ad"):
-        (tmp_path / "run" / name).unlink()
-    result = run(values, tmp_path / "run")
+    result = run(values, without_its_end(finished, tmp_path / "run"))
     assert compare_runs(finished, tmp_path / "run").same
     assert result.best_step == json.loads((finished / "result.json").read_text())["best_step"]
 
 
-def test_a_run_with_rates_by_depth_is_restored_though_its_last_step_trains_no_backbone(values, tmp_path):
-    values |= {"model": {"size": values["model"]["size"] | {"n_layers": 2}, "set_size": 8}, "score": {"preset": None}}
-    run(copy.deepcopy(values), tmp_path / "first", train={"max_steps": 2})
-    values["start"] = {"source": str(tmp_path / "first")}
-    later = {"recipe": "full", "max_steps": 2, "plan": {"layer_decay": 0.5}}
-    run(copy.deepcopy(values), tmp_path / "run", train=later)
-    shutil.copytree(tmp_path / "run", tmp_path / "restored")
-    shutil.rmtree(tmp_path / "restored" / "model")
-    (tmp_path / "restored" / "result.json").unlink()
-    run(values, tmp_path / "restored", train=later)
+def test_a_run_is_restored_though_its_last_step_trains_no_backbone(deep, tmp_path):
+    train = {"recipe": "full", "max_steps": 2, "plan": {"layer_decay": 0.5}}
+    run(deep, tmp_path / "run", train=train)
+    run(deep, without_its_end(tmp_path / "run", tmp_path / "restored"), train=train)
     assert compare_runs(tmp_path / "run", tmp_path / "restored").same
 
 
-def test_a_later_run_starts_from_the_best_or_from_the_last_weights_alone(finished, values, tmp_path):
-    start = {"source": str(finished)}
-    values["train"] |= {"max_steps": 1, "validate_every": 1, "lr": 1e-9}
+def test_a_later_run_starts_from_best_or_last_weights_alone(finished, values, tmp_path):
     for name in ("best", "last"):
-        run(values | {"start": start | {"checkpoint": name}}, tmp_path / name)
+        start = {"source": str(finished), "checkpoint": name}
+        run(values, tmp_path / name, start=start, train=BRIEF | {"lr": 1e-9}, score=NOT_SCORED)
         source = torch.load(finished / f"{name}.ckpt", weights_only=True)
         started = torch.load(tmp_path / name / "last.ckpt", weights_only=True)
         for tensor, value in source["state_dict"].items():
@@ -268,20 +307,15 @@ def test_a_later_run_starts_from_the_best_or_from_the_last_weights_alone(finishe
 
 
 @pytest.mark.slow
-def test_a_run_of_adapters_is_restored_and_a_later_run_starts_from_it(finished, values, tmp_path):
+def test_adapters_are_restored_and_a_later_run_starts_from_them(finished, values, tmp_path):
     pytest.importorskip("peft")
     train = {"recipe": "lora", "max_steps": 2, "validate_every": 1, "plan": {"lora_rank": 2, "ema": 0.5}}
     adapters = values | {"start": {"source": str(finished)}, "train": values["train"] | train}
     run(adapters, tmp_path / "first")
-    shutil.copytree(tmp_path / "first", tmp_path / "restored")
-    for name in ("model", "scores", "figures"):
-        shutil.rmtree(tmp_path / "restored" / name)
-    for name in ("result.json", "prediction.h5ad"):
-        (tmp_path / "restored" / name).unlink()
-    run(adapters, tmp_path / "restored")
+    run(adapters, without_its_end(tmp_path / "first", tmp_path / "restored"))
     assert compare_runs(tmp_path / "first", tmp_path / "restored").same
-    later = values["train"] | {"max_steps": 1, "validate_every": 1, "lr": 1e-9}
-    run(values | {"start": {"source": str(tmp_path / "first")}, "train": later}, tmp_path / "later")
+    start = {"source": str(tmp_path / "first")}
+    run(values, tmp_path / "later", start=start, train=BRIEF | {"lr": 1e-9}, score=NOT_SCORED)
     started = torch.load(tmp_path / "later" / "last.ckpt", weights_only=True)["state_dict"]
     name = "network.backbone.blocks.0.down.weight"
     merged = TahoeST.load(tmp_path / "first" / "model", adata=False)
@@ -303,95 +337,30 @@ def test_an_embedding_model_takes_the_backbone_of_an_expression_model(finished, 
     assert name in model.pretrained_parameters_
 
 
-def test_weights_that_do_not_fit_ask_for_decisions(finished, values, tmp_path):
-    values["start"] = {"source": str(finished)}
-    with pytest.raises(ValueError, match="new_input"):
-        run(values, tmp_path / "run", model={"representation": "embedding"})
-
-
-def test_a_file_of_cells_is_read_and_its_test_cells_are_scored(values, tmp_path):
-    simulate_screen(n_genes=30, n_cells=20, n_control_cells=60).write_h5ad(tmp_path / "cells.h5ad")
-    values["data"] = {
-        "path": str(tmp_path / "cells.h5ad"), "perturbation_key": "perturbation", "control": "control",
-        "context_key": "context", "batch_key": "batch", "perturbation_embedding_key": "perturbation_embedding",
-    }  # fmt: skip
-    values["split"] = {"kind": "fraction", "validation": 0.1, "test": 0.2}
-    result = run(values, tmp_path / "run")
-    assert len(result.scores.per_perturbation) == 72
-    assert np.isfinite(result.scores.summary["value"]["mae"])
-
-
-def test_doses_and_checkpoints_at_fixed_steps_are_options_of_a_run(values, tmp_path):
+def test_a_file_of_cells_with_doses_is_read_and_its_test_cells_are_scored(from_file, tmp_path):
     cells = simulate_screen(n_genes=30, n_cells=20, n_control_cells=60)
     is_control = (cells.obs["perturbation"] == "control").to_numpy()
     cells.obs["dose"] = np.where(is_control, 0.0, np.resize([1.0, 10.0], cells.n_obs))
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    values["data"] = {
-        "path": str(tmp_path / "cells.h5ad"), "perturbation_key": "perturbation", "control": "control",
-        "context_key": "context", "dose_key": "dose",
-    }  # fmt: skip
-    values["split"] = {"kind": "fraction", "validation": 0.1, "test": 0.2}
+    values = from_file(cells, context_key="context", batch_key="batch", dose_key="dose")
     result = run(values, tmp_path / "run", train={"save_steps": 4})
     assert (result.folder / "step=000004.ckpt").exists()
     labels = result.scores.per_perturbation.index.get_level_values("perturbation")
     assert {"perturbation_01@1", "perturbation_01@10"} <= set(labels)
+    assert len(labels) == 2 * 72
+    assert np.isfinite(result.scores.summary["value"]["mae"])
 
 
-def test_checkpoints_between_validations_are_refused_before_anything_is_written(values, tmp_path):
-    with pytest.raises(ValueError, match="save_steps=3 must be a multiple of validate_every"):
-        run(values, tmp_path / "run", train={"save_steps": 3})
-    assert not (tmp_path / "run").exists()
-
-
-def test_counts_are_predicted_and_scored_where_a_run_asks_for_it(values, tmp_path):
+def test_counts_are_predicted_and_scored_on_request(from_file, tmp_path):
     pytest.importorskip("cell_eval2")
     cells = simulate_screen(n_genes=30, n_cells=60, n_control_cells=100)
-    cells[cells.obs["context"] == "context_1"].copy().write_h5ad(tmp_path / "cells.h5ad")
-    values["data"] = {
-        "path": str(tmp_path / "cells.h5ad"), "perturbation_key": "perturbation", "control": "control",
-    }  # fmt: skip
-    values["split"] = {"kind": "fraction", "validation": 0.1, "test": 0.3}
+    values = from_file(
+        cells[cells.obs["context"] == "context_1"].copy(), 0.3, perturbation_embedding_key="perturbation_embedding"
+    )
     score = {"preset": "vcc2026", "counts_layer": "counts"}
     result = run(values, tmp_path / "run", train={"max_steps": 2}, score=score)
     assert result.scores.vcc["year"] == 2026
     counts = read_h5ad(result.folder / "prediction.h5ad").X
     assert np.array_equal(counts, np.rint(counts)) if isinstance(counts, np.ndarray) else (counts.data % 1 == 0).all()
-
-
-def test_other_data_than_those_of_the_run_are_refused(values, tmp_path):
-    values["data"]["sha256"] = "0" * 64
-    with pytest.raises(ValueError, match="the data are not those of the run"):
-        run(values, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_with_another_run_is_refused_and_the_difference_named(finished, values):
-    with pytest.raises(ValueError, match=r"train.lr was 0.01, now 0.02"):
-        run(values, finished, train={"lr": 0.02})
-
-
-def test_a_foreign_folder_is_refused(values, tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="not of a run"):
-        run(values, tmp_path)
-
-
-def test_a_file_is_no_folder(values, tmp_path):
-    (tmp_path / "run").touch()
-    with pytest.raises(ValueError, match="is a file"):
-        run(values, tmp_path / "run")
-
-
-def test_a_checkpoint_that_is_not_there_is_named(finished, values, tmp_path):
-    values["start"] = {"source": str(finished), "checkpoint": "step=5"}
-    with pytest.raises(FileNotFoundError, match=r"it has best.ckpt, last.ckpt"):
-        run(values, tmp_path / "run")
-
-
-def test_more_components_than_genes_are_refused(values, tmp_path):
-    values["data"]["cell_embedding_components"] = 40
-    with pytest.raises(ValueError, match="it must be less than the 40 genes"):
-        run(values, tmp_path / "run")
 
 
 def test_runs_that_are_not_there_cannot_be_compared(finished, tmp_path):
@@ -410,7 +379,7 @@ def test_a_dry_run_tells_and_writes_nothing(values, tmp_path, monkeypatch):
 
 def test_tensorboard_writes_into_the_run_beside_the_csv(values, tmp_path):
     pytest.importorskip("tensorboard")
-    result = run(values, tmp_path / "run", train={"loggers": ["tensorboard"]}, score={"preset": None})
+    result = run(values, tmp_path / "run", train={"loggers": ["tensorboard"]}, score=NOT_SCORED)
     assert list((result.folder / "tensorboard").rglob("events.*"))
     assert (result.folder / "metrics.csv").exists()
 
@@ -423,30 +392,29 @@ def test_a_logger_that_is_not_installed_is_named_with_its_extra(values, tmp_path
         with pytest.raises(ImportError, match=rf"scvi-tahoe\[{name}\]"):
             run(values, tmp_path / "run", train={"loggers": [name]})
     else:
-        result = run(values, tmp_path / "run", train={"loggers": [name]}, score={"preset": None})
+        result = run(values, tmp_path / "run", train={"loggers": [name]}, score=NOT_SCORED)
         assert any(name in path.name for path in result.folder.iterdir())
 
 
 def test_a_run_from_weights_in_arcs_format_carries_their_licence(finished, values, tmp_path):
-    short = {"max_steps": 1, "validate_every": 1}
     first = run(
-        copy.deepcopy(values), tmp_path / "first", train=short, score={"preset": None},
+        values, tmp_path / "first", train=BRIEF, score=NOT_SCORED,
         model={"network": {"head": "hidden_residual", "keep_zeros": False}},
     )  # fmt: skip
     TahoeST.load(first.folder / "model", adata=False).export(tmp_path / "weights", format="arc")
     # after a single step, controls predicted from controls are not like controls
     values["start"] = {"source": str(tmp_path / "weights"), "check_scale": False}
-    result = run(values, tmp_path / "run", train=short, score={"preset": None})
+    result = run(values, tmp_path / "run", train=BRIEF, score=NOT_SCORED)
     assert "Non-Commercial" in (result.folder / "README.md").read_text()
     assert "loaded" in (result.folder / "loading_report.txt").read_text()
     assert "Non-Commercial" not in (finished / "README.md").read_text()
 
 
-def test_a_new_head_on_earlier_weights_has_the_options_of_a_model_from_scratch(values, tmp_path):
+def test_a_new_head_on_earlier_weights_has_default_options(values, tmp_path):
     head = {"head": "hidden_residual"}
-    first = run(copy.deepcopy(values), tmp_path / "first", model={"network": head}, score={"preset": None})
+    first = run(values, tmp_path / "first", model={"network": head}, score=NOT_SCORED)
     values["start"] = {"source": str(first.folder), "accept": ["other_head"]}
     model = {"network": {"head": "delta"}, "prior": "cells"}
-    second = run(values, tmp_path / "second", model=model, score={"preset": None})
-    network = yaml.safe_load((second.folder / "config.yaml").read_text())["model"]["network"]
+    second = run(values, tmp_path / "second", model=model, score=NOT_SCORED)
+    network = content(second.folder / "config.yaml")["model"]["network"]
     assert (network["head"], network["keep_zeros"], network["base_encoder"]) == ("delta", True, True)

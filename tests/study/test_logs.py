@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,31 +22,52 @@ def findings(table, folder, **kwargs):
     return {f.rule: f for f in diagnose([log])[0].findings}
 
 
-def test_the_best_validation_and_its_checkpoint_are_named(tmp_path):
-    found = findings(arc_log(validation=[3.0, 2.0, 2.5, 2.4, 2.2]), tmp_path)
-    assert "2 at step 1,599" in found["best_step"].message
-    assert "step 1,600" in found["best_step"].instead
+RISING = [3, 2, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]
+COURSE = [3.0, 2.0, 2.5, 2.4, 2.2]
 
 
-def test_the_checkpoint_is_the_nearest_that_was_kept(tmp_path):
-    write_config(with_key(expression_config(), "training.ckpt_every_n_steps", 1500), tmp_path)
-    found = findings(arc_log(validation=[3.0, 2.0, 2.5, 2.4, 2.2]), tmp_path)
-    assert found["best_step"].instead.startswith("predict, and start later rounds, with step=1500.ckpt (the nearest")
+@pytest.mark.parametrize(
+    ("log", "rule", "texts"),
+    [
+        pytest.param({"validation": COURSE}, "best_step", ["2 at step 1,599"], id="best validation"),
+        pytest.param({"validation": [0.700, 0.699, 0.701, 0.7, 0.7]}, "flat_validation",
+                     ["stays between 0.699 and 0.701"], id="flat validation"),
+        pytest.param({"validation": RISING}, "rising_validation",
+                     ["after its best of 1 at step 1,199", "70% of the run"], id="rising validation"),
+        pytest.param({}, "no_validation", ["holds no validation loss"], id="no validation"),
+        pytest.param({}, "rate_not_logged", ["holds no learning rate"], id="no rate"),
+        pytest.param({"rate": lambda step: 1e-4}, "constant_rate", ["constant throughout"], id="constant rate"),
+        pytest.param({"rate": lambda step: 1e-4 * (1.5 + np.cos(step / 200))}, "periodic_rate", ["rises again"],
+                     id="periodic rate"),
+        pytest.param({"rate": lambda step: 1e-4 * (1 - step / 5000)}, "rate_shape", ["the rate goes"],
+                     id="falling rate"),
+        pytest.param({"epoch": 130, "n_steps": 8000}, "repeated_epochs", ["the period of the epoch, 130 steps"],
+                     id="repeated sets"),
+        pytest.param({"decoder": True, "validation": [0.5, 0.4, 0.4, 0.4, 0.4]}, "loss_not_logged",
+                     ["30 times less"], id="decoder beside the loss"),
+        pytest.param({"resumed_at": 6000}, "resumed", ["begins at step 6,049"], id="resumed"),
+    ],
+)  # fmt: skip
+def test_what_a_log_gives_away_is_named(tmp_path, log, rule, texts):
+    found = findings(arc_log(**log), tmp_path)
+    for text in texts:
+        assert text in found[rule].message
+    assert ("rate_not_logged" in found) == ("rate" not in log)
 
 
-def test_a_flat_validation_beside_a_falling_training_loss_is_named(tmp_path):
-    found = findings(arc_log(validation=[0.700, 0.699, 0.701, 0.7, 0.7]), tmp_path)
-    assert "stays between 0.699 and 0.701" in found["flat_validation"].message
+@pytest.mark.parametrize(
+    ("keys", "instead"),
+    [({}, "step 1,600"), ({"training.ckpt_every_n_steps": 1500}, "step=1500.ckpt (the nearest to step 1,600")],
+    ids=["every step kept", "some steps kept"],
+)
+def test_the_checkpoint_is_the_nearest_that_was_kept(tmp_path, keys, instead):
+    for key, value in keys.items():
+        write_config(with_key(expression_config(), key, value), tmp_path)
+    assert instead in findings(arc_log(validation=COURSE), tmp_path)["best_step"].instead
 
 
 def test_a_validation_that_follows_is_not_called_flat(tmp_path):
     assert "flat_validation" not in findings(arc_log(validation=[0.7, 0.6, 0.55, 0.5, 0.5]), tmp_path)
-
-
-def test_a_validation_that_rises_after_its_best_is_named(tmp_path):
-    found = findings(arc_log(validation=[3, 2, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]), tmp_path)
-    assert "after its best of 1 at step 1,199" in found["rising_validation"].message
-    assert "70% of the run" in found["rising_validation"].message
 
 
 @pytest.mark.parametrize(
@@ -53,29 +76,6 @@ def test_a_validation_that_rises_after_its_best_is_named(tmp_path):
 def test_losses_that_explode_are_an_error(tmp_path, values, rule):
     table = pd.DataFrame({"step": range(6), "train_loss": values})
     assert findings(table, tmp_path)[rule].level == "error"
-
-
-def test_a_log_without_a_rate_says_so(tmp_path):
-    assert "rate_not_logged" in findings(arc_log(), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("rate", "rule"),
-    [
-        (lambda step: 1e-4, "constant_rate"),
-        (lambda step: 1e-4 * (1.5 + np.cos(step / 200)), "periodic_rate"),
-        (lambda step: 1e-4 * (1 - step / 5000), "rate_shape"),
-    ],
-)
-def test_the_course_of_the_rate_is_recognised(tmp_path, rate, rule):
-    found = findings(arc_log(rate=rate), tmp_path)
-    assert rule in found
-    assert "rate_not_logged" not in found
-
-
-def test_sets_that_repeat_every_epoch_are_found_by_the_period_of_the_loss(tmp_path):
-    found = findings(arc_log(epoch=130, n_steps=8000), tmp_path)
-    assert "the period of the epoch, 130 steps" in found["repeated_epochs"].message
 
 
 def test_sets_drawn_anew_are_not_called_repeated(tmp_path):
@@ -92,35 +92,20 @@ def test_the_length_of_an_epoch_is_read_off_its_number(length):
 
 def test_a_log_of_one_epoch_does_not_fix_its_length():
     assert epoch_length(pd.Series(0, index=range(10))) is None
-    assert repetition(pd.Series(1.0, index=range(100)), None) is None
-    assert repetition(pd.Series(1.0, index=range(100)), 5) is None
+    assert repetition(pd.Series(1.0, index=range(100)), None)[0] == 0
+    assert repetition(pd.Series(1.0, index=range(100)), 5)[0] == 0
 
 
 def test_the_loader_is_named_as_the_limit_where_steps_are_short(tmp_path):
     write_config(expression_config(), tmp_path)
     message = findings(arc_log(), tmp_path)["throughput"].message
     assert "5.0 cell sets a second" in message
-    assert (
-        "87% of the time was spent outside the training step: the loader was the limit" in message or "88%" in message
-    )
+    assert re.search("8[78]% of the time was spent outside the training step: the loader was the limit", message)
 
 
-def test_a_decoder_beside_the_loss_is_named(tmp_path):
-    found = findings(arc_log(decoder=True, validation=[0.5, 0.4, 0.4, 0.4, 0.4]), tmp_path)
-    assert "30 times less" in found["loss_not_logged"].message
-
-
-def test_a_loss_that_was_named_and_not_trained_is_found_with_the_configuration(tmp_path):
+def test_a_loss_that_was_named_and_not_trained_is_found(tmp_path):
     write_config(with_key(expression_config(), "training.loss_fn", "mse"), tmp_path)
     assert "'mse', and 'energy' was trained" in findings(arc_log(), tmp_path)["loss_named_not_trained"].message
-
-
-def test_a_log_that_begins_in_the_middle_was_resumed(tmp_path):
-    assert "begins at step 6,049" in findings(arc_log(resumed_at=6000), tmp_path)["resumed"].message
-
-
-def test_a_log_without_validation_says_so(tmp_path):
-    assert "no_validation" in findings(arc_log(), tmp_path)
 
 
 def two_runs(folder, checkpoint="last.ckpt", **second):
@@ -136,42 +121,37 @@ def two_runs(folder, checkpoint="last.ckpt", **second):
     return {d.log.name: {f.rule: f for f in d.findings} for d in diagnose(read_training_logs(folder))}
 
 
-def test_a_run_that_started_from_the_last_checkpoint_is_shown_the_better_one(tmp_path):
-    message = two_runs(tmp_path)["second"]["start_not_best"].message
-    assert "last.ckpt of first (step 3,999, validation 2.5)" in message
-    assert "step 2,665 with 2" in message or "step 2,666 with 2" in message or "with 2." in message
+@pytest.mark.parametrize("checkpoint", ["last.ckpt", "best.ckpt"])
+def test_a_run_that_did_not_start_from_the_best_is_told_so(tmp_path, checkpoint):
+    found = two_runs(tmp_path, checkpoint)["second"]
+    assert ("start_not_best" in found) == (checkpoint == "last.ckpt")
+    if checkpoint == "last.ckpt":
+        assert "last.ckpt of first (step 3,999, validation 2.5)" in found["start_not_best"].message
+        assert re.search(r"step 2,66[56] with 2\.", found["start_not_best"].message)
 
 
-def test_a_run_that_started_from_the_best_is_not_blamed(tmp_path):
-    assert "start_not_best" not in two_runs(tmp_path, checkpoint="best.ckpt")["second"]
-
-
-def test_accumulation_without_effect_shows_in_the_length_of_epochs(tmp_path):
+def test_accumulation_without_effect_shows_in_epochs(tmp_path):
     found = two_runs(tmp_path, accumulate_grad_batches=8, batch_size=2)
     assert "accumulation over 8 minibatches did not happen" in found["second"]["accumulation_without_effect"].message
     assert "accumulation_without_effect" not in found["first"]
 
 
-def test_a_finished_run_of_ours_is_inspected_with_its_checkpoints(finished):
+def test_a_finished_run_is_inspected_with_its_checkpoints(finished):
     found = inspect_path(finished)
     assert "best.ckpt" in found.text
-    assert found.content["logs"][0]["origin" if "origin" in found.content["logs"][0] else "name"]
-    rules = {f["rule"] for f in found.content["logs"][0]["findings"]}
-    assert "rate_not_logged" not in rules
-    assert "repeated_epochs" not in rules
+    assert found.content["logs"][0]["name"] == "tiny"
+    assert not {"rate_not_logged", "repeated_epochs"} & {f["rule"] for f in found.content["logs"][0]["findings"]}
     assert found.figure is not None
 
 
 def test_a_checkpoint_tells_what_it_would_carry_along(finished):
     found = inspect_path(finished / "last.ckpt")
     content = found.content["last.ckpt"]
-    assert content["step"] == 6
-    assert content["has_optimizer"]
-    assert content["has_schedule"]
+    assert (content["step"], content["has_optimizer"], content["has_schedule"]) == (6, True, True)
     assert "goes on with that rate" in found.text
 
 
-def test_figures_have_a_column_for_each_run_and_a_row_for_each_quantity(tmp_path):
+def test_figures_have_a_column_per_run_and_a_row_per_quantity(tmp_path):
     logs = [read_training_log(written(arc_log(validation=[2, 1.5, 1]), tmp_path / n)) for n in ("a", "b")]
     assert len(logs_figure(logs).axes) == 2 * 3
     assert len(log_figure(logs[0]).axes) == 3
@@ -180,23 +160,20 @@ def test_figures_have_a_column_for_each_run_and_a_row_for_each_quantity(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "text", "message"),
     [
-        ("a,b\n1,2\n", "is not a training log"),
-        ("", "is not a table"),
-        ("step,train_loss\n1,2,3,4\n5,6,7,8,9,10\n", "is not a"),
+        pytest.param("metrics.csv", "a,b\n1,2\n", "is not a training log", id="other columns"),
+        pytest.param("metrics.csv", "", "is not a table", id="empty"),
+        pytest.param("metrics.csv", "step,train_loss\n1,2,3,4\n5,6,7,8,9,10\n", "is not a", id="rows of other lengths"),
+        pytest.param("metrics.csv", "step,train_loss,val_loss\n9,one,\n", "holds no number in train_loss, val_loss",
+                     id="no number"),
+        pytest.param("a.ckpt", "no", "was refused", id="no checkpoint"),
     ],
-)
-def test_files_that_are_no_logs_are_refused(tmp_path, text, message):
-    (tmp_path / "metrics.csv").write_text(text)
+)  # fmt: skip
+def test_files_that_are_no_logs_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        inspect_path(tmp_path / "metrics.csv")
-
-
-def test_a_checkpoint_that_is_none_is_refused(tmp_path):
-    (tmp_path / "a.ckpt").write_text("no")
-    with pytest.raises(ValueError, match="was refused"):
-        inspect_path(tmp_path / "a.ckpt")
+        inspect_path(tmp_path / name)
 
 
 def test_what_is_not_there_is_named(tmp_path):
@@ -206,13 +183,7 @@ def test_what_is_not_there_is_named(tmp_path):
         read_training_log(tmp_path)
 
 
-def test_a_log_without_a_number_is_refused(tmp_path):
-    (tmp_path / "metrics.csv").write_text("step,train_loss,val_loss\n9,one,\n")
-    with pytest.raises(ValueError, match="holds no number in train_loss, val_loss"):
-        read_training_log(tmp_path / "metrics.csv")
-
-
-def test_the_best_of_a_run_of_ours_is_that_of_the_metric_it_was_chosen_by(tmp_path):
+def test_the_best_of_our_run_is_that_of_the_metric_it_was_chosen_by(tmp_path):
     (tmp_path / "metrics.csv").write_text(
         "step,train_loss,validation_loss,validation_energy\n9,3.0,2.0,1.0\n19,2.0,3.0,0.5\n"
     )

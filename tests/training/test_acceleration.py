@@ -15,11 +15,6 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 BRIEF = {"max_steps": 8, "validate_every": 4, "batch_size": 2, "progress": False}
 
 
-@pytest.mark.parametrize("device", [CPU, GPU])
-def test_short_runs_are_not_compiled(device):
-    assert not compiling_pays(device, n_parameters=10**8, cells_per_step=512, n_steps=100)
-
-
 def test_only_long_runs_on_a_gpu_are_compiled():
     long = {"n_parameters": 3 * 10**8, "cells_per_step": 6144, "n_steps": 100_000}
     assert compiling_pays(GPU, **long)
@@ -64,37 +59,29 @@ def test_an_interrupted_run_leaves_no_compiled_part_behind(make_model):
 
 
 def test_an_unknown_choice_is_refused(make_model):
+    model = make_model()
     with pytest.raises(ValueError, match=r"compile='yes' must be True, False or 'auto'"):
-        make_model().train(**BRIEF, compile="yes")
+        model.train(**BRIEF, compile="yes")
+    model.train(**BRIEF)
+    with pytest.raises(ValueError, match=r"precision='half' is unknown; allowed are 'auto', '32'"):
+        model.predict(precision="half", progress=False)
 
 
-def test_a_late_number_is_the_number():
+def test_gradient_norms_of_every_interval_are_logged(make_model):
     assert float(AsyncScalar(torch.tensor(1.5, requires_grad=True))) == 1.5
-
-
-def test_gradient_norms_are_logged_for_every_interval_although_they_are_logged_late(make_model):
     model = make_model()
     model.train(**BRIEF, plan_kwargs={"log_every": 3})
     assert model.history["gradient_norm"].index.tolist() == [0, 3, 6]
     assert (model.history["gradient_norm"]["gradient_norm"] > 0).all()
 
 
-def test_auto_is_float32_without_a_gpu():
-    assert resolve_precision("auto", CPU) == "32-true"
-    assert autocast_dtype("auto", CPU) is None
-
-
-@pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("16", torch.float16), (32, None)])
-def test_a_precision_that_is_given_is_taken(precision, expected):
-    assert autocast_dtype(precision, CPU) == expected
-    assert resolve_precision(precision, CPU) == str(precision)
-
-
-def test_an_unknown_precision_of_a_prediction_is_refused(make_model):
-    model = make_model()
-    model.train(**BRIEF)
-    with pytest.raises(ValueError, match=r"precision='half' is unknown; allowed are 'auto', '32'"):
-        model.predict(precision="half", progress=False)
+@pytest.mark.parametrize(
+    ("given", "dtype", "resolved"),
+    [("auto", None, "32-true"), ("bf16", torch.bfloat16, "bf16"), ("16", torch.float16, "16"), (32, None, "32")],
+)
+def test_a_precision_that_is_given_is_taken_and_auto_is_float32(given, dtype, resolved):
+    assert autocast_dtype(given, CPU) == dtype
+    assert resolve_precision(given, CPU) == resolved
 
 
 def test_training_in_bfloat16_ends_close_to_float32(make_model):

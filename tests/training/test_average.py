@@ -82,6 +82,5 @@ def test_what_is_frozen_equals_its_average_to_the_bit(pretrained, train, weights
     model = pretrained()
     before = weights(model)
     train(model, freeze_backbone=True, **EMA)
-    after = weights(model)
-    assert all(torch.equal(v, after[k]) for k, v in before.items() if ".backbone." in k)
-    assert not all(torch.equal(v, after[k]) for k, v in before.items())
+    kept = {k for k, v in weights(model).items() if torch.equal(v, before[k])}
+    assert {k for k in before if ".backbone." in k} <= kept < set(before)

@@ -21,19 +21,24 @@ def equal(a, b):
     return set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_the_best_validation_is_restored_not_the_last(make_model, train, weights, tmp_path):
-    options = {"lr": 0.1, "max_steps": 10, "validate_every": 2, "plan_kwargs": {"schedule": "constant"}}
-    model = train(make_model(), save_dir=tmp_path, **options)  # a high rate: it gets better, then worse
-    losses = model.history["validation_loss"]["validation_loss"]
+@pytest.mark.parametrize("monitor", ["validation_loss", "validation_pearson_delta"])
+def test_the_best_validation_is_restored_not_the_last(monitor, make_model, train, weights, tmp_path):
+    """At a high rate a loss gets better, then worse; of a score more is better."""
+    less = monitor == "validation_loss"
+    options = {"lr": 0.1, "validate_every": 2, "monitor": monitor, "max_steps": 12}
+    options |= {"max_steps": 10, "plan_kwargs": {"schedule": "constant"}} if less else {}
+    model = train(make_model(), save_dir=tmp_path, **options)
+    values, config = model.history[monitor][monitor], model.training_config_
     best_step, best = checkpoint(tmp_path, "best.ckpt")
     last_step, last = checkpoint(tmp_path, "last.ckpt")
-    assert best_step == losses.idxmin() + 1 < last_step == 10
+    assert best_step == config["best_step"] == (values.idxmin() if less else values.idxmax()) + 1
+    assert config["best_value"] == pytest.approx(values.min() if less else values.max())
+    assert values.nunique() > 1
     assert equal(weights(model), best)
-    assert not equal(weights(model), last)
-    assert model.training_config_["best_step"] == best_step
-    assert model.training_config_["best_value"] == losses.min()
-    in_memory = train(make_model(), **options)
-    assert equal(weights(in_memory), best)
+    if less:
+        assert best_step < last_step == 10
+        assert not equal(weights(model), last)
+    assert equal(weights(train(make_model(), **options)), best)  # kept in memory
 
 
 def test_training_that_only_makes_it_worse_leaves_what_it_started_from(make_model, train, weights, tmp_path):
@@ -46,11 +51,6 @@ def test_training_that_only_makes_it_worse_leaves_what_it_started_from(make_mode
     assert checkpoint(tmp_path, "best.ckpt")[0] == 0
 
 
-def test_the_monitored_metric_decides(make_model, train, tmp_path):
-    model = train(make_model(), monitor="validation_delta_mse", validate_every=2)
-    assert model.training_config_["best_value"] == model.history["validation_delta_mse"].min().item()
-
-
 def test_the_last_steps_are_validated_where_they_do_not_fill_an_interval(make_model, train):
     history = train(make_model(), max_steps=10, validate_every=4).history
     assert history["validation_loss"].index.tolist() == [3, 7, 9]
@@ -59,11 +59,11 @@ def test_the_last_steps_are_validated_where_they_do_not_fill_an_interval(make_mo
     assert short.training_config_["best_step"] == 3
 
 
-def test_patience_stops_a_run_that_does_not_improve(make_model, train):
-    model = train(make_model(), lr=1.0, max_steps=60, validate_every=1, patience=3, recipe="full")
-    steps = len(model.history["validation_loss"])
-    assert steps < 60
-    assert steps == max(model.training_config_["best_step"], 1) + 3
+@pytest.mark.parametrize("monitor", ["validation_loss", "validation_pearson_delta"])
+def test_patience_stops_a_run_that_does_not_improve(monitor, make_model, train):
+    options = {"lr": 1.0, "max_steps": 60, "validate_every": 1, "patience": 3, "recipe": "full"}
+    model = train(make_model(), **options, monitor=monitor)
+    assert len(model.history[monitor]) == max(model.training_config_["best_step"], 1) + 3 < 60
 
 
 def test_without_validation_cells_a_warning_says_what_the_model_keeps(make_model, train):
@@ -79,9 +79,9 @@ def test_without_validation_cells_a_warning_says_what_the_model_keeps(make_model
 
 
 def test_an_unknown_metric_is_refused_with_those_there_are(make_model, train):
-    with pytest.raises(ValueError, match=r"monitor='validation_mmd' is not computed in this run; there are"):
-        train(make_model(), monitor="validation_mmd")
     model = make_model()
+    with pytest.raises(ValueError, match=r"monitor='validation_mmd' is not computed in this run; there are"):
+        train(model, monitor="validation_mmd")
     names = r"\['validation_loss', .*'validation_pds', 'validation_pearson_delta', 'validation_overlap'\]"
     near = r"\(did you mean 'validation_pds'\?\)"
     with pytest.raises(ValueError, match=rf"'validation_pdss' is not computed in this run {near}; there are {names}"):
@@ -89,11 +89,13 @@ def test_an_unknown_metric_is_refused_with_those_there_are(make_model, train):
     assert model.split_ is None  # nothing of a training has begun
 
 
-def test_a_metric_of_the_users_own_decides(make_model, train):
+def test_the_monitored_metric_decides_also_one_of_the_users_own(make_model, train):
     class Own(Callback):
         def on_validation_epoch_end(self, trainer, plan):
             plan.log("validation_own", float(-trainer.global_step))
 
+    model = train(make_model(), monitor="validation_delta_mse", validate_every=2)
+    assert model.training_config_["best_value"] == model.history["validation_delta_mse"].min().item()
     model = train(make_model(), monitor="validation_own", callbacks=[Own()])
     assert model.training_config_["best_step"] == 8
     with pytest.raises(ValueError, match="monitor='validation_other' is not computed in this run; there are .*_own"):
@@ -108,9 +110,7 @@ def test_a_metric_of_the_users_own_decides(make_model, train):
         ("transfer", True, "those of the weights that training started from"),
     ],
 )
-def test_a_run_that_improves_nothing_keeps_what_it_started_from_and_says_what_that_is(
-    prior, warm, kept, make_model, train, weights, caplog
-):
+def test_a_run_that_improves_nothing_keeps_its_start_and_says_so(prior, warm, kept, make_model, train, weights, caplog):
     held_out = HeldOutConditions(validation=0.3)
     model = make_model(prior=prior)
     if warm:
@@ -126,33 +126,10 @@ def test_a_run_that_improves_nothing_keeps_what_it_started_from_and_says_what_th
     assert equal(weights(model), start)
 
 
-def test_of_a_score_more_is_better(make_model, train, weights, tmp_path):
-    options = {"lr": 0.1, "max_steps": 12, "validate_every": 2, "monitor": "validation_pearson_delta"}
-    model = train(make_model(), save_dir=tmp_path, **options)
-    scores = model.history["validation_pearson_delta"]["validation_pearson_delta"]
-    assert scores.nunique() > 1
-    assert model.training_config_["best_value"] == pytest.approx(scores.max())
-    best_step, best = checkpoint(tmp_path, "best.ckpt")
-    assert best_step == model.training_config_["best_step"] == scores.idxmax() + 1
-    assert equal(weights(model), best)
-
-
-def test_patience_waits_for_a_score(make_model, train):
-    model = train(
-        make_model(), lr=1.0, max_steps=60, validate_every=1, patience=3, monitor="validation_pearson_delta"
-    )  # fmt: skip
-    steps = len(model.history["validation_pearson_delta"])
-    assert steps < 60
-    assert steps == model.training_config_["best_step"] + 3
-
-
-@pytest.mark.parametrize(
-    ("save_steps", "message"),
-    [(3, "save_steps=3 must be a multiple of validate_every, which is 4"), (0, "save_steps=0 must be a multiple")],
-)
-def test_checkpoints_between_two_validations_are_refused(save_steps, message, make_model, train, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        train(make_model(), save_steps=save_steps, save_dir=tmp_path / "run")
+def test_checkpoints_between_two_validations_are_refused(make_model, train, tmp_path):
+    for steps, message in ((3, "=3 must be a multiple of validate_every, which is 4"), (0, "=0 must be a multiple")):
+        with pytest.raises(ValueError, match=f"save_steps{message}"):
+            train(make_model(), save_steps=steps, save_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="save_steps=4 writes checkpoints; give a save_dir"):
         train(make_model(), save_steps=4)

@@ -17,7 +17,8 @@ def model(make_model):
 def test_it_leaves_the_model_as_it_was(model):
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
     state = torch.get_rng_state()
-    model.find_learning_rate(n_steps=20, highest=0.1)
+    first, second = (model.find_learning_rate(n_steps=20, highest=0.1, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.losses, second.losses)
     assert all(torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.is_trained
@@ -34,11 +35,6 @@ def test_the_rate_grows_geometrically_until_the_loss_explodes(model):
     for i in (9, 20):
         assert test.smoothed[i] == pytest.approx(test.losses[i - 9 : i + 1].mean())
     assert test.rates[0] < test.suggestion < test.rates[-1] / 10
-
-
-def test_one_seed_gives_one_result(model):
-    first, second = (model.find_learning_rate(n_steps=12, seed=3) for _ in range(2))
-    np.testing.assert_array_equal(first.losses, second.losses)
 
 
 def test_adapters_are_tested_on_the_copy_alone(make_model, train):
@@ -59,22 +55,26 @@ def fake(losses):
 
 
 def test_the_suggestion_is_a_tenth_of_the_rate_at_the_minimum():
-    losses = [5.0] * 20 + [4.0, 3.0, 2.0, 3.0, 9.0]
-    test = fake(losses)
+    test = fake([5.0] * 20 + [4.0, 3.0, 2.0, 3.0, 9.0])
     assert test.suggestion == pytest.approx(test.rates[22] / 10)
+    assert repr(test) == "LearningRateTest: 25 steps from 1.0e-05 to 1.0e-01; suggestion 4.6e-03"
+    figure = test.plot()
+    (ax,) = figure.axes
+    assert ax.get_xscale() == "log"
+    assert "suggestion" in figure.legends[0].get_texts()[-1].get_text()
 
 
-def test_a_loss_that_never_falls_suggests_nothing():
-    test = fake(np.linspace(1, 2, 25))
-    with pytest.raises(ValueError, match=r"did not fall between rates 1.0e-05 and 1.0e-01; try other bounds or more"):
-        _ = test.suggestion
-    assert len(test.plot().axes[0].lines) == 2
-
-
-def test_a_rate_that_was_not_tested_is_not_suggested():
-    test = fake([5.0, 4.0, 3.0, 2.0] + [4.0] * 21)
-    with pytest.raises(ValueError, match=r"a tenth of it lies below the 1.0e-05 that the test began with; try lowest="):
-        _ = test.suggestion
+def test_a_rate_that_was_not_tested_or_does_not_help_is_not_suggested():
+    rises, lowest = fake(np.linspace(1, 2, 25)), fake([5.0, 4.0, 3.0, 2.0] + [4.0] * 21)
+    message = "the loss did not fall between rates 1.0e-05 and 1.0e-01; try other bounds or more steps."
+    assert repr(rises).endswith(f"; no suggestion: {message}")
+    assert len(rises.plot().axes[0].lines) == 2
+    for test, text in (
+        (rises, message),
+        (lowest, "a tenth of it lies below the 1.0e-05 that the test began with; try l"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            _ = test.suggestion
 
 
 def test_parts_keep_their_share_of_the_rate(make_model, train):
@@ -88,14 +88,6 @@ def test_parts_keep_their_share_of_the_rate(make_model, train):
     assert not np.array_equal(*losses)
 
 
-def test_it_is_shown_in_a_line_that_names_the_suggestion():
-    falls = fake([5.0] * 20 + [4.0, 3.0, 2.0, 3.0, 9.0])
-    assert repr(falls) == "LearningRateTest: 25 steps from 1.0e-05 to 1.0e-01; suggestion 4.6e-03"
-    assert repr(fake([1.0, 2.0])).endswith(
-        "; no suggestion: the loss did not fall between rates 1.0e-05 and 1.0e-01; try other bounds or more steps."
-    )
-
-
 @pytest.mark.filterwarnings("error:Converting a tensor")
 def test_no_warning_of_torch_comes_out_of_it(model):
     always = torch.is_warn_always_enabled()
@@ -104,13 +96,6 @@ def test_no_warning_of_torch_comes_out_of_it(model):
         model.find_learning_rate(n_steps=2)
     finally:
         torch.set_warn_always(always)
-
-
-def test_the_figure_shows_losses_and_suggestion():
-    figure = fake([5.0] * 20 + [4.0, 3.0, 2.0, 3.0, 9.0]).plot()
-    (ax,) = figure.axes
-    assert ax.get_xscale() == "log"
-    assert "suggestion" in figure.legends[0].get_texts()[-1].get_text()
 
 
 def test_dropout_is_that_of_the_run_and_the_model_keeps_its_own(model):

@@ -34,29 +34,17 @@ def test_the_history_is_filled_with_any_logger(kind, make_model, train, tmp_path
         assert losses == pytest.approx(model.history["validation_loss"]["validation_loss"].tolist())
 
 
-def test_steps_of_a_second_training_count_on(make_model, train):
-    model = train(make_model())
+def test_steps_of_a_second_training_count_on_also_after_saving(make_model, train, tmp_path):
+    model = train(make_model(), logger=CSVLogger(tmp_path / "first"))
     first = model.history
-    second = train(model, recipe="full", max_steps=4, validate_every=2).history
-    assert second["validation_loss"].index.tolist() == [3, 7, 9, 11]
-    pd.testing.assert_frame_equal(second["validation_loss"].iloc[:2], first["validation_loss"])
-
-
-def test_two_trainings_with_another_logger_are_joined_too(make_model, train, tmp_path):
-    model = make_model()
-    for i in range(2):
-        train(model, logger=CSVLogger(tmp_path / str(i)), recipe="full")
-    assert model.history["train_loss"].index.tolist() == [3, 7, 11, 15]
-
-
-def test_the_history_survives_saving_and_a_further_training(make_model, train, tmp_path):
-    model = train(make_model())
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", model.adata)
-    for name, frame in model.history.items():
+    for name, frame in first.items():
         pd.testing.assert_frame_equal(loaded.history[name], frame)
-    train(loaded, recipe="full")
-    assert loaded.history["train_loss"].index.tolist() == [3, 7, 11, 15]
+    for again in (model, loaded):
+        train(again, recipe="full", max_steps=4, validate_every=2, logger=CSVLogger(tmp_path / "second"))
+        assert again.history["validation_loss"].index.tolist() == [3, 7, 9, 11]
+        pd.testing.assert_frame_equal(again.history["validation_loss"].iloc[:2], first["validation_loss"])
 
 
 def test_a_file_is_written_whole_and_read_up_to_a_step(tmp_path):
@@ -123,7 +111,7 @@ def test_scores_are_those_of_the_evaluation_on_the_same_cells(make_model, train)
     assert logged["validation_overlap"] == pytest.approx(overlap)
 
 
-def test_the_overlap_counts_the_genes_that_change_most_whatever_their_sign():
+def test_the_overlap_counts_the_genes_that_change_most():
     observed = np.zeros((2, 30))
     observed[0, [3, 7, 11]], observed[1, [1, 2, 3]] = [5, -4, 3], [1, 2, -9]
     predicted = np.zeros((2, 30))
@@ -131,8 +119,11 @@ def test_the_overlap_counts_the_genes_that_change_most_whatever_their_sign():
     np.testing.assert_allclose(top_gene_overlap(predicted, observed), [2 / 3, 1.0])
 
 
-def test_losses_alone_are_computed_where_no_score_is_asked_for(make_model, train):
+def test_scores_are_computed_where_they_are_asked_for_and_mean_something(make_model, train):
     assert not set(VALIDATION_SCORES) & set(train(make_model()).history)
+    model = make_model(setup={"cell_embedding_key": "X_embedding"}, representation="embedding")
+    with pytest.raises(ValueError, match="monitor='validation_pds' compares changes of expression, and represent"):
+        train(model, monitor="validation_pds")
 
 
 EMBEDDED = {"setup": {"cell_embedding_key": "X_embedding"}}
@@ -161,12 +152,6 @@ def test_what_can_be_monitored_is_what_a_training_computes(options, make_model, 
     assert set(expects) == {name for name in history if name.startswith("validation_")}
 
 
-def test_scores_of_embeddings_are_refused(make_model, train):
-    model = make_model(setup={"cell_embedding_key": "X_embedding"}, representation="embedding")
-    with pytest.raises(ValueError, match="monitor='validation_pds' compares changes of expression, and represent"):
-        train(model, monitor="validation_pds")
-
-
 CPU = torch.device("cpu")
 GENES = 18_080
 CONFIG = NetworkConfig(n_input=GENES, n_output=GENES, n_perturbation=5_120, head="down_up", **SIZES["tahoe"])
@@ -177,30 +162,23 @@ def plan(**changes):
     return plan_memory(CONFIG, **{**usual, **changes}, device=CPU)
 
 
-def test_frozen_weights_cost_neither_gradients_nor_optimizer_state():
+def test_memory_grows_with_what_trains_with_cells_and_with_precision():
     frozen = plan(n_trainable=0)
     assert frozen.gradients == frozen.optimizer == 0
     assert frozen.weights == plan().weights
     assert plan().optimizer == 2 * plan().gradients == 8 * 10**8
-
-
-def test_activations_grow_with_the_cells_of_a_step_and_shrink_with_the_precision():
     assert plan(cells_per_step=2 * 6_144).activations == 2 * plan().activations
     assert plan(in_16_bits=False).activations > plan().activations
 
 
 def test_the_total_is_the_sum_and_says_whether_it_fits():
-    memory = MemoryPlan(weights=1, gradients=2, optimizer=3, activations=4, expression=5, available=15)
-    assert memory.total == 15
+    sizes = {"weights": 2**30, "gradients": 2**30, "optimizer": 2**31, "activations": 2**32, "expression": 2**20}
+    memory = MemoryPlan(**sizes, available=2**34)
+    assert memory.total == sum(sizes.values())
     assert memory.fits
-    assert not MemoryPlan(weights=9, gradients=9, optimizer=9, activations=9, expression=9, available=15).fits
-    assert MemoryPlan(weights=9, gradients=0, optimizer=0, activations=0, expression=0).fits  # nothing is known
-
-
-def test_a_plan_reads_as_a_sentence():
-    memory = MemoryPlan(
-        weights=2**30, gradients=2**30, optimizer=2**31, activations=2**32, expression=2**20, available=2**34
-    )
+    assert MemoryPlan(**sizes, available=memory.total).fits
+    assert not MemoryPlan(**sizes, available=memory.total - 1).fits
+    assert MemoryPlan(**sizes).fits  # nothing is known
     assert str(memory) == (
         "about 8.0 GiB of 16.0 GiB free (weights 1.0 GiB, gradients 1.0 GiB, optimizer 2.0 GiB, activations 4.0 GiB, "
         "expression 1.0 MiB)"
@@ -225,8 +203,5 @@ def test_running_out_of_memory_says_what_to_lower(batch_size, advice):
         explained_out_of_memory(batch_size=batch_size, set_size=64, doing="training"),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
-
-
-def test_other_errors_pass_as_they_are():
     with pytest.raises(RuntimeError, match="shape"), explained_out_of_memory(batch_size=1, set_size=1, doing="x"):
-        raise RuntimeError("shape")
+        raise RuntimeError("shape")  # other errors pass as they are

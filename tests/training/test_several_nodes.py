@@ -46,7 +46,7 @@ torch.save({"sets": Seen.sets, "weights": weights, "ranks": model.trainer.world_
 """
 
 
-def script_of_the_page() -> str:
+def script_of_the_page():
     text = re.search(r"```python\n(# train\.py\n.*?)```", PAGE.read_text(), re.DOTALL)
     assert text is not None
     script = text.group(1)
@@ -56,18 +56,18 @@ def script_of_the_page() -> str:
     return BEFORE + script + AFTER
 
 
-def free_port() -> int:
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
-def started_by_torchrun() -> list[tuple[list[str], dict[str, str]]]:
+def started_by_torchrun():
     run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d"]
     return [([*run, f"--rdzv-endpoint=127.0.0.1:{free_port()}", "train.py"], {})]
 
 
-def started_by_slurm() -> list[tuple[list[str], dict[str, str]]]:
+def started_by_slurm():
     """What `srun` sets for each task."""
     node = {
         "SLURM_JOB_ID": "20001", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",

@@ -120,17 +120,13 @@ def gradients(step, of):
 def plain(start, processes):
     """The same with torch's own optimizer and the mean of the gradients: weights, norms, state after four steps."""
     weights = [torch.nn.Parameter(w.clone()) for w in start]
-    groups = [
-        {"params": weights[0:2], "lr": 0.1, "weight_decay": 0.1},
-        {"params": weights[2:3]},
-        {"params": weights[3:]},
-    ]
+    first = {"params": weights[0:2], "lr": 0.1, "weight_decay": 0.1}
+    groups = [first, {"params": weights[2:3]}, {"params": weights[3:]}]
     optimizer = torch.optim.AdamW(groups, lr=0.02, weight_decay=0.0, fused=True)
     norms = []
     for step in range(6):
-        for weight, parts in zip(
-            weights, zip(*(gradients(step, i) for i in range(processes)), strict=True), strict=False
-        ):
+        of_weights = zip(*(gradients(step, i) for i in range(processes)), strict=True)
+        for weight, parts in zip(weights, of_weights, strict=False):
             weight.grad = torch.stack(parts).mean(0)
         norms.append(float(torch.nn.utils.clip_grad_norm_(weights[:3], 3.0 if step < 4 else float("inf"))))
         optimizer.step()
@@ -141,7 +137,7 @@ def plain(start, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_all_processes_end_where_one_would_with_the_mean_of_their_gradients(processes_of, processes):
+def test_processes_end_where_one_would_with_the_mean_gradient(processes_of, processes):
     ranks = processes_of(processes, "float32")
     weights, norms, state = plain(ranks[0]["start"], processes)
     for rank in ranks:

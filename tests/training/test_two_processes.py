@@ -113,7 +113,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_with_either_strategy(runs):
 
 
 @pytest.mark.slow
-def test_handing_out_what_products_round_anyway_in_16_bits_changes_nothing(runs):
+def test_handing_out_rounded_weights_changes_nothing(runs):
     exact = runs[0]["exact"]
     for rounded in (runs[0]["rounded"], runs[1]["rounded"], runs[0]["resumed"]):
         assert rounded["loss"] == exact["loss"]

@@ -15,7 +15,6 @@ from scvi_tahoe.cli._runs import check, finetune, inspect, study
 
 app = typer.Typer(
     name="scvi-tahoe",
-    help="Predict how cells respond to perturbations: State Transition models in scvi-tools.",
     no_args_is_help=True,
     # bugs are shown as plain tracebacks, user errors in one line (see `_terminal.py`)
     pretty_exceptions_enable=False,

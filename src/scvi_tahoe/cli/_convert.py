@@ -9,8 +9,6 @@ import typer
 
 from scvi_tahoe.cli._terminal import Checkpoint, one_line_errors
 
-_STORE = "store"
-
 
 def convert(
     source: Annotated[
@@ -24,7 +22,7 @@ def convert(
             help="Format to write: scvi-tahoe or arc for a model, store for data.",
             show_default="store for h5ad files, else scvi-tahoe",
         ),
-    ] = None,
+    ] = None,  # fmt: skip
     checkpoint: Checkpoint = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
     accept_license: Annotated[
@@ -50,9 +48,8 @@ def convert(
     only_data = required | {"--context-key": context_key, "--layer": layer}
     only_models = {"--checkpoint": checkpoint, "--revision": revision, "--accept-license": accept_license or None}
     with one_line_errors():
-        if to is None:
-            to = _STORE if all(name.endswith(".h5ad") for name in source) else "scvi-tahoe"
-        is_data = to == _STORE
+        to = to or ("store" if all(name.endswith(".h5ad") for name in source) else "scvi-tahoe")
+        is_data = to == "store"
         if wrong := [name for name, value in (only_models if is_data else only_data).items() if value is not None]:
             raise ValueError(f"{', '.join(wrong)} is for {'models' if is_data else 'data'}, and the format is {to}.")
         if is_data:

@@ -27,8 +27,7 @@ def evaluate(
     control: Annotated[str, typer.Option(help="Label of control cells.")],
     context_key: Annotated[str | None, typer.Option(help="Column of obs with the contexts.")] = None,
     train: Annotated[
-        Path | None,
-        typer.Option(help="h5ad the model was trained on; its mean change is the baseline (without it: no change)."),
+        Path | None, typer.Option(help="h5ad of the training; its mean change is the baseline (without it: no change).")
     ] = None,
     preset: Annotated[str, typer.Option(help="Which scores to compute.")] = "vcc2025",
     representation_check: Annotated[

@@ -10,7 +10,7 @@ import typer
 from scvi_tahoe.cli._terminal import Quiet, one_line_errors, quiet_frameworks
 
 
-def respond(
+def respond(  # noqa: PLR0913
     table: Annotated[Path, typer.Argument(help="h5ad with one row for each condition: its change against control.")],
     perturbation_key: Annotated[str, typer.Option(help="Column of obs with the perturbations.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="h5ad file to write the predicted changes to.")],
@@ -25,7 +25,9 @@ def respond(
     ] = None,
     tables: Annotated[
         list[str] | None,
-        typer.Option("--table", help="Embeddings of perturbations, NAME=FILE (csv, tsv, parquet, npz); may be repeated."),
+        typer.Option(
+            "--table", help="Embeddings of perturbations, NAME=FILE (csv, tsv, parquet, npz); may be repeated."
+        ),
     ] = None,
     perturbations: Annotated[
         list[str] | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def finetune(
         if dry_run:
             typer.echo(dry_run_text(config))
             return
-        tell = (lambda line: typer.echo(line, err=True)) if json else typer.echo
+        tell = partial(typer.echo, err=json)
         result = run_or_rebuild(config, folder, progress=not quiet, report=tell)
         typer.echo(result_text(result, as_json=json))
         if is_run(config.parent) and config.parent.resolve() != result.folder.resolve():
@@ -73,8 +74,7 @@ def study(
         if dry_run:
             typer.echo(rounds_text(*studies))
             return
-        tell = (lambda line: typer.echo(line, err=True)) if json else typer.echo
-        result = run_study(*studies, folder=folder, progress=not quiet, report=tell)
+        result = run_study(*studies, folder=folder, progress=not quiet, report=partial(typer.echo, err=json))
     if json:
         typer.echo(result.table.to_json(orient="index", indent=1))
         return
@@ -136,9 +136,9 @@ def inspect(
         from scvi_tahoe.study import inspect_path
 
         found = inspect_path(path, config=config, checkpoint=checkpoint)
-        if figure is not None and found.figure is None:
+        if figure and not found.figure:
             raise ValueError(f"{path} holds no log, so there is no figure to draw.")
         typer.echo(found.to_json() if json else found.text)
-        if figure is not None and found.figure is not None:
+        if figure and found.figure:
             found.figure.savefig(figure, dpi=150)
             typer.echo(f"Figure: {figure}", err=json)

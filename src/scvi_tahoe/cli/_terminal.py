@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 #: environment variable that brings the full traceback back
 TRACEBACK_VARIABLE = "SCVI_TAHOE_TRACEBACK"
 
+_ORDER = "final, last, best or the highest step"
 Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        help="Which checkpoint of a folder in arc-state's format.", show_default="final, last, best or the highest step"
-    ),
+    str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default=_ORDER)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -48,13 +46,11 @@ def one_line_errors(when_interrupted: str = "Stopped; nothing was written.") -> 
 
 def _is_user_error(error: Exception) -> bool:
     """Return whether the error is about input, a licence to be accepted, or an extra to be installed."""
-    if isinstance(error, ImportError):
-        return "pip install" in str(error)
-    if not isinstance(error, RuntimeError):
-        return True
-    from scvi_tahoe.pretrained import LicenceNotAcceptedError
+    if isinstance(error, RuntimeError):
+        from scvi_tahoe.pretrained import LicenceNotAcceptedError
 
-    return isinstance(error, LicenceNotAcceptedError)
+        return isinstance(error, LicenceNotAcceptedError)
+    return not isinstance(error, ImportError) or "pip install" in str(error)
 
 
 def quiet_frameworks() -> None:
@@ -65,7 +61,6 @@ def quiet_frameworks() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "scvi", "scvi_tahoe"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
-    warnings.filterwarnings("ignore", message=".*is deprecated", module="lightning")
     # frozen parts are meant to be in eval mode, and short runs are meant to have few minibatches
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", module="lightning")
-    warnings.filterwarnings("ignore", message="The number of training batches", module="lightning")
+    for text in (".*is deprecated", r"Found \d+ module\(s\) in eval mode", "The number of training batches"):
+        warnings.filterwarnings("ignore", message=text, module="lightning")

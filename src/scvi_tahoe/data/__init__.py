@@ -56,6 +56,7 @@ from scvi_tahoe.data._splits import (
     register_split,
     split_from_dict,
 )
+from scvi_tahoe.data._start_cells import ControlProfile, StartTable, moved_to_mean
 from scvi_tahoe.data._store import CellStore, DeviceStore, StoreKind, make_store
 from scvi_tahoe.data._store_conversion import write_store
 from scvi_tahoe.data._store_folder import read_store

@@ -71,6 +71,11 @@ class CompactRows:
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.values.device
+
+    @property
     def nbytes(self) -> int:
         """Size."""
         return self.indptr.nbytes + self.indices.nbytes + self.values.nbytes

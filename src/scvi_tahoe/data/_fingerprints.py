@@ -31,10 +31,8 @@ def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: i
 
     Raises
     ------
-    ImportError
-        If RDKit is not installed.
-    ValueError
-        If a SMILES is no molecule (the message names the drugs), or a number is out of range.
+    ImportError, ValueError
+        If RDKit is not installed; if a SMILES is no molecule (the message names the drugs), or a number out of range.
 
     References
     ----------

@@ -6,6 +6,7 @@ P width of a perturbation embedding.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, cycle, islice
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._perturbations import EmbeddingTable
     from scvi_tahoe.data._screen import Condition, Screen, ScreenKeys
     from scvi_tahoe.data._splits import AssignedSplit
+    from scvi_tahoe.data._start_cells import StartTable
     from scvi_tahoe.data._store import CellStore, StoreKind
 
 
@@ -37,6 +39,7 @@ Representation = Literal["expression", "embedding", "expression+embedding"]
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
 Output = Literal["expression", "delta", "counts", "embedding", "prior"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)
+START_SEED = "start_seed"  # of the random numbers of start cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,8 @@ class CellSetDataset(Dataset):
     #: float32 ``[conditions, X]``: change of the mean that a prior adds to the controls; None without such a
     #: prior
     residual_shift: np.ndarray | None = None
+    #: wanted means to which control cells are moved on the device, which the network corrects; None without them
+    start: StartTable | None = None
     #: by key of the minibatch, what the objective compares with: float32 ``[conditions, X]`` each
     of_condition: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -138,6 +143,8 @@ class CellSetDataset(Dataset):
             # the batch of the predicted cells: that of the observed ones, else of those that the prediction starts from
             rows = request.control_SN if request.observed_SN is None else request.observed_SN
             payload[TENSORS.BATCH] = torch.from_numpy(self.batch_of_cell[rows])
+        if self.start is not None:
+            payload[START_SEED] = zlib.crc32(np.ascontiguousarray(request.control_SN))
         return payload
 
     def prefetch(self, request: CellSetRequest) -> None:
@@ -161,6 +168,11 @@ class CellSetDataset(Dataset):
             if rows.device != device:
                 self._of_condition[key] = rows = rows.to(device)
             tensors[key] = rows[payload[TENSORS.CONDITION].to(device, non_blocking=True)]
+        if self.start is not None and START_SEED in payload:
+            condition_S = payload[TENSORS.CONDITION].to(device, non_blocking=True)
+            tensors[TENSORS.RESIDUAL_INPUT] = self.start.cells(
+                tensors[TENSORS.CONTROL], condition_S, payload[START_SEED]
+            )
         for key in (TENSORS.CONDITION, TENSORS.BATCH):
             if key in payload:
                 tensors[key] = payload[key].to(device, non_blocking=True)

@@ -141,6 +141,8 @@ class ConditionRequest:
     residual_input: np.ndarray | None = None
     #: whether the prior's cells are the prediction, so that they come as they are, one for each predicted cell
     keeps_residual_input: bool = False
+    #: whether each of them was made of the control cell at the same place
+    is_paired: bool = False
 
 
 class ExhaustiveSampler(Sampler[CellSetRequest]):
@@ -160,7 +162,8 @@ class ExhaustiveSampler(Sampler[CellSetRequest]):
             if request.residual_input is not None:
                 rng, n = np.random.default_rng((*request.seed, STREAMS.PREDICTED_CELLS)), n_sets * set_size
                 rows = request.residual_input
-                rows = np.resize(rows, n) if request.keeps_residual_input else draw_window(rows, n, rng)
+                in_order = request.keeps_residual_input or request.is_paired
+                rows = np.resize(rows, n) if in_order else draw_window(rows, n, rng)
                 residual_inputs.append(rows.reshape(n_sets, set_size))
             owner += [i] * n_sets
             valid += [set_size] * (n_sets - 1) + [set_size - n_fill]

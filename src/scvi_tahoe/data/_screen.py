@@ -41,10 +41,9 @@ class CellLabels:
 
     def code(self, name: str) -> int:
         """Position of a label; KeyError if no cell has it."""
-        try:
-            return self.names.index(name)
-        except ValueError:
-            raise KeyError(name) from None
+        if name not in self.names:
+            raise KeyError(name)
+        return self.names.index(name)
 
 
 class Condition(NamedTuple):
@@ -250,8 +249,6 @@ def obs_column(data: AnnOrMuData, keys: ScreenKeys, key: str) -> pd.Series:
     if isinstance(data, MuData) and key in data.obs:
         # a MuData lists the cells of all its modalities, in an order of its own
         return data.obs[key].reindex(expression.obs_names)
-    if key not in expression.obs:
-        raise KeyError(key)
     return expression.obs[key]
 
 

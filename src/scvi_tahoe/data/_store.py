@@ -99,6 +99,13 @@ def _row_numbers(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows))
 
 
+def _packed(block: Any, half: bool) -> Payload:
+    """Pack rows as a loader hands them over: the entries of sparse ones, else float32 cells."""
+    if sp.issparse(block):
+        return {"entries": CompactRows.from_csr(block, half=half)}
+    return {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
+
+
 class DeviceStore(CellStore):
     """The whole matrix on the device, dense or CSR without duplicates; the loader hands over row numbers only.
 
@@ -109,14 +116,13 @@ class DeviceStore(CellStore):
     def __init__(self, matrix: Any, device: torch.device, *, half: bool = False) -> None:
         self.n_features = matrix.shape[1]
         self.sparse = sp.issparse(matrix)
-        self._rows = CompactRows.from_csr(matrix, half=half) if self.sparse else None
-        self._matrix = None if self.sparse else torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+        if self.sparse:
+            self._rows: Any = CompactRows.from_csr(matrix, half=half)
+        else:
+            self._rows = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+        self.nbytes: int = self._rows.nbytes
         kind = ("sparse rows in float16" if half else "sparse rows") if self.sparse else "dense rows"
         self.description = f"{kind} on {device} ({self.nbytes / _GIB:.2f} GiB)"
-
-    @property
-    def nbytes(self) -> int:
-        return self._rows.nbytes if self._rows is not None else self._matrix.nbytes  # type: ignore[union-attr]
 
     def fetch(self, rows: np.ndarray) -> Payload:
         return {"rows": _row_numbers(rows)}
@@ -126,17 +132,15 @@ class DeviceStore(CellStore):
 
     def compact(self, payload: Payload, device: torch.device) -> Tensor:
         """Gather without making float32 of what is float16: half the bytes to write, and to read in training."""
-        return self._gather(payload, device, torch.float32 if self._rows is None else self._rows.values.dtype)
+        return self._gather(payload, device, self._rows.values.dtype if self.sparse else torch.float32)
 
     def _gather(self, payload: Payload, device: torch.device, dtype: torch.dtype) -> Tensor:
         rows = payload["rows"].to(device, non_blocking=True)
-        if self._rows is not None:
-            if self._rows.values.device != device:
-                self._rows = self._rows.to(device)
+        if self._rows.device != device:
+            self._rows = self._rows.to(device)
+        if self.sparse:
             return self._rows.dense(rows, device, dtype=dtype)
-        if self._matrix.device != device:  # type: ignore[union-attr]
-            self._matrix = self._matrix.to(device)  # type: ignore[union-attr]
-        return self._matrix[rows.reshape(-1)].view(*rows.shape, -1)  # type: ignore[index]
+        return self._rows[rows.reshape(-1)].view(*rows.shape, -1)
 
 
 class HostStore(CellStore):
@@ -165,10 +169,7 @@ class HostStore(CellStore):
         if self._pinned is not None:
             begun = self._pending.pop(rows)
             return {"rows": _row_numbers(rows)} if begun is None else {"begun": begun}
-        block = self._matrix[rows.reshape(-1)]  # type: ignore[index]
-        if not sp.issparse(block):
-            return {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32)), "shape": rows.shape}
-        return {"entries": CompactRows.from_csr(block, half=self._half), "shape": rows.shape}
+        return _packed(self._matrix[rows.reshape(-1)], self._half) | {"shape": rows.shape}  # type: ignore[index]
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Let the GPU read; or move, then scatter."""
@@ -347,11 +348,7 @@ class DiskStore(CellStore):
             if (place >= 0).all():
                 return {"kept": self._kept.fetch(place.astype(np.int64))}
         distinct, back = np.unique(rows, return_inverse=True)
-        block = self.rows.distinct(distinct)
-        payload: Payload = {"back": torch.from_numpy(back.reshape(rows.shape))}
-        if sp.issparse(block):
-            return payload | {"entries": CompactRows.from_csr(block, half=self._half)}
-        return payload | {"cells": torch.from_numpy(np.asarray(block, dtype=np.float32))}
+        return _packed(self.rows.distinct(distinct), self._half) | {"back": torch.from_numpy(back.reshape(rows.shape))}
 
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         """Move the distinct rows, then repeat and order them on the device."""

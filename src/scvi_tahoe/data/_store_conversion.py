@@ -90,12 +90,8 @@ def write_store(
 
     Raises
     ------
-    FileNotFoundError
-        If a file does not exist.
-    FileExistsError
-        If the folder exists.
-    KeyError
-        If a column or layer does not.
+    FileNotFoundError, FileExistsError, KeyError
+        If a file does not exist, the folder does, or a column or layer does not.
     ValueError
         If a file is no h5ad, files do not fit together, or expression is not log1p of normalised counts.
     """
@@ -150,8 +146,8 @@ def _opened(path: Path, layer: str | None, keys: Sequence[str], stack: ExitStack
             raise KeyError(f"{key!r} is not a column of obs in {path}{nearest_names(key, columns)}; it has {columns}.")
         if obs[key].isna().any():
             raise ValueError(f"obs[{key!r}] of {path} has cells without a value; name them or remove those cells.")
-    verify_unique(obs.index, f"cell names of {path}")
-    verify_unique(var.index, f"gene names of {path}")
+    verify_unique(obs.index, "cell", f" in {path}")
+    verify_unique(var.index, "gene", f" in {path}")
     return _Source(path, *_expression(file, path, layer), obs, var, dict(uns))
 
 

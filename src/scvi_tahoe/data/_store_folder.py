@@ -116,10 +116,8 @@ def read_store(folder: str | Path) -> AnnData:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such folder.
-    ValueError
-        If it is something else, or files are missing or cut off.
+    FileNotFoundError, ValueError
+        If there is no such folder; if it is something else, or files are missing or cut off.
 
     Examples
     --------

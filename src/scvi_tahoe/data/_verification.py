@@ -217,23 +217,21 @@ def _verify_places(data: AnnOrMuData, keys: ScreenKeys) -> None:
 def _verify_names(data: AnnOrMuData, keys: ScreenKeys) -> None:
     adata = expression_adata(data, keys)
     for names, what, remedy in ((adata.var_names, "gene", "var"), (adata.obs_names, "cell", "obs")):
-        verify_unique(names, f"{what} names", f"; call adata.{remedy}_names_make_unique()")
+        verify_unique(names, what, f"; call adata.{remedy}_names_make_unique()")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"the screen is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
 
 
-def verify_unique(names: pd.Index, what: str, remedy: str = "") -> None:
+def verify_unique(names: pd.Index, what: str, more: str) -> None:
     """Refuse names that are not unique."""
     if not names.is_unique:
         twice = [str(name) for name in names[names.duplicated()].unique()[:5]]
-        raise ValueError(f"{what} must be unique, and these occur more than once: {twice}{remedy}.")
+        raise ValueError(f"{what} names must be unique, and these occur more than once: {twice}{more}.")
 
 
 def _verify_finite(matrix: object, where: str) -> None:
-    if isinstance(matrix, np.ndarray):
+    if isinstance(matrix, np.ndarray) or sp.issparse(matrix):
         blocks: Iterable[Any] = [matrix]
-    elif sp.issparse(matrix):
-        blocks = [matrix.data]  # type: ignore[attr-defined]
     elif is_sharded(matrix):
         blocks = unverified_values(matrix)
     else:
@@ -300,17 +298,8 @@ def verify_screen(
 ) -> Screen:
     """Check everything that later steps rely on, and read the screen.
 
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    keys
-        Where its parts are.
-    for_training
-        Whether perturbed cells, and an embedding row for each of their labels, are needed. Data to predict from
-        needs control cells only.
-    table_required
-        Whether the data must bring the perturbation-embedding table; False where a model has one.
+    Only data ``for_training`` need perturbed cells, and an embedding row for each of their labels. With
+    ``table_required``, the data must bring the perturbation-embedding table; a trained model has one.
     """
     _verify_encoding(keys)
     _verify_modalities(data, keys)

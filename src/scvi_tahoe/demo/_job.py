@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,16 +31,9 @@ _SETTINGS = "settings.json"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What :func:`run_demo` leaves.
+    """What :func:`run_demo` leaves in a folder, after so many seconds.
 
-    Parameters
-    ----------
-    folder
-        Folder with the model, the prediction, the scores and the figures.
-    scores
-        One row per predictor, one column per score; means over the held-out targets.
-    seconds
-        Duration of this run.
+    ``scores`` has one row per predictor and one column per score; means over the held-out targets.
     """
 
     folder: Path
@@ -78,20 +71,10 @@ def run_demo(
     report
         Called with a line of text at each step.
 
-    Returns
-    -------
-    :class:`DemoResult`.
-
     Raises
     ------
     ValueError
         If `max_steps` is below 1, or the folder holds anything but a demo with these settings.
-
-    Examples
-    --------
-    >>> from scvi_tahoe.demo import run_demo
-    >>> result = run_demo("demo")  # doctest: +SKIP
-    >>> result.scores  # doctest: +SKIP
     """
     import pandas as pd
 
@@ -102,10 +85,8 @@ def run_demo(
     start, folder = time.perf_counter(), Path(folder)
     claim_folder(folder, {"max_steps": max_steps, "seed": seed}, overwrite=overwrite)
     if all((folder / name).exists() for name in FILES):
-        report(
-            f"{folder} holds a finished demo with these settings; these are its scores. To run it again, overwrite it "
-            "or give another folder."
-        )
+        report(f"{folder} holds a finished demo with these settings; these are its scores. To run it again, overwrite "
+               "it or give another folder.")  # fmt: skip
     else:
         _Job(folder, papalexi_few_shot(), max_steps, seed, report).run()
     scores = pd.read_csv(folder / "scores.csv", index_col=0)
@@ -123,11 +104,9 @@ def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) 
     elif overwrite:
         for name in (*FILES, "training", _SETTINGS):  # and nothing that somebody else has put there
             remove_path(folder / name)
-    elif json.loads(known.read_text()) != settings:
-        raise ValueError(
-            f"{folder} holds a demo with other settings ({known.name}: {known.read_text().strip()}); give another "
-            "folder, or overwrite it."
-        )
+    elif json.loads(text := known.read_text()) != settings:
+        raise ValueError(f"{folder} holds a demo with other settings ({known.name}: {text.strip()}); give another "
+                         "folder, or overwrite it.")  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder)
     if not known.exists():
@@ -173,12 +152,11 @@ class _Job:
         )
         model = TahoeST(task.train, seed=self.seed)
         last = scratch / "last.ckpt"
-        where = "on the GPU" if torch.cuda.is_available() else "on the CPU"
-        again = ", taken up where it was stopped" if last.exists() else ""
-        self.report(f"Training: {self.max_steps} steps {where}{again}.")
+        resume_from = last if last.exists() else None
+        again = ", taken up where it was stopped" if resume_from else ""
+        self.report(f"Training: {self.max_steps} steps on the {'GPU' if torch.cuda.is_available() else 'CPU'}{again}.")
         # The default split, a tenth of the cells of every condition, chooses the weights: the task's two validation
         # targets have effects so weak that their loss is noise.
-        resume_from = last if last.exists() else None
         model.train(max_steps=self.max_steps, save_dir=scratch, resume_from=resume_from, seed=self.seed)
         history = pd.concat([model.history[name] for name in ("train_loss", "validation_loss")], axis=1)
         with atomic_write(self.folder / "history.csv") as partial:
@@ -209,21 +187,20 @@ class _Job:
             scores.to_csv(partial)
 
     def _draw_training(self) -> None:
-        import pandas as pd
+        from scvi_tahoe.study import log_figure, read_training_log
 
-        from scvi_tahoe.demo._report import training_curve
-
-        self._save(training_curve(pd.read_csv(self.folder / "history.csv")), "training_curve.png")
+        log = read_training_log(self.folder / "history.csv", config=self.folder / _SETTINGS)
+        self._save(
+            log_figure(replace(log, name=f"The weights of step {log.best_step} were kept")), "training_curve.png"
+        )
 
     def _draw_deltas(self) -> None:
         from scvi_tahoe import pl
         from scvi_tahoe.evaluate import EvaluationResult
 
-        title = (
-            "Held-out targets in replicate 3: predicted against observed change, one dot per gene "
-            f"({self.max_steps} steps)"
-        )
-        self._save(pl.deltas(EvaluationResult.load(self.folder / "evaluation"), title=title), "deltas.png")
+        title = "Held-out targets in replicate 3: predicted against observed change, one dot per gene"
+        result = EvaluationResult.load(self.folder / "evaluation")
+        self._save(pl.deltas(result, title=f"{title} ({self.max_steps} steps)"), "deltas.png")
 
     def _save(self, figure: Figure, name: str) -> None:
         with atomic_write(self.folder / name) as partial:

@@ -1,4 +1,4 @@
-"""What a demo shows: the prediction next to everything that it has to beat, and how training went."""
+"""What a demo shows: the prediction next to everything that it has to beat."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
-    from matplotlib.figure import Figure
 
     from scvi_tahoe.datasets import FewShotTask
     from scvi_tahoe.evaluate import EvaluationResult
 
-_MODEL_ROW = "TahoeST"
 #: name of the baseline in `scvi_tahoe.evaluate` -> its row in the table
 _BASELINE_ROWS = {
     "control": "controls as they are",
@@ -26,12 +24,9 @@ _BASELINE_ROWS = {
 }
 #: metric of cell-eval -> its column in the table
 _COLUMNS = {
-    "overlap_at_N": "DES",
-    "discrimination_score_l1": "PDS",
-    "mae": "MAE",
-    "pearson_delta": "Pearson",
+    "overlap_at_N": "DES", "discrimination_score_l1": "PDS", "mae": "MAE", "pearson_delta": "Pearson",
     "de_direction_match": "direction",
-}
+}  # fmt: skip
 
 
 def score_beside_baselines(
@@ -51,50 +46,17 @@ def score_beside_baselines(
     )  # fmt: skip
     report("Scoring the prediction and five simple predictors with cell-eval.")
     with warnings.catch_warnings():
-        # they are reported below, without the line of code that comes with a warning
-        warnings.simplefilter("ignore", EvaluationWarning)
+        warnings.simplefilter("ignore", EvaluationWarning)  # reported below, without the line of code that warns
         result = evaluate(prediction, reference, preset="full", seed=seed)
-    for check in result.checks.itertuples():
-        if check.status == "warning":
-            report(f"Note on the prediction ({check.Index}): {check.message}")
+    for line in result.findings:
+        report(f"Note on the prediction: {line}")
     baselines = baseline_results(reference, tuple(_BASELINE_ROWS), preset="full", seed=seed)
-    rows = {_BASELINE_ROWS[name]: scores for name, scores in baselines.items()} | {_MODEL_ROW: result}
+    rows = {_BASELINE_ROWS[name]: scores for name, scores in baselines.items()} | {"TahoeST": result}
     table = compare_results(rows, metrics=list(_COLUMNS))
     return table.rename(columns={**_COLUMNS, table.columns[-1]: "score"}), result
 
 
 def score_table(scores: pd.DataFrame) -> str:
-    """Return the scores as aligned text, one predictor per line.
-
-    Parameters
-    ----------
-    scores
-        :attr:`DemoResult.scores`.
-    """
-    decimals = {column: 1 if column == "score" else 3 for column in scores}
-    text = scores.apply(lambda column: column.map(f"{{:.{decimals[column.name]}f}}".format))
+    """Return :attr:`DemoResult.scores` as aligned text, one predictor per line."""
+    text = scores.apply(lambda column: column.map(f"{{:.{1 if column.name == 'score' else 3}f}}".format))
     return text.where(scores.notna(), "").rename_axis(None).to_string()
-
-
-def training_curve(history: pd.DataFrame) -> Figure:
-    """Draw training and validation loss (columns of `history`) by step, and mark the validation that was kept.
-
-    Each loss has its own axis: they are means over different sets of cells, so only their courses can be compared.
-    """
-    from scvi_tahoe.pl import OBSERVED, PREDICTED, new_figure
-
-    figure = new_figure(6.5, 4.5)
-    panels = figure.subplots(2, 1, sharex=True)
-    for axes, column, color in zip(panels, ("train_loss", "validation_loss"), (OBSERVED, PREDICTED), strict=True):
-        seen = history.dropna(subset=[column])
-        axes.plot(seen["step"], seen[column], color=color, lw=1.6, marker="." if len(seen) < 50 else "")
-        axes.set_ylabel(column.replace("_", " "))
-        axes.spines[["top", "right"]].set_visible(False)
-    best = history.sort_values("validation_loss").iloc[0]
-    panels[1].plot(best["step"], best["validation_loss"], "o", color=PREDICTED, ms=7)
-    panels[1].set_xlabel("step")
-    figure.suptitle(
-        f"Training: the weights of step {best['step']:.0f} were kept (validation loss {best['validation_loss']:.4f})",
-        fontsize=10,
-    )
-    return figure

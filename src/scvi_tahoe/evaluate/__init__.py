@@ -10,8 +10,8 @@ import sys
 from types import ModuleType
 
 import scvi_tahoe._names as _names
-from scvi_tahoe.evaluate._arithmetic import RidgeFit, SeenChanges, nearest_mean, ridge_fit
-from scvi_tahoe.evaluate._baseline_cells import quantile_map
+from scvi_tahoe.evaluate._arithmetic import RidgeFit, SeenChanges, nearest_mean
+from scvi_tahoe.evaluate._baseline_transfer import quantile_map
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_prediction, register_baseline, shifted_controls
 from scvi_tahoe.evaluate._checks import Check, EvaluationWarning, RepresentationError, checks_table, raise_or_warn
 from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate

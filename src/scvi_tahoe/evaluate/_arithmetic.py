@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -209,7 +209,8 @@ class RidgeFit:
         nothing = np.broadcast_to(y_mean, y_TG.shape)
         if not (s > 0).any():
             return cls(x_mean, y_mean, np.zeros((x_TP.shape[1], y_TG.shape[1])), nothing)
-        scale, best = np.mean(s[s > 0] ** 2), None
+        scale = np.mean(s[s > 0] ** 2)
+        best = (np.inf, scale, np.ones(len(x_TP)))
         # errors of all penalties from products of scores, which are as many as conditions and not as many as genes
         gram = (y_TG - y_mean) @ (y_TG - y_mean).T
         for penalty in _PENALTIES * scale:
@@ -217,9 +218,8 @@ class RidgeFit:
             free = np.maximum(1 - 1 / len(x_TP) - u**2 @ shrink, 1e-6)
             rest = np.eye(len(u)) - (u * shrink) @ u.T
             error = float(np.mean(np.einsum("ij,jk,ik->i", rest, gram, rest) / free**2)) / y_TG.shape[1]
-            if best is None or error < best[0]:
+            if error < best[0]:
                 best = error, penalty, free
-        assert best is not None
         _, penalty, free = best
         slope = vt.T @ ((s / (s**2 + penalty))[:, None] * target)
         residual = y_TG - y_mean - u @ ((s**2 / (s**2 + penalty))[:, None] * target)

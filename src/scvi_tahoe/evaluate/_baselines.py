@@ -218,15 +218,8 @@ def baseline_prediction(
         Cells with the conditions to predict and the controls of their contexts; log1p expression.
     train
         Training data; every baseline but ``"control"`` needs it.
-    perturbation_key, context_key
-        Columns of ``obs`` in both objects.
-    control
-        Label of control cells.
-    perturbation_embedding
-        Vector of each perturbation, for ``"ridge"`` and ``"nearest"``: ``{label: vector}``, a DataFrame with labels as
-        index, or a pair of labels and matrix.
-    layer
-        Layer with the expression in both objects. If ``None``, ``X``.
+    perturbation_key, control, context_key, perturbation_embedding, layer
+        As in :meth:`EvaluationReference.from_adata`, for both objects.
     seed
         Random seed for drawing cells.
 
@@ -250,17 +243,19 @@ def embedding_rows(
     """Read perturbation embeddings as the vector of each label; ``{"names": labels, "matrix": rows}`` is read, too."""
     if embedding is None:
         return None
+    labels: Any
+    rows: Any
     if isinstance(embedding, pd.DataFrame):
-        names, matrix = embedding.index.astype(str), embedding.to_numpy(float)
+        labels, rows = embedding.index, embedding.to_numpy(float)
     elif isinstance(embedding, Mapping) and set(embedding) == {"names", "matrix"}:
-        names, matrix = pd.Index(np.ravel(embedding["names"])).astype(str), np.asarray(embedding["matrix"], dtype=float)
+        labels, rows = np.ravel(embedding["names"]), embedding["matrix"]
     elif isinstance(embedding, Mapping):
-        names, rows = pd.Index(list(embedding)).astype(str), [np.ravel(vector) for vector in embedding.values()]
-        if len({len(row) for row in rows}) > 1:
-            raise ValueError(f"Perturbation embeddings have different lengths: {sorted({len(row) for row in rows})}.")
-        matrix = np.asarray(rows, dtype=float)
+        labels, rows = list(embedding), [np.ravel(vector) for vector in embedding.values()]
+        if len(lengths := {len(row) for row in rows}) > 1:
+            raise ValueError(f"Perturbation embeddings have different lengths: {sorted(lengths)}.")
     else:
-        names, matrix = pd.Index(embedding[0]).astype(str), np.asarray(embedding[1], dtype=float)
+        labels, rows = embedding
+    names, matrix = pd.Index(labels).astype(str), np.asarray(rows, dtype=float)
     if len(names) != len(matrix) or names.has_duplicates:
         raise ValueError(
             f"Perturbation embeddings need one row a label; got {names.nunique()} labels and {len(matrix)} rows."

@@ -37,16 +37,7 @@ class SelectedRows:
     def __init__(self, matrix: NDArray[np.floating] | SelectedRows, rows: NDArray[np.intp]) -> None:
         self._rows: NDArray[np.intp] = matrix._rows[rows] if isinstance(matrix, SelectedRows) else rows
         self._matrix: NDArray[np.floating] = matrix._matrix if isinstance(matrix, SelectedRows) else matrix
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of selected rows and of columns."""
-        return len(self._rows), self._matrix.shape[1]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return self._matrix.dtype
+        self.shape, self.dtype = (len(self._rows), self._matrix.shape[1]), self._matrix.dtype
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -85,9 +76,9 @@ class CellTable:
         return len(self.perturbation)
 
     @property
-    def n_genes(self) -> int:
-        """Number of genes."""
-        return len(self.genes)
+    def values(self) -> NDArray[np.floating]:
+        """Stored values: all of a dense matrix, those of a sparse one that are not zero."""
+        return self.expression.data if sp.issparse(self.expression) else np.asarray(self.expression)
 
     @cached_property
     def rows(self) -> dict[tuple[str, str], NDArray[np.intp]]:
@@ -116,26 +107,21 @@ class CellTable:
             return self.expression[rows[0] : rows[-1] + 1]
         return self.expression[rows]
 
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> CellTable:
-        """Cells of the given rows, in their order; the table itself if these are all of its cells."""
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        if len(rows) == self.n_cells and np.array_equal(rows, np.arange(self.n_cells)):
-            return self
-        return CellTable(
-            self.expression[rows], self.perturbation[rows], self.context[rows], self.genes, self.names[rows]
-        )
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_], *, copy: bool = True) -> CellTable:
+        """Cells of the given rows, in their order; the table itself if these are all of its cells.
 
-    def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> CellTable:
-        """Cells of the given rows as :meth:`take`, but dense expression is copied only when it is asked for."""
+        Without ``copy``, rows of dense expression are copied only when they are asked for.
+        """
         places = np.arange(self.n_cells)[rows]
-        if sp.issparse(self.expression) or np.array_equal(places, np.arange(self.n_cells)):
-            return self.take(places)
-        expression = SelectedRows(self.expression, places)
+        if np.array_equal(places, np.arange(self.n_cells)):
+            return self
+        lazy = not copy and not sp.issparse(self.expression)
+        expression = SelectedRows(self.expression, places) if lazy else self.expression[places]
         return CellTable(expression, self.perturbation[places], self.context[places], self.genes, self.names[places])
 
     def of_context(self, context: str) -> CellTable:
         """Cells of one context; dense expression is not copied."""
-        return self.select(self.context == context)
+        return self.take(self.context == context, copy=False)
 
     def to_adata(self, *, perturbation_key: str, context_key: str | None = None) -> AnnData:
         """AnnData with plain labels: what scanpy, cell-eval and :func:`~scvi_tahoe.evaluate.evaluate` take."""
@@ -159,14 +145,14 @@ def concatenate(
     first: CellTable, second: CellTable, rows: NDArray[np.bool_] | NDArray[np.intp] | None = None
 ) -> CellTable:
     """Stack a table and all or some cells of a second; names are renumbered. Sparse only if both are."""
-    chosen = np.arange(second.n_cells) if rows is None else np.flatnonzero(rows) if rows.dtype == bool else rows
+    chosen = np.arange(second.n_cells)[slice(None) if rows is None else rows]
     n_cells = first.n_cells + len(chosen)
     if sp.issparse(first.expression) and sp.issparse(second.expression):
         expression = sp.vstack([first.expression, second.expression[chosen]], format="csr")
     else:
         # filled in parts: the selection of a large matrix must not exist beside the result
         dtype = np.result_type(first.expression.dtype, second.expression.dtype)
-        expression = np.empty((n_cells, first.n_genes), dtype=dtype)
+        expression = np.empty((n_cells, len(first.genes)), dtype=dtype)
         expression[: first.n_cells] = dense(first.expression)
         for start in range(0, len(chosen), _CHUNK):
             part = chosen[start : start + _CHUNK]
@@ -241,13 +227,13 @@ def align_genes(cells: CellTable, genes: NDArray[np.str_], *, role: str) -> Cell
     missing = genes[columns < 0]
     if len(missing):
         guess = ""
-        if len(missing) == len(genes) == cells.n_genes:
+        if len(missing) == len(genes) == len(cells.genes):
             guess = " Not one name is shared: are they of another kind (Ensembl, symbols)?"
         elif len(missing) == len(genes):
             guess = " It looks like a cell embedding: pass the gene output."
         raise ValueError(
             f"The {role} lacks {len(missing)} of the {len(genes)} genes of the reference (first "
-            f"{missing[:3].tolist()}); it has {cells.n_genes} columns.{guess} Predict the same genes, or subset the "
+            f"{missing[:3].tolist()}); it has {len(cells.genes)} columns.{guess} Predict the same genes, or subset the "
             "reference to those that you want scored."
         )
     return replace(cells, expression=cells.expression[:, columns], genes=genes)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -48,10 +49,8 @@ def installed_versions() -> dict[str, str]:
     """Releases of the packages that scores depend on; those that are not installed are left out."""
     found = {}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -97,40 +96,29 @@ class TruthCache:
         """Return the table of a key, which names all it depends on; compute it if it is not kept intact."""
         name = _digest(key)
         if name not in self._memory:
-            table = self._read(name)
-            if table is None:
-                table = compute()
-                self._write(name, key, table)
-            self._memory[name] = table
+            self._memory[name] = compute() if self.folder is None else self._kept(self.folder / name, key, compute)
         return self._memory[name]
 
-    def _read(self, name: str) -> pl.DataFrame | None:
-        if self.folder is None:
-            return None
+    def _kept(self, path: Path, key: dict[str, object], compute: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         import polars as pl
 
-        path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
-        if not (path.exists() and record.exists()):
-            return None
-        try:
-            recorded = json.loads(record.read_text())
-            if _digest(recorded["key"]) != name:
-                raise ValueError("it was made for something else")
-            if hashlib.sha256(path.read_bytes()).hexdigest() != recorded["sha256"]:
-                raise ValueError("it does not match its checksum")
-            return pl.read_parquet(path)
-        except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
-            logger.warning("Cached table %s is computed again: %s.", path, error)
-            return None
-
-    def _write(self, name: str, key: dict[str, object], table: pl.DataFrame) -> None:
-        if self.folder is None:
-            return
-        path, record = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
-        with atomic_write(path) as partial:
+        kept, record = path.with_suffix(".parquet"), path.with_suffix(".json")
+        if kept.exists() and record.exists():
+            try:
+                recorded = json.loads(record.read_text())
+                if _digest(recorded["key"]) != path.name:
+                    raise ValueError("it was made for something else")
+                if hashlib.sha256(kept.read_bytes()).hexdigest() != recorded["sha256"]:
+                    raise ValueError("it does not match its checksum")
+                return pl.read_parquet(kept)
+            except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+                logger.warning("Cached table %s is computed again: %s.", kept, error)
+        table = compute()
+        with atomic_write(kept) as partial:
             table.write_parquet(partial)
             checksum = hashlib.sha256(partial.read_bytes()).hexdigest()
         atomic_write_text(record, json.dumps({"sha256": checksum, "key": key}, sort_keys=True, indent=1))
+        return table
 
 
 def _digest(key: object) -> str:
@@ -216,7 +204,7 @@ class ContextTruth:
             elif (n := len(rows) // 2) > 0:
                 first.append(shuffled[:n])
                 second.append(shuffled[n : 2 * n])
-        observed, predicted = (self.cells.select(np.concatenate(rows)) for rows in (first, second))
+        observed, predicted = (self.cells.take(np.concatenate(rows), copy=False) for rows in (first, second))
         if not observed.perturbations(self.context, control=self.control) or self.control not in observed.perturbation:
             raise ValueError(
                 f"Context {self.context!r} has too few cells to split into halves, so it has no ceiling; "

@@ -185,11 +185,8 @@ def chosen_backend(wanted: Backend) -> Literal["cpu", "gpu"]:
 
 def fits_single_precision(cells: CellTable) -> bool:
     """Whether every value is a float32: gpudge ranks in that precision, where values close in float64 become ties."""
-    matrix = cells.expression
-    if matrix.dtype == np.float32:
-        return True
-    values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
-    return bool(np.array_equal(values, values.astype(np.float32)))
+    single = cells.expression.dtype == np.float32
+    return single or bool(np.array_equal(cells.values, cells.values.astype(np.float32)))
 
 
 def differential_expression_gpu(cells: CellTable, *, control: str, num_threads: int = 1) -> pl.DataFrame:
@@ -255,12 +252,12 @@ def fold_changes(
             return expm1(np.asarray(matrix[rows].mean(axis=0)).ravel())
         # what scipy does, without its copies
         share = matrix.dtype.type(1.0 / len(rows))
-        return expm1(mean_of_rows(matrix.data, matrix.indices, matrix.indptr, rows, cells.n_genes, share))
+        return expm1(mean_of_rows(matrix.data, matrix.indices, matrix.indptr, rows, len(cells.genes), share))
 
     reference = geometric_mean(control)
     with ThreadPoolExecutor(max_workers=max(num_threads, 1)) as pool:  # compiled code lets go of the interpreter
         changes = pool.map(lambda label: log2_ratio(geometric_mean(label), reference), targets)
-        return np.stack([*changes]) if len(targets) else np.empty((0, cells.n_genes))
+        return np.stack([*changes]) if len(targets) else np.empty((0, len(cells.genes)))
 
 
 @lru_cache(maxsize=1)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import verify_baseline
-from scvi_tahoe.evaluate._checks import checks_table, most_severe, raise_or_warn
+from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
+from scvi_tahoe.evaluate._checks import check_if, checks_table, most_severe, raise_or_warn
 from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
-from scvi_tahoe.evaluate._input_checks import check_space
-from scvi_tahoe.evaluate._matching import count_checks, matched, value_checks
+from scvi_tahoe.evaluate._input_checks import (
+    check_space,
+    clipped,
+    count_checks,
+    log1p_expression,
+    profiles_of_contexts,
+    value_checks,
+)
 from scvi_tahoe.evaluate._prediction_checks import check_de_counts, check_statistics
-from scvi_tahoe.evaluate._reference import EvaluationReference
+from scvi_tahoe.evaluate._presets import ScoringSettings
+from scvi_tahoe.evaluate._reference import EvaluationReference, score_context
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult
-from scvi_tahoe.evaluate._scoring import ScoringSettings, score_context
 from scvi_tahoe.evaluate._summary import summarize
-from scvi_tahoe.evaluate._value_checks import clipped, log1p_expression, profiles_of_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,12 +34,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._checks import Check
-    from scvi_tahoe.evaluate._scoring import ContextScores
-    from scvi_tahoe.evaluate._value_checks import CellProfile
-
-#: columns of differential expression that have another name in results
-_TITLES = {"target": "perturbation", "feature": "gene"}
+    from scvi_tahoe.evaluate._input_checks import CellProfile
+    from scvi_tahoe.evaluate._reference import ContextScores
 
 
 def evaluate(
@@ -93,17 +98,15 @@ def evaluate(
 
     Returns
     -------
-    EvaluationResult
+    Scores, the baselines they are scaled from, and what checks found.
 
     Raises
     ------
     RepresentationError
         If a check finds an error; its message says which and what to do.
-    KeyError
-        If a column is missing.
-    ValueError
-        If genes are missing, no condition is shared, an option is unknown, or a baseline needs training data and there
-        are none.
+    KeyError, ValueError
+        If a column or genes are missing, no condition is shared, an option is unknown, or a baseline needs training
+        data and there are none.
 
     Examples
     --------
@@ -125,12 +128,15 @@ def evaluate(
     checks += [] if allow_train else reference.leakage_checks
     as_given = (predicted, reference)
     if record.from_counts:
-        checks += [*count_checks(predicted, reference), *reference.train_count_checks]
+        checks += [*count_checks(predicted, reference.cells), *reference.train_count_checks]
         raise_or_warn(checks, representation_check)
         predicted, reference = log1p_expression(predicted, total=reference.total), reference.log1p
     profiles = profiles_of_contexts(predicted, without=reference.control)
     if not record.from_counts:
-        checks += [*value_checks(predicted, profiles, reference), *reference.train_checks]
+        checks += [
+            *value_checks(predicted, profiles, reference.profiles, reference.range_check),
+            *reference.train_checks,
+        ]
         raise_or_warn(checks, representation_check)
     if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
         predicted = clipped(predicted)
@@ -149,7 +155,7 @@ def evaluate(
         vcc=record.aggregate(per_perturbation, baseline_scores),
         checks=checks_table([*checks, *found]),
         provenance={
-            **settings.to_kwargs(),
+            **asdict(settings),
             "baseline": baseline if baseline is None or isinstance(baseline, str) else kind,
             "de_backend": reference.de_backend if record.needs_de else None,
             "seed": seed,
@@ -175,16 +181,9 @@ def baseline_results(
     preset: str = "vcc2025",
     seed: int = 0,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate baselines as if each were a prediction, for comparison with the result of a model.
+    """Evaluate :data:`~scvi_tahoe.evaluate.BASELINES` as if each were a prediction, to compare a model's result with.
 
-    Parameters
-    ----------
-    reference
-        Truth with training data.
-    names
-        Baselines, see :data:`~scvi_tahoe.evaluate.BASELINES`.
-    preset, seed
-        As in :func:`~scvi_tahoe.evaluate.evaluate`.
+    The reference needs training data; ``preset`` and ``seed`` are those of :func:`~scvi_tahoe.evaluate.evaluate`.
     """
     perturbation_key, context_key = reference.perturbation_key, reference.context_key
     results = {}
@@ -194,6 +193,68 @@ def baseline_results(
         # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
         results[name] = evaluate(prediction, reference, preset=preset, seed=seed, representation_check="off")
     return results
+
+
+def matched(
+    prediction: AnnData, reference: EvaluationReference, *, own_controls: bool
+) -> tuple[CellTable, EvaluationReference, list[Check]]:
+    """Read a prediction, bring its genes into the reference's order, and keep the conditions that both sides have."""
+    # counts of a reference are kept in a layer as a rule, and predicted ones in X
+    layer, control, observed = reference.layer, reference.control, reference.cells
+    has_layer = layer is None or layer in prediction.layers
+    cells = cells_from_adata(
+        prediction,
+        perturbation_key=reference.perturbation_key,
+        context_key=reference.context_key,
+        layer=layer if has_layer else None,
+        role="prediction",
+    )
+    predicted = align_genes(cells, observed.genes, role="prediction")
+    there = {c: tuple(p for p in wanted if (c, p) in predicted.rows) for c, wanted in reference.conditions.items()}
+    shared = {c: perturbations for c, perturbations in there.items() if perturbations}
+    if not shared:
+        raise ValueError(
+            "The prediction and the reference share no condition. The prediction has contexts "
+            f"{_some(predicted.contexts)} and perturbations {_some(np.unique(predicted.perturbation))}; the reference "
+            f"has {_some(observed.contexts)} and {_some(np.unique(observed.perturbation))}."
+        )
+    absent = [context for context in shared if (context, control) not in predicted.rows]
+    if own_controls and absent:
+        raise ValueError(
+            f'control_cells="predicted" needs control cells ({control!r}) in the prediction of context {absent[0]!r}, '
+            'and there are none; predict them, or use control_cells="real".'
+        )
+    # controls that are not used stay where they are: to drop them would copy the matrix
+    kept = {(c, p) for c, perturbations in shared.items() for p in (*perturbations, control)} & set(predicted.rows)
+    rows = np.sort(np.concatenate([predicted.rows[condition] for condition in kept]))
+    conditions = [(c, p) for c, perturbations in reference.conditions.items() for p in perturbations]
+    lost = [condition for condition in conditions if condition not in kept]
+    extra = [(c, p) for c, p in predicted.rows if p != control and (c, p) not in kept]
+    surplus = len(cells.genes) - len(observed.genes)
+    genes_message = "the genes of the prediction were brought into the reference's order."
+    if surplus:
+        genes_message = f"{surplus} genes of the prediction are not in the reference and are not scored."
+    lost_message = (
+        f"{len(lost)} of {len(conditions)} conditions of the reference were not predicted (first: {_first(lost)}) and "
+        "are not scored; PDS ranks among the rest, so compare with results on the same ones only."
+    )
+    extra_message = f"{len(extra)} predicted conditions are not in the reference (first: {_first(extra)})."
+    layer_message = f"the prediction has no layer {layer!r}; its X was scored."
+    checks = [
+        check_if(predicted is not cells, "genes", surplus, "any order", genes_message, "note"),
+        check_if(lost != [], "conditions without a prediction", len(lost), "0", lost_message),
+        check_if(extra != [], "predictions without a truth", len(extra), "0", extra_message, "note"),
+        check_if(not has_layer, "layer", float("nan"), "", layer_message, "note"),
+    ]
+    return predicted.take(rows), reference.restricted_to(shared), checks
+
+
+def _some(names: NDArray[np.str_] | tuple[str, ...]) -> str:
+    return f"[{', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''}]"
+
+
+def _first(conditions: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{perturbation!r} in {context!r}" for context, perturbation in conditions[:1])
 
 
 def _statistics_checks(
@@ -250,7 +311,7 @@ def _baseline_scores(
     if isinstance(baseline, str):
         return reference.baseline_scores(baseline, settings, seed=seed)
     if isinstance(baseline, EvaluationResult):
-        expected = {**settings.to_kwargs(), "truth": reference.fingerprint}
+        expected = {**asdict(settings), "truth": reference.fingerprint}
         different = [key for key, value in expected.items() if baseline.provenance.get(key) != value]
         if different:
             raise ValueError(
@@ -261,7 +322,7 @@ def _baseline_scores(
     if shared is not reference:
         raise ValueError("The baseline's prediction lacks conditions that the prediction has; predict the same ones.")
     profiles = profiles_of_contexts(predicted, without=reference.control)
-    raise_or_warn([*checks, *value_checks(predicted, profiles, reference)], "error")
+    raise_or_warn([*checks, *value_checks(predicted, profiles, reference.profiles, reference.range_check)], "error")
     return reference.score(clipped(predicted), settings)
 
 
@@ -274,12 +335,9 @@ def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference
 
 def _cells(**sides: Mapping[str, CellProfile]) -> pd.DataFrame:
     """Totals and zeros of the sampled cells of both sides."""
-    parts = [
-        pd.DataFrame({"side": side, "context": c, "total": profile.totals, "zero_fraction": profile.zero_fraction})
-        for side, profiles in sides.items()
-        for c, profile in profiles.items()
-    ]
-    return pd.concat(parts, ignore_index=True)
+    profiles = {(side, c): profile for side, found in sides.items() for c, profile in found.items()}
+    parts = [pd.DataFrame({"total": p.totals, "zero_fraction": p.zero_fraction}) for p in profiles.values()]
+    return pd.concat(parts, keys=list(profiles), names=["side", "context"]).droplevel(2).reset_index()
 
 
 def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
@@ -288,9 +346,10 @@ def _tests(tables: Mapping[str, pl.DataFrame]) -> pd.DataFrame | None:
         return None
     # column by column, so that no part of the table exists twice
     labels = np.array(list(tables), dtype=object)
+    titles = {"target": "perturbation", "feature": "gene"}
     columns: dict[str, NDArray[Any]] = {"context": np.repeat(labels, [*map(len, tables.values())])}
     for column in DE_COLUMNS:
-        columns[_TITLES.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
+        columns[titles.get(column, column)] = np.concatenate([_values(table[column]) for table in tables.values()])
     return pd.DataFrame(columns, copy=False)
 
 

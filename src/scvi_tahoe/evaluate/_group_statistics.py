@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +46,9 @@ class GroupStatistics:
         return self.mean - self.control_mean
 
 
+_CONTROL_SIDE = attrgetter("control_mean", "control_variance", "control_zero_fraction", "n_control")
+
+
 def group_statistics(
     cells: CellTable,
     context: str,
@@ -53,33 +57,17 @@ def group_statistics(
     control: str,
     controls_of: GroupStatistics | None = None,
 ) -> GroupStatistics:
-    """Compute :class:`GroupStatistics` of one context.
+    """Compute :class:`GroupStatistics` of one context, its perturbations in the order given.
 
-    Means are summed in float64 and so agree with those of cell-eval to the last digit of float32.
-
-    Parameters
-    ----------
-    cells
-        Cells, controls of the context included unless ``controls_of`` is given.
-    context, perturbations, control
-        Context, perturbations in the order wanted, and label of the control cells.
-    controls_of
-        Statistics whose control side is taken, as with real controls under a prediction.
+    Means are summed in float64 and so agree with those of cell-eval to the last digit of float32. ``control`` labels
+    the control cells; if ``controls_of`` is given, its control side is taken, as with real ones under a prediction.
     """
     with ThreadPoolExecutor(available_cores()) as pool:  # numpy lets go of the interpreter
         means, variances, zeros, n_cells = zip(*pool.map(lambda p: _moments(cells.block(context, p)), perturbations))
-    if controls_of is None:
-        control_side = _moments(cells.block(context, control))
-    else:
-        control_side = (
-            controls_of.control_mean,
-            controls_of.control_variance,
-            controls_of.control_zero_fraction,
-            controls_of.n_control,
-        )
+    controls = _moments(cells.block(context, control)) if controls_of is None else _CONTROL_SIDE(controls_of)
     mean, variance, zero_fraction = (np.stack(part) for part in (means, variances, zeros))
     n = np.array(n_cells, dtype=np.intp)
-    return GroupStatistics(perturbations, mean, variance, zero_fraction, n, *control_side)
+    return GroupStatistics(perturbations, mean, variance, zero_fraction, n, *controls)
 
 
 def _moments(block: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:

@@ -65,38 +65,38 @@ def _nsig_ratio(sides: Comparison) -> NDArray[np.float64]:
 
 
 def cell_eval_scores(
-    *,
-    observed: tuple[CellTable, GroupStatistics, pl.DataFrame],
-    predicted: tuple[CellTable, GroupStatistics, pl.DataFrame],
-    control: str,
-    profile: str,
-    controls: CellTable | None = None,
+    sides: Comparison, de_predicted: pl.DataFrame, *, profile: str, controls: CellTable | None = None
 ) -> pd.DataFrame:
-    """Return the metrics of a profile of cell-eval, one row per perturbation, columns as cell-eval names them."""
+    """Return the metrics of a profile of cell-eval, one row per perturbation, columns as cell-eval names them.
+
+    Other ``controls`` than those among the predicted cells are put before them.
+    """
     from cell_eval import MetricPipeline, PerturbationAnndataPair, initialize_de_comparison
 
+    truth, cells = sides.truth, sides.predicted_cells
+    if truth is None or cells is None:
+        raise ValueError("cell-eval needs the cells of both sides.")
+    control, de_observed = truth.control, truth.differential_expression  # tested here, where progress may be shown
     if profile == _PROFILE_OF_CELLS:
-        cells = predicted[0]
-        if controls is not None:
-            cells = concatenate(controls, cells, cells.perturbation != control)
-        real, pred = (side.to_adata(perturbation_key=LABEL_COLUMN) for side in (observed[0], cells))
+        whole = cells if controls is None else concatenate(controls, cells, cells.perturbation != control)
+        real, pred = (side.to_adata(perturbation_key=LABEL_COLUMN) for side in (truth.cells, whole))
     else:
-        real, pred = (_labels(side[1].perturbations, observed[0].genes, control) for side in (observed, predicted))
+        real, pred = (_labels(side.perturbations, sides.genes, control) for side in (sides.observed, sides.predicted))
     pair = PerturbationAnndataPair(real=real, pred=pred, pert_col=LABEL_COLUMN, control_pert=control)
     # the precision of the cells together with the controls that stand before them
-    dtypes = [side.expression.dtype for side in (predicted[0], controls) if side is not None]
-    pair.bulk_real["_default"] = _bulk(observed[1], control, observed[0].expression.dtype)
-    pair.bulk_pred["_default"] = _bulk(predicted[1], control, np.result_type(*dtypes))
+    dtypes = [side.expression.dtype for side in (cells, controls) if side is not None]
+    pair.bulk_real["_default"] = _bulk(sides.observed, control, truth.cells.expression.dtype)
+    pair.bulk_pred["_default"] = _bulk(sides.predicted, control, np.result_type(*dtypes))
     with contained():
         # a failing metric must raise: by default cell-eval logs it and leaves the column out
         pipeline = MetricPipeline(profile=profile, break_on_error=True)
-        if len(observed[1].perturbations) < 3:
+        if len(truth.perturbations) < 3:
             pipeline.skip_metrics(_NEED_THREE)
-        pipeline.compute_de_metrics(initialize_de_comparison(observed[2], predicted[2]))
+        pipeline.compute_de_metrics(initialize_de_comparison(de_observed, de_predicted))
         pipeline.compute_anndata_metrics(pair)
         scores = pd.DataFrame(pipeline.get_results().to_dict(as_series=False)).set_index("perturbation")
     scores.index = scores.index.astype(str)
-    return scores.reindex(list(observed[1].perturbations)).astype(float)
+    return scores.reindex(list(truth.perturbations)).astype(float)
 
 
 def _labels(perturbations: Sequence[str], genes: NDArray[np.str_], control: str) -> AnnData:

@@ -54,12 +54,7 @@ def fit_components(cells: CellTable, *, n_components: int = 50, seed: int = 0) -
 def energy_distance(x: NDArray[np.floating], y: NDArray[np.floating], *, seed: int = 0) -> float:
     """Return ``2 E|x - y| - E|x - x'| - E|y - y'|`` with Euclidean distances, 0 for equal distributions.
 
-    Parameters
-    ----------
-    x, y
-        Coordinates of two populations, ``[C, K]``; of more than 500 cells, 500 are drawn.
-    seed
-        Random seed for drawing cells.
+    ``x`` and ``y`` are coordinates of two populations, ``[C, K]``; of more than 500 cells, 500 are drawn.
 
     Notes
     -----

@@ -50,7 +50,7 @@ class Comparison:
     @cached_property
     def target_gene(self) -> NDArray[np.intp]:
         """Column of the gene that carries a perturbation's name, -1 if none does (drugs, guides), ``[P]``."""
-        return target_columns(self.observed.perturbations, self.genes)
+        return pd.Index(self.genes).get_indexer(pd.Index(self.observed.perturbations))
 
     @cached_property
     def perturbed_mean(self) -> NDArray[np.float64]:
@@ -116,11 +116,6 @@ def computed_metrics(sides: Comparison, wanted: Callable[[MetricInfo], bool]) ->
     """Compute our own metrics that are wanted: one row per perturbation, in the order in which they are registered."""
     columns = {n: info.compute(sides) for n, info in METRICS.items() if info.compute is not None and wanted(info)}
     return pd.DataFrame(columns, index=pd.Index(sides.observed.perturbations, name="perturbation"))
-
-
-def target_columns(perturbations: tuple[str, ...], genes: NDArray[np.str_]) -> NDArray[np.intp]:
-    """Return the column of the gene that carries a perturbation's name, -1 if none does, ``[P]``."""
-    return pd.Index(genes).get_indexer(pd.Index(perturbations))
 
 
 #: how a mean split-half score becomes that of a replicate at full depth

@@ -12,7 +12,6 @@ import numpy as np
 
 from scvi_tahoe.evaluate._checks import Check, check_if, check_interval
 from scvi_tahoe.evaluate._metric_effects import effect_size_ratio
-from scvi_tahoe.evaluate._metrics import target_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +60,7 @@ def check_statistics(
         f"{(fewest < _MIN_CELLS).sum()} of {len(fewest)} perturbations have fewer than {_MIN_CELLS} predicted or "
         "observed cells; their scores are mostly noise, and with a single cell DES is 0."
     )
-    named = float((target_columns(observed.perturbations, genes) >= 0).mean())
+    named = float(np.isin(observed.perturbations, genes).mean())
     named_message = f"{named:.0%} of the perturbations carry the name of a gene; PDS leaves out these genes only."
     checks = [
         _copies(predicted, observed),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,9 @@ from scvi_tahoe.evaluate._presets import PRESETS, Preset
 from scvi_tahoe.evaluate._summary import bootstrap_means, interval, mean_over_contexts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import polars as pl
 
     from scvi_tahoe.evaluate._cells import CellTable
-    from scvi_tahoe.evaluate._checks import Check
     from scvi_tahoe.evaluate._context_truth import ContextTruth
     from scvi_tahoe.evaluate._reference import EvaluationReference
     from scvi_tahoe.evaluate._result import EvaluationResult
@@ -33,22 +31,16 @@ logger = logging.getLogger(__name__)
 
 _SOURCE = "Virtual Cell Challenge 2026, cell-eval2"
 
-#: the six scored members, in cell-eval2's names; the first is one of ours, too
-VCC2026_METRICS = (
-    "pds_cosine",
-    "expr_mse_unbiased_capped_norm",
-    "de_wilcoxon_direction_fidelity_yield_raw",
-    "de_wilcoxon_direction_reach_raw",
-    "de_wilcoxon_sig_jaccard",
-    "de_wilcoxon_lfc_nmae",
-)
-for _name, _label, _best in (
-    ("expr_mse_unbiased_capped_norm", "MSE, noise-corrected (2026)", 0),
-    ("de_wilcoxon_direction_fidelity_yield_raw", "Direction fidelity (2026)", 1),
-    ("de_wilcoxon_direction_reach_raw", "Direction reach (2026)", 1),
-    ("de_wilcoxon_sig_jaccard", "Jaccard of DE genes (2026)", 1),
-    ("de_wilcoxon_lfc_nmae", "Error of fold changes (2026)", 0),
-):
+#: five of the scored members, in cell-eval2's names, with their labels and best values; the sixth is one of ours, too
+_MEMBERS = {
+    "expr_mse_unbiased_capped_norm": ("MSE, noise-corrected (2026)", 0),
+    "de_wilcoxon_direction_fidelity_yield_raw": ("Direction fidelity (2026)", 1),
+    "de_wilcoxon_direction_reach_raw": ("Direction reach (2026)", 1),
+    "de_wilcoxon_sig_jaccard": ("Jaccard of DE genes (2026)", 1),
+    "de_wilcoxon_lfc_nmae": ("Error of fold changes (2026)", 0),
+}
+VCC2026_METRICS = ("pds_cosine", *_MEMBERS)
+for _name, (_label, _best) in _MEMBERS.items():
     METRICS.register(_name, MetricInfo(label=_label, best=_best, needs_de=_name.startswith("de_"), source=_SOURCE))
 
 
@@ -72,23 +64,19 @@ def with_scores_of_2026(
     own = result.per_perturbation.drop(columns=members.columns.intersection(result.per_perturbation.columns))
     kept = result.summary.drop(index=result.summary.index.intersection(list(VCC2026_METRICS)))
     theirs = _summary(mean, members, kept.columns, seed=result.provenance["seed"])
-    return replace(
-        result,
-        checks=pd.concat([checks_table([_scale_check(vcc["scaled"])]), result.checks]),
-        per_perturbation=own.join(members),
-        summary=pd.concat([theirs, kept]).rename_axis("metric"),
-        vcc=vcc,
-    )
-
-
-def _scale_check(scaled: Mapping[str, float]) -> Check:
-    """Tell which members have no scale on these data, and hence why there is no overall score."""
-    lost = [name for name, share in scaled.items() if np.isnan(share)]
+    lost = [name for name, share in vcc["scaled"].items() if np.isnan(share)]
     message = (
         f"{', '.join(lost)} have no room between the mean response and a replicate on these data (too few genes or "
         "cells), so there is no overall score of 2026."
     )
-    return check_if(lost != [], "scale of 2026", 6 - len(lost), "6 members", message)
+    scale = check_if(lost != [], "scale of 2026", 6 - len(lost), "6 members", message)
+    return replace(
+        result,
+        checks=pd.concat([checks_table([scale]), result.checks]),
+        per_perturbation=own.join(members),
+        summary=pd.concat([theirs, kept]).rename_axis("metric"),
+        vcc=vcc,
+    )
 
 
 def _summary(mean: pd.DataFrame, members: pd.DataFrame, columns: pd.Index, *, seed: int) -> pd.DataFrame:
@@ -168,10 +156,9 @@ def _ends(truth: ContextTruth, reference: EvaluationReference, config: Any) -> p
             except ValueError as error:  # too little effect at this depth: the members have values, and no shares
                 logger.warning("The replicates of context %r give no scale: %s", truth.context, error)
                 replicate = {}
-        baseline = _mean_row(generic.agg)
-        members = list(VCC2026_METRICS)
-        columns = {"baseline": [baseline.get(m) for m in members], "replicate": [replicate.get(m) for m in members]}
-        return pl.DataFrame({"metric": members, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))
+        sides = {"baseline": _mean_row(generic.agg), "replicate": replicate}
+        columns = {side: [found.get(member) for member in VCC2026_METRICS] for side, found in sides.items()}
+        return pl.DataFrame({"metric": VCC2026_METRICS, **columns}, schema_overrides=dict.fromkeys(columns, pl.Float64))
 
     key: dict[str, object] = {"table": "ends of the 2026 scale", "truth": truth.fingerprint}
     key |= {"config": str(sorted(config.to_dict().items())), "versions": installed_versions()}
@@ -188,13 +175,12 @@ def _scaled(member: str, value: float, baseline: float, replicate: float) -> flo
     from cell_eval2.catalog import CATALOG
     from cell_eval2.scoring import is_degenerate, score_one
 
-    if not (np.isfinite(baseline) and np.isfinite(replicate)):
-        return float("nan")
-    try:
-        policy = replace(CATALOG[member].scoring, anchor=replicate, allow_negative_baseline=False)
-    except ValueError:  # a replicate as bad as the worst possible value: no scale
-        return float("nan")
-    return float("nan") if is_degenerate(baseline, policy) else float(score_one(value, baseline, policy))
+    if np.isfinite(baseline) and np.isfinite(replicate):
+        with suppress(ValueError):  # a replicate as bad as the worst possible value: no scale
+            policy = replace(CATALOG[member].scoring, anchor=replicate, allow_negative_baseline=False)
+            if not is_degenerate(baseline, policy):
+                return float(score_one(value, baseline, policy))
+    return float("nan")
 
 
 PRESETS.register("vcc2026", Preset(from_counts=True, extend=with_scores_of_2026))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -116,3 +116,24 @@ PRESETS.register("vcc2025", Preset(cell_eval_profile="vcc", aggregate=overall_of
 PRESETS.register("quick", Preset())
 PRESETS.register("minimal", Preset(cell_eval_profile="minimal", aggregate=overall_of_contexts))
 PRESETS.register("full", Preset(cell_eval_profile="full", scores_cells=True, aggregate=overall_of_contexts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringSettings:
+    """How to score; everything here enters the cache key and the provenance."""
+
+    #: name of a preset
+    preset: str = "vcc2025"
+    #: ``"real"`` puts the observed controls under the prediction; ``"predicted"`` takes its own
+    control_cells: Literal["real", "predicted"] = "real"
+
+    def __post_init__(self) -> None:
+        if self.control_cells not in ("real", "predicted"):
+            raise ValueError(f'control_cells must be "real" or "predicted", got {self.control_cells!r}.')
+        if self.record.from_counts and self.control_cells == "predicted":
+            raise ValueError('The challenge of 2026 takes observed controls on both sides: use control_cells="real".')
+
+    @property
+    def record(self) -> Preset:
+        """What the preset scores."""
+        return PRESETS.find(self.preset)

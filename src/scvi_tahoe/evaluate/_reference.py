@@ -1,9 +1,9 @@
-"""The truth that predictions are scored against, with everything that is computed once for all of them."""
+"""The truth that predictions are scored against, what is computed once for all of them, and the scores of a context."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,20 @@ import pandas as pd
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_cells, embedding_rows
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._context_truth import ContextTruth, TruthCache, content_hash, installed_versions
-from scvi_tahoe.evaluate._differential_expression import chosen_backend
-from scvi_tahoe.evaluate._input_checks import check_contexts, check_leakage
-from scvi_tahoe.evaluate._scoring import score_context
-from scvi_tahoe.evaluate._value_checks import (
+from scvi_tahoe.evaluate._differential_expression import FDR, chosen_backend
+from scvi_tahoe.evaluate._group_statistics import GroupStatistics, group_statistics
+from scvi_tahoe.evaluate._input_checks import (
     cell_totals,
+    check_contexts,
     check_counts,
+    check_leakage,
     check_range,
     check_training_data,
     log1p_expression,
     profiles_of_contexts,
 )
+from scvi_tahoe.evaluate._metric_cell_eval import cell_eval_scores
+from scvi_tahoe.evaluate._metrics import Comparison, computed_metrics
 
 if TYPE_CHECKING:
     import os
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._checks import Check
     from scvi_tahoe.evaluate._differential_expression import Backend
-    from scvi_tahoe.evaluate._scoring import ScoringSettings
-    from scvi_tahoe.evaluate._value_checks import CellProfile
+    from scvi_tahoe.evaluate._input_checks import CellProfile
+    from scvi_tahoe.evaluate._presets import ScoringSettings
 
 #: cells of each table that every evaluation compares
 _SAMPLE = 64
@@ -105,12 +108,11 @@ class EvaluationReference:
         ----------
         adata
             Held-out cells and the control cells of their contexts, log1p expression.
-        perturbation_key
-            Column of ``obs`` with the perturbation label of each cell.
+        perturbation_key, context_key
+            Columns of ``obs`` with the perturbation label and the context (cell line, donor) of each cell. Contexts are
+            scored one by one and averaged.
         control
             Label of control cells.
-        context_key
-            Column of ``obs`` with the context (cell line, donor). Contexts are scored one by one and averaged.
         baseline_from
             Training data, for the baselines and the check on leakage. Genes are matched by name.
         perturbation_embedding
@@ -132,10 +134,8 @@ class EvaluationReference:
 
         Raises
         ------
-        KeyError
-            If a column or the layer is missing.
-        ValueError
-            If a context has no control cells or nothing but control cells, or training data lack genes.
+        KeyError, ValueError
+            If a column, the layer, genes of the training data, or the control cells of a context are missing.
         ImportError, RuntimeError
             If ``de_backend="gpu"`` and gpudge is not installed, or there is no CUDA device.
         """
@@ -171,8 +171,7 @@ class EvaluationReference:
     @cached_property
     def contexts(self) -> dict[str, ContextTruth]:
         """Truth of each context."""
-        backend = chosen_backend(self.de_backend)
-        shared = (self.control, self.cache, backend, self.num_threads, self.progress)
+        shared = (self.control, self.cache, chosen_backend(self.de_backend), self.num_threads, self.progress)
         return {c: ContextTruth(self.cells.of_context(c), *shared) for c in self.cells.contexts}
 
     @property
@@ -270,24 +269,16 @@ class EvaluationReference:
     def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of a named baseline on the real controls, since it has none of its own; one row for each condition."""
         settings = replace(settings, control_cells="real")
-
-        def compute() -> pd.DataFrame:
-            return self.score(self.baseline_cells(name, seed=seed), settings)
-
         key: dict[str, object] = {"table": "baseline", "name": name, "train": self.train_fingerprint}
         if BASELINES.find(name).needs_embeddings:
             key["embeddings"] = self._embedding_fingerprint
-        return self._table(key, settings, seed, compute)
+        return self._table(key, settings, seed, lambda: self.score(self.baseline_cells(name, seed=seed), settings))
 
     def ceiling_scores(self, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of one half of the observed cells against the other, at half depth; index context, perturbation."""
-
-        def compute() -> pd.DataFrame:
-            split_controls = settings.control_cells == "predicted"
-            halves = (truth.halves(split_controls=split_controls, seed=seed) for truth in self.contexts.values())
-            return _scores(halves, settings)
-
-        return self._table({"table": "split halves"}, settings, seed, compute)
+        split = settings.control_cells == "predicted"
+        halves = (truth.halves(split_controls=split, seed=seed) for truth in self.contexts.values())
+        return self._table({"table": "split halves"}, settings, seed, lambda: _scores(halves, settings))
 
     def score(self, predicted: CellTable, settings: ScoringSettings) -> pd.DataFrame:
         """Score cells of every condition, one row per (context, perturbation), without checks."""
@@ -303,7 +294,7 @@ class EvaluationReference:
             frame = compute().reset_index()
             return pl.DataFrame({name: frame[name].to_numpy() for name in frame})
 
-        whole_key = {**key, "truth": self.fingerprint, "settings": settings.to_kwargs(), "backend": self.de_backend}
+        whole_key = {**key, "truth": self.fingerprint, "settings": asdict(settings), "backend": self.de_backend}
         whole_key |= {"seed": seed, "versions": installed_versions()}
         table = pd.DataFrame(self.cache.table(whole_key, as_polars).to_dict(as_series=False))
         return table.set_index(["context", "perturbation"])
@@ -327,3 +318,53 @@ def _with_perturbations(cells: CellTable, control: str) -> CellTable:
                 f"needs; its labels start with {labels}."
             )
     return cells.take(np.isin(cells.context, scored))
+
+
+@dataclass(frozen=True)
+class ContextScores:
+    """Scores of one context."""
+
+    #: one row per perturbation, one column per score, and ``n_cells``, ``n_cells_predicted``
+    per_perturbation: pd.DataFrame
+    #: means, variances and zeros of the predicted cells
+    statistics: GroupStatistics
+    #: differential expression of the predicted cells, if it was tested
+    de_predicted: pl.DataFrame | None = None
+
+
+def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSettings) -> ContextScores:
+    """Score predicted cells of every perturbation, with controls unless the real ones are taken, against the truth."""
+    preset, real_controls = settings.record, settings.control_cells == "real"
+    controls_of = truth.statistics if real_controls else None
+    labels = (truth.context, truth.perturbations)
+    statistics = group_statistics(predicted, *labels, control=truth.control, controls_of=controls_of)
+    both = (truth.statistics, statistics)
+    sides = Comparison(*both, truth.cells.genes, truth.weights, truth=truth, predicted_cells=predicted)
+    scores = computed_metrics(sides, lambda metric: not (metric.needs_de or metric.needs_cells))
+    de_predicted = None
+    if preset.cell_eval_profile is not None:
+        controls = truth.controls if real_controls else None
+        de_predicted = truth.test(predicted, controls=controls)
+        theirs = cell_eval_scores(sides, de_predicted, profile=preset.cell_eval_profile, controls=controls)
+        tables = (truth.differential_expression, de_predicted)
+        n_observed, n_predicted = (_count_significant(table, truth.perturbations) for table in tables)
+        sides = replace(sides, n_de_observed=n_observed, n_de_predicted=n_predicted)
+        ours = computed_metrics(sides, lambda metric: metric.needs_de and not metric.needs_cells)
+        rest = scores.drop(columns=scores.columns.intersection(theirs.columns))
+        counts = pd.DataFrame({"n_de_observed": n_observed, "n_de_predicted": n_predicted}, index=scores.index)
+        scores = pd.concat([theirs, rest, counts, ours], axis=1)
+    if preset.scores_cells:
+        of_cells = computed_metrics(sides, lambda info: info.needs_cells and (preset.needs_de or not info.needs_de))
+        scores = pd.concat([scores, of_cells], axis=1)
+    scores.insert(0, "n_cells", truth.statistics.n_cells)
+    scores.insert(1, "n_cells_predicted", statistics.n_cells)
+    scores.index.name = "perturbation"
+    return ContextScores(scores, statistics, de_predicted)
+
+
+def _count_significant(table: pl.DataFrame, perturbations: tuple[str, ...]) -> NDArray[np.intp]:
+    """Differentially expressed genes of each perturbation, ``[P]``."""
+    import polars as pl
+
+    counts = dict(table.filter(pl.col("fdr") < FDR).group_by("target").len().iter_rows())
+    return np.array([counts.get(p, 0) for p in perturbations], dtype=np.intp)

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.evaluate._baselines import BASELINES
-from scvi_tahoe.evaluate._metrics import metric_info
+from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 from scvi_tahoe.evaluate._presets import PRESETS, overall_title
-from scvi_tahoe.evaluate._summary import strata_table
+from scvi_tahoe.evaluate._summary import metric_columns, shares_of_the_way
 from scvi_tahoe.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -26,14 +26,8 @@ if TYPE_CHECKING:
 
 #: metrics that a comparison shows by default, where all results have them
 _HEADLINE_METRICS = (
-    "overlap_at_N",
-    "discrimination_score_l1",
-    "mae",
-    "pearson_delta",
-    "de_direction_match",
-    "pds_cosine",
-    "pearson_systema",
-    "wmse",
+    *("overlap_at_N", "discrimination_score_l1", "mae", "pearson_delta"),
+    *("de_direction_match", "pds_cosine", "pearson_systema", "wmse"),
 )
 #: columns of the summary that are shown
 _NUMBERS = ["value", "baseline", "ceiling", "scaled"]
@@ -42,13 +36,11 @@ _ALERT = "border-left:4px solid #d55e00;padding:2px 8px;margin:2px 0"
 _FORMAT = 1
 #: tables written as CSV, for people to read, with the number of their index columns
 _CSV = {
-    "summary": 1,
-    "per_perturbation": 2,
-    "checks": 1,
-    "baseline_per_perturbation": 2,
-    "halves_per_perturbation": 2,
+    **dict.fromkeys(("summary", "checks"), 1),
+    **dict.fromkeys(("per_perturbation", "baseline_per_perturbation", "halves_per_perturbation"), 2),
     "cells": 0,
 }
+_STRATA_NAMES = {2: ("weak", "strong"), 3: ("weak", "medium", "strong")}
 _PARQUET = ("de_observed", "de_predicted")
 
 
@@ -158,19 +150,14 @@ class EvaluationResult:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the result to a folder: CSV for the scores, parquet for large tables, JSON and NPZ for the rest.
 
-        The folder appears complete or not at all; an earlier result of the same name is replaced.
-
-        Raises
-        ------
-        FileExistsError
-            If the folder exists and holds something other than a result.
+        The folder appears complete or not at all; an earlier result of the same name is replaced, anything else there
+        is a FileExistsError.
         """
         with atomic_folder(folder, overwrite=True, kind="evaluation result", signatures=["result.json"]) as partial:
-            for name, n_labels in _CSV.items():
-                if (table := getattr(self, name)) is not None:
-                    table.to_csv(partial / f"{name}.csv", index=n_labels > 0)
-            for name in _PARQUET:
-                if (table := getattr(self, name)) is not None:
+            for name in (*_CSV, *_PARQUET):
+                if (table := getattr(self, name)) is not None and name in _CSV:
+                    table.to_csv(partial / f"{name}.csv", index=_CSV[name] > 0)
+                elif table is not None:
                     table.to_parquet(partial / f"{name}.parquet")
             np.savez_compressed(partial / "effects.npz", **vars(self.effects))
             record = {"format": _FORMAT, "vcc": self.vcc, "provenance": dict(self.provenance)}
@@ -178,13 +165,7 @@ class EvaluationResult:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EvaluationResult:
-        """Read a result that :meth:`save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder holds no result.
-        """
+        """Read a result that :meth:`save` wrote; a FileNotFoundError if the folder holds none."""
         folder = Path(folder)
         if not (folder / "result.json").exists():
             raise FileNotFoundError(f"{folder} holds no evaluation result (no result.json).")
@@ -219,25 +200,48 @@ def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
     Strong perturbations are easy to tell apart and saturate a score, weak ones are mostly noise; a mean over both hides
     progress on either.
 
-    Parameters
-    ----------
-    n_groups
-        Number of groups of equal size, by the length of the observed delta within each context.
+    The groups, ``n_groups`` of equal size, are by the length of the observed delta within each context; a ValueError if
+    there are fewer than two, or fewer perturbations than groups.
 
     Returns
     -------
     One row per group, ``"weak"`` to ``"strong"`` (numbers for other than 2 or 3 groups); columns are pairs of a metric
     and ``"value"``, ``"baseline"``, ``"ceiling"`` or ``"scaled"`` (those that the result has), and ``n_perturbations``.
     As in the summary, contexts are averaged one by one and then together. Scores of the whole panel are left out.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two groups, or fewer perturbations than groups.
     """
+    scores, baseline, halves = result.per_perturbation, result.baseline_per_perturbation, result.halves_per_perturbation
+    if n_groups < 2 or len(scores) < n_groups:
+        raise ValueError(f"n_groups must be between 2 and the number of perturbations, {len(scores)}; got {n_groups}.")
     effect_size = np.linalg.norm(result.effects.observed, axis=1)
-    scores = (result.per_perturbation, result.baseline_per_perturbation, result.halves_per_perturbation)
-    return strata_table(*scores, effect_size, n_groups)
+    by_context = pd.Series(effect_size, index=scores.index).groupby(level="context")
+    rank = by_context.rank(method="first").astype(int)
+    group = -(-rank * n_groups // by_context.transform("size"))  # 1 for the weakest
+    metrics = [m for m in metric_columns(scores) if not metric_info(m).whole_panel]
+    sides = {"value": _group_means(scores[metrics], group)}
+    if baseline is not None:
+        sides["baseline"] = _group_means(baseline.reindex(columns=metrics), group)
+    if halves is not None:
+        sides["ceiling"] = _group_means(halves.reindex(columns=metrics), group, full_depth=True)
+    if len(sides) == 3:
+        rows = [
+            shares_of_the_way(metrics, *(side.loc[g].to_numpy() for side in sides.values()))
+            for g in sides["value"].index
+        ]
+        sides["scaled"] = pd.DataFrame(rows, index=sides["value"].index, columns=metrics)
+    table = pd.DataFrame({(m, name): side[m] for m in metrics for name, side in sides.items()})
+    counts = group.value_counts().reindex(range(1, n_groups + 1), fill_value=0)
+    table.insert(0, ("n_perturbations", ""), counts.to_numpy())
+    table.index = pd.Index(_STRATA_NAMES.get(n_groups, tuple(range(1, n_groups + 1))), name="effect size")
+    return table
+
+
+def _group_means(table: pd.DataFrame, group: pd.Series, *, full_depth: bool = False) -> pd.DataFrame:
+    """Return means over the perturbations of a group in each context, then over contexts."""
+    table = table.reindex(group.index)
+    means = table.groupby([table.index.get_level_values("context"), group.to_numpy()], sort=False).mean()
+    if full_depth:
+        means = means.apply(to_full_depth, axis=1)
+    return means.groupby(level=1).mean().reindex(range(1, int(group.max()) + 1))
 
 
 def compare_results(
@@ -252,21 +256,14 @@ def compare_results(
     Parameters
     ----------
     results
-        Results by name, all against the same truth under the same settings.
+        Results by name, all against the same truth under the same settings; a ValueError says what differs.
     metrics
-        Metrics to show. If None, the headline metrics that all results have.
+        Metrics to show, which all results must have. If None, the headline metrics that they have.
     baseline
         Add a row with the baseline that shares of the way and overall scores start from, unless one of the predictions
         is that baseline.
     ceiling
         Add a last row with what a replicate experiment would reach.
-
-    Raises
-    ------
-    ValueError
-        If there is no result, or two of them cannot be compared; the message names what differs.
-    KeyError
-        If a result lacks a requested metric.
     """
     _verify_comparable(results)
     first = next(iter(results.values()))

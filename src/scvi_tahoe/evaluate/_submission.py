@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
-from scvi_tahoe.evaluate._value_checks import MAX_TOTAL, check_counts
+from scvi_tahoe.evaluate._input_checks import MAX_TOTAL, check_counts
 from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def submission(
 ) -> Path:
     """Write and verify a submission file for the Virtual Cell Challenge 2026.
 
-    The file is read back and compared before it gets its final name; an existing file is replaced.
+    The file holds whole counts, columns ``target_gene`` and ``context`` and no control cells, in the sizes of
+    :class:`Rules2026`. It is read back and compared before it gets its final name; an existing file is replaced.
 
     Parameters
     ----------
@@ -69,33 +70,18 @@ def submission(
     year
         Challenge: 2026. ``cell-eval prep`` writes the file of 2025.
     genes
-        The challenge's genes in its order. Genes of the prediction are reordered; none may be
-        missing or surplus.
-    perturbation_key, context_key
-        Columns of ``obs``.
-    control
-        Label of control cells.
+        The challenge's genes in its order. Genes of the prediction are reordered; none may be missing or surplus.
+    perturbation_key, context_key, control
+        Columns of ``obs``, and label of control cells.
     n_cells
         Cells of each perturbation, for 2025 only: 2026 has one number for all, see ``rules``.
     rules
         Sizes required in 2026, if they differ from the published ones.
 
-    Returns
-    -------
-    The path of the file.
-
     Raises
     ------
-    KeyError
-        If a column is missing.
     ValueError
-        If the prediction breaks a rule of the challenge, or the year is not 2026; the message says which, and what to
-        do.
-
-    Notes
-    -----
-    18,533 genes in order, 400 cells for each of 300 targets in each of 3 contexts, whole counts, at most 1,000,000 in a
-    cell and 4.75e9 stored in all, columns ``target_gene`` and ``context``, no control rows.
+        If the prediction breaks a rule of the challenge, or the year is not 2026; the message says what to do.
     """
     if year == 2025:
         raise ValueError(
@@ -109,10 +95,8 @@ def submission(
     import anndata
 
     path, rules = Path(path), rules or Rules2026()
-    if len(genes) != rules.n_genes:
-        raise ValueError(f"The challenge of 2026 has {rules.n_genes:,} genes; the list given has {len(genes):,}.")
     cells = cells_from_adata(prediction, perturbation_key=perturbation_key, context_key=context_key, role="prediction")
-    table = _table(_in_challenge_order(cells.take(cells.perturbation != control), genes), rules)
+    table = _table(cells.take(cells.perturbation != control), genes, rules)
     with atomic_write(path) as partial:
         table.write_h5ad(partial, compression="gzip")
         _verify(anndata.read_h5ad(partial), table)
@@ -121,37 +105,27 @@ def submission(
 
 def _verify(found: AnnData, wanted: AnnData) -> None:
     """Raise an OSError if what was read back differs from what was to be written: the disk is full or broken."""
-    same = (
-        found.shape == wanted.shape
-        and list(found.var_names) == list(wanted.var_names)
-        and found.obs.astype(str).equals(wanted.obs.astype(str))
-        and abs(found.X - wanted.X).nnz == 0
-    )
-    if not same:
+    same = found.var_names.equals(wanted.var_names) and found.obs.astype(str).equals(wanted.obs.astype(str))
+    if not same or abs(found.X - wanted.X).nnz:
         raise OSError("The submission read back differs from what was written; check the disk and write it again.")
 
 
-def _table(cells: CellTable, rules: Rules2026) -> AnnData:
-    """Return the minimal AnnData to submit: CSR counts, two columns."""
+def _table(cells: CellTable, genes: Sequence[str], rules: Rules2026) -> AnnData:
+    """Return the minimal AnnData to submit: CSR counts over the challenge's genes in its order, two columns."""
     from anndata import AnnData
 
-    _verify_conditions(cells, rules)
-    check = check_counts(cells, role="prediction")
-    if check.status == "error":
-        raise ValueError(f"The submission of 2026 takes raw counts; {check.message}")
-    matrix = sp.csr_matrix(cells.expression, dtype=np.float32)
-    heaviest = float(matrix.sum(axis=1).max())
-    if heaviest > rules.max_total or matrix.nnz > rules.max_stored:
+    if len(genes) != rules.n_genes:
+        raise ValueError(f"The challenge of 2026 has {rules.n_genes:,} genes; the list given has {len(genes):,}.")
+    wanted = np.asarray(genes, dtype=str)
+    if len(np.unique(wanted)) != len(wanted):
+        raise ValueError("The list of genes names some more than once.")
+    lacking, surplus = np.setdiff1d(wanted, cells.genes), np.setdiff1d(cells.genes, wanted)
+    if len(lacking) or len(surplus):
         raise ValueError(
-            f"The challenge of 2026 takes at most {rules.max_total:,} counts a cell and {rules.max_stored:,} non-zero "
-            f"entries; the prediction has up to {heaviest:,.0f} and {matrix.nnz:,}."
+            f"The challenge has {len(wanted)} genes; the prediction lacks {len(lacking)} of them "
+            f"(first {list(lacking[:3])}) and has {len(surplus)} others (first {list(surplus[:3])})."
         )
-    columns = {"target_gene": pd.Categorical(cells.perturbation), "context": pd.Categorical(cells.context)}
-    obs = pd.DataFrame(columns, index=[str(i) for i in range(cells.n_cells)])
-    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(cells.genes.astype(object))))
-
-
-def _verify_conditions(cells: CellTable, rules: Rules2026) -> None:
+    cells = align_genes(cells, wanted, role="prediction")
     targets, contexts = sorted({p for _, p in cells.rows}), cells.contexts
     if (len(targets), len(contexts)) != (rules.n_targets, rules.n_contexts):
         raise ValueError(
@@ -166,17 +140,16 @@ def _verify_conditions(cells: CellTable, rules: Rules2026) -> None:
             f"The challenge of 2026 takes {rules.cells_per_condition} cells of every target in every context; "
             f"{len(wrong)} conditions have another number (first: {target!r} in {context!r} has {n})."
         )
-
-
-def _in_challenge_order(cells: CellTable, genes: Sequence[str]) -> CellTable:
-    """Return the cells over exactly the challenge's genes, in its order."""
-    wanted = np.asarray(genes, dtype=str)
-    if len(np.unique(wanted)) != len(wanted):
-        raise ValueError("The list of genes names some more than once.")
-    lacking, surplus = np.setdiff1d(wanted, cells.genes), np.setdiff1d(cells.genes, wanted)
-    if len(lacking) or len(surplus):
+    check = check_counts(cells, role="prediction")
+    if check.status == "error":
+        raise ValueError(f"The submission of 2026 takes raw counts; {check.message}")
+    matrix = sp.csr_matrix(cells.expression, dtype=np.float32)
+    heaviest = float(matrix.sum(axis=1).max())
+    if heaviest > rules.max_total or matrix.nnz > rules.max_stored:
         raise ValueError(
-            f"The challenge has {len(wanted)} genes; the prediction lacks {len(lacking)} of them "
-            f"(first {list(lacking[:3])}) and has {len(surplus)} others (first {list(surplus[:3])})."
+            f"The challenge of 2026 takes at most {rules.max_total:,} counts a cell and {rules.max_stored:,} non-zero "
+            f"entries; the prediction has up to {heaviest:,.0f} and {matrix.nnz:,}."
         )
-    return align_genes(cells, wanted, role="prediction")
+    columns = {"target_gene": pd.Categorical(cells.perturbation), "context": pd.Categorical(cells.context)}
+    obs = pd.DataFrame(columns, index=[str(i) for i in range(cells.n_cells)])
+    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(cells.genes.astype(object))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,22 +19,18 @@ if TYPE_CHECKING:
 _N_RESAMPLES = 1000
 #: columns of the per-perturbation table that are no scores
 _COUNT_COLUMNS = ("n_cells", "n_cells_predicted", "n_de_observed", "n_de_predicted")
-_STRATA_NAMES = {2: ("weak", "strong"), 3: ("weak", "medium", "strong")}
 
 
 def mean_over_contexts(scores: pd.DataFrame) -> pd.Series:
-    """Return the mean of each metric over the perturbations of a context, then over contexts.
-
-    A missing score (say a PR AUC without differentially expressed genes) is left out of the mean.
-    """
+    """Return the mean of each metric over the perturbations of a context, then over contexts; without missing ones."""
     return _mean_by_context(scores).mean()
 
 
 def _mean_by_context(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores[_metrics(scores)].groupby(level="context", sort=False).mean()
+    return scores[metric_columns(scores)].groupby(level="context", sort=False).mean()
 
 
-def _metrics(scores: pd.DataFrame) -> list[str]:
+def metric_columns(scores: pd.DataFrame) -> list[str]:
     return [str(column) for column in scores if column not in _COUNT_COLUMNS]
 
 
@@ -57,7 +54,7 @@ def summarize(
     table["low"], table["high"] = interval(np.where(whole_panel, np.nan, resampled[0]))
     table["baseline"] = np.nan if base is None else mean_over_contexts(base)
     table["ceiling"] = ceiling
-    table["scaled"] = _shares(names, value.to_numpy(), table["baseline"].to_numpy(), ceiling)
+    table["scaled"] = shares_of_the_way(names, value.to_numpy(), table["baseline"].to_numpy(), ceiling)
     table["scaled_low"] = table["scaled_high"] = np.nan
     if base is not None:
         meaningful = table["scaled"].notna().to_numpy() & ~whole_panel
@@ -73,62 +70,19 @@ def summarize(
     return table
 
 
-def _shares(
+def shares_of_the_way(
     names: Sequence[str], value: NDArray[np.float64], baseline: NDArray[np.float64], ceiling: NDArray[np.float64]
-) -> list[float]:
+) -> NDArray[np.float64]:
     """Return shares of the way; NaN for a diagnostic and where the ceiling does not beat the baseline."""
-    found = []
-    for name, v, b, c in zip(names, value, baseline, ceiling):
-        best = metric_info(name).best
-        better = best is not None and (c < b if best == 0 else c > b)
-        found.append((v - b) / (c - b) if better else float("nan"))
-    return found
-
-
-def strata_table(
-    scores: pd.DataFrame,
-    baseline: pd.DataFrame | None,
-    halves: pd.DataFrame | None,
-    effect_size: NDArray[np.floating],
-    n_groups: int,
-) -> pd.DataFrame:
-    """Return mean scores of groups of equal size within each context, by the effect size of each row of ``scores``."""
-    if n_groups < 2 or len(scores) < n_groups:
-        raise ValueError(f"n_groups must be between 2 and the number of perturbations, {len(scores)}; got {n_groups}.")
-    by_context = pd.Series(effect_size, index=scores.index).groupby(level="context")
-    rank = by_context.rank(method="first").astype(int)
-    group = -(-rank * n_groups // by_context.transform("size"))  # 1 for the weakest
-    metrics = [m for m in _metrics(scores) if not metric_info(m).whole_panel]
-    sides = {"value": _group_means(scores[metrics], group)}
-    if baseline is not None:
-        sides["baseline"] = _group_means(baseline.reindex(columns=metrics), group)
-    if halves is not None:
-        sides["ceiling"] = _group_means(halves.reindex(columns=metrics), group, full_depth=True)
-    if len(sides) == 3:
-        rows = [_shares(metrics, *(side.loc[g].to_numpy() for side in sides.values())) for g in range(1, n_groups + 1)]
-        sides["scaled"] = pd.DataFrame(rows, index=sides["value"].index, columns=metrics)
-    table = pd.DataFrame({(m, name): side[m] for m in metrics for name, side in sides.items()})
-    counts = group.value_counts().reindex(range(1, n_groups + 1), fill_value=0)
-    table.insert(0, ("n_perturbations", ""), counts.to_numpy())
-    table.index = pd.Index(_STRATA_NAMES.get(n_groups, tuple(range(1, n_groups + 1))), name="effect size")
-    return table
-
-
-def _group_means(table: pd.DataFrame, group: pd.Series, *, full_depth: bool = False) -> pd.DataFrame:
-    """Return means over the perturbations of a group in each context, then over contexts."""
-    table = table.reindex(group.index)
-    means = table.groupby([table.index.get_level_values("context"), group.to_numpy()], sort=False).mean()
-    if full_depth:
-        means = means.apply(to_full_depth, axis=1)
-    return means.groupby(level=1).mean().reindex(range(1, int(group.max()) + 1))
+    best = np.array([metric_info(name).best for name in names], dtype=float)
+    better = np.isfinite(best) & np.where(best == 0, ceiling < baseline, ceiling > baseline)
+    return np.divide(value - baseline, ceiling - baseline, out=np.full(len(names), np.nan), where=better)
 
 
 def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArray[np.float64]]:
-    """Resample perturbations within each context and average as the summary does: contexts one by one, then their mean.
+    """Resample perturbations within each context and average as the summary does: ``[resamples, metrics]`` a table.
 
     All tables, of one index (context, perturbation), are resampled alike, so that differences between them are paired.
-    Missing scores are left out of a mean. Returns the resampled means of each table, ``[resamples, metrics]``.
-
     Nonparametric bootstrap of Efron (1979), over perturbations: it tells how scores would vary over other perturbations
     of the same kind, not over other cells or other trainings.
     """
@@ -144,7 +98,9 @@ def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArra
             n_known = weights @ known
             total = weights @ np.where(known, values, 0)
             kept.append(np.divide(total, n_known, out=np.full_like(total, np.nan), where=n_known > 0))
-    return [_mean_over_first(kept) for kept in sums]
+    with warnings.catch_warnings():  # a metric without a value in any context stays NaN
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return [np.nanmean(kept, axis=0) for kept in sums]
 
 
 def interval(resampled: NDArray[np.float64], level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -155,10 +111,3 @@ def interval(resampled: NDArray[np.float64], level: float = 0.95) -> tuple[NDArr
     if known.any():
         low[known], high[known] = np.nanpercentile(resampled[:, known], [tail, 100 - tail], axis=0)
     return low, high
-
-
-def _mean_over_first(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mean over contexts, those without a value left out."""
-    stacked = np.stack(parts)
-    known = np.isfinite(stacked).sum(axis=0)
-    return np.divide(np.nansum(stacked, axis=0), known, out=np.full(known.shape, np.nan), where=known > 0)

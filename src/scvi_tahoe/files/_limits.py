@@ -23,21 +23,8 @@ _REFUSAL = ("GLOBAL", "Unsupported", "allow_pickle")
 
 #: What readers raise on damaged or forged input. Turned into one :class:`UnsafeFileError` at the border.
 MALFORMED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-    struct.error,
-    yaml.YAMLError,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError),
+    *(RuntimeError, TypeError, ValueError, SafetensorError, UnpicklingError, struct.error, yaml.YAMLError),
     zipfile.BadZipFile,
 )
 
@@ -56,10 +43,8 @@ class UnsafeFileError(ValueError):
 def _file_root(folder: Path) -> Path:
     """Return the folder that links may not leave: the folder itself, or a hub cache's ``models--<name>`` around it."""
     folder = folder.resolve()
-    for place in (folder, *folder.parents):
-        if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
-            return place.parent.parent
-    return folder
+    caches = (place.parent.parent for place in (folder, *folder.parents) if place.parent.name == "snapshots")
+    return next((cache for cache in caches if cache.name.startswith("models--")), folder)
 
 
 def member(folder: Path, name: str) -> Path:

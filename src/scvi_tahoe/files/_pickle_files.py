@@ -22,14 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LIMIT = 2_000 * MEGABYTE
-_STORAGE_DTYPES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "BoolStorage": "?",
-}
+_DTYPES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Bool": "?"}
+_STORAGE_DTYPES = {f"{kind}Storage": dtype for kind, dtype in _DTYPES.items()}
 _MAX_OPERATIONS = 2_000_000
 #: Values that tuples may stand for through references to each other. Hashing one visits all of them.
 _MAX_REPEATED = 3_000_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -24,79 +24,53 @@ if TYPE_CHECKING:
     from scvi_tahoe.response import Prior
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(init=False, repr=False, eq=False)
 class FittedState:
-    """Attributes that are saved with a model in addition to its weights, and their values in a new one.
+    """Attributes that are saved with a model in addition to its weights, and their values in a new one."""
 
-    Attributes
-    ----------
-    pretrained_parameters_
-        Names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen.
-    adapters_
-        Layers, rank and alpha of the adapters that ``recipe='lora'`` attached; None without adapters.
-    prior_
-        What the prior keeps of its training cells, as plain values and arrays; None before it is learned.
-    decoder_weight_
-        Weight of the gene decoder that training measured where ``decoder_weight='auto'``; None otherwise.
-    observed_cosine_
-        Mean cosine between the observed deltas of the training data, by context; the measure for collapsed predictions.
-    loading_report_
-        What became of every pretrained tensor, and how labels matched; None for a model from scratch.
-    provenance_
-        Where pretrained weights come from, as plain values; None for a model from scratch.
-    weights_objective_
-        Objective that pretrained weights were trained with, as options; None for a model from scratch.
-    one_hot_labels_
-        Labels of one-hot weights and of the data together, where both are one-hot; None: the registered table.
-    split_
-        Split of the latest training, as plain values.
-    training_config_
-        Options and outcome of the latest training, as plain values.
-    history_
-        Logged values of all trainings: one DataFrame a metric.
-    is_trained_
-        Whether the weights come from a training or a pretraining.
-    """
-
+    #: Names of the parameters that hold values from a pretraining or an earlier training; only these can be frozen.
     pretrained_parameters_: list[str] = field(default_factory=list)
+    #: Layers, rank and alpha of the adapters that ``recipe='lora'`` attached; None without adapters.
     adapters_: dict[str, Any] | None = None
+    #: What the prior keeps of its training cells, as plain values and arrays; None before it is learned.
     prior_: dict[str, Any] | None = None
+    #: Weight of the gene decoder that training measured where ``decoder_weight='auto'``; None otherwise.
     decoder_weight_: float | None = None
+    #: Mean cosine between the observed deltas of the training data, by context; the measure for collapsed predictions.
     observed_cosine_: dict[str, float] = field(default_factory=dict)
+    #: What became of every pretrained tensor, and how labels matched; None for a model from scratch.
     loading_report_: LoadingReport | None = None
+    #: Where pretrained weights come from, as plain values; None for a model from scratch.
     provenance_: dict[str, Any] | None = None
+    #: Objective that pretrained weights were trained with, as options; None for a model from scratch.
     weights_objective_: dict[str, Any] | None = None
+    #: Labels of one-hot weights and of the data together, where both are one-hot; None: the registered table.
     one_hot_labels_: list[str] | None = None
+    #: Split of the latest training, as plain values.
     split_: dict[str, Any] | None = None
+    #: Options and outcome of the latest training, as plain values.
     training_config_: dict[str, Any] | None = None
-    history_: dict[str, Any] | None = None
+    #: Logged values of all trainings: one DataFrame a metric.
+    history_: Any = None
+    #: Whether the weights come from a training or a pretraining.
     is_trained_: bool = False
 
 
 _SAVED = frozenset(f.name for f in fields(FittedState))
 
 
-class FittedModel(UnsupervisedTrainingMixin, BaseModelClass):
+def new_state() -> dict[str, Any]:
+    """Return the values of all saved attributes in a new model."""
+    return {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(FittedState)}
+
+
+class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
     """Base of :class:`~scvi_tahoe.TahoeST` and its mixins: what a model has, and what follows from it."""
 
     module: TahoeSTModule
     representation: Representation
     prior: Prior
     set_size: int
-
-    pretrained_parameters_: list[str]
-    adapters_: dict[str, Any] | None
-    prior_: dict[str, Any] | None
-    decoder_weight_: float | None
-    observed_cosine_: dict[str, float]
-    loading_report_: LoadingReport | None
-    provenance_: dict[str, Any] | None
-    weights_objective_: dict[str, Any] | None
-    one_hot_labels_: list[str] | None
-    split_: dict[str, Any] | None
-    training_config_: dict[str, Any] | None
-    history_: Any
-    is_trained_: bool
 
     def _adopt(self, **values: Any) -> None:
         """Take over values of saved attributes; nothing else writes them.

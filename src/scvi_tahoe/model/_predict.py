@@ -161,7 +161,9 @@ class PredictMixin(FittedModel):
         if self.prior == "none" or self.prior_ is not None:
             return None if self.prior == "none" else self.prior_
         screen = self._training_screen()
-        return learn_prior(self.prior, self._spec(), screen, np.flatnonzero(~screen.index.is_control), seed=0)
+        rows = np.flatnonzero(~screen.index.is_control)
+        spec = self._spec().with_composed(screen)
+        return learn_prior(self.prior, spec, screen, rows, seed=0, device=self.device).to_dict()
 
     def _prediction_data(
         self, adata: AnnOrMuData | None, *, perturbations: Sequence[str] | None, max_missing_genes: float = 0.1

@@ -11,7 +11,7 @@ import torch
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import REPRESENTATIONS, read_screen
 from scvi_tahoe.model._evaluate import EvaluateMixin
-from scvi_tahoe.model._fitted import FittedState, keys_of_registry
+from scvi_tahoe.model._fitted import keys_of_registry, new_state
 from scvi_tahoe.model._pretrained import PretrainedMixin
 from scvi_tahoe.model._setup import SetupMixin
 from scvi_tahoe.model._train import TrainMixin
@@ -25,7 +25,7 @@ from scvi_tahoe.nn import (
     ineffective_in_objective,
     reject_ineffective_options,
 )
-from scvi_tahoe.response import PRIORS, choose_prior
+from scvi_tahoe.response import PRIORS, choose_prior, makes_cells
 from scvi_tahoe.training import TahoeTrainingPlan, decoder_weight_of
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin):
         seed: int = 0,
     ) -> None:
         super().__init__(adata, registry)
-        self._adopt(**vars(FittedState()))
+        self._adopt(**new_state())
         if set_size is not None and set_size < 1:
             raise ValueError(f"set_size={set_size!r} must be 1 or more.")
         if prior not in PRIORS:
@@ -134,17 +134,17 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin):
         index = None if self.adata is None else self._own_screen().index
         if prior == "auto":  # resolved here, so that a saved model is built again with what it was trained with
             can_have = representation != "embedding" and head == "delta"
-            prior = choose_prior(index, self.keys, self.summary_stats.n_vars) if can_have and index else "none"
+            prior = choose_prior(index, self.keys, self.perturbation_table) if can_have and index else "none"
         self.representation = representation
         self.prior = prior
         self.set_size = set_size or _DEFAULT_SET_SIZE
         said = {**(size if not isinstance(size, str) else {}), **(network or {})}
-        if prior == "cells" and "sees_perturbation" not in said and self._labels_only_tell_apart(index):
+        if makes_cells(prior) and "sees_perturbation" not in said and self._labels_only_tell_apart(index):
             network = {**(network or {}), "sees_perturbation": False}  # in what is saved, as the prior above
         config = self._network_config(size, dict(network or {}), batch_encoder=batch_encoder)
-        if prior != "cells" and not config.sees_perturbation:
+        if not makes_cells(prior) and not config.sees_perturbation:
             raise ValueError(
-                "a network with sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is "
+                "a network with sees_perturbation=False knows a perturbation by the cells of its prior, and prior is "
                 f"{prior!r}; train one with network={{'sees_perturbation': True}}."
             )
         # made from a registry, e.g. by load, a model has options that nobody gave: they come along with weights
@@ -190,7 +190,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin):
             "n_batches": stats.n_batch if batch_encoder else 0,
         }
         if _head(size, options) == "delta" and self.representation != "embedding":
-            defaults |= {"keep_zeros": True, "base_encoder": self.prior == "cells"}
+            defaults |= {"keep_zeros": True, "base_encoder": makes_cells(self.prior)}
         if self.representation == "embedding":
             decoder = GeneDecoderConfig(n_genes=stats.n_vars, hidden=(512, 512))
             defaults |= {"rectify": False, "gene_decoder": decoder.__dict__}

@@ -174,7 +174,8 @@ class TrainMixin(PredictMixin):
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(data.split.train, data.split.validation)
-            self._adopt(prior_=learn_prior(self.prior, self._spec(), screen, rows, seed=seed))
+            learned = learn_prior(self.prior, self._spec(), screen, rows, seed=seed, device=run.device)
+            self._adopt(prior_=learned.to_dict())
 
     def plan_training(self, max_steps: int | None = None, **options: Any) -> TrainingRun:
         """Check all options of a training and fill in their defaults, without training or writing anything.

@@ -35,26 +35,19 @@ SIZES: dict[str, dict[str, int]] = {
 class GeneDecoderConfig:
     """The decoder that turns a predicted cell (often an embedding) into gene expression.
 
-    Parameters
-    ----------
-    n_genes
-        Number of genes that come out.
-    hidden
-        Widths of the hidden blocks, in order.
-    residual
-        Add the output of block ``k - 1`` to the output of block ``k`` for odd ``k``.
-    dropout
-        Dropout probability after each block.
-
     Raises
     ------
     ValueError
         If a width is not positive, or residual blocks have different widths.
     """
 
+    #: Number of genes that come out.
     n_genes: int
+    #: Widths of the hidden blocks, in order.
     hidden: tuple[int, ...]
+    #: Add the output of block ``k - 1`` to the output of block ``k`` for odd ``k``.
     residual: bool = False
+    #: Dropout probability after each block.
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -188,9 +181,8 @@ class NetworkConfig:
         self._verify_values()
         if self.head_dim is None:
             if self.hidden % self.n_heads:
-                raise ValueError(
-                    f"hidden={self.hidden} is not divisible by n_heads={self.n_heads}; give head_dim explicitly."
-                )
+                sizes = f"hidden={self.hidden} is not divisible by n_heads={self.n_heads}"
+                raise ValueError(f"{sizes}; give head_dim explicitly.")
             object.__setattr__(self, "head_dim", self.hidden // self.n_heads)
         self._verify_attention()
         self._verify_tokens_and_head()

@@ -32,20 +32,8 @@ def info_nce(x_SG: Tensor, y_SG: Tensor, same_SS: Tensor, *, temperature: float)
     .. math:: -\log\frac{\exp(\cos(x_s, y_s) / \tau)}{\sum_t \exp(\cos(x_s, y_t) / \tau)}
 
     with *t* over the set itself and all sets that are not the same (van den Oord et al. 2018, *Representation learning
-    with contrastive predictive coding*, arXiv 1807.03748).
-
-    Parameters
-    ----------
-    x_SG, y_SG
-        One vector a set.
-    same_SS
-        Pairs that are not held against each other.
-    temperature
-        Differences of cosines much larger than this count as certain.
-
-    Returns
-    -------
-    One value a set: 0 where nothing else is to be told apart, log S where nothing can be.
+    with contrastive predictive coding*, arXiv 1807.03748). It is 0 where nothing else is to be told apart, log S where
+    nothing can be. Differences of cosines much larger than the temperature count as certain.
     """
     return _surprise(_cosine(x_SG, y_SG) / temperature, same_SS)
 
@@ -70,24 +58,10 @@ def contrastive_delta(
 
     The two deltas have different references on purpose. If both were taken from the set's own controls, they would
     carry the same sampling noise, and match by it alone. If both were taken from the mean of the context, the
-    prediction would carry the noise of its controls, and drown it by exaggerating the change.
+    prediction would carry the noise of its controls, and drown it by exaggerating the change. So the predicted delta is
+    taken from the control cells that it starts from, and the observed one from the mean control cell of the context.
 
-    Parameters
-    ----------
-    predicted_SNG, observed_SMG
-        Predicted and observed cells.
-    control_SNG
-        Control cells that the prediction starts from: reference of the predicted delta.
-    control_mean_SG
-        Mean control cell of the context of each set: reference of the observed delta.
-    perturbation_SP
-        Embeddings; sets with equal ones are not held against each other.
-    temperature
-        As in :func:`info_nce`.
-
-    Returns
-    -------
-    One value a set, without a unit.
+    Sets with equal perturbation embeddings are not held against each other.
     """
     delta_SG = set_mean(predicted_SNG) - set_mean(control_SNG)
     observed_SG = set_mean(observed_SMG) - control_mean_SG
@@ -102,22 +76,8 @@ def contrastive_alignment(
 
     :func:`info_nce` in both directions (Radford et al. 2021, *Learning transferable visual models from natural language
     supervision*, arXiv 2103.00020) of set means, less the mean over the sets of the minibatch: what all cells have in
-    common would make all cosines alike.
-
-    Parameters
-    ----------
-    predicted_SNE
-        Embeddings read from the hidden cells.
-    observed_SME
-        Embeddings of the observed cells. No gradient flows into them.
-    perturbation_SP
-        Embeddings of the perturbations; sets with equal ones are not held against each other.
-    temperature
-        As in :func:`info_nce`.
-
-    Returns
-    -------
-    One value a set, without a unit.
+    common would make all cosines alike. Sets with equal perturbation embeddings are not held against each other, and no
+    gradient flows into the observed cell embeddings.
     """
     x_SE, y_SE = set_mean(predicted_SNE), set_mean(observed_SME.detach())
     x_SE, y_SE = x_SE - x_SE.mean(0), y_SE - y_SE.mean(0)

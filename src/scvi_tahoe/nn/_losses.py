@@ -248,20 +248,10 @@ def energy_distance(
 
 @register_term("sinkhorn", options={"blur": "blur"})
 def sinkhorn_divergence(x_SNG: Tensor, y_SMG: Tensor, *, blur: float = 0.05) -> Tensor:
-    """Debiased Sinkhorn divergence with squared Euclidean cost, by geomloss.
+    """Debiased Sinkhorn divergence of each set, with squared Euclidean cost, by geomloss.
 
-    Feydy et al. 2019, *Interpolating between optimal transport and MMD using Sinkhorn divergences* (AISTATS).
-
-    Parameters
-    ----------
-    x_SNG, y_SMG
-        Predicted and observed cells.
-    blur
-        Finest scale, in the units of the cells.
-
-    Returns
-    -------
-    One value a set.
+    Feydy et al. 2019, *Interpolating between optimal transport and MMD using Sinkhorn divergences* (AISTATS). ``blur``
+    is the finest scale, in the units of the cells.
     """
     from geomloss import SamplesLoss
 
@@ -271,22 +261,10 @@ def sinkhorn_divergence(x_SNG: Tensor, y_SMG: Tensor, *, blur: float = 0.05) -> 
 
 @register_term("mmd", options={"kernel": "kernel", "blur": "blur"})
 def kernel_mmd(x_SNG: Tensor, y_SMG: Tensor, *, kernel: str = "gaussian", blur: float = 0.05) -> Tensor:
-    """Half of the squared maximum mean discrepancy, by geomloss.
+    """Half of the squared maximum mean discrepancy of each set, by geomloss.
 
-    Gretton et al. 2012, *A kernel two-sample test*, JMLR 13.
-
-    Parameters
-    ----------
-    x_SNG, y_SMG
-        Predicted and observed cells.
-    kernel
-        ``'gaussian'`` or ``'laplacian'``.
-    blur
-        Width of the kernel, in the units of the cells.
-
-    Returns
-    -------
-    One value a set.
+    Gretton et al. 2012, *A kernel two-sample test*, JMLR 13. ``blur`` is the width of the ``kernel``, ``'gaussian'`` or
+    ``'laplacian'``, in the units of the cells.
     """
     from geomloss import SamplesLoss
 
@@ -298,16 +276,7 @@ def mse(x_SNG: Tensor, y_SNG: Tensor) -> Tensor:
     """Mean squared difference of cell n of one set and cell n of the other: a loss for paired cells.
 
     One of the losses of State Transition models (Adduri et al. 2025, bioRxiv 2025.06.26.661135). A screen pairs no
-    cells, and there its minimum is the mean observed cell, without any spread.
-
-    Parameters
-    ----------
-    x_SNG, y_SNG
-        Predicted and observed cells, as many of each.
-
-    Returns
-    -------
-    One value a set, in squared units of the cells.
+    cells, and there its minimum is the mean observed cell, without any spread. In squared units of the cells.
     """
     return (_wide(x_SNG) - _wide(y_SNG)).square().mean((1, 2))
 
@@ -339,16 +308,7 @@ def delta_mse(x_SNG: Tensor, y_SMG: Tensor) -> Tensor:
 
     Controls cancel, so this is the squared error of the delta, which linear models of pseudobulks minimise
     (Ahlmann-Eltze, Huber & Anders 2025, *Nature Methods* 22, 1657). Its floor is the sampling variance of a mean of M
-    cells.
-
-    Parameters
-    ----------
-    x_SNG, y_SMG
-        Predicted and observed cells.
-
-    Returns
-    -------
-    One value a set, in squared units of the cells.
+    cells. In squared units of the cells.
     """
     return (set_mean(x_SNG) - set_mean(y_SMG)).square().mean(1)
 
@@ -360,41 +320,19 @@ def de_weighted_mse(x_SNG: Tensor, y_SMG: Tensor, weight_SG: Tensor) -> Tensor:
     .. math:: \sum_g w_g (\bar x_g - \bar y_g)^2
 
     The WMSE of Mejia et al. 2025, *Diversity by Design: addressing mode collapse improves scRNA-seq perturbation
-    modeling on well-calibrated metrics* (arXiv 2506.22641), as a loss. With equal weights 1/G it is
-    :func:`delta_mse`.
-
-    Parameters
-    ----------
-    x_SNG, y_SMG
-        Predicted and observed cells.
-    weight_SG
-        Weight of each gene; rows sum to 1. It must not come from the observed cells of the very set: large weights
-        would then meet large noise, and the minimum would lie at up to three times a small effect.
-
-    Returns
-    -------
-    One value a set, in squared units of the cells.
+    modeling on well-calibrated metrics* (arXiv 2506.22641), as a loss, in squared units of the cells. Rows of weights
+    sum to 1; with equal weights 1/G it is :func:`delta_mse`. They must not come from the observed cells of the very
+    set: large weights would then meet large noise, and the minimum would lie at up to three times a small effect.
     """
     return (weight_SG * (set_mean(x_SNG) - set_mean(y_SMG)).square()).sum(1)
 
 
 def decoder_loss(decoded_SNG: Tensor, observed_SMG: Tensor, *, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """How far decoded genes are from observed ones: the loss of the cells, asked of genes.
+    """How far decoded genes are from observed ones: the ``distance`` of predicted from observed cells, asked of genes.
 
     A State Transition model of cell embeddings is trained on both at once (Adduri et al. 2025, *Predicting cellular
     responses to perturbation across diverse contexts with State*, bioRxiv 2025.06.26.661135). The two spaces differ in
     scale, see :func:`~scvi_tahoe.suggest_decoder_weight`.
-
-    Parameters
-    ----------
-    decoded_SNG, observed_SMG
-        Expression read from the predicted cells, and that of the observed cells.
-    distance
-        Distance of predicted from observed cells, one value a set.
-
-    Returns
-    -------
-    One value a set, in the units of the distance.
     """
     return distance(decoded_SNG, observed_SMG)
 
@@ -404,58 +342,26 @@ def distillation(read_SNE: Tensor, observed_SME: Tensor) -> Tensor:
     """Energy distance between cell embeddings read from the network's hidden cells and those of the observed cells.
 
     A linear reading of the student's hidden cells is regressed on the teacher, as in Romero et al. 2015, *FitNets:
-    hints for thin deep nets* (arXiv 1412.6550); set by set, since a screen pairs no cells.
-
-    Parameters
-    ----------
-    read_SNE, observed_SME
-        Embeddings read from the hidden cells, and those of the observed cells. No gradient flows into the latter.
-
-    Returns
-    -------
-    One value a set, in the units of the embedding.
+    hints for thin deep nets* (arXiv 1412.6550); set by set, since a screen pairs no cells. No gradient flows into the
+    observed embeddings, whose units it has.
     """
     return energy_distance(read_SNE, observed_SME, diagonal="excluded")
 
 
 def batch_classification(logits_SB: Tensor, batch_S: Tensor) -> Tensor:
-    """Cross entropy of the technical batch of each set, as read from the batch token.
+    """Cross entropy, in nats, of the technical batch of each set, counted from 0, as read from the batch token.
 
     Used by State Transition models with such a token (Adduri et al. 2025, bioRxiv 2025.06.26.661135).
-
-    Parameters
-    ----------
-    logits_SB
-        Scores of the batches.
-    batch_S
-        The right one of each set, counted from 0.
-
-    Returns
-    -------
-    One value a set, in nats.
     """
     return F.cross_entropy(logits_SB.float(), batch_S, reduction="none")
 
 
 def confidence_error(confidence_S: Tensor, loss_S: Tensor, *, scale: float) -> Tensor:
-    """Squared error of the loss that the confidence token expects.
+    """Squared error of the loss of each set that the confidence token expects; the target is ``scale`` times the loss.
 
-    A network that learns to predict its own loss: Yoo & Kweon 2019, *Learning loss for active learning*
-    (arXiv 1905.03677), here by regression, as in State Transition models (Adduri et al. 2025, bioRxiv
+    A network that learns to predict its own loss, into which no gradient flows: Yoo & Kweon 2019, *Learning loss for
+    active learning* (arXiv 1905.03677), here by regression, as in State Transition models (Adduri et al. 2025, bioRxiv
     2025.06.26.661135).
-
-    Parameters
-    ----------
-    confidence_S
-        Expected loss of each set.
-    loss_S
-        Its loss. No gradient flows into it.
-    scale
-        What the loss is multiplied with to be the target.
-
-    Returns
-    -------
-    One value a set, in squared units of the scaled loss.
     """
     return (confidence_S.float() - scale * loss_S.detach()).square()
 
@@ -464,15 +370,7 @@ def control_shift(predicted_SNG: Tensor, control_SNG: Tensor) -> Tensor:
     """Mean absolute difference of each predicted cell from the control cell that it starts from.
 
     The penalty of the lasso (Tibshirani 1996, *Regression shrinkage and selection via the lasso*, JRSS B 58, 267), on
-    changes instead of coefficients: a gene stays as it is unless the other terms pay for its change.
-
-    Parameters
-    ----------
-    predicted_SNG, control_SNG
-        Predicted cells and their controls.
-
-    Returns
-    -------
-    One value a set, in the units of the cells.
+    changes instead of coefficients: a gene stays as it is unless the other terms pay for its change. In the units of
+    the cells.
     """
     return (predicted_SNG.float() - control_SNG.float()).abs().mean((1, 2))

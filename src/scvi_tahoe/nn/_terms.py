@@ -26,24 +26,16 @@ class SetReference(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """A named term of an objective.
+    """A named term of an objective."""
 
-    Attributes
-    ----------
-    name
-        Its key in ``ObjectiveConfig.terms``, or in ``embedding_terms``, and in logged metrics.
-    function
-        Takes predicted cells ``[S, N, G]``, observed cells ``[S, M, G]``, then what it ``needs``; returns one value a
-        set, ``[S]``.
-    options
-        Keyword arguments of the function, and the options of :class:`~scvi_tahoe.nn.ObjectiveConfig` they come from.
-    needs
-        Fields of :class:`~scvi_tahoe.nn.SetReference` that the function takes, in its order.
-    """
-
+    #: Its key in ``ObjectiveConfig.terms``, or in ``embedding_terms``, and in logged metrics.
     name: str
+    #: Takes predicted cells ``[S, N, G]``, observed cells ``[S, M, G]``, then what it ``needs``; returns one value a
+    #: set, ``[S]``.
     function: Callable[..., Tensor]
+    #: Keyword arguments of the function, and the options of :class:`~scvi_tahoe.nn.ObjectiveConfig` they come from.
     options: Mapping[str, str] = field(default_factory=dict)
+    #: Fields of :class:`~scvi_tahoe.nn.SetReference` that the function takes, in its order.
     needs: tuple[str, ...] = ()
 
 

@@ -5,12 +5,9 @@ Every function takes results and returns a :class:`matplotlib.figure.Figure`; ``
 
 from __future__ import annotations
 
-from scvi_tahoe.pl._cells import cells
-from scvi_tahoe.pl._draw import draw
-from scvi_tahoe.pl._effects import deltas, fold_changes, similarity
-from scvi_tahoe.pl._learning_rate import learning_rate_test
-from scvi_tahoe.pl._scores import bars, comparison, ranks
-from scvi_tahoe.pl._style import BASELINE, CEILING, OBSERVED, PREDICTED, new_figure, style
+from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
+from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, draw, new_figure, style
+from scvi_tahoe.pl._scores import bars, comparison, learning_rate_test, ranks
 
 __all__ = [
     "BASELINE",

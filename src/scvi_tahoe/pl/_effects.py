@@ -1,4 +1,4 @@
-"""Figures of effects: predicted against observed change of genes, and the similarity of perturbations."""
+"""Figures of cells and effects: totals and zeros, changes of genes, and the similarity of perturbations."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.pl._draw import register_figure
-from scvi_tahoe.pl._style import BASELINE, CEILING, OBSERVED, PREDICTED, fit_title, label_points, new_figure, style
+from scvi_tahoe.pl._figure import (
+    BASELINE,
+    CEILING,
+    OBSERVED,
+    PREDICTED,
+    fit_title,
+    label_points,
+    new_figure,
+    register_figure,
+    style,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._draw import Effects, Result
+    from scvi_tahoe.pl._figure import Effects, Result
 
 _FDR = 0.05
 #: cosines below are marked, since the map's red and blue are alike in print
@@ -40,25 +49,9 @@ def deltas(
 ) -> Figure:
     """Draw predicted against observed deltas on a single page: one panel per condition, one dot per gene.
 
-    Parameters
-    ----------
-    result
-        Result of :func:`~scvi_tahoe.evaluate.evaluate`.
-    perturbations
-        Perturbations to show. If None, those with the largest observed effects, in that order.
-    max_panels
-        Maximum number of panels.
-    n_columns
-        Number of panels in a row.
-    n_labels
-        Number of genes named in each panel, largest observed change first.
-    title
-        Title of the page.
-
-    Raises
-    ------
-    KeyError
-        If a perturbation was not scored.
+    Shows the given perturbations (a KeyError if one was not scored), or those with the largest observed effects, on at
+    most ``max_panels`` panels, ``n_columns`` in a row. In each panel ``n_labels`` genes are named, largest observed
+    change first.
     """
     effects = result.effects
     rows = _chosen_rows(effects, perturbations)[:max_panels]
@@ -119,17 +112,8 @@ def _draw_diagonal(ax: Axes, limit: float) -> None:
 def fold_changes(result: Result, perturbation: str, *, context: str | None = None, n_labels: int = 6) -> Figure:
     """Draw log2 fold changes of all genes, marked by the side on which they are differentially expressed.
 
-    Parameters
-    ----------
-    result
-        Result of a preset with differential expression.
-    perturbation
-        Perturbation to show.
-    context
-        Its context. If None, the first in which it was scored.
-    n_labels
-        Number of genes named, of those differentially expressed in the observed cells. Infinite fold changes (zero on
-        one side) are drawn at the edge.
+    If ``context`` is None, it is the first in which the perturbation was scored. Of the genes differentially expressed
+    in the observed cells, ``n_labels`` are named. Infinite fold changes (zero on one side) are drawn at the edge.
 
     Raises
     ------
@@ -191,28 +175,18 @@ def _fold_change_table(result: Result, perturbation: str, context: str | None) -
 def similarity(result: Result, *, context: str | None = None) -> Figure:
     """Draw the cosine similarity of every observed with every predicted delta; ideally, the diagonal is dark.
 
-    Opposite deltas are marked by a dash.
-
-    Parameters
-    ----------
-    result
-        Evaluation result.
-    context
-        Context to show. If None, the first.
-
-    Raises
-    ------
-    KeyError
-        If the context was not scored.
+    Opposite deltas are marked by a dash. If ``context`` is None, the first is shown; one that was not scored is a
+    KeyError.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
+    from sklearn.preprocessing import normalize
 
     contexts = list(dict.fromkeys(c for c, _ in result.effects.conditions))
     context = contexts[0] if context is None else context
     if context not in contexts:
         raise KeyError(f"Context {context!r} was not scored; there are {contexts}.")
     rows = [i for i, (c, _) in enumerate(result.effects.conditions) if c == context]
-    observed, predicted = (_unit_length(side[rows]) for side in (result.effects.observed, result.effects.predicted))
+    observed, predicted = (normalize(side[rows]) for side in (result.effects.observed, result.effects.predicted))
     order = np.arange(len(rows))
     if len(rows) > 2:  # similar observed perturbations are neighbours
         order = leaves_list(linkage(observed, method="average", optimal_ordering=True))
@@ -240,6 +214,41 @@ def similarity(result: Result, *, context: str | None = None) -> Figure:
     return figure
 
 
-def _unit_length(delta: NDArray[np.floating]) -> NDArray[np.float64]:
-    length = np.linalg.norm(delta, axis=1, keepdims=True)
-    return np.divide(delta, length, out=np.zeros(delta.shape), where=length > 0)
+@register_figure
+def cells(result: Result) -> Figure:
+    """Draw the distribution of cell totals (sum of expm1) and of the share of zeros, observed and predicted.
+
+    A wrong normalisation shows as two totals far apart, a decoder of means as cells without zeros.
+    """
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
+    with style():
+        figure = new_figure(6.2, 2.6)
+        left, right = figure.subplots(1, 2)
+        left.set_xscale("log")
+        left.xaxis.set_major_formatter(ScalarFormatter())
+        left.xaxis.set_minor_formatter(ScalarFormatter())
+        left.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        _draw_histogram(left, result, "total", _total_edges(result.cells["total"].to_numpy(float)))
+        left.set(xlabel="total of a cell (sum of expm1)", ylabel="share of cells")
+        _draw_histogram(right, result, "zero_fraction", np.linspace(0, 1, 41))
+        right.set(xlabel="share of zeros in a cell", xlim=(-0.02, 1.02))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.suptitle("Cells of both sides", fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def _total_edges(totals: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return bins over a factor of four or more, so that equal totals do not look like a wide distribution."""
+    low, high = (positive := totals[totals > 0]).min(), positive.max()
+    middle = np.sqrt(low * high)
+    half = max(np.sqrt(high / low) * 1.05, 2.0)
+    return np.geomspace(middle / half, middle * half, 41)
+
+
+def _draw_histogram(ax: Axes, result: Result, column: str, edges: NDArray[np.floating]) -> None:
+    for side, color, line in (("observed", OBSERVED, "-"), ("predicted", PREDICTED, "--")):
+        values = result.cells.loc[result.cells["side"] == side, column]
+        bins: dict[str, Any] = {"bins": list(edges), "weights": np.full(len(values), 1 / max(len(values), 1))}
+        ax.hist(values, histtype="step", linestyle=line, linewidth=1.6, label=side, color=color, **bins)
+        ax.hist(values, alpha=0.15, color=color, **bins)

@@ -1,4 +1,4 @@
-"""Figures of scores: against baseline and ceiling, between predictions, and against the strength of an effect."""
+"""Figures of scores: against baseline and ceiling, between predictions, by strength of an effect; and of losses."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.pl._draw import register_figure
-from scvi_tahoe.pl._style import BASELINE, CEILING, PREDICTED, label_points, new_figure, style
+from scvi_tahoe.pl._figure import (
+    BASELINE,
+    CEILING,
+    OBSERVED,
+    PREDICTED,
+    label_points,
+    new_figure,
+    register_figure,
+    style,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._draw import Result
+    from scvi_tahoe.pl._figure import Result
 
 #: shares beyond these limits are clipped and marked by an arrow
 _LIMITS = (-0.5, 1.5)
@@ -26,17 +35,8 @@ _LIMITS = (-0.5, 1.5)
 def bars(result: Result, *, metrics: Sequence[str] | None = None) -> Figure:
     """Draw how far each score got from the baseline (0) to the ceiling (1), with its 95 % interval and its values.
 
-    Parameters
-    ----------
-    result
-        Evaluation result with a baseline and a ceiling.
-    metrics
-        Metrics to show, from top to bottom. If None, all that have a share.
-
-    Raises
-    ------
-    ValueError
-        If no score has both a baseline and a ceiling.
+    Shows ``metrics`` from top to bottom. If None, all that have a share; a ValueError if none has a baseline and a
+    ceiling.
     """
     table = result.summary if metrics is None else result.summary.loc[list(metrics)]
     table = table[table["scaled"].notna()].iloc[::-1]
@@ -76,17 +76,7 @@ def bars(result: Result, *, metrics: Sequence[str] | None = None) -> Figure:
 def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None = None) -> Figure:
     """Draw a table with one row per prediction, shaded from the baseline (white) to the ceiling (dark).
 
-    Parameters
-    ----------
-    results
-        Evaluation results by name, all against the same truth.
-    metrics
-        Metrics to show. If None, the headline metrics.
-
-    Raises
-    ------
-    ValueError
-        If there is no result, or the results cannot be compared.
+    Arguments and errors are those of :func:`~scvi_tahoe.evaluate.compare_results`.
     """
     if not results:
         raise ValueError("There is no result to compare.")
@@ -128,20 +118,8 @@ def _draw_entry(ax: Axes, row: int, column: int, value: float, share: float) -> 
 def ranks(result: Result, *, metric: str = "discrimination_score_l1", n_labels: int = 12) -> Figure:
     """Draw the discrimination score of each perturbation against its number of differentially expressed genes.
 
-    Parameters
-    ----------
-    result
-        Evaluation result. Without differential expression, the length of the observed delta replaces the number of
-        genes.
-    metric
-        Metric on the vertical axis.
-    n_labels
-        Number of perturbations named, lowest scores first.
-
-    Raises
-    ------
-    KeyError
-        If the result lacks the metric.
+    Without differential expression, the length of the observed delta replaces the number of genes. Another ``metric``
+    takes the vertical axis (a KeyError if the result lacks it); the ``n_labels`` lowest scores are named.
     """
     from matplotlib.ticker import ScalarFormatter
 
@@ -170,4 +148,24 @@ def ranks(result: Result, *, metric: str = "discrimination_score_l1", n_labels: 
         figure.draw_without_rendering()
         lowest = np.argsort(y, kind="stable")[:n_labels]
         label_points(ax, x[lowest], y[lowest], [names[i] for i in lowest], avoid=np.column_stack([x, y]))
+    return figure
+
+
+def learning_rate_test(rates: NDArray, losses: NDArray, smoothed: NDArray, suggestion: float | None = None) -> Figure:
+    """Draw the loss and the smoothed loss (NaN where not available yet) of each step, ``[steps]``, against its rate."""
+    with style():
+        figure = new_figure(3.6, 2.4)
+        ax = figure.add_subplot()
+        ax.plot(rates, losses, color=BASELINE, linewidth=0.6, label="each step")
+        ax.plot(rates, smoothed, color=PREDICTED, linewidth=1.4, label="smoothed")
+        if suggestion is not None:
+            ax.axvline(suggestion, color=OBSERVED, linestyle="--", label=f"suggestion {suggestion:.1e}")
+        means = smoothed[np.isfinite(smoothed)]
+        if len(means) and means.min() < means[0]:  # an exploding loss would flatten the rest
+            fall = means[0] - means.min()
+            ax.set_ylim(means.min() - 0.3 * fall, means[0] + fall)
+        ax.set_xscale("log")
+        ax.set_xlabel("learning rate")
+        ax.set_ylabel("training loss")
+        figure.legend(loc="outside upper center", ncols=3)
     return figure

@@ -31,7 +31,7 @@ from scvi_tahoe.evaluate import PREDICTION_RECORD
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
 from scvi_tahoe.prediction._request import plan_prediction, warn_about_scale
-from scvi_tahoe.response import CollapseAlarm, Origin, ResidualCells, prior_and_targets
+from scvi_tahoe.response import CollapseAlarm, Origin, makes_cells, prior_and_targets, residual_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -80,11 +80,18 @@ def predict_cells(
     if prior is not None:
         learned, targets = prior_and_targets(prior, spec, data.screen, plan.conditions)
         origins = learned.starts_from(plan.conditions, spec.table)
-        plan = plan.with_prior(learned.is_corrected(plan.conditions, spec.table), has_cells=learned.kind == "cells")
+        has_cells, is_paired = makes_cells(learned.kind), learned.kind == "response"
+        plan = plan.with_prior(
+            learned.is_corrected(plan.conditions, spec.table), has_cells=has_cells, is_paired=is_paired
+        )
+        if has_cells:
+            cells = residual_cells(
+                learned, targets, plan.conditions, plan.requests, spec.table, dataset.expression,
+                seed=request.seed, device=device,
+            )  # fmt: skip
         if learned.kind == "cells":
-            cells = ResidualCells(learned, targets, plan.sizes, spec.table, request.seed, device)
             control_means = {context: target.mean for context, target in targets.items()}
-        else:
+        elif not has_cells:
             base = learned.base_from(
                 targets, plan.conditions, spec.table, n_cells=plan.sizes, seed=request.seed, device=device
             )
@@ -190,7 +197,7 @@ class _Prediction:
     module: TahoeSTModule
     dataset: CellSetDataset
     plan: PredictionPlan
-    residual_cells: ResidualCells | None
+    residual_cells: Any
     request: PredictionRequest
     devices: tuple[torch.device, ...]
     set_size: int
@@ -361,7 +368,7 @@ class _Prediction:
         return made
 
     def _with_residual_cells(
-        self, made: ResidualCells, group: Sequence[_Minibatch], replicas: Sequence[_Replica]
+        self, made: Any, group: Sequence[_Minibatch], replicas: Sequence[_Replica]
     ) -> list[_Minibatch]:
         """Give the datasets the prior's cells of some minibatches, which are returned with row numbers among them."""
         cells, first_row = made.of_conditions(

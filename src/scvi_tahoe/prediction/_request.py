@@ -167,7 +167,7 @@ def warn_about_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[str,
         return
     present = data.alignment.columns >= 0
     if prior is not None:
-        own_G = np.asarray(prior["control_means"], dtype=np.float64).mean(axis=0)
+        own_G = np.asarray(prior.get("arrays", prior)["control_means"], dtype=np.float64).mean(axis=0)
     else:
         own = read_screen(data.own, data.spec.keys)
         own_G = _mean(_some(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control))))
@@ -238,13 +238,14 @@ class PredictionPlan:
         """Return the conditions from ``first`` to before ``stop``."""
         return PredictionPlan(self.conditions[first:stop], self.labels[first:stop], self.requests[first:stop])
 
-    def with_prior(self, corrected: np.ndarray, *, has_cells: bool) -> PredictionPlan:
+    def with_prior(self, corrected: np.ndarray, *, has_cells: bool, is_paired: bool) -> PredictionPlan:
         """Return the plan with what the network corrects, and the rows of a prior's cells in their order."""
         requests = tuple(
             replace(
                 request,
                 keeps_residual_input=not yes,
                 residual_input=np.arange(stop - len(request.controls), stop) if has_cells else None,
+                is_paired=is_paired,
             )
             for request, yes, stop in zip(self.requests, corrected.tolist(), self.stops, strict=True)
         )

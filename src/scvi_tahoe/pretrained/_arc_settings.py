@@ -56,9 +56,8 @@ def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None
     """
     if override is not None:
         return AttentionDecision(override, "given by the user")
-    if flag_of(hyper, "mask_attn", default=False):
-        reason = "mask_attn is set (transformers before 4.53 ignored it and attended fully)"
-        return AttentionDecision("self_only", reason)
+    if flag_of(hyper, "mask_attn"):
+        return AttentionDecision("self_only", "mask_attn is set (transformers before 4.53 ignored it: full attention)")
     if backbone_kind(hyper) == "gpt2":
         return AttentionDecision("causal", "the peer's GPT-2 backbone is causal in spite of its name")
     settings = backbone_settings(hyper)
@@ -69,7 +68,7 @@ def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None
             "September 2025 may be causal; compare with diagnose_attention or give attention=",
             certain=False,
         )
-    if flag_of(settings, "bidirectional_attention", default=False):
+    if flag_of(settings, "bidirectional_attention"):
         return AttentionDecision("full", "bidirectional_attention is true")
     return AttentionDecision("causal_rope", "bidirectional_attention is false")
 
@@ -77,7 +76,6 @@ def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None
 def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attention) -> NetworkConfig:
     """Return the configuration of a checkpoint's network."""
     verify_supported(shapes, hyper)
-    backbone = backbone_kind(hyper)
     single = "basal_encoder.weight" in shapes
     n_encoder_layers = _depth(shapes, r"pert_encoder\.([0-9]{1,6})\.weight")
     n_decoder_layers = _depth(shapes, r"project_out\.([0-9]{1,6})\.weight")
@@ -95,7 +93,7 @@ def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attentio
             n_encoder_layers=n_encoder_layers,
             n_decoder_layers=n_decoder_layers,
             control_encoder="linear" if single else "mlp",
-            backbone=backbone,
+            backbone=backbone_kind(hyper),
             attention=attention,
             head=_head(shapes, hyper),
             rectify=decoder is None or not is_embedding(hyper.get("embed_key")),
@@ -150,7 +148,7 @@ def verify_supported(shapes: Shapes, hyper: Mapping[str, Any]) -> None:
             raise ValueError(f"This checkpoint {part}, which is not supported.")
 
 
-def flag_of(settings: Mapping[str, Any], name: str, *, default: bool) -> bool:
+def flag_of(settings: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
     """Return a setting that is true or false; text such as ``'no'`` would count as true and is refused."""
     value = settings.get(name)
     if value is not None and (not isinstance(value, bool | int) or value not in (0, 1)):
@@ -204,9 +202,8 @@ def _head(shapes: Shapes, hyper: Mapping[str, Any]) -> Literal["absolute", "down
 def _backbone_dimensions(shapes: Shapes, hyper: Mapping[str, Any], hidden: int) -> dict[str, Any]:
     settings = backbone_settings(hyper)
     if backbone_kind(hyper) == "gpt2":
-        n_layers = _count(shapes, rf"{BACKBONE}\.h\.([0-9]{{1,6}})\.ln_1\.weight")
         return {
-            "n_layers": n_layers,
+            "n_layers": _count(shapes, rf"{BACKBONE}\.h\.([0-9]{{1,6}})\.ln_1\.weight"),
             "intermediate": _matrix(shapes, f"{BACKBONE}.h.0.mlp.c_fc.weight")[1],
             "n_heads": _integer(settings, ("n_head", "num_attention_heads")),
             "attention_dropout": float(settings.get("attn_pdrop", 0.1)),
@@ -258,14 +255,9 @@ def _integer(settings: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ArcColumns:
-    """Names of ``obs`` columns for arc-state's configuration file; its command line can override them.
+    """Names of ``obs`` columns for arc-state's configuration file; its command line can override them."""
 
-    Parameters
-    ----------
-    perturbation, context, batch
-        Column of the perturbation, of the cell line or type, of the technical batch.
-    """
-
+    #: Column of the perturbation, of the cell line or type, of the technical batch.
     perturbation: str = "perturbation"
     context: str = "cell_type"
     batch: str = "batch"
@@ -331,8 +323,7 @@ def hyper_parameters(model: PretrainedModel) -> dict[str, Any]:
         "transformer_backbone_kwargs": _backbone_settings(config, model.set_size),
         "lora": {"enable": False},
     }
-    n_tokens = n_positions(config, 0)
-    if n_tokens:
+    if n_tokens := n_positions(config, 0):
         hyper["extra_tokens"] = n_tokens
     if decoder is not None:
         hyper["decoder_cfg"] = {

@@ -48,10 +48,9 @@ def from_arc(
     """Return our state dict of Arc's tensors (no dead tables, LoRA folded), in float32 and in memory of its own."""
     entries = key_entries(config)
     known = {name for entry in entries for name in entry.theirs}
-    missing, unknown = sorted(known - theirs.keys()), sorted(theirs.keys() - known)
-    if missing:
+    if missing := sorted(known - theirs.keys()):
         raise UnsafeFileError(f"The checkpoint lacks {len(missing)} tensors that its layout needs, e.g. {missing[:3]}.")
-    if unknown:
+    if unknown := sorted(theirs.keys() - known):
         raise UnsafeFileError(f"The checkpoint holds {len(unknown)} tensors of no known meaning, e.g. {unknown[:3]}.")
     state = {}
     for entry in entries:
@@ -61,11 +60,9 @@ def from_arc(
         whole = whole.T.contiguous() if entry.transpose else whole.clone() if len(parts) == 1 else whole
         if entry.ours in ("batch_token", "confidence.token"):
             whole = whole.reshape(1, 1, -1)
-        if tuple(whole.shape) != tuple(shapes[entry.ours]):
-            raise UnsafeFileError(
-                f"{' + '.join(entry.theirs)} has shape {tuple(whole.shape)}; the hyper-parameters of the folder "
-                f"ask for {tuple(shapes[entry.ours])}."
-            )
+        if tuple(whole.shape) != (wanted := tuple(shapes[entry.ours])):
+            found = f"{' + '.join(entry.theirs)} has shape {tuple(whole.shape)}"
+            raise UnsafeFileError(f"{found}; the hyper-parameters of the folder ask for {wanted}.")
         state[entry.ours] = whole
     return state
 
@@ -207,8 +204,7 @@ def _folded(
     state: Mapping[str, Tensor], stem: str, alpha: float, *, transposed: bool, check: Callable[[str, Tensor], Tensor]
 ) -> Tensor:
     names = {part: f"{stem}.{part}.weight" for part in ("base_layer", "lora_A.default", "lora_B.default")}
-    missing = [name for name in names.values() if name not in state]
-    if missing:
+    if missing := [name for name in names.values() if name not in state]:
         raise UnsafeFileError(f"LoRA of {stem} is incomplete: {missing} missing.")
     base, a, b = (check(name, state[name]).float() for name in names.values())
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:

@@ -32,49 +32,32 @@ _FEWEST_SETS = 8
 
 @dataclass(frozen=True, eq=False)
 class AttentionDiagnosis:
-    """Loss of a network under each attention.
+    """Loss of a network under each attention."""
 
-    Parameters
-    ----------
-    losses
-        One row a set, one column an attention.
-    best
-        The attention with the lowest mean loss.
-    certainty
-        Probability that ``best`` has a lower expected loss than the second best, by a normal approximation to the
-        paired differences between sets, lowered for ``best`` having been picked out of several (Bonferroni).
-    verdict
-        In words.
-    """
-
+    #: one row a set, one column an attention
     losses: pd.DataFrame
+    #: the attention with the lowest mean loss
     best: str
+    #: probability that ``best`` has a lower expected loss than the second best, by a normal approximation to the paired
+    #: differences between sets, lowered for ``best`` having been picked out of several (Bonferroni)
     certainty: float
+    #: in words
     verdict: str
 
 
 @dataclass(frozen=True)
 class ScaleCheck:
-    """Predictions of controls from controls, compared with those controls.
+    """Predictions of controls from controls, compared with those controls."""
 
-    Parameters
-    ----------
-    mean_ratio
-        Mean of the predictions over mean of the controls.
-    sd_ratio
-        Standard deviation of gene means, predicted over observed.
-    correlation
-        Pearson correlation of gene means.
-    ok
-        Whether the data are on the scale of the weights.
-    message
-        In words, with what to do.
-    """
-
+    #: mean of the predictions over mean of the controls
     mean_ratio: float
+    #: standard deviation of gene means, predicted over observed
     sd_ratio: float
+    #: Pearson correlation of gene means
     correlation: float
+    #: whether the data are on the scale of the weights
     ok: bool
+    #: in words, with what to do
     message: str
 
 

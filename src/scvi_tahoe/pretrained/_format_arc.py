@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -59,7 +59,7 @@ from scvi_tahoe.pretrained._pretrained_model import (
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -113,10 +113,14 @@ def read_arc_folder(
     folder, path = find_checkpoint(Path(folder), checkpoint)
     content = read_torch(path)
     hyper = _hyper_parameters(folder, content)
-    tensors = _collect(content["state_dict"], hyper, checksums(path) if verify_checksums else None)
+    tensors, known = _verify_tensors(content["state_dict"]), checksums(path) if verify_checksums else None
+    tensors, folded = fold_lora(tensors, hyper, lambda name, tensor: _checked(name, tensor, known))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    dropped = {name: _dead_table(name, tensors[name]) for name in DEAD_TABLES if name in tensors}
+    dropped |= unused_tensors(shapes, hyper)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     decision = decide_attention(hyper, attention)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.named.items()}
-    config = network_config(shapes, hyper, decision.kind)
+    config = network_config({name: shapes[name] for name in tensors}, hyper, decision.kind)
     verify_depth(config)
     labels, notes = _labels(folder, config, hyper)
     if not decision.certain:
@@ -129,7 +133,14 @@ def read_arc_folder(
         attention_certain=decision.certain,
         non_commercial=True,
     )
-    state = from_arc(tensors.named, config, target_shapes(config), tensors.check)
+
+    def check(name: str, tensor: Tensor) -> Tensor:
+        # A folded matrix is new and has no checksum; what it was made of has been checked.
+        return _checked(name, tensor, None if name in folded else known)
+
+    state = from_arc(tensors, config, target_shapes(config), check)
+    records = [TensorRecord(name, "dropped", shapes[name], None, reason) for name, reason in dropped.items()]
+    records = [*_loaded(config, state, shapes, folded), *records]
     model = PretrainedModel(
         config=config,
         state_dict=state,
@@ -137,7 +148,7 @@ def read_arc_folder(
         loss=loss_settings(hyper),
         output_space=_output_space(hyper),
         provenance=provenance,
-        report=_report(config, state, tensors, notes),
+        report=LoadingReport(tuple(records), notes=notes),
         notes=notes,
     )
     return model if genes is None else model.with_genes(genes)
@@ -156,30 +167,7 @@ def _hyper_parameters(folder: Path, content: Any) -> dict[str, Any]:
     raise FileNotFoundError(f"Neither the checkpoint nor a version_*/hparams.yaml in {folder} holds hyper-parameters.")
 
 
-class _Tensors(NamedTuple):
-    """The tensors of a checkpoint that the network is made of, and those that it is not."""
-
-    named: dict[str, Tensor]
-    dropped: dict[str, tuple[tuple[int, ...], str]]
-    folded: list[str]
-    check: Callable[[str, Tensor], Tensor]
-
-
-def _collect(content: dict[Any, Any], hyper: dict[str, Any], known: set[tuple[int, int]] | None) -> _Tensors:
-    state, folded = fold_lora(_named_tensors(content), hyper, lambda name, tensor: _checked(name, tensor, known))
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    reasons = {name: _dead_table(name, state[name]) for name in DEAD_TABLES if name in state}
-    reasons |= unused_tensors(shapes, hyper)
-
-    def check(name: str, tensor: Tensor) -> Tensor:
-        # A folded matrix is new and has no checksum; what it was made of has been checked.
-        return _checked(name, tensor, None if name in folded else known)
-
-    named = {name: tensor for name, tensor in state.items() if name not in reasons}
-    return _Tensors(named, {name: (shapes[name], reason) for name, reason in reasons.items()}, folded, check)
-
-
-def _named_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
+def _verify_tensors(state: dict[Any, Any]) -> dict[str, Tensor]:
     if len(state) > _MAX_TENSORS or not all(isinstance(name, str) for name in state):
         raise UnsafeFileError("The state_dict is not a mapping of names to tensors.")
     for name, tensor in state.items():
@@ -275,18 +263,14 @@ def _output_space(hyper: dict[str, Any]) -> Literal["gene", "all", "embedding"]:
     return space
 
 
-def _report(
-    config: NetworkConfig, state: dict[str, Tensor], tensors: _Tensors, notes: tuple[str, ...]
-) -> LoadingReport:
-    records = []
+def _loaded(
+    config: NetworkConfig, state: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]], folded: list[str]
+) -> Iterator[TensorRecord]:
     for entry in key_entries(config):
         shape = tuple(state[entry.ours].shape)
-        detail = "LoRA folded in" if set(entry.theirs) & set(tensors.folded) else ""
-        source = tuple(tensors.named[entry.theirs[0]].shape) if len(entry.theirs) == 1 else shape
-        records.append(TensorRecord(entry.ours, "loaded", source, shape, detail))
-    for name, (shape, reason) in tensors.dropped.items():
-        records.append(TensorRecord(name, "dropped", shape, None, reason))
-    return LoadingReport(tuple(records), notes=notes)
+        detail = "LoRA folded in" if set(entry.theirs) & set(folded) else ""
+        source = shapes[entry.theirs[0]] if len(entry.theirs) == 1 else shape
+        yield TensorRecord(entry.ours, "loaded", source, shape, detail)
 
 
 def write_arc_folder(
@@ -339,10 +323,7 @@ def arc_refusals(model: PretrainedModel) -> list[str]:
         (config.rectify != rectify, f"it would run with rectify={rectify}"),
         (gpt2 and config.intermediate != 4 * config.hidden, "its GPT-2 backbone has intermediate = 4 * hidden"),
         (model.control is None, "it needs a control label"),
-        (
-            n_batches and len(model.batches or ()) != n_batches,
-            "the number of batch labels differs from the network's",
-        ),
+        (n_batches and len(model.batches or ()) != n_batches, "it needs as many batch labels as the network has"),
     ]
     return [text for refused, text in checks if refused]
 
@@ -376,10 +357,6 @@ def _one_hot_map(names: tuple[str, ...]) -> dict[str, Tensor]:
     return dict(zip(names, torch.eye(len(names)), strict=True))
 
 
-def _read(folder: Path, *, base: PretrainedModel | None, **options: Any) -> PretrainedModel:
-    return read_arc_folder(folder, **options)
-
-
 def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> None:
     prior = model.extra.get("prior", "none")
     if prior != "none":
@@ -392,6 +369,10 @@ def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> No
     found = {name: keys.get(f"{name}_key") for name in ("perturbation", "context", "batch")}
     columns = ArcColumns(**{name: str(column) for name, column in found.items() if column})
     write_arc_folder(model, folder, columns=columns, overwrite=overwrite)
+
+
+def _read(folder: Path, *, base: PretrainedModel | None, **options: Any) -> PretrainedModel:
+    return read_arc_folder(folder, **options)
 
 
 FORMATS.register("arc", ModelFormat(matches=None, read=_read, write=_write, refusals=arc_refusals))

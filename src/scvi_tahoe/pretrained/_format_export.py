@@ -35,6 +35,7 @@ from scvi_tahoe.pretrained._pretrained_model import (
     verify_depth,
 )
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
+from scvi_tahoe.response import wrong_response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,9 +47,8 @@ FORMAT_VERSION = 1
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _TABLE, _PRIOR = "perturbations.safetensors", "prior.safetensors"
 #: Parts of ``extra`` that a model is built from.
-_EXTRA = {"representation": str, "prior": str} | dict.fromkeys(
-    ("objective", "keys", "composition", "fusion", "training"), dict
-)
+_EXTRA: dict[str, type] = {"representation": str, "prior": str}
+_EXTRA |= dict.fromkeys(("objective", "keys", "composition", "fusion", "training"), dict)
 _SIZE_LIMIT = 200_000_000_000
 #: Axes of every array: C conditions, K contexts, G genes, Q quantiles, R donors, V their values, I is R + 1.
 _AXES = {
@@ -77,8 +77,7 @@ def export_model(
     """
     from safetensors.torch import save_file
 
-    state = dict(model.state_dict)
-    reference = None
+    state, reference = dict(model.state_dict), None
     if base is not None:
         reference = _reference(state, base)
         state = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
@@ -126,8 +125,8 @@ def read_export(
         loss = LossSettings(**content["loss"])
         provenance = Provenance(**content["provenance"])
         state = _read_weights(member(folder, _WEIGHTS))
-        prior = content.get("prior")
-        prior = None if prior is None else _read_prior(member(folder, _PRIOR), prior, config.n_output)
+        if (prior := content.get("prior")) is not None:
+            prior = _read_prior(member(folder, _PRIOR), prior, config.n_output)
         notes, space, extra = tuple(content["notes"]), content["output_space"], dict(content["extra"])
         for name, kind in _EXTRA.items():
             if not isinstance(extra.get(name), kind | None):
@@ -295,9 +294,8 @@ def _verify_fit(model: PretrainedModel) -> None:
     }
     for axis, (names, n) in axes.items():
         if names is not None and (len(names) != n or len(set(names)) != n):
-            raise UnsafeFileError(
-                f"{_CONFIG} names {len(names)} {axis}, {len(set(names))} of them different, for a network of {n}."
-            )
+            found = f"{len(names)} {axis}, {len(set(names))} of them different"
+            raise UnsafeFileError(f"{_CONFIG} names {found}, for a network of {n}.")
 
 
 def _verify_width(width: int, config: NetworkConfig) -> None:
@@ -316,35 +314,33 @@ def _write_prior(prior: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Write the arrays of a prior (see :class:`PretrainedModel`) and return the rest, for JSON."""
     from safetensors.numpy import save_file
 
+    if prior["kind"] == "response":
+        save_file({name: np.ascontiguousarray(values) for name, values in prior["arrays"].items()}, path)
+        conditions = [list(condition) for condition in prior["conditions"]]
+        said = {"conditions": conditions, "contexts": list(prior["contexts"]), "settings": prior["settings"]}
+        return {"kind": "response", **said}
     flat = {**prior, **{f"donors.{name}": values for name, values in prior["donors"].items()}}
     save_file({name: np.ascontiguousarray(flat[name]) for name in _AXES}, path)
-    return {
-        "kind": prior["kind"],
-        "conditions": [list(c) for c in prior["conditions"]],
-        "contexts": list(prior["contexts"]),
-    }
+    conditions = [list(condition) for condition in prior["conditions"]]
+    return {"kind": prior["kind"], "conditions": conditions, "contexts": list(prior["contexts"])}
 
 
 def _read_prior(path: Path, labels: Mapping[str, Any], n_genes: int) -> dict[str, Any]:
     conditions = [(str(context), str(perturbation)) for context, perturbation in labels["conditions"]]
     contexts = tuple(str(context) for context in labels["contexts"])
     arrays = _read_arrays(path)
-    wrong = (
-        _wrong_labels(labels["kind"], conditions, contexts)
-        or _wrong_shapes(arrays, {"C": len(conditions), "K": len(contexts), "G": n_genes})
-        or _wrong_values(arrays, labels["kind"], n_conditions=len(conditions), n_genes=n_genes)
-    )
-    if wrong:
+    if labels["kind"] == "response":
+        found = {"conditions": conditions, "contexts": contexts, "settings": labels["settings"], "arrays": arrays}
+        if wrong := _wrong_conditions(conditions, contexts) or wrong_response(found, n_genes):
+            raise UnsafeFileError(f"{path.name} does not hold a response model of this network: {wrong}.")
+        return {"kind": "response", **found}
+    sizes = {"C": len(conditions), "K": len(contexts), "G": n_genes}
+    wrong = _wrong_labels(labels["kind"], conditions, contexts) or _wrong_shapes(arrays, sizes)
+    if wrong := wrong or _wrong_values(arrays, labels["kind"], n_conditions=len(conditions), n_genes=n_genes):
         raise UnsafeFileError(f"{path.name} does not hold a prior of this network: {wrong}.")
-    donors = {name: arrays.pop(f"donors.{name}") for name in ("data", "indices", "indptr")}
-    shape = (len(arrays["donor_condition"]), n_genes)
-    return {
-        **arrays,
-        "kind": labels["kind"],
-        "conditions": conditions,
-        "contexts": contexts,
-        "donors": {**donors, "shape": shape},
-    }
+    donors: dict[str, Any] = {name: arrays.pop(f"donors.{name}") for name in ("data", "indices", "indptr")}
+    donors["shape"] = (len(arrays["donor_condition"]), n_genes)
+    return {**arrays, "kind": labels["kind"], "conditions": conditions, "contexts": contexts, "donors": donors}
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -357,7 +353,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _wrong_labels(kind: object, conditions: list[tuple[str, str]], contexts: tuple[str, ...]) -> str:
     if kind not in _KINDS:
-        return f"its kind is {kind!r}, and there are {list(_KINDS)}"
+        return f"its kind is {kind!r}, and there are {[*_KINDS, 'response']}"
+    return _wrong_conditions(conditions, contexts)
+
+
+def _wrong_conditions(conditions: list[tuple[str, str]], contexts: tuple[str, ...]) -> str:
     if len(set(conditions)) != len(conditions) or len(set(contexts)) != len(contexts):
         return "a condition or context occurs twice"
     if not conditions or (unknown := {context for context, _ in conditions} - set(contexts)):
@@ -384,15 +384,12 @@ def _wrong_values(arrays: Mapping[str, np.ndarray], kind: str, *, n_conditions: 
     indices, indptr, owner = (arrays[name] for name in ("donors.indices", "donors.indptr", "donor_condition"))
     lowest = min(arrays["n_cells"].min(), arrays["n_controls"].min())
     rows_fit = indptr[0] == 0 and indptr[-1] == len(indices) and (np.diff(indptr) >= 0).all()
-    if lowest < 1 or not rows_fit or not _within(indices, n_genes) or not _within(owner, n_conditions):
+    within = all(((a >= 0) & (a < n)).all() for a, n in ((indices, n_genes), (owner, n_conditions)))
+    if lowest < 1 or not rows_fit or not within:
         return "numbers of cells, or places of its donors, are out of range"
     if kind == "cells" and len(np.unique(owner)) != n_conditions:
         return "a condition has no donors"
     return ""
-
-
-def _within(places: np.ndarray, n: int) -> bool:
-    return bool(((places >= 0) & (places < n)).all())
 
 
 def _read(

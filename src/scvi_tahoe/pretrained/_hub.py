@@ -228,8 +228,7 @@ def checkpoint_on_hub(files: list[str], prefix: str, checkpoint: str | None) -> 
     """Return the one checkpoint to download, relative to the model's folder ``prefix``."""
     names = [file.removeprefix(prefix) for file in files if file.startswith(prefix) and file.endswith(".ckpt")]
     names = [name for name in names if "/" not in name.removeprefix("checkpoints/")]
-    name = choose_checkpoint(names, checkpoint)
-    if name is None:
+    if (name := choose_checkpoint(names, checkpoint)) is None:
         raise FileNotFoundError(f"The hub has no checkpoint {checkpoint or ''!r} under {prefix!r}; it has {names}.")
     return name
 
@@ -270,7 +269,7 @@ def push_model(
                 "Publishing weights that derive from Arc's needs the text of their licence: give license_file=, the "
                 "file that came with the weights, or keep the repository private."
             )
-    n_cells = 0 if model.prior is None else len(model.prior["donor_condition"])
+    n_cells = 0 if model.prior is None else len(model.prior.get("donor_condition", ()))
     if n_cells and not share_cells:
         raise PermissionError(
             f"The prior of this model holds {n_cells:,} cells of the training data. Pass share_cells=True if they may "
@@ -310,8 +309,7 @@ def verify_uploadable(folder: Path, *, base: PretrainedModel | None = None) -> l
     if not is_export(folder):
         raise ValueError(f"{folder} is no export of scvi-tahoe; write one with model.export(folder).")
     files = sorted(path.name for path in folder.iterdir())
-    strange = [name for name in files if not name.endswith(_ALLOWED) and name != _LICENCE]
-    if strange:
+    if strange := [name for name in files if not name.endswith(_ALLOWED) and name != _LICENCE]:
         raise ValueError(f"{folder} holds {strange}, which no export has; nothing was uploaded.")
     model = read_export(folder, base=base)
     if model.provenance.non_commercial and "LICENSE_NOTICE.md" not in files:

@@ -57,10 +57,8 @@ and quantiles of its control cells. Pass this folder on only where those cells m
 def licence_notice() -> str:
     """Return the notice to put next to weights that derive from Arc's."""
     return (
-        "# Licence notice\n\n"
-        f"{LICENCE_SUMMARY}\n\n"
-        "These weights, or weights they were trained from, come from Arc Institute. The software that wrote this file "
-        "is under its own licence, which does not extend to the weights.\n"
+        f"# Licence notice\n\n{LICENCE_SUMMARY}\n\nThese weights, or weights they were trained from, come from Arc "
+        "Institute. The software that wrote this file is under its own licence, which does not extend to the weights.\n"
     )
 
 
@@ -82,7 +80,7 @@ def model_card(model: PretrainedModel) -> str:
     }
     origin = model.provenance.source + (f", revision {model.provenance.revision}" if model.provenance.revision else "")
     arc = model.provenance.non_commercial
-    n_donors = 0 if model.prior is None else len(model.prior["donor_condition"])
+    n_donors = 0 if model.prior is None else len(model.prior.get("donor_condition", ()))
     return _CARD.format(
         licence="other" if arc else "unknown",
         title=f"{model.provenance.source} (scvi-tahoe)",

@@ -37,48 +37,35 @@ UNNAMED_GENES = "the folder does not name the genes of the network"
 class LossSettings:
     """How the weights were trained, as far as the folder says; names follow the terms of the loss.
 
-    Parameters
-    ----------
-    loss
-        Main loss: ``'energy'``, ``'sinkhorn'``, ``'energy+sinkhorn'`` or ``'mse'``.
-    kernel
-        Distance of the energy loss: ``'energy'``, ``'gaussian'`` or ``'laplacian'``.
-    blur
-        Width of the kernel, or of the Sinkhorn smoothing.
-    energy_weight, sinkhorn_weight
-        Weights of the two terms of ``'energy+sinkhorn'``.
-    n_chunks, shuffle_chunks
-        Number of feature chunks the loss is averaged over, and whether features are shuffled first.
-    decoder_weight, detach_decoder
-        Weight of the gene decoder's loss, and whether its gradient stops at the decoder.
-    batch_token_weight
-        Weight of the batch classifier's cross-entropy.
-    confidence_weight, confidence_target_scale
-        Weight of the confidence loss and factor on the loss it predicts.
-    regularization
-        Weight of the mean absolute change against the controls.
-    learning_rate
-        Learning rate of that training, or ``None`` if unknown.
-
     Raises
     ------
     ValueError
         If a setting is of another kind, negative or not finite.
     """
 
+    #: Main loss: ``'energy'``, ``'sinkhorn'``, ``'energy+sinkhorn'`` or ``'mse'``.
     loss: _Loss = "energy"
+    #: Distance of the energy loss: ``'energy'``, ``'gaussian'`` or ``'laplacian'``.
     kernel: _Kernel = "energy"
+    #: Width of the kernel, or of the Sinkhorn smoothing.
     blur: float = 0.05
+    #: Weights of the two terms of ``'energy+sinkhorn'``.
     energy_weight: float = 1.0
     sinkhorn_weight: float = 0.01
+    #: Number of feature chunks the loss is averaged over, and whether features are shuffled first.
     n_chunks: int = 1
     shuffle_chunks: bool = False
+    #: Weight of the gene decoder's loss, and whether its gradient stops at the decoder.
     decoder_weight: float = 1.0
     detach_decoder: bool = False
+    #: Weight of the batch classifier's cross-entropy.
     batch_token_weight: float = 0.1
+    #: Weight of the confidence loss and factor on the loss it predicts.
     confidence_weight: float = 0.01
     confidence_target_scale: float = 10.0
+    #: Weight of the mean absolute change against the controls.
     regularization: float = 0.0
+    #: Learning rate of that training, or ``None`` if unknown.
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -100,27 +87,18 @@ class LossSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFormat:
-    """How a model folder of one format is recognised, read and written.
+    """How a model folder of one format is recognised, read and written."""
 
-    Parameters
-    ----------
-    matches
-        Whether a folder is in this format. None for the format that a folder is taken for if no other matches.
-    read
-        ``read(folder, *, checkpoint, attention, genes, base)`` returns a :class:`PretrainedModel`, see
-        :func:`read_pretrained`; what a format has no use for is refused.
-    write
-        ``write(model, folder, *, overwrite)``, and ``base`` if ``takes_base``: complete or not at all.
-    takes_base
-        Whether a folder can refer to the backbone of another model instead of holding it.
-    refusals
-        What a model does that the format has no counterpart for. If None, the format can hold every model.
-    """
-
+    #: Whether a folder is in this format. None for the format that a folder is taken for if no other matches.
     matches: Callable[[Path], bool] | None
+    #: ``read(folder, *, checkpoint, attention, genes, base)`` returns a :class:`PretrainedModel`, see
+    #: :func:`read_pretrained`; what a format has no use for is refused.
     read: Callable[..., Any]
+    #: ``write(model, folder, *, overwrite)``, and ``base`` if ``takes_base``: complete or not at all.
     write: Callable[..., None]
+    #: Whether a folder can refer to the backbone of another model instead of holding it.
     takes_base: bool = False
+    #: What a model does that the format has no counterpart for. If None, the format can hold every model.
     refusals: Callable[[Any], list[str]] | None = None
 
 
@@ -132,35 +110,25 @@ FORMATS: Registry[ModelFormat] = Registry("format")
 class Provenance:
     """Where weights came from and how their attention was decided.
 
-    Parameters
-    ----------
-    source
-        Hub name or folder name (never an absolute path).
-    revision
-        Commit of the hub, or ``None``.
-    checkpoint
-        File the weights were read from.
-    format
-        A registered format, or ``'scratch'``.
-    attention_reason
-        Why the attention of the network is what it is.
-    attention_certain
-        Whether that is stated by the folder rather than assumed.
-    non_commercial
-        Whether the weights derive from Arc's and inherit their licence.
-
     Raises
     ------
     ValueError
         If a word is none, or the format is unknown.
     """
 
+    #: Hub name or folder name (never an absolute path).
     source: str
+    #: Commit of the hub, or ``None``.
     revision: str | None = None
+    #: File the weights were read from.
     checkpoint: str | None = None
+    #: A registered format, or ``'scratch'``.
     format: str = "scratch"
+    #: Why the attention of the network is what it is.
     attention_reason: str = ""
+    #: Whether that is stated by the folder rather than assumed.
     attention_certain: bool = True
+    #: Whether the weights derive from Arc's and inherit their licence.
     non_commercial: bool = False
 
     def __post_init__(self) -> None:
@@ -173,77 +141,51 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AxisLabels:
-    """What the axes of a network stand for.
+    """What the axes of a network stand for."""
 
-    Parameters
-    ----------
-    genes
-        Names of the input and output columns where cells are expression; ``None`` where they are embeddings, or where
-        the folder does not say.
-    decoder_genes
-        Names of the gene decoder's output columns.
-    perturbations
-        Perturbation names and vectors.
-    control
-        The perturbation name of control cells.
-    batches
-        Technical batches, in the order of the batch encoder's rows.
-    contexts
-        Cell lines, cell types or donors seen in training.
-    embedding
-        ``obsm`` key of the cell embedding the network works on, or ``None`` for expression.
-    set_size
-        Cells in a set during training.
-    """
-
+    #: Names of the input and output columns where cells are expression; ``None`` where they are embeddings, or where
+    #: the folder does not say.
     genes: tuple[str, ...] | None
+    #: Perturbation names and vectors.
     perturbations: EmbeddingTable
+    #: The perturbation name of control cells.
     control: str | None
+    #: Cells in a set during training.
     set_size: int
+    #: Names of the gene decoder's output columns.
     decoder_genes: tuple[str, ...] | None = None
+    #: Technical batches, in the order of the batch encoder's rows.
     batches: tuple[str, ...] | None = None
+    #: Cell lines, cell types or donors seen in training.
     contexts: tuple[str, ...] | None = None
+    #: ``obsm`` key of the cell embedding the network works on, or ``None`` for expression.
     embedding: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PretrainedModel:
-    """Everything a folder holds that is of use: network, weights, labels, training settings, origin.
+    """Everything a folder holds that is of use: network, weights, labels, training settings, origin."""
 
-    Parameters
-    ----------
-    config
-        The network.
-    state_dict
-        Its weights in our names, float32.
-    labels
-        What its axes stand for.
-    loss
-        How it was trained.
-    output_space
-        ``'gene'`` (highly variable genes), ``'all'`` genes, or ``'embedding'``, as the folder says.
-    provenance
-        Where it came from.
-    report
-        What happened to every tensor of the folder.
-    notes
-        Remarks a user should read.
-    extra
-        Plain values that travel along in our own format (see :func:`export_model`).
-    prior
-        What the prior of the model keeps of its training data, by the names of the fields of
-        ``response._prior.CellPrior``; genes as in ``labels``.
-    """
-
+    #: The network.
     config: NetworkConfig
+    #: Its weights in our names, float32.
     state_dict: dict[str, Tensor] = field(repr=False)
+    #: What its axes stand for.
     labels: AxisLabels
+    #: How it was trained.
     loss: LossSettings = field(default_factory=LossSettings)
+    #: ``'gene'`` (highly variable genes), ``'all'`` genes, or ``'embedding'``, as the folder says.
     output_space: Literal["gene", "all", "embedding"] = "gene"
+    #: Where it came from.
     provenance: Provenance
+    #: What happened to every tensor of the folder.
     report: LoadingReport | None = field(default=None, repr=False)
+    #: Remarks a user should read.
     notes: tuple[str, ...] = ()
+    #: Plain values that travel along in our own format (see :func:`export_model`).
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
+    #: What the prior of the model keeps of its training data, by the names of the fields of
+    #: ``response._prior.CellPrior``; genes as in ``labels``.
     prior: dict[str, Any] | None = field(default=None, repr=False)
 
     @property

@@ -14,74 +14,50 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """What became of one tensor.
+    """What became of one tensor."""
 
-    Parameters
-    ----------
-    tensor
-        Name in our network; the name in the source for tensors that have no place in it.
-    status
-        One of:
-
-        * ``'loaded'`` - every number comes from the source
-        * ``'resized'`` - some rows or columns come from the source, others are new
-        * ``'new'`` - initialised, nothing comes from the source
-        * ``'dropped'`` - in the source, of no use in the network
-        * ``'refused'`` - in the source, left out by a decision of the user
-    source_shape, target_shape
-        Shapes on both sides, or ``None``.
-    detail
-        Why, as text.
-    """
-
+    #: Name in our network; the name in the source for tensors that have no place in it.
     tensor: str
+    #: One of:
+    #:
+    #: * ``'loaded'`` - every number comes from the source
+    #: * ``'resized'`` - some rows or columns come from the source, others are new
+    #: * ``'new'`` - initialised, nothing comes from the source
+    #: * ``'dropped'`` - in the source, of no use in the network
+    #: * ``'refused'`` - in the source, left out by a decision of the user
     status: Status
+    #: Shapes on both sides, or ``None``.
     source_shape: tuple[int, ...] | None = None
     target_shape: tuple[int, ...] | None = None
+    #: Why, as text.
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class LabelMatch:
-    """How the labels of an axis matched.
+    """How the labels of an axis matched."""
 
-    Parameters
-    ----------
-    axis
-        ``'genes'``, ``'decoder genes'``, ``'perturbations'`` or ``'batches'``.
-    matched
-        Labels on both sides; their weights were moved to the target's place.
-    missing
-        Labels of the target that the source lacks; initialised.
-    surplus
-        Labels of the source that the target lacks; left out.
-    """
-
+    #: ``'genes'``, ``'decoder genes'``, ``'perturbations'`` or ``'batches'``.
     axis: str
+    #: Labels on both sides; their weights were moved to the target's place.
     matched: tuple[str, ...] = ()
+    #: Labels of the target that the source lacks; initialised.
     missing: tuple[str, ...] = ()
+    #: Labels of the source that the target lacks; left out.
     surplus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class LoadingReport:
-    """What a loading did.
+    """What a loading did."""
 
-    Parameters
-    ----------
-    records
-        One entry a tensor.
-    matches
-        One entry a labelled axis.
-    notes
-        Remarks a user should read.
-    decisions
-        The user's decisions that the loading made use of.
-    """
-
+    #: One entry a tensor.
     records: tuple[TensorRecord, ...]
+    #: One entry a labelled axis.
     matches: tuple[LabelMatch, ...] = ()
+    #: Remarks a user should read.
     notes: tuple[str, ...] = ()
+    #: The user's decisions that the loading made use of.
     decisions: tuple[str, ...] = ()
 
     @classmethod

@@ -146,10 +146,9 @@ class Matching:
         if (old.n_input, old.n_output) != (new.n_input, new.n_output):
             self._cells_anew(f"cell embeddings are {old.n_input} wide in the weights and {new.n_input} here")
             return
-        if self.source.embed_key != self.labels.embedding:
-            self.needed["other_embedding"] = (
-                f"the weights work on embedding {self.source.embed_key!r}, the data have {self.labels.embedding!r}"
-            )
+        was, now = self.source.embed_key, self.labels.embedding
+        if was != now:
+            self.needed["other_embedding"] = f"the weights work on embedding {was!r}, the data have {now!r}"
         self.axes["input"], self.axes["output"] = AxisMap.identity(new.n_input), AxisMap.identity(new.n_output)
         self.axes["output_columns"] = self.axes["output"]
 
@@ -307,12 +306,9 @@ class Matching:
     def verify_decisions(self) -> None:
         """Raise ``ValueError`` naming every decision that is needed and not given."""
         missing = {name: reason for name, reason in self.needed.items() if name not in self.accept}
-        if missing:
-            lines = [
-                "These weights do not fit the data without decisions of yours. Accept by name, or change the data:"
-            ]
-            lines += [f"  {name!r}: {reason}; then {DECISIONS[name]}." for name, reason in missing.items()]
-            raise ValueError("\n".join(lines))
+        if lines := [f"\n  {name!r}: {reason}; then {DECISIONS[name]}." for name, reason in missing.items()]:
+            start = "These weights do not fit the data without decisions of yours. Accept by name, or change the data:"
+            raise ValueError(start + "".join(lines))
 
 
 def zero_names(table: EmbeddingTable) -> set[str]:
@@ -365,8 +361,7 @@ def plan_warm_start(
         If the backbones have different dimensions, a needed decision is missing (the message lists all that are
         needed), an unknown decision is given, or the genes of the source have no names.
     """
-    unknown = sorted(set(accept) - set(DECISIONS))
-    if unknown:
+    if unknown := sorted(set(accept) - set(DECISIONS)):
         raise ValueError(f"Unknown decisions {unknown}; known are {sorted(DECISIONS)}.")
     _verify_dimensions(source.config, config)
     matching = Matching(source, config, labels, frozenset(accept))
@@ -389,11 +384,10 @@ def plan_warm_start(
 
 
 def _verify_dimensions(old: NetworkConfig, new: NetworkConfig) -> None:
-    different = {name: (getattr(old, name), getattr(new, name)) for name in _FIXED}
-    different = {name: pair for name, pair in different.items() if pair[0] != pair[1]}
-    if different:
-        text = ", ".join(f"{name} is {old} in the weights and {new} here" for name, (old, new) in different.items())
-        raise ValueError(f"The weights belong to a network of other dimensions: {text}. Take those of the weights.")
+    pairs = {name: (getattr(old, name), getattr(new, name)) for name in _FIXED}
+    if found := [f"{name} is {was} in the weights and {now} here" for name, (was, now) in pairs.items() if was != now]:
+        text = f"The weights belong to a network of other dimensions: {', '.join(found)}."
+        raise ValueError(f"{text} Take those of the weights.")
 
 
 def _tensor(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.response._prior import PRIORS, CellPrior, Origin, Prior
+from scvi_tahoe.response._members import Origin
+from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior
 from scvi_tahoe.response._residual import (
     CollapseAlarm,
-    ResidualCells,
     choose_prior,
     learn_prior,
+    makes_cells,
     means_by_code,
     observed_cosines,
     prior_and_targets,
     prior_table,
+    residual_cells,
     shrinkage_factor,
     with_prior,
 )
+from scvi_tahoe.response._response_table_model import ResponseModel
+from scvi_tahoe.response._start import ResponseStart
+
+wrong_response = ResponseStart.wrong

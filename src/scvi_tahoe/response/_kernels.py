@@ -10,7 +10,8 @@ L labels, A components at their doses, P columns of a table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class Conditions:
         return len(self.label)
 
     def take(self, rows: np.ndarray, parser: LabelParser) -> Conditions:
-        """Some of the conditions."""
+        """Take some of the conditions."""
         return Conditions.of(self.perturbations[rows], self.contexts[rows], parser)
 
 
@@ -91,31 +92,51 @@ class TableKernel:
 
     Attributes
     ----------
-    rows
-        Row of each name.
+    names
+        Names of the rows.
     matrix
         float64 ``[names, P]``.
+    center_P, spread_P
+        Mean and standard deviation of each column; columns of no spread are left out by a spread of infinity.
     scale
         Median squared distance of the training components that the table covers.
     """
 
-    rows: Mapping[str, int]
+    names: tuple[str, ...]
     matrix: np.ndarray
+    center_P: np.ndarray
+    spread_P: np.ndarray
     scale: float
 
     @classmethod
     def of(cls, table: pd.DataFrame, components: Sequence[str]) -> TableKernel:
-        """Standardise a table, index = name; constant columns are left out."""
+        """Standardise a table, index = name."""
         values = table.to_numpy(dtype=np.float64)
-        spread = values.std(axis=0)
-        varies = spread > 1e-12 * max(float(np.abs(values).max(initial=0.0)), 1e-300)
-        matrix = (values[:, varies] - values[:, varies].mean(axis=0)) / spread[varies]
-        matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
-        rows = {str(name): i for i, name in enumerate(table.index)}
-        known = matrix[[rows[name] for name in dict.fromkeys(components) if name in rows][:2000]]
-        squared = 2 - 2 * known @ known.T
-        apart = squared[np.triu_indices(len(known), 1)]
-        return cls(rows, matrix, float(np.median(apart)) if len(apart) and np.median(apart) > 1e-9 else 1.0)
+        center, spread = values.mean(axis=0), values.std(axis=0)
+        constant = spread <= 1e-12 * max(float(np.abs(values).max(initial=0.0)), 1e-300)
+        made = cls(tuple(map(str, table.index)), values, center, np.where(constant, np.inf, spread), 1.0)
+        made = replace(made, matrix=made._standardised(values))
+        known = made.matrix[[made.rows[name] for name in dict.fromkeys(components) if name in made.rows][:2000]]
+        apart = (2 - 2 * known @ known.T)[np.triu_indices(len(known), 1)]
+        return replace(made, scale=float(np.median(apart)) if len(apart) and np.median(apart) > 1e-9 else 1.0)
+
+    def _standardised(self, values: np.ndarray) -> np.ndarray:
+        standardised = (values - self.center_P) / self.spread_P
+        return standardised / np.maximum(np.linalg.norm(standardised, axis=1, keepdims=True), 1e-12)
+
+    def with_rows(self, table: pd.DataFrame) -> TableKernel:
+        """Add the rows of names that are new."""
+        fresh = [name for name in map(str, table.index) if name not in self.rows]
+        if not fresh:
+            return self
+        values = table.set_axis(list(map(str, table.index))).loc[fresh].to_numpy(dtype=np.float64)
+        matrix = np.concatenate([self.matrix, self._standardised(values)])
+        return replace(self, names=(*self.names, *fresh), matrix=matrix)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each name."""
+        return {name: i for i, name in enumerate(self.names)}
 
     def of_components(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Rows of components, zeros for those without one, and which have one."""
@@ -154,13 +175,12 @@ class ConditionKernels:
         cls,
         conditions: Conditions,
         parser: LabelParser,
-        tables: Mapping[str, pd.DataFrame],
+        tables: Mapping[str, TableKernel],
         control_profiles: Mapping[str, np.ndarray],
     ) -> ConditionKernels:
         """Choose the kernels that training conditions can tell apart."""
-        known = {name: TableKernel.of(table, conditions.components) for name, table in tables.items()}
-        usable = {n: t for n, t in known.items() if t.of_components(conditions.components)[1].sum() > 1}
-        usable = {n: t for n, t in usable.items() if t.matrix.shape[1]}
+        usable = {n: t for n, t in tables.items() if t.of_components(conditions.components)[1].sum() > 1}
+        usable = {n: t for n, t in usable.items() if np.isfinite(t.spread_P).any()}
         combines = bool((conditions.counts_LA.sum(axis=1) > 1).any())
         doses = np.isfinite(conditions.log_dose_A)
         of_name: dict[str, set[float]] = {}
@@ -177,7 +197,7 @@ class ConditionKernels:
             recurs=len(conditions) > len(conditions.labels) or combines,
         )
 
-    def matrices(
+    def matrices(  # noqa: C901
         self, rows: Conditions, columns: Conditions, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield name and values, float64 ``[rows, columns]``, of one kernel after the other, always in this order."""

@@ -134,7 +134,7 @@ class Members:
         return Origin.OTHERS
 
     def changes(self, question: Question, origin: Origin) -> dict[str, np.ndarray]:
-        """Predictions of the members that know something, ``[G]`` each; noise of ``'deviation'`` is :meth:`noise_of`."""
+        """Predict with the members that know something, ``[G]`` each."""
         without = tuple(question.without | ({question.perturbation} if question.hides_condition else set()))
         mean = self.seen.mean(question.context, without, hidden=question.hides_context)
         if mean is None:
@@ -156,7 +156,7 @@ class Members:
         return found
 
     def noise_of(self, question: Question, origin: Origin) -> np.ndarray:
-        """Sampling variance of the member ``'deviation'``, ``[G]``."""
+        """Return the sampling variance of the member ``'deviation'``, ``[G]``."""
         if origin is Origin.OTHER_CONTEXTS:
             groups = {question.perturbation: 1.0}
         elif origin is Origin.NEAREST_DOSES:

@@ -73,7 +73,7 @@ def target_genes(labels: Sequence[str], genes: Sequence[str], parser: LabelParse
 
 
 def without_targets(changes: np.ndarray, contexts: np.ndarray, targets: Sequence[Sequence[int]]) -> np.ndarray:
-    """Changes in which a perturbation's own gene has the mean of the others of its context, ``[n, G]``."""
+    """Replace the change of a perturbation's own gene by the mean of the others of its context, ``[n, G]``."""
     result = changes.copy()
     by_gene: dict[int, list[int]] = {}
     for i, of_condition in enumerate(targets):
@@ -87,5 +87,3 @@ def without_targets(changes: np.ndarray, contexts: np.ndarray, targets: Sequence
             mine = [i for i in rows if here[i]]
             result[mine, gene] = changes[others, gene].mean() if others.any() else 0.0
     return result
-
-

@@ -25,7 +25,6 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -36,13 +35,14 @@ from tqdm.auto import tqdm
 from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import Condition, dense_rows, draw_window
 from scvi_tahoe.response._marginals import QUANTILES, Population, move_between, with_marginals
+from scvi_tahoe.response._members import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from scvi_tahoe.data import Component, ConditionIndex, EmbeddingTable
 
-Prior = Literal["auto", "none", "mean", "transfer", "cells"]
+Prior = Literal["auto", "none", "mean", "transfer", "cells", "response"]
 PRIORS: tuple[Prior, ...] = get_args(Prior)
 
 _CHUNK = 512  # genes made dense at once
@@ -52,19 +52,6 @@ _POOL = 1024  # donors of one prior
 _MAX_ANCHORS = 64  # perturbations that stand for a context
 _TINY = 1e-12  # below any squared difference that counts
 _ANCHOR_CELLS = 16_384  # cells of all of them; their noise is in every mean that is predicted
-
-
-class Origin(Enum):
-    """What a prediction may start from; the values name no condition, so that the conditions of each can be counted."""
-
-    CONTROL_CELLS = "control cells"
-    OTHER_CONTEXTS = "the same perturbation in other contexts"
-    NEAREST_DOSES = "the nearest doses of the same perturbation"
-    PARTS = "its parts"
-    SOME_PARTS = "some of its parts"
-    NEAREST = "the nearest perturbations by embedding"
-    SHARING_PARTS = "perturbations that share parts with it"
-    OTHERS = "the mean of other perturbations"
 
 
 @dataclass(frozen=True)

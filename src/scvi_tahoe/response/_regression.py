@@ -253,7 +253,7 @@ def learn_weights(
     tick
         Called after each group of components.
     """
-    basis = response_basis(responses_nG, noise_nG, n_components, seed)
+    basis = response_basis(responses_nG.astype(np.float64), noise_nG, n_components, seed)
     scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
     size = np.maximum(np.sqrt(np.square(scores).mean(axis=0)), 1e-12)
     ends = group_ends(len(basis), len(train))
@@ -385,10 +385,11 @@ def fit_weights(
 
 def _sum(matrices: Iterable[tuple[str, Tensor]], weights: np.ndarray) -> Tensor:
     """Sum kernels with their weights; those of none are cheap."""
-    result = None
-    for (_, kernel), weight in zip(matrices, weights[:-1], strict=True):
-        result = kernel * weight if result is None else result.add_(kernel, alpha=float(weight))
-    assert result is not None  # there is always the shared response
+    pairs = zip(matrices, weights[:-1].tolist(), strict=True)
+    (_, shared), weight = next(pairs)
+    result = shared * weight
+    for (_, kernel), weight in pairs:
+        result.add_(kernel, alpha=weight)
     return result
 
 

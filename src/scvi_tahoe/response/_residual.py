@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from scvi import settings
 
 from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import aligned_expression, condition_of_cell, dense_rows, label_columns, make_store
 from scvi_tahoe.evaluate import EvaluationWarning, check_collapse, mean_cosine
-from scvi_tahoe.response._prior import CellPrior, Origin, PriorOrigin
+from scvi_tahoe.response._members import Origin
+from scvi_tahoe.response._prior import CellPrior, PriorOrigin
+from scvi_tahoe.response._start import MovedControls, ResponseStart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import torch
     from anndata import AnnData
 
     from scvi_tahoe.data import (
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         CellStore,
         Condition,
         ConditionIndex,
+        ConditionRequest,
         DataSpec,
         EmbeddingTable,
         LabelParser,
@@ -37,10 +40,10 @@ if TYPE_CHECKING:
         ScreenKeys,
     )
     from scvi_tahoe.response._prior import Prior, PriorTarget
+    from scvi_tahoe.response._start import Way
 
 logger = logging.getLogger(__name__)
 
-_CELLS_UP_TO = 5_000_000  # conditions x genes whose prior is made in minutes
 _NAMED = 5  # conditions that a row of the report names, of each part
 # a mean cosine needs no more than a sample of perturbations and cells, and predictions may have millions of cells
 _MOST_CELLS, _MOST_CONTROLS, _MOST_PERTURBATIONS, _MOST_CONTEXTS = 128, 1024, 32, 4
@@ -54,33 +57,90 @@ _AT_ONCE = 16  # conditions whose predicted cells are in memory
 # ---------------------------------------------------------------- what the residual is added to
 
 
-def choose_prior(index: ConditionIndex, keys: ScreenKeys, n_genes: int) -> Prior:
-    """Choose cells if most conditions can be made from others and there are not too many conditions to keep."""
-    is_small = len(index.conditions) * n_genes <= _CELLS_UP_TO
+LearnedPrior = CellPrior | ResponseStart
+
+
+def makes_cells(kind: str) -> bool:
+    """Whether what the network corrects are cells of each condition, rather than the controls or a shift of them."""
+    return kind in ("cells", "response")
+
+
+def choose_prior(index: ConditionIndex, keys: ScreenKeys, table: EmbeddingTable) -> Prior:
+    """Choose the response model wherever other conditions say something about one, and there are a few of them."""
     components = [keys.parser.components(label) for label in index.perturbations]
     has_parts = keys.combination_separator is not None and sum(len(of_label) == 1 for of_label in components) > 1
-    return "cells" if is_small and (index.perturbations_recur or has_parts) else "none"
+    has_doses = len({of_label[0].name for of_label in components if len(of_label) == 1}) < len(components)
+    says = index.perturbations_recur or has_parts or (keys.dose_key is not None and has_doses)
+    return "response" if len(index.conditions) > 2 and (says or not table.components.one_hot) else "none"
 
 
-def learn_prior(kind: Prior, spec: DataSpec, screen: Screen, rows: np.ndarray, *, seed: int) -> dict[str, Any]:
-    """Return what a prior keeps of its training cells, as plain values."""
-    return CellPrior.from_cells(kind, aligned_expression(spec, screen), screen.index, rows, seed=seed).to_dict()
+def learn_prior(
+    kind: Prior,
+    spec: DataSpec,
+    screen: Screen,
+    rows: np.ndarray,
+    *,
+    seed: int,
+    device: torch.device | None = None,
+    asked: np.ndarray | None = None,
+    progress: bool = False,
+) -> LearnedPrior:
+    """Learn a prior from the training cells of a screen.
+
+    Parameters
+    ----------
+    kind
+        Kind of prior.
+    spec, screen
+        What the model fixes about its data, and these.
+    rows
+        Training cells; no other perturbed cell is looked at.
+    seed
+        Random seed.
+    device
+        Where the response model is fitted. If None, the CPU.
+    asked
+        Cells of the conditions that will be asked for: if most of these perturbations are not among the training
+        cells, training conditions of the response model do not know their own perturbation in other contexts either.
+    progress
+        Whether to show a bar if it takes more than some seconds.
+    """
+    expression = aligned_expression(spec, screen)
+    if kind != "response":
+        return CellPrior.from_cells(kind, expression, screen.index, rows, seed=seed)
+    way: Way = "condition"
+    if asked is not None and len(asked):
+        known = np.unique(screen.perturbation.codes[rows])
+        fresh = ~np.isin(np.unique(screen.perturbation.codes[asked]), known)
+        way = "perturbation" if fresh.mean() > 0.5 else "condition"
+    return ResponseStart.from_cells(
+        expression, screen.index, rows, spec.table, spec.keys.parser, spec.genes,
+        way=way, device=device or torch.device("cpu"), seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+def prior_of(learned: Mapping[str, Any]) -> LearnedPrior:
+    """Return a prior of its plain values."""
+    return (ResponseStart if learned["kind"] == "response" else CellPrior).from_dict(dict(learned))
+
+
+def _targets(prior: LearnedPrior, spec: DataSpec, screen: Screen, conditions: Sequence[Condition]) -> dict[str, Any]:
+    expression = aligned_expression(spec, screen)
+    contexts = sorted({condition.context for condition in conditions})
+    return prior.targets((c, dense_rows(expression, screen.index.controls(c))) for c in contexts)
 
 
 def prior_and_targets(
     learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Sequence[Condition]
-) -> tuple[CellPrior, dict[str, PriorTarget]]:
+) -> tuple[LearnedPrior, dict[str, Any]]:
     """Return a learned prior, and what it needs to know of the contexts of these conditions."""
-    expression = aligned_expression(spec, screen)
-    contexts = sorted({condition.context for condition in conditions})
-    controls = ((c, dense_rows(expression, screen.index.controls(c))) for c in contexts)  # in memory one at a time
-    prior = CellPrior.from_dict(dict(learned))
-    return prior, prior.targets(controls)
+    prior = prior_of(learned)
+    return prior, _targets(prior, spec, screen, conditions)
 
 
 def with_prior(
     dataset: CellSetDataset,
-    learned: Mapping[str, Any],
+    prior: LearnedPrior,
     spec: DataSpec,
     screen: Screen,
     *,
@@ -90,11 +150,35 @@ def with_prior(
 ) -> CellSetDataset:
     """Return the dataset with what a learned prior says of all conditions of a screen, whose labels have rows."""
     conditions = screen.index.conditions
-    prior, targets = prior_and_targets(learned, spec, screen, conditions)
+    targets = _targets(prior, spec, screen, conditions)
+    if isinstance(prior, ResponseStart):
+        return replace(dataset, start=prior.start_table(conditions, targets, spec.table))
     base = prior.base_from(targets, conditions, spec.table, seed=seed, device=device, progress=progress)
     if base.cells is None:
         return replace(dataset, residual_shift=base.shift)
     return replace(dataset, residual_input=make_store(base.cells, device), residual_input_rows=base.rows)
+
+
+def residual_cells(
+    prior: LearnedPrior,
+    targets: Mapping[str, Any],
+    conditions: Sequence[Condition],
+    requests: Sequence[ConditionRequest],
+    table: EmbeddingTable,
+    cells: CellStore,
+    *,
+    seed: int,
+    device: torch.device,
+) -> ResidualCells | MovedControls:
+    """Return what makes the cells of a prediction that the network corrects, when they are asked for."""
+    if isinstance(prior, ResponseStart):
+        labels = [(c.context, table.known_name(c.perturbation)) for c in conditions]
+        profiles = [targets[c.context] for c in conditions]
+        return MovedControls(
+            prior.wanted_means(conditions, targets, table), profiles, requests, labels, cells, seed, device
+        )
+    sizes = {c: len(r.controls) for c, r in zip(conditions, requests, strict=True)}
+    return ResidualCells(prior, targets, sizes, table, seed, device)
 
 
 @dataclass
@@ -139,7 +223,12 @@ def prior_table(
     ``conditions`` has for each condition, as it was asked for, the same in the spelling of the spec's table.
     """
     known = list(conditions.values())
-    if learned is None:
+    kind = None if learned is None else learned["kind"]
+    if kind == "response":
+        start = prior_of(learned)  # type: ignore[arg-type]
+        corrected = start.is_corrected(known, spec.table)
+        origins = [PriorOrigin(origin, (), 0, np.nan) for origin in start.starts_from(known, spec.table)]
+    elif learned is None:
         n_controls = {context: len(screen.index.controls(context)) for context in {c.context for c in known}}
         origins = [PriorOrigin(Origin.CONTROL_CELLS, (), n_controls[c.context], np.nan) for c in known]
         corrected = np.ones(len(known), dtype=bool)

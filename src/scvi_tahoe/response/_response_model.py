@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from anndata import AnnData
 from tqdm.auto import tqdm
 
-from scvi_tahoe.data import LabelParser
 from scvi_tahoe.evaluate import SeenChanges
-from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
+from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._members import MEMBERS, Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
-from scvi_tahoe.response._regression import Group, LeftOut, Regression, Weights, learn_weights, solve
+from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from scvi_tahoe.data import LabelParser
+    from scvi_tahoe.response._kernels import TableKernel
+    from scvi_tahoe.response._regression import Regression
 
 Criterion = Literal["error", "discrimination"]
 Way = Literal["condition", "label", "perturbation", "context"]
@@ -29,7 +29,6 @@ _COMPONENTS = 128
 _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined
 _FOLDED, _N_FOLDS = 300, 4  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
-_EXACT = 12_000  # conditions up to which the regression is exact
 _FEWEST_OWN = 4
 _COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
 _FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
@@ -86,7 +85,7 @@ class Fitted:
 def fit_responses(
     responses: Responses,
     parser: LabelParser,
-    tables: Mapping[str, pd.DataFrame],
+    tables: Mapping[str, TableKernel],
     *,
     criterion: Criterion = "error",
     device: torch.device | str = "cpu",
@@ -98,8 +97,9 @@ def fit_responses(
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
     kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
     targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
-    filled = _filled(responses.changes, responses.contexts)
-    noise = np.nan_to_num(responses.noise)
+    # single precision, as it is saved, so that a saved model predicts the same to the last bit
+    filled = _filled(responses.changes, responses.contexts).astype(np.float32)
+    noise = np.nan_to_num(responses.noise).astype(np.float32)
     own = _fit_own(responses, filled, targets)
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
     members = Members(SeenChanges(responses.perturbations, responses.contexts, masked), noise, parser, kernels.tables)
@@ -116,9 +116,7 @@ def fit_responses(
     if n <= _FOLDED:
         # with few conditions, weights of many components fit the noise of the very conditions that are left out
         whole = learn(None, [np.arange(n)])
-        regression, _ = solve(
-            whole, kernels, conditions, masked, noise, blocks={}, device=device, tick=bar.update
-        )
+        regression, _ = solve(whole, kernels, conditions, masked, noise, blocks={}, device=device, tick=bar.update)
         left_out = {}
         for way, of_way in blocks.items():
             if way == "context":  # what contexts share can hardly be learned without one of them
@@ -154,7 +152,7 @@ def fit_responses(
 
 
 def _filled(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-    """Changes with the mean of the context, or else of all conditions, where they are missing."""
+    """Fill in the mean of the context, or else of all conditions, where changes are missing."""
     missing = np.isnan(changes)
     if not missing.any():
         return changes.astype(np.float64)
@@ -272,9 +270,9 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, crite
         scores[question_name(key)] = _scores(predicted, found, y[rows], contexts)
         if criterion == "discrimination":
             mean = np.stack([p["mean"] for p in predicted])
-            unshrinking[key] = _discriminating(found, mean, y[rows], contexts)
-            found = mean + unshrinking[key] * (found - mean)
-            scores[question_name(key)][f"response model x {unshrinking[key]:g}"] = change_scores(found, y[rows], contexts)
+            factor = unshrinking[key] = _discriminating(found, mean, y[rows], contexts)
+            found = mean + factor * (found - mean)
+            scores[question_name(key)][f"response model x {factor:g}"] = change_scores(found, y[rows], contexts)
         residuals.append((key, y[rows] - found, noise[rows], of_kernels))
     if not residuals:  # a single condition: nothing is left out
         return replace(fitted, excess_G=np.square(y).mean(axis=0))
@@ -358,19 +356,18 @@ def predicted_changes(
     fitted: Fitted,
     questions: Sequence[Question],
     control_means: Mapping[str, np.ndarray],
-    kernels_nQ: np.ndarray | None = None,
+    *,
     kernels_nG: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Origin]]:
     """Predict changes of conditions, ``[n, G]``, and say what kind of question each was.
 
-    ``kernels_nQ`` or ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without
-    itself: components, or changes.
+    ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without itself.
     """
-    if kernels_nQ is None and kernels_nG is None:
+    basis = fitted.regression.basis_QG
+    if kernels_nG is None:
         rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
         kernels = with_contexts(fitted.kernels, control_means)
-        kernels_nQ = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device)
-    basis = fitted.regression.basis_QG
+        kernels_nG = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device) @ basis
     trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
     result, origins = np.empty((len(questions), basis.shape[1]), dtype=np.float32), []
@@ -379,7 +376,7 @@ def predicted_changes(
         origin = fitted.members.origin(question)
         stack = fitted.stacks.get((origin, question.hides_context)) or fitted.stacks.get((origin, False))
         stack = stack or Stack.default()
-        changes = {"kernels": kernels_nQ[i] @ basis if kernels_nG is None else kernels_nG[i]}
+        changes = {"kernels": kernels_nG[i]}
         if stack.weights[0] < 1 or stack.unshrunk.any() or fitted.unshrinking:
             changes |= fitted.members.changes(question, origin)
         noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
@@ -396,3 +393,25 @@ def predicted_changes(
                 )
         origins.append(origin)
     return result, origins
+
+
+def left_out_changes(fitted: Fitted, way: str, control_means: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Predict the changes of training conditions from others, float32 ``[n, G]``.
+
+    Parameters
+    ----------
+    fitted
+        Response model.
+    way
+        What is left out: the condition, or its perturbation in any context.
+    control_means
+        Mean control expression of contexts.
+    """
+    result = np.empty(fitted.responses.changes.shape, dtype=np.float32)
+    left_out = fitted.left_out[way]
+    for start in range(0, len(result), 256):
+        rows = np.arange(start, min(start + 256, len(result)))
+        kernels, _ = left_out.changes(rows)
+        questions = [_question(fitted, int(i), way) for i in rows]
+        result[rows], _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels)
+    return result

@@ -51,9 +51,7 @@ def _kernel_shares(fitted: Fitted) -> tuple[dict[str, float], dict[str, float]]:
     return kernels, {t: sum(w for k, w in kernels.items() if k.startswith(f"{t}, ")) for t in sets}
 
 
-def _lines(
-    fitted: Fitted, kernels: dict[str, float], tables: dict[str, float], notes: Sequence[str]
-) -> list[str]:
+def _lines(fitted: Fitted, kernels: dict[str, float], tables: dict[str, float], notes: Sequence[str]) -> list[str]:
     conditions = fitted.conditions
     lines = [
         f"Response model of {len(conditions)} conditions ({len(conditions.labels)} perturbations, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,6 @@ from scvi_tahoe.response._response_model import Responses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-logger = logging.getLogger(__name__)
 
 #: the context of all conditions where there is no column of contexts
 ONE_CONTEXT = "all"
@@ -59,54 +56,66 @@ def read_responses(
     control_expression: pd.DataFrame | None = None,
 ) -> ResponseTable:
     """Read and verify a table of responses; what is wrong is a TypeError, KeyError or ValueError of one line."""
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"adata is a {type(adata).__name__}; an AnnData with one row for each condition is expected.")
-    if combination_separator == "":
-        raise ValueError("combination_separator is empty; give the text between perturbations, e.g. '+', or None.")
-    for name, key in (("perturbation_key", perturbation_key), ("context_key", context_key), ("dose_key", dose_key)):
-        _verify_column(adata, name, key, may_lack=name == "dose_key")
-    # a table may have no controls: no label is empty
-    keys = ScreenKeys(
-        perturbation_key=perturbation_key, context_key=context_key, control="" if control is None else str(control),
-        dose_key=dose_key, combination_separator=combination_separator,
-    )  # fmt: skip
+    keys = _verified_keys(adata, perturbation_key, context_key, control, dose_key, combination_separator)
     labels = spelled_labels(adata, keys).astype(str)
     contexts = np.full(len(labels), ONE_CONTEXT)
     if context_key is not None:
         contexts = adata.obs[context_key].astype(str).to_numpy().astype(str)
-    if twice := sorted(adata.var_names[adata.var_names.duplicated()].unique())[:3]:
-        raise ValueError(f"adata.var_names has these genes more than once: {twice}; make them unique.")
     is_control = np.array([keys.parser.is_control(label) for label in labels.tolist()], dtype=bool)
-    if control is not None and not is_control.any() and len(labels):
-        logger.info("no row has the control %r; all %d are taken as responses.", str(control), len(labels))
     if is_control.all():
         what = "no rows" if not len(labels) else "only control rows"
         raise ValueError(f"adata has {what}; one row for each condition, with its change against control, is needed.")
+    notes = [f"{is_control.sum()} control rows are left out"] if is_control.any() else []
+    if control is not None and not is_control.any():
+        notes.append(f"no row is labelled {str(control)!r} (control)")
     rows = np.flatnonzero(~is_control)
     changes = _numbers(adata.X, rows, "adata.X")
-    notes = [f"{is_control.sum()} control rows are left out"] if is_control.any() else []
-    noise = None
-    if variance_layer is not None:
-        if variance_layer not in adata.layers:
-            near = nearest_names(variance_layer, list(adata.layers))
-            raise KeyError(f"adata.layers has no {variance_layer!r} (variance_layer){near}; it has {list(adata.layers)}.")
-        noise = _numbers(adata.layers[variance_layer], rows, f"adata.layers[{variance_layer!r}]", may_be_infinite=True)
-        if (noise < 0).any():
-            raise ValueError(
-                f"adata.layers[{variance_layer!r}] has {(noise < 0).sum()} negative values; variances are 0 or more."
-            )
-        changes = np.where(np.isinf(noise), np.nan, changes)  # an infinite variance knows nothing
+    noise = None if variance_layer is None else _variances(adata, variance_layer, rows)
+    if noise is not None:
+        changes[np.isinf(noise)] = np.nan  # an infinite variance knows nothing
         noise[np.isinf(noise)] = np.nan
     table = _Rows(labels[rows], contexts[rows], changes, noise, adata.var_names.to_numpy().astype(str))
     table, further = table.without_empty()
     averaged = table.averaged()
     if len(averaged.labels) < len(table.labels):
         further.append(f"{len(table.labels)} rows are averaged to {len(averaged.labels)} conditions")
-    notes += further
     if not np.nan_to_num(averaged.changes).any():
         raise ValueError("adata.X is 0 in every condition; changes against control are expected, not all of them 0.")
     responses, has_noise = averaged.responses(_profiles(control_expression, averaged, context_key))
-    return ResponseTable(responses, has_noise, keys, tuple(notes))
+    return ResponseTable(responses, has_noise, keys, (*notes, *further))
+
+
+def _verified_keys(
+    adata: AnnData,
+    perturbation_key: str,
+    context_key: str | None,
+    control: str | None,
+    dose_key: str | None,
+    combination_separator: str | None,
+) -> ScreenKeys:
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata is a {type(adata).__name__}; an AnnData with one row for each condition is expected.")
+    if combination_separator == "":
+        raise ValueError("combination_separator is empty; give the text between perturbations, e.g. '+', or None.")
+    for name, key in (("perturbation_key", perturbation_key), ("context_key", context_key), ("dose_key", dose_key)):
+        _verify_column(adata, name, key, may_lack=name == "dose_key")
+    if twice := sorted(adata.var_names[adata.var_names.duplicated()].unique())[:3]:
+        raise ValueError(f"adata.var_names has these genes more than once: {twice}; make them unique.")
+    # a table may have no controls: no label is empty
+    return ScreenKeys(
+        perturbation_key=perturbation_key, context_key=context_key, control="" if control is None else str(control),
+        dose_key=dose_key, combination_separator=combination_separator,
+    )  # fmt: skip
+
+
+def _variances(adata: AnnData, layer: str, rows: np.ndarray) -> np.ndarray:
+    if layer not in adata.layers:
+        near = nearest_names(layer, list(adata.layers))
+        raise KeyError(f"adata.layers has no {layer!r} (variance_layer){near}; it has {list(adata.layers)}.")
+    found = _numbers(adata.layers[layer], rows, f"adata.layers[{layer!r}]", may_be_infinite=True)
+    if (found < 0).any():
+        raise ValueError(f"adata.layers[{layer!r}] has {(found < 0).sum()} negative values; variances are 0 or more.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -254,14 +263,12 @@ def _numbers(matrix: Any, rows: np.ndarray, where: str, *, may_be_infinite: bool
         i, j = np.argwhere(np.isinf(values))[0]
         n = int(np.isinf(values).sum())
         raise ValueError(
-            f"{where} has {n} infinite values, the first in row {rows[i]}, column {j}; use NaN where nothing was measured."
+            f"{where} has {n} infinite values, the first in row {rows[i]}, column {j}; use NaN for values not measured."
         )
     return values
 
 
-def _profiles(
-    control_expression: pd.DataFrame | None, table: _Rows, context_key: str | None
-) -> dict[str, np.ndarray]:
+def _profiles(control_expression: pd.DataFrame | None, table: _Rows, context_key: str | None) -> dict[str, np.ndarray]:
     """Mean control expression of contexts, in the order of the genes."""
     if control_expression is None:
         return {}

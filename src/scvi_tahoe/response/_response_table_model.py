@@ -6,22 +6,22 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import ScreenKeys, label_columns
+from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._response_model import Fitted, fit_responses
 from scvi_tahoe.response._response_report import response_report
 from scvi_tahoe.response._response_table import read_responses, read_tables
 from scvi_tahoe.response._saved_fit import read_fit, write_fit
-from scvi_tahoe.response._uncertainty import predict_conditions
+from scvi_tahoe.response._uncertainty import Measured, predict_conditions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from scvi_tahoe.response._response_model import Criterion
 
@@ -77,20 +77,20 @@ class ResponseModel:
     def __init__(
         self,
         fitted: Fitted,
-        has_noise: np.ndarray,
+        measured: Measured,
         keys: ScreenKeys,
         *,
         criterion: Criterion,
         notes: Sequence[str] = (),
-        table_names: Sequence[str] = (),
+        table_names: Iterable[str] = (),
     ) -> None:
-        self._fitted, self._has_noise, self._keys = fitted, has_noise, keys
+        self._fitted, self._measured, self._keys = fitted, measured, keys
         self._table_names = frozenset(table_names)
         self.criterion: Criterion = criterion
         self.notes = tuple(notes)
 
     @classmethod
-    def fit(
+    def fit(  # noqa: PLR0913
         cls,
         adata: AnnData,
         *,
@@ -167,17 +167,19 @@ class ResponseModel:
             control_expression=control_expression,
         )  # fmt: skip
         parser = table.keys.parser
-        components = [part.name for label in table.responses.perturbations for part in parser.components(label)]
+        components = Conditions.of(table.responses.perturbations, table.responses.contexts, parser).components
         frames, of_tables = read_tables(tables, components)
         notes = (*table.notes, *of_tables)
         for note in notes:
             logger.info("%s.", note)
+        kernels = {name: TableKernel.of(frame, components) for name, frame in frames.items()}
         fitted = fit_responses(
-            table.responses, parser, frames, criterion=criterion, device=where, seed=seed, progress=progress
+            table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
         )
         # names of tables that say nothing count too: asking for them is no typo
-        names = sorted({name for frame in frames.values() for name in frame.index})
-        return cls(fitted, table.has_noise, table.keys, criterion=criterion, notes=notes, table_names=names)
+        in_tables = {name for frame in frames.values() for name in frame.index}
+        measured = Measured.of(fitted, table.has_noise)
+        return cls(fitted, measured, table.keys, criterion=criterion, notes=notes, table_names=in_tables)
 
     @property
     def perturbations(self) -> list[str]:
@@ -231,7 +233,7 @@ class ResponseModel:
         places = self._known_contexts(_listed(contexts, self.contexts, "contexts"), new_contexts)
         questions = [Question(label, c, hides_condition=not use_measured) for c in places for label in labels]
         means, fitted = self._fitted.responses.control_means, self._fitted
-        found = predict_conditions(fitted, questions, means, self._has_noise)
+        found = predict_conditions(fitted, questions, means, self._measured)
         columns = label_columns([q.perturbation for q in questions], self._keys)
         if self._keys.context_key is not None:
             columns[self._keys.context_key] = [q.context for q in questions]
@@ -278,9 +280,9 @@ class ResponseModel:
         """
         values = {
             "keys": {key: getattr(self._keys, key) for key in _KEYS}, "criterion": self.criterion,
-            "notes": list(self.notes), "has_noise": self._has_noise.tolist(), "table_names": sorted(self._table_names),
+            "notes": list(self.notes), "table_names": sorted(self._table_names),
         }  # fmt: skip
-        write_fit(path, self._fitted, values, overwrite=overwrite)
+        write_fit(path, self._fitted, self._measured, values, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "auto") -> ResponseModel:
@@ -300,9 +302,9 @@ class ResponseModel:
         ValueError
             If it is damaged, or of a later version.
         """
-        fitted, values = read_fit(Path(path), _device(device))
+        fitted, measured, values = read_fit(Path(path), _device(device))
         return cls(
-            fitted, np.array(values["has_noise"], dtype=bool), ScreenKeys(**values["keys"]),
+            fitted, measured, ScreenKeys(**values["keys"]),
             criterion=values["criterion"], notes=values["notes"], table_names=values["table_names"],
         )  # fmt: skip
 

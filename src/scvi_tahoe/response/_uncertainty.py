@@ -10,7 +10,7 @@ import numpy as np
 from scvi_tahoe.response._kernels import Conditions
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._own_gene import target_genes
-from scvi_tahoe.response._response_model import Fitted, predicted_changes, with_contexts
+from scvi_tahoe.response._response_model import Fitted, left_out_changes, predicted_changes, with_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +24,12 @@ _BLOCK = 2**22  # values that are expanded from components at once
 def measured_rows(fitted: Fitted, questions: Sequence[Question]) -> np.ndarray:
     """Training condition that each question may use the measurement of; -1 where there is none."""
     seen = fitted.members.seen
-    found = [
-        None if q.hides_condition or q.hides_context or q.perturbation in q.without else seen.row(q.perturbation, q.context)
-        for q in questions
-    ]  # fmt: skip
-    return np.array([-1 if row is None else row for row in found], dtype=np.int64)
+
+    def row(q: Question) -> int | None:
+        hides = q.hides_condition or q.hides_context or q.perturbation in q.without
+        return None if hides else seen.row(q.perturbation, q.context)
+
+    return np.array([-1 if (found := row(q)) is None else found for q in questions], dtype=np.int64)
 
 
 def predicted_sd(
@@ -37,7 +38,7 @@ def predicted_sd(
     control_means: Mapping[str, np.ndarray],
     variance_nQ: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Standard deviations ``[n, G]`` of changes that :func:`predicted_changes` predicts.
+    """Return the standard deviations ``[n, G]`` of changes that :func:`predicted_changes` predicts.
 
     They are those of the true change: sampling noise of an observed one comes in addition. A standard deviation is
     ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G)``, calibrated on conditions that were left out; that of the
@@ -69,6 +70,39 @@ def _calibrated(
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Training conditions as the others predict them, which their own measurements are combined with.
+
+    Attributes
+    ----------
+    has_noise
+        Whether the sampling variance of each condition is known, ``[n]``.
+    changes, deviation
+        Mean change and its standard deviation, float32 ``[n, G]``; empty where no condition can be left out, or no
+        sampling variance is known.
+    """
+
+    has_noise: np.ndarray
+    changes: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, fitted: Fitted, has_noise: np.ndarray) -> Measured:
+        """Predict the training conditions from one another."""
+        means = fitted.responses.control_means
+        if "condition" not in fitted.left_out or not has_noise.any():
+            nothing = np.empty((0, fitted.responses.changes.shape[1]), dtype=np.float32)
+            return cls(has_noise, nothing, nothing)
+        changes, c = left_out_changes(fitted, "condition", means), fitted.conditions
+        deviation = np.empty_like(changes)
+        for rows in _blocks(len(c), changes.shape[1]):
+            _, variance = fitted.left_out["condition"].changes(np.arange(len(c))[rows])
+            deviation[rows] = np.sqrt(variance + fitted.excess_G)
+        questions = [Question(str(p), str(where)) for p, where in zip(c.perturbations, c.contexts, strict=True)]
+        return cls(has_noise, changes, _calibrated(fitted, questions, means, deviation))
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What is predicted for conditions.
 
@@ -90,23 +124,23 @@ class Prediction:
 
 
 def predict_conditions(
-    fitted: Fitted, questions: Sequence[Question], control_means: Mapping[str, np.ndarray], has_noise: np.ndarray
+    fitted: Fitted, questions: Sequence[Question], control_means: Mapping[str, np.ndarray], own: Measured
 ) -> Prediction:
     """Predict conditions, measured ones with their own measurement.
 
     A measured condition is the mean of its measurement and of what the others predict for it, weighted by their
-    variances for each gene. Where its sampling variance is not known (``has_noise``), what is a condition's own counts
+    variances for each gene. Where its sampling variance is not known, what is a condition's own counts
     as noise, and the regression smooths it.
     """
     changes, origins = predicted_changes(fitted, questions, control_means)
     starts = [origin.value for origin in origins]
     measured = measured_rows(fitted, questions)
     known = np.flatnonzero(measured >= 0)
-    noisy = known[has_noise[measured[known]]] if "condition" in fitted.left_out else known[:0]
+    noisy = known[own.has_noise[measured[known]]] if len(own.changes) else known[:0]
     smooth = np.setdiff1d(known, noisy)
-    own = np.full(len(questions), -1)
-    own[noisy] = measured[noisy]
-    variance_nQ, reference = _variance(fitted, questions, control_means, own)
+    with_noise = np.full(len(questions), -1)
+    with_noise[noisy] = measured[noisy]
+    variance_nQ, reference = _variance(fitted, questions, control_means, with_noise)
     variance_nQ[smooth] = np.maximum(variance_nQ[smooth] - fitted.regression.nugget_Q, 0)
     deviation = predicted_sd(fitted, questions, control_means, variance_nQ)
     if smooth.size:
@@ -114,27 +148,17 @@ def predict_conditions(
         mean_nQ = fitted.regression.predict(fitted.kernels, conditions, fitted.conditions, fitted.device)
         changes[smooth] = mean_nQ @ fitted.regression.basis_QG
         _keep_targets(fitted, measured[smooth], smooth, changes)
-    for rows in _blocks(len(noisy), changes.shape[1]):
-        some = noisy[rows]
-        changes[some], deviation[some] = _combined(fitted, measured[some], control_means)
+    for i in noisy.tolist():
+        row = measured[i]
+        before, squared = own.changes[row].astype(np.float64), np.square(own.deviation[row], dtype=np.float64)
+        noise = fitted.responses.noise[row]
+        share = squared / np.maximum(squared + noise, 1e-300)
+        changes[i] = before + share * (fitted.responses.changes[row] - before)
+        deviation[i] = np.sqrt(share * noise)
     for i in known.tolist():
         starts[i] = "its own measurement"
     support = 1 - variance_nQ.sum(axis=1) / np.maximum(reference, 1e-300)
     return Prediction(changes, deviation, np.clip(support, 0, 1), starts)
-
-
-def _combined(
-    fitted: Fitted, rows: np.ndarray, control_means: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Combine training conditions' measurements with predictions by the other conditions."""
-    c = fitted.conditions
-    questions = [Question(str(c.perturbations[i]), str(c.contexts[i])) for i in rows]
-    kernels_nG, variance = fitted.left_out["condition"].changes(rows)
-    mean, _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels_nG)
-    deviation = _calibrated(fitted, questions, control_means, np.sqrt(variance + fitted.excess_G))
-    squared, noise = np.square(deviation), fitted.responses.noise[rows]
-    share = squared / np.maximum(squared + noise, 1e-300)
-    return mean + share * (fitted.responses.changes[rows] - mean), np.sqrt(share * noise)
 
 
 def _keep_targets(fitted: Fitted, rows: np.ndarray, positions: np.ndarray, changes: np.ndarray) -> None:

@@ -14,15 +14,12 @@ from scvi_tahoe.study._arc_config import ArcConfig, read_arc_config, run_from_ar
 from scvi_tahoe.study._finding import LEVELS, Finding, findings_text, found, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from scvi_tahoe.study._run_config import TahoeRun
 
-    Rule = Callable[[ArcConfig], Iterator[Finding]]
-
-#: rules in the order of their definition, which is that of findings on one line
-_RULES: list[Rule] = []
+    Found = Iterator[tuple[str, dict[str, Any]]]  # entries of findings.yaml, and what they are filled with
 
 _CLIP_AT_MOST = 5.0
 _BACKBONE = "model.kwargs.transformer_backbone_kwargs"
@@ -30,16 +27,9 @@ _BACKBONE = "model.kwargs.transformer_backbone_kwargs"
 
 @dataclass(frozen=True, eq=False)
 class ConfigCheck:
-    """An arc-state configuration, seen by us.
+    """An arc-state configuration: ``run`` is the same as one of ours, ``findings`` is what arc-state does otherwise.
 
-    Attributes
-    ----------
-    path
-        The file.
-    run
-        The same as one of our runs.
-    findings
-        What arc-state ignores or does otherwise, by line.
+    Findings are in the order of the lines of the file.
     """
 
     path: Path
@@ -48,13 +38,11 @@ class ConfigCheck:
 
     def exit_code(self, *, strict: bool = False) -> int:
         """Return 1 if something would make the run meaningless, or, if strict, other than its author thinks; else 0."""
-        grave = ("error", "warning") if strict else ("error",)
-        return int(any(finding.level in grave for finding in self.findings))
+        return int(any(f.level == "error" or (strict and f.level == "warning") for f in self.findings))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        found = [finding.to_dict() for finding in self.findings]
-        return {"path": str(self.path), "run": self.run.to_dict(), "findings": found}
+        return {"path": str(self.path), "run": self.run.to_dict(), "findings": [f.to_dict() for f in self.findings]}
 
     def __str__(self) -> str:
         shown = {
@@ -76,134 +64,80 @@ def check_config(path: str | Path) -> ConfigCheck:
     path
         The ``config.yaml`` of a run.
 
-    Returns
-    -------
-    :class:`ConfigCheck`.
-
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
         If it is not a configuration of arc-state.
-
-    Examples
-    --------
-    >>> from scvi_tahoe.study import check_config
-    >>> print(check_config("config.yaml"))  # doctest: +SKIP
     """
     config = read_arc_config(path)
-    findings = sorted((f for rule in _RULES for f in rule(config)), key=lambda f: f.line or 0)
-    return ConfigCheck(config.path, run_from_arc(config), tuple(findings))
+    findings = [found(rule, config.lines, **values) for find in _RULES for rule, values in find(config)]
+    return ConfigCheck(config.path, run_from_arc(config), tuple(sorted(findings, key=lambda f: f.line or 0)))
 
 
-def _rule(function: Rule) -> Rule:
-    _RULES.append(function)
-    return function
+def _scored_space(config: ArcConfig) -> Found:
+    embedding = config.embedding
+    if embedding is not None and not config.has_gene_decoder:
+        yield "no_genes", {"embedding": embedding, "space": config.get("data.kwargs.output_space")}
+    elif embedding is not None:
+        weight = config.number("model.kwargs.decoder_weight", 1.0)
+        level, random = ("error", " With weight 0 the decoder stays random.") if weight == 0 else ("warning", "")
+        yield "scored_space", {"embedding": embedding, "weight": weight, "level": level, "random": random}
+    elif config.has("model.kwargs.decoder_hidden_dims"):
+        yield "idle_decoder", {}
 
 
-@_rule
-def representation(config: ArcConfig) -> Iterator[Finding]:
-    """Find embeddings at the input and genes in the score."""
-    if config.embedding is None:
-        return
-    if not config.has_gene_decoder:
-        space = config.get("data.kwargs.output_space")
-        yield found("no_genes", config.lines, embedding=config.embedding, space=space)
-        return
-    weight = config.number("model.kwargs.decoder_weight", 1.0)
-    graver = {"level": "error", "random": " With weight 0 the decoder stays random."} if weight == 0 else {"random": ""}
-    yield found("scored_space", config.lines, embedding=config.embedding, weight=weight, **graver)
-
-
-@_rule
-def named_loss(config: ArcConfig) -> Iterator[Finding]:
-    """Find a loss in ``training.loss_fn`` that is not the one trained, ``model.kwargs.loss``."""
+def _losses(config: ArcConfig) -> Found:
     named, trained = config.get("training.loss_fn"), config.get("model.kwargs.loss", "energy")
     if config.has("training.loss_fn") and named != trained:
-        yield found("loss_fn", config.lines, named=named, trained=trained)
-
-
-@_rule
-def decoder_weights(config: ArcConfig) -> Iterator[Finding]:
-    """Find two weights of the decoder's loss, one of which is read."""
+        yield "loss_fn", {"named": named, "trained": trained}
     keys = ("model.kwargs.decoder_loss_weight", "model.kwargs.decoder_weight")
     unread, read = map(config.get, keys)
     if all(map(config.has, keys)) and unread != read:
-        yield found("decoder_weight", config.lines, unread=unread, read=read)
+        yield "decoder_weight", {"unread": unread, "read": read}
+    clip = config.number("training.gradient_clip_val", 10.0)
+    if clip is not None and clip >= _CLIP_AT_MOST:
+        said = "" if config.has("training.gradient_clip_val") else "it is not set, and the default is "
+        yield "clipping", {"said": f"{said}{clip:g}"}
 
 
-@_rule
-def clipping(config: ArcConfig) -> Iterator[Finding]:
-    """Find a clip that never clips."""
-    key = "training.gradient_clip_val"
-    value = config.number(key, 10.0)
-    if value is not None and value >= _CLIP_AT_MOST:
-        said = f"{value:g}" if config.has(key) else f"it is not set, and the default is {value:g}"
-        yield found("clipping", config.lines, said=said)
-
-
-@_rule
-def set_length(config: ArcConfig) -> Iterator[Finding]:
-    """Find sets of another length than the loader's or the checkpoint's."""
+def _sets_and_attention(config: ArcConfig) -> Found:
     size, theirs = config.set_size, config.set_size_of_source
     loader = config.number(f"{_BACKBONE}.n_positions", config.number(f"{_BACKBONE}.max_position_embeddings"))
-    if size is None:
-        return
-    if loader is not None and int(loader) != size:
-        yield found("set_length", config.lines, size=size, loader=int(loader))
-    if theirs is not None and size < theirs:
-        yield found("shorter_sets", config.lines, size=size, theirs=theirs)
-
-
-@_rule
-def attention(config: ArcConfig) -> Iterator[Finding]:
-    """Find that the flag on which the meaning of a checkpoint depends is missing."""
+    if size is not None and loader is not None and int(loader) != size:
+        yield "set_length", {"size": size, "loader": int(loader)}
+    if size is not None and theirs is not None and size < theirs:
+        yield "shorter_sets", {"size": size, "theirs": theirs}
     llama = str(config.get("model.kwargs.transformer_backbone_key", "llama")).lower() == "llama"
     stated = config.has(f"{_BACKBONE}.bidirectional_attention") or config.get("model.kwargs.mask_attn", False)
-    if llama and not stated:
-        yield found("bidirectional", config.lines)
+    if llama and not stated:  # the meaning of a checkpoint depends on the flag
+        yield "bidirectional", {}
 
 
-@_rule
-def start(config: ArcConfig) -> Iterator[Finding]:
-    """Explain ``init_from``, and what is carried along with it."""
+def _start(config: ArcConfig) -> Found:
     source = config.get("model.kwargs.init_from")
-    if not source:
-        return
-    yield found("init_from_resumes", config.lines)
-    if str(source).replace("\\", "/").endswith("/last.ckpt"):
-        yield found("starts_from_last", config.lines)
-    if config.get("model.kwargs.lora.enable", False):
-        yield found("lora", config.lines)
+    if source:
+        yield "init_from_resumes", {}
+    if source and str(source).replace("\\", "/").endswith("/last.ckpt"):
+        yield "starts_from_last", {}
+    if source and config.get("model.kwargs.lora.enable", False):
+        yield "lora", {}
+    if config.get("model.kwargs.freeze_pert_backbone", False):
+        all_genes = config.embedding is None and config.get("data.kwargs.output_space") == "all"
+        loaded = "frozen_random_head" if all_genes and config.starts_from_tahoe else "freezing"
+        yield loaded if source else "frozen_random", {}
 
 
-@_rule
-def frozen_random_head(config: ArcConfig) -> Iterator[Finding]:
-    """Find a frozen backbone that takes the output layer along."""
-    if not config.get("model.kwargs.freeze_pert_backbone", False):
-        return
-    all_genes = config.embedding is None and config.get("data.kwargs.output_space") == "all"
-    if not config.get("model.kwargs.init_from"):
-        yield found("frozen_random", config.lines)
-    else:
-        yield found("frozen_random_head" if all_genes and config.starts_from_tahoe else "freezing", config.lines)
-
-
-@_rule
-def decoder_without_gradient(config: ArcConfig) -> Iterator[Finding]:
-    """Find a decoder that is built and never trained."""
-    if config.embedding is None and config.has("model.kwargs.decoder_hidden_dims"):
-        yield found("idle_decoder", config.lines)
-
-
-@_rule
-def ignored_keys(config: ArcConfig) -> Iterator[Finding]:
-    """Find keys that are stored and never read."""
+def _ignored_keys(config: ArcConfig) -> Found:
     for key, entry in table("arc_ignored_keys.yaml").items():
         value = config.get(key)
         off = value in (None, False, 0) and not (key == "training.weight_decay" and value == 0)
         if config.has(key) and not off and value != entry.get("asks_nothing"):
             why = f": {entry['truth']}" if "truth" in entry else ""
             level = "warning" if entry.get("severe") else "note"
-            yield found("ignored", config.lines, where=key, level=level, value=value, why=why, ours=entry["ours"])
+            yield "ignored", {"where": key, "level": level, "value": value, "why": why, "ours": entry["ours"]}
+
+
+#: in the order of findings on one line
+_RULES = (_scored_space, _losses, _sets_and_attention, _start, _ignored_keys)

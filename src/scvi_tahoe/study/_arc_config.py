@@ -15,13 +15,9 @@ _NO_EMBEDDING = (None, "X_hvg", "")
 _TAHOE_SET = 512
 #: Keys of a backbone -> ours.
 _BACKBONE = {
-    "hidden_size": "hidden",
-    "num_hidden_layers": "n_layers",
-    "intermediate_size": "intermediate",
-    "num_attention_heads": "n_heads",
-    "num_key_value_heads": "n_kv_heads",
-    "head_dim": "head_dim",
-}
+    "hidden_size": "hidden", "num_hidden_layers": "n_layers", "intermediate_size": "intermediate",
+    "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads", "head_dim": "head_dim",
+}  # fmt: skip
 _LR, _STEPS, _SETS = 1e-4, 400_000, 16
 
 
@@ -36,6 +32,10 @@ class ArcConfig:
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value by its dotted path."""
         return value_at(self.content, key, default)
+
+    def text(self, key: str) -> str | None:
+        """Return a value as text."""
+        return None if (value := self.get(key)) is None else str(value)
 
     def has(self, key: str) -> bool:
         """Return whether a key is in the file."""
@@ -74,13 +74,9 @@ class ArcConfig:
     def set_size_of_source(self) -> int | None:
         """Cells of a set in the training of the weights that the run starts from, where that is known."""
         source = self.get("model.kwargs.init_from")
-        if not source:
-            return None
-        for folder in Path(str(source)).parents[:2]:
-            if (folder / "config.yaml").is_file():
-                size = ArcConfig(folder, *read_with_lines(folder / "config.yaml")).set_size
-                if size is not None:
-                    return size
+        for file in [folder / "config.yaml" for folder in Path(str(source)).parents[:2]] if source else []:
+            if file.is_file() and (size := ArcConfig(file, *read_with_lines(file)).set_size) is not None:
+                return size
         return _TAHOE_SET if self.starts_from_tahoe else None
 
     @property
@@ -97,9 +93,8 @@ def read_arc_config(path: str | Path) -> ArcConfig:
     config = ArcConfig(path, content, lines)
     if not isinstance(config.get("model"), dict) or not isinstance(config.get("data.kwargs"), dict):
         ours = " It is a run of ours; see it with: scvi-tahoe finetune --dry-run" if "start" in content else ""
-        raise ValueError(
-            f"{path} is not a configuration of arc-state, which has the sections data.kwargs, model and training.{ours}"
-        )
+        sections = "which has the sections data.kwargs, model and training"
+        raise ValueError(f"{path} is not a configuration of arc-state, {sections}.{ours}")
     if not isinstance(config.get("model.kwargs"), dict) or not isinstance(config.get("training"), dict):
         raise ValueError(f"{path} lacks model.kwargs or training; give the resolved config.yaml of a run folder.")
     name = str(config.get("model.name", "state"))
@@ -116,33 +111,22 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
     """
     embedding = config.embedding
     source, features = config.get("model.kwargs.init_from"), config.get("data.kwargs.perturbation_features_file")
+    data = DataConfig(
+        path="FILL_IN.h5ad", perturbation_key=str(config.get("data.kwargs.pert_col", "target_gene")),
+        control=str(config.get("data.kwargs.control_pert", "non-targeting")),
+        context_key=config.text("data.kwargs.cell_type_key"), batch_key=config.text("data.kwargs.batch_col"),
+        cell_embedding_key=embedding, perturbation_embedding_key="perturbation_features" if features else None,
+    )  # fmt: skip
+    model = ModelConfig(
+        size=_size(config), representation="embedding" if embedding else "expression", set_size=config.set_size,
+        network=_network(config), objective=_objective(config),
+        batch_encoder=bool(config.get("model.kwargs.batch_encoder", False)),
+    )  # fmt: skip
     return TahoeRun(
         name=str(config.get("name") or config.path.stem).replace("/", "-"),
-        seed=int(config.number("training.train_seed", 42) or 0),
-        data=DataConfig(
-            path="FILL_IN.h5ad",
-            perturbation_key=str(config.get("data.kwargs.pert_col", "target_gene")),
-            control=str(config.get("data.kwargs.control_pert", "non-targeting")),
-            context_key=_text(config.get("data.kwargs.cell_type_key")),
-            batch_key=_text(config.get("data.kwargs.batch_col")),
-            cell_embedding_key=embedding,
-            perturbation_embedding_key="perturbation_features" if features else None,
-        ),
+        seed=int(config.number("training.train_seed", 42) or 0), data=data, model=model, train=_train(config),
         start=StartConfig() if not source else _start(str(source)),
-        model=ModelConfig(
-            size=_size(config),
-            representation="embedding" if embedding else "expression",
-            set_size=config.set_size,
-            network=_network(config),
-            objective=_objective(config),
-            batch_encoder=bool(config.get("model.kwargs.batch_encoder", False)),
-        ),
-        train=_train(config),
-    )
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    )  # fmt: skip
 
 
 def _start(source: str) -> StartConfig:
@@ -150,20 +134,17 @@ def _start(source: str) -> StartConfig:
     parts = source.replace("\\", "/").split("/")
     if not parts[-1].endswith(".ckpt"):
         return StartConfig(source=source)
-    name = parts.pop()
-    if parts and parts[-1] == "checkpoints":
-        parts.pop()
-    return StartConfig(source="/".join(parts) or ".", checkpoint="best" if name == "last.ckpt" else name)
+    *folders, name = parts
+    folders = folders[:-1] if folders[-1:] == ["checkpoints"] else folders
+    return StartConfig(source="/".join(folders) or ".", checkpoint="best" if name == "last.ckpt" else name)
 
 
 def _size(config: ArcConfig) -> dict[str, Any] | str:
     backbone = config.get("model.kwargs.transformer_backbone_kwargs") or {}
-    found = {ours: int(backbone[theirs]) for theirs, ours in _BACKBONE.items() if backbone.get(theirs) is not None}
-    for ours in ("n_encoder_layers", "n_decoder_layers"):
-        if (layers := config.number(f"model.kwargs.{ours}")) is not None:
-            found[ours] = int(layers)
-    complete = {"hidden", "n_layers", "intermediate", "n_heads"} <= set(found)
-    return found if complete else "tahoe"
+    values = {ours: backbone.get(theirs) for theirs, ours in _BACKBONE.items()}
+    values |= {ours: config.number(f"model.kwargs.{ours}") for ours in ("n_encoder_layers", "n_decoder_layers")}
+    found = {name: int(value) for name, value in values.items() if value is not None}
+    return found if {"hidden", "n_layers", "intermediate", "n_heads"} <= set(found) else "tahoe"
 
 
 def _network(config: ArcConfig) -> dict[str, Any]:
@@ -187,13 +168,10 @@ def _network(config: ArcConfig) -> dict[str, Any]:
 
 def _objective(config: ArcConfig) -> dict[str, Any]:
     loss = str(config.get("model.kwargs.loss", "energy"))
+    terms: dict[str, float | None] = {loss if loss in ("sinkhorn", "mse") else "energy": 1.0}
     if loss == "se":
-        terms = {
-            "energy": config.number("model.kwargs.energy_weight", 1.0),
-            "sinkhorn": config.number("model.kwargs.sinkhorn_weight", 0.01),
-        }
-    else:
-        terms = {loss if loss in ("sinkhorn", "mse") else "energy": 1.0}
+        defaults = {"energy": 1.0, "sinkhorn": 0.01}
+        terms = {name: config.number(f"model.kwargs.{name}_weight", weight) for name, weight in defaults.items()}
     decoder = {"decoder_weight": config.number("model.kwargs.decoder_weight", 1.0)} if config.has_gene_decoder else {}
     return {"terms": terms, **decoder}
 

@@ -13,7 +13,6 @@ import torch
 
 from scvi_tahoe.study._files import read_json
 from scvi_tahoe.study._finetune import RunResult, finetune
-from scvi_tahoe.study._run_config import TahoeRun
 from scvi_tahoe.study._run_folder import BEST, CONFIG, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
 
 if TYPE_CHECKING:
@@ -28,12 +27,8 @@ _OF_THE_MACHINE = ("sets_per_second", "peak_memory_gb")
 class RunComparison:
     """Two runs, number by number.
 
-    Attributes
-    ----------
-    differences
-        One sentence for each thing that is not the same, the first of its kind.
-    reasons
-        What differs between the machines, which may explain it.
+    ``differences`` has one sentence for each thing that is not the same, the first of its kind; ``reasons`` says what
+    differs between the machines, which may explain it.
     """
 
     differences: tuple[str, ...]
@@ -58,23 +53,18 @@ def run_or_rebuild(
     progress: bool = True,
     report: Callable[[str], None] = _LOG.info,
 ) -> RunResult:
-    """Carry out a run from its file; from the ``config.yaml`` of a finished run, next to that run.
+    """Carry out a run from its file as :func:`finetune` does; from the file of a finished run, next to that run.
 
-    Parameters
-    ----------
-    config, folder, progress, report
-        See :func:`finetune`. If no folder is given, a rebuild is written next to the run,
-        with ``-rebuilt`` behind the name.
+    If no folder is given, a rebuild from ``config.yaml`` is written with ``-rebuilt`` behind the name of the run.
     """
     config = Path(config)
-    run = TahoeRun.from_yaml(config)
     if folder is None and config.name == CONFIG and is_run(config.parent):
         place = config.parent.resolve()
         folder = place.with_name(f"{place.name}-rebuilt")
     elif folder is None and config.name == CONFIG and (config.parent / PROVENANCE).is_file():
         # the file of a run that was stopped: go on with that run
         folder = config.parent
-    return finetune(run, folder, progress=progress, report=report)
+    return finetune(config, folder, progress=progress, report=report)
 
 
 def compare_runs(first: str | Path, second: str | Path) -> RunComparison:
@@ -83,12 +73,7 @@ def compare_runs(first: str | Path, second: str | Path) -> RunComparison:
     Parameters
     ----------
     first, second
-        Folders of finished runs.
-
-    Raises
-    ------
-    FileNotFoundError
-        If one of them holds no trained run.
+        Folders of finished runs; a FileNotFoundError names one that holds no trained run.
     """
     first, second = Path(first), Path(second)
     for folder in (first, second):
@@ -117,8 +102,7 @@ def _weights(first: Path, second: Path) -> list[str]:
     a, b = (read_checkpoint(folder / BEST)["state_dict"] for folder in (first, second))
     if a.keys() != b.keys():
         return [f"{BEST} has other tensors"]
-    name = next((n for n in a if not torch.equal(a[n], b[n])), None)
-    return [] if name is None else [f"{BEST} has other numbers in {name}"]
+    return [f"{BEST} has other numbers in {name}" for name in a if not torch.equal(a[name], b[name])][:1]
 
 
 def _scores(first: Path, second: Path) -> list[str]:
@@ -128,7 +112,7 @@ def _scores(first: Path, second: Path) -> list[str]:
     if not a.index.equals(b.index):
         return ["other metrics were scored"]
     other = a.index[~((a == b) | (a.isna() & b.isna()))]
-    return [f"{other[0]} was {a[other[0]]:.8g} and is {b[other[0]]:.8g}"] if len(other) else []
+    return [f"{name} was {a[name]:.8g} and is {b[name]:.8g}" for name in other[:1]]
 
 
 def _machines(first: Path, second: Path) -> list[str]:

@@ -22,16 +22,11 @@ if TYPE_CHECKING:
 class RunData:
     """The cells of a run."""
 
-    #: everything the model may see
-    train: AnnData
-    #: observed cells to be predicted, with the controls of their contexts; None if nothing is scored
-    held_out: AnnData | None
-    #: which cells of ``train`` validate
-    split: Split
-    #: the data section with every label spelled out
-    config: DataConfig
-    #: whether held-out cells are of conditions that are also trained on
-    shares_conditions: bool = False
+    train: AnnData  # everything the model may see
+    held_out: AnnData | None  # observed cells to be predicted, with the controls of their contexts; None: no scores
+    split: Split  # which cells of `train` validate
+    config: DataConfig  # with every label spelled out
+    shares_conditions: bool  # whether held-out cells are of conditions that are also trained on
 
 
 def load_data(run: TahoeRun) -> RunData:
@@ -78,22 +73,21 @@ def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, Da
         held_out = None if config.held_out is None else read_cells(config.held_out)
         return read_cells(config.path), held_out, None, config
     held_out = split = None
-    perturbation_key, control, context_key = "perturbation", "control", "context"
+    labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
     if config.dataset == "papalexi_few_shot":
         task = datasets.papalexi_few_shot()
         adata, held_out = task.train, task.held_out
-        perturbation_key, control, context_key = task.perturbation_key, task.control, task.context_key
+        labels = {name: getattr(task, name) for name in labels}
         split = FewShotContext(context=task.context, validation=task.validation_targets)
     elif config.dataset == "papalexi_thp1":
         adata = datasets.papalexi_thp1()
-        control, context_key = str(adata.uns["control_label"]), "bio_rep"
+        labels |= {"control": str(adata.uns["control_label"]), "context_key": "bio_rep"}
     elif config.dataset == "norman_k562":
-        adata, context_key = datasets.norman_k562(), "cell_type"
+        adata, labels["context_key"] = datasets.norman_k562(), "cell_type"
     else:
         adata = datasets.simulate_screen(n_genes=config.n_genes or 200)
     filled = config.replaced()  # past the check that a user gives no labels of a named screen
-    for name, value in (("perturbation_key", perturbation_key), ("control", control), ("context_key", context_key)):
-        object.__setattr__(filled, name, value)
+    filled.__dict__.update(labels)
     return adata, held_out, split, filled
 
 
@@ -118,16 +112,13 @@ def _add_components(train: AnnData, held_out: AnnData | None, config: DataConfig
     from sklearn.decomposition import PCA
 
     is_control = (train.obs[config.perturbation_key].astype(str) == config.control).to_numpy()
-    matrix = (train.X if config.layer is None else train.layers[config.layer])[is_control]
-    n_components = int(config.cell_embedding_components or 0)
-    if n_components >= min(matrix.shape):
-        raise ValueError(
-            f"data.cell_embedding_components is {n_components}; it must be less than the {min(matrix.shape)} genes "
-            "or control cells of the data."
-        )
-    pca = PCA(n_components, svd_solver="arpack", random_state=0).fit(matrix)
-    for adata in (train, held_out):
-        if adata is not None:
-            cells = pca.transform(adata.X if config.layer is None else adata.layers[config.layer])
-            length = np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-12)
-            adata.obsm[config.embedding_key] = (cells / length).astype(np.float32)
+    matrices = [a.X if config.layer is None else a.layers[config.layer] for a in (train, held_out) if a is not None]
+    controls, n_components = matrices[0][is_control], config.cell_embedding_components
+    if n_components >= (limit := min(controls.shape)):
+        raise ValueError(f"data.cell_embedding_components is {n_components}; it must be less than the {limit} genes or "
+                         "control cells of the data.")  # fmt: skip
+    pca = PCA(n_components, svd_solver="arpack", random_state=0).fit(controls)
+    for adata, matrix in zip((train, held_out), matrices, strict=False):
+        cells = pca.transform(matrix)
+        length = np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-12)
+        adata.obsm[config.embedding_key] = (cells / length).astype(np.float32)

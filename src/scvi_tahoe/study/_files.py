@@ -17,8 +17,14 @@ _LIMIT = 4_000_000
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    if path.stat().st_size > _LIMIT:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a configuration is a small text file.")
     try:
-        content = yaml.safe_load(_text(path))
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file; a configuration in YAML is expected.") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict):
@@ -37,7 +43,7 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
                 lines[f"{prefix}{key.value}"] = key.start_mark.line + 1
                 walk(value, f"{prefix}{key.value}.")
 
-    walk(yaml.compose(_text(path), Loader=yaml.SafeLoader), "")
+    walk(yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader), "")
     return content, lines
 
 
@@ -69,14 +75,3 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG."""
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=130, format="png")
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
-    if path.stat().st_size > _LIMIT:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a configuration is a small text file.")
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file; a configuration in YAML is expected.") from None

@@ -18,22 +18,14 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found.
+    """One thing found by a ``rule``: ``message`` says what, ``instead`` what we do, or what to do.
 
     Attributes
     ----------
-    rule
-        Name of the rule, for scripts.
     level
         ``"error"`` (the run would mean nothing), ``"warning"`` (not what its author thinks) or ``"note"``.
-    where
-        Key of a configuration, or column of a log.
-    message
-        What was found.
-    instead
-        What we do, or what to do.
-    line
-        Line of the key in its file; None where there is none.
+    where, line
+        Key of a configuration with its line in the file, or column of a log.
     """
 
     rule: str
@@ -64,10 +56,8 @@ def found(rule: str, lines: Mapping[str, int] | None = None, **values: Any) -> F
 
 def findings_text(findings: Sequence[Finding]) -> str:
     """Return findings as text, the most severe first, those of a file in the order of its lines."""
-    blocks = []
-    for finding in sorted(findings, key=lambda f: (LEVELS.index(f.level), f.line or 0)):
-        place = f"line {finding.line}, {finding.where}" if finding.line else finding.where
-        blocks.append(f"{finding.level:<8} {place}: {finding.message}")
-        if finding.instead:
-            blocks.append(f"{'':<8} -> {finding.instead}")
-    return "\n".join(blocks)
+    lines = []
+    for f in sorted(findings, key=lambda f: (LEVELS.index(f.level), f.line or 0)):
+        lines.append(f"{f.level:<8} {f'line {f.line}, ' if f.line else ''}{f.where}: {f.message}")
+        lines += [f"{'':<8} -> {f.instead}"] if f.instead else []
+    return "\n".join(lines)

@@ -44,7 +44,7 @@ from scvi_tahoe.study._training_log import read_training_log
 from scvi_tahoe.training import TahoeTrainingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from scvi_tahoe.study._data import RunData
 
@@ -53,12 +53,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run left.
+    """What a run left in its folder.
 
     Attributes
     ----------
-    folder
-        Its folder.
     best_step, best_value
         Step and value of the best validation; the model has the weights of that step.
     scores
@@ -72,6 +70,11 @@ class RunResult:
     best_value: float | None
     scores: EvaluationResult | None
     seconds: dict[str, float]
+
+    @property
+    def vcc(self) -> Mapping[str, Any] | None:
+        """Overall score of the challenge, if one was computed."""
+        return None if self.scores is None else self.scores.vcc
 
 
 def finetune(
@@ -99,10 +102,6 @@ def finetune(
     report
         Called with a line of text at each step.
 
-    Returns
-    -------
-    :class:`RunResult`.
-
     Raises
     ------
     ValueError
@@ -112,51 +111,46 @@ def finetune(
     """
     run = run if isinstance(run, TahoeRun) else TahoeRun.from_yaml(run)
     folder = Path("runs") / run.name if folder is None else Path(folder)
+    # as the run says, as it began, or as PyTorch would have it
+    begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
+    threads = torch.get_num_threads()
+    run = replace(run, train=run.train.replaced(threads=run.train.threads or begun.get("threads") or threads))
     # all that can be wrong with data, weights and options comes up here, before anything is written
-    prepared = _prepare(run, threads=_threads(run, folder))
+    prepared = _prepare(run)
     for name in run.train.loggers:  # an error names the extra to install
         require(name, name)
     claim_folder(folder, prepared[0])
     if (folder / RESULT).exists():
         report(f"{folder} holds this run, finished; this is what it left.")
         return read_result(folder)
-    # the run sets PyTorch's threads, and scoring changes those of all libraries
-    threads = torch.get_num_threads()
     try:
         _Job(*prepared, folder, progress, truth_cache, report).carry_out()
-    finally:
+    finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
         torch.set_num_threads(threads)
     return read_result(folder)
 
 
-def _prepare(run: TahoeRun, *, threads: int | None = None) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]:
+def _prepare(run: TahoeRun) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]:
     """Return the run with everything spelled out, its cells, what they hash to, and its model; nothing is written."""
     data = load_data(run)
     found = fingerprint(data, seed=run.seed)
-    if run.data.sha256 not in (None, found["sha256"]):
-        raise ValueError(
-            f"the data are not those of the run: their content hashes to {found['sha256'][:12]}, data.sha256 says "
-            f"{str(run.data.sha256)[:12]}. Bring back the data, or leave data.sha256 out to run on these."
-        )
+    here, known = found["sha256"], run.data.sha256 or found["sha256"]
+    if here != known:
+        raise ValueError(f"the data are not those of the run: their content hashes to {here[:12]}, data.sha256 says "
+                         f"{known[:12]}. Bring back the data, or leave data.sha256 out to run on these.")  # fmt: skip
     model = build_model(run, data)
-    return resolved(run, data, model, found["sha256"], threads=threads), data, found, model
+    return resolved(run, data, model, here), data, found, model
 
 
-def _threads(run: TahoeRun, folder: Path) -> int:
-    """Return threads of the processor: as the run says, as it began, or as PyTorch would have it."""
-    begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
-    return run.train.threads or begun.get("threads") or torch.get_num_threads()
-
-
-def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str, *, threads: int | None = None) -> TahoeRun:
+def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str) -> TahoeRun:
     """Return the run with everything spelled out that it left to defaults, to the data or to the weights."""
     plan = training_options(run, model)
     train = run.train.replaced(
         max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
-        validate_every=plan.setting["validate_every"], threads=threads or run.train.threads,
+        validate_every=plan.setting["validate_every"],
         plan={k: v for k, v in plan.plan.to_kwargs().items() if k not in PLAN_ELSEWHERE},
     )  # fmt: skip
-    split = run.split if data.held_out is not None and run.split is not None else data.split.to_dict()
+    split = data.split.to_dict() if data.held_out is None or run.split is None else run.split
     # labels of a named screen are not written: they come with its name
     cells = (run.data if run.data.dataset is not None else data.config).replaced(sha256=sha256)
     spelled = run.model.replaced(
@@ -184,11 +178,8 @@ def read_result(folder: Path) -> RunResult:
     if not (folder / RESULT).is_file():
         raise FileNotFoundError(f"{folder} holds no finished run (no {RESULT}).")
     record = read_json(folder / RESULT)
-    return RunResult(
-        folder=folder, best_step=record["best_step"], best_value=record["best_value"],
-        scores=EvaluationResult.load(folder / SCORES) if (folder / SCORES).is_dir() else None,
-        seconds=record["seconds"],
-    )  # fmt: skip
+    scores = EvaluationResult.load(folder / SCORES) if (folder / SCORES).is_dir() else None
+    return RunResult(folder=folder, scores=scores, **{k: record[k] for k in ("best_step", "best_value", "seconds")})
 
 
 @dataclass(frozen=True)
@@ -217,13 +208,9 @@ class _Job:
             if not (self.folder / name).exists():
                 step()
         training, total = read_json(self.folder / TRAINING), time.perf_counter() - start
-        result = {
-            "best_step": training["best_step"],
-            "best_value": training["best_value"],
-            "monitor": self.run.train.monitor,
-            "seconds": {"training": training["seconds"], "total": max(total, training["seconds"])},
-            "config": CONFIG,
-        }
+        seconds = training.pop("seconds")
+        spent = {"training": seconds, "total": max(total, seconds)}
+        result = training | {"monitor": self.run.train.monitor, "seconds": spent, "config": CONFIG}
         write_json(self.folder / RESULT, result)
 
     def _train(self) -> None:
@@ -237,17 +224,13 @@ class _Job:
             self.model.save(partial)
 
     def _predict(self) -> None:
-        counts = self.run.score.counts_layer
+        held_out, counts = self.data.held_out, self.run.score.counts_layer
         TahoeST.setup_anndata(self.data.train, **self.data.config.keys)
         model = TahoeST.load(self.folder / MODEL, adata=self.data.train)
         predicted = model.predict(
-            self.data.held_out,
-            **arguments_for_observed(self.data.held_out, model.keys),
-            output="expression" if counts is None else "counts",
-            counts_layer=counts,
-            seed=self.run.seed,
-            progress=self.progress,
-        )
+            held_out, **arguments_for_observed(held_out, model.keys), counts_layer=counts,
+            output="expression" if counts is None else "counts", seed=self.run.seed, progress=self.progress,
+        )  # fmt: skip
         with atomic_write(self.folder / PREDICTION) as partial:
             predicted.write_h5ad(partial)
 
@@ -259,16 +242,12 @@ class _Job:
             baseline_from=with_condition_labels(self.data.train, keys), cache_dir=self.truth_cache,
         )  # fmt: skip
         prediction = with_condition_labels(read_h5ad(self.folder / PREDICTION), keys)
+        options = score.arguments(evaluate) | {"allow_train": self.data.shares_conditions, "seed": self.run.seed}
         with warnings.catch_warnings():
-            # reported below and kept in the checks
-            warnings.simplefilter("ignore", EvaluationWarning)
-            result = evaluate(
-                prediction, reference, **score.arguments(evaluate), allow_train=self.data.shares_conditions,
-                seed=self.run.seed,
-            )  # fmt: skip
-        for name, check in result.checks.iterrows():
-            if check["status"] in ("warning", "error"):
-                self.report(f"{self.run.name}, check {name}: {check['message']}")
+            warnings.simplefilter("ignore", EvaluationWarning)  # reported below and kept in the checks
+            result = evaluate(prediction, reference, **options)
+        for line in result.findings:
+            self.report(f"{self.run.name}, {line}")
         result.save(self.folder / SCORES)
 
     def _draw(self) -> None:
@@ -310,17 +289,11 @@ def dry_run_text(config: str | Path) -> str:
 
 def result_text(result: RunResult, *, as_json: bool = False) -> str:
     """Return what a run left, for a terminal or for a script."""
-    summary = None if result.scores is None else result.scores.summary
-    vcc = None if result.scores is None else result.scores.vcc
+    summary, vcc = None if result.scores is None else result.scores.summary, result.vcc
     if as_json:
-        values = {
-            "folder": str(result.folder),
-            "best_step": result.best_step,
-            "best_value": result.best_value,
-            "seconds": result.seconds,
-            "scores": None if summary is None else {str(k): v for k, v in summary["value"].items() if v == v},
-            "vcc": None if vcc is None else dict(vcc),
-        }
+        values = {name: getattr(result, name) for name in ("best_step", "best_value", "seconds")}
+        scores = None if summary is None else {str(k): v for k, v in summary["value"].items() if v == v}
+        values = {"folder": str(result.folder), **values, "scores": scores, "vcc": None if vcc is None else dict(vcc)}
         return json.dumps(values, indent=1, default=float)
     lines = []
     if summary is not None:

@@ -10,30 +10,21 @@ from typing import TYPE_CHECKING, Any
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
-from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, read_checkpoint
+from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, PROVENANCE, read_checkpoint
 from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from matplotlib.figure import Figure
 
-    from scvi_tahoe.study._finding import Finding
-
+_LOGS = ("metrics.csv", "*_metrics.csv", "version_*/metrics.csv")
 _MODEL_FILES = ("config.json", "config.yaml", "*.safetensors", "var_dims.pkl")
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What was found at a path.
-
-    Attributes
-    ----------
-    text
-        What was found, for people.
-    content
-        The same as plain values.
-    figure
-        Figure of the logs, if there are any.
-    """
+    """What was found at a path: as ``text`` for people, as plain values (``content``), and the figure of its logs."""
 
     text: str
     content: dict[str, Any]
@@ -69,10 +60,10 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
         raise FileNotFoundError(f"{path} does not exist.")
     if path.suffix in (".ckpt", ".pt", ".pth"):
         return _checkpoint(path)
-    parts: list[Inspection] = []
-    if path.is_file() or _has_logs(path):
-        parts.append(_logs(path, config))
-    if path.is_dir() and (checkpoint is not None or not parts or _is_model(path)):
+    parts = [_logs(path, config)] if path.is_file() or _has(path, _LOGS) else []
+    # a model in arc-state's format or an export; the folder of a run of ours keeps its model inside
+    is_model = _has(path, _MODEL_FILES) and not (path / PROVENANCE).exists()
+    if path.is_dir() and (checkpoint is not None or not parts or is_model):
         parts += _model(path, checkpoint, needed=not parts)
     parts += [_checkpoint(path / name) for name in (BEST, LAST) if (path / name).is_file()]
     return Inspection(
@@ -82,13 +73,8 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
     )
 
 
-def _has_logs(folder: Path) -> bool:
-    return any(any(folder.glob(p)) for p in ("metrics.csv", "*_metrics.csv", "version_*/metrics.csv"))
-
-
-def _is_model(folder: Path) -> bool:
-    """Recognise a model in arc-state's format or an export; the folder of a run of ours keeps its model inside."""
-    return not (folder / "provenance.json").exists() and any(any(folder.glob(p)) for p in _MODEL_FILES)
+def _has(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def _logs(path: Path, config: str | Path | None) -> Inspection:
@@ -122,8 +108,7 @@ def _checkpoint(path: Path) -> Inspection:
     best = next((c for c in callbacks if "best_step" in c), {})
     arc_best = next((c for c in callbacks if "best_model_score" in c), {})
     score = best.get("best_value", arc_best.get("best_model_score"))
-    step, epoch = (content.get(name) for name in ("global_step", "epoch"))
-    tensors = content["state_dict"]
+    tensors, (step, epoch) = content["state_dict"], map(content.get, ("global_step", "epoch"))
     facts = {
         "step": None if step is None else int(step),
         "epoch": None if epoch is None else int(epoch),
@@ -137,22 +122,21 @@ def _checkpoint(path: Path) -> Inspection:
         "best_step": best.get("best_step"),
         "ours": "plan_config" in content,
     }
-    findings = _checkpoint_findings(facts)
+    findings = [found(rule, **values) for rule, values in _checkpoint_findings(facts)]
     content = {**facts, "findings": [finding.to_dict() for finding in findings]}
     return Inspection(f"{path}\n{findings_text(findings)}", {path.name: content})
 
 
-def _checkpoint_findings(facts: dict[str, Any]) -> list[Finding]:
-    """Return what to know before a checkpoint is used."""
-    findings = [found("weights", **facts)]
+def _checkpoint_findings(facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Say what to know before a checkpoint is used."""
+    yield "weights", facts
     if facts["has_optimizer"]:
         rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(facts["rates"]))
         # ours is resumed only where that is asked for
-        findings.append(found("carries_optimizer", rates=rates, level="note" if facts["ours"] else "warning"))
+        yield "carries_optimizer", {"rates": rates, "level": "note" if facts["ours"] else "warning"}
         if not facts["has_schedule"]:
-            findings.append(found("no_schedule"))
+            yield "no_schedule", {}
         if facts["weight_decay"] and not any(facts["weight_decay"]):
-            findings.append(found("no_weight_decay"))
+            yield "no_weight_decay", {}
     if facts["best_step"] is not None and facts["step"] is not None and facts["best_step"] < facts["step"]:
-        findings.append(found("not_the_best", **facts))
-    return findings
+        yield "not_the_best", facts

@@ -5,23 +5,20 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scvi_tahoe.study._finding import Finding, findings_text, found
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
 
     from scvi_tahoe.study._training_log import TrainingLog
 
-    Rule = Callable[[TrainingLog], Iterator[Finding]]
-
-#: rules in the order of their definition, which is that of the findings
-_RULES: list[Rule] = []
+    Found = Iterator[tuple[str, dict[str, Any]]]  # entries of findings.yaml, and what they are filled with
 
 _FLAT, _RISEN, _FALLEN = 0.01, 0.02, 2.0
 _REPEATS = 0.5
@@ -31,15 +28,7 @@ _MIN_PAIRS, _MAX_PAIRS = 20, 20_000
 
 @dataclass(frozen=True, eq=False)
 class LogDiagnosis:
-    """What was found in the log of a run.
-
-    Attributes
-    ----------
-    log
-        The log.
-    findings
-        What was found, in the order of the rules.
-    """
+    """What was found in the log of a run, in the order of the rules."""
 
     log: TrainingLog
     findings: tuple[Finding, ...]
@@ -71,39 +60,30 @@ def diagnose(logs: Sequence[TrainingLog]) -> list[LogDiagnosis]:
     ----------
     logs
         Logs, with their configurations where they have one.
-
-    Returns
-    -------
-    A diagnosis of each log, in order.
     """
     by_name = {log.path.resolve().parent.name: log for log in logs} | {log.name: log for log in logs}
     diagnoses = []
     for log in logs:
-        findings = [finding for rule in _RULES for finding in rule(log)]
+        entries = [entry for find in _RULES for entry in find(log)]
         source, checkpoint = _source(log)
         if source in by_name:
-            findings += _start(by_name[source], checkpoint)
-        diagnoses.append(LogDiagnosis(log, (*findings, *_accumulation(log, logs))))
+            entries += _start(by_name[source], checkpoint)
+        entries += _accumulation(log, logs)
+        diagnoses.append(LogDiagnosis(log, tuple(found(rule, **values) for rule, values in entries)))
     return diagnoses
 
 
-def _rule(function: Rule) -> Rule:
-    _RULES.append(function)
-    return function
-
-
-@_rule
-def best_validation(log: TrainingLog) -> Iterator[Finding]:
-    """Best step and value, and which checkpoint they ask for."""
+def _best_validation(log: TrainingLog) -> Found:
     validation = log.get("validation")
     if log.best is None:
-        yield found("no_validation")
+        yield "no_validation", {}
         return
     step, value = log.best
     last_step, last = int(validation.index[-1]), float(validation.iloc[-1])
     behind = "" if step == last_step else f"; the last, at step {last_step:,}, is {last:.4g}, {last / value - 1:+.1%}"
     best = "only validation" if len(validation) == 1 else f"best of {len(validation)} validations"
-    yield found("best_step", best=best, value=value, step=step, behind=behind, checkpoint=_checkpoint(log, step))
+    yield "best_step", {"best": best, "value": value, "step": step, "behind": behind,
+                        "checkpoint": _checkpoint(log, step)}  # fmt: skip
 
 
 def _checkpoint(log: TrainingLog, step: int) -> str:
@@ -120,90 +100,55 @@ def _checkpoint(log: TrainingLog, step: int) -> str:
     return f"predict, and start later rounds, with step={nearest}.ckpt{exactly}."
 
 
-@_rule
-def flat_validation(log: TrainingLog) -> Iterator[Finding]:
-    """Find a training loss that falls and a validation loss that does not follow."""
+def _course_of_validation(log: TrainingLog) -> Found:
     validation, train = log.get("validation"), log.get("train")
-    if len(validation) < 3 or len(train) < 10:
-        return
-    spread = float(validation.max() / validation.min() - 1)
-    fallen = float(train.iloc[:2].mean() / train.iloc[-5:].mean())
-    if spread < _FLAT and fallen > _FALLEN:
-        low, high, first, last = validation.min(), validation.max(), train.iloc[0], train.iloc[-1]
-        yield found("flat_validation", low=low, high=high, first=first, last=last)
-
-
-@_rule
-def rising_validation(log: TrainingLog) -> Iterator[Finding]:
-    """Find a validation loss that rises after its best."""
-    validation = log.get("validation")
-    if log.best is None or len(validation) < 8:
-        return
-    (step, best), n_last = log.best, max(3, len(validation) // 10)
-    tail = float(validation.iloc[-n_last:].mean())
-    rise, after = tail / best - 1, 1 - (step + 1) / log.n_steps
-    if (validation.index > step).sum() >= 3 and rise > _RISEN:
-        yield found("rising_validation", best=best, step=step, tail=tail, n_last=n_last, rise=rise, after=after)
-
-
-@_rule
-def few_validations(log: TrainingLog) -> Iterator[Finding]:
-    """Find too few validations to choose a checkpoint by."""
-    n = len(log.get("validation"))
+    n = len(validation)
+    if n >= 3 and len(train) >= 10:
+        low, high = validation.min(), validation.max()
+        fallen = float(train.iloc[:2].mean() / train.iloc[-5:].mean())
+        if high / low - 1 < _FLAT and fallen > _FALLEN:
+            yield "flat_validation", {"low": low, "high": high, "first": train.iloc[0], "last": train.iloc[-1]}
+    if log.best is not None and n >= 8:
+        (step, best), n_last = log.best, max(3, n // 10)
+        tail = float(validation.iloc[-n_last:].mean())
+        rise, after = tail / best - 1, 1 - (step + 1) / log.n_steps
+        if (validation.index > step).sum() >= 3 and rise > _RISEN:
+            yield "rising_validation", {"best": best, "step": step, "tail": tail, "n_last": n_last, "rise": rise,
+                                        "after": after}  # fmt: skip
     if 0 < n < 5:
-        yield found("few_validations", n_steps=log.n_steps, times="once" if n == 1 else f"{n} times")
-
-
-@_rule
-def validation_noise(log: TrainingLog) -> Iterator[Finding]:
-    """Tell how much of a difference between two validations is noise."""
-    validation = log.get("validation")
-    if len(validation) >= 10:
-        # of neighbouring validations, so that slow changes do not count
+        yield "few_validations", {"n_steps": log.n_steps, "times": "once" if n == 1 else f"{n} times"}
+    if n >= 10:  # noise of neighbouring validations, so that slow changes do not count
         noise = float(np.median(np.abs(np.diff(validation))) / 0.6745 / np.sqrt(2))
         within = int((validation < validation.min() + 2 * noise).sum())
-        yield found("validation_noise", noise=noise, within=within, n=len(validation))
+        yield "validation_noise", {"noise": noise, "within": within, "n": n}
 
 
-@_rule
-def divergence(log: TrainingLog) -> Iterator[Finding]:
-    """Find losses that are not numbers, or far above where they started."""
+def _divergence(log: TrainingLog) -> Found:
     for name in ("train", "validation"):
         series = log.get(name)
         if len(series) and not np.isfinite(series.to_numpy(dtype=float)).all():
-            yield found("not_finite", where=name)
+            yield "not_finite", {"where": name}
         elif len(series) >= 5 and (end := series.iloc[-3:].mean()) > 2 * (begin := series.iloc[:3].mean()):
-            yield found("divergence", where=name, end=end, begin=begin)
+            yield "divergence", {"where": name, "end": end, "begin": begin}
 
 
-@_rule
-def untrained_loss(log: TrainingLog) -> Iterator[Finding]:
-    """Find a second loss in addition to the one by which checkpoints are chosen."""
-    if log.get("decoder_train").empty or log.get("train").empty or log.origin == "scvi-tahoe":
-        return
+def _untrained_losses(log: TrainingLog) -> Found:
     validation, genes, sizes = log.get("validation"), log.get("decoder_validation"), ""
-    if len(validation) and len(genes):
-        sizes = (
-            f" On held-out cells the genes' loss is {genes.min():.3g} at its best and the embedding's "
-            f"{validation.min():.3g}, {float(genes.min() / validation.min()):.0f} times less."
-        )
-    yield found("loss_not_logged", sizes=sizes)
-
-
-@_rule
-def named_loss(log: TrainingLog) -> Iterator[Finding]:
-    """Find a loss in the configuration that is not the one trained."""
+    if log.origin != "scvi-tahoe" and len(log.get("decoder_train")) and len(log.get("train")):
+        if len(validation) and len(genes):
+            sizes = (
+                f" On held-out cells the genes' loss is {genes.min():.3g} at its best and the embedding's "
+                f"{validation.min():.3g}, {float(genes.min() / validation.min()):.0f} times less."
+            )
+        yield "loss_not_logged", {"sizes": sizes}
     named, trained = log.setting("training.loss_fn"), log.setting("model.kwargs.loss")
     if named is not None and trained is not None and named != trained:
-        yield found("loss_named_not_trained", named=named, trained=trained)
+        yield "loss_named_not_trained", {"named": named, "trained": trained}
 
 
-@_rule
-def learning_rate(log: TrainingLog) -> Iterator[Finding]:
-    """Tell whether the rate was logged, and what it did."""
+def _learning_rate(log: TrainingLog) -> Found:
     if not log.rates:
-        yield found("rate_not_logged")
-        return
+        yield "rate_not_logged", {}
     constant = []
     for name, rate in log.rates.items():
         values = rate.to_numpy(dtype=float)
@@ -214,32 +159,24 @@ def learning_rate(log: TrainingLog) -> Iterator[Finding]:
         if np.ptp(values) <= 1e-6 * peak:
             constant.append(f"{name} {values[0]:.3g}")
         elif rises := int((np.diff(values[place:]) > 1e-3 * peak).sum()):
-            yield found("periodic_rate", where=name, peak=peak, rises=rises)
+            yield "periodic_rate", {"where": name, "peak": peak, "rises": rises}
         else:
-            yield found("rate_shape", where=name, first=values[0], peak=peak, last=values[-1])
+            yield "rate_shape", {"where": name, "first": values[0], "peak": peak, "last": values[-1]}
     if constant:
-        yield found("constant_rate", rates=", ".join(constant))
+        yield "constant_rate", {"rates": ", ".join(constant)}
 
 
-@_rule
-def repeated_epochs(log: TrainingLog) -> Iterator[Finding]:
+def _repeated_epochs(log: TrainingLog) -> Found:
     """Find a training loss that repeats itself from epoch to epoch.
 
     A loader that composes its cell sets once and keeps their order shows the network the same sets at the same place of
     every epoch. A log with one value every few dozen steps then fluctuates with a period, which is easily taken for a
     learning rate that does.
     """
-    repeated = repetition(log.get("train"), epoch_length(log.get("epoch")))
-    if repeated is not None and repeated.correlation >= _REPEATS and log.origin != "scvi-tahoe":
-        yield found("repeated_epochs", **repeated._asdict())
-
-
-class Repetition(NamedTuple):
-    """Correlation of the log losses of all ``n_pairs`` pairs at the same place of two epochs of ``period`` steps."""
-
-    period: int
-    correlation: float
-    n_pairs: int
+    period = epoch_length(log.get("epoch"))
+    correlation, n_pairs = repetition(log.get("train"), period)
+    if correlation >= _REPEATS and log.origin != "scvi-tahoe":
+        yield "repeated_epochs", {"period": period, "correlation": correlation, "n_pairs": n_pairs}
 
 
 def epoch_length(epoch: pd.Series) -> int | None:
@@ -258,10 +195,13 @@ def epoch_length(epoch: pd.Series) -> int | None:
     return length if length <= upper + 1e-9 and length > 1 else None
 
 
-def repetition(train: pd.Series, period: int | None) -> Repetition | None:
-    """Correlate training losses at the same place of different epochs; None if too few can be compared."""
+def repetition(train: pd.Series, period: int | None) -> tuple[float, int]:
+    """Return the correlation of training losses at the same place of different epochs, and the number of pairs.
+
+    The correlation is 0 if too few can be compared.
+    """
     if period is None or len(train) < _MIN_PAIRS:
-        return None
+        return 0.0, 0
     # the first tenth falls steeply, and a running median takes the slow rest away
     kept = train[train > 0].iloc[len(train) // 10 :]
     logarithm = np.log(kept)
@@ -269,50 +209,48 @@ def repetition(train: pd.Series, period: int | None) -> Repetition | None:
     place = kept.index.to_numpy() % period
     first, second = np.triu_indices(len(place), k=1)
     same = np.flatnonzero(place[first] == place[second])[:_MAX_PAIRS]
-    if len(same) < _MIN_PAIRS:
-        return None
     a, b = residual[first[same]], residual[second[same]]
-    if a.std() == 0 or b.std() == 0:
-        return None
-    return Repetition(period, float(np.corrcoef(a, b)[0, 1]), len(same))
+    if len(same) < _MIN_PAIRS or a.std() == 0 or b.std() == 0:
+        return 0.0, len(same)
+    return float(np.corrcoef(a, b)[0, 1]), len(same)
 
 
-@_rule
-def throughput(log: TrainingLog) -> Iterator[Finding]:
-    """Tell how many sets were trained on a second, and what limited them."""
+def _throughput(log: TrainingLog) -> Found:
     sets, step = log.get("sets_per_second"), log.get("seconds_per_step")
     if sets.empty and step.empty:
         return
     use = float(log.get("utilisation").median())
-    outside = None
+    outside = 0.0
     if len(sets) and len(step):
         # without the configuration, which has the number of sets per step, a step is taken to have one: a lower bound
         per_step = log.setting("training.batch_size", 1)
         per_step = per_step if isinstance(per_step, int) and per_step >= 1 else 1
         outside = max(0.0, 1 - float(step.median()) * float(sets.median()) / per_step)
-    facts = [
-        f"{sets.median():.1f} cell sets a second in the median" if len(sets) else "",
-        f"{step.median():.2f} s inside a training step" if len(step) else "",
-        f"{use:.1f} % of the device's arithmetic" if use == use else "",
-    ]
-    text = ", ".join(filter(None, facts))
-    if (outside or 0) <= _BUSY and not use < _IDLE:
-        yield found("throughput", facts=text)
-        return
+    facts = ", ".join([
+        *([f"{sets.median():.1f} cell sets a second in the median"] if len(sets) else []),
+        *([f"{step.median():.2f} s inside a training step"] if len(step) else []),
+        *([f"{use:.1f} % of the device's arithmetic"] if use == use else []),
+    ])  # fmt: skip
     blame = ": the device waited for the loader"
     if outside:
         blame = f"; {outside:.0%} of the time was spent outside the training step: the loader was the limit"
-    yield found("limited_throughput", facts=text, blame=blame)
+    limited = outside > _BUSY or use < _IDLE
+    yield "limited_throughput" if limited else "throughput", {"facts": facts, "blame": blame}
 
 
-@_rule
-def resumed(log: TrainingLog) -> Iterator[Finding]:
+def _resumed(log: TrainingLog) -> Found:
     """Find a log that begins in the middle: an optimizer state was taken over."""
     train = log.get("train")
-    if len(train) < 3 or log.origin == "scvi-tahoe":
-        return
-    if train.index[0] > 3 * float(np.median(np.diff(train.index))):
-        yield found("resumed", step=train.index[0])
+    begins_late = len(train) >= 3 and train.index[0] > 3 * float(np.median(np.diff(train.index)))
+    if begins_late and log.origin != "scvi-tahoe":
+        yield "resumed", {"step": train.index[0]}
+
+
+#: in the order of the findings
+_RULES = (
+    _best_validation, _course_of_validation, _divergence, _untrained_losses, _learning_rate, _repeated_epochs,
+    _throughput, _resumed,
+)  # fmt: skip
 
 
 def _source(log: TrainingLog) -> tuple[str, str]:
@@ -325,7 +263,7 @@ def _source(log: TrainingLog) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", "")
 
 
-def _start(source: TrainingLog, checkpoint: str) -> Iterator[Finding]:
+def _start(source: TrainingLog, checkpoint: str) -> Found:
     """Compare the checkpoint that a run started from with the best of its source."""
     validation = source.get("validation")
     if source.best is None:
@@ -340,8 +278,8 @@ def _start(source: TrainingLog, checkpoint: str) -> Iterator[Finding]:
         return
     if value > best * 1.001:
         named = "best.ckpt" if source.origin == "scvi-tahoe" else f"step {best_step + 1:,}"
-        yield found("start_not_best", checkpoint=checkpoint, source=source.name, step=step, value=value,
-                    best_step=best_step, best=best, named=named)  # fmt: skip
+        yield "start_not_best", {"checkpoint": checkpoint, "source": source.name, "step": step, "value": value,
+                                 "best_step": best_step, "best": best, "named": named}  # fmt: skip
 
 
 def _cells_of_epoch(log: TrainingLog) -> float | None:
@@ -351,7 +289,7 @@ def _cells_of_epoch(log: TrainingLog) -> float | None:
     return float(math.prod(numbers)) if all(isinstance(n, int) and n > 0 for n in numbers) else None  # type: ignore[arg-type]
 
 
-def _accumulation(log: TrainingLog, logs: Sequence[TrainingLog]) -> Iterator[Finding]:
+def _accumulation(log: TrainingLog, logs: Sequence[TrainingLog]) -> Found:
     """Compare epochs of runs on the same data, which hold the same cells: accumulation shows whether it happened."""
     key = "training.accumulate_grad_batches"
     times, cells = log.setting(key, 1), _cells_of_epoch(log)
@@ -361,6 +299,6 @@ def _accumulation(log: TrainingLog, logs: Sequence[TrainingLog]) -> Iterator[Fin
         theirs, same = other.setting(key, 1), _cells_of_epoch(other)
         if other is log or theirs == times or same is None or abs(same / cells - 1) > 0.03:
             continue
-        yield found("accumulation_without_effect", times=times, theirs=theirs, other=other.name, cells=cells,
-                    same=same, cells_with=cells * times, same_with=same * theirs)  # fmt: skip
+        yield "accumulation_without_effect", {"times": times, "theirs": theirs, "other": other.name, "cells": cells,
+              "same": same, "cells_with": cells * times, "same_with": same * theirs}  # fmt: skip
         return

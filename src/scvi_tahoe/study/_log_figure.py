@@ -20,46 +20,27 @@ _MAX_RATES = 4
 
 
 def log_figure(log: TrainingLog) -> Figure:
-    """Draw the log of one run.
-
-    Parameters
-    ----------
-    log
-        The log. Panels whose column it lacks are left out.
-    """
+    """Draw the log of one run; panels whose column it lacks are left out."""
     return logs_figure([log])
 
 
 def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
-    """Draw logs side by side, one column per run, one row per quantity.
-
-    Parameters
-    ----------
-    logs
-        The logs, in order.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """Draw logs side by side, one column per run, one row per quantity. Without a log it is a ValueError."""
     if not logs:
         raise ValueError("there is no log to draw.")
     rows = [name for name in _PANELS if any(_has(log, name) for log in logs)]
     with style():
         figure = new_figure(max(4.5, 2.6 * len(logs)), 0.5 + 1.5 * len(rows))
         grid = figure.subplots(len(rows), len(logs), squeeze=False, sharex="col")
-        for column, log in enumerate(logs):
-            grid[0][column].set_title(log.name, fontsize=8)
-            for row, name in enumerate(rows):
-                axes = grid[row][column]
-                label, draw = _PANELS[name]
-                (draw if _has(log, name) else _nothing)(axes, log)
-                if column == 0:
-                    axes.set_ylabel(label)
+        for log, column in zip(logs, grid.T, strict=True):
+            for axes, name in zip(column, rows, strict=True):
+                (_PANELS[name][1] if _has(log, name) else _nothing)(axes, log)
                 axes.spines[["top", "right"]].set_visible(False)
-            grid[-1][column].set_xlabel("step")
-            grid[-1][column].xaxis.set_major_formatter("{x:,.0f}")
+            column[0].set_title(log.name, fontsize=8)
+            column[-1].set_xlabel("step")
+            column[-1].xaxis.set_major_formatter("{x:,.0f}")
+        for axes, name in zip(grid[:, 0], rows, strict=True):
+            axes.set_ylabel(_PANELS[name][0])
         return figure
 
 
@@ -80,22 +61,16 @@ def _train(axes: Axes, log: TrainingLog) -> None:
 
 
 def _validation(axes: Axes, log: TrainingLog) -> None:
-    series = log.get("validation")
+    series, (step, value) = log.get("validation"), log.best or (0, 0.0)
     _line(axes, series, _VALIDATION)
-    step, value = series.index[int(series.argmin())], series.min()
     axes.plot([step], [value], "o", color=_BEST, ms=5, zorder=3)
     # at the end of the panel the words go inwards
     late = step > series.index[0] + 0.7 * (series.index[-1] - series.index[0])
     axes.annotate(
         f"{value:.3f}, step {step:,}", (step, value), xytext=(4 * late, -10), textcoords="offset points",
-        ha="right" if late else "center",
-        fontsize=6.5, color=_BEST,
+        ha="right" if late else "center", fontsize=6.5, color=_BEST,
     )  # fmt: skip
     axes.margins(x=0.12, y=0.25)
-
-
-def _decoder(axes: Axes, log: TrainingLog) -> None:
-    _line(axes, log.get("decoder_validation"), _VALIDATION)
 
 
 def _rates(axes: Axes, log: TrainingLog) -> None:
@@ -124,7 +99,9 @@ def _nothing(axes: Axes, log: TrainingLog) -> None:
 _PANELS = {
     "train": ("training loss", _train),
     "validation": ("validation loss", _validation),
-    "decoder_validation": ("gene decoder,\nvalidation", _decoder),
+    "decoder_validation": (
+        "gene decoder,\nvalidation", lambda axes, log: _line(axes, log.get("decoder_validation"), _VALIDATION)
+    ),
     "rate": ("learning rate", _rates),
     "sets_per_second": ("sets a second", _throughput),
-}
+}  # fmt: skip

@@ -1,7 +1,4 @@
-"""The model of a run: from scratch, from published weights or from an earlier run; and its training.
-
-A training is begun or taken up again, also where only its end is missing.
-"""
+"""The model of a run: from scratch, from published weights or from an earlier run; and its training, or its rest."""
 
 from __future__ import annotations
 
@@ -55,11 +52,9 @@ def build_model(run: TahoeRun, data: RunData) -> TahoeST:
 def _model_options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
     """Return what the run says about the model; the rest is left to the package's defaults."""
     options = run.model.arguments(TahoeST.__init__)
-    network = options["network"]
-    decoder = network.get("gene_decoder")
-    if isinstance(decoder, dict) and "n_genes" not in decoder:
-        network = {**network, "gene_decoder": {**decoder, "n_genes": n_genes}}
-    options |= {"network": network, "objective": non_default(options["objective"])}
+    if (decoder := options["network"].get("gene_decoder")) is not None:
+        options["network"] = options["network"] | {"gene_decoder": {"n_genes": n_genes, **decoder}}
+    options["objective"] = non_default(options["objective"])
     return {name: value for name, value in options.items() if value not in (None, {})}
 
 
@@ -80,8 +75,7 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
 
     Updates ``best.ckpt``, ``last.ckpt``, ``metrics.csv`` and ``training.json`` in the folder.
     """
-    start, record = time.perf_counter(), folder / TRAINING
-    last = folder / LAST
+    start, record, last = time.perf_counter(), folder / TRAINING, folder / LAST
     before = read_json(record)["seconds"] if record.exists() else 0.0
     found: dict[str, Any] = {}
     try:
@@ -100,26 +94,22 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
 
 def _arguments(run: TahoeRun) -> dict[str, Any]:
     """Return the arguments of ``train`` that a run file gives."""
-    train = run.train
-    return train.arguments(TahoeST.train) | {
-        "seed": run.seed, "plan_kwargs": train.plan, "accelerator": train.accelerator,
-        "accumulate_grad_batches": train.accumulate,
-    }  # fmt: skip
+    other = {"accelerator": run.train.accelerator, "accumulate_grad_batches": run.train.accumulate}
+    return run.train.arguments(TahoeST.train) | {"seed": run.seed, "plan_kwargs": run.train.plan} | other
 
 
 def _loggers(run: TahoeRun, folder: Path) -> list[Logger] | str:
     """Return the loggers in addition to the CSV; those that are offline write into the folder."""
     from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
-    offline = run.train.offline
+    name, offline = run.name, run.train.offline
     # the server that MLFLOW_TRACKING_URI names is asked only if the run may use a network
     place: dict[str, Any] = {"tracking_uri": f"sqlite:///{folder / 'mlflow.db'}"} if offline else {}
+    wandb: dict[str, Any] = {"project": "scvi-tahoe", "save_dir": folder, "offline": offline}
     makers = {
-        "wandb": lambda: WandbLogger(
-            name=run.name, project="scvi-tahoe", save_dir=folder, offline=offline, config=run.to_dict()
-        ),
+        "wandb": lambda: WandbLogger(name=name, config=run.to_dict(), **wandb),
         "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
-        "mlflow": lambda: MLFlowLogger(experiment_name="scvi-tahoe", run_name=run.name, **place),
+        "mlflow": lambda: MLFlowLogger(experiment_name="scvi-tahoe", run_name=name, **place),
     }
     return [makers[name]() for name in run.train.loggers] or "csv"
 

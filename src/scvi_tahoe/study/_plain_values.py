@@ -10,6 +10,7 @@ import collections.abc
 import inspect
 import types
 import typing
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -17,7 +18,7 @@ from scvi_tahoe import data, nn, response, training
 from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 T = TypeVar("T")
 
@@ -120,9 +121,8 @@ def typed(cls: type, values: object, where: str = "") -> dict[str, Any]:
     known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
-            raise ValueError(
-                f"{place} has no key {key!r}{nearest_names(str(key), known, n=1)}. It takes {', '.join(known)}."
-            )
+            near = nearest_names(str(key), known, n=1)
+            raise ValueError(f"{place} has no key {key!r}{near}. It takes {', '.join(known)}.")
     hints = get_type_hints(cls)
     return {key: _converted(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()}
 
@@ -138,33 +138,44 @@ def plain(value: Any) -> Any:
     return value
 
 
+def differences(configs: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the dotted keys whose value is not the same in all configurations, with all values in order."""
+    flat = [_flattened(config) for config in configs]
+    rows = {key: [values.get(key) for values in flat] for values in flat for key in values}
+    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:
     options = _options(hint)
-    for option in options:
-        if is_dataclass(option) and isinstance(value, dict):
-            return build(option, value, where)  # type: ignore[arg-type]
+    if isinstance(value, dict) and (kinds := [option for option in options if is_dataclass(option)]):
+        return build(kinds[0], value, where)  # type: ignore[arg-type]
     for option in options:
         if get_origin(option) is dict and isinstance(value, dict):
             return {str(k): _converted(v, get_args(option)[1], f"{where}.{k}") for k, v in value.items()}
         if _fits(value, option):
             return tuple(value) if get_origin(option) is tuple else value
-    number = _number(value)
-    if number is not None and float in options:
-        return number
-    if number is not None and int in options and number == int(number):
-        return int(number)
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+            if float in options or (int in options and number == int(number)):
+                return number if float in options else int(number)
     raise ValueError(f"{where} is {value!r}; allowed is {' or '.join(map(_named, options))}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any:
-        return True
-    if hint is type(None):
-        return value is None
+    if hint in (Any, type(None)):
+        return hint is Any or value is None
     origin = get_origin(hint)
     if origin is Literal:
         return any(value == allowed and type(value) is type(allowed) for allowed in get_args(hint))
@@ -172,15 +183,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     kind = origin or hint
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
 
 
 def _named(hint: Any) -> str:

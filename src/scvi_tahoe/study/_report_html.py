@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scvi_tahoe.study._files import read_json, read_mapping
 from scvi_tahoe.study._finding import LEVELS
 from scvi_tahoe.study._log_diagnosis import diagnose
+from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_folder import CONFIG, FIGURES, PROVENANCE, REPORT
 from scvi_tahoe.study._scores import SCORED
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from scvi_tahoe.study._training_log import TrainingLog
 
 _HIDDEN_KEYS = ("name", "data.sha256", "start.source")
+_NOTE = (
+    "DES and PDS: higher is better. MAE: lower is better. Baseline: the mean of the training perturbations. "
+    "Replicate: half of the observed cells as a prediction of the other half."
+)
+_NOTE_ON_PUBLISHED = " Published numbers are of other cells and of an earlier release of the evaluator."
 
 
 def report_html(result: StudyResult, logs: Mapping[str, TrainingLog]) -> str:
@@ -37,11 +43,9 @@ def report_html(result: StudyResult, logs: Mapping[str, TrainingLog]) -> str:
     ]
     title = escape(result.config.title or result.config.name)
     style = (files("scvi_tahoe.study") / "report.css").read_text("utf-8")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    view = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f"<head>{view}<title>{title}</title><style>{style}</style></head>"
+    return f'<!doctype html>\n<html lang="en">{head}<body><main>{"".join(parts)}</main></body></html>\n'
 
 
 def _section(title: str, body: str) -> str:
@@ -67,14 +71,8 @@ def _scores(result: StudyResult) -> str:
     head = ["round", *(names.get(c, c) for c in columns), *(c.replace("published_", "published ") for c in published)]
     rows = [[str(name), *(_cell(c, row[c]) for c in [*columns, *published])] for name, row in table.iterrows()]
     rows += _reference_rows(result, columns, len(published))
-    note = (
-        "<p>DES and PDS: higher is better. MAE: lower is better. Baseline: the mean of the training perturbations. "
-        "Replicate: half of the observed cells as a prediction of the other half. "
-        + ("Published numbers are of other cells and of an earlier release of the evaluator." if published else "")
-        + "</p>"
-    )
     figure = _image(result.folder / "scores.png", "Scores of all rounds between baseline and replicate")
-    return _table(head, rows) + figure + note
+    return f"{_table(head, rows)}{figure}<p>{_NOTE}{_NOTE_ON_PUBLISHED if published else ''}</p>"
 
 
 def _reference_rows(result: StudyResult, columns: list[str], n_published: int) -> list[list[str]]:
@@ -106,9 +104,9 @@ def _rounds(result: StudyResult) -> str:
         folder = result.folder / one.name
         report = (folder / REPORT).read_text() if (folder / REPORT).exists() else ""
         figure = _image(folder / FIGURES / "deltas.png", f"Predicted against observed change, {one.name}")
-        start = f"from {one.source}, {one.start.get('checkpoint', 'best')}" if one.source else "from scratch"
+        about = f"<p>{escape(one.title)}<br><small>{escape(one.origin)}</small></p>"
         cards.append(
-            f"<article><h3>{escape(one.name)}</h3><p>{escape(one.title)}<br><small>{escape(start)}</small></p>{figure}"
+            f"<article><h3>{escape(one.name)}</h3>{about}{figure}"
             f"<details><summary>Loading report</summary><pre>{escape(report)}</pre></details></article>"
         )
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -117,49 +115,47 @@ def _rounds(result: StudyResult) -> str:
 def _guards(result: StudyResult) -> str:
     checks = {name: run.scores.checks for name, run in result.runs.items() if run.scores is not None}
     items = [
-        _item(row["status"], f"{name}, {check}", str(row["message"]))
+        (row["status"], f"{name}, {check}", str(row["message"]))
         for name, table in checks.items()
         for check, row in table[table["status"].isin(["warning", "error"])].iterrows()
     ]
-    return f'<ul class="findings">{"".join(items)}</ul>' if items else "<p>None.</p>"
+    return _list(items) if items else "<p>None.</p>"
 
 
 def _findings(logs: Mapping[str, TrainingLog]) -> str:
     items = []
     for diagnosis in diagnose(list(logs.values())):
         ordered = sorted(diagnosis.findings, key=lambda f: LEVELS.index(f.level))
-        listed = "".join(_item(f.level, f.where, f.message) for f in ordered)
         n = sum(f.level != "note" for f in ordered)
         summary = f"{escape(diagnosis.log.name)}: {n} warning{'s' * (n != 1)}, {len(ordered) - n} notes"
         shown = " open" if any(f.level == "error" for f in ordered) else ""
-        items.append(f'<details{shown}><summary>{summary}</summary><ul class="findings">{listed}</ul></details>')
+        listed = _list((f.level, f.where, f.message) for f in ordered)
+        items.append(f"<details{shown}><summary>{summary}</summary>{listed}</details>")
     return "".join(items)
 
 
-def _item(level: str, where: str, message: str) -> str:
-    return f'<li class="{escape(level)}"><b>{escape(where)}</b>: {escape(message)}</li>'
+def _list(items: Iterable[tuple[str, str, str]]) -> str:
+    """Return levels, places and messages as a list."""
+    lines = (f'<li class="{escape(level)}"><b>{escape(a)}</b>: {escape(text)}</li>' for level, a, text in items)
+    return f'<ul class="findings">{"".join(lines)}</ul>'
 
 
 def _configs(result: StudyResult) -> str:
     configs = {name: read_mapping(run.folder / CONFIG) for name, run in result.runs.items()}
-    found = {key: values for key, values in differences(configs).items() if key not in _HIDDEN_KEYS}
+    found = {key: values for key, values in differences(configs.values()).items() if key not in _HIDDEN_KEYS}
     texts = {list: lambda value: ", ".join(map(str, value)), type(None): lambda value: ""}
-    rows = [[key, *(texts.get(type(v), str)(v) for v in values)] for key, values in found.items()]
-    return _table(["key", *configs], rows)
+    return _table(["key", *configs], [[key, *(texts.get(type(v), str)(v) for v in found[key])] for key in found])
 
 
 def _origin(result: StudyResult) -> str:
-    first = read_json(next(iter(result.runs.values())).folder / PROVENANCE)
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    machine = ", ".join(f"{name} {value}" for name, value in first["machine"].items())
-    rows = []
-    for name, run in result.runs.items():
-        data = read_json(run.folder / PROVENANCE)["data"]
-        train = data["train"]
-        rows.append([name, f"{train['n_cells']:,}", f"{train['n_genes']:,}", str(data["n_perturbations"]),
-                     str(len(data["contexts"])), data["sha256"][:12]])  # fmt: skip
+    records = {name: read_json(run.folder / PROVENANCE) for name, run in result.runs.items()}
+    first, rows = next(iter(records.values())), []
+    for name, data in ((name, record["data"]) for name, record in records.items()):
+        sizes = (data["train"]["n_cells"], data["train"]["n_genes"], data["n_perturbations"], len(data["contexts"]))
+        rows.append([name, *(f"{size:,}" for size in sizes), data["sha256"][:12]])
     table = _table(["round", "cells", "genes", "perturbations", "contexts", "sha256"], rows)
-    return f"<p>{escape(versions)}</p><p>{escape(machine)}</p>{table}"
+    texts = (", ".join(f"{name} {value}" for name, value in first[part].items()) for part in ("versions", "machine"))
+    return "".join(f"<p>{escape(text)}</p>" for text in texts) + table
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -173,22 +169,3 @@ def _image(path: Path, alt: str) -> str:
         return ""
     content = base64.b64encode(path.read_bytes()).decode()
     return f'<div class="wide"><img alt="{escape(alt)}" src="data:image/png;base64,{content}"></div>'
-
-
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return the keys whose value is not the same in all runs, with the value of each run in order."""
-    flat = [_flattened(config) for config in configs.values()]
-    keys = dict.fromkeys(key for values in flat for key in values)
-    rows = {key: [values.get(key) for values in flat] for key in keys}
-    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe._names import nearest_names
@@ -20,6 +20,9 @@ from scvi_tahoe.study._files import read_mapping, write_mapping
 from scvi_tahoe.study._plain_values import Section, build, plain, section, typed
 from scvi_tahoe.training import PlanConfig
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
 LOGGERS = ("mlflow", "tensorboard", "wandb")
 #: options of the optimisation that are not in ``train.plan``
 PLAN_ELSEWHERE = ("max_steps", "lr", "recipe", "freeze_backbone", "seed")
@@ -27,9 +30,7 @@ PLAN_ELSEWHERE = ("max_steps", "lr", "recipe", "freeze_backbone", "seed")
 _MADE_EMBEDDING = "X_components"
 
 _Dataset = Literal["papalexi_few_shot", "papalexi_thp1", "norman_k562", "simulated"]
-_PRECISIONS = (
-    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64",
-)  # fmt: skip
+_PRECISIONS = tuple("auto 32-true bf16-mixed 16-mixed bf16-true 16-true 64-true 32 bf16 16 64".split())
 _DIMENSIONS = ("hidden", "n_layers", "intermediate", "n_heads")
 
 
@@ -104,11 +105,7 @@ class StartConfig(Section):
     source: str | None = None
 
     def __post_init__(self) -> None:
-        for name in self.accept:
-            if name not in DECISIONS:
-                raise ValueError(
-                    f"start.accept names the unknown decision {name!r}{nearest_names(name, list(DECISIONS), n=1)}."
-                )
+        _verify_known("start.accept names the unknown decision", self.accept, DECISIONS)
         if self.source is None and (self.checkpoint or self.accept or self.attention):
             raise ValueError("start.source is missing, and start names a checkpoint, attention or decisions for it.")
 
@@ -178,17 +175,10 @@ class TrainConfig(Section):
         )  # fmt: skip
         if str(self.precision) not in _PRECISIONS:
             raise ValueError(f"train.precision is {self.precision!r}; it is one of {', '.join(_PRECISIONS)}.")
-        for name in self.loggers:
-            if name not in LOGGERS:
-                near = nearest_names(name, LOGGERS, n=1)
-                raise ValueError(f"train.loggers names the unknown {name!r}{near}. It takes {LOGGERS}.")
+        _verify_known("train.loggers names the unknown", self.loggers, LOGGERS)
         if twice := sorted(set(self.plan) & set(PLAN_ELSEWHERE)):
             raise ValueError(f"train.plan repeats {twice}, which belong to train (and seed to the run).")
-        known = sorted({f.name for f in fields(PlanConfig)} - set(PLAN_ELSEWHERE))
-        for name in self.plan:
-            if name not in known:
-                near = nearest_names(name, known, n=1)
-                raise ValueError(f"train.plan has no key {name!r}{near}. It takes {known}.")
+        _verify_known("train.plan has no key", self.plan, {f.name for f in fields(PlanConfig)} - set(PLAN_ELSEWHERE))
         object.__setattr__(self, "plan", typed(PlanConfig, self.plan, "train.plan"))
         step = self.freeze_backbone
         if self.max_steps is None and step is not None and not isinstance(step, bool):
@@ -259,11 +249,10 @@ class TahoeRun:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more.")
         _ = self.chosen_split
-        if self.model.representation != "expression" and self.data.embedding_key is None:
-            raise ValueError(
-                f"model.representation is {self.model.representation!r} and the data have no cell embedding; give "
-                "data.cell_embedding_key, or data.cell_embedding_components to have one made."
-            )
+        kind = self.model.representation
+        if kind != "expression" and self.data.embedding_key is None:
+            raise ValueError(f"model.representation is {kind!r} and the data have no cell embedding; give data."
+                             "cell_embedding_key, or data.cell_embedding_components to have one made.")  # fmt: skip
 
     @property
     def chosen_split(self) -> Split | None:
@@ -299,14 +288,11 @@ class TahoeRun:
         path = Path(path)
         run = cls.from_dict(read_mapping(path))
 
-        def absolute(text: str | None) -> str | None:
-            place = None if text is None else path.parent / Path(text).expanduser()
-            return str(place.resolve()) if place is not None and place.exists() else text
+        def absolute(part: Section, *names: str) -> Any:
+            given = {name: path.parent / Path(text).expanduser() for name in names if (text := getattr(part, name))}
+            return part.replaced(**{name: str(place.resolve()) for name, place in given.items() if place.exists()})
 
-        data = run.data.replaced(path=absolute(run.data.path), held_out=absolute(run.data.held_out))
-        start = run.start.replaced(
-            source=absolute(run.start.source), backbone_from=absolute(run.start.backbone_from)
-        )  # fmt: skip
+        data, start = absolute(run.data, "path", "held_out"), absolute(run.start, "source", "backbone_from")
         return replace(run, data=data, start=start)
 
     def to_yaml(self, path: str | Path) -> None:
@@ -317,11 +303,17 @@ class TahoeRun:
 def _network(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Check options of the network, each of its kind; the decoder's number of genes is that of the data."""
     options = typed(NetworkConfig, {k: v for k, v in values.items() if k != "gene_decoder"}, where)
-    if "gene_decoder" in values:
-        decoder = values["gene_decoder"]
-        known = None if decoder is None else plain(typed(GeneDecoderConfig, decoder, f"{where}.gene_decoder"))
-        options["gene_decoder"] = known
-    return options
+    decoder = values.get("gene_decoder")
+    if decoder is not None:
+        decoder = plain(typed(GeneDecoderConfig, decoder, f"{where}.gene_decoder"))
+    return options | ({"gene_decoder": decoder} if "gene_decoder" in values else {})
+
+
+def _verify_known(problem: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = nearest_names(name, list(known), n=1)
+            raise ValueError(f"{problem} {name!r}{near}. It takes {', '.join(sorted(known))}.")
 
 
 def _verify_at_least_one(where: str, **values: int | None) -> None:

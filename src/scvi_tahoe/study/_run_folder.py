@@ -17,6 +17,7 @@ from scvi_tahoe.files import read_torch, remove_partial
 from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.pretrained import licence_notice, model_card
 from scvi_tahoe.study._files import read_mapping
+from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
@@ -28,15 +29,9 @@ if TYPE_CHECKING:
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import DataConfig
 
-CONFIG = "config.yaml"
-PROVENANCE = "provenance.json"
-METRICS = "metrics.csv"
-BEST, LAST = "best.ckpt", "last.ckpt"
-MODEL = "model"
-REPORT = "loading_report.txt"
-PREDICTION = "prediction.h5ad"
-SCORES = "scores"
-FIGURES = "figures"
+CONFIG, PROVENANCE, METRICS, REPORT = "config.yaml", "provenance.json", "metrics.csv", "loading_report.txt"
+BEST, LAST, MODEL = "best.ckpt", "last.ckpt", "model"
+PREDICTION, SCORES, FIGURES = "prediction.h5ad", "scores", "figures"
 #: written last: the run is complete
 RESULT = "result.json"
 
@@ -61,10 +56,9 @@ def claim_folder(folder: Path, run: TahoeRun) -> None:
         before = read_mapping(known)
         with suppress(ValueError):  # the defaults of options that the release that wrote it did not have
             before = TahoeRun.from_dict(before).to_dict()
-        if different := _differences(before, run.to_dict()):
-            raise ValueError(
-                f"{folder} holds a run with another configuration ({'; '.join(different[:3])}); give another folder."
-            )
+        if found := differences([before, run.to_dict()]):
+            different = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in list(found.items())[:3])
+            raise ValueError(f"{folder} holds a run with another configuration ({different}); give another folder.")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files that are not of a run; give a new or empty folder.")
     try:
@@ -74,13 +68,6 @@ def claim_folder(folder: Path, run: TahoeRun) -> None:
     remove_partial(folder, recursive=True)
     if not known.exists():
         run.to_yaml(known)
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = dict.fromkeys([*old, *new])
-        return [d for n in names for d in _differences(old.get(n), new.get(n), f"{where}.{n}".lstrip("."))]
-    return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
@@ -126,12 +113,11 @@ def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
 
 def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
     columns = [key for key in (config.perturbation_key, config.context_key) if key is not None]
-    labels = [adata.obs[key].astype(str).to_numpy() for key in columns]
     found = {
         "n_cells": int(adata.n_obs),
         "n_genes": int(adata.n_vars),
         "genes": _hash("\n".join(map(str, adata.var_names)).encode()),
-        "labels": _hash(*("\n".join(column).encode() for column in labels)),
+        "labels": _hash(*("\n".join(adata.obs[key].astype(str)).encode() for key in columns)),
         "expression": _hash(*_bytes(adata.X if config.layer is None else adata.layers[config.layer])),
     }
     key = config.embedding_key
@@ -139,14 +125,13 @@ def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
 
 
 def _bytes(matrix: Any) -> list[bytes | memoryview]:
-    if sp.issparse(matrix):
-        rows = matrix.tocsr()
-        rows.sort_indices()
-        # dtypes of indices depend on how a file was written, values and places do not
-        parts = [rows.data.astype(np.float32), rows.indices.astype(np.int64), rows.indptr.astype(np.int64)]
-    else:
-        parts = [np.ascontiguousarray(matrix[:], dtype=np.float32)]
-    return [np.ascontiguousarray(part).view(np.uint8).data for part in parts]
+    if not sp.issparse(matrix):
+        return [np.ascontiguousarray(matrix[:], dtype=np.float32).view(np.uint8).data]
+    rows = matrix.tocsr()
+    rows.sort_indices()
+    # dtypes of indices depend on how a file was written, values and places do not
+    parts = (rows.data.astype(np.float32), rows.indices.astype(np.int64), rows.indptr.astype(np.int64))
+    return [part.view(np.uint8).data for part in parts]
 
 
 def _hash(*parts: bytes | memoryview) -> str:
@@ -162,17 +147,10 @@ def provenance(run: TahoeRun, found: dict[str, Any]) -> dict[str, Any]:
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    return {
-        "seed": run.seed,
-        "versions": versions,
-        "machine": {
-            "processor": platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-            # sums over several threads are rounded otherwise than over one
-            "threads": torch.get_num_threads(),
-        },
-        "data": found,
-    }
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    # sums over several threads are rounded otherwise than over one
+    machine = {"processor": platform.machine(), "device": device, "threads": torch.get_num_threads()}
+    return {"seed": run.seed, "versions": versions, "machine": machine, "data": found}
 
 
 _RUN = """
@@ -189,8 +167,8 @@ what became of every pretrained tensor, `provenance.json` names releases and dat
 
 def run_card(run: TahoeRun, model: TahoeST, found: dict[str, Any]) -> str:
     """Return the text of ``README.md`` in a run's folder."""
-    weights = pretrained_of(model)
-    trained, data = model.training_config_ or {}, found["train"]
+    weights, trained, data = pretrained_of(model), model.training_config_ or {}, found["train"]
+    step, value = map(trained.get, ("best_step", "best_value"))
     facts = {
         "name": run.name,
         "representation": run.model.representation,
@@ -198,8 +176,7 @@ def run_card(run: TahoeRun, model: TahoeST, found: dict[str, Any]) -> str:
         "trained on": f"{data['n_cells']:,} cells of {data['n_genes']:,} genes, {found['n_perturbations']} "
         f"perturbations, {len(found['contexts'])} contexts (sha256 {found['sha256'][:12]})",
         "started from": run.start.source or "scratch",
-        "best step": f"{trained.get('best_step')} of {run.train.max_steps}, {run.train.monitor} "
-        f"{trained.get('best_value')}",
+        "best step": f"{step} of {run.train.max_steps}, {run.train.monitor} {value}",
         "seed": str(run.seed),
     }
     text = model_card(weights) + _RUN.format(rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()))

@@ -26,20 +26,9 @@ SCORED = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """What a study left.
+    """What a study left in its folder: ``runs`` by the name of their round, and ``table``, a row per scored round.
 
-    Attributes
-    ----------
-    folder
-        Its folder.
-    config
-        The study.
-    runs
-        What each round left, by name.
-    table
-        One row a scored round.
-    lesson
-        Whether the scores are in the order that the study expects.
+    ``lesson`` says whether the scores are in the order that the study expects.
     """
 
     folder: Path
@@ -78,10 +67,7 @@ def score_table(config: StudyConfig, runs: Mapping[str, RunResult]) -> pd.DataFr
 
 
 def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
-    """Draw one panel per score and one row per scored round, with lines at the baseline and at a replicate experiment.
-
-    None if no round has scores.
-    """
+    """Draw a panel per score, a row per round, and lines at the baseline and a replicate; None without scores."""
     scores = {name: run.scores for name, run in runs.items() if run.scores is not None}
     if not scores:
         return None
@@ -105,9 +91,7 @@ def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
             year = next(s.vcc for s in scores.values() if s.vcc is not None).get("year")
             bars = [overall.get(name, 0.0) for name in scores]
             panels[-1].barh(list(places), bars, color=PREDICTED, height=0.6)
-            for place, value in zip(places, bars, strict=True):
-                panels[-1].annotate(f"{value:.1f}", (value, place), xytext=(3, 0), textcoords="offset points",
-                                    va="center", fontsize=7)  # fmt: skip
+            panels[-1].bar_label(panels[-1].containers[0], fmt="%.1f", padding=3, fontsize=7)
             panels[-1].margins(x=0.2)
             panels[-1].set_title("overall" if year is None else f"overall ({year})")
         panels[0].set_yticks(list(places), list(scores))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LOG = logging.getLogger(__name__)
-STUDY, TABLE, CURVES, SCORES, HTML = "study.yaml", "scores.csv", "curves.png", "scores.png", "report.html"
+STUDY = "study.yaml"
 
 
 def run_study(
@@ -49,8 +49,7 @@ def run_study(
 
     Returns
     -------
-    :class:`StudyResult`. The folder holds one folder a round, ``scores.csv``, ``curves.png``, ``scores.png`` and
-    ``report.html``.
+    The folder holds one folder a round, ``scores.csv``, ``curves.png``, ``scores.png`` and ``report.html``.
 
     Raises
     ------
@@ -59,7 +58,7 @@ def run_study(
     FileNotFoundError
         If there is no such study.
     """
-    config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
+    config = merged(studies)
     folder = (Path("studies") / config.name if folder is None else Path(folder)).resolve()
     _verify_cells(config, folder)
     _claim_folder(folder, config)
@@ -71,21 +70,15 @@ def run_study(
         result = finetune(
             config.run(one, folder), folder / one.name, progress=progress, truth_cache=folder / ".truth", report=report
         )
-        best, vcc = result.best_value, None if result.scores is None else result.scores.vcc
-        line = f"{one.name}: {result.seconds['total']:.0f} s"
-        line += "" if best is None else f", best validation {best:.4g} at step {result.best_step}"
+        vcc, line = result.vcc, f"{one.name}: {result.seconds['total']:.0f} s"
+        if result.best_value is not None:
+            line += f", best validation {result.best_value:.4g} at step {result.best_step}"
         report(line + ("" if vcc is None else f", {overall_title(vcc)} {vcc['overall']:.1f}"))
     return _conclude(folder, config)
 
 
 def read_study(folder: str | Path) -> StudyResult:
-    """Read a study whose rounds are finished, and write its table, figures and report anew.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no study, or a round is missing.
-    """
+    """Read a study, all of whose rounds must be finished, and write its table, figures and report anew."""
     folder = Path(folder).resolve()
     if not (folder / STUDY).is_file():
         raise FileNotFoundError(f"{folder} holds no study (no {STUDY}).")
@@ -94,22 +87,20 @@ def read_study(folder: str | Path) -> StudyResult:
 
 def _verify_cells(config: StudyConfig, folder: Path) -> None:
     """Read the cells of all rounds to run, so that errors of the last are reported before the first one starts."""
-    verified = []
-    for one in config.rounds:
-        run = config.run(one, folder)
-        if not (folder / one.name / RESULT).exists() and (run.data, run.split) not in verified:
+    runs = [config.run(one, folder) for one in config.rounds if not (folder / one.name / RESULT).exists()]
+    for i, run in enumerate(runs):
+        if (run.data, run.split) not in [(before.data, before.split) for before in runs[:i]]:
             try:
                 load_data(run)
             except (KeyError, ValueError, FileNotFoundError) as error:
-                raise type(error)(f"round {one.name!r}: {error.args[0]}") from None
-            verified.append((run.data, run.split))
+                raise type(error)(f"round {run.name!r}: {error.args[0]}") from None
 
 
 def _claim_folder(folder: Path, config: StudyConfig) -> None:
     known = folder / STUDY
+    if known.exists() and _spelled_out(StudyConfig.from_yaml(known)) != _spelled_out(config):
+        raise ValueError(f"{folder} holds a study that differs from this one ({STUDY}); give another folder.")
     if known.exists():
-        if _spelled_out(StudyConfig.from_yaml(known)) != _spelled_out(config):
-            raise ValueError(f"{folder} holds a study that differs from this one ({STUDY}); give another folder.")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something that is not a study; give a new or empty folder.")
@@ -128,27 +119,26 @@ def _conclude(folder: Path, config: StudyConfig) -> StudyResult:
     table = score_table(config, runs)
     overall = {str(k): float(v) for k, v in table["overall"].dropna().items()} if "overall" in table else {}
     logs = {name: read_training_log(folder / name / METRICS) for name in runs}
-    with atomic_write(folder / TABLE) as partial:
+    with atomic_write(folder / "scores.csv") as partial:
         table.to_csv(partial)
-    for name, figure in {CURVES: logs_figure(list(logs.values())), SCORES: score_figure(runs)}.items():
-        if figure is not None:
-            save_figure(figure, folder / name)
+    save_figure(logs_figure(list(logs.values())), folder / "curves.png")
+    if (figure := score_figure(runs)) is not None:
+        save_figure(figure, folder / "scores.png")
     result = StudyResult(folder=folder, config=config, runs=runs, table=table, lesson=judge(config.lesson, overall))
-    atomic_write_text(folder / HTML, report_html(result, logs))
+    atomic_write_text(folder / "report.html", report_html(result, logs))
     return result
 
 
 def rounds_text(*studies: StudyConfig | str | Path) -> str:
     """Return the rounds of a study, one a line."""
-    config = merged([s if isinstance(s, StudyConfig) else StudyConfig.from_yaml(s) for s in studies])
+    config = merged(studies)
     lines = [f"{config.title or config.name}: {len(config.rounds)} rounds"]
     for one in config.rounds:
         run = config.run(one, Path())
         sizes = (run.train.max_steps, run.train.batch_size, run.model.set_size)
         steps, sets, cells = ("the usual" if n is None else f"{n:,}" for n in sizes)
-        start = f"from {one.source}, {one.start.get('checkpoint', 'best')}" if one.source else "from scratch"
         lines.append(
-            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {run.model.representation}, {start}: "
+            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {run.model.representation}, {one.origin}: "
             f"{one.title}"
         )
     return "\n".join([*lines, "Nothing was written."])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Studies that come with the package.
 SHIPPED = ("case_study", "recommended")
 _FEWEST_CELLS, _NARROWEST = 16, 16
-_SECTIONS = ("data", "start", "model", "train", "score")
+_SECTIONS = ("data", "model", "train", "score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,11 @@ class RoundConfig:
     def source(self) -> str | None:
         """Name of the round it starts from."""
         return self.start.get("round")
+
+    @property
+    def origin(self) -> str:
+        """Where its weights come from, for people."""
+        return f"from {self.source}, {self.start.get('checkpoint', 'best')}" if self.source else "from scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +113,8 @@ class StudyConfig:
         for one in rounds:
             if one.name in seen:
                 raise ValueError(f"the study has two rounds named {one.name!r}.")
-            if one.source is not None and one.source not in seen:
-                near = nearest_names(one.source, seen, n=1)
+            if one.source not in (None, *seen):
+                near = nearest_names(str(one.source), seen, n=1)
                 raise ValueError(f"round {one.name!r} starts from {one.source!r}, which is no earlier round{near}.")
             seen.append(one.name)
             self.run(one, Path())
@@ -127,13 +132,12 @@ class StudyConfig:
         """
         parts: dict[str, Any] = {"name": one.name, "seed": self.seed if one.seed is None else one.seed}
         for section in _SECTIONS:
-            shared = {} if section == "start" else getattr(self, section)
-            own = dict(getattr(one, section))
+            own = getattr(one, section)
             # another source of cells replaces all of the shared section: labels of one screen mean nothing in another
-            parts[section] = own if section == "data" and {"path", "dataset"} & set(own) else _combined(shared, own)
-        if one.source is not None:
-            start = {k: v for k, v in parts["start"].items() if k != "round"}
-            parts["start"] = start | {"source": str(folder / one.source)}
+            replaced = section == "data" and {"path", "dataset"} & set(own)
+            parts[section] = own if replaced else _combined(getattr(self, section), own)
+        source = {} if one.source is None else {"source": str(folder / one.source)}
+        parts["start"] = {name: value for name, value in one.start.items() if name != "round"} | source
         parts["split"] = one.split or (self.split if "dataset" not in one.data else None)
         if one.role == "pretraining":
             parts["score"] = {"preset": None}
@@ -157,14 +161,13 @@ class StudyConfig:
         ValueError
             If a key is unknown (the message names the nearest known one) or a value is out of range.
         """
-        if str(path) in SHIPPED and not Path(path).exists():
-            with as_file(files("scvi_tahoe.study") / "studies" / f"{path}.yaml") as shipped:
-                return build(cls, read_mapping(shipped))
-        path = Path(path)
-        if not path.is_file():
+        if Path(path).is_file():
+            return build(cls, _anchored(read_mapping(Path(path)), Path(path).parent))
+        if str(path) not in SHIPPED or Path(path).exists():
             known = ", ".join(SHIPPED)
             raise FileNotFoundError(f"there is no file {path}, and no shipped study of that name ({known}).")
-        return build(cls, _anchored(read_mapping(path), path.parent))
+        with as_file(files("scvi_tahoe.study") / "studies" / f"{path}.yaml") as shipped:
+            return build(cls, read_mapping(shipped))
 
 
 def _combined(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -187,29 +190,25 @@ def _anchored(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     return content
 
 
-def merged(studies: list[StudyConfig]) -> StudyConfig:
-    """Put several studies together; rounds of the same name must be the same."""
+def merged(given: Sequence[StudyConfig | str | Path]) -> StudyConfig:
+    """Put several studies, or those in files, together; rounds of the same name must be the same."""
+    studies = [one if isinstance(one, StudyConfig) else StudyConfig.from_yaml(one) for one in given]
     if not studies:
         raise ValueError("there is no study to run.")
-    first, *others = studies
-    if not others:
-        return first
+    if len(studies) == 1:
+        return studies[0]
+    runs: dict[str, dict[str, Any]] = {}
     rounds: dict[str, RoundConfig] = {}
-    made: dict[str, dict[str, Any]] = {}
-    for study in studies:
-        for one in study.rounds:
-            run = study.run(one, Path()).to_dict()
-            if one.name in made and made[one.name] != run:
-                raise ValueError(f"round {one.name!r} is not the same in all studies; give one of them another name.")
-            if one.name not in made:
-                # spelled out, since the shared sections differ
-                sections = {section: run[section] for section in _SECTIONS if section != "start"}
-                spelled = {**plain(one), **sections, "split": run["split"], "seed": run["seed"]}
-                rounds[one.name] = build(RoundConfig, spelled)
-            made[one.name] = run
+    for study, one in ((s, one) for s in studies for one in s.rounds):
+        run = study.run(one, Path()).to_dict()
+        if runs.setdefault(one.name, run) != run:
+            raise ValueError(f"round {one.name!r} is not the same in all studies; give one of them another name.")
+        # spelled out, since the shared sections differ
+        spelled = {name: run[name] for name in (*_SECTIONS, "split", "seed")}
+        rounds.setdefault(one.name, build(RoundConfig, plain(one) | spelled))
     return StudyConfig(
         name="-".join(study.name for study in studies), title=" and ".join(s.title or s.name for s in studies),
-        text="\n".join(study.text for study in studies if study.text), scale=1.0, seed=first.seed,
+        text="\n".join(study.text for study in studies if study.text), seed=studies[0].seed,
         lesson=[group for study in studies for group in study.lesson], rounds=list(rounds.values()),
     )  # fmt: skip
 
@@ -224,27 +223,23 @@ def scaled(run: TahoeRun, scale: float) -> TahoeRun:
     """
     if scale == 1:
         return run
-    train, set_size = run.train, run.model.set_size
-    between = None if train.validate_every is None else max(1, round(train.validate_every * scale))
-    kept = None if train.save_steps is None else max(1, round(train.save_steps * scale))
+
+    def times(size: int | None, least: int = 1) -> int | None:
+        return None if size is None else max(least, round(size * scale))
+
+    train, network = run.train, run.model.network
+    between, kept = times(train.validate_every), times(train.save_steps)
     if kept is not None and between is not None:  # checkpoints are kept at validations
         kept = max(1, round(kept / between)) * between
-    network = run.model.network
     if hidden := (network.get("gene_decoder") or {}).get("hidden"):
-        narrower = [max(_NARROWEST, round(width * scale)) for width in hidden]
+        narrower = [times(width, _NARROWEST) for width in hidden]
         network = network | {"gene_decoder": network["gene_decoder"] | {"hidden": narrower}}
+    lr = None if train.lr is None else float(f"{train.lr / scale:.3g}")
     return replace(
         run,
-        model=run.model.replaced(
-            set_size=None if set_size is None else max(_FEWEST_CELLS, round(set_size * scale)), network=network
-        ),
-        train=train.replaced(
-            max_steps=None if train.max_steps is None else max(1, round(train.max_steps * scale)),
-            validate_every=between,
-            save_steps=kept,
-            lr=None if train.lr is None else float(f"{train.lr / scale:.3g}"),
-        ),
-    )  # fmt: skip
+        model=run.model.replaced(set_size=times(run.model.set_size, _FEWEST_CELLS), network=network),
+        train=train.replaced(max_steps=times(train.max_steps), validate_every=between, save_steps=kept, lr=lr),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,18 +266,10 @@ def group_of(entry: Any) -> Group:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Expected order of scores, and what was found.
+    """Expected order of scores (``groups``, the lowest first), and what was found.
 
-    Attributes
-    ----------
-    groups
-        Names of rounds, the group with the lowest expected scores first.
-    exceptions
-        One sentence for each expectation that the scores contradict.
-    unknown
-        Rounds without a score.
-    met
-        Pairs of groups whose scores are as expected.
+    ``exceptions`` has one sentence for each expectation that the scores contradict, ``met`` the pairs of groups whose
+    scores are as expected, ``unknown`` the rounds without a score.
     """
 
     groups: tuple[Group, ...]

@@ -22,21 +22,16 @@ _COLUMNS = {
     "flops": ("flops_per_batch",),
     "epoch": ("epoch",),
 }
+_LOSSES = ["train_loss", "val_loss", "validation_loss"]
 _RATE = ("lr-", "lr/", "lr_", "learning_rate")
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingLog:
-    """A training log.
+    """The training log of a run.
 
     Attributes
     ----------
-    name
-        Name of the run.
-    path
-        The file.
-    origin
-        Who wrote it.
     series
         By our names (``train``, ``validation``, ``decoder_train``, ...): values by step, without gaps. Steps are those
         that the program itself speaks of: arc-state counts from 0, ours are steps done.
@@ -102,13 +97,12 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path} is not a table of metrics: {' '.join(str(error).split())[:160]}") from None
     numeric = table.apply(pd.to_numeric, errors="coerce")
-    if "step" not in numeric or not any(n in numeric for n in ("train_loss", "val_loss", "validation_loss")):
-        raise ValueError(
-            f"{path} is not a training log: a column 'step' and one of 'train_loss', 'val_loss', 'validation_loss' are "
-            f"expected; it has {list(table.columns[:8])}."
-        )
+    losses = numeric.columns.intersection(_LOSSES)
+    if "step" not in numeric or losses.empty:
+        known = ", ".join(map(repr, _LOSSES))
+        raise ValueError(f"{path} is not a training log: a column 'step' and one of {known} are expected; it has "
+                         f"{list(table.columns[:8])}.")  # fmt: skip
     numeric = numeric.dropna(subset=["step"])
-    losses = numeric.columns.intersection(["train_loss", "val_loss", "validation_loss"])
     if numeric[losses].isna().all(axis=None):
         raise ValueError(f"{path} holds no number in {', '.join(losses)}; it is an empty log, or none.")
     numeric.index = numeric.pop("step").astype(int)
@@ -135,26 +129,12 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
 
 
 def read_training_logs(path: str | Path, *, config: str | Path | None = None) -> list[TrainingLog]:
-    """Read one log, or all that lie in a folder of downloaded logs, in the order of their names.
+    """Read one log as :func:`read_training_log` does, or all in a folder of downloaded logs, by their names.
 
-    Parameters
-    ----------
-    path, config
-        See :func:`read_training_log`. In a folder with several ``*_metrics.csv``, every log is read with the
-        ``*_config.yaml`` of the same name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no log.
-    ValueError
-        If a file is no training log.
+    In a folder with several ``*_metrics.csv``, every log is read with the ``*_config.yaml`` of the same name.
     """
-    path = Path(path)
-    several = sorted(path.glob("*_metrics.csv")) if path.is_dir() else []
-    if not several:
-        return [read_training_log(path, config=config)]
-    return [read_training_log(file) for file in several]
+    several = sorted(Path(path).glob("*_metrics.csv"))
+    return [read_training_log(file) for file in several] or [read_training_log(path, config=config)]
 
 
 def _log_in(path: Path) -> Path:
@@ -169,12 +149,8 @@ def _log_in(path: Path) -> Path:
 def _config_of(path: Path) -> Path | None:
     """Find the configuration of a log: under the same name, next to it, or above it."""
     stem = path.name.removesuffix("_metrics.csv").split("_version_")[0]
-    candidates = [
-        path.with_name(f"{stem}_config.yaml"),
-        path.with_name("config.yaml"),
-        path.parent.parent / "config.yaml",
-    ]
-    return next((c for c in candidates if c.is_file()), None)
+    places = (path.with_name(f"{stem}_config.yaml"), path.with_name("config.yaml"), path.parent.parent / "config.yaml")
+    return next((place for place in places if place.is_file()), None)
 
 
 def _name(path: Path, config: dict[str, Any]) -> str:
@@ -186,8 +162,5 @@ def _name(path: Path, config: dict[str, Any]) -> str:
 
 
 def _series(table: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
-    for name in names:
-        if name in table:
-            column = table[name].dropna()
-            return column[~column.index.duplicated(keep="last")].sort_index()
-    return pd.Series(dtype=float)
+    column = next((table[name].dropna() for name in names if name in table), pd.Series(dtype=float))
+    return column[~column.index.duplicated(keep="last")].sort_index()

@@ -29,23 +29,15 @@ _MOST_CELLS, _MOST_CONTROLS = 512, 2048
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Everything that a fit reads.
+    """Everything that a fit reads."""
 
-    Attributes
-    ----------
-    split
-        Training, validation and test rows.
-    prior
-        What the prior keeps of the training rows, as plain values, if there is one.
-    minibatches
-        Loaders, which own stores, table and the prior's cells.
-    decoder_weight
-        Weight of the gene decoder, if ``decoder_weight='auto'`` let it be measured.
-    """
-
+    #: Training, validation and test rows.
     split: AssignedSplit
+    #: What the prior keeps of the training rows, as plain values, if there is one.
     prior: dict[str, Any] | None
+    #: Loaders, which own stores, table and the prior's cells.
     minibatches: CellSetDataModule
+    #: Weight of the gene decoder, if ``decoder_weight='auto'`` let it be measured.
     decoder_weight: float | None
 
     @property
@@ -66,16 +58,22 @@ def training_data(
     )
     learned = None
     if prior != "none":
-        learned = learn_prior(prior, spec, screen, assigned.train, seed=seed)
-        dataset = with_prior(
-            dataset, learned, spec, screen, device=run.device, seed=seed, progress=run.options.progress
+        progress, held_out = run.options.progress, np.concatenate([assigned.validation, assigned.test])
+        learned = learn_prior(
+            prior, spec, screen, assigned.train, seed=seed, device=run.device, asked=held_out, progress=progress
         )
+        dataset = with_prior(dataset, learned, spec, screen, device=run.device, seed=seed, progress=progress)
     dataset = with_objective(dataset, module, assigned, run.batch_size, device=run.device, seed=seed)
     measured = None
     if module.objective.config.decoder_weight == "auto" and module.config.gene_decoder is not None:
         measured = decoder_weight_of(screen, assigned.train, seed=seed)
     minibatches = run.datamodule(dataset, assigned, spec.rows_of_labels(screen))
-    return TrainingData(split=assigned, prior=learned, minibatches=minibatches, decoder_weight=measured)
+    return TrainingData(
+        split=assigned,
+        prior=None if learned is None else learned.to_dict(),
+        minibatches=minibatches,
+        decoder_weight=measured,
+    )
 
 
 def with_objective(

@@ -32,20 +32,13 @@ _SMOOTHED_OVER = 10
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LearningRateTest:
-    """Training loss while the learning rate grows from step to step.
+    """Training loss while the learning rate grows from step to step."""
 
-    Attributes
-    ----------
-    rates
-        Learning rate of each step, ``[steps]``.
-    losses
-        Training loss at each step, ``[steps]``; fewer steps than asked for if it exploded.
-    smoothed
-        Mean loss of the last ten steps, ``[steps]``; NaN where there are fewer.
-    """
-
+    #: Learning rate of each step, ``[steps]``.
     rates: NDArray[np.float64]
+    #: Training loss at each step, ``[steps]``; fewer steps than asked for if it exploded.
     losses: NDArray[np.float64]
+    #: Mean loss of the last ten steps, ``[steps]``; NaN where there are fewer.
     smoothed: NDArray[np.float64]
 
     @property

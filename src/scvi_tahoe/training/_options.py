@@ -96,10 +96,8 @@ class TrainOptions:
                 raise ValueError(f"train() does not take {name}; say it with {instead}.")
         known = {*inspect.signature(Trainer).parameters, *inspect.signature(pl.Trainer).parameters} - {"kwargs"}
         if unknown := sorted(set(options) - known):
-            raise ValueError(
-                f"train() does not know {unknown}; it takes its own arguments, plan_kwargs, and options of Lightning's "
-                "Trainer."
-            )
+            takes = "its own arguments, plan_kwargs, and options of Lightning's Trainer"
+            raise ValueError(f"train() does not know {unknown}; it takes {takes}.")
         return options
 
     def plan(self, *, max_steps: int, default_lr: float) -> PlanConfig:
@@ -170,9 +168,8 @@ class TrainOptions:
         if name == "csv" or not isinstance(name, str):
             return
         if name not in ("tensorboard", "wandb"):
-            raise ValueError(
-                f"logger={name!r} is unknown; allowed are 'csv', 'tensorboard', 'wandb', None or a logger."
-            )
+            allowed = "'csv', 'tensorboard', 'wandb', None or a logger"
+            raise ValueError(f"logger={name!r} is unknown; allowed are {allowed}.")
         if self.save_dir is None:
             raise ValueError(f"logger={name!r} writes files; give a save_dir.")
         require(name, name)

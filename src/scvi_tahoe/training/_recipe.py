@@ -34,18 +34,12 @@ _BACKBONE = "network.backbone."
 
 @dataclass(frozen=True, kw_only=True)
 class PartSchedule:
-    """When and how fast one part of the network trains.
+    """When and how fast one part of the network trains."""
 
-    Attributes
-    ----------
-    unfreeze_at
-        Step from which its pretrained tensors train; 0 from the start, None never. Tensors that were not loaded from
-        a pretrained model always train from the start: a random tensor must never stay frozen.
-    rate
-        Fraction of the learning rate.
-    """
-
+    #: Step from which its pretrained tensors train; 0 from the start, None never. Tensors that were not loaded from a
+    #: pretrained model always train from the start: a random tensor must never stay frozen.
     unfreeze_at: int | None = 0
+    #: Fraction of the learning rate.
     rate: float = 1.0
 
     def is_frozen(self, step: int) -> bool:
@@ -298,10 +292,8 @@ class PlanConfig:
         object.__setattr__(self, "betas", tuple(self.betas))
         self._verify_numbers()
         for name, known in (("recipe", RECIPES), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; allowed are {', '.join(map(repr, known))}."
-                )
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r} is unknown; allowed are {', '.join(map(repr, known))}.")
         if self.schedule == "constant" and self.min_lr_ratio != PlanConfig.min_lr_ratio:
             raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r} has no effect with schedule='constant'.")
         if self.seed < 0:

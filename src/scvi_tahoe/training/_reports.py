@@ -228,27 +228,18 @@ _GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes that a training run takes on its device.
+    """Bytes that a training run takes on its device."""
 
-    Attributes
-    ----------
-    weights
-        Float32 weights, and their copies in the precision of the products.
-    gradients, optimizer
-        One and two float32 numbers for each trainable weight.
-    activations
-        What a step keeps for its backward pass, a rough estimate: on an H100, runs took 0.8 of the total.
-    expression
-        Expression on the device.
-    available
-        Bytes free on the device now; 0 where that is not known.
-    """
-
+    #: Float32 weights, and their copies in the precision of the products.
     weights: int
+    #: One and two float32 numbers for each trainable weight.
     gradients: int
     optimizer: int
+    #: What a step keeps for its backward pass, a rough estimate: on an H100, runs took 0.8 of the total.
     activations: int
+    #: Expression on the device.
     expression: int
+    #: Bytes free on the device now; 0 where that is not known.
     available: int = 0
 
     @property

@@ -70,43 +70,29 @@ _LR_SCRATCH, _LR_PRETRAINED, _LR_ON_PRIOR = 1e-3, 2e-4, 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What a call of :meth:`scvi_tahoe.TahoeST.train` amounts to.
+    """What a call of :meth:`scvi_tahoe.TahoeST.train` amounts to."""
 
-    Attributes
-    ----------
-    options
-        As they were given.
-    plan
-        How the run is optimised.
-    split
-        Split into training, validation and test cells.
-    validate_every
-        Optimizer steps between validations.
-    batch_size, set_size, accumulate
-        Sets a minibatch, cells a set, minibatches an optimizer step.
-    folder
-        Where checkpoints go. If None, nothing is written.
-    resume_step
-        Optimizer step of the checkpoint that the run continues. If None, it starts anew.
-    setting
-        What decides the course of the run in addition to the plan, in plain values: a resumed run must have the same.
-    trainer_options
-        Options of Lightning's trainer.
-    device
-        Where the network runs.
-    """
-
+    #: As they were given.
     options: TrainOptions
+    #: How the run is optimised.
     plan: PlanConfig
+    #: Split into training, validation and test cells.
     split: Split
+    #: Optimizer steps between validations.
     validate_every: int
+    #: Sets a minibatch, cells a set, minibatches an optimizer step.
     batch_size: int
     set_size: int
     accumulate: int
+    #: Where checkpoints go. If None, nothing is written.
     folder: Path | None
+    #: Optimizer step of the checkpoint that the run continues. If None, it starts anew.
     resume_step: int | None
+    #: What decides the course of the run in addition to the plan, in plain values: a resumed run must have the same.
     setting: dict[str, Any]
+    #: Options of Lightning's trainer.
     trainer_options: dict[str, Any]
+    #: Where the network runs.
     device: torch.device
 
     @classmethod

@@ -49,32 +49,22 @@ class ShardedOptimizerStrategy(DDPStrategy):
 
 @dataclass(frozen=True)
 class _Group:
-    """Trainable parameters of one parameter group, side by side in memory.
+    """Trainable parameters of one parameter group, side by side in memory."""
 
-    Attributes
-    ----------
-    number
-        Index of the parameter group.
-    parameters, places
-        The parameters, each a view into ``values`` while training, and where each of them is there.
-    values
-        All weights as training computes with them, and zeros between them.
-    shard, gradient
-        Weights that this process updates, and their gradient: a view into ``values``, or memory of its own where those
-        are rounded.
-    sent
-        Gradients of all weights in this process, in the precision in which they are exchanged.
-    received
-        Their sum over all processes, for the shard.
-    """
-
+    #: Index of the parameter group.
     number: int
+    #: The parameters, each a view into ``values`` while training, and where each of them is there.
     parameters: Sequence[Parameter]
     places: Sequence[slice]
+    #: All weights as training computes with them, and zeros between them.
     values: Tensor
+    #: Weights that this process updates, and their gradient: a view into ``values``, or memory of its own where those
+    #: are rounded.
     shard: Parameter
     gradient: Tensor
+    #: Gradients of all weights in this process, in the precision in which they are exchanged.
     sent: Tensor
+    #: Their sum over all processes, for the shard.
     received: Tensor
 
     @classmethod

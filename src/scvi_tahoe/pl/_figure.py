@@ -1,15 +1,18 @@
-"""Colours, sizes and the placement of names in all figures: colour-blind safe, readable in grey."""
+"""What figures share: their names, what they read of a result, colours that are safe and readable in grey, labels."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from scvi_tahoe._names import Registry
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -40,13 +43,65 @@ _PLACES = [
 ]
 
 
-@contextlib.contextmanager
-def style() -> Iterator[None]:
+class Effects(Protocol):
+    """Deltas ``[conditions, genes]`` of (context, perturbation) pairs, as in :class:`scvi_tahoe.evaluate.Effects`."""
+
+    @property
+    def conditions(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def genes(self) -> NDArray[np.str_]: ...
+    @property
+    def observed(self) -> NDArray[np.float32]: ...
+    @property
+    def predicted(self) -> NDArray[np.float32]: ...
+
+
+class Result(Protocol):
+    """Scores and effects of one prediction, as in :class:`scvi_tahoe.evaluate.EvaluationResult`."""
+
+    @property
+    def summary(self) -> pd.DataFrame: ...
+    @property
+    def per_perturbation(self) -> pd.DataFrame: ...
+    @property
+    def effects(self) -> Effects: ...
+    @property
+    def cells(self) -> pd.DataFrame: ...
+    @property
+    def de_observed(self) -> pd.DataFrame | None: ...
+    @property
+    def de_predicted(self) -> pd.DataFrame | None: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    def metric_label(self, metric: str) -> str: ...
+    @staticmethod
+    def comparison(results: Mapping[str, Any], *, metrics: Sequence[str] | None = None) -> pd.DataFrame: ...
+
+
+Draw = TypeVar("Draw", bound="Callable[..., Figure]")
+
+FIGURES: Registry[Callable[..., Figure]] = Registry("figure")
+
+
+def register_figure(function: Draw) -> Draw:
+    """Register a function that draws a result under its own name."""
+    FIGURES.register(function.__name__, function)
+    return function
+
+
+def draw(kind: str, result: Result, **kwargs: Any) -> Figure:
+    """Draw ``"bars"``, ``"cells"``, ``"deltas"``, ``"fold_changes"``, ``"ranks"`` or ``"similarity"``.
+
+    ``kwargs`` are those of the function with that name; a ValueError if there is none.
+    """
+    return FIGURES.find(kind)(result, **kwargs)
+
+
+def style() -> AbstractContextManager[None]:
     """Draw with the package's settings; those of the user are restored afterwards."""
     from matplotlib import rc_context
 
-    with rc_context(_RC):
-        yield
+    return rc_context(_RC)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,0 +1,127 @@
+"""A response model as plain arrays and values, for saving, and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scvi_tahoe.data import LabelParser
+from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
+from scvi_tahoe.response._members import Members, Origin, Stack
+from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
+from scvi_tahoe.response._regression import Group, Regression
+from scvi_tahoe.response._response_model import Fitted, Responses
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+#: axes of the arrays: conditions n, genes G, components Q, groups g, kernels and nugget k
+_AXES = {
+    "changes": "nG", "noise": "nG", "basis": "QG", "size": "Q", "coefficients": "nQ", "weights": "gk",
+    "group_noise": "gn", "excess": "G",
+}  # fmt: skip
+
+
+def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays, and values for JSON, from which :func:`fitted_from_plain` makes the model again."""
+    regression, kernels = fitted.regression, fitted.kernels
+    arrays = {
+        "changes": fitted.responses.changes, "noise": fitted.responses.noise, "basis": regression.basis_QG,
+        "size": regression.size_Q, "coefficients": regression.coefficients_nQ,
+        "weights": np.stack([g.weights for g in regression.groups]),
+        "group_noise": np.stack([g.noise for g in regression.groups]), "excess": fitted.excess_G,
+    }  # fmt: skip
+    for k, table in enumerate(kernels.tables.values()):
+        arrays |= {f"table{k}": table.matrix, f"center{k}": table.center_P, f"spread{k}": table.spread_P}
+    return arrays, {
+        "parser": asdict(fitted.parser),
+        "genes": fitted.responses.genes.tolist(),
+        "groups": [[g.start, g.stop] for g in regression.groups],
+        "tables": [[name, list(table.names), table.scale] for name, table in kernels.tables.items()],
+        "own": None if fitted.own is None else asdict(fitted.own),
+        "stacks": [
+            [origin.name, hidden, s.weights.tolist(), s.unshrunk.tolist(), s.n_conditions, s.error.tolist()]
+            for (origin, hidden), s in fitted.stacks.items()
+        ],
+        "inflation": [[origin.name, hidden, value] for (origin, hidden), value in fitted.inflation.items()],
+        "unshrinking": [[origin.name, hidden, value] for (origin, hidden), value in fitted.unshrinking.items()],
+        "scores": fitted.scores,
+    }
+
+
+def fitted_from_plain(
+    arrays: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    conditions: Sequence[tuple[str, str]],
+    control_means: Mapping[str, np.ndarray],
+    device: torch.device | str = "cpu",
+) -> Fitted:
+    """Make a response model of :func:`plain_of_fitted` again; ``conditions`` are contexts and perturbations."""
+    parser = LabelParser(**settings["parser"])
+    contexts, labels = (np.array(side, dtype=str) for side in zip(*conditions, strict=True))
+    responses = Responses(
+        labels, contexts, arrays["changes"], arrays["noise"], np.array(settings["genes"], dtype=str), control_means
+    )
+    read = Conditions.of(labels, contexts, parser)
+    tables = {
+        name: TableKernel(tuple(names), arrays[f"table{k}"], arrays[f"center{k}"], arrays[f"spread{k}"], scale)
+        for k, (name, names, scale) in enumerate(settings["tables"])
+    }
+    kernels = ConditionKernels.of(read, parser, tables, control_means)
+    own = None if settings["own"] is None else OwnGene(**settings["own"])
+    targets = target_genes(labels.tolist(), responses.genes.tolist(), parser)
+    masked = responses.changes if own is None else without_targets(responses.changes, contexts, targets)
+    seen = SeenChanges(labels, contexts, masked)
+    groups = tuple(
+        Group(start, stop, weights, noise)
+        for (start, stop), weights, noise in zip(
+            settings["groups"], arrays["weights"], arrays["group_noise"], strict=True
+        )
+    )
+    regression = Regression(arrays["basis"], arrays["size"], groups, arrays["coefficients"])
+    stacks = {
+        (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
+        for name, hidden, weights, unshrunk, n, error in settings["stacks"]
+    }
+    inflation = {(Origin[name], hidden): value for name, hidden, value in settings["inflation"]}
+    unshrinking = {(Origin[name], hidden): value for name, hidden, value in settings["unshrinking"]}
+    return Fitted(
+        responses=responses, parser=parser, conditions=read, kernels=kernels,
+        members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
+        stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
+        scores=settings["scores"], unshrinking=unshrinking,
+    )  # fmt: skip
+
+
+def wrong_plain(
+    arrays: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    conditions: Sequence[tuple[str, str]],
+    control_means: Mapping[str, np.ndarray],
+    n_genes: int,
+) -> str:
+    """Say what is wrong with arrays and settings of a file; an empty text if nothing is."""
+    sizes = {"n": len(conditions), "G": n_genes}
+    for name, axes in _AXES.items():
+        if name not in arrays:
+            return f"it lacks the array {name}"
+        shape = arrays[name].shape
+        if len(shape) != len(axes) or any(sizes.setdefault(a, n) != n for a, n in zip(axes, shape, strict=True)):
+            return f"{name} has the shape {shape}"
+    for name, values in arrays.items():
+        if values.dtype.kind != "f" or not (np.isfinite(values).all() or name.startswith("spread")):
+            return f"{name} has values that are not finite numbers"
+    try:
+        fitted = fitted_from_plain(arrays, settings, conditions, control_means)
+        if sizes["k"] != len(fitted.kernels.names) + 1 or len(fitted.responses.genes) != n_genes:
+            return "it has other kernels or genes"
+        stops = [0, *(group.stop for group in fitted.regression.groups)]
+        if [group.start for group in fitted.regression.groups] != stops[:-1] or stops[-1] != sizes["Q"]:
+            return "its groups do not cover the components"
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return f"its settings cannot be read ({error})"
+    return ""

@@ -1,0 +1,292 @@
+"""What a network's change is added to with ``prior="response"``: control cells moved to the response model's means."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from scvi_tahoe._constants import STREAMS
+from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
+from scvi_tahoe.response._kernels import Conditions, TableKernel
+from scvi_tahoe.response._members import Origin, Question
+from scvi_tahoe.response._response_model import (
+    Fitted,
+    Responses,
+    fit_responses,
+    left_out_changes,
+    predicted_changes,
+)
+from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
+from scvi_tahoe.response._statistics import condition_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from scvi_tahoe.data import CellStore, Condition, ConditionIndex, ConditionRequest, EmbeddingTable, LabelParser
+
+Way = Literal["condition", "perturbation"]
+
+
+def tables_of(table: EmbeddingTable) -> dict[str, pd.DataFrame]:
+    """Embedding tables that a model's rows are made of, index = name; none where rows are one-hot."""
+    table = table.components
+    if table.one_hot:
+        return {}
+    if table.fusion is None:
+        return {"table": pd.DataFrame(table.matrix, index=list(table.names))}
+    found, start = {}, 0
+    for k, center in enumerate(table.fusion.centers):
+        stop = start + len(center)
+        known = table.matrix[:, stop] == 0  # behind each table is a mark of missing labels
+        names = np.array(table.names)[known]
+        found[f"table {k + 1}"] = pd.DataFrame(table.matrix[known, start:stop], index=names.tolist())
+        start = stop + 1
+    return found
+
+
+@dataclass(frozen=True)
+class ResponseStart:
+    """The response model of a screen, and what its training conditions start from.
+
+    Attributes
+    ----------
+    fitted
+        The response model.
+    starts_nG
+        Changes of training conditions as others predict them, float32.
+    usual_G
+        Mean of the non-zero values of each gene.
+    control_means
+        Mean control expression of training contexts.
+    """
+
+    fitted: Fitted
+    starts_nG: np.ndarray
+    usual_G: np.ndarray
+    control_means: Mapping[str, np.ndarray]
+    kind: str = field(default="response", init=False)
+
+    @classmethod
+    def from_cells(
+        cls,
+        expression: Any,
+        index: ConditionIndex,
+        rows: np.ndarray,
+        table: EmbeddingTable,
+        parser: LabelParser,
+        genes: np.ndarray,
+        *,
+        way: Way = "condition",
+        device: torch.device,
+        seed: int,
+        progress: bool,
+    ) -> ResponseStart:
+        """Fit the response model to the training cells of a screen.
+
+        Parameters
+        ----------
+        expression
+            Cells x genes of the whole screen.
+        index
+            Its conditions.
+        rows
+            Training cells; no other perturbed cell is looked at.
+        table
+            Perturbation embeddings.
+        parser
+            Reads labels.
+        genes
+            Names of the genes.
+        way
+            What training conditions do not know of themselves: the condition, or the perturbation in any context.
+        device
+            Where matrices are inverted.
+        seed
+            Random seed of folds and subsets.
+        progress
+            Whether to show a bar if it takes more than some seconds.
+        """
+        statistics = condition_statistics(expression, index, rows)
+        means = {c: _mean_of(expression, index.controls(c)) for c in index.contexts if len(index.controls(c))}
+        labels = [parser.spelling(c.perturbation) for c in statistics.conditions]
+        contexts = [c.context for c in statistics.conditions]
+        changes = statistics.means - np.stack([means[c] for c in contexts])
+        responses = Responses(np.array(labels), np.array(contexts), changes, statistics.noise, genes, means)
+        components = Conditions.of(labels, contexts, parser).components
+        tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
+        fitted = fit_responses(responses, parser, tables, device=device, seed=seed, progress=progress)
+        starts = left_out_changes(fitted, way, means)
+        return cls(fitted, starts, statistics.usual_G.astype(np.float32), means)
+
+    @property
+    def conditions(self) -> tuple[tuple[str, str], ...]:
+        """Context and perturbation of the training conditions."""
+        c = self.fitted.conditions
+        return tuple(zip(c.contexts.tolist(), c.perturbations.tolist(), strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and arrays, for saving."""
+        arrays, settings = plain_of_fitted(self.fitted)
+        names = list(self.control_means)
+        return {
+            "kind": "response",
+            "conditions": list(self.conditions),
+            "contexts": tuple(names),
+            "settings": settings,
+            "arrays": arrays
+            | {
+                "starts": self.starts_nG,
+                "usual": self.usual_G,
+                "control_means": np.stack([self.control_means[c] for c in names]),
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ResponseStart:
+        """Return the start of :meth:`to_dict`."""
+        arrays = values["arrays"]
+        means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
+        fitted = fitted_from_plain(arrays, values["settings"], values["conditions"], means)
+        return cls(fitted, arrays["starts"], arrays["usual"], means)
+
+    @staticmethod
+    def wrong(values: Mapping[str, Any], n_genes: int) -> str:
+        """Say what is wrong with plain values of a file; an empty text if nothing is."""
+        arrays, n = values["arrays"], len(values["conditions"])
+        shapes = {"starts": (n, n_genes), "usual": (n_genes,), "control_means": (len(values["contexts"]), n_genes)}
+        for name, shape in shapes.items():
+            if name not in arrays or arrays[name].shape != shape:
+                return f"{name} does not have the shape {shape}"
+        means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
+        return wrong_plain(arrays, values["settings"], values["conditions"], means, n_genes)
+
+    def targets(self, controls: Iterable[tuple[str, np.ndarray]]) -> dict[str, ControlProfile]:
+        """Measure the control cells of contexts, dense, one context after the other."""
+        return {context: ControlProfile.of(cells, self.usual_G) for context, cells in controls}
+
+    def _with_rows(self, table: EmbeddingTable) -> Fitted:
+        """Return the response model with rows that a table has by now."""
+        fresh = tables_of(table)
+        tables = {n: t.with_rows(fresh[n]) if n in fresh else t for n, t in self.fitted.kernels.tables.items()}
+        if all(tables[n] is t for n, t in self.fitted.kernels.tables.items()):
+            return self.fitted
+        kernels = replace(self.fitted.kernels, tables=tables)
+        return replace(self.fitted, kernels=kernels, members=replace(self.fitted.members, tables=tables))
+
+    def changes(
+        self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
+    ) -> tuple[np.ndarray, list[Origin]]:
+        """Predict changes of conditions from others, float32 ``[conditions, G]``, and say where they come from."""
+        fitted, parser = self._with_rows(table), self.fitted.parser
+        spelled = [(c.context, parser.spelling(c.perturbation)) for c in conditions]
+        known = {condition: i for i, condition in enumerate(self.conditions)}
+        means = {c: profile.mean_G for c, profile in targets.items()}
+        fresh = [k for k, condition in enumerate(spelled) if condition not in known]
+        changes = np.empty((len(conditions), self.starts_nG.shape[1]), dtype=np.float32)
+        if fresh:
+            questions = [Question(spelled[k][1], spelled[k][0]) for k in fresh]
+            changes[fresh], _ = predicted_changes(fitted, questions, means)
+        own = [k for k, condition in enumerate(spelled) if condition in known]
+        changes[own] = self.starts_nG[[known[spelled[k]] for k in own]]
+        return changes, self.starts_from(conditions, table)
+
+    def starts_from(self, conditions: Sequence[Condition], table: EmbeddingTable) -> list[Origin]:
+        """Return what conditions start from."""
+        members, parser = self._with_rows(table).members, self.fitted.parser
+        trained = set(self.fitted.conditions.context_names)
+        asked = (
+            Question(parser.spelling(c.perturbation), c.context, hides_context=c.context not in trained)
+            for c in conditions
+        )
+        return [members.origin(question) for question in asked]
+
+    def is_corrected(self, conditions: Sequence[Condition], table: EmbeddingTable) -> np.ndarray:
+        """Whether what a network learned applies to conditions, bool ``[conditions]``.
+
+        It does not to a combination that was not trained on and starts from its parts, unless at least half of the
+        combinations that were trained on did, too: from others it learns what parts do, which such a start has already.
+        """
+        parser, members = self.fitted.parser, self.fitted.members
+        several = {label for _, label in self.conditions if len(parser.components(label)) > 1}
+        trained = [members.origin(Question(label, context)) for context, label in self.conditions if label in several]
+        if trained and 2 * sum(origin is Origin.PARTS for origin in trained) >= len(trained):
+            return np.ones(len(conditions), dtype=bool)
+        known = set(self.conditions)
+        asked = [(c.context, parser.spelling(c.perturbation)) for c in conditions]
+        origins = self.starts_from(conditions, table)
+        pairs = zip(asked, origins, strict=True)
+        return np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
+
+    def wanted_means(
+        self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
+    ) -> np.ndarray:
+        """Mean expression that conditions start from, float32 ``[conditions, G]``."""
+        changes, _ = self.changes(conditions, targets, table)
+        return np.maximum(changes + np.stack([targets[c.context].mean_G for c in conditions]), 0)
+
+    def start_table(
+        self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
+    ) -> StartTable:
+        """Return what minibatches make start cells from."""
+        position = {context: k for k, context in enumerate(targets)}
+        context_C = np.array([position[c.context] for c in conditions])
+        return StartTable(self.wanted_means(conditions, targets, table), context_C, list(targets.values()))
+
+
+@dataclass
+class MovedControls:
+    """Makes the start cells of conditions of a prediction when they are asked for, each the same whatever else is.
+
+    Attributes
+    ----------
+    means_CG
+        Wanted means of the conditions.
+    profiles
+        Control cells of each condition's context.
+    requests
+        Control cells that each condition starts from.
+    labels
+        Context and perturbation of each, which seed its random numbers.
+    cells
+        Store of the control cells.
+    seed
+        Random seed.
+    device
+        Where cells are made.
+    """
+
+    means_CG: np.ndarray
+    profiles: Sequence[ControlProfile]
+    requests: Sequence[ConditionRequest]
+    labels: Sequence[tuple[str, str]]
+    cells: CellStore
+    seed: int
+    device: torch.device
+
+    def of_conditions(self, first: int, stop: int) -> tuple[sp.csr_matrix, int]:
+        """Cells of the conditions from ``first`` to before ``stop``: CSR float32 ``[rows, G]``, and the first row."""
+        made = [self._of_condition(k) for k in range(first, stop)]
+        return sp.vstack(made, format="csr"), sum(len(request.controls) for request in self.requests[:first])
+
+    def _of_condition(self, k: int) -> sp.csr_matrix:
+        rows = self.requests[k].controls
+        cells = self.cells.dense(self.cells.fetch(rows), self.device).float()
+        seed = np.random.SeedSequence(
+            (self.seed, STREAMS.PRIOR_CELLS, *(zlib.crc32(x.encode()) for x in self.labels[k]))
+        )
+        generator = torch.Generator(self.device).manual_seed(int(seed.generate_state(1)[0]))
+        want = torch.from_numpy(self.means_CG[k]).to(self.device)
+        return sp.csr_matrix(moved_to_mean(cells, want, self.profiles[k], generator).cpu().numpy())
+
+
+def _mean_of(expression: Any, rows: np.ndarray) -> np.ndarray:
+    total = np.zeros(expression.shape[1])
+    for start in range(0, len(rows), 8192):
+        total += np.asarray(expression[rows[start : start + 8192]].sum(axis=0), dtype=np.float64).ravel()
+    return (total / len(rows)).astype(np.float32)
