@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scvi_tahoe.response._effects_table import effects_table
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior
 from scvi_tahoe.response._residual import (

@@ -98,7 +98,7 @@ def fit_responses(
     kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
     targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
     # single precision, as it is saved, so that a saved model predicts the same to the last bit
-    filled = _filled(responses.changes, responses.contexts).astype(np.float32)
+    filled = filled_changes(responses.changes, responses.contexts).astype(np.float32)
     noise = np.nan_to_num(responses.noise).astype(np.float32)
     own = _fit_own(responses, filled, targets)
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
@@ -148,10 +148,10 @@ def fit_responses(
         kernels=kernels, members=members, regression=regression, left_out=left_out, stacks={}, own=own, inflation={},
         excess_G=np.zeros(filled.shape[1]), device=device,
     )  # fmt: skip
-    return _stacked(fitted, judged, rng, criterion)
+    return _stacked(fitted, judged, rng, criterion, np.isnan(responses.changes))
 
 
-def _filled(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
     """Fill in the mean of the context, or else of all conditions, where changes are missing."""
     missing = np.isnan(changes)
     if not missing.any():
@@ -233,7 +233,9 @@ def _question(fitted: Fitted, i: int, way: str) -> Question:
     return Question(label, context, hides_context=way == "context")
 
 
-def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, criterion: Criterion) -> Fitted:
+def _stacked(
+    fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, criterion: Criterion, missing: np.ndarray
+) -> Fitted:
     """Fit the stacks and calibrate variances by conditions that were left out."""
     y, noise = fitted.members.seen.changes, fitted.members.noise
     asked: dict[tuple[Origin, bool], list[tuple[int, str, Question]]] = {}
@@ -249,7 +251,8 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, crite
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
     stacks, inflation, unshrinking, residuals = {}, {}, {}, []
     scores: dict[str, dict[str, float]] = {}
-    usual = np.median(noise.mean(axis=1)) if noise.any() else 1.0
+    of_condition = noise.mean(axis=1)
+    usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
     for key, questions in asked.items():
         rows = np.array([i for i, _, _ in questions])
         kernels, of_kernels = np.empty((len(rows), y.shape[1])), np.empty((len(rows), y.shape[1]))
@@ -273,12 +276,12 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, crite
             factor = unshrinking[key] = _discriminating(found, mean, y[rows], contexts)
             found = mean + factor * (found - mean)
             scores[question_name(key)][f"response model x {factor:g}"] = change_scores(found, y[rows], contexts)
-        residuals.append((key, y[rows] - found, noise[rows], of_kernels))
+        residuals.append((key, np.where(missing[rows], np.nan, y[rows] - found), noise[rows], of_kernels))
     if not residuals:  # a single condition: nothing is left out
         return replace(fitted, excess_G=np.square(y).mean(axis=0))
     # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
     squares = np.concatenate([np.square(r) - n - v for _, r, n, v in residuals])
-    excess = np.maximum(squares.mean(axis=0), 0)
+    excess = np.maximum(np.nan_to_num(_nanmean(squares)), 0)
     for key, residual, own_noise, variance in residuals:
         inflation[key] = _inflation(np.square(residual), variance + excess, own_noise)
     return replace(
@@ -289,7 +292,9 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, crite
 def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
     """Find the factor of standard deviations at which intervals of 90 %, with known noise, hold that many values."""
     low, high = np.log(1e-3), np.log(1e3)
-    rest = squares / _LEVEL**2 - noise
+    rest, variance = (values[np.isfinite(squares)] for values in (squares / _LEVEL**2 - noise, variance))
+    if not rest.size:
+        return 1.0
     for _ in range(25):
         middle = (low + high) / 2
         covered = float((rest <= np.exp(2 * middle) * variance).mean())

@@ -160,7 +160,7 @@ class ResponseModel:
         """
         if criterion not in CRITERIA:
             raise ValueError(f"criterion={criterion!r} is unknown; allowed are {' and '.join(map(repr, CRITERIA))}.")
-        where = _device(device)
+        where = device_of(device)
         table = read_responses(
             adata, perturbation_key=perturbation_key, context_key=context_key, control=control, dose_key=dose_key,
             combination_separator=combination_separator, variance_layer=variance_layer,
@@ -302,7 +302,7 @@ class ResponseModel:
         ValueError
             If it is damaged, or of a later version.
         """
-        fitted, measured, values = read_fit(Path(path), _device(device))
+        fitted, measured, values = read_fit(Path(path), device_of(device))
         return cls(
             fitted, measured, ScreenKeys(**values["keys"]),
             criterion=values["criterion"], notes=values["notes"], table_names=values["table_names"],
@@ -348,7 +348,8 @@ def _listed(labels: Sequence[str] | str | None, default: list[str], what: str) -
     return found
 
 
-def _device(device: Any) -> torch.device:
+def device_of(device: Any) -> torch.device:
+    """Return the device that an argument names; a ValueError for one that is not there, or has no float64."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
