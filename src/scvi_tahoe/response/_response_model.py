@@ -32,6 +32,8 @@ _STACKED = 400  # conditions of each way that members are stacked by
 _FEWEST_OWN = 4
 _COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
 _FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
+_GAINED = 0.75  # share of the gain in discrimination that the factor has to reach
+_SPREADS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # variances tried, in units of the squared change that is predicted
 _FEWEST_JUDGED = 6  # conditions that such a factor is chosen on
 
 
@@ -80,6 +82,8 @@ class Fitted:
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     #: factor of the difference from the mean of the context, for each kind of question; 1 where there is none
     unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
+    #: variance in units of the squared change that is predicted: strong changes are wrong by more
+    spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
 
 
 def fit_responses(
@@ -249,7 +253,7 @@ def _stacked(
     # the same question by two ways (a condition whose perturbation is nowhere else) counts once
     for key, questions in asked.items():
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
-    stacks, inflation, unshrinking, residuals = {}, {}, {}, []
+    stacks, inflation, unshrinking, spread, residuals = {}, {}, {}, {}, []
     scores: dict[str, dict[str, float]] = {}
     of_condition = noise.mean(axis=1)
     usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
@@ -276,17 +280,34 @@ def _stacked(
             factor = unshrinking[key] = _discriminating(found, mean, y[rows], contexts)
             found = mean + factor * (found - mean)
             scores[question_name(key)][f"response model x {factor:g}"] = change_scores(found, y[rows], contexts)
-        residuals.append((key, np.where(missing[rows], np.nan, y[rows] - found), noise[rows], of_kernels))
+        residuals.append((key, np.where(missing[rows], np.nan, y[rows] - found), found, noise[rows], of_kernels))
     if not residuals:  # a single condition: nothing is left out
         return replace(fitted, excess_G=np.square(y).mean(axis=0))
     # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
-    squares = np.concatenate([np.square(r) - n - v for _, r, n, v in residuals])
+    squares = np.concatenate([np.square(r) - n - v for _, r, _, n, v in residuals])
     excess = np.maximum(np.nan_to_num(_nanmean(squares)), 0)
-    for key, residual, own_noise, variance in residuals:
-        inflation[key] = _inflation(np.square(residual), variance + excess, own_noise)
+    for key, residual, found, own_noise, variance in residuals:
+        spread[key] = _spread(np.square(residual), variance + excess, np.square(found), own_noise)
+        total = variance + excess + spread[key] * np.square(found)
+        inflation[key] = _inflation(np.square(residual), total, own_noise)
     return replace(
-        fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores, unshrinking=unshrinking
+        fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores, unshrinking=unshrinking,
+        spread=spread,
     )  # fmt: skip
+
+
+def _spread(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
+    """Choose by likelihood how much of the squared predicted change is added to the variance, apart from its scale."""
+    squares, variance, predicted, noise = (v[np.isfinite(squares)] for v in (squares, variance, predicted, noise))
+    if not squares.size:
+        return 0.0
+    costs = []
+    for spread in _SPREADS:
+        shape = np.maximum(variance + spread * predicted, 1e-12)
+        scale = max(float(np.mean(np.maximum(squares - noise, 0) / shape)), 1e-6)
+        total = scale * shape + noise
+        costs.append(float(np.mean(np.log(total) + squares / total)))
+    return _SPREADS[int(np.argmin(costs))]
 
 
 def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
@@ -303,11 +324,11 @@ def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> 
 
 
 def _discriminating(found: np.ndarray, mean: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> float:
-    """Choose the factor of the difference from the mean that tells left-out conditions apart best; the smallest one."""
+    """Choose the smallest factor of the difference from the mean that tells left-out conditions apart almost best."""
     pds = [change_scores(mean + f * (found - mean), truth, contexts)["pds"] for f in _FACTORS]
     if len(found) < _FEWEST_JUDGED or not np.isfinite(pds).all():
         return 1.0
-    return _FACTORS[int(np.argmax(np.round(pds, 4)))]
+    return _FACTORS[int(np.argmax(np.array(pds) >= pds[0] + _GAINED * (max(pds) - pds[0])))]
 
 
 def question_name(key: tuple[Origin, bool]) -> str:

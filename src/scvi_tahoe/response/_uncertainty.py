@@ -36,37 +36,45 @@ def predicted_sd(
     fitted: Fitted,
     questions: Sequence[Question],
     control_means: Mapping[str, np.ndarray],
+    changes: np.ndarray,
     variance_nQ: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the standard deviations ``[n, G]`` of changes that :func:`predicted_changes` predicts.
+    """Return the standard deviations ``[n, G]`` of predicted changes ``[n, G]``.
 
     They are those of the true change: sampling noise of an observed one comes in addition. A standard deviation is
-    ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G)``, calibrated on conditions that were left out; that of the
-    perturbed gene itself is the spread around its line.
+    ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G + spread * change_G**2)``, calibrated on conditions that were
+    left out; that of the perturbed gene itself is the spread around its line.
     """
     if variance_nQ is None:
         variance_nQ = _variance(fitted, questions, control_means)[0]
     squared = np.square(fitted.regression.basis_QG)
     result = np.empty((len(questions), squared.shape[1]), dtype=np.float32)
     for rows in _blocks(len(questions), squared.shape[1]):
-        result[rows] = np.sqrt(variance_nQ[rows] @ squared + fitted.excess_G)
-    return _calibrated(fitted, questions, control_means, result)
+        result[rows] = variance_nQ[rows] @ squared
+    return _calibrated(fitted, questions, control_means, changes, result)
 
 
 def _calibrated(
-    fitted: Fitted, questions: Sequence[Question], control_means: Mapping[str, np.ndarray], deviation: np.ndarray
+    fitted: Fitted,
+    questions: Sequence[Question],
+    control_means: Mapping[str, np.ndarray],
+    changes: np.ndarray,
+    variance: np.ndarray,
 ) -> np.ndarray:
+    """Turn variances of the kernels into standard deviations, in place."""
     trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
-    fallback = max(fitted.inflation.values(), default=1.0)
+    largest = max(fitted.inflation.values(), default=1.0), max(fitted.spread.values(), default=0.0)
     for i, question in enumerate(questions):
         hides = question.hides_context or question.context not in trained
         origin = fitted.members.origin(replace(question, hides_context=hides))
-        found = fitted.inflation.get((origin, hides)) or fitted.inflation.get((origin, False)) or fallback
-        deviation[i] *= found
+        key = next((k for k in ((origin, hides), (origin, False)) if k in fitted.inflation), None)
+        inflation, spread = largest if key is None else (fitted.inflation[key], fitted.spread[key])
+        total = variance[i] + fitted.excess_G + spread * np.square(changes[i])
+        variance[i] = inflation * np.sqrt(np.maximum(total, 0))
         if fitted.own is not None and question.context in control_means:
-            deviation[i, targets[i]] = np.sqrt(fitted.own.error)
-    return deviation
+            variance[i, targets[i]] = np.sqrt(fitted.own.error)
+    return variance
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,9 @@ class Measured:
         deviation = np.empty_like(changes)
         for rows in _blocks(len(c), changes.shape[1]):
             _, variance = fitted.left_out["condition"].changes(np.arange(len(c))[rows])
-            deviation[rows] = np.sqrt(variance + fitted.excess_G)
+            deviation[rows] = variance
         questions = [Question(str(p), str(where)) for p, where in zip(c.perturbations, c.contexts, strict=True)]
-        return cls(has_noise, changes, _calibrated(fitted, questions, means, deviation))
+        return cls(has_noise, changes, _calibrated(fitted, questions, means, changes, deviation))
 
 
 @dataclass(frozen=True)
@@ -142,12 +150,12 @@ def predict_conditions(
     with_noise[noisy] = measured[noisy]
     variance_nQ, reference = _variance(fitted, questions, control_means, with_noise)
     variance_nQ[smooth] = np.maximum(variance_nQ[smooth] - fitted.regression.nugget_Q, 0)
-    deviation = predicted_sd(fitted, questions, control_means, variance_nQ)
     if smooth.size:
         conditions = fitted.conditions.take(measured[smooth], fitted.parser)
         mean_nQ = fitted.regression.predict(fitted.kernels, conditions, fitted.conditions, fitted.device)
         changes[smooth] = mean_nQ @ fitted.regression.basis_QG
         _keep_targets(fitted, measured[smooth], smooth, changes)
+    deviation = predicted_sd(fitted, questions, control_means, changes, variance_nQ)
     for i in noisy.tolist():
         row = measured[i]
         before, squared = own.changes[row].astype(np.float64), np.square(own.deviation[row], dtype=np.float64)
