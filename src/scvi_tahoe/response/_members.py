@@ -3,7 +3,7 @@
 Members are simple arithmetic (:class:`~scvi_tahoe.evaluate.SeenChanges`) and the kernel regression. Their weights sum
 to 1 and minimise the squared error of conditions that are predicted without themselves (stacked regressions, Breiman
 1996, Machine Learning 24:49), for each kind of question on its own: a perturbation that was measured in another context
-is asked differently from one that nobody measured.
+is asked differently from one that was measured nowhere.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class OwnGene:
     Attributes
     ----------
     intercept, slope
-        Of the change on mean control expression.
+        Line of the change on mean control expression.
     deviation
         What each perturbed gene differs from the line, by context: shrunken towards 0 when it is carried over.
     kept

@@ -82,7 +82,7 @@ class Fitted:
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     #: factor of the difference from the mean of the context, for each kind of question; 1 where there is none
     unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
-    #: variance in units of the squared change that is predicted: strong changes are wrong by more
+    #: share of the squared change that variances of genes have in addition: strong changes are wrong by more
     spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
 
 
@@ -240,7 +240,7 @@ def _question(fitted: Fitted, i: int, way: str) -> Question:
 def _stacked(
     fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, criterion: Criterion, missing: np.ndarray
 ) -> Fitted:
-    """Fit the stacks and calibrate variances by conditions that were left out."""
+    """Fit the stacks, and scale variances by conditions that were left out."""
     y, noise = fitted.members.seen.changes, fitted.members.noise
     asked: dict[tuple[Origin, bool], list[tuple[int, str, Question]]] = {}
     for way, left_out in fitted.left_out.items():
@@ -288,7 +288,7 @@ def _stacked(
     excess = np.maximum(np.nan_to_num(_nanmean(squares)), 0)
     for key, residual, found, own_noise, variance in residuals:
         spread[key] = _spread(np.square(residual), variance + excess, np.square(found), own_noise)
-        total = variance + excess + spread[key] * np.square(found)
+        total = shaped_variance(variance + excess, spread[key] * np.square(found))
         inflation[key] = _inflation(np.square(residual), total, own_noise)
     return replace(
         fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores, unshrinking=unshrinking,
@@ -296,17 +296,23 @@ def _stacked(
     )  # fmt: skip
 
 
+def shaped_variance(variance_nG: np.ndarray, further_nG: np.ndarray) -> np.ndarray:
+    """Add to the variance of genes and keep the sum over them: how sure a condition is says the regression."""
+    total = np.maximum(variance_nG + further_nG, 1e-12)
+    return total * (variance_nG.sum(axis=-1, keepdims=True) / total.sum(axis=-1, keepdims=True))
+
+
 def _spread(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
     """Choose by likelihood how much of the squared predicted change is added to the variance, apart from its scale."""
-    squares, variance, predicted, noise = (v[np.isfinite(squares)] for v in (squares, variance, predicted, noise))
-    if not squares.size:
+    known = np.isfinite(squares)
+    if not known.any():
         return 0.0
     costs = []
     for spread in _SPREADS:
-        shape = np.maximum(variance + spread * predicted, 1e-12)
-        scale = max(float(np.mean(np.maximum(squares - noise, 0) / shape)), 1e-6)
+        shape = np.maximum(shaped_variance(variance, spread * predicted), 1e-12)
+        scale = max(float(np.mean((np.maximum(squares - noise, 0) / shape)[known])), 1e-6)
         total = scale * shape + noise
-        costs.append(float(np.mean(np.log(total) + squares / total)))
+        costs.append(float(np.mean((np.log(total) + squares / total)[known])))
     return _SPREADS[int(np.argmin(costs))]
 
 

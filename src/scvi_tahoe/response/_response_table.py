@@ -162,7 +162,8 @@ class _Rows:
 
         noise = None
         if self.noise is not None:  # of a mean of independent rows
-            noise = mean(self.noise, sums @ (measured * ~np.isnan(self.noise))) / np.maximum(n, 1)
+            known = measured * ~np.isnan(self.noise)
+            noise = mean(np.where(known > 0, self.noise, np.nan), sums @ known) / np.maximum(n, 1)
         return _Rows(self.labels[first], self.contexts[first], mean(self.changes, n), noise, self.genes)
 
     def responses(self, control_means: Mapping[str, np.ndarray]) -> tuple[Responses, np.ndarray]:

@@ -10,7 +10,13 @@ import numpy as np
 from scvi_tahoe.response._kernels import Conditions
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._own_gene import target_genes
-from scvi_tahoe.response._response_model import Fitted, left_out_changes, predicted_changes, with_contexts
+from scvi_tahoe.response._response_model import (
+    Fitted,
+    left_out_changes,
+    predicted_changes,
+    shaped_variance,
+    with_contexts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,8 +48,8 @@ def predicted_sd(
     """Return the standard deviations ``[n, G]`` of predicted changes ``[n, G]``.
 
     They are those of the true change: sampling noise of an observed one comes in addition. A standard deviation is
-    ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G + spread * change_G**2)``, calibrated on conditions that were
-    left out; that of the perturbed gene itself is the spread around its line.
+    ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G)``, calibrated on conditions that were left out, with more
+    for genes that change and less for the others; that of the perturbed gene itself is the spread around its line.
     """
     if variance_nQ is None:
         variance_nQ = _variance(fitted, questions, control_means)[0]
@@ -70,8 +76,8 @@ def _calibrated(
         origin = fitted.members.origin(replace(question, hides_context=hides))
         key = next((k for k in ((origin, hides), (origin, False)) if k in fitted.inflation), None)
         inflation, spread = largest if key is None else (fitted.inflation[key], fitted.spread[key])
-        total = variance[i] + fitted.excess_G + spread * np.square(changes[i])
-        variance[i] = inflation * np.sqrt(np.maximum(total, 0))
+        total = shaped_variance(variance[i] + fitted.excess_G, spread * np.square(changes[i]))
+        variance[i] = inflation * np.sqrt(total)
         if fitted.own is not None and question.context in control_means:
             variance[i, targets[i]] = np.sqrt(fitted.own.error)
     return variance
