@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _GROUPS = ((400, 12, 1.2), (3000, 6, 1.5), (float("inf"), 2, 2.5))
 _JITTER = 1e-6
 _TOLERANCE = 1e-4  # relative change of the likelihood at which its search ends
-_START, _SPREAD = -2.0, 3.0  # of the logarithms of weights before the data are seen
+_START, _SPREAD = -2.0, 1.5  # logarithms of weights before the data are seen
 _LOWEST, _HIGHEST = -14.0, 5.0
 _NEGLIGIBLE = 1e-3  # share of a group's variance below which a kernel is left out when more conditions refine weights
 
@@ -196,8 +196,13 @@ def response_basis(responses_nG: np.ndarray, noise_nG: np.ndarray, n_components:
     return basis[: min(n_components, int((size > 1e-6 * max(size[0], 1e-300)).sum()))]
 
 
-def group_ends(n_components: int, n_conditions: int) -> list[int]:
-    """Where groups of components end: fewer groups of more conditions, whose matrices are costly."""
+def group_ends(n_components: int, n_conditions: int, *, pooled: bool = False) -> list[int]:
+    """Where groups of components end: fewer groups of more conditions, whose matrices are costly.
+
+    If pooled, the first component is alone and all others are one group.
+    """
+    if pooled:
+        return sorted({1, n_components})
     alone, growth = next((alone, growth) for most, alone, growth in _GROUPS if n_conditions <= most)
     ends = list(range(1, min(alone, n_components) + 1))
     while ends[-1] < n_components:
@@ -235,6 +240,7 @@ def learn_weights(
     chosen: Sequence[np.ndarray],
     seed: int,
     tick: Callable[[], None],
+    pooled: bool = False,
 ) -> Weights:
     """Learn the basis and the weights of kernels.
 
@@ -252,15 +258,18 @@ def learn_weights(
         Random seed.
     tick
         Called after each group of components.
+    pooled
+        Whether all components but the first share their weights.
     """
     basis = response_basis(responses_nG.astype(np.float64), noise_nG, n_components, seed)
     scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
     size = np.maximum(np.sqrt(np.square(scores).mean(axis=0)), 1e-12)
-    ends = group_ends(len(basis), len(train))
+    ends = group_ends(len(basis), len(train), pooled=pooled)
     slices = [slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
     scaled = scores / size
     n_kernels = len(kernels.names)
-    logs = [np.full(n_kernels + 1, _START) for _ in slices]
+    before = _start_of(kernels)
+    logs = [before.copy() for _ in slices]
     for level, rows in enumerate(chosen):
         subset = train.take(rows, kernels.parser)
         stack = torch.stack([k for _, k in kernels.matrices(subset, subset)])
@@ -270,12 +279,22 @@ def learn_weights(
             fitted = fit_weights(
                 stack if len(kept) == n_kernels else stack[kept], scaled[rows, s],
                 (noise[rows, s] / np.square(size[s])).mean(axis=1),
-                start=logs[g][[*kept, n_kernels]], n_iterations=15 if level else 40,
+                start=logs[g][[*kept, n_kernels]], before=before[[*kept, n_kernels]], n_iterations=15 if level else 40,
             )  # fmt: skip
             logs[g] = np.full(n_kernels + 1, _LOWEST)
             logs[g][[*kept, n_kernels]] = fitted
             tick()
     return Weights(basis, size, tuple(slices), tuple(logs))
+
+
+def _start_of(kernels: ConditionKernels) -> np.ndarray:
+    """Logarithms of weights before the data are seen.
+
+    With combinations, effects of components are expected to add up: what is a label's or a condition's own, or comes
+    with the number of components, is little. Where nothing tells it from effects of components, it is the latter.
+    """
+    little = {"label": -8.0, "nugget": -8.0, "number of components": -6.0} if kernels.has_combinations else {}
+    return np.array([little.get(name, _START) for name in [*kernels.names, "nugget"]])
 
 
 def solve(
@@ -339,7 +358,13 @@ def solve(
 
 
 def fit_weights(
-    kernels: Tensor, targets_nm: np.ndarray, noise_n: np.ndarray, *, start: np.ndarray, n_iterations: int
+    kernels: Tensor,
+    targets_nm: np.ndarray,
+    noise_n: np.ndarray,
+    *,
+    start: np.ndarray,
+    before: np.ndarray,
+    n_iterations: int,
 ) -> np.ndarray:
     """Fit logarithms of the weights of kernels and nugget by marginal likelihood.
 
@@ -353,6 +378,8 @@ def fit_weights(
         Their sampling variance.
     start
         Logarithms to start from, ``[K + 1]``.
+    before
+        What they are expected to be before the data are seen.
     n_iterations
         Most steps of L-BFGS.
     """
@@ -370,11 +397,11 @@ def fit_weights(
             return 1e12, np.zeros_like(log)
         precision = torch.cholesky_inverse(factor)
         explained = precision @ products
-        pull = (log - _START) / _SPREAD**2
+        pull = (log - before) / _SPREAD**2
         value = 0.5 * explained.diagonal().sum() + m * factor.diagonal().log().sum()
         slope = 0.5 * (m * precision - explained @ precision)
         gradient = np.append((flat @ slope.flatten()).numpy(), float(slope.diagonal().sum())) * weights + pull
-        return float(value) + 0.5 * float(((log - _START) * pull).sum()), gradient
+        return float(value) + 0.5 * float(((log - before) * pull).sum()), gradient
 
     found = minimize(
         negative_log_likelihood, start, jac=True, method="L-BFGS-B",

@@ -108,43 +108,41 @@ def fit_responses(
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
     members = Members(SeenChanges(responses.perturbations, responses.contexts, masked), noise, parser, kernels.tables)
     rng = np.random.default_rng(seed)
-    blocks = _blocks(conditions, members)
+    blocks = {way: of_way for way, of_way in _blocks(conditions, members).items() if of_way}
     bar = tqdm(desc="response model", delay=3, disable=not progress, unit="group")
 
-    def learn(rows: np.ndarray | None, chosen: Sequence[np.ndarray]) -> Weights:
+    def learn(rows: np.ndarray | None, chosen: Sequence[np.ndarray], *, pooled: bool = False) -> Weights:
         some = conditions if rows is None else conditions.take(rows, parser)
         y, v = (masked, noise) if rows is None else (masked[rows], noise[rows])
-        return learn_weights(kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update)
+        return learn_weights(
+            kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update, pooled=pooled
+        )
+
+    def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
+        return solve(learned, kernels, conditions, masked, noise, blocks=of_ways, device=device, tick=bar.update)
 
     n = len(conditions)
     if n <= _FOLDED:
         # with few conditions, weights of many components fit the noise of the very conditions that are left out
-        whole = learn(None, [np.arange(n)])
-        regression, _ = solve(whole, kernels, conditions, masked, noise, blocks={}, device=device, tick=bar.update)
+        folds = {way: _folds(of_way, rng) for way, of_way in blocks.items() if way != "context"}
+        # in one context, only what combinations have in common tells effects from what is a condition's own
+        pooled = not kernels.has_contexts and not kernels.tables
         left_out = {}
-        for way, of_way in blocks.items():
-            if way == "context":  # what contexts share can hardly be learned without one of them
-                left_out[way] = solve(
-                    whole, kernels, conditions, masked, noise, blocks={way: of_way}, device=device, tick=bar.update
-                )[1][way]
-                continue
+        for way, of_way in folds.items():
             parts = []
-            for fold in _folds(of_way, rng):
+            for fold in of_way:
                 rows = np.setdiff1d(np.arange(n), np.concatenate([r[wanted] for r, wanted in fold]))
-                learned = learn(rows, [np.arange(len(rows))])
-                parts.append(
-                    solve(
-                        learned, kernels, conditions, masked, noise, blocks={way: fold}, device=device, tick=bar.update
-                    )[1][way]
-                )
+                parts.append(solved(learn(rows, [np.arange(len(rows))], pooled=pooled), {way: fold})[1][way])
             left_out[way] = LeftOut.joined(parts)
+        # what contexts share can hardly be learned without one of them
+        context = {way: of_way for way, of_way in blocks.items() if way == "context"}
+        regression, of_context = solved(learn(None, [np.arange(n)], pooled=pooled), context)
+        left_out |= of_context
         judged = np.arange(n)
     else:
         chosen = [_some(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
         learned = learn(None, chosen if len(chosen[0]) < len(chosen[1]) else chosen[:1])
-        regression, left_out = solve(
-            learned, kernels, conditions, masked, noise, blocks=blocks, device=device, tick=bar.update
-        )
+        regression, left_out = solved(learned, blocks)
         judged = np.setdiff1d(np.arange(n), chosen[-1])
     bar.close()
     fitted = Fitted(
