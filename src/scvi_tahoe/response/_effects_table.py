@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _VARIANCES = "scvi_tahoe_variance"
 _FEWEST = 3  # perturbations
+#: perturbations for each component: columns of tables count alike, so that components of noise would drown the others
+_FOR_A_COMPONENT = 4
 
 
 def effects_table(
@@ -50,7 +52,7 @@ def effects_table(
     perturbation_key, context_key, control
         Columns of ``obs`` and label of the controls, as for :meth:`ResponseModel.fit`.
     n_components
-        Most columns of the table.
+        Most columns of the table; there are no more than one for every four perturbations.
     dose_key, combination_separator, variance_layer
         As for :meth:`ResponseModel.fit`. Of cells, variances are measured.
     seed, device, progress
@@ -98,7 +100,7 @@ def effects_table(
     centred = changes - _means_of(changes, contexts)
     effects = np.stack([centred[code == k].mean(axis=0) for k in range(len(names))])
     left, size, _ = np.linalg.svd(effects - effects.mean(axis=0), full_matrices=False)
-    n = min(n_components, int((size > 1e-6 * max(size[0], 1e-300)).sum()))
+    n = min(n_components, max(2, len(names) // _FOR_A_COMPONENT), int((size > 1e-6 * max(size[0], 1e-300)).sum()))
     if not n:
         raise ValueError("all perturbations have the same effect; there is nothing to tell them apart by.")
     columns = [f"effect_{k + 1}" for k in range(n)]
