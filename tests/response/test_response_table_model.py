@@ -263,7 +263,8 @@ def test_pairs_and_doses_are_asked_in_any_spelling():
     assert predicted.obs["starts_from"].tolist() == ["the nearest doses of the same perturbation"]
 
 
-def test_control_expression_lets_a_perturbed_gene_fall():
+@pytest.mark.parametrize("knows_expression", [True, False])
+def test_a_perturbed_gene_falls_itself(knows_expression):
     adata, _ = screen(12)
     adata.var_names = [f"P{i}" for i in range(N_GENES)]
     expression = pd.DataFrame(np.full((2, N_GENES), 2.0), index=["x", "y"], columns=adata.var_names)
@@ -271,8 +272,12 @@ def test_control_expression_lets_a_perturbed_gene_fall():
         adata.X[row, int(label[1:])] = -1.8
     seen = adata[adata.obs["gene"] != "P3"].copy()
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(12, 2)), index=[f"P{i}" for i in range(12)])
-    predicted = fit(seen, control_expression=expression, tables=table).predict(["P3"])
+    model = fit(seen, control_expression=expression if knows_expression else None, tables=table)
+    predicted = model.predict(["P3"])
     assert predicted[:, "P3"].X.ravel() == pytest.approx(-1.8, abs=0.01)
+    assert (predicted[:, "P3"].layers["sd"] < 0.01).all()
+    measured = model.predict(["P4"], ["x"])
+    assert measured[:, "P4"].X.item() == pytest.approx(-1.8, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_model():

@@ -77,8 +77,8 @@ def effects_table(
     if n_components < 1:
         raise ValueError(f"n_components is {n_components}; it must be 1 or more.")
     if control is not None and isinstance(adata, AnnData) and perturbation_key in adata.obs:
-        adata, measured = _changes_of_expression(adata, perturbation_key, context_key, str(control), dose_key)
-        variance_layer = measured or variance_layer
+        adata, layer = _changes_of_expression(adata, perturbation_key, context_key, str(control), dose_key)
+        variance_layer = layer or variance_layer
     where = device_of(device)
     table = read_responses(
         adata, perturbation_key=perturbation_key, context_key=context_key, control=control, dose_key=dose_key,

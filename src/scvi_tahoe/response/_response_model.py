@@ -79,7 +79,7 @@ class Fitted:
     inflation: Mapping[tuple[Origin, bool], float]
     excess_G: np.ndarray
     device: torch.device
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     #: factor of the difference from the mean of the context, for each kind of question; 1 where there is none
     unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: share of the squared change that variances of genes have in addition: strong changes are wrong by more
@@ -176,12 +176,13 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
 
 def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequence[int]]) -> OwnGene | None:
     rows = [i for i, of_label in enumerate(targets) if len(of_label) == 1]
-    rows = [i for i in rows if responses.contexts[i] in responses.control_means]
+    means = responses.control_means
+    rows = [i for i in rows if not means or responses.contexts[i] in means]
     if len({responses.perturbations[i] for i in rows}) < _FEWEST_OWN:
         return None
     genes = [targets[i][0] for i in rows]
     contexts = responses.contexts[rows].tolist()
-    expression = np.array([responses.control_means[c][g] for c, g in zip(contexts, genes, strict=True)])
+    expression = np.array([means[c][g] if means else np.nan for c, g in zip(contexts, genes, strict=True)])
     names = [str(responses.genes[g]) for g in genes]
     return OwnGene.fit(names, contexts, expression.astype(np.float64), changes[rows, genes])
 
@@ -252,7 +253,7 @@ def _stacked(
     for key, questions in asked.items():
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
     stacks, inflation, unshrinking, spread, residuals = {}, {}, {}, {}, []
-    scores: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, dict[str, float]]] = {}
     of_condition = noise.mean(axis=1)
     usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
     for key, questions in asked.items():
@@ -374,6 +375,11 @@ def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray
     }
 
 
+def knows_own_genes(fitted: Fitted, context: str, control_means: Mapping[str, np.ndarray]) -> bool:
+    """Whether the change of a perturbed gene can be read off its line; without any control expression it is level."""
+    return context in control_means or not (control_means or fitted.responses.control_means)
+
+
 def with_contexts(kernels: ConditionKernels, control_means: Mapping[str, np.ndarray]) -> ConditionKernels:
     """Add contexts by their controls, where kernels compare these."""
     known = {c: m for c, m in control_means.items() if c not in kernels.control_profiles}
@@ -414,9 +420,9 @@ def predicted_changes(
         if factor != 1:
             change = changes["mean"] + factor * (change - changes["mean"])
         result[i] = change
-        if fitted.own is not None and question.context in control_means:
+        if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             for gene in targets[i]:
-                expression = float(control_means[question.context][gene])
+                expression = float(control_means[question.context][gene]) if control_means else np.nan
                 knows = origin is not Origin.OTHERS and not question.without
                 result[i, gene] = fitted.own.predict(
                     str(fitted.responses.genes[gene]), question.context, expression, knows_elsewhere=knows

@@ -11,7 +11,7 @@ from scvi_tahoe.response._members import MEMBERS
 from scvi_tahoe.response._response_model import Fitted, question_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _SCORES = ("pearson", "pds", "mae", "rmse")
 _COLUMNS = ("part", "question", "name", "weight", *_SCORES, "n_conditions")
@@ -75,7 +75,7 @@ def _lines(fitted: Fitted, kernels: dict[str, float], tables: dict[str, float], 
     return lines
 
 
-def _trade(before: dict[str, float], after: dict[str, float], factor: str) -> str:
+def _trade(before: Mapping[str, float], after: Mapping[str, float], factor: str) -> str:
     return (
         f"what is specific to a perturbation times {factor}: PDS {before['pds']:.3f} to {after['pds']:.3f}, at MAE "
         f"{before['mae']:.4f} to {after['mae']:.4f} and Pearson {before['pearson']:.3f} to {after['pearson']:.3f}"

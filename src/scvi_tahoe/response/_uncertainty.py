@@ -12,6 +12,7 @@ from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._own_gene import target_genes
 from scvi_tahoe.response._response_model import (
     Fitted,
+    knows_own_genes,
     left_out_changes,
     predicted_changes,
     shaped_variance,
@@ -78,7 +79,7 @@ def _calibrated(
         inflation, spread = largest if key is None else (fitted.inflation[key], fitted.spread[key])
         total = shaped_variance(variance[i] + fitted.excess_G, spread * np.square(changes[i]))
         variance[i] = inflation * np.sqrt(total)
-        if fitted.own is not None and question.context in control_means:
+        if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             variance[i, targets[i]] = np.sqrt(fitted.own.error)
     return variance
 
