@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scvi_tahoe.response._effects_table import effects_table
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior
 from scvi_tahoe.response._residual import (
@@ -17,6 +18,7 @@ from scvi_tahoe.response._residual import (
     shrinkage_factor,
     with_prior,
 )
+from scvi_tahoe.response._response_table_model import ResponseModel
 from scvi_tahoe.response._start import ResponseStart
 
 wrong_response = ResponseStart.wrong

@@ -123,21 +123,47 @@ class Regression:
     groups: tuple[Group, ...]
     coefficients_nQ: np.ndarray
 
+    @property
+    def nugget_Q(self) -> np.ndarray:
+        """Variance of each component that is a condition's own."""
+        nuggets = [np.full(group.stop - group.start, group.weights[-1]) for group in self.groups]
+        return np.concatenate(nuggets) * np.square(self.size_Q)
+
     def predict(
-        self, kernels: ConditionKernels, rows: Conditions, train: Conditions, device: torch.device
+        self,
+        kernels: ConditionKernels,
+        rows: Conditions,
+        train: Conditions,
+        device: torch.device,
+        measured: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Predict components of conditions, float64 ``[rows, Q]``."""
+        """Predict components of conditions, float64 ``[rows, Q]``.
+
+        ``measured`` has the training condition that each row is, whose nugget is known from its own response, or -1.
+        """
         result = torch.zeros((len(rows), len(self.size_Q)), dtype=torch.float64, device=device)
         coefficients = torch.as_tensor(self.coefficients_nQ, device=device)
         for k, (_, kernel) in enumerate(kernels.matrices(rows, train, device)):
             of_component = np.concatenate([np.full(g.stop - g.start, g.weights[k]) for g in self.groups])
             result += (kernel @ coefficients) * torch.as_tensor(of_component, device=device)
-        return result.cpu().numpy() * self.size_Q
+        found = result.cpu().numpy() * self.size_Q
+        if measured is not None:
+            known = measured >= 0
+            found[known] += self.coefficients_nQ[measured[known]] * self.nugget_Q / self.size_Q
+        return found
 
     def variance(
-        self, kernels: ConditionKernels, rows: Conditions, train: Conditions, device: torch.device
+        self,
+        kernels: ConditionKernels,
+        rows: Conditions,
+        train: Conditions,
+        device: torch.device,
+        measured: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior and prior variance of the components of conditions, float64 ``[rows, Q]`` each."""
+        """Posterior and prior variance of the components of conditions, float64 ``[rows, Q]`` each.
+
+        ``measured`` is as in :meth:`predict`.
+        """
         posterior, prior = (np.empty((len(rows), len(self.size_Q))) for _ in range(2))
         own = kernels.diagonals(rows)
         for group in self.groups:
@@ -145,6 +171,8 @@ class Regression:
             covariance = _sum(kernels.matrices(train, train, device), group.weights)
             factor = _factor(covariance, group.weights[-1] + group.noise)
             cross = _sum(kernels.matrices(rows, train, device), group.weights)
+            if measured is not None and (known := np.flatnonzero(measured >= 0)).size:
+                cross[known, measured[known]] += group.weights[-1]
             explained = torch.linalg.solve_triangular(factor, cross.T, upper=False).square().sum(0).cpu().numpy()
             total = group.weights[:-1] @ own + group.weights[-1]
             squared = np.square(self.size_Q[columns])
