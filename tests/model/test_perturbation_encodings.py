@@ -82,7 +82,7 @@ def test_the_prior_of_a_pair_is_predicted_untrained_and_in_any_order(pairs, make
     assert not same(first, single)
 
 
-@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells", "response"])
 @pytest.mark.parametrize(("without", "corrected"), [([], True), (["A+B"], True), (["A", "A+B"], False)])
 def test_a_pair_is_corrected_after_training_on_pairs(prior, without, corrected, pairs, make_model, train, caplog):
     """C+B has both parts; where C is taken away, too, no pair has."""
@@ -127,7 +127,7 @@ def test_the_rate_is_low_only_where_a_prior_leaves_little_to_learn(pairs, make_m
         assert make_model(adata, setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-4
 
 
-@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells", "response"])
 def test_a_prior_serves_pairs_that_nobody_measured_in_any_order(prior, pairs, make_model, train):
     model = train(make_model(pairs, setup=PAIRS, prior=prior))
     assert same(predict(model, "A+D"), predict(model, "D+A"))

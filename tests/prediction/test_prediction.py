@@ -334,7 +334,7 @@ def test_a_saved_model_stays_blind_to_labels_and_predicts_the_same(make_model, t
     np.testing.assert_array_equal(predict(again, n_cells=5).X, predict(model, n_cells=5).X)
 
 
-@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells", "response"])
 def test_a_prediction_from_a_prior_does_not_depend_on_what_else_is_asked(prior, make_model, train):
     model = train(make_model(prior=prior))
     alone = predict(model, perturbations=["perturbation_3"], contexts=["context_2"], n_cells=11)

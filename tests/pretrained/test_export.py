@@ -202,7 +202,7 @@ def with_cells(make_model, train, tmp_path):
     return model
 
 
-@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells", "response"])
 def test_an_export_predicts_what_the_model_predicted_without_data(prior, make_model, train, screen, tmp_path):
     model = train(make_model(prior=prior))
     model.export(tmp_path / "export")
