@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 
 #: up to so many conditions: first components with weights of their own, and how much larger the next group ends
-_GROUPS = ((400, 12, 1.2), (3000, 6, 1.5), (float("inf"), 2, 2.5))
+_GROUPS = ((150, 12, 1.2), (3000, 6, 1.5), (float("inf"), 2, 2.5))
 _JITTER = 1e-6
 _TOLERANCE = 1e-4  # relative change of the likelihood at which its search ends
 _START, _SPREAD = -2.0, 1.5  # logarithms of weights before the data are seen
@@ -279,7 +279,7 @@ def learn_weights(
             fitted = fit_weights(
                 stack if len(kept) == n_kernels else stack[kept], scaled[rows, s],
                 (noise[rows, s] / np.square(size[s])).mean(axis=1),
-                start=logs[g][[*kept, n_kernels]], before=before[[*kept, n_kernels]], n_iterations=15 if level else 40,
+                start=logs[g if level or not g else g - 1][[*kept, n_kernels]], before=before[[*kept, n_kernels]], n_iterations=15 if level else 40,
             )  # fmt: skip
             logs[g] = np.full(n_kernels + 1, _LOWEST)
             logs[g][[*kept, n_kernels]] = fitted

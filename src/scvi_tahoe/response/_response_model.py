@@ -27,7 +27,7 @@ Way = Literal["condition", "label", "perturbation", "context"]
 
 _COMPONENTS = 128
 _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined
-_FOLDED, _N_FOLDS = 300, 4  # conditions up to which weights of each fold are learned from the other folds
+_FOLDED, _N_FOLDS = 150, 4  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
 _FEWEST_OWN = 4
 _COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
