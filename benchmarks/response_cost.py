@@ -56,7 +56,7 @@ def main() -> None:
         for prior in ("none", "response"):
             command = [sys.executable, __file__, "--conditions", str(n), "--genes", str(args.genes), "--measure", prior]
             environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
-            output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout  # noqa: S603
+            output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
             found += [float(x) for x in output.split()[-2:]]
         print(f"{n:10d}  {found[0]:15.1f} {found[1]:6.0f}    {found[2]:13.1f} {found[3]:6.0f}", flush=True)
 

@@ -16,6 +16,7 @@ from scvi_tahoe.response._residual import (
     prior_table,
     residual_cells,
     shrinkage_factor,
+    wanted_means,
     with_prior,
 )
 from scvi_tahoe.response._response_table_model import ResponseModel

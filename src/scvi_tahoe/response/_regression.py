@@ -125,6 +125,12 @@ class Regression:
     coefficients_nQ: np.ndarray
 
     @property
+    def learned(self) -> Weights:
+        """Basis and weights alone."""
+        slices = tuple(slice(group.start, group.stop) for group in self.groups)
+        return Weights(self.basis_QG, self.size_Q, slices, tuple(np.log(group.weights) for group in self.groups))
+
+    @property
     def nugget_Q(self) -> np.ndarray:
         """Variance of each component that is a condition's own."""
         nuggets = [np.full(group.stop - group.start, group.weights[-1]) for group in self.groups]
@@ -278,14 +284,15 @@ def learn_weights(
         for g, s in enumerate(slices):
             share = np.exp(logs[g]) / np.exp(logs[g]).sum()
             kept = np.flatnonzero(share[:-1] > _NEGLIGIBLE) if level else np.arange(n_kernels)
+            parameters = [*kept, n_kernels]
+            start = logs[g] if level or not g else logs[g - 1]  # neighbouring components have similar weights
             fitted = fit_weights(
                 stack if len(kept) == n_kernels else stack[kept], scaled[rows, s],
                 (noise[rows, s] / np.square(size[s])).mean(axis=1),
-                start=logs[g if level or not g else g - 1][[*kept, n_kernels]], before=before[[*kept, n_kernels]],
-                n_iterations=15 if level else 40,
+                start=start[parameters], before=before[parameters], n_iterations=15 if level else 40,
             )  # fmt: skip
             logs[g] = np.full(n_kernels + 1, _LOWEST)
-            logs[g][[*kept, n_kernels]] = fitted
+            logs[g][parameters] = fitted
             tick()
     return Weights(basis, size, tuple(slices), tuple(logs))
 

@@ -84,6 +84,7 @@ def learn_prior(
     device: torch.device | None = None,
     asked: np.ndarray | None = None,
     progress: bool = False,
+    like: Mapping[str, Any] | None = None,
 ) -> LearnedPrior:
     """Learn a prior from the training cells of a screen.
 
@@ -104,6 +105,8 @@ def learn_prior(
         cells, training conditions of the response model do not know their own perturbation in other contexts either.
     progress
         Whether to show a bar if it takes more than some seconds.
+    like
+        Plain values of a response model of most of these cells, which is extended instead of learned anew.
     """
     expression = aligned_expression(spec, screen)
     if kind != "response":
@@ -116,6 +119,7 @@ def learn_prior(
     return ResponseStart.from_cells(
         expression, screen.index, rows, spec.table, spec.keys.parser, spec.genes,
         way=way, device=device or torch.device("cpu"), seed=seed, progress=progress,
+        like=None if like is None else ResponseStart.from_dict(like),
     )  # fmt: skip
 
 
@@ -157,6 +161,16 @@ def with_prior(
     if base.cells is None:
         return replace(dataset, residual_shift=base.shift)
     return replace(dataset, residual_input=make_store(base.cells, device), residual_input_rows=base.rows)
+
+
+def wanted_means(
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Sequence[Condition]
+) -> np.ndarray | None:
+    """Return the means that conditions start from, ``[conditions, G]``; None where cells have to be made for that."""
+    if learned["kind"] != "response":
+        return None
+    prior, targets = prior_and_targets(learned, spec, screen, conditions)
+    return prior.wanted_means(conditions, targets, spec.table)  # type: ignore[union-attr]
 
 
 def residual_cells(
@@ -285,6 +299,7 @@ def shrinkage_factor(
     expression: CellStore,
     device: torch.device,
     *,
+    known_start: Callable[[Sequence[Condition]], np.ndarray | None],
     seed: int,
 ) -> float | None:
     """Return how much of the network's correction holds for the validation conditions.
@@ -294,7 +309,8 @@ def shrinkage_factor(
     The head's last layer is linear, so it goes into its weights, and nothing else needs to know of it.
 
     ``predict`` predicts an output for so many cells of each condition, with a prior that does not know the validation
-    conditions. None where there are fewer than three of these, or some that also train.
+    conditions; ``known_start`` returns the means that these start from, if no cells have to be made for that. None
+    where there are fewer than three of these, or some that also train.
     """
     index, rng = split.index, np.random.default_rng((seed, STREAMS.SHRINKAGE))
     position = index.condition_of_cell[split.validation]
@@ -315,7 +331,8 @@ def shrinkage_factor(
             found.append(means_by_code(cells.X, condition_of_cell(cells.obs, keys)[0]))
         return np.concatenate(found)
 
-    factor = fit_shrinkage(means("prior"), means("expression"), observed_KG)
+    start_KG = known_start([index.conditions[i] for i in chosen])
+    factor = fit_shrinkage(means("prior") if start_KG is None else start_KG, means("expression"), observed_KG)
     logger.info(f"kept {factor:.2f} of the network's correction of its prior, by {len(chosen)} validation conditions")
     return factor
 

@@ -95,8 +95,13 @@ def fit_responses(
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: bool = False,
+    like: Fitted | None = None,
 ) -> Fitted:
-    """Fit the response model to conditions."""
+    """Fit the response model to conditions.
+
+    ``like`` is a fit to most of them, of which stacks and calibration are kept, so that only coefficients are solved
+    for, and of few conditions the weights of kernels.
+    """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
     kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
@@ -122,11 +127,19 @@ def fit_responses(
         return solve(learned, kernels, conditions, masked, noise, blocks=of_ways, device=device, tick=bar.update)
 
     n = len(conditions)
+    # in one context, only what combinations have in common tells effects from what is a condition's own
+    pooled = not kernels.has_contexts and not kernels.tables
+    if like is not None and like.kernels.names == kernels.names:
+        few = learn(None, [np.arange(n)], pooled=pooled) if n <= _FOLDED else None
+        regression, left_out = solved(few or like.regression.learned, blocks)
+        bar.close()
+        return replace(
+            like, responses=replace(responses, changes=filled, noise=noise), conditions=conditions, kernels=kernels,
+            members=members, regression=regression, left_out=left_out, own=own,
+        )  # fmt: skip
     if n <= _FOLDED:
         # with few conditions, weights of many components fit the noise of the very conditions that are left out
         folds = {way: _folds(of_way, rng) for way, of_way in blocks.items() if way != "context"}
-        # in one context, only what combinations have in common tells effects from what is a condition's own
-        pooled = not kernels.has_contexts and not kernels.tables
         left_out = {}
         for way, of_way in folds.items():
             parts = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from scvi_tahoe.response._members import MEMBERS
-from scvi_tahoe.response._regression import Weights, solve
+from scvi_tahoe.response._regression import solve
 from scvi_tahoe.response._response_model import Fitted, left_out_blocks, question_name
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ def _losses(fitted: Fitted) -> dict[str, float]:
     way = next((way for way in ("perturbation", "condition") if way in ways), None)
     if way is None or not kernels.tables:
         return {}
-    slices = tuple(slice(group.start, group.stop) for group in regression.groups)
     truth = seen @ regression.basis_QG.T
 
     def error(table: str | None) -> float:
@@ -72,8 +72,8 @@ def _losses(fitted: Fitted) -> dict[str, float]:
         if table is not None and len(kernels.tables) > 1:
             without = [out or name.startswith("all tables, ") for out, name in zip(without, kernels.names, strict=True)]
         off = np.array([*without, False])
-        logs = tuple(np.where(off, _NONE, np.log(group.weights)) for group in regression.groups)
-        weights = Weights(regression.basis_QG, regression.size_Q, slices, logs)
+        learned = regression.learned
+        weights = replace(learned, logs=tuple(np.where(off, _NONE, log) for log in learned.logs))
         _, found = solve(
             weights, kernels, fitted.conditions, seen, fitted.members.noise, blocks={way: ways[way]},
             device=fitted.device, tick=lambda: None,

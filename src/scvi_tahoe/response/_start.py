@@ -86,6 +86,7 @@ class ResponseStart:
         device: torch.device,
         seed: int,
         progress: bool,
+        like: ResponseStart | None = None,
     ) -> ResponseStart:
         """Fit the response model to the training cells of a screen.
 
@@ -111,6 +112,8 @@ class ResponseStart:
             Random seed of folds and subsets.
         progress
             Whether to show a bar if it takes more than some seconds.
+        like
+            Start of most of these cells, which training conditions keep: only others are fitted anew.
         """
         statistics = condition_statistics(expression, index, rows)
         means = {c: _mean_of(expression, index.controls(c)) for c in index.contexts if len(index.controls(c))}
@@ -120,8 +123,14 @@ class ResponseStart:
         responses = Responses(np.array(labels), np.array(contexts), changes, statistics.noise, genes, means)
         components = Conditions.of(labels, contexts, parser).components
         tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
-        fitted = fit_responses(responses, parser, tables, device=device, seed=seed, progress=progress)
+        before = None if like is None else like.fitted
+        fitted = fit_responses(responses, parser, tables, device=device, seed=seed, progress=progress, like=before)
         starts = left_out_changes(fitted, way, means)
+        if like is not None:
+            known = {condition: i for i, condition in enumerate(like.conditions)}
+            for i, condition in enumerate(zip(contexts, labels, strict=True)):
+                if condition in known:
+                    starts[i] = like.starts_nG[known[condition]]
         return cls(fitted, starts, statistics.usual_G.astype(np.float32), means)
 
     @property
