@@ -1,9 +1,9 @@
 """Targets nobody measured, on a table of real responses: the response model beside exact arithmetic.
 
 Five folds of targets. *Unseen*: the targets of a fold are measured nowhere. *Seen elsewhere*: in one context they
-are held out, in the others they are measured. Scores of a context: PDS (the true target's rank by L1 among the fold's), mean
-absolute and root mean squared error, Pearson correlation of the change; means over folds and contexts. All options are
-the defaults; the genes of the largest variance are kept.
+are held out, in the others they are measured. Scores of a context: PDS (the true target's rank by L1 among the
+fold's), mean absolute and root mean squared error, Pearson correlation of the change; means over folds and contexts.
+All options are the defaults; the genes of the largest variance are kept.
 
     python benchmarks/responses.py responses.h5ad --perturbation-key perturbation --context-key cell_line \\
         --control control --table go=emb_gene_go.parquet --table summaries=emb_gene_ncbi_summaries.parquet

@@ -191,7 +191,7 @@ class Members:
     def _dose_weights(self, question: Question) -> dict[str, float]:
         """Weights of the measured doses next below and above, by log dose; of the last one beyond them."""
         (own,) = self.parser.components(question.perturbation)
-        dose, doses = np.log10(own.dose or np.nan), sorted(self._doses(question).items(), key=lambda item: item[1])
+        dose, doses = np.log10(own.dose or 1.0), sorted(self._doses(question).items(), key=lambda item: item[1])
         above = int(np.searchsorted([d for _, d in doses], dose))
         (low, lower), (high, upper) = doses[max(above - 1, 0)], doses[min(above, len(doses) - 1)]
         if low == high:

@@ -43,6 +43,18 @@ def response_report(fitted: Fitted, notes: Sequence[str] = (), *, losses: bool =
     return report
 
 
+def short_report(fitted: Fitted) -> str:
+    """Return one line for the kernels, and one for each kind of question: errors of the model and of simple rules."""
+    kernels, _ = _kernel_shares(fitted)
+    lines = _lines(fitted, kernels, {}, ())[:2]
+    for question, scores in fitted.scores.items():
+        errors = ", ".join(f"{name} {found['rmse']:.4f}" for name, found in scores.items() if name != "kernels")
+        n = scores[_MODEL]["n"]
+        asked = f"- {n} conditions predicted without themselves, from {question}"
+        lines.append(f"{asked}: root mean squared error {errors}")
+    return "\n".join(lines)
+
+
 def _kernel_shares(fitted: Fitted) -> tuple[dict[str, float], dict[str, float]]:
     """Share of the variance of training conditions by kernel, largest first, and of all kernels of each table."""
     regression = fitted.regression

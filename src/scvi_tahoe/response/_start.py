@@ -24,6 +24,7 @@ from scvi_tahoe.response._response_model import (
 )
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._statistics import condition_statistics
+from scvi_tahoe.response._uncertainty import predicted_sd, variance_and_support
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -231,6 +232,31 @@ class ResponseStart:
         origins = self.starts_from(conditions, table)
         pairs = zip(asked, origins, strict=True)
         return np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
+
+    def effects(
+        self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict changes from other conditions, their standard deviations, and the support of each condition."""
+        changes, _ = self.changes(conditions, targets, table)
+        fitted, parser = self._with_rows(table), self.fitted.parser
+        questions = [Question(parser.spelling(c.perturbation), c.context) for c in conditions]
+        means = {c: profile.mean_G for c, profile in targets.items()}
+        variance_nQ, support = variance_and_support(fitted, questions, means)
+        return changes, predicted_sd(fitted, questions, means, changes, variance_nQ), support
+
+    def confidence(
+        self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
+    ) -> pd.DataFrame:
+        """Say how sure predictions of conditions are: ``support`` and ``expected_error``, one row for each condition.
+
+        The expected error is the mean over genes of the expected absolute error of the change, of log1p expression.
+        """
+        parts = []
+        for start in range(0, len(conditions), 512):
+            _, deviation, support = self.effects(conditions[start : start + 512], targets, table)
+            error = np.sqrt(2 / np.pi) * deviation.mean(axis=1)
+            parts.append(pd.DataFrame({"support": support, "expected_error": error}))
+        return pd.concat(parts, ignore_index=True)
 
     def wanted_means(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable

@@ -84,6 +84,14 @@ def _calibrated(
     return variance
 
 
+def variance_and_support(
+    fitted: Fitted, questions: Sequence[Question], control_means: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variance of components of conditions, ``[n, Q]``, and their support, ``[n]``; see Prediction."""
+    variance_nQ, reference = _variance(fitted, questions, control_means)
+    return variance_nQ, np.clip(1 - variance_nQ.sum(axis=1) / np.maximum(reference, 1e-300), 0, 1)
+
+
 @dataclass(frozen=True)
 class Measured:
     """Training conditions as the others predict them, which their own measurements are combined with.
