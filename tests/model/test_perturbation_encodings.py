@@ -69,7 +69,9 @@ def test_an_unmeasured_pair_is_predicted_from_its_parts(combination, table, pair
 def test_one_context_starts_from_the_response_model_if_others_say_anything(pairs, make_model):
     one = pairs[(pairs.obs["context"] == "context_1").to_numpy()]
     assert make_model(one.copy(), setup=PAIRS, prior="auto").prior == "response"
-    assert make_model(one.copy(), setup={}, prior="auto").prior == "response"  # by the table
+    assert (
+        make_model(one.copy(), setup={**PAIRS, "perturbation_embedding_key": "table"}, prior="auto").prior == "response"
+    )
     # without a separator "A+B" is a name like any other, and one-hot rows say nothing
     assert make_model(one.copy(), setup={"perturbation_embedding_key": None}, prior="auto").prior == "none"
 

@@ -27,7 +27,7 @@ def models(task):
     from scvi_tahoe import TahoeST
 
     found = {}
-    for prior in ("none", "cells"):
+    for prior in ("none", "cells", "response"):
         train = task.train.copy()
         TahoeST.setup_anndata(
             train, perturbation_key=task.perturbation_key, control=task.control, context_key=task.context_key

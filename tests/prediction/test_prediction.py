@@ -37,7 +37,7 @@ def test_a_prediction_is_an_anndata_with_the_columns_of_the_training_data(traine
     assert predicted.shape == (80, 60)  # one cell for each of the 40 controls, two perturbations
     assert (predicted.X >= 0).all()
     assert list(predicted.var_names) == list(screen.var_names)
-    assert list(predicted.obs.columns) == ["perturbation", "context", "batch", "origin"]
+    assert list(predicted.obs.columns) == ["perturbation", "context", "batch", "origin", "support", "expected_error"]
     assert predicted.obs["perturbation"].tolist() == ["perturbation_2"] * 40 + ["perturbation_1"] * 40
     assert set(predicted.obs["context"]) == {"context_2"}
     start = screen.obs.loc[predicted.obs["origin"]]
