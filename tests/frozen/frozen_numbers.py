@@ -316,7 +316,7 @@ def sizes(name: str) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- priors
 
-PRIORS = ("none", "mean", "transfer", "cells", "auto")
+PRIORS = ("none", "mean", "transfer", "cells")
 
 
 def prior_of(model: TahoeST, asked: dict[str, Any], **options: Any) -> dict[str, Any]:
