@@ -26,6 +26,8 @@ N_LEVELS = 16
 _SWITCHED = 0.75  # share of a change of the mean that comes from cells beginning or ceasing to express a gene
 _CELLS = 1024  # control cells that levels are measured on
 _TOTALS_ALIKE = 0.02  # coefficient of variation of totals up to which they are held constant
+_ROUNDS, _EXACT = 6, 1e-5  # until totals and means agree
+_POWERS = (0.5, 2.0)  # within which values are spread in a round
 _TINY = 1e-9
 
 
@@ -138,7 +140,7 @@ class StartTable:
 
 
 def moved_to_mean(cells_NG: Tensor, want_G: Tensor, profile: ControlProfile, generator: torch.Generator) -> Tensor:
-    """Move control cells to a wanted mean, which they have exactly, whatever their number.
+    """Move control cells to a wanted mean, which they have exactly, whatever their number, with the totals of controls.
 
     Parameters
     ----------
@@ -159,8 +161,10 @@ def moved_to_mean(cells_NG: Tensor, want_G: Tensor, profile: ControlProfile, gen
     change = _SWITCHED * (want_G - mean) * n
     begins = torch.minimum((change.clamp_min(0) / usual).round().long(), n - n_expressing)
     ceases = torch.minimum(((-change).clamp_min(0) / own.clamp_min(_TINY)).round().long(), n_expressing)
-    # a gene that no cell expresses has to begin somewhere
-    begins = torch.where((n_expressing == 0) & (want_G > _TINY), begins.clamp_min(1), begins)
+    # a gene that is wanted has to be expressed somewhere
+    wanted = want_G > _TINY
+    begins = torch.where((n_expressing == 0) & wanted, begins.clamp_min(1), begins)
+    ceases = torch.where(wanted, torch.minimum(ceases, n_expressing - 1).clamp_min(0), ceases)
     moved = cells_NG.clone()
     if len(genes := torch.nonzero((begins > 0) | (ceases > 0))[:, 0]):
         block = cells_NG[:, genes]
@@ -175,10 +179,33 @@ def moved_to_mean(cells_NG: Tensor, want_G: Tensor, profile: ControlProfile, gen
         chosen = rank < torch.maximum(begins[genes], ceases[genes])
         new = levels[:, genes].gather(0, (rank * N_LEVELS // begins[genes].clamp_min(1)).clamp_max(N_LEVELS - 1))
         moved[:, genes] = torch.where(chosen, torch.where(expressed, 0.0, new), block)
-    for _ in range(1 if np.isnan(profile.total) else 3):
-        ratio = want_G / moved.mean(0).clamp_min(_TINY)
-        moved = moved * torch.where(moved.mean(0) > _TINY, ratio, 0.0)
-        if not np.isnan(profile.total):
-            counts = torch.expm1(moved)
-            moved = torch.log1p(counts * (profile.total / counts.sum(1, keepdim=True).clamp_min(_TINY)))
-    return moved
+    moved = _with_means(moved, want_G)
+    return moved if np.isnan(profile.total) else _with_totals(moved, want_G, profile.total)
+
+
+def _with_means(cells_NG: Tensor, want_G: Tensor) -> Tensor:
+    """Scale each gene to its wanted mean."""
+    mean_G = cells_NG.mean(0)
+    return cells_NG * torch.where(mean_G > _TINY, want_G / mean_G.clamp_min(_TINY), 0.0)
+
+
+def _with_totals(cells_NG: Tensor, want_G: Tensor, total: float) -> Tensor:
+    """Give cells of the wanted means one total, with means that stay.
+
+    Means of logarithms and totals agree for one spread of the values only. So in turn each gene is spread by a power
+    of its values (one power for all genes, a step of Newton's method for the mean total), scaled to its mean, and each
+    cell is scaled to the total.
+    """
+    for _ in range(_ROUNDS):
+        logs = torch.where(cells_NG > 0, cells_NG.clamp_min(_TINY).log(), 0.0)
+        centre_G = (cells_NG * logs).sum(0) / cells_NG.sum(0).clamp_min(_TINY)
+        missing = total - torch.expm1(cells_NG).sum(1).mean()
+        slope = (torch.exp(cells_NG) * cells_NG * (logs - centre_G)).sum(1).mean()
+        power = float((1 + missing / slope.clamp_min(_TINY)).clamp(*_POWERS))
+        cells_NG = _with_means(torch.where(cells_NG > 0, (power * logs).exp(), 0.0), want_G)
+        counts = torch.expm1(cells_NG)
+        of_total = torch.log1p(counts * (total / counts.sum(1, keepdim=True).clamp_min(_TINY)))
+        if bool((of_total.mean(0) - want_G).abs().max() < _EXACT):
+            break
+        cells_NG = _with_means(of_total, want_G)
+    return of_total
