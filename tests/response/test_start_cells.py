@@ -1,0 +1,93 @@
+"""Control cells moved to a wanted mean: exact for any number of cells, with zeros and totals of real cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
+
+TOTAL = 200.0
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Two groups of 300 cells x 40 genes with the same totals: controls, and cells in which some genes change."""
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(0.5, 4.0, 40)
+    rate[0] = 0.0
+
+    def some(rate):
+        counts = rng.poisson(rate * rng.gamma(4, 0.25, (300, 1)))
+        return np.log1p(TOTAL * counts / np.maximum(counts.sum(1, keepdims=True), 1)).astype(np.float32)
+
+    changed = rate.copy()
+    changed[:6] = rate[:6] * [0, 3, 0.2, 0, 1.5, 0.5] + [1, 0, 0, 0, 0, 0]
+    return some(rate), some(changed)
+
+
+def scaled(cells):
+    """Cells whose totals differ."""
+    return cells * np.random.default_rng(1).uniform(0.6, 1.4, (len(cells), 1)).astype(np.float32)
+
+
+def moved(cells, want, profile, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return moved_to_mean(torch.from_numpy(cells), torch.from_numpy(want), profile, generator).numpy()
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 300])
+def test_the_mean_is_the_wanted_one_for_any_number_of_cells(cells, n):
+    controls, other = (scaled(group) for group in cells)
+    profile, want = ControlProfile.of(controls), other.mean(0)
+    assert np.isnan(profile.total)
+    np.testing.assert_allclose(moved(controls[:n], want, profile).mean(0), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [7, 50, 300])
+def test_with_totals_of_controls_the_mean_is_the_wanted_one_too(cells, n):
+    controls, other = cells
+    profile, want = ControlProfile.of(controls), other.mean(0)
+    found = moved(controls[:n], want, profile)
+    np.testing.assert_allclose(np.expm1(found).sum(1), TOTAL, rtol=1e-5)
+    np.testing.assert_allclose(found.mean(0), want, atol=1e-4)
+
+
+def test_a_single_cell_keeps_the_total(cells):
+    profile = ControlProfile.of(cells[0])
+    found = moved(cells[0][:1], cells[1].mean(0), profile)
+    np.testing.assert_allclose(np.expm1(found).sum(1), TOTAL, rtol=1e-5)
+
+
+def test_zeros_are_those_of_real_cells(cells):
+    controls, other = cells
+    found = moved(controls, other.mean(0), ControlProfile.of(controls))
+    assert abs((found == 0).mean() - (other == 0).mean()) < 0.02
+    unchanged = slice(6, None)  # genes that do not change keep nearly all of their zeros
+    assert ((found == 0) == (controls == 0))[:, unchanged].mean() > 0.97
+    assert (found[:, 3] == 0).all()  # a gene that is wanted nowhere is nowhere
+    assert 0 < (found[:, 0] > 0).mean() < 0.9  # a gene that no control expresses begins in some cells
+
+
+def test_nothing_but_the_means_of_the_cells_at_hand_is_changed_where_nothing_is_wanted(cells):
+    controls = cells[0]
+    found = moved(controls, controls.mean(0), ControlProfile.of(controls))
+    np.testing.assert_allclose(found, controls, atol=1e-4)
+
+
+@pytest.mark.parametrize("want", [np.zeros(40), np.full(40, 0.5)], ids=["nothing", "all alike"])
+def test_odd_wishes_give_finite_cells(cells, want):
+    found = moved(cells[0], want.astype(np.float32), ControlProfile.of(cells[0]))
+    assert np.isfinite(found).all()
+    assert (found >= 0).all()
+
+
+def test_minibatches_have_the_wanted_means_on_average(cells):
+    controls, other = cells
+    table = StartTable(other.mean(0)[None], np.array([0]), [ControlProfile.of(controls)])
+    sets = torch.from_numpy(controls[None])
+    found = torch.cat([table.cells(sets, torch.tensor([0]), seed)[0] for seed in range(20)]).numpy()
+    np.testing.assert_allclose(found.mean(0), other.mean(0), atol=0.03)
+    again = table.cells(sets, torch.tensor([0]), 3)
+    assert torch.equal(again, table.cells(sets, torch.tensor([0]), 3))
