@@ -150,7 +150,7 @@ class PredictMixin(FittedModel):
         if output == "delta" and self.representation == "embedding":
             raise ValueError("output='delta' needs expression at the input; this model takes cell embeddings.")
         if output == "prior" and self.prior == "none":
-            raise ValueError("output='prior' needs a model with a prior, e.g. TahoeST(adata, prior='cells').")
+            raise ValueError("output='prior' needs a model with a prior, e.g. TahoeST(adata, prior='response').")
         if output != "prior":
             self._check_if_trained(
                 message="the model is not trained; its predictions mean nothing yet. Call model.train()."
@@ -188,7 +188,7 @@ class PredictMixin(FittedModel):
         contexts: Sequence[str] | None = None,
         max_missing_genes: float = 0.1,
     ) -> pd.DataFrame:
-        """Report where the prior of each condition comes from, without computing cells.
+        """Report where the prior of each condition comes from and how sure it is, without computing cells.
 
         Like ``predict(output="prior")``, it can be called before training, and then learns the prior from all cells.
         After training, the prior includes the training and the validation conditions. The prior of a condition is
@@ -207,8 +207,12 @@ class PredictMixin(FittedModel):
           perturbation; its parts, or some of its parts, if the other components were not measured alone; the nearest
           perturbations by embedding; perturbations that share parts with it; the mean of other perturbations; with
           ``prior="none"``, control cells
-        * ``made_from`` - the five training conditions with the largest weights, component by component for a
-          combination; the weights of each component sum to 1
+        * ``support`` (with ``prior="response"``) - share of the variance among perturbations that is explained by what
+          is known of this one: 0 if nothing but its context is known
+        * ``expected_error`` (with ``prior="response"``) - expected absolute error of the change of log1p expression,
+          mean over genes
+        * ``made_from`` (with other priors, as the next two) - the five training conditions with the largest weights,
+          component by component for a combination; the weights of each component sum to 1
         * ``n_cells`` - number of training cells in all of these conditions, of which ``prior="cells"`` keeps up to 512
           each; without a prior, number of control cells of the context
         * ``kept`` - norm of the shrunken effect over the norm of the whole difference from the reference

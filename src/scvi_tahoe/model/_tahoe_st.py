@@ -68,18 +68,19 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
     prior
         What a prediction starts from; the network adds a correction. One of:
 
+        * ``'response'`` - control cells moved to the mean that the response model predicts: a regression over all
+          conditions (contexts, perturbations and their components, doses, embedding tables), stacked with simple
+          rules by predictions of conditions without themselves, see :meth:`response_report`. The network also sees
+          these cells; it does not see one-hot labels of perturbations seen in several contexts, unless
+          ``network={"sees_perturbation": True}``
         * ``'none'`` - control cells
-        * ``'mean'`` - control cells shifted by the mean change of the other perturbations of the context
-        * ``'transfer'`` - control cells shifted by the mean change of the perturbation in other contexts, weighted by
-          the similarity of their controls; if no other context has it, by the changes of the components of a
-          combination, or else by those of the nearest perturbations
-        * ``'cells'`` - observed cells of the perturbation in other contexts, mapped to this one through the quantiles
-          of the perturbations seen in both; for a combination that no other context has, the cells of each component,
-          shifted by the effects of the others. The network also sees these cells and corrects them; it does not see
-          one-hot labels of perturbations seen in several contexts, unless ``network={"sees_perturbation": True}``
-        * ``'auto'`` (default) - ``'cells'`` if perturbations were seen in several contexts or, with a
-          ``combination_separator``, if at least two were measured alone, and if the screen is small enough to keep
-          such cells for every condition; otherwise ``'none'``
+        * ``'auto'`` (default) - ``'response'`` if there are three conditions or more and perturbations were seen in
+          several contexts or have embeddings, doses or, with a ``combination_separator``, components measured alone;
+          otherwise ``'none'``
+        * ``'mean'``, ``'transfer'``, ``'cells'`` - kinds of earlier versions: control cells shifted by the mean change
+          of the other perturbations of the context; the same by the change of the perturbation in other contexts; and
+          observed cells of the perturbation in other contexts, mapped to this one through the quantiles of the
+          perturbations seen in both
     batch_encoder
         Whether the network sees the technical batch of each cell (needs ``batch_key``).
     seed

@@ -1,4 +1,4 @@
-"""What the network's change is added to: nothing more than controls, a change known from elsewhere, or moved cells.
+"""Priors of earlier versions, for saved models: a change known from elsewhere, or cells moved from there.
 
 A perturbation that was seen in other contexts is mostly predicted by what it did there. So the prediction starts from
 that, and the network learns what is different here. While training, the prior of a condition is made from *other*

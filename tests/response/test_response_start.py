@@ -1,0 +1,125 @@
+"""What `prior="response"`, the default, starts predictions from: other conditions only, each on its own."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.evaluate import EvaluationWarning
+
+QUICK = {"preset": "quick", "baseline": None, "train": None, "progress": False}
+TABLE = {"perturbation_embedding_key": "perturbation_embedding"}
+
+
+def without(adata, *conditions):
+    """Leave out conditions (context, perturbation)."""
+    labels = list(zip(adata.obs["context"].astype(str), adata.obs["perturbation"].astype(str), strict=True))
+    kept = adata[[label not in conditions for label in labels]].copy()
+    for key in ("context", "perturbation"):
+        kept.obs[key] = kept.obs[key].astype(str).astype("category")
+    return kept
+
+
+def effects(model, perturbation, context):
+    found = model.predict_effects(perturbations=[perturbation], contexts=[context])
+    return found["change"].to_numpy()
+
+
+def test_a_default_prediction_of_a_normalised_screen_is_accepted_as_it_is(make_model, train):
+    screen = simulate_screen(2, 6, n_genes=60, n_cells=32, n_control_cells=40)
+    held = [("context_2", "perturbation_3"), ("context_2", "perturbation_5")]
+    kept = without(screen, *held)
+    wanted = (screen.obs["context"] == "context_2") & screen.obs["perturbation"].isin(
+        ["perturbation_3", "perturbation_5", "control"]
+    )
+    model = train(make_model(kept, prior="auto"))
+    assert model.prior == "response"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvaluationWarning)
+        result = model.evaluate(screen[wanted.to_numpy()].copy(), **QUICK)
+    assert set(result.checks["status"]) <= {"ok", "note"}
+
+
+def test_start_cells_of_a_prediction_have_the_predicted_mean_and_the_total(screen, make_model):
+    model = make_model(without(screen, ("context_2", "perturbation_3")), prior="auto")
+    controls = screen[(screen.obs["context"] == "context_2") & (screen.obs["perturbation"] == "control")].X
+    wanted = np.maximum(effects(model, "perturbation_3", "context_2") + np.asarray(controls.mean(0)).ravel(), 0)
+    for n in (9, 40):
+        found = model.predict(
+            perturbations=["perturbation_3"], contexts=["context_2"], n_cells=n, output="prior", progress=False
+        ).X
+        np.testing.assert_allclose(found.mean(0), wanted, atol=1e-3)
+        np.testing.assert_allclose(np.expm1(found).sum(1), np.expm1(controls.toarray()).sum(1).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("output", ["prior", "expression"])
+def test_a_condition_is_predicted_to_the_same_bit_whatever_else_is_asked(screen, make_model, train, output):
+    model = train(make_model(without(screen, ("context_2", "perturbation_3")), prior="auto"))
+    # one set per forward pass: sums of a matrix product depend on its rows
+    options = {"n_cells": 8, "output": output, "batch_size": 1, "progress": False}
+    alone = model.predict(perturbations=["perturbation_3"], contexts=["context_2"], **options)
+    among = model.predict(**options)
+    mine = (among.obs["perturbation"] == "perturbation_3") & (among.obs["context"] == "context_2")
+    np.testing.assert_array_equal(among.X[mine.to_numpy()], alone.X)
+    for key in ("support", "expected_error"):
+        np.testing.assert_array_equal(among.obs.loc[mine, key], alone.obs[key])
+
+
+def test_a_training_condition_starts_from_others_only(screen, make_model):
+    asked = ("perturbation_4", "context_1")
+    before = make_model(screen.copy(), prior="auto")
+    changed = screen.copy()
+    own = ((screen.obs["perturbation"] == asked[0]) & (screen.obs["context"] == asked[1])).to_numpy()
+    X = changed.X.toarray()
+    X[np.ix_(own, np.arange(20))] += 2.0
+    changed.X = X
+    after = make_model(changed, prior="auto")
+    # weights of the rules, which all conditions share, and what its context has in common may move a little
+    moved = np.abs(effects(after, *asked) - effects(before, *asked))[:20]
+    elsewhere = np.abs(effects(after, asked[0], "context_2") - effects(before, asked[0], "context_2"))[:20]
+    assert moved.mean() < 0.1
+    assert elsewhere.mean() > 0.3
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_few_conditions_are_predicted_from_one_another(screen, make_model, train, n):
+    kept = screen[screen.obs["perturbation"].isin(["control", *sorted(set(screen.obs["perturbation"]))[1 : n + 1]])]
+    one = kept[(kept.obs["context"] == "context_1").to_numpy()].copy()
+    model = train(make_model(one, setup=TABLE, prior="response"))
+    predicted = model.predict(n_cells=3, progress=False)
+    assert np.isfinite(predicted.X).all()
+    assert model.response_report().attrs["text"]
+
+
+def test_two_conditions_have_no_prior_by_default(screen, make_model):
+    two = screen[screen.obs["perturbation"].isin(["control", "perturbation_1"]).to_numpy()].copy()
+    assert make_model(two, prior="auto").prior == "none"
+
+
+def test_a_context_with_one_perturbation_is_predicted(screen, make_model):
+    gone = [("context_2", f"perturbation_{i}") for i in range(2, 7)]
+    model = make_model(without(screen, *gone), prior="auto")
+    report = model.prior_report(contexts=["context_2"])
+    assert set(report["starts_from"]) == {"the same perturbation in other contexts"}
+    assert report["support"].between(0, 1).all()
+    assert np.isfinite(report["expected_error"]).all()
+
+
+def test_a_screen_of_one_context_with_a_table_starts_from_it():
+    screen = simulate_screen(1, 30, n_genes=60, n_cells=30, n_control_cells=120)
+    table, truth = screen.uns["perturbation_embedding"], screen.uns["true_delta"]["context_1"]
+    held = list(table.index[:5])
+    kept = without(screen, *[("context_1", label) for label in held])
+    kept.uns = dict(screen.uns)
+    TahoeST.setup_anndata(kept, perturbation_key="perturbation", control="control", context_key="context", **TABLE)
+    model = TahoeST(kept)
+    assert model.prior == "response"
+    report = model.prior_report(perturbations=held)
+    assert set(report["starts_from"]) == {"the nearest perturbations by embedding"}
+    found = model.predict_effects(perturbations=held).pivot(index="perturbation", columns="gene", values="change")
+    found = found.loc[held, list(screen.var_names)].to_numpy()
+    assert np.mean([np.corrcoef(a, truth.loc[b])[0, 1] for a, b in zip(found, held, strict=True)]) > 0.8
