@@ -39,11 +39,14 @@ class SeenChanges:
         Labels, ``[n]``.
     changes
         Mean of the cells of a condition minus the mean of its context's controls, ``[n, G]``.
+    silent
+        Contexts that nothing is carried over from.
     """
 
     perturbations: NDArray[np.str_]
     contexts: NDArray[np.str_]
     changes: NDArray[np.floating]
+    silent: frozenset[str] = frozenset()
 
     @cached_property
     def _row_of(self) -> dict[tuple[str, str], int]:
@@ -71,7 +74,8 @@ class SeenChanges:
     def elsewhere(self, perturbation: str, context: str) -> NDArray[np.intp]:
         """Rows of a perturbation in other contexts."""
         rows = self._by_perturbation.get(perturbation, np.empty(0, dtype=np.intp))
-        return rows[self.contexts[rows] != context]
+        rows = rows[self.contexts[rows] != context]
+        return rows[~np.isin(self.contexts[rows], sorted(self.silent))] if self.silent else rows
 
     def mean(self, context: str, without: Sequence[str] = (), *, hidden: bool = False) -> Vector | None:
         """Mean change of the perturbations of a context; of the other contexts' means if it has none.
@@ -88,7 +92,7 @@ class SeenChanges:
         found = None if hidden else self._mean_of(context, without)
         if found is not None:
             return found
-        others = [self._mean_of(other, without) for other in self._by_context if other != context]
+        others = [self._mean_of(other, without) for other in self._by_context if other not in {context, *self.silent}]
         known = [mean for mean in others if mean is not None]
         return np.mean(known, axis=0) if known else None
 

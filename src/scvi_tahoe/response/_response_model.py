@@ -14,6 +14,7 @@ from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._members import MEMBERS, Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
+from scvi_tahoe.response._silent import noise_of_regression, silent_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,6 +85,8 @@ class Fitted:
     unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: share of the squared change that variances of genes have in addition: strong changes are wrong by more
     spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
+    #: contexts that show nothing: they have no say elsewhere, and their own mean is what is predicted there
+    silent: frozenset[str] = frozenset()
 
 
 def fit_responses(
@@ -111,20 +114,22 @@ def fit_responses(
     noise = np.nan_to_num(responses.noise).astype(np.float32)
     own = _fit_own(responses, filled, targets)
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
-    members = Members(SeenChanges(responses.perturbations, responses.contexts, masked), noise, parser, kernels.tables)
+    silent, believed = silent_contexts(masked, conditions), noise_of_regression(masked, noise, conditions)
+    seen = SeenChanges(responses.perturbations, responses.contexts, masked, silent)
+    members = Members(seen, noise, parser, kernels.tables)
     rng = np.random.default_rng(seed)
     blocks = {way: of_way for way, of_way in left_out_blocks(conditions, members).items() if of_way}
     bar = tqdm(desc="response model", delay=3, disable=not progress, unit="group")
 
     def learn(rows: np.ndarray | None, chosen: Sequence[np.ndarray], *, pooled: bool = False) -> Weights:
         some = conditions if rows is None else conditions.take(rows, parser)
-        y, v = (masked, noise) if rows is None else (masked[rows], noise[rows])
+        y, v = (masked, believed) if rows is None else (masked[rows], believed[rows])
         return learn_weights(
             kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update, pooled=pooled
         )
 
     def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
-        return solve(learned, kernels, conditions, masked, noise, blocks=of_ways, device=device, tick=bar.update)
+        return solve(learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update)
 
     n = len(conditions)
     # in one context, only what combinations have in common tells effects from what is a condition's own
@@ -135,7 +140,7 @@ def fit_responses(
         bar.close()
         return replace(
             like, responses=replace(responses, changes=filled, noise=noise), conditions=conditions, kernels=kernels,
-            members=members, regression=regression, left_out=left_out, own=own,
+            members=members, regression=regression, left_out=left_out, own=own, silent=silent,
         )  # fmt: skip
     if n <= _FOLDED:
         # with few conditions, weights of many components fit the noise of the very conditions that are left out
@@ -161,8 +166,9 @@ def fit_responses(
     fitted = Fitted(
         responses=replace(responses, changes=filled, noise=noise), parser=parser, conditions=conditions,
         kernels=kernels, members=members, regression=regression, left_out=left_out, stacks={}, own=own, inflation={},
-        excess_G=np.zeros(filled.shape[1]), device=device,
+        excess_G=np.zeros(filled.shape[1]), device=device, silent=silent,
     )  # fmt: skip
+    judged = judged[~np.isin(conditions.contexts[judged], sorted(silent))]
     return _stacked(fitted, judged, rng, criterion, np.isnan(responses.changes))
 
 
@@ -425,14 +431,15 @@ def predicted_changes(
         origin = fitted.members.origin(question)
         stack = fitted.stacks.get((origin, question.hides_context)) or fitted.stacks.get((origin, False))
         stack = stack or Stack.default()
+        is_silent = question.context in fitted.silent
         changes = {"kernels": kernels_nG[i]}
-        if stack.weights[0] < 1 or stack.unshrunk.any() or fitted.unshrinking:
+        if is_silent or stack.weights[0] < 1 or stack.unshrunk.any() or fitted.unshrinking:
             changes |= fitted.members.changes(question, origin)
         noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
         change, factor = stack.apply(changes, noise), fitted.unshrinking.get((origin, question.hides_context), 1.0)
         if factor != 1:
             change = changes["mean"] + factor * (change - changes["mean"])
-        result[i] = change
+        result[i] = changes["mean"] if is_silent else change
         if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             for gene in targets[i]:
                 expression = float(control_means[question.context][gene]) if control_means else np.nan

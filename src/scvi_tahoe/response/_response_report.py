@@ -11,6 +11,7 @@ import pandas as pd
 from scvi_tahoe.response._members import MEMBERS
 from scvi_tahoe.response._regression import solve
 from scvi_tahoe.response._response_model import Fitted, left_out_blocks, question_name
+from scvi_tahoe.response._silent import noise_of_regression
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def _losses(fitted: Fitted) -> dict[str, float]:
     way = next((way for way in ("perturbation", "condition") if way in ways), None)
     if way is None or not kernels.tables:
         return {}
-    truth = seen @ regression.basis_QG.T
+    truth, noise = seen @ regression.basis_QG.T, noise_of_regression(seen, fitted.members.noise, fitted.conditions)
 
     def error(table: str | None) -> float:
         without = [table is not None and name.startswith(f"{table}, ") for name in kernels.names]
@@ -87,8 +88,8 @@ def _losses(fitted: Fitted) -> dict[str, float]:
         learned = regression.learned
         weights = replace(learned, logs=tuple(np.where(off, _NONE, log) for log in learned.logs))
         _, found = solve(
-            weights, kernels, fitted.conditions, seen, fitted.members.noise, blocks={way: ways[way]},
-            device=fitted.device, tick=lambda: None,
+            weights, kernels, fitted.conditions, seen, noise, blocks={way: ways[way]}, device=fitted.device,
+            tick=lambda: None,
         )  # fmt: skip
         rows = found[way].rows
         return float(np.square(found[way].mean_nQ[rows] - truth[rows]).sum())
@@ -103,6 +104,8 @@ def _lines(fitted: Fitted, kernels: dict[str, float], tables: dict[str, float], 
         f"Response model of {len(conditions)} conditions ({len(conditions.labels)} perturbations, "
         f"{len(conditions.context_names)} contexts) and {len(fitted.responses.genes)} genes."
     ]
+    if fitted.silent:
+        lines.append(f"Perturbations show nothing in {', '.join(sorted(fitted.silent))}: it has no say elsewhere.")
     lines += [f"- {note}" for note in notes]
     strongest = [f"{name} {weight:.0%}" for name, weight in kernels.items() if weight >= 0.005][:_SHOWN]
     lines.append(f"Variance by kernel: {', '.join(strongest)}.")

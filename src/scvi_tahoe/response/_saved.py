@@ -51,6 +51,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "unshrinking": [[origin.name, hidden, value] for (origin, hidden), value in fitted.unshrinking.items()],
         "spread": [[origin.name, hidden, value] for (origin, hidden), value in fitted.spread.items()],
         "scores": fitted.scores,
+        "silent": sorted(fitted.silent),
     }
 
 
@@ -76,7 +77,8 @@ def fitted_from_plain(
     own = None if settings["own"] is None else OwnGene(**settings["own"])
     targets = target_genes(labels.tolist(), responses.genes.tolist(), parser)
     masked = responses.changes if own is None else without_targets(responses.changes, contexts, targets)
-    seen = SeenChanges(labels, contexts, masked)
+    silent = frozenset(settings["silent"])
+    seen = SeenChanges(labels, contexts, masked, silent)
     groups = tuple(
         Group(start, stop, weights, noise)
         for (start, stop), weights, noise in zip(
@@ -97,6 +99,7 @@ def fitted_from_plain(
         members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
         scores=settings["scores"], unshrinking=unshrinking, spread=spread,
+        silent=silent,
     )  # fmt: skip
 
 

@@ -1,0 +1,62 @@
+"""Contexts in which perturbations show nothing, although the same ones have common effects in other contexts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from scvi_tahoe.response._kernels import Conditions
+
+_FEWEST = 6  # perturbations that contexts are compared by
+_ALIKE, _UNLIKE = 0.3, 0.15  # correlations of effects: of some pair of contexts, and of a silent one with any other
+_WEAK = 0.5  # variance among perturbations of a silent context, relative to that of the others
+_NOISE = 30.0  # variance that its conditions get in addition, in units of that of the others
+
+
+def silent_contexts(changes_nG: np.ndarray, conditions: Conditions) -> frozenset[str]:
+    """Name the contexts whose changes vary little among perturbations, and not as those of any other context.
+
+    What they show is nothing; as evidence against effects that other contexts agree on it would mislead.
+    """
+    names = conditions.context_names
+    if len(names) < 3:
+        return frozenset()
+    rows = [dict(zip(conditions.label[r].tolist(), r.tolist(), strict=True)) for r in _rows(conditions)]
+    alike, energy = np.full((len(names), len(names)), np.nan), np.full((len(names), len(names)), np.nan)
+    for i in range(len(names)):
+        for j in range(i):
+            shared = sorted(rows[i].keys() & rows[j].keys())
+            if len(shared) < _FEWEST:
+                continue
+            one, other = (changes_nG[[rows[k][label] for label in shared]] for k in (i, j))
+            one, other = one - one.mean(axis=0), other - other.mean(axis=0)
+            energy[i, j], energy[j, i] = np.square(one).mean(), np.square(other).mean()
+            alike[i, j] = alike[j, i] = (one * other).mean() / np.sqrt(max(energy[i, j] * energy[j, i], 1e-300))
+    if not (alike > _ALIKE).any():
+        return frozenset()
+    found = []
+    for i, name in enumerate(names):
+        known = np.isfinite(alike[i])
+        # compared with contexts that agree with some other one
+        known &= np.nan_to_num(alike, nan=-1.0).max(axis=1) > _ALIKE
+        if known.any() and alike[i, known].max() < _UNLIKE and (energy[i] < _WEAK * energy[:, i])[known].all():
+            found.append(name)
+    return frozenset(found)
+
+
+def noise_of_regression(changes_nG: np.ndarray, noise_nG: np.ndarray, conditions: Conditions) -> np.ndarray:
+    """Return the sampling variance, and for conditions of silent contexts so much more that they have no say."""
+    silent = np.isin(conditions.contexts, sorted(silent_contexts(changes_nG, conditions)))
+    if not silent.any():
+        return noise_nG
+    result = noise_nG.copy()
+    result[silent] += (_NOISE * np.square(changes_nG[~silent] - changes_nG[~silent].mean(axis=0)).mean(axis=0)).astype(
+        noise_nG.dtype
+    )
+    return result
+
+
+def _rows(conditions: Conditions) -> list[np.ndarray]:
+    return [np.flatnonzero(conditions.context == k) for k in range(len(conditions.context_names))]
