@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _FEWEST = 6  # perturbations that contexts are compared by
 _ALIKE, _UNLIKE = 0.3, 0.15  # correlations of effects: of some pair of contexts, and of a silent one with any other
 _WEAK = 0.5  # variance among perturbations of a silent context, relative to that of the others
-_NOISE = 30.0  # variance that its conditions get in addition, in units of that of the others
+_NOISE = 300.0  # variance that its conditions get in addition, in units of that of the others
 
 
 def silent_contexts(changes_nG: np.ndarray, conditions: Conditions) -> frozenset[str]:
