@@ -38,6 +38,8 @@ class FittedState:
     decoder_weight_: float | None = None
     #: Mean cosine between the observed deltas of the training data, by context; the measure for collapsed predictions.
     observed_cosine_: dict[str, float] = field(default_factory=dict)
+    #: Largest cosine of two of them, and squared length that sampling adds to a delta; absent from version 0.1.
+    observed_noise_: dict[str, dict[str, float]] = field(default_factory=dict)
     #: What became of every pretrained tensor, and how labels matched; None for a model from scratch.
     loading_report_: LoadingReport | None = None
     #: Where pretrained weights come from, as plain values; None for a model from scratch.

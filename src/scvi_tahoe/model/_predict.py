@@ -136,9 +136,10 @@ class PredictMixin(FittedModel):
         data = self._prediction_data(
             adata, perturbations=request.perturbations, max_missing_genes=request.max_missing_genes
         )
+        cosines, noise = self.observed_cosine_, self.observed_noise_
         return predict_cells(
-            request, data, self.module, prior,
-            devices=devices, is_trained=self.is_trained_, observed_cosine=self.observed_cosine_,
+            request, data, self.module, prior, devices=devices, is_trained=self.is_trained_,
+            observed_likeness={c: {"cosine": cosine, **noise.get(c, {})} for c, cosine in cosines.items()},
         )  # fmt: skip
 
     def _verify_output(self, output: Output) -> None:

@@ -61,7 +61,7 @@ def predict_cells(
     *,
     devices: Sequence[torch.device],
     is_trained: bool,
-    observed_cosine: Mapping[str, float],
+    observed_likeness: Mapping[str, Mapping[str, float]],
 ) -> ad.AnnData:
     """Predict what a request asks for, starting from some data."""
     device, output, spec = devices[0], request.output, data.spec
@@ -116,7 +116,7 @@ def predict_cells(
             ),
         },
         record=_record(module, request, plan, origins, is_trained=is_trained),
-        alarm=CollapseAlarm(dataset.expression, device, observed_cosine, spec.keys.parser, output, control_means),
+        alarm=CollapseAlarm(dataset.expression, device, observed_likeness, spec.keys.parser, output, control_means),
         counts=counts,
     )
     return job.in_memory() if request.path is None else job.to_file(Path(request.path))
