@@ -30,7 +30,7 @@ from scvi_tahoe.data import CellSetDataset, CellSetRequest, ExhaustiveSampler, c
 from scvi_tahoe.evaluate import PREDICTION_RECORD
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
-from scvi_tahoe.prediction._request import plan_prediction, warn_about_scale
+from scvi_tahoe.prediction._request import plan_prediction, verify_control_scale, warn_about_doses
 from scvi_tahoe.response import CollapseAlarm, Origin, makes_cells, prior_and_targets, residual_cells
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ def predict_cells(
 ) -> ad.AnnData:
     """Predict what a request asks for, starting from some data."""
     device, output, spec = devices[0], request.output, data.spec
-    plan = plan_prediction(request, data.screen.index, spec.table)
-    if spec.representation != "embedding":
-        warn_about_scale(data, plan.start_rows, prior)
+    plan = plan_prediction(request, data)
+    warn_about_doses(plan.labels, data.perturbations, spec.keys.parser)
+    if spec.representation != "embedding" and request.check_scale:
+        verify_control_scale(data, plan.start_rows, prior)
     # before the costly part: the library sizes may be missing
     counts = ControlCounts.read(data, plan.start_rows, layer=request.counts_layer) if output == "counts" else None
     module.eval()
