@@ -108,7 +108,9 @@ def test_doses_beyond_the_measured_ones_are_told(doses):
     TahoeST.setup_anndata(doses, **keys)
     model = TahoeST(doses, size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, set_size=8)
     model.train(2, batch_size=2, progress=False)
-    with pytest.warns(UserWarning, match=r"P@1000 and 1 more: beyond the measured doses \(P was measured from 1 to 100"):
+    with pytest.warns(
+        UserWarning, match=r"P@1000 and 1 more: beyond the measured doses \(P was measured from 1 to 100"
+    ):
         predict(model, perturbations=["P@1000", "Q@0.01", "P@3"], n_cells=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

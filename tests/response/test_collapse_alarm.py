@@ -88,7 +88,8 @@ def test_one_change_for_all_rings(strength):
     mean = screens.effects.mean(axis=0)
     lengths = np.linalg.norm(screens.effects, axis=1) / np.linalg.norm(mean)
     (message,) = screens.messages(mean * (np.ones(20) if strength == "one" else lengths)[:, None] * 2)
-    assert "mode collapse in 'X'" in message and "Too few training steps" in message
+    assert "mode collapse in 'X'" in message
+    assert "Too few training steps" in message
     (message,) = screens.messages(2 * np.tile(mean, (20, 1)), output="prior")
     assert "training steps" not in message  # there were none
     assert screens.messages(screens.effects) == []

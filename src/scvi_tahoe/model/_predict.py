@@ -120,13 +120,15 @@ class PredictMixin(FittedModel):
         FileExistsError
             If ``path`` exists and ``overwrite`` is False.
         ValueError
-            If a label is unknown or that of the control, the data lack control cells or too many genes or are on another
-            scale, the path has another ending, an option is out of range or belongs to another output, or there are too few devices.
+            If a label is unknown or that of the control, the data lack control cells or too many genes or are on
+            another scale, the path has another ending, an option is out of range or belongs to another output, or there
+            are too few devices.
         """
         request = PredictionRequest(
             perturbations=perturbations, contexts=contexts, n_cells=n_cells, output=output, counts_layer=counts_layer,
             control_layer=control_layer, seed=seed, batch_size=batch_size, store=store, precision=precision,
-            max_missing_genes=max_missing_genes, check_scale=check_scale, devices=devices, path=path, overwrite=overwrite, progress=progress,
+            max_missing_genes=max_missing_genes, check_scale=check_scale, devices=devices, path=path,
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
         self._verify_output(output)
         if output != "prior" and self.prior != "none" and self.prior_ is None:

@@ -359,8 +359,10 @@ def observed_likeness(
         delta_PG = np.stack(deltas)
         pairs = [mean_cosine(delta_PG[[i, j]]) for i in range(len(deltas)) for j in range(i)]
         found[context] = {
-            "cosine": (cosine := mean_cosine(delta_PG)), "largest": max([cosine, *pairs]), "noise": float(np.mean(noise)),
-        }  # fmt: skip
+            "cosine": mean_cosine(delta_PG),
+            "largest": float(np.nanmax(pairs, initial=-1.0)),
+            "noise": float(np.mean(noise)),
+        }
     return found
 
 
@@ -420,11 +422,11 @@ class CollapseAlarm:
     def _check(self, context: str, deltas: Mapping[str, Sequence[np.ndarray]]) -> Check:
         """Check one context."""
         known = [self.observed[context]] if context in self.observed else list(self.observed.values())
-        cosine = np.mean([of["cosine"] for of in known])
+        cosine = float(np.mean([of["cosine"] for of in known]))
         largest = max(of.get("largest", cosine) for of in known)
         noise = np.mean([of.get("noise", 0.0) for of in known])
         means_PG = np.stack([np.mean(of_doses, axis=0) for of_doses in deltas.values()])
         # columns of their own lengthen deltas and leave their products
         noisy = np.hstack([means_PG, np.sqrt(noise) * np.eye(len(means_PG))])
         allowed = max(largest - cosine, 0) / max(len(means_PG) - 1, 1)
-        return check_collapse(noisy, float(cosine + allowed), of="expected from the training cells")
+        return check_collapse(noisy, cosine + allowed, of="expected from the training cells")
