@@ -445,9 +445,7 @@ def test_a_file_without_a_split_validates_as_train_does(values):
     "split",
     [
         pytest.param({"kind": "held_out_perturbations", "test": ["perturbation_03"]}, id="perturbations"),
-        pytest.param(
-            {"kind": "few_shot_context", "context": "context_1", "test": ["perturbation_03"]}, id="few shots"
-        ),
+        pytest.param({"kind": "few_shot_context", "context": "context_1", "test": ["perturbation_03"]}, id="few shots"),
     ],
 )
 def test_a_split_that_names_only_test_validates_by_default(values, split, tmp_path):

@@ -99,8 +99,8 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
 
 
 _REMEDY = {
-    "counts": "raw counts; run sc.pp.normalize_total(adata, target_sum=1e4) and sc.pp.log1p(adata) first, with the same "
-    "total for all cells that are compared (for a panel of some hundred genes, the median count of its cells)",
+    "counts": "raw counts; run sc.pp.normalize_total(adata, target_sum=1e4) and sc.pp.log1p(adata) first, with the "
+    "same total for all cells that are compared (for a panel of some hundred genes, the median count of its cells)",
     "normalized": "normalised counts without a logarithm; run sc.pp.log1p(adata) first",
     "log1p_twice": "values on which log1p ran twice; undo one of them, X = expm1(X)",
     "log2p1": "log2(1 + x) of normalised counts; multiply them by log(2) to get log1p",

@@ -146,10 +146,11 @@ def _folder_of(config: Path) -> Path | None:
 def _prepare(run: TahoeRun) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]:
     """Return the run with everything spelled out, its cells, what they hash to, and its model; nothing is written."""
     data, model = load_data(run), None
-    if data.split is None:  # there is no finished run of this file whose data it could miss
+    if (split := data.split) is None:
         model = build_model(run, data)
-        data = replace(data, split=training_options(run, model).split)
-    found = fingerprint(data, seed=run.seed)
+        split = training_options(run, model).split
+        data = replace(data, split=split)
+    found = fingerprint(data, split, seed=run.seed)
     here, known = found["sha256"], run.data.sha256 or found["sha256"]
     if here != known:
         raise ValueError(f"the data are not those of the run: their content hashes to {here[:12]}, data.sha256 says "

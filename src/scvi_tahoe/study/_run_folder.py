@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvi_tahoe import TahoeST
+    from scvi_tahoe.data import Split
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import DataConfig
 
@@ -88,10 +89,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
+def fingerprint(data: RunData, split: Split, *, seed: int) -> dict[str, Any]:
     """Return counts and SHA-256 of genes, labels, expression and the split drawn with ``seed``."""
     index = read_screen(data.train, ScreenKeys(**data.config.keys)).index
-    split = data.split or FractionSplit()  # chosen by now
     assigned = split.assign(index, seed=seed)
     parts = {part: assigned.rows(part) for part in ("train", "validation")}
     sides = {"train": _side(data.train, data.config)}
