@@ -33,9 +33,7 @@ def test_data_with_other_gene_identifiers_are_refused_when_a_model_is_loaded(mak
     make_model(screen).save(tmp_path / "model")
     other = screen.copy()
     other.var_names = [f"ENSG{i:011}" for i in range(other.n_vars)]
-    with pytest.raises(
-        ValueError, match=r"lack 60 of the model's 60 genes.*they have e.g. \['ENSG0.*identifiers"
-    ):
+    with pytest.raises(ValueError, match=r"lack 60 of the model's 60 genes.*they have e.g. \['ENSG0.*identifiers"):
         TahoeST.load(tmp_path / "model", other)
     with pytest.warns(UserWarning, match=r"lack 20 of the model's 60 genes.*max_missing_genes"):
         TahoeST.load(tmp_path / "model", screen[:, :40].copy())
