@@ -58,7 +58,7 @@ def gene_names(n_genes: int) -> list[str]:
 def folds(targets: list[str], n_folds: int, seed: int = 0) -> list[list[str]]:
     """Targets held out in each fold."""
     order = np.random.default_rng(seed).permutation(targets)
-    return [sorted(part) for part in np.array_split(order, 5)][:n_folds]
+    return [sorted(map(str, part)) for part in np.array_split(order, 5)][:n_folds]
 
 
 def mean_of(adata: ad.AnnData, target: str, context: str) -> np.ndarray:

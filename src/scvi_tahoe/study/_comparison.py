@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 from scvi_tahoe.study._files import read_json
 from scvi_tahoe.study._run_folder import BEST, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
 
-_LOG = logging.getLogger(__name__)
 #: Columns of a log that depend on the machine, not on the run.
 _OF_THE_MACHINE = ("sets_per_second", "peak_memory_gb")
 
