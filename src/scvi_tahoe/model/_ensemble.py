@@ -14,7 +14,7 @@ from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
-from scvi_tahoe.response import means_by_code
+from scvi_tahoe.response import makes_cells, means_by_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -143,8 +143,8 @@ class TahoeEnsemble:
         AnnData as returned by :meth:`TahoeST.predict`, with additional
 
         * ``varm["ensemble_delta"]``, ``varm["ensemble_sd"]`` - mean over members of the delta against the control cells
-          that predictions started from (with ``prior="cells"``: all control cells of the context), and its standard
-          deviation (``n - 1``), ``[genes, conditions]``, float32
+          that predictions started from (with ``prior="response"`` or ``"cells"``: all control cells of the context),
+          and its standard deviation (``n - 1``), ``[genes, conditions]``, float32
         * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, dose and
           context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty``
         * ``obs["uncertainty"]`` - uncertainty of each cell's condition: norm of the standard deviation over the norm of
@@ -198,9 +198,9 @@ class TahoeEnsemble:
     ) -> np.ndarray:
         """Return the mean of the control cells that each condition is compared with, ``[K, G]``.
 
-        These are the cells it started from, or, if it started from a prior's cells, all of its context.
+        These are the cells it started from, or, if a prior moved them, all of its context.
         """
-        model = next((model for model in self.models if model.prior == "cells"), None)
+        model = next((model for model in self.models if makes_cells(model.prior)), None)
         if model is None:
             return means_by_code(control_CG, codes)
         data = model._prediction_data(

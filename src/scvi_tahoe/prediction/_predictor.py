@@ -98,8 +98,11 @@ def predict_cells(
                 learned, targets, plan.conditions, plan.requests, spec.table, dataset.expression,
                 seed=request.seed, device=device,
             )  # fmt: skip
-        if learned.kind == "cells":
-            control_means = {context: target.mean for context, target in targets.items()}
+            # start cells have the mean of all controls and a change, not that of the controls that were drawn
+            control_means = {
+                context: target.mean_G if isinstance(learned, ResponseStart) else target.mean
+                for context, target in targets.items()
+            }
         elif isinstance(learned, CellPrior):
             base = learned.base_from(
                 targets, plan.conditions, spec.table, n_cells=plan.sizes, seed=request.seed, device=device
