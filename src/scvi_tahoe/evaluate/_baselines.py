@@ -362,7 +362,7 @@ def deviation(inputs: BaselineInputs, seed: int) -> CellTable:
 
 @register_baseline("vcc2025_mean", shown=False)
 def vcc2025_mean(inputs: BaselineInputs, seed: int) -> CellTable:
-    """Copies of the mean that `train_mean` predicts, which the challenge scales from (``cell-eval baseline``)."""
+    """Repeat the mean of `train_mean` in every cell: what the challenge scales from (``cell-eval baseline``)."""
 
     def predict(context: str, perturbation: str, n: int | None) -> Matrix:
         controls = inputs.controls[context]

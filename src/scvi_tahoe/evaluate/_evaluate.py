@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.evaluate._reference import ContextScores
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     prediction: AnnData,
     reference: AnnData | EvaluationReference,
     *,
@@ -62,7 +62,7 @@ def evaluate(
     allow_train: bool = False,
     baselines: bool = True,
     match_cells: bool = True,
-    n_draws: int = 5,
+    n_draws: int = 3,
     seed: int = 0,
     progress: bool | None = None,
 ) -> EvaluationResult:
@@ -177,7 +177,7 @@ def verify_reference(
     if PRESETS.find(preset).from_counts:
         checks += [check_counts(reference.cells, role="reference"), *reference.train_count_checks]
     else:
-        checks += [reference.range_check, *reference.train_checks]
+        checks += [reference.range_check, *reference.train_checks, *reference.control_checks]
     # warnings come with the evaluation
     raise_or_warn([check for check in checks if check.status == "error"], representation_check)
 
@@ -215,6 +215,7 @@ def _evaluated(
         checks += [
             *value_checks(predicted, profiles, reference.profiles, reference.range_check),
             *reference.train_checks,
+            *reference.control_checks,
         ]
         raise_or_warn(checks, policy)
     if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
@@ -222,13 +223,13 @@ def _evaluated(
 
     given = _given_statistics(predicted, reference, settings)
     if own is None:
-        draws, scores = _prediction_draws(predicted, reference, settings, seed=seed)
-        per_perturbation = mean_over_draws(draws)
-        per_perturbation["n_cells_predicted"] = np.concatenate([given[c].n_cells for c in reference.contexts])
-        de_predicted = {c: s.de_predicted for c, s in scores.items() if s.de_predicted is not None}
+        tables = _choices_of_cells(predicted, reference, settings, seed=seed)
     else:
-        draws, de_predicted = reference.baseline_draws(own, settings, seed=seed), {}
-        per_perturbation = mean_over_draws(draws)
+        tables = reference.choices_of_baseline(own, settings, seed=seed)
+    draws, scores = _score_draws(tables, reference, settings)
+    per_perturbation = mean_over_draws(draws)
+    per_perturbation["n_cells_predicted"] = np.concatenate([given[c].n_cells for c in reference.contexts])
+    de_predicted = {c: s.de_predicted for c, s in scores.items() if s.de_predicted is not None}
     found = _statistics_checks(given, per_perturbation, reference, settings)
     raise_or_warn(found, policy)
     baseline_scores = _baseline_scores(baseline, reference, settings, seed=seed)
@@ -292,20 +293,29 @@ def _given_statistics(
     }  # fmt: skip
 
 
-def _prediction_draws(
+def _choices_of_cells(
     predicted: CellTable, reference: EvaluationReference, settings: ScoringSettings, *, seed: int
-) -> tuple[list[pd.DataFrame], dict[str, ContextScores]]:
-    """Scores of each choice of predicted cells, and all that is known of the first one."""
+) -> Iterator[CellTable]:
+    """As many predicted cells of each condition as were observed, chosen again and again unless there is no choice."""
     n_cells = {(c, p): len(reference.cells.rows[c, p]) for c, ps in reference.conditions.items() for p in ps}
-    draws, first = [], {}
     for offset in settings.seeds_of_draws:
         cells = with_n_cells(predicted, n_cells, seed=seed + offset) if settings.match_cells else predicted
+        yield cells
+        if cells is predicted:
+            return
+
+
+def _score_draws(
+    tables: Iterator[CellTable], reference: EvaluationReference, settings: ScoringSettings
+) -> tuple[list[pd.DataFrame], dict[str, ContextScores]]:
+    """Scores of each table of predicted cells, and all that is known of the first one."""
+    draws: list[pd.DataFrame] = []
+    first: dict[str, ContextScores] = {}
+    for cells in tables:
         scores = {c: score_context(truth, cells.of_context(c), settings) for c, truth in reference.contexts.items()}
         first = first or scores
-        tables = {c: s.per_perturbation for c, s in scores.items()}
-        draws.append(pd.concat(tables, names=["context", "perturbation"]))
-        if cells is predicted:  # there is nothing to choose
-            break
+        parts = {c: s.per_perturbation for c, s in scores.items()}
+        draws.append(pd.concat(parts, names=["context", "perturbation"]))
     return draws, first
 
 
@@ -433,7 +443,8 @@ def _baseline_scores(
         raise ValueError("The baseline's prediction lacks conditions that the prediction has; predict the same ones.")
     profiles = profiles_of_contexts(predicted, without=reference.control)
     raise_or_warn([*checks, *value_checks(predicted, profiles, reference.profiles, reference.range_check)], "error")
-    draws, _ = _prediction_draws(clipped(predicted), reference, settings, seed=seed)
+    tables = _choices_of_cells(clipped(predicted), reference, settings, seed=seed)
+    draws, _ = _score_draws(tables, reference, settings)
     return mean_over_draws(draws)
 
 

@@ -38,8 +38,6 @@ _FEW_ALIKE = 0.1
 _CELLS_OF_SPREAD = 5
 #: fewest differentially expressed genes of a condition for an overlap of gene lists
 FEWEST_DE = 2
-#: share of conditions without them beyond which it is a warning
-_FEW_UNDEFINED = 0.1
 
 
 def check_statistics(
@@ -89,8 +87,6 @@ def check_de_counts(scores: pd.DataFrame) -> list[Check]:
         "it is a third of the overall score. Read PDS, MAE and Pearson."
     )
     undefined = check_if(few.any(), "conditions without DE genes", int(few.sum()), "0", few_message, "note")
-    if few.mean() > _FEW_UNDEFINED:
-        undefined = replace(undefined, status="warning")
     ratio = float(scores.loc[~few, "nsig_ratio"].median()) if not few.all() else float("nan")
     times = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
     message = (

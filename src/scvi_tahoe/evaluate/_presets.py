@@ -143,7 +143,7 @@ class ScoringSettings:
     #: whether each condition is scored by as many cells as were observed, with the mean of all predicted ones
     match_cells: bool = True
     #: random choices of cells whose scores are averaged
-    n_draws: int = 5
+    n_draws: int = 3
 
     def __post_init__(self) -> None:
         if self.n_draws < 1:

@@ -18,6 +18,7 @@ from scvi_tahoe.evaluate._group_statistics import GroupStatistics, group_statist
 from scvi_tahoe.evaluate._input_checks import (
     cell_totals,
     check_contexts,
+    check_control_scale,
     check_counts,
     check_leakage,
     check_range,
@@ -31,7 +32,7 @@ from scvi_tahoe.evaluate._summary import mean_over_draws
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import polars as pl
     from anndata import AnnData
@@ -240,6 +241,15 @@ class EvaluationReference:
         return [] if self.train is None else check_training_data(self.train, self.profiles, control=self.control)
 
     @cached_property
+    def control_checks(self) -> list[Check]:
+        """Whether the control cells are on the scale of the observed perturbed cells, and of those of the training."""
+        checks = check_control_scale(self.cells, self.profiles, control=self.control, role="reference")
+        if self.train is not None:
+            trained = profiles_of_contexts(self.train, without=self.control)
+            checks += check_control_scale(self.train, trained, control=self.control, role="training data")
+        return checks
+
+    @cached_property
     def train_count_checks(self) -> list[Check]:
         """Whether the training data are raw counts."""
         return [] if self.train is None else [check_counts(self.train, role="training data")]
@@ -277,6 +287,12 @@ class EvaluationReference:
         known = {"control": self.control, "embeddings": self.embeddings}
         return baseline_cells(name, self.cells, self.train, **known, seed=seed, n_cells=n_cells)
 
+    def choices_of_baseline(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> Iterator[CellTable]:
+        """Cells of a baseline, chosen again and again; all of them at once if their number is not matched."""
+        n_cells: Literal["observed", "all"] = "observed" if settings.match_cells else "all"
+        for offset in settings.seeds_of_draws:
+            yield self.baseline_cells(name, seed=seed + offset, n_cells=n_cells)
+
     def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of a named baseline on the real controls, since it has none of its own; one row for each condition."""
         return mean_over_draws(self.baseline_draws(name, settings, seed=seed))
@@ -287,10 +303,9 @@ class EvaluationReference:
         key: dict[str, object] = {"table": "baseline", "name": name, "train": self.train_fingerprint}
         if find_baseline(name)[0].needs_embeddings:
             key["embeddings"] = self._embedding_fingerprint
-        n_cells: Literal["observed", "all"] = "observed" if settings.match_cells else "all"
 
         def compute() -> pd.DataFrame:
-            cells = (self.baseline_cells(name, seed=seed + i, n_cells=n_cells) for i in settings.seeds_of_draws)
+            cells = self.choices_of_baseline(name, settings, seed=seed)
             scores = {f"{i}": self.score(table, settings) for i, table in enumerate(cells)}
             return pd.concat(scores, names=["draw"])
 

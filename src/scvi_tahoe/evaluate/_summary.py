@@ -30,9 +30,7 @@ def mean_over_draws(draws: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Average scores over choices of cells, without missing ones; the table itself if there is one."""
     if len(draws) == 1:
         return draws[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a score that is missing in all of them
-        mean = np.nanmean([draw.to_numpy(float) for draw in draws], axis=0)
+    mean = mean_without_missing(np.stack([draw.to_numpy(float) for draw in draws]))
     return pd.DataFrame(mean, index=draws[0].index, columns=draws[0].columns)
 
 
@@ -105,9 +103,14 @@ def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArra
     Nonparametric bootstrap of Efron (1979), over perturbations: it tells how scores would vary over other perturbations
     of the same kind, not over other cells or other trainings.
     """
-    with warnings.catch_warnings():  # a metric without a value in any context stays NaN
+    return [mean_without_missing(means) for means in bootstrap_by_context(tables, seed=seed)]
+
+
+def mean_without_missing(parts: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean over the first axis without NaN; NaN where there is nothing else."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return [np.nanmean(means, axis=0) for means in bootstrap_by_context(tables, seed=seed)]
+        return np.asarray(np.nanmean(parts, axis=0), dtype=np.float64)
 
 
 def bootstrap_by_context(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArray[np.float64]]:

@@ -14,7 +14,7 @@ import pandas as pd
 from scvi_tahoe.evaluate._metrics import metric_info
 from scvi_tahoe.evaluate._prediction_checks import FEWEST_DE
 from scvi_tahoe.evaluate._presets import TERMS, overall_of_means
-from scvi_tahoe.evaluate._summary import bootstrap_by_context, interval, mean_over_contexts
+from scvi_tahoe.evaluate._summary import bootstrap_by_context, interval, mean_over_contexts, mean_without_missing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ VERDICT_METRICS = {
     "overlap_at_N": "DES", "discrimination_score_l1": "PDS", "mae": "MAE", "pearson_delta": "Pearson",
     "overall": "overall score",
 }  # fmt: skip
+_WORDS = {"ahead": "ahead of", "not told apart": "not told apart from", "behind": "behind"}
 #: fewest conditions whose bootstrap gives an interval, and fewest for one that is narrow enough to decide often
 _FEWEST, _ENOUGH = 5, 30
 
@@ -54,8 +55,7 @@ class Verdict:
 
     def __str__(self) -> str:
         lines = [f"Verdict on {self.n_conditions} conditions (95 % intervals over conditions):"]
-        for standing in ("ahead", "not told apart", "behind"):
-            lines += [f"  {line}" for line in self._lines(standing)]
+        lines += [f"  {line}" for metric in self.best.index for line in self._lines(str(metric))]
         lines += [f"  undefined: {name}: {why}" for name, why in self.undefined.items()]
         lines += [f"  next: {line}" for line in self.advice]
         return "\n".join(lines)
@@ -74,24 +74,22 @@ class Verdict:
         table = self.differences.xs(metric, level="metric")
         return [str(name) for name in table.index[table["standing"] == standing]]
 
-    def _lines(self, standing: str) -> list[str]:
-        """One line per metric with the baselines of a standing; the interval is that to the best baseline."""
-        words = {"ahead": "ahead of", "behind": "behind", "not told apart": "not told apart from"}
-        lines = []
-        for metric, row in self.best.iterrows():
-            names = self.baselines(standing, str(metric))
-            if not names:
-                continue
-            best = str(row["baseline"])
-            # without the best one, which is described by its difference
-            shown = ", ".join(f"{best} (best: {_difference(str(metric), row)})" if n == best else n for n in names)
-            lines.append(f"{VERDICT_METRICS[str(metric)]}: {words[standing]} {shown}")
+    def _lines(self, metric: str) -> list[str]:
+        """Line about the best baseline of a metric, and lines about the others by standing."""
+        row = self.best.loc[metric]
+        name, words = VERDICT_METRICS[metric], {**_WORDS, "undefined": "without an interval against"}
+        lines = [f"{name}: {words[row['standing']]} the best baseline, {row['baseline']} ({_difference(metric, row)})"]
+        for standing, word in _WORDS.items():
+            if others := [other for other in self.baselines(standing, metric) if other != row["baseline"]]:
+                lines.append(f"    {word} {', '.join(others)}")
         return lines
 
 
 def _difference(metric: str, row: pd.Series) -> str:
     digits = 1 if metric == "overall" else 4 if metric == "mae" else 3
     value, other, by, low, high = (row[name] for name in ("value", "other", "difference", "low", "high"))
+    if not np.isfinite([low, high]).all():
+        return f"{value:.{digits}f} against {other:.{digits}f}, {by:+.{digits}f}"
     return f"{value:.{digits}f} against {other:.{digits}f}, {by:+.{digits}f}, {low:+.{digits}f} to {high:+.{digits}f}"
 
 
@@ -123,7 +121,7 @@ def paired_differences(
     resampled = bootstrap_by_context([defined, *sides], seed=seed)
     rows = {}
     for name, side, other in zip(names, sides, resampled[1:], strict=True):
-        difference = np.nanmean(resampled[0] - other, axis=0) if metrics else np.empty((1, 0))
+        difference = mean_without_missing(resampled[0] - other)
         low, high = interval(difference)
         both = defined.notna() & side.notna()
         values, others = mean_over_contexts(defined.where(both)), mean_over_contexts(side.where(both))
@@ -224,8 +222,9 @@ def _undefined(scores: pd.DataFrame) -> dict[str, str]:
         none, one = ((scores["n_de_observed"] == k).sum() for k in (0, 1))
         if none + one:
             found["DES"] = (
-                f"{none} of {n} conditions have no differentially expressed gene and {one} one; an overlap of gene lists means nothing there. They are left out here, and count in the "
-                "summary and in a third of the overall score as cell-eval counts them"
+                f"{none} of {n} conditions have no differentially expressed gene and {one} one, where an overlap of "
+                "gene lists means nothing. They are left out here; in the summary, and so in a third of the overall "
+                "score, they count as cell-eval counts them"
             )
     sizes = scores.groupby(level="context").size()
     if (sizes == 1).any():

@@ -15,6 +15,7 @@ from scvi_tahoe.evaluate import (
     checks_table,
     evaluate,
     raise_or_warn,
+    verify_reference,
 )
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import arguments_for_observed
@@ -65,7 +66,8 @@ class EvaluateMixin(PredictMixin):
 
         Returns
         -------
-        Scores with baselines and ceiling.
+        Scores with baselines, ceiling and verdict. What can be checked without a prediction is checked before one is
+        made.
 
         Raises
         ------
@@ -95,9 +97,18 @@ class EvaluateMixin(PredictMixin):
                 control=keys.control,
                 context_key=keys.context_key,
                 baseline_from=None if train is None else with_condition_labels(train, keys),
+                perturbation_embedding=self._embedding_tables() if train is not None else None,
                 layer=counts_layer if from_counts else keys.layer,
                 progress=progress,
             )
+        # before the prediction, which costs more than all checks
+        verify_reference(
+            reference,
+            preset=preset,
+            allow_train=kwargs.get("allow_train", False),
+            representation_check=kwargs.get("representation_check", "error"),
+            baseline=kwargs.get("baseline", "train_mean"),
+        )
         if prediction is None:
             if observed is None:
                 raise ValueError(
@@ -108,8 +119,16 @@ class EvaluateMixin(PredictMixin):
                 observed, **arguments_for_observed(observed, keys),
                 output="expression" if layer is None else "counts", counts_layer=layer, seed=seed, progress=progress,
             )  # fmt: skip
-        result = evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
+        labelled = with_condition_labels(prediction, keys)
+        result = evaluate(labelled, reference, preset=preset, seed=seed, progress=progress, **kwargs)
         return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result
+
+    def _embedding_tables(self) -> dict[str, Any] | None:
+        """Tables of perturbations that were registered, which ridge and nearest neighbours are computed from."""
+        key = self.keys.perturbation_embedding_key
+        names = [] if key is None else [key] if isinstance(key, str) else list(key)
+        found = {name: self.adata.uns[name] for name in names if self.adata is not None and name in self.adata.uns}
+        return found or None
 
     def _conditions(self, data: AnnOrMuData | None) -> list[tuple[str, str]]:
         """Return contexts and perturbations of data; none if they lack the columns of the training data."""
