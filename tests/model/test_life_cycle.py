@@ -36,6 +36,7 @@ KINDS = {
     "one-hot": {"setup": {}},
     "prior of means": {"prior": "transfer"},
     "prior of cells": {"prior": "cells"},
+    "response model": {"prior": "response"},
 }
 
 

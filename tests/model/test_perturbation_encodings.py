@@ -66,12 +66,11 @@ def test_an_unmeasured_pair_is_predicted_from_its_parts(combination, table, pair
     assert set(exported.perturbation_table.names) == set(model.perturbation_table.names)
 
 
-def test_one_context_has_a_prior_of_cells_if_parts_were_measured_alone(pairs, make_model):
+def test_one_context_starts_from_the_response_model_if_others_say_anything(pairs, make_model):
     one = pairs[(pairs.obs["context"] == "context_1").to_numpy()]
-    assert make_model(one.copy(), setup=PAIRS, prior="auto").prior == "cells"
-    one_part = one[~one.obs["perturbation"].isin(["A", "C", "D"]).to_numpy()].copy()
-    assert make_model(one_part, setup=PAIRS, prior="auto").prior == "none"
-    # without a separator "A+B" is a name like any other
+    assert make_model(one.copy(), setup=PAIRS, prior="auto").prior == "response"
+    assert make_model(one.copy(), setup={}, prior="auto").prior == "response"  # by the table
+    # without a separator "A+B" is a name like any other, and one-hot rows say nothing
     assert make_model(one.copy(), setup={"perturbation_embedding_key": None}, prior="auto").prior == "none"
 
 

@@ -337,7 +337,7 @@ def test_wrong_modalities_are_refused(modalities, error, message, screen):
         ({"network": {"layers": 3}}, r"does not know \['layers'\]"),
         (
             {"prior": "transfer", "network": {"sees_perturbation": False, "base_encoder": True}},
-            "sees_perturbation=False knows of a perturbation what prior='cells' shows, and prior is 'transfer'",
+            "sees_perturbation=False knows a perturbation by the cells of its prior, and prior is 'transfer'",
         ),
         ({"prior": "mode"}, "prior='mode' is unknown; allowed are 'auto', 'none'"),
     ],

@@ -13,6 +13,7 @@ from scvi_tahoe.data import REPRESENTATIONS, read_screen
 from scvi_tahoe.model._evaluate import EvaluateMixin
 from scvi_tahoe.model._fitted import keys_of_registry, new_state
 from scvi_tahoe.model._pretrained import PretrainedMixin
+from scvi_tahoe.model._response import ResponseMixin
 from scvi_tahoe.model._setup import SetupMixin
 from scvi_tahoe.model._train import TrainMixin
 from scvi_tahoe.nn import (
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _DEFAULT_SET_SIZE = 64
 
 
-class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin):
+class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMixin):
     """State Transition model: predicts perturbed cells from a set of control cells.
 
     Parameters

@@ -12,7 +12,7 @@ import torch
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import PredictionRequest, arguments_for
-from scvi_tahoe.response import learn_prior, observed_cosines, shrinkage_factor
+from scvi_tahoe.response import learn_prior, observed_cosines, shrinkage_factor, wanted_means
 from scvi_tahoe.training import (
     UNUSED_OPTIONS,
     TrainingRun,
@@ -174,7 +174,7 @@ class TrainMixin(PredictMixin):
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(data.split.train, data.split.validation)
-            learned = learn_prior(self.prior, self._spec(), screen, rows, seed=seed, device=run.device)
+            learned = learn_prior(self.prior, self._spec(), screen, rows, seed=seed, device=run.device, like=data.prior)
             self._adopt(prior_=learned.to_dict())
 
     def plan_training(self, max_steps: int | None = None, **options: Any) -> TrainingRun:
@@ -217,7 +217,11 @@ class TrainMixin(PredictMixin):
             request = PredictionRequest(**arguments_for(sizes), output=output, seed=seed, progress=False)
             return self._predicted(request, data.prior)
 
-        factor = shrinkage_factor(predict, self.keys, data.split, data.expression, run.device, seed=seed)
+        spec, screen = self._spec().with_composed(self._training_screen()), self._training_screen()
+        factor = shrinkage_factor(
+            predict, self.keys, data.split, data.expression, run.device, seed=seed,
+            known_start=lambda conditions: wanted_means(data.prior or {}, spec, screen, conditions),
+        )  # fmt: skip
         if factor is not None and factor < 1:
             with torch.no_grad():
                 for parameter in self.module.network.head.project.layers[-1].parameters():

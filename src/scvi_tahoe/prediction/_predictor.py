@@ -31,7 +31,15 @@ from scvi_tahoe.evaluate import PREDICTION_RECORD
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
 from scvi_tahoe.prediction._request import plan_prediction, warn_about_scale
-from scvi_tahoe.response import CollapseAlarm, Origin, makes_cells, prior_and_targets, residual_cells
+from scvi_tahoe.response import (
+    CellPrior,
+    CollapseAlarm,
+    Origin,
+    ResponseStart,
+    makes_cells,
+    prior_and_targets,
+    residual_cells,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -91,11 +99,17 @@ def predict_cells(
             )  # fmt: skip
         if learned.kind == "cells":
             control_means = {context: target.mean for context, target in targets.items()}
-        elif not has_cells:
+        elif isinstance(learned, CellPrior):
             base = learned.base_from(
                 targets, plan.conditions, spec.table, n_cells=plan.sizes, seed=request.seed, device=device
             )
             dataset = replace(dataset, residual_shift=base.shift)
+    obs = plan.obs(data.screen, spec.keys)
+    if prior is not None and isinstance(learned, ResponseStart):
+        confidence = learned.confidence(plan.conditions, targets, spec.table)
+        n_cells = [len(r.controls) for r in plan.requests]
+        for name in confidence.columns.difference(obs.columns, sort=False):
+            obs[name] = np.repeat(confidence[name].to_numpy(), n_cells)
     decoder = None if output == "embedding" else module.config.gene_decoder
     width = module.config.n_output if decoder is None else decoder.n_genes
     job = _Prediction(
@@ -110,7 +124,7 @@ def predict_cells(
         matmul_dtype=dtype,
         width=width,
         labels={
-            "obs": plan.obs(data.screen, spec.keys),
+            "obs": obs,
             "var": pd.DataFrame(
                 index=[f"embedding_{i}" for i in range(width)] if output == "embedding" else spec.genes
             ),

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from scvi_tahoe.response._effects_table import effects_table
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior
 from scvi_tahoe.response._residual import (
     CollapseAlarm,
     choose_prior,
+    effects_of,
     learn_prior,
     makes_cells,
     means_by_code,
     observed_cosines,
     prior_and_targets,
     prior_table,
+    report_of,
     residual_cells,
     shrinkage_factor,
+    wanted_means,
     with_prior,
 )
+from scvi_tahoe.response._response_table_model import ResponseModel
 from scvi_tahoe.response._start import ResponseStart
 
 wrong_response = ResponseStart.wrong

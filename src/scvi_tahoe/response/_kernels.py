@@ -60,7 +60,9 @@ class Conditions:
     counts_LA: np.ndarray
 
     @classmethod
-    def of(cls, perturbations: Sequence[str], contexts: Sequence[str], parser: LabelParser) -> Conditions:
+    def of(
+        cls, perturbations: Sequence[str] | np.ndarray, contexts: Sequence[str] | np.ndarray, parser: LabelParser
+    ) -> Conditions:
         """Read the labels of conditions."""
         labels, label = np.unique(np.asarray(perturbations, dtype=str), return_inverse=True)
         context_names, context = np.unique(np.asarray(contexts, dtype=str), return_inverse=True)

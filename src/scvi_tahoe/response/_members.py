@@ -3,7 +3,7 @@
 Members are simple arithmetic (:class:`~scvi_tahoe.evaluate.SeenChanges`) and the kernel regression. Their weights sum
 to 1 and minimise the squared error of conditions that are predicted without themselves (stacked regressions, Breiman
 1996, Machine Learning 24:49), for each kind of question on its own: a perturbation that was measured in another context
-is asked differently from one that nobody measured.
+is asked differently from one that was measured nowhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import isotonic_regression, nnls
 
 from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
 from scvi_tahoe.response._kernels import table_rows
@@ -191,7 +191,7 @@ class Members:
     def _dose_weights(self, question: Question) -> dict[str, float]:
         """Weights of the measured doses next below and above, by log dose; of the last one beyond them."""
         (own,) = self.parser.components(question.perturbation)
-        dose, doses = np.log10(own.dose), sorted(self._doses(question).items(), key=lambda item: item[1])
+        dose, doses = np.log10(own.dose or 1.0), sorted(self._doses(question).items(), key=lambda item: item[1])
         above = int(np.searchsorted([d for _, d in doses], dose))
         (low, lower), (high, upper) = doses[max(above - 1, 0)], doses[min(above, len(doses) - 1)]
         if low == high:
@@ -350,5 +350,5 @@ def _fit_unshrunk(
             apart, classes = changes["deviation"] - total, strength(changes, noise)
             above += w * np.bincount(classes, apart * (truth - total), len(above))
             below += w * np.bincount(classes, np.square(apart), len(below))
-    share = np.clip(np.divide(above, below, out=np.zeros_like(above), where=below > 0), 0, 1)
-    return np.maximum.accumulate(share)
+    share = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return np.clip(isotonic_regression(share, weights=np.maximum(below, 1e-12)).x, 0, 1)

@@ -26,7 +26,7 @@ class OwnGene:
     Attributes
     ----------
     intercept, slope
-        Of the change on mean control expression.
+        Line of the change on mean control expression.
     deviation
         What each perturbed gene differs from the line, by context: shrunken towards 0 when it is carried over.
     kept
@@ -43,7 +43,11 @@ class OwnGene:
 
     @classmethod
     def fit(cls, names: Sequence[str], contexts: Sequence[str], expression: np.ndarray, change: np.ndarray) -> OwnGene:
-        """Fit to conditions with one perturbed gene that is measured: its mean control expression and its change."""
+        """Fit to conditions with one perturbed gene that is measured: its mean control expression and its change.
+
+        Expression that is not known (NaN) gives a line without a slope.
+        """
+        expression = np.nan_to_num(expression)
         centre = expression.mean()
         spread = np.square(expression - centre).sum()
         slope = float(((expression - centre) * change).sum() / spread) if spread > 1e-12 else 0.0
@@ -58,12 +62,12 @@ class OwnGene:
 
     def predict(self, name: str, context: str, expression: float, *, knows_elsewhere: bool) -> float:
         """Predict the change of a gene that is perturbed, from its mean control expression in the context."""
-        change = self.intercept + self.slope * expression
+        change = self.intercept + self.slope * float(np.nan_to_num(expression))
         if knows_elsewhere:
             others = [v for c, v in self.deviation.get(name, {}).items() if c != context]
             if others:
                 change += self.kept * float(np.mean(others))
-        return max(change, -expression)
+        return change if np.isnan(expression) else max(change, -expression)
 
 
 def target_genes(labels: Sequence[str], genes: Sequence[str], parser: LabelParser) -> list[list[int]]:

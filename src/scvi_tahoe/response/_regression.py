@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 
 #: up to so many conditions: first components with weights of their own, and how much larger the next group ends
-_GROUPS = ((400, 12, 1.2), (3000, 6, 1.5), (float("inf"), 2, 2.5))
+_GROUPS = ((150, 12, 1.2), (3000, 6, 1.5), (float("inf"), 2, 2.5))
 _JITTER = 1e-6
 _TOLERANCE = 1e-4  # relative change of the likelihood at which its search ends
-_START, _SPREAD = -2.0, 3.0  # of the logarithms of weights before the data are seen
+_START, _SPREAD = -2.0, 1.5  # logarithms of weights before the data are seen
 _LOWEST, _HIGHEST = -14.0, 5.0
 _NEGLIGIBLE = 1e-3  # share of a group's variance below which a kernel is left out when more conditions refine weights
 
@@ -123,21 +123,53 @@ class Regression:
     groups: tuple[Group, ...]
     coefficients_nQ: np.ndarray
 
+    @property
+    def learned(self) -> Weights:
+        """Basis and weights alone."""
+        slices = tuple(slice(group.start, group.stop) for group in self.groups)
+        return Weights(self.basis_QG, self.size_Q, slices, tuple(np.log(group.weights) for group in self.groups))
+
+    @property
+    def nugget_Q(self) -> np.ndarray:
+        """Variance of each component that is a condition's own."""
+        nuggets = [np.full(group.stop - group.start, group.weights[-1]) for group in self.groups]
+        return np.concatenate(nuggets) * np.square(self.size_Q)
+
     def predict(
-        self, kernels: ConditionKernels, rows: Conditions, train: Conditions, device: torch.device
+        self,
+        kernels: ConditionKernels,
+        rows: Conditions,
+        train: Conditions,
+        device: torch.device,
+        measured: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Predict components of conditions, float64 ``[rows, Q]``."""
+        """Predict components of conditions, float64 ``[rows, Q]``.
+
+        ``measured`` has the training condition that each row is, whose nugget is known from its own response, or -1.
+        """
         result = torch.zeros((len(rows), len(self.size_Q)), dtype=torch.float64, device=device)
         coefficients = torch.as_tensor(self.coefficients_nQ, device=device)
         for k, (_, kernel) in enumerate(kernels.matrices(rows, train, device)):
             of_component = np.concatenate([np.full(g.stop - g.start, g.weights[k]) for g in self.groups])
             result += (kernel @ coefficients) * torch.as_tensor(of_component, device=device)
-        return result.cpu().numpy() * self.size_Q
+        found = result.cpu().numpy() * self.size_Q
+        if measured is not None:
+            known = measured >= 0
+            found[known] += self.coefficients_nQ[measured[known]] * self.nugget_Q / self.size_Q
+        return found
 
     def variance(
-        self, kernels: ConditionKernels, rows: Conditions, train: Conditions, device: torch.device
+        self,
+        kernels: ConditionKernels,
+        rows: Conditions,
+        train: Conditions,
+        device: torch.device,
+        measured: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior and prior variance of the components of conditions, float64 ``[rows, Q]`` each."""
+        """Posterior and prior variance of the components of conditions, float64 ``[rows, Q]`` each.
+
+        ``measured`` is as in :meth:`predict`.
+        """
         posterior, prior = (np.empty((len(rows), len(self.size_Q))) for _ in range(2))
         own = kernels.diagonals(rows)
         for group in self.groups:
@@ -145,6 +177,8 @@ class Regression:
             covariance = _sum(kernels.matrices(train, train, device), group.weights)
             factor = _factor(covariance, group.weights[-1] + group.noise)
             cross = _sum(kernels.matrices(rows, train, device), group.weights)
+            if measured is not None and (known := np.flatnonzero(measured >= 0)).size:
+                cross[known, measured[known]] += group.weights[-1]
             explained = torch.linalg.solve_triangular(factor, cross.T, upper=False).square().sum(0).cpu().numpy()
             total = group.weights[:-1] @ own + group.weights[-1]
             squared = np.square(self.size_Q[columns])
@@ -168,8 +202,13 @@ def response_basis(responses_nG: np.ndarray, noise_nG: np.ndarray, n_components:
     return basis[: min(n_components, int((size > 1e-6 * max(size[0], 1e-300)).sum()))]
 
 
-def group_ends(n_components: int, n_conditions: int) -> list[int]:
-    """Where groups of components end: fewer groups of more conditions, whose matrices are costly."""
+def group_ends(n_components: int, n_conditions: int, *, pooled: bool = False) -> list[int]:
+    """Where groups of components end: fewer groups of more conditions, whose matrices are costly.
+
+    If pooled, the first component is alone and all others are one group.
+    """
+    if pooled:
+        return sorted({1, n_components})
     alone, growth = next((alone, growth) for most, alone, growth in _GROUPS if n_conditions <= most)
     ends = list(range(1, min(alone, n_components) + 1))
     while ends[-1] < n_components:
@@ -207,6 +246,7 @@ def learn_weights(
     chosen: Sequence[np.ndarray],
     seed: int,
     tick: Callable[[], None],
+    pooled: bool = False,
 ) -> Weights:
     """Learn the basis and the weights of kernels.
 
@@ -224,30 +264,45 @@ def learn_weights(
         Random seed.
     tick
         Called after each group of components.
+    pooled
+        Whether all components but the first share their weights.
     """
     basis = response_basis(responses_nG.astype(np.float64), noise_nG, n_components, seed)
     scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
     size = np.maximum(np.sqrt(np.square(scores).mean(axis=0)), 1e-12)
-    ends = group_ends(len(basis), len(train))
+    ends = group_ends(len(basis), len(train), pooled=pooled)
     slices = [slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
     scaled = scores / size
     n_kernels = len(kernels.names)
-    logs = [np.full(n_kernels + 1, _START) for _ in slices]
+    before = _start_of(kernels)
+    logs = [before.copy() for _ in slices]
     for level, rows in enumerate(chosen):
         subset = train.take(rows, kernels.parser)
         stack = torch.stack([k for _, k in kernels.matrices(subset, subset)])
         for g, s in enumerate(slices):
             share = np.exp(logs[g]) / np.exp(logs[g]).sum()
             kept = np.flatnonzero(share[:-1] > _NEGLIGIBLE) if level else np.arange(n_kernels)
+            parameters = [*kept, n_kernels]
+            start = logs[g] if level or not g else logs[g - 1]  # neighbouring components have similar weights
             fitted = fit_weights(
                 stack if len(kept) == n_kernels else stack[kept], scaled[rows, s],
                 (noise[rows, s] / np.square(size[s])).mean(axis=1),
-                start=logs[g][[*kept, n_kernels]], n_iterations=15 if level else 40,
+                start=start[parameters], before=before[parameters], n_iterations=15 if level else 40,
             )  # fmt: skip
             logs[g] = np.full(n_kernels + 1, _LOWEST)
-            logs[g][[*kept, n_kernels]] = fitted
+            logs[g][parameters] = fitted
             tick()
     return Weights(basis, size, tuple(slices), tuple(logs))
+
+
+def _start_of(kernels: ConditionKernels) -> np.ndarray:
+    """Logarithms of weights before the data are seen.
+
+    With combinations, effects of components are expected to add up: what is a label's or a condition's own, or comes
+    with the number of components, is little. Where nothing tells it from effects of components, it is the latter.
+    """
+    little = {"label": -8.0, "nugget": -8.0, "number of components": -6.0} if kernels.has_combinations else {}
+    return np.array([little.get(name, _START) for name in [*kernels.names, "nugget"]])
 
 
 def solve(
@@ -311,7 +366,13 @@ def solve(
 
 
 def fit_weights(
-    kernels: Tensor, targets_nm: np.ndarray, noise_n: np.ndarray, *, start: np.ndarray, n_iterations: int
+    kernels: Tensor,
+    targets_nm: np.ndarray,
+    noise_n: np.ndarray,
+    *,
+    start: np.ndarray,
+    before: np.ndarray,
+    n_iterations: int,
 ) -> np.ndarray:
     """Fit logarithms of the weights of kernels and nugget by marginal likelihood.
 
@@ -325,6 +386,8 @@ def fit_weights(
         Their sampling variance.
     start
         Logarithms to start from, ``[K + 1]``.
+    before
+        What they are expected to be before the data are seen.
     n_iterations
         Most steps of L-BFGS.
     """
@@ -342,11 +405,11 @@ def fit_weights(
             return 1e12, np.zeros_like(log)
         precision = torch.cholesky_inverse(factor)
         explained = precision @ products
-        pull = (log - _START) / _SPREAD**2
+        pull = (log - before) / _SPREAD**2
         value = 0.5 * explained.diagonal().sum() + m * factor.diagonal().log().sum()
         slope = 0.5 * (m * precision - explained @ precision)
         gradient = np.append((flat @ slope.flatten()).numpy(), float(slope.diagonal().sum())) * weights + pull
-        return float(value) + 0.5 * float(((log - _START) * pull).sum()), gradient
+        return float(value) + 0.5 * float(((log - before) * pull).sum()), gradient
 
     found = minimize(
         negative_log_likelihood, start, jac=True, method="L-BFGS-B",

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from scipy.stats import norm
 from scvi import settings
 
 from scvi_tahoe._constants import STREAMS
@@ -18,6 +19,7 @@ from scvi_tahoe.data import aligned_expression, condition_of_cell, dense_rows, l
 from scvi_tahoe.evaluate import EvaluationWarning, check_collapse, mean_cosine
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import CellPrior, PriorOrigin
+from scvi_tahoe.response._response_report import response_report, short_report
 from scvi_tahoe.response._start import MovedControls, ResponseStart
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def learn_prior(
     device: torch.device | None = None,
     asked: np.ndarray | None = None,
     progress: bool = False,
+    like: Mapping[str, Any] | None = None,
 ) -> LearnedPrior:
     """Learn a prior from the training cells of a screen.
 
@@ -104,6 +107,8 @@ def learn_prior(
         cells, training conditions of the response model do not know their own perturbation in other contexts either.
     progress
         Whether to show a bar if it takes more than some seconds.
+    like
+        Plain values of a response model of most of these cells, which is extended instead of learned anew.
     """
     expression = aligned_expression(spec, screen)
     if kind != "response":
@@ -113,10 +118,14 @@ def learn_prior(
         known = np.unique(screen.perturbation.codes[rows])
         fresh = ~np.isin(np.unique(screen.perturbation.codes[asked]), known)
         way = "perturbation" if fresh.mean() > 0.5 else "condition"
-    return ResponseStart.from_cells(
+    found = ResponseStart.from_cells(
         expression, screen.index, rows, spec.table, spec.keys.parser, spec.genes,
         way=way, device=device or torch.device("cpu"), seed=seed, progress=progress,
+        like=None if like is None else ResponseStart.from_dict(like),
     )  # fmt: skip
+    if like is None:
+        logger.info(short_report(found.fitted))
+    return found
 
 
 def prior_of(learned: Mapping[str, Any]) -> LearnedPrior:
@@ -157,6 +166,40 @@ def with_prior(
     if base.cells is None:
         return replace(dataset, residual_shift=base.shift)
     return replace(dataset, residual_input=make_store(base.cells, device), residual_input_rows=base.rows)
+
+
+def wanted_means(
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Sequence[Condition]
+) -> np.ndarray | None:
+    """Return the means that conditions start from, ``[conditions, G]``; None where cells have to be made for that."""
+    if learned["kind"] != "response":
+        return None
+    prior, targets = prior_and_targets(learned, spec, screen, conditions)
+    return prior.wanted_means(conditions, targets, spec.table)  # type: ignore[union-attr]
+
+
+def report_of(learned: Mapping[str, Any]) -> pd.DataFrame:
+    """Return what the response model of plain values learned."""
+    return response_report(ResponseStart.from_dict(learned).fitted)
+
+
+def effects_of(
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Mapping[Condition, Condition]
+) -> pd.DataFrame:
+    """Return the table of :meth:`~scvi_tahoe.TahoeST.predict_effects`; ``conditions`` are as in :func:`prior_table`."""
+    known, genes = list(conditions.values()), spec.genes
+    prior, targets = prior_and_targets(learned, spec, screen, known)
+    changes, deviation, support = prior.effects(known, targets, spec.table)  # type: ignore[union-attr]
+    columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], spec.keys))
+    if (key := spec.keys.context_key) is not None:
+        columns[key] = [c.context for c in conditions]
+    columns = {name: np.repeat(np.asarray(values, dtype=object), len(genes)) for name, values in columns.items()}
+    of_gene = {
+        "gene": np.tile(genes, len(known)), "change": changes.ravel(), "sd": deviation.ravel(),
+        "p_direction": norm.cdf(np.abs(changes) / np.maximum(deviation, 1e-12)).ravel().astype(np.float32),
+        "direction": np.where(changes < 0, -1, 1).ravel(), "support": np.repeat(support, len(genes)),
+    }  # fmt: skip
+    return pd.DataFrame(columns | of_gene)
 
 
 def residual_cells(
@@ -223,22 +266,24 @@ def prior_table(
     ``conditions`` has for each condition, as it was asked for, the same in the spelling of the spec's table.
     """
     known = list(conditions.values())
-    kind = None if learned is None else learned["kind"]
-    if kind == "response":
-        start = prior_of(learned)  # type: ignore[arg-type]
-        corrected = start.is_corrected(known, spec.table)
-        origins = [PriorOrigin(origin, (), 0, np.nan) for origin in start.starts_from(known, spec.table)]
-    elif learned is None:
+    if learned is None:
         n_controls = {context: len(screen.index.controls(context)) for context in {c.context for c in known}}
         origins = [PriorOrigin(Origin.CONTROL_CELLS, (), n_controls[c.context], np.nan) for c in known]
         corrected = np.ones(len(known), dtype=bool)
     else:
         prior, targets = prior_and_targets(learned, spec, screen, known)
-        origins, corrected = prior.origins(targets, known, spec.table), prior.is_corrected(known, spec.table)
+        corrected = prior.is_corrected(known, spec.table)
+        if isinstance(prior, ResponseStart):
+            origins = [PriorOrigin(origin, (), 0, np.nan) for origin in prior.starts_from(known, spec.table)]
+            confidence = prior.confidence(known, targets, spec.table)
+        else:
+            origins = prior.origins(targets, known, spec.table)
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], spec.keys))
     if (key := spec.keys.context_key) is not None:
         columns[key] = [c.context for c in conditions]
     columns["starts_from"] = [origin.starts_from.value for origin in origins]
+    if learned is not None and learned["kind"] == "response":
+        return pd.DataFrame({**columns, **confidence, "corrected": corrected})
     columns["made_from"] = ["; ".join(_listed(w, key is not None) for w in origin.made_from) for origin in origins]
     columns["n_cells"] = [origin.n_cells for origin in origins]
     columns["kept"] = [origin.kept for origin in origins]
@@ -285,6 +330,7 @@ def shrinkage_factor(
     expression: CellStore,
     device: torch.device,
     *,
+    known_start: Callable[[Sequence[Condition]], np.ndarray | None],
     seed: int,
 ) -> float | None:
     """Return how much of the network's correction holds for the validation conditions.
@@ -294,7 +340,8 @@ def shrinkage_factor(
     The head's last layer is linear, so it goes into its weights, and nothing else needs to know of it.
 
     ``predict`` predicts an output for so many cells of each condition, with a prior that does not know the validation
-    conditions. None where there are fewer than three of these, or some that also train.
+    conditions; ``known_start`` returns the means that these start from, if no cells have to be made for that. None
+    where there are fewer than three of these, or some that also train.
     """
     index, rng = split.index, np.random.default_rng((seed, STREAMS.SHRINKAGE))
     position = index.condition_of_cell[split.validation]
@@ -315,7 +362,8 @@ def shrinkage_factor(
             found.append(means_by_code(cells.X, condition_of_cell(cells.obs, keys)[0]))
         return np.concatenate(found)
 
-    factor = fit_shrinkage(means("prior"), means("expression"), observed_KG)
+    start_KG = known_start([index.conditions[i] for i in chosen])
+    factor = fit_shrinkage(means("prior") if start_KG is None else start_KG, means("expression"), observed_KG)
     logger.info(f"kept {factor:.2f} of the network's correction of its prior, by {len(chosen)} validation conditions")
     return factor
 

@@ -27,10 +27,14 @@ Way = Literal["condition", "label", "perturbation", "context"]
 
 _COMPONENTS = 128
 _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined
-_FOLDED, _N_FOLDS = 300, 4  # conditions up to which weights of each fold are learned from the other folds
+_FOLDED, _N_FOLDS = 150, 4  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
 _FEWEST_OWN = 4
-_LEVEL = 1.645  # standard deviations of a central interval of 90 %
+_COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
+_FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
+_GAINED = 0.75  # share of the gain in discrimination that the factor has to reach
+_SPREADS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # variances tried, in units of the squared change that is predicted
+_FEWEST_JUDGED = 6  # conditions that such a factor is chosen on
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ class Fitted:
     inflation: Mapping[tuple[Origin, bool], float]
     excess_G: np.ndarray
     device: torch.device
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    #: factor of the difference from the mean of the context, for each kind of question; 1 where there is none
+    unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
+    #: share of the squared change that variances of genes have in addition: strong changes are wrong by more
+    spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
 
 
 def fit_responses(
@@ -87,56 +95,67 @@ def fit_responses(
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: bool = False,
+    like: Fitted | None = None,
 ) -> Fitted:
-    """Fit the response model to conditions."""
+    """Fit the response model to conditions.
+
+    ``like`` is a fit to most of them, of which stacks and calibration are kept, so that only coefficients are solved
+    for, and of few conditions the weights of kernels.
+    """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
     kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
     targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
     # single precision, as it is saved, so that a saved model predicts the same to the last bit
-    filled = _filled(responses.changes, responses.contexts).astype(np.float32)
+    filled = filled_changes(responses.changes, responses.contexts).astype(np.float32)
     noise = np.nan_to_num(responses.noise).astype(np.float32)
     own = _fit_own(responses, filled, targets)
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
     members = Members(SeenChanges(responses.perturbations, responses.contexts, masked), noise, parser, kernels.tables)
     rng = np.random.default_rng(seed)
-    blocks = _blocks(conditions, members)
+    blocks = {way: of_way for way, of_way in _blocks(conditions, members).items() if of_way}
     bar = tqdm(desc="response model", delay=3, disable=not progress, unit="group")
 
-    def learn(rows: np.ndarray | None, chosen: Sequence[np.ndarray]) -> Weights:
+    def learn(rows: np.ndarray | None, chosen: Sequence[np.ndarray], *, pooled: bool = False) -> Weights:
         some = conditions if rows is None else conditions.take(rows, parser)
         y, v = (masked, noise) if rows is None else (masked[rows], noise[rows])
-        return learn_weights(kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update)
+        return learn_weights(
+            kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update, pooled=pooled
+        )
+
+    def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
+        return solve(learned, kernels, conditions, masked, noise, blocks=of_ways, device=device, tick=bar.update)
 
     n = len(conditions)
+    # in one context, only what combinations have in common tells effects from what is a condition's own
+    pooled = not kernels.has_contexts and not kernels.tables
+    if like is not None and like.kernels.names == kernels.names:
+        few = learn(None, [np.arange(n)], pooled=pooled) if n <= _FOLDED else None
+        regression, left_out = solved(few or like.regression.learned, blocks)
+        bar.close()
+        return replace(
+            like, responses=replace(responses, changes=filled, noise=noise), conditions=conditions, kernels=kernels,
+            members=members, regression=regression, left_out=left_out, own=own,
+        )  # fmt: skip
     if n <= _FOLDED:
         # with few conditions, weights of many components fit the noise of the very conditions that are left out
-        whole = learn(None, [np.arange(n)])
-        regression, _ = solve(whole, kernels, conditions, masked, noise, blocks={}, device=device, tick=bar.update)
+        folds = {way: _folds(of_way, rng) for way, of_way in blocks.items() if way != "context"}
         left_out = {}
-        for way, of_way in blocks.items():
-            if way == "context":  # what contexts share can hardly be learned without one of them
-                left_out[way] = solve(
-                    whole, kernels, conditions, masked, noise, blocks={way: of_way}, device=device, tick=bar.update
-                )[1][way]
-                continue
+        for way, of_way in folds.items():
             parts = []
-            for fold in _folds(of_way, rng):
+            for fold in of_way:
                 rows = np.setdiff1d(np.arange(n), np.concatenate([r[wanted] for r, wanted in fold]))
-                learned = learn(rows, [np.arange(len(rows))])
-                parts.append(
-                    solve(
-                        learned, kernels, conditions, masked, noise, blocks={way: fold}, device=device, tick=bar.update
-                    )[1][way]
-                )
+                parts.append(solved(learn(rows, [np.arange(len(rows))], pooled=pooled), {way: fold})[1][way])
             left_out[way] = LeftOut.joined(parts)
+        # what contexts share can hardly be learned without one of them
+        context = {way: of_way for way, of_way in blocks.items() if way == "context"}
+        regression, of_context = solved(learn(None, [np.arange(n)], pooled=pooled), context)
+        left_out |= of_context
         judged = np.arange(n)
     else:
         chosen = [_some(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
         learned = learn(None, chosen if len(chosen[0]) < len(chosen[1]) else chosen[:1])
-        regression, left_out = solve(
-            learned, kernels, conditions, masked, noise, blocks=blocks, device=device, tick=bar.update
-        )
+        regression, left_out = solved(learned, blocks)
         judged = np.setdiff1d(np.arange(n), chosen[-1])
     bar.close()
     fitted = Fitted(
@@ -144,10 +163,10 @@ def fit_responses(
         kernels=kernels, members=members, regression=regression, left_out=left_out, stacks={}, own=own, inflation={},
         excess_G=np.zeros(filled.shape[1]), device=device,
     )  # fmt: skip
-    return _stacked(fitted, judged, rng)
+    return _stacked(fitted, judged, rng, criterion, np.isnan(responses.changes))
 
 
-def _filled(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
     """Fill in the mean of the context, or else of all conditions, where changes are missing."""
     missing = np.isnan(changes)
     if not missing.any():
@@ -170,12 +189,13 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
 
 def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequence[int]]) -> OwnGene | None:
     rows = [i for i, of_label in enumerate(targets) if len(of_label) == 1]
-    rows = [i for i in rows if responses.contexts[i] in responses.control_means]
+    means = responses.control_means
+    rows = [i for i in rows if not means or responses.contexts[i] in means]
     if len({responses.perturbations[i] for i in rows}) < _FEWEST_OWN:
         return None
     genes = [targets[i][0] for i in rows]
     contexts = responses.contexts[rows].tolist()
-    expression = np.array([responses.control_means[c][g] for c, g in zip(contexts, genes, strict=True)])
+    expression = np.array([means[c][g] if means else np.nan for c, g in zip(contexts, genes, strict=True)])
     names = [str(responses.genes[g]) for g in genes]
     return OwnGene.fit(names, contexts, expression.astype(np.float64), changes[rows, genes])
 
@@ -183,8 +203,7 @@ def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequen
 def _blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Ways to leave out: conditions left out together, and which of them are predicted so."""
     every = np.arange(len(conditions))
-    blocks = {"condition": [(np.array([i]), np.array([True])) for i in every]}
-    sharing: dict[frozenset[str], list[int]] = {}
+    blocks = {"condition": [(np.array([i]), np.array([True])) for i in every if len(every) > 1]}
     by_label = [np.flatnonzero(conditions.label == k) for k in range(len(conditions.labels))]
     position = {label: k for k, label in enumerate(conditions.labels)}
     blocks["perturbation"] = []
@@ -197,8 +216,7 @@ def _blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np
     if len(conditions.context_names) > 1:
         found = [np.flatnonzero(conditions.context == k) for k in range(len(conditions.context_names))]
         blocks["context"] = [(rows, np.ones(len(rows), bool)) for rows in found]
-    del sharing
-    return blocks
+    return {way: of_way for way, of_way in blocks.items() if of_way}
 
 
 def _folds(
@@ -231,8 +249,10 @@ def _question(fitted: Fitted, i: int, way: str) -> Question:
     return Question(label, context, hides_context=way == "context")
 
 
-def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> Fitted:
-    """Fit the stacks and calibrate variances by conditions that were left out."""
+def _stacked(
+    fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, criterion: Criterion, missing: np.ndarray
+) -> Fitted:
+    """Fit the stacks, and scale variances by conditions that were left out."""
     y, noise = fitted.members.seen.changes, fitted.members.noise
     asked: dict[tuple[Origin, bool], list[tuple[int, str, Question]]] = {}
     for way, left_out in fitted.left_out.items():
@@ -245,9 +265,10 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> Fi
     # the same question by two ways (a condition whose perturbation is nowhere else) counts once
     for key, questions in asked.items():
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
-    stacks, inflation, residuals = {}, {}, []
-    scores: dict[str, dict[str, float]] = {}
-    usual = np.median(noise.mean(axis=1)) if noise.any() else 1.0
+    stacks, inflation, unshrinking, spread, residuals = {}, {}, {}, {}, []
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    of_condition = noise.mean(axis=1)
+    usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
     for key, questions in asked.items():
         rows = np.array([i for i, _, _ in questions])
         kernels, of_kernels = np.empty((len(rows), y.shape[1])), np.empty((len(rows), y.shape[1]))
@@ -264,18 +285,72 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> Fi
         weight = 1 / (noise[rows].mean(axis=1) + usual)
         stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight / weight.max())
         found = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
-        residuals.append((key, y[rows] - found, noise[rows], of_kernels))
-        scores[_named(key)] = _scores(predicted, found, y[rows], fitted.conditions.contexts[rows])
+        contexts = fitted.conditions.contexts[rows]
+        scores[question_name(key)] = _scores(predicted, found, y[rows], contexts)
+        if criterion == "discrimination":
+            mean = np.stack([p["mean"] for p in predicted])
+            factor = unshrinking[key] = _discriminating(found, mean, y[rows], contexts)
+            found = mean + factor * (found - mean)
+            scores[question_name(key)][f"response model x {factor:g}"] = change_scores(found, y[rows], contexts)
+        residuals.append((key, np.where(missing[rows], np.nan, y[rows] - found), found, noise[rows], of_kernels))
+    if not residuals:  # a single condition: nothing is left out
+        return replace(fitted, excess_G=np.square(y).mean(axis=0))
     # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
-    squares = np.concatenate([np.square(r) - n - v for _, r, n, v in residuals])
-    excess = np.maximum(squares.mean(axis=0), 0)
-    for key, residual, own_noise, variance in residuals:
-        z = np.abs(residual) / np.sqrt(np.maximum(variance + excess + own_noise, 1e-12))
-        inflation[key] = float(np.quantile(z, 0.9)) / _LEVEL
-    return replace(fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores)
+    squares = np.concatenate([np.square(r) - n - v for _, r, _, n, v in residuals])
+    excess = np.maximum(np.nan_to_num(_nanmean(squares)), 0)
+    for key, residual, found, own_noise, variance in residuals:
+        spread[key] = _spread(np.square(residual), variance + excess, np.square(found), own_noise)
+        total = shaped_variance(variance + excess, spread[key] * np.square(found))
+        inflation[key] = _inflation(np.square(residual), total, own_noise)
+    return replace(
+        fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores, unshrinking=unshrinking,
+        spread=spread,
+    )  # fmt: skip
 
 
-def _named(key: tuple[Origin, bool]) -> str:
+def shaped_variance(variance_nG: np.ndarray, further_nG: np.ndarray) -> np.ndarray:
+    """Add to the variance of genes and keep the sum over them: how sure a condition is says the regression."""
+    total = np.maximum(variance_nG + further_nG, 1e-12)
+    return total * (variance_nG.sum(axis=-1, keepdims=True) / total.sum(axis=-1, keepdims=True))
+
+
+def _spread(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
+    """Choose by likelihood how much of the squared predicted change is added to the variance, apart from its scale."""
+    known = np.isfinite(squares)
+    if not known.any():
+        return 0.0
+    costs = []
+    for spread in _SPREADS:
+        shape = np.maximum(shaped_variance(variance, spread * predicted), 1e-12)
+        scale = max(float(np.mean((np.maximum(squares - noise, 0) / shape)[known])), 1e-6)
+        total = scale * shape + noise
+        costs.append(float(np.mean((np.log(total) + squares / total)[known])))
+    return _SPREADS[int(np.argmin(costs))]
+
+
+def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
+    """Find the factor of standard deviations at which intervals of 90 %, with known noise, hold that many values."""
+    low, high = np.log(1e-3), np.log(1e3)
+    rest, variance = (values[np.isfinite(squares)] for values in (squares / _LEVEL**2 - noise, variance))
+    if not rest.size:
+        return 1.0
+    for _ in range(25):
+        middle = (low + high) / 2
+        covered = float((rest <= np.exp(2 * middle) * variance).mean())
+        low, high = (middle, high) if covered < _COVERED else (low, middle)
+    return float(np.exp(high))
+
+
+def _discriminating(found: np.ndarray, mean: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> float:
+    """Choose the smallest factor of the difference from the mean that tells left-out conditions apart almost best."""
+    pds = [change_scores(mean + f * (found - mean), truth, contexts)["pds"] for f in _FACTORS]
+    if len(found) < _FEWEST_JUDGED or not np.isfinite(pds).all():
+        return 1.0
+    return _FACTORS[int(np.argmax(np.array(pds) >= pds[0] + _GAINED * (max(pds) - pds[0])))]
+
+
+def question_name(key: tuple[Origin, bool]) -> str:
+    """Name a kind of question."""
     origin, hides_context = key
     return origin.value + (", in a context with controls only" if hides_context else "")
 
@@ -313,6 +388,19 @@ def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray
     }
 
 
+def knows_own_genes(fitted: Fitted, context: str, control_means: Mapping[str, np.ndarray]) -> bool:
+    """Whether the change of a perturbed gene can be read off its line; without any control expression it is level."""
+    return context in control_means or not (control_means or fitted.responses.control_means)
+
+
+def with_contexts(kernels: ConditionKernels, control_means: Mapping[str, np.ndarray]) -> ConditionKernels:
+    """Add contexts by their controls, where kernels compare these."""
+    known = {c: m for c, m in control_means.items() if c not in kernels.control_profiles}
+    if not kernels.control_profiles or not known:
+        return kernels
+    return replace(kernels, control_profiles={**kernels.control_profiles, **known})
+
+
 def predicted_changes(
     fitted: Fitted,
     questions: Sequence[Question],
@@ -327,10 +415,7 @@ def predicted_changes(
     basis = fitted.regression.basis_QG
     if kernels_nG is None:
         rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
-        known = {c: m for c, m in control_means.items() if c not in fitted.kernels.control_profiles}
-        kernels = fitted.kernels
-        if kernels.control_profiles and known:
-            kernels = replace(kernels, control_profiles={**kernels.control_profiles, **known})
+        kernels = with_contexts(fitted.kernels, control_means)
         kernels_nG = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device) @ basis
     trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
@@ -341,13 +426,16 @@ def predicted_changes(
         stack = fitted.stacks.get((origin, question.hides_context)) or fitted.stacks.get((origin, False))
         stack = stack or Stack.default()
         changes = {"kernels": kernels_nG[i]}
-        if stack.weights[0] < 1 or stack.unshrunk.any():
+        if stack.weights[0] < 1 or stack.unshrunk.any() or fitted.unshrinking:
             changes |= fitted.members.changes(question, origin)
         noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
-        result[i] = stack.apply(changes, noise)
-        if fitted.own is not None and question.context in control_means:
+        change, factor = stack.apply(changes, noise), fitted.unshrinking.get((origin, question.hides_context), 1.0)
+        if factor != 1:
+            change = changes["mean"] + factor * (change - changes["mean"])
+        result[i] = change
+        if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             for gene in targets[i]:
-                expression = float(control_means[question.context][gene])
+                expression = float(control_means[question.context][gene]) if control_means else np.nan
                 knows = origin is not Origin.OTHERS and not question.without
                 result[i, gene] = fitted.own.predict(
                     str(fitted.responses.genes[gene]), question.context, expression, knows_elsewhere=knows

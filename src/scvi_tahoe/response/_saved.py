@@ -48,6 +48,8 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
             for (origin, hidden), s in fitted.stacks.items()
         ],
         "inflation": [[origin.name, hidden, value] for (origin, hidden), value in fitted.inflation.items()],
+        "unshrinking": [[origin.name, hidden, value] for (origin, hidden), value in fitted.unshrinking.items()],
+        "spread": [[origin.name, hidden, value] for (origin, hidden), value in fitted.spread.items()],
         "scores": fitted.scores,
     }
 
@@ -86,12 +88,15 @@ def fitted_from_plain(
         (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
         for name, hidden, weights, unshrunk, n, error in settings["stacks"]
     }
-    inflation = {(Origin[name], hidden): value for name, hidden, value in settings["inflation"]}
+    inflation, unshrinking, spread = (
+        {(Origin[name], hidden): value for name, hidden, value in settings[key]}
+        for key in ("inflation", "unshrinking", "spread")
+    )
     return Fitted(
         responses=responses, parser=parser, conditions=read, kernels=kernels,
         members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
-        scores=settings["scores"],
+        scores=settings["scores"], unshrinking=unshrinking, spread=spread,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from scvi_tahoe.response._response_model import (
 )
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._statistics import condition_statistics
+from scvi_tahoe.response._uncertainty import predicted_sd, variance_and_support
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -86,6 +87,7 @@ class ResponseStart:
         device: torch.device,
         seed: int,
         progress: bool,
+        like: ResponseStart | None = None,
     ) -> ResponseStart:
         """Fit the response model to the training cells of a screen.
 
@@ -111,6 +113,8 @@ class ResponseStart:
             Random seed of folds and subsets.
         progress
             Whether to show a bar if it takes more than some seconds.
+        like
+            Start of most of these cells, which training conditions keep: only others are fitted anew.
         """
         statistics = condition_statistics(expression, index, rows)
         means = {c: _mean_of(expression, index.controls(c)) for c in index.contexts if len(index.controls(c))}
@@ -120,8 +124,14 @@ class ResponseStart:
         responses = Responses(np.array(labels), np.array(contexts), changes, statistics.noise, genes, means)
         components = Conditions.of(labels, contexts, parser).components
         tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
-        fitted = fit_responses(responses, parser, tables, device=device, seed=seed, progress=progress)
+        before = None if like is None else like.fitted
+        fitted = fit_responses(responses, parser, tables, device=device, seed=seed, progress=progress, like=before)
         starts = left_out_changes(fitted, way, means)
+        if like is not None:
+            known = {condition: i for i, condition in enumerate(like.conditions)}
+            for i, condition in enumerate(zip(contexts, labels, strict=True)):
+                if condition in known:
+                    starts[i] = like.starts_nG[known[condition]]
         return cls(fitted, starts, statistics.usual_G.astype(np.float32), means)
 
     @property
@@ -222,6 +232,31 @@ class ResponseStart:
         origins = self.starts_from(conditions, table)
         pairs = zip(asked, origins, strict=True)
         return np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
+
+    def effects(
+        self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict changes from other conditions, their standard deviations, and the support of each condition."""
+        changes, _ = self.changes(conditions, targets, table)
+        fitted, parser = self._with_rows(table), self.fitted.parser
+        questions = [Question(parser.spelling(c.perturbation), c.context) for c in conditions]
+        means = {c: profile.mean_G for c, profile in targets.items()}
+        variance_nQ, support = variance_and_support(fitted, questions, means)
+        return changes, predicted_sd(fitted, questions, means, changes, variance_nQ), support
+
+    def confidence(
+        self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
+    ) -> pd.DataFrame:
+        """Say how sure predictions of conditions are: ``support`` and ``expected_error``, one row a condition.
+
+        The expected error is the mean over genes of the expected absolute error of the change, of log1p expression.
+        """
+        parts = []
+        for start in range(0, len(conditions), 512):
+            _, deviation, support = self.effects(conditions[start : start + 512], targets, table)
+            error = np.sqrt(2 / np.pi) * deviation.mean(axis=1)
+            parts.append(pd.DataFrame({"support": support, "expected_error": error}))
+        return pd.concat(parts, ignore_index=True)
 
     def wanted_means(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable

@@ -1,0 +1,65 @@
+"""What the response model costs before the first training step: processor time and memory, by number of conditions.
+
+Simulated screens of four contexts. `with` is one training step that starts from the response model, `without` one with
+`prior="none"`; memory is the largest resident set beyond that of the loaded screen. Each run has a process of its own
+and one thread.
+
+    python benchmarks/response_cost.py --conditions 80 160 320 640
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def measure(n_conditions: int, n_genes: int, prior: str) -> None:
+    """Print processor seconds and MiB of one training step."""
+    from scvi_tahoe import TahoeST
+    from scvi_tahoe.datasets import simulate_screen
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    screen = simulate_screen(4, n_conditions // 4, n_genes=n_genes)
+    warm = screen[screen.obs["perturbation"].isin(["control", *screen.obs["perturbation"].cat.categories[:4]])].copy()
+    TahoeST.setup_anndata(warm, perturbation_key="perturbation", control="control", context_key="context")
+    TahoeST(warm, prior="none").train(1, progress=False)
+    TahoeST.setup_anndata(screen, perturbation_key="perturbation", control="control", context_key="context")
+    model, before = TahoeST(screen, prior=prior), resource.getrusage(resource.RUSAGE_SELF)
+    started = time.process_time()
+    model.train(1, progress=False)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    print(time.process_time() - started, (after.ru_maxrss - before.ru_maxrss) / 1024)
+
+
+def main() -> None:
+    """Print one row a screen."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conditions", type=int, nargs="+", default=[80, 160, 320])
+    parser.add_argument("--genes", type=int, default=1000)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.conditions[0], args.genes, args.measure)
+        return
+    print("conditions  without: CPU s, MiB    with: CPU s, MiB")
+    for n in args.conditions:
+        found = []
+        for prior in ("none", "response"):
+            command = [sys.executable, __file__, "--conditions", str(n), "--genes", str(args.genes), "--measure", prior]
+            environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
+            output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+            found += [float(x) for x in output.split()[-2:]]
+        print(f"{n:10d}  {found[0]:15.1f} {found[1]:6.0f}    {found[2]:13.1f} {found[3]:6.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

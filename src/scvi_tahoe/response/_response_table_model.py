@@ -1,0 +1,363 @@
+"""The response model of a table of responses: fit, predict, report, save and load."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scvi_tahoe._names import nearest_names
+from scvi_tahoe.data import ScreenKeys, label_columns
+from scvi_tahoe.response._kernels import Conditions, TableKernel
+from scvi_tahoe.response._members import Question
+from scvi_tahoe.response._response_model import Fitted, fit_responses
+from scvi_tahoe.response._response_report import response_report
+from scvi_tahoe.response._response_table import read_responses, read_tables
+from scvi_tahoe.response._saved_fit import read_fit, write_fit
+from scvi_tahoe.response._uncertainty import Measured, predict_conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from scvi_tahoe.response._response_model import Criterion
+
+logger = logging.getLogger(__name__)
+
+CRITERIA: tuple[Criterion, ...] = ("error", "discrimination")
+_NO_SUPPORT = 0.01
+_RECORD = "scvi_tahoe_response"
+_KEYS = ("perturbation_key", "control", "context_key", "dose_key", "combination_separator")
+
+
+class ResponseModel:
+    """Mean changes of conditions, learned from a table of such changes: no cells and no network.
+
+    Make one with :meth:`fit` or :meth:`load`. The model is a Gaussian process over conditions (kernels of contexts,
+    perturbations and their parts, doses and embedding tables) whose weights maximise the marginal likelihood [1]_,
+    stacked [3]_ with simple predictors (mean, transfer, nearest neighbours, ridge regression [4]_) by conditions that
+    are predicted without themselves, which the inverse of one matrix gives for all of them [1]_, [2]_.
+
+    Attributes
+    ----------
+    perturbations, contexts
+        Labels that were measured, sorted. With doses, labels have theirs: ``"Trametinib@10"``.
+    genes
+        Names of the genes that are predicted.
+    criterion
+        As given to :meth:`fit`.
+    notes
+        What was ignored, averaged or left out of the data, one line each.
+
+    References
+    ----------
+    .. [1] Rasmussen and Williams 2006, *Gaussian Processes for Machine Learning*, chapter 5.4.
+    .. [2] Sundararajan and Keerthi 2001, Neural Computation 13:1103.
+    .. [3] Breiman 1996, Machine Learning 24:49.
+    .. [4] Ahlmann-Eltze, Huber and Anders 2025, Nature Methods.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> from scvi_tahoe.response import ResponseModel
+    >>> rng = np.random.default_rng(0)
+    >>> genes = pd.DataFrame(rng.normal(size=(31, 4)), index=[f"gene_{i}" for i in range(31)])
+    >>> changes = genes.to_numpy()[:30] @ rng.normal(size=(4, 50))
+    >>> screen = AnnData(changes, obs=pd.DataFrame({"target": genes.index[:30]}, index=genes.index[:30]))
+    >>> response = ResponseModel.fit(screen, perturbation_key="target", tables=genes, progress=False)
+    >>> predicted = response.predict(["gene_30"])  # was not measured
+    >>> predicted.X.shape, predicted.layers["sd"].shape
+    ((1, 50), (1, 50))
+    """
+
+    def __init__(
+        self,
+        fitted: Fitted,
+        measured: Measured,
+        keys: ScreenKeys,
+        *,
+        criterion: Criterion,
+        notes: Sequence[str] = (),
+        table_names: Iterable[str] = (),
+    ) -> None:
+        self._fitted, self._measured, self._keys = fitted, measured, keys
+        self._table_names = frozenset(table_names)
+        self.criterion: Criterion = criterion
+        self.notes = tuple(notes)
+
+    @classmethod
+    def fit(  # noqa: PLR0913
+        cls,
+        adata: AnnData,
+        *,
+        perturbation_key: str,
+        context_key: str | None = None,
+        control: str | None = None,
+        tables: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+        dose_key: str | None = None,
+        combination_separator: str | None = None,
+        variance_layer: str | None = None,
+        control_expression: pd.DataFrame | None = None,
+        criterion: Criterion = "error",
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        progress: bool = True,
+    ) -> ResponseModel:
+        """Fit to a table of responses.
+
+        Parameters
+        ----------
+        adata
+            One row for each condition; ``X`` is its change against control, ``[conditions, genes]``, on any scale on
+            which effects add up (differences of mean log expression, log fold changes, z scores). NaN: not measured.
+            Rows of one condition are averaged.
+        perturbation_key
+            Column of ``obs`` with the perturbations.
+        context_key
+            Column of ``obs`` with the contexts (cell line, cell type, donor). If None, there is one context.
+        control
+            Label of control rows, which are left out. If None, there are none.
+        tables
+            Embeddings of perturbations: a DataFrame with perturbations as index, or several by name. Perturbations
+            without a row are predicted from the rest. With combinations or doses, rows are those of components.
+        dose_key
+            Column of ``obs`` with the doses.
+        combination_separator
+            Text between the perturbations of a combination, e.g. ``"+"``.
+        variance_layer
+            Layer with the sampling variance of each value of ``X``, its standard error squared: noisy conditions then
+            count less. NaN, or 0 in a whole row: not known. Infinite: the value is ignored.
+        control_expression
+            Mean expression of control cells, contexts as index, genes as columns. Tells how alike three or more
+            contexts are, new ones included, and how far a perturbed gene itself can fall; in the unit of ``X``.
+        criterion
+            ``"error"`` minimises the squared error. ``"discrimination"`` multiplies what is specific to a perturbation
+            by the factor that tells left-out conditions apart best (PDS); :meth:`report` says what that costs.
+        seed
+            Random seed for folds, and for the conditions that weights are learned from.
+        device
+            Device for matrix products; ``"auto"`` is the first CUDA device, if there is one.
+        progress
+            Whether to show a progress bar if it takes more than a few seconds.
+
+        Returns
+        -------
+        The fitted model. What was ignored or averaged is logged and in :attr:`notes`.
+
+        Raises
+        ------
+        KeyError
+            If there is no such column or layer.
+        TypeError
+            If ``adata`` or a table is of another type.
+        ValueError
+            If values are infinite or no numbers, all responses are 0 or missing, variances are negative, a table covers
+            no perturbation, or an option is unknown.
+        """
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion={criterion!r} is unknown; allowed are {' and '.join(map(repr, CRITERIA))}.")
+        where = device_of(device)
+        table = read_responses(
+            adata, perturbation_key=perturbation_key, context_key=context_key, control=control, dose_key=dose_key,
+            combination_separator=combination_separator, variance_layer=variance_layer,
+            control_expression=control_expression,
+        )  # fmt: skip
+        parser = table.keys.parser
+        components = Conditions.of(table.responses.perturbations, table.responses.contexts, parser).components
+        frames, of_tables = read_tables(tables, components)
+        notes = (*table.notes, *of_tables)
+        for note in notes:
+            logger.info("%s.", note)
+        kernels = {name: TableKernel.of(frame, components) for name, frame in frames.items()}
+        fitted = fit_responses(
+            table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
+        )
+        # names of tables that say nothing count too: asking for them is no typo
+        in_tables = {name for frame in frames.values() for name in frame.index}
+        measured = Measured.of(fitted, table.has_noise)
+        return cls(fitted, measured, table.keys, criterion=criterion, notes=notes, table_names=in_tables)
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Labels that were measured, sorted."""
+        return list(self._fitted.conditions.labels)
+
+    @property
+    def contexts(self) -> list[str]:
+        """Contexts that were measured, sorted; ``"all"`` where there is no column of contexts."""
+        return list(self._fitted.conditions.context_names)
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the genes that are predicted."""
+        return self._fitted.responses.genes.tolist()
+
+    def predict(
+        self,
+        perturbations: Sequence[str] | str | None = None,
+        contexts: Sequence[str] | str | None = None,
+        *,
+        use_measured: bool = True,
+        new_contexts: bool = False,
+    ) -> AnnData:
+        """Predict the mean change of every perturbation in every context.
+
+        Parameters
+        ----------
+        perturbations
+            Labels, measured or not. If None, all that were measured.
+        contexts
+            Contexts. If None, all that were measured.
+        use_measured
+            Whether a condition that was measured is its posterior mean given its own measurement too, which removes
+            noise. Otherwise its own measurement is left out of the simple predictors, but not of the kernels.
+        new_contexts
+            Whether contexts that nothing is known of may be asked for: the perturbation's change elsewhere.
+
+        Returns
+        -------
+        AnnData ``[conditions, genes]``: ``X``, the mean change, float32; ``layers["sd"]``, its standard deviation
+        (sampling noise of a measurement comes in addition); ``obs`` with the labels, ``support`` (share of the variance
+        among perturbations that is explained by what is known of this one, from 0 to 1) and ``starts_from``.
+
+        Raises
+        ------
+        ValueError
+            If a perturbation is neither measured nor in a table, or a context is unknown; the nearest are listed.
+        """
+        labels = self._known_labels(_listed(perturbations, self.perturbations, "perturbations"))
+        places = self._known_contexts(_listed(contexts, self.contexts, "contexts"), new_contexts)
+        questions = [Question(label, c, hides_condition=not use_measured) for c in places for label in labels]
+        means, fitted = self._fitted.responses.control_means, self._fitted
+        found = predict_conditions(fitted, questions, means, self._measured)
+        columns = label_columns([q.perturbation for q in questions], self._keys)
+        if self._keys.context_key is not None:
+            columns[self._keys.context_key] = [q.context for q in questions]
+        several = self._keys.context_key is not None
+        names = [f"{q.perturbation} in {q.context}" if several else q.perturbation for q in questions]
+        obs = pd.DataFrame(columns | {"support": found.support, "starts_from": found.starts_from}, index=names)
+        if len(lost := obs.index[found.support < _NO_SUPPORT]):
+            logger.warning(
+                "%d of %d predictions have no support, as nothing tells their perturbation from others: %s.",
+                len(lost), len(obs), ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else ""),
+            )  # fmt: skip
+        record = {"criterion": self.criterion, "n_conditions": len(fitted.conditions), "use_measured": use_measured}
+        return AnnData(
+            found.changes, obs=obs, var=pd.DataFrame(index=self.genes), layers={"sd": found.deviation},
+            uns={_RECORD: record},
+        )  # fmt: skip
+
+    def report(self) -> pd.DataFrame:
+        """Return what the model learned, and how well it predicts conditions that it is not shown.
+
+        Returns
+        -------
+        One row for each kernel, table (``part``; ``weight`` is its share of the variance of the training conditions)
+        and member (``weight`` in the stack; the response model as a whole has none), the last for each kind of
+        ``question`` with ``pearson``, ``pds`` (against the others of the context, among up to 300), ``mae``, ``rmse``
+        and ``n_conditions``. ``report.attrs["text"]`` is a short text for people.
+        """
+        return response_report(self._fitted, self.notes)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Save to a folder: numbers in ``response.npz``, the rest in ``response.json``; no pickle.
+
+        Parameters
+        ----------
+        path
+            Folder to create, complete or not at all.
+        overwrite
+            Whether to replace a response model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder exists and ``overwrite`` is False, or it holds something else.
+        """
+        values = {
+            "keys": {key: getattr(self._keys, key) for key in _KEYS}, "criterion": self.criterion,
+            "notes": list(self.notes), "table_names": sorted(self._table_names),
+        }  # fmt: skip
+        write_fit(path, self._fitted, self._measured, values, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "auto") -> ResponseModel:
+        """Load a saved model, whose predictions are the same to the last bit on the same device.
+
+        Parameters
+        ----------
+        path
+            Folder that :meth:`save` wrote.
+        device
+            As for :meth:`fit`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no response model.
+        ValueError
+            If it is damaged, or of a later version.
+        """
+        fitted, measured, values = read_fit(Path(path), device_of(device))
+        return cls(
+            fitted, measured, ScreenKeys(**values["keys"]),
+            criterion=values["criterion"], notes=values["notes"], table_names=values["table_names"],
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return self.report().attrs["text"]
+
+    def _known_labels(self, labels: list[str]) -> list[str]:
+        """Labels in their usual spelling; a ValueError if a component is neither measured nor in a table."""
+        parser, conditions = self._fitted.parser, self._fitted.conditions
+        known = {*conditions.components, *self._table_names}
+        found = []
+        for label in labels:
+            for part in parser.components(label):
+                if part.name not in known:
+                    have = "nor in a table" if self._table_names else "and there is no table"
+                    near = nearest_names(part.name, sorted(known))
+                    raise ValueError(f"perturbation {part.name!r} was not measured {have}{near}.")
+            if parser.is_control(label):
+                raise ValueError(f"{label!r} is the control, whose change is 0; ask for perturbations.")
+            found.append(parser.spelling(label))
+        return list(dict.fromkeys(found))
+
+    def _known_contexts(self, contexts: list[str], new_contexts: bool) -> list[str]:
+        known = {*self.contexts, *self._fitted.responses.control_means}
+        unknown = [context for context in contexts if context not in known]
+        if unknown and not new_contexts:
+            near = nearest_names(unknown[0], sorted(known))
+            raise ValueError(
+                f"context {unknown[0]!r} is unknown{near}; measured are {sorted(known)[:10]}. To predict in a context "
+                "that nothing is known of, give new_contexts=True."
+            )
+        return list(dict.fromkeys(contexts))
+
+
+def _listed(labels: Sequence[str] | str | None, default: list[str], what: str) -> list[str]:
+    if labels is None:
+        return default
+    found = [labels] if isinstance(labels, str) else [str(label) for label in labels]
+    if not found:
+        raise ValueError(f"{what} is empty; name at least one, or leave it out for all.")
+    return found
+
+
+def device_of(device: Any) -> torch.device:
+    """Return the device that an argument names; a ValueError for one that is not there, or has no float64."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device!r} is unknown; give 'auto', 'cpu' or 'cuda'.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} was asked for, and this machine has no CUDA device.")
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r} does not compute in float64; give 'auto', 'cpu' or 'cuda'.")
+    return found
