@@ -50,7 +50,7 @@ def test_exact_baselines_reproduce_the_figures_of_an_independent_script(as_given
 
 
 def _des_of_the_script(cells, task):
-    from cell_eval._types import DEComparison, DEResults
+    from cell_eval import initialize_de_comparison
     from pdex import pdex
 
     controls = task.held_out[task.held_out.obs[task.perturbation_key] == task.control]
@@ -61,8 +61,8 @@ def _des_of_the_script(cells, task):
         side.obs[task.perturbation_key] = side.obs[task.perturbation_key].astype(str).astype("category")
         side.X = side.X.toarray() if sp.issparse(side.X) else np.asarray(side.X)
         options = {"groupby": task.perturbation_key, "reference": task.control, "is_log1p": False, "epsilon": 0.0}
-        sides[name] = DEResults(data=pdex(side, mode="ref", threads=1, **options), control_pert=task.control)
-    found = DEComparison(**sides).compute_overlap(k=None, fdr_threshold=0.05)
+        sides[name] = pdex(side, mode="ref", threads=1, **options)
+    found = initialize_de_comparison(**sides).compute_overlap(k=None, fdr_threshold=0.05)
     return round(float(np.mean(list(found.values()))), 3)
 
 

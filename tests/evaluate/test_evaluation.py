@@ -227,6 +227,14 @@ def test_progress_is_shown_with_the_time_left_if_asked_for(predicted, task, keys
         assert "Iterating over perturbations" not in shown  # cell-eval's own
 
 
+def test_progress_can_be_chosen_for_one_evaluation(predicted, task, keys, capfd):
+    reference = EvaluationReference.from_adata(task.held_out, ceiling=False, progress=True, **keys)
+    evaluate(predicted, reference, baseline=None, progress=False)
+    assert not capfd.readouterr().err
+    assert reference.progress
+    evaluate(predicted, task.held_out, baseline=None, progress=False, preset="quick", **keys)
+
+
 def test_damaged_swapped_and_stale_tables_are_computed_again(predicted, cached, tmp_path, monkeypatch):
     first = evaluate(predicted, cached(), baselines=False, n_draws=1)
     tables = sorted((tmp_path / "cache").glob("*.parquet"))

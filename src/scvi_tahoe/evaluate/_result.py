@@ -205,6 +205,7 @@ class EvaluationResult:
                     table.to_parquet(partial / f"{name}.parquet")
             np.savez_compressed(partial / "effects.npz", **vars(self.effects))
             record = {"format": _FORMAT, "vcc": self.vcc, "provenance": dict(self.provenance)}
+            (partial / "verdict.txt").write_text(f"{self.verdict}\n")
             (partial / "result.json").write_text(json.dumps(record, indent=1, default=float))
 
     @classmethod

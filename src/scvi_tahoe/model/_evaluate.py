@@ -21,6 +21,8 @@ from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import arguments_for_observed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
@@ -76,11 +78,36 @@ class EvaluateMixin(PredictMixin):
             ready one that knows no doses and the model has doses.
         """
         keys, from_counts = self.keys, PRESETS.find(preset).from_counts
+        if from_counts:
+            counts_layer = reference.layer if isinstance(reference, EvaluationReference) else counts_layer
+        layer = counts_layer if from_counts else None
+
+        def predict(observed: AnnOrMuData) -> AnnData:
+            return self.predict(
+                observed, **arguments_for_observed(observed, keys),
+                output="expression" if layer is None else "counts", counts_layer=layer, seed=seed, progress=progress,
+            )  # fmt: skip
+
+        options = {"preset": preset, "counts_layer": counts_layer, "seed": seed, "progress": progress, **kwargs}
+        return self._evaluate(reference, predict if prediction is None else prediction, **options)
+
+    def _evaluate(
+        self,
+        reference: AnnOrMuData | EvaluationReference,
+        prediction: AnnData | Callable[[AnnOrMuData], AnnData],
+        *,
+        preset: str = "vcc2025",
+        counts_layer: str | None = None,
+        seed: int,
+        progress: bool,
+        **kwargs: Any,
+    ) -> EvaluationResult:
+        """Score a prediction, or what a function predicts of the observed cells once they are checked."""
+        keys, from_counts = self.keys, PRESETS.find(preset).from_counts
         observed = reference.adata if isinstance(reference, EvaluationReference) else reference
         seen: list[Check] = []
         if isinstance(reference, EvaluationReference):
             _verify_labels(reference, keys)
-            counts_layer = reference.layer if from_counts else None
             # a reference without training data does not know what this model has seen
             if reference.train is None and "train" not in kwargs and not kwargs.get("allow_train", False):
                 seen = [check_conditions(self._conditions(self.adata), self._conditions(observed))]
@@ -109,16 +136,12 @@ class EvaluateMixin(PredictMixin):
             representation_check=kwargs.get("representation_check", "error"),
             baseline=kwargs.get("baseline", "train_mean"),
         )
-        if prediction is None:
+        if callable(prediction):
             if observed is None:
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=model.predict(...)."
                 )
-            layer = counts_layer if from_counts else None
-            prediction = self.predict(
-                observed, **arguments_for_observed(observed, keys),
-                output="expression" if layer is None else "counts", counts_layer=layer, seed=seed, progress=progress,
-            )  # fmt: skip
+            prediction = prediction(observed)
         labelled = with_condition_labels(prediction, keys)
         result = evaluate(labelled, reference, preset=preset, seed=seed, progress=progress, **kwargs)
         return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result

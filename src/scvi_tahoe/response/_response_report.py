@@ -43,7 +43,9 @@ def short_report(fitted: Fitted) -> str:
     for question, scores in fitted.scores.items():
         errors = ", ".join(f"{name} {found['rmse']:.4f}" for name, found in scores.items() if name != "kernels")
         n = scores[_MODEL]["n"]
-        lines.append(f"- {n} conditions predicted without themselves, from {question}: root mean squared error {errors}")
+        lines.append(
+            f"- {n} conditions predicted without themselves, from {question}: root mean squared error {errors}"
+        )
     return "\n".join(lines)
 
 
