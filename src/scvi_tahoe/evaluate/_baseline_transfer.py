@@ -36,11 +36,10 @@ def cells_shifted(inputs: BaselineInputs, seed: int) -> CellTable:
 
     def predict(context: str, perturbation: str, n: int | None) -> Matrix:
         rng, others = generator(seed, context, perturbation), inputs.other_contexts(context, perturbation)
+        change, cells = inputs.changes.transfer(perturbation, context), dense(inputs.controls[context])
         if others:
-            change = inputs.changes.transfer(perturbation, context)
             cells = np.concatenate([dense(inputs.train.block(other, perturbation)) for other in others])
-        else:
-            change, cells = inputs.mean_delta(context), dense(inputs.controls[context])
+        change = inputs.mean_delta(context) if change is None else change
         chosen = cells if n is None else cells[chosen_rows(len(cells), n, rng)]
         return scaled_to_mean(chosen, means[context] + change, rng)
 

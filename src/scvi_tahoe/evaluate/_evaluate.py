@@ -298,11 +298,11 @@ def _choices_of_cells(
 ) -> Iterator[CellTable]:
     """As many predicted cells of each condition as were observed, chosen again and again unless there is no choice."""
     n_cells = {(c, p): len(reference.cells.rows[c, p]) for c, ps in reference.conditions.items() for p in ps}
+    if not settings.match_cells or all(len(predicted.rows[key]) == n for key, n in n_cells.items()):
+        yield predicted
+        return
     for offset in settings.seeds_of_draws:
-        cells = with_n_cells(predicted, n_cells, seed=seed + offset) if settings.match_cells else predicted
-        yield cells
-        if cells is predicted:
-            return
+        yield with_n_cells(predicted, n_cells, seed=seed + offset)
 
 
 def _score_draws(
@@ -316,6 +316,7 @@ def _score_draws(
         first = first or scores
         parts = {c: s.per_perturbation for c, s in scores.items()}
         draws.append(pd.concat(parts, names=["context", "perturbation"]))
+        del cells  # before the next ones are made
     return draws, first
 
 
@@ -335,7 +336,7 @@ def _overall(
         overall["sd_draws"] = float(np.std([one.get("overall", np.nan) for one in found], ddof=1))
     own = preset.challenge_baseline
     if baselines is not None and own is not None and own in baselines.index.get_level_values("baseline"):
-        prescribed = preset.aggregate(scores, baselines.loc[own]) or {}
+        prescribed = preset.aggregate(scores, pd.DataFrame(baselines.xs(own))) or {}
         overall["challenge"] = {"baseline": own, "overall": prescribed.get("overall", np.nan)}
     return overall
 
@@ -387,7 +388,7 @@ def _statistics_checks(
     for c, truth in reference.contexts.items():
         found[c] = check_statistics(given[c], truth.statistics, truth.cells.genes, own_controls=own_controls)
         if settings.record.needs_de:
-            found[c] += check_de_counts(scores.loc[c])
+            found[c] += check_de_counts(scores[scores.index.get_level_values("context") == c])
     return most_severe(found)
 
 

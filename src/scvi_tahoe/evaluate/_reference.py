@@ -284,8 +284,9 @@ class EvaluationReference:
         self, name: str, *, seed: int = 0, n_cells: Literal["observed", "all"] = "observed"
     ) -> CellTable:
         """Predict every condition with a named baseline."""
-        known = {"control": self.control, "embeddings": self.embeddings}
-        return baseline_cells(name, self.cells, self.train, **known, seed=seed, n_cells=n_cells)
+        return baseline_cells(
+            name, self.cells, self.train, control=self.control, embeddings=self.embeddings, seed=seed, n_cells=n_cells
+        )
 
     def choices_of_baseline(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> Iterator[CellTable]:
         """Cells of a baseline, chosen again and again; all of them at once if their number is not matched."""
@@ -306,7 +307,8 @@ class EvaluationReference:
 
         def compute() -> pd.DataFrame:
             cells = self.choices_of_baseline(name, settings, seed=seed)
-            scores = {f"{i}": self.score(table, settings) for i, table in enumerate(cells)}
+            # no cells are kept while the next ones are made
+            scores = {f"{i}": self.score(next(cells), settings) for i in range(len(settings.seeds_of_draws))}
             return pd.concat(scores, names=["draw"])
 
         table = self._table(key, settings, seed, compute, index=["draw", "context", "perturbation"])

@@ -76,9 +76,11 @@ class Verdict:
 
     def _lines(self, metric: str) -> list[str]:
         """Line about the best baseline of a metric, and lines about the others by standing."""
-        row = self.best.loc[metric]
+        row: pd.Series[Any] = self.best.T[metric]
         name, words = VERDICT_METRICS[metric], {**_WORDS, "undefined": "without an interval against"}
-        lines = [f"{name}: {words[row['standing']]} the best baseline, {row['baseline']} ({_difference(metric, row)})"]
+        lines = [
+            f"{name}: {words[str(row['standing'])]} the best baseline, {row['baseline']} ({_difference(metric, row)})"
+        ]
         for standing, word in _WORDS.items():
             if others := [other for other in self.baselines(standing, metric) if other != row["baseline"]]:
                 lines.append(f"    {word} {', '.join(others)}")
@@ -140,7 +142,8 @@ def _overall_rows(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Rows of the overall score of 2025, its baseline resampled together with both sides."""
     terms = list(TERMS.values())
-    tables = [side[terms].reindex(scores.index) for side in (scaled_from, scores, *(baselines.loc[n] for n in names))]
+    sides = [scaled_from, scores, *(pd.DataFrame(baselines.xs(name)) for name in names)]
+    tables = [side[terms].reindex(scores.index) for side in sides]
     base, mine, *others = bootstrap_by_context(tables, seed=seed)
     means = [table.groupby(level="context", sort=False).mean().to_numpy()[:, None] for table in tables]
     value = float(overall_of_means(means[1], means[0])[0])
@@ -208,8 +211,8 @@ def _best(table: pd.DataFrame) -> pd.DataFrame:
         known = side["other"].dropna()
         if len(known):
             lower = metric != "overall" and metric_info(metric).best == 0
-            name = known.idxmin() if lower else known.idxmax()
-            rows[metric] = {"baseline": name, **side.loc[name].to_dict()}
+            name = str(known.idxmin() if lower else known.idxmax())
+            rows[metric] = {"baseline": name, **side.T[name].to_dict()}
     best = pd.DataFrame.from_dict(rows, orient="index", columns=["baseline", *table.columns])
     best.index.name = "metric"
     return best
