@@ -5,6 +5,9 @@ Simulated screens of four contexts. `with` is one training step that starts from
 and one thread.
 
     python benchmarks/response_cost.py --conditions 80 160 320 640
+    python benchmarks/response_cost.py --responses 10000 --genes 2000 --device cuda
+
+The second form fits a table of responses of four contexts, with an embedding table, and predicts 100 conditions.
 """
 
 from __future__ import annotations
@@ -40,13 +43,48 @@ def measure(n_conditions: int, n_genes: int, prior: str) -> None:
     print(time.process_time() - started, (after.ru_maxrss - before.ru_maxrss) / 1024)
 
 
+def measure_responses(n_conditions: int, n_genes: int, device: str) -> None:
+    """Print wall seconds and MiB of a fit to a table of responses."""
+    import numpy as np
+    import pandas as pd
+    from anndata import AnnData
+
+    from scvi_tahoe.response import ResponseModel
+
+    rng, n_labels, rank = np.random.default_rng(0), n_conditions // 4, 30
+    activity = rng.normal(size=(n_labels, rank)).astype(np.float32)
+    loadings = rng.normal(size=(4, rank, n_genes)).astype(np.float32) * 0.5 + rng.normal(size=(rank, n_genes))
+    changes = np.concatenate([activity @ loadings[c] for c in range(4)]).astype(np.float32)
+    changes += rng.normal(scale=3, size=changes.shape).astype(np.float32)
+    labels = [f"P{i}" for i in range(n_labels)]
+    obs = pd.DataFrame({"perturbation": labels * 4, "context": np.repeat(list("abcd"), n_labels)}).astype(str)
+    adata = AnnData(changes, obs.set_index(np.arange(len(obs)).astype(str)))
+    adata.layers["variance"] = np.full_like(changes, 9.0)
+    table = pd.DataFrame(activity + rng.normal(size=activity.shape), index=labels)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    model = ResponseModel.fit(
+        adata, perturbation_key="perturbation", context_key="context", tables=table, variance_layer="variance",
+        device=device, progress=False,
+    )  # fmt: skip
+    fitted = time.perf_counter()
+    model.predict(perturbations=labels[:25], contexts=list("abcd"))
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    seconds = f"fit {fitted - started:.1f} s, prediction {time.perf_counter() - fitted:.1f} s"
+    print(f"{n_conditions} conditions x {n_genes} genes on {device}: {seconds}, {peak:.0f} MiB beyond the table")
+
+
 def main() -> None:
     """Print one row a screen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conditions", type=int, nargs="+", default=[80, 160, 320])
     parser.add_argument("--genes", type=int, default=1000)
+    parser.add_argument("--responses", type=int, help="conditions of a table of responses without cells")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.responses:
+        measure_responses(args.responses, args.genes, args.device)
+        return
     if args.measure:
         measure(args.conditions[0], args.genes, args.measure)
         return

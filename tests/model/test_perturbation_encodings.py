@@ -69,7 +69,9 @@ def test_an_unmeasured_pair_is_predicted_from_its_parts(combination, table, pair
 def test_one_context_starts_from_the_response_model_if_others_say_anything(pairs, make_model):
     one = pairs[(pairs.obs["context"] == "context_1").to_numpy()]
     assert make_model(one.copy(), setup=PAIRS, prior="auto").prior == "response"
-    assert make_model(one.copy(), setup={}, prior="auto").prior == "response"  # by the table
+    assert (
+        make_model(one.copy(), setup={**PAIRS, "perturbation_embedding_key": "table"}, prior="auto").prior == "response"
+    )
     # without a separator "A+B" is a name like any other, and one-hot rows say nothing
     assert make_model(one.copy(), setup={"perturbation_embedding_key": None}, prior="auto").prior == "none"
 
@@ -82,7 +84,7 @@ def test_the_prior_of_a_pair_is_predicted_untrained_and_in_any_order(pairs, make
     assert not same(first, single)
 
 
-@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells", "response"])
 @pytest.mark.parametrize(("without", "corrected"), [([], True), (["A+B"], True), (["A", "A+B"], False)])
 def test_a_pair_is_corrected_after_training_on_pairs(prior, without, corrected, pairs, make_model, train, caplog):
     """C+B has both parts; where C is taken away, too, no pair has."""
@@ -127,7 +129,7 @@ def test_the_rate_is_low_only_where_a_prior_leaves_little_to_learn(pairs, make_m
         assert make_model(adata, setup=PAIRS, prior="cells").plan_training().plan.lr == 1e-4
 
 
-@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells", "response"])
 def test_a_prior_serves_pairs_that_nobody_measured_in_any_order(prior, pairs, make_model, train):
     model = train(make_model(pairs, setup=PAIRS, prior=prior))
     assert same(predict(model, "A+D"), predict(model, "D+A"))

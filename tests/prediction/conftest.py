@@ -11,7 +11,7 @@ from scvi_tahoe import TahoeST
 def models(simulated):
     """A model without a prior, one with cells, and one with means."""
     found = {}
-    for prior in ("none", "cells", "mean"):
+    for prior in ("none", "cells", "mean", "response"):
         adata = simulated.copy()
         TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context", batch_key="batch")
         size = {"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}

@@ -27,7 +27,7 @@ def models(task):
     from scvi_tahoe import TahoeST
 
     found = {}
-    for prior in ("none", "cells"):
+    for prior in ("none", "cells", "response"):
         train = task.train.copy()
         TahoeST.setup_anndata(
             train, perturbation_key=task.perturbation_key, control=task.control, context_key=task.context_key
@@ -52,7 +52,7 @@ def of_label(adata, task, label, layer=None):
     return (cells.X if layer is None else cells.layers[layer]).toarray().astype(float)
 
 
-@pytest.mark.parametrize("prior", ["none", "cells"])
+@pytest.mark.parametrize("prior", ["none", "cells", "response"])
 def test_counts_have_the_sizes_means_and_dispersions_of_observed_cells(models, task, prior):
     predicted = predict(models[prior], task, perturbations=None, counts_layer="counts")
     assert sp.issparse(predicted.X)

@@ -32,7 +32,7 @@ def on_cpus(monkeypatch):
 
 @pytest.mark.parametrize("n_devices", [2, 3, 99])
 @pytest.mark.parametrize("store", ["device", "host"])
-@pytest.mark.parametrize("prior", ["none", "cells"])
+@pytest.mark.parametrize("prior", ["none", "cells", "response"])
 def test_several_devices_predict_the_same_cells_in_the_same_order(models, prior, store, n_devices, on_cpus):
     expected = predict(models[prior], n_cells=30, batch_size=2, store=store)
     on_cpus(n_devices)
@@ -41,7 +41,7 @@ def test_several_devices_predict_the_same_cells_in_the_same_order(models, prior,
     assert got.obs.equals(expected.obs)
 
 
-@pytest.mark.parametrize("prior", ["none", "cells"])
+@pytest.mark.parametrize("prior", ["none", "cells", "response"])
 def test_several_devices_write_the_same_file(models, prior, on_cpus, monkeypatch, tmp_path):
     expected = predict(models[prior], n_cells=30, batch_size=2)
     monkeypatch.setattr(_predictor, "CHUNK_BYTES", 1)

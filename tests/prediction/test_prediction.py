@@ -37,7 +37,7 @@ def test_a_prediction_is_an_anndata_with_the_columns_of_the_training_data(traine
     assert predicted.shape == (80, 60)  # one cell for each of the 40 controls, two perturbations
     assert (predicted.X >= 0).all()
     assert list(predicted.var_names) == list(screen.var_names)
-    assert list(predicted.obs.columns) == ["perturbation", "context", "batch", "origin"]
+    assert list(predicted.obs.columns) == ["perturbation", "context", "batch", "origin", "support", "expected_error"]
     assert predicted.obs["perturbation"].tolist() == ["perturbation_2"] * 40 + ["perturbation_1"] * 40
     assert set(predicted.obs["context"]) == {"context_2"}
     start = screen.obs.loc[predicted.obs["origin"]]
@@ -334,7 +334,7 @@ def test_a_saved_model_stays_blind_to_labels_and_predicts_the_same(make_model, t
     np.testing.assert_array_equal(predict(again, n_cells=5).X, predict(model, n_cells=5).X)
 
 
-@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells", "response"])
 def test_a_prediction_from_a_prior_does_not_depend_on_what_else_is_asked(prior, make_model, train):
     model = train(make_model(prior=prior))
     alone = predict(model, perturbations=["perturbation_3"], contexts=["context_2"], n_cells=11)

@@ -202,7 +202,7 @@ def with_cells(make_model, train, tmp_path):
     return model
 
 
-@pytest.mark.parametrize("prior", ["mean", "transfer", "cells"])
+@pytest.mark.parametrize("prior", ["mean", "transfer", "cells", "response"])
 def test_an_export_predicts_what_the_model_predicted_without_data(prior, make_model, train, screen, tmp_path):
     model = train(make_model(prior=prior))
     model.export(tmp_path / "export")
@@ -237,7 +237,7 @@ def test_a_prior_of_other_genes_is_left_out_and_learned_in_training(with_cells, 
 
 def test_another_prior_is_used_if_the_network_sees_labels(with_cells, make_model, train, register, screen, tmp_path):
     assert not with_cells.module.config.sees_perturbation
-    with pytest.raises(ValueError, match="sees_perturbation=False knows of a perturbation what prior='cells' shows"):
+    with pytest.raises(ValueError, match="sees_perturbation=False knows a perturbation by the cells of its prior"):
         TahoeST.from_pretrained(tmp_path / "export", register(screen), prior="none")
     seeing = train(make_model(prior="cells", network={"sees_perturbation": True}))
     seeing.export(tmp_path / "seeing")

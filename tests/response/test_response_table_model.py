@@ -156,6 +156,16 @@ def test_the_report_has_kernels_tables_and_members(unseen):
     assert repr(unseen[0]) == report.attrs["text"]
 
 
+def test_the_loss_without_a_table_tells_good_ones_from_bad_ones():
+    adata, table = screen(contexts=("x",))
+    bad = pd.DataFrame(np.random.default_rng(9).normal(size=table.shape), index=table.index)
+    report = fit(adata, tables={"good": table, "bad": bad}).report(losses=True)
+    losses = report[report["part"] == "table"].set_index("name")["loss"]
+    assert losses["good"] > 0.3
+    assert abs(losses["bad"]) < 0.1
+    assert "Squared error without a table: good +" in report.attrs["text"]
+
+
 def test_a_saved_model_predicts_the_same_to_the_last_bit(unseen, tmp_path):
     model = unseen[0]
     model.save(tmp_path / "model")

@@ -28,9 +28,9 @@ class ResponseMixin(PredictMixin):
         Returns
         -------
         One row for each kernel, each embedding table and, for each kind of question, each member that predictions are
-        put together from: ``weight``, and of members the scores of left-out conditions (``pearson``, ``pds``, ``mae``,
-        ``rmse`` of the change, log1p expression) beside those of the whole, over ``n_conditions``. The same as a short
-        text is in ``attrs["text"]``.
+        put together from: ``weight``, and for members and the whole the scores of left-out conditions (``pearson``,
+        ``pds``, ``mae`` and ``rmse`` of the change of log1p expression) over ``n_conditions``. ``attrs["text"]`` has
+        the same as a short text.
 
         Raises
         ------

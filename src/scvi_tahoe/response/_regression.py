@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import minimize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -32,6 +32,7 @@ _JITTER = 1e-6
 _TOLERANCE = 1e-4  # relative change of the likelihood at which its search ends
 _START, _SPREAD = -2.0, 1.5  # logarithms of weights before the data are seen
 _LOWEST, _HIGHEST = -14.0, 5.0
+_SUMMED = 2**25  # values of sums of kernels that are held at once
 _NEGLIGIBLE = 1e-3  # share of a group's variance below which a kernel is left out when more conditions refine weights
 
 
@@ -172,11 +173,12 @@ class Regression:
         """
         posterior, prior = (np.empty((len(rows), len(self.size_Q))) for _ in range(2))
         own = kernels.diagonals(rows)
-        for group in self.groups:
+        weights = [group.weights for group in self.groups]
+        covariances = _sums(lambda: kernels.matrices(train, train, device), weights, len(train) ** 2)
+        crosses = _sums(lambda: kernels.matrices(rows, train, device), weights, len(rows) * len(train))
+        for group, covariance, cross in zip(self.groups, covariances, crosses, strict=True):
             columns = slice(group.start, group.stop)
-            covariance = _sum(kernels.matrices(train, train, device), group.weights)
             factor = _factor(covariance, group.weights[-1] + group.noise)
-            cross = _sum(kernels.matrices(rows, train, device), group.weights)
             if measured is not None and (known := np.flatnonzero(measured >= 0)).size:
                 cross[known, measured[known]] += group.weights[-1]
             explained = torch.linalg.solve_triangular(factor, cross.T, upper=False).square().sum(0).cpu().numpy()
@@ -342,10 +344,11 @@ def solve(
     nothing, first = np.full_like(scores, np.nan), np.zeros(len(scores), dtype=np.int64)
     left = {way: LeftOut(nothing.copy(), nothing.copy(), (basis,), first) for way in blocks}
     groups = []
-    for s, log in zip(learned.slices, learned.logs, strict=True):
-        weights, own = np.exp(log), (noise[:, s] / np.square(size[s])).mean(axis=1)
+    logs = [np.exp(log) for log in learned.logs]
+    covariances = _sums(lambda: kernels.matrices(train, train, device), logs, len(train) ** 2)
+    for s, weights, covariance in zip(learned.slices, logs, covariances, strict=True):
+        own = (noise[:, s] / np.square(size[s])).mean(axis=1)
         groups.append(Group(s.start, s.stop, weights, own))
-        covariance = _sum(kernels.matrices(train, train, device), weights)
         precision = torch.cholesky_inverse(_factor(covariance, weights[-1] + own))
         targets = torch.as_tensor(scaled[:, s], device=device)
         solved = precision @ targets
@@ -418,14 +421,22 @@ def fit_weights(
     return found.x
 
 
-def _sum(matrices: Iterable[tuple[str, Tensor]], weights: np.ndarray) -> Tensor:
-    """Sum kernels with their weights; those of none are cheap."""
-    pairs = zip(matrices, weights[:-1].tolist(), strict=True)
-    (_, shared), weight = next(pairs)
-    result = shared * weight
-    for (_, kernel), weight in pairs:
-        result.add_(kernel, alpha=weight)
-    return result
+def _sums(
+    make: Callable[[], Iterable[tuple[str, Tensor]]], weights: Sequence[np.ndarray], size: int
+) -> Iterator[Tensor]:
+    """Yield the sum of kernels with the weights of each group; kernels of ``size`` values are made once for several."""
+    at_once = max(1, _SUMMED // max(size, 1))
+    for first in range(0, len(weights), at_once):
+        some = weights[first : first + at_once]
+        sums: list[Tensor] = []
+        for k, (_, kernel) in enumerate(make()):
+            if not sums:
+                sums = [kernel * float(w[k]) for w in some]
+                continue
+            for total, w in zip(sums, some, strict=True):
+                total.add_(kernel, alpha=float(w[k]))
+        while sums:
+            yield sums.pop(0)
 
 
 def _factor(covariance: Tensor, diagonal: np.ndarray) -> Tensor:

@@ -113,7 +113,7 @@ def fit_responses(
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
     members = Members(SeenChanges(responses.perturbations, responses.contexts, masked), noise, parser, kernels.tables)
     rng = np.random.default_rng(seed)
-    blocks = {way: of_way for way, of_way in _blocks(conditions, members).items() if of_way}
+    blocks = {way: of_way for way, of_way in left_out_blocks(conditions, members).items() if of_way}
     bar = tqdm(desc="response model", delay=3, disable=not progress, unit="group")
 
     def learn(rows: np.ndarray | None, chosen: Sequence[np.ndarray], *, pooled: bool = False) -> Weights:
@@ -200,7 +200,7 @@ def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequen
     return OwnGene.fit(names, contexts, expression.astype(np.float64), changes[rows, genes])
 
 
-def _blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def left_out_blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Ways to leave out: conditions left out together, and which of them are predicted so."""
     every = np.arange(len(conditions))
     blocks = {"condition": [(np.array([i]), np.array([True])) for i in every if len(every) > 1]}

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from scvi_tahoe.response._members import MEMBERS
-from scvi_tahoe.response._response_model import Fitted, question_name
+from scvi_tahoe.response._regression import solve
+from scvi_tahoe.response._response_model import Fitted, left_out_blocks, question_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _SCORES = ("pearson", "pds", "mae", "rmse")
 _COLUMNS = ("part", "question", "name", "weight", *_SCORES, "n_conditions")
+_NONE = -40.0  # logarithm of the weight of a kernel that is left out
 _NUGGET = "own to each condition"
 _MODEL = "response model"
 _SHOWN = 6  # kernels in the text
 
 
-def response_report(fitted: Fitted, notes: Sequence[str] = ()) -> pd.DataFrame:
+def response_report(fitted: Fitted, notes: Sequence[str] = (), *, losses: bool = False) -> pd.DataFrame:
     """Return weights and scores as one tidy table, with a short text in ``attrs["text"]``."""
     kernels, tables = _kernel_shares(fitted)
+    lost = _losses(fitted) if losses else {}
     rows: list[dict[str, object]] = [{"part": "kernel", "name": k, "weight": w} for k, w in kernels.items()]
-    rows += [{"part": "table", "name": k, "weight": w} for k, w in tables.items()]
+    rows += [{"part": "table", "name": k, "weight": w, "loss": lost.get(k)} for k, w in tables.items()]
     weights = {question_name(key): stack.weights for key, stack in fitted.stacks.items()}
     for question, scores in fitted.scores.items():
         of_member = dict(zip(MEMBERS, weights[question], strict=True))
         for name, found in scores.items():
             row = {"part": "member", "question": question, "name": name, "weight": of_member.get(name)}
             rows.append(row | {key: found[key] for key in _SCORES} | {"n_conditions": found["n"]})
-    report = pd.DataFrame(rows, columns=list(_COLUMNS))
-    report.attrs["text"] = "\n".join(_lines(fitted, kernels, tables, notes))
+    report = pd.DataFrame(rows, columns=[*_COLUMNS, "loss"] if losses else list(_COLUMNS))
+    lines = _lines(fitted, kernels, tables, notes)
+    if lost:
+        lines.append(f"Squared error without a table: {', '.join(f'{k} {loss:+.1%}' for k, loss in lost.items())}.")
+    report.attrs["text"] = "\n".join(lines)
     return report
 
 
@@ -43,9 +50,8 @@ def short_report(fitted: Fitted) -> str:
     for question, scores in fitted.scores.items():
         errors = ", ".join(f"{name} {found['rmse']:.4f}" for name, found in scores.items() if name != "kernels")
         n = scores[_MODEL]["n"]
-        lines.append(
-            f"- {n} conditions predicted without themselves, from {question}: root mean squared error {errors}"
-        )
+        asked = f"- {n} conditions predicted without themselves, from {question}"
+        lines.append(f"{asked}: root mean squared error {errors}")
     return "\n".join(lines)
 
 
@@ -62,6 +68,33 @@ def _kernel_shares(fitted: Fitted) -> tuple[dict[str, float], dict[str, float]]:
     kernels = dict(sorted(zip(names, share.tolist(), strict=True), key=lambda item: -item[1]))
     sets = list(fitted.kernels.tables) + (["all tables"] if len(fitted.kernels.tables) > 1 else [])
     return kernels, {t: sum(w for k, w in kernels.items() if k.startswith(f"{t}, ")) for t in sets}
+
+
+def _losses(fitted: Fitted) -> dict[str, float]:
+    """Growth of the kernels' squared error on left-out perturbations, for each table that they do without."""
+    regression, kernels, seen = fitted.regression, fitted.kernels, fitted.members.seen.changes
+    ways = left_out_blocks(fitted.conditions, fitted.members)
+    way = next((way for way in ("perturbation", "condition") if way in ways), None)
+    if way is None or not kernels.tables:
+        return {}
+    truth = seen @ regression.basis_QG.T
+
+    def error(table: str | None) -> float:
+        without = [table is not None and name.startswith(f"{table}, ") for name in kernels.names]
+        if table is not None and len(kernels.tables) > 1:
+            without = [out or name.startswith("all tables, ") for out, name in zip(without, kernels.names, strict=True)]
+        off = np.array([*without, False])
+        learned = regression.learned
+        weights = replace(learned, logs=tuple(np.where(off, _NONE, log) for log in learned.logs))
+        _, found = solve(
+            weights, kernels, fitted.conditions, seen, fitted.members.noise, blocks={way: ways[way]},
+            device=fitted.device, tick=lambda: None,
+        )  # fmt: skip
+        rows = found[way].rows
+        return float(np.square(found[way].mean_nQ[rows] - truth[rows]).sum())
+
+    before = max(error(None), 1e-300)
+    return {table: error(table) / before - 1 for table in kernels.tables}
 
 
 def _lines(fitted: Fitted, kernels: dict[str, float], tables: dict[str, float], notes: Sequence[str]) -> list[str]:

@@ -247,7 +247,7 @@ class ResponseStart:
     def confidence(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
     ) -> pd.DataFrame:
-        """Say how sure predictions of conditions are: ``support`` and ``expected_error``, one row a condition.
+        """Say how sure predictions of conditions are: ``support`` and ``expected_error``, one row for each condition.
 
         The expected error is the mean over genes of the expected absolute error of the change, of log1p expression.
         """

@@ -204,15 +204,17 @@ def _variance(
     kernels = with_contexts(fitted.kernels, control_means)
     regression, train, device = fitted.regression, fitted.conditions, fitted.device
     contexts = [q.context for q in questions]
-    asked = Conditions.of([q.perturbation for q in questions], contexts, fitted.parser)
-    posterior, prior = regression.variance(kernels, asked, train, device, own)
+    labels, n = [q.perturbation for q in questions], len(questions)
     pairs = [(_unknown(q.perturbation, fitted.parser), q.context) for q in questions]
     distinct = list(dict.fromkeys(pairs))
     position = {pair: k for k, pair in enumerate(distinct)}
-    nothing = Conditions.of([label for label, _ in distinct], [context for _, context in distinct], fitted.parser)
-    left, total = regression.variance(kernels, nothing, train, device)
-    of_context = (total - left)[[position[pair] for pair in pairs]]
-    return posterior, np.maximum(prior - of_context, 0).sum(axis=1)
+    labels += [label for label, _ in distinct]
+    contexts += [context for _, context in distinct]
+    own = None if own is None else np.append(own, np.full(len(distinct), -1))
+    asked = Conditions.of(labels, contexts, fitted.parser)
+    posterior, prior = regression.variance(kernels, asked, train, device, own)
+    of_context = (prior - posterior)[n:][[position[pair] for pair in pairs]]
+    return posterior[:n], np.maximum(prior[:n] - of_context, 0).sum(axis=1)
 
 
 def _unknown(label: str, parser: LabelParser) -> str:
