@@ -96,7 +96,7 @@ def evaluate(  # noqa: PLR0913
     baseline
         What the scores are scaled from: a name of :data:`BASELINES`, the AnnData of any other prediction, its result,
         or None. The default is the mean of the training changes with exact means, ``"train_mean"``; the overall score
-        from the challenge's own baseline stands beside it, in ``vcc["challenge"]``.
+        relative to the baseline that the challenge prescribes is in ``vcc["challenge"]``.
     control_cells
         Cells that predicted effects are measured against: the ``"real"`` controls of the reference (default), or those
         ``"predicted"`` by the model, as in the challenge of 2025, where editing them moves the score.

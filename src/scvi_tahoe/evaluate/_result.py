@@ -121,7 +121,7 @@ class EvaluationResult:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What the scores say beside those of the baselines, as text and as data."""
+        """Comparison with every baseline, as text and as data."""
         scaled_from = self.baseline_per_perturbation if (self.vcc or {}).get("year") == 2025 else None
         table, seed = self.baselines_per_perturbation, self.provenance["seed"]
         return judge(self.per_perturbation, table, scaled_from=scaled_from, seed=seed)

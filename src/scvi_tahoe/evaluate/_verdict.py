@@ -1,4 +1,4 @@
-"""What a comparison with baselines says: paired differences with intervals, and the verdict in words.
+"""Comparison with baselines: paired differences with intervals, and the verdict in words.
 
 "Ahead" and "behind" are said only where the interval of the difference excludes zero.
 """
@@ -31,7 +31,7 @@ _FEWEST, _ENOUGH = 5, 30
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the scores of a prediction say, beside those of the baselines; ``str`` gives the text.
+    """Comparison of a prediction with every baseline; ``str`` gives the text.
 
     Attributes
     ----------
