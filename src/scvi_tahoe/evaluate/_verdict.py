@@ -1,4 +1,4 @@
-"""Comparison with baselines: paired differences with intervals, and the verdict in words.
+"""Comparison with baselines: paired differences with intervals, and a verdict as text.
 
 "Ahead" and "behind" are said only where the interval of the difference excludes zero.
 """
