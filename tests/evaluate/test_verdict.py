@@ -79,6 +79,12 @@ def test_differences_are_paired_and_in_the_direction_of_the_metric():
     assert found.loc[("equal", "mae"), "standing"] == "not told apart"
 
 
+def test_a_metric_of_few_conditions_has_no_interval_and_says_so(judged):
+    assert judged.verdict.best.loc["overlap_at_N", "standing"] == "undefined"
+    assert "4 conditions are left, too few for an interval; 5 are needed" in judged.verdict.undefined["DES"]
+    assert "DES: without an interval against the best baseline" in str(judged.verdict)
+
+
 def test_few_conditions_have_no_interval_and_so_no_standing():
     verdict = judge(table(3, mae=0.02), beside(worse=table(3, mae=0.9)))
     assert set(verdict.differences["standing"]) == {"undefined"}

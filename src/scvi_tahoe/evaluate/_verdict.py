@@ -194,6 +194,11 @@ def judge(
         return Verdict(differences=nothing, best=best, undefined=undefined, advice=advice, n_conditions=n)
     table = paired_differences(scores, baselines, scaled_from=scaled_from, seed=seed)
     best = _best(table)
+    for metric, row in best.iterrows():
+        if row["standing"] == "undefined" and n >= _FEWEST:
+            name, left = VERDICT_METRICS[str(metric)], row["n_conditions"]
+            why = f"{left} conditions are left, too few for an interval; {_FEWEST} are needed"
+            undefined[name] = f"{undefined[name]}. {why}" if name in undefined else why
     if n < _FEWEST:
         undefined["intervals"] = f"{n} conditions are too few for intervals over conditions; {_FEWEST} are needed"
     from_training = set(table.index.get_level_values("baseline")) - {"control"}
