@@ -124,6 +124,7 @@ def _as_terms(row: pd.Series) -> Vcc2025Terms:
     return Vcc2025Terms(**{term: float(row[column]) for term, column in TERMS.items()})
 
 
+_OF_2025: dict[str, Any] = {"aggregate": overall_of_contexts, "challenge_baseline": "vcc2025_mean"}
 PRESETS.register("vcc2025", Preset(cell_eval_profile="vcc", **_OF_2025))
 PRESETS.register("quick", Preset())
 PRESETS.register("minimal", Preset(cell_eval_profile="minimal", **_OF_2025))
