@@ -19,6 +19,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from joblib import Parallel, delayed
 
 from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
 from scvi_tahoe.response import ResponseModel
@@ -54,6 +55,37 @@ def simple(train: ad.AnnData, test: ad.AnnData, keys: dict, rows: np.ndarray, na
     return result
 
 
+def run_fold(
+    fold: np.ndarray, adata: ad.AnnData, keys: dict, tables: dict, rows: np.ndarray, names: list[str], device: str
+) -> list[dict]:
+    """Scores of all methods, tasks and contexts of one fold of targets."""
+    label, context = (adata.obs[k].astype(str).to_numpy() for k in keys.values())
+    held, scores = np.isin(label, fold), []
+    models: dict[str, ResponseModel] = {}
+    for task in ("unseen", "seen elsewhere"):
+        for here in sorted(set(context)):
+            test = held & (context == here)
+            hidden = held if task == "unseen" else test
+            train, started = adata[~hidden].copy(), time.perf_counter()
+            key = task if task == "unseen" else here
+            if key not in models:
+                models[key] = ResponseModel.fit(train, **keys, tables=tables, device=device, progress=False)
+            wanted, known = label[test], set(models[key].perturbations).union(*(t.index for t in tables.values()))
+            found, told = simple(train, adata[test], keys, rows, names), np.isin(wanted, list(known))
+            changes = found["mean here"].copy()  # of a target that neither data nor tables know
+            predicted = models[key].predict(perturbations=wanted[told].tolist(), contexts=[here])
+            order = pd.Index(predicted.obs[keys["perturbation_key"]].astype(str)).get_indexer(wanted[told])
+            changes[told] = predicted.X[order]
+            found["response model"] = changes
+            seconds = time.perf_counter() - started
+            scores += [
+                {"task": task, "method": m, **change_scores(np.asarray(x, float), adata.X[test], context[test])}
+                for m, x in found.items()
+            ]
+            print(f"{task}, {here}: {seconds:.1f} s", flush=True)
+    return scores
+
+
 def main() -> None:
     """Print one table: tasks x methods."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,6 +96,7 @@ def main() -> None:
     parser.add_argument("--table", action="append", default=[], help="NAME=FILE.parquet, as often as there are tables")
     parser.add_argument("--genes", type=int, default=3000)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="folds at the same time")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     keys = {"perturbation_key": args.perturbation_key, "context_key": args.context_key}
@@ -72,31 +105,13 @@ def main() -> None:
     adata.X = np.asarray(adata.X.toarray() if sp.issparse(adata.X) else adata.X, dtype=np.float32)
     adata = adata[:, np.sort(np.argsort(-adata.X.var(0))[: args.genes])].copy()
     tables = {name: pd.read_parquet(path) for name, _, path in (text.partition("=") for text in args.table)}
-    label, context = (adata.obs[k].astype(str).to_numpy() for k in keys.values())
-    names = sorted(set(label))
+    names = sorted(set(adata.obs[args.perturbation_key].astype(str)))
     rows = fused(tables, names)
-    scores = []
-    for fold in np.array_split(np.random.default_rng(0).permutation(names), args.folds):
-        held = np.isin(label, fold)
-        models: dict[str, ResponseModel] = {}
-        for task in ("unseen", "seen elsewhere"):
-            for here in sorted(set(context)):
-                test = held & (context == here)
-                hidden = held if task == "unseen" else test
-                train, started = adata[~hidden].copy(), time.perf_counter()
-                key = task if task == "unseen" else here
-                if key not in models:
-                    models[key] = ResponseModel.fit(train, **keys, tables=tables, device=args.device, progress=False)
-                wanted = label[test].tolist()
-                predicted = models[key].predict(perturbations=wanted, contexts=[here])
-                order = pd.Index(predicted.obs[args.perturbation_key].astype(str)).get_indexer(wanted)
-                found = simple(train, adata[test], keys, rows, names) | {"response model": predicted.X[order]}
-                seconds = time.perf_counter() - started
-                scores += [
-                    {"task": task, "method": m, **change_scores(np.asarray(x, float), adata.X[test], context[test])}
-                    for m, x in found.items()
-                ]
-                print(f"{task}, {here}: {seconds:.1f} s", flush=True)
+    folds = np.array_split(np.random.default_rng(0).permutation(names), args.folds)
+    found = Parallel(n_jobs=args.jobs)(
+        delayed(run_fold)(fold, adata, keys, tables, rows, names, args.device) for fold in folds
+    )
+    scores = [score for of_fold in found for score in of_fold]
     table = pd.DataFrame(scores).groupby(["task", "method"], sort=False).mean(numeric_only=True)
     print(table[["pearson", "pds", "mae", "rmse"]].round(4).to_string())
 

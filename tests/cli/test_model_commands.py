@@ -41,6 +41,14 @@ def test_predict_writes_the_cells_that_were_asked_for(run, predict, folder):
     assert str(predicted.n_obs) in result.output
 
 
+def test_predict_says_how_much_it_predicts_and_takes_the_whole_table_only_if_told(run, predict, folder, caplog):
+    run(*predict("measured.h5ad"), "--n-cells", 1)
+    n_obs = read_h5ad(folder / "measured.h5ad").n_obs
+    assert f"predicting {n_obs} cells of {n_obs} conditions" in caplog.text
+    run(*predict("whole.h5ad"), "--n-cells", 1, "--perturbation", "all")
+    assert read_h5ad(folder / "whole.h5ad").n_obs == n_obs  # one-hot: there is nothing else
+
+
 def test_predict_from_an_export_writes_what_the_model_predicts(run, folder):
     TahoeST.load(folder / "model", adata=read_h5ad(folder / "screen.h5ad")).export(folder / "handed_on")
     predicted = []

@@ -39,7 +39,7 @@ from write_artefacts import (
 )
 
 from scvi_tahoe import EvaluationResult, TahoeEnsemble, TahoeST, read_store
-from scvi_tahoe.study import TahoeRun, finetune, run_or_rebuild
+from scvi_tahoe.study import TahoeRun, finetune
 
 DECIDES = ("torch", "numpy", "cpu capability")
 EXACT = [json.loads((FILES / "environment.json").read_text())[key] for key in DECIDES] == [header()[k] for k in DECIDES]
@@ -170,7 +170,7 @@ def test_a_finished_run_of_old_is_read_and_not_done_again(tmp_path):
 
 def test_the_configuration_of_an_old_run_rebuilds_it(tmp_path):
     folder = shutil.copytree(FILES / "run", tmp_path / "run")
-    same_run(run_or_rebuild(folder / "config.yaml", progress=False))
+    same_run(finetune(folder / "config.yaml", progress=False))
 
 
 def test_an_ensemble_of_old_predicts_what_it_predicted():

@@ -90,7 +90,7 @@ REFUSALS = {
     "a NaN cell embedding": (with_embedding(np.nan), {"cell_embedding_key": "X_embedding"}, ValueError,
         "the cell embedding holds NaN or infinite"),
     "counts": (None, {"layer": "counts"}, ValueError,
-        r"adata.layers\['counts'\] holds raw counts; run sc.pp.normalize_total\(adata\) and sc.pp.log1p\(adata\)"),
+        r"adata.layers\['counts'\] holds raw counts; run sc.pp.normalize_total\(adata, target_sum=1e4\) and sc.pp"),
     "normalised counts": (replaced_x(np.expm1), {}, ValueError, r"without a logarithm; run sc.pp.log1p\(adata\) first"),
     "a double log": (replaced_x(np.log1p), {}, ValueError, r"log1p ran twice; undo one of them, X = expm1\(X\)"),
     "log2": (replaced_x(lambda x: x / np.log(2)), {}, ValueError, r"multiply them by log\(2\) to get log1p"),

@@ -1,8 +1,6 @@
-"""Controls on another scale than the training data are told before they are predicted from."""
+"""Controls on another scale than the training data are refused before they are predicted from."""
 
 from __future__ import annotations
-
-import warnings
 
 import numpy as np
 import pytest
@@ -22,14 +20,8 @@ def model(request, make_model, train):
     return train(make_model(prior=request.param))
 
 
-def asked(model, adata):
-    label = adata.obs.loc[adata.obs["perturbation"] != "control", "perturbation"].iloc[0]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.predict(adata, perturbations=[label], n_cells=8, progress=False)
-    return [
-        str(w.message) for w in caught if "log1p expression of those that the model was trained on" in str(w.message)
-    ]
+def predict(model, adata, **options):
+    return model.predict(adata, perturbations=["perturbation_1"], n_cells=8, progress=False, **options)
 
 
 OTHERS = {
@@ -42,12 +34,17 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_another_total_is_told(other, model, screen):
-    change, is_told = OTHERS[other]
-    messages = asked(model, change(screen))
-    assert ["normalised to another total" in m and "sc.pp.normalize_total" in m for m in messages] == [True] * is_told
+def test_another_total_is_refused(other, model, screen):
+    change, is_refused = OTHERS[other]
+    adata = change(screen)
+    if not is_refused:
+        assert predict(model, adata).n_obs == 16
+        return
+    with pytest.raises(ValueError, match=r"normalised to another total.*sc\.pp\.normalize_total.*check_scale=False"):
+        predict(model, adata)
+    assert predict(model, adata, check_scale=False).n_obs == 16
 
 
 def test_a_model_that_knows_no_controls_says_nothing(make_model, train, screen, tmp_path):
     train(make_model(prior="none")).save(tmp_path / "model")
-    assert not asked(TahoeST.load(tmp_path / "model", False), on_total(screen, 0.1))
+    assert predict(TahoeST.load(tmp_path / "model", False), on_total(screen, 0.1)).n_obs == 16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -53,6 +55,66 @@ def test_everything_that_the_model_knows_is_predicted_by_default(trained):
     predicted = predict(trained, n_cells=3)
     assert predicted.n_obs == 2 * 6 * 3
     assert "control" not in set(predicted.obs["perturbation"])
+
+
+@pytest.fixture(scope="module")
+def of_large_table(simulated):
+    """A model of six measured perturbations whose table has 200 more rows, and its data."""
+    adata = simulated.copy()
+    table = adata.uns["perturbation_embedding"]
+    more = np.random.default_rng(0).normal(size=(200, table.shape[1])).astype(np.float32)
+    extra = pd.DataFrame(more, index=[f"gene_{i}" for i in range(200)], columns=table.columns)
+    adata.uns["perturbation_embedding"] = pd.concat([table, extra])
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context", **TABLE)
+    model = TahoeST(adata, size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, set_size=8)
+    model.train(2, batch_size=2, progress=False)
+    return model, adata
+
+
+def test_rows_of_a_table_that_were_not_measured_are_predicted_only_if_all_are_asked_for(of_large_table, tmp_path):
+    model, adata = of_large_table
+    measured = [f"perturbation_{i}" for i in range(1, 7)]
+    model.save(tmp_path / "model", overwrite=True)
+    model.export(tmp_path / "export")
+    controls = adata[adata.obs["perturbation"] == "control"].copy()
+    loaded, exported = TahoeST.load(tmp_path / "model", controls), TahoeST.from_pretrained(tmp_path / "export")
+    for one, data in ((model, None), (model, adata), (loaded, None), (exported, controls)):
+        assert sorted(set(predict(one, data, n_cells=1).obs["perturbation"])) == measured
+        assert predict(one, data, perturbations="all", n_cells=1).n_obs == 2 * 206
+    assert len(model.prior_report()) == 2 * 6
+    assert len(model.prior_report(perturbations="all")) == 2 * 206
+    with pytest.raises(TypeError, match=r"write \['ALL'\]"):
+        predict(model, perturbations="ALL")
+
+
+def test_a_perturbation_that_only_other_data_measured_is_predicted_for_them(of_large_table):
+    model, adata = of_large_table
+    other = adata.copy()
+    other.obs["perturbation"] = other.obs["perturbation"].astype(str).replace("perturbation_6", "gene_7")
+    assert "gene_7" in set(predict(model, other, n_cells=1).obs["perturbation"])
+
+
+def test_the_size_of_a_prediction_is_said_before_it_starts(of_large_table, caplog):
+    model, _ = of_large_table
+    with caplog.at_level("INFO", logger="scvi_tahoe"):
+        model.predict(n_cells=2, progress=False)
+        assert "predicting" not in caplog.text
+        model.predict(n_cells=2)
+    assert "predicting 24 cells of 12 conditions; perturbations='all' asks for all 206 of" in caplog.text
+
+
+def test_doses_beyond_the_measured_ones_are_told(doses):
+    keys = {"perturbation_key": "drug", "control": "DMSO", "context_key": "context", "dose_key": "dose"}
+    TahoeST.setup_anndata(doses, **keys)
+    model = TahoeST(doses, size={"hidden": 16, "n_layers": 2, "intermediate": 32, "n_heads": 2}, set_size=8)
+    model.train(2, batch_size=2, progress=False)
+    with pytest.warns(
+        UserWarning, match=r"P@1000 and 1 more: beyond the measured doses \(P was measured from 1 to 100"
+    ):
+        predict(model, perturbations=["P@1000", "Q@0.01", "P@3"], n_cells=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        predict(model, perturbations=["P@100", "P@3"], n_cells=1)
 
 
 def test_a_prediction_does_not_depend_on_what_else_is_asked(trained):

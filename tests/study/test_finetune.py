@@ -14,9 +14,9 @@ from study_samples import RUN
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune
+from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, is_run, result_text
 from scvi_tahoe.study._data import load_data
-from scvi_tahoe.study._finetune import resolved
+from scvi_tahoe.study._finetune import _prepare, resolved
 from scvi_tahoe.study._model import PeakMemory, build_model
 from scvi_tahoe.study._run_folder import read_checkpoint
 
@@ -418,3 +418,58 @@ def test_a_new_head_on_earlier_weights_has_default_options(values, tmp_path):
     second = run(values, tmp_path / "second", model=model, score=NOT_SCORED)
     network = content(second.folder / "config.yaml")["model"]["network"]
     assert (network["head"], network["keep_zeros"], network["base_encoder"]) == ("delta", True, True)
+
+
+# ---------------------------------------------------------------- one default for files and for Python
+
+
+def split_of(values, **sections):
+    """Return the resolved split of a run, and the numbers of cells that train and validate."""
+    prepared, data, found, _ = _prepare(TahoeRun.from_dict(values | sections))
+    return prepared.split, data, found["split"]["cells"]
+
+
+def test_a_file_without_a_split_validates_as_train_does(values):
+    del values["split"]
+    run_ = TahoeRun.from_dict(values)
+    split, data, cells = split_of(values)
+    model = build_model(run_, data)
+    chosen = model.plan_training(max_steps=2).split
+    assert data.held_out is None
+    assert split == chosen.to_dict()
+    assert split["kind"] == "held_out_conditions"
+    assert cells["validation"] > 0
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        pytest.param({"kind": "held_out_perturbations", "test": ["perturbation_03"]}, id="perturbations"),
+        pytest.param({"kind": "few_shot_context", "context": "context_1", "test": ["perturbation_03"]}, id="few shots"),
+    ],
+)
+def test_a_split_that_names_only_test_validates_by_default(values, split, tmp_path):
+    resolved_split, data, cells = split_of(values, split=split)
+    assert resolved_split["test"] == ["perturbation_03"]
+    assert data.held_out is not None
+    assert cells["validation"] > 0
+    values["score"] = NOT_SCORED
+    result = run(values | {"split": split}, tmp_path / "run", train=BRIEF)
+    assert np.isfinite(result.best_value)
+    again = finetune(tmp_path / "run" / "config.yaml", progress=False)
+    assert compare_runs(tmp_path / "run", again.folder).same
+
+
+def test_a_run_that_names_no_validation_on_purpose_has_none(values, tmp_path):
+    split = {"kind": "held_out_perturbations", "validation": [], "test": ["perturbation_03"]}
+    with pytest.warns(UserWarning, match="no cell validates"):
+        result = run(values | {"split": split, "score": NOT_SCORED}, tmp_path / "run", train=BRIEF)
+    assert "best validation" not in result_text(result)
+    assert is_run(tmp_path / "run")
+
+
+def test_the_file_of_a_finished_run_rebuilds_it_in_python_too(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "first")
+    again = finetune(tmp_path / "first" / "config.yaml", progress=False)
+    assert again.folder == tmp_path / "first-rebuilt"
+    assert compare_runs(tmp_path / "first", again.folder).same

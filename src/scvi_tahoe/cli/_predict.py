@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +16,25 @@ def predict(
     data: Annotated[Path, typer.Argument(help="h5ad with the control cells to start from.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="h5ad file or zarr folder to write.")],
     perturbation: Annotated[
-        list[str] | None, typer.Option(help="Perturbation to predict; may be repeated.", show_default="all known")
+        list[str] | None,
+        typer.Option(
+            help="Perturbation to predict; may be repeated. 'all' takes every row of the embedding table.",
+            show_default="those of the training data and of DATA",
+        ),
     ] = None,
     context: Annotated[
         list[str] | None, typer.Option(help="Context to predict; may be repeated.", show_default="all")
     ] = None,
     n_cells: Annotated[
-        int | None, typer.Option(help="Number of cells of each condition.", show_default="as many as controls")
+        int | None, typer.Option(help="Number of cells of each condition.", show_default="one for each control cell")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed for drawing control cells.")] = 0,
     devices: Annotated[
         str | None, typer.Option(help="GPUs: how many, a list such as 0,1 or auto.", show_default="the model's own")
     ] = None,
+    check_scale: Annotated[
+        bool, typer.Option(help="Refuse control cells on another scale than those of the training data.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing prediction.")] = False,
 ) -> None:
     """Predict cells after perturbations and write them in chunks, so that they may be larger than memory.
@@ -37,6 +45,7 @@ def predict(
     scvi-tahoe predict model/ controls.h5ad -o predicted.h5ad --perturbation STAT1 --context A549
     """
     quiet_frameworks()
+    logging.getLogger("scvi_tahoe.prediction").setLevel(logging.INFO)  # what is predicted
     with one_line_errors():
         from scvi_tahoe import TahoeST
         from scvi_tahoe.pretrained import is_export
@@ -47,8 +56,9 @@ def predict(
         exported = is_export(model)
         network = TahoeST.from_pretrained(model) if exported else TahoeST.load(model, adata=adata)
         predicted = network.predict(
-            adata if exported else None, perturbations=perturbation, contexts=context, n_cells=n_cells, seed=seed,
-            devices=_devices(devices), path=output, overwrite=overwrite,
+            adata if exported else None, perturbations="all" if perturbation == ["all"] else perturbation,
+            contexts=context, n_cells=n_cells, seed=seed, check_scale=check_scale, devices=_devices(devices),
+            path=output, overwrite=overwrite,
         )  # fmt: skip
     typer.echo(f"{predicted.n_obs:,} predicted cells of {predicted.n_vars:,} genes: {output}")
 

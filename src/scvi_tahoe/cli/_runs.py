@@ -37,13 +37,14 @@ def finetune(
     quiet_frameworks()
     again = f"scvi-tahoe finetune {config}" + (f" --folder {folder}" if folder else "")
     with one_line_errors(f"Stopped. The last validation is kept; go on from there with: {again}"):
-        from scvi_tahoe.study import compare_runs, dry_run_text, is_run, result_text, run_or_rebuild
+        from scvi_tahoe.study import compare_runs, dry_run_text, is_run, result_text
+        from scvi_tahoe.study import finetune as carry_out
 
         if dry_run:
             typer.echo(dry_run_text(config))
             return
         tell = partial(typer.echo, err=json)
-        result = run_or_rebuild(config, folder, progress=not quiet, report=tell)
+        result = carry_out(config, folder, progress=not quiet, report=tell)
         typer.echo(result_text(result, as_json=json))
         if is_run(config.parent) and config.parent.resolve() != result.folder.resolve():
             tell(str(compare_runs(config.parent, result.folder)))

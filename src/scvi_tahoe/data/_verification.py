@@ -99,7 +99,8 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
 
 
 _REMEDY = {
-    "counts": "raw counts; run sc.pp.normalize_total(adata) and sc.pp.log1p(adata) first",
+    "counts": "raw counts; run sc.pp.normalize_total(adata, target_sum=1e4) and sc.pp.log1p(adata) first, with the "
+    "same total for all cells that are compared (for a panel of some hundred genes, the median count of its cells)",
     "normalized": "normalised counts without a logarithm; run sc.pp.log1p(adata) first",
     "log1p_twice": "values on which log1p ran twice; undo one of them, X = expm1(X)",
     "log2p1": "log2(1 + x) of normalised counts; multiply them by log(2) to get log1p",
@@ -130,7 +131,7 @@ def verify_log1p(matrix: object, where: str) -> ScaleReport:
     if report.keeps_depth:
         warnings.warn(
             f"{where} holds log1p of counts that were not normalised: cells differ by their depth, which is no effect "
-            "of a perturbation. Run sc.pp.normalize_total(adata) before sc.pp.log1p(adata).",
+            "of a perturbation. Run sc.pp.normalize_total(adata, target_sum=1e4) before sc.pp.log1p(adata).",
             stacklevel=2,
         )
     return report
@@ -293,6 +294,22 @@ def _verify_rows(labels: Sequence[str], table: EmbeddingTable, keys: ScreenKeys)
         )
 
 
+def _warn_of_missing_rows(data: AnnOrMuData, labels: Sequence[str], keys: ScreenKeys) -> None:
+    """Warn of a fused table without rows for most perturbations: fusing fills what one table lacks with zeros."""
+    components = {component.name for label in labels for component in keys.parser.components(label)} - {keys.control}
+    found = {**expression_adata(data, keys).uns, **data.uns}
+    for key in keys.table_keys:
+        names = EmbeddingTable.from_user(found[key], f"uns[{key!r}]").names
+        missing = sorted(components - set(names))
+        if len(missing) > len(components) / 2:
+            warnings.warn(
+                f"uns[{key!r}], one of the fused tables, has no row for {len(missing)} of {len(components)} "
+                f"perturbations, e.g. {missing[:3]}{nearest_names(missing[0], names)}; it has e.g. {list(names[:3])}. "
+                "They get zeros there, so the table says nothing about them: are its labels other identifiers?",
+                stacklevel=2,
+            )
+
+
 def verify_screen(
     data: AnnOrMuData, keys: ScreenKeys, *, for_training: bool = True, table_required: bool = True
 ) -> Screen:
@@ -315,6 +332,8 @@ def verify_screen(
         _verify_spelling(screen.perturbation.names, keys)
         if table is not None and table_required:
             _verify_rows(screen.perturbation.names, table, keys)
+            if len(keys.table_keys) > 1:
+                _warn_of_missing_rows(data, screen.perturbation.names, keys)
     _verify_finite(screen.expression, keys.expression_place)
     verify_log1p(screen.expression, keys.expression_place)
     if (embedding := screen.cell_embedding) is not None:

@@ -213,11 +213,14 @@ class RidgeFit:
         best = (np.inf, scale, np.ones(len(x_TP)))
         # errors of all penalties from products of scores, which are as many as conditions and not as many as genes
         gram = (y_TG - y_mean) @ (y_TG - y_mean).T
+        of_rows = u.T @ gram
+        of_scores, own = of_rows @ u, gram.diagonal()
         for penalty in _PENALTIES * scale:
             shrink = s**2 / (s**2 + penalty)
             free = np.maximum(1 - 1 / len(x_TP) - u**2 @ shrink, 1e-6)
-            rest = np.eye(len(u)) - (u * shrink) @ u.T
-            error = float(np.mean(np.einsum("ij,jk,ik->i", rest, gram, rest) / free**2)) / y_TG.shape[1]
+            fitted = u * shrink
+            squared = own - 2 * (fitted * of_rows.T).sum(axis=1) + ((fitted @ of_scores) * fitted).sum(axis=1)
+            error = float(np.mean(squared / free**2)) / y_TG.shape[1]
             if error < best[0]:
                 best = error, penalty, free
         _, penalty, free = best

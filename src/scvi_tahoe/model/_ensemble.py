@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
-from scvi_tahoe.evaluate import PRESETS, EvaluationReference
+from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
 from scvi_tahoe.files import atomic_folder
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
@@ -168,8 +169,10 @@ class TahoeEnsemble:
         codes, table = condition_of_cell(first.obs, self.models[0].keys)
         table.index = table.index.astype(str)  # as AnnData wants them in files
         means = [means_by_code(first.X, codes)]
-        for model in self.models[1:]:
-            means.append(means_by_code(model.predict(adata, **kwargs).X, codes))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=EvaluationWarning)  # the first has said it
+            for model in self.models[1:]:
+                means.append(means_by_code(model.predict(adata, **kwargs).X, codes))
         start_KG = self._start_means(adata, first.layers["control"], codes, table, **kwargs)
         if not keeps_controls:
             del first.layers["control"]

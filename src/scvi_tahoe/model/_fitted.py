@@ -38,6 +38,8 @@ class FittedState:
     decoder_weight_: float | None = None
     #: Mean cosine between the observed deltas of the training data, by context; the measure for collapsed predictions.
     observed_cosine_: dict[str, float] = field(default_factory=dict)
+    #: Largest cosine of two of them, and squared length that sampling adds to a delta; absent from version 0.1.
+    observed_noise_: dict[str, dict[str, float]] = field(default_factory=dict)
     #: What became of every pretrained tensor, and how labels matched; None for a model from scratch.
     loading_report_: LoadingReport | None = None
     #: Where pretrained weights come from, as plain values; None for a model from scratch.
@@ -56,6 +58,8 @@ class FittedState:
     is_trained_: bool = False
 
 
+#: fraction of the genes that data may lack in a prediction by default
+_MISSING_GENES = 0.1
 _SAVED = frozenset(f.name for f in fields(FittedState))
 
 
@@ -97,9 +101,19 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
         dir_path
             Folder.
         *args, **kwargs
-            Arguments of :meth:`scvi.model.base.BaseModelClass.save`.
+            Arguments of :meth:`scvi.model.base.BaseModelClass.save`, such as ``overwrite=True``.
+
+        Raises
+        ------
+        ValueError
+            If the folder exists and ``overwrite`` is False.
         """
-        super().save(str(dir_path), *args, **kwargs)
+        try:
+            super().save(str(dir_path), *args, **kwargs)
+        except ValueError as error:
+            if "already exists" not in str(error):
+                raise
+            raise ValueError(f"{dir_path} exists; give overwrite=True to replace it, or another folder.") from None
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> Self:
@@ -121,7 +135,8 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            If the folder is one of :meth:`export`, which :meth:`from_pretrained` reads, or holds no model.
+            If the folder is one of :meth:`export`, which :meth:`from_pretrained` reads, or holds no model, or if the
+            data lack most of the model's genes.
         """
         if is_export(dir_path):
             raise ValueError(
@@ -131,6 +146,8 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
             # genes are matched by name, so another order of them is nothing to warn about
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")
             model = super().load(str(dir_path), adata, **kwargs)
+        if model.adata is not None:
+            _verify_genes(model.genes, model._own_screen().genes)
         if vars(model).pop("calibration_", None) is not None:  # of version 0.1
             warnings.warn(
                 f"the model in {dir_path} was calibrated, which this version no longer does: it predicts the effects "
@@ -210,6 +227,25 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
     def _registered(cls, adata: AnnOrMuData) -> dict[str, Any]:
         """Return the registry of registered data."""
         return cls._get_most_recent_anndata_manager(adata, required=True).registry
+
+
+def _verify_genes(genes: np.ndarray, found: np.ndarray) -> None:
+    """Refuse data without most of a model's genes, and warn where prediction would refuse them by default."""
+    missing = genes[~np.isin(genes, found)]
+    if len(missing) <= _MISSING_GENES * len(genes):
+        return
+    message = (
+        f"the data lack {len(missing):,} of the model's {len(genes):,} genes, e.g. {missing[:3].tolist()}; they have "
+        f"e.g. {found[:3].tolist()}"
+    )
+    if len(missing) > len(genes) / 2:
+        raise ValueError(
+            f"{message}. If these are other identifiers, set var_names to the model's; a model is also loaded without "
+            "data, TahoeST.load(folder, False)."
+        )
+    warnings.warn(
+        f"{message}: predict takes these data only with a larger max_missing_genes.", UserWarning, stacklevel=3
+    )
 
 
 def keys_of_registry(registry: Mapping[str, Any]) -> ScreenKeys:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe._devices import prediction_devices
 from scvi_tahoe.model._fitted import FittedModel
 from scvi_tahoe.prediction import PredictionData, PredictionRequest, predict_cells, resolve_conditions
@@ -30,7 +31,7 @@ class PredictMixin(FittedModel):
         self,
         adata: AnnOrMuData | None = None,
         *,
-        perturbations: Sequence[str] | None = None,
+        perturbations: Sequence[str] | Literal["all"] | None = None,
         contexts: Sequence[str] | None = None,
         n_cells: int | Mapping[Condition, int] | None = None,
         output: Output = "expression",
@@ -41,6 +42,7 @@ class PredictMixin(FittedModel):
         store: StoreKind = "auto",
         precision: str | int = "auto",
         max_missing_genes: float = 0.1,
+        check_scale: bool = True,
         devices: Devices = None,
         path: str | Path | None = None,
         overwrite: bool = False,
@@ -54,7 +56,8 @@ class PredictMixin(FittedModel):
             Data whose control cells predictions start from, with the columns of the training data; genes are matched
             by name. If None, the model's own.
         perturbations
-            Labels of perturbations, not of the control. If None, all that the model knows. An unmeasured dose or
+            Labels of perturbations, not of the control. If None, those of the training data and of ``adata`` that the
+            model knows; ``'all'`` takes every row of the perturbation-embedding table. An unmeasured dose or
             combination can be predicted if the model knows its components: ``"Trametinib@3"``, ``"KLF1+MAP2K6"``.
         contexts
             Labels of contexts with control cells. If None, all.
@@ -87,6 +90,8 @@ class PredictMixin(FittedModel):
             ``'bf16'``, ``'16'`` or ``'32'``; ``'auto'`` as in :meth:`train`.
         max_missing_genes
             Largest fraction of the model's genes that ``adata`` may lack; they are set to zero.
+        check_scale
+            Raise an error for control cells on a different scale from those of the training data.
         devices
             Devices of this machine on which to predict; the predicted cells do not depend on them. One of:
 
@@ -102,7 +107,7 @@ class PredictMixin(FittedModel):
         overwrite
             Whether to replace a prediction at ``path``.
         progress
-            Whether to show a progress bar.
+            Whether to show a progress bar, and before it the number of conditions and cells.
 
         Returns
         -------
@@ -115,13 +120,15 @@ class PredictMixin(FittedModel):
         FileExistsError
             If ``path`` exists and ``overwrite`` is False.
         ValueError
-            If a label is unknown or that of the control, the data lack control cells or too many genes, the path has
-            another ending, an option is out of range or belongs to another output, or there are too few devices.
+            If a label is unknown or that of the control, the data lack control cells or too many genes or are on
+            another scale, the path has another ending, an option is out of range or belongs to another output, or there
+            are too few devices.
         """
         request = PredictionRequest(
             perturbations=perturbations, contexts=contexts, n_cells=n_cells, output=output, counts_layer=counts_layer,
             control_layer=control_layer, seed=seed, batch_size=batch_size, store=store, precision=precision,
-            max_missing_genes=max_missing_genes, devices=devices, path=path, overwrite=overwrite, progress=progress,
+            max_missing_genes=max_missing_genes, check_scale=check_scale, devices=devices, path=path,
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
         self._verify_output(output)
         if output != "prior" and self.prior != "none" and self.prior_ is None:
@@ -136,9 +143,10 @@ class PredictMixin(FittedModel):
         data = self._prediction_data(
             adata, perturbations=request.perturbations, max_missing_genes=request.max_missing_genes
         )
+        cosines, noise = self.observed_cosine_, self.observed_noise_
         return predict_cells(
-            request, data, self.module, prior,
-            devices=devices, is_trained=self.is_trained_, observed_cosine=self.observed_cosine_,
+            request, data, self.module, prior, devices=devices, is_trained=self.is_trained_,
+            observed_likeness={c: {"cosine": cosine, **noise.get(c, {})} for c, cosine in cosines.items()},
         )  # fmt: skip
 
     def _verify_output(self, output: Output) -> None:
@@ -176,6 +184,7 @@ class PredictMixin(FittedModel):
             self._spec(),
             own=self.adata,
             own_screen=self._own_screen() if is_own else None,
+            trained=self.state_registry(REGISTRY.PERTURBATION)["names"],
             perturbations=perturbations,
             max_missing_genes=max_missing_genes,
         )
@@ -184,7 +193,7 @@ class PredictMixin(FittedModel):
         self,
         adata: AnnOrMuData | None = None,
         *,
-        perturbations: Sequence[str] | None = None,
+        perturbations: Sequence[str] | Literal["all"] | None = None,
         contexts: Sequence[str] | None = None,
         max_missing_genes: float = 0.1,
     ) -> pd.DataFrame:
@@ -226,7 +235,5 @@ class PredictMixin(FittedModel):
         >>> model.prior_report(perturbations=["STAT1"])
         """
         data = self._prediction_data(adata, perturbations=perturbations, max_missing_genes=max_missing_genes)
-        conditions = resolve_conditions(
-            data.screen.index, data.spec.table, perturbations=perturbations, contexts=contexts
-        )
+        conditions = resolve_conditions(data, perturbations=perturbations, contexts=contexts)
         return prior_table(self._learned_prior(), data.spec, data.screen, conditions)

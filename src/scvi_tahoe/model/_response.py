@@ -77,9 +77,7 @@ class ResponseMixin(PredictMixin):
         """
         learned = self._response()
         data = self._prediction_data(adata, perturbations=perturbations, max_missing_genes=max_missing_genes)
-        conditions = resolve_conditions(
-            data.screen.index, data.spec.table, perturbations=perturbations, contexts=contexts
-        )
+        conditions = resolve_conditions(data, perturbations=perturbations, contexts=contexts)
         return effects_of(learned, data.spec, data.screen, conditions)
 
     def _response(self) -> dict[str, Any]:

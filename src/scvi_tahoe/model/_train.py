@@ -12,7 +12,7 @@ import torch
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import PredictionRequest, arguments_for
-from scvi_tahoe.response import learn_prior, observed_cosines, shrinkage_factor, wanted_means
+from scvi_tahoe.response import learn_prior, observed_likeness, shrinkage_factor, wanted_means
 from scvi_tahoe.training import (
     UNUSED_OPTIONS,
     TrainingRun,
@@ -139,13 +139,15 @@ class TrainMixin(PredictMixin):
             self.module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
         )
         previous = self.history_ or {}
+        likeness = observed_likeness(
+            data.expression, screen.index, data.split.train, run.device, parser=self.keys.parser, seed=seed
+        )
         self._adopt(
             adapters_=adapters,
             pretrained_parameters_=pretrained,
             prior_=data.prior,
-            observed_cosine_=observed_cosines(
-                data.expression, screen.index, data.split.train, run.device, parser=self.keys.parser, seed=seed
-            ),
+            observed_cosine_={context: found.pop("cosine") for context, found in likeness.items()},
+            observed_noise_=likeness,
             history_=dict(previous),  # a copy, as scvi-tools writes into it
             split_=run.split.to_dict(),
         )

@@ -30,7 +30,7 @@ from scvi_tahoe.data import CellSetDataset, CellSetRequest, ExhaustiveSampler, c
 from scvi_tahoe.evaluate import PREDICTION_RECORD
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
-from scvi_tahoe.prediction._request import plan_prediction, warn_about_scale
+from scvi_tahoe.prediction._request import plan_prediction, verify_control_scale, warn_about_doses
 from scvi_tahoe.response import (
     CellPrior,
     CollapseAlarm,
@@ -69,13 +69,14 @@ def predict_cells(
     *,
     devices: Sequence[torch.device],
     is_trained: bool,
-    observed_cosine: Mapping[str, float],
+    observed_likeness: Mapping[str, Mapping[str, float]],
 ) -> ad.AnnData:
     """Predict what a request asks for, starting from some data."""
     device, output, spec = devices[0], request.output, data.spec
-    plan = plan_prediction(request, data.screen.index, spec.table)
-    if spec.representation != "embedding":
-        warn_about_scale(data, plan.start_rows, prior)
+    plan = plan_prediction(request, data)
+    warn_about_doses(plan.labels, data.perturbations, spec.keys.parser)
+    if spec.representation != "embedding" and request.check_scale:
+        verify_control_scale(data, plan.start_rows, prior)
     # before the costly part: the library sizes may be missing
     counts = ControlCounts.read(data, plan.start_rows, layer=request.counts_layer) if output == "counts" else None
     module.eval()
@@ -130,7 +131,7 @@ def predict_cells(
             ),
         },
         record=_record(module, request, plan, origins, is_trained=is_trained),
-        alarm=CollapseAlarm(dataset.expression, device, observed_cosine, spec.keys.parser, output, control_means),
+        alarm=CollapseAlarm(dataset.expression, device, observed_likeness, spec.keys.parser, output, control_means),
         counts=counts,
     )
     return job.in_memory() if request.path is None else job.to_file(Path(request.path))

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         DataSpec,
         EmbeddingTable,
         GeneAlignment,
+        LabelParser,
         Output,
         Screen,
         ScreenKeys,
@@ -55,7 +56,7 @@ _SCALE_LIMIT = 1.6
 class PredictionRequest:
     """Arguments of :meth:`~scvi_tahoe.TahoeST.predict`, as they are documented there."""
 
-    perturbations: Sequence[str] | None = None
+    perturbations: Sequence[str] | Literal["all"] | None = None
     contexts: Sequence[str] | None = None
     n_cells: int | Mapping[Condition, int] | None = None
     output: Output = "expression"
@@ -66,6 +67,7 @@ class PredictionRequest:
     store: StoreKind = "auto"
     precision: str | int = "auto"
     max_missing_genes: float = 0.1
+    check_scale: bool = True
     devices: Devices = None
     path: str | Path | None = None
     overwrite: bool = False
@@ -123,6 +125,8 @@ class PredictionData:
         Alignment of the data's genes to the model's.
     own
         The model's own data; None if it has none.
+    perturbations
+        Those that are predicted if none are named: of the training data and of these, as far as the table has them.
     """
 
     adata: AnnOrMuData
@@ -130,6 +134,7 @@ class PredictionData:
     spec: DataSpec
     alignment: GeneAlignment
     own: AnnOrMuData | None
+    perturbations: tuple[str, ...]
 
     @classmethod
     def read(
@@ -139,26 +144,37 @@ class PredictionData:
         *,
         own: AnnOrMuData | None,
         own_screen: Screen | None,
+        trained: Sequence[str],
         perturbations: Sequence[str] | None,
         max_missing_genes: float,
     ) -> PredictionData:
-        """Read and verify data for a prediction; ``own_screen`` are the data as read before, if they are ``own``."""
+        """Read and verify data for a prediction; ``own_screen`` are the data as read before, if they are ``own``.
+
+        ``trained`` are the labels of the training data.
+        """
         new = read_table(adata, spec.keys, required=False, like=spec.table)
         table = spec.table if new is None else spec.table.extended(new)
         screen = own_screen or verify_screen(adata, spec.keys, for_training=False)
+        # rows that were made of labels are those of the training data
+        is_made = table.one_hot or table.composition is not None
+        measured = set(table.names) if is_made else {*trained, *screen.perturbation.names}
+        known = tuple(name for name in table.names if name in measured and name != screen.control)
         if perturbations is not None and not isinstance(perturbations, str) and table.composition is not None:
             # a combination that names a component twice, as two guides of one gene do, needs to have been measured
-            parser, known = table.composition.parser, {*screen.perturbation.names, *table.row_of}
+            parser, spelled = table.composition.parser, {*screen.perturbation.names, *table.row_of}
             asked = [str(p) for p in perturbations]
-            table = table.with_composed([p for p in asked if p in known or parser.repeated(p) is None])
+            table = table.with_composed([p for p in asked if p in spelled or parser.repeated(p) is None])
         alignment = align_genes(spec.genes, screen.genes, max_missing=max_missing_genes)
         if not alignment.is_identity:
             logger.info(str(alignment))
-        return cls(adata=adata, screen=screen, spec=replace(spec, table=table), alignment=alignment, own=own)
+        return cls(
+            adata=adata, screen=screen, spec=replace(spec, table=table), alignment=alignment, own=own,
+            perturbations=known,
+        )  # fmt: skip
 
 
-def warn_about_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[str, Any] | None) -> None:
-    """Warn if new control cells have far more or less expression than the model's own.
+def verify_control_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[str, Any] | None) -> None:
+    """Refuse new control cells that have far more or less expression than the model's own.
 
     Compared are means of log1p expression over the genes that both have. Nothing is known of the model's own controls
     if it has neither a prior nor its training data.
@@ -174,10 +190,33 @@ def warn_about_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[str,
     new_G = _mean(data.alignment.apply(_some(data.screen, np.sort(rows))))
     known, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
     if known > 0 and not 1 / _SCALE_LIMIT <= new / known <= _SCALE_LIMIT:
-        warnings.warn(
+        raise ValueError(
             f"the control cells have {new / known:.2g} times the log1p expression of those that the model was trained "
             "on: they were probably normalised to another total, which the prediction would not undo. Normalise them "
-            "as the training data were (sc.pp.normalize_total with the same target_sum, then sc.pp.log1p).",
+            "as the training data were (sc.pp.normalize_total with the same target_sum, then sc.pp.log1p), or give "
+            "check_scale=False if these cells do express that much more or less."
+        )
+
+
+def warn_about_doses(labels: Sequence[str], measured: Sequence[str], parser: LabelParser) -> None:
+    """Warn of doses beyond the measured ones of their perturbation, where nothing says how its response goes on."""
+    if not parser.has_dose:
+        return
+    doses: dict[str, list[float]] = {}
+    for component in (c for label in measured for c in parser.components(label)):
+        if component.dose is not None:
+            doses.setdefault(component.name, []).append(component.dose)
+    beyond = {}
+    for component in (c for label in labels for c in parser.components(label)):
+        known = doses.get(component.name)
+        if component.dose is not None and known and not min(known) <= component.dose <= max(known):
+            beyond[str(component)] = f"{component.name} was measured from {min(known):.10g} to {max(known):.10g}"
+    if beyond:
+        first, why = next(iter(beyond.items()))
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        warnings.warn(
+            f"{first}{more}: beyond the measured doses ({why}). Nothing in the data says how the response goes on; "
+            "predictions stay near that of the nearest measured dose, however far the dose is.",
             UserWarning,
             stacklevel=settings.warnings_stacklevel,
         )
@@ -277,14 +316,14 @@ def _repeated(values: Sequence[str], codes: np.ndarray) -> pd.Categorical:
     return pd.Categorical.from_codes(place, categories=names[used].astype(object))
 
 
-def plan_prediction(request: PredictionRequest, index: ConditionIndex, table: EmbeddingTable) -> PredictionPlan:
+def plan_prediction(request: PredictionRequest, data: PredictionData) -> PredictionPlan:
     """Resolve labels, as :func:`resolve_conditions` does, and draw start cells.
 
     Every condition draws from a generator of its own, seeded by the seed and its two labels: a prediction does not
     depend on what else is requested.
     """
-    n_cells = request.n_cells
-    found = resolve_conditions(index, table, perturbations=request.perturbations, contexts=request.contexts)
+    n_cells, index, table = request.n_cells, data.screen.index, data.spec.table
+    found = resolve_conditions(data, perturbations=request.perturbations, contexts=request.contexts)
     if isinstance(n_cells, Mapping):
         found = {asked: known for asked, known in found.items() if asked in n_cells}
         if not found:
@@ -304,7 +343,13 @@ def plan_prediction(request: PredictionRequest, index: ConditionIndex, table: Em
         requests.append(
             ConditionRequest(start, table.row(condition.perturbation), controls, (*seed, STREAMS.PREDICTED_SETS))
         )
-    return PredictionPlan(tuple(found.values()), tuple(asked.perturbation for asked in found), tuple(requests))
+    plan = PredictionPlan(tuple(found.values()), tuple(asked.perturbation for asked in found), tuple(requests))
+    if request.progress:
+        n_rows = len(table.names) - (index.control in table.row_of)
+        some = request.perturbations is None and len(data.perturbations) < n_rows
+        left_out = f"; perturbations='all' asks for all {n_rows:,} of the embedding table" if some else ""
+        logger.info(f"predicting {plan.n_cells:,} cells of {len(requests):,} conditions{left_out}.")
+    return plan
 
 
 def _start_cells(controls: np.ndarray, n_cells: int | None, rng: np.random.Generator) -> np.ndarray:
@@ -314,20 +359,19 @@ def _start_cells(controls: np.ndarray, n_cells: int | None, rng: np.random.Gener
 
 
 def resolve_conditions(
-    index: ConditionIndex,
-    table: EmbeddingTable,
-    *,
-    perturbations: Sequence[str] | None,
-    contexts: Sequence[str] | None,
+    data: PredictionData, *, perturbations: Sequence[str] | None, contexts: Sequence[str] | None
 ) -> dict[Condition, Condition]:
     """Return each requested condition, as it was spelled, and the same in the table's spelling."""
+    index, table = data.screen.index, data.spec.table
+    if isinstance(perturbations, str) and perturbations == "all" and "all" not in table.row_of:
+        perturbations = [n for n in table.names if n != index.control]
     for given, what in ((perturbations, "perturbations"), (contexts, "contexts")):
         if isinstance(given, str):
             raise TypeError(f"{what} is a list of labels; got the text {given!r}, write [{given!r}].")
         if given is not None and (len(given) == 0 or len(set(given)) < len(given)):
             raise ValueError(f"{what} must name each label once, and at least one; got {list(given)[:10]}.")
     if perturbations is None:
-        perturbations = [n for n in table.names if n != index.control]
+        perturbations = data.perturbations
     else:
         perturbations = [str(p) for p in perturbations]
         parser = None if table.composition is None else table.composition.parser
@@ -337,7 +381,7 @@ def resolve_conditions(
                 raise ValueError(
                     f"perturbations names {label!r}, which is the control ({index.control!r}): control cells are what "
                     "predictions start from, and are in the data. Name perturbations, or leave the argument out for "
-                    "all that the model knows."
+                    "those of the data."
                 )
     chosen = _chosen_contexts(index, None if contexts is None else [str(c) for c in contexts])
     known = _known_names(table, perturbations)

@@ -49,6 +49,7 @@ _TABLE, _PRIOR = "perturbations.safetensors", "prior.safetensors"
 #: Parts of ``extra`` that a model is built from.
 _EXTRA: dict[str, type] = {"representation": str, "prior": str}
 _EXTRA |= dict.fromkeys(("objective", "keys", "composition", "fusion", "training"), dict)
+_EXTRA |= {"measured": list}
 _SIZE_LIMIT = 200_000_000_000
 #: Axes of every array: C conditions, K contexts, G genes, Q quantiles, R donors, V their values, I is R + 1.
 _AXES = {

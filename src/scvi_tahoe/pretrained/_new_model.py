@@ -145,12 +145,13 @@ def registry_of(weights: PretrainedModel, model_name: str) -> dict[str, Any]:
     n_genes = config.gene_decoder.n_genes if config.gene_decoder is not None else config.n_output
     genes = weights.labels.decoder_genes or weights.genes or tuple(f"gene_{i}" for i in range(n_genes))
     table = composed_table(weights)
+    measured = weights.extra.get("measured") or table.names
     n_batches = config.n_batches or config.n_batch_classes
     batches = weights.batches or tuple(f"batch_{i}" for i in range(n_batches))
     contexts = weights.contexts or ("all cells",)
     fields = {
         REGISTRY.EXPRESSION: ({"n_vars": len(genes), "column_names": _objects(genes)}, {"n_vars": len(genes)}),
-        REGISTRY.PERTURBATION: ({"names": _objects(table.names)}, {"n_perturbation": len(table.names)}),
+        REGISTRY.PERTURBATION: ({"names": _objects(measured)}, {"n_perturbation": len(measured)}),
         REGISTRY.CONTROL: ({"label": weights.control}, {}),
         REGISTRY.PERTURBATION_EMBEDDING: (
             EmbeddingTableField.state(table),

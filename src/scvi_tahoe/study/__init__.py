@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scvi_tahoe.study._arc_check import ConfigCheck, check_config
-from scvi_tahoe.study._comparison import RunComparison, compare_runs, run_or_rebuild
+from scvi_tahoe.study._comparison import RunComparison, compare_runs
 from scvi_tahoe.study._data import read_cells
 from scvi_tahoe.study._finding import Finding
 from scvi_tahoe.study._finetune import RunResult, dry_run_text, finetune, result_text
@@ -56,6 +56,5 @@ __all__ = [
     "read_study",
     "read_training_log",
     "read_training_logs",
-    "run_or_rebuild",
     "run_study",
 ]

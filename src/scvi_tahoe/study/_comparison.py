@@ -1,24 +1,17 @@
-"""A run rebuilt from its own folder, and the two compared number by number."""
+"""Two runs compared number by number."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
 from scvi_tahoe.study._files import read_json
-from scvi_tahoe.study._finetune import RunResult, finetune
-from scvi_tahoe.study._run_folder import BEST, CONFIG, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
+from scvi_tahoe.study._run_folder import BEST, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_LOG = logging.getLogger(__name__)
 #: Columns of a log that depend on the machine, not on the run.
 _OF_THE_MACHINE = ("sets_per_second", "peak_memory_gb")
 
@@ -44,27 +37,6 @@ class RunComparison:
             return "Rebuilt: log, weights and scores are the same numbers."
         why = f" Between the runs, {'; '.join(self.reasons)}." if self.reasons else ""
         return f"Rebuilt, with other numbers: {'; '.join(self.differences)}.{why}"
-
-
-def run_or_rebuild(
-    config: str | Path,
-    folder: str | Path | None = None,
-    *,
-    progress: bool = True,
-    report: Callable[[str], None] = _LOG.info,
-) -> RunResult:
-    """Carry out a run from its file as :func:`finetune` does; from the file of a finished run, next to that run.
-
-    If no folder is given, a rebuild from ``config.yaml`` is written with ``-rebuilt`` behind the name of the run.
-    """
-    config = Path(config)
-    if folder is None and config.name == CONFIG and is_run(config.parent):
-        place = config.parent.resolve()
-        folder = place.with_name(f"{place.name}-rebuilt")
-    elif folder is None and config.name == CONFIG and (config.parent / PROVENANCE).is_file():
-        # the file of a run that was stopped: go on with that run
-        folder = config.parent
-    return finetune(config, folder, progress=progress, report=report)
 
 
 def compare_runs(first: str | Path, second: str | Path) -> RunComparison:

@@ -24,7 +24,7 @@ class RunData:
 
     train: AnnData  # everything the model may see
     held_out: AnnData | None  # observed cells to be predicted, with the controls of their contexts; None: no scores
-    split: Split  # which cells of `train` validate
+    split: Split | None  # which cells of `train` validate; None: as `TahoeST.train` chooses
     config: DataConfig  # with every label spelled out
     shares_conditions: bool  # whether held-out cells are of conditions that are also trained on
 
@@ -32,11 +32,14 @@ class RunData:
 def load_data(run: TahoeRun) -> RunData:
     """Return the cells of a run."""
     adata, held_out, split, config = _read(run.data)
-    split, shared = run.chosen_split or split or FractionSplit(), False
-    if held_out is None:
+    split, shared = run.chosen_split or split, False
+    if held_out is None and split is not None:
         adata, held_out = _take_out(adata, split, config, seed=run.seed)
         shared = held_out is not None and isinstance(split, FractionSplit)
-        split = replace(split, test=0.0 if isinstance(split, FractionSplit) else ())  # type: ignore[call-arg]
+        if run.split is not None and "validation" not in run.split and not getattr(split, "validation", None):
+            split = None  # it names only what to predict
+        else:
+            split = replace(split, test=0.0 if isinstance(split, FractionSplit) else ())  # type: ignore[call-arg]
     if config.cell_embedding_components is not None:
         _add_components(adata, held_out, config)
     keys = ScreenKeys(**config.keys)

@@ -37,6 +37,7 @@ from scvi_tahoe.study._run_folder import (
     SCORES,
     claim_folder,
     fingerprint,
+    is_run,
     provenance,
     run_card,
 )  # fmt: skip
@@ -94,7 +95,8 @@ def finetune(
     run
         The run, or its file. The ``config.yaml`` of a run's folder rebuilds that run: the same numbers on the CPU.
     folder
-        Where to write. If None, ``runs/<name>``.
+        Where to write. If None, ``runs/<name>``; for the ``config.yaml`` of a finished run, its folder with
+        ``-rebuilt`` behind the name, and for that of a stopped one its folder, where it goes on.
     progress
         Whether to show progress bars.
     truth_cache
@@ -109,8 +111,9 @@ def finetune(
     FileNotFoundError
         If a file is missing.
     """
+    known = None if isinstance(run, TahoeRun) else _folder_of(Path(run))
     run = run if isinstance(run, TahoeRun) else TahoeRun.from_yaml(run)
-    folder = Path("runs") / run.name if folder is None else Path(folder)
+    folder = Path(folder or known or Path("runs") / run.name)
     # as the run says, as it began, or as PyTorch would have it
     begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
     threads = torch.get_num_threads()
@@ -130,15 +133,29 @@ def finetune(
     return read_result(folder)
 
 
+def _folder_of(config: Path) -> Path | None:
+    """Return where the ``config.yaml`` in the folder of a run is carried out; None for any other file."""
+    place = config.parent.resolve()
+    if config.name != CONFIG:
+        return None
+    if is_run(place):
+        return place.with_name(f"{place.name}-rebuilt")
+    return config.parent if (place / PROVENANCE).is_file() else None
+
+
 def _prepare(run: TahoeRun) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]:
     """Return the run with everything spelled out, its cells, what they hash to, and its model; nothing is written."""
-    data = load_data(run)
-    found = fingerprint(data, seed=run.seed)
+    data, model = load_data(run), None
+    if (split := data.split) is None:
+        model = build_model(run, data)
+        split = training_options(run, model).split
+        data = replace(data, split=split)
+    found = fingerprint(data, split, seed=run.seed)
     here, known = found["sha256"], run.data.sha256 or found["sha256"]
     if here != known:
         raise ValueError(f"the data are not those of the run: their content hashes to {here[:12]}, data.sha256 says "
                          f"{known[:12]}. Bring back the data, or leave data.sha256 out to run on these.")  # fmt: skip
-    model = build_model(run, data)
+    model = model or build_model(run, data)
     return resolved(run, data, model, here), data, found, model
 
 
@@ -150,7 +167,7 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str) -> Tahoe
         validate_every=plan.setting["validate_every"],
         plan={k: v for k, v in plan.plan.to_kwargs().items() if k not in PLAN_ELSEWHERE},
     )  # fmt: skip
-    split = data.split.to_dict() if data.held_out is None or run.split is None else run.split
+    split = data.split.to_dict() if data.held_out is None or run.split is None else run.split  # type: ignore[union-attr]
     # labels of a named screen are not written: they come with its name
     cells = (run.data if run.data.dataset is not None else data.config).replaced(sha256=sha256)
     spelled = run.model.replaced(
@@ -300,5 +317,5 @@ def result_text(result: RunResult, *, as_json: bool = False) -> str:
         lines.append(summary[["value", "baseline", "ceiling", "scaled"]].round(4).to_string(na_rep=""))
     if vcc is not None:
         lines.append(f"{overall_title(vcc)} {vcc['overall']:.2f}")
-    best = "" if result.best_value is None else f"best validation {result.best_value:.4g} at step {result.best_step}; "
+    best = "" if result.best_step is None else f"best validation {result.best_value:.4g} at step {result.best_step}; "
     return "\n".join([*lines, f"{result.folder}: {best}{result.seconds['total']:.0f} s"])

@@ -223,7 +223,8 @@ class TahoeRun:
         Its parts.
     split
         Which cells validate and which are predicted, as :meth:`Split.to_dict` writes it. If None, that of the data set,
-        or a tenth of the cells of every condition for validation.
+        or the validation cells that :meth:`~scvi_tahoe.TahoeST.train` chooses by default; so also if it names only
+        ``test``.
     seed
         Seed of everything that is drawn.
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvi_tahoe import TahoeST
+    from scvi_tahoe.data import Split
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import DataConfig
 
@@ -44,7 +45,8 @@ _PACKAGES = (
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder is that of a trained run."""
-    return (folder / CONFIG).is_file() and (folder / MODEL).is_dir() and (folder / BEST).is_file()
+    trained = (folder / BEST).is_file() or (folder / LAST).is_file()  # without validation nothing is best
+    return (folder / CONFIG).is_file() and (folder / MODEL).is_dir() and trained
 
 
 def claim_folder(folder: Path, run: TahoeRun) -> None:
@@ -87,10 +89,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
+def fingerprint(data: RunData, split: Split, *, seed: int) -> dict[str, Any]:
     """Return counts and SHA-256 of genes, labels, expression and the split drawn with ``seed``."""
     index = read_screen(data.train, ScreenKeys(**data.config.keys)).index
-    assigned = data.split.assign(index, seed=seed)
+    assigned = split.assign(index, seed=seed)
     parts = {part: assigned.rows(part) for part in ("train", "validation")}
     sides = {"train": _side(data.train, data.config)}
     if data.held_out is not None:
@@ -103,7 +105,7 @@ def fingerprint(data: RunData, *, seed: int) -> dict[str, Any]:
         "n_perturbations": len(index.perturbations),
         "n_control_cells": int(index.is_control.sum()),
         "split": {
-            "rule": data.split.to_dict(),
+            "rule": split.to_dict(),
             "cells": {part: len(rows) for part, rows in parts.items()},
             "conditions": {part: len(np.unique(index.condition_of_cell[rows])) for part, rows in parts.items()},
             "sha256": _hash(assigned.train.tobytes(), assigned.validation.tobytes()),

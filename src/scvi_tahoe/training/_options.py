@@ -30,7 +30,7 @@ _VALIDATION = "validation_"  # what names of metrics of the validation begin wit
 
 #: what train() decides itself, and where the user says it instead
 _OURS = {
-    "max_epochs": "max_steps",
+    **dict.fromkeys(("max_epochs", "n_epochs", "num_epochs", "epochs", "n_steps", "steps"), "max_steps"),
     "gradient_clip_val": "plan_kwargs={'gradient_clip': ...}",
     "gradient_clip_algorithm": "plan_kwargs={'gradient_clip': ...}",
     "val_check_interval": "validate_every",

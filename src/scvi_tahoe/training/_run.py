@@ -181,7 +181,8 @@ class TrainingRun:
                 if value is not None:
                     raise ValueError(f"{name}={value} needs validation cells, and {split.split} leaves none.")
             warnings.warn(
-                f"no cell validates with {split.split}: the model will keep the last weights, not the best.",
+                f"no cell validates with {split.split}: the model will keep the last weights, not the best. "
+                "Name some in validation=..., or leave split out.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
