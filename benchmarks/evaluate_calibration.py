@@ -33,7 +33,7 @@ CHECKS = [
 def checks_of(prediction, reference, **kwargs):
     """Value of every check."""
     options = {"preset": "vcc2025", "baseline": None, "representation_check": "off", **kwargs}
-    return evaluate(prediction, reference, **options).checks["value"].reindex(CHECKS)
+    return evaluate(prediction, reference, baselines=False, **options).checks["value"].reindex(CHECKS)
 
 
 def halves(adata, key, control, context_key, seed):

@@ -63,7 +63,7 @@ def quick():
     """First and later evaluations without differential expression."""
     truth, prediction = screen(1), screen(2)
     reference = reference_of(truth)
-    times = seconds(lambda: evaluate(prediction, reference, preset="quick", baseline=None), 6)
+    times = seconds(lambda: evaluate(prediction, reference, preset="quick", baselines=False, baseline=None), 6)
     wall, cpu = np.median(times[1:], axis=0)
     print(f"quick: first {times[0, 0]:.2f} s (CPU {times[0, 1]:.2f}), later median of 5 {wall:.2f} s (CPU {cpu:.2f})")
 
@@ -85,9 +85,11 @@ def vcc2025(repeats="3"):
     truth, prediction = screen(1), screen(2)
     reference = reference_of(truth)
     small = screen(3, n_genes=200)
-    evaluate(small, reference_of(small), preset="vcc2025", baseline=None)  # compiles
-    evaluate(prediction, reference, preset="vcc2025", baseline=None)
-    ours = seconds(lambda: evaluate(screen_again(prediction), reference, preset="vcc2025", baseline=None), repeats)
+    evaluate(small, reference_of(small), preset="vcc2025", baselines=False, baseline=None)  # compiles
+    evaluate(prediction, reference, preset="vcc2025", baselines=False, baseline=None)
+    ours = seconds(
+        lambda: evaluate(screen_again(prediction), reference, preset="vcc2025", baselines=False, baseline=None), repeats
+    )
     theirs = seconds(lambda: direct(prediction.copy(), truth.copy()), repeats)
     mine, direct_call = np.median(ours, axis=0), np.median(theirs, axis=0)
     share = mine / direct_call
@@ -104,15 +106,17 @@ def screen_again(prediction):
 def memory(who):
     """Peak of resident memory above the process with both matrices loaded, in units of one matrix."""
     small = screen(3, n_genes=200)
-    evaluate(small, reference_of(small), preset="vcc2025", baseline=None)  # libraries and compiled code are no matrices
+    evaluate(
+        small, reference_of(small), preset="vcc2025", baselines=False, baseline=None
+    )  # libraries and compiled code are no matrices
     truth, prediction = screen(1), screen(2)
     one = truth.X.nbytes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if who == "ours":
-        evaluate(prediction, reference_of(truth), preset="vcc2025", baseline=None)
+        evaluate(prediction, reference_of(truth), preset="vcc2025", baselines=False, baseline=None)
     elif who == "all":
         reference = EvaluationReference.from_adata(truth, perturbation_key="target", control="control")
-        evaluate(prediction, reference, preset="vcc2025", baseline="control")
+        evaluate(prediction, reference, preset="vcc2025", baselines=False, baseline="control")
     else:
         direct(prediction, truth)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

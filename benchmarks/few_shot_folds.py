@@ -76,7 +76,8 @@ def run(
         **{"max_steps": max_steps, **variant.get("train", {})},
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    result = model.evaluate(reference, preset=preset, seed=seed, progress=False, representation_check="warn")
+    result = model.evaluate(reference, preset=preset, seed=seed, progress=False, baselines=False,
+                            representation_check="warn")  # fmt: skip
     summary = result.summary
     return {m: summary.loc[m, "value"] for m in METRICS if m in summary.index} | {
         "seconds": seconds, "best_step": model.training_config_["best_step"],

@@ -109,6 +109,18 @@ def test_evaluate_tells_what_is_wrong_before_the_scores(run, refusal, folder):
     assert json.loads(printed.stdout)["mae"]["value"] > 0
 
 
+def test_evaluate_scales_from_the_baseline_that_is_named(run, refusal, predict, folder):
+    run(*predict("named.h5ad"))
+    command = ("evaluate", folder / "named.h5ad", folder / "screen.h5ad", *LABELS, "--preset", "quick")
+    shown = run(*command).output
+    assert "baseline 'control'" in shown
+    assert "Verdict on" in shown
+    shown = run(*command, "--baseline", "none", "--no-baselines").output
+    assert "baseline None" in shown
+    assert "no baseline was scored" in shown
+    assert "computed from training data" in refusal(*command, "--baseline", "deviation")
+
+
 def test_evaluate_refuses_an_unknown_preset(refusal, folder):
     command = ("evaluate", folder / "screen.h5ad", folder / "screen.h5ad", *LABELS)
     assert "vcc2024" in refusal(*command, "--preset", "vcc2024")

@@ -37,12 +37,12 @@ def predicted(task, keys):
 
 @pytest.fixture(scope="session")
 def result(predicted, reference):
-    return evaluate(predicted, reference, preset="minimal")
+    return evaluate(predicted, reference, preset="minimal", baselines=False)
 
 
 @pytest.fixture(scope="session")
 def full(predicted, reference):
-    return evaluate(predicted, reference, preset="full")
+    return evaluate(predicted, reference, preset="full", baselines=False)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def scored():
     def scored(prediction, reference, **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EvaluationWarning)
-            return evaluate(prediction, reference, **{"preset": "quick", **options})
+            return evaluate(prediction, reference, **{"preset": "quick", "baselines": False, **options})
 
     return scored
 

@@ -39,7 +39,7 @@ def content(adata):
 def test_inputs_are_byte_identical_afterwards_and_nothing_is_written(task, keys, predicted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = [content(adata) for adata in (predicted, task.held_out, task.train)]
-    evaluate(predicted, task.held_out, train=task.train, preset="minimal", **keys)
+    evaluate(predicted, task.held_out, train=task.train, preset="minimal", baselines=False, **keys)
     assert [content(adata) for adata in (predicted, task.held_out, task.train)] == before
     assert not list(tmp_path.iterdir())
 
@@ -48,8 +48,8 @@ def test_two_evaluations_with_different_controls_do_not_mix(task, predicted, res
     key = task.perturbation_key
     other = task.held_out[task.held_out.obs[key] != task.control].copy()
     against = predicted[predicted.obs[key] != "CMTM6"].copy()
-    evaluate(against, other, perturbation_key=key, control="CMTM6", baseline=None)
-    again = evaluate(predicted, reference, preset="minimal")
+    evaluate(against, other, perturbation_key=key, control="CMTM6", baseline=None, baselines=False)
+    again = evaluate(predicted, reference, preset="minimal", baselines=False)
     pd.testing.assert_frame_equal(again.per_perturbation, result.per_perturbation)
 
 
@@ -60,12 +60,12 @@ def test_threads_are_as_before_and_no_more_than_numba_has(predicted, reference, 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        evaluate(predicted, reference)
+        evaluate(predicted, reference, baselines=False)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
     numba.set_num_threads(1)
-    evaluate(predicted, reference)
+    evaluate(predicted, reference, baselines=False)
     assert numba.get_num_threads() == 1
     monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 1)
     assert usable_threads(None) == usable_threads(8) == 1
@@ -83,11 +83,11 @@ def test_sparse_data_and_files_score_like_dense_data_in_memory(predicted, refere
 
 def test_contexts_are_scored_one_by_one_and_averaged(two_contexts, task, keys):
     prediction, truth = two_contexts
-    both = evaluate(prediction, truth, baseline="control", **keys)
+    both = evaluate(prediction, truth, baseline="control", baselines=False, n_draws=1, **keys)
     alone = {}
     for context in ("rep_2", "rep_3"):
         here = [adata[adata.obs[task.context_key] == context].copy() for adata in two_contexts]
-        alone[context] = result = evaluate(*here, baseline="control", **keys)
+        alone[context] = result = evaluate(*here, baseline="control", baselines=False, n_draws=1, **keys)
         pd.testing.assert_frame_equal(both.per_perturbation.loc[[context]], result.per_perturbation, check_exact=True)
         assert both.vcc["by_context"][context] == result.vcc["overall"]
     mean = np.mean([result.summary["value"] for result in alone.values()], axis=0)
@@ -206,10 +206,11 @@ def counting(monkeypatch):
 def test_a_second_model_costs_one_test_of_its_own_cells(predicted, cached, monkeypatch):
     calls = counting(monkeypatch)
     reference = cached()
-    first = evaluate(predicted, reference)
+    options = {"baselines": False, "n_draws": 1}
+    first = evaluate(predicted, reference, **options)
     assert len(calls) == 5  # observed, predicted, baseline, two halves
     for n_calls, again in ((6, reference), (7, cached())):
-        other = evaluate(predicted, again)
+        other = evaluate(predicted, again, **options)
         assert len(calls) == n_calls
         pd.testing.assert_frame_equal(other.summary, first.summary)
         pd.testing.assert_frame_equal(other.per_perturbation, first.per_perturbation)
@@ -218,7 +219,7 @@ def test_a_second_model_costs_one_test_of_its_own_cells(predicted, cached, monke
 def test_progress_is_shown_with_the_time_left_if_asked_for(predicted, task, keys, capfd):
     for progress in (False, True):
         reference = EvaluationReference.from_adata(task.held_out, ceiling=False, progress=progress, **keys)
-        evaluate(predicted, reference, preset="vcc2025", baseline=None)
+        evaluate(predicted, reference, preset="vcc2025", baseline=None, baselines=False)
         shown = capfd.readouterr().err
         assert ("Differential expression: 100%" in shown) is progress  # of the prediction
         assert ("differential expression (against reference): 100%" in shown) is progress  # of the truth, by pdex
@@ -226,8 +227,16 @@ def test_progress_is_shown_with_the_time_left_if_asked_for(predicted, task, keys
         assert "Iterating over perturbations" not in shown  # cell-eval's own
 
 
+def test_progress_can_be_chosen_for_one_evaluation(predicted, task, keys, capfd):
+    reference = EvaluationReference.from_adata(task.held_out, ceiling=False, progress=True, **keys)
+    evaluate(predicted, reference, baseline=None, progress=False)
+    assert not capfd.readouterr().err
+    assert reference.progress
+    evaluate(predicted, task.held_out, baseline=None, progress=False, preset="quick", **keys)
+
+
 def test_damaged_swapped_and_stale_tables_are_computed_again(predicted, cached, tmp_path, monkeypatch):
-    first = evaluate(predicted, cached())
+    first = evaluate(predicted, cached(), baselines=False, n_draws=1)
     tables = sorted((tmp_path / "cache").glob("*.parquet"))
     assert len(tables) == 3
     tables[0].write_bytes(tables[0].read_bytes()[:-7])  # cut
@@ -235,20 +244,20 @@ def test_damaged_swapped_and_stale_tables_are_computed_again(predicted, cached, 
     content[len(content) // 2] ^= 1  # one bit
     tables[1].write_bytes(bytes(content))
     tables[2].with_suffix(".json").write_text("no JSON")
-    again = evaluate(predicted, cached())
+    again = evaluate(predicted, cached(), baselines=False, n_draws=1)
     pd.testing.assert_frame_equal(again.summary, first.summary)
     # under each other's names
     paths = sorted((tmp_path / "cache").iterdir())
     content = [path.read_bytes() for path in paths]
     for path, other in zip(paths, [*content[2:], *content[:2]]):
         path.write_bytes(other)
-    again = evaluate(predicted, cached())
+    again = evaluate(predicted, cached(), baselines=False, n_draws=1)
     pd.testing.assert_frame_equal(again.summary, first.summary)
     # another release: none of the tables is used
     for module in (context_truth, reference_file):
         monkeypatch.setattr(module, "installed_versions", lambda: {"cell-eval": "0.0.0"})
     calls = counting(monkeypatch)
-    evaluate(predicted, cached())
+    evaluate(predicted, cached(), baselines=False, n_draws=1)
     assert len(calls) == 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from mudata import MuData
 
@@ -34,9 +35,32 @@ def test_every_observed_condition_is_predicted_with_as_many_cells(model, held_ou
     assert scores["n_cells"].to_dict() == scores["n_cells_predicted"].to_dict() == sizes.to_dict()
 
 
-def test_held_out_conditions_of_the_training_data_are_refused(model, held_out):
+def test_held_out_conditions_of_the_training_data_are_refused_before_anything_is_predicted(
+    model, held_out, monkeypatch
+):
+    monkeypatch.setattr(TahoeST, "predict", lambda *args, **kwargs: pytest.fail("predicted before it was checked"))
     with pytest.raises(ValueError, match="leakage"):
         model.evaluate(held_out, preset="quick", baseline=None, progress=False)
+    with pytest.raises(ValueError, match="no baseline 'train_means'"):
+        model.evaluate(held_out, preset="quick", baseline="train_means", progress=False, allow_train=True)
+
+
+def test_control_cells_on_another_scale_are_refused_before_anything_is_predicted(model, held_out, monkeypatch):
+    monkeypatch.setattr(TahoeST, "predict", lambda *args, **kwargs: pytest.fail("predicted before it was checked"))
+    controls = (held_out.obs["perturbation"] == "control").to_numpy()
+    expression = held_out.X.toarray() if hasattr(held_out.X, "toarray") else held_out.X.copy()
+    expression[controls] = np.log1p(10 * np.expm1(expression[controls]))
+    held_out.X = expression
+    with pytest.raises(RepresentationError, match="control cells of the reference"):
+        model.evaluate(held_out, preset="quick", baseline=None, progress=False, train=None)
+
+
+def test_ridge_and_nearest_are_computed_from_the_tables_of_the_model(model, held_out):
+    result = model.evaluate(held_out, preset="quick", progress=False, allow_train=True)
+    names = set(result.baselines.index)
+    tables = model._embedding_tables() or {}
+    assert {"control", "train_mean"} <= names
+    assert {f"{kind}:{table}" for kind in ("ridge", "nearest") for table in tables} <= names
 
 
 def test_a_ready_reference_is_compared_with_what_the_model_has_seen(make_model, train, screen, held_out):

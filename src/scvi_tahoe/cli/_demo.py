@@ -24,7 +24,7 @@ def demo(
     """Train on a real screen, predict held-out perturbations and score them next to simple predictors.
 
     Takes under three minutes on two CPU cores; started again, it continues where it was stopped. Leaves a folder with
-    the model, the prediction, the scores and two figures, and prints the scores.
+    the model, the prediction, the scores and two figures, and prints the scores and what they show.
 
     \b
     scvi-tahoe demo
@@ -37,7 +37,9 @@ def demo(
     with one_line_errors(f"Stopped. What was finished is in {folder}; go on from there with: {again}"):
         result = run_demo(folder, max_steps=max_steps, seed=seed, overwrite=overwrite, report=typer.echo)
     names = ", ".join(name for name in FILES if (result.folder / name).exists())
-    typer.echo(f"\n{score_table(result.scores)}\n\n{result.folder} ({result.seconds:.0f} s): {names}")
+    typer.echo(
+        f"\n{score_table(result.scores)}\n\n{result.verdict}\n\n{result.folder} ({result.seconds:.0f} s): {names}"
+    )
 
 
 def _program() -> str:

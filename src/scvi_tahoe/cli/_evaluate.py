@@ -20,16 +20,31 @@ class Policy(StrEnum):
     OFF = "off"
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     prediction: Annotated[Path, typer.Argument(help="h5ad of predicted cells.")],
     reference: Annotated[Path, typer.Argument(help="h5ad of observed cells, controls included.")],
     perturbation_key: Annotated[str, typer.Option(help="Column of obs with the perturbations.")],
     control: Annotated[str, typer.Option(help="Label of control cells.")],
     context_key: Annotated[str | None, typer.Option(help="Column of obs with the contexts.")] = None,
     train: Annotated[
-        Path | None, typer.Option(help="h5ad of the training; its mean change is the baseline (without it: no change).")
+        Path | None, typer.Option(help="h5ad of the training, which most baselines are computed from.")
     ] = None,
     preset: Annotated[str, typer.Option(help="Which scores to compute.")] = "vcc2025",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Baseline that scores are scaled from: train_mean (the default with --train), control (without it), "
+            "context_transfer, deviation, cells_quantile, ..., or 'none'.",
+            show_default=False,
+        ),
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Print every baseline that applies and the verdict; each costs as much as a score.")
+    ] = True,
+    match_cells: Annotated[
+        bool, typer.Option(help="Score as many cells of each condition as were observed, with exact means.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     representation_check: Annotated[
         Policy, typer.Option(help="What to do about a prediction on another scale than the reference.")
     ] = Policy.ERROR,
@@ -41,6 +56,8 @@ def evaluate(
     \b
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad --json
+    scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad \\
+        --baseline deviation
     """
     with one_line_errors(), warnings.catch_warnings():
         from scvi_tahoe.evaluate import EvaluationWarning
@@ -49,10 +66,13 @@ def evaluate(
 
         # shown with the scores, without the line of code that comes with a warning
         warnings.simplefilter("ignore", EvaluationWarning)
+        if baseline is None:
+            baseline = "train_mean" if train else "control"
         result = score(
             read_cells(prediction), read_cells(reference), perturbation_key=perturbation_key, control=control,
             context_key=context_key, train=read_cells(train) if train else None, preset=preset,
-            baseline="train_mean" if train else "control", representation_check=representation_check.value,
+            baseline=None if baseline == "none" else baseline, representation_check=representation_check.value,
+            baselines=baselines, match_cells=match_cells, seed=seed,
         )  # fmt: skip
         if output:
             result.save(output)

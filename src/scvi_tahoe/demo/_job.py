@@ -33,12 +33,14 @@ _SETTINGS = "settings.json"
 class DemoResult:
     """What :func:`run_demo` leaves in a folder, after so many seconds.
 
-    ``scores`` has one row per predictor and one column per score; means over the held-out targets.
+    ``scores`` has one row per predictor and one column per score; means over the held-out targets. ``verdict`` says in
+    words what they show.
     """
 
     folder: Path
     scores: pd.DataFrame
     seconds: float
+    verdict: str = ""
 
 
 def run_demo(
@@ -79,6 +81,7 @@ def run_demo(
     import pandas as pd
 
     from scvi_tahoe.datasets import papalexi_few_shot
+    from scvi_tahoe.evaluate import EvaluationResult
 
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; it must be 1 or more.")
@@ -90,7 +93,8 @@ def run_demo(
     else:
         _Job(folder, papalexi_few_shot(), max_steps, seed, report).run()
     scores = pd.read_csv(folder / "scores.csv", index_col=0)
-    return DemoResult(folder=folder, scores=scores, seconds=time.perf_counter() - start)
+    verdict = str(EvaluationResult.load(folder / "evaluation").verdict)
+    return DemoResult(folder=folder, scores=scores, seconds=time.perf_counter() - start, verdict=verdict)
 
 
 def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) -> None:

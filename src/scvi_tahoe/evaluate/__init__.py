@@ -14,7 +14,7 @@ from scvi_tahoe.evaluate._arithmetic import RidgeFit, SeenChanges, nearest_mean
 from scvi_tahoe.evaluate._baseline_transfer import quantile_map
 from scvi_tahoe.evaluate._baselines import BASELINES, baseline_prediction, register_baseline, shifted_controls
 from scvi_tahoe.evaluate._checks import Check, EvaluationWarning, RepresentationError, checks_table, raise_or_warn
-from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate
+from scvi_tahoe.evaluate._evaluate import baseline_results, evaluate, verify_reference
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
 from scvi_tahoe.evaluate._input_checks import PREDICTION_RECORD, check_conditions
 from scvi_tahoe.evaluate._metric_effects import (
@@ -33,6 +33,7 @@ from scvi_tahoe.evaluate._presets import PRESETS, Preset, Vcc2025Terms, overall_
 from scvi_tahoe.evaluate._reference import EvaluationReference
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results, strata
 from scvi_tahoe.evaluate._submission import Rules2026, submission
+from scvi_tahoe.evaluate._verdict import Verdict, paired_differences
 
 __all__ = [
     "BASELINES",
@@ -50,6 +51,7 @@ __all__ = [
     "RepresentationError",
     "Rules2026",
     "Vcc2025Terms",
+    "Verdict",
     "baseline_prediction",
     "baseline_results",
     "centroid_accuracy",
@@ -64,6 +66,7 @@ __all__ = [
     "group_statistics",
     "mean_cosine",
     "metric_info",
+    "paired_differences",
     "pds_cosine",
     "pearson",
     "quantile_map",
@@ -74,6 +77,7 @@ __all__ = [
     "strata",
     "submission",
     "vcc2025_overall",
+    "verify_reference",
     "wmse",
 ]
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate._baselines import verify_baseline
-from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
-from scvi_tahoe.evaluate._checks import check_if, checks_table, most_severe, raise_or_warn
+from scvi_tahoe.evaluate._checks import checks_table, most_severe, raise_or_warn
 from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
+from scvi_tahoe.evaluate._exact_means import with_n_cells
+from scvi_tahoe.evaluate._group_statistics import group_statistics
 from scvi_tahoe.evaluate._input_checks import (
+    check_counts,
     check_space,
     clipped,
     count_checks,
@@ -21,14 +25,15 @@ from scvi_tahoe.evaluate._input_checks import (
     profiles_of_contexts,
     value_checks,
 )
+from scvi_tahoe.evaluate._matching import matched
 from scvi_tahoe.evaluate._prediction_checks import check_de_counts, check_statistics
-from scvi_tahoe.evaluate._presets import ScoringSettings
+from scvi_tahoe.evaluate._presets import PRESETS, ScoringSettings
 from scvi_tahoe.evaluate._reference import EvaluationReference, score_context
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult
-from scvi_tahoe.evaluate._summary import summarize
+from scvi_tahoe.evaluate._summary import mean_over_draws, summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import polars as pl
     from anndata import AnnData
@@ -36,11 +41,13 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.evaluate._cells import CellTable
     from scvi_tahoe.evaluate._checks import Check
+    from scvi_tahoe.evaluate._group_statistics import GroupStatistics
     from scvi_tahoe.evaluate._input_checks import CellProfile
+    from scvi_tahoe.evaluate._presets import Preset
     from scvi_tahoe.evaluate._reference import ContextScores
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     prediction: AnnData,
     reference: AnnData | EvaluationReference,
     *,
@@ -53,7 +60,11 @@ def evaluate(
     control_cells: Literal["real", "predicted"] = "real",
     representation_check: Literal["error", "warn", "off"] = "error",
     allow_train: bool = False,
+    baselines: bool = True,
+    match_cells: bool = True,
+    n_draws: int = 3,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> EvaluationResult:
     """Score predicted cells against observed ones; neither object is changed and no file is written.
 
@@ -84,7 +95,8 @@ def evaluate(
           distance of cells in 50 principal components
     baseline
         What the scores are scaled from: a name of :data:`BASELINES`, the AnnData of any other prediction, its result,
-        or ``None``. The challenge's overall score is defined for ``"train_mean"`` (default).
+        or None. The default is the mean of the training changes with exact means, ``"train_mean"``; the overall score
+        relative to the baseline that the challenge prescribes is in ``vcc["challenge"]``.
     control_cells
         Cells that predicted effects are measured against: the ``"real"`` controls of the reference (default), or those
         ``"predicted"`` by the model, as in the challenge of 2025, where editing them moves the score.
@@ -93,12 +105,25 @@ def evaluate(
         (default), ``"warn"``, or nothing (``"off"``).
     allow_train
         Accept held-out conditions that are in the training data.
+    baselines
+        Compare the prediction with every baseline that applies: controls, mean, own change elsewhere, deviation,
+        quantiles, and ridge and nearest of each embedding table. Each costs as much as scoring the prediction, once
+        for a reference; with differential expression that is `n_draws` tests of as many cells as were observed.
+    match_cells
+        Score as many cells of each condition as were observed. The predicted cells are drawn without replacement (or
+        repeated, if they are fewer) and each gene is scaled to the mean of all of them, so that DES and other scores
+        of cells do not depend on how many were predicted. Counts (`"vcc2026"`) are scored as they are.
+    n_draws
+        Number of choices of cells whose scores are averaged, for a prediction with another number of cells than
+        observed and for baselines. ``summary["sd_draws"]`` has their standard deviation.
     seed
-        Random seed for the baseline's cells and the split halves.
+        Random seed for the choice of cells, the split halves and the bootstrap.
+    progress
+        Whether to show progress bars. If None, as the reference does.
 
     Returns
     -------
-    Scores, the baselines they are scaled from, and what checks found.
+    Scores, the baselines they are compared with, a verdict, and what checks found.
 
     Raises
     ------
@@ -113,46 +138,109 @@ def evaluate(
     >>> result = evaluate(predicted, held_out, perturbation_key="target", control="non-targeting", train=train)
     >>> result.summary
     >>> result.vcc["overall"]
+    >>> print(result.verdict)
     """
-    settings = ScoringSettings(preset=preset, control_cells=control_cells)
-    record = settings.record
+    settings = ScoringSettings(preset=preset, control_cells=control_cells, match_cells=match_cells, n_draws=n_draws)
     if representation_check not in ("error", "warn", "off"):
         raise ValueError(f'representation_check must be "error", "warn" or "off", got {representation_check!r}.')
     reference = _as_reference(reference, perturbation_key, control, context_key, train)
+    with _showing(reference, progress):
+        return _evaluated(
+            prediction,
+            reference,
+            settings,
+            baseline=baseline,
+            policy=representation_check,
+            allow_train=allow_train,
+            baselines=baselines,
+            seed=seed,
+        )
+
+
+def verify_reference(
+    reference: EvaluationReference,
+    *,
+    preset: str = "vcc2025",
+    allow_train: bool = False,
+    representation_check: Literal["error", "warn", "off"] = "error",
+    baseline: str | AnnData | EvaluationResult | None = None,
+) -> None:
+    """Check what does not depend on a prediction, before one is made.
+
+    Arguments and errors are those of :func:`evaluate`: held-out conditions among the training data, values and scale
+    of both, and a baseline that lacks what it is computed from.
+    """
+    reference.verify_unchanged()
+    if isinstance(baseline, str):
+        verify_baseline(baseline, reference.train, reference.embeddings)
+    checks = [] if allow_train else list(reference.leakage_checks)
+    if PRESETS.find(preset).from_counts:
+        checks += [check_counts(reference.cells, role="reference"), *reference.train_count_checks]
+    else:
+        checks += [reference.range_check, *reference.train_checks, *reference.control_checks]
+    # warnings come with the evaluation
+    raise_or_warn([check for check in checks if check.status == "error"], representation_check)
+
+
+def _evaluated(
+    prediction: AnnData,
+    reference: EvaluationReference,
+    settings: ScoringSettings,
+    *,
+    baseline: str | AnnData | EvaluationResult | None,
+    policy: Literal["error", "warn", "off"],
+    allow_train: bool,
+    baselines: bool,
+    seed: int,
+    own: str | None = None,
+) -> EvaluationResult:
+    """Score a prediction; ``own`` is the name of the baseline that it is, if it is one."""
+    record = settings.record
     reference.verify_unchanged()
     if isinstance(baseline, str):  # before anything else is computed
         verify_baseline(baseline, reference.train, reference.embeddings)
     context_checks = reference.context_checks
-    predicted, reference, checks = matched(prediction, reference, own_controls=control_cells == "predicted")
+    own_controls = settings.control_cells == "predicted"
+    predicted, reference, checks = matched(prediction, reference, own_controls=own_controls)
     checks += [*context_checks, check_space(prediction, counts=record.from_counts)]
     checks += [] if allow_train else reference.leakage_checks
     as_given = (predicted, reference)
     if record.from_counts:
         checks += [*count_checks(predicted, reference.cells), *reference.train_count_checks]
-        raise_or_warn(checks, representation_check)
+        raise_or_warn(checks, policy)
         predicted, reference = log1p_expression(predicted, total=reference.total), reference.log1p
+        settings = replace(settings, match_cells=False)
     profiles = profiles_of_contexts(predicted, without=reference.control)
     if not record.from_counts:
         checks += [
             *value_checks(predicted, profiles, reference.profiles, reference.range_check),
             *reference.train_checks,
+            *reference.control_checks,
         ]
-        raise_or_warn(checks, representation_check)
+        raise_or_warn(checks, policy)
     if any(check.name == "values of the prediction" and check.status != "ok" for check in checks):
         predicted = clipped(predicted)
 
-    scores = {c: score_context(truth, predicted.of_context(c), settings) for c, truth in reference.contexts.items()}
-    found = _statistics_checks(scores, reference, settings)
-    raise_or_warn(found, representation_check)
-    per_perturbation = pd.concat({c: s.per_perturbation for c, s in scores.items()}, names=["context", "perturbation"])
+    given = _given_statistics(predicted, reference, settings)
+    if own is None:
+        tables = _choices_of_cells(predicted, reference, settings, seed=seed)
+    else:
+        tables = reference.choices_of_baseline(own, settings, seed=seed)
+    draws, scores = _score_draws(tables, reference, settings)
+    per_perturbation = mean_over_draws(draws)
+    per_perturbation["n_cells_predicted"] = np.concatenate([given[c].n_cells for c in reference.contexts])
+    de_predicted = {c: s.de_predicted for c, s in scores.items() if s.de_predicted is not None}
+    found = _statistics_checks(given, per_perturbation, reference, settings)
+    raise_or_warn(found, policy)
     baseline_scores = _baseline_scores(baseline, reference, settings, seed=seed)
+    all_baselines = _all_baselines(reference, settings, seed=seed) if baselines else None
     halves = reference.ceiling_scores(settings, seed=seed) if reference.ceiling else None
     observed_de = {c: truth.differential_expression for c, truth in reference.contexts.items() if record.needs_de}
     kind = "a result" if isinstance(baseline, EvaluationResult) else "a prediction"
     result = EvaluationResult(
-        summary=summarize(per_perturbation, baseline=baseline_scores, halves=halves, seed=seed),
+        summary=summarize(per_perturbation, baseline=baseline_scores, halves=halves, draws=draws, seed=seed),
         per_perturbation=per_perturbation,
-        vcc=record.aggregate(per_perturbation, baseline_scores),
+        vcc=_overall(record, draws, per_perturbation, baseline_scores, all_baselines),
         checks=checks_table([*checks, *found]),
         provenance={
             **asdict(settings),
@@ -164,19 +252,108 @@ def evaluate(
             "train": reference.train_fingerprint,
             "versions": installed_versions(),
         },
-        effects=_effects(scores, reference),
+        effects=_effects(given, reference),
         cells=_cells(observed=reference.profiles, predicted=profiles),
         baseline_per_perturbation=baseline_scores,
+        baselines_per_perturbation=all_baselines,
         halves_per_perturbation=halves,
         de_observed=_tests(observed_de),
-        de_predicted=_tests({c: s.de_predicted for c, s in scores.items() if s.de_predicted is not None}),
+        de_predicted=_tests(de_predicted),
     )
     return result if record.extend is None else record.extend(result, *as_given)
 
 
+@contextmanager
+def _showing(reference: EvaluationReference, progress: bool | None) -> Iterator[None]:
+    """Show progress bars, or none, while a reference is used."""
+    if progress is None or progress == reference.progress:
+        yield
+        return
+    sides: list[Any] = [reference, *reference.contexts.values()]
+    try:
+        for side in sides:
+            side.progress = progress
+        yield
+    finally:
+        for side in sides:
+            side.progress = not progress
+
+
+def _given_statistics(
+    predicted: CellTable, reference: EvaluationReference, settings: ScoringSettings
+) -> dict[str, GroupStatistics]:
+    """Statistics of all predicted cells of each context."""
+    real = settings.control_cells == "real"
+    return {
+        c: group_statistics(
+            predicted.of_context(c), c, truth.perturbations, control=truth.control,
+            controls_of=truth.statistics if real else None,
+        )
+        for c, truth in reference.contexts.items()
+    }  # fmt: skip
+
+
+def _choices_of_cells(
+    predicted: CellTable, reference: EvaluationReference, settings: ScoringSettings, *, seed: int
+) -> Iterator[CellTable]:
+    """As many predicted cells of each condition as were observed, chosen again and again unless there is no choice."""
+    n_cells = {(c, p): len(reference.cells.rows[c, p]) for c, ps in reference.conditions.items() for p in ps}
+    if not settings.match_cells or all(len(predicted.rows[key]) == n for key, n in n_cells.items()):
+        yield predicted
+        return
+    for offset in settings.seeds_of_draws:
+        yield with_n_cells(predicted, n_cells, seed=seed + offset)
+
+
+def _score_draws(
+    tables: Iterator[CellTable], reference: EvaluationReference, settings: ScoringSettings
+) -> tuple[list[pd.DataFrame], dict[str, ContextScores]]:
+    """Scores of each table of predicted cells, and all that is known of the first one."""
+    draws: list[pd.DataFrame] = []
+    first: dict[str, ContextScores] = {}
+    for cells in tables:
+        scores = {c: score_context(truth, cells.of_context(c), settings) for c, truth in reference.contexts.items()}
+        first = first or scores
+        parts = {c: s.per_perturbation for c, s in scores.items()}
+        draws.append(pd.concat(parts, names=["context", "perturbation"]))
+        del cells  # before the next ones are made
+    return draws, first
+
+
+def _overall(
+    preset: Preset,
+    draws: Sequence[pd.DataFrame],
+    scores: pd.DataFrame,
+    baseline: pd.DataFrame | None,
+    baselines: pd.DataFrame | None,
+) -> dict[str, Any] | None:
+    """Overall score of the preset, its standard deviation over choices of cells, and from the challenge's baseline."""
+    overall = preset.aggregate(scores, baseline)
+    if overall is None:
+        return None
+    if len(draws) > 1:
+        found = [preset.aggregate(draw, baseline) or {} for draw in draws]
+        overall["sd_draws"] = float(np.std([one.get("overall", np.nan) for one in found], ddof=1))
+    own = preset.challenge_baseline
+    if baselines is not None and own is not None and own in baselines.index.get_level_values("baseline"):
+        prescribed = preset.aggregate(scores, pd.DataFrame(baselines.xs(own))) or {}
+        overall["challenge"] = {"baseline": own, "overall": prescribed.get("overall", np.nan)}
+    return overall
+
+
+def _all_baselines(reference: EvaluationReference, settings: ScoringSettings, *, seed: int) -> pd.DataFrame | None:
+    """Scores of every baseline that applies; index baseline, context, perturbation."""
+    names = reference.applicable_baselines
+    if settings.record.challenge_baseline is not None and reference.train is not None:
+        names.append(settings.record.challenge_baseline)
+    shown = tqdm(names, "Baselines", disable=not reference.progress)
+    tables = {name: reference.baseline_scores(name, settings, seed=seed) for name in shown}
+    return pd.concat(tables, names=["baseline", "context", "perturbation"])
+
+
 def baseline_results(
     reference: EvaluationReference,
-    names: Sequence[str] = ("control", "train_mean", "context_transfer", "cells_shifted", "cells_quantile"),
+    names: Sequence[str] = ("control", "train_mean", "context_transfer", "deviation", "cells_quantile"),
     *,
     preset: str = "vcc2025",
     seed: int = 0,
@@ -185,89 +362,33 @@ def baseline_results(
 
     The reference needs training data; ``preset`` and ``seed`` are those of :func:`~scvi_tahoe.evaluate.evaluate`.
     """
+    settings = ScoringSettings(preset=preset)
     perturbation_key, context_key = reference.perturbation_key, reference.context_key
     results = {}
     for name in names:
         cells = reference.baseline_cells(name, seed=seed)
         prediction = cells.to_adata(perturbation_key=perturbation_key, context_key=context_key)
         # a baseline is allowed to be as bad as it is: its warnings are expected and kept in the result's checks
-        results[name] = evaluate(prediction, reference, preset=preset, seed=seed, representation_check="off")
+        results[name] = _evaluated(
+            prediction, reference, settings,
+            baseline="train_mean", policy="off", allow_train=False, baselines=False, seed=seed, own=name,
+        )  # fmt: skip
     return results
 
 
-def matched(
-    prediction: AnnData, reference: EvaluationReference, *, own_controls: bool
-) -> tuple[CellTable, EvaluationReference, list[Check]]:
-    """Read a prediction, bring its genes into the reference's order, and keep the conditions that both sides have."""
-    # counts of a reference are kept in a layer as a rule, and predicted ones in X
-    layer, control, observed = reference.layer, reference.control, reference.cells
-    has_layer = layer is None or layer in prediction.layers
-    cells = cells_from_adata(
-        prediction,
-        perturbation_key=reference.perturbation_key,
-        context_key=reference.context_key,
-        layer=layer if has_layer else None,
-        role="prediction",
-    )
-    predicted = align_genes(cells, observed.genes, role="prediction")
-    there = {c: tuple(p for p in wanted if (c, p) in predicted.rows) for c, wanted in reference.conditions.items()}
-    shared = {c: perturbations for c, perturbations in there.items() if perturbations}
-    if not shared:
-        raise ValueError(
-            "The prediction and the reference share no condition. The prediction has contexts "
-            f"{_some(predicted.contexts)} and perturbations {_some(np.unique(predicted.perturbation))}; the reference "
-            f"has {_some(observed.contexts)} and {_some(np.unique(observed.perturbation))}."
-        )
-    absent = [context for context in shared if (context, control) not in predicted.rows]
-    if own_controls and absent:
-        raise ValueError(
-            f'control_cells="predicted" needs control cells ({control!r}) in the prediction of context {absent[0]!r}, '
-            'and there are none; predict them, or use control_cells="real".'
-        )
-    # controls that are not used stay where they are: to drop them would copy the matrix
-    kept = {(c, p) for c, perturbations in shared.items() for p in (*perturbations, control)} & set(predicted.rows)
-    rows = np.sort(np.concatenate([predicted.rows[condition] for condition in kept]))
-    conditions = [(c, p) for c, perturbations in reference.conditions.items() for p in perturbations]
-    lost = [condition for condition in conditions if condition not in kept]
-    extra = [(c, p) for c, p in predicted.rows if p != control and (c, p) not in kept]
-    surplus = len(cells.genes) - len(observed.genes)
-    genes_message = "the genes of the prediction were brought into the reference's order."
-    if surplus:
-        genes_message = f"{surplus} genes of the prediction are not in the reference and are not scored."
-    lost_message = (
-        f"{len(lost)} of {len(conditions)} conditions of the reference were not predicted (first: {_first(lost)}) and "
-        "are not scored; PDS ranks among the rest, so compare with results on the same ones only."
-    )
-    extra_message = f"{len(extra)} predicted conditions are not in the reference (first: {_first(extra)})."
-    layer_message = f"the prediction has no layer {layer!r}; its X was scored."
-    checks = [
-        check_if(predicted is not cells, "genes", surplus, "any order", genes_message, "note"),
-        check_if(lost != [], "conditions without a prediction", len(lost), "0", lost_message),
-        check_if(extra != [], "predictions without a truth", len(extra), "0", extra_message, "note"),
-        check_if(not has_layer, "layer", float("nan"), "", layer_message, "note"),
-    ]
-    return predicted.take(rows), reference.restricted_to(shared), checks
-
-
-def _some(names: NDArray[np.str_] | tuple[str, ...]) -> str:
-    return f"[{', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''}]"
-
-
-def _first(conditions: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{perturbation!r} in {context!r}" for context, perturbation in conditions[:1])
-
-
 def _statistics_checks(
-    scores: Mapping[str, ContextScores], reference: EvaluationReference, settings: ScoringSettings
+    given: Mapping[str, GroupStatistics],
+    scores: pd.DataFrame,
+    reference: EvaluationReference,
+    settings: ScoringSettings,
 ) -> list[Check]:
     """Check effects and spread of each context, and keep the most severe outcome of each check."""
     own_controls = settings.control_cells == "predicted"
     found = {}
     for c, truth in reference.contexts.items():
-        predicted, genes = scores[c].statistics, truth.cells.genes
-        found[c] = check_statistics(predicted, truth.statistics, genes, own_controls=own_controls)
+        found[c] = check_statistics(given[c], truth.statistics, truth.cells.genes, own_controls=own_controls)
         if settings.record.needs_de:
-            found[c].append(check_de_counts(scores[c].per_perturbation))
+            found[c] += check_de_counts(scores[scores.index.get_level_values("context") == c])
     return most_severe(found)
 
 
@@ -323,13 +444,15 @@ def _baseline_scores(
         raise ValueError("The baseline's prediction lacks conditions that the prediction has; predict the same ones.")
     profiles = profiles_of_contexts(predicted, without=reference.control)
     raise_or_warn([*checks, *value_checks(predicted, profiles, reference.profiles, reference.range_check)], "error")
-    return reference.score(clipped(predicted), settings)
+    tables = _choices_of_cells(clipped(predicted), reference, settings, seed=seed)
+    draws, _ = _score_draws(tables, reference, settings)
+    return mean_over_draws(draws)
 
 
-def _effects(scores: Mapping[str, ContextScores], reference: EvaluationReference) -> Effects:
+def _effects(given: Mapping[str, GroupStatistics], reference: EvaluationReference) -> Effects:
     conditions = tuple((c, p) for c, perturbations in reference.conditions.items() for p in perturbations)
     observed = np.concatenate([truth.statistics.delta for truth in reference.contexts.values()])
-    predicted = np.concatenate([scores[c].statistics.delta for c in reference.contexts])
+    predicted = np.concatenate([given[c].delta for c in reference.contexts])
     return Effects(conditions, reference.cells.genes, observed.astype(np.float32), predicted.astype(np.float32))
 
 

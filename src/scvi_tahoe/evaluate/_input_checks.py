@@ -187,6 +187,25 @@ def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "p
     return check_if(not low <= ratio <= high, name, ratio, f"{low:g} to {high:g}", message, status)
 
 
+def check_control_scale(
+    cells: CellTable, observed: Mapping[str, CellProfile], *, control: str, role: str
+) -> list[Check]:
+    """Reject control cells on another scale than the perturbed cells of their context, which moves every change."""
+    found = {}
+    for context, profile in observed.items():
+        rows = cells.rows.get((context, control))
+        if rows is None:
+            continue
+        check = check_scale(_profile(cells, rows, _MAX_CELLS), profile, role=f"control cells of the {role}")
+        # perturbations and mixed populations may change totals, unless all cells were normalised over these genes
+        if check.status == "error" and not (_spread(profile.totals) <= _ONE_TOTAL or check.message.startswith("log1p")):
+            check = replace(check, status="warning")
+        elif check.status == "warning":
+            check = replace(check, status="ok", message="")
+        found[context] = [check]
+    return most_severe(found)
+
+
 def check_totals_spread(predicted: CellProfile, observed: CellProfile) -> Check:
     """Warn if the observed cells were all normalised to one total and the predicted ones vary widely."""
     with np.errstate(invalid="ignore", over="ignore"):  # totals of values that are no logarithms may be infinite

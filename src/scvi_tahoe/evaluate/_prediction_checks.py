@@ -36,6 +36,8 @@ _ALIKE = 0.25
 #: ... and so may this share of all conditions without a warning, if there are this many cells
 _FEW_ALIKE = 0.1
 _CELLS_OF_SPREAD = 5
+#: fewest differentially expressed genes of a condition for an overlap of gene lists
+FEWEST_DE = 2
 
 
 def check_statistics(
@@ -58,7 +60,7 @@ def check_statistics(
     fewest = np.minimum(predicted.n_cells, observed.n_cells)
     cells_message = (
         f"{(fewest < _MIN_CELLS).sum()} of {len(fewest)} perturbations have fewer than {_MIN_CELLS} predicted or "
-        "observed cells; their scores are mostly noise, and with a single cell DES is 0."
+        "observed cells; their scores are mostly noise."
     )
     named = float(np.isin(observed.perturbations, genes).mean())
     named_message = f"{named:.0%} of the perturbations carry the name of a gene; PDS leaves out these genes only."
@@ -76,15 +78,22 @@ def check_statistics(
     return [*checks, _controls(predicted, observed)] if own_controls else checks
 
 
-def check_de_counts(scores: pd.DataFrame) -> Check:
-    """Compare the number of differentially expressed genes on both sides."""
-    ratio = float(scores["nsig_ratio"].median())
+def check_de_counts(scores: pd.DataFrame) -> list[Check]:
+    """Count conditions without differentially expressed genes, and compare the number of them on both sides."""
+    few = scores["n_de_observed"] < FEWEST_DE
+    few_message = (
+        f"{(scores['n_de_observed'] == 0).sum()} of {len(scores)} conditions have no observed differentially expressed "
+        f"gene and {(scores['n_de_observed'] == 1).sum()} one: DES, an overlap of gene lists, is undefined there, and "
+        "it is a third of the overall score. Read PDS, MAE and Pearson."
+    )
+    undefined = check_if(few.any(), "conditions without DE genes", int(few.sum()), "0", few_message, "note")
+    ratio = float(scores.loc[~few, "nsig_ratio"].median()) if not few.all() else float("nan")
     times = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
     message = (
         f"the median perturbation has {times} times as many differentially expressed genes as observed: the spread of "
         "the predicted cells is off (too little makes every gene significant), so DES says little about the effects."
     )
-    return check_interval("number of DE genes", ratio, message=message, warn=_NSIG)
+    return [undefined, check_interval("number of DE genes", ratio, message=message, warn=_NSIG)]
 
 
 def _copies(predicted: GroupStatistics, observed: GroupStatistics) -> Check:

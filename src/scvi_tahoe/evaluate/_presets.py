@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import pandas as pd
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Preset:
     #: called with the finished :class:`~scvi_tahoe.evaluate.EvaluationResult`, the predicted cells and the reference as
     #: they were given; returns the result with further scores
     extend: Callable[..., Any] | None = None
+    #: name of the baseline that a challenge prescribes, shown beside the others. If None, there is none.
+    challenge_baseline: str | None = None
 
     @property
     def needs_de(self) -> bool:
@@ -49,7 +52,7 @@ def overall_title(vcc: Mapping[str, Any]) -> str:
 PRESETS: Registry[Preset] = Registry("preset")
 
 #: cell-eval's name of each term
-_TERMS = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}
+TERMS = {"DES": "overlap_at_N", "PDS": "discrimination_score_l1", "MAE": "mae"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,28 +97,38 @@ def _share(gain: float, room: float) -> float:
     return 0.0 if np.isnan(share) else max(float(share), 0.0)
 
 
+def overall_of_means(terms: NDArray[np.floating], baseline: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Overall scores of many means of the three terms, ``[contexts, any number, 3]``, averaged over contexts."""
+    best = np.array([1.0, 1.0, 0.0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (terms - baseline) / (best - baseline)
+    share = np.where(np.isfinite(share), np.maximum(share, 0), 0)
+    return np.asarray(100 * share.mean(axis=-1).mean(axis=0))
+
+
 def overall_of_contexts(scores: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any] | None:
     """Return the overall score of each context and their mean; None without a baseline or one of the terms."""
-    if baseline is None or not set(_TERMS.values()) <= set(scores.columns):
+    if baseline is None or not set(TERMS.values()) <= set(scores.columns):
         return None
-    columns = list(_TERMS.values())
+    columns = list(TERMS.values())
     terms, base = (side[columns].groupby(level="context", sort=False).mean() for side in (scores, baseline))
     by_context = {c: vcc2025_overall(_as_terms(terms.loc[c]), _as_terms(base.loc[c])) for c in terms.index}
     together = vcc2025_overall(_as_terms(terms.mean()), _as_terms(base.mean()))
-    together["scaled"] = {t: float(np.mean([v["scaled"][t] for v in by_context.values()])) for t in _TERMS}
+    together["scaled"] = {t: float(np.mean([v["scaled"][t] for v in by_context.values()])) for t in TERMS}
     together["overall"] = float(np.mean([v["overall"] for v in by_context.values()]))
     together["by_context"] = {c: v["overall"] for c, v in by_context.items()}
     return together
 
 
 def _as_terms(row: pd.Series) -> Vcc2025Terms:
-    return Vcc2025Terms(**{term: float(row[column]) for term, column in _TERMS.items()})
+    return Vcc2025Terms(**{term: float(row[column]) for term, column in TERMS.items()})
 
 
-PRESETS.register("vcc2025", Preset(cell_eval_profile="vcc", aggregate=overall_of_contexts))
+_OF_2025: dict[str, Any] = {"aggregate": overall_of_contexts, "challenge_baseline": "vcc2025_mean"}
+PRESETS.register("vcc2025", Preset(cell_eval_profile="vcc", **_OF_2025))
 PRESETS.register("quick", Preset())
-PRESETS.register("minimal", Preset(cell_eval_profile="minimal", aggregate=overall_of_contexts))
-PRESETS.register("full", Preset(cell_eval_profile="full", scores_cells=True, aggregate=overall_of_contexts))
+PRESETS.register("minimal", Preset(cell_eval_profile="minimal", **_OF_2025))
+PRESETS.register("full", Preset(cell_eval_profile="full", scores_cells=True, **_OF_2025))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +139,14 @@ class ScoringSettings:
     preset: str = "vcc2025"
     #: ``"real"`` puts the observed controls under the prediction; ``"predicted"`` takes its own
     control_cells: Literal["real", "predicted"] = "real"
+    #: whether each condition is scored by as many cells as were observed, with the mean of all predicted ones
+    match_cells: bool = True
+    #: random choices of cells whose scores are averaged
+    n_draws: int = 3
 
     def __post_init__(self) -> None:
+        if self.n_draws < 1:
+            raise ValueError(f"n_draws must be 1 or more, got {self.n_draws}.")
         if self.control_cells not in ("real", "predicted"):
             raise ValueError(f'control_cells must be "real" or "predicted", got {self.control_cells!r}.')
         if self.record.from_counts and self.control_cells == "predicted":
@@ -137,3 +156,10 @@ class ScoringSettings:
     def record(self) -> Preset:
         """What the preset scores."""
         return PRESETS.find(self.preset)
+
+    @property
+    def seeds_of_draws(self) -> tuple[int, ...]:
+        """Offsets of the seed, one for each choice of cells; scores of means alone do not depend on it."""
+        record = self.record
+        several = self.match_cells and (record.needs_de or record.scores_cells)
+        return tuple(1_000_003 * i for i in range(self.n_draws if several else 1))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._baselines import BASELINES, baseline_cells, embedding_rows
+from scvi_tahoe.evaluate._baselines import applicable_baselines, baseline_cells, embedding_tables, find_baseline
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._context_truth import ContextTruth, TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._differential_expression import FDR, chosen_backend
@@ -18,6 +18,7 @@ from scvi_tahoe.evaluate._group_statistics import GroupStatistics, group_statist
 from scvi_tahoe.evaluate._input_checks import (
     cell_totals,
     check_contexts,
+    check_control_scale,
     check_counts,
     check_leakage,
     check_range,
@@ -27,10 +28,11 @@ from scvi_tahoe.evaluate._input_checks import (
 )
 from scvi_tahoe.evaluate._metric_cell_eval import cell_eval_scores
 from scvi_tahoe.evaluate._metrics import Comparison, computed_metrics
+from scvi_tahoe.evaluate._summary import mean_over_draws
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import polars as pl
     from anndata import AnnData
@@ -64,8 +66,8 @@ class EvaluationReference:
     context_key: str | None = None
     #: training cells over the same genes
     train: CellTable | None = None
-    #: vector of each perturbation, for the baselines that use them
-    embeddings: Mapping[str, NDArray[np.float64]] | None = None
+    #: vector of each perturbation in each table, for the baselines that use them; one table alone is named ``""``
+    embeddings: Mapping[str, Mapping[str, NDArray[np.float64]]] | None = None
     #: as in :meth:`from_adata`, as are the options below
     layer: str | None = None
     ceiling: bool = True
@@ -94,7 +96,7 @@ class EvaluationReference:
         control: str,
         context_key: str | None = None,
         baseline_from: AnnData | None = None,
-        perturbation_embedding: Mapping[str, ArrayLike] | pd.DataFrame | tuple[Sequence[str], ArrayLike] | None = None,
+        perturbation_embedding: Mapping[str, Any] | pd.DataFrame | tuple[Sequence[str], ArrayLike] | None = None,
         layer: str | None = None,
         ceiling: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -117,7 +119,8 @@ class EvaluationReference:
             Training data, for the baselines and the check on leakage. Genes are matched by name.
         perturbation_embedding
             Vector of each perturbation, for the baselines ``"ridge"`` and ``"nearest"``: ``{label: vector}``, a
-            DataFrame with labels as index, or a pair of labels and matrix.
+            DataFrame with labels as index, or a pair of labels and matrix. Several tables are given by name,
+            ``{name: DataFrame or dictionary}``; each has its own ``"ridge:name"`` and ``"nearest:name"``.
         layer
             Layer with the expression in every object. If ``None``, ``X``.
         ceiling
@@ -150,7 +153,7 @@ class EvaluationReference:
             perturbation_key=perturbation_key,
             context_key=context_key,
             train=train,
-            embeddings=embedding_rows(perturbation_embedding),
+            embeddings=embedding_tables(perturbation_embedding),
             layer=layer,
             ceiling=ceiling,
             cache=TruthCache(cache_dir),
@@ -212,8 +215,9 @@ class EvaluationReference:
     @cached_property
     def _embedding_fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for name, vector in sorted((self.embeddings or {}).items()):
-            digest.update(name.encode() + vector.tobytes())
+        for table, rows in sorted((self.embeddings or {}).items()):
+            for name, vector in sorted(rows.items()):
+                digest.update(f"{table}\x1f{name}".encode() + vector.tobytes())
         return digest.hexdigest()
 
     @cached_property
@@ -235,6 +239,15 @@ class EvaluationReference:
     def train_checks(self) -> list[Check]:
         """Whether the training data are log1p expression on the scale of the observed cells."""
         return [] if self.train is None else check_training_data(self.train, self.profiles, control=self.control)
+
+    @cached_property
+    def control_checks(self) -> list[Check]:
+        """Whether the control cells are on the scale of the observed perturbed cells, and of those of the training."""
+        checks = check_control_scale(self.cells, self.profiles, control=self.control, role="reference")
+        if self.train is not None:
+            trained = profiles_of_contexts(self.train, without=self.control)
+            checks += check_control_scale(self.train, trained, control=self.control, role="training data")
+        return checks
 
     @cached_property
     def train_count_checks(self) -> list[Check]:
@@ -262,17 +275,44 @@ class EvaluationReference:
             self._subsets[key] = replace(self, cells=self.cells.take(rows))
         return self._subsets[key]
 
-    def baseline_cells(self, name: str, *, seed: int = 0) -> CellTable:
+    @property
+    def applicable_baselines(self) -> list[str]:
+        """Names of the baselines that every evaluation shows."""
+        return applicable_baselines(self.conditions, self.train, self.embeddings, control=self.control)
+
+    def baseline_cells(
+        self, name: str, *, seed: int = 0, n_cells: Literal["observed", "all"] = "observed"
+    ) -> CellTable:
         """Predict every condition with a named baseline."""
-        return baseline_cells(name, self.cells, self.train, control=self.control, embeddings=self.embeddings, seed=seed)
+        return baseline_cells(
+            name, self.cells, self.train, control=self.control, embeddings=self.embeddings, seed=seed, n_cells=n_cells
+        )
+
+    def choices_of_baseline(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> Iterator[CellTable]:
+        """Cells of a baseline, chosen again and again; all of them at once if their number is not matched."""
+        n_cells: Literal["observed", "all"] = "observed" if settings.match_cells else "all"
+        for offset in settings.seeds_of_draws:
+            yield self.baseline_cells(name, seed=seed + offset, n_cells=n_cells)
 
     def baseline_scores(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of a named baseline on the real controls, since it has none of its own; one row for each condition."""
+        return mean_over_draws(self.baseline_draws(name, settings, seed=seed))
+
+    def baseline_draws(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> list[pd.DataFrame]:
+        """Scores of a named baseline, one table for each choice of its cells."""
         settings = replace(settings, control_cells="real")
         key: dict[str, object] = {"table": "baseline", "name": name, "train": self.train_fingerprint}
-        if BASELINES.find(name).needs_embeddings:
+        if find_baseline(name)[0].needs_embeddings:
             key["embeddings"] = self._embedding_fingerprint
-        return self._table(key, settings, seed, lambda: self.score(self.baseline_cells(name, seed=seed), settings))
+
+        def compute() -> pd.DataFrame:
+            cells = self.choices_of_baseline(name, settings, seed=seed)
+            # no cells are kept while the next ones are made
+            scores = {f"{i}": self.score(next(cells), settings) for i in range(len(settings.seeds_of_draws))}
+            return pd.concat(scores, names=["draw"])
+
+        table = self._table(key, settings, seed, compute, index=["draw", "context", "perturbation"])
+        return [draw.droplevel("draw") for _, draw in table.groupby(level="draw", sort=False)]
 
     def ceiling_scores(self, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
         """Scores of one half of the observed cells against the other, at half depth; index context, perturbation."""
@@ -285,7 +325,12 @@ class EvaluationReference:
         return _scores(((truth, predicted.of_context(c)) for c, truth in self.contexts.items()), settings)
 
     def _table(
-        self, key: dict[str, object], settings: ScoringSettings, seed: int, compute: Callable[[], pd.DataFrame]
+        self,
+        key: dict[str, object],
+        settings: ScoringSettings,
+        seed: int,
+        compute: Callable[[], pd.DataFrame],
+        index: Sequence[str] = ("context", "perturbation"),
     ) -> pd.DataFrame:
         """Fetch a table of scores from the cache, which holds polars frames."""
         import polars as pl
@@ -297,7 +342,7 @@ class EvaluationReference:
         whole_key = {**key, "truth": self.fingerprint, "settings": asdict(settings), "backend": self.de_backend}
         whole_key |= {"seed": seed, "versions": installed_versions()}
         table = pd.DataFrame(self.cache.table(whole_key, as_polars).to_dict(as_series=False))
-        return table.set_index(["context", "perturbation"])
+        return table.set_index(list(index))
 
 
 def _scores(sides: Iterable[tuple[ContextTruth, CellTable]], settings: ScoringSettings) -> pd.DataFrame:

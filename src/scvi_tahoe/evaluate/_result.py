@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.evaluate._baselines import BASELINES
+from scvi_tahoe.evaluate._baselines import BASELINES, find_baseline
 from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 from scvi_tahoe.evaluate._presets import PRESETS, overall_title
-from scvi_tahoe.evaluate._summary import metric_columns, shares_of_the_way
+from scvi_tahoe.evaluate._summary import mean_over_contexts, metric_columns, shares_of_the_way
+from scvi_tahoe.evaluate._verdict import VERDICT_METRICS, judge
 from scvi_tahoe.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+    from scvi_tahoe.evaluate._verdict import Verdict
 
 #: metrics that a comparison shows by default, where all results have them
 _HEADLINE_METRICS = (
@@ -38,6 +42,7 @@ _FORMAT = 1
 _CSV = {
     **dict.fromkeys(("summary", "checks"), 1),
     **dict.fromkeys(("per_perturbation", "baseline_per_perturbation", "halves_per_perturbation"), 2),
+    "baselines_per_perturbation": 3,
     "cells": 0,
 }
 _STRATA_NAMES = {2: ("weak", "strong"), 3: ("weak", "medium", "strong")}
@@ -81,6 +86,8 @@ class EvaluationResult:
     cells: pd.DataFrame
     #: scores of the baseline and of the split halves, like ``per_perturbation``
     baseline_per_perturbation: pd.DataFrame | None = None
+    #: scores of every baseline that applies; index baseline, context, perturbation
+    baselines_per_perturbation: pd.DataFrame | None = None
     halves_per_perturbation: pd.DataFrame | None = None
     #: differential expression, one row per (context, perturbation, gene), if it was tested
     de_observed: pd.DataFrame | None = None
@@ -89,7 +96,8 @@ class EvaluationResult:
     def __repr__(self) -> str:
         preset, baseline = self.provenance["preset"], self.provenance["baseline"]
         head = f"EvaluationResult: preset {preset!r}, {len(self.per_perturbation)} conditions, baseline {baseline!r}"
-        return "\n".join([head, *self.findings, *self._overall, self.summary[_NUMBERS].round(4).to_string()])
+        scores = self.summary[_NUMBERS].round(4).to_string()
+        return "\n".join([head, *self.findings, *self._overall, scores, *self._beside, str(self.verdict)])
 
     def _repr_html_(self) -> str:
         alerts = [f'<div style="{_ALERT}">{escape(line)}</div>' for line in self.findings]
@@ -97,18 +105,50 @@ class EvaluationResult:
         titles = {"scaled": "share of the way", "direction": "best"}
         table = self.summary[[*_NUMBERS, "direction"]].rename(index=self.metric_label, columns=titles)
         scores = table.rename_axis(None).to_html(float_format="{:.4f}".format, na_rep="", border=0)
+        beside = f"<pre>{escape(chr(10).join([*self._beside, str(self.verdict)]))}</pre>"
         settings = {k: self.provenance.get(k) for k in ("preset", "baseline", "control_cells", "contexts", "truth")}
         settings["truth"] = str(settings["truth"])[:12]
         origin = ", ".join(f"{name}: {value}" for name, value in settings.items())
         versions = ", ".join(f"{name} {number}" for name, number in self.provenance["versions"].items())
         end = f"<small>{escape(origin)}<br>{escape(versions)}</small>"
-        return "".join(["<div>", *alerts, *overall, scores, end, "</div>"])
+        return "".join(["<div>", *alerts, *overall, scores, beside, end, "</div>"])
 
     @property
     def findings(self) -> list[str]:
         """One line per warning and error of the checks, most severe first."""
         found = self.checks[self.checks["status"].isin(["warning", "error"])]
         return [f"{row['status']}: {name}: {row['message']}" for name, row in found.iterrows()]
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Comparison with every baseline, as text and as data."""
+        scaled_from = self.baseline_per_perturbation if (self.vcc or {}).get("year") == 2025 else None
+        table, seed = self.baselines_per_perturbation, self.provenance["seed"]
+        return judge(self.per_perturbation, table, scaled_from=scaled_from, seed=seed)
+
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """Mean scores of the prediction and of every baseline, one row each, and the overall score if there is one."""
+        tables = {"prediction": self.per_perturbation}
+        if (table := self.baselines_per_perturbation) is not None:
+            tables |= {str(name): side.droplevel("baseline") for name, side in table.groupby(level=0, sort=False)}
+        means = pd.DataFrame({name: mean_over_contexts(side) for name, side in tables.items()}).T
+        preset, base = PRESETS.get(self.provenance["preset"]), self.baseline_per_perturbation
+        if preset is not None and (self.vcc or {}).get("year") == 2025:
+            overall = {
+                name: (preset.aggregate(side, base) or {}).get("overall", np.nan) for name, side in tables.items()
+            }
+            means["overall"] = pd.Series(overall)
+        return means.rename_axis("prediction")
+
+    @property
+    def _beside(self) -> list[str]:
+        """Lines of the table of baselines, with the metrics that a verdict is about."""
+        if self.baselines_per_perturbation is None:
+            return []
+        table = self.baselines
+        shown = table[[name for name in VERDICT_METRICS if name in table]].rename(columns=VERDICT_METRICS)
+        return ["", shown.rename_axis(None).round(4).to_string(), ""]
 
     @property
     def _overall(self) -> list[str]:
@@ -121,8 +161,12 @@ class EvaluationResult:
             for name, share in vcc.get("scaled", {}).items()
         ]
         other = vcc.get("year") == 2025 and baseline != "train_mean"
-        note = f" (from {baseline!r}, not from 'train_mean' as in the challenge)" if other else ""
-        return [f"{overall_title(vcc)} {vcc['overall']:.2f}{': ' if terms else ''}{', '.join(terms)}{note}"]
+        note = f" (from {baseline!r}, not from 'train_mean')" if other else ""
+        spread = f" (sd over choices of cells {vcc['sd_draws']:.2f})" if "sd_draws" in vcc else ""
+        lines = [f"{overall_title(vcc)} {vcc['overall']:.2f}{spread}{': ' if terms else ''}{', '.join(terms)}{note}"]
+        if "challenge" in vcc:
+            lines.append(f"From the baseline that the challenge prescribes: {vcc['challenge']['overall']:.2f}")
+        return lines
 
     def metric_label(self, metric: str) -> str:
         """Return the short name of a metric, for tables and figures."""
@@ -161,6 +205,7 @@ class EvaluationResult:
                     table.to_parquet(partial / f"{name}.parquet")
             np.savez_compressed(partial / "effects.npz", **vars(self.effects))
             record = {"format": _FORMAT, "vcc": self.vcc, "provenance": dict(self.provenance)}
+            (partial / "verdict.txt").write_text(f"{self.verdict}\n")
             (partial / "result.json").write_text(json.dumps(record, indent=1, default=float))
 
     @classmethod
@@ -298,7 +343,7 @@ def _verify_comparable(results: Mapping[str, EvaluationResult]) -> None:
     (first_name, first), *others = results.items()
     for name, other in others:
         one, two = first.provenance, other.provenance
-        different = [key for key in ("truth", "preset", "control_cells") if one[key] != two[key]]
+        different = [key for key in ("truth", "preset", "control_cells", "match_cells") if one.get(key) != two.get(key)]
         packages = ("cell-eval", "pdex", "cell-eval2")
         different += [p for p in packages if one["versions"].get(p) != two["versions"].get(p)]
         if not different and not _same_baseline(first, other):
@@ -317,8 +362,8 @@ def _same_baseline(one: EvaluationResult, other: EvaluationResult) -> bool:
     names = [side.provenance["baseline"] for side in (one, other)]
     if None in names:
         return True
-    if all(name in BASELINES for name in names):
-        from_training = BASELINES[names[0]].needs_train
+    if all(str(name).partition(":")[0] in BASELINES for name in names):
+        from_training = find_baseline(names[0])[0].needs_train
         return names[0] == names[1] and not (from_training and one.provenance["train"] != other.provenance["train"])
     return _close(one.summary["baseline"], other.summary["baseline"])
 

@@ -26,6 +26,14 @@ def mean_over_contexts(scores: pd.DataFrame) -> pd.Series:
     return _mean_by_context(scores).mean()
 
 
+def mean_over_draws(draws: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Average scores over choices of cells, without missing ones; the table itself if there is one."""
+    if len(draws) == 1:
+        return draws[0]
+    mean = mean_without_missing(np.stack([draw.to_numpy(float) for draw in draws]))
+    return pd.DataFrame(mean, index=draws[0].index, columns=draws[0].columns)
+
+
 def _mean_by_context(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[metric_columns(scores)].groupby(level="context", sort=False).mean()
 
@@ -35,12 +43,18 @@ def metric_columns(scores: pd.DataFrame) -> list[str]:
 
 
 def summarize(
-    scores: pd.DataFrame, *, baseline: pd.DataFrame | None = None, halves: pd.DataFrame | None = None, seed: int = 0
+    scores: pd.DataFrame,
+    *,
+    baseline: pd.DataFrame | None = None,
+    halves: pd.DataFrame | None = None,
+    draws: Sequence[pd.DataFrame] | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Return ``EvaluationResult.summary``: the mean of each metric with its baseline and its ceiling.
 
     Scores of the prediction and of the baseline have one row per (context, perturbation); ``halves`` are split-half
-    scores at half depth; ``seed`` is that of the bootstrap. A score of the whole panel has no interval.
+    scores at half depth; ``draws`` are scores of different choices of the predicted cells; ``seed`` is that of the
+    bootstrap. A score of the whole panel has no interval.
     """
     value = mean_over_contexts(scores)
     names = [str(name) for name in value.index]
@@ -66,6 +80,9 @@ def summarize(
     missing = scores[names].isna().sum()
     table["n_perturbations"] = len(scores) - missing
     table["n_missing"] = missing
+    table["sd_draws"] = np.nan
+    if draws is not None and len(draws) > 1:
+        table["sd_draws"] = np.std([mean_over_contexts(draw).reindex(names) for draw in draws], axis=0, ddof=1)
     table.index.name = "metric"
     return table
 
@@ -86,6 +103,18 @@ def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArra
     Nonparametric bootstrap of Efron (1979), over perturbations: it tells how scores would vary over other perturbations
     of the same kind, not over other cells or other trainings.
     """
+    return [mean_without_missing(means) for means in bootstrap_by_context(tables, seed=seed)]
+
+
+def mean_without_missing(parts: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean over the first axis without NaN; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(parts, axis=0), dtype=np.float64)
+
+
+def bootstrap_by_context(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArray[np.float64]]:
+    """Resample perturbations within each context: means of each table, ``[contexts, resamples, metrics]``."""
     rng = np.random.default_rng(seed)
     contexts = tables[0].index.get_level_values("context")
     sums: list[list[NDArray[np.float64]]] = [[] for _ in tables]
@@ -98,9 +127,7 @@ def bootstrap_means(tables: list[pd.DataFrame], *, seed: int = 0) -> list[NDArra
             n_known = weights @ known
             total = weights @ np.where(known, values, 0)
             kept.append(np.divide(total, n_known, out=np.full_like(total, np.nan), where=n_known > 0))
-    with warnings.catch_warnings():  # a metric without a value in any context stays NaN
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return [np.nanmean(kept, axis=0) for kept in sums]
+    return [np.stack(kept) for kept in sums]
 
 
 def interval(resampled: NDArray[np.float64], level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

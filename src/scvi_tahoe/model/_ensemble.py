@@ -255,14 +255,13 @@ class TahoeEnsemble:
                     f"preset={preset!r} scores counts, which the mean of several models is not; evaluate one of them, "
                     "ensemble.models[0].evaluate(...)."
                 )
-            observed = reference.adata if isinstance(reference, EvaluationReference) else reference
-            if observed is None:
-                raise ValueError(
-                    "this reference does not know the AnnData it was made of; pass prediction=ensemble.predict(...)."
-                )
+
+        def predict(observed: AnnOrMuData) -> AnnData:
             requested = arguments_for_observed(observed, first.keys)
-            prediction = self.predict(observed, **requested, seed=seed, progress=progress)
-        return first.evaluate(reference, prediction, seed=seed, progress=progress, **kwargs)
+            return self.predict(observed, **requested, seed=seed, progress=progress)
+
+        known = predict if prediction is None else prediction
+        return first._evaluate(reference, known, seed=seed, progress=progress, **kwargs)
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
         """Save every member into a folder of its own. The ensemble is written atomically.

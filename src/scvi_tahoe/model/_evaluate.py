@@ -15,11 +15,14 @@ from scvi_tahoe.evaluate import (
     checks_table,
     evaluate,
     raise_or_warn,
+    verify_reference,
 )
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import arguments_for_observed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
@@ -65,7 +68,8 @@ class EvaluateMixin(PredictMixin):
 
         Returns
         -------
-        Scores with baselines and ceiling.
+        Scores with baselines, ceiling and verdict. What can be checked without a prediction is checked before one is
+        made.
 
         Raises
         ------
@@ -74,11 +78,36 @@ class EvaluateMixin(PredictMixin):
             ready one that knows no doses and the model has doses.
         """
         keys, from_counts = self.keys, PRESETS.find(preset).from_counts
+        if from_counts:
+            counts_layer = reference.layer if isinstance(reference, EvaluationReference) else counts_layer
+        layer = counts_layer if from_counts else None
+
+        def predict(observed: AnnOrMuData) -> AnnData:
+            return self.predict(
+                observed, **arguments_for_observed(observed, keys),
+                output="expression" if layer is None else "counts", counts_layer=layer, seed=seed, progress=progress,
+            )  # fmt: skip
+
+        options = {"preset": preset, "counts_layer": counts_layer, "seed": seed, "progress": progress, **kwargs}
+        return self._evaluate(reference, predict if prediction is None else prediction, **options)
+
+    def _evaluate(
+        self,
+        reference: AnnOrMuData | EvaluationReference,
+        prediction: AnnData | Callable[[AnnOrMuData], AnnData],
+        *,
+        preset: str = "vcc2025",
+        counts_layer: str | None = None,
+        seed: int,
+        progress: bool,
+        **kwargs: Any,
+    ) -> EvaluationResult:
+        """Score a prediction, or what a function predicts of the observed cells once they are checked."""
+        keys, from_counts = self.keys, PRESETS.find(preset).from_counts
         observed = reference.adata if isinstance(reference, EvaluationReference) else reference
         seen: list[Check] = []
         if isinstance(reference, EvaluationReference):
             _verify_labels(reference, keys)
-            counts_layer = reference.layer if from_counts else None
             # a reference without training data does not know what this model has seen
             if reference.train is None and "train" not in kwargs and not kwargs.get("allow_train", False):
                 seen = [check_conditions(self._conditions(self.adata), self._conditions(observed))]
@@ -95,21 +124,34 @@ class EvaluateMixin(PredictMixin):
                 control=keys.control,
                 context_key=keys.context_key,
                 baseline_from=None if train is None else with_condition_labels(train, keys),
+                perturbation_embedding=self._embedding_tables() if train is not None else None,
                 layer=counts_layer if from_counts else keys.layer,
                 progress=progress,
             )
-        if prediction is None:
+        # before the prediction, which costs more than all checks
+        verify_reference(
+            reference,
+            preset=preset,
+            allow_train=kwargs.get("allow_train", False),
+            representation_check=kwargs.get("representation_check", "error"),
+            baseline=kwargs.get("baseline", "train_mean"),
+        )
+        if callable(prediction):
             if observed is None:
                 raise ValueError(
                     "this reference does not know the AnnData it was made of; pass prediction=model.predict(...)."
                 )
-            layer = counts_layer if from_counts else None
-            prediction = self.predict(
-                observed, **arguments_for_observed(observed, keys),
-                output="expression" if layer is None else "counts", counts_layer=layer, seed=seed, progress=progress,
-            )  # fmt: skip
-        result = evaluate(with_condition_labels(prediction, keys), reference, preset=preset, seed=seed, **kwargs)
+            prediction = prediction(observed)
+        labelled = with_condition_labels(prediction, keys)
+        result = evaluate(labelled, reference, preset=preset, seed=seed, progress=progress, **kwargs)
         return replace(result, checks=checks_table(seen, beside=result.checks)) if seen else result
+
+    def _embedding_tables(self) -> dict[str, Any] | None:
+        """Tables of perturbations that were registered, which ridge and nearest neighbours are computed from."""
+        key = self.keys.perturbation_embedding_key
+        names = [] if key is None else [key] if isinstance(key, str) else list(key)
+        found = {name: self.adata.uns[name] for name in names if self.adata is not None and name in self.adata.uns}
+        return found or None
 
     def _conditions(self, data: AnnOrMuData | None) -> list[tuple[str, str]]:
         """Return contexts and perturbations of data; none if they lack the columns of the training data."""

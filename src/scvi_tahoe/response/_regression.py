@@ -249,6 +249,7 @@ def learn_weights(
     seed: int,
     tick: Callable[[], None],
     pooled: bool = False,
+    after: Weights | None = None,
 ) -> Weights:
     """Learn the basis and the weights of kernels.
 
@@ -268,6 +269,8 @@ def learn_weights(
         Called after each group of components.
     pooled
         Whether all components but the first share their weights.
+    after
+        Basis and weights that are refined; ``chosen`` are further conditions.
     """
     basis = response_basis(responses_nG.astype(np.float64), noise_nG, n_components, seed)
     scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
@@ -277,8 +280,8 @@ def learn_weights(
     scaled = scores / size
     n_kernels = len(kernels.names)
     before = _start_of(kernels)
-    logs = [before.copy() for _ in slices]
-    for level, rows in enumerate(chosen):
+    logs = [before.copy() for _ in slices] if after is None else list(after.logs)
+    for level, rows in enumerate(chosen, start=0 if after is None else 1):
         subset = train.take(rows, kernels.parser)
         stack = torch.stack([k for _, k in kernels.matrices(subset, subset)])
         for g, s in enumerate(slices):

@@ -324,6 +324,27 @@ def fit_shrinkage(prior_KG: np.ndarray, network_KG: np.ndarray, observed_KG: np.
     return factor if error <= np.abs(network_KG - observed_KG).mean() else 1.0
 
 
+def gated_shrinkage(
+    start_KG: np.ndarray, network_KG: np.ndarray, observed_KG: np.ndarray
+) -> tuple[float, float, float]:
+    """Fit the shrinkage factor, and return 0 unless the correction holds for conditions that it was not fitted to.
+
+    Returns
+    -------
+    The factor; the share of the squared error of the start that the correction takes away, each condition with the
+    factor of the others; and the half width of its 90 % interval over conditions.
+    """
+    correction_KG, missing_KG = network_KG - start_KG, observed_KG - start_KG
+    products, lengths = (correction_KG * missing_KG).sum(axis=1), np.square(correction_KG).sum(axis=1)
+    total = np.square(missing_KG).sum(axis=1).mean()
+    if not lengths.sum() or not total:
+        return 0.0, 0.0, 0.0
+    others = np.clip((products.sum() - products) / np.maximum(lengths.sum() - lengths, 1e-300), 0, 1)
+    gains = (2 * others * products - np.square(others) * lengths) / total
+    gain, error = float(gains.mean()), float(1.645 * gains.std(ddof=1) / np.sqrt(len(gains)))
+    return (float(np.clip(products.sum() / lengths.sum(), 0, 1)) if gain > error else 0.0), gain, error
+
+
 def shrinkage_factor(
     predict: Callable[[Output, Mapping[Condition, int]], AnnData],
     keys: ScreenKeys,
@@ -363,9 +384,19 @@ def shrinkage_factor(
             found.append(means_by_code(cells.X, condition_of_cell(cells.obs, keys)[0]))
         return np.concatenate(found)
 
-    start_KG = known_start([index.conditions[i] for i in chosen])
-    factor = fit_shrinkage(means("prior") if start_KG is None else start_KG, means("expression"), observed_KG)
-    logger.info(f"kept {factor:.2f} of the network's correction of its prior, by {len(chosen)} validation conditions")
+    start_KG, network_KG = known_start([index.conditions[i] for i in chosen]), means("expression")
+    if start_KG is None:
+        factor = fit_shrinkage(means("prior"), network_KG, observed_KG)
+        logger.info(
+            f"kept {factor:.2f} of the network's correction of its prior, by {len(chosen)} validation conditions"
+        )
+        return factor
+    factor, gain, error = gated_shrinkage(start_KG, network_KG, observed_KG)
+    judged = f"on {len(chosen)} held-out conditions it changes the squared error by {-gain:+.1%} (+-{error:.1%})"
+    if factor:
+        logger.info(f"the network corrects the response model: {judged}, with {factor:.2f} of its correction")
+    else:
+        logger.info(f"the network adds nothing here, so predictions are the response model's: {judged}")
     return factor
 
 

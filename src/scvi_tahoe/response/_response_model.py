@@ -28,6 +28,7 @@ Way = Literal["condition", "label", "perturbation", "context"]
 
 _COMPONENTS = 128
 _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined
+_REFINED = (900, 3000)  # conditions that refine weights in the end, and conditions up to which that is done
 _FOLDED, _N_FOLDS = 150, 4  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
 _FEWEST_OWN = 4
@@ -121,12 +122,15 @@ def fit_responses(
     blocks = {way: of_way for way, of_way in left_out_blocks(conditions, members).items() if of_way}
     bar = tqdm(desc="response model", delay=3, disable=not progress, unit="group")
 
-    def learn(rows: np.ndarray | None, chosen: Sequence[np.ndarray], *, pooled: bool = False) -> Weights:
+    def learn(
+        rows: np.ndarray | None, chosen: Sequence[np.ndarray], *, pooled: bool = False, after: Weights | None = None
+    ) -> Weights:
         some = conditions if rows is None else conditions.take(rows, parser)
         y, v = (masked, believed) if rows is None else (masked[rows], believed[rows])
         return learn_weights(
-            kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update, pooled=pooled
-        )
+            kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update, pooled=pooled,
+            after=after,
+        )  # fmt: skip
 
     def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
         return solve(learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update)
@@ -162,14 +166,20 @@ def fit_responses(
         learned = learn(None, chosen if len(chosen[0]) < len(chosen[1]) else chosen[:1])
         regression, left_out = solved(learned, blocks)
         judged = np.setdiff1d(np.arange(n), chosen[-1])
-    bar.close()
     fitted = Fitted(
         responses=replace(responses, changes=filled, noise=noise), parser=parser, conditions=conditions,
         kernels=kernels, members=members, regression=regression, left_out=left_out, stacks={}, own=own, inflation={},
         excess_G=np.zeros(filled.shape[1]), device=device, silent=silent,
     )  # fmt: skip
     judged = judged[~np.isin(conditions.contexts[judged], sorted(silent))]
-    return _stacked(fitted, judged, rng, criterion, np.isnan(responses.changes))
+    fitted = _stacked(fitted, judged, rng, criterion, np.isnan(responses.changes))
+    if n > _FOLDED and n <= _REFINED[1]:
+        # members are stacked by conditions that weights were not fitted to; now these may refine them
+        learned = learn(None, [_some(conditions, _REFINED[0], rng)], after=learned)
+        regression, left_out = solved(learned, blocks)
+        fitted = replace(fitted, regression=regression, left_out=left_out)
+    bar.close()
+    return fitted
 
 
 def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
