@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from scvi_tahoe.response._collapse import CollapseAlarm, observed_likeness
 from scvi_tahoe.response._effects_table import effects_table
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior
 from scvi_tahoe.response._residual import (
-    CollapseAlarm,
     choose_prior,
     effects_of,
     learn_prior,
     makes_cells,
     means_by_code,
-    observed_likeness,
     prior_and_targets,
     prior_table,
     report_of,
