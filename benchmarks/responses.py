@@ -23,13 +23,13 @@ from joblib import Parallel, delayed
 
 from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
 from scvi_tahoe.response import ResponseModel
-from scvi_tahoe.response._kernels import TableKernel
+from scvi_tahoe.response._kernels import TableKernel, unit_rows
 from scvi_tahoe.response._response_model import change_scores
 
 
 def fused(tables: dict[str, pd.DataFrame], names: list[str]) -> np.ndarray:
-    """Standardised rows of all tables side by side, zeros where a table lacks a name."""
-    return np.hstack([TableKernel.of(table, names).of_components(names)[0] for table in tables.values()])
+    """Standardised rows of unit length of all tables side by side, zeros where a table lacks a name."""
+    return np.hstack([unit_rows(TableKernel.of(table, names).of_components(names)[0]) for table in tables.values()])
 
 
 def simple(train: ad.AnnData, test: ad.AnnData, keys: dict, rows: np.ndarray, names: list[str]) -> dict:

@@ -131,7 +131,8 @@ def test_a_store_of_old_holds_its_cells_and_trains_the_same():
     equal(predict(model), expected["prediction"])
 
 
-SUMMARY = ("value", "baseline", "ceiling", "scaled")
+#: baselines are exact by now, so they and what is scaled by them have other values
+SUMMARY = ("value", "ceiling")
 
 
 def test_an_evaluation_of_old_is_read():

@@ -71,7 +71,7 @@ def test_a_label_without_a_row_has_no_say(table):
 def test_the_linear_kernel_of_a_table_is_the_cosine_of_standardised_rows(table):
     kernels, conditions = kernels_of(["P0", "P1", "P2"], ["x"] * 3, tables={"t": table})
     rows = ((table - table.mean()) / table.std(ddof=0)).to_numpy()[:3]
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     np.testing.assert_allclose(matrix(kernels, "t, linear", conditions), rows @ rows.T, atol=1e-12)
 
 

@@ -39,7 +39,7 @@ def test_one_seed_gives_the_same_losses_and_weights_twice(make_model, train, wei
         ({"early_stopping": True}, ValueError, "say it with patience"),
         ({"ckpt_path": "x"}, ValueError, "say it with resume_from"),
         ({"train_size": 0.9}, ValueError, r"say it with split=FractionSplit\(validation=...\)"),
-        ({"epochs": 3}, ValueError, r"train\(\) does not know \['epochs'\]; it takes its own arguments, plan_kwargs,"),
+        ({"epochs": 3}, ValueError, r"train\(\) does not take epochs; say it with max_steps"),
         ({"plan_kwargs": {"optimizer": "Adam"}}, ValueError, r"training options \['optimizer'\] are unknown"),
         ({"monitor": "train_loss"}, ValueError, "monitor='train_loss' must be a validation metric: 'validation_loss'"),
         ({"check_val_every_n_epoch": 2}, ValueError, "does not take check_val_every_n_epoch; say it with validate_ev"),

@@ -2,8 +2,9 @@
 
 A kernel of perturbations is a sum over the components of both labels, so that a combination nobody measured is the sum
 of its components, and what it does beyond that is a kernel of its own (additive Gaussian processes, Duvenaud et al.
-2011, arXiv:1112.4394). Tables have a linear kernel on standardised columns and radial kernels of several widths, of
-which the narrow ones are what nearest neighbours look at. A label that a table lacks has no say there.
+2011, arXiv:1112.4394). Tables have linear kernels on standardised columns, with and without the lengths of rows, and
+radial kernels of several widths, of which the narrow ones are what nearest neighbours look at. A label that a table
+lacks has no say there.
 
 L labels, A components at their doses, P columns of a table.
 """
@@ -90,7 +91,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class TableKernel:
-    """Rows of an embedding table, standardised over the whole table and scaled to unit length.
+    """Rows of an embedding table, standardised over the whole table and of unit length in the root mean square.
 
     Attributes
     ----------
@@ -99,9 +100,10 @@ class TableKernel:
     matrix
         float64 ``[names, P]``.
     center_P, spread_P
-        Mean and standard deviation of each column; columns of no spread are left out by a spread of infinity.
+        Mean of each column, and its standard deviation times the usual length of a row; columns of no spread are left
+        out by a spread of infinity.
     scale
-        Median squared distance of the training components that the table covers.
+        Median squared distance of the training components that the table covers, as rows of unit length.
     """
 
     names: tuple[str, ...]
@@ -116,15 +118,15 @@ class TableKernel:
         values = table.to_numpy(dtype=np.float64)
         center, spread = values.mean(axis=0), values.std(axis=0)
         constant = spread <= 1e-12 * max(float(np.abs(values).max(initial=0.0)), 1e-300)
-        made = cls(tuple(map(str, table.index)), values, center, np.where(constant, np.inf, spread), 1.0)
-        made = replace(made, matrix=made._standardised(values))
-        known = made.matrix[[made.rows[name] for name in dict.fromkeys(components) if name in made.rows][:2000]]
+        spread = np.where(constant, np.inf, spread)
+        length = np.sqrt(np.square((values - center) / spread).sum(axis=1).mean()) if len(values) else 1.0
+        spread = spread * max(float(length), 1e-12)
+        made = cls(tuple(map(str, table.index)), (values - center) / spread, center, spread, 1.0)
+        known = unit_rows(made.matrix)[
+            [made.rows[name] for name in dict.fromkeys(components) if name in made.rows][:2000]
+        ]
         apart = (2 - 2 * known @ known.T)[np.triu_indices(len(known), 1)]
         return replace(made, scale=float(np.median(apart)) if len(apart) and np.median(apart) > 1e-9 else 1.0)
-
-    def _standardised(self, values: np.ndarray) -> np.ndarray:
-        standardised = (values - self.center_P) / self.spread_P
-        return standardised / np.maximum(np.linalg.norm(standardised, axis=1, keepdims=True), 1e-12)
 
     def with_rows(self, table: pd.DataFrame) -> TableKernel:
         """Add the rows of names that are new."""
@@ -132,7 +134,7 @@ class TableKernel:
         if not fresh:
             return self
         values = table.set_axis(list(map(str, table.index))).loc[fresh].to_numpy(dtype=np.float64)
-        matrix = np.concatenate([self.matrix, self._standardised(values)])
+        matrix = np.concatenate([self.matrix, (values - self.center_P) / self.spread_P])
         return replace(self, names=(*self.names, *fresh), matrix=matrix)
 
     @cached_property
@@ -257,8 +259,10 @@ class ConditionKernels:
             both = tensor((row_known[:, None] & column_known[None]).astype(np.float64))
             if self.has_doses:
                 both = both * of_dose
-            cosine = tensor(row_values) @ tensor(column_values).T
-            yield from with_context(f"{name}, linear", of_conditions(cosine * both))
+            product = tensor(row_values) @ tensor(column_values).T
+            yield from with_context(f"{name}, linear", of_conditions(product * both))
+            cosine = tensor(unit_rows(row_values)) @ tensor(unit_rows(column_values)).T
+            yield from with_context(f"{name}, cosine", of_conditions(cosine * both))
             scale = table_scale(table)
             for width in _WIDTHS:
                 radial = torch.exp((cosine - 1).clamp_max(0) * (2 * width / scale)) * both
@@ -300,6 +304,11 @@ class ConditionKernels:
                 if a is not None and b is not None:
                     result[i, j] = np.exp(-np.square(a - b).mean() / self._features["scale"])
         return result
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Scale rows to unit length; rows of zeros stay."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def table_rows(table: Any, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,7 @@ def fitted_from_plain(
     own = None if settings["own"] is None else OwnGene(**settings["own"])
     targets = target_genes(labels.tolist(), responses.genes.tolist(), parser)
     masked = responses.changes if own is None else without_targets(responses.changes, contexts, targets)
-    silent = frozenset(settings["silent"])
+    silent = frozenset(settings.get("silent", []))
     seen = SeenChanges(labels, contexts, masked, silent)
     groups = tuple(
         Group(start, stop, weights, noise)
