@@ -68,11 +68,13 @@ def test_a_label_without_a_row_has_no_say(table):
             assert matrix(kernels, name, conditions)[0, 0] == pytest.approx(1)
 
 
-def test_the_linear_kernel_of_a_table_is_the_cosine_of_standardised_rows(table):
+def test_linear_kernels_of_a_table_are_products_and_cosines_of_standardised_rows(table):
     kernels, conditions = kernels_of(["P0", "P1", "P2"], ["x"] * 3, tables={"t": table})
-    rows = ((table - table.mean()) / table.std(ddof=0)).to_numpy()[:3]
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    np.testing.assert_allclose(matrix(kernels, "t, linear", conditions), rows @ rows.T, atol=1e-12)
+    rows = ((table - table.mean()) / table.std(ddof=0)).to_numpy()
+    scaled = rows[:3] / np.sqrt(np.square(rows).sum(axis=1).mean())  # of unit length in the root mean square
+    np.testing.assert_allclose(matrix(kernels, "t, linear", conditions), scaled @ scaled.T, atol=1e-12)
+    unit = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    np.testing.assert_allclose(matrix(kernels, "t, cosine", conditions), unit @ unit.T, atol=1e-12)
 
 
 def test_narrow_kernels_see_the_nearest_only(table):
@@ -85,7 +87,7 @@ def test_narrow_kernels_see_the_nearest_only(table):
 
 def test_constant_columns_change_nothing_and_constant_tables_are_left_out(table):
     with_constant = table.assign(constant=7.0)
-    for name in ("t, linear", "t, radius 1"):
+    for name in ("t, cosine", "t, radius 1"):
         made = [kernels_of(["P0", "P1", "P2"], ["x"] * 3, tables={"t": t}) for t in (table, with_constant)]
         first, second = (matrix(kernels, name, conditions) for kernels, conditions in made)
         np.testing.assert_allclose(first, second)
