@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pandas as pd
     from torch import Tensor
@@ -252,21 +252,25 @@ class ConditionKernels:
         if self.has_combinations or self.has_doses:
             same_label = np.array(rows.labels)[:, None] == np.array(columns.labels)[None]
             yield "label", tensor(same_label.astype(np.float64))[row_label][:, column_label]
+        for name, kernel in self._of_tables(rows, columns, tensor):
+            yield from with_context(name, of_conditions(kernel * of_dose if self.has_doses else kernel))
+
+    def _of_tables(
+        self, rows: Conditions, columns: Conditions, tensor: Callable[[np.ndarray], Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the kernels of tables over components; those without a row have no say."""
         for name, table in self._tables().items():
             (row_values, row_known), (column_values, column_known) = (
                 table_rows(table, side.components) for side in (rows, columns)
             )
             both = tensor((row_known[:, None] & column_known[None]).astype(np.float64))
-            if self.has_doses:
-                both = both * of_dose
-            product = tensor(row_values) @ tensor(column_values).T
-            yield from with_context(f"{name}, linear", of_conditions(product * both))
+            yield f"{name}, linear", (tensor(row_values) @ tensor(column_values).T) * both
             cosine = tensor(unit_rows(row_values)) @ tensor(unit_rows(column_values)).T
-            yield from with_context(f"{name}, cosine", of_conditions(cosine * both))
+            yield f"{name}, cosine", cosine * both
             scale = table_scale(table)
             for width in _WIDTHS:
                 radial = torch.exp((cosine - 1).clamp_max(0) * (2 * width / scale)) * both
-                yield from with_context(f"{name}, radius {width**-0.5:g}", of_conditions(radial))
+                yield f"{name}, radius {width**-0.5:g}", radial
 
     @property
     def names(self) -> tuple[str, ...]:
