@@ -65,7 +65,8 @@ def test_a_label_without_a_row_has_no_say(table):
     for name in kernels.names:
         if name.startswith("t, "):
             assert not matrix(kernels, name, conditions)[2].any()
-            assert matrix(kernels, name, conditions)[0, 0] == pytest.approx(1)
+            if not name.startswith("t, linear"):
+                assert matrix(kernels, name, conditions)[0, 0] == pytest.approx(1)
 
 
 def test_linear_kernels_of_a_table_are_products_and_cosines_of_standardised_rows(table):
