@@ -43,10 +43,6 @@ class ResponseModel:
 
     Attributes
     ----------
-    perturbations, contexts
-        Labels that were measured, sorted. With doses, labels have theirs: ``"Trametinib@10"``.
-    genes
-        Names of the genes that are predicted.
     criterion
         As given to :meth:`fit`.
     notes
