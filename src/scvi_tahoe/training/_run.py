@@ -354,8 +354,9 @@ class TrainingRun:
         }
         if best.best_step is not None:
             where = "" if self.folder is None else f", {self.folder / BEST}"
+            n_validations = -(-trainer.global_step // self.validate_every)
             logger.info(
-                f"kept the best of {-(-trainer.global_step // self.validate_every)} validations: {self.options.monitor} {best.best_value:.4g} at step "
+                f"kept the best of {n_validations} validations: {self.options.monitor} {best.best_value:.4g} at step "
                 f"{best.best_step}{where}"
             )
         if best.best_step == 0:
