@@ -51,7 +51,8 @@ def main() -> None:
         ours.append(measure("from scvi_tahoe import TahoeST"))
     texts = {"--help": [help_seconds() for _ in range(repeats)]}
     texts |= {f"{c} --help": [help_seconds(c) for _ in range(repeats)] for c in ("finetune", "evaluate", "respond")}
-    for name, values in (*texts.items(), ("import scvi", [p[1] for p in plain]), ("TahoeST after it", [o[0] for o in ours])):
+    rows = {**texts, "import scvi": [p[1] for p in plain], "TahoeST after it": [o[0] for o in ours]}
+    for name, values in rows.items():
         spread = f"({min(values):.2f} to {max(values):.2f}, n={len(values)})"
         print(f"{name:<30}{statistics.median(values):8.2f} s  {spread}")
     print("heavy packages that came along:", sorted({m for o in ours for m in o[2]} - {m for p in plain for m in p[2]}))
