@@ -128,8 +128,8 @@ class TrainMixin(PredictMixin):
         shrink_correction
             With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
             validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose
-            cells do not train; 0 with ``prior='response'`` unless the correction holds for them, which
-            ``model.training_config_["verdict"]`` says in words. Not with
+            cells do not train; 0 with ``prior='response'`` unless the correction holds for them
+            (``model.training_config_["verdict"]`` is a sentence about it). Not with
             ``recipe='lora'``, which leaves the head as it was, nor if no step improved what training started from.
             False keeps the correction as trained.
         seed

@@ -1,4 +1,4 @@
-"""How much of a network's correction of its prior holds for conditions that it was not trained on, also in words."""
+"""How much of a network's correction of its prior is kept, by conditions that it was not trained on, and a verdict."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def shrinkage_factor(
     known_start: Callable[[Sequence[Condition]], np.ndarray | None],
     seed: int,
 ) -> tuple[float | None, str]:
-    """Return how much of the network's correction holds for the validation conditions, and that in words.
+    """Return the shrinkage factor that fits the validation conditions, and a sentence about it.
 
     With a prior the network learns from some tens of conditions what is different about each, and part of that is
     their noise. The factor ``s`` is the one for which ``prior + s * correction`` comes nearest to what was observed.
