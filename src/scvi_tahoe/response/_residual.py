@@ -196,6 +196,19 @@ def effects_of(
     return pd.DataFrame(columns | of_gene)
 
 
+def planned(
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Mapping[Condition, Condition], n: int
+) -> pd.DataFrame:
+    """Return the table of :meth:`~scvi_tahoe.TahoeST.plan_next`; ``conditions`` are as in :func:`prior_table`."""
+    known = list(conditions.values())
+    start, targets = prior_and_targets(learned, spec, screen, known)
+    picked, chosen = start.planned(known, targets, spec.table, n)  # type: ignore[union-attr]
+    columns: dict[str, Any] = dict(label_columns([c.perturbation for c in picked], spec.keys))
+    if (key := spec.keys.context_key) is not None:
+        columns[key] = [c.context for c in picked]
+    return pd.DataFrame(columns).join(chosen)
+
+
 def residual_cells(
     prior: LearnedPrior,
     targets: Mapping[str, Any],

@@ -15,6 +15,7 @@ from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
+from scvi_tahoe.response._plan_next import plan_next
 from scvi_tahoe.response._response_model import (
     Fitted,
     Responses,
@@ -264,6 +265,21 @@ class ResponseStart:
         """Mean expression that conditions start from, float32 ``[conditions, G]``."""
         changes, _ = self.changes(conditions, targets, table)
         return np.maximum(changes + np.stack([targets[c.context].mean_G for c in conditions]), 0)
+
+    def planned(
+        self,
+        conditions: Sequence[Condition],
+        targets: Mapping[str, ControlProfile],
+        table: EmbeddingTable,
+        n: int,
+    ) -> tuple[list[Condition], pd.DataFrame]:
+        """Choose which of the conditions to measure next, of those without training cells, and say what each tells."""
+        known, spelling = set(self.conditions), self.fitted.parser.spelling
+        fresh = [c for c in conditions if (c.context, spelling(c.perturbation)) not in known]
+        candidates = [(spelling(c.perturbation), c.context) for c in fresh]
+        means = {c: profile.mean_G for c, profile in targets.items()}
+        chosen = plan_next(self._with_rows(table), candidates, n, means)
+        return [fresh[k] for k in chosen.pop("candidate")], chosen
 
     def start_table(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
