@@ -36,11 +36,10 @@ def test_what_little_is_known_of_is_measured_first_and_never_what_was_measured(f
     assert plan["target"].is_unique
 
 
-def test_each_choice_leaves_less_and_gains_no_more_than_the_one_before(fitted):
+def test_each_choice_leaves_less(fitted):
     plan = fitted[0].plan_next(10)
     assert (plan["gain"] > 0).all()
     assert (np.diff(plan["left"]) < 0).all()
-    np.testing.assert_allclose(1 - plan["gain"].cumsum(), plan["left"], rtol=1e-9)
 
 
 def test_gains_are_those_of_the_definition_by_brute_force():
@@ -60,12 +59,12 @@ def test_gains_are_those_of_the_definition_by_brute_force():
         k = k + group.weights[-1] * np.eye(12)
         size = np.square(fitted.regression.size_Q[group.start : group.stop]).sum()
 
-        def left(measured, k=k, noise=group.noise):
+        def variances(measured, k=k, noise=group.noise):
             seen = k[np.ix_(measured, measured)] + np.eye(len(measured)) * (np.median(noise) + 1e-6)
-            return np.trace((k - k[:, measured] @ np.linalg.solve(seen, k[measured]))[7:, 7:])
+            return np.diag(k - k[:, measured] @ np.linalg.solve(seen, k[measured]))[7:]
 
-        before = left(list(range(7)))
-        gain += size * np.array([before - left([*range(7), j]) for j in range(7, 12)])
+        falls = [variances(list(range(7))) - variances([*range(7), j]) for j in range(7, 12)]
+        gain += size * (np.sum(falls, axis=1) - np.diag(falls))
     plan = model.plan_next(1)
     assert plan["target"].iloc[0] == names[7 + int(gain.argmax())]
 

@@ -29,8 +29,7 @@ def interactions(
 
     Changes are of log expression, where independent effects add up (Bliss independence [1]_ of fold changes). With the
     changes :math:`a` and :math:`b` of the parts and :math:`ab` of the pair, the deviation is :math:`ab - a - b`. The
-    scores are those of Norman et al. [2]_ with least squares weighted by the variance of the pair's genes, where they
-    have a robust regression: :math:`ab \approx c_1 a + c_2 b`; magnitude :math:`\sqrt{c_1^2 + c_2^2}` (1.41 where parts
+    scores are those of Norman et al. [2]_ by least squares, where they have a robust regression: :math:`ab \approx c_1 a + c_2 b`; magnitude :math:`\sqrt{c_1^2 + c_2^2}` (1.41 where parts
     add up, more for synergy, less for buffering); dominance :math:`|\log_{10} |c_1 / c_2||`.
 
     Parameters
@@ -84,8 +83,7 @@ def interactions(
     pair, first, second = np.array(found).T
     expected = changes[first] + changes[second]
     deviation = changes[pair] - expected
-    weight = np.ones_like(deviation) if sd is None else 1 / np.maximum(np.square(sd[pair]), 1e-12)
-    estimate, fit = _coefficients(changes[pair], changes[first], changes[second], weight)
+    estimate, fit = _coefficients(changes[pair], changes[first], changes[second])
     scores = {"magnitude": _magnitude(estimate), "dominance": _dominance(estimate)}
     layers = {"expected": expected.astype(np.float32)}
     n_genes = np.full(len(pair), np.nan)
@@ -101,7 +99,7 @@ def interactions(
             redrawn = [
                 changes[rows] + rng.standard_normal(deviation.shape) * sd[rows] for rows in (pair, first, second)
             ]
-            drawn.append(_coefficients(redrawn[0], redrawn[1], redrawn[2], weight)[0])
+            drawn.append(_coefficients(redrawn[0], redrawn[1], redrawn[2])[0])
         spread = {
             "magnitude": np.std([_magnitude(c) for c in drawn], axis=0),
             "dominance": np.std([_dominance(c) for c in drawn], axis=0),
@@ -118,17 +116,16 @@ def interactions(
 
 
 def _coefficients(
-    pair: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64], weight: NDArray[np.float64]
+    pair: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients of the parts, ``[pairs, 2]``, and the share of the pair's squared change that they explain."""
     parts = np.stack([first, second], axis=2)
-    weighted = parts * weight[:, :, None]
     # a little on the diagonal: parts that do the same, or nothing, share what there is
-    gram = np.einsum("pgi,pgj->pij", weighted, parts)
+    gram = np.einsum("pgi,pgj->pij", parts, parts)
     gram += 1e-9 * (np.trace(gram, axis1=1, axis2=2) + 1e-12)[:, None, None] * np.eye(2)
-    coefficients = np.linalg.solve(gram, np.einsum("pgi,pg->pi", weighted, pair)[:, :, None])[:, :, 0]
+    coefficients = np.linalg.solve(gram, np.einsum("pgi,pg->pi", parts, pair)[:, :, None])[:, :, 0]
     left = np.square(pair - np.einsum("pgi,pi->pg", parts, coefficients))
-    return coefficients, 1 - (weight * left).sum(1) / np.maximum((weight * np.square(pair)).sum(1), 1e-300)
+    return coefficients, 1 - left.sum(axis=1) / np.maximum(np.square(pair).sum(axis=1), 1e-300)
 
 
 def _magnitude(coefficients: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ class ResponseMixin(PredictMixin):
         perturbations: Sequence[str] | None = None,
         contexts: Sequence[str] | None = None,
         max_missing_genes: float = 0.1,
+        use_measured: bool = True,
         as_adata: bool = False,
     ) -> pd.DataFrame | AnnData:
         """Predict the change of every gene by the response model, without making cells.
@@ -60,6 +61,9 @@ class ResponseMixin(PredictMixin):
         ----------
         adata, perturbations, contexts, max_missing_genes
             As in :meth:`predict`.
+        use_measured
+            Whether conditions that were trained on are combined with their own measurement, each of the two weighted by
+            its variance. Otherwise, all are predicted from other conditions, as predictions of cells are.
         as_adata
             Whether to return AnnData ``[conditions, genes]`` with the change in ``X`` and the rest in ``layers`` and
             ``obs``, which the functions of :mod:`scvi_tahoe.effects` take.
@@ -84,7 +88,7 @@ class ResponseMixin(PredictMixin):
         learned = self._response()
         data = self._prediction_data(adata, perturbations=perturbations, max_missing_genes=max_missing_genes)
         conditions = resolve_conditions(data, perturbations=perturbations, contexts=contexts)
-        effects = effects_of(learned, data.spec, data.screen, conditions)
+        effects = effects_of(learned, data.spec, data.screen, conditions, use_measured=use_measured)
         if not as_adata:
             return effects
         keys = data.spec.keys
@@ -100,10 +104,10 @@ class ResponseMixin(PredictMixin):
         perturbations: Sequence[str] | None = None,
         contexts: Sequence[str] | None = None,
     ) -> pd.DataFrame:
-        """Choose the conditions whose measurement would tell the most about all that are not measured.
+        """Choose the conditions whose measurement would tell the most about all others that are not measured.
 
         One condition is chosen after the other: the one that, given what is measured and chosen already, lowers the
-        expected squared error of all candidates most. Nothing is known of what will be found.
+        expected squared error of the other candidates most. Nothing is known of what will be found.
 
         Parameters
         ----------
@@ -117,7 +121,7 @@ class ResponseMixin(PredictMixin):
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        candidates that it takes away; ``left``, the share that is left when it and those above are measured.
+        candidates that it takes away from the others; ``left``, the share of those that are still not measured.
 
         Raises
         ------

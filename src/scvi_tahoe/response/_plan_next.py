@@ -27,14 +27,14 @@ def plan_next(
     *,
     noise: float = 1.0,
 ) -> pd.DataFrame:
-    r"""Choose conditions one after the other, each the one that lowers the expected squared error of all most.
+    r"""Choose conditions one after the other, each the one that lowers the expected squared error of the others most.
 
     With the posterior covariance :math:`C` of the candidates given what is measured, and the sampling variance
-    :math:`\nu` of a new measurement, measuring :math:`j` lowers the sum of their variances by
-    :math:`\sum_i C_{ij}^2 / (C_{jj} + \nu)`, summed over components of the response basis; :math:`C` is then that given
-    :math:`j`, too. It depends on which conditions are measured and not on what is found there. The sum of variances is
-    the criterion of A-optimal designs (Krause, Singh and Guestrin 2008, Journal of Machine Learning Research 9:235,
-    discuss how near such greedy choices come to the best set).
+    :math:`\nu` of a new measurement, measuring :math:`j` lowers the sum of the others' variances by
+    :math:`\sum_{i \neq j} C_{ij}^2 / (C_{jj} + \nu)`, summed over components of the response basis; then :math:`C` is
+    the covariance given :math:`j`, too. It depends on which conditions are measured and not on what is found there. The
+    sum of variances is the criterion of A-optimal designs (Krause, Singh and Guestrin 2008, Journal of Machine Learning
+    Research 9:235, discuss how near such greedy choices come to the best set).
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def plan_next(
     Returns
     -------
     One row for each choice, in order: ``candidate`` (its position), ``gain`` (share of the expected squared error of
-    all candidates that it takes away) and ``left`` (share that is left after it).
+    all candidates that it takes away from the others) and ``left`` (share that is left of those not chosen).
 
     Raises
     ------
@@ -84,17 +84,19 @@ def plan_next(
     size_g = torch.tensor(sizes, dtype=torch.float64, device=fitted.device)
     covariance_gmm = torch.stack(covariances) * size_g[:, None, None]
     noise_g = torch.tensor(noises, dtype=torch.float64, device=fitted.device) * size_g
-    start = left = float(covariance_gmm.diagonal(dim1=1, dim2=2).sum())
+    start = float(covariance_gmm.diagonal(dim1=1, dim2=2).sum())
     free, rows = torch.ones(m, dtype=torch.bool, device=fitted.device), []
     for _ in range(n):
-        total_gm = covariance_gmm.diagonal(dim1=1, dim2=2) + noise_g[:, None]
-        gain_m = (covariance_gmm.square().sum(1) / total_gm).sum(0)
+        own_gm = covariance_gmm.diagonal(dim1=1, dim2=2)
+        total_gm = own_gm + noise_g[:, None]
+        others_gm = (covariance_gmm.square() * free[None, :, None]).sum(1) - own_gm.square()
+        gain_m = (others_gm / total_gm).sum(0)
         j = int(torch.where(free, gain_m, -torch.inf).argmax())
         column_gm = covariance_gmm[:, :, j].clone()
         covariance_gmm -= column_gm[:, :, None] * column_gm[:, None] / total_gm[:, j, None, None]
         free[j] = False
-        left -= float(gain_m[j])
-        rows.append({"candidate": j, "gain": float(gain_m[j]) / start, "left": max(left, 0.0) / start})
+        left = float((covariance_gmm.diagonal(dim1=1, dim2=2) * free).sum())
+        rows.append({"candidate": j, "gain": float(gain_m[j]) / start, "left": left / start})
     return pd.DataFrame(rows)
 
 

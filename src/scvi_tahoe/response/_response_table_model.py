@@ -255,10 +255,10 @@ class ResponseModel:
         perturbations: Sequence[str] | None = None,
         contexts: Sequence[str] | str | None = None,
     ) -> pd.DataFrame:
-        """Choose the conditions whose measurement would tell the most about all that are not measured.
+        """Choose the conditions whose measurement would tell the most about all others that are not measured.
 
         One condition is chosen after the other: the one that, given what is measured and chosen already, lowers the
-        expected squared error of all candidates most. Nothing is known of what will be found.
+        expected squared error of the other candidates most. Nothing is known of what will be found.
 
         Parameters
         ----------
@@ -272,7 +272,7 @@ class ResponseModel:
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        candidates that it takes away; ``left``, the share that is left when it and those above are measured.
+        candidates that it takes away from the others; ``left``, the share of those that are still not measured.
 
         Raises
         ------

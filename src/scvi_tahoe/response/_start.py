@@ -245,6 +245,20 @@ class ResponseStart:
         variance_nQ, support = variance_and_support(fitted, questions, means)
         return changes, predicted_sd(fitted, questions, means, changes, variance_nQ), support
 
+    def with_measurements(
+        self, conditions: Sequence[Condition], changes: np.ndarray, deviation: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Combine what others say of training conditions with their own measurement, each weighted by its variance."""
+        known = {condition: i for i, condition in enumerate(self.conditions)}
+        spelling, changes, deviation = self.fitted.parser.spelling, changes.copy(), deviation.copy()
+        for k, condition in enumerate(conditions):
+            if (row := known.get((condition.context, spelling(condition.perturbation)))) is not None:
+                squared, noise = np.square(deviation[k]), self.fitted.responses.noise[row]
+                share = squared / np.maximum(squared + noise, 1e-12)
+                changes[k] += share * (self.fitted.responses.changes[row] - changes[k])
+                deviation[k] = np.sqrt(share * noise)
+        return changes, deviation
+
     def confidence(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
     ) -> pd.DataFrame:
