@@ -29,8 +29,9 @@ def interactions(
 
     Changes are of log expression, where independent effects add up (Bliss independence [1]_ of fold changes). With the
     changes :math:`a` and :math:`b` of the parts and :math:`ab` of the pair, the deviation is :math:`ab - a - b`. The
-    scores are those of Norman et al. [2]_ by least squares, where they have a robust regression: :math:`ab \approx c_1 a + c_2 b`; magnitude :math:`\sqrt{c_1^2 + c_2^2}` (1.41 where parts
-    add up, more for synergy, less for buffering); dominance :math:`|\log_{10} |c_1 / c_2||`.
+    scores are those of Norman et al. [2]_ by least squares, where they have a robust regression:
+    :math:`ab \approx c_1 a + c_2 b`; magnitude :math:`\sqrt{c_1^2 + c_2^2}` (1.41 where parts add up, more for synergy,
+    less for buffering); dominance :math:`|\log_{10} |c_1 / c_2||`.
 
     Parameters
     ----------

@@ -134,6 +134,7 @@ def interactions(pairs: AnnData, *, score: str = "magnitude") -> Figure:
         side = max(2.6, 0.16 * len(names) + 1.4)
         figure = new_figure(side + 0.6, side)
         ax = figure.subplots()
+        ax.set_facecolor("#E6E6E6")  # pairs that are not there
         image = ax.imshow(table, cmap="RdBu_r", vmin=additive - reach, vmax=additive + reach)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(range(len(names)), names)
