@@ -1,4 +1,4 @@
-"""How many cells a condition needs."""
+"""Number of cells that show a change."""
 
 from __future__ import annotations
 
