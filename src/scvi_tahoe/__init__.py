@@ -58,7 +58,7 @@ show_messages(__name__)
 # Names and folders are imported when they are first used, so that importing the package is quick.
 _FOLDERS = (
     *("data", "datasets", "demo", "evaluate", "model", "nn", "pl"),
-    *("prediction", "pretrained", "response", "study", "train", "training"),
+    *("effects", "prediction", "pretrained", "response", "study", "train", "training"),
 )
 _MODULES = {
     "_module": ("TahoeSTModule",),

@@ -12,6 +12,7 @@ from scvi_tahoe.response._residual import (
     effects_of,
     learn_prior,
     makes_cells,
+    planned,
     predictable_labels,
     prior_and_targets,
     prior_table,
