@@ -44,6 +44,7 @@ class Task(NamedTuple):
     keys: dict
     held_out: list[tuple[str, str]]  # context, perturbation
     truth: dict[tuple[str, str], np.ndarray]  # change of the mean, or the true effect of a simulation
+    observed: AnnData  # their cells
     table: pd.DataFrame | None = None
 
 
@@ -71,7 +72,7 @@ def tasks() -> Iterator[Task]:
         for half in (order[::2], order[1::2]):
             held = (context == replicate) & np.isin(label, half)
             wanted = [(replicate, str(p)) for p in half]
-            yield Task("Papalexi, folds", adata[~held].copy(), setup, wanted, truth)
+            yield Task("Papalexi, folds", adata[~held].copy(), setup, wanted, truth, adata[held])
     adata = norman_k562()
     label = adata.obs["perturbation"].astype(str).to_numpy()
     truth = change_of(adata, label, np.full(len(label), "all"), "control")
@@ -82,7 +83,8 @@ def tasks() -> Iterator[Task]:
         held_out = [*scored, *np.random.default_rng(draw).permutation(others)[:3]]
         setup = {"perturbation_key": "perturbation", "control": "control", "combination_separator": "+"}
         wanted = [("all", p) for p in scored]
-        yield Task("Norman, pairs", adata[~np.isin(label, held_out)].copy(), setup, wanted, truth)
+        held = np.isin(label, held_out)
+        yield Task("Norman, pairs", adata[~held].copy(), setup, wanted, truth, adata[held])
     for seed in range(3):
         screen = simulate_screen(3, 36, seed=seed)
         label, context = (screen.obs[key].astype(str).to_numpy() for key in ("perturbation", "context"))
@@ -99,7 +101,7 @@ def tasks() -> Iterator[Task]:
             wanted = sorted(set(zip(context[held].tolist(), label[held].tolist(), strict=True)))
             embedded = {"perturbation_embedding_key": "perturbation_embedding"} if name.endswith("unseen") else {}
             table = screen.uns["perturbation_embedding"] if embedded else None
-            yield Task(name, screen[~held].copy(), setup | embedded, wanted, truth, table)
+            yield Task(name, screen[~held].copy(), setup | embedded, wanted, truth, screen[held], table)
 
 
 def arithmetic(task: Task) -> dict[str, np.ndarray]:
