@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._messages import show_messages
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.model import TahoeEnsemble, TahoeST, suggest_decoder_weight
     from scvi_tahoe.nn import SIZES
     from scvi_tahoe.pretrained import read_embedding_table
+
+    __version__: str
 
 __all__ = [
     "SIZES",
@@ -52,14 +53,12 @@ __all__ = [
     "write_store",
 ]
 
-__version__ = version("scvi-tahoe")
-
 show_messages(__name__)
 
 # Names and folders are imported when they are first used, so that importing the package is quick.
 _FOLDERS = (
     *("data", "datasets", "demo", "evaluate", "model", "nn", "pl"),
-    *("prediction", "pretrained", "response", "study", "train", "training"),
+    *("effects", "prediction", "pretrained", "response", "study", "train", "training"),
 )
 _MODULES = {
     "_module": ("TahoeSTModule",),
@@ -78,11 +77,15 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f"{__name__}.{name}")
-    if name not in _MODULE_OF:
+    if name == "__version__":
+        value = import_module("importlib.metadata").version("scvi-tahoe")
+    elif name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_FOLDERS})
+    return sorted({*(name for name in globals() if name.startswith("__")), "__version__", *__all__, *_FOLDERS})
