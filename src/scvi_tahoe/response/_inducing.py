@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe.response._kernels import ConditionKernels, Conditions
-    from scvi_tahoe.response._regression import Group
+    from scvi_tahoe.response._precision import Group
 
 _BLOCK = 1000  # conditions of a block, or more where one perturbation has more, but not twice as many
 

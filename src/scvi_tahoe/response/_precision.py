@@ -22,6 +22,27 @@ _SMALL = 256  # conditions left out together up to which their matrix is inverte
 _PRODUCTS = 2**24  # values of such matrices that are made at once
 
 
+@dataclass(frozen=True)
+class Group:
+    """Components that share weights.
+
+    Attributes
+    ----------
+    start, stop
+        Components from ``start`` to before ``stop``.
+    weights
+        Variance of each kernel, and last of the nugget (what is a condition's own), float64 ``[K + 1]``, for
+        components of unit size.
+    noise
+        Sampling variance of each condition in these units, float64 ``[n]``.
+    """
+
+    start: int
+    stop: int
+    weights: np.ndarray
+    noise: np.ndarray
+
+
 def factor_of(covariance: Tensor, diagonal: np.ndarray | Tensor) -> Tensor:
     """Cholesky factor of a covariance, to whose diagonal noise is added in place."""
     covariance.diagonal().add_(torch.as_tensor(diagonal + JITTER, device=covariance.device))

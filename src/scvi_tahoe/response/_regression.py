@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import minimize
 
 from scvi_tahoe.response._inducing import InducingConditions
-from scvi_tahoe.response._precision import JITTER, DensePrecision, InducingPrecision, factor_of, same_size
+from scvi_tahoe.response._precision import JITTER, DensePrecision, Group, InducingPrecision, factor_of, same_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,27 +36,6 @@ _START, _SPREAD = -2.0, 1.5  # logarithms of weights before the data are seen
 _LOWEST, _HIGHEST = -14.0, 5.0
 _SUMMED = 2**25  # values of sums of kernels that are held at once
 _NEGLIGIBLE = 1e-3  # share of a group's variance below which a kernel is left out when more conditions refine weights
-
-
-@dataclass(frozen=True)
-class Group:
-    """Components that share weights.
-
-    Attributes
-    ----------
-    start, stop
-        Components from ``start`` to before ``stop``.
-    weights
-        Variance of each kernel, and last of the nugget (what is a condition's own), float64 ``[K + 1]``, for
-        components of unit size.
-    noise
-        Sampling variance of each condition in these units, float64 ``[n]``.
-    """
-
-    start: int
-    stop: int
-    weights: np.ndarray
-    noise: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
-from scvi_tahoe.response._regression import Group, Regression
+from scvi_tahoe.response._precision import Group
+from scvi_tahoe.response._regression import Regression
 from scvi_tahoe.response._response_model import Fitted, Responses
 
 if TYPE_CHECKING:
