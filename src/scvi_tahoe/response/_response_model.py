@@ -106,9 +106,9 @@ def fit_responses(
 ) -> Fitted:
     """Fit the response model to conditions.
 
-    With more conditions than ``exact_up_to``, a subset of them compares the others. ``like`` is a fit to most of them, of
-    which stacks and calibration are kept, so that only coefficients are solved for, and of few conditions the weights
-    of kernels.
+    With more conditions than ``exact_up_to``, a subset of them compares the others. ``like`` is a fit to most of them,
+    of which stacks and calibration are kept, so that only coefficients are solved for, and of few conditions the
+    weights of kernels.
     """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
