@@ -1,4 +1,4 @@
-"""Figures of changes of conditions: volcano plots, dose responses and interactions."""
+"""Figures of conditions: volcano plots, dose responses, interactions, and targets' own expression."""
 
 from __future__ import annotations
 
@@ -140,4 +140,39 @@ def interactions(pairs: AnnData, *, score: str = "magnitude") -> Figure:
             axis.set_ticks(range(len(names)), names)
         ax.tick_params(axis="x", rotation=90)
         figure.colorbar(image, ax=ax, shrink=0.8, label=score)
+    return figure
+
+
+def knock_downs(report: pd.DataFrame) -> Figure:
+    """Draw how much each perturbation changed the expression of its own target, largest fall first.
+
+    Parameters
+    ----------
+    report
+        Table of :func:`scvi_tahoe.screen_quality`.
+
+    Raises
+    ------
+    ValueError
+        If no target is a gene of the data.
+    """
+    table = report[report["target"].notna()].sort_values("target_change")
+    if table.empty:
+        raise ValueError("no target of the report is a gene of the data, so there is nothing to draw.")
+    unchanged = table["marks"].str.contains("target unchanged").to_numpy()
+    names = table.iloc[:, 0].astype(str)
+    if names.duplicated().any():  # several contexts
+        names = names + ", " + table.iloc[:, 1].astype(str)
+    rows = np.arange(len(table))[::-1]
+    with style():
+        figure = new_figure(4.2, 0.16 * len(table) + 0.9)
+        ax = figure.subplots()
+        for marked, color, label in ((~unchanged, PREDICTED, "changed"), (unchanged, OBSERVED, "unchanged (p > .05)")):
+            if marked.any():
+                ax.barh(rows[marked], table["target_change"].to_numpy()[marked], color=color, height=0.7, label=label)
+        ax.axvline(0, color="black", linewidth=0.6)
+        ax.set_yticks(rows, names)
+        ax.set_ylim(-0.7, len(table) - 0.3)
+        ax.set_xlabel("change of the target's mean log1p expression")
+        ax.legend(loc="best")
     return figure
