@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import PredictionRequest, arguments_for
 from scvi_tahoe.response import (
+    FEWEST_CONDITIONS,
     NOTHING,
     ResponseStart,
     judging_conditions,
@@ -228,10 +230,11 @@ class TrainMixin(PredictMixin):
         )  # fmt: skip
 
     def _judging_kinds(self, data: TrainingData) -> list[str]:
-        """Kinds of question that the conditions which judge the network are to the response model."""
+        """Kinds of question of which at least three conditions judge the network."""
         index, spec = data.split.index, self._spec().with_composed(self._training_screen())
         conditions = [index.conditions[i] for i in judging_conditions(data.split)]
-        return sorted(set(ResponseStart.from_dict(data.prior or {}).kinds(conditions, spec.table)))
+        found = Counter(ResponseStart.from_dict(data.prior or {}).kinds(conditions, spec.table))
+        return sorted(kind for kind, n in found.items() if n >= FEWEST_CONDITIONS)
 
     def _shrink_correction(self, run: TrainingRun, data: TrainingData, best_step: int) -> tuple[float | None, str]:
         """Multiply the correction of the trained network by what holds of it for the validation conditions.

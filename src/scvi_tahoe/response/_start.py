@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import CellStore, Condition, ConditionIndex, ConditionRequest, EmbeddingTable, LabelParser
 
 Way = Literal["condition", "perturbation"]
+_FEW = 0.25  # of the perturbations that contexts have in the median
 
 
 def tables_of(table: EmbeddingTable) -> dict[str, pd.DataFrame]:
@@ -245,10 +247,15 @@ class ResponseStart:
         return result & np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
 
     def kinds(self, conditions: Sequence[Condition], table: EmbeddingTable) -> list[str]:
-        """Name the kind of question that each condition is: what it starts from, and whether its context is new."""
-        trained = set(self.fitted.conditions.context_names)
-        pairs = zip(self.starts_from(conditions, table), conditions, strict=True)
-        return [question_name((origin, c.context not in trained)) for origin, c in pairs]
+        """Name the kind of question that each condition is: what it starts from, and how much its context is known."""
+        counts = Counter(self.fitted.conditions.contexts.tolist())
+        few = _FEW * float(np.median(list(counts.values())))
+        origins = self.starts_from(conditions, table)
+        return [
+            question_name((origin, counts[c.context] == 0))
+            + (", in a context with few perturbations" if 0 < counts[c.context] < few else "")
+            for origin, c in zip(origins, conditions, strict=True)
+        ]
 
     def effects(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
