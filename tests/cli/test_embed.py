@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from scvi_tahoe.cli import app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pretrained"))
-from se_folder import counts, write_folder  # noqa: E402
+from se_folder import counts, write_folder
 
 
 @pytest.fixture
