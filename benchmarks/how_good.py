@@ -249,11 +249,8 @@ def interval(difference: np.ndarray) -> tuple[float, float]:
 
 
 def means_of(of_task: pd.DataFrame) -> pd.DataFrame:
-    """Means over conditions and seeds of each method; a score that a method lacks somewhere is not given."""
-    means = of_task.groupby("method", sort=False)[list(SCORES)].mean()
-    known = of_task.dropna(subset=["Pearson"]).groupby("method").size()
-    means["Pearson"] = means["Pearson"].where(known.reindex(means.index) == of_task.groupby("method").size())
-    return means
+    """Means of each method over conditions and seeds."""
+    return of_task.groupby("method", sort=False)[list(SCORES)].mean()
 
 
 def comparisons(scores: pd.DataFrame) -> pd.DataFrame:
