@@ -21,7 +21,7 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words, as precise as an estimate is."""
+    """Return a time as text, as precise as an estimate is."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
