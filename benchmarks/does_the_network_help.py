@@ -58,7 +58,7 @@ def norman_singles() -> Iterator[Task]:
     for k in range(3):
         held = np.isin(label, order[k::3])
         setup, wanted = {**KEYS, "combination_separator": "+"}, [("all", str(p)) for p in order[k::3]]
-        yield Task("Norman, singles", adata[~held].copy(), setup, wanted, truth, adata[held])
+        yield Task("Norman, singles", adata[~held].copy(), setup, wanted, truth, observed=adata[held])
 
 
 def few_shot(name: str, share: float, seed: int, **options: float) -> Task:
@@ -71,12 +71,16 @@ def few_shot(name: str, share: float, seed: int, **options: float) -> Task:
     held = (context == "context_4") & np.isin(label, order[round(share * len(order)) :])
     wanted = sorted({("context_4", p) for p in label[held].tolist()})
     setup = {**KEYS, "context_key": "context"}
-    return Task(name, screen[~held].copy(), setup, wanted, truth, screen[held])
+    return Task(name, screen[~held].copy(), setup, wanted, truth, observed=screen[held])
 
 
 def all_tasks(n_screens: int) -> list[Task]:
     """All tasks, those of a name one after the other."""
-    real = [task for task in tasks() if not task.name.startswith("simulated")]
+    real = [
+        task if task.observed is not None else task._replace(observed=norman_k562())
+        for task in tasks()
+        if not task.name.startswith("simulated")
+    ]
     made = [
         few_shot(f"simulated, few-shot {share:.0%}{name}", share, seed, **options)
         for (name, options), share, seed in product(EFFECTS.items(), (0.08, 0.3, 0.6), range(n_screens))
