@@ -17,6 +17,7 @@ import numpy as np
 from anndata import AnnData
 
 from scvi_tahoe.data._matrix import fast_codecs, is_sharded, verify_finite_values, without_duplicates
+from scvi_tahoe.files import damaged, restore, verify_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,8 +81,11 @@ def _verified(folder: Path) -> zarr.Group:
     if not is_store(folder):
         what = "no store on disk of scvi-tahoe" if folder.is_dir() else "a file, and a store on disk is a folder"
         raise ValueError(f"{folder} is {what}; {how}")
+    verify_zarr(folder)
     group = _opened(folder)
     manifest: Any = group.attrs[MANIFEST]
+    if not isinstance(manifest, dict) or not {"version", "files"} <= set(manifest):
+        raise ValueError(f"{folder} is damaged: its description lacks version and files; copy the folder again.")
     if manifest["version"] > VERSION:
         raise ValueError(
             f"{folder} was written by a later release of scvi-tahoe (version {manifest['version']} of the layout; this "
@@ -127,8 +131,9 @@ def read_store(folder: str | Path) -> AnnData:
     """
     import anndata.io
 
+    restore(folder)
     group = _verified(Path(folder))
-    with quiet_zarr():
+    with quiet_zarr(), damaged(Path(folder)):
         obs, var, uns = (anndata.io.read_elem(group[element]) for element in ("obs", "var", "uns"))
         return AnnData(X=anndata.io.sparse_dataset(group["X"]), obs=obs, var=var, uns=uns)
 
@@ -185,10 +190,10 @@ class StoreWriter:
         self._n_written = end
 
     def _create_arrays(self, shard: int) -> None:
-        from zarr.codecs import BloscCodec
+        from zarr.codecs import BloscCodec, Crc32cCodec
 
         layout: dict[str, Any] = {"shape": (0,), "chunks": (_CHUNK,), "shards": (shard,)}
-        layout["compressors"] = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"),)
+        layout["compressors"] = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"), Crc32cCodec())
         with fast_codecs():
             # 16 bits would do for most columns, but scipy knows 32 and 64; compressed it makes no difference
             for name, dtype in (("data", "float32"), ("indices", "int32")):
