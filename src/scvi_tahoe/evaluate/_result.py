@@ -234,13 +234,13 @@ class EvaluationResult:
         restore(folder)
         if not (folder / "result.json").exists():
             raise FileNotFoundError(f"{folder} holds no evaluation result (no result.json).")
-        verify_checksums(folder)
         record = read_json(member(folder, "result.json"))
         if record.get("format") != _FORMAT:
             raise ValueError(
                 f"{folder} has format {record.get('format')} and this release reads format {_FORMAT}; update "
                 "scvi-tahoe."
             )
+        verify_checksums(folder)
         try:
             parquet = {name: folder / f"{name}.parquet" for name in _PARQUET}
             with np.load(folder / "effects.npz", allow_pickle=False) as arrays:

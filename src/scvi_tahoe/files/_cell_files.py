@@ -47,7 +47,7 @@ def verify_hdf5(path: Path) -> None:
 
 
 def _walk(root: h5py.Group) -> None:
-    n_seen, seen = 0, set()
+    n_seen, seen = 0, {root.id}
     to_do = [(root, 0)]
     while to_do:
         group, depth = to_do.pop()
@@ -63,7 +63,9 @@ def _walk(root: h5py.Group) -> None:
             element = group[name]
             if isinstance(element, h5py.Dataset):
                 _verify_dataset(element)
-            elif isinstance(element, h5py.Group) and element.id not in seen:  # a group may hold itself
+            elif isinstance(element, h5py.Group):
+                if element.id in seen:  # which a reader would follow without an end
+                    raise UnsafeFileError(f"the group {element.name} has several names, or holds itself.")
                 seen.add(element.id)
                 to_do.append((element, depth + 1))
 
