@@ -66,16 +66,6 @@ def test_a_damaged_file_is_named(kept, path):
         read_h5ad(path)
 
 
-@pytest.mark.parametrize("name", ["obs", "X", "var"])
-def test_a_file_that_lacks_a_part_is_named_or_read(name, path):
-    with h5py.File(path, "a") as file:
-        del file[name]
-    try:
-        read_h5ad(path)
-    except UnsafeFileError as error:
-        assert "cells.h5ad" in str(error)
-
-
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_h5ad(tmp_path / "cells.h5ad")
