@@ -1,8 +1,8 @@
 """Files and folders that appear complete or not at all, whatever interrupts their writing.
 
-What is written lies beside its name until it is complete and on the disk, and then takes the name in one step: by a
-rename, or by the exchange of two folders (``renameat2``, Linux 3.15 and later). Where a file system has no
-exchange, the earlier folder is put aside first; a process killed in between leaves it there, and whoever reads or
+A temporary name in the same folder is used until everything is written and synchronised; the file then takes its name
+in one step: by a rename, or by swapping two folders (``renameat2``, Linux 3.15 and later). Where a file system has no
+swap, the earlier folder is put aside first; a process killed in between leaves it there, and whoever reads or
 writes the name next puts it back.
 """
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _PARTIAL = ".partial-"
 #: Files by which a folder is known to be a model folder, which may be replaced.
 _MODEL_FILES = ("config.json", "config.yaml")
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_SWAP = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
 _SYNC_THREADS = 16
 
@@ -79,7 +79,7 @@ def _take_place(partial: Path, path: Path, old: Path) -> None:
     """Give ``partial`` the name ``path``; an earlier folder of the name is at ``partial`` or ``old`` afterwards."""
     if not path.is_dir() and not (path.is_file() and partial.is_dir()):
         os.replace(partial, path)
-    elif not _exchange(partial, path):
+    elif not _swap(partial, path):
         os.replace(path, old)
         os.replace(partial, path)
 
@@ -92,11 +92,11 @@ def _renameat2() -> Callable[..., int] | None:
         return None
 
 
-def _exchange(first: Path, second: Path) -> bool:
-    """Let two names change places in one step; False where the system or the file system cannot."""
+def _swap(first: Path, second: Path) -> bool:
+    """Let two names change places in one step; False where the system or the file system cannot do that."""
     if (rename := _renameat2()) is None:
         return False
-    if rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0:
+    if rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _SWAP) == 0:
         return True
     number = ctypes.get_errno()
     if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
@@ -129,7 +129,7 @@ def _sync_entry(path: Path) -> None:
 def restore(path: str | Path) -> None:
     """Put back a folder that a process killed while replacing it had put aside, and say so.
 
-    Does nothing where something has the name, as always where folders are exchanged in one step.
+    Does nothing where something has the name, as always where folders are swapped in one step.
     """
     path = Path(path)
     if os.path.lexists(path) or not path.parent.is_dir():

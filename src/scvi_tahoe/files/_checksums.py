@@ -1,4 +1,4 @@
-"""Checksums of the files of a folder, kept beside them, so that a flipped bit is named when it is read."""
+"""Checksums of the files of a folder, stored with them, so that a flipped bit is named when it is read."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def write_adapters(module: TahoeSTModule, adapters: Adapters | None, folder: Pat
 
 
 def _read_settings(folder: Path) -> Adapters:
-    """Return the settings of adapters, after comparing the tensors beside them with their checksum."""
+    """Return the settings of adapters, after comparing their tensors with their checksum."""
     restore(folder)
     if not (folder / _SETTINGS).is_file() or not (folder / _TENSORS).is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no adapters; save_adapters writes {_SETTINGS} and {_TENSORS}.")
