@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from scvi_tahoe.data._matrix import fast_codecs, is_sharded, verify_finite_values, without_duplicates
+from scvi_tahoe._matrices import verified_sparse, verify_magnitude
+from scvi_tahoe.data._matrix import fast_codecs, is_sharded
 from scvi_tahoe.files import damaged, restore, verify_zarr
 
 if TYPE_CHECKING:
@@ -176,9 +177,9 @@ class StoreWriter:
         """Add cells, CSR ``[cells, n_genes]``; entries of one place are added up."""
         if block.shape[1] != self.n_genes:
             raise ValueError(f"the store has {self.n_genes} genes, and the block {block.shape[1]}.")
-        block = without_duplicates(block)
+        block = verified_sparse(block, "expression")
         values = np.asarray(block.data, dtype=np.float32)
-        verify_finite_values(values, "expression")
+        verify_magnitude(values, "expression")
         self._counts.append(np.diff(block.indptr).astype(np.int64))
         self._waiting.append((values, block.indices.astype(np.int32)))
         self._n_waiting += len(values)
