@@ -12,7 +12,6 @@ from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
-from scvi_tahoe._matrices import trusted_matrix
 from scvi_tahoe.data._perturbations import DOSE_MARK, EmbeddingTable, LabelParser, TableFusion, dose_label
 
 if TYPE_CHECKING:
@@ -340,8 +339,6 @@ def read_matrices(data: AnnOrMuData, keys: ScreenKeys) -> tuple[Any, Any]:
 def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     """Read a screen whose keys were verified."""
     expression, (matrix, embedding) = expression_adata(data, keys), read_matrices(data, keys)
-    matrix = trusted_matrix(matrix, keys.expression_place)
-    embedding = None if embedding is None else trusted_matrix(embedding, "the cell embedding")
 
     def labels(key: str | None) -> CellLabels | None:
         return None if key is None else CellLabels.from_values(obs_column(data, keys, key))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from mudata import MuData
 
 from scvi_tahoe._constants import LOG1P_LIMIT
-from scvi_tahoe._matrices import blocks_of, verify_magnitude
+from scvi_tahoe._matrices import blocks_of, trusted_matrix, verify_magnitude
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._matrix import dense_rows, is_sharded
 from scvi_tahoe.data._perturbations import COMBINATIONS, DOSE_MARK, EmbeddingTable
@@ -330,6 +330,12 @@ def verify_screen(
         screen = read_screen(data, keys)  # refuses doses that are none
     except KeyError:
         raise _no_column(data, keys, "dose_key") from None
+    embedding = screen.cell_embedding
+    screen = replace(
+        screen,
+        expression=trusted_matrix(screen.expression, keys.expression_place),
+        cell_embedding=None if embedding is None else trusted_matrix(embedding, "the cell embedding"),
+    )
     if for_training:
         _verify_controls(screen, keys)
         _verify_spelling(screen.perturbation.names, keys)
