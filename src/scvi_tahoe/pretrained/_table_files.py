@@ -63,10 +63,11 @@ def read_text(path: Path, *, header: bool | None) -> tuple[list[str], np.ndarray
             first = next(csv.reader(stream, delimiter=separator), [])
         has_header = _is_header(first) if header is None else header
         columns = list(range(len(first)))
+        empty: Any = {column: [""] for column in columns[1:]}
         try:
             frame = pd.read_csv(
                 path, sep=separator, header=None, names=columns, skiprows=int(has_header), index_col=False,
-                dtype=types, keep_default_na=False, na_values={c: [""] for c in columns[1:]}, encoding="utf-8",
+                dtype=types, keep_default_na=False, na_values=empty, encoding="utf-8",
             )  # fmt: skip
         except ValueError as error:
             raise UnsafeFileError(f"it holds something else than numbers: {one_line(error)}.") from None
