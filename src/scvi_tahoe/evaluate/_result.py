@@ -17,7 +17,7 @@ from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 from scvi_tahoe.evaluate._presets import PRESETS, overall_title
 from scvi_tahoe.evaluate._summary import mean_over_contexts, metric_columns, shares_of_the_way
 from scvi_tahoe.evaluate._verdict import VERDICT_METRICS, judge
-from scvi_tahoe.files import atomic_folder
+from scvi_tahoe.files import atomic_folder, atomic_write_text
 
 if TYPE_CHECKING:
     import os
@@ -190,6 +190,22 @@ class EvaluationResult:
         from scvi_tahoe import pl
 
         return pl.draw(kind, self, **kwargs)
+
+    def to_html(self, path: str | os.PathLike[str], *, title: str = "Evaluation", command: str | None = None) -> None:
+        """Write a report as one HTML file: verdict, checks, scores with figures, every baseline, and each condition.
+
+        Parameters
+        ----------
+        path
+            File to write; an earlier one is replaced.
+        title
+            Heading of the page.
+        command
+            What made the prediction or the scores, shown as it is.
+        """
+        from scvi_tahoe.evaluate._result_page import result_page
+
+        atomic_write_text(Path(path), result_page(self, title=title, command=command))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the result to a folder: CSV for the scores, parquet for large tables, JSON and NPZ for the rest.
