@@ -19,6 +19,7 @@ from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in
 )
 
 from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce  # isort: skip
+from scvi_tahoe.nn._layers import have_triton
 from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
 from scvi_tahoe.nn._objective import (
     Ineffective,

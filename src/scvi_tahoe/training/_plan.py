@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
+from scvi_tahoe.nn import have_triton
+from scvi_tahoe.training._graphed_step import GraphedStep
 from scvi_tahoe.training._recipe import (
     Freezing,
     PartSchedule,
@@ -20,6 +23,7 @@ from scvi_tahoe.training._recipe import (
     part_in_run,
     resolve_recipe,
 )
+from scvi_tahoe.training._rounded_optimizer import RoundedAdamW
 from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 
 if TYPE_CHECKING:
@@ -201,7 +205,9 @@ class TahoeTrainingPlan(LightningModule):
         self.acceleration = Acceleration(module, compiles=compiles)
         self.average = None if config.ema is None else AveragedWeights(module, config.ema)
         self._averages: dict[str, Tensor] | None = None
-        self._sharded: ShardedAdamW | None = None
+        #: the optimizer, if it keeps weights that the module holds rounded
+        self._rounding: ShardedAdamW | RoundedAdamW | None = None
+        self._graphed: GraphedStep | None = None
         self._dropout_before: dict[torch.nn.Dropout, float] = {}
         self._waiting: tuple[int, dict[str, Any]] | None = None
         # scvi-tools' TrainRunner sets these
@@ -217,7 +223,7 @@ class TahoeTrainingPlan(LightningModule):
         """Switch dropout on (neither scvi-tools nor Lightning does after a first training), then freeze."""
         # several devices agree at the start on the tensors whose gradients they exchange
         late = [part for part, schedule in self.parts.items() if schedule.unfreeze_at]
-        if self.pretrained and late and (self._is_distributed or self._sharded is not None):
+        if self.pretrained and late and (self._is_distributed or isinstance(self._rounding, ShardedAdamW)):
             raise ValueError(
                 f"parts {late} would be unfrozen in the middle of a run on {self.trainer.world_size} devices, whose "
                 "gradients would then differ; give freeze_backbone=True or False, or train on one device."
@@ -226,8 +232,8 @@ class TahoeTrainingPlan(LightningModule):
             ask_for_sigterm_seldom(self.trainer)
         self.module.train()
         self.freezing.begin(self.global_step)
-        if self._sharded is not None:
-            self._sharded.begin()
+        if self._rounding is not None:
+            self._rounding.begin()
         self.acceleration.begin(str(self.trainer.precision), self.device)
         if self.config.dropout is not None:
             for layer in (m for m in self.module.modules() if isinstance(m, torch.nn.Dropout)):
@@ -253,8 +259,8 @@ class TahoeTrainingPlan(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Unfreeze what is due."""
         self.freezing.update(self.global_step)
-        if self._sharded is not None:
-            self._sharded.compact()
+        if self._rounding is not None:
+            self._rounding.compact()
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Let the average follow the weights."""
@@ -278,13 +284,15 @@ class TahoeTrainingPlan(LightningModule):
         for layer, probability in self._dropout_before.items():
             layer.p = probability
         self._dropout_before = {}
-        if self._sharded is not None:  # last, as it needs memory
-            self._sharded.end()
+        if self._graphed is not None:
+            self._graphed.forget()
+        if self._rounding is not None:  # last, as it needs memory
+            self._rounding.end()
 
     def _complete_weights(self) -> None:
         """Let the module hold the weights with nothing rounded."""
-        if self._sharded is not None:
-            self._sharded.complete()
+        if self._rounding is not None:
+            self._rounding.complete()
 
     def kept_state(self) -> dict[str, Tensor]:
         """Return the weights that validate and are kept: the averaged ones, if there are any."""
@@ -314,13 +322,24 @@ class TahoeTrainingPlan(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a minibatch."""
-        *_, losses = self.module(batch)
-        metrics = {"train_loss": losses.loss.detach()} | {f"train_{k}": v for k, v in losses.extra_metrics.items()}
+        graphed = None if self._graphed is None else self._graphed(batch)
+        if graphed is not None:
+            # its gradients are there; what is returned has none to pass on
+            loss, terms = graphed.loss.requires_grad_(), graphed.terms
+        else:
+            *_, losses = self.module(batch)
+            loss, terms = losses.loss, losses.extra_metrics
+        metrics = {"train_loss": loss.detach()} | {f"train_{k}": v for k, v in terms.items()}
         # kept on the device: reading a number at every step would make the device wait
         for name, value in metrics.items():
             self._running[name] = self._running[name] + value if name in self._running else value
         self._n_running += 1
-        return losses.loss
+        return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Forget gradients, unless the optimizer did so at its last step: those of a replayed step are there now."""
+        if not isinstance(self._rounding, RoundedAdamW):
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Log the loss of held-out cells; returns the predicted cells, for callbacks that score them."""
@@ -365,8 +384,8 @@ class TahoeTrainingPlan(LightningModule):
         Here, because Lightning refuses to clip for a fused optimizer in bf16.
         """
         limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
-        if self._sharded is not None:
-            norm = self._sharded.reduce_gradients(limit)
+        if self._rounding is not None:
+            norm = self._rounding.reduce_gradients(limit)
         else:
             norm = torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.grad is not None], limit)
         if self.global_step % self.config.log_every:
@@ -398,14 +417,21 @@ class TahoeTrainingPlan(LightningModule):
         if isinstance(self.trainer.strategy, ShardedOptimizerStrategy):
             # gradients come from products of 16 bits, so that exchanging them in as many loses next to nothing
             precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-            optimizer = self._sharded = ShardedAdamW(
+            optimizer = self._rounding = ShardedAdamW(
                 described, precision=precision, rounded=self._only_in_products() if precision else (), **options
             )
+        elif self._rounds_on_one_gpu(device) and (rounded := self._only_in_products()):
+            optimizer = self._rounding = RoundedAdamW(described, precision=torch.bfloat16, rounded=rounded, **options)
+            self._graphed = GraphedStep(self.module)
         else:
             optimizer = torch.optim.AdamW(described, **options)
         shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rounds_on_one_gpu(self, device: torch.device) -> bool:
+        one = isinstance(self.trainer.strategy, SingleDeviceStrategy)
+        return one and device.type == "cuda" and self.trainer.precision == "bf16-mixed" and have_triton()
 
     def _only_in_products(self) -> list[Parameter]:
         """Return the weights that training rounds for its products and uses nowhere else."""
