@@ -176,7 +176,7 @@ def step_function(model: TahoeST, adata: ad.AnnData, *, compiles: bool):
     """A bare training step on one minibatch that is already on the card."""
     from scvi_tahoe._constants import TENSORS
     from scvi_tahoe.training import PlanConfig
-    from scvi_tahoe.training._plan import Acceleration
+    from scvi_tahoe.training._acceleration import Acceleration
 
     module = model.module.to(DEVICE).train()
     rng = np.random.default_rng(4)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from scvi_tahoe._constants import TENSORS
+from scvi_tahoe.training._acceleration import Acceleration
 from scvi_tahoe.training._graphed_step import GraphedStep
-from scvi_tahoe.training._plan import Acceleration, TahoeTrainingPlan
+from scvi_tahoe.training._plan import TahoeTrainingPlan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GPU = torch.device("cuda", 0)

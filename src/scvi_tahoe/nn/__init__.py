@@ -32,6 +32,7 @@ from scvi_tahoe.nn._objective import (
     reject_ineffective,
     reject_ineffective_options,
 )
+from scvi_tahoe.nn._operations import step_operations
 from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS, SetReference, Term, register_term
 
 __all__ = [

@@ -134,7 +134,7 @@ def _norm_backward(
     of_weight = tl.load(weight + column, mask=here, other=0.0)
     total = tl.zeros((BLOCK,), tl.float32)
     for number in range(tl.program_id(0), n_rows, tl.num_programs(0)):
-        row = number.to(tl.int64)
+        row = number.to(tl.int64)  # type: ignore[attr-defined]
         value = tl.load(x + row * width + column, mask=here, other=0.0)
         factor = tl.load(scale + row)
         normed = value.to(tl.float32) * factor

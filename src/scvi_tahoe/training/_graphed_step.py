@@ -94,6 +94,9 @@ class GraphedStep:
                 found.loss.backward()
         except RuntimeError as error:
             self._fails = True
+            # random numbers would be drawn as if the recording went on
+            generator = torch.cuda.default_generators[next(iter(own.values())).device.index]
+            generator.graphsafe_set_state(generator.clone_state())
             for parameter in self._module.parameters():
                 parameter.grad = None
             logger.info(f"training steps cannot be recorded and run as usual: {str(error).splitlines()[0]}")

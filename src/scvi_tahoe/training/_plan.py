@@ -1,4 +1,4 @@
-"""The training plan: optimizer, mode, logging, averaged weights, fast steps. No data, no freezing rules."""
+"""The training plan: optimizer, mode, logging, averaged weights. No data, no freezing rules."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
 from scvi_tahoe.nn import have_triton
+from scvi_tahoe.training._acceleration import Acceleration
 from scvi_tahoe.training._graphed_step import GraphedStep
 from scvi_tahoe.training._recipe import (
     Freezing,
@@ -34,65 +35,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.training._recipe import PlanConfig
-
-#: what compiling takes and saves of a step, and how fast an eager step computes, as seen on an H100
-_COMPILE_SECONDS, _SAVED_SHARE, _OPERATIONS_PER_SECOND = 25.0, 0.2, 2.5e14
-#: compiling must save this many times what it takes
-_WORTH = 2.0
-
-
-def compiling_pays(device: torch.device, *, n_parameters: int, cells_per_step: int, n_steps: int) -> bool:
-    """Return whether a run is so long that compiling the network saves more time than it takes.
-
-    A step computes about six operations for each parameter and cell (two forwards, four backwards).
-    """
-    if device.type != "cuda":
-        return False
-    seconds = 6.0 * n_parameters * cells_per_step * n_steps / _OPERATIONS_PER_SECOND
-    return seconds * _SAVED_SHARE > _WORTH * _COMPILE_SECONDS
-
-
-class Acceleration:
-    """Makes a module fast for the steps of a training run, and restores it.
-
-    Blocks, encoders and head can be compiled for training steps. Validation stays as it is: its last minibatch has
-    another shape.
-    """
-
-    def __init__(self, module: TahoeSTModule, *, compiles: bool) -> None:
-        self._module = module
-        net = module.network
-        parts = [*net.backbone.blocks, net.control_encoder, net.base_encoder, net.head] if compiles else []
-        self._compiled = [(p, torch.compile(p.forward, dynamic=False)) for p in parts if p is not None]
-        self._splits_for_ddp: Any = None
-
-    def begin(self, precision: str, device: torch.device) -> None:
-        """Start a run in one of Lightning's precisions."""
-        in_16_bits = precision.startswith(("bf16", "16"))
-        self._module.objective.matmul_dtype = torch.float16 if in_16_bits and device.type == "cuda" else torch.float32
-        if self._compiled:
-            # several devices exchange the gradients of a part while the next is computed; torch would also split each
-            # part for that, which costs more than it brings: see the two cards in benchmarks/README.md
-            self._splits_for_ddp = torch._dynamo.config.optimize_ddp
-            torch._dynamo.config.optimize_ddp = False
-        self.resume()
-
-    def pause(self) -> None:
-        """Run eagerly for a while."""
-        for part, _ in self._compiled:
-            part.__dict__.pop("forward", None)
-
-    def resume(self) -> None:
-        """Run compiled again."""
-        for part, forward in self._compiled:
-            part.forward = forward
-
-    def end(self) -> None:
-        """Restore the module."""
-        self.pause()
-        if self._splits_for_ddp is not None:
-            torch._dynamo.config.optimize_ddp, self._splits_for_ddp = self._splits_for_ddp, None
-        self._module.objective.matmul_dtype = torch.float32
 
 
 class AsyncScalar:
@@ -422,7 +364,8 @@ class TahoeTrainingPlan(LightningModule):
             )
         elif self._rounds_on_one_gpu(device) and (rounded := self._only_in_products()):
             optimizer = self._rounding = RoundedAdamW(described, precision=torch.bfloat16, rounded=rounded, **options)
-            self._graphed = GraphedStep(self.module)
+            # what is compiled is launched in few pieces already
+            self._graphed = None if self.acceleration.compiles else GraphedStep(self.module)
         else:
             optimizer = torch.optim.AdamW(described, **options)
         shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]
