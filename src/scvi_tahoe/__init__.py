@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         HeldOutPerturbations,
         dose_label,
         read_store,
+        screen_quality,
         smiles_fingerprints,
         write_store,
     )
@@ -47,6 +48,7 @@ __all__ = [
     "pl",
     "read_embedding_table",
     "read_store",
+    "screen_quality",
     "smiles_fingerprints",
     "submission",
     "suggest_decoder_weight",
@@ -58,13 +60,13 @@ show_messages(__name__)
 # Names and folders are imported when they are first used, so that importing the package is quick.
 _FOLDERS = (
     *("data", "datasets", "demo", "evaluate", "model", "nn", "pl"),
-    *("prediction", "pretrained", "response", "study", "train", "training"),
+    *("effects", "prediction", "pretrained", "response", "study", "train", "training"),
 )
 _MODULES = {
     "_module": ("TahoeSTModule",),
     "data": (
         *("FewShotContext", "FractionSplit", "HeldOutConditions", "HeldOutContexts", "HeldOutPerturbations"),
-        *("dose_label", "read_store", "smiles_fingerprints", "write_store"),
+        *("dose_label", "read_store", "screen_quality", "smiles_fingerprints", "write_store"),
     ),
     "evaluate": ("EvaluationReference", "EvaluationResult", "baseline_prediction", "submission"),
     "model": ("TahoeEnsemble", "TahoeST", "suggest_decoder_weight"),
