@@ -158,7 +158,7 @@ class TrainMixin(PredictMixin):
 
     def _fit(self, run: TrainingRun, screen: Screen) -> None:
         """Carry out a resolved training."""
-        options, seed = run.options, run.options.seed
+        seed = run.options.seed
         data = training_data(self._spec(), screen, run, self.module, self.prior)
         adapters, pretrained = begin_adapters(
             self.module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
@@ -196,11 +196,7 @@ class TrainMixin(PredictMixin):
                 ),
             )
         history, config = run.outcome(self.trainer, previous)
-<<<<<<< HEAD
-        factor = self._shrink_correction(run, data) if options.shrink_correction and config["best_step"] != 0 else None
-=======
         factor, verdict = self._shrink_correction(run, data, config["best_step"])
->>>>>>> main
         self._adopt(
             history_=history,
             pretrained_parameters_=[name for name, _ in self.module.named_parameters()],

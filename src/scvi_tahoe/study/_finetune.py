@@ -10,12 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
-from anndata import read_h5ad
-=======
-import torch
->>>>>>> main
-
 from scvi_tahoe import TahoeST
 from scvi_tahoe._compat import require
 from scvi_tahoe._threads import given_threads
@@ -129,17 +123,9 @@ def finetune(
         if (folder / RESULT).exists():
             report(f"{folder} holds this run, finished; this is what it left.")
             return read_result(folder)
-        try:
+        with given_threads(int(prepared[0].train.threads or 1)):  # scoring changes those of all libraries
             _Job(*prepared, folder, progress, truth_cache, report).carry_out()
-        finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
-            torch.set_num_threads(threads)
         return read_result(folder)
-<<<<<<< HEAD
-    with given_threads(int(prepared[0].train.threads or 1)):  # scoring changes those of all libraries
-        _Job(*prepared, folder, progress, truth_cache, report).carry_out()
-    return read_result(folder)
-=======
->>>>>>> main
 
 
 def _folder_of(config: Path) -> Path | None:

@@ -21,12 +21,8 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.evaluate import discrimination_score_l1, pearson
-<<<<<<< HEAD
-from scvi_tahoe.files import atomic_write, remove_partial
-from scvi_tahoe.nn import step_operations
-=======
 from scvi_tahoe.files import atomic_write, read_torch, remove_partial
->>>>>>> main
+from scvi_tahoe.nn import step_operations
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -28,17 +28,12 @@ from scvi_tahoe.data import (
     combines_measured_components,
     default_split,
 )
-<<<<<<< HEAD
 from scvi_tahoe.nn import step_operations
+from scvi_tahoe.response import judging_conditions, predictable_labels
 from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import resolve_adapters
-from scvi_tahoe.training._plan import TahoeTrainingPlan
-=======
-from scvi_tahoe.response import judging_conditions, predictable_labels
-from scvi_tahoe.training._adapters import resolve_adapters
 from scvi_tahoe.training._gain import PATIENCE, HeldOutGain
-from scvi_tahoe.training._plan import TahoeTrainingPlan, compiling_pays
->>>>>>> main
+from scvi_tahoe.training._plan import TahoeTrainingPlan
 from scvi_tahoe.training._recipe import part_in_run, resolve_recipe
 from scvi_tahoe.training._reports import (
     BEST,
@@ -224,7 +219,6 @@ class TrainingRun:
             n_steps=self.plan.max_steps * self.accumulate,
         )
 
-<<<<<<< HEAD
     def threads(self, module: TahoeSTModule) -> AbstractContextManager[int]:
         """Let torch use the threads that suit this run."""
         return fitting_threads(
@@ -232,8 +226,6 @@ class TrainingRun:
             operations=step_operations(module.network, n_sets=self.batch_size, set_size=self.set_size),
         )  # fmt: skip
 
-    def trainer_kwargs(self, conditions: Sequence[Condition], genes: np.ndarray) -> dict[str, Any]:
-=======
     def held_out_gain(
         self, dataset: CellSetDataset, split: AssignedSplit, pretrained: Sequence[str]
     ) -> HeldOutGain | None:
@@ -249,7 +241,6 @@ class TrainingRun:
     def trainer_kwargs(
         self, conditions: Sequence[Condition], genes: np.ndarray, gain: HeldOutGain | None = None
     ) -> dict[str, Any]:
->>>>>>> main
         """Return the arguments of scvi-tools' trainer."""
         options = self.options
         mode: Literal["min", "max"] = "min" if self.score is None else "max"
