@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from scvi_tahoe import FractionSplit
 from scvi_tahoe.training._rounded_optimizer import RoundedAdamW
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -79,6 +80,14 @@ def test_what_was_saved_goes_on_in_the_same_way():
     step(first, optimizer, 1)
     step(second, again, 1)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_checkpoints_hold_full_weights_also_where_nothing_validates(make_model, tmp_path):
+    model = make_model()
+    with pytest.warns(UserWarning, match="no cell validates"):
+        model.train(**BRIEF, split=FractionSplit(validation=0.0), save_dir=tmp_path)
+    state = torch.load(tmp_path / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    assert {value.dtype for value in state.values()} == {torch.float32}
 
 
 def test_a_run_ends_with_full_weights_close_to_those_of_torchs_optimizer(make_model, monkeypatch):

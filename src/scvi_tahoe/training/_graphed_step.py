@@ -84,7 +84,8 @@ class GraphedStep:
         self._recording, self._n_usual = None, 0
 
     def _record(self, batch: Mapping[str, Tensor]) -> _Recording | None:
-        graph, own = torch.cuda.CUDAGraph(), {name: value.clone() for name, value in batch.items()}
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        own = {name: value.clone() for name, value in batch.items()}
         for parameter in self._module.parameters():
             parameter.grad = None
         try:
@@ -94,8 +95,9 @@ class GraphedStep:
                 found.loss.backward()
         except RuntimeError as error:
             self._fails = True
-            # random numbers would be drawn as if the recording went on
-            generator = torch.cuda.default_generators[next(iter(own.values())).device.index]
+            # what torch leaves of a recording that failed: its stream, and random numbers drawn as if it went on
+            torch.cuda.set_stream(stream)
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
             generator.graphsafe_set_state(generator.clone_state())
             for parameter in self._module.parameters():
                 parameter.grad = None

@@ -248,6 +248,8 @@ class TahoeTrainingPlan(LightningModule):
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
         checkpoint["plan_config"] = self.config.to_kwargs()
         checkpoint["setting"] = self.setting
+        if isinstance(self._rounding, RoundedAdamW):
+            checkpoint["state_dict"] = self.kept_state()  # nothing rounded, also where no validation came before
         if self.average is not None:
             # readers of a checkpoint get the weights that were validated
             checkpoint["trained_state"], checkpoint["state_dict"] = checkpoint["state_dict"], self.kept_state()
