@@ -27,7 +27,7 @@ from scvi_tahoe.datasets import papalexi_few_shot
 COLORS = {"finetune": "#4c78a8", "predict": "#f2a65a", "evaluate": "#72b18b"}
 
 
-def write_task(folder: Path) -> list[list[str]]:
+def write_task(folder: Path, max_steps: int | None) -> list[list[str]]:
     """Write what a user has, the files and the run; return the three commands."""
     task = papalexi_few_shot()
     keys = {"perturbation_key": task.perturbation_key, "control": task.control, "context_key": task.context_key}
@@ -37,6 +37,8 @@ def write_task(folder: Path) -> list[list[str]]:
         cells.copy().write_h5ad(folder / f"{name}.h5ad")
     # without cells to predict, the run trains only; the split is that of `model.train()`
     run = {"name": "papalexi", "data": {"path": str(folder / "train.h5ad"), **keys}}
+    if max_steps is not None:
+        run["train"] = {"max_steps": max_steps}
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
     columns = ["--perturbation-key", task.perturbation_key, "--control", task.control]
     columns += ["--context-key", task.context_key]
@@ -87,12 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="A new folder.")
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--max-steps", type=int, help="If None, as many as train() takes by default.")
     parser.add_argument("--machine", default=f"{len(os.sched_getaffinity(0))} cores")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
     try:
-        seconds = {command[0]: carry_out(command) for command in write_task(args.folder)}
+        seconds = {command[0]: carry_out(command) for command in write_task(args.folder, args.max_steps)}
     finally:
         if args.folder.is_dir():
             shutil.rmtree(args.folder)

@@ -105,7 +105,7 @@ class MetricsHistory(Logger):
 class StepProgress(Callback):
     """Shows steps per second, sets per second, time left and the last losses; logs the throughput even if not shown.
 
-    Beside ``sets_per_second`` stands ``mfu``, the model FLOPs utilisation (Chowdhery et al. 2022, *PaLM*,
+    In addition to ``sets_per_second``, ``mfu`` is logged, the model FLOPs utilisation (Chowdhery et al. 2022, *PaLM*,
     arXiv:2204.02311): the share of the time in which a device could do the matrix products of the network alone, at
     ``product_rate`` operations a second.
     """
@@ -154,7 +154,7 @@ class StepProgress(Callback):
             self._bar.set_postfix(shown | {"sets/s": f"{rate:.0f}"}, refresh=False)
 
     def summary(self) -> str | None:
-        """Return the throughput of the run in words; None if no interval ended."""
+        """Return a sentence about the throughput of the run; None if no interval ended."""
         if not self.rates:
             return None
         return (
