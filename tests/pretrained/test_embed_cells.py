@@ -301,7 +301,7 @@ def test_files_that_hold_no_cells_are_refused(model, tmp_path):
     columns.write_h5ad(tmp_path / "columns.h5ad")
     for name, message in (
         ("text.h5ad", "no h5ad file"),
-        ("empty", "no h5ad file or zarr"),
+        ("empty", "no folder of cells"),
         ("columns.h5ad", "by rows"),
     ):
         with pytest.raises(ValueError, match=message):
