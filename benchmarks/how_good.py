@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SCORES = {"MAE": -1, "Pearson": 1, "PDS": 1, "DES": 1}
+FEWEST = 5  # conditions for an interval
 START, MODEL = "TahoeST, start alone", "TahoeST"
 #: baselines of `evaluate` that are the same arithmetic
 CELLS_OF = {"controls": "control", "mean of the seen": "train_mean", "change elsewhere": "context_transfer",
@@ -266,6 +267,10 @@ def comparisons(scores: pd.DataFrame) -> pd.DataFrame:
                 difference = differences(of_task, score, other)
                 low, high = interval(difference)
                 verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not told apart from"
+                if not np.abs(difference).max() > 1e-6:
+                    verdict = "the same as"
+                elif len(difference) < FEWEST:
+                    verdict = "not compared (too few conditions) with"
                 rows.append({"task": task, "score": score, "verdict": verdict, "other": other, "kind": kind,
                              "difference": difference.mean(), "low": low, "high": high})  # fmt: skip
     return pd.DataFrame(rows)
