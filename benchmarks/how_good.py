@@ -13,8 +13,8 @@ once.
 
     python benchmarks/how_good.py --max-steps 300 --seeds 3 --jobs 2 --page docs/how_good.md
 
-`--folder` keeps the scores of each task and seed, so that a run that was stopped goes on, and the screens (`--only`) may run
-on several machines. A training takes about 20 s of one core, all of them 20 minutes.
+`--folder` keeps the scores of each task and seed, so that a run that was stopped goes on, and the screens (`--only`)
+may run on several machines. A training takes about 20 s of one core, all of them 20 minutes.
 """
 
 from __future__ import annotations
