@@ -59,9 +59,7 @@ def test_the_mean_of_a_condition_is_the_mean_over_members(ensemble, screen):
         np.testing.assert_array_equal(predicted.obs["uncertainty"][rows], row.uncertainty)
 
 
-@pytest.mark.parametrize(
-    ("context_key", "prior"), [("context", "cells"), (None, "cells"), ("context", "response")]
-)
+@pytest.mark.parametrize(("context_key", "prior"), [("context", "cells"), (None, "cells"), ("context", "response")])
 def test_effects_on_a_prior_of_cells_are_those_against_all_controls(context_key, prior, simulated):
     adata = simulated.copy()
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key=context_key)

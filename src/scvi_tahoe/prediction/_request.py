@@ -402,6 +402,17 @@ def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> l
     return list(contexts)
 
 
+def _separator(labels: Sequence[str], known: Sequence[str]) -> str | None:
+    """Return what joins labels of known parts, or parts of known labels, if something does."""
+    whole = {*known}
+    parts = {s: {part for label in known for part in label.split(s)} - whole for s in "+|&;"}
+    for separator, of_known in parts.items():
+        for label in labels:
+            if label in of_known or (separator in label and {*label.split(separator)} & (whole | of_known)):
+                return separator
+    return None
+
+
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
     """Return the table's spelling of every label."""
     known = {label: table.known_name(label) for label in labels}
@@ -416,9 +427,13 @@ def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]
         composition = table.composition
         names = unknown if composition is None else [c for u in unknown for c in composition.unknown_components(u)]
         near = "; ".join(f"{n!r}{nearest_names(n, table.components.names)}" for n in dict.fromkeys(names[:5]))
+        separator = None if composition is not None else _separator(unknown, table.components.names)
         remedy = (
-            "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
-            "predict new ones"
+            f"it takes each label as a whole; if {separator!r} joins the parts of combinations, say so in "
+            f"setup_anndata(..., combination_separator={separator!r})"
+            if separator is not None
+            else "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key "
+            "to predict new ones"
             if table.components.one_hot
             else "add their rows to the perturbation-embedding table of the data"
         )
