@@ -91,7 +91,7 @@ def test_the_provenance_fixes_data_releases_and_seed(finished):
 
 def test_the_config_in_the_folder_spells_out_defaults(finished):
     config = content(finished / "config.yaml")
-    model = TahoeST.load(finished / "model", adata=False)
+    model = TahoeST.from_pretrained(finished)
     assert config["model"]["prior"] == model.prior
     assert config["model"]["objective"] == model.module.objective.config.to_dict()
     assert config["model"]["network"]["head"] == model.module.config.head
@@ -202,7 +202,7 @@ def test_adapters_not_attached_yet_may_have_rates_by_depth(deep, tmp_path):
 
 
 def test_a_frozen_projection_keeps_its_random_numbers(finished, values, tmp_path):
-    values["train"] |= {"freeze_projection": True, "freeze_backbone": True}
+    values["train"] |= {"freeze_projection": True}
     result = run(values, tmp_path / "out")
     first, now = (read_checkpoint(f / "last.ckpt")["state_dict"] for f in (finished, result.folder))
     config = TahoeRun.from_dict(values)
@@ -318,8 +318,7 @@ def test_adapters_are_restored_and_a_later_run_starts_from_them(finished, values
     run(values, tmp_path / "later", start=start, train=BRIEF | {"lr": 1e-9}, score=NOT_SCORED)
     started = torch.load(tmp_path / "later" / "last.ckpt", weights_only=True)["state_dict"]
     name = "network.backbone.blocks.0.down.weight"
-    merged = TahoeST.load(tmp_path / "first" / "model", adata=False)
-    merged.merge_adapters()
+    merged = TahoeST.from_pretrained(tmp_path / "first")
     torch.testing.assert_close(started[f"module.{name}"], merged.module.state_dict()[name], rtol=0, atol=1e-6)
 
 
@@ -328,7 +327,7 @@ def test_an_embedding_model_takes_the_backbone_of_an_expression_model(finished, 
     result = run(values, tmp_path / "run", model={"representation": "embedding", "network": {
         "gene_decoder": {"hidden": [16]}
     }}, score={"preset": "quick", "representation_check": "warn"})  # fmt: skip
-    model = TahoeST.load(result.folder / "model", adata=False)
+    model = TahoeST.from_pretrained(result.folder)
     assert model.module.config.gene_decoder.hidden == (16,)
     assert model.module.config.n_input == 6
     loaded = torch.load(finished / "best.ckpt", weights_only=True)["state_dict"]
@@ -401,7 +400,7 @@ def test_a_run_from_weights_in_arcs_format_carries_their_licence(finished, value
         values, tmp_path / "first", train=BRIEF, score=NOT_SCORED,
         model={"network": {"head": "hidden_residual", "keep_zeros": False}},
     )  # fmt: skip
-    TahoeST.load(first.folder / "model", adata=False).export(tmp_path / "weights", format="arc")
+    TahoeST.from_pretrained(first.folder).export(tmp_path / "weights", format="arc")
     # after a single step, controls predicted from controls are not like controls
     values["start"] = {"source": str(tmp_path / "weights"), "check_scale": False}
     result = run(values, tmp_path / "run", train=BRIEF, score=NOT_SCORED)

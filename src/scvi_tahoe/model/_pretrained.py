@@ -17,12 +17,14 @@ from scvi_tahoe.pretrained import (
     FORMATS,
     PretrainedModel,
     diagnose_attention,
+    fitted_values,
     for_other_cells,
     objective_of,
     plan_warm_start,
     push_model,
     read_pretrained,
     reason_to_leave_prior,
+    reject_hub_options,
     registry_in_order,
     registry_of,
     start_options,
@@ -81,12 +83,13 @@ class PretrainedMixin(FittedModel):
         Parameters
         ----------
         source
-            Folder in Arc's format or of :meth:`export`, name of a model on the Hugging Face hub, or a model that was
-            read before (:func:`~scvi_tahoe.pretrained.read_pretrained`).
+            Folder in Arc's format, of :meth:`export` or of a run, name of a model on the Hugging Face hub, or a model
+            that was read before (:func:`~scvi_tahoe.pretrained.read_pretrained`).
         adata
             Registered data to fine-tune on. If None, the model has the labels of the folder and can predict.
         checkpoint
-            Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name.
+            Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name. If None, the
+            best, or else the final or the last one; of a run, the model that it left.
         revision
             Commit, tag or branch on the hub.
         accept
@@ -135,6 +138,7 @@ class PretrainedMixin(FittedModel):
             If there is no such folder or checkpoint.
         """
         hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
+        reject_hub_options(source, backbone_from, revision=revision, cache_dir=cache_dir, offline=offline)
         base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
         reading: dict[str, Any] = {"revision": revision, "attention": attention, "genes": genes, "base": base}
         weights = read_pretrained(source, checkpoint, **reading, **hub)
@@ -184,7 +188,10 @@ class PretrainedMixin(FittedModel):
             provenance_=asdict(origin),
             weights_objective_=options["objective"] or objective_of(weights.loss),
             is_trained_=True,
+            **fitted_values(weights),
         )
+        if model.decoder_weight_ is not None and not objective:
+            model.module.objective.decoder_weight = model.decoder_weight_
         attention_kind = f"attention {weights.config.attention} ({origin.attention_reason or 'as trained'})"
         logger.info(f"{origin.source}, {attention_kind}\n{report.text()}")
         if not origin.attention_certain:

@@ -71,10 +71,10 @@ class TrainMixin(PredictMixin):
             Optimizer steps. If None, 1,000.
         recipe
             Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`. Only tensors with pretrained values
-            are ever frozen: a model from scratch trains all of its parts with any recipe.
+            are ever frozen: a model from scratch trains all of its parts, and refuses ``'heads'``.
         freeze_backbone
             True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it at that step.
-            If None, the recipe decides.
+            If None, the recipe decides. True and a step are refused for a model without pretrained backbone.
         lr
             Peak learning rate. If None, 1e-4 with a prior where perturbations were seen in several contexts or most
             combinations have measured components, else 2e-4 for pretrained weights and 1e-3 from scratch.

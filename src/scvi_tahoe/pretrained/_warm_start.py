@@ -379,7 +379,9 @@ def plan_warm_start(
     _keep_mean_batch(matching, state, tensors)
     records = (*tensors, *_left_out(source, state))
     decisions = tuple(sorted(set(matching.needed) & matching.accept))
-    notes = (*source.notes, *matching.notes)
+    idle = sorted(set(accept) - set(matching.needed))
+    unneeded = [f"accepted and not needed: {', '.join(idle)}"] if idle else []
+    notes = (*source.notes, *matching.notes, *unneeded)
     return WarmStart(state, LoadingReport(records, tuple(matching.matches), notes, decisions))
 
 

@@ -98,29 +98,27 @@ class StartConfig(Section):
     source
         Folder of an earlier run, folder in Arc's format or of an export, or name on the hub. If None, the model starts
         from scratch.
-    checkpoint
-        Which checkpoint of the source. If None, the best.
     """
 
     source: str | None = None
 
     def __post_init__(self) -> None:
         _verify_known("start.accept names the unknown decision", self.accept, DECISIONS)
-        if self.source is None and (self.checkpoint or self.accept or self.attention):
-            raise ValueError("start.source is missing, and start names a checkpoint, attention or decisions for it.")
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if self.source is None and given:
+            raise ValueError(f"start.source is missing, and start names {', '.join(given)} for it.")
 
 
 @section(TahoeST.__init__, optional=True, without=("seed",))
 class ModelConfig(Section):
-    """The model, as :class:`~scvi_tahoe.TahoeST` takes it; None and what is left out are the defaults of the package.
+    """The model, as :class:`~scvi_tahoe.TahoeST` and its ``from_pretrained`` take it.
 
-    ``size`` is not used where weights bring their own.
+    None and what is left out are as in the weights of ``start.source``, or else the defaults of the package. A ``size``
+    beside weights must be theirs.
     """
 
-    representation: Representation = "expression"
     network: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
-    batch_encoder: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", typed(ObjectiveConfig, self.objective, "model.objective"))
@@ -251,7 +249,7 @@ class TahoeRun:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more.")
         _ = self.chosen_split
         kind = self.model.representation
-        if kind != "expression" and self.data.embedding_key is None:
+        if kind not in (None, "expression") and self.data.embedding_key is None:
             raise ValueError(f"model.representation is {kind!r} and the data have no cell embedding; give data."
                              "cell_embedding_key, or data.cell_embedding_components to have one made.")  # fmt: skip
 
