@@ -74,7 +74,7 @@ def test_the_cache_serves_offline_and_states_the_commit(cache):
 
 
 def test_the_licence_must_be_accepted_and_is_shown(cache, monkeypatch):
-    with pytest.raises(LicenceNotAcceptedError, match=r"non-commercial.*accept_license=True"):
+    with pytest.raises(LicenceNotAcceptedError, match=r"(?i)non-commercial.*accept_license=True"):
         offline(cache)
     with pytest.raises(LicenceNotAcceptedError):
         offline(cache, accept_license=False)

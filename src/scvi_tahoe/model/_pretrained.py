@@ -24,9 +24,9 @@ from scvi_tahoe.pretrained import (
     push_model,
     read_pretrained,
     reason_to_leave_prior,
-    reject_hub_options,
     registry_in_order,
     registry_of,
+    reject_hub_options,
     start_options,
     united_table,
     verify_scale,
@@ -46,6 +46,16 @@ if TYPE_CHECKING:
     from scvi_tahoe.response import Prior
 
 logger = logging.getLogger(__name__)
+
+
+def _read(
+    source: Any, backbone_from: str | Path | None, place: dict[str, Any], *, accept_license: bool | None, **reading: Any
+) -> PretrainedModel:
+    """Read weights, and those whose backbone they refer to; ``place`` says where on the hub to look."""
+    reject_hub_options(source, backbone_from, **place)
+    hub = {"accept_license": accept_license, "cache_dir": place["cache_dir"], "offline": place["offline"]}
+    base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
+    return read_pretrained(source, base=base, revision=place["revision"], **reading, **hub)
 
 
 class PretrainedMixin(FittedModel):
@@ -137,11 +147,14 @@ class PretrainedMixin(FittedModel):
         FileNotFoundError
             If there is no such folder or checkpoint.
         """
-        hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
-        reject_hub_options(source, backbone_from, revision=revision, cache_dir=cache_dir, offline=offline)
-        base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
-        reading: dict[str, Any] = {"revision": revision, "attention": attention, "genes": genes, "base": base}
-        weights = read_pretrained(source, checkpoint, **reading, **hub)
+        place: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "offline": offline}
+        reading: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "attention": attention,
+            "genes": genes,
+            "accept_license": accept_license,
+        }
+        weights = _read(source, backbone_from, place, **reading)
         other_cells = representation is not None and (representation == "embedding") != weights.embeds
         if other_cells:
             weights = for_other_cells(weights)

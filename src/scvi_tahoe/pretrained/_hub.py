@@ -117,7 +117,7 @@ def read_pretrained(
         return model
     root = next((parent for parent in place.folder.parents if parent.name == place.revision), None)
     licence = stated_licence(place.folder, root)
-    # Weights in Arc's format of other authors may derive from Arc's; a licence that they could not give says they do not
+    # Weights of other authors in Arc's format may derive from Arc's, unless their licence says otherwise.
     free = origin.format == "arc" and is_permissive(licence) and not is_arcs(place.name)
     origin = replace(
         origin, source=place.name, revision=place.revision, licence=licence,

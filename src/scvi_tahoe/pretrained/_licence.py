@@ -27,16 +27,16 @@ _PERMISSIVE = ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "
 _STATED = re.compile(r"\A---\s*\n(?:.*\n)*?license:[ \t]*['\"]?([\w.+-]{1,60})['\"]?[ \t]*\n")
 
 _TERMS = (
-    "the Arc Research Institute State Model Non-Commercial License: non-commercial use only. It covers the weights, what "
-    "they predict, and every model fine-tuned from them. Redistribution needs the text of the licence, this notice and "
-    "the citation of Adduri et al. (2025), bioRxiv 2025.06.26.661135. Read the licence beside the weights before you use "
-    "them."
+    "the Arc Research Institute State Model Non-Commercial License: non-commercial use only. It covers the weights, "
+    "what they predict, and every model fine-tuned from them. Redistribution needs the text of the licence, this "
+    "notice and the citation of Adduri et al. (2025), bioRxiv 2025.06.26.661135. Read the licence beside the weights "
+    "before you use them."
 )
 #: What a user has to know before using Arc's weights, and those that may derive from them.
 LICENCE_SUMMARY = f"Weights published by Arc Institute are under {_TERMS}"
 _UNKNOWN_SUMMARY = (
-    "These weights are in the format of arc-state, and where they come from is not recorded. If they, or weights that they "
-    f"were trained from, were published by Arc Institute, they are under {_TERMS}"
+    "These weights are in the format of arc-state, and where they come from is not recorded. If they, or weights that "
+    f"they were trained from, were published by Arc Institute, they are under {_TERMS}"
 )
 
 
@@ -64,10 +64,10 @@ def licence_text(origin: Provenance) -> str:
 
 def licence_notice(origin: Provenance) -> str:
     """Return the notice to put next to weights that derive, or may derive, from Arc's."""
-    arcs = "These weights, or weights they were trained from, come from Arc Institute. " if is_arcs(origin.source) else ""
+    arcs = "These weights, or weights they were trained from, come from Arc Institute. "
     return (
-        f"# Licence notice\n\n{licence_text(origin)}\n\n{arcs}The software that wrote this file is under its own licence, "
-        "which does not extend to the weights.\n"
+        f"# Licence notice\n\n{licence_text(origin)}\n\n{arcs if is_arcs(origin.source) else ''}The software that "
+        "wrote this file is under its own licence, which does not extend to the weights.\n"
     )
 
 
@@ -76,13 +76,13 @@ def verify_licence(repository: str, accept: bool | None = None) -> None:
     if is_accepted(accept):
         return
     if is_arcs(repository):
-        terms = "Arc's State Model Non-Commercial License: non-commercial use only, also of predictions and fine-tuned models"
+        terms = "Arc's State Model Non-Commercial License, which is for predictions and fine-tuned models, too"
     else:
         terms = (
-            "the licence that its authors state on the hub, and a non-commercial one if the weights were fine-tuned from "
-            "Arc's"
+            "the licence that its authors state on the hub, and a non-commercial one if the weights were fine-tuned "
+            "from Arc's"
         )
-    raise LicenceNotAcceptedError(f"{repository} is under {terms}. Read it, and to accept it pass {_HOW}.")
+    raise LicenceNotAcceptedError(f"{repository} is under {terms}. Read it; to accept it, pass {_HOW}.")
 
 
 def show_licence(origin: Provenance) -> None:
@@ -99,8 +99,8 @@ def mention_licence(origin: Provenance, accept: bool | None = None) -> None:
 @cache
 def _mention(source: str) -> None:
     logger.warning(
-        f"{source} is in the format of arc-state: if the weights derive from Arc's, their licence is non-commercial, for "
-        f"predictions and fine-tuned models, too. {_HOW} accepts it and leaves out this line."
+        f"{source} is in the format of arc-state: if the weights derive from Arc's, their licence is non-commercial, "
+        f"for predictions and fine-tuned models, too. {_HOW} accepts it and leaves out this line."
     )
 
 

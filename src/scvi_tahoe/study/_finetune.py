@@ -247,9 +247,7 @@ class _Job:
     def _predict(self) -> None:
         held_out, counts = self.data.held_out, self.run.score.counts_layer
         TahoeST.setup_anndata(self.data.train, **self.data.config.keys)
-        model = TahoeST.from_pretrained(
-            self.folder / MODEL, self.data.train, check_scale=False, accept_license=True
-        )
+        model = TahoeST.from_pretrained(self.folder / MODEL, self.data.train, check_scale=False, accept_license=True)
         predicted = model.predict(
             held_out, **arguments_for_observed(held_out, model.keys), counts_layer=counts,
             output="expression" if counts is None else "counts", seed=self.run.seed, progress=self.progress,

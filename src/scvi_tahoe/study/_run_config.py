@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data import Representation, Split, split_from_dict
+from scvi_tahoe.data import Split, split_from_dict
 from scvi_tahoe.evaluate import BASELINES, PRESETS, evaluate
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
@@ -104,7 +104,7 @@ class StartConfig(Section):
 
     def __post_init__(self) -> None:
         _verify_known("start.accept names the unknown decision", self.accept, DECISIONS)
-        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        given = [f.name for f in fields(StartConfig) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         if self.source is None and given:
             raise ValueError(f"start.source is missing, and start names {', '.join(given)} for it.")
 

@@ -170,10 +170,12 @@ def run_card(run: TahoeRun, weights: PretrainedModel, record: dict[str, Any], sc
         "prior": run.model.prior,
         "trained on": f"{data['n_cells']:,} cells of {data['n_genes']:,} genes, {found['n_perturbations']} "
         f"perturbations, {len(found['contexts'])} contexts (sha256 {found['sha256']})",
-        "split": f"{split['cells']['train']:,} perturbed cells train, {split['cells']['validation']:,} validate (sha256 "
-        f"{split['sha256']})",
+        "split": f"{split['cells']['train']:,} perturbed cells train, {split['cells']['validation']:,} validate "
+        f"(sha256 {split['sha256']})",
         "started from": _start_of(run, weights),
-        "best step": "none validated" if step is None else f"{step} of {run.train.max_steps}, {run.train.monitor} {value}",
+        "best step": "none validated"
+        if step is None
+        else f"{step} of {run.train.max_steps}, {run.train.monitor} {value}",
         **_scored(scores),
         "seed": str(run.seed),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),

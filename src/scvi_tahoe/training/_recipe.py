@@ -330,7 +330,10 @@ class PlanConfig:
 
         Nothing is frozen of a module without pretrained backbone: a random one has to train.
         """
-        found, wanted = {}, {"freeze_backbone": self.freeze_backbone not in (None, False), "recipe": self.recipe == "heads"}
+        found, wanted = (
+            {},
+            {"freeze_backbone": self.freeze_backbone not in (None, False), "recipe": self.recipe == "heads"},
+        )
         loaded = any(name in pretrained and name.startswith(_BACKBONE) for name, _ in module.named_parameters())
         for name in [name for name, is_given in wanted.items() if is_given and not loaded]:
             found[name] = Ineffective(
