@@ -27,6 +27,7 @@ from scvi_tahoe.data._perturbations import (
     TableFusion,
     dose_label,
 )
+from scvi_tahoe.data._quality import screen_quality
 from scvi_tahoe.data._registration import EmbeddingTableField, ScreenManager
 from scvi_tahoe.data._sampler import CellSetRequest, ConditionRequest, ExhaustiveSampler, draw_window
 from scvi_tahoe.data._screen import (

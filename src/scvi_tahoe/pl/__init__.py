@@ -5,6 +5,7 @@ Every function takes results and returns a :class:`matplotlib.figure.Figure`; ``
 
 from __future__ import annotations
 
+from scvi_tahoe.pl._conditions import dose_response, interactions, knock_downs, volcano
 from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
 from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, draw, new_figure, style
 from scvi_tahoe.pl._scores import bars, comparison, learning_rate_test, ranks
@@ -18,11 +19,15 @@ __all__ = [
     "cells",
     "comparison",
     "deltas",
+    "dose_response",
     "draw",
     "fold_changes",
+    "interactions",
+    "knock_downs",
     "learning_rate_test",
     "new_figure",
     "ranks",
     "similarity",
     "style",
+    "volcano",
 ]

@@ -12,6 +12,7 @@ from scvi_tahoe.response._residual import (
     learn_prior,
     makes_cells,
     means_by_code,
+    planned,
     prior_and_targets,
     prior_table,
     report_of,

@@ -178,12 +178,19 @@ def report_of(learned: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def effects_of(
-    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Mapping[Condition, Condition]
+    learned: Mapping[str, Any],
+    spec: DataSpec,
+    screen: Screen,
+    conditions: Mapping[Condition, Condition],
+    *,
+    use_measured: bool,
 ) -> pd.DataFrame:
     """Return the table of :meth:`~scvi_tahoe.TahoeST.predict_effects`; ``conditions`` are as in :func:`prior_table`."""
     known, genes = list(conditions.values()), spec.genes
     prior, targets = prior_and_targets(learned, spec, screen, known)
     changes, deviation, support = prior.effects(known, targets, spec.table)  # type: ignore[union-attr]
+    if use_measured:
+        changes, deviation = prior.with_measurements(known, changes, deviation)  # type: ignore[union-attr]
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], spec.keys))
     if (key := spec.keys.context_key) is not None:
         columns[key] = [c.context for c in conditions]
@@ -194,6 +201,19 @@ def effects_of(
         "direction": np.where(changes < 0, -1, 1).ravel(), "support": np.repeat(support, len(genes)),
     }  # fmt: skip
     return pd.DataFrame(columns | of_gene)
+
+
+def planned(
+    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Mapping[Condition, Condition], n: int
+) -> pd.DataFrame:
+    """Return the table of :meth:`~scvi_tahoe.TahoeST.plan_next`; ``conditions`` are as in :func:`prior_table`."""
+    known = list(conditions.values())
+    start, targets = prior_and_targets(learned, spec, screen, known)
+    picked, chosen = start.planned(known, targets, spec.table, n)  # type: ignore[union-attr]
+    columns: dict[str, Any] = dict(label_columns([c.perturbation for c in picked], spec.keys))
+    if (key := spec.keys.context_key) is not None:
+        columns[key] = [c.context for c in picked]
+    return pd.DataFrame(columns).join(chosen)
 
 
 def residual_cells(

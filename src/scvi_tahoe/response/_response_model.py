@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._inducing import choose_inducing
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._members import MEMBERS, Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
@@ -31,6 +32,7 @@ _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first 
 _REFINED = (900, 3000)  # conditions that refine weights in the end, and conditions up to which that is done
 _FOLDED, _N_FOLDS = 150, 4  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
+_EXACT, _INDUCING = 12_000, 2_000  # conditions up to which the regression is exact, and those that compare the others
 _FEWEST_OWN = 4
 _COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
 _FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
@@ -100,11 +102,13 @@ def fit_responses(
     seed: int = 0,
     progress: bool = False,
     like: Fitted | None = None,
+    exact_up_to: int = _EXACT,
 ) -> Fitted:
     """Fit the response model to conditions.
 
-    ``like`` is a fit to most of them, of which stacks and calibration are kept, so that only coefficients are solved
-    for, and of few conditions the weights of kernels.
+    With more conditions than ``exact_up_to``, a subset of them compares the others. ``like`` is a fit to most of them,
+    of which stacks and calibration are kept, so that only coefficients are solved for, and of few conditions the
+    weights of kernels.
     """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
@@ -133,9 +137,13 @@ def fit_responses(
         )  # fmt: skip
 
     def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
-        return solve(learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update)
+        return solve(
+            learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update,
+            inducing=inducing,
+        )  # fmt: skip
 
     n = len(conditions)
+    inducing = choose_inducing(conditions, min(_INDUCING, n), rng) if n > exact_up_to else None
     # in one context, only what combinations have in common tells effects from what is a condition's own
     pooled = not kernels.has_contexts and not kernels.tables
     if like is not None and like.kernels.names == kernels.names:

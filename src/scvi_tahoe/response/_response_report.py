@@ -89,7 +89,7 @@ def _losses(fitted: Fitted) -> dict[str, float]:
         weights = replace(learned, logs=tuple(np.where(off, _NONE, log) for log in learned.logs))
         _, found = solve(
             weights, kernels, fitted.conditions, seen, noise, blocks={way: ways[way]}, device=fitted.device,
-            tick=lambda: None,
+            tick=lambda: None, inducing=regression.inducing,
         )  # fmt: skip
         rows = found[way].rows
         return float(np.square(found[way].mean_nQ[rows] - truth[rows]).sum())

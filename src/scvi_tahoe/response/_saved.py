@@ -13,7 +13,8 @@ from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
-from scvi_tahoe.response._regression import Group, Regression
+from scvi_tahoe.response._precision import Group
+from scvi_tahoe.response._regression import Regression
 from scvi_tahoe.response._response_model import Fitted, Responses
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "weights": np.stack([g.weights for g in regression.groups]),
         "group_noise": np.stack([g.noise for g in regression.groups]), "excess": fitted.excess_G,
     }  # fmt: skip
+    if regression.inducing_mQ is not None:
+        arrays["inducing"] = regression.inducing_mQ
     for k, table in enumerate(kernels.tables.values()):
         arrays |= {f"table{k}": table.matrix, f"center{k}": table.center_P, f"spread{k}": table.spread_P}
     return arrays, {
         "parser": asdict(fitted.parser),
         "genes": fitted.responses.genes.tolist(),
+        "inducing": None if regression.inducing is None else regression.inducing.tolist(),
         "groups": [[g.start, g.stop] for g in regression.groups],
         "tables": [[name, list(table.names), table.scale] for name, table in kernels.tables.items()],
         "own": None if fitted.own is None else asdict(fitted.own),
@@ -85,7 +89,11 @@ def fitted_from_plain(
             settings["groups"], arrays["weights"], arrays["group_noise"], strict=True
         )
     )
-    regression = Regression(arrays["basis"], arrays["size"], groups, arrays["coefficients"])
+    inducing = settings.get("inducing")
+    regression = Regression(
+        arrays["basis"], arrays["size"], groups, arrays["coefficients"],
+        None if inducing is None else np.array(inducing, dtype=np.int64), arrays.get("inducing"),
+    )  # fmt: skip
     stacks = {
         (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
         for name, hidden, weights, unshrunk, n, error in settings["stacks"]
@@ -125,9 +133,20 @@ def wrong_plain(
         fitted = fitted_from_plain(arrays, settings, conditions, control_means)
         if sizes["k"] != len(fitted.kernels.names) + 1 or len(fitted.responses.genes) != n_genes:
             return "it has other kernels or genes"
+        if _wrong_inducing(fitted.regression):
+            return "its inducing conditions are not those that it knows something of"
         stops = [0, *(group.stop for group in fitted.regression.groups)]
         if [group.start for group in fitted.regression.groups] != stops[:-1] or stops[-1] != sizes["Q"]:
             return "its groups do not cover the components"
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         return f"its settings cannot be read ({error})"
     return ""
+
+
+def _wrong_inducing(regression: Regression) -> bool:
+    """Whether inducing conditions are not there, or what is known of them is not."""
+    chosen, known = regression.inducing, regression.inducing_mQ
+    if chosen is None or known is None:
+        return not (chosen is None and known is None)
+    n, n_components = regression.coefficients_nQ.shape
+    return known.shape != (len(chosen), n_components) or not ((0 <= chosen) & (chosen < n)).all()

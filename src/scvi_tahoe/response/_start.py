@@ -15,6 +15,7 @@ from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
+from scvi_tahoe.response._plan_next import plan_next
 from scvi_tahoe.response._response_model import (
     Fitted,
     Responses,
@@ -244,6 +245,20 @@ class ResponseStart:
         variance_nQ, support = variance_and_support(fitted, questions, means)
         return changes, predicted_sd(fitted, questions, means, changes, variance_nQ), support
 
+    def with_measurements(
+        self, conditions: Sequence[Condition], changes: np.ndarray, deviation: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Combine what others say of training conditions with their own measurement, each weighted by its variance."""
+        known = {condition: i for i, condition in enumerate(self.conditions)}
+        spelling, changes, deviation = self.fitted.parser.spelling, changes.copy(), deviation.copy()
+        for k, condition in enumerate(conditions):
+            if (row := known.get((condition.context, spelling(condition.perturbation)))) is not None:
+                squared, noise = np.square(deviation[k]), self.fitted.responses.noise[row]
+                share = squared / np.maximum(squared + noise, 1e-12)
+                changes[k] += share * (self.fitted.responses.changes[row] - changes[k])
+                deviation[k] = np.sqrt(share * noise)
+        return changes, deviation
+
     def confidence(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
     ) -> pd.DataFrame:
@@ -264,6 +279,21 @@ class ResponseStart:
         """Mean expression that conditions start from, float32 ``[conditions, G]``."""
         changes, _ = self.changes(conditions, targets, table)
         return np.maximum(changes + np.stack([targets[c.context].mean_G for c in conditions]), 0)
+
+    def planned(
+        self,
+        conditions: Sequence[Condition],
+        targets: Mapping[str, ControlProfile],
+        table: EmbeddingTable,
+        n: int,
+    ) -> tuple[list[Condition], pd.DataFrame]:
+        """Choose which of the conditions to measure next, of those without training cells, and say what each tells."""
+        known, spelling = set(self.conditions), self.fitted.parser.spelling
+        fresh = [c for c in conditions if (c.context, spelling(c.perturbation)) not in known]
+        candidates = [(spelling(c.perturbation), c.context) for c in fresh]
+        means = {c: profile.mean_G for c, profile in targets.items()}
+        chosen = plan_next(self._with_rows(table), candidates, n, means)
+        return [fresh[k] for k in chosen.pop("candidate")], chosen
 
     def start_table(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
