@@ -22,7 +22,8 @@ folder = sys.argv[1]
 def model_of(*, n_layers=1, **options):
     adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
-    return TahoeST(adata, size={"hidden": 16, "n_layers": n_layers, "intermediate": 32, "n_heads": 2}, set_size=8, **options)
+    size = {"hidden": 16, "n_layers": n_layers, "intermediate": 32, "n_heads": 2}
+    return TahoeST(adata, size=size, set_size=8, **options)
 
 
 def trained(name, *, resume_from=None, **options):

@@ -220,9 +220,10 @@ class TahoeTrainingPlan(LightningModule):
         """Switch dropout on (neither scvi-tools nor Lightning does after a first training), then freeze."""
         late = [part for part, schedule in self.parts.items() if schedule.unfreeze_at]
         if self.pretrained and late and self._is_distributed and not isinstance(self.trainer.strategy, DDPStrategy):
+            kind = type(self.trainer.strategy).__name__
             raise ValueError(
-                f"parts {late} are unfrozen in the middle of this run, and {type(self.trainer.strategy).__name__} fixes "
-                "at the start what trains; give strategy='ddp_sharded' or 'ddp', or freeze_backbone=True or False."
+                f"parts {late} are unfrozen in the middle of this run, and {kind} fixes at the start what trains; "
+                "give strategy='ddp_sharded' or 'ddp', or freeze_backbone=True or False."
             )
         if self._is_distributed:
             ask_for_sigterm_seldom(self.trainer)
