@@ -66,8 +66,8 @@ def test_what_is_switched_off_is_not_complained_of(tmp_path, key):
         pytest.param(expression_config, {CLIP: ...}, "clipping", CLIP, "warning", "the default is 10", id="no clip"),
         pytest.param(expression_config, {f"{BACKBONE}.bidirectional_attention": ...}, "bidirectional",
                      f"{BACKBONE}.bidirectional_attention", "warning", "the flag is missing", id="attention"),
-        pytest.param(embedding_config, {}, "scored_space", SPACE, "warning", "weight 0.3", id="scored on genes"),
-        pytest.param(embedding_config, {"model.kwargs.decoder_weight": 0.0}, "scored_space", SPACE, "error",
+        pytest.param(embedding_config, {}, "scored_space", SPACE, "error", "weight 0.3", id="scored on genes"),
+        pytest.param(embedding_config, {"model.kwargs.decoder_weight": 0.0}, "random_decoder", SPACE, "error",
                      "stays random", id="random decoder"),
         pytest.param(embedding_config, {"data.kwargs.output_space": "embedding"}, "no_genes", SPACE, "error",
                      "would mean nothing", id="no genes at the output"),
@@ -91,7 +91,7 @@ def test_what_would_surprise_its_author_is_named(tmp_path, config, keys, rule, w
     finding = next(f for f in found.findings if (f.rule, f.where) == (rule, where))
     assert finding.level == level
     assert text in finding.message
-    assert found.exit_code() == (level == "error")
+    assert found.exit_code() == (level == "error" or config is embedding_config)
     assert found.exit_code(strict=True) == 1
 
 
@@ -160,3 +160,11 @@ def test_other_files_are_refused(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         check_config(tmp_path / "config.yaml")
+
+
+def test_a_mismatch_of_spaces_stops_unless_it_is_allowed(tmp_path):
+    found = checked(tmp_path, config=embedding_config)
+    assert (found.exit_code(), found.exit_code(allow_mismatch=True)) == (1, 0)
+    assert found.exit_code(allow_mismatch=True, strict=True) == 1
+    random = checked(tmp_path, {"model.kwargs.decoder_weight": 0.0}, embedding_config)
+    assert random.exit_code(allow_mismatch=True) == 1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Found = Iterator[tuple[str, dict[str, Any]]]  # entries of findings.yaml, and what they are filled with
 
 _CLIP_AT_MOST = 5.0
+_MISMATCH = "scored_space"
 _BACKBONE = "model.kwargs.transformer_backbone_kwargs"
 
 
@@ -36,9 +37,14 @@ class ConfigCheck:
     run: TahoeRun
     findings: tuple[Finding, ...]
 
-    def exit_code(self, *, strict: bool = False) -> int:
-        """Return 1 if something would make the run meaningless, or, if strict, other than its author thinks; else 0."""
-        return int(any(f.level == "error" or (strict and f.level == "warning") for f in self.findings))
+    def exit_code(self, *, strict: bool = False, allow_mismatch: bool = False) -> int:
+        """Return 1 if something would make the run meaningless, or, if strict, other than its author thinks; else 0.
+
+        A run that is scored in another space than it trains in is the former, unless ``allow_mismatch`` makes a warning
+        of it.
+        """
+        levels = ["warning" if allow_mismatch and f.rule == _MISMATCH else f.level for f in self.findings]
+        return int("error" in levels or (strict and "warning" in levels))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -82,8 +88,7 @@ def _scored_space(config: ArcConfig) -> Found:
         yield "no_genes", {"embedding": embedding, "space": config.get("data.kwargs.output_space")}
     elif embedding is not None:
         weight = config.number("model.kwargs.decoder_weight", 1.0)
-        level, random = ("error", " With weight 0 the decoder stays random.") if weight == 0 else ("warning", "")
-        yield "scored_space", {"embedding": embedding, "weight": weight, "level": level, "random": random}
+        yield _MISMATCH if weight else "random_decoder", {"embedding": embedding, "weight": weight}
     elif config.has("model.kwargs.decoder_hidden_dims"):
         yield "idle_decoder", {}
 
