@@ -10,6 +10,7 @@ from scvi_tahoe.nn._adapters import (
     merged_tensors,
     original_name,
 )
+from scvi_tahoe.nn._cell_encoder import N_DATASET, CellEncoder, CellEncoderConfig
 from scvi_tahoe.nn._config import SIZES, Attention, GeneDecoderConfig, NetworkConfig
 from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in the order in which they register
     batch_classification,
@@ -44,6 +45,8 @@ __all__ = [
     "EMBEDDING_TERMS",
     "SET_LOSSES",
     "TERMS",
+    "CellEncoder",
+    "CellEncoderConfig",
     "GeneDecoderConfig",
     "NetworkConfig",
     "NetworkOutput",

@@ -172,8 +172,9 @@ def resolve_source(
     accept_license: bool | None = None,
     cache_dir: str | Path | None = None,
     offline: bool = False,
+    files: Sequence[str] = _SIDE_FILES,
 ) -> SourceFolder:
-    """Return the folder of a model, downloading it if need be; arguments as of :func:`read_pretrained`."""
+    """Return the folder of a model, downloading its ``files`` if need be; arguments as of :func:`read_pretrained`."""
     if _is_local(source):
         return SourceFolder(Path(source), Path(source).resolve().name)
     if not _HUB_NAME.fullmatch(str(source)):
@@ -182,7 +183,9 @@ def resolve_source(
     repository, subfolder = f"{owner}/{name}", "/".join(inside)
     import_hub()
     verify_licence(repository, accept_license)
-    snapshot = _snapshot(repository, subfolder, checkpoint, revision=revision, cache_dir=cache_dir, offline=offline)
+    snapshot = _snapshot(
+        repository, subfolder, checkpoint, revision=revision, cache_dir=cache_dir, offline=offline, files=files
+    )
     folder = snapshot / subfolder
     if not folder.is_dir():
         raise FileNotFoundError(_no_folder(snapshot, repository, subfolder, offline=offline))
@@ -228,11 +231,18 @@ def verify_blobs(snapshot: Path) -> None:
 
 
 def _snapshot(
-    repository: str, subfolder: str, checkpoint: str | None, *, revision: str | None, cache_dir: Any, offline: bool
+    repository: str,
+    subfolder: str,
+    checkpoint: str | None,
+    *,
+    revision: str | None,
+    cache_dir: Any,
+    offline: bool,
+    files: Sequence[str],
 ) -> Path:
     hub = import_hub()
     prefix = f"{subfolder}/" if subfolder else ""
-    wanted = [prefix + pattern for pattern in _SIDE_FILES]
+    wanted = [prefix + pattern for pattern in files]
     commit = None
     offline = offline or hub.constants.HF_HUB_OFFLINE
     if not offline:
@@ -241,10 +251,10 @@ def _snapshot(
         except Exception as error:
             error.add_note(f"{repository} was asked for on the hub; offline=True reads what is in the cache.")
             raise
-        commit, files = info.sha, [file.rfilename for file in info.siblings or []]
-        if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in files):
-            if not (here := _checkpoints(files, prefix)):
-                inside = model_folders(f.removeprefix(prefix) for f in files if f.startswith(prefix))
+        commit, there = info.sha, [file.rfilename for file in info.siblings or []]
+        if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in there):
+            if not (here := _checkpoints(there, prefix)):
+                inside = model_folders(f.removeprefix(prefix) for f in there if f.startswith(prefix))
                 if inside:
                     raise FileNotFoundError(_several(f"{repository}/{subfolder}".rstrip("/"), inside))
             wanted.append(prefix + checkpoint_on_hub(here, checkpoint))
