@@ -111,10 +111,8 @@ def check(
         result = check_config(config)
         typer.echo(dumps(result.to_dict(), indent=1) if json else str(result))
         if write is not None:
-            if write.exists():
-                raise ValueError(f"{write} exists; give the name of a new file.")
-            result.run.to_yaml(write)
-            typer.echo(f"\nWritten: {write}. Fill in data.path, then: scvi-tahoe finetune {write} --dry-run", err=json)
+            result.write(write)
+            typer.echo(f"\nWritten: {write}. Read its comments, then: scvi-tahoe finetune {write} --dry-run", err=json)
     raise typer.Exit(result.exit_code(strict=strict, allow_mismatch=allow_mismatch))
 
 

@@ -73,10 +73,7 @@ def predict_cells(
     observed_likeness: Mapping[str, Mapping[str, float]],
     decoder_error: float | None = None,
 ) -> ad.AnnData:
-    """Predict what a request asks for, starting from some data.
-
-    ``decoder_error`` is the gene decoder's own validation error, for the record that comes along with its genes.
-    """
+    """Predict what a request asks for; ``decoder_error`` is the gene decoder's own error in validation, if known."""
     data, stands_for = with_new_batches(data, request.new_batches)
     if stands_for and request.new_batches == "mean":
         module = with_mean_batch(module)

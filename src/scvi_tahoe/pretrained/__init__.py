@@ -49,7 +49,7 @@ from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecor
 from scvi_tahoe.pretrained._run_weights import holds_run, run_checkpoint
 from scvi_tahoe.pretrained._state_embedding import StateEmbedding, read_state_embedding
 from scvi_tahoe.pretrained._tables import flat_table, read_embedding_table, table_settings
-from scvi_tahoe.pretrained._warm_start import DECISIONS, WarmStart, match_labels, plan_warm_start
+from scvi_tahoe.pretrained._warm_start import DECISIONS, DecisionsNeededError, WarmStart, match_labels, plan_warm_start
 
 __all__ = [
     "DECISIONS",
@@ -57,6 +57,7 @@ __all__ = [
     "ArcColumns",
     "AttentionDiagnosis",
     "AxisLabels",
+    "DecisionsNeededError",
     "EmbeddingReport",
     "LabelMatch",
     "LicenceNotAcceptedError",

@@ -20,6 +20,7 @@ from scvi_tahoe.study._files import read_json, write_json
 from scvi_tahoe.study._run_folder import LAST, MODEL, is_run, read_checkpoint
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from lightning.pytorch.loggers import Logger
 
     from scvi_tahoe.pretrained import PretrainedModel
@@ -34,13 +35,18 @@ _GIGABYTE = 1024**3
 def build_model(run: TahoeRun, data: RunData) -> TahoeST:
     """Return the model of a run with its starting weights: a call of ``TahoeST`` or of ``TahoeST.from_pretrained``."""
     TahoeST.setup_anndata(data.train, **data.config.keys)
-    options = {"seed": run.seed, **_model_options(run, data.train.n_vars)}
+    return model_on(run, data.train)
+
+
+def model_on(run: TahoeRun, adata: AnnData) -> TahoeST:
+    """Return the model of a run on registered data."""
+    options = {"seed": run.seed, **_model_options(run, adata.n_vars)}
     if run.start.source is None:
-        return TahoeST(data.train, **options)
+        return TahoeST(adata, **options)
     size, start = options.pop("size", {}), run.start.arguments(TahoeST.from_pretrained)
     if is_run(Path(run.start.source)):
         start |= {"source": _weights_of_run(run.start), "checkpoint": None}
-    model = TahoeST.from_pretrained(adata=data.train, **start, **options)
+    model = TahoeST.from_pretrained(adata=adata, **start, **options)
     _verify_size(size, model)
     return model
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from anndata.abc import CSRDataset
 
 from scvi_tahoe.data import ScreenKeys, read_screen
 from scvi_tahoe.evaluate import overall_title
@@ -22,6 +23,8 @@ from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from anndata import AnnData
 
     from scvi_tahoe.data import Split
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 CONFIG, PROVENANCE, METRICS, REPORT = "config.yaml", "provenance.json", "metrics.csv", "loading_report.txt"
 BEST, LAST, MODEL = "best.ckpt", "last.ckpt", "model"
 PREDICTION, SCORES, FIGURES = "prediction.h5ad", "scores", "figures"
+_ROWS = 8_192  # cells of a store that are hashed at once
 #: written last: the run is complete
 RESULT = "result.json"
 
@@ -117,7 +121,9 @@ def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
     return found if key is None else found | {"embedding_width": int(adata.obsm[key].shape[1])}
 
 
-def _bytes(matrix: Any) -> list[bytes | memoryview]:
+def _bytes(matrix: Any) -> Iterable[bytes | memoryview]:
+    if isinstance(matrix, CSRDataset):  # a store on disk, some cells after the other
+        return (part for i in range(0, matrix.shape[0], _ROWS) for part in _bytes(matrix[i : i + _ROWS]))
     if not sp.issparse(matrix):
         return [np.ascontiguousarray(matrix[:], dtype=np.float32).view(np.uint8).data]
     rows = matrix.tocsr()
