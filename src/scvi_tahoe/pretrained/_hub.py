@@ -201,10 +201,10 @@ def _no_folder(snapshot: Path, repository: str, subfolder: str, *, offline: bool
 
 def reject_hub_options(*sources: object, **given: object) -> None:
     """Raise a ``ValueError`` if options of the hub are given and none of the sources is on it."""
-    names = [name for name, value in given.items() if value not in (None, False)]
     places = [source for source in sources if isinstance(source, str | Path)]
-    if names and places and all(map(_is_local, places)):
-        where = f"{str(places[0])[:200]} is a folder here"
+    names = [name for name, value in given.items() if value not in (None, False) and (places or name != "revision")]
+    if names and all(map(_is_local, places)):
+        where = f"{str(places[0])[:200]} is a folder here" if places else "these weights were read before"
         raise ValueError(f"{', '.join(names)}: options of the hub, and {where}; leave them out.")
 
 

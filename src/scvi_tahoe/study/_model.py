@@ -45,7 +45,10 @@ def model_on(run: TahoeRun, adata: AnnData) -> TahoeST:
     if run.start.source is None:
         return TahoeST(adata, **options)
     size, start = options.pop("size", {}), run.start.arguments(TahoeST.from_pretrained)
-    if is_run(Path(run.start.source)):
+    of_run = is_run(Path(run.start.source))
+    if start["check_scale"] is None:
+        start["check_scale"] = not of_run
+    if of_run:
         start |= {"source": _weights_of_run(run.start), "checkpoint": None}
     model = TahoeST.from_pretrained(adata=adata, **start, **options)
     _verify_size(size, model)

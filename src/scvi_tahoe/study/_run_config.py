@@ -116,9 +116,12 @@ class StartConfig(Section):
     source
         Folder of an earlier run, folder in Arc's format or of an export, or name on the hub. If None, the model starts
         from scratch.
+    check_scale
+        Refuse data on another scale than the weights'. If None, for weights other than those of an earlier run.
     """
 
     source: str | None = None
+    check_scale: bool | None = None
 
     def __post_init__(self) -> None:
         _verify_known("start.accept names the unknown decision", self.accept, DECISIONS)
