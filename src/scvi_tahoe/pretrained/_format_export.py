@@ -16,6 +16,7 @@ from scvi_tahoe.files import (
     MALFORMED,
     UnsafeFileError,
     atomic_folder,
+    file_sha256,
     member,
     one_line,
     read_json,
@@ -140,8 +141,7 @@ def read_export(
         raise
     except MALFORMED as error:
         raise UnsafeFileError(f"{_CONFIG} of {folder} is incomplete or damaged: {one_line(error)}") from None
-    if reference is not None:
-        state.update(_referenced_backbone(reference, base))
+    state.update(_referenced_backbone(reference, base))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     records = tuple(TensorRecord(name, "loaded", shape, shape) for name, shape in shapes.items())
     model = PretrainedModel(
@@ -207,7 +207,11 @@ def _reference(state: Mapping[str, Tensor], base: PretrainedModel) -> dict[str, 
     return {"source": origin.source, "revision": origin.revision, "checkpoint": origin.checkpoint, "sha256": digest}
 
 
-def _referenced_backbone(reference: dict[str, Any], base: PretrainedModel | None) -> dict[str, Tensor]:
+def _referenced_backbone(reference: dict[str, Any] | None, base: PretrainedModel | None) -> dict[str, Tensor]:
+    if reference is None:
+        if base is not None:
+            raise ValueError("This folder holds all of its weights; leave out those of its backbone.")
+        return {}
     name = f"{reference.get('source')} (revision {reference.get('revision')}, {reference.get('checkpoint')})"
     if base is None:
         raise ValueError(f"This folder refers to the backbone of {name}; load that model and give it as base.")
@@ -305,12 +309,6 @@ def _verify_width(width: int, config: NetworkConfig) -> None:
     if width != config.perturbation_width:
         takes = config.perturbation_width
         raise UnsafeFileError(f"The folder has perturbation vectors of width {width} for a network that takes {takes}.")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_prior(prior: Mapping[str, Any], path: Path) -> dict[str, Any]:

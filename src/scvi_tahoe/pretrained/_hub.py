@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scvi_tahoe.files import UnsafeFileError
+from scvi_tahoe.files import UnsafeFileError, file_sha256
 from scvi_tahoe.pretrained._arc_files import choose_checkpoint, list_checkpoints
-from scvi_tahoe.pretrained._format_export import export_model, file_sha256, is_export, read_export
+from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
 from scvi_tahoe.pretrained._licence import (
     LicenceNotAcceptedError,
     is_arcs,

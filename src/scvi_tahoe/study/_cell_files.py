@@ -10,6 +10,7 @@ import numpy as np
 from anndata.abc import CSRDataset
 
 from scvi_tahoe.data import is_store, read_store
+from scvi_tahoe.files import read_h5ad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,15 +30,9 @@ def read_cells(path: str | Path) -> ad.AnnData:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no h5ad file.
+        If it is no h5ad file, is damaged, or refers to other files.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; an h5ad file with cells is expected.")
-    try:
-        return ad.read_h5ad(path)
-    except OSError as error:
-        raise ValueError(f"{path} is not an h5ad file, or is damaged: {' '.join(str(error).split())[:160]}") from None
+    return read_h5ad(path)
 
 
 def read_files(paths: str | Sequence[str], config: DataConfig) -> ad.AnnData:
