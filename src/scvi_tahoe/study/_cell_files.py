@@ -10,7 +10,7 @@ import numpy as np
 from anndata.abc import CSRDataset
 
 from scvi_tahoe.data import is_store, read_store
-from scvi_tahoe.files import read_h5ad
+from scvi_tahoe.files import read_h5ad, verify_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,7 @@ def few_cells(config: DataConfig) -> ad.AnnData:
     for name in config.files:
         if Path(name).is_dir() or name.endswith(".h5mu"):
             return read_files(config.path, config)  # type: ignore[arg-type]
+        verify_hdf5(Path(name))
         cells = ad.read_h5ad(name, backed="r")
         rows = np.sort(cells.obs.reset_index().groupby(keys, observed=True).head(_FEW).index.to_numpy())
         found[name] = cells[rows].to_memory()
@@ -75,6 +76,7 @@ def _part_of_mudata(path: Path, config: DataConfig) -> ad.AnnData:
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; an h5mu file with cells is expected.")
+    verify_hdf5(path)
     mdata = mudata.read_h5mu(path)
     wanted = config.modalities or {}
     if "expression" not in wanted or not set(wanted.values()) <= mdata.mod.keys():
