@@ -62,7 +62,7 @@ show_messages(__name__)
 # Names and folders are imported when they are first used, so that importing the package is quick.
 _FOLDERS = (
     *("data", "datasets", "demo", "evaluate", "model", "nn", "pl"),
-    *("effects", "prediction", "pretrained", "response", "study", "train", "training"),
+    *("effects", "prediction", "pretrained", "response", "study", "tables", "train", "training"),
 )
 _MODULES = {
     "_module": ("TahoeSTModule",),
