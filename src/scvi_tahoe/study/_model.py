@@ -56,7 +56,7 @@ def model_on(run: TahoeRun, adata: AnnData) -> TahoeST:
 
 
 def _verify_size(size: str | dict[str, Any], model: TahoeST) -> None:
-    """Refuse a size beside weights that is not theirs."""
+    """Refuse a size that differs from that of the weights."""
     wanted, found = dict(SIZES[size]) if isinstance(size, str) else size, model.module.config.to_kwargs()
     if wrong := [f"{name} {value!r}, not {found[name]!r}" for name, value in wanted.items() if found[name] != value]:
         raise ValueError(f"model.size is not that of the weights: {', '.join(wrong)}. Leave it out: weights bring it.")

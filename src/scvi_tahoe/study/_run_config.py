@@ -135,7 +135,7 @@ class ModelConfig(Section):
     """The model, as :class:`~scvi_tahoe.TahoeST` and its ``from_pretrained`` take it.
 
     None and what is left out are as in the weights of ``start.source``, or else the defaults of the package. A ``size``
-    beside weights must be theirs.
+    that differs from that of the weights is refused.
     """
 
     network: dict[str, Any] = field(default_factory=dict)
