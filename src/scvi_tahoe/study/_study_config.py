@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 #: Studies that come with the package.
-SHIPPED = ("case_study", "recommended", "new_context")
+SHIPPED = ("case_study", "recommended")
 _FEWEST_CELLS, _NARROWEST = 16, 16
 _SECTIONS = ("data", "model", "train", "score")
 
