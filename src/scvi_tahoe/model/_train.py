@@ -200,7 +200,7 @@ class TrainMixin(PredictMixin):
             rows = np.union1d(data.split.train, data.split.validation)
             learned = learn_prior(self.prior, self._spec(), screen, rows, seed=seed, device=run.device, like=data.prior)
             if isinstance(learned, ResponseStart) and factor is not None:
-                learned = replace(learned, judged=frozenset(self._judging_kinds(data)))
+                learned = replace(learned, judged=frozenset(self._judging_kinds(data) if factor else ()))
             self._adopt(prior_=learned.to_dict())
 
     def plan_training(self, max_steps: int | None = None, **options: Any) -> TrainingRun:

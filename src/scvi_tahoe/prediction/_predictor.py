@@ -35,6 +35,7 @@ from scvi_tahoe.prediction._minibatches import Minibatch, grouped, valid_cells
 from scvi_tahoe.prediction._new_batches import with_mean_batch, with_new_batches
 from scvi_tahoe.prediction._request import plan_prediction, verify_control_scale, warn_about_doses
 from scvi_tahoe.response import (
+    NOTHING,
     CellPrior,
     CollapseAlarm,
     Origin,
@@ -119,7 +120,8 @@ def predict_cells(
             dataset = replace(dataset, residual_shift=base.shift)
     obs = plan.obs(data.screen, spec.keys)
     if prior is not None and isinstance(learned, ResponseStart):
-        kinds = learned.kinds(plan.conditions, spec.table)
+        # one that was judged to help nowhere has no kinds to tell apart
+        kinds = () if learned.judged == frozenset() else learned.kinds(plan.conditions, spec.table)
         confidence = learned.confidence(plan.conditions, targets, spec.table)
         n_cells = [len(r.controls) for r in plan.requests]
         for name in confidence.columns.difference(obs.columns, sort=False):
@@ -182,7 +184,7 @@ def _record(
     }
     if request.output == "prior":
         return record
-    asked = zip(plan.labels, plan.requests, kinds, strict=False)
+    asked = zip(plan.labels, plan.requests, kinds or [""] * len(plan.labels), strict=True)
     uncorrected = [(label, kind) for label, r, kind in asked if r.keeps_residual_input]
     if labels := sorted({label for label, _ in uncorrected}):
         record["predicted_as_prior"] = labels
@@ -191,6 +193,8 @@ def _record(
             f"{len(labels)} perturbations ({', '.join(labels[:3])}{', ...' if labels[3:] else ''}) are predicted as "
             f"the prior has them, from {sources}: training had too few conditions like these to judge what the network "
             "changes about them."
+            if sources
+            else NOTHING
         )
     return record
 
@@ -285,7 +289,11 @@ class _Prediction:
                 self._sampling.update(sampling)
             take(chunk.first_row, cells, start)
 
-        chunks = self._prior_chunks(out) if self.request.output == "prior" else self._network_chunks(out)
+        silent = self.request.output in ("expression", "counts") and all(
+            request.keeps_residual_input and request.is_paired for request in self.plan.requests
+        )
+        is_prior = silent or self.request.output == "prior"
+        chunks = self._prior_chunks(out) if is_prior else self._network_chunks(out)
         with ThreadPoolExecutor(1) as after, closing(chunks):
             before: Future[None] | None = None
             for chunk in chunks:
