@@ -432,7 +432,9 @@ def check_space(prediction: AnnData, *, counts: bool = False) -> Check:
 
     Reads ``prediction.uns["scvi_tahoe_prediction"]``, which ``TahoeST.predict`` writes: ``space`` (``"expression"``,
     ``"embedding"``, ``"delta"`` or ``"counts"``), ``genes_from`` (``"network"`` or ``"decoder"``), and of the decoder
-    ``decoder_trained`` and ``decoder_weight``. Predictions of other models carry no record and pass with a note.
+    ``decoder_trained``, ``decoder_weight`` and, where known, ``decoder_error``: the decoder's part of the validation
+    loss. Genes of a decoder are at best a warning, as the embedding is what was trained and validated. Predictions of
+    other models carry no record and pass with a note.
     """
     wanted = "counts" if counts else "expression"
     record: Mapping[str, Any] | None = prediction.uns.get(PREDICTION_RECORD)
@@ -452,5 +454,12 @@ def check_space(prediction: AnnData, *, counts: bool = False) -> Check:
             "decoder loss, or use representation='expression'."
         )
         return check("error", weight, message=message)
-    message = f"the gene decoder was trained with a loss weight of {weight:g}, so it may have learned next to nothing."
-    return check("warning", weight, message=message) if weight < _SMALL_WEIGHT else check("ok", weight)
+    error = float(record.get("decoder_error", float("nan")))
+    own = "whose own validation error is not known" if error != error else f"whose own validation error is {error:.4g}"
+    little = ", so it may have learned next to nothing" if weight < _SMALL_WEIGHT else ""
+    message = (
+        f"genes come from a decoder, {own}: the loss trains cell embeddings, and the decoder beside them with weight "
+        f"{weight:g}{little}. Models with representation='expression' or 'expression+embedding' are trained on what is "
+        "scored."
+    )
+    return check("warning", error if error == error else weight, message=message)

@@ -68,6 +68,7 @@ class PredictionRequest:
     precision: str | int = "auto"
     max_missing_genes: float = 0.1
     check_scale: bool = True
+    new_batches: Literal["error", "mean", "nearest"] = "error"
     devices: Devices = None
     path: str | Path | None = None
     overwrite: bool = False
@@ -81,6 +82,8 @@ class PredictionRequest:
             raise ValueError(f"counts_layer={self.counts_layer!r} is for output='counts'; the output is {output!r}.")
         if output == "counts" and self.control_layer:
             raise ValueError("control_layer keeps log1p expression; with output='counts' take the cells from the data.")
+        if self.new_batches not in ("error", "mean", "nearest"):
+            raise ValueError(f"new_batches={self.new_batches!r} is unknown; allowed are 'error', 'mean' and 'nearest'.")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must be 0 or more.")
         if self.batch_size is not None and self.batch_size < 1:
@@ -186,8 +189,10 @@ def verify_control_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[
         own_G = np.asarray(prior.get("arrays", prior)["control_means"], dtype=np.float64).mean(axis=0)
     else:
         own = read_screen(data.own, data.spec.keys)
-        own_G = _mean(_some(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control))))
-    new_G = _mean(data.alignment.apply(_some(data.screen, np.unique(rows))))
+        own_G = mean_expression(
+            some_cells(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control)))
+        )
+    new_G = mean_expression(data.alignment.apply(some_cells(data.screen, np.unique(rows))))
     known, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
     if known > 0 and not 1 / _SCALE_LIMIT <= new / known <= _SCALE_LIMIT:
         raise ValueError(
@@ -222,12 +227,13 @@ def warn_about_doses(labels: Sequence[str], measured: Sequence[str], parser: Lab
         )
 
 
-def _some(screen: Screen, rows: np.ndarray) -> Any:
+def some_cells(screen: Screen, rows: np.ndarray) -> Any:
     """Return the expression of some of the cells, spread over all of them."""
     return screen.expression[rows[:: -(-len(rows) // _SCALE_CELLS)]]
 
 
-def _mean(cells: Any) -> np.ndarray:
+def mean_expression(cells: Any) -> np.ndarray:
+    """Return the mean of each gene over cells."""
     return np.asarray(cells.mean(axis=0), dtype=np.float64).ravel()
 
 
