@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -52,6 +53,7 @@ def evaluate(  # noqa: PLR0913
         Policy, typer.Option(help="What to do about a prediction on another scale than the reference.")
     ] = Policy.ERROR,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the scores to.")] = None,
+    html: Annotated[Path | None, typer.Option(help="HTML file to write a report to.")] = None,
     json: Json = False,
 ) -> None:
     """Score predicted cells against observed ones with cell-eval.
@@ -60,7 +62,7 @@ def evaluate(  # noqa: PLR0913
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad --json
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad \\
-        --baseline deviation
+        --baseline deviation --html report.html
     """
     with one_line_errors(), warnings.catch_warnings():
         from scvi_tahoe.evaluate import EvaluationWarning
@@ -77,6 +79,10 @@ def evaluate(  # noqa: PLR0913
         )  # fmt: skip
         if output:
             result.save(output)
+        if html:
+            result.to_html(
+                html, title=f"Evaluation of {prediction.name}", command=" ".join(["scvi-tahoe", *sys.argv[1:]])
+            )
     if json:
         for line in [] if representation_check is Policy.OFF else result.findings:
             typer.echo(line, err=True)
@@ -85,3 +91,5 @@ def evaluate(  # noqa: PLR0913
     typer.echo(repr(result))
     if output:
         typer.echo(f"Scores: {output}")
+    if html:
+        typer.echo(f"Report: {html}")
