@@ -147,9 +147,11 @@ class TahoeEnsemble:
           that predictions started from (with ``prior="response"`` or ``"cells"``: all control cells of the context),
           and its standard deviation (``n - 1``), ``[genes, conditions]``, float32
         * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, dose and
-          context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty``
-        * ``obs["uncertainty"]`` - uncertainty of each cell's condition: norm of the standard deviation over the norm of
-          the mean delta. Near 0 the members agree; near 1 they differ by as much as the size of the effect
+          context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty`` (norm of the standard
+          deviation over the norm of the mean delta: near 0 the members agree, near 1 they differ by as much as the size
+          of the effect)
+        * ``obs["uncertainty"]`` - the same for each cell's condition. Members with ``prior="response"`` have
+          ``obs["expected_error"]`` instead, as their agreement says nothing about errors
 
         Raises
         ------
@@ -192,7 +194,8 @@ class TahoeEnsemble:
         )
         first.varm["ensemble_delta"], first.varm["ensemble_sd"] = (x.T.astype(np.float32) for x in (delta_KG, sd_KG))
         first.uns[ENSEMBLE_RECORD] = table
-        first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
+        if "expected_error" not in first.obs:
+            first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
         return first
 
     def _start_means(

@@ -37,9 +37,6 @@ class RoundedAdamW(torch.optim.AdamW):
         self._place: dict[Parameter, Tensor] = {}
         self._factor: Tensor | None = None
 
-    def begin(self) -> None:
-        """Do nothing: there is nobody to agree with."""
-
     def compact(self) -> None:
         """Make the module hold the weights as training computes with them."""
         for parameter in self._rounded - self._full.keys():
