@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 
 from scvi_tahoe.data import LabelParser
+from scvi_tahoe.response._calibration import _discriminating, _inflation, _spread, shaped_variance
 from scvi_tahoe.response._members import Origin, Question
-from scvi_tahoe.response._response_model import (
-    Responses,
-    _discriminating,
-    _inflation,
-    _spread,
-    fit_responses,
-    predicted_changes,
-    shaped_variance,
-)
+from scvi_tahoe.response._response_model import Responses, fit_responses, predicted_changes
 from scvi_tahoe.response._uncertainty import Measured, measured_rows, predict_conditions, predicted_sd
 
 PARSER = LabelParser(control="control")

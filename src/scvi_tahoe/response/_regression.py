@@ -320,6 +320,7 @@ def solve(
     blocks: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
     device: torch.device,
     tick: Callable[[], None],
+    fold_n: np.ndarray | None = None,
 ) -> tuple[Regression, dict[str, LeftOut]]:
     """Solve for the coefficients of all conditions, and predict conditions by leave-out.
 
@@ -336,16 +337,24 @@ def solve(
         Where matrices are inverted.
     tick
         Called after each group of components.
+    fold_n
+        Fold of each condition; those of a fold are predicted in a basis of the others. A basis that knows them holds
+        just what they have in common with others by chance, and their errors would look smaller than they are. If
+        None, there is one basis.
 
     Returns
     -------
     The regression, and for each way the predictions of the conditions in its blocks.
     """
     basis, size = learned.basis_QG, learned.size_Q
-    scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
-    scaled, coefficients = scores / size, np.empty_like(scores)
-    nothing, first = np.full_like(scores, np.nan), np.zeros(len(scores), dtype=np.int64)
-    left = {way: LeftOut(nothing.copy(), nothing.copy(), (basis,), first) for way in blocks}
+    noise, coefficients = noise_nG @ np.square(basis.T), np.empty((len(responses_nG), len(basis)))
+    scores, owner = responses_nG @ basis.T, np.zeros(len(responses_nG), dtype=np.int64)
+    scaled, nothing = scores / size, np.full(coefficients.shape, np.nan)
+    bases, of_bases = (basis,), [(scores, size)]
+    if fold_n is not None:
+        bases, owner = _bases_of_folds(responses_nG, noise_nG, len(basis), fold_n), fold_n
+        of_bases = [_scores(responses_nG, of_fold) for of_fold in bases]
+    left = {way: LeftOut(nothing.copy(), nothing.copy(), bases, owner) for way in blocks}
     groups = []
     logs = [np.exp(log) for log in learned.logs]
     covariances = _sums(lambda: kernels.matrices(train, train, device), logs, len(train) ** 2)
@@ -353,22 +362,52 @@ def solve(
         own = (noise[:, s] / np.square(size[s])).mean(axis=1)
         groups.append(Group(s.start, s.stop, weights, own))
         precision = torch.cholesky_inverse(_factor(covariance, weights[-1] + own))
-        targets = torch.as_tensor(scaled[:, s], device=device)
-        solved = precision @ targets
-        coefficients[:, s] = solved.cpu().numpy()
-        squared = np.square(size[s])
+        coefficients[:, s] = (precision @ torch.as_tensor(scaled[:, s], device=device)).cpu().numpy()
         for way, of_way in blocks.items():
-            for block, wanted in _same_size(of_way):
-                rows_bk = torch.as_tensor(block, device=device)
-                inner = torch.linalg.inv(precision[rows_bk[:, :, None], rows_bk[:, None, :]])
-                residual = (inner @ solved[rows_bk]).cpu().numpy()
-                variance = inner.diagonal(dim1=1, dim2=2).cpu().numpy() - own[block]
-                found = block[wanted]
-                left[way].mean_nQ[found, s] = scores[found, s] - (residual * size[s])[wanted]
-                left[way].variance_nQ[found, s] = np.maximum(variance, 0)[wanted][:, None] * squared
+            _leave_out(left[way], s, of_way, precision, own, of_bases)
         del covariance, precision
         tick()
     return Regression(basis, size, tuple(groups), coefficients), left
+
+
+def _bases_of_folds(
+    responses_nG: np.ndarray, noise_nG: np.ndarray, n_components: int, fold_n: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Bases that were made without each fold."""
+    others = [fold_n != k for k in range(fold_n.max() + 1)]
+    return tuple(response_basis(responses_nG[o].astype(np.float64), noise_nG[o], n_components, 0) for o in others)
+
+
+def _scores(responses_nG: np.ndarray, basis_QG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Components in a basis, and their root mean squares."""
+    scores = responses_nG @ basis_QG.T
+    return scores, np.maximum(np.sqrt(np.square(scores).mean(axis=0)), 1e-12)
+
+
+def _leave_out(
+    left: LeftOut,
+    group: slice,
+    blocks: Sequence[tuple[np.ndarray, np.ndarray]],
+    precision: Tensor,
+    own_n: np.ndarray,
+    of_bases: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Write what the components of a group are without each block, each condition in its basis."""
+    solved = [
+        precision @ torch.as_tensor(scores[:, group] / size[group], device=precision.device)
+        for scores, size in of_bases
+    ]
+    for block, wanted in _same_size(blocks):
+        rows_bk = torch.as_tensor(block, device=precision.device)
+        inner = torch.linalg.inv(precision[rows_bk[:, :, None], rows_bk[:, None, :]])
+        variance = np.maximum(inner.diagonal(dim1=1, dim2=2).cpu().numpy() - own_n[block], 0)
+        for b, ((scores, size), of_solved) in enumerate(zip(of_bases, solved, strict=True)):
+            mine = wanted & (left.basis_n[block] == b)
+            some = np.flatnonzero(mine.any(axis=1))
+            found, columns = block[mine], slice(group.start, min(group.stop, len(size)))
+            residual = (inner[some] @ of_solved[rows_bk[some]]).cpu().numpy()[mine[some]]
+            left.mean_nQ[found, columns] = scores[found, columns] - residual * size[columns]
+            left.variance_nQ[found, columns] = variance[mine][:, None] * np.square(size[columns])
 
 
 def fit_weights(

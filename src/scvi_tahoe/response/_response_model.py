@@ -10,14 +10,17 @@ import torch
 from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._calibration import Judged, calibrate, nanmean
+from scvi_tahoe.response._evidence import Evidence
+from scvi_tahoe.response._evidence_head import FEWEST, N_FOLDS, EvidenceHead, LeftOutQuestions, fit_head
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
-from scvi_tahoe.response._members import MEMBERS, Members, Origin, Question, Stack, fit_stack
+from scvi_tahoe.response._members import Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
 from scvi_tahoe.response._silent import noise_of_regression, silent_contexts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from scvi_tahoe.data import LabelParser
     from scvi_tahoe.response._kernels import TableKernel
@@ -32,11 +35,8 @@ _REFINED = (900, 3000)  # conditions that refine weights in the end, and conditi
 _FOLDED, _N_FOLDS = 150, 4  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
 _FEWEST_OWN = 4
-_COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
-_FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
-_GAINED = 0.75  # share of the gain in discrimination that the factor has to reach
-_SPREADS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # variances tried, in units of the squared change that is predicted
-_FEWEST_JUDGED = 6  # conditions that such a factor is chosen on
+_BASES = 4  # bases of which each is made without some perturbations, to predict these
+_CORRECTED = 2000  # conditions of each way that the network on the evidence is fitted to
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,15 @@ class Fitted:
     spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: contexts that show nothing: they have no say elsewhere, and their own mean is what is predicted there
     silent: frozenset[str] = frozenset()
+    #: network that corrects predictions, where it is better, and the fold that knows each condition least
+    head: EvidenceHead | None = None
+    fold_n: np.ndarray | None = None
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the network reads."""
+        r = self.responses
+        return Evidence(self.members, self.conditions, r.genes, r.control_means)
 
 
 def fit_responses(
@@ -132,10 +141,15 @@ def fit_responses(
             after=after,
         )  # fmt: skip
 
-    def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
-        return solve(learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update)
-
     n = len(conditions)
+    folds_n = None if n <= _FOLDED else _fold_of_labels(conditions, _BASES, seed)
+
+    def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
+        return solve(
+            learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update,
+            fold_n=folds_n,
+        )  # fmt: skip
+
     # in one context, only what combinations have in common tells effects from what is a condition's own
     pooled = not kernels.has_contexts and not kernels.tables
     if like is not None and like.kernels.names == kernels.names:
@@ -144,7 +158,7 @@ def fit_responses(
         bar.close()
         return replace(
             like, responses=replace(responses, changes=filled, noise=noise), conditions=conditions, kernels=kernels,
-            members=members, regression=regression, left_out=left_out, own=own, silent=silent,
+            members=members, regression=regression, left_out=left_out, own=own, silent=silent, fold_n=None,
         )  # fmt: skip
     if n <= _FOLDED:
         # with few conditions, weights of many components fit the noise of the very conditions that are left out
@@ -172,14 +186,25 @@ def fit_responses(
         excess_G=np.zeros(filled.shape[1]), device=device, silent=silent,
     )  # fmt: skip
     judged = judged[~np.isin(conditions.contexts[judged], sorted(silent))]
-    fitted = _stacked(fitted, judged, rng, criterion, np.isnan(responses.changes))
+    fitted, found = _stacked(fitted, judged, rng)
     if n > _FOLDED and n <= _REFINED[1]:
         # members are stacked by conditions that weights were not fitted to; now these may refine them
         learned = learn(None, [_some(conditions, _REFINED[0], rng)], after=learned)
         regression, left_out = solved(learned, blocks)
         fitted = replace(fitted, regression=regression, left_out=left_out)
+    missing = np.isnan(responses.changes)
+    fitted, found = _with_head(fitted, found, missing, seed, bar.update)
     bar.close()
-    return fitted
+    calibrated = calibrate(
+        found, masked, noise, missing, conditions.contexts, discriminates=criterion == "discrimination"
+    )
+    return replace(fitted, **calibrated)
+
+
+def _fold_of_labels(conditions: Conditions, n_folds: int, seed: int) -> np.ndarray:
+    """Deal labels out to folds; the fold of each condition."""
+    order = np.random.default_rng([seed, n_folds]).permutation(len(conditions.labels))
+    return (order % n_folds)[conditions.label]
 
 
 def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
@@ -189,18 +214,13 @@ def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         return changes.astype(np.float64)
     result = changes.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        overall = np.nan_to_num(_nanmean(result))
+        overall = np.nan_to_num(nanmean(result))
         for context in np.unique(contexts).tolist():
             here = contexts == context
-            mean = _nanmean(result[here])
+            mean = nanmean(result[here])
             mean = np.where(np.isnan(mean), overall, mean)
             result[here] = np.where(missing[here], mean, result[here])
     return result
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    n = (~np.isnan(values)).sum(axis=0)
-    return np.where(n > 0, np.nansum(values, axis=0) / np.maximum(n, 1), np.nan)
 
 
 def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequence[int]]) -> OwnGene | None:
@@ -265,14 +285,13 @@ def _question(fitted: Fitted, i: int, way: str) -> Question:
     return Question(label, context, hides_context=way == "context")
 
 
-def _stacked(
-    fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, criterion: Criterion, missing: np.ndarray
-) -> Fitted:
-    """Fit the stacks, and scale variances by conditions that were left out."""
-    y, noise = fitted.members.seen.changes, fitted.members.noise
+def _asked(
+    fitted: Fitted, some: np.ndarray, rng: np.random.Generator, most: int
+) -> dict[tuple[Origin, bool], list[tuple[int, str, Question]]]:
+    """Training conditions as they are asked for without themselves, by the kind of question."""
     asked: dict[tuple[Origin, bool], list[tuple[int, str, Question]]] = {}
     for way, left_out in fitted.left_out.items():
-        for i in rng.permutation(np.intersect1d(left_out.rows, judged))[:_STACKED]:
+        for i in rng.permutation(np.intersect1d(left_out.rows, some))[:most]:
             question = _question(fitted, int(i), way)
             origin = fitted.members.origin(question)
             if way == "label" and origin in (Origin.NEAREST, Origin.OTHERS):
@@ -281,16 +300,17 @@ def _stacked(
     # the same question by two ways (a condition whose perturbation is nowhere else) counts once
     for key, questions in asked.items():
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
-    stacks, inflation, unshrinking, spread, residuals = {}, {}, {}, {}, []
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    of_condition = noise.mean(axis=1)
-    usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
-    for key, questions in asked.items():
+    return asked
+
+
+def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> tuple[Fitted, dict[Any, Judged]]:
+    """Fit the stacks to conditions that were left out, and return what these predict for them."""
+    y, noise = fitted.members.seen.changes, fitted.members.noise
+    stacks, found = {}, {}
+    weight = _weights(noise)
+    for key, questions in _asked(fitted, judged, rng, _STACKED).items():
         rows = np.array([i for i, _, _ in questions])
-        kernels, of_kernels = np.empty((len(rows), y.shape[1])), np.empty((len(rows), y.shape[1]))
-        for way in {way for _, way, _ in questions}:
-            mine = np.array([k for k, (_, other, _) in enumerate(questions) if other == way])
-            kernels[mine], of_kernels[mine] = fitted.left_out[way].changes(rows[mine])
+        kernels, of_kernels = _left_out_kernels(fitted, questions)
         predicted = [
             {"kernels": k} | fitted.members.changes(q, key[0]) for k, (_, _, q) in zip(kernels, questions, strict=True)
         ]
@@ -298,110 +318,66 @@ def _stacked(
             fitted.members.noise_of(q, key[0]) if "deviation" in p else None
             for p, (_, _, q) in zip(predicted, questions, strict=True)
         ]
-        weight = 1 / (noise[rows].mean(axis=1) + usual)
-        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight / weight.max())
-        found = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
-        contexts = fitted.conditions.contexts[rows]
-        scores[question_name(key)] = _scores(predicted, found, y[rows], contexts)
-        if criterion == "discrimination":
-            mean = np.stack([p["mean"] for p in predicted])
-            factor = unshrinking[key] = _discriminating(found, mean, y[rows], contexts)
-            found = mean + factor * (found - mean)
-            scores[question_name(key)][f"response model x {factor:g}"] = change_scores(found, y[rows], contexts)
-        residuals.append((key, np.where(missing[rows], np.nan, y[rows] - found), found, noise[rows], of_kernels))
-    if not residuals:  # a single condition: nothing is left out
-        return replace(fitted, excess_G=np.square(y).mean(axis=0))
-    # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
-    squares = np.concatenate([np.square(r) - n - v for _, r, _, n, v in residuals])
-    excess = np.maximum(np.nan_to_num(_nanmean(squares)), 0)
-    for key, residual, found, own_noise, variance in residuals:
-        spread[key] = _spread(np.square(residual), variance + excess, np.square(found), own_noise)
-        total = shaped_variance(variance + excess, spread[key] * np.square(found))
-        inflation[key] = _inflation(np.square(residual), total, own_noise)
-    return replace(
-        fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores, unshrinking=unshrinking,
-        spread=spread,
+        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight[rows] / weight[rows].max())
+        changes = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
+        found[key] = Judged(questions, predicted, changes, of_kernels)
+    return replace(fitted, stacks=stacks), found
+
+
+def _with_head(
+    fitted: Fitted, found: dict[Any, Judged], missing: np.ndarray, seed: int, tick: Callable[[], None]
+) -> tuple[Fitted, dict[Any, Judged]]:
+    """Fit a network that corrects what is predicted, and return the judged conditions as it leaves them."""
+    conditions, y = fitted.conditions, fitted.members.seen.changes
+    if len(conditions) < FEWEST or len(conditions.labels) < N_FOLDS:
+        return fitted, found
+    heard = np.flatnonzero(~np.isin(conditions.contexts, sorted(fitted.silent)))
+    asked = [
+        (key, of_one)
+        for key, of_key in _asked(fitted, heard, np.random.default_rng([seed, 1]), _CORRECTED).items()
+        for of_one in of_key
+        if not key[1]
+    ]
+    fold_n, rows = _fold_of_labels(conditions, N_FOLDS, seed), np.array([i for _, (i, _, _) in asked])
+    questions = [question for _, (_, _, question) in asked]
+    kernels = _left_out_kernels(fitted, [of_one for _, of_one in asked])[0].astype(np.float32)
+    left_out = LeftOutQuestions(
+        questions, [key for key, _ in asked], kernels, _stacked_changes(fitted, questions, kernels)[0],
+        np.where(missing[rows], np.nan, y[rows]).astype(np.float32), _weights(fitted.members.noise)[rows],
+        fold_n[rows],
     )  # fmt: skip
+    evidence = fitted.evidence
+    head = fit_head(evidence, left_out, device=fitted.device, seed=seed, tick=tick)
+    if head is None:
+        return fitted, found
+    for key, judged in found.items():
+        if head.is_used(key):
+            questions = [question for _, _, question in judged.asked]
+            kernels, variance = _left_out_kernels(fitted, judged.asked)
+            base = _stacked_changes(fitted, questions, kernels)[0]
+            correction = head.corrections(
+                evidence, questions, kernels.astype(np.float32), base, device=fitted.device, fold_m=fold_n[judged.rows]
+            )
+            members = [m | {"without the network": b} for m, b in zip(judged.members, base, strict=True)]
+            found[key] = Judged(judged.asked, members, base + correction, variance)
+    return replace(fitted, head=head, fold_n=fold_n), found
 
 
-def shaped_variance(variance_nG: np.ndarray, further_nG: np.ndarray) -> np.ndarray:
-    """Add to the variance of genes and keep the sum over them: how sure a condition is says the regression."""
-    total = np.maximum(variance_nG + further_nG, 1e-12)
-    return total * (variance_nG.sum(axis=-1, keepdims=True) / total.sum(axis=-1, keepdims=True))
+def _weights(noise: np.ndarray) -> np.ndarray:
+    """Weights of conditions by their sampling variance, ``[n]``."""
+    of_condition = noise.mean(axis=1)
+    usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
+    return 1 / (of_condition + usual)
 
 
-def _spread(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
-    """Choose by likelihood how much of the squared predicted change is added to the variance, apart from its scale."""
-    known = np.isfinite(squares)
-    if not known.any():
-        return 0.0
-    costs = []
-    for spread in _SPREADS:
-        shape = np.maximum(shaped_variance(variance, spread * predicted), 1e-12)
-        scale = max(float(np.mean((np.maximum(squares - noise, 0) / shape)[known])), 1e-6)
-        total = scale * shape + noise
-        costs.append(float(np.mean((np.log(total) + squares / total)[known])))
-    return _SPREADS[int(np.argmin(costs))]
-
-
-def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
-    """Find the factor of standard deviations at which intervals of 90 %, with known noise, hold that many values."""
-    low, high = np.log(1e-3), np.log(1e3)
-    rest, variance = (values[np.isfinite(squares)] for values in (squares / _LEVEL**2 - noise, variance))
-    if not rest.size:
-        return 1.0
-    for _ in range(25):
-        middle = (low + high) / 2
-        covered = float((rest <= np.exp(2 * middle) * variance).mean())
-        low, high = (middle, high) if covered < _COVERED else (low, middle)
-    return float(np.exp(high))
-
-
-def _discriminating(found: np.ndarray, mean: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> float:
-    """Choose the smallest factor of the difference from the mean that tells left-out conditions apart almost best."""
-    pds = [change_scores(mean + f * (found - mean), truth, contexts)["pds"] for f in _FACTORS]
-    if len(found) < _FEWEST_JUDGED or not np.isfinite(pds).all():
-        return 1.0
-    return _FACTORS[int(np.argmax(np.array(pds) >= pds[0] + _GAINED * (max(pds) - pds[0])))]
-
-
-def question_name(key: tuple[Origin, bool]) -> str:
-    """Name a kind of question."""
-    origin, hides_context = key
-    return origin.value + (", in a context with controls only" if hides_context else "")
-
-
-def _scores(
-    predicted: Sequence[Mapping[str, np.ndarray]], stacked: np.ndarray, truth: np.ndarray, contexts: np.ndarray
-) -> dict[str, Any]:
-    """Mean absolute and root mean squared error, Pearson and PDS of every member and of the stack."""
-    rows: dict[str, np.ndarray] = {"response model": stacked}
-    for name in MEMBERS:
-        if any(name in p for p in predicted):
-            rows[name] = np.stack([p.get(name, p["kernels"]) for p in predicted])
-    return {name: change_scores(values, truth, contexts) for name, values in rows.items()}
-
-
-def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> dict[str, float]:
-    """Scores of changes ``[n, G]``: Pearson, PDS (against the others of the context), MAE and RMSE."""
-
-    def centred(values: np.ndarray) -> np.ndarray:
-        values = values - values.mean(axis=1, keepdims=True)
-        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-
-    ranks = []
-    for context in np.unique(contexts).tolist():
-        here = np.flatnonzero(contexts == context)[:300]
-        if len(here) > 1:
-            distance = np.stack([np.abs(truth[here] - predicted[i]).sum(axis=1) for i in here])
-            ranks.append(1 - (distance < distance.diagonal()[:, None]).mean(axis=1))
-    return {
-        "pearson": float((centred(predicted) * centred(truth)).sum(axis=1).mean()),
-        "pds": float(np.concatenate(ranks).mean()) if ranks else float("nan"),
-        "mae": float(np.abs(predicted - truth).mean()),
-        "rmse": float(np.sqrt(np.square(predicted - truth).mean())),
-        "n": len(predicted),
-    }
+def _left_out_kernels(fitted: Fitted, asked: Sequence[tuple[int, str, Question]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of the kernels for conditions that are left out in some way, ``[m, G]`` each."""
+    width = fitted.members.seen.changes.shape[1]
+    mean, variance = np.empty((len(asked), width)), np.empty((len(asked), width))
+    for way in {way for _, way, _ in asked}:
+        mine = np.array([k for k, (_, other, _) in enumerate(asked) if other == way])
+        mean[mine], variance[mine] = fitted.left_out[way].changes(np.array([asked[k][0] for k in mine]))
+    return mean, variance
 
 
 def knows_own_genes(fitted: Fitted, context: str, control_means: Mapping[str, np.ndarray]) -> bool:
@@ -423,19 +399,43 @@ def predicted_changes(
     control_means: Mapping[str, np.ndarray],
     *,
     kernels_nG: np.ndarray | None = None,
+    fold_n: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Origin]]:
     """Predict changes of conditions, ``[n, G]``, and say what kind of question each was.
 
-    ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without itself.
+    ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without itself, and
+    ``fold_n`` has the network of each that was fitted without it.
     """
     basis = fitted.regression.basis_QG
     if kernels_nG is None:
         rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
         kernels = with_contexts(fitted.kernels, control_means)
         kernels_nG = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device) @ basis
-    trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
-    result, origins = np.empty((len(questions), basis.shape[1]), dtype=np.float32), []
+    result, means, keys = _stacked_changes(fitted, questions, kernels_nG)
+    if fitted.head is not None:
+        _correct(fitted, fitted.head, questions, kernels_nG, result, keys, fold_n)
+    for i, question in enumerate(questions):
+        origin, _ = keys[i]
+        factor = fitted.unshrinking.get(keys[i], 1.0)
+        if factor != 1:
+            result[i] = means[i] + factor * (result[i] - means[i])
+        if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
+            for gene in targets[i]:
+                expression = float(control_means[question.context][gene]) if control_means else np.nan
+                knows = origin is not Origin.OTHERS and not question.without
+                result[i, gene] = fitted.own.predict(
+                    str(fitted.responses.genes[gene]), question.context, expression, knows_elsewhere=knows
+                )
+    return result, [origin for origin, _ in keys]
+
+
+def _stacked_changes(
+    fitted: Fitted, questions: Sequence[Question], kernels_nG: np.ndarray
+) -> tuple[np.ndarray, dict[int, np.ndarray], list[tuple[Origin, bool]]]:
+    """Predict changes by the stacks, float32 ``[n, G]``; with the mean where it is wanted, and the kind of question."""
+    trained = set(fitted.conditions.context_names)
+    result, means, keys = np.empty(kernels_nG.shape, dtype=np.float32), {}, []
     for i, question in enumerate(questions):
         question = replace(question, hides_context=question.hides_context or question.context not in trained)
         origin = fitted.members.origin(question)
@@ -446,19 +446,30 @@ def predicted_changes(
         if is_silent or stack.weights[0] < 1 or stack.unshrunk.any() or fitted.unshrinking:
             changes |= fitted.members.changes(question, origin)
         noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
-        change, factor = stack.apply(changes, noise), fitted.unshrinking.get((origin, question.hides_context), 1.0)
-        if factor != 1:
-            change = changes["mean"] + factor * (change - changes["mean"])
-        result[i] = changes["mean"] if is_silent else change
-        if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
-            for gene in targets[i]:
-                expression = float(control_means[question.context][gene]) if control_means else np.nan
-                knows = origin is not Origin.OTHERS and not question.without
-                result[i, gene] = fitted.own.predict(
-                    str(fitted.responses.genes[gene]), question.context, expression, knows_elsewhere=knows
-                )
-        origins.append(origin)
-    return result, origins
+        result[i] = changes["mean"] if is_silent else stack.apply(changes, noise)
+        if fitted.unshrinking:
+            means[i] = changes["mean"]
+        keys.append((origin, question.hides_context))
+    return result, means, keys
+
+
+def _correct(
+    fitted: Fitted,
+    head: EvidenceHead,
+    questions: Sequence[Question],
+    kernels_nG: np.ndarray,
+    changes_nG: np.ndarray,
+    keys: Sequence[tuple[Origin, bool]],
+    fold_n: np.ndarray | None,
+) -> None:
+    """Add what the network says, where it is used, in place."""
+    pairs = zip(questions, keys, strict=True)
+    some = np.flatnonzero([head.is_used(key) and q.context not in fitted.silent for q, key in pairs])
+    if some.size:
+        changes_nG[some] += head.corrections(
+            fitted.evidence, [questions[i] for i in some], kernels_nG[some].astype(np.float32), changes_nG[some],
+            device=fitted.device, fold_m=None if fold_n is None else fold_n[some],
+        )  # fmt: skip
 
 
 def left_out_changes(fitted: Fitted, way: str, control_means: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -479,5 +490,6 @@ def left_out_changes(fitted: Fitted, way: str, control_means: Mapping[str, np.nd
         rows = np.arange(start, min(start + 256, len(result)))
         kernels, _ = left_out.changes(rows)
         questions = [_question(fitted, int(i), way) for i in rows]
-        result[rows], _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels)
+        fold = None if fitted.fold_n is None else fitted.fold_n[rows]
+        result[rows], _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels, fold_n=fold)
     return result

@@ -10,7 +10,8 @@ import pandas as pd
 
 from scvi_tahoe.response._members import MEMBERS
 from scvi_tahoe.response._regression import solve
-from scvi_tahoe.response._response_model import Fitted, left_out_blocks, question_name
+from scvi_tahoe.response._calibration import question_name
+from scvi_tahoe.response._response_model import Fitted, left_out_blocks
 from scvi_tahoe.response._silent import noise_of_regression
 
 if TYPE_CHECKING:

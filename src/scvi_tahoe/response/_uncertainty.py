@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe.response._calibration import shaped_variance
 from scvi_tahoe.response._kernels import Conditions
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._own_gene import target_genes
@@ -15,7 +16,6 @@ from scvi_tahoe.response._response_model import (
     knows_own_genes,
     left_out_changes,
     predicted_changes,
-    shaped_variance,
     with_contexts,
 )
 
