@@ -10,7 +10,7 @@ m questions, n conditions, R conditions of a context, G genes, F numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -143,7 +143,7 @@ class Evidence:
     def _elsewhere(
         self, questions: Sequence[Question], rows: np.ndarray, genes: np.ndarray
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """What perturbations did in other contexts, and how alike others of this context are to them there.
+        """Gather what perturbations did in other contexts, and how alike others of this context are to them there.
 
         Returns
         -------
@@ -189,10 +189,6 @@ class Evidence:
         for k, targets in enumerate(target_genes(labels, self.genes.tolist(), self.members.parser)):
             own[k, targets] = 1
         return own
-
-    def with_members(self, members: Members) -> Evidence:
-        """Return the same with other members."""
-        return replace(self, members=members)
 
 
 def _size(changes: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

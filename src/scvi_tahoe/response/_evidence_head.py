@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 N_FOLDS = 3
 FEWEST = 300  # conditions from which a network is tried
 _HIDDEN = 64
-_EXAMPLES = 200_000  # genes of conditions that weights are fitted to
-_QUESTIONS = 2000  # conditions of each way to leave out that they are taken from
+_GENES, _EXAMPLES = 133, 200_000  # genes of each condition that weights are fitted to, and most in all
 _FEWEST_JUDGED = 40  # conditions of a kind of question that decide whether the network is used there
-_BATCH, _EPOCHS, _RATE, _DECAY = 4096, 9, 4e-3, 1e-2
+_BATCH, _EPOCHS, _RATE, _DECAY = 32, 9, 4e-3, 1e-2  # conditions, passes, learning rate and weight decay
+_CONTRAST, _TEMPERATURE = 0.05, 0.1  # weight of telling conditions apart, and distance in scales of genes that counts
 _BOUND = 8.0  # standard deviations that evidence is clipped at
 _ONE_SIDED = 1.645
 _AT_ONCE = 2**21  # genes of conditions that evidence is gathered of at once
@@ -76,6 +76,14 @@ class EvidenceHead:
     weights: tuple[np.ndarray, ...]
     gains: Mapping[Any, Gain]
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the layers fit each other and the evidence."""
+        sizes = [len(self.center_F), *(bias.shape[-1] for bias in self.weights[1::2])]
+        shapes = [w.shape[1:] for w in self.weights[::2]]
+        n_folds = {len(w) for w in self.weights}
+        return len(n_folds) == 1 and sizes[-1] == 1 and shapes == list(zip(sizes[:-1], sizes[1:], strict=True))
+
     def is_used(self, key: Key) -> bool:
         """Whether predictions of a kind of question are corrected."""
         return key in self.gains and self.gains[key].is_used
@@ -101,15 +109,11 @@ class EvidenceHead:
         for rows in _of_one_context(questions, max(1, _AT_ONCE // len(genes))):
             found = evidence.of([questions[i] for i in rows], kernels_mG[rows], base_mG[rows], genes)
             for k, row in enumerate(rows):
-                x = self._standardised(torch.from_numpy(found[k]).to(device))
+                x = standardised(torch.from_numpy(found[k]).to(device), self.center_F, self.spread_F)
                 folds = range(len(weights[0])) if fold_m is None else [int(fold_m[row])]
                 outputs = [_forward(x, [w[fold] for w in weights]) for fold in folds]
                 result[row] = torch.stack(outputs).mean(dim=0).cpu().numpy()
         return result * evidence.scale_G
-
-    def _standardised(self, x: Tensor) -> Tensor:
-        center, spread = (torch.from_numpy(v).to(x.device) for v in (self.center_F, self.spread_F))
-        return ((x - center) / spread).clamp_(-_BOUND, _BOUND)
 
 
 def _forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -150,48 +154,92 @@ class LeftOutQuestions:
     fold_m: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Questions of one kind in one context, of which some genes are examples.
+
+    ``x`` is the evidence ``[m, g, F]``; ``base``, ``observed`` and ``known`` are ``[m, g]``, ``scale`` ``[g]``, and
+    ``rows``, ``fold`` and ``weight`` ``[m]``.
+    """
+
+    rows: np.ndarray
+    fold: np.ndarray
+    x: Tensor
+    base: Tensor
+    observed: Tensor
+    known: Tensor
+    scale: Tensor
+    weight: Tensor
+
+    def predict(self, some: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Corrected changes of some of the questions, ``[some, g]``."""
+        x = self.x[some]
+        correction = _forward(x.reshape(-1, x.shape[-1]), weights).reshape(x.shape[:2])
+        return self.base[some] + self.scale * correction
+
+    def errors(self, predicted: Tensor, some: Tensor) -> Tensor:
+        """Squared error of some of the questions, ``[some]``."""
+        missed = torch.where(self.known[some], predicted - self.observed[some], 0.0)
+        return missed.square().mean(dim=1) * self.weight[some]
+
+
+def _groups(
+    evidence: Evidence, asked: LeftOutQuestions, device: torch.device, seed: int
+) -> tuple[list[_Group], np.ndarray, np.ndarray]:
+    """Gather examples; with the mean and the standard deviation of their evidence, which they are standardised by."""
+    rng, n_genes = np.random.default_rng(seed), asked.base_mG.shape[1]
+    n_chosen = min(_GENES, n_genes, max(1, _EXAMPLES // len(asked.questions)))
+    contexts = [question.context for question in asked.questions]
+    kinds = list(zip(contexts, asked.keys, strict=True))
+    found = []
+    for kind in dict.fromkeys(kinds):
+        rows = np.array([i for i, other in enumerate(kinds) if other == kind])
+        genes = np.sort(rng.permutation(n_genes)[:n_chosen])
+        parts = [
+            evidence.of([asked.questions[i] for i in some], asked.kernels_mG[some], asked.base_mG[some], genes)
+            for some in np.array_split(rows, 1 + len(rows) * n_genes // _AT_ONCE)
+            if len(some)
+        ]
+        found.append((rows, genes, np.concatenate(parts)))
+    every = np.concatenate([x.reshape(-1, x.shape[-1]) for _, _, x in found])
+    center, spread = every.mean(axis=0), every.std(axis=0) + 1e-6
+    groups = []
+    for rows, genes, x in found:
+        observed = torch.from_numpy(asked.observed_mG[np.ix_(rows, genes)]).to(device)
+        groups.append(
+            _Group(
+                rows, asked.fold_m[rows], standardised(torch.from_numpy(x).to(device), center, spread),
+                torch.from_numpy(asked.base_mG[np.ix_(rows, genes)]).to(device), torch.nan_to_num(observed),
+                torch.isfinite(observed), torch.from_numpy(evidence.scale_G[genes]).to(device),
+                torch.from_numpy(asked.weight_m[rows].astype(np.float32)).to(device),
+            )
+        )  # fmt: skip
+    return groups, center, spread
+
+
 def fit_head(
     evidence: Evidence, asked: LeftOutQuestions, *, device: torch.device, seed: int, tick: Callable[[], None]
 ) -> EvidenceHead | None:
     """Fit a network without each fold; None if they help with no kind of question."""
-    rng = np.random.default_rng(seed)
-    n, n_genes = asked.base_mG.shape
-    genes_of_one = int(np.clip(_EXAMPLES // n, 1, n_genes))
-    parts = []
-    for rows in _of_one_context(asked.questions, n):
-        genes = np.sort(rng.permutation(n_genes)[:genes_of_one])
-        for some in np.array_split(rows, max(1, len(rows) * genes_of_one // _AT_ONCE)):
-            found = evidence.of([asked.questions[i] for i in some], asked.kernels_mG[some], asked.base_mG[some], genes)
-            residual = (asked.observed_mG - asked.base_mG)[np.ix_(some, genes)]
-            parts.append((some, found, residual, np.broadcast_to(evidence.scale_G[genes], residual.shape)))
-    row = np.concatenate([np.repeat(some, found.shape[1]) for some, found, _, _ in parts])
-    x = torch.from_numpy(np.concatenate([found.reshape(-1, found.shape[2]) for _, found, _, _ in parts]))
-    residual, scale = (torch.from_numpy(np.concatenate([p[k].ravel() for p in parts])) for k in (2, 3))
-    known = torch.isfinite(residual)
-    center, spread = x.mean(dim=0), x.std(dim=0) + 1e-6
-    head = EvidenceHead(center.numpy(), spread.numpy(), (), {})
-    x = head._standardised(x.to(device))
-    residual, scale = torch.nan_to_num(residual).to(device), scale.to(device)
-    weight = torch.from_numpy(asked.weight_m[row].astype(np.float32)).to(device) * known.to(device)
-    weight = weight / (weight * residual.square()).mean().clamp_min(1e-12)
-    fold, networks = asked.fold_m[row], []
-    left = torch.zeros_like(residual)
+    groups, center, spread = _groups(evidence, asked, device, seed)
+    before, after = np.zeros(len(asked.questions)), np.zeros(len(asked.questions))
+    networks = []
     for k in range(N_FOLDS):
-        others, mine = (torch.from_numpy(np.flatnonzero(chosen)).to(device) for chosen in (fold != k, fold == k))
-        networks.append(_fit_network(x, residual, scale, weight, others, seed=seed + k))
-        with torch.no_grad():
-            left[mine] = _forward(x[mine], networks[-1]) * scale[mine]
+        networks.append(_fit_network(groups, k, seed=seed + k))
+        for group in groups:
+            mine = torch.from_numpy(np.flatnonzero(group.fold == k)).to(device)
+            rows = group.rows[group.fold == k]
+            with torch.no_grad():
+                before[rows] = group.errors(group.base[mine], mine).cpu().numpy()
+                after[rows] = group.errors(group.predict(mine, networks[-1]), mine).cpu().numpy()
         tick()
-        if not k and not float((weight * ((residual - left).square() - residual.square()))[mine].sum()) < 0:
-            return None  # the first fold is not better off: the others are not tried
-    before, after = (
-        np.bincount(row, (weight * r.square()).cpu().numpy(), minlength=n) for r in (residual, residual - left)
-    )
+        if not after.sum() < before.sum():
+            return None  # what comes first is not better off: the other folds are not tried
     gains = _gains(before, after, asked)
     if not any(gain.is_used for gain in gains.values()):
         return None
     weights = tuple(torch.stack(layer).cpu().numpy() for layer in zip(*networks, strict=True))
-    return EvidenceHead(head.center_F, head.spread_F, weights, gains)
+    return EvidenceHead(center, spread, weights, gains)
 
 
 def _gains(before_m: np.ndarray, after_m: np.ndarray, asked: LeftOutQuestions) -> dict[Key, Gain]:
@@ -212,26 +260,43 @@ def _gains(before_m: np.ndarray, after_m: np.ndarray, asked: LeftOutQuestions) -
     return found
 
 
-def _fit_network(
-    x: Tensor, residual: Tensor, scale: Tensor, weight: Tensor, rows: Tensor, *, seed: int
-) -> list[Tensor]:
-    """Fit one network to some rows; it begins as a correction of 0."""
+def _fit_network(groups: Sequence[_Group], fold: int, *, seed: int) -> list[Tensor]:
+    """Fit one network without a fold; it begins as a correction of 0.
+
+    The loss is the squared error, and the cross-entropy of recognising a condition among those of a batch by the mean
+    absolute difference of its prediction from what was observed (contrast, van den Oord et al. 2018, arXiv:1807.03748).
+    """
     generator = torch.Generator().manual_seed(seed)
-    sizes = [x.shape[1], _HIDDEN, _HIDDEN, 1]
+    device, n_evidence = groups[0].x.device, groups[0].x.shape[-1]
+    sizes = [n_evidence, _HIDDEN, _HIDDEN, 1]
     weights = []
     for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
         w = torch.randn(n_in, n_out, generator=generator) / n_in**0.5
         weights += [w if n_out > 1 else torch.zeros_like(w), torch.zeros(n_out)]
-    weights = [w.to(x.device).requires_grad_() for w in weights]
+    weights = [w.to(device).requires_grad_() for w in weights]
+    others = [torch.from_numpy(np.flatnonzero(group.fold != fold)) for group in groups]
+    errors = [group.errors(group.base[rows], rows) for group, rows in zip(groups, others, strict=True)]
+    unit = torch.cat(errors).mean().clamp_min(1e-12)
+    batches = [(g, k) for g, rows in enumerate(others) for k in range(-(-len(rows) // _BATCH))]
     optimizer = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY)
-    n_steps = max(1, len(rows) // _BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_EPOCHS * n_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=max(2, _EPOCHS * len(batches)))
     for _ in range(_EPOCHS):
-        order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
-        for batch in order.tensor_split(n_steps):
+        orders = [rows[torch.randperm(len(rows), generator=generator)] for rows in others]
+        for b in torch.randperm(len(batches), generator=generator).tolist():
+            g, k = batches[b]
+            group, some = groups[g], orders[g][k * _BATCH : (k + 1) * _BATCH].to(device)
+            predicted = group.predict(some, weights)
+            apart = torch.cdist(predicted / group.scale, group.observed[some] / group.scale, p=1) / len(group.scale)
+            contrast = functional.cross_entropy(-apart / _TEMPERATURE, torch.arange(len(some), device=device))
+            loss = group.errors(predicted, some).mean() / unit + _CONTRAST * contrast
             optimizer.zero_grad()
-            error = residual[batch] - scale[batch] * _forward(x[batch], weights)
-            (weight[batch] * error.square()).mean().backward()
+            loss.backward()
             optimizer.step()
             schedule.step()
     return [w.detach() for w in weights]
+
+
+def standardised(x: Tensor, center_F: np.ndarray, spread_F: np.ndarray) -> Tensor:
+    """Evidence in standard deviations, bounded."""
+    center, spread = (torch.from_numpy(v).to(x.device) for v in (center_F, spread_F))
+    return ((x - center) / spread).clamp_(-_BOUND, _BOUND)

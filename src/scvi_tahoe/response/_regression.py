@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from scvi_tahoe.response._basis import response_basis
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
+    from scvi_tahoe.response._basis import BasesOfFolds
     from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 
 #: up to so many conditions: first components with weights of their own, and how much larger the next group ends
@@ -189,21 +192,6 @@ class Regression:
         return posterior, prior
 
 
-def response_basis(responses_nG: np.ndarray, noise_nG: np.ndarray, n_components: int, seed: int) -> np.ndarray:
-    """Orthonormal rows ``[Q, G]`` that hold the most of the responses, of which noisy ones count less.
-
-    Directions that hold nothing are left out. Of more than 2,000 conditions a random 2,000 decide.
-    """
-    rows = np.arange(len(responses_nG))
-    if len(rows) > 2000:
-        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:2000])
-    noise = noise_nG[rows].mean(axis=1)
-    weight = 1 / (noise + 0.1 * noise.mean()) if noise.any() else np.ones(len(rows))
-    weighted = responses_nG[rows] * np.sqrt(weight / weight.max())[:, None]
-    _, size, basis = np.linalg.svd(weighted, full_matrices=False)
-    return basis[: min(n_components, int((size > 1e-6 * max(size[0], 1e-300)).sum()))]
-
-
 def group_ends(n_components: int, n_conditions: int, *, pooled: bool = False) -> list[int]:
     """Where groups of components end: fewer groups of more conditions, whose matrices are costly.
 
@@ -320,7 +308,7 @@ def solve(
     blocks: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
     device: torch.device,
     tick: Callable[[], None],
-    fold_n: np.ndarray | None = None,
+    folds: BasesOfFolds | None = None,
 ) -> tuple[Regression, dict[str, LeftOut]]:
     """Solve for the coefficients of all conditions, and predict conditions by leave-out.
 
@@ -337,10 +325,8 @@ def solve(
         Where matrices are inverted.
     tick
         Called after each group of components.
-    fold_n
-        Fold of each condition; those of a fold are predicted in a basis of the others. A basis that knows them holds
-        just what they have in common with others by chance, and their errors would look smaller than they are. If
-        None, there is one basis.
+    folds
+        Bases that conditions are left out in. If None, that of ``learned``.
 
     Returns
     -------
@@ -350,9 +336,10 @@ def solve(
     noise, coefficients = noise_nG @ np.square(basis.T), np.empty((len(responses_nG), len(basis)))
     scores, owner = responses_nG @ basis.T, np.zeros(len(responses_nG), dtype=np.int64)
     scaled, nothing = scores / size, np.full(coefficients.shape, np.nan)
-    bases, of_bases = (basis,), [(scores, size)]
-    if fold_n is not None:
-        bases, owner = _bases_of_folds(responses_nG, noise_nG, len(basis), fold_n), fold_n
+    bases: tuple[np.ndarray, ...] = (basis,)
+    of_bases = [(scores, size)]
+    if folds is not None:
+        bases, owner = tuple(of_fold[: len(basis)] for of_fold in folds.bases), folds.fold_n
         of_bases = [_scores(responses_nG, of_fold) for of_fold in bases]
     left = {way: LeftOut(nothing.copy(), nothing.copy(), bases, owner) for way in blocks}
     groups = []
@@ -368,14 +355,6 @@ def solve(
         del covariance, precision
         tick()
     return Regression(basis, size, tuple(groups), coefficients), left
-
-
-def _bases_of_folds(
-    responses_nG: np.ndarray, noise_nG: np.ndarray, n_components: int, fold_n: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Bases that were made without each fold."""
-    others = [fold_n != k for k in range(fold_n.max() + 1)]
-    return tuple(response_basis(responses_nG[o].astype(np.float64), noise_nG[o], n_components, 0) for o in others)
 
 
 def _scores(responses_nG: np.ndarray, basis_QG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,12 @@ import torch
 from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._basis import BasesOfFolds
 from scvi_tahoe.response._calibration import Judged, calibrate, nanmean
 from scvi_tahoe.response._evidence import Evidence
 from scvi_tahoe.response._evidence_head import FEWEST, N_FOLDS, EvidenceHead, LeftOutQuestions, fit_head
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
+from scvi_tahoe.response._leave_out import fold_of_labels, folds_of_blocks, left_out_blocks, some_labels
 from scvi_tahoe.response._members import Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
@@ -32,7 +34,7 @@ Way = Literal["condition", "label", "perturbation", "context"]
 _COMPONENTS = 128
 _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined
 _REFINED = (900, 3000)  # conditions that refine weights in the end, and conditions up to which that is done
-_FOLDED, _N_FOLDS = 150, 4  # conditions up to which weights of each fold are learned from the other folds
+_FOLDED = 150  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
 _FEWEST_OWN = 4
 _BASES = 4  # bases of which each is made without some perturbations, to predict these
@@ -142,12 +144,15 @@ def fit_responses(
         )  # fmt: skip
 
     n = len(conditions)
-    folds_n = None if n <= _FOLDED else _fold_of_labels(conditions, _BASES, seed)
+    folds = None
+    if n > _FOLDED:
+        fold_n = fold_of_labels(conditions, _BASES, seed)
+        folds = BasesOfFolds.of(masked.astype(np.float64), believed, _COMPONENTS, fold_n)
 
     def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
         return solve(
             learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update,
-            fold_n=folds_n,
+            folds=folds,
         )  # fmt: skip
 
     # in one context, only what combinations have in common tells effects from what is a condition's own
@@ -161,22 +166,12 @@ def fit_responses(
             members=members, regression=regression, left_out=left_out, own=own, silent=silent, fold_n=None,
         )  # fmt: skip
     if n <= _FOLDED:
-        # with few conditions, weights of many components fit the noise of the very conditions that are left out
-        folds = {way: _folds(of_way, rng) for way, of_way in blocks.items() if way != "context"}
-        left_out = {}
-        for way, of_way in folds.items():
-            parts = []
-            for fold in of_way:
-                rows = np.setdiff1d(np.arange(n), np.concatenate([r[wanted] for r, wanted in fold]))
-                parts.append(solved(learn(rows, [np.arange(len(rows))], pooled=pooled), {way: fold})[1][way])
-            left_out[way] = LeftOut.joined(parts)
-        # what contexts share can hardly be learned without one of them
-        context = {way: of_way for way, of_way in blocks.items() if way == "context"}
-        regression, of_context = solved(learn(None, [np.arange(n)], pooled=pooled), context)
-        left_out |= of_context
+        regression, left_out = _solve_by_folds(
+            n, blocks, rng, lambda rows, chosen: learn(rows, chosen, pooled=pooled), solved
+        )
         judged = np.arange(n)
     else:
-        chosen = [_some(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
+        chosen = [some_labels(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
         learned = learn(None, chosen if len(chosen[0]) < len(chosen[1]) else chosen[:1])
         regression, left_out = solved(learned, blocks)
         judged = np.setdiff1d(np.arange(n), chosen[-1])
@@ -189,7 +184,7 @@ def fit_responses(
     fitted, found = _stacked(fitted, judged, rng)
     if n > _FOLDED and n <= _REFINED[1]:
         # members are stacked by conditions that weights were not fitted to; now these may refine them
-        learned = learn(None, [_some(conditions, _REFINED[0], rng)], after=learned)
+        learned = learn(None, [some_labels(conditions, _REFINED[0], rng)], after=learned)
         regression, left_out = solved(learned, blocks)
         fitted = replace(fitted, regression=regression, left_out=left_out)
     missing = np.isnan(responses.changes)
@@ -201,10 +196,28 @@ def fit_responses(
     return replace(fitted, **calibrated)
 
 
-def _fold_of_labels(conditions: Conditions, n_folds: int, seed: int) -> np.ndarray:
-    """Deal labels out to folds; the fold of each condition."""
-    order = np.random.default_rng([seed, n_folds]).permutation(len(conditions.labels))
-    return (order % n_folds)[conditions.label]
+def _solve_by_folds(
+    n: int,
+    blocks: Mapping[str, Any],
+    rng: np.random.Generator,
+    learn: Callable[[np.ndarray | None, Sequence[np.ndarray]], Weights],
+    solved: Callable[[Weights, Mapping[str, Any]], tuple[Regression, dict[str, LeftOut]]],
+) -> tuple[Regression, dict[str, LeftOut]]:
+    """Solve with the weights of all conditions, and leave out with those of the other folds.
+
+    With few conditions, weights of many components fit the noise of the very conditions that are left out.
+    """
+    left_out = {}
+    for way in (way for way in blocks if way != "context"):
+        parts = []
+        for fold in folds_of_blocks(blocks[way], rng):
+            rows = np.setdiff1d(np.arange(n), np.concatenate([r[wanted] for r, wanted in fold]))
+            parts.append(solved(learn(rows, [np.arange(len(rows))]), {way: fold})[1][way])
+        left_out[way] = LeftOut.joined(parts)
+    # what contexts share can hardly be learned without one of them
+    context = {way: of_way for way, of_way in blocks.items() if way == "context"}
+    regression, of_context = solved(learn(None, [np.arange(n)]), context)
+    return regression, left_out | of_context
 
 
 def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
@@ -234,44 +247,6 @@ def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequen
     expression = np.array([means[c][g] if means else np.nan for c, g in zip(contexts, genes, strict=True)])
     names = [str(responses.genes[g]) for g in genes]
     return OwnGene.fit(names, contexts, expression.astype(np.float64), changes[rows, genes])
-
-
-def left_out_blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Ways to leave out: conditions left out together, and which of them are predicted so."""
-    every = np.arange(len(conditions))
-    blocks = {"condition": [(np.array([i]), np.array([True])) for i in every if len(every) > 1]}
-    by_label = [np.flatnonzero(conditions.label == k) for k in range(len(conditions.labels))]
-    position = {label: k for k, label in enumerate(conditions.labels)}
-    blocks["perturbation"] = []
-    for k, label in enumerate(conditions.labels):
-        rows = np.concatenate([by_label[position[other]] for other in sorted(members.labels_sharing(label))])
-        if len(rows) < len(conditions):
-            blocks["perturbation"].append((rows, conditions.label[rows] == k))
-    if any(len(members.labels_sharing(label)) > 1 for label in conditions.labels):
-        blocks["label"] = [(rows, np.ones(len(rows), bool)) for rows in by_label if len(rows) < len(conditions)]
-    if len(conditions.context_names) > 1:
-        found = [np.flatnonzero(conditions.context == k) for k in range(len(conditions.context_names))]
-        blocks["context"] = [(rows, np.ones(len(rows), bool)) for rows in found]
-    return {way: of_way for way, of_way in blocks.items() if of_way}
-
-
-def _folds(
-    blocks: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
-) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Deal the blocks out to folds."""
-    n = min(_N_FOLDS, len(blocks))
-    fold = rng.permutation(np.arange(len(blocks)) % n)
-    return [[block for block, f in zip(blocks, fold, strict=True) if f == k] for k in range(n)]
-
-
-def _some(conditions: Conditions, n: int, rng: np.random.Generator) -> np.ndarray:
-    """All conditions of random labels until there are ``n``."""
-    if len(conditions) <= n:
-        return np.arange(len(conditions))
-    order = rng.permutation(len(conditions.labels))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    return np.sort(np.argsort(rank[conditions.label], kind="stable")[:n])
 
 
 def _question(fitted: Fitted, i: int, way: str) -> Question:
@@ -324,32 +299,33 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> tu
     return replace(fitted, stacks=stacks), found
 
 
+def left_out_questions(fitted: Fitted, missing: np.ndarray, seed: int) -> LeftOutQuestions:
+    """Return the training conditions as they are predicted without themselves; ``missing`` were not measured."""
+    conditions, y = fitted.conditions, fitted.members.seen.changes
+    heard = np.flatnonzero(~np.isin(conditions.contexts, sorted(fitted.silent)))
+    asked = _asked(fitted, heard, np.random.default_rng([seed, 1]), _CORRECTED)
+    known = [(key, of_one) for key, of_key in asked.items() for of_one in of_key if not key[1]]
+    rows, questions = np.array([i for _, (i, _, _) in known]), [question for _, (_, _, question) in known]
+    kernels = _left_out_kernels(fitted, [of_one for _, of_one in known])[0].astype(np.float32)
+    return LeftOutQuestions(
+        questions, [key for key, _ in known], kernels, _stacked_changes(fitted, questions, kernels)[0],
+        np.where(missing[rows], np.nan, y[rows]).astype(np.float32), _weights(fitted.members.noise)[rows],
+        fold_of_labels(conditions, N_FOLDS, seed)[rows],
+    )  # fmt: skip
+
+
 def _with_head(
     fitted: Fitted, found: dict[Any, Judged], missing: np.ndarray, seed: int, tick: Callable[[], None]
 ) -> tuple[Fitted, dict[Any, Judged]]:
     """Fit a network that corrects what is predicted, and return the judged conditions as it leaves them."""
-    conditions, y = fitted.conditions, fitted.members.seen.changes
+    conditions, evidence = fitted.conditions, fitted.evidence
     if len(conditions) < FEWEST or len(conditions.labels) < N_FOLDS:
         return fitted, found
-    heard = np.flatnonzero(~np.isin(conditions.contexts, sorted(fitted.silent)))
-    asked = [
-        (key, of_one)
-        for key, of_key in _asked(fitted, heard, np.random.default_rng([seed, 1]), _CORRECTED).items()
-        for of_one in of_key
-        if not key[1]
-    ]
-    fold_n, rows = _fold_of_labels(conditions, N_FOLDS, seed), np.array([i for _, (i, _, _) in asked])
-    questions = [question for _, (_, _, question) in asked]
-    kernels = _left_out_kernels(fitted, [of_one for _, of_one in asked])[0].astype(np.float32)
-    left_out = LeftOutQuestions(
-        questions, [key for key, _ in asked], kernels, _stacked_changes(fitted, questions, kernels)[0],
-        np.where(missing[rows], np.nan, y[rows]).astype(np.float32), _weights(fitted.members.noise)[rows],
-        fold_n[rows],
-    )  # fmt: skip
-    evidence = fitted.evidence
-    head = fit_head(evidence, left_out, device=fitted.device, seed=seed, tick=tick)
+    asked = left_out_questions(fitted, missing, seed)
+    head = fit_head(evidence, asked, device=fitted.device, seed=seed, tick=tick)
     if head is None:
         return fitted, found
+    fold_n = fold_of_labels(conditions, N_FOLDS, seed)
     for key, judged in found.items():
         if head.is_used(key):
             questions = [question for _, _, question in judged.asked]
@@ -358,7 +334,7 @@ def _with_head(
             correction = head.corrections(
                 evidence, questions, kernels.astype(np.float32), base, device=fitted.device, fold_m=fold_n[judged.rows]
             )
-            members = [m | {"without the network": b} for m, b in zip(judged.members, base, strict=True)]
+            members = [{**m, "without the network": b} for m, b in zip(judged.members, base, strict=True)]
             found[key] = Judged(judged.asked, members, base + correction, variance)
     return replace(fitted, head=head, fold_n=fold_n), found
 
@@ -467,8 +443,8 @@ def _correct(
     some = np.flatnonzero([head.is_used(key) and q.context not in fitted.silent for q, key in pairs])
     if some.size:
         changes_nG[some] += head.corrections(
-            fitted.evidence, [questions[i] for i in some], kernels_nG[some].astype(np.float32), changes_nG[some],
-            device=fitted.device, fold_m=None if fold_n is None else fold_n[some],
+            fitted.evidence, [questions[i] for i in some.tolist()], kernels_nG[some].astype(np.float32),
+            changes_nG[some], device=fitted.device, fold_m=None if fold_n is None else fold_n[some],
         )  # fmt: skip
 
 

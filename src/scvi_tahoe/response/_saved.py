@@ -10,6 +10,7 @@ import torch
 
 from scvi_tahoe.data import LabelParser
 from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._evidence_head import EvidenceHead, Gain
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
@@ -37,6 +38,9 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
     }  # fmt: skip
     for k, table in enumerate(kernels.tables.values()):
         arrays |= {f"table{k}": table.matrix, f"center{k}": table.center_P, f"spread{k}": table.spread_P}
+    if (head := fitted.head) is not None:
+        arrays |= {"head_center": head.center_F, "head_spread": head.spread_F}
+        arrays |= {f"head_layer{k}": w for k, w in enumerate(head.weights)}
     return arrays, {
         "parser": asdict(fitted.parser),
         "genes": fitted.responses.genes.tolist(),
@@ -52,6 +56,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "spread": [[origin.name, hidden, value] for (origin, hidden), value in fitted.spread.items()],
         "scores": fitted.scores,
         "silent": sorted(fitted.silent),
+        "head": [] if head is None else [[o.name, hidden, asdict(gain)] for (o, hidden), gain in head.gains.items()],
     }
 
 
@@ -99,7 +104,17 @@ def fitted_from_plain(
         members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
         scores=settings["scores"], unshrinking=unshrinking, spread=spread,
-        silent=silent,
+        silent=silent, head=_head(arrays, settings.get("head", [])),
+    )  # fmt: skip
+
+
+def _head(arrays: Mapping[str, np.ndarray], gains: Sequence[Any]) -> EvidenceHead | None:
+    if not gains:
+        return None
+    layers = sorted(name for name in arrays if name.startswith("head_layer"))
+    return EvidenceHead(
+        arrays["head_center"], arrays["head_spread"], tuple(arrays[name] for name in layers),
+        {(Origin[name], hidden): Gain(**gain) for name, hidden, gain in gains},
     )  # fmt: skip
 
 
@@ -123,6 +138,8 @@ def wrong_plain(
             return f"{name} has values that are not finite numbers"
     try:
         fitted = fitted_from_plain(arrays, settings, conditions, control_means)
+        if fitted.head is not None and not fitted.head.is_consistent:
+            return "the layers of its network do not fit each other"
         if sizes["k"] != len(fitted.kernels.names) + 1 or len(fitted.responses.genes) != n_genes:
             return "it has other kernels or genes"
         stops = [0, *(group.stop for group in fitted.regression.groups)]
