@@ -50,6 +50,7 @@ class ResponseMixin(PredictMixin):
         perturbations: Sequence[str] | None = None,
         contexts: Sequence[str] | None = None,
         max_missing_genes: float = 0.1,
+        min_change: float | None = None,
     ) -> pd.DataFrame:
         """Predict the change of every gene by the response model, without making cells.
 
@@ -57,18 +58,22 @@ class ResponseMixin(PredictMixin):
         ----------
         adata, perturbations, contexts, max_missing_genes
             As in :meth:`predict`.
+        min_change
+            Size from which a change of mean log1p expression counts as an effect. If None, the median over genes of the
+            standard deviation of changes over the training conditions.
 
         Returns
         -------
         One row for each condition and gene: its labels, ``gene``, ``change`` (of mean log1p expression against the
-        controls of the context), ``sd`` (of the true change around it), ``p_direction`` (probability that the true
-        change has the sign of the predicted one), ``direction`` (1 or -1) and ``support`` of the condition, from 0
-        (nothing but the context is known) to 1.
+        controls of the context), ``sd`` (of the true change around it), ``p_effect`` (probability that the true change
+        is larger than ``min_change``, up or down: that the gene is differentially expressed), ``p_direction``
+        (probability that the true change has the sign of the predicted one), ``direction`` (1 or -1) and ``support`` of
+        the condition, from 0 (nothing but the context is known) to 1. ``attrs["min_change"]`` has the size used.
 
         Raises
         ------
         ValueError
-            As in :meth:`predict`, or if the model has another prior than ``'response'``.
+            As in :meth:`predict`, if the model has another prior than ``'response'``, or ``min_change`` is negative.
 
         Examples
         --------
@@ -76,9 +81,11 @@ class ResponseMixin(PredictMixin):
         >>> effects.sort_values("p_direction", ascending=False).head()
         """
         learned = self._response()
+        if min_change is not None and not min_change >= 0:
+            raise ValueError(f"min_change={min_change!r} is not allowed; give a size of 0 or more, or None.")
         data = self._prediction_data(adata, perturbations=perturbations, max_missing_genes=max_missing_genes)
         conditions = resolve_conditions(data, perturbations=perturbations, contexts=contexts)
-        return effects_of(learned, data.spec, data.screen, conditions)
+        return effects_of(learned, data.spec, data.screen, conditions, min_change)
 
     def _response(self) -> dict[str, Any]:
         if self.prior != "response":
