@@ -29,7 +29,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
 from scvi_tahoe.response import ResponseModel
-from scvi_tahoe.response._calibration import change_scores
+from scvi_tahoe.response._judged import change_scores
 from scvi_tahoe.response._kernels import Conditions, TableKernel, unit_rows
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._response_model import left_out_questions, predicted_changes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe._messages import show_messages
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
         HeldOutPerturbations,
         dose_label,
         read_store,
+        screen_quality,
         smiles_fingerprints,
         write_store,
     )
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from scvi_tahoe.model import TahoeEnsemble, TahoeST, suggest_decoder_weight
     from scvi_tahoe.nn import SIZES
     from scvi_tahoe.pretrained import read_embedding_table
+
+    __version__: str
 
 __all__ = [
     "SIZES",
@@ -46,26 +48,25 @@ __all__ = [
     "pl",
     "read_embedding_table",
     "read_store",
+    "screen_quality",
     "smiles_fingerprints",
     "submission",
     "suggest_decoder_weight",
     "write_store",
 ]
 
-__version__ = version("scvi-tahoe")
-
 show_messages(__name__)
 
 # Names and folders are imported when they are first used, so that importing the package is quick.
 _FOLDERS = (
     *("data", "datasets", "demo", "evaluate", "model", "nn", "pl"),
-    *("prediction", "pretrained", "response", "study", "train", "training"),
+    *("effects", "prediction", "pretrained", "response", "study", "tables", "train", "training"),
 )
 _MODULES = {
     "_module": ("TahoeSTModule",),
     "data": (
         *("FewShotContext", "FractionSplit", "HeldOutConditions", "HeldOutContexts", "HeldOutPerturbations"),
-        *("dose_label", "read_store", "smiles_fingerprints", "write_store"),
+        *("dose_label", "read_store", "screen_quality", "smiles_fingerprints", "write_store"),
     ),
     "evaluate": ("EvaluationReference", "EvaluationResult", "baseline_prediction", "submission"),
     "model": ("TahoeEnsemble", "TahoeST", "suggest_decoder_weight"),
@@ -78,11 +79,15 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f"{__name__}.{name}")
-    if name not in _MODULE_OF:
+    if name == "__version__":
+        value = import_module("importlib.metadata").version("scvi-tahoe")
+    elif name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_FOLDERS})
+    return sorted({*(name for name in globals() if name.startswith("__")), "__version__", *__all__, *_FOLDERS})

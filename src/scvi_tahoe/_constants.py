@@ -41,6 +41,7 @@ class _Obs(NamedTuple):
     """Columns that predictions have in addition to those named as in the training data."""
 
     ORIGIN: str = "origin"  #: name of the control cell that a predicted cell started from
+    ORIGIN_CELL: str = "origin_cell"  #: the same where a column of labels is called "origin"
 
 
 class _Streams(NamedTuple):
@@ -57,6 +58,7 @@ class _Streams(NamedTuple):
     PRIOR_CELLS: int = 3  #: cells that a prior makes of a condition
     CONDITION_MEANS: int = 4  #: cells that the mean of a condition is computed from
     SHRINKAGE: int = 5  #: cells that the shrinkage factor of a correction is fitted on
+    GENE_SLOTS: int = 6  #: genes of equal value that a cell is embedded from
 
 
 REGISTRY = _Registry()

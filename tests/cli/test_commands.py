@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import pytest
 
-from scvi_tahoe.cli import _demo, app
+from scvi_tahoe.cli import app
 
 
 def test_version_is_that_of_the_package(run):
@@ -56,7 +56,7 @@ def test_a_stopped_demo_names_the_program_as_it_can_be_typed(invoke, tmp_path, m
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(program.parent) if on_the_path else "")
     monkeypatch.setattr("sys.argv", [str(program), "demo"])
-    monkeypatch.setattr(_demo, "run_demo", stop)
+    monkeypatch.setattr("scvi_tahoe.demo.run_demo", stop)
     result = invoke("demo", "--folder", "first")
     assert result.exit_code == 130
     name = "scvi-tahoe" if on_the_path else str(program)

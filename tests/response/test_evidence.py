@@ -11,8 +11,8 @@ import torch
 
 from scvi_tahoe.data import LabelParser
 from scvi_tahoe.response import _response_model
-from scvi_tahoe.response._calibration import change_scores
 from scvi_tahoe.response._evidence_head import FEWEST, LeftOutQuestions, fit_head
+from scvi_tahoe.response._judged import change_scores
 from scvi_tahoe.response._kernels import TableKernel
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._response_model import Responses, fit_responses, left_out_changes, predicted_changes

@@ -77,7 +77,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(values, path):
         ("model.objective.terms.energy", "x", "model.objective.terms.energy is 'x'; allowed is a number"),
         ("train.plan.warmup", "long", "train.plan.warmup is 'long'; allowed is a number"),
         ("train.precision", "bf17", "train.precision is 'bf17'; it is one of auto"),
-        ("score.baseline", "mean", "score.baseline is 'mean'; it is one of control"),
+        ("score.baseline", "mean", "score.baseline is 'mean'; it is one of auto, control"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(values, path, value, message):

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from scvi_tahoe.cli._terminal import one_line_errors, quiet_frameworks
-from scvi_tahoe.demo import DEFAULT_STEPS, FILES, run_demo, score_table
+
+#: that of :func:`scvi_tahoe.demo.run_demo`, which help texts do not wait for
+DEFAULT_STEPS = 1_000
 
 
 def demo(
@@ -35,6 +37,8 @@ def demo(
     again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""
     again += f" --seed {seed}" if seed else ""
     with one_line_errors(f"Stopped. What was finished is in {folder}; go on from there with: {again}"):
+        from scvi_tahoe.demo import FILES, run_demo, score_table
+
         result = run_demo(folder, max_steps=max_steps, seed=seed, overwrite=overwrite, report=typer.echo)
     names = ", ".join(name for name in FILES if (result.folder / name).exists())
     typer.echo(

@@ -14,7 +14,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, reading
-from scvi_tahoe.files._pickle_files import verify_pickle
+from scvi_tahoe.files._pickle_files import MAX_OPERATIONS, verify_pickle
 from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar, verify_expanded
 
 if TYPE_CHECKING:
@@ -32,12 +32,17 @@ _ALLOWED: list[Any] = [(plain_scalar, f"{module}.scalar") for module in NUMPY_SC
 _ALLOWED.append((PlainDtype, "numpy.dtype"))
 
 
-def read_torch(path: Path, *, limit: int = _LIMIT) -> Any:
-    """Return the content of a file written by ``torch.save``; tensors are mapped into memory, not read."""
+def read_torch(path: Path, *, limit: int = _LIMIT, verify: bool = False) -> Any:
+    """Return the content of a file written by ``torch.save``; tensors are mapped into memory, not read.
+
+    With ``verify`` the file is read once to compare every record with its checksum.
+    """
     import torch
 
     with reading(path, limit):
-        _verify_archive(path)
+        verify_archive(path)
+        if verify:
+            verify_records(path)
         with torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         verify_expanded(content)
@@ -77,7 +82,20 @@ def verify_finite(name: str, tensor: Tensor) -> None:
         raise UnsafeFileError(f"{name} holds values that are not finite; the training diverged or the file is damaged.")
 
 
-def _verify_archive(path: Path) -> None:
+def verify_records(path: Path) -> None:
+    """Read every record of the archive and compare it with the checksum in its directory."""
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            with archive.open(record) as stream:
+                try:
+                    while stream.read(4 * MEGABYTE):
+                        pass
+                except zipfile.BadZipFile:
+                    raise UnsafeFileError(f"its record {record.filename!r} does not match its checksum.") from None
+
+
+def verify_archive(path: Path, *, pickle_limit: int = _PICKLE_LIMIT, max_operations: int = MAX_OPERATIONS) -> None:
+    """Refuse an archive that torch would not write; ``max_operations`` may be those of its pickle."""
     if not zipfile.is_zipfile(path):
         raise UnsafeFileError("it is not in torch's zip format (damaged, cut short, or older than PyTorch 1.6).")
     _verify_directory(path)
@@ -95,9 +113,9 @@ def _verify_archive(path: Path) -> None:
             raise UnsafeFileError("its records claim more bytes than the file has.")
         for record in records:
             if record.filename.endswith("data.pkl"):
-                if record.file_size > _PICKLE_LIMIT:
+                if record.file_size > pickle_limit:
                     raise UnsafeFileError(f"its index has {record.file_size:,} bytes.")
-                verify_pickle(archive.read(record))
+                verify_pickle(archive.read(record), limit=max_operations)
 
 
 def _verify_directory(path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scvi_tahoe.effects import effects_adata
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import resolve_conditions
-from scvi_tahoe.response import effects_of, report_of
+from scvi_tahoe.response import effects_of, planned, report_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
     import pandas as pd
+    from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
 
@@ -50,14 +52,22 @@ class ResponseMixin(PredictMixin):
         perturbations: Sequence[str] | None = None,
         contexts: Sequence[str] | None = None,
         max_missing_genes: float = 0.1,
+        use_measured: bool = True,
+        as_adata: bool = False,
         min_change: float | None = None,
-    ) -> pd.DataFrame:
+    ) -> pd.DataFrame | AnnData:
         """Predict the change of every gene by the response model, without making cells.
 
         Parameters
         ----------
         adata, perturbations, contexts, max_missing_genes
             As in :meth:`predict`.
+        use_measured
+            Whether conditions that were trained on are combined with their own measurement, each of the two weighted by
+            its variance. Otherwise, all are predicted from other conditions, as predictions of cells are.
+        as_adata
+            Whether to return AnnData ``[conditions, genes]`` with the change in ``X`` and the rest in ``layers`` and
+            ``obs``, which the functions of :mod:`scvi_tahoe.effects` take.
         min_change
             Size from which a change of mean log1p expression counts as an effect. If None, the median over genes of the
             standard deviation of changes over the training conditions.
@@ -85,7 +95,60 @@ class ResponseMixin(PredictMixin):
             raise ValueError(f"min_change={min_change!r} is not allowed; give a size of 0 or more, or None.")
         data = self._prediction_data(adata, perturbations=perturbations, max_missing_genes=max_missing_genes)
         conditions = resolve_conditions(data, perturbations=perturbations, contexts=contexts)
-        return effects_of(learned, data.spec, data.screen, conditions, min_change)
+        effects = effects_of(
+            learned, data.spec, data.screen, conditions, use_measured=use_measured, min_change=min_change
+        )
+        if not as_adata:
+            return effects
+        keys = data.spec.keys
+        return effects_adata(
+            effects, perturbation_key=keys.perturbation_key, context_key=keys.context_key, dose_key=keys.dose_key,
+            combination_separator=keys.combination_separator,
+        )  # fmt: skip
+
+    def plan_next(
+        self,
+        n: int = 20,
+        *,
+        perturbations: Sequence[str] | None = None,
+        contexts: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Choose the conditions whose measurement would tell the most about all others that are not measured.
+
+        One condition is chosen after the other: the one that, given what is measured and chosen already, lowers the
+        expected squared error of the other candidates most. Nothing is known of what will be found.
+
+        Parameters
+        ----------
+        n
+            Number of conditions.
+        perturbations
+            What can be measured. If None, all perturbations with an embedding.
+        contexts
+            Where. If None, all contexts of the model's data that have control cells.
+
+        Returns
+        -------
+        One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
+        candidates that it takes away from the others; ``left``, the share of those that are still not measured.
+
+        Raises
+        ------
+        ValueError
+            If the model has another prior than ``'response'``, there are fewer than ``n`` candidates or more than
+            3,000, or a perturbation or context is unknown.
+
+        Examples
+        --------
+        >>> model.plan_next(n=10)
+        """
+        learned = self._response()
+        data = self._prediction_data(None, perturbations=perturbations)
+        every: Any = "all"
+        conditions = resolve_conditions(
+            data, perturbations=every if perturbations is None else perturbations, contexts=contexts
+        )
+        return planned(learned, data.spec, data.screen, conditions, n)
 
     def _response(self) -> dict[str, Any]:
         if self.prior != "response":

@@ -26,10 +26,12 @@ from tqdm.auto import tqdm
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe._devices import HostCopy, autocast_dtype, explained_out_of_memory
 from scvi_tahoe._module import residual_input
-from scvi_tahoe.data import CellSetDataset, CellSetRequest, ExhaustiveSampler, cell_set_dataset, make_store
+from scvi_tahoe.data import CellSetDataset, ExhaustiveSampler, cell_set_dataset, make_store
 from scvi_tahoe.evaluate import PREDICTION_RECORD
+from scvi_tahoe.prediction._cost import announce_cost
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
+from scvi_tahoe.prediction._minibatches import Minibatch, grouped, valid_cells
 from scvi_tahoe.prediction._request import plan_prediction, verify_control_scale, warn_about_doses
 from scvi_tahoe.response import (
     CellPrior,
@@ -86,9 +88,11 @@ def predict_cells(
         store=request.store, alignment=data.alignment, full_precision=dtype is None, rows=plan.rows_read,
     )  # fmt: skip
     origins, cells, control_means = [Origin.CONTROL_CELLS] * len(plan.requests), None, None
+    kinds: Sequence[str] = ()
     if prior is not None:
         learned, targets = prior_and_targets(prior, spec, data.screen, plan.conditions)
         origins = learned.starts_from(plan.conditions, spec.table)
+        kinds = [origin.value for origin in origins]
         has_cells, is_paired = makes_cells(learned.kind), learned.kind == "response"
         plan = plan.with_prior(
             learned.is_corrected(plan.conditions, spec.table), has_cells=has_cells, is_paired=is_paired
@@ -110,6 +114,7 @@ def predict_cells(
             dataset = replace(dataset, residual_shift=base.shift)
     obs = plan.obs(data.screen, spec.keys)
     if prior is not None and isinstance(learned, ResponseStart):
+        kinds = learned.kinds(plan.conditions, spec.table)
         confidence = learned.confidence(plan.conditions, targets, spec.table)
         n_cells = [len(r.controls) for r in plan.requests]
         for name in confidence.columns.difference(obs.columns, sort=False):
@@ -133,7 +138,7 @@ def predict_cells(
                 index=[f"embedding_{i}" for i in range(width)] if output == "embedding" else spec.genes
             ),
         },
-        record=_record(module, request, plan, origins, is_trained=is_trained),
+        record=_record(module, request, plan, origins, kinds, is_trained=is_trained),
         alarm=CollapseAlarm(dataset.expression, device, observed_likeness, spec.keys.parser, output, control_means),
         counts=counts,
     )
@@ -152,6 +157,7 @@ def _record(
     request: PredictionRequest,
     plan: PredictionPlan,
     origins: Sequence[Origin],
+    kinds: Sequence[str],
     *,
     is_trained: bool,
 ) -> dict[str, Any]:
@@ -166,12 +172,17 @@ def _record(
         "seed": request.seed,
         "starts_from": dict(Counter(origin.value for origin in origins)),
     }
-    if request.output != "prior" and (labels := plan.predicted_as_prior):
+    if request.output == "prior":
+        return record
+    asked = zip(plan.labels, plan.requests, kinds, strict=False)
+    uncorrected = [(label, kind) for label, r, kind in asked if r.keeps_residual_input]
+    if labels := sorted({label for label, _ in uncorrected}):
         record["predicted_as_prior"] = labels
+        sources = " or ".join(sorted({kind for _, kind in uncorrected}))
         logger.info(
-            f"{len(labels)} combinations ({', '.join(labels[:3])}{', ...' if labels[3:] else ''}) are predicted as the "
-            "prior has them, from their parts: training saw too few combinations whose parts were measured alone "
-            "to learn what to change about that."
+            f"{len(labels)} perturbations ({', '.join(labels[:3])}{', ...' if labels[3:] else ''}) are predicted as "
+            f"the prior has them, from {sources}: training had too few conditions like these to judge what the network "
+            "changes about them."
         )
     return record
 
@@ -186,16 +197,6 @@ class _Chunk:
     plan: PredictionPlan
     first_row: int
     cells: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Minibatch:
-    """A minibatch, the rows of the prediction that its valid cells are, and its sets that stay as the prior."""
-
-    request: CellSetRequest
-    first_row: int
-    stop_row: int
-    keeps_residual_input_S: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -335,9 +336,11 @@ class _Prediction:
         replicas = self._replicas(len(minibatches))
         full = max(one.stop_row - one.first_row for one in minibatches)
         n_at_once = len(minibatches) if out is not None else max(len(replicas), CHUNK_BYTES // (4 * width * full))
-        groups = _groups(minibatches, plan.stops, n_at_once)
+        groups = grouped(minibatches, plan.stops, n_at_once)
         # memory of chunks is used in turn, so that the system hands out and clears each page once
         buffers = [np.empty(0, dtype=np.float32) for _ in groups[:2]]
+        if self.request.progress:
+            announce_cost(len(minibatches) / len(replicas), lambda: self._trial(replicas[:1], minibatches[0]))
         start, first = 0, 0  # row and condition that come next
         rest = np.empty((0, width), dtype=np.float32)
         with ExitStack() as stack:
@@ -366,13 +369,20 @@ class _Prediction:
                 yield _Chunk(plan.part(first, after), start, cells[: stop - start])
                 rest, start, first = cells[stop - start :], stop, after
 
-    def _minibatches(self) -> list[_Minibatch]:
+    def _trial(self, replicas: Sequence[_Replica], one: Minibatch) -> None:
+        """Predict a minibatch and forget it."""
+        cells = self.residual_cells
+        group = [one] if cells is None else self._with_residual_cells(cells, [one], replicas)
+        rows = torch.empty(one.stop_row - one.first_row, self.width)
+        self._predict(replicas, group, rows, one.first_row, None, tqdm(disable=True))
+
+    def _minibatches(self) -> list[Minibatch]:
         sampler = ExhaustiveSampler(self.plan.requests, set_size=self.set_size, sets_per_step=self.batch_size)
         keeps = np.array([request.keeps_residual_input for request in self.plan.requests])
         made, row = [], 0
         for request in sampler:
             stop = row + int(request.valid_S.sum())
-            made.append(_Minibatch(request, row, stop, keeps[request.condition_S]))
+            made.append(Minibatch(request, row, stop, keeps[request.condition_S]))
             row = stop
         return made
 
@@ -386,8 +396,8 @@ class _Prediction:
         return made
 
     def _with_residual_cells(
-        self, made: Any, group: Sequence[_Minibatch], replicas: Sequence[_Replica]
-    ) -> list[_Minibatch]:
+        self, made: Any, group: Sequence[Minibatch], replicas: Sequence[_Replica]
+    ) -> list[Minibatch]:
         """Give the datasets the prior's cells of some minibatches, which are returned with row numbers among them."""
         cells, first_row = made.of_conditions(
             int(group[0].request.condition_S.min()), int(group[-1].request.condition_S.max()) + 1
@@ -404,7 +414,7 @@ class _Prediction:
     def _predict(
         self,
         replicas: Sequence[_Replica],
-        group: Sequence[_Minibatch],
+        group: Sequence[Minibatch],
         target: Tensor,
         start: int,
         pool: ThreadPoolExecutor | None,
@@ -445,9 +455,7 @@ class _Prediction:
         for job in jobs:
             job.result()
 
-    def _predict_minibatch(
-        self, replica: _Replica, one: _Minibatch, following: _Minibatch | None, rows: Tensor
-    ) -> None:
+    def _predict_minibatch(self, replica: _Replica, one: Minibatch, following: Minibatch | None, rows: Tensor) -> None:
         """Predict one minibatch; the cells are in ``rows`` once their copy is finished."""
         dataset, request, output = replica.dataset, one.request, self.request.output
         decodes = replica.module.config.gene_decoder is not None and output != "embedding"
@@ -465,27 +473,4 @@ class _Prediction:
             cells_SNG = torch.where(keeps_S[:, None, None], base_SNG.to(cells_SNG.dtype), cells_SNG)
         if output == "delta":
             cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
-        replica.host_copy.start(_valid(cells_SNG, request.valid_S), rows)
-
-
-def _groups(minibatches: Sequence[_Minibatch], stops: np.ndarray, n_at_once: int) -> list[list[_Minibatch]]:
-    """Group ``n_at_once`` minibatches, and further ones until each group completes at least one condition."""
-    groups: list[list[_Minibatch]] = [[]]
-    done = 0
-    for one in minibatches:
-        complete = 0 if not groups[-1] else int(np.searchsorted(stops, groups[-1][-1].stop_row, side="right"))
-        if len(groups[-1]) >= n_at_once and complete > done:
-            done = complete
-            groups.append([])
-        groups[-1].append(one)
-    return groups
-
-
-def _valid(cells_SNG: Tensor, valid_S: np.ndarray) -> Tensor:
-    """Return the leading cells of each set, without asking the device how many they are."""
-    n = cells_SNG.shape[1]
-    cells = cells_SNG.flatten(0, 1)
-    if (valid_S[:-1] == n).all():
-        return cells[: int(valid_S.sum())]
-    wanted = np.flatnonzero(np.arange(n) < valid_S[:, None])
-    return cells[torch.from_numpy(wanted).to(cells.device, non_blocking=True)]
+        replica.host_copy.start(valid_cells(cells_SNG, request.valid_S), rows)

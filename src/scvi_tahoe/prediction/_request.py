@@ -187,7 +187,7 @@ def verify_control_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[
     else:
         own = read_screen(data.own, data.spec.keys)
         own_G = _mean(_some(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control))))
-    new_G = _mean(data.alignment.apply(_some(data.screen, np.sort(rows))))
+    new_G = _mean(data.alignment.apply(_some(data.screen, np.unique(rows))))
     known, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
     if known > 0 and not 1 / _SCALE_LIMIT <= new / known <= _SCALE_LIMIT:
         raise ValueError(
@@ -268,11 +268,6 @@ class PredictionPlan:
         pools = {id(request.pool): request.pool for request in self.requests}  # of contexts, each looked at once
         return np.unique(np.concatenate([*pools.values(), self.start_rows]))
 
-    @property
-    def predicted_as_prior(self) -> list[str]:
-        """Labels whose prior the network does not correct."""
-        return sorted({label for label, r in zip(self.labels, self.requests, strict=True) if r.keeps_residual_input})
-
     def part(self, first: int, stop: int) -> PredictionPlan:
         """Return the conditions from ``first`` to before ``stop``."""
         return PredictionPlan(self.conditions[first:stop], self.labels[first:stop], self.requests[first:stop])
@@ -305,7 +300,8 @@ class PredictionPlan:
         if keys.batch_key is not None and screen.batch is not None:
             columns.setdefault(keys.batch_key, _repeated(screen.batch.names, screen.batch.codes[start]))
         obs = pd.DataFrame(columns, index=[f"predicted_{i}" for i in range(len(start))])
-        obs[OBS.ORIGIN] = np.asarray(screen.cells[start], dtype=object).astype(str)
+        name = OBS.ORIGIN if OBS.ORIGIN not in columns else OBS.ORIGIN_CELL  # never in place of a label
+        obs[name] = np.asarray(screen.cells[start], dtype=object).astype(str)
         return obs
 
 

@@ -16,6 +16,7 @@ from scvi_tahoe.files import (
     MALFORMED,
     UnsafeFileError,
     atomic_folder,
+    file_sha256,
     member,
     one_line,
     read_json,
@@ -303,12 +304,6 @@ def _verify_width(width: int, config: NetworkConfig) -> None:
     if width != config.perturbation_width:
         takes = config.perturbation_width
         raise UnsafeFileError(f"The folder has perturbation vectors of width {width} for a network that takes {takes}.")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_prior(prior: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_DECIDING = 2000  # conditions that decide on the basis
+
 
 def response_basis(responses_nG: np.ndarray, noise_nG: np.ndarray, n_components: int, seed: int) -> np.ndarray:
     """Orthonormal rows ``[Q, G]`` that hold the most of the responses, of which noisy ones count less.
@@ -13,8 +15,8 @@ def response_basis(responses_nG: np.ndarray, noise_nG: np.ndarray, n_components:
     Directions that hold nothing are left out. Of more than 2,000 conditions a random 2,000 decide.
     """
     rows = np.arange(len(responses_nG))
-    if len(rows) > 2000:
-        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:2000])
+    if len(rows) > _DECIDING:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_DECIDING])
     noise = noise_nG[rows].mean(axis=1)
     weight = 1 / (noise + 0.1 * noise.mean()) if noise.any() else np.ones(len(rows))
     weighted = responses_nG[rows] * np.sqrt(weight / weight.max())[:, None]
@@ -43,5 +45,8 @@ class BasesOfFolds:
     @classmethod
     def of(cls, responses_nG: np.ndarray, noise_nG: np.ndarray, n_components: int, fold_n: np.ndarray) -> BasesOfFolds:
         """Make the bases."""
-        some = [fold_n != k for k in range(fold_n.max() + 1)]
-        return cls(fold_n, tuple(response_basis(responses_nG[s], noise_nG[s], n_components, 0) for s in some))
+        rng, bases = np.random.default_rng(0), []
+        for k in range(fold_n.max() + 1):
+            some = np.sort(rng.permutation(np.flatnonzero(fold_n != k))[:_DECIDING])
+            bases.append(response_basis(responses_nG[some].astype(np.float64), noise_nG[some], n_components, 0))
+        return cls(fold_n, tuple(bases))

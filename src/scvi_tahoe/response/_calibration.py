@@ -1,127 +1,78 @@
-"""How sure predictions are and how good, by conditions that were predicted without themselves."""
+"""Variances of genes and conditions, calibrated on conditions that were left out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
-from scvi_tahoe.response._members import MEMBERS, Origin
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from scvi_tahoe.response._members import Question
-
 _COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
-_FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
-_GAINED = 0.75  # share of the gain in discrimination that the factor has to reach
 _SPREADS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # variances tried, in units of the squared change that is predicted
-_FEWEST_JUDGED = 6  # conditions that such a factor is chosen on
+# of the variance of conditions, in proportion to their change; the likelihood hardly tells larger ones apart, with
+# which what is known of a condition would count for less
+_SHARES = (0.0, 0.1, 0.2, 0.3)
+_SCALES = np.exp(np.linspace(-2, 2, 41))
+_FEWEST = 5  # left-out conditions from which is learned how sure they are
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Training conditions of one kind of question, as others predict them.
+def shaped_variance(variance_nG: np.ndarray, squared_nG: np.ndarray, spread: float, sized: float = 0.0) -> np.ndarray:
+    """Add to the variance of conditions and genes what strong predicted changes are wrong by in addition.
 
-    Attributes
-    ----------
-    asked
-        Conditions, the way in which each was left out, and the question.
-    members
-        Changes by members, for each condition.
-    changes
-        Changes as the response model has them, ``[m, G]``.
-    variance
-        Variance of the kernels, ``[m, G]``.
+    Among the genes of a condition, ``spread`` times the squared predicted change is added, and the sum over genes kept;
+    to this sum, ``sized`` times the sum of the squared changes is added.
     """
-
-    asked: Sequence[tuple[int, str, Question]]
-    members: Sequence[Mapping[str, np.ndarray]]
-    changes: np.ndarray
-    variance: np.ndarray
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Conditions."""
-        return np.array([i for i, _, _ in self.asked])
+    total = np.maximum(variance_nG + spread * squared_nG, 1e-12)
+    of_condition = (variance_nG + sized * squared_nG).sum(axis=-1, keepdims=True)
+    return total * (of_condition / total.sum(axis=-1, keepdims=True))
 
 
-def calibrate(
-    judged: Mapping[tuple[Origin, bool], Judged],
-    observed: np.ndarray,
-    noise: np.ndarray,
-    missing: np.ndarray,
-    contexts: np.ndarray,
-    *,
-    discriminates: bool,
-) -> dict[str, Any]:
-    """Fit variances, and score predictions; what :class:`Fitted` has of the same names.
+def chosen_spread(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
+    """Choose by likelihood how much of the squared predicted change is added to the variance, apart from its scale.
 
     Parameters
     ----------
-    judged
-        Conditions of each kind of question.
-    observed, noise, missing, contexts
-        Changes of all conditions, their sampling variance and whether they were not measured, ``[n, G]`` each; and
-        contexts, ``[n]``.
-    discriminates
-        Whether what is specific to a perturbation is multiplied so that perturbations are told apart.
+    squares
+        Squared residuals of left-out conditions, ``[n, G]``; NaN where a response is missing.
+    variance, predicted, noise
+        Their variance by the kernels, squared predicted change, and sampling variance, ``[n, G]``.
     """
-    inflation, unshrinking, spread, residuals = {}, {}, {}, []
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    for key, of_key in judged.items():
-        rows, found = of_key.rows, of_key.changes
-        here, truth = contexts[rows], observed[rows]
-        scores[question_name(key)] = _scores(of_key.members, found, truth, here)
-        if discriminates:
-            mean = np.stack([p["mean"] for p in of_key.members])
-            factor = unshrinking[key] = _discriminating(found, mean, truth, here)
-            found = mean + factor * (found - mean)
-            scores[question_name(key)][f"response model x {factor:g}"] = change_scores(found, truth, here)
-        residuals.append((key, np.where(missing[rows], np.nan, truth - found), found, noise[rows], of_key.variance))
-    if not residuals:  # a single condition: nothing is left out
-        return {"excess_G": np.square(observed).mean(axis=0)}
-    # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
-    squares = np.concatenate([np.square(r) - n - v for _, r, _, n, v in residuals])
-    excess = np.maximum(np.nan_to_num(nanmean(squares)), 0)
-    for key, residual, found, own_noise, variance in residuals:
-        spread[key] = _spread(np.square(residual), variance + excess, np.square(found), own_noise)
-        total = shaped_variance(variance + excess, spread[key] * np.square(found))
-        inflation[key] = _inflation(np.square(residual), total, own_noise)
-    return {
-        "inflation": inflation, "excess_G": excess, "scores": scores, "unshrinking": unshrinking, "spread": spread,
-    }  # fmt: skip
-
-
-def nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over rows of what is not NaN; NaN where nothing is."""
-    n = (~np.isnan(values)).sum(axis=0)
-    return np.where(n > 0, np.nansum(values, axis=0) / np.maximum(n, 1), np.nan)
-
-
-def shaped_variance(variance_nG: np.ndarray, further_nG: np.ndarray) -> np.ndarray:
-    """Add to the variance of genes and keep the sum over them: how sure a condition is says the regression."""
-    total = np.maximum(variance_nG + further_nG, 1e-12)
-    return total * (variance_nG.sum(axis=-1, keepdims=True) / total.sum(axis=-1, keepdims=True))
-
-
-def _spread(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
-    """Choose by likelihood how much of the squared predicted change is added to the variance, apart from its scale."""
     known = np.isfinite(squares)
     if not known.any():
         return 0.0
     costs = []
     for spread in _SPREADS:
-        shape = np.maximum(shaped_variance(variance, spread * predicted), 1e-12)
+        shape = np.maximum(shaped_variance(variance, predicted, spread), 1e-12)
         scale = max(float(np.mean((np.maximum(squares - noise, 0) / shape)[known])), 1e-6)
         total = scale * shape + noise
         costs.append(float(np.mean((np.log(total) + squares / total)[known])))
     return _SPREADS[int(np.argmin(costs))]
 
 
-def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
+def chosen_size(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
+    """Choose by likelihood how much the variance of conditions grows with their predicted change.
+
+    Parameters are those of :func:`chosen_spread`; compared are means over genes. The kernels tell conditions apart by
+    what is known of them, which is the same for all whose perturbation was seen in the same contexts.
+    """
+    weight = np.isfinite(squares).astype(float)
+    rows = weight.sum(axis=1) > 0
+    if rows.sum() < _FEWEST:
+        return 0.0
+    means = (
+        np.average(np.nan_to_num(x)[rows], axis=1, weights=weight[rows]) for x in (squares, variance, predicted, noise)
+    )
+    squares_n, variance_n, predicted_n, noise_n = means
+    if not predicted_n.any():
+        return 0.0
+    found = {}
+    for share in _SHARES:
+        sized = share / (1 - share) * variance_n.mean() / predicted_n.mean()
+        shape = np.maximum(variance_n + sized * predicted_n, 1e-12)
+        scale = max(float(np.maximum(squares_n - noise_n, 0).mean() / shape.mean()), 1e-6)
+        total = scale * _SCALES[:, None] * shape + noise_n
+        found[float(sized)] = float((np.log(total) + squares_n / total).mean(axis=1).min())
+    return min(found, key=found.__getitem__)
+
+
+def inflation_of(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
     """Find the factor of standard deviations at which intervals of 90 %, with known noise, hold that many values."""
     low, high = np.log(1e-3), np.log(1e3)
     rest, variance = (values[np.isfinite(squares)] for values in (squares / _LEVEL**2 - noise, variance))
@@ -132,50 +83,3 @@ def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> 
         covered = float((rest <= np.exp(2 * middle) * variance).mean())
         low, high = (middle, high) if covered < _COVERED else (low, middle)
     return float(np.exp(high))
-
-
-def _discriminating(found: np.ndarray, mean: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> float:
-    """Choose the smallest factor of the difference from the mean that tells left-out conditions apart almost best."""
-    pds = [change_scores(mean + f * (found - mean), truth, contexts)["pds"] for f in _FACTORS]
-    if len(found) < _FEWEST_JUDGED or not np.isfinite(pds).all():
-        return 1.0
-    return _FACTORS[int(np.argmax(np.array(pds) >= pds[0] + _GAINED * (max(pds) - pds[0])))]
-
-
-def question_name(key: tuple[Origin, bool]) -> str:
-    """Name a kind of question."""
-    origin, hides_context = key
-    return origin.value + (", in a context with controls only" if hides_context else "")
-
-
-def _scores(
-    predicted: Sequence[Mapping[str, np.ndarray]], stacked: np.ndarray, truth: np.ndarray, contexts: np.ndarray
-) -> dict[str, Any]:
-    """Mean absolute and root mean squared error, Pearson and PDS of every member and of the stack."""
-    rows: dict[str, np.ndarray] = {"response model": stacked}
-    for name in ("without the network", *MEMBERS):
-        if any(name in p for p in predicted):
-            rows[name] = np.stack([p.get(name, p["kernels"]) for p in predicted])
-    return {name: change_scores(values, truth, contexts) for name, values in rows.items()}
-
-
-def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> dict[str, float]:
-    """Scores of changes ``[n, G]``: Pearson, PDS (against the others of the context), MAE and RMSE."""
-
-    def centred(values: np.ndarray) -> np.ndarray:
-        values = values - values.mean(axis=1, keepdims=True)
-        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-
-    ranks = []
-    for context in np.unique(contexts).tolist():
-        here = np.flatnonzero(contexts == context)[:300]
-        if len(here) > 1:
-            distance = np.stack([np.abs(truth[here] - predicted[i]).sum(axis=1) for i in here])
-            ranks.append(1 - (distance < distance.diagonal()[:, None]).mean(axis=1))
-    return {
-        "pearson": float((centred(predicted) * centred(truth)).sum(axis=1).mean()),
-        "pds": float(np.concatenate(ranks).mean()) if ranks else float("nan"),
-        "mae": float(np.abs(predicted - truth).mean()),
-        "rmse": float(np.sqrt(np.square(predicted - truth).mean())),
-        "n": len(predicted),
-    }

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _WIDTHS = (1.0, 4.0, 16.0, 64.0)
 #: decades of a dose over which responses are alike
 _DECADES = 1.0
+_AT_ONCE = 2**22  # values of one kernel that are held at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Conditions:
     components
         Distinct components at their doses: names, and log10 of doses (NaN without one).
     counts_LA
-        How often each label has each component.
+        How often each label has each component, CSR.
     """
 
     perturbations: np.ndarray
@@ -58,7 +60,7 @@ class Conditions:
     context_names: tuple[str, ...]
     components: tuple[str, ...]
     log_dose_A: np.ndarray
-    counts_LA: np.ndarray
+    counts_LA: sp.csr_matrix
 
     @classmethod
     def of(
@@ -70,10 +72,10 @@ class Conditions:
         parts = [parser.components(name) for name in labels.tolist()]
         distinct = sorted({part for of_label in parts for part in of_label}, key=lambda p: (p.name, p.dose or 0.0))
         position = {part: i for i, part in enumerate(distinct)}
-        counts_LA = np.zeros((len(labels), len(distinct)))
-        for i, of_label in enumerate(parts):
-            for part in of_label:
-                counts_LA[i, position[part]] += 1
+        of_part = [(i, position[part]) for i, of_label in enumerate(parts) for part in of_label]
+        where = np.array(of_part, dtype=np.int64).reshape(-1, 2).T
+        # those of a label that has a component twice are summed
+        counts_LA = sp.csr_matrix((np.ones(len(of_part)), tuple(where)), shape=(len(labels), len(distinct)))
         log_dose = np.array([np.nan if part.dose is None else np.log10(part.dose) for part in distinct])
         return cls(
             perturbations=np.asarray(perturbations, dtype=str), contexts=np.asarray(contexts, dtype=str),
@@ -83,6 +85,11 @@ class Conditions:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def has_combinations(self) -> bool:
+        """Whether any label has several components."""
+        return self.counts_LA.sum() > len(self.labels)
 
     def take(self, rows: np.ndarray, parser: LabelParser) -> Conditions:
         """Take some of the conditions."""
@@ -185,7 +192,7 @@ class ConditionKernels:
         """Choose the kernels that training conditions can tell apart."""
         usable = {n: t for n, t in tables.items() if t.of_components(conditions.components)[1].sum() > 1}
         usable = {n: t for n, t in usable.items() if np.isfinite(t.spread_P).any()}
-        combines = bool((conditions.counts_LA.sum(axis=1) > 1).any())
+        combines = conditions.has_combinations
         doses = np.isfinite(conditions.log_dose_A)
         of_name: dict[str, set[float]] = {}
         for name, dose in zip(conditions.components, conditions.log_dose_A, strict=True):
@@ -210,9 +217,15 @@ class ConditionKernels:
             return torch.as_tensor(np.ascontiguousarray(values), device=device)
 
         row_label, column_label = tensor(rows.label), tensor(columns.label)
-        row_counts, column_counts = tensor(rows.counts_LA), tensor(columns.counts_LA)
+        alone = not (rows.has_combinations or columns.has_combinations)
+        if alone:  # each label is its component
+            row_part, column_part = (tensor(side.counts_LA.indices[side.label]).long() for side in (rows, columns))
+        else:
+            row_counts, column_counts = tensor(rows.counts_LA.toarray()), tensor(columns.counts_LA.toarray())
 
         def of_conditions(of_components: Tensor) -> Tensor:
+            if alone:
+                return of_components[row_part][:, column_part]
             of_labels = row_counts @ of_components @ column_counts.T
             return of_labels[row_label][:, column_label]
 
@@ -236,7 +249,9 @@ class ConditionKernels:
             apart = (rows.log_dose_A[:, None] - columns.log_dose_A[None]) / _DECADES
         of_dose = tensor(np.where(np.isfinite(apart), np.exp(-0.5 * np.square(np.nan_to_num(apart))), 1.0))
         if self.has_combinations:
-            n_rows, n_columns = row_counts.sum(1)[row_label], column_counts.sum(1)[column_label]
+            n_rows, n_columns = (
+                tensor(np.asarray(side.counts_LA.sum(axis=1)).ravel()[side.label]) for side in (rows, columns)
+            )
             yield from with_context("number of components", n_rows[:, None] * n_columns[None])
         if self.has_doses:
             centred = [np.nan_to_num(side.log_dose_A - 0.0) for side in (rows, columns)]
@@ -254,6 +269,23 @@ class ConditionKernels:
             yield "label", tensor(same_label.astype(np.float64))[row_label][:, column_label]
         for name, kernel in self._of_tables(rows, columns, tensor):
             yield from with_context(name, of_conditions(kernel * of_dose if self.has_doses else kernel))
+
+    def sums(
+        self, rows: Conditions, columns: Conditions, weights: Sequence[np.ndarray], device: torch.device | str = "cpu"
+    ) -> list[Tensor]:
+        """Return the sum of all kernels with each of several weights ``[K]``: float64 ``[rows, columns]`` each."""
+        n, at_once = len(rows), max(1, _AT_ONCE // max(len(columns), 1))
+        result = [torch.empty((n, len(columns)), dtype=torch.float64, device=device) for _ in weights]
+        for start in range(0, n, at_once):
+            some = rows if n <= at_once else rows.take(np.arange(start, min(start + at_once, n)), self.parser)
+            for k, (_, kernel) in enumerate(self.matrices(some, columns, device)):
+                for total, w in zip(result, weights, strict=True):
+                    block = total[start : start + at_once]
+                    if k:
+                        block.add_(kernel, alpha=float(w[k]))
+                    else:
+                        torch.mul(kernel, float(w[k]), out=block)
+        return result
 
     def _of_tables(
         self, rows: Conditions, columns: Conditions, tensor: Callable[[np.ndarray], Tensor]

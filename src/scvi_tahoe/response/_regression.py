@@ -20,9 +20,11 @@ import torch
 from scipy.optimize import minimize
 
 from scvi_tahoe.response._basis import response_basis
+from scvi_tahoe.response._inducing import InducingConditions
+from scvi_tahoe.response._precision import JITTER, DensePrecision, Group, InducingPrecision, factor_of, same_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -31,33 +33,11 @@ if TYPE_CHECKING:
 
 #: up to so many conditions: first components with weights of their own, and how much larger the next group ends
 _GROUPS = ((150, 12, 1.2), (3000, 6, 1.5), (float("inf"), 2, 2.5))
-_JITTER = 1e-6
 _TOLERANCE = 1e-4  # relative change of the likelihood at which its search ends
 _START, _SPREAD = -2.0, 1.5  # logarithms of weights before the data are seen
 _LOWEST, _HIGHEST = -14.0, 5.0
 _SUMMED = 2**25  # values of sums of kernels that are held at once
 _NEGLIGIBLE = 1e-3  # share of a group's variance below which a kernel is left out when more conditions refine weights
-
-
-@dataclass(frozen=True)
-class Group:
-    """Components that share weights.
-
-    Attributes
-    ----------
-    start, stop
-        Components from ``start`` to before ``stop``.
-    weights
-        Variance of each kernel, and last of the nugget (what is a condition's own), float64 ``[K + 1]``, for
-        components of unit size.
-    noise
-        Sampling variance of each condition in these units, float64 ``[n]``.
-    """
-
-    start: int
-    stop: int
-    weights: np.ndarray
-    noise: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -120,12 +100,18 @@ class Regression:
         Groups of components and their weights.
     coefficients_nQ
         What kernels are multiplied with, in units of ``size_Q``.
+    inducing
+        Training conditions by which others are compared, if there are too many for the inverse of one matrix.
+    inducing_mQ
+        What is known of these, see :class:`InducingConditions`.
     """
 
     basis_QG: np.ndarray
     size_Q: np.ndarray
     groups: tuple[Group, ...]
     coefficients_nQ: np.ndarray
+    inducing: np.ndarray | None = None
+    inducing_mQ: np.ndarray | None = None
 
     @property
     def learned(self) -> Weights:
@@ -151,16 +137,26 @@ class Regression:
 
         ``measured`` has the training condition that each row is, whose nugget is known from its own response, or -1.
         """
+        if self.inducing is not None and self.inducing_mQ is not None:
+            inducing = InducingConditions.of(self.inducing, kernels, train, self.groups, device)
+            found = inducing.predict(rows, self.inducing_mQ, self.coefficients_nQ) * self.size_Q
+        else:
+            found = self._by_all(kernels, rows, train, device) * self.size_Q
+        if measured is not None:
+            known = measured >= 0
+            found[known] += self.coefficients_nQ[measured[known]] * self.nugget_Q / self.size_Q
+        return found
+
+    def _by_all(
+        self, kernels: ConditionKernels, rows: Conditions, train: Conditions, device: torch.device
+    ) -> np.ndarray:
+        """Predict components of unit size by all training conditions."""
         result = torch.zeros((len(rows), len(self.size_Q)), dtype=torch.float64, device=device)
         coefficients = torch.as_tensor(self.coefficients_nQ, device=device)
         for k, (_, kernel) in enumerate(kernels.matrices(rows, train, device)):
             of_component = np.concatenate([np.full(g.stop - g.start, g.weights[k]) for g in self.groups])
             result += (kernel @ coefficients) * torch.as_tensor(of_component, device=device)
-        found = result.cpu().numpy() * self.size_Q
-        if measured is not None:
-            known = measured >= 0
-            found[known] += self.coefficients_nQ[measured[known]] * self.nugget_Q / self.size_Q
-        return found
+        return result.cpu().numpy()
 
     def variance(
         self,
@@ -175,21 +171,36 @@ class Regression:
         ``measured`` is as in :meth:`predict`.
         """
         posterior, prior = (np.empty((len(rows), len(self.size_Q))) for _ in range(2))
-        own = kernels.diagonals(rows)
-        weights = [group.weights for group in self.groups]
-        covariances = _sums(lambda: kernels.matrices(train, train, device), weights, len(train) ** 2)
-        crosses = _sums(lambda: kernels.matrices(rows, train, device), weights, len(rows) * len(train))
-        for group, covariance, cross in zip(self.groups, covariances, crosses, strict=True):
+        own, explained = kernels.diagonals(rows), self._explained(kernels, rows, train, device, measured)
+        for group, of_group in zip(self.groups, explained, strict=True):
             columns = slice(group.start, group.stop)
-            factor = _factor(covariance, group.weights[-1] + group.noise)
-            if measured is not None and (known := np.flatnonzero(measured >= 0)).size:
-                cross[known, measured[known]] += group.weights[-1]
-            explained = torch.linalg.solve_triangular(factor, cross.T, upper=False).square().sum(0).cpu().numpy()
             total = group.weights[:-1] @ own + group.weights[-1]
             squared = np.square(self.size_Q[columns])
-            posterior[:, columns] = np.maximum(total - explained, 0)[:, None] * squared
+            posterior[:, columns] = np.maximum(total - of_group, 0)[:, None] * squared
             prior[:, columns] = total[:, None] * squared
         return posterior, prior
+
+    def _explained(
+        self,
+        kernels: ConditionKernels,
+        rows: Conditions,
+        train: Conditions,
+        device: torch.device,
+        measured: np.ndarray | None,
+    ) -> Iterator[np.ndarray]:
+        """Yield the variance of each group that the training conditions explain, ``[rows]``."""
+        if self.inducing is not None:
+            inducing = InducingConditions.of(self.inducing, kernels, train, self.groups, device)
+            yield from inducing.explained(rows, -np.ones(len(rows), int) if measured is None else measured)
+            return
+        crosses = kernels.sums(rows, train, [group.weights for group in self.groups], device)
+        known = np.flatnonzero(measured >= 0) if measured is not None else np.zeros(0, int)
+        factors = _factors(kernels, train, self.groups, device)
+        for group, factor, cross in zip(self.groups, factors, crosses, strict=True):
+            if known.size:
+                cross[known, measured[known]] += group.weights[-1]  # type: ignore[index]
+            solved = torch.linalg.solve_triangular(factor, cross.T, upper=False)
+            yield solved.square().sum(0).cpu().numpy()
 
 
 def group_ends(n_components: int, n_conditions: int, *, pooled: bool = False) -> list[int]:
@@ -308,6 +319,7 @@ def solve(
     blocks: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
     device: torch.device,
     tick: Callable[[], None],
+    inducing: np.ndarray | None = None,
     folds: BasesOfFolds | None = None,
 ) -> tuple[Regression, dict[str, LeftOut]]:
     """Solve for the coefficients of all conditions, and predict conditions by leave-out.
@@ -325,6 +337,8 @@ def solve(
         Where matrices are inverted.
     tick
         Called after each group of components.
+    inducing
+        Conditions by which the others are compared (:class:`InducingConditions`). If None, the solution is exact.
     folds
         Bases that conditions are left out in. If None, that of ``learned``.
 
@@ -333,28 +347,30 @@ def solve(
     The regression, and for each way the predictions of the conditions in its blocks.
     """
     basis, size = learned.basis_QG, learned.size_Q
-    noise, coefficients = noise_nG @ np.square(basis.T), np.empty((len(responses_nG), len(basis)))
-    scores, owner = responses_nG @ basis.T, np.zeros(len(responses_nG), dtype=np.int64)
-    scaled, nothing = scores / size, np.full(coefficients.shape, np.nan)
+    scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
+    scaled, coefficients, nothing = scores / size, np.empty_like(scores), np.full_like(scores, np.nan)
     bases: tuple[np.ndarray, ...] = (basis,)
-    of_bases = [(scores, size)]
+    of_bases, owner = [(scores, size)], np.zeros(len(scores), dtype=np.int64)
     if folds is not None:
         bases, owner = tuple(of_fold[: len(basis)] for of_fold in folds.bases), folds.fold_n
         of_bases = [_scores(responses_nG, of_fold) for of_fold in bases]
     left = {way: LeftOut(nothing.copy(), nothing.copy(), bases, owner) for way in blocks}
-    groups = []
-    logs = [np.exp(log) for log in learned.logs]
-    covariances = _sums(lambda: kernels.matrices(train, train, device), logs, len(train) ** 2)
-    for s, weights, covariance in zip(learned.slices, logs, covariances, strict=True):
-        own = (noise[:, s] / np.square(size[s])).mean(axis=1)
-        groups.append(Group(s.start, s.stop, weights, own))
-        precision = torch.cholesky_inverse(_factor(covariance, weights[-1] + own))
-        coefficients[:, s] = (precision @ torch.as_tensor(scaled[:, s], device=device)).cpu().numpy()
+    groups = [
+        Group(s.start, s.stop, np.exp(log), (noise[:, s] / np.square(size[s])).mean(axis=1))
+        for s, log in zip(learned.slices, learned.logs, strict=True)
+    ]
+    known = None if inducing is None else np.empty((len(inducing), len(size)))
+    for group, precision in zip(groups, _precisions(kernels, train, groups, device, inducing), strict=True):
+        s = slice(group.start, group.stop)
+        solved = precision.solve(torch.as_tensor(scaled[:, s], device=device))
+        coefficients[:, s] = solved.cpu().numpy()
+        if known is not None and isinstance(precision, InducingPrecision):
+            known[:, s] = precision.of_inducing(solved).cpu().numpy()
         for way, of_way in blocks.items():
-            _leave_out(left[way], s, of_way, precision, own, of_bases)
-        del covariance, precision
+            _leave_out(left[way], group, of_way, precision, of_bases)
+        del precision, solved
         tick()
-    return Regression(basis, size, tuple(groups), coefficients), left
+    return Regression(basis, size, tuple(groups), coefficients, inducing, known), left
 
 
 def _scores(responses_nG: np.ndarray, basis_QG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -365,28 +381,42 @@ def _scores(responses_nG: np.ndarray, basis_QG: np.ndarray) -> tuple[np.ndarray,
 
 def _leave_out(
     left: LeftOut,
-    group: slice,
+    group: Group,
     blocks: Sequence[tuple[np.ndarray, np.ndarray]],
-    precision: Tensor,
-    own_n: np.ndarray,
+    precision: DensePrecision | InducingPrecision,
     of_bases: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> None:
     """Write what the components of a group are without each block, each condition in its basis."""
-    solved = [
-        precision @ torch.as_tensor(scores[:, group] / size[group], device=precision.device)
-        for scores, size in of_bases
-    ]
-    for block, wanted in _same_size(blocks):
-        rows_bk = torch.as_tensor(block, device=precision.device)
-        inner = torch.linalg.inv(precision[rows_bk[:, :, None], rows_bk[:, None, :]])
-        variance = np.maximum(inner.diagonal(dim1=1, dim2=2).cpu().numpy() - own_n[block], 0)
-        for b, ((scores, size), of_solved) in enumerate(zip(of_bases, solved, strict=True)):
-            mine = wanted & (left.basis_n[block] == b)
-            some = np.flatnonzero(mine.any(axis=1))
-            found, columns = block[mine], slice(group.start, min(group.stop, len(size)))
-            residual = (inner[some] @ of_solved[rows_bk[some]]).cpu().numpy()[mine[some]]
-            left.mean_nQ[found, columns] = scores[found, columns] - residual * size[columns]
-            left.variance_nQ[found, columns] = variance[mine][:, None] * np.square(size[columns])
+    device = precision.device
+    for b, (scores, size) in enumerate(of_bases):
+        s = slice(group.start, min(group.stop, len(size)))
+        solved = precision.solve(torch.as_tensor(scores[:, s] / size[s], device=device))
+        mine = [(block, wanted & (left.basis_n[block] == b)) for block, wanted in blocks]
+        for block, wanted in same_size([(block, wanted) for block, wanted in mine if wanted.any()]):
+            residual, variance = precision.left_out(block, solved)
+            found = block[wanted]
+            left.mean_nQ[found, s] = scores[found, s] - (residual * size[s])[wanted]
+            variance = np.maximum(variance - group.noise[block], 0)[wanted]
+            left.variance_nQ[found, s] = variance[:, None] * np.square(size[s])
+
+
+def _precisions(
+    kernels: ConditionKernels,
+    train: Conditions,
+    groups: Sequence[Group],
+    device: torch.device,
+    inducing: np.ndarray | None,
+) -> Iterator[DensePrecision | InducingPrecision]:
+    """Yield the inverse covariance of each group."""
+    if inducing is not None:
+        yield from InducingConditions.of(inducing, kernels, train, groups, device).precisions()
+        return
+    factors = _factors(kernels, train, groups, device)
+    while (factor := next(factors, None)) is not None:
+        found = DensePrecision(torch.cholesky_inverse(factor))
+        del factor
+        yield found
+        del found
 
 
 def fit_weights(
@@ -418,7 +448,7 @@ def fit_weights(
     n, m = targets_nm.shape
     flat = kernels.reshape(len(kernels), -1)
     products = torch.as_tensor(targets_nm @ targets_nm.T)
-    noise = torch.as_tensor(noise_n) + _JITTER
+    noise = torch.as_tensor(noise_n) + JITTER
 
     def negative_log_likelihood(log: np.ndarray) -> tuple[float, np.ndarray]:
         weights = np.exp(log)
@@ -442,37 +472,13 @@ def fit_weights(
     return found.x
 
 
-def _sums(
-    make: Callable[[], Iterable[tuple[str, Tensor]]], weights: Sequence[np.ndarray], size: int
+def _factors(
+    kernels: ConditionKernels, train: Conditions, groups: Sequence[Group], device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield the sum of kernels with the weights of each group; kernels of ``size`` values are made once for several."""
-    at_once = max(1, _SUMMED // max(size, 1))
-    for first in range(0, len(weights), at_once):
-        some = weights[first : first + at_once]
-        sums: list[Tensor] = []
-        for k, (_, kernel) in enumerate(make()):
-            if not sums:
-                sums = [kernel * float(w[k]) for w in some]
-                continue
-            for total, w in zip(sums, some, strict=True):
-                total.add_(kernel, alpha=float(w[k]))
-        while sums:
-            yield sums.pop(0)
-
-
-def _factor(covariance: Tensor, diagonal: np.ndarray) -> Tensor:
-    """Cholesky factor of a covariance with more on its diagonal."""
-    covariance.diagonal().add_(torch.as_tensor(diagonal + _JITTER, device=covariance.device))
-    return torch.linalg.cholesky(covariance)
-
-
-def _same_size(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of one size together, ``[blocks, size]``, so that they are inverted at once."""
-    sizes: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for block in blocks:
-        sizes.setdefault(len(block[0]), []).append(block)
-    for size, found in sizes.items():
-        of_one = max(1, 2**22 // size**2)
-        for first in range(0, len(found), of_one):
-            rows, wanted = zip(*found[first : first + of_one], strict=True)
-            yield np.stack(rows), np.stack(wanted)
+    """Yield the Cholesky factor of each group's covariance; kernels of few conditions are made once for several."""
+    at_once = max(1, _SUMMED // max(len(train) ** 2, 1))
+    for first in range(0, len(groups), at_once):
+        some = groups[first : first + at_once]
+        sums = kernels.sums(train, train, [group.weights for group in some], device)
+        for group in some:
+            yield factor_of(sums.pop(0), group.weights[-1] + group.noise)

@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._basis import BasesOfFolds
-from scvi_tahoe.response._calibration import Judged, calibrate, nanmean
 from scvi_tahoe.response._evidence import Evidence
 from scvi_tahoe.response._evidence_head import FEWEST, N_FOLDS, EvidenceHead, LeftOutQuestions, fit_head
+from scvi_tahoe.response._inducing import choose_inducing
+from scvi_tahoe.response._judged import Judged, calibrate, nanmean
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._leave_out import fold_of_labels, folds_of_blocks, left_out_blocks, some_labels
 from scvi_tahoe.response._members import Members, Origin, Question, Stack, fit_stack
@@ -36,6 +37,7 @@ _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first 
 _REFINED = (900, 3000)  # conditions that refine weights in the end, and conditions up to which that is done
 _FOLDED = 150  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
+_EXACT, _INDUCING = 12_000, 2_000  # conditions up to which the regression is exact, and those that compare the others
 _FEWEST_OWN = 4
 _BASES = 4  # bases of which each is made without some perturbations, to predict these
 _CORRECTED = 2000  # conditions of each way that the network on the evidence is fitted to
@@ -88,6 +90,8 @@ class Fitted:
     unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: share of the squared change that variances of genes have in addition: strong changes are wrong by more
     spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
+    #: share of the squared change, mean over genes, that the variance of a condition has in addition
+    sized: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: contexts that show nothing: they have no say elsewhere, and their own mean is what is predicted there
     silent: frozenset[str] = frozenset()
     #: network that corrects predictions, where it is better, and the fold that knows each condition least
@@ -111,11 +115,13 @@ def fit_responses(
     seed: int = 0,
     progress: bool = False,
     like: Fitted | None = None,
+    exact_up_to: int = _EXACT,
 ) -> Fitted:
     """Fit the response model to conditions.
 
-    ``like`` is a fit to most of them, of which stacks and calibration are kept, so that only coefficients are solved
-    for, and of few conditions the weights of kernels.
+    With more conditions than ``exact_up_to``, a subset of them compares the others. ``like`` is a fit to most of them,
+    of which stacks and calibration are kept, so that only coefficients are solved for, and of few conditions the
+    weights of kernels.
     """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
@@ -144,15 +150,16 @@ def fit_responses(
         )  # fmt: skip
 
     n = len(conditions)
+    inducing = choose_inducing(conditions, min(_INDUCING, n), rng) if n > exact_up_to else None
     folds = None
     if n > _FOLDED:
         fold_n = fold_of_labels(conditions, _BASES, seed)
-        folds = BasesOfFolds.of(masked.astype(np.float64), believed, _COMPONENTS, fold_n)
+        folds = BasesOfFolds.of(masked, believed, _COMPONENTS, fold_n)
 
     def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
         return solve(
             learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update,
-            folds=folds,
+            folds=folds, inducing=inducing,
         )  # fmt: skip
 
     # in one context, only what combinations have in common tells effects from what is a condition's own

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.response._calibration import question_name
+from scvi_tahoe.response._judged import question_name
 from scvi_tahoe.response._leave_out import left_out_blocks
 from scvi_tahoe.response._members import MEMBERS
 from scvi_tahoe.response._regression import solve
@@ -92,7 +92,7 @@ def _losses(fitted: Fitted) -> dict[str, float]:
         weights = replace(learned, logs=tuple(np.where(off, _NONE, log) for log in learned.logs))
         _, found = solve(
             weights, kernels, fitted.conditions, seen, noise, blocks={way: ways[way]}, device=fitted.device,
-            tick=lambda: None,
+            tick=lambda: None, inducing=regression.inducing,
         )  # fmt: skip
         rows = found[way].rows
         return float(np.square(found[way].mean_nQ[rows] - truth[rows]).sum())

@@ -14,6 +14,7 @@ from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import ScreenKeys, label_columns
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Question
+from scvi_tahoe.response._plan_next import plan_next
 from scvi_tahoe.response._response_model import Fitted, fit_responses
 from scvi_tahoe.response._response_report import response_report
 from scvi_tahoe.response._response_table import read_responses, read_tables
@@ -270,6 +271,52 @@ class ResponseModel:
             found.changes, obs=obs, var=pd.DataFrame(index=self.genes), layers=layers,
             uns={_RECORD: record},
         )  # fmt: skip
+
+    def plan_next(
+        self,
+        n: int = 20,
+        *,
+        perturbations: Sequence[str] | None = None,
+        contexts: Sequence[str] | str | None = None,
+    ) -> pd.DataFrame:
+        """Choose the conditions whose measurement would tell the most about all others that are not measured.
+
+        One condition is chosen after the other: the one that, given what is measured and chosen already, lowers the
+        expected squared error of the other candidates most. Nothing is known of what will be found.
+
+        Parameters
+        ----------
+        n
+            Number of conditions.
+        perturbations
+            What can be measured. If None, all perturbations with a row in a table.
+        contexts
+            Where. If None, all contexts that were measured.
+
+        Returns
+        -------
+        One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
+        candidates that it takes away from the others; ``left``, the share of those that are still not measured.
+
+        Raises
+        ------
+        ValueError
+            If a perturbation or context is unknown, or there are fewer than ``n`` candidates or more than 3,000.
+        """
+        if perturbations is None and not self._table_names:
+            raise ValueError("without a table, name what can be measured: plan_next(perturbations=[...]).")
+        labels = sorted(self._table_names) if perturbations is None else _listed(perturbations, [], "perturbations")
+        if perturbations is None:
+            labels = [label for label in labels if not self._fitted.parser.is_control(label)]
+        places = self._known_contexts(_listed(contexts, self.contexts, "contexts"), new_contexts=False)
+        seen = self._fitted.members.seen
+        candidates = [(p, c) for c in places for p in self._known_labels(labels) if seen.row(p, c) is None]
+        chosen = plan_next(self._fitted, candidates, n, self._fitted.responses.control_means)
+        picked = [candidates[k] for k in chosen.pop("candidate")]
+        columns = label_columns([label for label, _ in picked], self._keys)
+        if self._keys.context_key is not None:
+            columns[self._keys.context_key] = [context for _, context in picked]
+        return pd.DataFrame(columns).join(chosen)
 
     def report(self, *, losses: bool = False) -> pd.DataFrame:
         """Return what the model learned, and how well it predicts conditions that it is not shown.

@@ -14,7 +14,8 @@ from scvi_tahoe.response._evidence_head import EvidenceHead, Gain
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
-from scvi_tahoe.response._regression import Group, Regression
+from scvi_tahoe.response._precision import Group
+from scvi_tahoe.response._regression import Regression
 from scvi_tahoe.response._response_model import Fitted, Responses
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "weights": np.stack([g.weights for g in regression.groups]),
         "group_noise": np.stack([g.noise for g in regression.groups]), "excess": fitted.excess_G,
     }  # fmt: skip
+    if regression.inducing_mQ is not None:
+        arrays["inducing"] = regression.inducing_mQ
     for k, table in enumerate(kernels.tables.values()):
         arrays |= {f"table{k}": table.matrix, f"center{k}": table.center_P, f"spread{k}": table.spread_P}
     if (head := fitted.head) is not None:
@@ -44,6 +47,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
     return arrays, {
         "parser": asdict(fitted.parser),
         "genes": fitted.responses.genes.tolist(),
+        "inducing": None if regression.inducing is None else regression.inducing.tolist(),
         "groups": [[g.start, g.stop] for g in regression.groups],
         "tables": [[name, list(table.names), table.scale] for name, table in kernels.tables.items()],
         "own": None if fitted.own is None else asdict(fitted.own),
@@ -54,6 +58,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "inflation": [[origin.name, hidden, value] for (origin, hidden), value in fitted.inflation.items()],
         "unshrinking": [[origin.name, hidden, value] for (origin, hidden), value in fitted.unshrinking.items()],
         "spread": [[origin.name, hidden, value] for (origin, hidden), value in fitted.spread.items()],
+        "sized": [[origin.name, hidden, value] for (origin, hidden), value in fitted.sized.items()],
         "scores": fitted.scores,
         "silent": sorted(fitted.silent),
         "head": [] if head is None else [[o.name, hidden, asdict(gain)] for (o, hidden), gain in head.gains.items()],
@@ -90,20 +95,24 @@ def fitted_from_plain(
             settings["groups"], arrays["weights"], arrays["group_noise"], strict=True
         )
     )
-    regression = Regression(arrays["basis"], arrays["size"], groups, arrays["coefficients"])
+    inducing = settings.get("inducing")
+    regression = Regression(
+        arrays["basis"], arrays["size"], groups, arrays["coefficients"],
+        None if inducing is None else np.array(inducing, dtype=np.int64), arrays.get("inducing"),
+    )  # fmt: skip
     stacks = {
         (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
         for name, hidden, weights, unshrunk, n, error in settings["stacks"]
     }
-    inflation, unshrinking, spread = (
-        {(Origin[name], hidden): value for name, hidden, value in settings[key]}
-        for key in ("inflation", "unshrinking", "spread")
+    inflation, unshrinking, spread, sized = (
+        {(Origin[name], hidden): value for name, hidden, value in settings.get(key, [])}
+        for key in ("inflation", "unshrinking", "spread", "sized")
     )
     return Fitted(
         responses=responses, parser=parser, conditions=read, kernels=kernels,
         members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
-        scores=settings["scores"], unshrinking=unshrinking, spread=spread,
+        scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized,
         silent=silent, head=_head(arrays, settings.get("head", [])),
     )  # fmt: skip
 
@@ -138,13 +147,31 @@ def wrong_plain(
             return f"{name} has values that are not finite numbers"
     try:
         fitted = fitted_from_plain(arrays, settings, conditions, control_means)
-        if fitted.head is not None and not fitted.head.is_consistent:
-            return "the layers of its network do not fit each other"
         if sizes["k"] != len(fitted.kernels.names) + 1 or len(fitted.responses.genes) != n_genes:
             return "it has other kernels or genes"
+        if wrong := _wrong_parts(fitted):
+            return wrong
         stops = [0, *(group.stop for group in fitted.regression.groups)]
         if [group.start for group in fitted.regression.groups] != stops[:-1] or stops[-1] != sizes["Q"]:
             return "its groups do not cover the components"
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         return f"its settings cannot be read ({error})"
     return ""
+
+
+def _wrong_parts(fitted: Fitted) -> str:
+    """Say what is wrong with what not every fit has."""
+    if _wrong_inducing(fitted.regression):
+        return "its inducing conditions are not those that it knows something of"
+    if fitted.head is not None and not fitted.head.is_consistent:
+        return "the layers of its network do not fit each other"
+    return ""
+
+
+def _wrong_inducing(regression: Regression) -> bool:
+    """Whether inducing conditions are not there, or what is known of them is not."""
+    chosen, known = regression.inducing, regression.inducing_mQ
+    if chosen is None or known is None:
+        return not (chosen is None and known is None)
+    n, n_components = regression.coefficients_nQ.shape
+    return known.shape != (len(chosen), n_components) or not ((0 <= chosen) & (chosen < n)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +14,10 @@ import torch
 
 from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
+from scvi_tahoe.response._judged import question_name
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
+from scvi_tahoe.response._plan_next import plan_next
 from scvi_tahoe.response._response_model import (
     Fitted,
     Responses,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import CellStore, Condition, ConditionIndex, ConditionRequest, EmbeddingTable, LabelParser
 
 Way = Literal["condition", "perturbation"]
+_FEW = 0.25  # of the perturbations that contexts have in the median
 
 
 def tables_of(table: EmbeddingTable) -> dict[str, pd.DataFrame]:
@@ -65,12 +69,15 @@ class ResponseStart:
         Mean of the non-zero values of each gene.
     control_means
         Mean control expression of training contexts.
+    judged
+        Kinds of question (:meth:`kinds`) of the conditions by which the network was judged. If None, by none.
     """
 
     fitted: Fitted
     starts_nG: np.ndarray
     usual_G: np.ndarray
     control_means: Mapping[str, np.ndarray]
+    judged: frozenset[str] | None = None
     kind: str = field(default="response", init=False)
 
     @classmethod
@@ -146,6 +153,7 @@ class ResponseStart:
         names = list(self.control_means)
         return {
             "kind": "response",
+            "judged": None if self.judged is None else sorted(self.judged),
             "conditions": list(self.conditions),
             "contexts": tuple(names),
             "settings": settings,
@@ -163,7 +171,7 @@ class ResponseStart:
         arrays = values["arrays"]
         means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
         fitted = fitted_from_plain(arrays, values["settings"], values["conditions"], means)
-        return cls(fitted, arrays["starts"], arrays["usual"], means)
+        return cls(fitted, arrays["starts"], arrays["usual"], means, _frozen(values.get("judged")))
 
     @staticmethod
     def wrong(values: Mapping[str, Any], n_genes: int) -> str:
@@ -219,19 +227,35 @@ class ResponseStart:
     def is_corrected(self, conditions: Sequence[Condition], table: EmbeddingTable) -> np.ndarray:
         """Whether what a network learned applies to conditions, bool ``[conditions]``.
 
-        It does not to a combination that was not trained on and starts from its parts, unless at least half of the
-        combinations that were trained on did, too: from others it learns what parts do, which such a start has already.
+        It does to those of a kind by which it was judged. If it was not judged at all, it does not in a context without
+        trained perturbations, nor to a combination that was not trained on and starts from its parts, unless at least
+        half of the combinations that were trained on did, too: from others it learns what parts do, which such a start
+        has already.
         """
+        if self.judged is not None:
+            return np.array([kind in self.judged for kind in self.kinds(conditions, table)], dtype=bool)
         parser, members = self.fitted.parser, self.fitted.members
+        trained = self.fitted.conditions.context_names
+        result = np.array([c.context in trained for c in conditions], dtype=bool)
         several = {label for _, label in self.conditions if len(parser.components(label)) > 1}
-        trained = [members.origin(Question(label, context)) for context, label in self.conditions if label in several]
-        if trained and 2 * sum(origin is Origin.PARTS for origin in trained) >= len(trained):
-            return np.ones(len(conditions), dtype=bool)
+        origins = [members.origin(Question(label, context)) for context, label in self.conditions if label in several]
+        if origins and 2 * sum(origin is Origin.PARTS for origin in origins) >= len(origins):
+            return result
         known = set(self.conditions)
         asked = [(c.context, parser.spelling(c.perturbation)) for c in conditions]
+        pairs = zip(asked, self.starts_from(conditions, table), strict=True)
+        return result & np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
+
+    def kinds(self, conditions: Sequence[Condition], table: EmbeddingTable) -> list[str]:
+        """Name the kind of question that each condition is: what it starts from, and how much its context is known."""
+        counts = Counter(self.fitted.conditions.contexts.tolist())
+        few = _FEW * float(np.median(list(counts.values())))
         origins = self.starts_from(conditions, table)
-        pairs = zip(asked, origins, strict=True)
-        return np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
+        return [
+            question_name((origin, counts[c.context] == 0))
+            + (", in a context with few perturbations" if 0 < counts[c.context] < few else "")
+            for origin, c in zip(origins, conditions, strict=True)
+        ]
 
     def effects(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
@@ -243,6 +267,20 @@ class ResponseStart:
         means = {c: profile.mean_G for c, profile in targets.items()}
         variance_nQ, support = variance_and_support(fitted, questions, means)
         return changes, predicted_sd(fitted, questions, means, changes, variance_nQ), support
+
+    def with_measurements(
+        self, conditions: Sequence[Condition], changes: np.ndarray, deviation: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Combine what others say of training conditions with their own measurement, each weighted by its variance."""
+        known = {condition: i for i, condition in enumerate(self.conditions)}
+        spelling, changes, deviation = self.fitted.parser.spelling, changes.copy(), deviation.copy()
+        for k, condition in enumerate(conditions):
+            if (row := known.get((condition.context, spelling(condition.perturbation)))) is not None:
+                squared, noise = np.square(deviation[k]), self.fitted.responses.noise[row]
+                share = squared / np.maximum(squared + noise, 1e-12)
+                changes[k] += share * (self.fitted.responses.changes[row] - changes[k])
+                deviation[k] = np.sqrt(share * noise)
+        return changes, deviation
 
     def confidence(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
@@ -264,6 +302,21 @@ class ResponseStart:
         """Mean expression that conditions start from, float32 ``[conditions, G]``."""
         changes, _ = self.changes(conditions, targets, table)
         return np.maximum(changes + np.stack([targets[c.context].mean_G for c in conditions]), 0)
+
+    def planned(
+        self,
+        conditions: Sequence[Condition],
+        targets: Mapping[str, ControlProfile],
+        table: EmbeddingTable,
+        n: int,
+    ) -> tuple[list[Condition], pd.DataFrame]:
+        """Choose which of the conditions to measure next, of those without training cells, and say what each tells."""
+        known, spelling = set(self.conditions), self.fitted.parser.spelling
+        fresh = [c for c in conditions if (c.context, spelling(c.perturbation)) not in known]
+        candidates = [(spelling(c.perturbation), c.context) for c in fresh]
+        means = {c: profile.mean_G for c, profile in targets.items()}
+        chosen = plan_next(self._with_rows(table), candidates, n, means)
+        return [fresh[k] for k in chosen.pop("candidate")], chosen
 
     def start_table(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
@@ -318,6 +371,10 @@ class MovedControls:
         generator = torch.Generator(self.device).manual_seed(int(seed.generate_state(1)[0]))
         want = torch.from_numpy(self.means_CG[k]).to(self.device)
         return sp.csr_matrix(moved_to_mean(cells, want, self.profiles[k], generator).cpu().numpy())
+
+
+def _frozen(names: Sequence[str] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(names)
 
 
 def _mean_of(expression: Any, rows: np.ndarray) -> np.ndarray:

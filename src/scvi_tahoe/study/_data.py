@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scvi_tahoe import datasets
 from scvi_tahoe.data import FewShotContext, FractionSplit, ScreenKeys, verify_screen
+from scvi_tahoe.files import read_h5ad
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
     from scvi_tahoe.data import Split
@@ -57,17 +59,9 @@ def read_cells(path: str | Path) -> AnnData:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no h5ad file.
+        If it is no h5ad file, is damaged, or refers to other files.
     """
-    from anndata import read_h5ad
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; an h5ad file with cells is expected.")
-    try:
-        return read_h5ad(path)
-    except OSError as error:
-        raise ValueError(f"{path} is not an h5ad file, or is damaged: {' '.join(str(error).split())[:160]}") from None
+    return read_h5ad(path)
 
 
 def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, DataConfig]:

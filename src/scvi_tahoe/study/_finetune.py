@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anndata import read_h5ad
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe._compat import require
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate, overall_title
-from scvi_tahoe.files import atomic_write, atomic_write_text
+from scvi_tahoe.files import atomic_write, atomic_write_text, read_h5ad
 from scvi_tahoe.nn import NetworkConfig, default_of, ineffective_in_network
 from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.study._data import load_data
@@ -35,7 +34,7 @@ from scvi_tahoe.study._run_folder import (
     REPORT,
     RESULT,
     SCORES,
-    claim_folder,
+    claimed_folder,
     fingerprint,
     is_run,
     provenance,
@@ -122,15 +121,15 @@ def finetune(
     prepared = _prepare(run)
     for name in run.train.loggers:  # an error names the extra to install
         require(name, name)
-    claim_folder(folder, prepared[0])
-    if (folder / RESULT).exists():
-        report(f"{folder} holds this run, finished; this is what it left.")
+    with claimed_folder(folder, prepared[0]):
+        if (folder / RESULT).exists():
+            report(f"{folder} holds this run, finished; this is what it left.")
+            return read_result(folder)
+        try:
+            _Job(*prepared, folder, progress, truth_cache, report).carry_out()
+        finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
+            torch.set_num_threads(threads)
         return read_result(folder)
-    try:
-        _Job(*prepared, folder, progress, truth_cache, report).carry_out()
-    finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
-        torch.set_num_threads(threads)
-    return read_result(folder)
 
 
 def _folder_of(config: Path) -> Path | None:
@@ -237,8 +236,7 @@ class _Job:
         self.report(f"{self.run.name}: {self.run.train.max_steps} steps, {text.splitlines()[0]}")
         train_model(self.run, self.model, self.data, self.folder, progress=self.progress)
         atomic_write_text(self.folder / "README.md", run_card(self.run, self.model, self.fingerprint))
-        with atomic_write(self.folder / MODEL) as partial:
-            self.model.save(partial)
+        self.model.save(self.folder / MODEL)
 
     def _predict(self) -> None:
         held_out, counts = self.data.held_out, self.run.score.counts_layer

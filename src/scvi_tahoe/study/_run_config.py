@@ -203,8 +203,10 @@ class ScoreConfig(Section):
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"score.preset is {self.preset!r}; it is one of {', '.join(PRESETS)}, or null.")
-        if self.baseline is not None and self.baseline.partition(":")[0] not in BASELINES:
-            raise ValueError(f"score.baseline is {self.baseline!r}; it is one of {', '.join(BASELINES)}, or null.")
+        if self.baseline not in (None, "auto") and self.baseline.partition(":")[0] not in BASELINES:
+            raise ValueError(
+                f"score.baseline is {self.baseline!r}; it is one of auto, {', '.join(BASELINES)}, or null."
+            )
         from_counts = self.preset is not None and PRESETS[self.preset].from_counts
         if from_counts != (self.counts_layer is not None):
             raise ValueError("score.preset: vcc2026 scores raw counts, and score.counts_layer names the layer with them"

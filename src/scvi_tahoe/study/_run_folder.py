@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe.data import ScreenKeys, read_screen
-from scvi_tahoe.files import read_torch, remove_partial
+from scvi_tahoe.files import LOCK, locked, read_torch, remove_partial
 from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.pretrained import licence_notice, model_card
 from scvi_tahoe.study._files import read_mapping
@@ -21,6 +21,7 @@ from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
@@ -49,8 +50,9 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / MODEL).is_dir() and trained
 
 
-def claim_folder(folder: Path, run: TahoeRun) -> None:
-    """Make the folder of a run, or go on with one that was begun with the same configuration."""
+@contextmanager
+def claimed_folder(folder: Path, run: TahoeRun) -> Iterator[None]:
+    """Make the folder of a run, or go on with one that was begun with the same configuration; no other process may."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the path of a folder for the run.")
     known = folder / CONFIG
@@ -61,15 +63,17 @@ def claim_folder(folder: Path, run: TahoeRun) -> None:
         if found := differences([before, run.to_dict()]):
             different = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in list(found.items())[:3])
             raise ValueError(f"{folder} holds a run with another configuration ({different}); give another folder.")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"{folder} holds files that are not of a run; give a new or empty folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be made ({error.strerror}); give one that can.") from None
-    remove_partial(folder, recursive=True)
-    if not known.exists():
-        run.to_yaml(known)
+    with locked(folder):
+        remove_partial(folder, recursive=True)
+        if not known.exists():
+            run.to_yaml(known)
+        yield
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:

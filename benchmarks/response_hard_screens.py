@@ -1,0 +1,217 @@
+"""Screens that are hard to predict: the response model beside the best exact rule, on conditions that are held out.
+
+Each screen is simulated with known effects; what is predicted is compared with the truth, in mean absolute error and
+Pearson correlation. Screens differ from easy ones in what names them: weak effects, one strong effect that all
+perturbations share, few cells, contexts of uneven size, a useless table beside an informative one, few perturbations,
+one context, contexts that have nothing in common. Tasks are those of ``simulated_holdouts.py``.
+
+A row is a screen and a task, means over draws: scores of the response model, and how much better (-: worse) it is than
+the exact rule that is best *in hindsight* on that score, with the standard error over draws. An exact rule is the mean
+of the context, the change elsewhere, the mean plus the deviation elsewhere, ridge regression, or the five nearest rows.
+
+    OMP_NUM_THREADS=1 python benchmarks/response_hard_screens.py --draws 5 --jobs 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
+from scvi_tahoe.response._judged import change_scores
+from scvi_tahoe.response._kernels import Conditions, TableKernel, unit_rows
+from scvi_tahoe.response._members import Question
+from scvi_tahoe.response._response_model import Responses, fit_responses, predicted_changes
+
+
+@dataclass(frozen=True)
+class Hard:
+    """How a screen differs from an easy one."""
+
+    contexts: int = 3
+    perturbations: int = 24
+    cells: int = 40
+    controls: int = 200
+    effect: float = 1.0
+    common: float = 0.0  # size of an effect that all perturbations share, in units of a usual effect
+    tables: tuple[str, ...] = ("informative",)
+    uneven: bool = False  # the second context has a quarter of the perturbations, a fifth of the cells
+    unlike: bool = False  # effects of each context are drawn anew
+    sizes: dict = field(default_factory=dict)
+
+
+SCREENS = {
+    "easy": Hard(),
+    "weak effects": Hard(effect=0.3),
+    "very weak effects": Hard(effect=0.1),
+    "strong common effect": Hard(common=3.0),
+    "strong common effect, weak rest": Hard(effect=0.3, common=5.0),
+    "five cells": Hard(cells=5, controls=30),
+    "uneven contexts": Hard(uneven=True),
+    "useless table": Hard(tables=("random",)),
+    "useless and informative table": Hard(tables=("random", "informative")),
+    "wide useless table": Hard(tables=("wide random", "informative")),
+    "six perturbations": Hard(perturbations=6),
+    "ten perturbations": Hard(perturbations=10),
+    "twenty perturbations, weak": Hard(perturbations=20, effect=0.4),
+    "one context": Hard(contexts=1, perturbations=40),
+    "one context, ten perturbations": Hard(contexts=1, perturbations=10),
+    "two contexts": Hard(contexts=2),
+    "two contexts, five cells": Hard(contexts=2, cells=5, controls=30),
+    "contexts with nothing in common": Hard(unlike=True),
+    "four contexts, 100 perturbations": Hard(contexts=4, perturbations=100),
+}
+
+
+def screen_of(hard: Hard, seed: int) -> tuple[Responses, dict, dict[str, pd.DataFrame], np.ndarray]:
+    """Observed changes with their noise, true changes, and embedding tables."""
+    rng = np.random.default_rng((seed, 7))
+    size = {"n_genes": 200, "n_cells": hard.cells, "n_control_cells": hard.controls, "effect_size": hard.effect}
+    adata = simulate_screen(hard.contexts, hard.perturbations, seed=seed, **size)
+    table, truth = adata.uns["perturbation_embedding"], adata.uns["true_delta"]
+    if hard.unlike:
+        others = [simulate_screen(hard.contexts, hard.perturbations, seed=seed + 100 * k, **size) for k in (1, 2)]
+        for k, other in enumerate(others, start=1):
+            name = f"context_{k + 1}"
+            here = (adata.obs["context"] == name).to_numpy()
+            adata.X[here] = other.X[(other.obs["context"] == name).to_numpy()]
+            truth[name] = other.uns["true_delta"][name]
+    usual = np.sqrt(np.mean([np.square(t.to_numpy()).mean() for t in truth.values()]))
+    common = {c: hard.common * usual * rng.normal(size=adata.n_vars) for c in truth}
+    names = list(table.index)
+    dense, groups = adata.X.toarray(), adata.obs.groupby(["context", "perturbation"], observed=True).indices
+    labels, contexts, changes, noises = [], [], [], []
+    for context in sorted(truth):
+        controls = dense[groups[context, "control"]]
+        keeps = names[: max(3, len(names) // 4)] if hard.uneven and context == "context_2" else names
+        for name in keeps:
+            cells = dense[groups[context, name]]
+            cells = cells[: max(2, len(cells) // 5)] if hard.uneven and context == "context_2" else cells
+            labels.append(name)
+            contexts.append(context)
+            changes.append(cells.mean(0) + common[context] - controls.mean(0))
+            noises.append(
+                (np.square(cells - cells.mean(0)).sum(0) + 10 * controls.var(0)) / (len(cells) + 10) / len(cells)
+            )
+    means = {c: dense[groups[c, "control"]].mean(0) for c in truth}
+    kinds = {
+        "informative": table,
+        "random": pd.DataFrame(rng.normal(size=table.shape), index=names),
+        "wide random": pd.DataFrame(rng.normal(size=(len(names), 500)), index=names),
+    }
+    true = {(c, p): truth[c].loc[p].to_numpy() + common[c] for c in truth for p in names}
+    found = Responses(
+        np.array(labels), np.array(contexts), np.array(changes), np.array(noises), np.array(adata.var_names), means
+    )
+    return found, true, {name: kinds[name] for name in hard.tables}, np.array(names)
+
+
+def tasks_of(hard: Hard, responses: Responses, names: np.ndarray, seed: int) -> dict[str, tuple[np.ndarray, bool]]:
+    """Conditions of each task that are held out, and whether tables are known."""
+    names, target = np.random.default_rng(seed).permutation(names), f"context_{hard.contexts}"
+    here = responses.contexts == target
+    found = {"unseen": (np.isin(responses.perturbations, names[: max(2, len(names) // 5)]), True)}
+    if hard.contexts > 1:
+        found["few-shot"] = here & np.isin(responses.perturbations, names[::2]), False
+        found["zero-shot"] = here, False
+    return found
+
+
+def rules(train: Responses, asked: list[tuple[str, str]], tables: dict[str, pd.DataFrame]) -> dict[str, np.ndarray]:
+    """Changes as exact rules have them."""
+    seen = SeenChanges(train.perturbations, train.contexts, train.changes)
+    found = {"mean": [seen.mean(c) for c, _ in asked]}
+    if seen.transfer(asked[0][1], asked[0][0]) is not None:
+        found["change elsewhere"] = [seen.transfer(p, c) for c, p in asked]
+        found["mean plus deviation"] = [seen.deviation(p, c) for c, p in asked]
+    if tables:
+        names = sorted(set(train.perturbations))
+        wanted = [*names, *(p for _, p in asked)]
+        rows = np.hstack([unit_rows(TableKernel.of(t, names).of_components(wanted)[0]) for t in tables.values()])
+        position = {name: i for i, name in enumerate(names)}
+        found["ridge"], found["nearest"] = [], []
+        for k, (context, _) in enumerate(asked):
+            here = train.contexts == context
+            x, y = rows[[position[p] for p in train.perturbations[here]]], train.changes[here]
+            new = rows[len(names) + k][None]
+            found["ridge"].append(RidgeFit.of(x, y).predict(new)[0])
+            found["nearest"].append(nearest_mean(unit_rows(new) @ unit_rows(x).T, y)[0])
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def run(name: str, seed: int) -> list[dict]:
+    """One row for each task of a screen."""
+    from scvi_tahoe.data import LabelParser
+
+    hard, parser, rows = SCREENS[name], LabelParser(control="control"), []
+    responses, truth, tables, names = screen_of(hard, seed)
+    for task, (held, has_tables) in tasks_of(hard, responses, names, seed).items():
+        asked = list(zip(responses.contexts[held].tolist(), responses.perturbations[held].tolist(), strict=True))
+        train = Responses(
+            responses.perturbations[~held], responses.contexts[~held], responses.changes[~held],
+            responses.noise[~held], responses.genes, responses.control_means,
+        )  # fmt: skip
+        known = tables if has_tables else {}
+        components = Conditions.of(train.perturbations, train.contexts, parser).components
+        started = time.process_time()
+        fitted = fit_responses(train, parser, {n: TableKernel.of(t, components) for n, t in known.items()})
+        found, _ = predicted_changes(fitted, [Question(p, c) for c, p in asked], responses.control_means)
+        seconds = time.process_time() - started
+        wanted, where = np.stack([truth[key] for key in asked]), np.array([c for c, _ in asked])
+        methods = {"response model": found, **rules(train, asked, known)}
+        rows += [
+            {"screen": name, "task": task, "draw": seed, "method": m, "seconds": seconds}
+            | change_scores(np.asarray(x, float), wanted, where)
+            for m, x in methods.items()
+        ]
+    return rows
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the response model, and its distance to the best exact rule, for each screen and task."""
+    result = []
+    for (screen, task), group in table.groupby(["screen", "task"], sort=False):
+        row: dict[str, object] = {"screen": screen, "task": task}
+        for score, sign in (("mae", -1), ("pearson", 1)):
+            wide = group.pivot(index="draw", columns="method", values=score)
+            model, exact = wide.pop("response model"), wide
+            best = (sign * exact.mean()).idxmax()
+            ahead = sign * (model - exact[best])
+            scale = exact[best].mean() / 100 if score == "mae" else 1.0
+            row[score], row[f"{score}: best rule"] = model.mean(), best
+            row[f"{score}: ahead"] = ahead.mean() / scale
+            row[f"{score}: +-"] = ahead.std() / np.sqrt(len(ahead)) / scale
+        result.append(row)
+    return pd.DataFrame(result)
+
+
+def main() -> None:
+    """Print one table; ``mae: ahead`` is in percent of the best rule's error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--screens", nargs="+", default=list(SCREENS), choices=list(SCREENS))
+    parser.add_argument("--out", type=Path, help="CSV of all scores")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    draws = [(name, seed) for name in args.screens for seed in range(args.first, args.first + args.draws)]
+    found = Parallel(n_jobs=args.jobs)(delayed(run)(name, seed) for name, seed in draws)
+    table = pd.DataFrame([row for rows in found for row in rows])
+    if args.out:
+        table.to_csv(args.out, index=False)
+    print(summary(table).round(4).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

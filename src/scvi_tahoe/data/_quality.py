@@ -1,0 +1,179 @@
+"""Which perturbations of a screen worked: cells, the target's own expression, and whether anything changed at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import cdist
+from scipy.stats import false_discovery_control, mannwhitneyu
+from sklearn.decomposition import TruncatedSVD
+from tqdm.auto import tqdm
+
+from scvi_tahoe._names import nearest_names
+from scvi_tahoe.data._matrix import dense_rows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_MOST_CELLS, _MOST_FITTED = 400, 5000  # cells of a group that are compared, and that components are fitted to
+_LEVEL = 0.05
+_DETECTED = 0.05  # share of controls that express a target below which a change of it cannot be seen
+
+
+def screen_quality(
+    adata: AnnData,
+    *,
+    perturbation_key: str,
+    control: str,
+    context_key: str | None = None,
+    layer: str | None = None,
+    combination_separator: str | None = None,
+    min_cells: int = 30,
+    n_permutations: int = 499,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    r"""Report which perturbations of a screen have cells, changed their target, and changed anything.
+
+    Nothing is removed. Cells of a condition are compared with control cells of the same context, at most 400 of each,
+    drawn at random. Whether anything changed is an energy test [1]_: the energy distance of both groups on 30 principal
+    components of log1p expression, against that of groups of the same size with labels permuted.
+
+    Parameters
+    ----------
+    adata
+        Cells, log1p-normalised.
+    perturbation_key, control, context_key
+        Column of ``obs`` with perturbations, label of controls, and column with contexts.
+    layer
+        Layer with the expression. If None, ``X``.
+    combination_separator
+        Text between the perturbations of a combination. Each part that is a measured gene is looked at.
+    min_cells
+        Cells below which a condition is marked.
+    n_permutations
+        Permutations of each energy test; 0: no test.
+    seed
+        Random seed for the cells that are compared and for permutations.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    One row for each condition: labels, ``n_cells``, ``n_controls``; for targets that are genes of the data, ``target``,
+    ``target_detected`` (share of controls that express it), ``target_change`` (of mean log1p expression) and
+    ``target_p`` (two-sided Mann-Whitney test; the smallest change of a combination's parts); ``energy`` (distance),
+    ``energy_p`` and ``energy_fdr`` (Benjamini and Hochberg over conditions); ``marks``, what to look at, empty where
+    all is well: ``"few cells"``, ``"target unchanged"`` (where at least 5 % of controls express it), ``"no effect
+    found"``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column or layer.
+    ValueError
+        If a context with perturbed cells has no control cells, or a number is negative.
+
+    References
+    ----------
+    .. [1] Székely and Rizzo 2013, Journal of Statistical Planning and Inference 143:1249; Peidli et al. 2024, Nature
+       Methods 21:531, use it for perturbation screens.
+
+    Examples
+    --------
+    >>> from scvi_tahoe import screen_quality
+    >>> from scvi_tahoe.datasets import simulate_screen
+    >>> report = screen_quality(
+    ...     simulate_screen(), perturbation_key="perturbation", control="control", context_key="context", progress=False
+    ... )
+    >>> report.loc[report["marks"] != "", ["perturbation", "context", "marks"]]
+    """
+    if min_cells < 0 or n_permutations < 0:
+        raise ValueError(f"min_cells={min_cells!r} and n_permutations={n_permutations!r} have to be 0 or more.")
+    _verify_columns(adata, [key for key in (perturbation_key, context_key) if key is not None], layer)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    labels = adata.obs[perturbation_key].astype(str).to_numpy()
+    contexts = np.full(len(labels), "all") if context_key is None else adata.obs[context_key].astype(str).to_numpy()
+    if control not in labels:
+        near = nearest_names(control, sorted(set(labels)))
+        raise ValueError(f"no cell has control={control!r} in {perturbation_key!r}{near}.")
+    rng = np.random.default_rng(seed)
+    fitted = np.sort(rng.permutation(len(labels))[:_MOST_FITTED])
+    n_components = min(30, adata.n_vars - 1, len(fitted) - 1)
+    components = TruncatedSVD(n_components, random_state=seed).fit(dense_rows(matrix, fitted))
+    conditions = sorted({(c, p) for c, p in zip(contexts, labels, strict=True) if p != control})
+    controls: dict[str, tuple[int, np.ndarray]] = {}
+    found = []
+    for context, label in tqdm(conditions, desc="screen quality", unit="condition", disable=not progress, delay=3):
+        if context not in controls:
+            rows = np.flatnonzero((contexts == context) & (labels == control))
+            if not len(rows):
+                raise ValueError(f"context {context!r} has perturbed cells and no control cells ({control!r}).")
+            controls[context] = len(rows), dense_rows(matrix, np.sort(rng.permutation(rows)[:_MOST_CELLS]))
+        n_controls, of_controls = controls[context]
+        rows = np.flatnonzero((contexts == context) & (labels == label))
+        cells = dense_rows(matrix, np.sort(rng.permutation(rows)[:_MOST_CELLS]))
+        row = {perturbation_key: label} | ({} if context_key is None else {context_key: context})
+        row |= {"n_cells": len(rows), "n_controls": n_controls}
+        parts = [label] if combination_separator is None else label.split(combination_separator)
+        row |= _of_target([part.strip() for part in parts], adata.var_names, cells, of_controls)
+        row |= _energy(components.transform(cells), components.transform(of_controls), n_permutations, rng)
+        found.append(row)
+    report = pd.DataFrame(found)
+    if n_permutations:
+        report["energy_fdr"] = false_discovery_control(report["energy_p"])
+    visible = report["target_detected"] >= _DETECTED
+    marks = {
+        "few cells": report["n_cells"] < min_cells,
+        "target unchanged": visible & (report["target_p"] > _LEVEL),
+        "no effect found": report["energy_fdr"] > _LEVEL if n_permutations else pd.Series(False, index=report.index),
+    }
+    report["marks"] = ["; ".join(name for name, marked in marks.items() if marked[i]) for i in report.index]
+    return report
+
+
+def _verify_columns(adata: AnnData, keys: list[str], layer: str | None) -> None:
+    for key in keys:
+        if key not in adata.obs:
+            near = nearest_names(key, [str(column) for column in adata.obs])
+            raise KeyError(f"adata.obs has no column {key!r}{near}.")
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"adata has no layer {layer!r}; it has {list(adata.layers)}.")
+
+
+def _of_target(parts: list[str], genes: pd.Index, cells: np.ndarray, controls: np.ndarray) -> dict[str, object]:
+    """Change of the perturbed gene itself, the part that changed least of several."""
+    position = {gene: g for g, gene in enumerate(genes)}
+    found = [(part, position[part]) for part in parts if part in position]
+    rows: list[dict[str, object]] = [
+        {"target": None, "target_detected": np.nan, "target_change": np.nan, "target_p": np.nan}
+    ]
+    for part, g in found:
+        here, there = cells[:, g], controls[:, g]
+        rows.append({
+            "target": part, "target_detected": float((there > 0).mean()),
+            "target_change": float(here.mean() - there.mean()), "target_p": float(mannwhitneyu(here, there).pvalue),
+        })  # fmt: skip
+    return max(rows[1:], key=lambda row: float(str(row["target_p"]))) if found else rows[0]
+
+
+def _energy(cells: np.ndarray, controls: np.ndarray, n_permutations: int, rng: np.random.Generator) -> dict[str, float]:
+    """Energy distance of two groups, and its p-value by permutation."""
+    both, n = np.concatenate([cells, controls]), len(cells)
+    m = len(both) - n
+    distance = cdist(both, both)
+    member = np.zeros((len(both), n_permutations + 1))
+    member[:n, 0] = 1
+    for k in range(1, n_permutations + 1):
+        member[rng.permutation(len(both))[:n], k] = 1
+    product = distance @ member
+    within = (member * product).sum(axis=0)
+    total, rows = distance.sum(), product.sum(axis=0)
+    between = rows - within
+    energy = 2 * between / (n * m) - within / n**2 - (total - 2 * rows + within) / m**2
+    found = {"energy": float(energy[0])}
+    if n_permutations:
+        found["energy_p"] = float((energy[1:] >= energy[0]).sum() + 1) / (n_permutations + 1)
+    return found

@@ -1,0 +1,50 @@
+"""Effects of a model as AnnData, and cells that a change needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scvi_tahoe.effects import cells_needed, effects_adata, interactions
+
+
+def test_effects_of_a_model_are_the_same_as_a_table_and_as_anndata(screen_model):
+    tidy = screen_model.predict_effects()
+    effects = screen_model.predict_effects(as_adata=True)
+    assert effects.shape == (len(tidy) // tidy["gene"].nunique(), tidy["gene"].nunique())
+    np.testing.assert_array_equal(effects.X.ravel(), tidy["change"].to_numpy())
+    np.testing.assert_array_equal(effects.layers["sd"].ravel(), tidy["sd"].to_numpy())
+    assert {"perturbation", "context", "support"} <= set(effects.obs)
+    assert effects.obs_names.is_unique
+    assert effects.uns["scvi_tahoe_effects"]["perturbation_key"] == "perturbation"
+
+
+def test_a_table_that_was_cut_is_refused(screen_model):
+    tidy = screen_model.predict_effects()
+    with pytest.raises(ValueError, match="same genes in the same order"):
+        effects_adata(tidy.iloc[:-1])
+
+
+def test_other_objects_and_values_are_refused(table_of):
+    with pytest.raises(TypeError, match="as_adata=True"):
+        interactions({"a": 1})
+    with pytest.raises(ValueError, match="finite"):
+        interactions(table_of(np.array([[np.nan]]), perturbation=["A"]), perturbation_key="perturbation")
+
+
+def test_so_many_cells_find_a_change_with_the_power_asked_for():
+    n = cells_needed(np.array([0.5, 1.0]), 0.25)
+    assert n.tolist() == [32, 126]
+    rng = np.random.default_rng(0)
+    z = rng.normal(0.25, 0.5 / np.sqrt(32), 4000) / (0.5 / np.sqrt(32))
+    assert (np.abs(z) > 1.96).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_few_controls_cost_cells_or_make_it_impossible():
+    assert cells_needed(np.array([0.5, 1.0]), 0.25, n_controls=100).tolist() == [46, np.inf]
+
+
+@pytest.mark.parametrize("bad", [{"power": 1}, {"level": 0}, {"change": 0}, {"sd": [-1]}, {"n_controls": 0}], ids=str)
+def test_impossible_questions_are_refused(bad):
+    with pytest.raises(ValueError, match="has to"):
+        cells_needed(**({"sd": [1.0], "change": 0.1} | bad))

@@ -1,0 +1,59 @@
+"""Figures of conditions show what tables say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from scvi_tahoe import pl
+from scvi_tahoe.effects import dose_response, interactions
+
+
+@pytest.fixture(scope="module")
+def effects():
+    labels = ["A", "B", "A+B"]
+    changes = np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32)
+    var = pd.DataFrame(index=[f"gene_{i}" for i in range(30)])
+    obs = pd.DataFrame({"perturbation": labels}, index=labels)
+    return AnnData(changes, obs=obs, var=var, layers={"sd": np.full_like(changes, 0.2)})
+
+
+def test_a_volcano_names_the_surest_genes(effects):
+    figure = pl.volcano(effects, "A", n_genes=3)
+    surest = effects.var_names[np.argsort(-np.abs(effects["A"].X[0]))[0]]
+    assert surest in {text.get_text() for text in figure.axes[0].texts}
+    with pytest.raises(KeyError, match="no condition 'C'"):
+        pl.volcano(effects, "C")
+
+
+def test_the_heat_map_has_the_score_of_every_pair_on_both_sides(effects):
+    pairs = interactions(effects, perturbation_key="perturbation", separator="+")
+    shown = np.asarray(pl.interactions(pairs).axes[0].images[0].get_array(), dtype=float)
+    assert shown[0, 1] == shown[1, 0] == pytest.approx(pairs.obs["magnitude"].iloc[0])
+    assert np.isnan(shown[0, 0])
+
+
+def test_a_dose_response_shades_what_was_not_measured():
+    doses = np.array([0.1, 1.0, 10.0, 100.0])
+    obs = pd.DataFrame({"drug": ["D"] * 4, "dose": doses}, index=list("abcd"))
+    effects = AnnData((doses / (1 + doses))[:, None], obs=obs, var=pd.DataFrame(index=["MDM2"]))
+    fits = dose_response(effects, ["MDM2"], perturbation_key="drug", dose_key="dose")
+    axes = pl.dose_response(effects, fits, "MDM2", dose_key="dose", perturbation_key="drug").axes[0]
+    assert axes.get_xlim() == pytest.approx((0.01, 1000))
+    assert len(axes.patches) == 2
+    with pytest.raises(KeyError, match="TP53"):
+        pl.dose_response(effects, fits, "TP53", dose_key="dose", perturbation_key="drug")
+
+
+def test_knock_downs_are_sorted_and_coloured_by_their_marks():
+    report = pd.DataFrame({
+        "target_gene": ["A", "B"], "target": ["A", "B"], "target_change": [-0.1, -1.0],
+        "marks": ["target unchanged", ""],
+    })  # fmt: skip
+    axes = pl.knock_downs(report).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["B", "A"]
+    assert len({patch.get_facecolor() for patch in axes.patches}) == 2
+    with pytest.raises(ValueError, match="nothing to draw"):
+        pl.knock_downs(report.assign(target=None))
