@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data._screen import ConditionIndex
 
 Part = Literal["train", "validation", "test"]
+_FEWEST_HELD = 3  # conditions by which a network is judged
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
@@ -274,16 +275,24 @@ class FewShotContext(_Names):
         return self._by_name(index, names)
 
 
-def default_split(index: ConditionIndex, *, with_prior: bool) -> Split:
+def default_split(index: ConditionIndex, *, with_prior: bool, predictable: Sequence[str] = (), seed: int = 0) -> Split:
     """Validate with a tenth of the conditions where a prior can predict them, otherwise with a tenth of the cells.
 
     A prior leaves to the network what is different about a condition; only conditions that it was not trained on tell
-    whether it learned that or the noise.
+    whether it learned that or the noise. ``predictable`` are perturbations that others say something about: with these,
+    at least three conditions are held out, and where perturbations do not recur, at least three of them, drawn by
+    ``seed``.
     """
+    n, n_held = len(index.conditions), max(_FEWEST_HELD, round(0.1 * len(predictable)))
     # a spanning forest of perturbations and contexts is what must stay; twice the tenth is on the safe side of that
-    n_free = len(index.conditions) - len(index.perturbations) - len(index.contexts)
-    if with_prior and n_free >= max(10, 0.2 * len(index.conditions)):
+    n_free = n - len(index.perturbations) - len(index.contexts)
+    if with_prior and n_free >= max(10, 0.2 * n):
         return HeldOutConditions(validation=0.1)
+    if len(predictable) and n_free >= _FEWEST_HELD:
+        return HeldOutConditions(validation=max(0.1, _FEWEST_HELD / n))
+    if len(predictable) >= 2 * n_held:
+        held_out = np.random.default_rng(seed).choice(sorted(predictable), n_held, replace=False)
+        return HeldOutPerturbations(validation=tuple(sorted(held_out.tolist())))
     return FractionSplit(validation=0.1)
 
 

@@ -88,9 +88,11 @@ def predict_cells(
         store=request.store, alignment=data.alignment, full_precision=dtype is None, rows=plan.rows_read,
     )  # fmt: skip
     origins, cells, control_means = [Origin.CONTROL_CELLS] * len(plan.requests), None, None
+    kinds: Sequence[str] = ()
     if prior is not None:
         learned, targets = prior_and_targets(prior, spec, data.screen, plan.conditions)
         origins = learned.starts_from(plan.conditions, spec.table)
+        kinds = [origin.value for origin in origins]
         has_cells, is_paired = makes_cells(learned.kind), learned.kind == "response"
         plan = plan.with_prior(
             learned.is_corrected(plan.conditions, spec.table), has_cells=has_cells, is_paired=is_paired
@@ -112,6 +114,7 @@ def predict_cells(
             dataset = replace(dataset, residual_shift=base.shift)
     obs = plan.obs(data.screen, spec.keys)
     if prior is not None and isinstance(learned, ResponseStart):
+        kinds = learned.kinds(plan.conditions, spec.table)
         confidence = learned.confidence(plan.conditions, targets, spec.table)
         n_cells = [len(r.controls) for r in plan.requests]
         for name in confidence.columns.difference(obs.columns, sort=False):
@@ -135,7 +138,7 @@ def predict_cells(
                 index=[f"embedding_{i}" for i in range(width)] if output == "embedding" else spec.genes
             ),
         },
-        record=_record(module, request, plan, origins, is_trained=is_trained),
+        record=_record(module, request, plan, origins, kinds, is_trained=is_trained),
         alarm=CollapseAlarm(dataset.expression, device, observed_likeness, spec.keys.parser, output, control_means),
         counts=counts,
     )
@@ -154,6 +157,7 @@ def _record(
     request: PredictionRequest,
     plan: PredictionPlan,
     origins: Sequence[Origin],
+    kinds: Sequence[str],
     *,
     is_trained: bool,
 ) -> dict[str, Any]:
@@ -168,12 +172,17 @@ def _record(
         "seed": request.seed,
         "starts_from": dict(Counter(origin.value for origin in origins)),
     }
-    if request.output != "prior" and (labels := plan.predicted_as_prior):
+    if request.output == "prior":
+        return record
+    asked = zip(plan.labels, plan.requests, kinds, strict=False)
+    uncorrected = [(label, kind) for label, r, kind in asked if r.keeps_residual_input]
+    if labels := sorted({label for label, _ in uncorrected}):
         record["predicted_as_prior"] = labels
+        sources = " or ".join(sorted({kind for _, kind in uncorrected}))
         logger.info(
-            f"{len(labels)} combinations ({', '.join(labels[:3])}{', ...' if labels[3:] else ''}) are predicted as the "
-            "prior has them, from their parts: training saw too few combinations whose parts were measured alone "
-            "to learn what to change about that."
+            f"{len(labels)} perturbations ({', '.join(labels[:3])}{', ...' if labels[3:] else ''}) are predicted as "
+            f"the prior has them, from {sources}: training had too few conditions like these to judge what the network "
+            "changes about them."
         )
     return record
 

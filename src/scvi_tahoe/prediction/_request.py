@@ -269,11 +269,6 @@ class PredictionPlan:
         pools = {id(request.pool): request.pool for request in self.requests}  # of contexts, each looked at once
         return np.unique(np.concatenate([*pools.values(), self.start_rows]))
 
-    @property
-    def predicted_as_prior(self) -> list[str]:
-        """Labels whose prior the network does not correct."""
-        return sorted({label for label, r in zip(self.labels, self.requests, strict=True) if r.keeps_residual_input})
-
     def part(self, first: int, stop: int) -> PredictionPlan:
         """Return the conditions from ``first`` to before ``stop``."""
         return PredictionPlan(self.conditions[first:stop], self.labels[first:stop], self.requests[first:stop])
