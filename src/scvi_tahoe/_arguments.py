@@ -26,6 +26,7 @@ if typing.TYPE_CHECKING:
 
     Bounds = tuple[float | None, float | None]
 
+T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
 
 _WORDS: dict[Any, str] = {
@@ -65,7 +66,8 @@ def checked(**bounds: Bounds) -> Callable[[F], F]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if not takes_any and (unknown := [name for name in kwargs if name not in named]):
                 near = nearest_names(unknown[0], named, n=1)
-                raise ArgumentError(f"{function.__name__}() has no argument {unknown[0]!r}{near}.")
+                owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+                raise ArgumentError(f"{owner}() has no argument {unknown[0]!r}{near}.")
             values = dict(zip(positional, args, strict=False))
             for name, value in {**values, **kwargs}.items():
                 if name in named:
@@ -76,6 +78,12 @@ def checked(**bounds: Bounds) -> Callable[[F], F]:
         return typing.cast("F", call)
 
     return decorate
+
+
+def checked_fields(cls: type[T]) -> type[T]:
+    """Check the fields of a dataclass by their annotations when one is made."""
+    cls.__init__ = checked()(cls.__init__)  # type: ignore[method-assign]
+    return cls
 
 
 def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) -> Any:

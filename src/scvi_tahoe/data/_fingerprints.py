@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+@checked(radius=(0, None), n_bits=(1, None))
 def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: int = 1024) -> dict[str, np.ndarray]:
     """Return a perturbation-embedding table of drugs: Morgan fingerprints of their structures.
 

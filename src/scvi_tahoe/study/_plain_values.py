@@ -162,4 +162,5 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
             number = float(value)
             if float in options or (int in options and number == int(number)):
                 return number if float in options else int(number)
-    raise ValueError(f"{where} is {value!r}; allowed is {' or '.join(map(named, options))}.")
+    allowed = ["a mapping" if is_dataclass(option) else named(option) for option in options]
+    raise ValueError(f"{where} is {value!r}; allowed is {' or '.join(allowed)}.")
