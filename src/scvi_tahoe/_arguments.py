@@ -125,7 +125,7 @@ def fits(value: Any, hint: Any) -> bool:
         return hint is not type(None) or value is None
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
+        return any(type(value) is type(allowed) and value == allowed for allowed in arguments)
     kind = origin or hint
     if kind is float:
         kind = (int, float)
@@ -147,7 +147,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     """Return whether a value is a series of items with a length: no text, no mapping, and no single number."""
-    if isinstance(value, str | bytes | collections.abc.Mapping | os.PathLike):
+    if isinstance(value, str | bytes | bytearray | memoryview | collections.abc.Mapping | os.PathLike):
         return False
     return hasattr(value, "__len__") and hasattr(value, "__iter__") and getattr(value, "ndim", 1) == 1
 
