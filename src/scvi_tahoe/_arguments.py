@@ -96,8 +96,11 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
         words = [text for option in options for text in get_args(option) if get_origin(option) is Literal]
-        near = nearest_names(value, words, n=1) if isinstance(value, str) else ""
-        raise ArgumentError(f"{where} is {_shown(value)}{near}; allowed is {' or '.join(map(named, options))}.")
+        if isinstance(value, str) and words:
+            near, others = nearest_names(value, words, n=1), [o for o in options if get_origin(o) is not Literal]
+            more = "".join(f" or {named(option)}" for option in others)
+            raise ArgumentError(f"{where}={value!r} is unknown; allowed are {str(list(words))[1:-1]}{more}{near}.")
+        raise ArgumentError(f"{where} is {_shown(value)}; allowed is {' or '.join(map(named, options))}.")
     if is_number and not math.isfinite(value):
         raise ArgumentError(f"{where} is {value}; a finite number is needed.")
     if is_number and bounds is not None:
@@ -129,6 +132,8 @@ def fits(value: Any, hint: Any) -> bool:
     kind = origin or hint
     if kind is float:
         kind = (int, float)
+    if isinstance(kind, type) and issubclass(kind, tuple) and kind is not tuple:  # named tuples, as plain ones
+        return isinstance(value, tuple)
     if isinstance(value, bool):
         return kind in (bool, object)
     if kind is pathlib.Path:
