@@ -15,12 +15,14 @@ import pandas as pd
 from scvi_tahoe.evaluate._baselines import BASELINES, find_baseline
 from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 from scvi_tahoe.evaluate._presets import PRESETS, overall_title
+from scvi_tahoe.evaluate._result_page import result_page
 from scvi_tahoe.evaluate._summary import mean_over_contexts, metric_columns, shares_of_the_way
 from scvi_tahoe.evaluate._verdict import VERDICT_METRICS, judge
 from scvi_tahoe.files import (
     MALFORMED,
     UnsafeFileError,
     atomic_folder,
+    atomic_write_text,
     member,
     one_line,
     read_json,
@@ -200,6 +202,24 @@ class EvaluationResult:
         from scvi_tahoe import pl
 
         return pl.draw(kind, self, **kwargs)
+
+    def to_html(self, path: str | os.PathLike[str], *, title: str = "Evaluation", command: str | None = None) -> None:
+        """Write a report as one HTML file: verdict, checks, scores with figures, every baseline, and each condition.
+
+        Parameters
+        ----------
+        path
+            File to write; an earlier one is replaced.
+        title
+            Heading of the page.
+        command
+            What made the prediction or the scores, shown as it is.
+        """
+        text = result_page(
+            self.summary, self.per_perturbation, self.checks, self.baselines, self.verdict, self.provenance, self.plot,
+            overall=self._overall, title=title, command=command,
+        )  # fmt: skip
+        atomic_write_text(Path(path), text)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the result to a folder: CSV for the scores, parquet for large tables, JSON and NPZ for the rest.

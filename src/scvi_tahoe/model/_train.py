@@ -95,10 +95,10 @@ class TrainMixin(PredictMixin):
             Optimizer steps. If None, 1,000.
         recipe
             Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`. Only tensors with pretrained values
-            are ever frozen: a model from scratch trains all of its parts with any recipe.
+            are ever frozen: a model from scratch trains all of its parts, and refuses ``'heads'``.
         freeze_backbone
             True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it at that step.
-            If None, the recipe decides.
+            If None, the recipe decides. True and a step are refused for a model without pretrained backbone.
         lr
             Peak learning rate. If None, 1e-4 with a prior where perturbations were seen in several contexts or most
             combinations have measured components, else 2e-4 for pretrained weights and 1e-3 from scratch.
@@ -210,7 +210,7 @@ class TrainMixin(PredictMixin):
             rows = np.union1d(data.split.train, data.split.validation)
             learned = learn_prior(self.prior, self._spec(), screen, rows, seed=seed, device=run.device, like=data.prior)
             if isinstance(learned, ResponseStart) and factor is not None:
-                learned = replace(learned, judged=frozenset(self._judging_kinds(data)))
+                learned = replace(learned, judged=frozenset(self._judging_kinds(data) if factor else ()))
             self._adopt(prior_=learned.to_dict())
 
     def plan_training(self, max_steps: int | None = None, **options: Any) -> TrainingRun:

@@ -144,8 +144,8 @@ def rounds_text(*studies: StudyConfig | str | Path) -> str:
         run = config.run(one, Path())
         sizes = (run.train.max_steps, run.train.batch_size, run.model.set_size)
         steps, sets, cells = ("the usual" if n is None else f"{n:,}" for n in sizes)
+        kind = run.model.representation or ("as its start" if run.start.source else "expression")
         lines.append(
-            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {run.model.representation}, {one.origin}: "
-            f"{one.title}"
+            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {kind}, {one.origin}: {one.title}"
         )
     return "\n".join([*lines, "Nothing was written."])
