@@ -180,21 +180,36 @@ def scores_of(job: tuple[int, Task, int, int | None, bool]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table_of(scores: pd.DataFrame, one: str, other: str, names: list[str]) -> Iterator[str]:
-    """Lines of a table: means of two methods and the 95 % interval of their difference, in favour of the first."""
-    yield "| task | score | " + f"{other} | {one} | difference | |"
-    yield "|---|---|---|---|---|---|"
+def compared(scores: pd.DataFrame, one: str, other: str, names: list[str]) -> pd.DataFrame:
+    """Means of two methods by task and score, and the 95 % interval of their difference, in favour of the first."""
+    rows = []
     for task, of_task in scores.groupby("task", sort=False):
         for name in names:
             if name not in of_task or of_task[name].isna().all():
                 continue
-            wide = of_task.pivot_table(index=["fold", "condition"], columns="method", values=name).dropna()
-            low, high = interval(SIGNS[name] * (wide[one] - wide[other]).to_numpy())
-            said = (
-                "better" if low > 0 else "worse" if high < 0 else "no difference" if low == high else "not told apart"
-            )
-            yield (f"| {task} ({len(wide)}) | {name} | {wide[other].mean():.4f} | {wide[one].mean():.4f} | "
-                   f"{low:+.4f} to {high:+.4f} | {said} |")  # fmt: skip
+            wide = of_task.pivot_table(index=["fold", "condition"], columns="method", values=name)[
+                [one, other]
+            ].dropna()
+            low, high = interval(SIGNS[name] * (wide[one] - wide[other]).to_numpy()[:, None])
+            said = "better" if low > 0 else "worse" if high < 0 else "the same" if low == high else "not told apart"
+            rows.append({"task": task, "n": len(wide), "score": name, "other": wide[other].mean(),
+                         "one": wide[one].mean(), "low": low, "high": high, "verdict": said})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def table_of(found: pd.DataFrame, one: str, other: str) -> Iterator[str]:
+    """Lines of a table of :func:`compared`."""
+    yield f"| task | score | {other} | {one} | difference | {one} is |"
+    yield "|---|---|---|---|---|---|"
+    for r in found.itertuples():
+        values = f"{r.other:.4f} | {r.one:.4f} | {r.low:+.4f} to {r.high:+.4f}"
+        yield f"| {r.task} ({r.n}) | {r.score} | {values} | {r.verdict} |"
+
+
+def verdicts(found: pd.DataFrame, score: str) -> Iterator[str]:
+    """One line for each verdict: the tasks of which it is true."""
+    for said, tasks_of in found[found["score"] == score].groupby("verdict")["task"]:
+        yield f"- {said}: {'; '.join(tasks_of)}"
 
 
 def main() -> None:
@@ -228,30 +243,32 @@ def page_of(scores: pd.DataFrame, args: argparse.Namespace) -> str:
     """The page as Markdown."""
     means, cells = ["MAE", "Pearson", "PDS", "explained"], ["energy", "co-expression"]
     steps = "" if args.max_steps is None else f" --max-steps {args.max_steps}"
+    full = " --full" if FULL in set(scores["method"]) else ""
+    options = f"--screens {args.screens} --seeds {args.seeds}{steps}{full}"
+    network = compared(scores, NETWORK, START, means)
     lines = [
         "# Does the network help?",
         "",
-        f"Made by `python benchmarks/does_the_network_help.py --screens {args.screens} --seeds {args.seeds}{steps}`,",
+        f"Made by `python benchmarks/does_the_network_help.py {options}`,",
         "whose head says what tasks and scores are. Every task compares the same held-out conditions (their number in",
         "brackets) of models that are trained without them. Intervals are 95 %, by bootstrap over conditions; a",
         "positive difference is in favour of the second method.",
         "",
+        "In short, the mean absolute error of the network, compared with that of the response model that it starts",
+        "from, where *the same* means that no held-out condition of the training data spoke for its correction:",
+        "",
+        *verdicts(network, "MAE"),
+        "",
         "## The network against the response model that it starts from",
         "",
-        *table_of(scores, NETWORK, START, means),
-        "",
-        "## What the default leaves out: the correction in full, trained at a rate of 1e-3",
-        "",
-        *table_of(scores, FULL, START, means),
-        "",
-        "## Cells of the response model against controls moved by the same means",
-        "",
-        *table_of(scores, START, SHIFTED, cells),
-        "",
-        "## Cells of the network against those of the response model",
-        "",
-        *table_of(scores, NETWORK, START, cells),
+        *table_of(network, NETWORK, START),
     ]
+    more = [("Cells of the response model against controls moved by the same means", START, SHIFTED, cells),
+            ("Cells of the network against those of the response model", NETWORK, START, cells)]  # fmt: skip
+    if full:
+        more.append(("What the default leaves out: the correction in full, at a rate of 1e-3", FULL, START, means))
+    for title, one, other, names in more:
+        lines += ["", f"## {title}", "", *table_of(compared(scores, one, other, names), one, other)]
     return "\n".join(lines) + "\n"
 
 

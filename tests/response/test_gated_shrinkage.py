@@ -76,15 +76,19 @@ def test_conditions_that_are_not_trained_on_judge_the_network_by_default(context
         assert split == expected
 
 
-def test_too_few_conditions_to_judge_by_leave_predictions_to_the_response_model(make_model, train):
+def test_too_few_conditions_to_judge_by_leave_predictions_to_the_response_model(make_model, train, caplog):
     one = simulate_screen(1, 4, n_genes=30, n_cells=16, n_control_cells=20)
     model = make_model(one, setup={"perturbation_embedding_key": "perturbation_embedding"}, prior="response")
     assert isinstance(model.plan_training().split, FractionSplit)
     train(model, lr=0.1)
     verdict = "The network adds nothing here; predictions are the response model's. There are too few conditions"
     assert model.training_config_["verdict"].startswith(verdict)
-    prior, cells = (model.predict(n_cells=4, output=o, progress=False).X for o in ("prior", "expression"))
-    np.testing.assert_allclose(cells, prior, atol=1e-5)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="scvi_tahoe"):
+        prior, cells = (model.predict(n_cells=4, output=o, progress=False).X for o in ("prior", "expression"))
+    np.testing.assert_array_equal(cells, prior)
+    assert caplog.text.count("The network adds nothing here; predictions are the response model's.") == 1
+    assert not model.prior_report()["corrected"].any()
 
 
 def test_training_ends_when_held_out_conditions_gain_nothing_more_and_says_what_changed(

@@ -70,7 +70,8 @@ class ResponseStart:
     control_means
         Mean control expression of training contexts.
     judged
-        Kinds of question (:meth:`kinds`) of the conditions by which the network was judged. If None, by none.
+        Kinds of question (:meth:`kinds`) of the conditions for which the network was judged to hold; empty if it was
+        judged to hold nowhere. If None, it was not judged.
     """
 
     fitted: Fitted

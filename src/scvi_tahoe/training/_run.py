@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe._compat import quiet_lightning
 from scvi_tahoe._devices import explained_out_of_memory, n_devices_asked, resolve_precision, training_device
+from scvi_tahoe._memory import verify_memory
 from scvi_tahoe.data import (
     CellSetDataModule,
     DeviceStore,
@@ -303,10 +304,15 @@ class TrainingRun:
         sets = f"{self.batch_size} sets of {self.set_size} cells a step"
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
         logger.info(f"expression: {dataset.cells.description}")
+        if self.setting["representation"] == "embedding":
+            logger.warning(_mismatch(module))
         compiled = "compiled" if self.compiles(module) else "not compiled"
         strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED) else ""
         precision = self.trainer_options["precision"]
         logger.info(f"{self.device}{strategy}, precision {precision}, {compiled}, {sets}; memory {memory}")
+        if self.device.type == "cpu":
+            remedy = f"Lower batch_size, or set_size (now {self.set_size})."
+            verify_memory("sets in a minibatch", self.batch_size, memory.activations / self.batch_size, remedy)
         if not memory.fits:
             logger.warning(
                 f"the device may run out of memory: {memory}; lower batch_size (now {self.batch_size}), or keep "
@@ -352,6 +358,9 @@ class TrainingRun:
             "best_value": best.best_value,
             "split": self.setting["split"],
         }
+        if (decoder := history.history.get("validation_decoder")) is not None:
+            until = decoder.sort_index().loc[: decoder.index.max() if best.best_step is None else best.best_step]
+            config["decoder_error"] = None if until.empty else float(until.to_numpy()[-1, 0])
         if best.best_step is not None:
             where = "" if self.folder is None else f", {self.folder / BEST}"
             n_validations = -(-trainer.global_step // self.validate_every)
@@ -365,6 +374,18 @@ class TrainingRun:
             start = "the prior's" if alone else "those of the weights that training started from"
             logger.warning(f"no step of training improved {self.options.monitor}: predictions are {start}.")
         return _joined(previous, history.history), config
+
+
+def _mismatch(module: TahoeSTModule) -> str:
+    """Say what the loss of a model of cell embeddings trains, and what of it will be scored."""
+    if module.config.gene_decoder is None:
+        return "the loss trains cell embeddings, and this network has no gene decoder: no genes can be scored."
+    weight = f"weight {module.objective.decoder_weight:g}"
+    beside = f"a gene decoder beside them ({weight})" if module.objective.decoder_weight else f"no decoder ({weight})"
+    return (
+        f"scores are of genes, and the loss trains cell embeddings and {beside}: watch validation_decoder, or train in "
+        "the space that is scored with representation='expression' or 'expression+embedding'."
+    )
 
 
 @cache
