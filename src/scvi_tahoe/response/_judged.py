@@ -47,7 +47,7 @@ class Judged:
         return np.array([i for i, _, _ in self.asked])
 
 
-def calibrate(
+def judge(
     judged: Mapping[tuple[Origin, bool], Judged],
     observed: np.ndarray,
     noise: np.ndarray,

@@ -14,7 +14,7 @@ from scvi_tahoe.response._basis import BasesOfFolds
 from scvi_tahoe.response._evidence import Evidence
 from scvi_tahoe.response._evidence_head import FEWEST, N_FOLDS, EvidenceHead, LeftOutQuestions, fit_head
 from scvi_tahoe.response._inducing import choose_inducing
-from scvi_tahoe.response._judged import Judged, calibrate, nanmean
+from scvi_tahoe.response._judged import Judged, judge, nanmean
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._leave_out import fold_of_labels, folds_of_blocks, left_out_blocks, some_labels
 from scvi_tahoe.response._members import Members, Origin, Question, Stack, fit_stack
@@ -197,9 +197,7 @@ def fit_responses(
     missing = np.isnan(responses.changes)
     fitted, found = _with_head(fitted, found, missing, seed, bar.update)
     bar.close()
-    calibrated = calibrate(
-        found, masked, noise, missing, conditions.contexts, discriminates=criterion == "discrimination"
-    )
+    calibrated = judge(found, masked, noise, missing, conditions.contexts, discriminates=criterion == "discrimination")
     return replace(fitted, **calibrated)
 
 
