@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.effects import effects_adata
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import resolve_conditions
@@ -45,6 +46,7 @@ class ResponseMixin(PredictMixin):
         """
         return report_of(self._response())
 
+    @checked()
     def predict_effects(
         self,
         adata: AnnOrMuData | None = None,
@@ -97,6 +99,7 @@ class ResponseMixin(PredictMixin):
             combination_separator=keys.combination_separator,
         )  # fmt: skip
 
+    @checked()
     def plan_next(
         self,
         n: int = 20,

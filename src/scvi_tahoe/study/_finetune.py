@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._compat import require
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate, overall_title
@@ -78,6 +79,7 @@ class RunResult:
         return None if self.scores is None else self.scores.vcc
 
 
+@checked()
 def finetune(
     run: TahoeRun | str | Path,
     folder: str | Path | None = None,
