@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe._devices import prediction_devices
 from scvi_tahoe._threads import fitting_threads
@@ -33,6 +34,7 @@ _N_SETS = 16
 class PredictMixin(FittedModel):
     """``predict`` and ``prior_report``."""
 
+    @checked(seed=(0, None), batch_size=(1, None), max_missing_genes=(0, 1))
     def predict(  # noqa: PLR0913
         self,
         adata: AnnOrMuData | None = None,
@@ -205,6 +207,7 @@ class PredictMixin(FittedModel):
             max_missing_genes=max_missing_genes,
         )
 
+    @checked()
     def prior_report(
         self,
         adata: AnnOrMuData | None = None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import PredictionRequest, arguments_for
@@ -52,6 +53,15 @@ logger = logging.getLogger(__name__)
 class TrainMixin(PredictMixin):
     """``train``, ``find_learning_rate``, ``memory_plan`` and the adapters of ``recipe='lora'``."""
 
+    @checked(
+        max_steps=(1, None),
+        lr=(0, None),
+        batch_size=(1, None),
+        validate_every=(1, None),
+        patience=(1, None),
+        save_steps=(1, None),
+        seed=(0, None),
+    )
     def train(  # type: ignore[override]  # noqa: PLR0913
         self,
         max_steps: int | None = None,
@@ -279,6 +289,7 @@ class TrainMixin(PredictMixin):
                     parameter.mul_(factor)
         return factor, verdict
 
+    @checked()
     def find_learning_rate(
         self,
         *,
@@ -333,6 +344,7 @@ class TrainMixin(PredictMixin):
             module.objective.decoder_weight = data.decoder_weight
         return run_learning_rate_test(module, pretrained, run, data.minibatches, lowest=lowest, highest=highest)
 
+    @checked()
     def save_adapters(self, folder: str | Path) -> None:
         """Write the adapters of ``recipe='lora'`` alone, about a hundredth of a model, for :meth:`load_adapters`.
 
@@ -349,6 +361,7 @@ class TrainMixin(PredictMixin):
         """
         write_adapters(self.module, self.adapters_, Path(folder))
 
+    @checked()
     def load_adapters(self, folder: str | Path) -> None:
         """Attach saved adapters to a model with the weights that they were trained on.
 
@@ -380,6 +393,7 @@ class TrainMixin(PredictMixin):
         pretrained = end_adapters(self.module, adapters=self.adapters_, pretrained=self.pretrained_parameters_)
         self._adopt(adapters_=None, pretrained_parameters_=pretrained)
 
+    @checked()
     def memory_plan(
         self, *, batch_size: int | None = None, store: StoreKind = "auto", precision: str | int = "auto",
         **trainer_kwargs: Any,

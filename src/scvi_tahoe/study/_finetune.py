@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._compat import require
 from scvi_tahoe._threads import given_threads
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
@@ -77,6 +78,7 @@ class RunResult:
         return None if self.scores is None else self.scores.vcc
 
 
+@checked()
 def finetune(
     run: TahoeRun | str | Path,
     folder: str | Path | None = None,

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe._compat import quiet_lightning
 from scvi_tahoe._devices import explained_out_of_memory, n_devices_asked, resolve_precision, training_device
+from scvi_tahoe._memory import verify_memory
 from scvi_tahoe._threads import fitting_threads, product_rate
 from scvi_tahoe.data import (
     CellSetDataModule,
@@ -329,6 +330,9 @@ class TrainingRun:
         strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED) else ""
         precision = self.trainer_options["precision"]
         logger.info(f"{self.device}{strategy}, precision {precision}, {compiled}, {sets}; memory {memory}")
+        if self.device.type == "cpu":
+            remedy = f"Lower batch_size, or set_size (now {self.set_size})."
+            verify_memory("sets in a minibatch", self.batch_size, memory.activations / self.batch_size, remedy)
         if not memory.fits:
             logger.warning(
                 f"the device may run out of memory: {memory}; lower batch_size (now {self.batch_size}), or keep "
