@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         HeldOutConditions,
         HeldOutContexts,
         HeldOutPerturbations,
+        ListedConditions,
         dose_label,
         read_store,
         screen_quality,
@@ -38,6 +39,7 @@ __all__ = [
     "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
+    "ListedConditions",
     "TahoeEnsemble",
     "TahoeST",
     "TahoeSTModule",
@@ -66,6 +68,7 @@ _MODULES = {
     "_module": ("TahoeSTModule",),
     "data": (
         *("FewShotContext", "FractionSplit", "HeldOutConditions", "HeldOutContexts", "HeldOutPerturbations"),
+        *("ListedConditions",),
         *("dose_label", "read_store", "screen_quality", "smiles_fingerprints", "write_store"),
     ),
     "evaluate": ("EvaluationReference", "EvaluationResult", "baseline_prediction", "submission"),

@@ -7,13 +7,9 @@ import pytest
 
 from scvi_tahoe.data import LabelParser
 from scvi_tahoe.response._calibration import chosen_size, chosen_spread, inflation_of, shaped_variance
+from scvi_tahoe.response._judged import _discriminating
 from scvi_tahoe.response._members import Origin, Question
-from scvi_tahoe.response._response_model import (
-    Responses,
-    _discriminating,
-    fit_responses,
-    predicted_changes,
-)
+from scvi_tahoe.response._response_model import Responses, fit_responses, predicted_changes
 from scvi_tahoe.response._uncertainty import Measured, measured_rows, predict_conditions, predicted_sd
 
 PARSER = LabelParser(control="control")
@@ -29,6 +25,14 @@ def test_inflation_is_what_the_variance_lacks_beside_known_noise(factor, noise):
     assert found == pytest.approx(factor, rel=0.1 if noise < 4 or factor > 0.5 else 0.3)
     covered = np.abs(residual) < 1.645 * np.sqrt(found**2 * variance + noise)
     assert covered.mean() == pytest.approx(0.9, abs=0.003)
+
+
+def test_noise_that_covers_most_genes_does_not_make_the_others_certain():
+    rng = np.random.default_rng(0)
+    variance = np.full((40, 200), 1e-4)
+    variance[:, :10] = 4.0  # few genes change, and all have the noise of few cells
+    squares = (variance + 0.05) * np.square(rng.normal(size=variance.shape))
+    assert 0.4 < inflation_of(squares, variance, np.full(variance.shape, 0.07)) < 1.5
 
 
 def test_missing_responses_do_not_count_for_calibration():

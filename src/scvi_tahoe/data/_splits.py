@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked_fields
 from scvi_tahoe._names import Registry, nearest_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from scvi_tahoe.data._screen import ConditionIndex
 
@@ -177,6 +178,7 @@ def _by_condition(index: ConditionIndex, part_of_condition: np.ndarray) -> dict[
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class FractionSplit(_Fractions):
     """Hold out a fraction of the cells of every condition.
@@ -204,6 +206,7 @@ class FractionSplit(_Fractions):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class HeldOutConditions(_Fractions):
     """Hold out a fraction of the conditions, whose perturbations are seen in other contexts.
@@ -243,6 +246,7 @@ class HeldOutConditions(_Fractions):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class HeldOutPerturbations(_Names):
     """Hold out perturbations in every context."""
@@ -251,6 +255,7 @@ class HeldOutPerturbations(_Names):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class HeldOutContexts(_Names):
     """Hold out every perturbed cell of some contexts; their controls remain, as prediction needs them."""
@@ -260,6 +265,7 @@ class HeldOutContexts(_Names):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class FewShotContext(_Names):
     """Hold out perturbations in one context; the other perturbations there, and every other context, train."""
@@ -273,6 +279,55 @@ class FewShotContext(_Names):
         _verify_known((*self.validation, *self.test), here, f"perturbation in {self.context!r} with cell")
         names = [c.perturbation if c.context == self.context else None for c in index.conditions]
         return self._by_name(index, names)
+
+
+@register_split
+@dataclass(frozen=True, kw_only=True)
+class ListedConditions(Split):
+    """Hold out conditions by list: for each context the names of perturbations, or ``"all"`` of them.
+
+    The controls of a context remain, as prediction needs them. It is what zero-shot and few-shot tables of arc-state
+    say.
+    """
+
+    kind: ClassVar[str] = "listed_conditions"
+    validation: Mapping[str, Sequence[str] | Literal["all"]] = field(default_factory=dict)
+    test: Mapping[str, Sequence[str] | Literal["all"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in ("validation", "test"):
+            given = dict(getattr(self, part) or {})
+            if wrong := [name for name, value in given.items() if isinstance(value, str) and value != "all"]:
+                raise TypeError(f"{part} of {wrong[0]!r} is a list of perturbations, or the text 'all'.")
+            listed = {str(c): v if isinstance(v, str) else tuple(map(str, v)) for c, v in given.items()}
+            object.__setattr__(self, part, listed)
+        for context in set(self.validation) & set(self.test):
+            names = [self.validation[context], self.test[context]]
+            if "all" in names or set(names[0]) & set(names[1]):
+                raise ValueError(f"conditions of {context!r} are held out for validation and for test; choose one.")
+
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        _verify_known([*self.validation, *self.test], index.contexts, "context")
+        measured: dict[str, set[str]] = {}
+        for c in index.conditions:
+            measured.setdefault(c.context, set()).add(c.perturbation)
+        for context, names in [*self.validation.items(), *self.test.items()]:
+            if not isinstance(names, str):
+                _verify_known(names, sorted(measured.get(context, ())), f"condition of {context!r}, a perturbation")
+
+        def holds(part: Mapping[str, Any], condition: Any) -> bool:
+            names = part.get(condition.context, ())
+            return names == "all" or condition.perturbation in names
+
+        return _by_condition(
+            index, np.array([holds(self.validation, c) + 2 * holds(self.test, c) for c in index.conditions])
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the kind."""
+        parts = {"validation": self.validation, "test": self.test}
+        listed = {k: {c: v if isinstance(v, str) else list(v) for c, v in part.items()} for k, part in parts.items()}
+        return {"kind": self.kind, **listed}
 
 
 def default_split(index: ConditionIndex, *, with_prior: bool, predictable: Sequence[str] = (), seed: int = 0) -> Split:

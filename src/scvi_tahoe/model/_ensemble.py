@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
 from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
 from scvi_tahoe.files import UnsafeFileError, atomic_folder, member, read_json, restore
@@ -147,9 +148,11 @@ class TahoeEnsemble:
           that predictions started from (with ``prior="response"`` or ``"cells"``: all control cells of the context),
           and its standard deviation (``n - 1``), ``[genes, conditions]``, float32
         * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, dose and
-          context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty``
-        * ``obs["uncertainty"]`` - uncertainty of each cell's condition: norm of the standard deviation over the norm of
-          the mean delta. Near 0 the members agree; near 1 they differ by as much as the size of the effect
+          context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty`` (norm of the standard
+          deviation over the norm of the mean delta: near 0 the members agree, near 1 they differ by as much as the size
+          of the effect)
+        * ``obs["uncertainty"]`` - the same for each cell's condition. Members with ``prior="response"`` have
+          ``obs["expected_error"]`` instead, as their agreement says nothing about errors
 
         Raises
         ------
@@ -192,7 +195,8 @@ class TahoeEnsemble:
         )
         first.varm["ensemble_delta"], first.varm["ensemble_sd"] = (x.T.astype(np.float32) for x in (delta_KG, sd_KG))
         first.uns[ENSEMBLE_RECORD] = table
-        first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
+        if "expected_error" not in first.obs:
+            first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
         return first
 
     def _start_means(
@@ -265,6 +269,7 @@ class TahoeEnsemble:
         known = predict if prediction is None else prediction
         return first._evaluate(reference, known, seed=seed, progress=progress, **kwargs)
 
+    @checked()
     def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
         """Save every member into a folder of its own. The ensemble is written atomically.
 
@@ -289,6 +294,7 @@ class TahoeEnsemble:
             (partial / _LIST).write_text(json.dumps({"members": names}, indent=1))
 
     @classmethod
+    @checked()
     def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeEnsemble:
         """Load an ensemble saved with :meth:`save`.
 

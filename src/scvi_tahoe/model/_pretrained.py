@@ -7,6 +7,7 @@ import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._module import residual_input
 from scvi_tahoe.data import EmbeddingTableField, random_minibatches, verify_screen
@@ -17,6 +18,7 @@ from scvi_tahoe.pretrained import (
     FORMATS,
     PretrainedModel,
     diagnose_attention,
+    fitted_values,
     for_other_cells,
     objective_of,
     plan_warm_start,
@@ -25,6 +27,7 @@ from scvi_tahoe.pretrained import (
     reason_to_leave_prior,
     registry_in_order,
     registry_of,
+    reject_hub_options,
     start_options,
     united_table,
     verify_scale,
@@ -46,10 +49,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def _read(
+    source: Any, backbone_from: str | Path | None, place: dict[str, Any], *, accept_license: bool | None, **reading: Any
+) -> PretrainedModel:
+    """Read weights, and those whose backbone they refer to; ``place`` says where on the hub to look."""
+    reject_hub_options(source, backbone_from, **place)
+    hub = {"accept_license": accept_license, "cache_dir": place["cache_dir"], "offline": place["offline"]}
+    base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
+    return read_pretrained(source, base=base, revision=place["revision"], **reading, **hub)
+
+
 class PretrainedMixin(FittedModel):
     """``from_pretrained``, ``export``, ``push_to_hub`` and ``diagnose_attention``."""
 
     @classmethod
+    @checked(seed=(0, None), set_size=(1, None))
     def from_pretrained(  # noqa: PLR0913
         cls,
         source: str | Path | PretrainedModel,
@@ -81,12 +95,13 @@ class PretrainedMixin(FittedModel):
         Parameters
         ----------
         source
-            Folder in Arc's format or of :meth:`export`, name of a model on the Hugging Face hub, or a model that was
-            read before (:func:`~scvi_tahoe.pretrained.read_pretrained`).
+            Folder in Arc's format, of :meth:`export` or of a run, name of a model on the Hugging Face hub, or a model
+            that was read before (:func:`~scvi_tahoe.pretrained.read_pretrained`).
         adata
             Registered data to fine-tune on. If None, the model has the labels of the folder and can predict.
         checkpoint
-            Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name.
+            Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name. If None, the
+            best, or else the final or the last one; of a run, the model that it left.
         revision
             Commit, tag or branch on the hub.
         accept
@@ -134,10 +149,14 @@ class PretrainedMixin(FittedModel):
         FileNotFoundError
             If there is no such folder or checkpoint.
         """
-        hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
-        base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
-        reading: dict[str, Any] = {"revision": revision, "attention": attention, "genes": genes, "base": base}
-        weights = read_pretrained(source, checkpoint, **reading, **hub)
+        place: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "offline": offline}
+        reading: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "attention": attention,
+            "genes": genes,
+            "accept_license": accept_license,
+        }
+        weights = _read(source, backbone_from, place, **reading)
         other_cells = representation is not None and (representation == "embedding") != weights.embeds
         if other_cells:
             weights = for_other_cells(weights)
@@ -184,7 +203,10 @@ class PretrainedMixin(FittedModel):
             provenance_=asdict(origin),
             weights_objective_=options["objective"] or objective_of(weights.loss),
             is_trained_=True,
+            **fitted_values(weights),
         )
+        if model.decoder_weight_ is not None and not objective:
+            model.module.objective.decoder_weight = model.decoder_weight_
         attention_kind = f"attention {weights.config.attention} ({origin.attention_reason or 'as trained'})"
         logger.info(f"{origin.source}, {attention_kind}\n{report.text()}")
         if not origin.attention_certain:
@@ -194,6 +216,7 @@ class PretrainedMixin(FittedModel):
             verify_scale(model.module, report, controls, model.genes)
         return model
 
+    @checked()
     def export(
         self,
         folder: str | Path,
@@ -236,6 +259,7 @@ class PretrainedMixin(FittedModel):
         base = {"base": self._backbone_of(backbone_from, accept_license)} if target.takes_base else {}
         target.write(pretrained_of(self), folder, overwrite=overwrite, **base)
 
+    @checked()
     def push_to_hub(
         self,
         repository: str,
@@ -306,6 +330,7 @@ class PretrainedMixin(FittedModel):
         revision = started.get("revision") if str(source) == started.get("source") else None
         return read_pretrained(source, revision=revision, accept_license=accept_license)
 
+    @checked()
     def diagnose_attention(
         self, adata: AnnOrMuData | None = None, *, n_sets: int = 32, seed: int = 0
     ) -> AttentionDiagnosis:

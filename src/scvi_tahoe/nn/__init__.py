@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.nn._adapters import attach_adapters, linear_layers, merge_adapters, merged_state, original_name
+from scvi_tahoe.nn._adapters import (
+    attach_adapters,
+    linear_layers,
+    merge_adapters,
+    merged_state,
+    merged_tensors,
+    original_name,
+)
 from scvi_tahoe.nn._cell_encoder import N_DATASET, CellEncoder, CellEncoderConfig
 from scvi_tahoe.nn._config import SIZES, Attention, GeneDecoderConfig, NetworkConfig
 from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in the order in which they register
@@ -20,6 +27,7 @@ from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in
 )
 
 from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce  # isort: skip
+from scvi_tahoe.nn._layers import have_triton
 from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
 from scvi_tahoe.nn._objective import (
     Ineffective,
@@ -32,6 +40,7 @@ from scvi_tahoe.nn._objective import (
     reject_ineffective,
     reject_ineffective_options,
 )
+from scvi_tahoe.nn._operations import step_operations
 from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS, SetReference, Term, register_term
 
 __all__ = [

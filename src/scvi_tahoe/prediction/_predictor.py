@@ -32,6 +32,7 @@ from scvi_tahoe.prediction._cost import announce_cost
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
 from scvi_tahoe.prediction._minibatches import Minibatch, grouped, valid_cells
+from scvi_tahoe.prediction._new_batches import with_mean_batch, with_new_batches
 from scvi_tahoe.prediction._request import plan_prediction, verify_control_scale, warn_about_doses
 from scvi_tahoe.response import (
     NOTHING,
@@ -73,8 +74,12 @@ def predict_cells(
     devices: Sequence[torch.device],
     is_trained: bool,
     observed_likeness: Mapping[str, Mapping[str, float]],
+    decoder_error: float | None = None,
 ) -> ad.AnnData:
-    """Predict what a request asks for, starting from some data."""
+    """Predict what a request asks for; ``decoder_error`` is the gene decoder's own error in validation, if known."""
+    data, stands_for = with_new_batches(data, request.new_batches)
+    if stands_for and request.new_batches == "mean":
+        module = with_mean_batch(module)
     device, output, spec = devices[0], request.output, data.spec
     plan = plan_prediction(request, data)
     warn_about_doses(plan.labels, data.perturbations, spec.keys.parser)
@@ -140,7 +145,8 @@ def predict_cells(
                 index=[f"embedding_{i}" for i in range(width)] if output == "embedding" else spec.genes
             ),
         },
-        record=_record(module, request, plan, origins, kinds, is_trained=is_trained),
+        record=_record(module, request, plan, origins, kinds, is_trained=is_trained, decoder_error=decoder_error)
+        | ({"new_batches": stands_for} if stands_for else {}),
         alarm=CollapseAlarm(dataset.expression, device, observed_likeness, spec.keys.parser, output, control_means),
         counts=counts,
     )
@@ -162,6 +168,7 @@ def _record(
     kinds: Sequence[str],
     *,
     is_trained: bool,
+    decoder_error: float | None,
 ) -> dict[str, Any]:
     """Say where the numbers come from; the evaluation rejects genes of a decoder that was not trained."""
     decodes = module.config.gene_decoder is not None
@@ -171,6 +178,7 @@ def _record(
         "genes_from": "decoder" if decodes else "network",
         "decoder_trained": bool(decodes and weight > 0 and is_trained),
         "decoder_weight": weight,
+        **({"decoder_error": decoder_error} if decodes and decoder_error is not None else {}),
         "seed": request.seed,
         "starts_from": dict(Counter(origin.value for origin in origins)),
     }

@@ -15,6 +15,7 @@ import pandas as pd
 from scvi import settings
 
 from scvi_tahoe._constants import OBS, STREAMS
+from scvi_tahoe._memory import verify_memory
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import (
     OUTPUTS,
@@ -68,6 +69,7 @@ class PredictionRequest:
     precision: str | int = "auto"
     max_missing_genes: float = 0.1
     check_scale: bool = True
+    new_batches: Literal["error", "mean", "nearest"] = "error"
     devices: Devices = None
     path: str | Path | None = None
     overwrite: bool = False
@@ -81,6 +83,8 @@ class PredictionRequest:
             raise ValueError(f"counts_layer={self.counts_layer!r} is for output='counts'; the output is {output!r}.")
         if output == "counts" and self.control_layer:
             raise ValueError("control_layer keeps log1p expression; with output='counts' take the cells from the data.")
+        if self.new_batches not in ("error", "mean", "nearest"):
+            raise ValueError(f"new_batches={self.new_batches!r} is unknown; allowed are 'error', 'mean' and 'nearest'.")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must be 0 or more.")
         if self.batch_size is not None and self.batch_size < 1:
@@ -186,8 +190,10 @@ def verify_control_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[
         own_G = np.asarray(prior.get("arrays", prior)["control_means"], dtype=np.float64).mean(axis=0)
     else:
         own = read_screen(data.own, data.spec.keys)
-        own_G = _mean(_some(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control))))
-    new_G = _mean(data.alignment.apply(_some(data.screen, np.unique(rows))))
+        own_G = mean_expression(
+            some_cells(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control)))
+        )
+    new_G = mean_expression(data.alignment.apply(some_cells(data.screen, np.unique(rows))))
     known, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
     if known > 0 and not 1 / _SCALE_LIMIT <= new / known <= _SCALE_LIMIT:
         raise ValueError(
@@ -222,12 +228,13 @@ def warn_about_doses(labels: Sequence[str], measured: Sequence[str], parser: Lab
         )
 
 
-def _some(screen: Screen, rows: np.ndarray) -> Any:
+def some_cells(screen: Screen, rows: np.ndarray) -> Any:
     """Return the expression of some of the cells, spread over all of them."""
     return screen.expression[rows[:: -(-len(rows) // _SCALE_CELLS)]]
 
 
-def _mean(cells: Any) -> np.ndarray:
+def mean_expression(cells: Any) -> np.ndarray:
+    """Return the mean of each gene over cells."""
     return np.asarray(cells.mean(axis=0), dtype=np.float64).ravel()
 
 
@@ -312,6 +319,10 @@ def _repeated(values: Sequence[str], codes: np.ndarray) -> pd.Categorical:
     return pd.Categorical.from_codes(place, categories=names[used].astype(object))
 
 
+#: Memory of the labels of one predicted cell: its name, that of its control cell, and its row there.
+_BYTES_OF_LABELS = 200
+
+
 def plan_prediction(request: PredictionRequest, data: PredictionData) -> PredictionPlan:
     """Resolve labels, as :func:`resolve_conditions` does, and draw start cells.
 
@@ -328,6 +339,12 @@ def plan_prediction(request: PredictionRequest, data: PredictionData) -> Predict
                 f"e.g. {list(n_cells)[:2]}."
             )
     pools = {context: index.controls(context) for context in dict.fromkeys(c.context for c in found)}
+    asked_for = n_cells.values() if isinstance(n_cells, Mapping) else [n_cells] * len(found)
+    total = sum(n for n in asked_for if isinstance(n, int | np.integer))
+    in_memory = request.path is None and request.output != "counts"
+    width = (4 * len(data.spec.genes) if in_memory else 0) * (1 + request.control_layer)
+    remedy = "Lower n_cells" + (", or write the prediction to a file with path=..." if in_memory else "")
+    verify_memory("cells to predict", total, width + _BYTES_OF_LABELS, f"{remedy}.")
     requests = []
     for asked, condition in found.items():
         n = n_cells[asked] if isinstance(n_cells, Mapping) else n_cells
@@ -402,6 +419,17 @@ def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> l
     return list(contexts)
 
 
+def _separator(labels: Sequence[str], known: Sequence[str]) -> str | None:
+    """Return what joins labels of known parts, or parts of known labels, if something does."""
+    whole = {*known}
+    parts = {s: {part for label in known for part in label.split(s)} - whole for s in "+|&;"}
+    for separator, of_known in parts.items():
+        for label in labels:
+            if label in of_known or (separator in label and {*label.split(separator)} & (whole | of_known)):
+                return separator
+    return None
+
+
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
     """Return the table's spelling of every label."""
     known = {label: table.known_name(label) for label in labels}
@@ -416,9 +444,13 @@ def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]
         composition = table.composition
         names = unknown if composition is None else [c for u in unknown for c in composition.unknown_components(u)]
         near = "; ".join(f"{n!r}{nearest_names(n, table.components.names)}" for n in dict.fromkeys(names[:5]))
+        separator = None if composition is not None else _separator(unknown, table.components.names)
         remedy = (
-            "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
-            "predict new ones"
+            f"it takes each label as a whole; if {separator!r} joins the parts of combinations, say so in "
+            f"setup_anndata(..., combination_separator={separator!r})"
+            if separator is not None
+            else "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key "
+            "to predict new ones"
             if table.components.one_hot
             else "add their rows to the perturbation-embedding table of the data"
         )

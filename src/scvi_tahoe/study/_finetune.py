@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from scvi_tahoe import TahoeST
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._compat import require
+from scvi_tahoe._threads import given_threads
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate, overall_title
 from scvi_tahoe.files import atomic_write, atomic_write_text, read_h5ad
 from scvi_tahoe.nn import NetworkConfig, default_of, ineffective_in_network
 from scvi_tahoe.prediction import arguments_for_observed
+from scvi_tahoe.pretrained import read_pretrained
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
@@ -77,6 +78,7 @@ class RunResult:
         return None if self.scores is None else self.scores.vcc
 
 
+@checked()
 def finetune(
     run: TahoeRun | str | Path,
     folder: str | Path | None = None,
@@ -113,10 +115,9 @@ def finetune(
     known = None if isinstance(run, TahoeRun) else _folder_of(Path(run))
     run = run if isinstance(run, TahoeRun) else TahoeRun.from_yaml(run)
     folder = Path(folder or known or Path("runs") / run.name)
-    # as the run says, as it began, or as PyTorch would have it
+    # as the run says, as it began, or as its network needs
     begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
-    threads = torch.get_num_threads()
-    run = replace(run, train=run.train.replaced(threads=run.train.threads or begun.get("threads") or threads))
+    run = replace(run, train=run.train.replaced(threads=run.train.threads or begun.get("threads")))
     # all that can be wrong with data, weights and options comes up here, before anything is written
     prepared = _prepare(run)
     for name in run.train.loggers:  # an error names the extra to install
@@ -125,10 +126,8 @@ def finetune(
         if (folder / RESULT).exists():
             report(f"{folder} holds this run, finished; this is what it left.")
             return read_result(folder)
-        try:
+        with given_threads(int(prepared[0].train.threads or 1)):  # scoring changes those of all libraries
             _Job(*prepared, folder, progress, truth_cache, report).carry_out()
-        finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
-            torch.set_num_threads(threads)
         return read_result(folder)
 
 
@@ -161,17 +160,20 @@ def _prepare(run: TahoeRun) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]
 def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str) -> TahoeRun:
     """Return the run with everything spelled out that it left to defaults, to the data or to the weights."""
     plan = training_options(run, model)
+    with plan.threads(model.module) as threads:
+        pass
     train = run.train.replaced(
-        max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
-        validate_every=plan.setting["validate_every"],
+        threads=run.train.threads or threads, max_steps=plan.plan.max_steps, lr=plan.plan.lr,
+        batch_size=plan.batch_size, validate_every=plan.setting["validate_every"],
         plan={k: v for k, v in plan.plan.to_kwargs().items() if k not in PLAN_ELSEWHERE},
     )  # fmt: skip
     split = data.split.to_dict() if data.held_out is None or run.split is None else run.split  # type: ignore[union-attr]
     # labels of a named screen are not written: they come with its name
     cells = (run.data if run.data.dataset is not None else data.config).replaced(sha256=sha256)
     spelled = run.model.replaced(
-        set_size=model.set_size, prior=model.prior, network=_network_options(model),
-        objective=model.module.objective.config.to_dict(),
+        representation=model.representation, set_size=model.set_size, prior=model.prior,
+        network=_network_options(model), objective=model.module.objective.config.to_dict(),
+        batch_encoder=model.module.config.n_batches > 0,
     )  # fmt: skip
     return replace(run, data=cells, split=split, model=spelled, train=train)
 
@@ -214,7 +216,6 @@ class _Job:
     def carry_out(self) -> None:
         """Do the steps whose files are missing."""
         start = time.perf_counter()
-        torch.set_num_threads(int(self.run.train.threads or 1))
         if not (self.folder / PROVENANCE).exists():
             write_json(self.folder / PROVENANCE, provenance(self.run, self.fingerprint))
         steps = {MODEL: self._train}
@@ -223,6 +224,10 @@ class _Job:
         for name, step in {**steps, FIGURES: self._draw}.items():
             if not (self.folder / name).exists():
                 step()
+        scores = EvaluationResult.load(self.folder / SCORES) if (self.folder / SCORES).is_dir() else None
+        weights = read_pretrained(self.folder / MODEL, accept_license=True)
+        card = run_card(self.run, weights, read_json(self.folder / PROVENANCE), scores)
+        atomic_write_text(self.folder / "README.md", card)
         training, total = read_json(self.folder / TRAINING), time.perf_counter() - start
         seconds = training.pop("seconds")
         spent = {"training": seconds, "total": max(total, seconds)}
@@ -235,13 +240,12 @@ class _Job:
         atomic_write_text(self.folder / REPORT, f"{text}\n")
         self.report(f"{self.run.name}: {self.run.train.max_steps} steps, {text.splitlines()[0]}")
         train_model(self.run, self.model, self.data, self.folder, progress=self.progress)
-        atomic_write_text(self.folder / "README.md", run_card(self.run, self.model, self.fingerprint))
-        self.model.save(self.folder / MODEL)
+        self.model.export(self.folder / MODEL)
 
     def _predict(self) -> None:
         held_out, counts = self.data.held_out, self.run.score.counts_layer
         TahoeST.setup_anndata(self.data.train, **self.data.config.keys)
-        model = TahoeST.load(self.folder / MODEL, adata=self.data.train)
+        model = TahoeST.from_pretrained(self.folder / MODEL, self.data.train, check_scale=False, accept_license=True)
         predicted = model.predict(
             held_out, **arguments_for_observed(held_out, model.keys), counts_layer=counts,
             output="expression" if counts is None else "counts", seed=self.run.seed, progress=self.progress,

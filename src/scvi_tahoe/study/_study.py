@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.evaluate import overall_title
 from scvi_tahoe.files import LOCK, atomic_write, atomic_write_text, locked
 from scvi_tahoe.study._data import load_data
@@ -25,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 STUDY = "study.yaml"
 
 
+@checked()
 def run_study(
     *studies: StudyConfig | str | Path,
     folder: str | Path | None = None,
@@ -142,8 +144,8 @@ def rounds_text(*studies: StudyConfig | str | Path) -> str:
         run = config.run(one, Path())
         sizes = (run.train.max_steps, run.train.batch_size, run.model.set_size)
         steps, sets, cells = ("the usual" if n is None else f"{n:,}" for n in sizes)
+        kind = run.model.representation or ("as its start" if run.start.source else "expression")
         lines.append(
-            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {run.model.representation}, {one.origin}: "
-            f"{one.title}"
+            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {kind}, {one.origin}: {one.title}"
         )
     return "\n".join([*lines, "Nothing was written."])
