@@ -280,8 +280,11 @@ class TrainMixin(PredictMixin):
             predict, self.keys, data.split, data.expression, run.device, seed=seed,
             known_start=lambda conditions: wanted_means(prior, spec, screen, conditions),
         )  # fmt: skip
-        if factor is None and is_response and run.options.split is None:
-            factor, verdict = 0.0, f"{NOTHING} There are too few conditions to hold some out, which would judge it."
+        if factor is None and is_response:
+            factor = 0.0
+            verdict = (
+                f"{NOTHING} No conditions are held out to judge it by; shrink_correction=False keeps what it learned."
+            )
         logger.info(verdict)
         if factor is not None and factor < 1:
             with torch.no_grad():
