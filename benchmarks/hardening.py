@@ -21,6 +21,7 @@ import os
 import pickle
 import random
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 SMALL = {"hidden": 8, "n_layers": 1, "intermediate": 16, "n_heads": 2}
 KEYS = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
 USER_ERRORS = (ValueError, TypeError, KeyError, OSError, NotImplementedError, ImportError)
-SLOW_SECONDS, LARGE_BYTES = 10.0, 10**9
+SLOW_SECONDS, HANG_SECONDS, LARGE_BYTES = 10.0, 60.0, 10**9
 
 
 class Kind(NamedTuple):
@@ -151,10 +152,23 @@ def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tup
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
+    if kill_after is None and not select.select([reading], [], [], HANG_SECONDS)[0]:
+        os.kill(child, signal.SIGABRT)
     with os.fdopen(reading, "rb") as stream:
         answer = stream.read()
     _, status, usage = os.wait4(child, 0)
     return (pickle.loads(answer) if answer else None), status, usage.ru_maxrss * 1024
+
+
+def done(work: Callable[[], Any]) -> Any:
+    """Do work in a forked process, and return its result; a RuntimeError if it fails.
+
+    The parent reads and writes nothing itself, as threads that it had started would be missing in its children.
+    """
+    answer, status, _ = in_child(work)
+    if status:
+        raise RuntimeError(f"status {status}: {answer}")
+    return answer
 
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "shutil.rmtree")
@@ -215,22 +229,21 @@ def interrupted_writes(kinds: dict[str, Kind], place: Path, n: int, ways: tuple[
         folder.mkdir(exist_ok=True)
         path = folder / kind.name
         begin = time.perf_counter()
-        kind.write(path, 0)
+        known = {done(lambda kind=kind, path=path: [kind.write(path, 0), kind.read(path)][1])}
         usual = time.perf_counter() - begin
-        known = {kind.read(path)}
-        kind.write(path, 1)
-        known.add(kind.read(path))
+        known.add(done(lambda kind=kind, path=path: [kind.write(path, 1), kind.read(path)][1]))
         for k in range(n // len(kinds) + 1):
-            kind.write(path, 0)
+            done(lambda kind=kind, path=path: kind.write(path, 0) and None)
             interrupt(kind, folder, ways[k % len(ways)], rng, usual)
             found["tried"] += 1
             try:
-                if kind.read(path) not in known:
+                if done(lambda kind=kind, path=path: kind.read(path)) not in known:
                     found["lost"] += 1
+                    print(f"lost: {name}, {ways[k % len(ways)]}: neither version")
             except Exception as error:  # noqa: BLE001  counted
                 found["lost"] += 1
                 print(f"lost: {name}, {ways[k % len(ways)]}: {error}")
-        kind.write(path, 1)
+        done(lambda kind=kind, path=path: kind.write(path, 1) and None)
         found["left over"] += len([p for p in folder.iterdir() if p != path])
     return found
 
@@ -258,8 +271,7 @@ def damaged_files(kinds: dict[str, Kind], place: Path, n: int) -> Counter[str]:
     for name, kind in kinds.items():
         whole, copy = place / f"whole {name}" / kind.name, place / f"damaged {name}" / kind.name
         whole.parent.mkdir()
-        kind.write(whole, 0)
-        expected = kind.read(whole)
+        expected = done(lambda kind=kind, whole=whole: [kind.write(whole, 0), kind.read(whole)][1])
         files = [p for p in ([whole] if whole.is_file() else whole.rglob("*")) if p.is_file() and p.stat().st_size]
         for _ in range(n // len(kinds) + 1):
             shutil.rmtree(copy.parent, ignore_errors=True)

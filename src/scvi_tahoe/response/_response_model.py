@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -98,7 +99,7 @@ class Fitted:
     head: EvidenceHead | None = None
     fold_n: np.ndarray | None = None
 
-    @property
+    @cached_property
     def evidence(self) -> Evidence:
         """What the network reads."""
         r = self.responses
