@@ -69,7 +69,7 @@ def run_demo(
         Number of optimisation steps.
     seed
         Random seed of the weights, the sampling and the baselines. The same seed on the same machine gives the same
-        numbers.
+        numbers, with the same number of threads (``OMP_NUM_THREADS``).
     overwrite
         Start over in the folder of an earlier demo.
     report

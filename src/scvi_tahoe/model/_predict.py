@@ -9,7 +9,9 @@ import numpy as np
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe._devices import prediction_devices
+from scvi_tahoe._threads import fitting_threads
 from scvi_tahoe.model._fitted import FittedModel
+from scvi_tahoe.nn import step_operations
 from scvi_tahoe.prediction import PredictionData, PredictionRequest, predict_cells, resolve_conditions
 from scvi_tahoe.response import learn_prior, prior_table
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._devices import Devices
     from scvi_tahoe.data import Condition, Output, StoreKind
+
+
+#: sets in a minibatch of a prediction, by which threads are chosen
+_N_SETS = 16
 
 
 class PredictMixin(FittedModel):
@@ -152,11 +158,14 @@ class PredictMixin(FittedModel):
             adata, perturbations=request.perturbations, max_missing_genes=request.max_missing_genes
         )
         cosines, noise = self.observed_cosine_, self.observed_noise_
-        return predict_cells(
-            request, data, self.module, prior, devices=devices, is_trained=self.is_trained_,
-            decoder_error=(self.training_config_ or {}).get("decoder_error"),
-            observed_likeness={c: {"cosine": cosine, **noise.get(c, {})} for c, cosine in cosines.items()},
-        )  # fmt: skip
+        network, n_cells = self.module.network, _N_SETS * self.set_size
+        operations = step_operations(network, n_sets=_N_SETS, set_size=self.set_size) / 3  # forward alone
+        with fitting_threads(devices[0], operations=operations, n_cells=n_cells, hidden=network.config.hidden):
+            return predict_cells(
+                request, data, self.module, prior, devices=devices, is_trained=self.is_trained_,
+                decoder_error=(self.training_config_ or {}).get("decoder_error"),
+                observed_likeness={c: {"cosine": cosine, **noise.get(c, {})} for c, cosine in cosines.items()},
+            )  # fmt: skip
 
     def _verify_output(self, output: Output) -> None:
         """Reject what this model cannot predict."""

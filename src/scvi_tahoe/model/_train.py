@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from lightning.pytorch.loggers import Logger
 
-    from scvi_tahoe.data import Condition, Output, Split, StoreKind
+    from scvi_tahoe.data import Condition, Output, Screen, Split, StoreKind
     from scvi_tahoe.training import LearningRateTest, MemoryPlan, Recipe, TrainingData
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ class TrainMixin(PredictMixin):
             As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` is the first on CUDA devices with
             native bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
         compile
-            Whether to compile training steps; ``'auto'`` compiles if that saves more time than it takes.
+            Whether to compile training steps. ``'auto'`` compiles if that saves more time than it takes, and on one GPU
+            in bfloat16 replays recorded steps (CUDA graphs) instead, which are as fast at once.
         shrink_correction
             With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
             validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose
@@ -162,6 +163,12 @@ class TrainMixin(PredictMixin):
         options = TrainOptions.of_call(locals())
         screen = self._training_screen()
         run = self._resolved(options, screen.index)
+        with run.threads(self.module):
+            self._fit(run, screen)
+
+    def _fit(self, run: TrainingRun, screen: Screen) -> None:
+        """Carry out a resolved training."""
+        seed = run.options.seed
         data = training_data(self._spec(), screen, run, self.module, self.prior)
         adapters, pretrained = begin_adapters(
             self.module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
@@ -273,8 +280,11 @@ class TrainMixin(PredictMixin):
             predict, self.keys, data.split, data.expression, run.device, seed=seed,
             known_start=lambda conditions: wanted_means(prior, spec, screen, conditions),
         )  # fmt: skip
-        if factor is None and is_response and run.options.split is None:
-            factor, verdict = 0.0, f"{NOTHING} There are too few conditions to hold some out, which would judge it."
+        if factor is None and is_response:
+            factor = 0.0
+            verdict = (
+                f"{NOTHING} No conditions are held out to judge it by; shrink_correction=False keeps what it learned."
+            )
         logger.info(verdict)
         if factor is not None and factor < 1:
             with torch.no_grad():
