@@ -179,7 +179,7 @@ def test_a_shuffled_table_has_the_same_rows_under_other_names(gmt):
 
 def test_a_table_is_what_setup_anndata_and_the_response_model_take(gmt):
     table = tables.gene_sets(gmt, n_components=3)
-    adata = simulate_screen(n_genes=20, seed=0)
+    adata = simulate_screen(n_genes=20, n_cells=10, seed=0)
     labels = [str(p) for p in adata.obs["perturbation"].unique() if p != "control"]
     named = table.iloc[: len(labels)].set_axis(labels[: len(table)], axis=0)
     adata = adata[adata.obs["perturbation"].isin(["control", *named.index])].copy()

@@ -18,6 +18,7 @@ from scvi_tahoe.files._pickle_files import MAX_OPERATIONS, verify_pickle
 from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar, verify_expanded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -26,6 +27,7 @@ _LIMIT = 200_000 * MEGABYTE
 _PICKLE_LIMIT = 100 * MEGABYTE
 #: Of the archive's directory: room for half a million records with the names torch gives them.
 _DIRECTORY_LIMIT = 50 * MEGABYTE
+_MAX_CLASSES = 100
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 _ALLOWED: list[Any] = [(plain_scalar, f"{module}.scalar") for module in NUMPY_SCALAR_MODULES]
@@ -47,6 +49,52 @@ def read_torch(path: Path, *, limit: int = _LIMIT, verify: bool = False) -> Any:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         verify_expanded(content)
     return content
+
+
+class _Placeholder:
+    """Stands for an object of a class that is not imported; it keeps nothing and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Placeholder:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _empty_mapping(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def read_torch_around_classes(path: Path, keys: Sequence[str], *, limit: int = _LIMIT) -> dict[str, Any]:
+    """Return some entries of a checkpoint that also holds objects of classes that plain data have no need of.
+
+    Each such class is replaced by an empty placeholder: none is imported, and none of its code is run. Placeholders in
+    the entries are left out. Modules of the operating system are refused nevertheless, by torch itself.
+    """
+    import torch
+
+    with reading(path, limit):
+        verify_archive(path)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        if len(names) > _MAX_CLASSES:
+            raise UnsafeFileError(f"it refers to {len(names)} classes.")
+        inert: list[Any] = [
+            (_empty_mapping if name == "collections.defaultdict" else type("Placeholder", (_Placeholder,), {}), name)
+            for name in names
+        ]
+        with torch.serialization.safe_globals(inert):
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(content, dict):
+            raise UnsafeFileError("it does not hold a mapping of names to values.")
+        entries = {key: _without_placeholders(content[key]) for key in keys if key in content}
+        verify_expanded(entries)
+    return entries
+
+
+def _without_placeholders(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return None if isinstance(entry, _Placeholder) else entry
+    return {key: value for key, value in entry.items() if not isinstance(value, _Placeholder)}
 
 
 def checksums(path: Path) -> set[tuple[int, int]]:
