@@ -16,11 +16,13 @@ import argparse
 import errno
 import hashlib
 import inspect
+import io
 import logging
 import os
 import pickle
 import random
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -38,7 +40,7 @@ import torch
 
 import scvi_tahoe
 from scvi_tahoe import EvaluationResult, TahoeEnsemble, TahoeST, datasets
-from scvi_tahoe.files import read_h5ad, verify_zarr
+from scvi_tahoe.files import damaged, read_h5ad, verify_zarr
 from scvi_tahoe.pretrained import read_pretrained
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 SMALL = {"hidden": 8, "n_layers": 1, "intermediate": 16, "n_heads": 2}
 KEYS = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
 USER_ERRORS = (ValueError, TypeError, KeyError, OSError, NotImplementedError, ImportError)
-SLOW_SECONDS, LARGE_BYTES = 10.0, 10**9
+SLOW_SECONDS, HANG_SECONDS, LARGE_BYTES = 10.0, 60.0, 10**9
 
 
 class Kind(NamedTuple):
@@ -99,7 +101,8 @@ def make_kinds(place: Path) -> dict[str, Kind]:
         import anndata
 
         verify_zarr(path)
-        return digest(anndata.read_zarr(path).X)
+        with damaged(path):
+            return digest(anndata.read_zarr(path).X)
 
     def predict(path: Path, version: int) -> None:
         models[version].predict(path=path, overwrite=True, progress=False, n_cells=40)
@@ -151,10 +154,23 @@ def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tup
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
+    if kill_after is None and not select.select([reading], [], [], HANG_SECONDS)[0]:
+        os.kill(child, signal.SIGABRT)
     with os.fdopen(reading, "rb") as stream:
         answer = stream.read()
     _, status, usage = os.wait4(child, 0)
     return (pickle.loads(answer) if answer else None), status, usage.ru_maxrss * 1024
+
+
+def done(work: Callable[[], Any]) -> Any:
+    """Do work in a forked process, and return its result; a RuntimeError if it fails.
+
+    The parent reads and writes nothing itself, as threads that it had started would be missing in its children.
+    """
+    answer, status, _ = in_child(work)
+    if status:
+        raise RuntimeError(f"status {status}: {answer}")
+    return answer
 
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "shutil.rmtree")
@@ -215,22 +231,21 @@ def interrupted_writes(kinds: dict[str, Kind], place: Path, n: int, ways: tuple[
         folder.mkdir(exist_ok=True)
         path = folder / kind.name
         begin = time.perf_counter()
-        kind.write(path, 0)
+        known = {done(lambda kind=kind, path=path: [kind.write(path, 0), kind.read(path)][1])}
         usual = time.perf_counter() - begin
-        known = {kind.read(path)}
-        kind.write(path, 1)
-        known.add(kind.read(path))
+        known.add(done(lambda kind=kind, path=path: [kind.write(path, 1), kind.read(path)][1]))
         for k in range(n // len(kinds) + 1):
-            kind.write(path, 0)
+            done(lambda kind=kind, path=path: kind.write(path, 0) and None)
             interrupt(kind, folder, ways[k % len(ways)], rng, usual)
             found["tried"] += 1
             try:
-                if kind.read(path) not in known:
+                if done(lambda kind=kind, path=path: kind.read(path)) not in known:
                     found["lost"] += 1
+                    print(f"lost: {name}, {ways[k % len(ways)]}: neither version")
             except Exception as error:  # noqa: BLE001  counted
                 found["lost"] += 1
                 print(f"lost: {name}, {ways[k % len(ways)]}: {error}")
-        kind.write(path, 1)
+        done(lambda kind=kind, path=path: kind.write(path, 1) and None)
         found["left over"] += len([p for p in folder.iterdir() if p != path])
     return found
 
@@ -258,8 +273,7 @@ def damaged_files(kinds: dict[str, Kind], place: Path, n: int) -> Counter[str]:
     for name, kind in kinds.items():
         whole, copy = place / f"whole {name}" / kind.name, place / f"damaged {name}" / kind.name
         whole.parent.mkdir()
-        kind.write(whole, 0)
-        expected = kind.read(whole)
+        expected = done(lambda kind=kind, whole=whole: [kind.write(whole, 0), kind.read(whole)][1])
         files = [p for p in ([whole] if whole.is_file() else whole.rglob("*")) if p.is_file() and p.stat().st_size]
         for _ in range(n // len(kinds) + 1):
             shutil.rmtree(copy.parent, ignore_errors=True)
@@ -303,6 +317,13 @@ class Plant:
         return Path.touch, (self.marker,)
 
 
+def torch_bytes(content: Any) -> bytes:
+    """Return what ``torch.save`` writes."""
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
 def hostile_files(kinds: dict[str, Kind], place: Path) -> Counter[str]:
     """Put a pickle with code in place of every file of every artefact, and count how often the code runs."""
     found, marker = Counter[str](), place / "code ran"
@@ -310,12 +331,12 @@ def hostile_files(kinds: dict[str, Kind], place: Path) -> Counter[str]:
         whole = place / f"whole {name}" / kind.name
         files = [whole] if whole.is_file() else [p for p in whole.rglob("*") if p.is_file()]
         for victim in files:
-            for make in (lambda p: torch.save(Plant(marker), p), lambda p: p.write_bytes(pickle.dumps(Plant(marker)))):
+            for content in (torch_bytes(Plant(marker)), pickle.dumps(Plant(marker))):
                 copy = place / f"hostile {name}" / kind.name
                 shutil.rmtree(copy.parent, ignore_errors=True)
                 copy.parent.mkdir()
                 shutil.copytree(whole, copy) if whole.is_dir() else shutil.copy(whole, copy)
-                make(copy / victim.relative_to(whole) if whole.is_dir() else copy)
+                (copy / victim.relative_to(whole) if whole.is_dir() else copy).write_bytes(content)
                 _, status, _ = in_child(lambda copy=copy, kind=kind: kind.read(copy))
                 found["tried"] += 1
                 found["crashed"] += os.WIFSIGNALED(status)

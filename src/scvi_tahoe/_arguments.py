@@ -152,7 +152,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     """Return whether a value is a series of items with a length: no text, no mapping, and no single number."""
-    if isinstance(value, str | bytes | bytearray | memoryview | collections.abc.Mapping | os.PathLike):
+    if isinstance(value, type | str | bytes | bytearray | memoryview | collections.abc.Mapping | os.PathLike):
         return False
     return hasattr(value, "__len__") and hasattr(value, "__iter__") and getattr(value, "ndim", 1) == 1
 
