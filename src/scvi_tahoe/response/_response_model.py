@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate import SeenChanges
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.response._regression import Regression
 
 Criterion = Literal["error", "discrimination"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 Way = Literal["condition", "label", "perturbation", "context"]
 
 _COMPONENTS = 128
@@ -119,7 +121,7 @@ def fit_responses(
     noise = np.nan_to_num(responses.noise).astype(np.float32)
     own = _fit_own(responses, filled, targets)
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
-    silent, believed = silent_contexts(masked, conditions), noise_of_regression(masked, noise, conditions)
+    silent, believed = silent_contexts(masked, noise, conditions), noise_of_regression(masked, noise, conditions)
     seen = SeenChanges(responses.perturbations, responses.contexts, masked, silent)
     members = Members(seen, noise, parser, kernels.tables)
     rng = np.random.default_rng(seed)
@@ -170,7 +172,7 @@ def fit_responses(
         left_out |= of_context
         judged = np.arange(n)
     else:
-        chosen = [_some(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
+        chosen = [some_conditions(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
         learned = learn(None, chosen if len(chosen[0]) < len(chosen[1]) else chosen[:1])
         regression, left_out = solved(learned, blocks)
         judged = np.setdiff1d(np.arange(n), chosen[-1])
@@ -183,7 +185,7 @@ def fit_responses(
     fitted = _stacked(fitted, judged, rng, criterion, np.isnan(responses.changes))
     if n > _FOLDED and n <= _REFINED[1]:
         # members are stacked by conditions that weights were not fitted to; now these may refine them
-        learned = learn(None, [_some(conditions, _REFINED[0], rng)], after=learned)
+        learned = learn(None, [some_conditions(conditions, _REFINED[0], rng)], after=learned)
         regression, left_out = solved(learned, blocks)
         fitted = replace(fitted, regression=regression, left_out=left_out)
     bar.close()
@@ -232,10 +234,11 @@ def left_out_blocks(conditions: Conditions, members: Members) -> dict[str, list[
     position = {label: k for k, label in enumerate(conditions.labels)}
     blocks["perturbation"] = []
     for k, label in enumerate(conditions.labels):
-        rows = np.concatenate([by_label[position[other]] for other in sorted(members.labels_sharing(label))])
+        sharing = sorted(members.labels_sharing(label) & position.keys())  # members may know further conditions
+        rows = np.concatenate([by_label[position[other]] for other in sharing])
         if len(rows) < len(conditions):
             blocks["perturbation"].append((rows, conditions.label[rows] == k))
-    if any(len(members.labels_sharing(label)) > 1 for label in conditions.labels):
+    if any(len(members.labels_sharing(label) & position.keys()) > 1 for label in conditions.labels):
         blocks["label"] = [(rows, np.ones(len(rows), bool)) for rows in by_label if len(rows) < len(conditions)]
     if len(conditions.context_names) > 1:
         found = [np.flatnonzero(conditions.context == k) for k in range(len(conditions.context_names))]
@@ -252,7 +255,7 @@ def _folds(
     return [[block for block, f in zip(blocks, fold, strict=True) if f == k] for k in range(n)]
 
 
-def _some(conditions: Conditions, n: int, rng: np.random.Generator) -> np.ndarray:
+def some_conditions(conditions: Conditions, n: int, rng: np.random.Generator) -> np.ndarray:
     """All conditions of random labels until there are ``n``."""
     if len(conditions) <= n:
         return np.arange(len(conditions))
@@ -373,6 +376,12 @@ def _discriminating(found: np.ndarray, mean: np.ndarray, truth: np.ndarray, cont
     return _FACTORS[int(np.argmax(np.array(pds) >= pds[0] + _GAINED * (max(pds) - pds[0])))]
 
 
+def reject_unknown_criterion(criterion: str) -> None:
+    """Raise a ValueError for a criterion that is not known."""
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion={criterion!r} is unknown; allowed are {' and '.join(map(repr, CRITERIA))}.")
+
+
 def question_name(key: tuple[Origin, bool]) -> str:
     """Name a kind of question."""
     origin, hides_context = key
@@ -401,7 +410,7 @@ def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray
     for context in np.unique(contexts).tolist():
         here = np.flatnonzero(contexts == context)[:300]
         if len(here) > 1:
-            distance = np.stack([np.abs(truth[here] - predicted[i]).sum(axis=1) for i in here])
+            distance = cdist(predicted[here], truth[here], "cityblock")
             ranks.append(1 - (distance < distance.diagonal()[:, None]).mean(axis=1))
     return {
         "pearson": float((centred(predicted) * centred(truth)).sum(axis=1).mean()),
@@ -425,6 +434,24 @@ def with_contexts(kernels: ConditionKernels, control_means: Mapping[str, np.ndar
     return replace(kernels, control_profiles={**kernels.control_profiles, **known})
 
 
+def _own_elsewhere(fitted: Fitted, questions: Sequence[Question]) -> np.ndarray:
+    """Return what is a condition's own, for the same perturbation elsewhere, if none recurs in training: ``[n, Q]``.
+
+    No data tell then whether it is the perturbation's or the condition's; it is taken as the perturbation's, with known
+    noise removed, so that a screen of one context predicts another one by its changes and not by their mean.
+    """
+    regression, seen = fitted.regression, fitted.members.seen
+    result = np.zeros((len(questions), len(regression.size_Q)))
+    if fitted.kernels.recurs:
+        return result
+    own_nQ = regression.coefficients_nQ * (regression.nugget_Q / regression.size_Q)
+    for i, q in enumerate(questions):
+        rows = seen.elsewhere(q.perturbation, q.context)
+        if len(rows) and q.perturbation not in q.without:
+            result[i] = own_nQ[rows].mean(axis=0)
+    return result
+
+
 def predicted_changes(
     fitted: Fitted,
     questions: Sequence[Question],
@@ -441,6 +468,7 @@ def predicted_changes(
         rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
         kernels = with_contexts(fitted.kernels, control_means)
         kernels_nG = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device) @ basis
+        kernels_nG += _own_elsewhere(fitted, questions) @ basis
     trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
     result, origins = np.empty((len(questions), basis.shape[1]), dtype=np.float32), []

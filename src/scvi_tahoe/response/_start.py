@@ -17,6 +17,7 @@ from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._plan_next import plan_next
 from scvi_tahoe.response._response_model import (
+    Criterion,
     Fitted,
     Responses,
     fit_responses,
@@ -66,12 +67,15 @@ class ResponseStart:
         Mean of the non-zero values of each gene.
     control_means
         Mean control expression of training contexts.
+    variance_n
+        Variance of these changes, summed over components; None in models of earlier versions.
     """
 
     fitted: Fitted
     starts_nG: np.ndarray
     usual_G: np.ndarray
     control_means: Mapping[str, np.ndarray]
+    variance_n: np.ndarray | None = None
     kind: str = field(default="response", init=False)
 
     @classmethod
@@ -89,6 +93,7 @@ class ResponseStart:
         seed: int,
         progress: bool,
         like: ResponseStart | None = None,
+        criterion: Criterion = "error",
     ) -> ResponseStart:
         """Fit the response model to the training cells of a screen.
 
@@ -114,6 +119,8 @@ class ResponseStart:
             Random seed of folds and subsets.
         progress
             Whether to show a bar if it takes more than some seconds.
+        criterion
+            Whether squared errors are to be small, or perturbations told apart.
         like
             Start of most of these cells, which training conditions keep: only others are fitted anew.
         """
@@ -126,14 +133,18 @@ class ResponseStart:
         components = Conditions.of(labels, contexts, parser).components
         tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
         before = None if like is None else like.fitted
-        fitted = fit_responses(responses, parser, tables, device=device, seed=seed, progress=progress, like=before)
+        fitted = fit_responses(
+            responses, parser, tables, criterion=criterion, device=device, seed=seed, progress=progress, like=before
+        )
         starts = left_out_changes(fitted, way, means)
+        variance = np.nansum(fitted.left_out[way].variance_nQ, axis=1)  # folds have components of their own
         if like is not None:
             known = {condition: i for i, condition in enumerate(like.conditions)}
             for i, condition in enumerate(zip(contexts, labels, strict=True)):
                 if condition in known:
                     starts[i] = like.starts_nG[known[condition]]
-        return cls(fitted, starts, statistics.usual_G.astype(np.float32), means)
+                    variance[i] = variance[i] if like.variance_n is None else like.variance_n[known[condition]]
+        return cls(fitted, starts, statistics.usual_G.astype(np.float32), means, variance)
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:
@@ -155,7 +166,8 @@ class ResponseStart:
                 "starts": self.starts_nG,
                 "usual": self.usual_G,
                 "control_means": np.stack([self.control_means[c] for c in names]),
-            },
+            }
+            | ({} if self.variance_n is None else {"starts_variance": self.variance_n}),
         }
 
     @classmethod
@@ -164,7 +176,7 @@ class ResponseStart:
         arrays = values["arrays"]
         means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
         fitted = fitted_from_plain(arrays, values["settings"], values["conditions"], means)
-        return cls(fitted, arrays["starts"], arrays["usual"], means)
+        return cls(fitted, arrays["starts"], arrays["usual"], means, arrays.get("starts_variance"))
 
     @staticmethod
     def wrong(values: Mapping[str, Any], n_genes: int) -> str:
@@ -174,6 +186,8 @@ class ResponseStart:
         for name, shape in shapes.items():
             if name not in arrays or arrays[name].shape != shape:
                 return f"{name} does not have the shape {shape}"
+        if "starts_variance" in arrays and arrays["starts_variance"].shape != (n,):
+            return f"starts_variance does not have the shape {(n,)}"
         means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
         return wrong_plain(arrays, values["settings"], values["conditions"], means, n_genes)
 
@@ -220,19 +234,20 @@ class ResponseStart:
     def is_corrected(self, conditions: Sequence[Condition], table: EmbeddingTable) -> np.ndarray:
         """Whether what a network learned applies to conditions, bool ``[conditions]``.
 
-        It does not to a combination that was not trained on and starts from its parts, unless at least half of the
-        combinations that were trained on did, too: from others it learns what parts do, which such a start has already.
+        It does not to a perturbation in another context if none was trained on in several: what is a condition's own,
+        which the network learned to add, is in such a start already. Nor does it to a combination that was not trained
+        on and starts from its parts, unless at least half of the combinations that were trained on did, too: from
+        others it learns what parts do, which such a start has already.
         """
         parser, members = self.fitted.parser, self.fitted.members
         several = {label for _, label in self.conditions if len(parser.components(label)) > 1}
         trained = [members.origin(Question(label, context)) for context, label in self.conditions if label in several]
-        if trained and 2 * sum(origin is Origin.PARTS for origin in trained) >= len(trained):
-            return np.ones(len(conditions), dtype=bool)
-        known = set(self.conditions)
+        known, origins = set(self.conditions), self.starts_from(conditions, table)
         asked = [(c.context, parser.spelling(c.perturbation)) for c in conditions]
-        origins = self.starts_from(conditions, table)
-        pairs = zip(asked, origins, strict=True)
-        return np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
+        has_own = set() if self.fitted.kernels.recurs else {Origin.OTHER_CONTEXTS}
+        if not trained or 2 * sum(origin is Origin.PARTS for origin in trained) < len(trained):
+            has_own.add(Origin.PARTS)
+        return np.array([c in known or origin not in has_own for c, origin in zip(asked, origins, strict=True)])
 
     def effects(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
@@ -242,8 +257,17 @@ class ResponseStart:
         fitted, parser = self._with_rows(table), self.fitted.parser
         questions = [Question(parser.spelling(c.perturbation), c.context) for c in conditions]
         means = {c: profile.mean_G for c, profile in targets.items()}
-        variance_nQ, support = variance_and_support(fitted, questions, means)
+        variance_nQ, support = variance_and_support(fitted, questions, means, self._left_out_variance(questions))
         return changes, predicted_sd(fitted, questions, means, changes, variance_nQ), support
+
+    def _left_out_variance(self, questions: Sequence[Question]) -> np.ndarray:
+        """Variance of training conditions as others predict them, summed over components; NaN for other conditions."""
+        known = {condition: i for i, condition in enumerate(self.conditions)}
+        rows = [known.get((q.context, q.perturbation)) for q in questions]
+        variance_n = self.variance_n
+        if variance_n is None:
+            return np.full(len(rows), np.nan)
+        return np.array([np.nan if row is None else variance_n[row] for row in rows])
 
     def with_measurements(
         self, conditions: Sequence[Condition], changes: np.ndarray, deviation: np.ndarray
