@@ -57,6 +57,7 @@ class _Streams(NamedTuple):
     PRIOR_CELLS: int = 3  #: cells that a prior makes of a condition
     CONDITION_MEANS: int = 4  #: cells that the mean of a condition is computed from
     SHRINKAGE: int = 5  #: cells that the shrinkage factor of a correction is fitted on
+    GENE_SLOTS: int = 6  #: genes of equal value that a cell is embedded from
 
 
 REGISTRY = _Registry()

@@ -20,6 +20,13 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
             super().emit(record)
 
 
+def duration(seconds: float) -> str:
+    """Return a time as text, as precise as an estimate is."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def show_messages(name: str) -> None:
     """Show messages of a logger from level INFO on; ``logging.getLogger(name).setLevel(...)`` changes that."""
     logger = logging.getLogger(name)

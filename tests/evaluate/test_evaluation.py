@@ -20,11 +20,13 @@ from scvi_tahoe.evaluate import (
     EvaluationReference,
     EvaluationWarning,
     MetricInfo,
+    Preset,
     baseline_prediction,
     evaluate,
     metric_info,
 )
 from scvi_tahoe.evaluate import _context_truth as context_truth
+from scvi_tahoe.evaluate import _evaluate as evaluate_file
 from scvi_tahoe.evaluate import _reference as reference_file
 from scvi_tahoe.evaluate._differential_expression import usable_threads
 from scvi_tahoe.evaluate._summary import bootstrap_means, interval
@@ -235,6 +237,18 @@ def test_progress_can_be_chosen_for_one_evaluation(predicted, task, keys, capfd)
     evaluate(predicted, task.held_out, baseline=None, progress=False, preset="quick", **keys)
 
 
+def test_baselines_that_take_long_are_announced_once(predicted, task, keys, caplog, monkeypatch):
+    reference = EvaluationReference.from_adata(task.held_out, baseline_from=task.train, ceiling=False, **keys)
+    monkeypatch.setattr(evaluate_file, "_LONG", 1e-4)
+    with caplog.at_level("INFO", logger="scvi_tahoe"):
+        evaluate(predicted, reference, preset="quick")
+        assert re.search(r"[5-9] baselines take about 0 s more; baselines=False", caplog.text)
+        caplog.clear()
+        evaluate(predicted, reference, preset="quick")  # they are known
+        evaluate(predicted, task.held_out, preset="quick", baseline=None, baselines=False, **keys)
+    assert not caplog.text
+
+
 def test_damaged_swapped_and_stale_tables_are_computed_again(predicted, cached, tmp_path, monkeypatch):
     first = evaluate(predicted, cached(), baselines=False, n_draws=1)
     tables = sorted((tmp_path / "cache").glob("*.parquet"))
@@ -324,12 +338,32 @@ def test_what_the_guide_registers_is_scored(examples, task, keys, predicted, ref
     result = evaluate(predicted, reference, preset="discrimination", baseline="half_mean")
     assert result.summary.loc["median_error", ["value", "baseline", "ceiling"]].gt(0).all()
     assert result.summary.loc["median_error", "direction"] == "lower"
+    assert list(result.summary.index) == ["pds_cosine", "median_error"]  # those of the preset, in its order
     assert result.vcc["overall"] == pytest.approx(result.summary.loc["pds_cosine", "value"])
     assert f"overall {result.vcc['overall']:.2f}" in repr(result)
     assert "overall" in result._repr_html_()
     truth = evaluate(task.held_out, reference, preset="discrimination", representation_check="off")
     assert truth.summary.loc["median_error", "value"] == pytest.approx(0, abs=1e-6)
     assert baseline_prediction("half_mean", task.held_out, task.train, **keys).n_obs == predicted.n_obs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(
+            {"metrics": ("overlap_at_N",)}, "'overlap_at_N', which needs its option cell_eval_profile", id="DE"
+        ),
+        pytest.param({"metrics": ("energy_distance",)}, "needs its option scores_cells", id="cells"),
+        pytest.param({"metrics": ("pds_cosin",)}, "no metric 'pds_cosin'.*did you mean 'pds_cosine'", id="unknown"),
+    ],
+)
+def test_a_preset_that_cannot_have_its_metrics_is_refused_at_once(options, message, predicted, reference):
+    PRESETS.register("mine", Preset(**options))
+    try:
+        with pytest.raises(ValueError, match=message):
+            evaluate(predicted, reference, preset="mine")
+    finally:
+        del PRESETS["mine"]
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_ones(predicted, reference, task, keys):

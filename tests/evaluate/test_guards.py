@@ -20,8 +20,10 @@ from scvi_tahoe.evaluate import (
     baseline_prediction,
     check_collapse,
     evaluate,
+    likeness,
     mean_cosine,
 )
+from scvi_tahoe.evaluate._prediction_checks import check_de_counts
 
 ONE_SCALE = "scale of single conditions"
 
@@ -311,6 +313,32 @@ def test_deltas_that_are_more_alike_than_observed_ones_are_a_warning():
     assert found.status == "warning"
     assert "mean cosine of 0.5" in found.message
     assert "(seen: " in found.message
+
+
+def test_effects_that_only_the_noise_of_observed_cells_tells_apart_are_no_collapse():
+    rng = np.random.default_rng(0)
+    true = 0.1 * rng.normal(size=200) + 0.02 * rng.normal(size=(8, 200))
+    noise = np.full(8, 200 * 0.15**2)
+    observed = likeness(true + 0.15 * rng.normal(size=true.shape), noise)
+    assert check_collapse(true, observed.cosine).status == "warning"  # 0.9 where 0.3 was observed
+    assert check_collapse(true, observed.cosine, largest=observed.largest, noise=observed.noise).status == "ok"
+    apart = likeness(true + 0.15 * rng.normal(size=true.shape) * 10, noise)  # beyond their noise
+    assert check_collapse(true, apart.cosine, largest=apart.largest, noise=apart.noise).status == "warning"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "status", "message"),
+    [
+        pytest.param(9.0, "warning", "spread too little", id="copies of a mean"),
+        pytest.param(0.05, "note", "effects are weaker", id="weak effects"),
+        pytest.param(0.9, "ok", "", id="as observed"),
+    ],
+)
+def test_the_number_of_predicted_de_genes_says_what_is_off(ratio, status, message):
+    scores = pd.DataFrame({"n_de_observed": [10, 20, 0], "n_de_predicted": [10 * ratio, 20 * ratio, 3]})
+    found = {c.name: c for c in check_de_counts(scores)}["number of DE genes"]
+    assert found.status == status
+    assert message in found.message
 
 
 # what is compared with what

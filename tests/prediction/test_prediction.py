@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import anndata as ad
@@ -101,6 +102,20 @@ def test_the_size_of_a_prediction_is_said_before_it_starts(of_large_table, caplo
         assert "predicting" not in caplog.text
         model.predict(n_cells=2)
     assert "predicting 24 cells of 12 conditions; perturbations='all' asks for all 206 of" in caplog.text
+
+
+def test_a_long_prediction_says_how_long_it_takes_and_stays_the_same(of_large_table, caplog, monkeypatch):
+    model, _ = of_large_table
+    asked = {"perturbations": "all", "n_cells": 3, "batch_size": 2}
+    quiet = model.predict(**asked, progress=False)
+    assert "takes about" not in caplog.text
+    monkeypatch.setattr("scvi_tahoe.prediction._cost._LONG", 0.01)
+    with caplog.at_level("INFO", logger="scvi_tahoe"):
+        model.predict(n_cells=2)  # too small for a trial
+        assert "takes about" not in caplog.text
+        told = model.predict(**asked)
+    assert re.search(r"this takes about \d+ (s|min)", caplog.text)
+    np.testing.assert_array_equal(told.X, quiet.X)
 
 
 def test_doses_beyond_the_measured_ones_are_told(doses):

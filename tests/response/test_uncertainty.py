@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 
 from scvi_tahoe.data import LabelParser
+from scvi_tahoe.response._calibration import chosen_size, chosen_spread, inflation_of, shaped_variance
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._response_model import (
     Responses,
     _discriminating,
-    _inflation,
-    _spread,
     fit_responses,
     predicted_changes,
-    shaped_variance,
 )
 from scvi_tahoe.response._uncertainty import Measured, measured_rows, predict_conditions, predicted_sd
 
@@ -27,7 +25,7 @@ def test_inflation_is_what_the_variance_lacks_beside_known_noise(factor, noise):
     rng = np.random.default_rng(0)
     variance = rng.uniform(0.5, 2, size=(400, 200))
     residual = rng.normal(size=variance.shape) * np.sqrt(factor**2 * variance + noise)
-    found = _inflation(np.square(residual), variance, np.full(variance.shape, noise))
+    found = inflation_of(np.square(residual), variance, np.full(variance.shape, noise))
     assert found == pytest.approx(factor, rel=0.1 if noise < 4 or factor > 0.5 else 0.3)
     covered = np.abs(residual) < 1.645 * np.sqrt(found**2 * variance + noise)
     assert covered.mean() == pytest.approx(0.9, abs=0.003)
@@ -38,13 +36,13 @@ def test_missing_responses_do_not_count_for_calibration():
     squares = np.square(rng.normal(size=(100, 100)))
     holes = np.where(rng.random(squares.shape) < 0.5, np.nan, squares)
     ones, zeros = np.ones(squares.shape), np.zeros(squares.shape)
-    assert _inflation(holes, ones, zeros) == pytest.approx(_inflation(squares, ones, zeros), rel=0.05)
-    assert _inflation(np.full((2, 2), np.nan), ones[:2, :2], zeros[:2, :2]) == 1
+    assert inflation_of(holes, ones, zeros) == pytest.approx(inflation_of(squares, ones, zeros), rel=0.05)
+    assert inflation_of(np.full((2, 2), np.nan), ones[:2, :2], zeros[:2, :2]) == 1
 
 
 def test_genes_that_change_more_vary_more_but_conditions_do_not():
     variance, change = np.ones((2, 4)), np.array([[0, 0, 0, 3.0], [0, 0, 0, 0]])
-    found = shaped_variance(variance, np.square(change))
+    found = shaped_variance(variance, np.square(change), 1.0)
     np.testing.assert_allclose(found.sum(axis=1), [4, 4])
     assert found[0, 3] == pytest.approx(10 * found[0, 0])
     np.testing.assert_allclose(found[1], 1)
@@ -55,8 +53,27 @@ def test_the_spread_is_learned_from_residuals(truth):
     rng = np.random.default_rng(0)
     change = np.square(rng.normal(size=(100, 50)) * 3)
     variance = np.ones_like(change)
-    squares = shaped_variance(variance, truth * change) * np.square(rng.normal(size=change.shape))
-    assert _spread(squares, variance, change, np.zeros_like(change)) == truth
+    squares = shaped_variance(variance, change, truth) * np.square(rng.normal(size=change.shape))
+    assert chosen_spread(squares, variance, change, np.zeros_like(change)) == truth
+
+
+@pytest.mark.parametrize("sized", [0.0, 0.025])
+def test_conditions_that_change_more_are_less_sure_if_residuals_say_so(sized):
+    rng = np.random.default_rng(0)
+    size = rng.lognormal(0, 1, (60, 1))
+    change = size * np.square(rng.normal(size=(60, 50)))
+    variance, noise = np.full(change.shape, 0.1), np.full(change.shape, 0.05)
+    truth = 1.5 * shaped_variance(variance, change, 0.0, sized)
+    squares = (truth + noise) * np.square(rng.normal(size=change.shape))
+    squares[:, 7] = np.nan  # not measured
+    found = chosen_size(squares, variance, change, noise)
+    expected = shaped_variance(variance, change, 0.0, found).sum(axis=1)
+    if sized:
+        assert np.corrcoef(np.log(expected), np.log(truth.sum(axis=1)))[0, 1] > 0.99
+    else:
+        assert found * change.mean() < 0.15 * variance.mean()
+    assert chosen_size(squares[:4], variance[:4], change[:4], noise[:4]) == 0  # too few
+    assert chosen_size(squares, variance, 0 * change, noise) == 0
 
 
 def test_the_factor_is_the_smallest_that_tells_conditions_apart():

@@ -8,6 +8,7 @@ import typer
 
 from scvi_tahoe.cli._convert import convert
 from scvi_tahoe.cli._demo import demo
+from scvi_tahoe.cli._embed import embed
 from scvi_tahoe.cli._evaluate import evaluate
 from scvi_tahoe.cli._predict import predict
 from scvi_tahoe.cli._respond import respond
@@ -19,7 +20,7 @@ app = typer.Typer(
     # bugs are shown as plain tracebacks, user errors in one line (see `_terminal.py`)
     pretty_exceptions_enable=False,
 )
-for command in (demo, finetune, predict, evaluate, respond, study, check, inspect, convert):
+for command in (demo, finetune, predict, evaluate, respond, study, check, inspect, convert, embed):
     app.command()(command)
 
 

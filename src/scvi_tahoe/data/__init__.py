@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scvi_tahoe.data._cell_files import CellFile, open_cells
 from scvi_tahoe.data._fingerprints import smiles_fingerprints
 from scvi_tahoe.data._matrix import DiskRows, GeneAlignment, align_genes, dense_rows, is_sharded
 from scvi_tahoe.data._minibatches import (
@@ -60,7 +61,7 @@ from scvi_tahoe.data._splits import (
 from scvi_tahoe.data._start_cells import ControlProfile, StartTable, moved_to_mean
 from scvi_tahoe.data._store import CellStore, DeviceStore, StoreKind, make_store
 from scvi_tahoe.data._store_conversion import write_store
-from scvi_tahoe.data._store_folder import read_store
+from scvi_tahoe.data._store_folder import is_store, read_store, record_files
 from scvi_tahoe.data._verification import infer_scale, verify_screen
 
 __all__ = [

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from tqdm.auto import tqdm
 
 from scvi_tahoe._names import nearest_names
+from scvi_tahoe.data._cell_files import expression_on_disk
 from scvi_tahoe.data._matrix import GeneAlignment
 from scvi_tahoe.data._store_folder import SIGNATURE, StoreWriter, is_store
 from scvi_tahoe.data._verification import unknown_control, verify_log1p, verify_unique
@@ -152,18 +153,10 @@ def _opened(path: Path, layer: str | None, keys: Sequence[str], stack: ExitStack
 
 
 def _expression(file: h5py.File, path: Path, layer: str | None) -> tuple[Any, np.ndarray]:
-    import anndata.io
-
-    if layer is not None and layer not in file.get("layers", {}):
-        raise KeyError(f"layer={layer!r} is not in layers of {path}; there are {list(file.get('layers', {}))}.")
-    matrix = file.get("X") if layer is None else file["layers"][layer]
-    if matrix is None:
-        raise ValueError(f"{path} has no X; name a layer.")
-    if not isinstance(matrix, h5py.Group):
+    matrix = expression_on_disk(file, path, layer)
+    if isinstance(matrix, h5py.Dataset):
         return matrix, np.full(matrix.shape[0], matrix.shape[1], dtype=np.int64)
-    if (kind := matrix.attrs.get("encoding-type")) != "csr_matrix":
-        raise ValueError(f"expression in {path} is a {kind}; write it by rows first: adata.X = adata.X.tocsr().")
-    return anndata.io.sparse_dataset(matrix), np.diff(np.asarray(matrix["indptr"][:], dtype=np.int64))
+    return matrix, np.diff(np.asarray(matrix.group["indptr"][:], dtype=np.int64))
 
 
 def _same_genes(source: _Source, first: _Source) -> GeneAlignment:

@@ -101,9 +101,9 @@ def _verified(folder: Path) -> zarr.Group:
 def read_store(folder: str | Path) -> AnnData:
     """Open a store on disk, a screen too large for memory.
 
-    ``obs``, ``var`` and ``uns`` are read; expression stays on disk, and training reads from there what each minibatch
-    needs (see :meth:`TahoeST.train`, ``store="disk"``). With the extra ``annbatch`` (Python 3.12 or newer) reading is
-    many times faster.
+    ``obs``, ``var``, ``uns`` and ``obsm`` are read; expression stays on disk, and training reads from there what each
+    minibatch needs (see :meth:`TahoeST.train`, ``store="disk"``). With the extra ``annbatch`` (Python 3.12 or newer)
+    reading is many times faster.
 
     Parameters
     ----------
@@ -129,8 +129,17 @@ def read_store(folder: str | Path) -> AnnData:
 
     group = _verified(Path(folder))
     with quiet_zarr():
-        obs, var, uns = (anndata.io.read_elem(group[element]) for element in ("obs", "var", "uns"))
-        return AnnData(X=anndata.io.sparse_dataset(group["X"]), obs=obs, var=var, uns=uns)
+        obs, var, uns, obsm = (anndata.io.read_elem(group[element]) for element in ("obs", "var", "uns", "obsm"))
+        return AnnData(X=anndata.io.sparse_dataset(group["X"]), obs=obs, var=var, uns=uns, obsm=obsm)
+
+
+def record_files(folder: Path) -> None:
+    """Record the files of a store anew, after something was added to it."""
+    import zarr
+
+    root = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
+    manifest: Any = root.attrs[MANIFEST]
+    root.attrs[MANIFEST] = manifest | {"files": files_of(folder)}
 
 
 def unverified_values(matrix: Any) -> Iterator[np.ndarray]:

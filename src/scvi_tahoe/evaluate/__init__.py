@@ -28,7 +28,7 @@ from scvi_tahoe.evaluate._metric_effects import (
 )
 from scvi_tahoe.evaluate._metric_energy_distance import energy_distance, fit_components
 from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info, register_metric
-from scvi_tahoe.evaluate._prediction_checks import check_collapse, mean_cosine
+from scvi_tahoe.evaluate._prediction_checks import check_collapse, likeness, mean_cosine
 from scvi_tahoe.evaluate._presets import PRESETS, Preset, Vcc2025Terms, overall_title, vcc2025_overall
 from scvi_tahoe.evaluate._reference import EvaluationReference
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult, compare_results, strata

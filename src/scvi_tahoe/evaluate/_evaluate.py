@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,8 +12,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from scvi_tahoe._messages import duration
 from scvi_tahoe.evaluate._baselines import verify_baseline
-from scvi_tahoe.evaluate._checks import checks_table, most_severe, raise_or_warn
+from scvi_tahoe.evaluate._checks import checks_table, raise_or_warn
 from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
 from scvi_tahoe.evaluate._exact_means import with_n_cells
@@ -26,7 +29,7 @@ from scvi_tahoe.evaluate._input_checks import (
     value_checks,
 )
 from scvi_tahoe.evaluate._matching import matched
-from scvi_tahoe.evaluate._prediction_checks import check_de_counts, check_statistics
+from scvi_tahoe.evaluate._prediction_checks import checks_of_contexts
 from scvi_tahoe.evaluate._presets import PRESETS, ScoringSettings
 from scvi_tahoe.evaluate._reference import EvaluationReference, score_context
 from scvi_tahoe.evaluate._result import Effects, EvaluationResult
@@ -40,11 +43,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._cells import CellTable
-    from scvi_tahoe.evaluate._checks import Check
     from scvi_tahoe.evaluate._group_statistics import GroupStatistics
     from scvi_tahoe.evaluate._input_checks import CellProfile
     from scvi_tahoe.evaluate._presets import Preset
     from scvi_tahoe.evaluate._reference import ContextScores
+
+
+logger = logging.getLogger(__name__)
+
+_LONG = 20.0  # seconds that are worth a line
 
 
 def evaluate(  # noqa: PLR0913
@@ -226,14 +233,17 @@ def _evaluated(
         tables = _choices_of_cells(predicted, reference, settings, seed=seed)
     else:
         tables = reference.choices_of_baseline(own, settings, seed=seed)
-    draws, scores = _score_draws(tables, reference, settings)
+    names = _shown_baselines(reference, settings) if baselines else []
+    draws, scores = _score_draws(tables, reference, settings, n_after=reference.n_unscored(names, settings, seed=seed))
     per_perturbation = mean_over_draws(draws)
     per_perturbation["n_cells_predicted"] = np.concatenate([given[c].n_cells for c in reference.contexts])
     de_predicted = {c: s.de_predicted for c, s in scores.items() if s.de_predicted is not None}
-    found = _statistics_checks(given, per_perturbation, reference, settings)
+    found = checks_of_contexts(
+        given, per_perturbation, reference.contexts, own_controls=own_controls, needs_de=record.needs_de
+    )
     raise_or_warn(found, policy)
     baseline_scores = _baseline_scores(baseline, reference, settings, seed=seed)
-    all_baselines = _all_baselines(reference, settings, seed=seed) if baselines else None
+    all_baselines = _all_baselines(names, reference, settings, seed=seed) if baselines else None
     halves = reference.ceiling_scores(settings, seed=seed) if reference.ceiling else None
     observed_de = {c: truth.differential_expression for c, truth in reference.contexts.items() if record.needs_de}
     kind = "a result" if isinstance(baseline, EvaluationResult) else "a prediction"
@@ -306,13 +316,23 @@ def _choices_of_cells(
 
 
 def _score_draws(
-    tables: Iterator[CellTable], reference: EvaluationReference, settings: ScoringSettings
+    tables: Iterator[CellTable], reference: EvaluationReference, settings: ScoringSettings, n_after: int = 0
 ) -> tuple[list[pd.DataFrame], dict[str, ContextScores]]:
-    """Scores of each table of predicted cells, and all that is known of the first one."""
+    """Scores of each table of predicted cells, and all that is known of the first one.
+
+    After the first table is said how long it takes to score as many tables of ``n_after`` baselines, if that is long.
+    """
     draws: list[pd.DataFrame] = []
     first: dict[str, ContextScores] = {}
+    if settings.record.needs_de:
+        for truth in reference.contexts.values():
+            truth.differential_expression  # noqa: B018  # computed once, and no part of what another table takes
     for cells in tables:
+        start = time.perf_counter()
         scores = {c: score_context(truth, cells.of_context(c), settings) for c, truth in reference.contexts.items()}
+        seconds = (time.perf_counter() - start) * n_after * len(settings.seeds_of_draws)
+        if not first and seconds >= _LONG:
+            logger.info(f"{n_after} baselines take about {duration(seconds)} more; baselines=False leaves them out.")
         first = first or scores
         parts = {c: s.per_perturbation for c, s in scores.items()}
         draws.append(pd.concat(parts, names=["context", "perturbation"]))
@@ -341,11 +361,18 @@ def _overall(
     return overall
 
 
-def _all_baselines(reference: EvaluationReference, settings: ScoringSettings, *, seed: int) -> pd.DataFrame | None:
-    """Scores of every baseline that applies; index baseline, context, perturbation."""
+def _shown_baselines(reference: EvaluationReference, settings: ScoringSettings) -> list[str]:
+    """Names of every baseline that applies."""
     names = reference.applicable_baselines
     if settings.record.challenge_baseline is not None and reference.train is not None:
         names.append(settings.record.challenge_baseline)
+    return names
+
+
+def _all_baselines(
+    names: Sequence[str], reference: EvaluationReference, settings: ScoringSettings, *, seed: int
+) -> pd.DataFrame:
+    """Scores of baselines; index baseline, context, perturbation."""
     shown = tqdm(names, "Baselines", disable=not reference.progress)
     tables = {name: reference.baseline_scores(name, settings, seed=seed) for name in shown}
     return pd.concat(tables, names=["baseline", "context", "perturbation"])
@@ -374,22 +401,6 @@ def baseline_results(
             baseline="train_mean", policy="off", allow_train=False, baselines=False, seed=seed, own=name,
         )  # fmt: skip
     return results
-
-
-def _statistics_checks(
-    given: Mapping[str, GroupStatistics],
-    scores: pd.DataFrame,
-    reference: EvaluationReference,
-    settings: ScoringSettings,
-) -> list[Check]:
-    """Check effects and spread of each context, and keep the most severe outcome of each check."""
-    own_controls = settings.control_cells == "predicted"
-    found = {}
-    for c, truth in reference.contexts.items():
-        found[c] = check_statistics(given[c], truth.statistics, truth.cells.genes, own_controls=own_controls)
-        if settings.record.needs_de:
-            found[c] += check_de_counts(scores[scores.index.get_level_values("context") == c])
-    return most_severe(found)
 
 
 def _as_reference(

@@ -15,7 +15,7 @@ import pandas as pd
 from scvi_tahoe._names import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
 
@@ -112,9 +112,18 @@ def metric_info(name: str) -> MetricInfo:
     return METRICS.get(name, MetricInfo(label=name, best=None, source="cell-eval"))
 
 
-def computed_metrics(sides: Comparison, wanted: Callable[[MetricInfo], bool]) -> pd.DataFrame:
-    """Compute our own metrics that are wanted: one row per perturbation, in the order in which they are registered."""
-    columns = {n: info.compute(sides) for n, info in METRICS.items() if info.compute is not None and wanted(info)}
+def computed_metrics(
+    sides: Comparison, wanted: Callable[[MetricInfo], bool], names: Collection[str] | None = None
+) -> pd.DataFrame:
+    """Compute our own metrics that are wanted: one row per perturbation, in the order in which they are registered.
+
+    ``names`` are those to choose from. If None, all.
+    """
+    columns = {
+        name: info.compute(sides)
+        for name, info in METRICS.items()
+        if info.compute is not None and wanted(info) and (names is None or name in names)
+    }
     return pd.DataFrame(columns, index=pd.Index(sides.observed.perturbations, name="perturbation"))
 
 

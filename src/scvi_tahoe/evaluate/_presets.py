@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from scvi_tahoe._names import Registry
+from scvi_tahoe.evaluate._metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +25,9 @@ class Preset:
     cell_eval_profile: str | None = None
     #: whether metrics of single cells are computed
     scores_cells: bool = False
+    #: names of the metrics that are computed and shown, in this order. If ``None``, all that what is tested and read
+    #: allows.
+    metrics: tuple[str, ...] | None = None
     #: whether both sides hold raw counts. They are checked as such, and scored after log1p.
     from_counts: bool = False
     #: makes the overall score, ``EvaluationResult.vcc``, of the scores of the prediction and of the baseline, one row
@@ -151,6 +155,15 @@ class ScoringSettings:
             raise ValueError(f'control_cells must be "real" or "predicted", got {self.control_cells!r}.')
         if self.record.from_counts and self.control_cells == "predicted":
             raise ValueError('The challenge of 2026 takes observed controls on both sides: use control_cells="real".')
+        record, needs = self.record, {}
+        for name in record.metrics or ():
+            info = METRICS.find(name)
+            if info.needs_de and not record.needs_de:
+                needs[name] = "cell_eval_profile"
+            elif info.needs_cells and not record.scores_cells:
+                needs[name] = "scores_cells"
+        for name, option in needs.items():
+            raise ValueError(f"preset {self.preset!r} names the metric {name!r}, which needs its option {option}.")
 
     @property
     def record(self) -> Preset:

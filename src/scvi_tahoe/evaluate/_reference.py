@@ -86,6 +86,7 @@ class EvaluationReference:
         self.de_backend = chosen_backend(self.de_backend)
         self._subsets: dict[tuple[tuple[str, str], ...], EvaluationReference] = {}
         self._as_read = self._samples()
+        self._scored: set[tuple[str, ScoringSettings, int]] = set()
 
     @classmethod
     def from_adata(
@@ -298,6 +299,11 @@ class EvaluationReference:
         """Scores of a named baseline on the real controls, since it has none of its own; one row for each condition."""
         return mean_over_draws(self.baseline_draws(name, settings, seed=seed))
 
+    def n_unscored(self, names: Sequence[str], settings: ScoringSettings, *, seed: int) -> int:
+        """Count the baselines that were not scored so yet."""
+        settings = replace(settings, control_cells="real")
+        return sum((name, settings, seed) not in self._scored for name in names)
+
     def baseline_draws(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> list[pd.DataFrame]:
         """Scores of a named baseline, one table for each choice of its cells."""
         settings = replace(settings, control_cells="real")
@@ -312,6 +318,7 @@ class EvaluationReference:
             return pd.concat(scores, names=["draw"])
 
         table = self._table(key, settings, seed, compute, index=["draw", "context", "perturbation"])
+        self._scored.add((name, settings, seed))
         return [draw.droplevel("draw") for _, draw in table.groupby(level="draw", sort=False)]
 
     def ceiling_scores(self, settings: ScoringSettings, *, seed: int = 0) -> pd.DataFrame:
@@ -385,7 +392,7 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
     statistics = group_statistics(predicted, *labels, control=truth.control, controls_of=controls_of)
     both = (truth.statistics, statistics)
     sides = Comparison(*both, truth.cells.genes, truth.weights, truth=truth, predicted_cells=predicted)
-    scores = computed_metrics(sides, lambda metric: not (metric.needs_de or metric.needs_cells))
+    scores = computed_metrics(sides, lambda metric: not (metric.needs_de or metric.needs_cells), preset.metrics)
     de_predicted = None
     if preset.cell_eval_profile is not None:
         controls = truth.controls if real_controls else None
@@ -394,13 +401,23 @@ def score_context(truth: ContextTruth, predicted: CellTable, settings: ScoringSe
         tables = (truth.differential_expression, de_predicted)
         n_observed, n_predicted = (_count_significant(table, truth.perturbations) for table in tables)
         sides = replace(sides, n_de_observed=n_observed, n_de_predicted=n_predicted)
-        ours = computed_metrics(sides, lambda metric: metric.needs_de and not metric.needs_cells)
+        ours = computed_metrics(sides, lambda metric: metric.needs_de and not metric.needs_cells, preset.metrics)
         rest = scores.drop(columns=scores.columns.intersection(theirs.columns))
         counts = pd.DataFrame({"n_de_observed": n_observed, "n_de_predicted": n_predicted}, index=scores.index)
         scores = pd.concat([theirs, rest, counts, ours], axis=1)
     if preset.scores_cells:
-        of_cells = computed_metrics(sides, lambda info: info.needs_cells and (preset.needs_de or not info.needs_de))
+        of_cells = computed_metrics(
+            sides, lambda info: info.needs_cells and (preset.needs_de or not info.needs_de), preset.metrics
+        )
         scores = pd.concat([scores, of_cells], axis=1)
+    if preset.metrics is not None:
+        if absent := [name for name in preset.metrics if name not in scores]:
+            raise ValueError(
+                f"preset {settings.preset!r} names metrics that are not in profile {preset.cell_eval_profile!r} of "
+                f"cell-eval: {', '.join(absent)}."
+            )
+        counted = scores.columns.intersection(["n_de_observed", "n_de_predicted"], sort=False)
+        scores = scores[[*preset.metrics, *counted]]
     scores.insert(0, "n_cells", truth.statistics.n_cells)
     scores.insert(1, "n_cells_predicted", statistics.n_cells)
     scores.index.name = "perturbation"

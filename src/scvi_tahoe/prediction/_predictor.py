@@ -26,10 +26,12 @@ from tqdm.auto import tqdm
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe._devices import HostCopy, autocast_dtype, explained_out_of_memory
 from scvi_tahoe._module import residual_input
-from scvi_tahoe.data import CellSetDataset, CellSetRequest, ExhaustiveSampler, cell_set_dataset, make_store
+from scvi_tahoe.data import CellSetDataset, ExhaustiveSampler, cell_set_dataset, make_store
 from scvi_tahoe.evaluate import PREDICTION_RECORD
+from scvi_tahoe.prediction._cost import announce_cost
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
+from scvi_tahoe.prediction._minibatches import Minibatch, grouped, valid_cells
 from scvi_tahoe.prediction._request import plan_prediction, verify_control_scale, warn_about_doses
 from scvi_tahoe.response import (
     CellPrior,
@@ -189,16 +191,6 @@ class _Chunk:
 
 
 @dataclass(frozen=True)
-class _Minibatch:
-    """A minibatch, the rows of the prediction that its valid cells are, and its sets that stay as the prior."""
-
-    request: CellSetRequest
-    first_row: int
-    stop_row: int
-    keeps_residual_input_S: np.ndarray
-
-
-@dataclass(frozen=True)
 class _Replica:
     """The network on one device, and what reads its minibatches."""
 
@@ -335,9 +327,11 @@ class _Prediction:
         replicas = self._replicas(len(minibatches))
         full = max(one.stop_row - one.first_row for one in minibatches)
         n_at_once = len(minibatches) if out is not None else max(len(replicas), CHUNK_BYTES // (4 * width * full))
-        groups = _groups(minibatches, plan.stops, n_at_once)
+        groups = grouped(minibatches, plan.stops, n_at_once)
         # memory of chunks is used in turn, so that the system hands out and clears each page once
         buffers = [np.empty(0, dtype=np.float32) for _ in groups[:2]]
+        if self.request.progress:
+            announce_cost(len(minibatches) / len(replicas), lambda: self._trial(replicas[:1], minibatches[0]))
         start, first = 0, 0  # row and condition that come next
         rest = np.empty((0, width), dtype=np.float32)
         with ExitStack() as stack:
@@ -366,13 +360,20 @@ class _Prediction:
                 yield _Chunk(plan.part(first, after), start, cells[: stop - start])
                 rest, start, first = cells[stop - start :], stop, after
 
-    def _minibatches(self) -> list[_Minibatch]:
+    def _trial(self, replicas: Sequence[_Replica], one: Minibatch) -> None:
+        """Predict a minibatch and forget it."""
+        cells = self.residual_cells
+        group = [one] if cells is None else self._with_residual_cells(cells, [one], replicas)
+        rows = torch.empty(one.stop_row - one.first_row, self.width)
+        self._predict(replicas, group, rows, one.first_row, None, tqdm(disable=True))
+
+    def _minibatches(self) -> list[Minibatch]:
         sampler = ExhaustiveSampler(self.plan.requests, set_size=self.set_size, sets_per_step=self.batch_size)
         keeps = np.array([request.keeps_residual_input for request in self.plan.requests])
         made, row = [], 0
         for request in sampler:
             stop = row + int(request.valid_S.sum())
-            made.append(_Minibatch(request, row, stop, keeps[request.condition_S]))
+            made.append(Minibatch(request, row, stop, keeps[request.condition_S]))
             row = stop
         return made
 
@@ -386,8 +387,8 @@ class _Prediction:
         return made
 
     def _with_residual_cells(
-        self, made: Any, group: Sequence[_Minibatch], replicas: Sequence[_Replica]
-    ) -> list[_Minibatch]:
+        self, made: Any, group: Sequence[Minibatch], replicas: Sequence[_Replica]
+    ) -> list[Minibatch]:
         """Give the datasets the prior's cells of some minibatches, which are returned with row numbers among them."""
         cells, first_row = made.of_conditions(
             int(group[0].request.condition_S.min()), int(group[-1].request.condition_S.max()) + 1
@@ -404,7 +405,7 @@ class _Prediction:
     def _predict(
         self,
         replicas: Sequence[_Replica],
-        group: Sequence[_Minibatch],
+        group: Sequence[Minibatch],
         target: Tensor,
         start: int,
         pool: ThreadPoolExecutor | None,
@@ -445,9 +446,7 @@ class _Prediction:
         for job in jobs:
             job.result()
 
-    def _predict_minibatch(
-        self, replica: _Replica, one: _Minibatch, following: _Minibatch | None, rows: Tensor
-    ) -> None:
+    def _predict_minibatch(self, replica: _Replica, one: Minibatch, following: Minibatch | None, rows: Tensor) -> None:
         """Predict one minibatch; the cells are in ``rows`` once their copy is finished."""
         dataset, request, output = replica.dataset, one.request, self.request.output
         decodes = replica.module.config.gene_decoder is not None and output != "embedding"
@@ -465,27 +464,4 @@ class _Prediction:
             cells_SNG = torch.where(keeps_S[:, None, None], base_SNG.to(cells_SNG.dtype), cells_SNG)
         if output == "delta":
             cells_SNG = cells_SNG - tensors[TENSORS.CONTROL]
-        replica.host_copy.start(_valid(cells_SNG, request.valid_S), rows)
-
-
-def _groups(minibatches: Sequence[_Minibatch], stops: np.ndarray, n_at_once: int) -> list[list[_Minibatch]]:
-    """Group ``n_at_once`` minibatches, and further ones until each group completes at least one condition."""
-    groups: list[list[_Minibatch]] = [[]]
-    done = 0
-    for one in minibatches:
-        complete = 0 if not groups[-1] else int(np.searchsorted(stops, groups[-1][-1].stop_row, side="right"))
-        if len(groups[-1]) >= n_at_once and complete > done:
-            done = complete
-            groups.append([])
-        groups[-1].append(one)
-    return groups
-
-
-def _valid(cells_SNG: Tensor, valid_S: np.ndarray) -> Tensor:
-    """Return the leading cells of each set, without asking the device how many they are."""
-    n = cells_SNG.shape[1]
-    cells = cells_SNG.flatten(0, 1)
-    if (valid_S[:-1] == n).all():
-        return cells[: int(valid_S.sum())]
-    wanted = np.flatnonzero(np.arange(n) < valid_S[:, None])
-    return cells[torch.from_numpy(wanted).to(cells.device, non_blocking=True)]
+        replica.host_copy.start(valid_cells(cells_SNG, request.valid_S), rows)

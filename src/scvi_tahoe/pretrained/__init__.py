@@ -13,6 +13,7 @@ from scvi_tahoe.pretrained._diagnosis import (
     diagnose_attention,
     verify_scale,
 )
+from scvi_tahoe.pretrained._embed_cells import EmbeddingReport, embed_cells
 from scvi_tahoe.pretrained._format_arc import arc_refusals, read_arc_folder, write_arc_folder
 from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
 from scvi_tahoe.pretrained._hub import (
@@ -44,6 +45,7 @@ from scvi_tahoe.pretrained._pretrained_model import (
     Provenance,
 )
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._state_embedding import StateEmbedding, read_state_embedding
 from scvi_tahoe.pretrained._tables import flat_table, read_embedding_table, table_settings
 from scvi_tahoe.pretrained._warm_start import DECISIONS, WarmStart, match_labels, plan_warm_start
 
@@ -53,6 +55,7 @@ __all__ = [
     "ArcColumns",
     "AttentionDiagnosis",
     "AxisLabels",
+    "EmbeddingReport",
     "LabelMatch",
     "LicenceNotAcceptedError",
     "LicenceWarning",
@@ -62,14 +65,17 @@ __all__ = [
     "PretrainedModel",
     "Provenance",
     "ScaleCheck",
+    "StateEmbedding",
     "TensorRecord",
     "UnsafeFileError",
     "WarmStart",
     "diagnose_attention",
+    "embed_cells",
     "inspect_folder",
     "plan_warm_start",
     "read_arc_folder",
     "read_pretrained",
+    "read_state_embedding",
 ]
 
 _names.import_files(__name__, "_format_")

@@ -154,8 +154,9 @@ def resolve_source(
     accept_license: bool | None = None,
     cache_dir: str | Path | None = None,
     offline: bool = False,
+    files: Sequence[str] = _SIDE_FILES,
 ) -> SourceFolder:
-    """Return the folder of a model, downloading it if need be; arguments as of :func:`read_pretrained`."""
+    """Return the folder of a model, downloading its ``files`` if need be; arguments as of :func:`read_pretrained`."""
     local = Path(source)
     with suppress(OSError, ValueError):  # a name that is too long, or that no file can have
         if local.exists():
@@ -166,7 +167,9 @@ def resolve_source(
     repository, subfolder = f"{owner}/{name}", "/".join(inside)
     import_hub()
     verify_licence(repository, accept_license)
-    snapshot = _snapshot(repository, subfolder, checkpoint, revision=revision, cache_dir=cache_dir, offline=offline)
+    snapshot = _snapshot(
+        repository, subfolder, checkpoint, revision=revision, cache_dir=cache_dir, offline=offline, files=files
+    )
     folder = snapshot / subfolder
     if not folder.is_dir():
         raise FileNotFoundError(f"{repository} has no folder {subfolder!r}" + (" in the cache." if offline else "."))
@@ -191,11 +194,18 @@ def verify_blobs(snapshot: Path) -> None:
 
 
 def _snapshot(
-    repository: str, subfolder: str, checkpoint: str | None, *, revision: str | None, cache_dir: Any, offline: bool
+    repository: str,
+    subfolder: str,
+    checkpoint: str | None,
+    *,
+    revision: str | None,
+    cache_dir: Any,
+    offline: bool,
+    files: Sequence[str],
 ) -> Path:
     hub = import_hub()
     prefix = f"{subfolder}/" if subfolder else ""
-    wanted = [prefix + pattern for pattern in _SIDE_FILES]
+    wanted = [prefix + pattern for pattern in files]
     commit = None
     offline = offline or hub.constants.HF_HUB_OFFLINE
     if not offline:
@@ -204,9 +214,9 @@ def _snapshot(
         except Exception as error:
             error.add_note(f"{repository} was asked for on the hub; offline=True reads what is in the cache.")
             raise
-        commit, files = info.sha, [file.rfilename for file in info.siblings or []]
-        if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in files):
-            wanted.append(prefix + checkpoint_on_hub(files, prefix, checkpoint))
+        commit, there = info.sha, [file.rfilename for file in info.siblings or []]
+        if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in there):
+            wanted.append(prefix + checkpoint_on_hub(there, prefix, checkpoint))
     try:
         # Asked for by branch, so that the cache remembers which commit the branch was at for later offline use.
         folder = hub.snapshot_download(

@@ -55,11 +55,7 @@ def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) 
     >>> adata.uns["esm2"] = read_embedding_table("protein_embeddings.pt", labels=adata.obs["target_gene"].unique())
     """
     path = Path(path)
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path.name} is no table that can be read; allowed endings are {', '.join(_READERS)}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
-    vectors = _READERS[path.suffix](path)
+    vectors = read_vectors(path)
     if labels is not None:
         wanted = dict.fromkeys(map(str, labels))
         vectors = {name: vectors[name] for name in wanted if name in vectors}
@@ -68,6 +64,15 @@ def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) 
         found = f"rows of {len(widths)} widths: {widths[:5]}" if widths else "none of the labels"
         raise ValueError(f"{path.name} has {found}; a table has a row of the same width for every label.")
     return {"names": np.array(list(vectors), dtype=object), "matrix": np.stack(list(vectors.values()))}
+
+
+def read_vectors(path: Path) -> dict[str, np.ndarray]:
+    """Return the rows of a table by label, as :func:`read_embedding_table` reads them, whatever their widths."""
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path.name} is no table that can be read; allowed endings are {', '.join(_READERS)}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    return _READERS[path.suffix](path)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

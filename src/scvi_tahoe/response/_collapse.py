@@ -10,7 +10,7 @@ import numpy as np
 from scvi import settings
 
 from scvi_tahoe._constants import STREAMS
-from scvi_tahoe.evaluate import EvaluationWarning, check_collapse, mean_cosine
+from scvi_tahoe.evaluate import EvaluationWarning, check_collapse, likeness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,11 +29,7 @@ _FEWEST_CELLS = 30
 def observed_likeness(
     cells: CellStore, index: ConditionIndex, rows: np.ndarray, device: torch.device, *, parser: LabelParser, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Return how alike the observed deltas of different perturbations are, by context: ``cosine, largest, noise``.
-
-    ``cosine`` is their mean cosine and ``largest`` that of the pair that is most alike. ``noise`` is the squared length
-    that the sampling of their own cells adds to a delta, which makes deltas look more different than they are. The
-    sampling of the controls, which all share, makes them look more alike, and is in the cosine.
+    """Return how alike the observed deltas of different perturbations are, by context, as ``likeness`` has it.
 
     Doses of one perturbation are alike by nature; it counts once, with the mean over its doses. Looked at are the
     perturbed cells in ``rows``, of at most four contexts with two or more perturbations that have a condition of 30
@@ -58,13 +54,7 @@ def observed_likeness(
             means = [block.mean(0).cpu().numpy().astype(np.float64) for block in blocks]
             deltas.append(np.mean(means, axis=0) - base)
             noise.append(sum(float(block.var(0).sum()) / len(block) for block in blocks) / len(blocks) ** 2)
-        delta_PG = np.stack(deltas)
-        pairs = [mean_cosine(delta_PG[[i, j]]) for i in range(len(deltas)) for j in range(i)]
-        found[context] = {
-            "cosine": mean_cosine(delta_PG),
-            "largest": float(np.nanmax(pairs, initial=-1.0)),
-            "noise": float(np.mean(noise)),
-        }
+        found[context] = likeness(np.stack(deltas), np.array(noise))._asdict()
     return found
 
 
@@ -72,15 +62,10 @@ def observed_likeness(
 class CollapseAlarm:
     """Warns where predicted deltas of different perturbations are more alike than the observed ones of training.
 
-    Compared is like with like. Predictions lack the sampling noise of observed cells, without which effects look more
-    alike than any observed ones; it is added to their lengths. Two perturbations may be as alike as the most alike
-    observed ones, more of them less so. So it rings where the observed effects differ beyond their noise and the
-    predicted ones do not.
-
-    A perturbation counts once, with the mean over its doses, as in :func:`observed_likeness`, which makes
-    ``observed``; models of version 0.1 have only the cosines. Contexts that are not in there are compared with the mean
-    of the others. ``control_means`` are means of all control cells of each context, ``[G]``, where predictions start
-    from a prior's cells.
+    The rule is that of :func:`~scvi_tahoe.evaluate.check_collapse`. A perturbation counts once, with the mean over its
+    doses, as in :func:`observed_likeness`, which makes ``observed``; models of version 0.1 have only the cosines.
+    Contexts that are not in there are compared with the mean of the others. ``control_means`` are means of all control
+    cells of each context, ``[G]``, where predictions start from a prior's cells.
     """
 
     cells: CellStore
@@ -125,10 +110,10 @@ class CollapseAlarm:
         """Check one context."""
         known = [self.observed[context]] if context in self.observed else list(self.observed.values())
         cosine = float(np.mean([of["cosine"] for of in known]))
-        largest = max(of.get("largest", cosine) for of in known)
-        noise = np.mean([of.get("noise", 0.0) for of in known])
-        means_PG = np.stack([np.mean(of_doses, axis=0) for of_doses in deltas.values()])
-        # columns of their own lengthen deltas and leave their products
-        noisy = np.hstack([means_PG, np.sqrt(noise) * np.eye(len(means_PG))])
-        allowed = max(largest - cosine, 0) / max(len(means_PG) - 1, 1)
-        return check_collapse(noisy, cosine + allowed, of="expected from the training cells")
+        return check_collapse(
+            np.stack([np.mean(of_doses, axis=0) for of_doses in deltas.values()]),
+            cosine,
+            largest=max(of.get("largest", cosine) for of in known),
+            noise=float(np.mean([of.get("noise", 0.0) for of in known])),
+            of="expected from the training cells",
+        )

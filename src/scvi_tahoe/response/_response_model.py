@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._calibration import chosen_size, chosen_spread, inflation_of, shaped_variance
 from scvi_tahoe.response._inducing import choose_inducing
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._members import MEMBERS, Members, Origin, Question, Stack, fit_stack
@@ -36,10 +37,8 @@ _FOLDED, _N_FOLDS = 150, 4  # conditions up to which weights of each fold are le
 _STACKED = 400  # conditions of each way that members are stacked by
 _EXACT, _INDUCING = 12_000, 2_000  # conditions up to which the regression is exact, and those that compare the others
 _FEWEST_OWN = 4
-_COVERED, _LEVEL = 0.9, 1.645  # share of a central interval, and its standard deviations
 _FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
 _GAINED = 0.75  # share of the gain in discrimination that the factor has to reach
-_SPREADS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # variances tried, in units of the squared change that is predicted
 _FEWEST_JUDGED = 6  # conditions that such a factor is chosen on
 
 
@@ -90,6 +89,8 @@ class Fitted:
     unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: share of the squared change that variances of genes have in addition: strong changes are wrong by more
     spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
+    #: share of the squared change, mean over genes, that the variance of a condition has in addition
+    sized: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: contexts that show nothing: they have no say elsewhere, and their own mean is what is predicted there
     silent: frozenset[str] = frozenset()
 
@@ -292,7 +293,7 @@ def _stacked(
     # the same question by two ways (a condition whose perturbation is nowhere else) counts once
     for key, questions in asked.items():
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
-    stacks, inflation, unshrinking, spread, residuals = {}, {}, {}, {}, []
+    stacks, inflation, unshrinking, spread, sized, residuals = {}, {}, {}, {}, {}, []
     scores: dict[str, dict[str, dict[str, float]]] = {}
     of_condition = noise.mean(axis=1)
     usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
@@ -326,46 +327,14 @@ def _stacked(
     squares = np.concatenate([np.square(r) - n - v for _, r, _, n, v in residuals])
     excess = np.maximum(np.nan_to_num(_nanmean(squares)), 0)
     for key, residual, found, own_noise, variance in residuals:
-        spread[key] = _spread(np.square(residual), variance + excess, np.square(found), own_noise)
-        total = shaped_variance(variance + excess, spread[key] * np.square(found))
-        inflation[key] = _inflation(np.square(residual), total, own_noise)
+        given = np.square(residual), variance + excess, np.square(found), own_noise
+        spread[key], sized[key] = chosen_spread(*given), chosen_size(*given)
+        total = shaped_variance(variance + excess, np.square(found), spread[key], sized[key])
+        inflation[key] = inflation_of(np.square(residual), total, own_noise)
     return replace(
         fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores, unshrinking=unshrinking,
-        spread=spread,
+        spread=spread, sized=sized,
     )  # fmt: skip
-
-
-def shaped_variance(variance_nG: np.ndarray, further_nG: np.ndarray) -> np.ndarray:
-    """Add to the variance of genes and keep the sum over them: how sure a condition is says the regression."""
-    total = np.maximum(variance_nG + further_nG, 1e-12)
-    return total * (variance_nG.sum(axis=-1, keepdims=True) / total.sum(axis=-1, keepdims=True))
-
-
-def _spread(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
-    """Choose by likelihood how much of the squared predicted change is added to the variance, apart from its scale."""
-    known = np.isfinite(squares)
-    if not known.any():
-        return 0.0
-    costs = []
-    for spread in _SPREADS:
-        shape = np.maximum(shaped_variance(variance, spread * predicted), 1e-12)
-        scale = max(float(np.mean((np.maximum(squares - noise, 0) / shape)[known])), 1e-6)
-        total = scale * shape + noise
-        costs.append(float(np.mean((np.log(total) + squares / total)[known])))
-    return _SPREADS[int(np.argmin(costs))]
-
-
-def _inflation(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
-    """Find the factor of standard deviations at which intervals of 90 %, with known noise, hold that many values."""
-    low, high = np.log(1e-3), np.log(1e3)
-    rest, variance = (values[np.isfinite(squares)] for values in (squares / _LEVEL**2 - noise, variance))
-    if not rest.size:
-        return 1.0
-    for _ in range(25):
-        middle = (low + high) / 2
-        covered = float((rest <= np.exp(2 * middle) * variance).mean())
-        low, high = (middle, high) if covered < _COVERED else (low, middle)
-    return float(np.exp(high))
 
 
 def _discriminating(found: np.ndarray, mean: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> float:

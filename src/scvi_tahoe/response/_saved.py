@@ -54,6 +54,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "inflation": [[origin.name, hidden, value] for (origin, hidden), value in fitted.inflation.items()],
         "unshrinking": [[origin.name, hidden, value] for (origin, hidden), value in fitted.unshrinking.items()],
         "spread": [[origin.name, hidden, value] for (origin, hidden), value in fitted.spread.items()],
+        "sized": [[origin.name, hidden, value] for (origin, hidden), value in fitted.sized.items()],
         "scores": fitted.scores,
         "silent": sorted(fitted.silent),
     }
@@ -98,15 +99,15 @@ def fitted_from_plain(
         (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
         for name, hidden, weights, unshrunk, n, error in settings["stacks"]
     }
-    inflation, unshrinking, spread = (
-        {(Origin[name], hidden): value for name, hidden, value in settings[key]}
-        for key in ("inflation", "unshrinking", "spread")
+    inflation, unshrinking, spread, sized = (
+        {(Origin[name], hidden): value for name, hidden, value in settings.get(key, [])}
+        for key in ("inflation", "unshrinking", "spread", "sized")
     )
     return Fitted(
         responses=responses, parser=parser, conditions=read, kernels=kernels,
         members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
-        scores=settings["scores"], unshrinking=unshrinking, spread=spread,
+        scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized,
         silent=silent,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe.response._calibration import shaped_variance
 from scvi_tahoe.response._kernels import Conditions
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._own_gene import target_genes
@@ -15,7 +16,6 @@ from scvi_tahoe.response._response_model import (
     knows_own_genes,
     left_out_changes,
     predicted_changes,
-    shaped_variance,
     with_contexts,
 )
 
@@ -50,7 +50,8 @@ def predicted_sd(
 
     They are those of the true change: sampling noise of an observed one comes in addition. A standard deviation is
     ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G)``, calibrated on conditions that were left out, with more
-    for genes that change and less for the others; that of the perturbed gene itself is the spread around its line.
+    for genes and for conditions that change and less for the others; that of the perturbed gene itself is the spread
+    around its line.
     """
     if variance_nQ is None:
         variance_nQ = _variance(fitted, questions, control_means)[0]
@@ -71,13 +72,17 @@ def _calibrated(
     """Turn variances of the kernels into standard deviations, in place."""
     trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
-    largest = max(fitted.inflation.values(), default=1.0), max(fitted.spread.values(), default=0.0)
+    largest = tuple(
+        max(of.values(), default=start)
+        for of, start in ((fitted.inflation, 1.0), (fitted.spread, 0.0), (fitted.sized, 0.0))
+    )
     for i, question in enumerate(questions):
         hides = question.hides_context or question.context not in trained
         origin = fitted.members.origin(replace(question, hides_context=hides))
         key = next((k for k in ((origin, hides), (origin, False)) if k in fitted.inflation), None)
-        inflation, spread = largest if key is None else (fitted.inflation[key], fitted.spread[key])
-        total = shaped_variance(variance[i] + fitted.excess_G, spread * np.square(changes[i]))
+        known = key and (fitted.inflation[key], fitted.spread[key], fitted.sized.get(key, 0.0))
+        inflation, spread, sized = known or largest
+        total = shaped_variance(variance[i] + fitted.excess_G, np.square(changes[i]), spread, sized)
         variance[i] = inflation * np.sqrt(total)
         if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             variance[i, targets[i]] = np.sqrt(fitted.own.error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,8 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
         )  # fmt: skip
         found = model.training_config_ or {}
     finally:
+        if "wandb" in run.train.loggers:  # a run left open would also get what the next one of this process logs
+            import_module("wandb").finish()
         seconds = before + time.perf_counter() - start
         best = {name: found.get(name) for name in ("best_step", "best_value")}
         write_json(record, {"seconds": seconds, **best})
