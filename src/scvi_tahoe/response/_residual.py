@@ -197,6 +197,9 @@ def effects_of(
     changes, deviation, support = prior.effects(known, targets, spec.table)  # type: ignore[union-attr]
     if use_measured:
         changes, deviation = prior.with_measurements(known, changes, deviation)  # type: ignore[union-attr]
+    # the mean of the controls has an error that all conditions of a context share, so that none of them shows it
+    of_controls = np.stack([targets[c.context].variance_G / targets[c.context].n_cells for c in known])
+    deviation = np.sqrt(np.square(deviation) + of_controls)
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], spec.keys))
     if (key := spec.keys.context_key) is not None:
         columns[key] = [c.context for c in conditions]
