@@ -311,7 +311,9 @@ def _stacked(
             for p, (_, _, q) in zip(predicted, questions, strict=True)
         ]
         weight = 1 / (noise[rows].mean(axis=1) + usual)
-        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight / weight.max())
+        stacks[key] = fit_stack(
+            predicted, noises, [y[i] for i in rows], weight / weight.max(), fitted.conditions.perturbations[rows]
+        )
         found = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
         contexts = fitted.conditions.contexts[rows]
         scores[question_name(key)] = _scores(predicted, found, y[rows], contexts)
