@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from how_good import Task, change_of, tasks
+from how_good import Task, change_of, papalexi, simulated
 from joblib import Parallel, delayed
 from scipy.stats import norm, spearmanr
 
@@ -66,10 +66,10 @@ def screens() -> Iterator[Screen]:
     few_shot = papalexi_few_shot()
     label, context = (few_shot.train.obs[k].astype(str).to_numpy() for k in ("target_gene", "replicate"))
     noise = sampling_variance(few_shot.train, label, context, few_shot.control)
-    for task in tasks():
-        if task.name == "Papalexi, folds":
-            yield Screen("Papalexi", task, noise)
-        elif task.name in ("simulated, few-shot", "simulated, unseen"):
+    for task in papalexi():
+        yield Screen("Papalexi", task, noise)
+    for task in simulated():
+        if task.name in ("simulated, few-shot", "simulated, unseen"):
             yield Screen(task.name, task, {})
     adata = norman_k562()
     label, context = adata.obs["perturbation"].astype(str).to_numpy(), np.full(adata.n_obs, "all")

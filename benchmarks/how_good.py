@@ -13,8 +13,8 @@ once.
 
     python benchmarks/how_good.py --max-steps 300 --seeds 3 --jobs 2 --page docs/how_good.md
 
-`--folder` keeps the scores of each task and seed, so that a run that was stopped goes on, and tasks (`--only`) may run
-on several machines. A training takes about 20 s of one core, all of them 20 minutes.
+`--folder` keeps the scores of each task and seed, so that a run that was stopped goes on, and the screens (`--only`)
+may run on several machines. A training takes about 20 s of one core, all of them 20 minutes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import argparse
 import logging
 import tempfile
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SCORES = {"MAE": -1, "Pearson": 1, "PDS": 1, "DES": 1}
+FEWEST = 5  # conditions for an interval
 START, MODEL = "TahoeST, start alone", "TahoeST"
 #: baselines of `evaluate` that are the same arithmetic
 CELLS_OF = {"controls": "control", "mean of the seen": "train_mean", "change elsewhere": "context_transfer",
@@ -78,8 +80,8 @@ def change_of(
     return {(c, p): m - mean[c, control] for (c, p), m in mean.items() if p != control}
 
 
-def tasks() -> Iterator[Task]:
-    """All tasks, one after the other."""
+def papalexi() -> Iterator[Task]:
+    """Six folds: three replicates, half of the seen targets each."""
     few_shot = papalexi_few_shot()
     adata, keys = few_shot.train, (few_shot.perturbation_key, few_shot.context_key)
     label, context = (adata.obs[key].astype(str).to_numpy() for key in keys)
@@ -95,6 +97,10 @@ def tasks() -> Iterator[Task]:
             scored = held | ((context == replicate) & (label == few_shot.control))
             observed = adata[scored].copy()
             yield Task("Papalexi, folds", adata[~held].copy(), setup, wanted, truth, observed=observed)
+
+
+def norman() -> Iterator[Task]:
+    """Three draws of pairs."""
     adata = norman_k562()
     label = adata.obs["perturbation"].astype(str).to_numpy()
     truth = change_of(adata, label, np.full(len(label), "all"), "control")
@@ -106,6 +112,10 @@ def tasks() -> Iterator[Task]:
         setup = {"perturbation_key": "perturbation", "control": "control", "combination_separator": "+"}
         wanted = [("all", p) for p in scored]
         yield Task("Norman, pairs", adata[~np.isin(label, held_out)].copy(), setup, wanted, truth)
+
+
+def simulated() -> Iterator[Task]:
+    """Three tasks of three screens."""
     for seed in range(3):
         screen = simulate_screen(3, 36, seed=seed)
         label, context = (screen.obs[key].astype(str).to_numpy() for key in ("perturbation", "context"))
@@ -123,6 +133,10 @@ def tasks() -> Iterator[Task]:
             embedded = {"perturbation_embedding_key": "perturbation_embedding"} if name.endswith("unseen") else {}
             table = screen.uns["perturbation_embedding"] if embedded else None
             yield Task(name, screen[~held].copy(), setup | embedded, wanted, truth, table, screen=seed)
+
+
+#: where tasks come from, and how many there are
+SCREENS = {"papalexi": (papalexi, 6), "norman": (norman, 3), "simulated": (simulated, 9)}
 
 
 def arithmetic(task: Task) -> dict[str, np.ndarray]:
@@ -211,21 +225,24 @@ def overlap_of_genes(task: Task, predictions: dict[str, AnnData] | None) -> dict
     return found
 
 
-def scored(number: int, seed: int | None, max_steps: int, path: Path) -> None:
-    """Score exact arithmetic, or a training with a seed, on the task of this number, and write the table."""
+def scored(screen: str, number: int, paths: dict[int | None, Path], max_steps: int) -> None:
+    """Score exact arithmetic (None) and a training with each seed on a task, and write a table for each."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    task = next(task for i, task in enumerate(tasks()) if i == number)
-    changes, predictions = (arithmetic(task), None) if seed is None else of_model(task, seed=seed, max_steps=max_steps)
-    table = scores_of(task, changes).assign(seed=-1 if seed is None else seed, DES=np.nan)
-    if task.observed is not None:
-        for method, values in overlap_of_genes(task, predictions).items():
-            table.loc[table["method"] == method, "DES"] = values
-    partial = path.with_suffix(".partial")
-    table.to_csv(partial, index=False)
-    partial.replace(path)
-    print(path.stem, flush=True)
+    task = next(islice(SCREENS[screen][0](), number, None))
+    for seed, path in paths.items():
+        changes, predictions = arithmetic(task), None
+        if seed is not None:
+            changes, predictions = of_model(task, seed=seed, max_steps=max_steps)
+        table = scores_of(task, changes).assign(seed=-1 if seed is None else seed, DES=np.nan)
+        if task.observed is not None:
+            for method, values in overlap_of_genes(task, predictions).items():
+                table.loc[table["method"] == method, "DES"] = values
+        partial = path.with_suffix(".partial")
+        table.to_csv(partial, index=False)
+        partial.replace(path)
+        print(path.stem, flush=True)
 
 
 def differences(of_task: pd.DataFrame, score: str, other: str) -> np.ndarray:
@@ -266,6 +283,10 @@ def comparisons(scores: pd.DataFrame) -> pd.DataFrame:
                 difference = differences(of_task, score, other)
                 low, high = interval(difference)
                 verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not told apart from"
+                if not np.abs(difference).max() > 1e-6:
+                    verdict = "the same as"
+                elif len(difference) < FEWEST:
+                    verdict = "not compared (too few conditions) with"
                 rows.append({"task": task, "score": score, "verdict": verdict, "other": other, "kind": kind,
                              "difference": difference.mean(), "low": low, "high": high})  # fmt: skip
     return pd.DataFrame(rows)
@@ -331,22 +352,20 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
-    parser.add_argument("--only", default="", help="tasks whose names begin so")
+    parser.add_argument("--only", choices=SCREENS, help="tasks of one screen")
     parser.add_argument("--folder", type=Path, help="where scores are kept; default: a temporary one")
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        asked = [
-            (i, seed, folder / f"{i:02}_{'arithmetic' if seed is None else seed}.csv")
-            for i, task in enumerate(tasks()) if task.name.startswith(args.only)
-            for seed in (None, *range(args.seeds))
+        jobs = [
+            (screen, i, {s: folder / f"{screen}_{i}_{s}.csv" for s in (None, *range(args.seeds))})
+            for screen, (_, n) in SCREENS.items() if args.only in (None, screen) for i in range(n)
         ]  # fmt: skip
-        Parallel(args.jobs)(
-            delayed(scored)(i, seed, args.max_steps, path) for i, seed, path in asked if not path.exists()
-        )
-        scores = pd.concat([pd.read_csv(path) for *_, path in asked])
+        left = ((s, i, {seed: path for seed, path in paths.items() if not path.exists()}) for s, i, paths in jobs)
+        Parallel(args.jobs)(delayed(scored)(*job, args.max_steps) for job in left if job[-1])
+        scores = pd.concat([pd.read_csv(path) for *_, paths in jobs for path in paths.values()])
     text = page(scores, f"python benchmarks/how_good.py --max-steps {args.max_steps} --seeds {args.seeds}")
     print(text)
     if args.page:

@@ -10,8 +10,8 @@ PACKAGE, PAGE = ROOT / "src" / "scvi_tahoe", ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- map of files -->\n", "<!-- end of the map -->"
 #: From the top floor down, as in pyproject.toml.
 FOLDERS = (
-    "cli", "demo", "study", "model", "pretrained", "training", "prediction", "response", "effects", "data", "nn",
-    "evaluate", "datasets", "pl", "files",
+    "cli", "demo", "study", "model", "tables", "pretrained", "training", "prediction", "response", "effects", "data",
+    "nn", "evaluate", "datasets", "pl", "files",
 )  # fmt: skip
 
 

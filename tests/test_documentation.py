@@ -17,7 +17,7 @@ import scvi_tahoe
 ROOT = Path(__file__).parents[1]
 DOCS, TUTORIALS = ROOT / "docs", ROOT / "tutorials"
 #: `cli` is used from a shell, and its commands document themselves with --help
-FOLDERS = ("data", "datasets", "demo", "evaluate", "nn", "pl", "pretrained", "study", "training")
+FOLDERS = ("data", "datasets", "demo", "evaluate", "nn", "pl", "pretrained", "study", "tables", "training")
 NEEDS_TWO_GPUS = "8_large_data.ipynb"
 
 

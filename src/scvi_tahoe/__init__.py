@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         HeldOutConditions,
         HeldOutContexts,
         HeldOutPerturbations,
+        ListedConditions,
         dose_label,
         read_store,
         screen_quality,
@@ -38,6 +39,7 @@ __all__ = [
     "HeldOutConditions",
     "HeldOutContexts",
     "HeldOutPerturbations",
+    "ListedConditions",
     "TahoeEnsemble",
     "TahoeST",
     "TahoeSTModule",
@@ -60,12 +62,13 @@ show_messages(__name__)
 # Names and folders are imported when they are first used, so that importing the package is quick.
 _FOLDERS = (
     *("data", "datasets", "demo", "evaluate", "model", "nn", "pl"),
-    *("effects", "prediction", "pretrained", "response", "study", "train", "training"),
+    *("effects", "prediction", "pretrained", "response", "study", "tables", "train", "training"),
 )
 _MODULES = {
     "_module": ("TahoeSTModule",),
     "data": (
         *("FewShotContext", "FractionSplit", "HeldOutConditions", "HeldOutContexts", "HeldOutPerturbations"),
+        *("ListedConditions",),
         *("dose_label", "read_store", "screen_quality", "smiles_fingerprints", "write_store"),
     ),
     "evaluate": ("EvaluationReference", "EvaluationResult", "baseline_prediction", "submission"),

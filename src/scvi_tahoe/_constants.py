@@ -41,6 +41,7 @@ class _Obs(NamedTuple):
     """Columns that predictions have in addition to those named as in the training data."""
 
     ORIGIN: str = "origin"  #: name of the control cell that a predicted cell started from
+    ORIGIN_CELL: str = "origin_cell"  #: the same where a column of labels is called "origin"
 
 
 class _Streams(NamedTuple):

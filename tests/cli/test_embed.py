@@ -22,7 +22,9 @@ def folder(tmp_path):
     cells = counts(6)
     cells.var_names = cells.var_names.str.lower()
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    (tmp_path / "aliases.csv").write_text("".join(f"{name},{name.upper()}\n" for name in cells.var_names))
+    (tmp_path / "aliases.csv").write_text(
+        "other,symbol\n" + "".join(f"{name},{name.upper()}\n" for name in cells.var_names)
+    )
     return tmp_path
 
 
@@ -49,4 +51,4 @@ def test_a_user_error_is_one_line(folder):
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (folder / "out.h5ad").exists()
     (folder / "aliases.csv").write_text("a,b,c\n")
-    assert "two are needed" in _embed(folder, "--aliases", folder / "aliases.csv").stderr
+    assert "no column symbol" in _embed(folder, "--aliases", folder / "aliases.csv").stderr

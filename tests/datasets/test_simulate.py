@@ -59,6 +59,35 @@ def test_without_effects_the_true_deltas_are_zero():
     assert np.abs(adata.uns["true_delta"]["context_1"]).to_numpy().max() < 1e-6
 
 
+def additive_share(adata):
+    """Share of the variance of log fold changes that is left when each perturbation has one effect in all contexts."""
+    fold = np.stack([table.to_numpy() for table in adata.uns["true_log_fold_change"].values()])
+    return 1 - np.square(fold - fold.mean(0)).mean() / fold.var()
+
+
+@pytest.mark.parametrize("option", ["interaction", "nonlinearity"])
+def test_contexts_differ_by_so_much_of_the_variance_and_nothing_else_of_the_screen_does(option):
+    options = {"n_contexts": 8, "n_perturbations": 20, "n_cells": 2, "n_control_cells": 2, "effect_size": 0.3}
+    plain, other = simulate_screen(**options), simulate_screen(**options, **{option: 0.4})
+    assert additive_share(plain) > 0.85
+    lost = additive_share(plain) - additive_share(other)
+    # all of an interaction differs between contexts; what genes pass on depends on levels that contexts share in part
+    assert 0.25 < lost < 0.42 if option == "interaction" else 0.03 < lost < 0.25
+    np.testing.assert_array_equal(plain.uns["perturbation_embedding"], other.uns["perturbation_embedding"])
+    folds = (np.stack(list(x.uns["true_log_fold_change"].values())).var() for x in (plain, other))
+    assert next(folds) == pytest.approx(next(folds), rel=0.25)
+
+
+def test_what_genes_pass_on_is_not_linear_in_the_activities():
+    table, folds = None, {}
+    for share in (0.0, 0.5):
+        adata = simulate_screen(1, 60, n_cells=1, n_control_cells=1, effect_size=0.3, nonlinearity=share)
+        table, truth = adata.uns["perturbation_embedding"], adata.uns["true_log_fold_change"]["context_1"]
+        weights = np.linalg.lstsq(table[:40], truth[:40], rcond=None)[0]
+        folds[share] = np.corrcoef((table[40:].to_numpy() @ weights).ravel(), truth[40:].to_numpy().ravel())[0, 1]
+    assert folds[0.5] < folds[0.0] - 0.02
+
+
 def test_a_screen_survives_h5ad(tmp_path):
     adata = simulate_screen(2, 3, n_genes=20)
     adata.write_h5ad(tmp_path / "screen.h5ad")
@@ -73,3 +102,5 @@ def test_a_number_that_is_too_small_is_refused_by_name(name):
         simulate_screen(**{name: 0})
     with pytest.raises(ValueError, match="n_embedding is 3; it must be 4 or more"):
         simulate_screen(n_embedding=3)
+    with pytest.raises(ValueError, match="interaction=0.7 and nonlinearity=0.3 must be shares"):
+        simulate_screen(interaction=0.7, nonlinearity=0.3)

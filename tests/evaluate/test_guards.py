@@ -23,6 +23,7 @@ from scvi_tahoe.evaluate import (
     likeness,
     mean_cosine,
 )
+from scvi_tahoe.evaluate._input_checks import CellProfile, check_scale, check_totals_spread
 from scvi_tahoe.evaluate._prediction_checks import check_de_counts
 
 ONE_SCALE = "scale of single conditions"
@@ -79,6 +80,14 @@ def test_values_on_another_scale_are_refused(predicted, reference, change, messa
 def test_a_small_difference_of_totals_is_a_warning(predicted, reference):
     with pytest.warns(EvaluationWarning, match="another normalisation total"):
         evaluate(changed(predicted, lambda x: rescaled(x, 1.3)), reference, preset="quick")
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.3, "ok"), (1.8, "warning"), (3.0, "error")])
+def test_totals_that_differ_among_observed_cells_may_differ_more(factor, status):
+    totals = np.random.default_rng(0).lognormal(5, 0.6, 300)
+    observed, predicted = (CellProfile(t, t * 1e3, t / 1e3, np.zeros(300), 0.0) for t in (totals, factor * totals))
+    assert check_scale(predicted, observed).status == status
+    assert check_totals_spread(predicted, observed).status == "ok"
 
 
 def test_tiny_negative_values_are_set_to_zero(scored, predicted, reference, quick):

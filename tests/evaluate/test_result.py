@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -134,3 +135,16 @@ def test_strata_average_contexts_one_by_one(scored, two_contexts, task, keys):
     table = scored(few, truth, baseline=None, **keys).strata(n_groups=3)
     assert list(table.index) == ["weak", "medium", "strong"]
     assert list(table[("n_perturbations", "")]) == [0, 2, 2]
+
+
+def test_the_page_for_people_says_what_the_verdict_says_and_needs_nothing_else(quick, tmp_path):
+    quick.to_html(tmp_path / "report.html", title="A <small> screen", command="scvi-tahoe evaluate a.h5ad b.h5ad")
+    text = (tmp_path / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+    assert "A &lt;small&gt; screen" in text
+    assert "scvi-tahoe evaluate a.h5ad b.h5ad" in text
+    assert text.count("data:image/png") >= 2
+    assert len(quick.verdict.best) >= 2
+    for metric, row in quick.verdict.best.iterrows():
+        assert f"<td>{row['standing']}</td><td>{row['baseline']}</td>" in text, metric
+    assert text.count(" in ") >= len(quick.per_perturbation)

@@ -102,13 +102,13 @@ def test_conditions_without_de_genes_are_left_out_of_des_and_named():
 
 
 def test_missing_de_genes_are_not_blamed_on_the_spread_of_cells():
-    scores = pd.DataFrame({"n_de_observed": [0, 1, 1], "nsig_ratio": [np.nan, 90.0, 80.0]})
+    scores = pd.DataFrame({"n_de_observed": [0, 1, 1], "n_de_predicted": [7, 90, 80]})
     undefined, ratio = check_de_counts(scores)
     assert ratio.status == "ok"
     assert "undefined" in undefined.message
     assert "1 of 3 conditions have no observed differentially expressed gene and 2 one" in undefined.message
     # and where there are some, the spread is
-    scores = pd.DataFrame({"n_de_observed": [10, 12, 1], "nsig_ratio": [9.0, 9.0, 1.0]})
+    scores = pd.DataFrame({"n_de_observed": [10, 12, 1], "n_de_predicted": [90, 108, 1]})
     assert check_de_counts(scores)[1].status == "warning"
 
 

@@ -59,11 +59,11 @@ def test_the_mean_of_a_condition_is_the_mean_over_members(ensemble, screen):
         np.testing.assert_array_equal(predicted.obs["uncertainty"][rows], row.uncertainty)
 
 
-@pytest.mark.parametrize("context_key", ["context", None])
-def test_effects_on_a_prior_of_cells_are_those_against_all_controls(context_key, simulated):
+@pytest.mark.parametrize(("context_key", "prior"), [("context", "cells"), (None, "cells"), ("context", "response")])
+def test_effects_on_a_prior_of_cells_are_those_against_all_controls(context_key, prior, simulated):
     adata = simulated.copy()
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key=context_key)
-    options = {"size": SIZE, "set_size": 8, "prior": "cells"}
+    options = {"size": SIZE, "set_size": 8, "prior": prior}
     ensemble = TahoeEnsemble.train(adata, seeds=(3, 5), model_kwargs=options, **{**BRIEF, "max_steps": 4})
     context = adata.obs["context"].to_numpy() == "context_1" if context_key else np.ones(adata.n_obs, dtype=bool)
     asked = {"contexts": ["context_1"]} if context_key else {}
@@ -72,6 +72,8 @@ def test_effects_on_a_prior_of_cells_are_those_against_all_controls(context_key,
     control = adata[context & (adata.obs["perturbation"] == "control").to_numpy()].X.toarray().mean(axis=0)
     mean = np.mean([predict(m, **asked).X.mean(axis=0) for m in ensemble.models], axis=0)
     np.testing.assert_allclose(predicted.varm["ensemble_delta"][:, 0], mean - control, atol=1e-5)
+    # the agreement of seeds says nothing about the error of a response model, which has its own expectation
+    assert ("uncertainty" in predicted.obs) == (prior == "cells") == ("expected_error" not in predicted.obs)
     among = predict(ensemble, n_cells=4).uns["scvi_tahoe_ensemble"]
     assert among["effect_size"].iloc[0] == predicted.uns["scvi_tahoe_ensemble"]["effect_size"].item()
 

@@ -81,13 +81,16 @@ def test_a_ready_reference_is_compared_with_what_the_model_has_seen(make_model, 
     assert not conditions & set(seen._conditions(screen[~held].copy()))
 
 
-@pytest.mark.parametrize(("weight", "status"), [(0.0, "error"), (1e-5, "warning"), (0.1, "ok")])
+@pytest.mark.parametrize(("weight", "status"), [(0.0, "error"), (1e-5, "warning"), (0.1, "warning")])
 def test_genes_of_a_decoder_that_was_not_trained_are_refused(make_model, train, held_out, weight, status):
     model = make_model(
         representation="embedding", setup={"cell_embedding_key": "X_embedding"}, objective={"decoder_weight": weight}
     )
     result = train(model).evaluate(held_out, **QUICK, representation_check="off")
     assert result.checks.loc["space", "status"] == status
+    if weight > 0:
+        own = model.history["validation_decoder"].sort_index().loc[: model.training_config_["best_step"]].iloc[-1, 0]
+        assert f"whose own validation error is {own:.4g}" in result.checks.loc["space", "message"]
     if status == "error":
         with pytest.raises(RepresentationError, match="gene decoder was not trained"):
             model.evaluate(held_out, **QUICK)

@@ -341,6 +341,12 @@ def test_one_hot_models_say_that_they_cannot_predict_new_labels(make_model, trai
         predict(train(make_model()), perturbations=["BRD4"])
 
 
+@pytest.mark.parametrize("label", ["perturbation_1+perturbation_2", "perturbation_1+BRD4"])
+def test_a_combination_without_a_separator_is_told_of_it(trained, label):
+    with pytest.raises(ValueError, match=r"it takes each label as a whole; .* combination_separator='\+'"):
+        predict(trained, perturbations=[label])
+
+
 def test_an_untrained_model_warns(make_model):
     with pytest.warns(UserWarning, match="the model is not trained; its predictions mean nothing yet"):
         predict(make_model(), n_cells=2)

@@ -86,7 +86,12 @@ def test_code_in_a_file_is_refused_and_never_runs(name, write, tmp_path):
         ("t.pt", lambda p: None, FileNotFoundError, "there is no file"),
         ("t.csv", lambda p: p.write_text(""), UnsafeFileError, "t.csv is empty"),
         ("t.parquet", lambda p: p.write_text("x"), UnsafeFileError, "t.parquet is damaged"),
-        ("t.csv", lambda p: p.write_text("g,x\nA,high\n"), ValueError, "t.csv holds something else than numbers"),
+        (
+            "t.csv",
+            lambda p: p.write_text("g,x\nA,high\n"),
+            ValueError,
+            "t.csv was refused: it holds something else than numbers",
+        ),
         ("t.csv", lambda p: p.write_text("g,x\nA,1\nA,2\n"), ValueError, "2 names, 1 of them different"),
         ("t.csv", lambda p: p.write_text("g,x\nA,\n"), ValueError, "'A' holds values that are not finite"),
         ("t.pt", lambda p: torch.save([torch.ones(2)], p), ValueError, "does not hold a mapping of labels to vectors"),
@@ -99,3 +104,80 @@ def test_what_is_no_table_is_refused(name, write, error, message, tmp_path):
     write(tmp_path / name)
     with pytest.raises(error, match=message):
         read_embedding_table(tmp_path / name)
+
+
+TEXTS = {
+    "header": ("gene,w,x\nNA,1,2\nnan,3,4\n", None, ["NA", "nan"]),
+    "no header": ("NA,1,2\nNULL,3,4\n", None, ["NA", "NULL"]),
+    "numbers as labels": ("007,1,2\n1e5,3,4\n", None, ["007", "1e5"]),
+    "counted columns": ("gene,0,1\nA,1,2\nB,3,4\n", None, ["A", "B"]),
+    "empty first field": (",10,20\nA,1,2\nB,3,4\n", None, ["A", "B"]),
+    "header of numbers, as said": ("year,2019,2020\nA,1,2\nB,3,4\n", True, ["A", "B"]),
+    "counts that are a row, as said": ("A,0,1\nB,3,4\n", False, ["A", "B"]),
+    "windows": ("gene,w,x\r\nA,1,2\r\nB,3,4\r\n", None, ["A", "B"]),
+    "quoted": ('gene,w,x\n"A,B",1,2\nB,3,4\n', None, ["A,B", "B"]),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_labels_of_text_are_exact_and_no_row_is_lost(case, tmp_path):
+    text, header, names = TEXTS[case]
+    (tmp_path / "t.csv").write_text(text, newline="")
+    table = read_embedding_table(tmp_path / "t.csv", header=header)
+    assert table["names"].tolist() == names
+    assert table["matrix"][-1].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("text", ["A,1+2j,3\nB,1,2\n", "A,1\nB,1,2\n", "A,,1\nB,1,2\n", "A,x\nB,y\n", "A,nan\nB,1\n"])
+def test_text_that_is_no_table_of_real_numbers_is_refused(text, tmp_path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"t\.csv"):
+        read_embedding_table(tmp_path / "t.csv", header=False)
+
+
+@pytest.mark.parametrize("rows", [ROWS.astype(complex) * 1j, np.full((3, 4), 3e38), np.full((3, 4), -1e300)])
+def test_numbers_that_a_network_cannot_take_are_refused(rows, tmp_path):
+    np.savez(tmp_path / "t.npz", names=np.array(NAMES), matrix=rows)
+    with pytest.raises(ValueError, match=r"imaginary|above 1e\+12|finite"):
+        read_embedding_table(tmp_path / "t.npz")
+    with pytest.raises(ValueError, match=r"imaginary|above 1e\+12|infinite"):
+        EmbeddingTable.from_user((NAMES, rows), "uns['t']")
+
+
+def bomb_npz(path):
+    import zipfile
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("A.npy", bytes(280_000_000))
+
+
+def bomb_header(path):
+    import io
+    import zipfile
+
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (3, 10**11)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("matrix.npy", stream.getvalue())
+
+
+def bomb_parquet(path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    label = pa.array(["x" * 1_000_000]).dictionary_encode()
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, dtype=np.int32)), label.dictionary)
+    pq.write_table(pa.table({"gene": column, "w": np.zeros(100_000)}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("t.npz", bomb_npz), ("t.npz", bomb_header), ("t.parquet", bomb_parquet)], ids=str
+)
+def test_a_small_file_with_a_large_content_is_refused_before_it_is_read(name, write, tmp_path):
+    import resource
+
+    write(tmp_path / name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=rf"{name} "):
+        read_embedding_table(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000

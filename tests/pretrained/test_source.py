@@ -14,7 +14,7 @@ from scvi_tahoe.pretrained import (
     read_pretrained,
     resolve_source,
 )
-from scvi_tahoe.pretrained._hub import checkpoint_on_hub
+from scvi_tahoe.pretrained._hub import _checkpoints, checkpoint_on_hub, model_folders
 
 NAME = "someone/st-model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,15 +74,47 @@ def test_the_cache_serves_offline_and_states_the_commit(cache):
 
 
 def test_the_licence_must_be_accepted_and_is_shown(cache, monkeypatch):
-    with pytest.raises(LicenceNotAcceptedError, match=r"non-commercial.*accept_license=True"):
+    with pytest.raises(LicenceNotAcceptedError, match=r"(?i)non-commercial.*accept_license=True"):
         offline(cache)
     with pytest.raises(LicenceNotAcceptedError):
         offline(cache, accept_license=False)
-    with pytest.warns(LicenceWarning, match="every model fine-tuned"):
+    with pytest.warns(LicenceWarning, match="someone/st-model.*If they.*every model fine-tuned"):
         offline(cache, accept_license=True)
     monkeypatch.setenv("SCVI_TAHOE_ACCEPT_LICENSE", "1")
     with pytest.warns(LicenceWarning):
         offline(cache)
+    links = next(cache.rglob("snapshots")) / COMMIT
+    (links / "README.md").write_text("---\ntags: [x]\nlicense: mit\n---\n# Ours\n")
+    with pytest.warns(LicenceWarning, match="state the licence mit"):
+        origin = offline(cache, f"{NAME}/zeroshot/jurkat").provenance
+    assert (origin.licence, origin.non_commercial) == ("mit", False)
+
+
+def test_what_arc_did_not_publish_is_not_announced_as_arcs(cache):
+    with pytest.raises(LicenceNotAcceptedError, match="the licence that its authors state") as error:
+        offline(cache)
+    assert "Arc's State Model" not in str(error.value)
+    with pytest.raises(LicenceNotAcceptedError, match="Arc's State Model Non-Commercial"):
+        offline(cache, "arcinstitute/ST-Tahoe")
+
+
+def test_a_local_folder_in_arcs_format_says_its_licence_once(golden_folder, caplog, monkeypatch):
+    monkeypatch.delenv("SCVI_TAHOE_ACCEPT_LICENSE", raising=False)
+    folder = golden_folder().rename(golden_folder().parent / "weights_of_unknown_origin")
+    for accept in (True, None, None):
+        read_pretrained(folder, accept_license=accept)
+    (line,) = [r.message for r in caplog.records if "weights_of_unknown_origin" in r.message]
+    assert "accept_license=True or SCVI_TAHOE_ACCEPT_LICENSE=1 accepts it" in line
+
+
+def test_a_repository_of_several_models_names_them(cache, golden_folder, tmp_path):
+    assert model_folders(FILES[-1:]) == ["zeroshot/k562"]
+    folder = golden_folder()
+    folder.rename(tmp_path / "inside")
+    folder.mkdir()
+    (tmp_path / "inside").rename(folder / "fewshot")
+    with pytest.raises(FileNotFoundError, match=r"holds 1 models in folders.*expr_all_feat/fewshot"):
+        read_pretrained(folder)
 
 
 @quiet
@@ -126,7 +158,7 @@ FILES = [
     ],
 )
 def test_only_the_checkpoint_that_will_be_read_is_downloaded(prefix, checkpoint, expected):
-    assert checkpoint_on_hub(FILES, prefix, checkpoint) == expected
-    assert checkpoint_on_hub(FILES[3:5], "", None) == FILES[4]  # the highest step, where none has a name
+    assert checkpoint_on_hub(_checkpoints(FILES, prefix), checkpoint) == expected
+    assert checkpoint_on_hub(FILES[3:5], None) == FILES[4]  # the highest step, where none has a name
     with pytest.raises(FileNotFoundError, match=r"last.*best\.ckpt"):
-        checkpoint_on_hub(FILES, "", "last")
+        checkpoint_on_hub(_checkpoints(FILES, ""), "last")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
-from se_folder import GOLDEN, proteins, tensors, write_folder
+from se_folder import GOLDEN, SETTINGS, proteins, tensors, write_folder
 
 from scvi_tahoe.pretrained import UnsafeFileError, read_state_embedding
 
@@ -113,15 +118,70 @@ def test_settings_that_cannot_be_are_refused(tmp_path, settings, message):
         read_state_embedding(write_folder(tmp_path / "m", settings=settings))
 
 
-def test_a_folder_without_weights_that_can_be_read_says_what_to_download(tmp_path, payload):
-    folder = write_folder(tmp_path / "m")
-    (folder / "model.safetensors").unlink()
-    torch.save(payload, folder / "se600m_epoch16.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"ckpt holds pickled objects .* download model.safetensors"):
-        read_state_embedding(folder)
-    with pytest.raises(ValueError, match=r"only \*\.safetensors is"):
-        read_state_embedding(folder, "se600m_epoch16.ckpt")
+class Elsewhere:
+    """An object of a program that is not installed where the checkpoint is read."""
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A checkpoint as Arc's program writes it: tensors, numbers, its configuration as text, and objects of its own."""
+
+    def write(folder, **more):
+        program = types.ModuleType("elsewhere")
+        program.Elsewhere = Elsewhere
+        monkeypatch.setattr(Elsewhere, "__module__", "elsewhere")
+        monkeypatch.setitem(sys.modules, "elsewhere", program)
+        collator = Elsewhere()
+        collator.tables = {"a": np.zeros(4)}
+        groups = defaultdict(dict, {"x": {"y": 1}})
+        content = {
+            "state_dict": tensors(), "optimizer_states": [{"exp_avg": torch.ones(3)}],
+            "hyper_parameters": {"nhead": 4, "cfg": collator, "collater": groups},
+            "cfg_yaml": yaml.safe_dump(SETTINGS), "protein_embeds_dict": proteins(),
+        }  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        torch.save({**content, **more}, folder / "se_epoch16.ckpt")
+        monkeypatch.delitem(sys.modules, "elsewhere")
+        return folder
+
+    return write
+
+
+def test_a_checkpoint_gives_the_same_model_without_the_program_that_wrote_it(model, checkpoint, tmp_path):
+    found = read_state_embedding(checkpoint(tmp_path / "ckpt"))
+    assert found.checkpoint == "se_epoch16.ckpt"
+    assert (found.n_slots, found.lender) == (model.n_slots, model.lender)
+    state = found.network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.network.state_dict().items())
+    assert found.proteins.keys() == model.proteins.keys()
+    assert "elsewhere" not in sys.modules
+
+
+def test_nothing_in_a_checkpoint_is_executed(checkpoint, tmp_path, payload, refused):
+    class Evaluated:
+        def __reduce__(self):
+            return eval, (f"open({str(tmp_path / 'executed')!r}, 'w')",)
+
+    refused(checkpoint(tmp_path / "system", extra=payload), "blocked|posix", read=read_state_embedding)
+    read_state_embedding(checkpoint(tmp_path / "eval", extra=Evaluated()))
     assert not (tmp_path / "executed").exists()
+
+
+def test_safetensors_come_before_checkpoints_and_a_choice_is_the_users(checkpoint, tmp_path):
+    folder = checkpoint(write_folder(tmp_path / "m"))
+    assert read_state_embedding(folder).checkpoint == "model.safetensors"
+    assert read_state_embedding(folder, "se_epoch16.ckpt").checkpoint == "se_epoch16.ckpt"
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "se_epoch4.ckpt")
+    with pytest.raises(
+        FileNotFoundError, match=r"'se_epoch16\.ckpt', 'se_epoch4\.ckpt'\]; choose one with checkpoint="
+    ):
+        read_state_embedding(folder)
+    with pytest.raises(UnsafeFileError, match="damaged"):
+        read_state_embedding(folder, "se_epoch4.ckpt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"neither \*\.safetensors nor \*\.ckpt"):
+        read_state_embedding(tmp_path / "empty")
 
 
 def test_a_state_transition_model_is_told_from_a_state_embedding_model(golden_folder):

@@ -119,16 +119,11 @@ def test_several_contexts_ring_once():
     assert "in 'X' (and 2 more contexts)" in str(caught[0].message)
 
 
-def test_an_ensemble_says_it_once(make_model, train):
-    """Members that all predict the same say so together."""
-
-    def collapsed(seed):
-        model = make_model(seed=seed)
-        train(model, seed=seed)
-        model._adopt(observed_cosine_={"context_1": -1.0})
-        return model
-
-    ensemble = TahoeEnsemble([collapsed(seed) for seed in range(3)])
+@pytest.mark.parametrize("collapsed", [(0, 1, 2), (2,)], ids=["all members", "the last one"])
+def test_an_ensemble_says_it_once_whichever_member_it_is(make_model, train, collapsed):
+    ensemble = TahoeEnsemble([train(make_model(seed=seed), seed=seed) for seed in range(3)])
+    for i, model in enumerate(ensemble.models):
+        model._adopt(observed_cosine_={"context_1": -1.0 if i in collapsed else 1.0})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ensemble.predict(n_cells=8, progress=False)

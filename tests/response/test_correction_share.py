@@ -10,7 +10,7 @@ import torch
 from scvi_tahoe import FractionSplit, HeldOutPerturbations, TahoeST
 from scvi_tahoe.data import split_from_dict
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.response._residual import fit_shrinkage
+from scvi_tahoe.response._correction import fit_shrinkage
 from scvi_tahoe.training import training_data
 
 NOISY = {"max_steps": 80, "validate_every": 20, "batch_size": 4, "lr": 3e-3}
@@ -109,12 +109,14 @@ def test_each_dose_is_compared_with_its_own_cells(noisy, make_model, train, monk
     train(model, split=HeldOutPerturbations(validation=["P@1", "P@100", "R@10"]), shrink_correction=False)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.module.network.head.project.layers[-1].weight, std=0.1)  # a correction that is noise
-    monkeypatch.setattr("scvi_tahoe.response._residual.fit_shrinkage", fit)
+    monkeypatch.setattr("scvi_tahoe.response._correction.fit_shrinkage", fit)
     screen = model._training_screen()
     run = model.plan_training(split=split_from_dict(model.split_))
     data = training_data(model._spec(), screen, run, model.module, model.prior)
     model.prior_ = data.prior  # which does not know the conditions that validate
-    assert model._shrink_correction(run, data) == shares[0] < 0.5
+    factor, verdict = model._shrink_correction(run, data, best_step=1)
+    assert factor == shares[0] < 0.5
+    assert verdict == f"Kept {factor:.2f} of the network's correction of its prior, by 9 held-out conditions."
 
 
 def test_a_model_of_which_a_share_is_kept_is_the_same_saved_and_exported(fresh, train, noisy, register, tmp_path):

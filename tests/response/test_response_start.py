@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe.data import Condition
@@ -183,3 +186,41 @@ def test_the_criterion_reaches_the_response_model_and_is_saved(screen, make_mode
 def test_a_criterion_without_effect_is_refused(screen, make_model, options, message):
     with pytest.raises(ValueError, match=message):
         make_model(screen.copy(), **options)
+
+
+@pytest.mark.parametrize("judged", [False, True], ids=["by default", "where conditions of new contexts validated"])
+def test_a_context_of_which_only_controls_were_seen_is_corrected_only_if_that_was_judged(
+    judged, screen, make_model, train, caplog
+):
+    gone = [("context_2", f"perturbation_{i}") for i in range(1, 7)]
+    model = make_model(without(screen, *gone), prior="response")
+    train(model, shrink_correction=False, lr=0.1)
+    with torch.no_grad():  # as if it had learned something
+        model.module.network.head.project.layers[-1].bias.fill_(0.5)
+    elsewhere = "the same perturbation in other contexts"
+    kinds = ["the mean of other perturbations", f"{elsewhere}, in a context with controls only"]
+    model.prior_ = {**model.prior_, "judged": kinds if judged else None}
+    options = {"perturbations": ["perturbation_1"], "n_cells": 4, "progress": False}
+
+    def changed(context):
+        cells = [model.predict(contexts=[context], output=o, **options).X for o in ("prior", "expression")]
+        return not np.allclose(*cells, atol=1e-3)
+
+    assert changed("context_1")
+    with caplog.at_level(logging.INFO, logger="scvi_tahoe"):
+        assert changed("context_2") == judged
+    assert (f"predicted as the prior has them, from {kinds[1]}" in caplog.text) != judged
+    assert set(model.prior_report(contexts=["context_2"])["corrected"]) == {judged}
+
+
+def test_a_context_with_few_perturbations_is_a_question_of_its_own_that_others_do_not_judge(make_model):
+    screen = simulate_screen(3, 10, n_genes=40, n_cells=12, n_control_cells=20)
+    model = make_model(
+        without(screen, *[("context_3", f"perturbation_{i:02d}") for i in range(3, 11)]), prior="response"
+    )
+    elsewhere = "the same perturbation in other contexts"
+    asked, table = [Condition(f"context_{k}", "perturbation_05") for k in (1, 3)], model._spec().table
+    start = ResponseStart.from_dict(model._learned_prior())
+    assert start.kinds(asked, table) == [elsewhere, f"{elsewhere}, in a context with few perturbations"]
+    assert start.is_corrected(asked, table).tolist() == [True, True]  # nothing was judged
+    assert replace(start, judged=frozenset([elsewhere])).is_corrected(asked, table).tolist() == [True, False]

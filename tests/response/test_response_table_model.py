@@ -175,7 +175,7 @@ def test_a_saved_model_predicts_the_same_to_the_last_bit(unseen, tmp_path):
     assert (first.layers["sd"] == second.layers["sd"]).all()
     pd.testing.assert_frame_equal(first.obs, second.obs)
     assert repr(loaded) == repr(model)
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["response.json", "response.npz"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["checksums.json", "response.json", "response.npz"]
     with pytest.raises(FileExistsError, match="overwrite"):
         model.save(tmp_path / "model")
     model.save(tmp_path / "model", overwrite=True)

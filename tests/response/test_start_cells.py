@@ -70,6 +70,39 @@ def test_zeros_are_those_of_real_cells(cells):
     assert 0 < (found[:, 0] > 0).mean() < 0.9  # a gene that no control expresses begins in some cells
 
 
+@pytest.mark.parametrize("fold", [0.25, 0.6, 1.5, 4.0])
+def test_as_many_cells_express_a_gene_as_do_at_the_new_mean(fold):
+    """Of a rare gene a change of the mean is a change of that share, of one that all cells express it is not."""
+    rng = np.random.default_rng(0)
+    rate = np.geomspace(0.02, 20, 60)
+
+    def some(rate):
+        counts = rng.poisson(rate * rng.gamma(4, 0.25, (2000, 60)))
+        return np.log1p(counts).astype(np.float32)
+
+    controls, other = some(rate), some(fold * rate)
+    found = moved(controls, other.mean(0), ControlProfile.of(controls))
+    np.testing.assert_allclose((found > 0).mean(0), (other > 0).mean(0), atol=0.06)
+    error = np.abs((found > 0).mean(0) - (other > 0).mean(0)).mean()
+    assert error < 0.2 * np.abs((controls > 0).mean(0) - (other > 0).mean(0)).mean()
+
+
+def test_genes_that_change_stay_correlated_with_others():
+    rng = np.random.default_rng(0)
+    activity = rng.normal(size=(1500, 1))
+    counts = rng.poisson(np.exp(0.8 * activity * np.where(np.arange(40) < 20, 1, -1)))
+    cells = np.log1p(counts).astype(np.float32)
+    controls, donors = cells[:1000], cells[1000:]
+    want = controls.mean(0)
+    want[::2] *= 0.4
+    found = moved(donors, want, ControlProfile.of(controls))
+
+    def likeness(x):
+        return np.abs(np.corrcoef(x.T)[np.triu_indices(40, 1)]).mean()
+
+    assert likeness(found) > 0.8 * likeness(donors)
+
+
 def test_nothing_but_the_means_of_the_cells_at_hand_is_changed_where_nothing_is_wanted(cells):
     controls = cells[0]
     found = moved(controls, controls.mean(0), ControlProfile.of(controls))
@@ -89,5 +122,7 @@ def test_minibatches_have_the_wanted_means_on_average(cells):
     sets = torch.from_numpy(controls[None])
     found = torch.cat([table.cells(sets, torch.tensor([0]), seed)[0] for seed in range(20)]).numpy()
     np.testing.assert_allclose(found.mean(0), other.mean(0), atol=0.03)
+    totals = torch.expm1(torch.from_numpy(found)).sum(1)
+    assert totals.std() / totals.mean() < 0.03  # means of one set are exact, totals nearly
     again = table.cells(sets, torch.tensor([0]), 3)
     assert torch.equal(again, table.cells(sets, torch.tensor([0]), 3))

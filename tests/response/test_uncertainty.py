@@ -31,6 +31,14 @@ def test_inflation_is_what_the_variance_lacks_beside_known_noise(factor, noise):
     assert covered.mean() == pytest.approx(0.9, abs=0.003)
 
 
+def test_noise_that_covers_most_genes_does_not_make_the_others_certain():
+    rng = np.random.default_rng(0)
+    variance = np.full((40, 200), 1e-4)
+    variance[:, :10] = 4.0  # few genes change, and all have the noise of few cells
+    squares = (variance + 0.05) * np.square(rng.normal(size=variance.shape))
+    assert 0.4 < inflation_of(squares, variance, np.full(variance.shape, 0.07)) < 1.5
+
+
 def test_missing_responses_do_not_count_for_calibration():
     rng = np.random.default_rng(0)
     squares = np.square(rng.normal(size=(100, 100)))

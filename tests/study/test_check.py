@@ -66,8 +66,8 @@ def test_what_is_switched_off_is_not_complained_of(tmp_path, key):
         pytest.param(expression_config, {CLIP: ...}, "clipping", CLIP, "warning", "the default is 10", id="no clip"),
         pytest.param(expression_config, {f"{BACKBONE}.bidirectional_attention": ...}, "bidirectional",
                      f"{BACKBONE}.bidirectional_attention", "warning", "the flag is missing", id="attention"),
-        pytest.param(embedding_config, {}, "scored_space", SPACE, "warning", "weight 0.3", id="scored on genes"),
-        pytest.param(embedding_config, {"model.kwargs.decoder_weight": 0.0}, "scored_space", SPACE, "error",
+        pytest.param(embedding_config, {}, "scored_space", SPACE, "error", "weight 0.3", id="scored on genes"),
+        pytest.param(embedding_config, {"model.kwargs.decoder_weight": 0.0}, "random_decoder", SPACE, "error",
                      "stays random", id="random decoder"),
         pytest.param(embedding_config, {"data.kwargs.output_space": "embedding"}, "no_genes", SPACE, "error",
                      "would mean nothing", id="no genes at the output"),
@@ -76,7 +76,7 @@ def test_what_is_switched_off_is_not_complained_of(tmp_path, key):
         pytest.param(embedding_config, {"model.kwargs.decoder_loss_weight": 0.9}, "decoder_weight",
                      "model.kwargs.decoder_loss_weight", "warning",
                      "it says 0.9 and decoder_weight says 0.3: decoder_weight counts", id="two decoder weights"),
-        pytest.param(expression_config, {INIT: TAHOE}, "shorter_sets", LENGTH, "warning", "were trained with 512",
+        pytest.param(expression_config, {INIT: TAHOE}, "shorter_sets", LENGTH, "warning", "probably trained with 512",
                      id="sets shorter than those of ST-Tahoe"),
         pytest.param(expression_config, {INIT: "/a/best.ckpt", "model.kwargs.lora": {"enable": True}}, "lora",
                      "model.kwargs.lora.enable", "error", "random backbone", id="LoRA on loaded weights"),
@@ -91,7 +91,7 @@ def test_what_would_surprise_its_author_is_named(tmp_path, config, keys, rule, w
     finding = next(f for f in found.findings if (f.rule, f.where) == (rule, where))
     assert finding.level == level
     assert text in finding.message
-    assert found.exit_code() == (level == "error")
+    assert found.exit_code() == (level == "error" or config is embedding_config)
     assert found.exit_code(strict=True) == 1
 
 
@@ -160,3 +160,66 @@ def test_other_files_are_refused(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         check_config(tmp_path / "config.yaml")
+
+
+def test_a_mismatch_of_spaces_stops_unless_it_is_allowed(tmp_path):
+    found = checked(tmp_path, config=embedding_config)
+    assert (found.exit_code(), found.exit_code(allow_mismatch=True)) == (1, 0)
+    assert found.exit_code(allow_mismatch=True, strict=True) == 1
+    random = checked(tmp_path, {"model.kwargs.decoder_weight": 0.0}, embedding_config)
+    assert random.exit_code(allow_mismatch=True) == 1
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table of arc-state with two files: one context predicted, another one with few shots."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.h5ad").touch()
+    (tmp_path / "starter.toml").write_text(
+        '[datasets]\nx = "{a,b}.h5ad"\nunused = "no.h5ad"\n[training]\nx = "train"\n[zeroshot]\n"x.HepG2" = "test"\n'
+        '[fewshot."x.RPE1"]\nval = ["A"]\ntest = ["C", "B"]\n'
+    )
+    return tmp_path / "starter.toml"
+
+
+def test_a_written_run_has_the_files_and_the_split_of_the_table(tmp_path, table):
+    written = checked(tmp_path, {"data.kwargs.toml_config_path": table.name}).write(tmp_path / "run.yaml")
+    assert written.data.path == (str(tmp_path / "a.h5ad"), str(tmp_path / "b.h5ad"))
+    assert written.split == {
+        "kind": "listed_conditions", "validation": {"RPE1": ["A"]}, "test": {"HepG2": "all", "RPE1": ["B", "C"]}
+    }  # fmt: skip
+    assert written.data.embedding_files == {"perturbation_features": "/data/features.pt"}
+    assert written.model.batch_encoder is True
+    assert TahoeRun.from_yaml(tmp_path / "run.yaml") == written
+    with pytest.raises(ValueError, match="exists; give the name of a new file"):
+        checked(tmp_path).write(tmp_path / "run.yaml")
+
+
+def test_what_is_not_here_is_said_in_comments_and_expected_of_the_published_weights(tmp_path):
+    keys = {INIT: TAHOE, "data.kwargs.toml_config_path": "/no/starter.toml", "model.kwargs.use_basal_projection": False}
+    checked(tmp_path, keys, embedding_config).write(tmp_path / "run.yaml")
+    text = (tmp_path / "run.yaml").read_text()
+    first, *_ = text.splitlines()
+    assert first.startswith("# yaml-language-server: $schema=")
+    assert "# /no/starter.toml is not here" in text
+    assert "  - new_batch_encoder  # a batch encoder is added" in text
+    assert "  - other_control_encoder  # " in text
+    assert {"new_input", "new_gene_decoder", "other_head"} <= set(
+        TahoeRun.from_yaml(tmp_path / "run.yaml").start.accept
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[datasets", "is not a TOML file"),
+        ("[training]\nx = 'train'", r"has no \[datasets\]"),
+        ("[datasets]\nx = 'no.h5ad'\n[training]\nx = 'train'", "no such file"),
+        ("[datasets]\nx = 'a.h5ad'\n[zeroshot]\n'y.K562' = 'test'", r"uses the data sets \['y'\]"),
+    ],
+    ids=["damaged", "no files", "missing file", "unknown data set"],
+)
+def test_a_table_that_means_nothing_is_refused(tmp_path, table, text, message):
+    table.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        checked(tmp_path, {"data.kwargs.toml_config_path": str(table)}).write(tmp_path / "run.yaml")

@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from anndata import read_h5ad
+from anndata import AnnData, read_h5ad
 from study_samples import RUN
 
-from scvi_tahoe import TahoeST
+from scvi_tahoe import FractionSplit, TahoeST, write_store
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, is_run, result_text
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._finetune import _prepare, resolved
 from scvi_tahoe.study._model import PeakMemory, build_model
-from scvi_tahoe.study._run_folder import read_checkpoint
+from scvi_tahoe.study._run_folder import fingerprint, read_checkpoint
 
 NOT_SCORED = {"preset": None}
 BRIEF = {"max_steps": 1, "validate_every": 1}
@@ -95,7 +95,7 @@ def test_the_provenance_fixes_data_releases_and_seed(finished):
 
 def test_the_config_in_the_folder_spells_out_defaults(finished):
     config = content(finished / "config.yaml")
-    model = TahoeST.load(finished / "model", adata=False)
+    model = TahoeST.from_pretrained(finished)
     assert config["model"]["prior"] == model.prior
     assert config["model"]["objective"] == model.module.objective.config.to_dict()
     assert config["model"]["network"]["head"] == model.module.config.head
@@ -176,7 +176,7 @@ def test_a_refused_run_leaves_nothing(finished, values, tmp_path, changes, error
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
-    [("damaged", ValueError, "is not an h5ad file"), ("no", FileNotFoundError, "an h5ad file with cells is expected")],
+    [("damaged", ValueError, "is no h5ad file"), ("no", FileNotFoundError, "an h5ad file with cells is expected")],
 )
 def test_files_that_are_no_cells_are_named(values, tmp_path, name, error, message):
     (tmp_path / "damaged.h5ad").write_text("no cells")
@@ -206,7 +206,7 @@ def test_adapters_not_attached_yet_may_have_rates_by_depth(deep, tmp_path):
 
 
 def test_a_frozen_projection_keeps_its_random_numbers(finished, values, tmp_path):
-    values["train"] |= {"freeze_projection": True, "freeze_backbone": True}
+    values["train"] |= {"freeze_projection": True}
     result = run(values, tmp_path / "out")
     first, now = (read_checkpoint(f / "last.ckpt")["state_dict"] for f in (finished, result.folder))
     config = TahoeRun.from_dict(values)
@@ -322,8 +322,7 @@ def test_adapters_are_restored_and_a_later_run_starts_from_them(finished, values
     run(values, tmp_path / "later", start=start, train=BRIEF | {"lr": 1e-9}, score=NOT_SCORED)
     started = torch.load(tmp_path / "later" / "last.ckpt", weights_only=True)["state_dict"]
     name = "network.backbone.blocks.0.down.weight"
-    merged = TahoeST.load(tmp_path / "first" / "model", adata=False)
-    merged.merge_adapters()
+    merged = TahoeST.from_pretrained(tmp_path / "first")
     torch.testing.assert_close(started[f"module.{name}"], merged.module.state_dict()[name], rtol=0, atol=1e-6)
 
 
@@ -332,7 +331,7 @@ def test_an_embedding_model_takes_the_backbone_of_an_expression_model(finished, 
     result = run(values, tmp_path / "run", model={"representation": "embedding", "network": {
         "gene_decoder": {"hidden": [16]}
     }}, score={"preset": "quick", "representation_check": "warn"})  # fmt: skip
-    model = TahoeST.load(result.folder / "model", adata=False)
+    model = TahoeST.from_pretrained(result.folder)
     assert model.module.config.gene_decoder.hidden == (16,)
     assert model.module.config.n_input == 6
     loaded = torch.load(finished / "best.ckpt", weights_only=True)["state_dict"]
@@ -423,7 +422,7 @@ def test_a_run_from_weights_in_arcs_format_carries_their_licence(finished, value
         values, tmp_path / "first", train=BRIEF, score=NOT_SCORED,
         model={"network": {"head": "hidden_residual", "keep_zeros": False}},
     )  # fmt: skip
-    TahoeST.load(first.folder / "model", adata=False).export(tmp_path / "weights", format="arc")
+    TahoeST.from_pretrained(first.folder).export(tmp_path / "weights", format="arc")
     # after a single step, controls predicted from controls are not like controls
     values["start"] = {"source": str(tmp_path / "weights"), "check_scale": False}
     result = run(values, tmp_path / "run", train=BRIEF, score=NOT_SCORED)
@@ -495,3 +494,59 @@ def test_the_file_of_a_finished_run_rebuilds_it_in_python_too(finished, tmp_path
     again = finetune(tmp_path / "first" / "config.yaml", progress=False)
     assert again.folder == tmp_path / "first-rebuilt"
     assert compare_runs(tmp_path / "first", again.folder).same
+
+
+@pytest.fixture
+def listed(values):
+    """Plain values of a run on files of one's own, part of which is predicted."""
+    test = {"context_1": ["perturbation_03"]}
+    return values | {"split": {"kind": "listed_conditions", "test": test}, "score": NOT_SCORED}
+
+
+def test_several_files_and_a_table_in_its_own_are_one_screen(listed, tmp_path):
+    cells = simulate_screen(n_genes=30, n_cells=10, n_control_cells=30)
+    table = {name: torch.ones(3) * i for i, name in enumerate(sorted(cells.obs["perturbation"].unique()))}
+    torch.save(table, tmp_path / "table.pt")
+    parts = []
+    for context in cells.obs["context"].unique():
+        parts.append(f"{context}.h5ad")
+        cells[cells.obs["context"] == context].write_h5ad(tmp_path / parts[-1])
+    labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
+    listed["data"] = {"path": parts, "embedding_files": {"table": "table.pt"}, **labels}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(listed))
+    data = load_data(TahoeRun.from_yaml(tmp_path / "run.yaml"))
+    assert data.train.n_obs + data.held_out.n_obs == cells.n_obs + 30  # the controls of a context are in both
+    assert data.config.keys["perturbation_embedding_key"] == ("table",)
+    assert set(data.held_out.obs["perturbation"]) == {"perturbation_03", "control"}
+    cells[:, :20].write_h5ad(tmp_path / parts[0])
+    with pytest.raises(ValueError, match="the files share 20 of the 30 genes"):
+        load_data(TahoeRun.from_yaml(tmp_path / "run.yaml"))
+
+
+def test_parts_of_a_mudata_are_one_screen(listed, tmp_path):
+    mudata = pytest.importorskip("mudata")
+    cells = simulate_screen(n_genes=30, n_cells=10, n_control_cells=30)
+    state = AnnData(np.ones((cells.n_obs, 5), dtype=np.float32), obs=cells.obs[[]])
+    mudata.MuData({"rna": cells, "state": state[::-1].copy()}).write_h5mu(tmp_path / "cells.h5mu")
+    labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
+    parts = {"expression": "rna", "cell_embedding": "state"}
+    listed["data"] = {"path": str(tmp_path / "cells.h5mu"), "modalities": parts, **labels}
+    data = load_data(TahoeRun.from_dict(listed))
+    assert data.train.obsm[data.config.embedding_key].shape == (data.train.n_obs, 5)
+    with pytest.raises(ValueError, match="give both or neither"):
+        TahoeRun.from_dict(listed | {"data": listed["data"] | {"modalities": None}})
+
+
+def test_a_store_on_disk_is_a_screen(listed, tmp_path):
+    pytest.importorskip("zarr")
+    cells = simulate_screen(n_genes=30, n_cells=10, n_control_cells=30)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
+    write_store(tmp_path / "cells.h5ad", tmp_path / "store.zarr", **labels)
+    listed["data"] = {"path": str(tmp_path / "store.zarr"), **labels}
+    data = load_data(TahoeRun.from_dict(listed))
+    assert set(data.held_out.obs["perturbation"]) == {"perturbation_03", "control"}
+    whole = load_data(TahoeRun.from_dict(listed | {"split": None}))
+    first, second = (fingerprint(d, FractionSplit(), seed=0)["train"] for d in (whole, whole))
+    assert first == second
+    assert first["n_cells"] == cells.n_obs

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib.resources import files
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ import yaml
 from scvi_tahoe import TahoeST
 from scvi_tahoe.study import TahoeRun
 from scvi_tahoe.study._plain_values import plain
+from scvi_tahoe.study._schema import SCHEMA, run_schema, schema_text
 
 
 def changed(values, path, value):
@@ -77,7 +79,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(values, path):
         ("model.objective.terms.energy", "x", "model.objective.terms.energy is 'x'; allowed is a number"),
         ("train.plan.warmup", "long", "train.plan.warmup is 'long'; allowed is a number"),
         ("train.precision", "bf17", "train.precision is 'bf17'; it is one of auto"),
-        ("score.baseline", "mean", "score.baseline is 'mean'; it is one of control"),
+        ("score.baseline", "mean", "score.baseline is 'mean'; it is one of auto, control"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(values, path, value, message):
@@ -187,3 +189,27 @@ def test_an_option_of_a_method_is_an_option_of_a_run_file(values, tmp_path, path
     for name in path.split("."):
         found = found[name]
     assert found.items() >= value.items() if isinstance(value, dict) else found == value
+
+
+def test_the_schema_for_editors_is_that_of_the_signatures():
+    shipped = (files("scvi_tahoe.study") / SCHEMA).read_text("utf-8")
+    assert shipped == schema_text(), "python -m scvi_tahoe.study._schema writes it anew"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"split": {"kind": "listed_conditions", "test": {"HepG2": "all"}}}, True),
+        ({"data": {"path": ["a.h5ad", "b.h5ad"], "perturbation_key": "p", "control": "c"}}, True),
+        ({"train": {"max_step": 3}}, False),
+        ({"split": {"kind": "by_hand"}}, False),
+    ],
+)
+def test_the_schema_takes_what_a_run_file_takes(values, changes, fits):
+    jsonschema = pytest.importorskip("jsonschema")
+    values = values | changes
+    assert jsonschema.Draft202012Validator(run_schema()).is_valid(values) == fits
+    if fits:
+        assert TahoeRun.from_dict(values)
+        assert jsonschema.Draft202012Validator(run_schema()).is_valid(TahoeRun.from_dict(values).to_dict())

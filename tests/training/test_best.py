@@ -52,8 +52,11 @@ def test_training_that_only_makes_it_worse_leaves_what_it_started_from(make_mode
 
 
 def test_the_last_steps_are_validated_where_they_do_not_fill_an_interval(make_model, train):
-    history = train(make_model(), max_steps=10, validate_every=4).history
-    assert history["validation_loss"].index.tolist() == [3, 7, 9]
+    model = train(make_model(), max_steps=10, validate_every=4)
+    losses = model.history["validation_loss"]["validation_loss"]
+    assert losses.index.tolist() == [3, 7, 9]
+    # steps are counted from 0, and `best_step` is the number of them
+    assert model.training_config_["best_step"] == losses.idxmin() + 1
     short = train(make_model(), max_steps=3, validate_every=100)
     assert short.history["validation_loss"].index.tolist() == [2]
     assert short.training_config_["best_step"] == 3

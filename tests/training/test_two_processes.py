@@ -10,17 +10,20 @@ import os
 import sys
 
 import torch
+from lightning.pytorch import Callback
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.training import TahoeTrainingPlan
+from scvi_tahoe.training._recipe import part_of
 
 folder = sys.argv[1]
 
 
-def model_of(**options):
+def model_of(*, n_layers=1, **options):
     adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
-    return TahoeST(adata, size={"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}, set_size=8, **options)
+    size = {"hidden": 16, "n_layers": n_layers, "intermediate": 32, "n_heads": 2}
+    return TahoeST(adata, size=size, set_size=8, **options)
 
 
 def trained(name, *, resume_from=None, **options):
@@ -33,22 +36,36 @@ def trained(name, *, resume_from=None, **options):
     return model, torch.load(f"{folder}/{name}/last.ckpt", weights_only=True)
 
 
-def plain():  # with Lightning's own strategy, and what it refuses
+def unfrozen(strategy, *, resume_from=None):
+    # parts train from step 0, 1 and 2 on
+    model, name = model_of(prior="none", network={"head": "absolute"}, n_layers=3), f"unfrozen_{strategy}"
+    model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
+    before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
+    seen = {}
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, plan, *args):
+            now = {n: bool((p != before[n]).any()) for n, p in model.module.named_parameters()}
+            seen[trainer.global_step] = {part_of(n, 3) for n, moved in now.items() if moved}
+
+    model.train(
+        5, batch_size=2, progress=False, save_dir=f"{folder}/{name}", compile=False, accelerator="cpu", devices=2,
+        strategy=strategy, validate_every=1, save_steps=1, callbacks=[Look()], lr=0.01,
+        resume_from=resume_from and f"{folder}/{name}/{resume_from}",
+    )
+    return {"seen": seen, "weights": model.module.state_dict()}
+
+
+def plain():  # with Lightning's own strategy
     model = model_of(prior="auto")
     options = {"max_steps": 6, "validate_every": 3, "batch_size": 2, "progress": False, "save_dir": f"{folder}/plain"}
     options |= {"strategy": "ddp", "devices": 2, "accelerator": "cpu"}
-    model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
-    try:
-        model.train(**options)
-    except ValueError as error:
-        refusal = str(error)
-    model.pretrained_parameters_ = []
     asked, broadcast = [], torch.distributed.broadcast
     torch.distributed.broadcast = lambda x, *args, **kw: asked.append(tuple(x.shape)) or broadcast(x, *args, **kw)
     model.train(**options)
     torch.distributed.broadcast = broadcast
     history = {k: v[k].tolist() for k, v in model.history.items()}
-    return {"refusal": refusal, "history": history, "weights": model.module.state_dict(), "asked": asked}
+    return {"history": history, "weights": model.module.state_dict(), "asked": asked}
 
 
 def state_of(**options):
@@ -71,6 +88,10 @@ if __name__ == "__main__":
         "rounded": rounded("rounded"),
         "resumed": rounded("rounded", resume_from="step=000002.ckpt"),
     }
+    for strategy in ("ddp", "ddp_sharded"):
+        results[f"unfrozen {strategy}"] = unfrozen(strategy)
+        for step in (2, 3):
+            results[f"unfrozen {strategy} from {step}"] = unfrozen(strategy, resume_from=f"step={step:06d}.ckpt")
     TahoeTrainingPlan._only_in_products = lambda self: []
     results["exact"] = rounded("exact")
     torch.save(results, f"{folder}/rank{os.environ.get('LOCAL_RANK', '0')}.pt")
@@ -92,15 +113,12 @@ def last_of_plain(folder_of_script):
 
 @pytest.mark.slow
 def test_two_processes_train_one_model_for_as_many_steps_as_one(runs, last_of_plain):
-    """And refuse to unfreeze in the middle of a run, where their gradients would differ."""
     first, second = (rank["plain"] for rank in runs)
     assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
     assert first["history"]["validation_loss"] == second["history"]["validation_loss"]
     assert len(first["history"]["validation_loss"]) == 2
     assert last_of_plain["global_step"] == 6
     for rank in (first, second):
-        assert "would be unfrozen in the middle of a run on 2 devices" in rank["refusal"]
-        assert "give freeze_backbone=True or False, or train on one device" in rank["refusal"]
         # Lightning asks for a SIGTERM at every minibatch otherwise, and waits for the device each time
         assert rank["asked"].count((1,)) == 1
 
@@ -124,3 +142,22 @@ def test_handing_out_rounded_weights_changes_nothing(runs):
     # and nothing that is kept is rounded
     weight = runs[0]["rounded"]["last"]["module.network.head.project.layers.0.weight"]
     assert (weight != weight.bfloat16()).float().mean() > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_sharded"])
+def test_parts_are_unfrozen_in_the_middle_of_a_run_and_resumed_across_it(runs, strategy):
+    first, second = (rank[f"unfrozen {strategy}"] for rank in runs)
+    parts = {1: {"heads"}, 2: {"heads", "upper"}, 3: {"heads", "upper", "lower"}}
+    assert {step: first["seen"][step] for step in parts} == parts
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    for step in (2, 3):
+        again = runs[0][f"unfrozen {strategy} from {step}"]["weights"]
+        assert all(torch.equal(value, again[name]) for name, value in first["weights"].items())
+
+
+@pytest.mark.slow
+def test_both_strategies_unfreeze_to_the_same_weights(runs):
+    plain, sharded = (runs[0][f"unfrozen {strategy}"]["weights"] for strategy in ("ddp", "ddp_sharded"))
+    for name, value in plain.items():
+        torch.testing.assert_close(sharded[name], value, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from scvi_tahoe.cli._evaluate import evaluate
 from scvi_tahoe.cli._predict import predict
 from scvi_tahoe.cli._respond import respond
 from scvi_tahoe.cli._runs import check, finetune, inspect, study
+from scvi_tahoe.cli._tables import tables
 
 app = typer.Typer(
     name="scvi-tahoe",
@@ -20,7 +21,7 @@ app = typer.Typer(
     # bugs are shown as plain tracebacks, user errors in one line (see `_terminal.py`)
     pretty_exceptions_enable=False,
 )
-for command in (demo, finetune, predict, evaluate, respond, study, check, inspect, convert, embed):
+for command in (demo, finetune, predict, evaluate, respond, study, check, inspect, convert, embed, tables):
     app.command()(command)
 
 

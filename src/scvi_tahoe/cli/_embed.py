@@ -24,7 +24,7 @@ def embed(  # noqa: PLR0913
     ] = None,
     aliases: Annotated[
         Path | None,
-        typer.Option(help="csv or tsv file with names in DATA and names in the model's table, without a header."),
+        typer.Option(help="csv or tsv with other names of genes, such as hgnc_complete_set.txt."),
     ] = None,
     protein_embeddings: Annotated[
         Path | None,
@@ -59,16 +59,10 @@ def embed(  # noqa: PLR0913
     """
     quiet_frameworks()
     with one_line_errors():
-        import pandas as pd
-
         from scvi_tahoe.pretrained import embed_cells
+        from scvi_tahoe.tables import read_aliases
 
-        names = None
-        if aliases is not None:
-            table = pd.read_csv(aliases, header=None, dtype=str, sep="\t" if aliases.suffix == ".tsv" else ",")
-            if table.shape[1] != 2:
-                raise ValueError(f"{aliases} has {table.shape[1]} columns; two are needed, without a header.")
-            names = dict(table.itertuples(index=False, name=None))
+        names = None if aliases is None else read_aliases(aliases)
         report = embed_cells(
             data, source, checkpoint, output=output, key=key, layer=layer, gene_key=gene_key, aliases=names,
             protein_embeddings=protein_embeddings, scale=scale, seed=seed, n_draws=n_draws, batch_size=batch_size,  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -31,24 +32,28 @@ def evaluate(  # noqa: PLR0913
     ] = None,
     preset: Annotated[str, typer.Option(help="Which scores to compute.")] = "vcc2025",
     baseline: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="Baseline that scores are scaled from: train_mean (the default with --train), control (without it), "
-            "context_transfer, deviation, cells_quantile, ..., or 'none'.",
-            show_default=False,
+            help="Baseline that scores are scaled from: auto (train_mean with --train, control without), train_mean, "
+            "control, context_transfer, deviation, cells_quantile, ..., or none."
         ),
-    ] = None,
+    ] = "auto",
     baselines: Annotated[
         bool, typer.Option(help="Print every baseline that applies and the verdict; each costs as much as a score.")
     ] = True,
     match_cells: Annotated[
         bool, typer.Option(help="Score as many cells of each condition as were observed, with exact means.")
     ] = True,
+    n_draws: Annotated[int, typer.Option(help="Choices of cells whose scores are averaged.")] = 3,
+    allow_train: Annotated[
+        bool, typer.Option("--allow-train", help="Accept held-out conditions that are in the training data.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     representation_check: Annotated[
         Policy, typer.Option(help="What to do about a prediction on another scale than the reference.")
     ] = Policy.ERROR,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the scores to.")] = None,
+    html: Annotated[Path | None, typer.Option(help="HTML file to write a report to.")] = None,
     json: Json = False,
 ) -> None:
     """Score predicted cells against observed ones with cell-eval.
@@ -57,7 +62,7 @@ def evaluate(  # noqa: PLR0913
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad --json
     scvi-tahoe evaluate predicted.h5ad observed.h5ad --perturbation-key gene --control ctrl --train train.h5ad \\
-        --baseline deviation
+        --baseline deviation --html report.html
     """
     with one_line_errors(), warnings.catch_warnings():
         from scvi_tahoe.evaluate import EvaluationWarning
@@ -66,16 +71,18 @@ def evaluate(  # noqa: PLR0913
 
         # shown with the scores, without the line of code that comes with a warning
         warnings.simplefilter("ignore", EvaluationWarning)
-        if baseline is None:
-            baseline = "train_mean" if train else "control"
         result = score(
             read_cells(prediction), read_cells(reference), perturbation_key=perturbation_key, control=control,
             context_key=context_key, train=read_cells(train) if train else None, preset=preset,
             baseline=None if baseline == "none" else baseline, representation_check=representation_check.value,
-            baselines=baselines, match_cells=match_cells, seed=seed,
+            baselines=baselines, match_cells=match_cells, n_draws=n_draws, allow_train=allow_train, seed=seed,
         )  # fmt: skip
         if output:
             result.save(output)
+        if html:
+            result.to_html(
+                html, title=f"Evaluation of {prediction.name}", command=" ".join(["scvi-tahoe", *sys.argv[1:]])
+            )
     if json:
         for line in [] if representation_check is Policy.OFF else result.findings:
             typer.echo(line, err=True)
@@ -84,3 +91,5 @@ def evaluate(  # noqa: PLR0913
     typer.echo(repr(result))
     if output:
         typer.echo(f"Scores: {output}")
+    if html:
+        typer.echo(f"Report: {html}")

@@ -12,7 +12,7 @@ from scvi_tahoe.cli._terminal import one_line_errors, quiet_frameworks
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that TahoeST.save or export wrote.")],
+    model: Annotated[Path, typer.Argument(help="Folder that TahoeST.save, export or finetune wrote.")],
     data: Annotated[Path, typer.Argument(help="h5ad with the control cells to start from.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="h5ad file or zarr folder to write.")],
     perturbation: Annotated[
@@ -35,6 +35,9 @@ def predict(
     check_scale: Annotated[
         bool, typer.Option(help="Refuse control cells on another scale than those of the training data.")
     ] = True,
+    new_batches: Annotated[
+        str, typer.Option(help="What stands for technical batches that the model has not seen: error, mean, nearest.")
+    ] = "error",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing prediction.")] = False,
 ) -> None:
     """Predict cells after perturbations and write them in chunks, so that they may be larger than memory.
@@ -48,16 +51,17 @@ def predict(
     logging.getLogger("scvi_tahoe.prediction").setLevel(logging.INFO)  # what is predicted
     with one_line_errors():
         from scvi_tahoe import TahoeST
-        from scvi_tahoe.pretrained import is_export
+        from scvi_tahoe.pretrained import holds_run, is_export
         from scvi_tahoe.study import read_cells
 
         adata = read_cells(data)
         # an export knows its columns, and needs no data but the cells to start from
-        exported = is_export(model)
+        exported = is_export(model) or holds_run(model)
         network = TahoeST.from_pretrained(model) if exported else TahoeST.load(model, adata=adata)
         predicted = network.predict(
             adata if exported else None, perturbations="all" if perturbation == ["all"] else perturbation,
-            contexts=context, n_cells=n_cells, seed=seed, check_scale=check_scale, devices=_devices(devices),
+            contexts=context, n_cells=n_cells, seed=seed, check_scale=check_scale, new_batches=new_batches,  # type: ignore[arg-type]
+            devices=_devices(devices),
             path=output, overwrite=overwrite,
         )  # fmt: skip
     typer.echo(f"{predicted.n_obs:,} predicted cells of {predicted.n_vars:,} genes: {output}")

@@ -88,11 +88,15 @@ def check(
     config: Annotated[Path, typer.Argument(help="config.yaml of arc-state.")],
     write: Annotated[Path | None, typer.Option(help="Also write it as a run file for `scvi-tahoe finetune`.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Let a run train in another space than it is scored in.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show an arc-state configuration as a run file, and what arc-state ignores or gets wrong in it, line by line.
 
-    Exit code 1 if something would make the run meaningless, 2 if the file cannot be read.
+    Exit code 1 if something would make the run meaningless, such as training in another space than is scored; 2 if the
+    file cannot be read.
 
     \b
     scvi-tahoe check config.yaml
@@ -107,11 +111,9 @@ def check(
         result = check_config(config)
         typer.echo(dumps(result.to_dict(), indent=1) if json else str(result))
         if write is not None:
-            if write.exists():
-                raise ValueError(f"{write} exists; give the name of a new file.")
-            result.run.to_yaml(write)
-            typer.echo(f"\nWritten: {write}. Fill in data.path, then: scvi-tahoe finetune {write} --dry-run", err=json)
-    raise typer.Exit(result.exit_code(strict=strict))
+            result.write(write)
+            typer.echo(f"\nWritten: {write}. Read its comments, then: scvi-tahoe finetune {write} --dry-run", err=json)
+    raise typer.Exit(result.exit_code(strict=strict, allow_mismatch=allow_mismatch))
 
 
 def inspect(

@@ -53,6 +53,7 @@ from scvi_tahoe.data._splits import (
     HeldOutConditions,
     HeldOutContexts,
     HeldOutPerturbations,
+    ListedConditions,
     Split,
     default_split,
     register_split,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from scvi_tahoe.data._store_folder import SIGNATURE, quiet_zarr
+from scvi_tahoe.files import damaged, verify_hdf5, verify_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,15 +47,10 @@ def open_cells(path: Path, layer: str | None = None) -> Iterator[CellFile]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; an h5ad file or a zarr folder with cells is needed.")
     with ExitStack() as stack, quiet_zarr():
-        try:
-            if path.is_file():
-                group: Any = stack.enter_context(h5py.File(path))
-            else:
-                group = _zarr_group(path)
+        verify_hdf5(path) if path.is_file() else verify_zarr(path)
+        with damaged(path):
+            group: Any = stack.enter_context(h5py.File(path)) if path.is_file() else _zarr_group(path)
             obs, var = (anndata.io.read_elem(group[name]) for name in ("obs", "var"))
-        except (OSError, KeyError) as error:
-            what = " ".join(str(error).split())[:160]
-            raise ValueError(f"{path} is no h5ad file or zarr folder with cells, or is damaged: {what}") from None
         yield CellFile(path, expression_on_disk(group, path, layer), obs, var)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata.abc import CSRDataset
 
+from scvi_tahoe._matrices import verified_sparse
 from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
@@ -94,12 +95,6 @@ def in_memory(matrix: Any) -> Any:
     return matrix.tocsr() if sp.issparse(matrix) else matrix
 
 
-def verify_finite_values(values: np.ndarray, where: str) -> None:
-    """Refuse NaN and infinite values: minimum and maximum carry them through, without a temporary array."""
-    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
-        raise ValueError(f"{where} holds NaN or infinite values; remove or impute them first.")
-
-
 def without_duplicates(matrix: Any) -> Any:
     """Add up the entries of one place in a CSR matrix: scattering its rows would keep the last one only."""
     if not matrix.has_canonical_format:
@@ -156,7 +151,7 @@ class DiskRows:
         if not len(rows):
             return sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
         block = self._read(rows)
-        block = block.tocsr() if sp.issparse(block) else block
+        block = verified_sparse(block.tocsr(), "the file") if sp.issparse(block) else block
         block = block if self._alignment is None else self._alignment.apply(block)
         return without_duplicates(block) if sp.issparse(block) else block
 

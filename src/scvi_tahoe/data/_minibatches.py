@@ -52,6 +52,8 @@ class DataSpec:
     batches: tuple[str, ...] | None  #: technical batches as the network counts them; None if it does not look at them
     representation: Representation  #: what the network takes in and gives out
     set_size: int  #: cells of a set
+    #: what stands for batches that the network has not seen, as it counts them
+    new_batches: Mapping[str, int] = field(default_factory=dict)
 
     def with_composed(self, screen: Screen) -> DataSpec:
         """Add table rows for combinations and doses of a screen, as far as their components have rows."""
@@ -66,10 +68,13 @@ class DataSpec:
         """Technical batch of each cell as the network counts them, int64 ``[cells]``; None if it does not look."""
         if self.batches is None:
             return None
-        known = {name: i for i, name in enumerate(self.batches)}
+        known = {**{name: i for i, name in enumerate(self.batches)}, **self.new_batches}
         if screen.batch is None or (unknown := [n for n in screen.batch.names if n not in known]):
             missing = "no batches" if screen.batch is None else f"batches that the model does not know: {unknown[:5]}"
-            raise ValueError(f"the network was trained with {len(known)} technical batches; the data have {missing}.")
+            raise ValueError(
+                f"the network was trained with {len(known)} technical batches; the data have {missing}. "
+                "predict(new_batches='mean') or 'nearest' lets known batches stand for new ones."
+            )
         return np.array([known[n] for n in screen.batch.names], dtype=np.int64)[screen.batch.codes]
 
 

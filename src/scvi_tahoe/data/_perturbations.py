@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._matrices import verify_magnitude
 from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
@@ -153,7 +154,11 @@ def _names_and_rows(table: object, where: str) -> tuple[list[str], np.ndarray]:
             f"{where} is a {type(table).__name__}; a perturbation-embedding table is a mapping of label to vector, a "
             "DataFrame with labels as index, or a pair (names, matrix)."
         )
-    return [str(name) for name in names], np.asarray(rows, dtype=np.float32)
+    rows = np.asarray(rows)
+    if rows.dtype.kind == "c":
+        raise ValueError("its numbers have imaginary parts; real numbers are needed.")
+    with np.errstate(over="ignore"):  # such numbers are refused by their size
+        return [str(name) for name in names], rows.astype(np.float32, copy=False)
 
 
 def _verify_width(table: EmbeddingTable, width: int) -> None:
@@ -219,6 +224,7 @@ class EmbeddingTable:
         bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
         if bad.size:
             raise ValueError(f"{where} has NaN or infinite values in the rows of {[names[i] for i in bad[:5]]}.")
+        verify_magnitude(matrix, where)
         return cls(tuple(names), matrix)
 
     @property

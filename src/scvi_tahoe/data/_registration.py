@@ -193,6 +193,7 @@ class _VerifiedScreen:
     screen: Screen
     for_training: bool
     columns: list[pd.Series]
+    matrices: tuple[Any, Any]
     checksums: list[float | None]
 
     def is_current(self, data: AnnOrMuData, keys: ScreenKeys, *, values: bool) -> bool:
@@ -207,8 +208,7 @@ class _VerifiedScreen:
             known.cells.equals(adata.obs_names)
             and np.array_equal(known.genes, np.asarray(adata.var_names, dtype=object).astype(str))
             and all(before.equals(now) for before, now in zip(self.columns, columns, strict=True))
-            and _is_same(known.expression, expression)
-            and _is_same(known.cell_embedding, embedding)
+            and all(map(_is_same, self.matrices, (expression, embedding)))
             and (not values or self.checksums == _checksums(known))
         )
 
@@ -266,4 +266,4 @@ class ScreenManager(AnnDataManager):
     ) -> _VerifiedScreen:
         screen = verify_screen(data, keys, for_training=for_training, table_required=table_required)
         columns = [column.copy() for column in _label_columns(data, keys)]
-        return _VerifiedScreen(screen, for_training, columns, _checksums(screen))
+        return _VerifiedScreen(screen, for_training, columns, read_matrices(data, keys), _checksums(screen))

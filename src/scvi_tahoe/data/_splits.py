@@ -18,11 +18,12 @@ import pandas as pd
 from scvi_tahoe._names import Registry, nearest_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from scvi_tahoe.data._screen import ConditionIndex
 
 Part = Literal["train", "validation", "test"]
+_FEWEST_HELD = 3  # conditions by which a network is judged
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
@@ -274,16 +275,73 @@ class FewShotContext(_Names):
         return self._by_name(index, names)
 
 
-def default_split(index: ConditionIndex, *, with_prior: bool) -> Split:
+@register_split
+@dataclass(frozen=True, kw_only=True)
+class ListedConditions(Split):
+    """Hold out conditions by list: for each context the names of perturbations, or ``"all"`` of them.
+
+    The controls of a context remain, as prediction needs them. It is what zero-shot and few-shot tables of arc-state
+    say.
+    """
+
+    kind: ClassVar[str] = "listed_conditions"
+    validation: Mapping[str, Sequence[str] | Literal["all"]] = field(default_factory=dict)
+    test: Mapping[str, Sequence[str] | Literal["all"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in ("validation", "test"):
+            given = dict(getattr(self, part) or {})
+            if wrong := [name for name, value in given.items() if isinstance(value, str) and value != "all"]:
+                raise TypeError(f"{part} of {wrong[0]!r} is a list of perturbations, or the text 'all'.")
+            listed = {str(c): v if isinstance(v, str) else tuple(map(str, v)) for c, v in given.items()}
+            object.__setattr__(self, part, listed)
+        for context in set(self.validation) & set(self.test):
+            names = [self.validation[context], self.test[context]]
+            if "all" in names or set(names[0]) & set(names[1]):
+                raise ValueError(f"conditions of {context!r} are held out for validation and for test; choose one.")
+
+    def _parts(self, index: ConditionIndex, rng: np.random.Generator) -> dict[Part, np.ndarray]:
+        _verify_known([*self.validation, *self.test], index.contexts, "context")
+        measured: dict[str, set[str]] = {}
+        for c in index.conditions:
+            measured.setdefault(c.context, set()).add(c.perturbation)
+        for context, names in [*self.validation.items(), *self.test.items()]:
+            if not isinstance(names, str):
+                _verify_known(names, sorted(measured.get(context, ())), f"condition of {context!r}, a perturbation")
+
+        def holds(part: Mapping[str, Any], condition: Any) -> bool:
+            names = part.get(condition.context, ())
+            return names == "all" or condition.perturbation in names
+
+        return _by_condition(
+            index, np.array([holds(self.validation, c) + 2 * holds(self.test, c) for c in index.conditions])
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the kind."""
+        parts = {"validation": self.validation, "test": self.test}
+        listed = {k: {c: v if isinstance(v, str) else list(v) for c, v in part.items()} for k, part in parts.items()}
+        return {"kind": self.kind, **listed}
+
+
+def default_split(index: ConditionIndex, *, with_prior: bool, predictable: Sequence[str] = (), seed: int = 0) -> Split:
     """Validate with a tenth of the conditions where a prior can predict them, otherwise with a tenth of the cells.
 
     A prior leaves to the network what is different about a condition; only conditions that it was not trained on tell
-    whether it learned that or the noise.
+    whether it learned that or the noise. ``predictable`` are perturbations that others say something about: with these,
+    at least three conditions are held out, and where perturbations do not recur, at least three of them, drawn by
+    ``seed``.
     """
+    n, n_held = len(index.conditions), max(_FEWEST_HELD, round(0.1 * len(predictable)))
     # a spanning forest of perturbations and contexts is what must stay; twice the tenth is on the safe side of that
-    n_free = len(index.conditions) - len(index.perturbations) - len(index.contexts)
-    if with_prior and n_free >= max(10, 0.2 * len(index.conditions)):
+    n_free = n - len(index.perturbations) - len(index.contexts)
+    if with_prior and n_free >= max(10, 0.2 * n):
         return HeldOutConditions(validation=0.1)
+    if len(predictable) and n_free >= _FEWEST_HELD:
+        return HeldOutConditions(validation=max(0.1, _FEWEST_HELD / n))
+    if len(predictable) >= 2 * n_held:
+        held_out = np.random.default_rng(seed).choice(sorted(predictable), n_held, replace=False)
+        return HeldOutPerturbations(validation=tuple(sorted(held_out.tolist())))
     return FractionSplit(validation=0.1)
 
 

@@ -1,11 +1,13 @@
 """Start cells: control cells moved to a wanted mean, gene by gene, for a minibatch or for a whole prediction.
 
 A mean that grows is made of more cells that express the gene and of higher values, a mean that falls of fewer and lower
-ones: of a change of the mean, three quarters come from cells that begin or cease to express the gene, and the rest from
-scaling. So zeros and spread stay those of real cells, which tests of differential expression live on, and the means are
-those that were wanted.
+ones. How many cells express it is what a change of its rate would do to negative binomial counts with the share and the
+values of the controls: nearly all of a change of a rare gene is a change of that share, nearly none of one that every
+cell expresses. Which cells begin or cease to express a gene follows the first principal components of the controls, so
+that genes stay correlated. So zeros, spread and co-expression stay those of real cells, which tests of differential
+expression live on, and the means are those that were wanted.
 
-S sets, N cells, G genes, L levels: evenly spaced quantiles of the non-zero values of a gene.
+S sets, N cells, G genes, K components, L levels: evenly spaced quantiles of the non-zero values of a gene.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from sklearn.utils.extmath import randomized_svd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 
 #: quantiles of non-zero values
 N_LEVELS = 16
-_SWITCHED = 0.75  # share of a change of the mean that comes from cells beginning or ceasing to express a gene
+_SHAPE = 4.0  # of the negative binomial counts that shares are read off
+_NEWTON = 8  # steps until a change of the rate gives a change of the mean
+_COMPONENTS, _OWN_NOISE = 5, 0.25  # that choose cells; share of the rest of a gene's spread that has a say, too
 _CELLS = 1024  # control cells that levels are measured on
 _TOTALS_ALIKE = 0.02  # coefficient of variation of totals up to which they are held constant
 _ROUNDS, _EXACT = 6, 1e-5  # until totals and means agree
@@ -45,6 +50,10 @@ class ControlProfile:
         Share of the cells that express a gene.
     levels_LG
         Quantiles of its non-zero values; the usual ones of the gene where no control cell expresses it.
+    components_KG
+        First principal components of the cells, orthonormal rows.
+    rest_G
+        Standard deviation of what these leave of a gene.
     total
         Sum of ``expm1`` over the genes, where it is the same in all cells; NaN where it differs.
     n_cells
@@ -55,6 +64,8 @@ class ControlProfile:
     variance_G: np.ndarray
     share_G: np.ndarray
     levels_LG: np.ndarray
+    components_KG: np.ndarray
+    rest_G: np.ndarray
     total: float
     n_cells: int
 
@@ -75,6 +86,8 @@ class ControlProfile:
             spare = float(levels[:, ~silent].mean()) if (~silent).any() else 1.0
             usual = np.full(len(share), spare) if usual_G is None else np.where(usual_G > 0, usual_G, spare)
             levels = np.where(silent, usual, levels)
+        centred = some - some.mean(axis=0)
+        components = _first_components(centred)
         totals = np.expm1(some.astype(np.float64)).sum(axis=1)
         alike = totals.mean() > 0 and totals.std() < _TOTALS_ALIKE * totals.mean()
         return cls(
@@ -82,9 +95,53 @@ class ControlProfile:
             variance_G=cells_NG.var(axis=0, dtype=np.float64).astype(np.float32),
             share_G=share.astype(np.float32),
             levels_LG=levels.astype(np.float32),
+            components_KG=components,
+            rest_G=(centred - centred @ components.T @ components).std(axis=0),
             total=float(totals.mean()) if alike else float("nan"),
             n_cells=len(cells_NG),
         )
+
+
+def _first_components(centred_NG: np.ndarray) -> np.ndarray:
+    """First principal components of cells, ``[K, G]``, fewer of few cells or genes."""
+    n = min(_COMPONENTS, *centred_NG.shape)
+    return randomized_svd(centred_NG, n, random_state=0)[2].astype(np.float32)
+
+
+def wanted_share(want: Tensor, mean: Tensor, share: Tensor, usual: Tensor, n_controls: Tensor) -> Tensor:
+    """Share of the cells that expresses a gene at another mean.
+
+    Counts are negative binomial (shape 4): their rate in the controls gives the share of these, and it is changed until
+    the mean is the wanted one, where a non-zero value grows as the logarithm of the mean non-zero count.
+
+    Parameters
+    ----------
+    want
+        Wanted mean.
+    mean, share
+        Mean and share of expressing cells in the controls.
+    usual
+        Mean non-zero value.
+    n_controls
+        Number of controls, which bounds what is known of rare genes.
+    """
+    least = 0.5 / n_controls
+    s = torch.minimum(torch.maximum(share, least), 1 - least)
+    rate = _SHAPE * ((1 - s) ** (-1 / _SHAPE) - 1)
+    size = torch.expm1(torch.where(share > 0, mean / share.clamp_min(_TINY), usual)) * s / rate
+    target = want.clamp_min(_TINY).log()
+
+    def at(log_fold: Tensor) -> tuple[Tensor, Tensor]:
+        new = rate * log_fold.exp()
+        expressing = (1 - (1 + new / _SHAPE) ** -_SHAPE).clamp_min(1e-12)
+        return expressing, (expressing * torch.log1p(size * new / expressing)).clamp_min(1e-30).log()
+
+    log_fold, step = torch.zeros_like(s), 0.02
+    for _ in range(_NEWTON):  # the logarithm of the mean is concave in that of the rate
+        here, after = at(log_fold)[1], at(log_fold + step)[1]
+        slope = ((after - here) / step).clamp_min(1e-3)
+        log_fold = (log_fold + (target - here) / slope).clamp(-15, 15)
+    return torch.where(want > _TINY, at(log_fold)[0], 0.0)
 
 
 @dataclass(eq=False)
@@ -106,37 +163,62 @@ class StartTable:
     profiles: Sequence[ControlProfile]
 
     def __post_init__(self) -> None:
-        arrays = {
-            "means": np.require(self.means_CG, np.float32, "W"),
-            "context": self.context_C,
-            "mean": np.stack([p.mean_G for p in self.profiles]),
-            "share": np.stack([p.share_G for p in self.profiles]),
-            "levels": np.stack([p.levels_LG for p in self.profiles]),
-        }
-        self._tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        tensors = _tensors(self.profiles)
+        tensors["means"] = torch.from_numpy(np.require(self.means_CG, np.float32, "W"))
+        tensors["context"] = torch.from_numpy(self.context_C)
+        self._tensors = tensors
+        self._has_total = not all(np.isnan(p.total) for p in self.profiles)
 
     def cells(self, control_SNG: Tensor, condition_S: Tensor, seed: int) -> Tensor:
-        """Start cells of a minibatch of control cells; the same for the same seed and device."""
+        """Start cells of a minibatch of control cells; the same for the same seed and device.
+
+        Their means are the wanted ones on average, as those of a set are in the data, and which cells change is random.
+        """
         device = control_SNG.device
         if self._tensors["means"].device != device:
             self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
         t = self._tensors
-        context_S = t["context"][condition_S]
-        want, mean, share, levels = t["means"][condition_S], t["mean"][context_S], t["share"][context_S], t["levels"]
-        usual = levels.mean(1)[context_S]
-        rise, fall = (_SWITCHED * (want - mean)).clamp_min(0), (_SWITCHED * (mean - want)).clamp_min(0)
-        begins = (rise / usual.clamp_min(_TINY) / (1 - share).clamp_min(_TINY)).clamp(0, 1)
-        ceases = (fall / mean.clamp_min(_TINY)).clamp(0, 1)
+        context_S, want = t["context"][condition_S], t["means"][condition_S]
+        mean, share, usual = (t[name][context_S] for name in ("mean", "share", "usual"))
+        new_share = wanted_share(want, mean, share, usual, t["n"][context_S])
+        begins = ((new_share - share) / (1 - share).clamp_min(_TINY)).clamp(0, 1)
+        ceases = (1 - new_share / share.clamp_min(_TINY)).clamp(0, 1)
         after = mean * (1 - ceases) + begins * (1 - share) * usual
         ratio = torch.where(after > _TINY, want / after.clamp_min(_TINY), torch.zeros_like(want))
         generator = torch.Generator(device).manual_seed(seed)
         draw = torch.rand(control_SNG.shape, generator=generator, device=device)
         # where a cell begins to express a gene, the draw is uniform below that share: it also chooses the level
         level = (draw / begins.clamp_min(_TINY)[:, None] * N_LEVELS).long().clamp_(max=N_LEVELS - 1)
-        new = levels[context_S].gather(1, level)
+        new = t["levels"][context_S].gather(1, level)
         expressed = control_SNG > 0
         cells = torch.where(expressed, control_SNG.float(), torch.where(draw < begins[:, None], new, 0.0))
-        return torch.where(expressed & (draw < ceases[:, None]), 0.0, cells) * ratio[:, None]
+        cells = torch.where(expressed & (draw < ceases[:, None]), 0.0, cells) * ratio[:, None]
+        return self._near_totals(cells, t["total"][context_S])
+
+    def _near_totals(self, cells_SNG: Tensor, total_S1: Tensor) -> Tensor:
+        """Scale cells to the total of their context, where it has one, and genes back to their means."""
+        if not self._has_total:
+            return cells_SNG
+        counts = torch.expm1(cells_SNG)
+        sums = counts.sum(2, keepdim=True)
+        factor = torch.where(total_S1.isnan()[:, None], 1.0, total_S1[:, None] / sums.clamp_min(_TINY))
+        return _with_means(torch.log1p(counts * factor), cells_SNG.mean(1))
+
+
+def _tensors(profiles: Sequence[ControlProfile]) -> dict[str, Tensor]:
+    """Numbers of contexts as tensors, contexts first."""
+    n = min(len(p.components_KG) for p in profiles)
+    arrays = {
+        "mean": [p.mean_G for p in profiles],
+        "share": [p.share_G for p in profiles],
+        "levels": [p.levels_LG for p in profiles],
+        "usual": [p.levels_LG.mean(axis=0) for p in profiles],
+        "components": [p.components_KG[:n] for p in profiles],
+        "rest": [p.rest_G for p in profiles],
+        "n": [[p.n_cells] for p in profiles],
+        "total": [[p.total] for p in profiles],
+    }
+    return {name: torch.from_numpy(np.stack(values).astype(np.float32)) for name, values in arrays.items()}
 
 
 def moved_to_mean(cells_NG: Tensor, want_G: Tensor, profile: ControlProfile, generator: torch.Generator) -> Tensor:
@@ -153,40 +235,34 @@ def moved_to_mean(cells_NG: Tensor, want_G: Tensor, profile: ControlProfile, gen
     generator
         Random numbers, on the device of the cells.
     """
-    n = len(cells_NG)
-    mean = cells_NG.mean(0)
-    n_expressing = (cells_NG > 0).sum(0)
-    levels = torch.as_tensor(profile.levels_LG, device=cells_NG.device)
-    usual, own = levels.mean(0).clamp_min(_TINY), mean * n / n_expressing.clamp_min(1)
-    change = _SWITCHED * (want_G - mean) * n
-    begins = torch.minimum((change.clamp_min(0) / usual).round().long(), n - n_expressing)
-    ceases = torch.minimum(((-change).clamp_min(0) / own.clamp_min(_TINY)).round().long(), n_expressing)
+    t, n = {k: v[0].to(cells_NG.device) for k, v in _tensors([profile]).items()}, len(cells_NG)
+    share_G = wanted_share(want_G, t["mean"], t["share"], t["usual"], t["n"])
     # a gene that is wanted has to be expressed somewhere
-    wanted = want_G > _TINY
-    begins = torch.where((n_expressing == 0) & wanted, begins.clamp_min(1), begins)
-    ceases = torch.where(wanted, torch.minimum(ceases, n_expressing - 1).clamp_min(0), ceases)
+    count_G = torch.where(want_G > _TINY, (share_G * n).round().clamp(1, n), 0.0).long()
+    expressed = cells_NG > 0
+    n_expressing = expressed.sum(0)
+    more, less = (count_G - n_expressing).clamp_min(0), (n_expressing - count_G).clamp_min(0)
     moved = cells_NG.clone()
-    if len(genes := torch.nonzero((begins > 0) | (ceases > 0))[:, 0]):
-        block = cells_NG[:, genes]
-        draw = torch.rand(block.shape, generator=generator, device=block.device)
-        expressed = block > 0
-        # ranks among the cells that may change: those of the other kind come after all of them
-        changes = torch.where(begins[genes] > 0, ~expressed, expressed)
-        order = torch.where(changes, draw, draw + 1.0).argsort(0)
-        rank = torch.empty_like(order).scatter_(
-            0, order, torch.arange(n, device=block.device)[:, None].expand_as(order)
-        )
-        chosen = rank < torch.maximum(begins[genes], ceases[genes])
-        new = levels[:, genes].gather(0, (rank * N_LEVELS // begins[genes].clamp_min(1)).clamp_max(N_LEVELS - 1))
-        moved[:, genes] = torch.where(chosen, torch.where(expressed, 0.0, new), block)
+    if len(genes := torch.nonzero(more + less)[:, 0]):
+        scores = (cells_NG - t["mean"]) @ t["components"].T @ t["components"][:, genes]
+        noise = torch.randn(scores.shape, generator=generator, device=scores.device)
+        score, some = scores + _OWN_NOISE * t["rest"][genes] * noise, expressed[:, genes]
+        # cells that may change come first: those that begin from the highest score, those that cease from the lowest
+        order = torch.where(more[genes] > 0, torch.where(some, torch.inf, -score), torch.where(some, score, torch.inf))
+        order = order.argsort(0)
+        places = torch.arange(n, device=order.device)[:, None].expand_as(order)
+        rank = torch.empty_like(order).scatter_(0, order, places)
+        level = N_LEVELS - 1 - rank * N_LEVELS // more[genes].clamp_min(1)
+        new = torch.where(some, 0.0, t["levels"][:, genes].gather(0, level.clamp_min(0)))
+        moved[:, genes] = torch.where(rank < torch.maximum(more, less)[genes], new, cells_NG[:, genes])
     moved = _with_means(moved, want_G)
     return moved if np.isnan(profile.total) else _with_totals(moved, want_G, profile.total)
 
 
-def _with_means(cells_NG: Tensor, want_G: Tensor) -> Tensor:
-    """Scale each gene to its wanted mean."""
-    mean_G = cells_NG.mean(0)
-    return cells_NG * torch.where(mean_G > _TINY, want_G / mean_G.clamp_min(_TINY), 0.0)
+def _with_means(cells: Tensor, want: Tensor) -> Tensor:
+    """Scale each gene to its wanted mean: cells ``[N, G]`` to ``[G]``, or sets of them to ``[S, G]``."""
+    mean = cells.mean(-2)
+    return cells * torch.where(mean > _TINY, want / mean.clamp_min(_TINY), 0.0).unsqueeze(-2)
 
 
 def _with_totals(cells_NG: Tensor, want_G: Tensor, total: float) -> Tensor:

@@ -23,7 +23,7 @@ from scvi_tahoe.data._cell_files import expression_on_disk
 from scvi_tahoe.data._matrix import GeneAlignment
 from scvi_tahoe.data._store_folder import SIGNATURE, StoreWriter, is_store
 from scvi_tahoe.data._verification import unknown_control, verify_log1p, verify_unique
-from scvi_tahoe.files import atomic_folder
+from scvi_tahoe.files import atomic_folder, damaged, verify_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -135,12 +135,11 @@ def _opened(path: Path, layer: str | None, keys: Sequence[str], stack: ExitStack
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; h5ad files are needed.")
-    try:
+    verify_hdf5(path)
+    with damaged(path):
         file = stack.enter_context(h5py.File(path))
         obs, var = (anndata.io.read_elem(file[name]) for name in ("obs", "var"))
         uns = anndata.io.read_elem(file["uns"]) if "uns" in file else {}
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{path} is no h5ad file: {error}") from error
     for key in keys:
         if key not in obs:
             columns = [str(c) for c in obs.columns]

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from scvi_tahoe.data._matrix import fast_codecs, is_sharded, verify_finite_values, without_duplicates
+from scvi_tahoe._matrices import verified_sparse, verify_magnitude
+from scvi_tahoe.data._matrix import fast_codecs, is_sharded
+from scvi_tahoe.files import damaged, restore, verify_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,8 +82,11 @@ def _verified(folder: Path) -> zarr.Group:
     if not is_store(folder):
         what = "no store on disk of scvi-tahoe" if folder.is_dir() else "a file, and a store on disk is a folder"
         raise ValueError(f"{folder} is {what}; {how}")
+    verify_zarr(folder)
     group = _opened(folder)
     manifest: Any = group.attrs[MANIFEST]
+    if not isinstance(manifest, dict) or not {"version", "files"} <= set(manifest):
+        raise ValueError(f"{folder} is damaged: its description lacks version and files; copy the folder again.")
     if manifest["version"] > VERSION:
         raise ValueError(
             f"{folder} was written by a later release of scvi-tahoe (version {manifest['version']} of the layout; this "
@@ -127,8 +132,9 @@ def read_store(folder: str | Path) -> AnnData:
     """
     import anndata.io
 
+    restore(folder)
     group = _verified(Path(folder))
-    with quiet_zarr():
+    with quiet_zarr(), damaged(Path(folder)):
         obs, var, uns, obsm = (anndata.io.read_elem(group[element]) for element in ("obs", "var", "uns", "obsm"))
         return AnnData(X=anndata.io.sparse_dataset(group["X"]), obs=obs, var=var, uns=uns, obsm=obsm)
 
@@ -171,9 +177,9 @@ class StoreWriter:
         """Add cells, CSR ``[cells, n_genes]``; entries of one place are added up."""
         if block.shape[1] != self.n_genes:
             raise ValueError(f"the store has {self.n_genes} genes, and the block {block.shape[1]}.")
-        block = without_duplicates(block)
+        block = verified_sparse(block, "expression")
         values = np.asarray(block.data, dtype=np.float32)
-        verify_finite_values(values, "expression")
+        verify_magnitude(values, "expression")
         self._counts.append(np.diff(block.indptr).astype(np.int64))
         self._waiting.append((values, block.indices.astype(np.int32)))
         self._n_waiting += len(values)
@@ -194,10 +200,10 @@ class StoreWriter:
         self._n_written = end
 
     def _create_arrays(self, shard: int) -> None:
-        from zarr.codecs import BloscCodec
+        from zarr.codecs import BloscCodec, Crc32cCodec
 
         layout: dict[str, Any] = {"shape": (0,), "chunks": (_CHUNK,), "shards": (shard,)}
-        layout["compressors"] = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"),)
+        layout["compressors"] = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"), Crc32cCodec())
         with fast_codecs():
             # 16 bits would do for most columns, but scipy knows 32 and 64; compressed it makes no difference
             for name, dtype in (("data", "float32"), ("indices", "int32")):

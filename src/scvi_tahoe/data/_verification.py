@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from mudata import MuData
 
 from scvi_tahoe._constants import LOG1P_LIMIT
+from scvi_tahoe._matrices import blocks_of, trusted_matrix, verify_magnitude
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data._matrix import dense_rows, is_sharded, verify_finite_values
+from scvi_tahoe.data._matrix import dense_rows, is_sharded
 from scvi_tahoe.data._perturbations import COMBINATIONS, DOSE_MARK, EmbeddingTable
 from scvi_tahoe.data._screen import (
     Screen,
@@ -34,7 +34,9 @@ from scvi_tahoe.data._screen import (
 from scvi_tahoe.data._store_folder import unverified_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
 
     from scvi_tahoe._compat import AnnOrMuData
 
@@ -48,6 +50,9 @@ _UNDO: dict[Scale, Callable[[np.ndarray], np.ndarray]] = {
 _TOLERANCE = 2e-3  # relative; float16 storage of log1p values stays within it
 _CELLS = 256
 _MIN_RATIOS = 30
+#: Counts that the smallest value of a cell may stand for; with few genes it often is not 1.
+_LARGEST_SMALLEST = 8
+_MIN_IN_CELL = 4
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,18 @@ def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np
         unit = undo(values_CG)
     unit[~np.isfinite(unit) | (values_CG == 0)] = np.nan
     smallest = np.nanmin(unit, axis=1, initial=np.inf, keepdims=True)
-    ratio = unit / smallest
-    ratio = ratio[np.isfinite(ratio) & (ratio > 1 + 5 * _TOLERANCE) & (ratio < 0.05 / _TOLERANCE)]
-    if ratio.size < _MIN_RATIOS:
+    ratio_CG = unit / smallest
+    n_best, n_whole = np.zeros(len(ratio_CG)), np.zeros(len(ratio_CG))
+    for count in range(1, _LARGEST_SMALLEST + 1):
+        multiple = ratio_CG * count
+        tells = np.isfinite(multiple) & (ratio_CG > 1 + 5 * _TOLERANCE) & (multiple < 0.05 / _TOLERANCE)
+        n, whole = tells.sum(axis=1), (tells & (np.abs(multiple - np.round(multiple)) <= _TOLERANCE * multiple)).sum(1)
+        # of a cell with few values more than one count of its smallest may fit by chance
+        better = (n >= _MIN_IN_CELL) & (whole * n_best > n_whole * n) if count > 1 else np.ones(len(n), dtype=bool)
+        n_best, n_whole = np.where(better, n, n_best), np.where(better, whole, n_whole)
+    if n_best.sum() < _MIN_RATIOS:
         return float("nan")
-    return float(np.mean(np.abs(ratio - np.round(ratio)) <= _TOLERANCE * ratio))
+    return float(n_whole.sum() / n_best.sum())
 
 
 def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
@@ -135,9 +147,6 @@ def verify_log1p(matrix: object, where: str) -> ScaleReport:
             stacklevel=2,
         )
     return report
-
-
-_BLOCK = 4096  # rows read at once from a backed matrix
 
 
 def _verify_modalities(data: AnnOrMuData, keys: ScreenKeys) -> None:
@@ -230,16 +239,10 @@ def verify_unique(names: pd.Index, what: str, more: str) -> None:
         raise ValueError(f"{what} names must be unique, and these occur more than once: {twice}{more}.")
 
 
-def _verify_finite(matrix: object, where: str) -> None:
-    if isinstance(matrix, np.ndarray) or sp.issparse(matrix):
-        blocks: Iterable[Any] = [matrix]
-    elif is_sharded(matrix):
-        blocks = unverified_values(matrix)
-    else:
-        n = matrix.shape[0]  # type: ignore[attr-defined]
-        blocks = (matrix[i : i + _BLOCK] for i in range(0, n, _BLOCK))  # type: ignore[index]
+def _verify_values(matrix: Any, where: str) -> None:
+    blocks = unverified_values(matrix) if is_sharded(matrix) else blocks_of(matrix, where)
     for block in blocks:
-        verify_finite_values(np.asarray(block.data if sp.issparse(block) else block), where)
+        verify_magnitude(np.asarray(block.data if sp.issparse(block) else block), where)
 
 
 #: what control cells are usually called
@@ -327,6 +330,12 @@ def verify_screen(
         screen = read_screen(data, keys)  # refuses doses that are none
     except KeyError:
         raise _no_column(data, keys, "dose_key") from None
+    embedding = screen.cell_embedding
+    screen = replace(
+        screen,
+        expression=trusted_matrix(screen.expression, keys.expression_place),
+        cell_embedding=None if embedding is None else trusted_matrix(embedding, "the cell embedding"),
+    )
     if for_training:
         _verify_controls(screen, keys)
         _verify_spelling(screen.perturbation.names, keys)
@@ -334,10 +343,10 @@ def verify_screen(
             _verify_rows(screen.perturbation.names, table, keys)
             if len(keys.table_keys) > 1:
                 _warn_of_missing_rows(data, screen.perturbation.names, keys)
-    _verify_finite(screen.expression, keys.expression_place)
+    _verify_values(screen.expression, keys.expression_place)
     verify_log1p(screen.expression, keys.expression_place)
     if (embedding := screen.cell_embedding) is not None:
-        if len(embedding.shape) != 2 or embedding.shape[0] != screen.n_cells:
+        if embedding.shape[0] != screen.n_cells:
             raise ValueError(f"the cell embedding has shape {embedding.shape}; {screen.n_cells} cells x E is needed.")
-        _verify_finite(embedding.to_numpy() if isinstance(embedding, pd.DataFrame) else embedding, "the cell embedding")
+        _verify_values(embedding, "the cell embedding")
     return screen

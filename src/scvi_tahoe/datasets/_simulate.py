@@ -23,6 +23,8 @@ _SHAPE = 4.0
 #: nodes of the quadrature over depth in the true deltas
 _N_DEPTHS = 7
 _N_PATHWAYS = 4
+#: genes that a gene answers to, on average, and how steeply
+_N_REGULATORS, _STEEPNESS = 5, 3.0
 
 
 def simulate_screen(
@@ -36,6 +38,8 @@ def simulate_screen(
     n_embedding: int = 16,
     n_cell_embedding: int = 16,
     effect_size: float = 1.0,
+    interaction: float = 0.0,
+    nonlinearity: float = 0.0,
     seed: int = 0,
 ) -> AnnData:
     r"""Return a screen of `log1p` counts with known effects.
@@ -60,6 +64,13 @@ def simulate_screen(
         Widths of the perturbation embedding, 4 or more, and of the cell embedding.
     effect_size
         Factor of every log fold change; 0 gives a screen without effects.
+    interaction
+        Share of the variance of the log fold changes that is an interaction of perturbation and context: each context
+        has pathways of its own, which the same hidden activities move. It comes in addition to the 30 % by which the
+        loadings of shared pathways differ between contexts.
+    nonlinearity
+        Share of that variance which other genes pass on: a gene answers to some others through a saturating function of
+        their level, so that what a change does depends on the level in the controls of a context.
     seed
         Random seed.
 
@@ -88,10 +99,24 @@ def simulate_screen(
             raise ValueError(f"{name} is {value}; it must be 1 or more.")
     if n_embedding < _N_PATHWAYS:
         raise ValueError(f"n_embedding is {n_embedding}; it must be {_N_PATHWAYS} or more, one for each pathway.")
+    if min(interaction, nonlinearity) < 0 or interaction + nonlinearity >= 1:
+        raise ValueError(
+            f"interaction={interaction} and nonlinearity={nonlinearity} must be shares of the variance of effects, "
+            "from 0, that sum to less than 1."
+        )
     rng = np.random.default_rng(seed)
-    control_CG, fold_CKG, embedding_KP = _draw_rates(
-        rng, n_contexts, n_perturbations, n_genes, n_embedding, effect_size
+    control_CG, effect_CKG, activity_KF, embedding_KP = _draw_rates(
+        rng, n_contexts, n_perturbations, n_genes, n_embedding
     )
+    # numbers of their own, so that the rest of a screen does not depend on these options
+    more = np.random.default_rng((seed, 1))
+    parts = [(1 - interaction - nonlinearity, effect_CKG)]
+    if interaction:
+        parts.append((interaction, np.einsum("kf,cfg->ckg", activity_KF, _loadings(more, n_genes, n_contexts))))
+    if nonlinearity:
+        parts.append((nonlinearity, _passed_on(more, control_CG, effect_CKG)))
+    fold_CKG = sum(np.sqrt(share * effect_CKG.var() / part.var()) * part for share, part in parts)
+    fold_CKG = np.clip(effect_size * fold_CKG, -2.5, 2.5)
     perturbed_CKG = control_CG[:, None] * np.exp(fold_CKG)
     perturbed_CKG /= perturbed_CKG.sum(-1, keepdims=True)
     share_CKG = np.concatenate([control_CG[:, None], perturbed_CKG], axis=1)  # controls first
@@ -103,20 +128,38 @@ def simulate_screen(
 
 
 def _draw_rates(
-    rng: np.random.Generator, n_contexts: int, n_perturbations: int, n_genes: int, n_embedding: int, effect_size: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the share of each gene in controls `[C, G]`, log fold changes `[C, K, G]` and the embedding `[K, P]`."""
+    rng: np.random.Generator, n_contexts: int, n_perturbations: int, n_genes: int, n_embedding: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Draw control shares `[C, G]`, log fold changes `[C, K, G]`, activities `[K, F]` and the embedding `[K, P]`."""
     log_rate_CG = rng.normal(0, 1.0, n_genes) + rng.normal(0, 0.5, (n_contexts, n_genes))
     control_CG = np.exp(log_rate_CG)
     control_CG /= control_CG.sum(1, keepdims=True)
     activity_KF = rng.normal(0, 1, (n_perturbations, _N_PATHWAYS))
-    # a third of the genes answers to each pathway; contexts differ by 30 % of a loading.
-    loading_FG = rng.normal(0, 0.5, (_N_PATHWAYS, n_genes)) * (rng.random((_N_PATHWAYS, n_genes)) < 1 / 3)
+    # contexts differ by 30 % of a loading
+    loading_FG = _loadings(rng, n_genes)
     gain_CFG = 1 + 0.3 * rng.normal(0, 1, (n_contexts, _N_PATHWAYS, n_genes))
-    effect_CKG = effect_size * np.einsum("kf,cfg->ckg", activity_KF, gain_CFG * loading_FG)
+    effect_CKG = np.einsum("kf,cfg->ckg", activity_KF, gain_CFG * loading_FG)
     rotation_PP = np.linalg.qr(rng.normal(size=(n_embedding, n_embedding)))[0]
     embedding_KP = activity_KF @ rotation_PP[:_N_PATHWAYS] + rng.normal(0, 0.05, (n_perturbations, n_embedding))
-    return control_CG, np.clip(effect_CKG, -2.5, 2.5), embedding_KP.astype(np.float32)
+    return control_CG, effect_CKG, activity_KF, embedding_KP.astype(np.float32)
+
+
+def _loadings(rng: np.random.Generator, n_genes: int, *shape: int) -> np.ndarray:
+    """Draw loadings of pathways, `[*shape, F, G]`; a third of the genes answers to each."""
+    size = (*shape, _N_PATHWAYS, n_genes)
+    return rng.normal(0, 0.5, size) * (rng.random(size) < 1 / 3)
+
+
+def _passed_on(rng: np.random.Generator, control_CG: np.ndarray, effect_CKG: np.ndarray) -> np.ndarray:
+    """Return what the changes of some genes do to others through a logistic function of their level, `[C, K, G]`."""
+    n_genes = control_CG.shape[1]
+    weight_GG = rng.normal(size=(n_genes, n_genes)) * (rng.random((n_genes, n_genes)) < _N_REGULATORS / n_genes)
+    level_CG = np.log(control_CG * n_genes)
+
+    def response(level: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-_STEEPNESS * level))
+
+    return (response(level_CG[:, None] + effect_CKG) - response(level_CG)[:, None]) @ weight_GG
 
 
 def _cells(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.files import atomic_write, atomic_write_text, remove_partial, remove_path
+from scvi_tahoe.files import LOCK, atomic_write, atomic_write_text, locked, read_h5ad, remove_partial, remove_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,8 @@ def run_demo(
         report(f"{folder} holds a finished demo with these settings; these are its scores. To run it again, overwrite "
                "it or give another folder.")  # fmt: skip
     else:
-        _Job(folder, papalexi_few_shot(), max_steps, seed, report).run()
+        with locked(folder):
+            _Job(folder, papalexi_few_shot(), max_steps, seed, report).run()
     scores = pd.read_csv(folder / "scores.csv", index_col=0)
     verdict = str(EvaluationResult.load(folder / "evaluation").verdict)
     return DemoResult(folder=folder, scores=scores, seconds=time.perf_counter() - start, verdict=verdict)
@@ -103,7 +104,7 @@ def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) 
         raise ValueError(f"{folder} is a file; give the path of a new or empty folder.")
     known = folder / _SETTINGS
     if not known.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise ValueError(f"{folder} holds files that are not of a demo; give the path of a new or empty folder.")
     elif overwrite:
         for name in (*FILES, "training", _SETTINGS):  # and nothing that somebody else has put there
@@ -165,8 +166,7 @@ class _Job:
         history = pd.concat([model.history[name] for name in ("train_loss", "validation_loss")], axis=1)
         with atomic_write(self.folder / "history.csv") as partial:
             history.sort_index().to_csv(partial, index_label="step")
-        with atomic_write(self.folder / "model") as partial:
-            model.save(partial)
+        model.save(self.folder / "model", overwrite=True)
         shutil.rmtree(scratch, ignore_errors=True)
 
     def _predict(self) -> None:
@@ -180,8 +180,6 @@ class _Job:
             prediction.write_h5ad(partial)
 
     def _score(self) -> None:
-        from anndata import read_h5ad
-
         from scvi_tahoe.demo._report import score_beside_baselines
 
         prediction = read_h5ad(self.folder / "prediction.h5ad")

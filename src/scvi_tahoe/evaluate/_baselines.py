@@ -137,6 +137,15 @@ def verify_baseline(name: str, train: CellTable | None, embeddings: Tables | Non
         )
 
 
+def chosen_baseline(baseline: Any, train: CellTable | None, embeddings: Tables | None) -> Any:
+    """Return the baseline that scores are scaled from; a name is verified, and ``"auto"`` made one."""
+    if not isinstance(baseline, str):
+        return baseline
+    name = baseline if baseline != "auto" else "control" if train is None else "train_mean"
+    verify_baseline(name, train, embeddings)
+    return name
+
+
 def applicable_baselines(
     conditions: Mapping[str, Sequence[str]], train: CellTable | None, embeddings: Tables | None, *, control: str
 ) -> list[str]:

@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe._constants import ALL_CONTEXT
+from scvi_tahoe._matrices import trusted_matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -204,12 +205,11 @@ def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"The {role} has no layer {layer!r}; its layers are {list(adata.layers)}.")
     matrix: Matrix = adata.X if layer is None else adata.layers[layer]
-    if hasattr(matrix, "to_memory"):  # CSR in a file
-        matrix = matrix.to_memory()
     if matrix is None:
         raise ValueError(f"The {role} has no expression: X is None. Name the layer that holds it with layer=...")
-    # dense in a file is read by the slice
-    matrix = sp.csr_matrix(matrix) if sp.issparse(matrix) else np.asarray(matrix[:])
+    matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix  # CSR in a file
+    matrix = trusted_matrix(matrix, f"The expression of the {role}")
+    matrix = matrix.tocsr() if sp.issparse(matrix) else np.asarray(matrix[:])  # dense in a file is read by the slice
     if matrix.dtype not in (np.float32, np.float64):
         # numba, which the DE step uses, knows no float16; integers are checked for scale later, as floats
         matrix = matrix.astype(np.float32)

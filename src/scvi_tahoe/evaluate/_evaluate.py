@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from scvi_tahoe._messages import duration
-from scvi_tahoe.evaluate._baselines import verify_baseline
+from scvi_tahoe.evaluate._baselines import chosen_baseline
 from scvi_tahoe.evaluate._checks import checks_table, raise_or_warn
 from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
@@ -63,7 +63,7 @@ def evaluate(  # noqa: PLR0913
     context_key: str | None = None,
     train: AnnData | None = None,
     preset: str = "vcc2025",
-    baseline: str | AnnData | EvaluationResult | None = "train_mean",
+    baseline: str | AnnData | EvaluationResult | None = "auto",
     control_cells: Literal["real", "predicted"] = "real",
     representation_check: Literal["error", "warn", "off"] = "error",
     allow_train: bool = False,
@@ -102,8 +102,9 @@ def evaluate(  # noqa: PLR0913
           distance of cells in 50 principal components
     baseline
         What the scores are scaled from: a name of :data:`BASELINES`, the AnnData of any other prediction, its result,
-        or None. The default is the mean of the training changes with exact means, ``"train_mean"``; the overall score
-        relative to the baseline that the challenge prescribes is in ``vcc["challenge"]``.
+        or None. With ``"auto"`` (default), the mean of the training changes with exact means, ``"train_mean"``, or the
+        controls if there are no training data; the overall score relative to the baseline that the challenge
+        prescribes is in ``vcc["challenge"]``.
     control_cells
         Cells that predicted effects are measured against: the ``"real"`` controls of the reference (default), or those
         ``"predicted"`` by the model, as in the challenge of 2025, where editing them moves the score.
@@ -178,8 +179,7 @@ def verify_reference(
     of both, and a baseline that lacks what it is computed from.
     """
     reference.verify_unchanged()
-    if isinstance(baseline, str):
-        verify_baseline(baseline, reference.train, reference.embeddings)
+    chosen_baseline(baseline, reference.train, reference.embeddings)
     checks = [] if allow_train else list(reference.leakage_checks)
     if PRESETS.find(preset).from_counts:
         checks += [check_counts(reference.cells, role="reference"), *reference.train_count_checks]
@@ -204,8 +204,7 @@ def _evaluated(
     """Score a prediction; ``own`` is the name of the baseline that it is, if it is one."""
     record = settings.record
     reference.verify_unchanged()
-    if isinstance(baseline, str):  # before anything else is computed
-        verify_baseline(baseline, reference.train, reference.embeddings)
+    baseline = chosen_baseline(baseline, reference.train, reference.embeddings)  # before anything else is computed
     context_checks = reference.context_checks
     own_controls = settings.control_cells == "predicted"
     predicted, reference, checks = matched(prediction, reference, own_controls=own_controls)

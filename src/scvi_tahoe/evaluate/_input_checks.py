@@ -33,11 +33,15 @@ _INTEGER_SHARE = 0.99
 #: predicted over observed median total without a warning, and without an error
 _SCALE_WARNING = (0.9, 1.1)
 _SCALE_ERROR = (0.5, 2.0)
+#: the same without a warning where totals of observed cells differ, as over a part of the genes, which effects change
+_SCALE_UNEVEN = (0.67, 1.5)
 #: ratios this near to 1 after undoing a second log, or without undoing any, name the mistake
 _NAMED = (0.8, 1.25)
 _ASTRONOMIC = 50.0
 #: largest spread of totals, over their mean, of cells that were all normalised to one total
 _ONE_TOTAL = 0.02
+#: and one from which on effects on strong genes are in it
+_MUCH = 0.3
 #: by how much more predicted totals may spread than observed ones (benchmarks/evaluate_calibration.py)
 _MORE_SPREAD = 0.12
 #: largest total of a cell that the challenge of 2026 takes
@@ -181,7 +185,8 @@ def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "p
             f"the median cell of the {role} sums to {np.median(predicted.totals):.4g} (after expm1), that of the "
             f"reference to {truth:.4g}: another normalisation total or transformation. Bring both to the same one."
         )
-    (low, high), (least, most) = _SCALE_WARNING, _SCALE_ERROR
+    uneven = _spread(observed.totals) > _MUCH
+    (low, high), (least, most) = _SCALE_UNEVEN if uneven else _SCALE_WARNING, _SCALE_ERROR
     name = "scale" if role == "prediction" else f"totals of the {role}"
     status: Literal["warning", "error"] = "error" if logged_twice or not least <= ratio <= most else "warning"
     return check_if(not low <= ratio <= high, name, ratio, f"{low:g} to {high:g}", message, status)
@@ -207,14 +212,15 @@ def check_control_scale(
 
 
 def check_totals_spread(predicted: CellProfile, observed: CellProfile) -> Check:
-    """Warn if the observed cells were all normalised to one total and the predicted ones vary widely."""
+    """Warn if totals of predicted cells vary much more than those of observed ones, which may have one total."""
     with np.errstate(invalid="ignore", over="ignore"):  # totals of values that are no logarithms may be infinite
         spread = [float(np.std(side.totals) / np.mean(side.totals)) for side in (predicted, observed)]
     message = (
-        f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): normalise its cells to one "
-        "total as the reference; a model of normalised cells overshoots: train for fewer steps, or compare its prior."
+        f"totals of predicted cells vary by {spread[0]:.0%} (observed: {spread[1]:.0%}): normalise its cells as the "
+        "reference; a model of normalised cells overshoots: train for fewer steps, or compare its prior."
     )
-    return check_interval("spread of totals", spread[0] - spread[1], message=message, warn=(-np.inf, _MORE_SPREAD))
+    most = max(_MORE_SPREAD, 2 * spread[1]) if spread[1] > _MUCH else _MORE_SPREAD
+    return check_interval("spread of totals", spread[0] - spread[1], message=message, warn=(-np.inf, most))
 
 
 def check_training_data(train: CellTable, observed: Mapping[str, CellProfile], *, control: str) -> list[Check]:
@@ -426,7 +432,9 @@ def check_space(prediction: AnnData, *, counts: bool = False) -> Check:
 
     Reads ``prediction.uns["scvi_tahoe_prediction"]``, which ``TahoeST.predict`` writes: ``space`` (``"expression"``,
     ``"embedding"``, ``"delta"`` or ``"counts"``), ``genes_from`` (``"network"`` or ``"decoder"``), and of the decoder
-    ``decoder_trained`` and ``decoder_weight``. Predictions of other models carry no record and pass with a note.
+    ``decoder_trained``, ``decoder_weight`` and, where known, ``decoder_error``: the decoder's part of the validation
+    loss. Genes of a decoder are at best a warning, as the embedding is what was trained and validated. Predictions of
+    other models carry no record and pass with a note.
     """
     wanted = "counts" if counts else "expression"
     record: Mapping[str, Any] | None = prediction.uns.get(PREDICTION_RECORD)
@@ -446,5 +454,12 @@ def check_space(prediction: AnnData, *, counts: bool = False) -> Check:
             "decoder loss, or use representation='expression'."
         )
         return check("error", weight, message=message)
-    message = f"the gene decoder was trained with a loss weight of {weight:g}, so it may have learned next to nothing."
-    return check("warning", weight, message=message) if weight < _SMALL_WEIGHT else check("ok", weight)
+    error = float(record.get("decoder_error", float("nan")))
+    own = "whose own validation error is not known" if error != error else f"whose own validation error is {error:.4g}"
+    little = ", so it may have learned next to nothing" if weight < _SMALL_WEIGHT else ""
+    message = (
+        f"genes come from a decoder, {own}: the loss trains cell embeddings, and the decoder beside them with weight "
+        f"{weight:g}{little}. Models with representation='expression' or 'expression+embedding' are trained on what is "
+        "scored."
+    )
+    return check("warning", error if error == error else weight, message=message)

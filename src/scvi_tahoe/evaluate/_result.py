@@ -15,9 +15,21 @@ import pandas as pd
 from scvi_tahoe.evaluate._baselines import BASELINES, find_baseline
 from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 from scvi_tahoe.evaluate._presets import PRESETS, overall_title
+from scvi_tahoe.evaluate._result_page import result_page
 from scvi_tahoe.evaluate._summary import mean_over_contexts, metric_columns, shares_of_the_way
 from scvi_tahoe.evaluate._verdict import VERDICT_METRICS, judge
-from scvi_tahoe.files import atomic_folder
+from scvi_tahoe.files import (
+    MALFORMED,
+    UnsafeFileError,
+    atomic_folder,
+    atomic_write_text,
+    member,
+    one_line,
+    read_json,
+    restore,
+    verify_checksums,
+    write_checksums,
+)
 
 if TYPE_CHECKING:
     import os
@@ -191,6 +203,24 @@ class EvaluationResult:
 
         return pl.draw(kind, self, **kwargs)
 
+    def to_html(self, path: str | os.PathLike[str], *, title: str = "Evaluation", command: str | None = None) -> None:
+        """Write a report as one HTML file: verdict, checks, scores with figures, every baseline, and each condition.
+
+        Parameters
+        ----------
+        path
+            File to write; an earlier one is replaced.
+        title
+            Heading of the page.
+        command
+            What made the prediction or the scores, shown as it is.
+        """
+        text = result_page(
+            self.summary, self.per_perturbation, self.checks, self.baselines, self.verdict, self.provenance, self.plot,
+            overall=self._overall, title=title, command=command,
+        )  # fmt: skip
+        atomic_write_text(Path(path), text)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the result to a folder: CSV for the scores, parquet for large tables, JSON and NPZ for the rest.
 
@@ -207,25 +237,40 @@ class EvaluationResult:
             record = {"format": _FORMAT, "vcc": self.vcc, "provenance": dict(self.provenance)}
             (partial / "verdict.txt").write_text(f"{self.verdict}\n")
             (partial / "result.json").write_text(json.dumps(record, indent=1, default=float))
+            write_checksums(partial)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EvaluationResult:
-        """Read a result that :meth:`save` wrote; a FileNotFoundError if the folder holds none."""
+        """Read a result that :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds none.
+        ValueError
+            If it is damaged, or of a later format.
+        """
         folder = Path(folder)
+        restore(folder)
         if not (folder / "result.json").exists():
             raise FileNotFoundError(f"{folder} holds no evaluation result (no result.json).")
-        record = json.loads((folder / "result.json").read_text())
-        if record["format"] != _FORMAT:
+        record = read_json(member(folder, "result.json"))
+        if record.get("format") != _FORMAT:
             raise ValueError(
-                f"{folder} has format {record['format']} and this release reads format {_FORMAT}; update scvi-tahoe."
+                f"{folder} has format {record.get('format')} and this release reads format {_FORMAT}; update "
+                "scvi-tahoe."
             )
-        parquet = {name: folder / f"{name}.parquet" for name in _PARQUET}
-        with np.load(folder / "effects.npz") as arrays:
-            conditions = tuple((str(c), str(p)) for c, p in arrays["conditions"])
-            effects = Effects(conditions, arrays["genes"], arrays["observed"], arrays["predicted"])
-        tables: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", name) for name in _CSV}
-        tables |= {name: pd.read_parquet(path) if path.exists() else None for name, path in parquet.items()}
-        return cls(vcc=record["vcc"], provenance=record["provenance"], effects=effects, **tables)
+        verify_checksums(folder)
+        try:
+            parquet = {name: folder / f"{name}.parquet" for name in _PARQUET}
+            with np.load(folder / "effects.npz", allow_pickle=False) as arrays:
+                conditions = tuple((str(c), str(p)) for c, p in arrays["conditions"])
+                effects = Effects(conditions, arrays["genes"], arrays["observed"], arrays["predicted"])
+            tables: dict[str, Any] = {name: _read_csv(folder / f"{name}.csv", name) for name in _CSV}
+            tables |= {name: pd.read_parquet(path) if path.exists() else None for name, path in parquet.items()}
+            return cls(vcc=record["vcc"], provenance=record["provenance"], effects=effects, **tables)
+        except MALFORMED as error:
+            raise UnsafeFileError(f"the evaluation result in {folder} is damaged: {one_line(error)}") from None
 
 
 def _read_csv(path: Path, name: str) -> pd.DataFrame | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LIMIT = 2_000 * MEGABYTE
 _DTYPES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Bool": "?"}
 _STORAGE_DTYPES = {f"{kind}Storage": dtype for kind, dtype in _DTYPES.items()}
-_MAX_OPERATIONS = 2_000_000
+MAX_OPERATIONS = 2_000_000
 #: Values that tuples may stand for through references to each other. Hashing one visits all of them.
 _MAX_REPEATED = 3_000_000
 _TUPLES = frozenset({"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"})
@@ -145,7 +145,7 @@ def _vector(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.nd
     return storage[offset : offset + size[0]]
 
 
-def verify_pickle(data: bytes) -> None:
+def verify_pickle(data: bytes, *, limit: int = MAX_OPERATIONS) -> None:
     """Refuse what needs no name to do harm: endless programs, absurd memo sizes, tuples of tuples of tuples.
 
     Only the first program in ``data`` is looked at, as only that one would be carried out.
@@ -155,8 +155,8 @@ def verify_pickle(data: bytes) -> None:
     repeated = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
         name = operation.name
-        if count > _MAX_OPERATIONS:
-            raise UnsafeFileError(f"the pickle has more than {_MAX_OPERATIONS:,} operations.")
+        if count > limit:
+            raise UnsafeFileError(f"the pickle has more than {limit:,} operations.")
         if name.startswith("EXT") or name in ("INST", "DUP"):
             raise UnsafeFileError(f"the pickle uses {name}, which plain data never need.")
         if name in _REMEMBERS:

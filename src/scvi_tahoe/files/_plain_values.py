@@ -23,7 +23,7 @@ _MAX_DEPTH = 100
 _HARMLESS = {"_metadata"}
 
 
-def verify_expanded(content: Any) -> None:
+def verify_expanded(content: Any, *, limit: int = _MAX_VALUES) -> None:
     """Look at every container once and refuse those that are endless when written out."""
     sizes: dict[int, int] = {}
     around: set[int] = set()
@@ -36,16 +36,16 @@ def verify_expanded(content: Any) -> None:
         if seen:
             sizes[id(item)] = 1 + sum(sizes.get(id(child), 1) for child in _children(item))
             around.discard(id(item))
-            if sizes[id(item)] > _MAX_VALUES:
-                raise UnsafeFileError(f"with its references followed, it stands for more than {_MAX_VALUES:,} values.")
+            if sizes[id(item)] > limit:
+                raise UnsafeFileError(f"with its references followed, it stands for more than {limit:,} values.")
         elif getattr(item, "__dict__", {}).keys() - _HARMLESS:
             raise UnsafeFileError("it holds a mapping whose own methods it replaces.")
         elif id(item) in around:
             raise UnsafeFileError("it holds a list or mapping that contains itself.")
         elif id(item) not in sizes:
             n_seen += len(item)
-            if n_seen > _MAX_VALUES:
-                raise UnsafeFileError(f"it holds more than {_MAX_VALUES:,} values.")
+            if n_seen > limit:
+                raise UnsafeFileError(f"it holds more than {limit:,} values.")
             around.add(id(item))
             if len(around) > _MAX_DEPTH:
                 raise UnsafeFileError(f"it is nested more than {_MAX_DEPTH} deep.")

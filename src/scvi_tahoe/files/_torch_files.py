@@ -14,10 +14,11 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, reading
-from scvi_tahoe.files._pickle_files import verify_pickle
+from scvi_tahoe.files._pickle_files import MAX_OPERATIONS, verify_pickle
 from scvi_tahoe.files._plain_values import NUMPY_SCALAR_MODULES, PlainDtype, plain_scalar, verify_expanded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -26,22 +27,74 @@ _LIMIT = 200_000 * MEGABYTE
 _PICKLE_LIMIT = 100 * MEGABYTE
 #: Of the archive's directory: room for half a million records with the names torch gives them.
 _DIRECTORY_LIMIT = 50 * MEGABYTE
+_MAX_CLASSES = 100
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 _ALLOWED: list[Any] = [(plain_scalar, f"{module}.scalar") for module in NUMPY_SCALAR_MODULES]
 _ALLOWED.append((PlainDtype, "numpy.dtype"))
 
 
-def read_torch(path: Path, *, limit: int = _LIMIT) -> Any:
-    """Return the content of a file written by ``torch.save``; tensors are mapped into memory, not read."""
+def read_torch(path: Path, *, limit: int = _LIMIT, verify: bool = False) -> Any:
+    """Return the content of a file written by ``torch.save``; tensors are mapped into memory, not read.
+
+    With ``verify`` the file is read once to compare every record with its checksum.
+    """
     import torch
 
     with reading(path, limit):
-        _verify_archive(path)
+        verify_archive(path)
+        if verify:
+            verify_records(path)
         with torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         verify_expanded(content)
     return content
+
+
+class _Placeholder:
+    """Stands for an object of a class that is not imported; it keeps nothing and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Placeholder:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _empty_mapping(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def read_torch_around_classes(path: Path, keys: Sequence[str], *, limit: int = _LIMIT) -> dict[str, Any]:
+    """Return some entries of a checkpoint that also holds objects of classes that plain data have no need of.
+
+    Each such class is replaced by an empty placeholder: none is imported, and none of its code is run. Placeholders in
+    the entries are left out. Modules of the operating system are refused nevertheless, by torch itself.
+    """
+    import torch
+
+    with reading(path, limit):
+        verify_archive(path)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        if len(names) > _MAX_CLASSES:
+            raise UnsafeFileError(f"it refers to {len(names)} classes.")
+        inert: list[Any] = [
+            (_empty_mapping if name == "collections.defaultdict" else type("Placeholder", (_Placeholder,), {}), name)
+            for name in names
+        ]
+        with torch.serialization.safe_globals(inert):
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(content, dict):
+            raise UnsafeFileError("it does not hold a mapping of names to values.")
+        entries = {key: _without_placeholders(content[key]) for key in keys if key in content}
+        verify_expanded(entries)
+    return entries
+
+
+def _without_placeholders(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return None if isinstance(entry, _Placeholder) else entry
+    return {key: value for key, value in entry.items() if not isinstance(value, _Placeholder)}
 
 
 def checksums(path: Path) -> set[tuple[int, int]]:
@@ -77,7 +130,20 @@ def verify_finite(name: str, tensor: Tensor) -> None:
         raise UnsafeFileError(f"{name} holds values that are not finite; the training diverged or the file is damaged.")
 
 
-def _verify_archive(path: Path) -> None:
+def verify_records(path: Path) -> None:
+    """Read every record of the archive and compare it with the checksum in its directory."""
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            with archive.open(record) as stream:
+                try:
+                    while stream.read(4 * MEGABYTE):
+                        pass
+                except zipfile.BadZipFile:
+                    raise UnsafeFileError(f"its record {record.filename!r} does not match its checksum.") from None
+
+
+def verify_archive(path: Path, *, pickle_limit: int = _PICKLE_LIMIT, max_operations: int = MAX_OPERATIONS) -> None:
+    """Refuse an archive that torch would not write; ``max_operations`` may be those of its pickle."""
     if not zipfile.is_zipfile(path):
         raise UnsafeFileError("it is not in torch's zip format (damaged, cut short, or older than PyTorch 1.6).")
     _verify_directory(path)
@@ -95,9 +161,9 @@ def _verify_archive(path: Path) -> None:
             raise UnsafeFileError("its records claim more bytes than the file has.")
         for record in records:
             if record.filename.endswith("data.pkl"):
-                if record.file_size > _PICKLE_LIMIT:
+                if record.file_size > pickle_limit:
                     raise UnsafeFileError(f"its index has {record.file_size:,} bytes.")
-                verify_pickle(archive.read(record))
+                verify_pickle(archive.read(record), limit=max_operations)
 
 
 def _verify_directory(path: Path) -> None:

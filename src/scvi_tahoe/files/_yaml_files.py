@@ -68,9 +68,13 @@ for _module in NUMPY_SCALAR_MODULES:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; no tag of it is executed."""
     with reading(path, _YAML_LIMIT):
-        text = path.read_text("utf-8")
-        _verify_events(text)
-        return _mapping(yaml.load(text, Loader=_PlainLoader))
+        return parse_yaml(path.read_text("utf-8"))
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """Return the mapping in YAML from inside a file that is being read; no tag of it is executed."""
+    _verify_events(text)
+    return _mapping(yaml.load(text, Loader=_PlainLoader))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,13 @@ import numpy as np
 
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
 from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
-from scvi_tahoe.files import atomic_folder
+from scvi_tahoe.files import UnsafeFileError, atomic_folder, member, read_json, restore
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.response import makes_cells, means_by_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -146,9 +147,11 @@ class TahoeEnsemble:
           that predictions started from (with ``prior="response"`` or ``"cells"``: all control cells of the context),
           and its standard deviation (``n - 1``), ``[genes, conditions]``, float32
         * ``uns["scvi_tahoe_ensemble"]`` - DataFrame with a row for each of these columns: perturbation, dose and
-          context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty``
-        * ``obs["uncertainty"]`` - uncertainty of each cell's condition: norm of the standard deviation over the norm of
-          the mean delta. Near 0 the members agree; near 1 they differ by as much as the size of the effect
+          context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty`` (norm of the standard
+          deviation over the norm of the mean delta: near 0 the members agree, near 1 they differ by as much as the size
+          of the effect)
+        * ``obs["uncertainty"]`` - the same for each cell's condition. Members with ``prior="response"`` have
+          ``obs["expected_error"]`` instead, as their agreement says nothing about errors
 
         Raises
         ------
@@ -165,13 +168,14 @@ class TahoeEnsemble:
                 "members have predicted; write the result with write_h5ad, or ask for fewer conditions at a time."
             )
         keeps_controls = kwargs.pop("control_layer", False)
-        first = self.models[0].predict(adata, control_layer=True, **kwargs)
+        said: set[str] = set()
+        with _said_once(said):
+            first = self.models[0].predict(adata, control_layer=True, **kwargs)
         codes, table = condition_of_cell(first.obs, self.models[0].keys)
         table.index = table.index.astype(str)  # as AnnData wants them in files
         means = [means_by_code(first.X, codes)]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=EvaluationWarning)  # the first has said it
-            for model in self.models[1:]:
+        for model in self.models[1:]:
+            with _said_once(said):
                 means.append(means_by_code(model.predict(adata, **kwargs).X, codes))
         start_KG = self._start_means(adata, first.layers["control"], codes, table, **kwargs)
         if not keeps_controls:
@@ -190,7 +194,8 @@ class TahoeEnsemble:
         )
         first.varm["ensemble_delta"], first.varm["ensemble_sd"] = (x.T.astype(np.float32) for x in (delta_KG, sd_KG))
         first.uns[ENSEMBLE_RECORD] = table
-        first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
+        if "expected_error" not in first.obs:
+            first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
         return first
 
     def _start_means(
@@ -307,10 +312,28 @@ class TahoeEnsemble:
             If the folder holds no ensemble.
         """
         folder = Path(dir_path)
+        restore(folder)
         if not (folder / _LIST).is_file():
             raise FileNotFoundError(f"{folder} holds no ensemble ({_LIST} is missing); TahoeST.load reads one model.")
-        names = json.loads((folder / _LIST).read_text())["members"]
+        names = read_json(member(folder, _LIST)).get("members")
+        if not isinstance(names, list) or not names or any(Path(str(n)).name != n or n == ".." for n in names):
+            raise UnsafeFileError(f"{_LIST} in {folder} does not name the folders of the members.")
         return cls([TahoeST.load(folder / name, adata, **kwargs) for name in names])
+
+
+@contextmanager
+def _said_once(said: set[str]) -> Iterator[None]:
+    """Let through what members warn of, but a finding of the evaluation only once, whichever member has it first.
+
+    ``said`` are the names of the findings so far, which are the beginnings of their messages.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        name = str(warning.message).partition(":")[0]
+        if name not in said or not issubclass(warning.category, EvaluationWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        said.add(name)
 
 
 def _verify_alike(position: int, model: TahoeST, first: TahoeST) -> None:

@@ -134,7 +134,7 @@ class EvaluateMixin(PredictMixin):
             preset=preset,
             allow_train=kwargs.get("allow_train", False),
             representation_check=kwargs.get("representation_check", "error"),
-            baseline=kwargs.get("baseline", "train_mean"),
+            baseline=kwargs.get("baseline", "auto"),
         )
         if callable(prediction):
             if observed is None:

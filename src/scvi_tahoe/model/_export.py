@@ -30,6 +30,12 @@ def pretrained_of(model: FittedModel) -> PretrainedModel:
         **table_settings(model.perturbation_table),
         "training": model.training_config_,
         "prior": model.prior,
+        "fitted": {
+            "observed_cosine": model.observed_cosine_,
+            "observed_noise": model.observed_noise_,
+            "decoder_weight": model.decoder_weight_,
+            "adapters": model.adapters_,
+        },
     }
     if model.criterion != "error":
         extra["criterion"] = model.criterion

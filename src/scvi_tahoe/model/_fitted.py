@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scvi_tahoe._compat import history_as_frames, history_as_lists
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys
+from scvi_tahoe.files import atomic_write, only_weights, restore, updated_folder, verify_model_file, verify_space
 from scvi_tahoe.pretrained import LoadingReport, is_export
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._module import TahoeSTModule
@@ -58,6 +61,8 @@ class FittedState:
     is_trained_: bool = False
 
 
+#: names of scvi-tools for a model's files
+_WEIGHTS, _DATA = "model.pt", ("adata.h5ad", "mdata.h5mu")
 #: fraction of the genes that data may lack in a prediction by default
 _MISSING_GENES = 0.1
 _SAVED = frozenset(f.name for f in fields(FittedState))
@@ -94,31 +99,56 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
         """Return what is saved: attributes that end with ``_``, in types that every supported pandas can read."""
         return [(name, _plain(name, value)) for name, value in sorted(vars(self).items())]
 
-    def save(self, dir_path: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save(
+        self,
+        dir_path: str | Path,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Save the model, as in scvi-tools; the file is readable by every supported scvi-tools and pandas.
+
+        The folder is complete or what it was before, whatever interrupts the writing.
 
         Parameters
         ----------
         dir_path
             Folder.
-        *args, **kwargs
-            Arguments of :meth:`scvi.model.base.BaseModelClass.save`, such as ``overwrite=True``.
+        prefix
+            Prefix of the names of the files.
+        overwrite
+            Whether to replace a model that was saved there; other files of the folder stay.
+        save_anndata
+            Whether to save the data as well.
+        **kwargs
+            Further arguments of :meth:`scvi.model.base.BaseModelClass.save`.
 
         Raises
         ------
         ValueError
             If the folder exists and ``overwrite`` is False.
+        OSError
+            If the disk has no room for the model.
+        UnsafeFileError
+            If the model was given options that :meth:`load` would refuse, e.g. objects of other packages.
         """
-        try:
-            super().save(str(dir_path), *args, **kwargs)
-        except ValueError as error:
-            if "already exists" not in str(error):
-                raise
-            raise ValueError(f"{dir_path} exists; give overwrite=True to replace it, or another folder.") from None
+        folder = Path(dir_path)
+        restore(folder)
+        if os.path.lexists(folder) and not (overwrite and folder.is_dir()):
+            raise ValueError(f"{dir_path} exists; give overwrite=True to replace it, or another folder.")
+        size = sum(tensor.numel() * tensor.element_size() for tensor in self.module.state_dict().values())
+        verify_space(folder, size, "the model")
+        names = [f"{prefix or ''}{name}" for name in (_WEIGHTS, *(_DATA if save_anndata else ()))]
+        with updated_folder(folder, written=names) as partial:
+            super().save(str(partial), prefix=prefix, overwrite=True, save_anndata=save_anndata, **kwargs)
+            verify_model_file(partial / names[0], verify=False)
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> Self:
-        """Load a model saved with :meth:`save`.
+    def load(
+        cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, *, verify: bool = True, **kwargs: Any
+    ) -> Self:
+        """Load a model saved with :meth:`save`. Nothing in its file is run.
 
         Parameters
         ----------
@@ -126,6 +156,8 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
             Folder.
         adata
             Data with the columns of the training data, genes in any order; False loads without data.
+        verify
+            Whether to compare the file with the checksums in it, which reads it once more.
         **kwargs
             Arguments of :meth:`scvi.model.base.BaseModelClass.load`.
 
@@ -138,12 +170,16 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
         ValueError
             If the folder is one of :meth:`export`, which :meth:`from_pretrained` reads, or holds no model, or if the
             data lack most of the model's genes.
+        UnsafeFileError
+            If the file is damaged, or refers to more than tensors, plain values and arrays of numbers or text.
         """
         if is_export(dir_path):
             raise ValueError(
                 f"{dir_path} was written by export(), not by save(); read it with TahoeST.from_pretrained."
             )
-        with warnings.catch_warnings():
+        path = _model_file(dir_path, kwargs.get("prefix"), kwargs.get("backup_url"))
+        verify_model_file(path, verify=verify)
+        with warnings.catch_warnings(), only_weights():
             # genes are matched by name, so another order of them is nothing to warn about
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")
             model = super().load(str(dir_path), adata, **kwargs)
@@ -164,6 +200,54 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
         if getattr(model, "decoder_weight_", None) is not None:
             model.module.objective.decoder_weight = model.decoder_weight_
         return model
+
+    @staticmethod
+    def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict:
+        """Return the registry of a saved model, see :meth:`scvi.model.base.BaseModelClass.load_registry`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder of the model.
+        prefix
+            Prefix of the names of its files.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds no model; UnsafeFileError if its file is refused, as in :meth:`load`.
+        """
+        verify_model_file(_model_file(dir_path, prefix, None))
+        with only_weights():
+            return BaseModelClass.load_registry(str(dir_path), prefix)
+
+    @staticmethod
+    def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
+        """Print the arguments that the data of a saved model were registered with.
+
+        Parameters
+        ----------
+        dir_path
+            Folder of the model.
+        prefix
+            Prefix of the names of its files.
+        """
+        verify_model_file(_model_file(dir_path, prefix, None))
+        with only_weights():
+            BaseModelClass.view_setup_args(str(dir_path), prefix)
+
+    @classmethod
+    def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:
+        """Raise an error: the files of scvi-tools before 0.15 are pickles, and no model of this class is one.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            "TahoeST has no models in the format of scvi-tools before 0.15, whose files run code when they are read."
+        )
 
     @property
     def keys(self) -> ScreenKeys:
@@ -228,6 +312,20 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
     def _registered(cls, adata: AnnOrMuData) -> dict[str, Any]:
         """Return the registry of registered data."""
         return cls._get_most_recent_anndata_manager(adata, required=True).registry
+
+
+def _model_file(folder: str | Path, prefix: str | None, url: str | None) -> Path:
+    """Return the file of a saved model; download it if asked, and put back what a killed process had put aside."""
+    restore(folder)
+    path = Path(folder) / f"{prefix or ''}{_WEIGHTS}"
+    if url is not None and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            torch.hub.download_url_to_file(url, str(partial), progress=False)
+    if not path.is_file():
+        found = sorted(p.name for p in path.parent.iterdir())[:5] if path.parent.is_dir() else "no such folder"
+        raise ValueError(f"{folder} holds no saved model ({path.name}); it has {found}.")
+    return path
 
 
 def _verify_genes(genes: np.ndarray, found: np.ndarray) -> None:

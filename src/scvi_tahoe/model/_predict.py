@@ -43,6 +43,7 @@ class PredictMixin(FittedModel):
         precision: str | int = "auto",
         max_missing_genes: float = 0.1,
         check_scale: bool = True,
+        new_batches: Literal["error", "mean", "nearest"] = "error",
         devices: Devices = None,
         path: str | Path | None = None,
         overwrite: bool = False,
@@ -92,6 +93,11 @@ class PredictMixin(FittedModel):
             Largest fraction of the model's genes that ``adata`` may lack; they are set to zero.
         check_scale
             Raise an error for control cells on a different scale from those of the training data.
+        new_batches
+            What stands for technical batches that a network with a batch encoder has not seen: ``'mean'``, the mean
+            vector of its batches, or ``'nearest'``, the batch of the training data with the most similar mean of
+            control cells. By default they are an error. ``uns["scvi_tahoe_prediction"]["new_batches"]`` says what
+            stood for each.
         devices
             Devices of this machine on which to predict; the predicted cells do not depend on them. One of:
 
@@ -127,8 +133,8 @@ class PredictMixin(FittedModel):
         request = PredictionRequest(
             perturbations=perturbations, contexts=contexts, n_cells=n_cells, output=output, counts_layer=counts_layer,
             control_layer=control_layer, seed=seed, batch_size=batch_size, store=store, precision=precision,
-            max_missing_genes=max_missing_genes, check_scale=check_scale, devices=devices, path=path,
-            overwrite=overwrite, progress=progress,
+            max_missing_genes=max_missing_genes, check_scale=check_scale, new_batches=new_batches, devices=devices,
+            path=path, overwrite=overwrite, progress=progress,
         )  # fmt: skip
         self._verify_output(output)
         if output != "prior" and self.prior != "none" and self.prior_ is None:
@@ -146,6 +152,7 @@ class PredictMixin(FittedModel):
         cosines, noise = self.observed_cosine_, self.observed_noise_
         return predict_cells(
             request, data, self.module, prior, devices=devices, is_trained=self.is_trained_,
+            decoder_error=(self.training_config_ or {}).get("decoder_error"),
             observed_likeness={c: {"cosine": cosine, **noise.get(c, {})} for c, cosine in cosines.items()},
         )  # fmt: skip
 

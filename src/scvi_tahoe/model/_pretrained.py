@@ -17,6 +17,7 @@ from scvi_tahoe.pretrained import (
     FORMATS,
     PretrainedModel,
     diagnose_attention,
+    fitted_values,
     for_other_cells,
     objective_of,
     plan_warm_start,
@@ -25,6 +26,7 @@ from scvi_tahoe.pretrained import (
     reason_to_leave_prior,
     registry_in_order,
     registry_of,
+    reject_hub_options,
     start_options,
     united_table,
     verify_scale,
@@ -44,6 +46,16 @@ if TYPE_CHECKING:
     from scvi_tahoe.response import Criterion, Prior
 
 logger = logging.getLogger(__name__)
+
+
+def _read(
+    source: Any, backbone_from: str | Path | None, place: dict[str, Any], *, accept_license: bool | None, **reading: Any
+) -> PretrainedModel:
+    """Read weights, and those whose backbone they refer to; ``place`` says where on the hub to look."""
+    reject_hub_options(source, backbone_from, **place)
+    hub = {"accept_license": accept_license, "cache_dir": place["cache_dir"], "offline": place["offline"]}
+    base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
+    return read_pretrained(source, base=base, revision=place["revision"], **reading, **hub)
 
 
 class PretrainedMixin(FittedModel):
@@ -82,12 +94,13 @@ class PretrainedMixin(FittedModel):
         Parameters
         ----------
         source
-            Folder in Arc's format or of :meth:`export`, name of a model on the Hugging Face hub, or a model that was
-            read before (:func:`~scvi_tahoe.pretrained.read_pretrained`).
+            Folder in Arc's format, of :meth:`export` or of a run, name of a model on the Hugging Face hub, or a model
+            that was read before (:func:`~scvi_tahoe.pretrained.read_pretrained`).
         adata
             Registered data to fine-tune on. If None, the model has the labels of the folder and can predict.
         checkpoint
-            Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name.
+            Which checkpoint of the folder: ``'best'``, ``'last'``, ``'final'``, a step, or a file name. If None, the
+            best, or else the final or the last one; of a run, the model that it left.
         revision
             Commit, tag or branch on the hub.
         accept
@@ -137,10 +150,14 @@ class PretrainedMixin(FittedModel):
         FileNotFoundError
             If there is no such folder or checkpoint.
         """
-        hub: dict[str, Any] = {"accept_license": accept_license, "cache_dir": cache_dir, "offline": offline}
-        base = None if backbone_from is None else read_pretrained(backbone_from, **hub)
-        reading: dict[str, Any] = {"revision": revision, "attention": attention, "genes": genes, "base": base}
-        weights = read_pretrained(source, checkpoint, **reading, **hub)
+        place: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "offline": offline}
+        reading: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "attention": attention,
+            "genes": genes,
+            "accept_license": accept_license,
+        }
+        weights = _read(source, backbone_from, place, **reading)
         other_cells = representation is not None and (representation == "embedding") != weights.embeds
         if other_cells:
             weights = for_other_cells(weights)
@@ -192,7 +209,10 @@ class PretrainedMixin(FittedModel):
             provenance_=asdict(origin),
             weights_objective_=options["objective"] or objective_of(weights.loss),
             is_trained_=True,
+            **fitted_values(weights),
         )
+        if model.decoder_weight_ is not None and not objective:
+            model.module.objective.decoder_weight = model.decoder_weight_
         attention_kind = f"attention {weights.config.attention} ({origin.attention_reason or 'as trained'})"
         logger.info(f"{origin.source}, {attention_kind}\n{report.text()}")
         if not origin.attention_certain:

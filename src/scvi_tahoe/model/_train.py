@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +15,16 @@ import torch
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import PredictionRequest, arguments_for
-from scvi_tahoe.response import learn_prior, observed_likeness, shrinkage_factor, wanted_means
+from scvi_tahoe.response import (
+    FEWEST_CONDITIONS,
+    NOTHING,
+    ResponseStart,
+    judging_conditions,
+    learn_prior,
+    observed_likeness,
+    shrinkage_factor,
+    wanted_means,
+)
 from scvi_tahoe.training import (
     UNUSED_OPTIONS,
     TrainingRun,
@@ -33,6 +45,8 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.data import Condition, Output, Split, StoreKind
     from scvi_tahoe.training import LearningRateTest, MemoryPlan, Recipe, TrainingData
+
+logger = logging.getLogger(__name__)
 
 
 class TrainMixin(PredictMixin):
@@ -71,10 +85,10 @@ class TrainMixin(PredictMixin):
             Optimizer steps. If None, 1,000.
         recipe
             Which parts train when, see :func:`~scvi_tahoe.training.resolve_recipe`. Only tensors with pretrained values
-            are ever frozen: a model from scratch trains all of its parts with any recipe.
+            are ever frozen: a model from scratch trains all of its parts, and refuses ``'heads'``.
         freeze_backbone
             True keeps the pretrained backbone frozen, False trains it from the start, a step unfreezes it at that step.
-            If None, the recipe decides.
+            If None, the recipe decides. True and a step are refused for a model without pretrained backbone.
         lr
             Peak learning rate. If None, 1e-4 with a prior where perturbations were seen in several contexts or most
             combinations have measured components, else 2e-4 for pretrained weights and 1e-3 from scratch.
@@ -84,7 +98,8 @@ class TrainMixin(PredictMixin):
             Split into training, validation and test cells, e.g.
             ``FewShotContext(context="A549", validation=("STAT1",))``. If None, a tenth of the cells of every condition
             is the validation set, or with a prior a tenth of the conditions, if enough perturbations are in several
-            contexts.
+            contexts; with ``prior='response'`` at least three conditions or perturbations, wherever others say
+            something about them.
         validate_every
             Optimizer steps between validations. If None, there are 20 validations.
         monitor
@@ -92,7 +107,8 @@ class TrainMixin(PredictMixin):
             ``'validation_delta_mse'``, or a score computed at every validation, ``'validation_pds'``,
             ``'validation_pearson_delta'``, ``'validation_overlap'`` (of the genes that change most; a proxy for DES).
         patience
-            Stop after this many validations without improvement. If None, never stop early.
+            Stop after this many validations without improvement of ``monitor``. If None, never stop early, but with
+            ``prior='response'`` after 5 validations in which the gain on held-out conditions did not grow.
         save_steps
             Steps between checkpoints that are kept in ``save_dir`` in addition to the best and the last, named
             ``step=000400.ckpt``; a multiple of ``validate_every``.
@@ -114,7 +130,8 @@ class TrainMixin(PredictMixin):
         shrink_correction
             With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
             validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose
-            cells do not train; 0 with ``prior='response'`` unless the correction holds for them. Not with
+            cells do not train; 0 with ``prior='response'`` unless the correction holds for them
+            (``model.training_config_["verdict"]`` is a sentence about it). Not with
             ``recipe='lora'``, which leaves the head as it was, nor if no step improved what training started from.
             False keeps the correction as trained.
         seed
@@ -165,14 +182,18 @@ class TrainMixin(PredictMixin):
                     "setting": run.setting,
                     "compiles": run.compiles(self.module),
                 },
-                **run.trainer_kwargs(screen.index.conditions, self.genes),
+                **run.trainer_kwargs(
+                    screen.index.conditions,
+                    self.genes,
+                    run.held_out_gain(data.minibatches.dataset, data.split, pretrained),
+                ),
             )
         history, config = run.outcome(self.trainer, previous)
-        factor = self._shrink_correction(run, data) if shrink_correction and config["best_step"] != 0 else None
+        factor, verdict = self._shrink_correction(run, data, config["best_step"])
         self._adopt(
             history_=history,
             pretrained_parameters_=[name for name, _ in self.module.named_parameters()],
-            training_config_={**config, "correction_share": factor},
+            training_config_={**config, "correction_share": factor, "verdict": verdict},
         )
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
@@ -181,6 +202,8 @@ class TrainMixin(PredictMixin):
                 self.prior, self._spec(), screen, rows, seed=seed, device=run.device, like=data.prior,
                 criterion=self.criterion,
             )  # fmt: skip
+            if isinstance(learned, ResponseStart) and factor is not None:
+                learned = replace(learned, judged=frozenset(self._judging_kinds(data) if factor else ()))
             self._adopt(prior_=learned.to_dict())
 
     def plan_training(self, max_steps: int | None = None, **options: Any) -> TrainingRun:
@@ -209,30 +232,48 @@ class TrainMixin(PredictMixin):
             pretrained=self.pretrained_parameters_, adapters=self.adapters_,
         )  # fmt: skip
 
-    def _shrink_correction(self, run: TrainingRun, data: TrainingData) -> float | None:
-        """Multiply the correction of the trained network by the shrinkage factor that fits the validation conditions.
+    def _judging_kinds(self, data: TrainingData) -> list[str]:
+        """Kinds of question of which at least three conditions judge the network."""
+        index, spec = data.split.index, self._spec().with_composed(self._training_screen())
+        conditions = [index.conditions[i] for i in judging_conditions(data.split)]
+        found = Counter(ResponseStart.from_dict(data.prior or {}).kinds(conditions, spec.table))
+        return sorted(kind for kind, n in found.items() if n >= FEWEST_CONDITIONS)
 
-        Nothing is done without a prior, or with ``recipe='lora'``, which leaves the head as it was. The prior of
-        ``data`` does not know the validation conditions.
+    def _shrink_correction(self, run: TrainingRun, data: TrainingData, best_step: int) -> tuple[float | None, str]:
+        """Multiply the correction of the trained network by what holds of it for the validation conditions.
+
+        Returns the factor and a sentence about it. Nothing is done without a prior, with ``recipe='lora'``, which
+        leaves the head as it was, or if no step improved the start. The prior of ``data`` does not know the validation
+        conditions.
         """
-        if self.prior == "none" or run.plan.recipe == "lora":
-            return None
-        seed = run.plan.seed
+        is_response = self.prior == "response"
+        if self.prior == "none" or run.plan.recipe == "lora" or not run.options.shrink_correction:
+            return None, ""
+        if best_step == 0 and not (is_response and self.pretrained_parameters_):
+            if is_response:
+                logger.info(NOTHING)
+            return None, NOTHING if is_response else ""
+        seed, prior = run.plan.seed, data.prior or {}
+        if is_response:
+            prior = {**prior, "judged": self._judging_kinds(data)}
 
         def predict(output: Output, sizes: Mapping[Condition, int]) -> AnnData:
             request = PredictionRequest(**arguments_for(sizes), output=output, seed=seed, progress=False)
-            return self._predicted(request, data.prior)
+            return self._predicted(request, prior)
 
         spec, screen = self._spec().with_composed(self._training_screen()), self._training_screen()
-        factor = shrinkage_factor(
+        factor, verdict = shrinkage_factor(
             predict, self.keys, data.split, data.expression, run.device, seed=seed,
-            known_start=lambda conditions: wanted_means(data.prior or {}, spec, screen, conditions),
+            known_start=lambda conditions: wanted_means(prior, spec, screen, conditions),
         )  # fmt: skip
+        if factor is None and is_response and run.options.split is None:
+            factor, verdict = 0.0, f"{NOTHING} There are too few conditions to hold some out, which would judge it."
+        logger.info(verdict)
         if factor is not None and factor < 1:
             with torch.no_grad():
                 for parameter in self.module.network.head.project.layers[-1].parameters():
                     parameter.mul_(factor)
-        return factor
+        return factor, verdict
 
     def find_learning_rate(
         self,

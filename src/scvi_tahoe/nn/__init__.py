@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from scvi_tahoe.nn._adapters import attach_adapters, linear_layers, merge_adapters, merged_state, original_name
+from scvi_tahoe.nn._adapters import (
+    attach_adapters,
+    linear_layers,
+    merge_adapters,
+    merged_state,
+    merged_tensors,
+    original_name,
+)
 from scvi_tahoe.nn._cell_encoder import N_DATASET, CellEncoder, CellEncoderConfig
 from scvi_tahoe.nn._config import SIZES, Attention, GeneDecoderConfig, NetworkConfig
 from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in the order in which they register

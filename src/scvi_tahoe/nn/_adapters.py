@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -57,6 +57,20 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
     for name, layer in adapted_layers(network):
         state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_NAME).detach()
     return state
+
+
+def merged_tensors(state: Mapping[str, Tensor], *, scale: float = 1.0) -> dict[str, Tensor]:
+    """Return the tensors of a network without adapters that computes what one with these tensors does.
+
+    ``scale`` is alpha / rank, by which what an adapter adds is multiplied.
+    """
+    merged = {original_name(name): tensor for name, tensor in state.items() if ".lora_" not in name}
+    for name, down in state.items():
+        if name.endswith(ending := f".lora_A.{_NAME}.weight"):
+            layer = name.removesuffix(ending)
+            up = state[f"{layer}.lora_B.{_NAME}.weight"]
+            merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + scale * (up @ down)
+    return merged
 
 
 def merge_adapters(network: nn.Module) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from scvi_tahoe.pl._conditions import dose_response, interactions, knock_downs, volcano
 from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
 from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, draw, new_figure, style
+from scvi_tahoe.pl._page import page
 from scvi_tahoe.pl._scores import bars, comparison, learning_rate_test, ranks
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "knock_downs",
     "learning_rate_test",
     "new_figure",
+    "page",
     "ranks",
     "similarity",
     "style",

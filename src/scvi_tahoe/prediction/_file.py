@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".h5ad", ".zarr")
 _ENTRIES = 2**20  # of a chunk of a sparse array in a file
-_DENSE_BYTES = 2**23  # of a chunk of dense rows in a zarr folder
+_DENSE_BYTES = 2**23  # of a chunk of dense rows
 _ROWS = 256  # rows that a thread turns into CSR at once
 
 
@@ -116,7 +116,9 @@ class _Growing:
             return
         chunk = max(1024, min(_ENTRIES, cells.nnz))
         options: dict[str, Any] = {"chunks": (chunk,), "indptr_dtype": np.int64}
-        if not isinstance(self._root, h5py.Group):
+        if isinstance(self._root, h5py.Group):
+            options["fletcher32"] = True  # checksums that every reader of HDF5 compares
+        else:
             options["shards"] = None  # a shard that is appended to is written anew each time
         ad.io.write_elem(self._root, self._key, cells, dataset_kwargs=options)
         self._array = ad.io.sparse_dataset(self._root[self._key])
@@ -132,11 +134,11 @@ def _open(path: Path, mode: Literal["r", "w"]) -> Any:
 
 def _new_dense(root: Any, key: str, shape: tuple[int, int], dtype: np.dtype) -> Any:
     """Create a dense matrix in the on-disk format of AnnData, to be filled."""
+    chunks = (max(1, min(_DENSE_BYTES // (shape[1] * np.dtype(dtype).itemsize), shape[0])), shape[1])
     if isinstance(root, h5py.Group):
-        array = root.create_dataset(key, shape=shape, dtype=dtype)
+        array = root.create_dataset(key, shape=shape, dtype=dtype, chunks=chunks, fletcher32=True)
     else:
-        rows = max(1, _DENSE_BYTES // (shape[1] * np.dtype(dtype).itemsize))
-        array = root.create_array(key, shape=shape, dtype=dtype, chunks=(min(rows, shape[0]), shape[1]))
+        array = root.create_array(key, shape=shape, dtype=dtype, chunks=chunks)
     array.attrs["encoding-type"] = "array"
     array.attrs["encoding-version"] = "0.2.0"
     return array

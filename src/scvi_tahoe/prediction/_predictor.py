@@ -32,8 +32,10 @@ from scvi_tahoe.prediction._cost import announce_cost
 from scvi_tahoe.prediction._counts import ControlCounts, counts_of_prediction
 from scvi_tahoe.prediction._file import open_prediction, written_prediction
 from scvi_tahoe.prediction._minibatches import Minibatch, grouped, valid_cells
+from scvi_tahoe.prediction._new_batches import with_mean_batch, with_new_batches
 from scvi_tahoe.prediction._request import plan_prediction, verify_control_scale, warn_about_doses
 from scvi_tahoe.response import (
+    NOTHING,
     CellPrior,
     CollapseAlarm,
     Origin,
@@ -72,8 +74,12 @@ def predict_cells(
     devices: Sequence[torch.device],
     is_trained: bool,
     observed_likeness: Mapping[str, Mapping[str, float]],
+    decoder_error: float | None = None,
 ) -> ad.AnnData:
-    """Predict what a request asks for, starting from some data."""
+    """Predict what a request asks for; ``decoder_error`` is the gene decoder's own error in validation, if known."""
+    data, stands_for = with_new_batches(data, request.new_batches)
+    if stands_for and request.new_batches == "mean":
+        module = with_mean_batch(module)
     device, output, spec = devices[0], request.output, data.spec
     plan = plan_prediction(request, data)
     warn_about_doses(plan.labels, data.perturbations, spec.keys.parser)
@@ -88,9 +94,11 @@ def predict_cells(
         store=request.store, alignment=data.alignment, full_precision=dtype is None, rows=plan.rows_read,
     )  # fmt: skip
     origins, cells, control_means = [Origin.CONTROL_CELLS] * len(plan.requests), None, None
+    kinds: Sequence[str] = ()
     if prior is not None:
         learned, targets = prior_and_targets(prior, spec, data.screen, plan.conditions)
         origins = learned.starts_from(plan.conditions, spec.table)
+        kinds = [origin.value for origin in origins]
         has_cells, is_paired = makes_cells(learned.kind), learned.kind == "response"
         plan = plan.with_prior(
             learned.is_corrected(plan.conditions, spec.table), has_cells=has_cells, is_paired=is_paired
@@ -112,6 +120,8 @@ def predict_cells(
             dataset = replace(dataset, residual_shift=base.shift)
     obs = plan.obs(data.screen, spec.keys)
     if prior is not None and isinstance(learned, ResponseStart):
+        # one that was judged to help nowhere has no kinds to tell apart
+        kinds = () if learned.judged == frozenset() else learned.kinds(plan.conditions, spec.table)
         confidence = learned.confidence(plan.conditions, targets, spec.table)
         n_cells = [len(r.controls) for r in plan.requests]
         for name in confidence.columns.difference(obs.columns, sort=False):
@@ -135,7 +145,8 @@ def predict_cells(
                 index=[f"embedding_{i}" for i in range(width)] if output == "embedding" else spec.genes
             ),
         },
-        record=_record(module, request, plan, origins, is_trained=is_trained),
+        record=_record(module, request, plan, origins, kinds, is_trained=is_trained, decoder_error=decoder_error)
+        | ({"new_batches": stands_for} if stands_for else {}),
         alarm=CollapseAlarm(dataset.expression, device, observed_likeness, spec.keys.parser, output, control_means),
         counts=counts,
     )
@@ -154,8 +165,10 @@ def _record(
     request: PredictionRequest,
     plan: PredictionPlan,
     origins: Sequence[Origin],
+    kinds: Sequence[str],
     *,
     is_trained: bool,
+    decoder_error: float | None,
 ) -> dict[str, Any]:
     """Say where the numbers come from; the evaluation rejects genes of a decoder that was not trained."""
     decodes = module.config.gene_decoder is not None
@@ -165,15 +178,23 @@ def _record(
         "genes_from": "decoder" if decodes else "network",
         "decoder_trained": bool(decodes and weight > 0 and is_trained),
         "decoder_weight": weight,
+        **({"decoder_error": decoder_error} if decodes and decoder_error is not None else {}),
         "seed": request.seed,
         "starts_from": dict(Counter(origin.value for origin in origins)),
     }
-    if request.output != "prior" and (labels := plan.predicted_as_prior):
+    if request.output == "prior":
+        return record
+    asked = zip(plan.labels, plan.requests, kinds or [""] * len(plan.labels), strict=True)
+    uncorrected = [(label, kind) for label, r, kind in asked if r.keeps_residual_input]
+    if labels := sorted({label for label, _ in uncorrected}):
         record["predicted_as_prior"] = labels
+        sources = " or ".join(sorted({kind for _, kind in uncorrected}))
         logger.info(
-            f"{len(labels)} combinations ({', '.join(labels[:3])}{', ...' if labels[3:] else ''}) are predicted as the "
-            "prior has them, from their parts: training saw too few combinations whose parts were measured alone "
-            "to learn what to change about that."
+            f"{len(labels)} perturbations ({', '.join(labels[:3])}{', ...' if labels[3:] else ''}) are predicted as "
+            f"the prior has them, from {sources}: training had too few conditions like these to judge what the network "
+            "changes about them."
+            if sources
+            else NOTHING
         )
     return record
 
@@ -268,7 +289,11 @@ class _Prediction:
                 self._sampling.update(sampling)
             take(chunk.first_row, cells, start)
 
-        chunks = self._prior_chunks(out) if self.request.output == "prior" else self._network_chunks(out)
+        silent = self.request.output in ("expression", "counts") and all(
+            request.keeps_residual_input and request.is_paired for request in self.plan.requests
+        )
+        is_prior = silent or self.request.output == "prior"
+        chunks = self._prior_chunks(out) if is_prior else self._network_chunks(out)
         with ThreadPoolExecutor(1) as after, closing(chunks):
             before: Future[None] | None = None
             for chunk in chunks:

@@ -68,6 +68,7 @@ class PredictionRequest:
     precision: str | int = "auto"
     max_missing_genes: float = 0.1
     check_scale: bool = True
+    new_batches: Literal["error", "mean", "nearest"] = "error"
     devices: Devices = None
     path: str | Path | None = None
     overwrite: bool = False
@@ -81,6 +82,8 @@ class PredictionRequest:
             raise ValueError(f"counts_layer={self.counts_layer!r} is for output='counts'; the output is {output!r}.")
         if output == "counts" and self.control_layer:
             raise ValueError("control_layer keeps log1p expression; with output='counts' take the cells from the data.")
+        if self.new_batches not in ("error", "mean", "nearest"):
+            raise ValueError(f"new_batches={self.new_batches!r} is unknown; allowed are 'error', 'mean' and 'nearest'.")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed!r} must be 0 or more.")
         if self.batch_size is not None and self.batch_size < 1:
@@ -186,8 +189,10 @@ def verify_control_scale(data: PredictionData, rows: np.ndarray, prior: Mapping[
         own_G = np.asarray(prior.get("arrays", prior)["control_means"], dtype=np.float64).mean(axis=0)
     else:
         own = read_screen(data.own, data.spec.keys)
-        own_G = _mean(_some(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control))))
-    new_G = _mean(data.alignment.apply(_some(data.screen, np.sort(rows))))
+        own_G = mean_expression(
+            some_cells(own, np.flatnonzero(own.perturbation.codes == own.perturbation.code(own.control)))
+        )
+    new_G = mean_expression(data.alignment.apply(some_cells(data.screen, np.unique(rows))))
     known, new = (float(mean_G[present].mean()) for mean_G in (own_G, new_G))
     if known > 0 and not 1 / _SCALE_LIMIT <= new / known <= _SCALE_LIMIT:
         raise ValueError(
@@ -222,12 +227,13 @@ def warn_about_doses(labels: Sequence[str], measured: Sequence[str], parser: Lab
         )
 
 
-def _some(screen: Screen, rows: np.ndarray) -> Any:
+def some_cells(screen: Screen, rows: np.ndarray) -> Any:
     """Return the expression of some of the cells, spread over all of them."""
     return screen.expression[rows[:: -(-len(rows) // _SCALE_CELLS)]]
 
 
-def _mean(cells: Any) -> np.ndarray:
+def mean_expression(cells: Any) -> np.ndarray:
+    """Return the mean of each gene over cells."""
     return np.asarray(cells.mean(axis=0), dtype=np.float64).ravel()
 
 
@@ -268,11 +274,6 @@ class PredictionPlan:
         pools = {id(request.pool): request.pool for request in self.requests}  # of contexts, each looked at once
         return np.unique(np.concatenate([*pools.values(), self.start_rows]))
 
-    @property
-    def predicted_as_prior(self) -> list[str]:
-        """Labels whose prior the network does not correct."""
-        return sorted({label for label, r in zip(self.labels, self.requests, strict=True) if r.keeps_residual_input})
-
     def part(self, first: int, stop: int) -> PredictionPlan:
         """Return the conditions from ``first`` to before ``stop``."""
         return PredictionPlan(self.conditions[first:stop], self.labels[first:stop], self.requests[first:stop])
@@ -305,7 +306,8 @@ class PredictionPlan:
         if keys.batch_key is not None and screen.batch is not None:
             columns.setdefault(keys.batch_key, _repeated(screen.batch.names, screen.batch.codes[start]))
         obs = pd.DataFrame(columns, index=[f"predicted_{i}" for i in range(len(start))])
-        obs[OBS.ORIGIN] = np.asarray(screen.cells[start], dtype=object).astype(str)
+        name = OBS.ORIGIN if OBS.ORIGIN not in columns else OBS.ORIGIN_CELL  # never in place of a label
+        obs[name] = np.asarray(screen.cells[start], dtype=object).astype(str)
         return obs
 
 
@@ -406,6 +408,17 @@ def _chosen_contexts(index: ConditionIndex, contexts: Sequence[str] | None) -> l
     return list(contexts)
 
 
+def _separator(labels: Sequence[str], known: Sequence[str]) -> str | None:
+    """Return what joins labels of known parts, or parts of known labels, if something does."""
+    whole = {*known}
+    parts = {s: {part for label in known for part in label.split(s)} - whole for s in "+|&;"}
+    for separator, of_known in parts.items():
+        for label in labels:
+            if label in of_known or (separator in label and {*label.split(separator)} & (whole | of_known)):
+                return separator
+    return None
+
+
 def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]:
     """Return the table's spelling of every label."""
     known = {label: table.known_name(label) for label in labels}
@@ -420,9 +433,13 @@ def _known_names(table: EmbeddingTable, labels: Sequence[str]) -> dict[str, str]
         composition = table.composition
         names = unknown if composition is None else [c for u in unknown for c in composition.unknown_components(u)]
         near = "; ".join(f"{n!r}{nearest_names(n, table.components.names)}" for n in dict.fromkeys(names[:5]))
+        separator = None if composition is not None else _separator(unknown, table.components.names)
         remedy = (
-            "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key to "
-            "predict new ones"
+            f"it takes each label as a whole; if {separator!r} joins the parts of combinations, say so in "
+            f"setup_anndata(..., combination_separator={separator!r})"
+            if separator is not None
+            else "it was trained with one-hot labels and can only predict those; register a perturbation_embedding_key "
+            "to predict new ones"
             if table.components.one_hot
             else "add their rows to the perturbation-embedding table of the data"
         )

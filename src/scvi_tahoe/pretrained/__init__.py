@@ -17,16 +17,17 @@ from scvi_tahoe.pretrained._embed_cells import EmbeddingReport, embed_cells
 from scvi_tahoe.pretrained._format_arc import arc_refusals, read_arc_folder, write_arc_folder
 from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
 from scvi_tahoe.pretrained._hub import (
-    LicenceNotAcceptedError,
-    LicenceWarning,
     SourceFolder,
     inspect_folder,
     push_model,
     read_pretrained,
+    reject_hub_options,
     resolve_source,
 )
-from scvi_tahoe.pretrained._model_card import describe, licence_notice, model_card
+from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning, licence_notice
+from scvi_tahoe.pretrained._model_card import describe, model_card
 from scvi_tahoe.pretrained._new_model import (
+    fitted_values,
     for_other_cells,
     objective_of,
     reason_to_leave_prior,
@@ -45,9 +46,10 @@ from scvi_tahoe.pretrained._pretrained_model import (
     Provenance,
 )
 from scvi_tahoe.pretrained._report import LabelMatch, LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._run_weights import holds_run, run_checkpoint
 from scvi_tahoe.pretrained._state_embedding import StateEmbedding, read_state_embedding
 from scvi_tahoe.pretrained._tables import flat_table, read_embedding_table, table_settings
-from scvi_tahoe.pretrained._warm_start import DECISIONS, WarmStart, match_labels, plan_warm_start
+from scvi_tahoe.pretrained._warm_start import DECISIONS, DecisionsNeededError, WarmStart, match_labels, plan_warm_start
 
 __all__ = [
     "DECISIONS",
@@ -55,6 +57,7 @@ __all__ = [
     "ArcColumns",
     "AttentionDiagnosis",
     "AxisLabels",
+    "DecisionsNeededError",
     "EmbeddingReport",
     "LabelMatch",
     "LicenceNotAcceptedError",

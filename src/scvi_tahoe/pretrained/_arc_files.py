@@ -22,7 +22,8 @@ NO_BATCHES = "(no batches)"
 _MAP_LIMIT = 4_000 * MEGABYTE
 _MAX_TABLE_BYTES = 2_000 * MEGABYTE
 _MAX_LABEL = 1_000
-_PREFERRED = ("final", "last", "best")
+#: The best validation, before the end of the training, before whatever was last written.
+_PREFERRED = ("best", "final", "last")
 _SUFFIXES = (".torch", ".pt", ".pkl")
 
 
@@ -58,7 +59,7 @@ def find_checkpoint(folder: Path, checkpoint: str | None = None) -> tuple[Path, 
 
 
 def choose_checkpoint(names: list[str], checkpoint: str | None = None) -> str | None:
-    """Return the name meant by ``checkpoint``; if None, the first of final, last, best, and the highest step."""
+    """Return the name meant by ``checkpoint``; if None, the first of best, final, last, and the highest step."""
     stems = {_stem(name): name for name in reversed(names)}
     if checkpoint is None:
         ranked = (*_PREFERRED, *sorted(stems, key=_step, reverse=True))

@@ -30,7 +30,7 @@ from scvi_tahoe.pretrained._gene_slots import (
     slot_shares,
     taken_for_log,
 )
-from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY
+from scvi_tahoe.pretrained._licence import LICENCE_SUMMARY
 from scvi_tahoe.pretrained._state_embedding import StateEmbedding, read_state_embedding
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from scvi_tahoe.pretrained._arc_files import (
     NO_BATCHES,
     find_checkpoint,
     gene_names,
+    list_checkpoints,
     read_batches,
     read_gene_names,
     read_labels,
@@ -44,7 +45,7 @@ from scvi_tahoe.pretrained._arc_settings import (
     unused_tensors,
 )
 from scvi_tahoe.pretrained._arc_tensors import BACKBONE, DEAD_TABLES, fold_lora, from_arc, key_entries, to_arc
-from scvi_tahoe.pretrained._model_card import licence_notice
+from scvi_tahoe.pretrained._licence import licence_notice
 from scvi_tahoe.pretrained._pretrained_model import (
     FORMATS,
     UNNAMED_GENES,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 _LIGHTNING_VERSION = "2.5.0"
 _MAX_TENSORS = 100_000
+_SHOWN = 5  # other checkpoints that the report names
 _TAHOE_CONTROL = "[('DMSO_TF', 0.0, 'uM')]"
 
 
@@ -88,8 +90,8 @@ def read_arc_folder(
     folder
         The folder, or a checkpoint file in it. Checkpoints lie in the folder or in ``checkpoints/``.
     checkpoint
-        ``'best'``, ``'last'``, ``'final'``, ``'step=<n>'`` or a file name. If None, the first there is of final, last,
-        best, and the highest step.
+        ``'best'``, ``'last'``, ``'final'``, ``'step=<n>'`` or a file name. If None, the first there is of best, final,
+        last, and the highest step; the report says which of several.
     attention
         Overrides the attention the folder states or leaves open.
     genes
@@ -123,6 +125,9 @@ def read_arc_folder(
     config = network_config({name: shapes[name] for name in tensors}, hyper, decision.kind)
     verify_depth(config)
     labels, notes = _labels(folder, config, hyper)
+    if checkpoint is None and len(others := list_checkpoints(folder)) > 1:
+        others = [name for name in others if not name.endswith(path.name)]
+        notes = (*notes, f"of its checkpoints {path.name} was read; others: {', '.join(others[:_SHOWN])}")
     if not decision.certain:
         notes = (*notes, f"attention: {decision.reason}")
     provenance = Provenance(
@@ -296,7 +301,7 @@ def write_arc_folder(
         if model.contexts:
             torch.save(_one_hot_map(model.contexts), place / "cell_type_onehot_map.torch")
         if model.provenance.non_commercial:
-            (place / "LICENSE_NOTICE.md").write_text(licence_notice(), "utf-8")
+            (place / "LICENSE_NOTICE.md").write_text(licence_notice(model.provenance), "utf-8")
         (place / "checkpoints").mkdir()
         checkpoint = {
             "state_dict": _state_dict(model),
@@ -372,6 +377,8 @@ def _write(model: PretrainedModel, folder: str | Path, *, overwrite: bool) -> No
 
 
 def _read(folder: Path, *, base: PretrainedModel | None, **options: Any) -> PretrainedModel:
+    if base is not None:
+        raise ValueError(f"{folder} is in Arc's format, which holds all weights; leave out those of its backbone.")
     return read_arc_folder(folder, **options)
 
 

@@ -16,6 +16,7 @@ from scvi_tahoe.files import (
     MALFORMED,
     UnsafeFileError,
     atomic_folder,
+    file_sha256,
     member,
     one_line,
     read_json,
@@ -23,7 +24,8 @@ from scvi_tahoe.files import (
     verify_finite,
 )
 from scvi_tahoe.nn import NetworkConfig
-from scvi_tahoe.pretrained._model_card import licence_notice, model_card
+from scvi_tahoe.pretrained._licence import licence_notice
+from scvi_tahoe.pretrained._model_card import model_card
 from scvi_tahoe.pretrained._pretrained_model import (
     FORMATS,
     AxisLabels,
@@ -35,6 +37,7 @@ from scvi_tahoe.pretrained._pretrained_model import (
     verify_depth,
 )
 from scvi_tahoe.pretrained._report import LoadingReport, TensorRecord
+from scvi_tahoe.pretrained._run_weights import RUN_MODEL, holds_run, run_checkpoint, with_checkpoint
 from scvi_tahoe.response import wrong_response
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _TABLE, _PRIOR = "perturbations.safetensors", "prior.safetensors"
 #: Parts of ``extra`` that a model is built from.
 _EXTRA: dict[str, type] = {"representation": str, "prior": str, "criterion": str}
-_EXTRA |= dict.fromkeys(("objective", "keys", "composition", "fusion", "training"), dict)
+_EXTRA |= dict.fromkeys(("objective", "keys", "composition", "fusion", "training", "fitted"), dict)
 _EXTRA |= {"measured": list}
 _SIZE_LIMIT = 200_000_000_000
 #: Axes of every array: C conditions, K contexts, G genes, Q quantiles, R donors, V their values, I is R + 1.
@@ -91,7 +94,7 @@ def export_model(
         prior = None if model.prior is None else _write_prior(model.prior, place / _PRIOR)
         (place / "README.md").write_text(model_card(model), "utf-8")
         if model.provenance.non_commercial:
-            (place / "LICENSE_NOTICE.md").write_text(licence_notice(), "utf-8")
+            (place / "LICENSE_NOTICE.md").write_text(licence_notice(model.provenance), "utf-8")
         for path in place.glob("*.safetensors"):  # safetensors keeps others from reading what it writes
             shutil.copymode(place / "README.md", path)
         hashes = {path.name: file_sha256(path) for path in sorted(place.iterdir())}
@@ -138,8 +141,7 @@ def read_export(
         raise
     except MALFORMED as error:
         raise UnsafeFileError(f"{_CONFIG} of {folder} is incomplete or damaged: {one_line(error)}") from None
-    if reference is not None:
-        state.update(_referenced_backbone(reference, base))
+    state.update(_referenced_backbone(reference, base))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     records = tuple(TensorRecord(name, "loaded", shape, shape) for name, shape in shapes.items())
     model = PretrainedModel(
@@ -205,7 +207,11 @@ def _reference(state: Mapping[str, Tensor], base: PretrainedModel) -> dict[str, 
     return {"source": origin.source, "revision": origin.revision, "checkpoint": origin.checkpoint, "sha256": digest}
 
 
-def _referenced_backbone(reference: dict[str, Any], base: PretrainedModel | None) -> dict[str, Tensor]:
+def _referenced_backbone(reference: dict[str, Any] | None, base: PretrainedModel | None) -> dict[str, Tensor]:
+    if reference is None:
+        if base is not None:
+            raise ValueError("This folder holds all of its weights; leave out those of its backbone.")
+        return {}
     name = f"{reference.get('source')} (revision {reference.get('revision')}, {reference.get('checkpoint')})"
     if base is None:
         raise ValueError(f"This folder refers to the backbone of {name}; load that model and give it as base.")
@@ -305,12 +311,6 @@ def _verify_width(width: int, config: NetworkConfig) -> None:
         raise UnsafeFileError(f"The folder has perturbation vectors of width {width} for a network that takes {takes}.")
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _write_prior(prior: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Write the arrays of a prior (see :class:`PretrainedModel`) and return the rest, for JSON."""
     from safetensors.numpy import save_file
@@ -393,13 +393,25 @@ def _wrong_values(arrays: Mapping[str, np.ndarray], kind: str, *, n_conditions: 
     return ""
 
 
+def _matches(folder: Path) -> bool:
+    return is_export(folder) or holds_run(folder)
+
+
 def _read(
-    folder: Path, *, genes: Sequence[str] | None, base: PretrainedModel | None, **of_arc: object
+    folder: Path,
+    *,
+    checkpoint: str | None = None,
+    genes: Sequence[str] | None,
+    base: PretrainedModel | None,
+    **of_arc: object,
 ) -> PretrainedModel:
-    if any(option is not None for option in of_arc.values()):
+    of_run = not is_export(folder)
+    if any(option is not None for option in of_arc.values()) or (checkpoint is not None and not of_run):
         raise ValueError(f"{folder} is in our own format, which has one set of weights and states its attention.")
-    model = read_export(folder, base=base)
+    path = None if checkpoint is None else run_checkpoint(folder, checkpoint)
+    model = read_export(folder / RUN_MODEL if of_run else folder, base=base)
+    model = model if path is None else with_checkpoint(model, path)
     return model if genes is None else model.with_genes(genes)
 
 
-FORMATS.register(FORMAT, ModelFormat(matches=is_export, read=_read, write=export_model, takes_base=True))
+FORMATS.register(FORMAT, ModelFormat(matches=_matches, read=_read, write=export_model, takes_base=True))

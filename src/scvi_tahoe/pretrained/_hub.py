@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import tempfile
-import warnings
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scvi_tahoe.files import UnsafeFileError
+from scvi_tahoe.files import UnsafeFileError, file_sha256
 from scvi_tahoe.pretrained._arc_files import choose_checkpoint, list_checkpoints
-from scvi_tahoe.pretrained._format_export import export_model, file_sha256, is_export, read_export
-from scvi_tahoe.pretrained._model_card import LICENCE_SUMMARY, describe
+from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
+from scvi_tahoe.pretrained._licence import (
+    LicenceNotAcceptedError,
+    is_arcs,
+    is_permissive,
+    mention_licence,
+    show_licence,
+    stated_licence,
+    verify_licence,
+)
+from scvi_tahoe.pretrained._model_card import describe
 from scvi_tahoe.pretrained._pretrained_model import FORMATS, PretrainedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from scvi_tahoe.nn import Attention
 
-#: Environment variable that accepts the licence of downloaded weights.
-ACCEPT_VARIABLE = "SCVI_TAHOE_ACCEPT_LICENSE"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=-]+)*")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SIDE_FILES = (
@@ -37,25 +42,7 @@ _SKIPPED = ("eval*/*", "*.h5ad", "*.csv", "*.npy")
 #: What an export is made of. Anything else, a pickle above all, stays here.
 _ALLOWED = (".safetensors", ".json", ".md")
 _LICENCE = "LICENSE"
-
-
-class LicenceNotAcceptedError(RuntimeError):
-    """Weights under a licence with conditions were asked for, and nobody accepted it."""
-
-
-class LicenceWarning(UserWarning):
-    """Shows the licence of weights, once."""
-
-
-def verify_licence(source: str, accept: bool | None = None) -> None:
-    """Show the licence of downloaded weights; refuse to go on unless the argument or the environment accepts it."""
-    if accept is None:
-        accept = os.environ.get(ACCEPT_VARIABLE, "").strip().lower() in ("1", "true", "yes")
-    if not accept:
-        raise LicenceNotAcceptedError(
-            f"{source}: {LICENCE_SUMMARY} To accept, pass accept_license=True or set {ACCEPT_VARIABLE}=1."
-        )
-    warnings.warn(f"{source}: {LICENCE_SUMMARY}", LicenceWarning, stacklevel=3)
+_SHOWN = 12  # models of a repository that an error names
 
 
 class SourceFolder(NamedTuple):
@@ -120,10 +107,41 @@ def read_pretrained(
         source, checkpoint, revision=revision, accept_license=accept_license, cache_dir=cache_dir, offline=offline
     )
     found = next((f for f in FORMATS.values() if f.matches is not None and f.matches(place.folder)), None)
+    if found is None and place.folder.is_dir() and not list_checkpoints(place.folder):
+        if inside := model_folders(path.relative_to(place.folder).as_posix() for path in place.folder.rglob("*")):
+            raise FileNotFoundError(_several(place.name, inside))
     model = (found or next(f for f in FORMATS.values() if f.matches is None)).read(place.folder, **options)
+    origin = model.provenance
     if place.revision is None:
+        mention_licence(origin, accept_license)
         return model
-    return replace(model, provenance=replace(model.provenance, source=place.name, revision=place.revision))
+    root = next((parent for parent in place.folder.parents if parent.name == place.revision), None)
+    licence = stated_licence(place.folder, root)
+    # Weights of other authors in Arc's format may derive from Arc's, unless their licence says otherwise.
+    free = origin.format == "arc" and is_permissive(licence) and not is_arcs(place.name)
+    origin = replace(
+        origin, source=place.name, revision=place.revision, licence=licence,
+        non_commercial=origin.non_commercial and not free,
+    )  # fmt: skip
+    show_licence(origin)
+    return replace(model, provenance=origin)
+
+
+def model_folders(files: Iterable[str]) -> list[str]:
+    """Return the folders that hold a model, of the paths of all files of a repository or folder."""
+    found = set()
+    for path in map(PurePosixPath, files):
+        if path.suffix == ".ckpt":
+            found.add(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+        elif path.name == "model.safetensors":
+            found.add(path.parent)
+    return sorted(folder.as_posix() for folder in found if folder.as_posix() != ".")
+
+
+def _several(name: str, folders: Sequence[str]) -> str:
+    shown = ", ".join(f"{name}/{folder}" for folder in folders[:_SHOWN])
+    more = f", and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else ""
+    return f"{name} holds {len(folders)} models in folders; take one of them as the source: {shown}{more}."
 
 
 def inspect_folder(folder: str | Path, checkpoint: str | None = None) -> str:
@@ -157,10 +175,8 @@ def resolve_source(
     files: Sequence[str] = _SIDE_FILES,
 ) -> SourceFolder:
     """Return the folder of a model, downloading its ``files`` if need be; arguments as of :func:`read_pretrained`."""
-    local = Path(source)
-    with suppress(OSError, ValueError):  # a name that is too long, or that no file can have
-        if local.exists():
-            return SourceFolder(local, local.resolve().name)
+    if _is_local(source):
+        return SourceFolder(Path(source), Path(source).resolve().name)
     if not _HUB_NAME.fullmatch(str(source)):
         raise FileNotFoundError(f"{str(source)[:200]} is neither a folder here nor a name on the hub ('owner/name').")
     owner, name, *inside = str(source).split("/")
@@ -172,9 +188,30 @@ def resolve_source(
     )
     folder = snapshot / subfolder
     if not folder.is_dir():
-        raise FileNotFoundError(f"{repository} has no folder {subfolder!r}" + (" in the cache." if offline else "."))
+        raise FileNotFoundError(_no_folder(snapshot, repository, subfolder, offline=offline))
     verify_blobs(snapshot)
     return SourceFolder(folder, str(source), snapshot.name)
+
+
+def _no_folder(snapshot: Path, repository: str, subfolder: str, *, offline: bool) -> str:
+    found = model_folders(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*"))
+    known = f"; it has {', '.join(found[:_SHOWN])}" if found else ""
+    return f"{repository} has no folder {subfolder!r}" + (" in the cache" if offline else "") + f"{known}."
+
+
+def reject_hub_options(*sources: object, **given: object) -> None:
+    """Raise a ``ValueError`` if options of the hub are given and none of the sources is on it."""
+    places = [source for source in sources if isinstance(source, str | Path)]
+    names = [name for name, value in given.items() if value not in (None, False) and (places or name != "revision")]
+    if names and all(map(_is_local, places)):
+        where = f"{str(places[0])[:200]} is a folder here" if places else "these weights were read before"
+        raise ValueError(f"{', '.join(names)}: options of the hub, and {where}; leave them out.")
+
+
+def _is_local(source: str | Path) -> bool:
+    with suppress(OSError, ValueError):  # a name that is too long, or that no file can have
+        return Path(source).exists()
+    return False
 
 
 def verify_blobs(snapshot: Path) -> None:
@@ -216,7 +253,11 @@ def _snapshot(
             raise
         commit, there = info.sha, [file.rfilename for file in info.siblings or []]
         if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in there):
-            wanted.append(prefix + checkpoint_on_hub(there, prefix, checkpoint))
+            if not (here := _checkpoints(there, prefix)):
+                inside = model_folders(f.removeprefix(prefix) for f in there if f.startswith(prefix))
+                if inside:
+                    raise FileNotFoundError(_several(f"{repository}/{subfolder}".rstrip("/"), inside))
+            wanted.append(prefix + checkpoint_on_hub(here, checkpoint))
     try:
         # Asked for by branch, so that the cache remembers which commit the branch was at for later offline use.
         folder = hub.snapshot_download(
@@ -234,12 +275,17 @@ def _snapshot(
     return Path(folder)
 
 
-def checkpoint_on_hub(files: list[str], prefix: str, checkpoint: str | None) -> str:
-    """Return the one checkpoint to download, relative to the model's folder ``prefix``."""
+def _checkpoints(files: Iterable[str], prefix: str) -> list[str]:
+    """Return the checkpoints of the model's folder ``prefix``, relative to it."""
     names = [file.removeprefix(prefix) for file in files if file.startswith(prefix) and file.endswith(".ckpt")]
-    names = [name for name in names if "/" not in name.removeprefix("checkpoints/")]
+    return [name for name in names if "/" not in name.removeprefix("checkpoints/")]
+
+
+def checkpoint_on_hub(names: list[str], checkpoint: str | None) -> str:
+    """Return the one checkpoint to download."""
     if (name := choose_checkpoint(names, checkpoint)) is None:
-        raise FileNotFoundError(f"The hub has no checkpoint {checkpoint or ''!r} under {prefix!r}; it has {names}.")
+        wanted = "no checkpoint" if checkpoint is None else f"no checkpoint {checkpoint!r}"
+        raise FileNotFoundError(f"The model on the hub has {wanted}; it has {names}.")
     return name
 
 

@@ -1,9 +1,10 @@
-"""A model described: the card and the licence notice that travel with weights, and a description of a folder."""
+"""A model described: the card that travels with weights, and a description of a folder."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scvi_tahoe.pretrained._licence import licence_text
 from scvi_tahoe.pretrained._pretrained_model import FORMATS
 from scvi_tahoe.pretrained._warm_start import zero_names
 
@@ -11,14 +12,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.pretrained._pretrained_model import PretrainedModel
 
 _SHOWN = 5
-#: What a user has to know before using Arc's weights.
-LICENCE_SUMMARY = (
-    "Weights published by Arc Institute are under the Arc Research Institute State Model Non-Commercial License: "
-    "non-commercial use only. It covers the weights, what they predict, and every model fine-tuned from them. "
-    "Redistribution needs the text of the licence, this notice and the citation of Adduri et al. (2025), "
-    "bioRxiv 2025.06.26.661135. Read the licence beside the weights before you use them."
-)
-
 _CARD = """---
 library_name: scvi-tools
 license: {licence}
@@ -54,14 +47,6 @@ and quantiles of its control cells. Pass this folder on only where those cells m
 """
 
 
-def licence_notice() -> str:
-    """Return the notice to put next to weights that derive from Arc's."""
-    return (
-        f"# Licence notice\n\n{LICENCE_SUMMARY}\n\nThese weights, or weights they were trained from, come from Arc "
-        "Institute. The software that wrote this file is under its own licence, which does not extend to the weights.\n"
-    )
-
-
 def model_card(model: PretrainedModel) -> str:
     """Return the text of ``README.md`` for an exported model."""
     config, labels = model.config, model.labels
@@ -79,14 +64,14 @@ def model_card(model: PretrainedModel) -> str:
         "parameters": _n_parameters(model),
     }
     origin = model.provenance.source + (f", revision {model.provenance.revision}" if model.provenance.revision else "")
-    arc = model.provenance.non_commercial
+    stated = "other" if model.provenance.non_commercial else model.provenance.licence or "unknown"
     n_donors = 0 if model.prior is None else len(model.prior.get("donor_condition", ()))
     return _CARD.format(
-        licence="other" if arc else "unknown",
+        licence=stated,
         title=f"{model.provenance.source} (scvi-tahoe)",
         rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         origin=f"Weights from {origin}." if model.provenance.format != "scratch" else "Trained from scratch.",
-        licence_text=LICENCE_SUMMARY if arc else "Stated by whoever trained and published these weights.",
+        licence_text=licence_text(model.provenance),
         donors=_DONORS.format(n=f"{n_donors:,}") if n_donors else "",
     )
 
@@ -127,7 +112,7 @@ def describe(model: PretrainedModel) -> str:
         "loss": ", ".join(f"{name} {value}" for name, value in model.loss.to_kwargs().items()),
         "tensors": "" if model.report is None else model.report.text().replace("\n", "\n" + " " * 16),
         **{f"{k} export": "; ".join(f.refusals(model)) or "possible" for k, f in FORMATS.items() if f.refusals},
-        "licence": LICENCE_SUMMARY if origin.non_commercial else "as stated by the author of the weights",
+        "licence": licence_text(origin),
     }
     return "\n".join(f"{name:<15} {value}" for name, value in facts.items() if value)
 

@@ -91,6 +91,14 @@ def for_other_cells(weights: PretrainedModel) -> PretrainedModel:
     return replace(weights, extra={"prior": "auto"}, prior=None, notes=notes)
 
 
+def fitted_values(weights: PretrainedModel) -> dict[str, Any]:
+    """Return what an export says of the data that its model was trained on, by the names of the model's attributes."""
+    found = weights.extra.get("fitted") or {}
+    names = ("observed_cosine", "observed_noise", "decoder_weight")
+    values = {f"{name}_": found[name] for name in names if found.get(name)}
+    return values | ({"training_config_": weights.extra["training"]} if weights.extra.get("training") else {})
+
+
 def objective_of(loss: LossSettings) -> dict[str, Any]:
     """Return the objective that weights were trained with, as options of ``ObjectiveConfig``."""
     terms = {

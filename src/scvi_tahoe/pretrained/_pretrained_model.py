@@ -128,11 +128,13 @@ class Provenance:
     attention_reason: str = ""
     #: Whether that is stated by the folder rather than assumed.
     attention_certain: bool = True
-    #: Whether the weights derive from Arc's and inherit their licence.
+    #: Whether the weights derive from Arc's, or may do so, and inherit their licence.
     non_commercial: bool = False
+    #: Licence that the model card beside the weights names, as the hub writes it; empty if none.
+    licence: str = ""
 
     def __post_init__(self) -> None:
-        words = (self.source, self.revision or "", self.checkpoint or "", self.attention_reason)
+        words = (self.source, self.revision or "", self.checkpoint or "", self.attention_reason, self.licence)
         if not all(isinstance(word, str) and len(word) < 2_000 and word.isprintable() for word in words):
             raise ValueError("where the weights come from is not stated in plain words")
         if self.format not in (*FORMATS, "scratch"):

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scvi_tahoe.files import UnsafeFileError, member, read_yaml, reading, verify_finite, verify_tensor
+from scvi_tahoe.files import (
+    UnsafeFileError,
+    member,
+    parse_yaml,
+    read_torch_around_classes,
+    read_yaml,
+    reading,
+    verify_finite,
+    verify_tensor,
+)
 from scvi_tahoe.nn import CellEncoder, CellEncoderConfig
-from scvi_tahoe.pretrained._arc_files import list_checkpoints
+from scvi_tahoe.pretrained._arc_files import vectors_of
 from scvi_tahoe.pretrained._hub import resolve_source
 from scvi_tahoe.pretrained._tables import read_vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     from torch import Tensor
@@ -82,18 +91,21 @@ def read_state_embedding(
 ) -> StateEmbedding:
     """Return a State Embedding model (SE-600M, SE-100M) from a folder, local or on the hub.
 
-    Read are ``model.safetensors``, ``config.yaml`` and ``protein_embeddings.pt``, and nothing in them is executed. The
-    Lightning checkpoints of such folders (``*.ckpt``) hold pickled objects of another program and are never opened.
+    Read are ``model.safetensors``, ``config.yaml`` and ``protein_embeddings.pt``, and nothing in them is executed. Of a
+    Lightning checkpoint (``*.ckpt``), as Arc's program writes it, tensors and numbers are read; the objects of that
+    program in it are left out. Prefer safetensors: the published checkpoints are four times as large.
 
     Parameters
     ----------
     source
         An existing folder, or a name on the Hugging Face hub, ``'owner/name'``.
     checkpoint
-        Another file of weights in the folder, ``*.safetensors``.
+        File of weights in the folder, ``*.safetensors`` or ``*.ckpt``. If None, ``model.safetensors``, else the only
+        other file of that kind, else the only checkpoint.
     protein_embeddings
         File with the protein embeddings of the genes, in any format of :func:`~scvi_tahoe.read_embedding_table`. If
-        None, ``protein_embeddings.pt`` of the folder. The two published models have tables of their own.
+        None, ``protein_embeddings.pt`` of the folder, or the table in the checkpoint. The two published models have
+        tables of their own.
     revision, accept_license, cache_dir, offline
         See :func:`read_pretrained`.
 
@@ -113,10 +125,16 @@ def read_state_embedding(
     )  # fmt: skip
     folder = place.folder
     path = _weights_file(folder, checkpoint)
-    table = Path(protein_embeddings) if protein_embeddings is not None else _protein_file(folder)
-    settings = _settings(folder)
-    network = _read_network(path, n_heads=settings["n_heads"])
-    proteins = read_vectors(table)
+    config = read_yaml(member(folder, _CONFIG)) if (folder / _CONFIG).exists() else {}
+    with _opened(path) as weights:
+        settings = _settings(config if weights.config is None else weights.config, weights.n_heads)
+        network = _network(weights, n_heads=settings["n_heads"])
+    table = folder / _PROTEINS if protein_embeddings is None else Path(protein_embeddings)
+    if protein_embeddings is None and weights.proteins and not table.exists():
+        proteins = vectors_of(path.name, weights.proteins)
+    else:
+        table = _protein_file(folder) if protein_embeddings is None else table
+        proteins = read_vectors(table)
     width = network.config.protein_width
     if wrong := next((name for name, vector in proteins.items() if len(vector) != width), None):
         raise ValueError(
@@ -132,22 +150,51 @@ def read_state_embedding(
 def _weights_file(folder: Path, checkpoint: str | None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; a folder of a State Embedding model holds {_WEIGHTS}.")
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
-    name = checkpoint or (found[0] if len(found) == 1 else _WEIGHTS)
-    if not name.endswith(".safetensors"):
-        raise ValueError(f"checkpoint={name!r} is not opened: only *.safetensors is; the folder has {found}.")
-    if name in found:
-        return member(folder, name)
-    if list_checkpoints(folder) and (folder / "var_dims.pkl").exists():
-        what = "it is a State Transition model, which TahoeST.from_pretrained reads; a State Embedding model is needed"
-    elif list_checkpoints(folder):
-        what = (
-            "its *.ckpt holds pickled objects of another program and is not opened; download model.safetensors of the "
-            "same repository into the folder"
+    if (folder / "var_dims.pkl").exists():
+        raise FileNotFoundError(
+            f"{folder} is a State Transition model, which TahoeST.from_pretrained reads; a State Embedding model is "
+            "needed."
         )
-    else:
-        what = f"it has {found or 'no *.safetensors'}"
-    raise FileNotFoundError(f"{folder} has no {name}: {what}.")
+    kinds = [sorted(path.name for path in folder.glob(f"*{ending}")) for ending in (".safetensors", ".ckpt")]
+    known = [*kinds[0], *kinds[1]]
+    candidates = kinds[0] or kinds[1]
+    name = checkpoint or (_WEIGHTS if len(candidates) != 1 else candidates[0])
+    if name not in known:
+        have = f"it has {known}; choose one with checkpoint=" if known else "it has neither *.safetensors nor *.ckpt"
+        raise FileNotFoundError(f"{folder} has no {name}: {have}.")
+    return member(folder, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """A file of weights, open, and what else it says."""
+
+    shapes: Mapping[str, tuple[int, ...]]  #: by the name of the tensor in the file
+    read: Callable[[str], Any]
+    n_heads: object = None
+    config: Mapping[str, Any] | None = None
+    proteins: Any = None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Weights]:
+    from safetensors import safe_open
+
+    if path.suffix == ".ckpt":
+        keys = ("state_dict", "hyper_parameters", "cfg_yaml", "protein_embeds_dict")
+        content = read_torch_around_classes(path, keys, limit=_LIMIT)
+        with reading(path, _LIMIT):
+            state, said = content["state_dict"], content.get("hyper_parameters", {})
+            text = content.get("cfg_yaml")
+            yield _Weights(
+                shapes={str(name): tuple(tensor.shape) for name, tensor in state.items()}, read=state.__getitem__,
+                n_heads=said.get("nhead"), config=parse_yaml(text) if isinstance(text, str) else None,
+                proteins=content.get("protein_embeds_dict"),
+            )  # fmt: skip
+        return
+    with reading(path, _LIMIT), safe_open(path, framework="pt") as stored:
+        shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
+        yield _Weights(shapes=shapes, read=stored.get_tensor)
 
 
 def _protein_file(folder: Path) -> Path:
@@ -159,9 +206,8 @@ def _protein_file(folder: Path) -> Path:
     )
 
 
-def _settings(folder: Path) -> dict[str, int]:
+def _settings(config: Mapping[str, Any], n_heads: object) -> dict[str, int]:
     """Return what the shapes of the tensors do not say: slots, heads, and the lender of the cell's count."""
-    config: dict[str, Any] = read_yaml(member(folder, _CONFIG)) if (folder / _CONFIG).exists() else {}
     settings = {}
     for name, section, key, default, least in (
         ("n_slots", "dataset", "pad_length", 2048, 2),
@@ -170,43 +216,37 @@ def _settings(folder: Path) -> dict[str, int]:
     ):
         part = config.get(section)
         value = part.get(key, default) if isinstance(part, dict) else default
+        if name == "n_heads" and n_heads is not None:
+            value = n_heads
         if type(value) is not int or not least <= value <= _MOST:
-            raise UnsafeFileError(f"{_CONFIG} has {section}.{key}: {str(value)[:40]!r}, which cannot be.")
+            raise UnsafeFileError(f"its configuration has {section}.{key}: {str(value)[:40]!r}, which cannot be.")
         settings[name] = value
     return settings
 
 
-def _read_network(path: Path, *, n_heads: int) -> CellEncoder:
-    from safetensors import safe_open
-
-    with reading(path, _LIMIT), safe_open(path, framework="pt") as stored:
-        names = {_plain_name(name): name for name in stored.keys()}
-        ours = {name: our_name(name) for name in names if not name.startswith(_UNUSED)}
-        shapes = {name: tuple(stored.get_slice(names[name]).get_shape()) for name in names}
-        config = _config(shapes, n_heads)
-        with torch.device("meta"):
-            network = CellEncoder(config)
-        wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        found = {our: shapes[name] for name, our in ours.items() if our is not None}
-        unknown = sorted(name for name, our in ours.items() if our is None)
-        if unknown or found != wanted:
-            wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
-            raise UnsafeFileError(
-                f"it holds no State Embedding model: {len(unknown)} tensors are unknown {unknown[:2]}, {len(wrong)} "
-                f"are missing or of another shape {wrong[:2]}."
-            )
-        state = {str(our): _tensor(stored, names[name]) for name, our in ours.items()}
-        for name in names:
-            if name.startswith(_TWIN) and not torch.equal(
-                _tensor(stored, names[name]), state[name.replace(_TWIN, "gene_encoder.")]
-            ):
-                raise UnsafeFileError(f"{name} differs from its copy under another name.")
+def _network(weights: _Weights, *, n_heads: int) -> CellEncoder:
+    names = {name.replace("_orig_mod.", ""): name for name in weights.shapes}
+    ours = {name: our_name(name) for name in names if not name.startswith(_UNUSED)}
+    shapes = {name: weights.shapes[names[name]] for name in names}
+    config = _config(shapes, n_heads)
+    with torch.device("meta"):
+        network = CellEncoder(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {our: shapes[name] for name, our in ours.items() if our is not None}
+    unknown = sorted(name for name, our in ours.items() if our is None)
+    if unknown or found != wanted:
+        wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
+        raise UnsafeFileError(
+            f"it holds no State Embedding model: {len(unknown)} tensors are unknown {unknown[:2]}, {len(wrong)} are "
+            f"missing or of another shape {wrong[:2]}."
+        )
+    state = {str(our): _tensor(weights, names[name]) for name, our in ours.items()}
+    for name in names:
+        ours_of_twin = name.replace(_TWIN, "gene_encoder.")
+        if name.startswith(_TWIN) and not torch.equal(_tensor(weights, names[name]), state[ours_of_twin]):
+            raise UnsafeFileError(f"{name} differs from its copy under another name.")
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def _plain_name(name: str) -> str:
-    return name.replace("_orig_mod.", "")
 
 
 def our_name(name: str) -> str | None:
@@ -232,7 +272,7 @@ def _config(shapes: Mapping[str, tuple[int, ...]], n_heads: int) -> CellEncoderC
         raise UnsafeFileError(f"it holds no State Embedding model: it lacks {error}.") from None
 
 
-def _tensor(stored: Any, name: str) -> Tensor:
-    tensor = verify_tensor(name, stored.get_tensor(name)).float()
+def _tensor(weights: _Weights, name: str) -> Tensor:
+    tensor = verify_tensor(name, weights.read(name)).float()
     verify_finite(name, tensor)
     return tensor

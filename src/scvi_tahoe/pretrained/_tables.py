@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
+from scvi_tahoe._matrices import verify_magnitude
 from scvi_tahoe.data import Component, Composition, EmbeddingTable, TableFusion
-from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_torch, reading
+from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_torch
 from scvi_tahoe.pretrained._arc_files import vectors_of
+from scvi_tahoe.pretrained._table_files import read_arrays, read_parquet, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 _LIMIT = 20_000_000_000
 
 
-def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+def read_embedding_table(
+    path: str | Path, labels: Iterable[str] | None = None, *, header: bool | None = None
+) -> dict[str, np.ndarray]:
     """Read a table of perturbation embeddings from a file that may come from a stranger.
 
     Parameters
@@ -35,6 +38,9 @@ def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) 
         * ``.csv``, ``.tsv``, ``.parquet`` - labels in the first column (parquet: the index), numbers in the others
     labels
         Keep the rows of these labels; labels that the file lacks are left out. If None, all are kept.
+    header
+        Whether the first line of a CSV or TSV file names its columns. If None, it does if it has text where numbers
+        belong, an empty first field, or counts the columns (``0,1,2``).
 
     Returns
     -------
@@ -48,14 +54,14 @@ def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) 
     UnsafeFileError
         If it is damaged, or holds anything but names and numbers.
     ValueError
-        If the ending is unknown, rows differ in width or are not finite, or no label is left.
+        If the ending is unknown, rows differ in width, are not finite or above 1e12, or no label is left.
 
     Examples
     --------
     >>> adata.uns["esm2"] = read_embedding_table("protein_embeddings.pt", labels=adata.obs["target_gene"].unique())
     """
     path = Path(path)
-    vectors = read_vectors(path)
+    vectors = read_vectors(path, header=header)
     if labels is not None:
         wanted = dict.fromkeys(map(str, labels))
         vectors = {name: vectors[name] for name in wanted if name in vectors}
@@ -63,33 +69,29 @@ def read_embedding_table(path: str | Path, labels: Iterable[str] | None = None) 
     if len(widths) != 1:
         found = f"rows of {len(widths)} widths: {widths[:5]}" if widths else "none of the labels"
         raise ValueError(f"{path.name} has {found}; a table has a row of the same width for every label.")
-    return {"names": np.array(list(vectors), dtype=object), "matrix": np.stack(list(vectors.values()))}
+    matrix = np.stack(list(vectors.values()))
+    verify_magnitude(matrix, path.name)
+    return {"names": np.array(list(vectors), dtype=object), "matrix": matrix}
 
 
-def read_vectors(path: Path) -> dict[str, np.ndarray]:
+def read_vectors(path: Path, *, header: bool | None = None) -> dict[str, np.ndarray]:
     """Return the rows of a table by label, as :func:`read_embedding_table` reads them, whatever their widths."""
     if path.suffix not in _READERS:
         raise ValueError(f"{path.name} is no table that can be read; allowed endings are {', '.join(_READERS)}.")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
-    return _READERS[path.suffix](path)
+    return _READERS[path.suffix](path, header)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with reading(path, _LIMIT), np.load(path, allow_pickle=False) as archive:
-        arrays = dict(archive)
+    arrays = read_arrays(path)
     if set(arrays) == {"names", "matrix"}:
         arrays = _named(path, arrays["names"], arrays["matrix"])
     return vectors_of(path.name, _numbers(arrays, path))
 
 
-def _read_frame(path: Path) -> dict[str, np.ndarray]:
-    with reading(path, _LIMIT):
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", index_col=0)
-    return vectors_of(path.name, _numbers(_named(path, frame.index, frame.to_numpy()), path))
+def _read_rows(path: Path, names: list[str], matrix: np.ndarray) -> dict[str, np.ndarray]:
+    return vectors_of(path.name, _numbers(_named(path, names, matrix), path))
 
 
 def _named(path: Path, names: Any, matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -103,16 +105,20 @@ def _named(path: Path, names: Any, matrix: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _numbers(vectors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    if any(np.iscomplexobj(vector) for vector in vectors.values()):
+        raise ValueError(f"{path.name} holds numbers with imaginary parts; real numbers are needed.")
     try:
-        return {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
+        with np.errstate(over="ignore"):  # such numbers are refused by their size
+            return {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name} holds something else than numbers: {one_line(error)}") from None
 
 
-_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    **dict.fromkeys((".pt", ".pth", ".torch"), lambda path: vectors_of(path.name, read_torch(path, limit=_LIMIT))),
-    ".npz": _read_npz,
-    **dict.fromkeys((".csv", ".tsv", ".parquet"), _read_frame),
+_READERS: dict[str, Callable[[Path, bool | None], dict[str, np.ndarray]]] = {
+    **dict.fromkeys((".pt", ".pth", ".torch"), lambda path, _: vectors_of(path.name, read_torch(path, limit=_LIMIT))),
+    ".npz": lambda path, _: _read_npz(path),
+    **dict.fromkeys((".csv", ".tsv"), lambda path, header: _read_rows(path, *read_text(path, header=header))),
+    ".parquet": lambda path, _: _read_rows(path, *read_parquet(path)),
 }
 
 

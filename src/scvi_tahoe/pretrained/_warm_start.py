@@ -35,6 +35,7 @@ DECISIONS: dict[str, str] = {
     "same_features": "the data's perturbation features are those of the weights, though no label is shared to tell",
     "new_batch_encoder": "a batch encoder is added",
     "drop_batch_encoder": "the batch encoder is left out, its mean vector kept",
+    "other_control_encoder": "the control encoder, of another kind, is trained anew",
     "new_gene_decoder": "the gene decoder is trained anew",
     "drop_gene_decoder": "the gene decoder is left out",
     "new_tokens": "a batch or confidence token is added",
@@ -43,6 +44,15 @@ DECISIONS: dict[str, str] = {
     "other_attention": "cells attend in another way than in training",
     "other_set_size": "sets have another size than in training",
 }
+
+
+class DecisionsNeededError(ValueError):
+    """Weights do not fit without decisions of the user: ``needed`` has the reason for each that is missing."""
+
+    def __init__(self, message: str, needed: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.needed = dict(needed)
+
 
 #: Up to this share of genes may be new or left out without a decision; they are named in the report.
 TOLERATED_SHARE = 0.1
@@ -155,12 +165,13 @@ class Matching:
     def _match_genes(self) -> None:
         old, new = self.source.genes, self.labels.genes
         if old is None:
-            raise ValueError(
+            self._cells_anew(
                 f"{self.source.provenance.source} does not name the {self.source.config.n_output} genes of its "
                 f"network (ST-HVG-Tahoe and ST-HVG-Parse do not), to match them with your {len(new or ())}. Give their "
                 "names in its order with genes=[...] (only the scale check notices a wrong one), or keep the backbone "
-                "and train both ends anew with accept=('new_input', 'new_output')."
+                "and train both ends anew with accept=('new_input', 'new_output')"
             )
+            return
         if new is None:
             raise ValueError("The new network works on expression and its genes have no names; give them in labels.")
         match, axis = match_labels("genes", old, new)
@@ -297,6 +308,11 @@ class Matching:
         elif old.base_encoder and old.sees_perturbation != new.sees_perturbation:
             saw, sees = (f"sees_perturbation={c.sees_perturbation}" for c in (old, new))
             self.needed["other_head"] = f"the weights are used with {saw} and here with {sees}"
+        if old.control_encoder != new.control_encoder:
+            self.needed["other_control_encoder"] = (
+                f"the control encoder is {old.control_encoder!r} in the weights and {new.control_encoder!r} here"
+            )
+            self.anew |= {name for name in target_shapes(new) if name.startswith("control_encoder.")}
         if old.attention != new.attention:
             self.needed["other_attention"] = f"attention is {old.attention!r} in the weights, {new.attention!r} here"
         was_size, size = self.source.set_size, self.labels.set_size
@@ -306,9 +322,13 @@ class Matching:
     def verify_decisions(self) -> None:
         """Raise ``ValueError`` naming every decision that is needed and not given."""
         missing = {name: reason for name, reason in self.needed.items() if name not in self.accept}
+        if self.source.genes is None and not self.source.embeds and "new_input" in missing:
+            others = ", ".join(repr(name) for name in missing if name not in ("new_input", "new_output"))
+            also = f", and accept {others}" if others else ""
+            raise DecisionsNeededError(f"{self.needed['new_input']}{also}.", missing)
         if lines := [f"\n  {name!r}: {reason}; then {DECISIONS[name]}." for name, reason in missing.items()]:
             start = "These weights do not fit the data without decisions of yours. Accept by name, or change the data:"
-            raise ValueError(start + "".join(lines))
+            raise DecisionsNeededError(start + "".join(lines), missing)
 
 
 def zero_names(table: EmbeddingTable) -> set[str]:
@@ -318,7 +338,7 @@ def zero_names(table: EmbeddingTable) -> set[str]:
 
 _FIXED = (
     "hidden", "n_layers", "intermediate", "n_heads", "n_kv_heads", "head_dim", "n_encoder_layers", "n_decoder_layers",
-    "control_encoder", "backbone", "activation",
+    "backbone", "activation",
 )  # fmt: skip
 
 
@@ -379,7 +399,9 @@ def plan_warm_start(
     _keep_mean_batch(matching, state, tensors)
     records = (*tensors, *_left_out(source, state))
     decisions = tuple(sorted(set(matching.needed) & matching.accept))
-    notes = (*source.notes, *matching.notes)
+    idle = sorted(set(accept) - set(matching.needed))
+    unneeded = [f"accepted and not needed: {', '.join(idle)}"] if idle else []
+    notes = (*source.notes, *matching.notes, *unneeded)
     return WarmStart(state, LoadingReport(records, tuple(matching.matches), notes, decisions))
 
 

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from scvi_tahoe.response._collapse import CollapseAlarm, observed_likeness
+from scvi_tahoe.response._correction import (
+    FEWEST_CONDITIONS,
+    NOTHING,
+    Gain,
+    judging_conditions,
+    means_by_code,
+    shrinkage_factor,
+)
 from scvi_tahoe.response._effects_table import effects_table
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import PRIORS, CellPrior, Prior
@@ -11,13 +19,12 @@ from scvi_tahoe.response._residual import (
     effects_of,
     learn_prior,
     makes_cells,
-    means_by_code,
     planned,
+    predictable_labels,
     prior_and_targets,
     prior_table,
     report_of,
     residual_cells,
-    shrinkage_factor,
     wanted_means,
     with_prior,
 )

@@ -10,6 +10,7 @@ _SPREADS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # variances tried, in units of the s
 # which what is known of a condition would count for less
 _SHARES = (0.0, 0.1, 0.2, 0.3)
 _SCALES = np.exp(np.linspace(-2, 2, 41))
+_LEAST = 0.5  # of the factor by the mean square
 _FEWEST = 5  # left-out conditions from which is learned how sure they are
 
 
@@ -73,13 +74,19 @@ def chosen_size(squares: np.ndarray, variance: np.ndarray, predicted: np.ndarray
 
 
 def inflation_of(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> float:
-    """Find the factor of standard deviations at which intervals of 90 %, with known noise, hold that many values."""
+    """Find the factor of standard deviations at which intervals of 90 %, with known noise, hold that many values.
+
+    Where the noise of most genes alone covers them, nothing follows from that about the others, so the factor is at
+    least half of the one that the mean squared residual has.
+    """
     low, high = np.log(1e-3), np.log(1e3)
-    rest, variance = (values[np.isfinite(squares)] for values in (squares / _LEVEL**2 - noise, variance))
-    if not rest.size:
+    known = np.isfinite(squares)
+    if not known.any():
         return 1.0
+    mean = (squares - noise)[known].mean() / max(variance[known].mean(), 1e-300)
+    rest, variance = (squares / _LEVEL**2 - noise)[known], variance[known]
     for _ in range(25):
         middle = (low + high) / 2
         covered = float((rest <= np.exp(2 * middle) * variance).mean())
         low, high = (middle, high) if covered < _COVERED else (low, middle)
-    return float(np.exp(high))
+    return max(float(np.exp(high)), _LEAST * float(np.sqrt(max(mean, 0.0))))

@@ -1,9 +1,9 @@
-"""The residual that a network learns: what it is added to, and how much of it holds."""
+"""What a network's change is added to: a prior chosen, learned, described, and its cells."""
 
 from __future__ import annotations
 
 import logging
-import warnings
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +13,16 @@ import scipy.sparse as sp
 import torch
 from scipy.stats import norm
 
-from scvi_tahoe._constants import STREAMS
-from scvi_tahoe.data import aligned_expression, condition_of_cell, dense_rows, label_columns, make_store
-from scvi_tahoe.evaluate import EvaluationWarning
+from scvi_tahoe.data import aligned_expression, dense_rows, label_columns, make_store
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import CellPrior, PriorOrigin
 from scvi_tahoe.response._response_report import response_report, short_report
-from scvi_tahoe.response._start import MovedControls, ResponseStart
+from scvi_tahoe.response._start import MovedControls, ResponseStart, tables_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from anndata import AnnData
+    from collections.abc import Mapping, Sequence
 
     from scvi_tahoe.data import (
-        AssignedSplit,
         CellSetDataset,
         CellStore,
         Condition,
@@ -35,7 +30,6 @@ if TYPE_CHECKING:
         ConditionRequest,
         DataSpec,
         EmbeddingTable,
-        Output,
         Screen,
         ScreenKeys,
     )
@@ -45,13 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FEWEST_COMBINED = 6  # combinations of which some are held out
 _NAMED = 5  # conditions that a row of the report names, of each part
-# the shrinkage factor is one number, so that a sample of validation conditions and of their cells is enough
-_MOST_CONDITIONS, _MOST_OF_CONDITION, _FEWEST_CONDITIONS = 64, 512, 3
-_AT_ONCE = 16  # conditions whose predicted cells are in memory
-
-
-# ---------------------------------------------------------------- what the residual is added to
 
 
 LearnedPrior = CellPrior | ResponseStart
@@ -71,6 +60,23 @@ def choose_prior(index: ConditionIndex, keys: ScreenKeys, table: EmbeddingTable)
         index.perturbations_recur or len(index.contexts) > 1 or has_parts or (keys.dose_key is not None and has_doses)
     )
     return "response" if len(index.conditions) > 2 and (says or not table.components.one_hot) else "none"
+
+
+def predictable_labels(index: ConditionIndex, keys: ScreenKeys, table: EmbeddingTable) -> list[str]:
+    """Name the perturbations that others say something about: combinations of measured ones if there are several.
+
+    Otherwise those that are in several contexts, at several doses, or in an embedding table.
+    """
+    parts = {label: keys.parser.components(label) for label in index.perturbations}
+    combined = [p for p, of in parts.items() if len(of) > 1 and all(str(part) in parts for part in of)]
+    if len(combined) >= _FEWEST_COMBINED:
+        return combined
+    doses, contexts = Counter(of[0].name for of in parts.values()), Counter(c.perturbation for c in index.conditions)
+    known = {name for rows in tables_of(table).values() for name in rows.index}
+    return [
+        p for p, of in parts.items()
+        if contexts[p] > 1 or (of[0].dose is not None and doses[of[0].name] > 1) or all(x.name in known for x in of)
+    ]  # fmt: skip
 
 
 def learn_prior(
@@ -115,9 +121,12 @@ def learn_prior(
         return CellPrior.from_cells(kind, expression, screen.index, rows, seed=seed)
     way: Way = "condition"
     if asked is not None and len(asked):
-        known = np.unique(screen.perturbation.codes[rows])
-        fresh = ~np.isin(np.unique(screen.perturbation.codes[asked]), known)
-        way = "perturbation" if fresh.mean() > 0.5 else "condition"
+        names, parser = np.array(screen.perturbation.names), spec.keys.parser
+        known = set(names[np.unique(screen.perturbation.codes[rows])].tolist())
+        labels = names[np.unique(screen.perturbation.codes[asked])].tolist()
+        # a combination of measured perturbations is predicted from these
+        fresh = [p not in known and not {*map(str, parser.components(p))} <= known for p in labels]
+        way = "perturbation" if np.mean(fresh) > 0.5 else "condition"
     found = ResponseStart.from_cells(
         expression, screen.index, rows, spec.table, spec.keys.parser, spec.genes,
         way=way, device=device or torch.device("cpu"), seed=seed, progress=progress,
@@ -321,102 +330,3 @@ def _listed(weights: Mapping[Condition, float], says_context: bool) -> str:
     if rest := [weight for _, weight in heaviest[_NAMED:]]:
         listed.append(f"{len(rest)} more ({sum(rest):.2g})")
     return ", ".join(listed)
-
-
-# ---------------------------------------------------------------- how much of it holds
-
-
-def means_by_code(cells_CG: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Mean of the cells of each code from 0 on, ``[K, G]``; every code has cells."""
-    return np.stack([cells_CG[codes == k].mean(axis=0, dtype=np.float64) for k in range(codes.max() + 1)])
-
-
-def fit_shrinkage(prior_KG: np.ndarray, network_KG: np.ndarray, observed_KG: np.ndarray) -> float:
-    """Fit the shrinkage factor of the network's correction, from 0 to 1, to mean expression of conditions.
-
-    The least squares of ``observed - prior`` on ``network - prior``: the noise of conditions that the network did not
-    see is not in its correction, and so does not bias it. 1 where a smaller one has a larger mean absolute error.
-    """
-    correction_KG = network_KG - prior_KG
-    length = np.square(correction_KG).sum()
-    if length == 0:
-        return 1.0
-    factor = float(np.clip((correction_KG * (observed_KG - prior_KG)).sum() / length, 0, 1))
-    error = np.abs(prior_KG + factor * correction_KG - observed_KG).mean()
-    return factor if error <= np.abs(network_KG - observed_KG).mean() else 1.0
-
-
-def gated_shrinkage(
-    start_KG: np.ndarray, network_KG: np.ndarray, observed_KG: np.ndarray
-) -> tuple[float, float, float]:
-    """Fit the shrinkage factor, and return 0 unless the correction holds for conditions that it was not fitted to.
-
-    Returns
-    -------
-    The factor; the share of the squared error of the start that the correction takes away, each condition with the
-    factor of the others; and the half width of its 90 % interval over conditions.
-    """
-    correction_KG, missing_KG = network_KG - start_KG, observed_KG - start_KG
-    products, lengths = (correction_KG * missing_KG).sum(axis=1), np.square(correction_KG).sum(axis=1)
-    total = np.square(missing_KG).sum(axis=1).mean()
-    if not lengths.sum() or not total:
-        return 0.0, 0.0, 0.0
-    others = np.clip((products.sum() - products) / np.maximum(lengths.sum() - lengths, 1e-300), 0, 1)
-    gains = (2 * others * products - np.square(others) * lengths) / total
-    gain, error = float(gains.mean()), float(1.645 * gains.std(ddof=1) / np.sqrt(len(gains)))
-    return (float(np.clip(products.sum() / lengths.sum(), 0, 1)) if gain > error else 0.0), gain, error
-
-
-def shrinkage_factor(
-    predict: Callable[[Output, Mapping[Condition, int]], AnnData],
-    keys: ScreenKeys,
-    split: AssignedSplit,
-    expression: CellStore,
-    device: torch.device,
-    *,
-    known_start: Callable[[Sequence[Condition]], np.ndarray | None],
-    seed: int,
-) -> float | None:
-    """Return how much of the network's correction holds for the validation conditions.
-
-    With a prior the network learns from some tens of conditions what is different about each, and part of that is
-    their noise. The factor ``s`` is the one for which ``prior + s * correction`` comes nearest to what was observed.
-    The head's last layer is linear, so it goes into its weights, and nothing else needs to know of it.
-
-    ``predict`` predicts an output for so many cells of each condition, with a prior that does not know the validation
-    conditions; ``known_start`` returns the means that these start from, if no cells have to be made for that. None
-    where there are fewer than three of these, or some that also train.
-    """
-    index, rng = split.index, np.random.default_rng((seed, STREAMS.SHRINKAGE))
-    position = index.condition_of_cell[split.validation]
-    found = np.unique(position)
-    if len(found) < _FEWEST_CONDITIONS or np.isin(found, index.condition_of_cell[split.train]).any():
-        return None
-    chosen = np.sort(rng.permutation(found)[:_MOST_CONDITIONS])
-    rows = [rng.permutation(split.validation[position == i])[:_MOST_OF_CONDITION] for i in chosen]
-    observed_KG = np.stack([expression.mean(r, device) for r in rows])
-    groups = np.split(chosen, range(_AT_ONCE, len(chosen), _AT_ONCE))
-
-    def means(output: Output) -> np.ndarray:
-        found = []
-        for group in groups:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", EvaluationWarning)  # nobody asked for this prediction
-                cells = predict(output, dict.fromkeys([index.conditions[i] for i in group], _MOST_OF_CONDITION))
-            found.append(means_by_code(cells.X, condition_of_cell(cells.obs, keys)[0]))
-        return np.concatenate(found)
-
-    start_KG, network_KG = known_start([index.conditions[i] for i in chosen]), means("expression")
-    if start_KG is None:
-        factor = fit_shrinkage(means("prior"), network_KG, observed_KG)
-        logger.info(
-            f"kept {factor:.2f} of the network's correction of its prior, by {len(chosen)} validation conditions"
-        )
-        return factor
-    factor, gain, error = gated_shrinkage(start_KG, network_KG, observed_KG)
-    judged = f"on {len(chosen)} held-out conditions it changes the squared error by {-gain:+.1%} (+-{error:.1%})"
-    if factor:
-        logger.info(f"the network corrects the response model: {judged}, with {factor:.2f} of its correction")
-    else:
-        logger.info(f"the network adds nothing here, so predictions are the response model's: {judged}")
-    return factor

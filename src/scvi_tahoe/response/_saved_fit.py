@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvi_tahoe.files import MALFORMED, UnsafeFileError, atomic_folder, one_line, read_json
+from scvi_tahoe.files import (
+    MALFORMED,
+    UnsafeFileError,
+    atomic_folder,
+    one_line,
+    read_json,
+    restore,
+    verify_checksums,
+    write_checksums,
+)
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._uncertainty import Measured
 
@@ -37,13 +46,16 @@ def write_fit(
     with atomic_folder(folder, overwrite=overwrite, kind="response model", signatures=(_VALUES,)) as partial:
         (partial / _VALUES).write_text(json.dumps(text, indent=1), encoding="utf-8")
         np.savez(partial / _ARRAYS, **arrays)  # type: ignore[arg-type]
+        write_checksums(partial)
 
 
 def read_fit(folder: Path, device: torch.device) -> tuple[Fitted, Measured, dict[str, Any]]:
     """Read what :func:`write_fit` wrote; nothing in it is executed."""
+    restore(folder)
     for name in (_VALUES, _ARRAYS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no saved response model: there is no {name} in it.")
+    verify_checksums(folder)
     values = read_json(folder / _VALUES)
     if not isinstance(values, dict) or values.get("version") != _VERSION:
         raise ValueError(f"{folder / _VALUES} is not of a version that this package reads ({_VERSION}).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ from scvi_tahoe.response._response_model import (
     fit_responses,
     left_out_changes,
     predicted_changes,
+    question_name,
 )
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._statistics import condition_statistics
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import CellStore, Condition, ConditionIndex, ConditionRequest, EmbeddingTable, LabelParser
 
 Way = Literal["condition", "perturbation"]
+_FEW = 0.25  # of the perturbations that contexts have in the median
 
 
 def tables_of(table: EmbeddingTable) -> dict[str, pd.DataFrame]:
@@ -69,6 +72,9 @@ class ResponseStart:
         Mean control expression of training contexts.
     variance_n
         Variance of these changes, summed over components; None in models of earlier versions.
+    judged
+        Kinds of question (:meth:`kinds`) of the conditions for which the network was judged to hold; empty if it was
+        judged to hold nowhere. If None, it was not judged.
     """
 
     fitted: Fitted
@@ -76,6 +82,7 @@ class ResponseStart:
     usual_G: np.ndarray
     control_means: Mapping[str, np.ndarray]
     variance_n: np.ndarray | None = None
+    judged: frozenset[str] | None = None
     kind: str = field(default="response", init=False)
 
     @classmethod
@@ -158,6 +165,7 @@ class ResponseStart:
         names = list(self.control_means)
         return {
             "kind": "response",
+            "judged": None if self.judged is None else sorted(self.judged),
             "conditions": list(self.conditions),
             "contexts": tuple(names),
             "settings": settings,
@@ -176,7 +184,8 @@ class ResponseStart:
         arrays = values["arrays"]
         means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
         fitted = fitted_from_plain(arrays, values["settings"], values["conditions"], means)
-        return cls(fitted, arrays["starts"], arrays["usual"], means, arrays.get("starts_variance"))
+        judged, variance = _frozen(values.get("judged")), arrays.get("starts_variance")
+        return cls(fitted, arrays["starts"], arrays["usual"], means, variance, judged)
 
     @staticmethod
     def wrong(values: Mapping[str, Any], n_genes: int) -> str:
@@ -234,20 +243,35 @@ class ResponseStart:
     def is_corrected(self, conditions: Sequence[Condition], table: EmbeddingTable) -> np.ndarray:
         """Whether what a network learned applies to conditions, bool ``[conditions]``.
 
-        It does not to a perturbation in another context if none was trained on in several: what is a condition's own,
-        which the network learned to add, is in such a start already. Nor does it to a combination that was not trained
-        on and starts from its parts, unless at least half of the combinations that were trained on did, too: from
-        others it learns what parts do, which such a start has already.
+        It does to those of a kind by which it was judged. If it was not judged at all, it does not in a context without
+        trained perturbations, nor to a combination that was not trained on and starts from its parts, unless at least
+        half of the combinations that were trained on did, too: from others it learns what parts do, which such a start
+        has already.
         """
+        if self.judged is not None:
+            return np.array([kind in self.judged for kind in self.kinds(conditions, table)], dtype=bool)
         parser, members = self.fitted.parser, self.fitted.members
+        trained = self.fitted.conditions.context_names
+        result = np.array([c.context in trained for c in conditions], dtype=bool)
         several = {label for _, label in self.conditions if len(parser.components(label)) > 1}
-        trained = [members.origin(Question(label, context)) for context, label in self.conditions if label in several]
-        known, origins = set(self.conditions), self.starts_from(conditions, table)
+        origins = [members.origin(Question(label, context)) for context, label in self.conditions if label in several]
+        if origins and 2 * sum(origin is Origin.PARTS for origin in origins) >= len(origins):
+            return result
+        known = set(self.conditions)
         asked = [(c.context, parser.spelling(c.perturbation)) for c in conditions]
-        has_own = set() if self.fitted.kernels.recurs else {Origin.OTHER_CONTEXTS}
-        if not trained or 2 * sum(origin is Origin.PARTS for origin in trained) < len(trained):
-            has_own.add(Origin.PARTS)
-        return np.array([c in known or origin not in has_own for c, origin in zip(asked, origins, strict=True)])
+        pairs = zip(asked, self.starts_from(conditions, table), strict=True)
+        return result & np.array([c in known or origin is not Origin.PARTS for c, origin in pairs], dtype=bool)
+
+    def kinds(self, conditions: Sequence[Condition], table: EmbeddingTable) -> list[str]:
+        """Name the kind of question that each condition is: what it starts from, and how much its context is known."""
+        counts = Counter(self.fitted.conditions.contexts.tolist())
+        few = _FEW * float(np.median(list(counts.values())))
+        origins = self.starts_from(conditions, table)
+        return [
+            question_name((origin, counts[c.context] == 0))
+            + (", in a context with few perturbations" if 0 < counts[c.context] < few else "")
+            for origin, c in zip(origins, conditions, strict=True)
+        ]
 
     def effects(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
@@ -372,6 +396,10 @@ class MovedControls:
         generator = torch.Generator(self.device).manual_seed(int(seed.generate_state(1)[0]))
         want = torch.from_numpy(self.means_CG[k]).to(self.device)
         return sp.csr_matrix(moved_to_mean(cells, want, self.profiles[k], generator).cpu().numpy())
+
+
+def _frozen(names: Sequence[str] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(names)
 
 
 def _mean_of(expression: Any, rows: np.ndarray) -> np.ndarray:

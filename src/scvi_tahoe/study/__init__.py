@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from scvi_tahoe.study._arc_check import ConfigCheck, check_config
+from scvi_tahoe.study._cell_files import read_cells
 from scvi_tahoe.study._comparison import RunComparison, compare_runs
-from scvi_tahoe.study._data import read_cells
 from scvi_tahoe.study._finding import Finding
 from scvi_tahoe.study._finetune import RunResult, dry_run_text, finetune, result_text
 from scvi_tahoe.study._inspection import Inspection, inspect_path

@@ -6,22 +6,24 @@ Facts about arc-state 0.11.1 and the releases before it, found by running it and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from scvi_tahoe.study._arc_config import ArcConfig, read_arc_config, run_from_arc
+from scvi_tahoe.study._arc_run_file import write_run_file
 from scvi_tahoe.study._finding import LEVELS, Finding, findings_text, found, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from scvi_tahoe.study._run_config import TahoeRun
 
     Found = Iterator[tuple[str, dict[str, Any]]]  # entries of findings.yaml, and what they are filled with
 
 _CLIP_AT_MOST = 5.0
+_MISMATCH = "scored_space"
 _BACKBONE = "model.kwargs.transformer_backbone_kwargs"
 
 
@@ -35,10 +37,26 @@ class ConfigCheck:
     path: Path
     run: TahoeRun
     findings: tuple[Finding, ...]
+    config: ArcConfig
 
-    def exit_code(self, *, strict: bool = False) -> int:
-        """Return 1 if something would make the run meaningless, or, if strict, other than its author thinks; else 0."""
-        return int(any(f.level == "error" or (strict and f.level == "warning") for f in self.findings))
+    def write(self, path: str | Path) -> TahoeRun:
+        """Write the run as a file that starts, see ``scvi-tahoe check --write``, and return it.
+
+        Raises
+        ------
+        ValueError
+            If the file exists.
+        """
+        return write_run_file(self.run, self.config, Path(path))
+
+    def exit_code(self, *, strict: bool = False, allow_mismatch: bool = False) -> int:
+        """Return 1 if something would make the run meaningless, or, if strict, other than its author thinks; else 0.
+
+        A run that is scored in another space than it trains in is the former, unless ``allow_mismatch`` makes a warning
+        of it.
+        """
+        levels = ["warning" if allow_mismatch and f.rule == _MISMATCH else f.level for f in self.findings]
+        return int("error" in levels or (strict and "warning" in levels))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -73,7 +91,8 @@ def check_config(path: str | Path) -> ConfigCheck:
     """
     config = read_arc_config(path)
     findings = [found(rule, config.lines, **values) for find in _RULES for rule, values in find(config)]
-    return ConfigCheck(config.path, run_from_arc(config), tuple(sorted(findings, key=lambda f: f.line or 0)))
+    findings.sort(key=lambda finding: finding.line or 0)
+    return ConfigCheck(config.path, run_from_arc(config), tuple(findings), config)
 
 
 def _scored_space(config: ArcConfig) -> Found:
@@ -82,8 +101,7 @@ def _scored_space(config: ArcConfig) -> Found:
         yield "no_genes", {"embedding": embedding, "space": config.get("data.kwargs.output_space")}
     elif embedding is not None:
         weight = config.number("model.kwargs.decoder_weight", 1.0)
-        level, random = ("error", " With weight 0 the decoder stays random.") if weight == 0 else ("warning", "")
-        yield "scored_space", {"embedding": embedding, "weight": weight, "level": level, "random": random}
+        yield _MISMATCH if weight else "random_decoder", {"embedding": embedding, "weight": weight}
     elif config.has("model.kwargs.decoder_hidden_dims"):
         yield "idle_decoder", {}
 
@@ -108,7 +126,11 @@ def _sets_and_attention(config: ArcConfig) -> Found:
     if size is not None and loader is not None and int(loader) != size:
         yield "set_length", {"size": size, "loader": int(loader)}
     if size is not None and theirs is not None and size < theirs:
-        yield "shorter_sets", {"size": size, "theirs": theirs}
+        known = config.set_size_is_known
+        said = (
+            f"were trained with {theirs}" if known else f"were probably trained with {theirs}, which is not published"
+        )
+        yield "shorter_sets", {"size": size, "said": said}
     llama = str(config.get("model.kwargs.transformer_backbone_key", "llama")).lower() == "llama"
     stated = config.has(f"{_BACKBONE}.bidirectional_attention") or config.get("model.kwargs.mask_attn", False)
     if llama and not stated:  # the meaning of a checkpoint depends on the flag

@@ -11,7 +11,7 @@ from scvi_tahoe.study._run_config import DataConfig, ModelConfig, StartConfig, T
 
 _ST_NAMES = ("state", "pertsets", "neuralot")
 _NO_EMBEDDING = (None, "X_hvg", "")
-#: Cells of a set of the released ST-Tahoe weights.
+#: Cells of a set of the released ST-Tahoe weights, most likely; third parties fine-tuned them with 256 and 512.
 _TAHOE_SET = 512
 #: Keys of a backbone -> ours.
 _BACKBONE = {
@@ -72,12 +72,21 @@ class ArcConfig:
 
     @property
     def set_size_of_source(self) -> int | None:
-        """Cells of a set in the training of the weights that the run starts from, where that is known."""
+        """Cells of a set in the training of the weights that the run starts from: as they say, or as is likely."""
+        return self._stated_set_size or (_TAHOE_SET if self.starts_from_tahoe else None)
+
+    @property
+    def set_size_is_known(self) -> bool:
+        """Whether the folder of the weights states their set size."""
+        return self._stated_set_size is not None
+
+    @property
+    def _stated_set_size(self) -> int | None:
         source = self.get("model.kwargs.init_from")
         for file in [folder / "config.yaml" for folder in Path(str(source)).parents[:2]] if source else []:
             if file.is_file() and (size := ArcConfig(file, *read_with_lines(file)).set_size) is not None:
                 return size
-        return _TAHOE_SET if self.starts_from_tahoe else None
+        return None
 
     @property
     def has_gene_decoder(self) -> bool:
@@ -106,8 +115,8 @@ def read_arc_config(path: str | Path) -> ArcConfig:
 def run_from_arc(config: ArcConfig) -> TahoeRun:
     """Return the run that a configuration of arc-state asks for, as its author meant it.
 
-    What arc-state ignores (decay, schedule, accumulation, precision) is done. Cells are named by a TOML file there, so
-    ``data.path`` is a placeholder to be filled in.
+    What arc-state ignores (decay, schedule, accumulation, precision) is done. Cells and split are in a TOML file there,
+    which :func:`write_run_file` reads; until then ``data.path`` is a placeholder.
     """
     embedding = config.embedding
     source, features = config.get("model.kwargs.init_from"), config.get("data.kwargs.perturbation_features_file")
@@ -115,7 +124,8 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
         path="FILL_IN.h5ad", perturbation_key=str(config.get("data.kwargs.pert_col", "target_gene")),
         control=str(config.get("data.kwargs.control_pert", "non-targeting")),
         context_key=config.text("data.kwargs.cell_type_key"), batch_key=config.text("data.kwargs.batch_col"),
-        cell_embedding_key=embedding, perturbation_embedding_key="perturbation_features" if features else None,
+        cell_embedding_key=embedding,
+        embedding_files={"perturbation_features": str(features)} if features else {},
     )  # fmt: skip
     model = ModelConfig(
         size=_size(config), representation="embedding" if embedding else "expression", set_size=config.set_size,

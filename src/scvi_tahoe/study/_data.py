@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scvi_tahoe import datasets
 from scvi_tahoe.data import FewShotContext, FractionSplit, ScreenKeys, verify_screen
+from scvi_tahoe.pretrained import read_embedding_table
+from scvi_tahoe.study._cell_files import read_files, some_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,32 +50,14 @@ def load_data(run: TahoeRun) -> RunData:
     return RunData(adata, held_out, split, config, shared)
 
 
-def read_cells(path: str | Path) -> AnnData:
-    """Return the cells in an h5ad file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no h5ad file.
-    """
-    from anndata import read_h5ad
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; an h5ad file with cells is expected.")
-    try:
-        return read_h5ad(path)
-    except OSError as error:
-        raise ValueError(f"{path} is not an h5ad file, or is damaged: {' '.join(str(error).split())[:160]}") from None
-
-
 def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, DataConfig]:
     """Return the cells, those held out, the split of a named screen, and the section with its labels."""
     if config.path is not None:
-        held_out = None if config.held_out is None else read_cells(config.held_out)
-        return read_cells(config.path), held_out, None, config
+        adata = read_files(config.path, config)
+        held_out = None if config.held_out is None else read_files(config.held_out, config)
+        for part in (adata, held_out):
+            add_embeddings(part, config)
+        return adata, held_out, None, config
     held_out = split = None
     labels = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
     if config.dataset == "papalexi_few_shot":
@@ -89,9 +72,16 @@ def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, Da
         adata, labels["context_key"] = datasets.norman_k562(), "cell_type"
     else:
         adata = datasets.simulate_screen(n_genes=config.n_genes or 200)
+    add_embeddings(adata, config)
     filled = config.replaced()  # past the check that a user gives no labels of a named screen
     filled.__dict__.update(labels)
     return adata, held_out, split, filled
+
+
+def add_embeddings(adata: AnnData | None, config: DataConfig) -> None:
+    """Put the tables of perturbation embeddings that are in files of their own into ``uns``."""
+    for key, file in config.embedding_files.items() if adata is not None else ():
+        adata.uns[key] = read_embedding_table(file)  # type: ignore[union-attr]
 
 
 def _take_out(adata: AnnData, split: Split, config: DataConfig, *, seed: int) -> tuple[AnnData, AnnData | None]:
@@ -104,7 +94,8 @@ def _take_out(adata: AnnData, split: Split, config: DataConfig, *, seed: int) ->
     controls = np.concatenate([index.controls(context) for context in sorted(contexts)])
     seen = np.ones(adata.n_obs, dtype=bool)
     seen[test] = False
-    return adata[seen].copy(), adata[np.sort(np.concatenate([test, controls]))].copy()
+    held_out = np.sort(np.concatenate([test, controls]))
+    return some_cells(adata, seen), some_cells(adata, held_out)
 
 
 def _add_components(train: AnnData, held_out: AnnData | None, config: DataConfig) -> None:

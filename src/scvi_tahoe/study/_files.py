@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from scvi_tahoe.files import atomic_write, atomic_write_text
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _LIMIT = 4_000_000
 
@@ -45,6 +43,16 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
     walk(yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader), "")
     return content, lines
+
+
+def anchored(value: Any, folder: Path) -> Any:
+    """Return paths, alone, in a list or in a mapping, as absolute ones where they exist relative to a folder."""
+    if isinstance(value, str):
+        place = folder / Path(value).expanduser()
+        return str(place.resolve()) if place.exists() else value
+    if isinstance(value, dict):
+        return {name: anchored(path, folder) for name, path in value.items()}
+    return tuple(anchored(path, folder) for path in value) if isinstance(value, list | tuple) else value
 
 
 def value_at(content: object, path: str, default: Any = None) -> Any:

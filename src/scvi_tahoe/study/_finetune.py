@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anndata import read_h5ad
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe._compat import require
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate, overall_title
-from scvi_tahoe.files import atomic_write, atomic_write_text
+from scvi_tahoe.files import atomic_write, atomic_write_text, read_h5ad
 from scvi_tahoe.nn import NetworkConfig, default_of, ineffective_in_network
 from scvi_tahoe.prediction import arguments_for_observed
+from scvi_tahoe.pretrained import read_pretrained
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
@@ -35,7 +35,7 @@ from scvi_tahoe.study._run_folder import (
     REPORT,
     RESULT,
     SCORES,
-    claim_folder,
+    claimed_folder,
     fingerprint,
     is_run,
     provenance,
@@ -122,15 +122,15 @@ def finetune(
     prepared = _prepare(run)
     for name in run.train.loggers:  # an error names the extra to install
         require(name, name)
-    claim_folder(folder, prepared[0])
-    if (folder / RESULT).exists():
-        report(f"{folder} holds this run, finished; this is what it left.")
+    with claimed_folder(folder, prepared[0]):
+        if (folder / RESULT).exists():
+            report(f"{folder} holds this run, finished; this is what it left.")
+            return read_result(folder)
+        try:
+            _Job(*prepared, folder, progress, truth_cache, report).carry_out()
+        finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
+            torch.set_num_threads(threads)
         return read_result(folder)
-    try:
-        _Job(*prepared, folder, progress, truth_cache, report).carry_out()
-    finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
-        torch.set_num_threads(threads)
-    return read_result(folder)
 
 
 def _folder_of(config: Path) -> Path | None:
@@ -171,8 +171,9 @@ def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str) -> Tahoe
     # labels of a named screen are not written: they come with its name
     cells = (run.data if run.data.dataset is not None else data.config).replaced(sha256=sha256)
     spelled = run.model.replaced(
-        set_size=model.set_size, prior=model.prior, network=_network_options(model),
-        objective=model.module.objective.config.to_dict(),
+        representation=model.representation, set_size=model.set_size, prior=model.prior,
+        network=_network_options(model), objective=model.module.objective.config.to_dict(),
+        batch_encoder=model.module.config.n_batches > 0,
     )  # fmt: skip
     return replace(run, data=cells, split=split, model=spelled, train=train)
 
@@ -224,6 +225,10 @@ class _Job:
         for name, step in {**steps, FIGURES: self._draw}.items():
             if not (self.folder / name).exists():
                 step()
+        scores = EvaluationResult.load(self.folder / SCORES) if (self.folder / SCORES).is_dir() else None
+        weights = read_pretrained(self.folder / MODEL, accept_license=True)
+        card = run_card(self.run, weights, read_json(self.folder / PROVENANCE), scores)
+        atomic_write_text(self.folder / "README.md", card)
         training, total = read_json(self.folder / TRAINING), time.perf_counter() - start
         seconds = training.pop("seconds")
         spent = {"training": seconds, "total": max(total, seconds)}
@@ -236,14 +241,12 @@ class _Job:
         atomic_write_text(self.folder / REPORT, f"{text}\n")
         self.report(f"{self.run.name}: {self.run.train.max_steps} steps, {text.splitlines()[0]}")
         train_model(self.run, self.model, self.data, self.folder, progress=self.progress)
-        atomic_write_text(self.folder / "README.md", run_card(self.run, self.model, self.fingerprint))
-        with atomic_write(self.folder / MODEL) as partial:
-            self.model.save(partial)
+        self.model.export(self.folder / MODEL)
 
     def _predict(self) -> None:
         held_out, counts = self.data.held_out, self.run.score.counts_layer
         TahoeST.setup_anndata(self.data.train, **self.data.config.keys)
-        model = TahoeST.load(self.folder / MODEL, adata=self.data.train)
+        model = TahoeST.from_pretrained(self.folder / MODEL, self.data.train, check_scale=False, accept_license=True)
         predicted = model.predict(
             held_out, **arguments_for_observed(held_out, model.keys), counts_layer=counts,
             output="expression" if counts is None else "counts", seed=self.run.seed, progress=self.progress,

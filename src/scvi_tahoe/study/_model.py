@@ -15,12 +15,13 @@ from lightning.pytorch import Callback
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe.model import pretrained_of
-from scvi_tahoe.nn import non_default
-from scvi_tahoe.pretrained import read_pretrained
+from scvi_tahoe.nn import SIZES, non_default
+from scvi_tahoe.pretrained import holds_run, read_pretrained, run_checkpoint
 from scvi_tahoe.study._files import read_json, write_json
-from scvi_tahoe.study._run_folder import LAST, MODEL, checkpoint_path, is_run, read_checkpoint
+from scvi_tahoe.study._run_folder import LAST, MODEL, is_run, read_checkpoint
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from lightning.pytorch.loggers import Logger
 
     from scvi_tahoe.pretrained import PretrainedModel
@@ -33,21 +34,32 @@ _GIGABYTE = 1024**3
 
 
 def build_model(run: TahoeRun, data: RunData) -> TahoeST:
-    """Return the model of a run with its starting weights."""
+    """Return the model of a run with its starting weights: a call of ``TahoeST`` or of ``TahoeST.from_pretrained``."""
     TahoeST.setup_anndata(data.train, **data.config.keys)
-    start, options = run.start, {"seed": run.seed, **_model_options(run, data.train.n_vars)}
-    if start.source is None:
-        return TahoeST(data.train, **options)
-    options = {"accept": start.accept, **options}
-    options.pop("size", None)
-    if is_run(Path(start.source)):
-        return TahoeST.from_pretrained(_weights_of_run(start), data.train, check_scale=False, **options)
-    hub = {"accept_license": start.accept_license, "cache_dir": start.cache_dir, "offline": start.offline}
-    base = None if start.backbone_from is None else read_pretrained(start.backbone_from, **hub)
-    weights = read_pretrained(**start.arguments(read_pretrained), base=base)
-    if weights.embeds == (run.model.representation == "embedding"):
-        options |= {"representation": None, "batch_encoder": None}
-    return TahoeST.from_pretrained(weights, data.train, check_scale=start.check_scale, **options)
+    return model_on(run, data.train)
+
+
+def model_on(run: TahoeRun, adata: AnnData) -> TahoeST:
+    """Return the model of a run on registered data."""
+    options = {"seed": run.seed, **_model_options(run, adata.n_vars)}
+    if run.start.source is None:
+        return TahoeST(adata, **options)
+    size, start = options.pop("size", {}), run.start.arguments(TahoeST.from_pretrained)
+    of_run = is_run(Path(run.start.source))
+    if start["check_scale"] is None:
+        start["check_scale"] = not of_run
+    if of_run:
+        start |= {"source": _weights_of_run(run.start), "checkpoint": None}
+    model = TahoeST.from_pretrained(adata=adata, **start, **options)
+    _verify_size(size, model)
+    return model
+
+
+def _verify_size(size: str | dict[str, Any], model: TahoeST) -> None:
+    """Refuse a size that differs from that of the weights."""
+    wanted, found = dict(SIZES[size]) if isinstance(size, str) else size, model.module.config.to_kwargs()
+    if wrong := [f"{name} {value!r}, not {found[name]!r}" for name, value in wanted.items() if found[name] != value]:
+        raise ValueError(f"model.size is not that of the weights: {', '.join(wrong)}. Leave it out: weights bring it.")
 
 
 def _model_options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
@@ -62,13 +74,18 @@ def _model_options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
 def _weights_of_run(start: StartConfig) -> PretrainedModel:
     """Return the weights of an earlier run; objective and prior are those of the new run."""
     folder = Path(str(start.source))
-    path = checkpoint_path(folder, start.checkpoint or "best")
-    model = TahoeST.load(folder / MODEL, adata=False)
-    state = read_checkpoint(path)["state_dict"]
-    model.module.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
-    weights = pretrained_of(model)
-    origin = replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}")
-    return replace(weights, provenance=origin, extra={"prior": "auto"}, prior=None)
+    path = run_checkpoint(folder, start.checkpoint or "best")
+    if holds_run(folder):
+        weights = read_pretrained(folder, path.name)
+    else:  # version 0.1 kept the model as scvi-tools saves it
+        model = TahoeST.load(folder / MODEL, adata=False)
+        state = read_checkpoint(path)["state_dict"]
+        model.module.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
+        weights = pretrained_of(model)
+        origin = replace(weights.provenance, checkpoint=f"{folder.name}/{path.name}")
+        weights = replace(weights, provenance=origin)
+    kept = {"prior": "auto", "representation": weights.extra["representation"]}
+    return replace(weights, extra=kept, prior=None)
 
 
 def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, progress: bool) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.data import Representation, Split, split_from_dict
+from scvi_tahoe.data import Split, split_from_dict
 from scvi_tahoe.evaluate import BASELINES, PRESETS, evaluate
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
-from scvi_tahoe.study._files import read_mapping, write_mapping
+from scvi_tahoe.study._files import anchored, read_mapping, write_mapping
 from scvi_tahoe.study._plain_values import Section, build, plain, section, typed
 from scvi_tahoe.training import PlanConfig
 
@@ -29,23 +29,29 @@ PLAN_ELSEWHERE = ("max_steps", "lr", "recipe", "freeze_backbone", "seed")
 #: key of ``obsm`` under which an embedding made from the data is kept
 _MADE_EMBEDDING = "X_components"
 
+#: options of ``data`` that name files
+PATHS = ("path", "held_out", "embedding_files")
 _Dataset = Literal["papalexi_few_shot", "papalexi_thp1", "norman_k562", "simulated"]
 _PRECISIONS = tuple("auto 32-true bf16-mixed 16-mixed bf16-true 16-true 64-true 32 bf16 16 64".split())
 _DIMENSIONS = ("hidden", "n_layers", "intermediate", "n_heads")
 
 
-@section(TahoeST.setup_anndata, own_first=True)
+@section(TahoeST.setup_anndata, TahoeST.setup_mudata, own_first=True)
 class DataConfig(Section):
     """Where the cells of a run are, and how they are labelled: the arguments of ``TahoeST.setup_anndata``, and more.
 
     Attributes
     ----------
     path
-        h5ad file with log1p expression.
+        File with log1p expression: h5ad, several of them in a list, h5mu with ``modalities``, or the folder of a store
+        that ``scvi-tahoe convert`` wrote.
     dataset
         A screen of the package instead, whose labels are known.
     held_out
-        h5ad file of observed cells to predict and score, with controls. If None, the test part of the split.
+        File, or several, of observed cells to predict and score, with controls. If None, the test part of the split.
+    embedding_files
+        Files with perturbation embeddings, as :func:`scvi_tahoe.pretrained.read_embedding_table` reads them, by the key
+        of ``uns`` that they are put under; without ``perturbation_embedding_key`` all of them are used.
     cell_embedding_components
         Make a cell embedding of this many principal components of the control cells, every cell scaled to length 1: a
         stand-in where a pretrained embedding is not at hand, which has not seen perturbed cells either.
@@ -55,9 +61,10 @@ class DataConfig(Section):
         What the content of the cells must hash to; a finished run writes it, so that a rebuild on other data stops.
     """
 
-    path: str | None = None
+    path: str | tuple[str, ...] | None = None
     dataset: _Dataset | None = None
-    held_out: str | None = None
+    held_out: str | tuple[str, ...] | None = None
+    embedding_files: dict[str, str] = field(default_factory=dict)
     cell_embedding_components: int | None = None
     n_genes: int | None = None
     sha256: str | None = None
@@ -70,6 +77,10 @@ class DataConfig(Section):
             raise ValueError("data.path needs perturbation_key (column of obs) and control (label of control cells).")
         if self.dataset is not None and (self.perturbation_key or self.control):
             raise ValueError("data.dataset brings perturbation_key and control along; leave them out.")
+        if (self.modalities is not None) != any(name.endswith(".h5mu") for name in self.files):
+            raise ValueError("data.modalities says which parts of an h5mu file hold what; give both or neither.")
+        if self.embedding_files and self.perturbation_embedding_key is None:
+            object.__setattr__(self, "perturbation_embedding_key", tuple(self.embedding_files))
         if self.n_genes is not None and self.dataset != "simulated":
             raise ValueError("data.n_genes is for dataset: simulated only.")
         if self.cell_embedding_components is not None:
@@ -80,7 +91,14 @@ class DataConfig(Section):
     @property
     def embedding_key(self) -> str | None:
         """Key of ``obsm`` with the cell embedding; None if cells have none."""
-        return _MADE_EMBEDDING if self.cell_embedding_components is not None else self.cell_embedding_key
+        if self.cell_embedding_components is not None:
+            return _MADE_EMBEDDING
+        return self.cell_embedding_key or (self.modalities or {}).get("cell_embedding")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the cells."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -98,29 +116,30 @@ class StartConfig(Section):
     source
         Folder of an earlier run, folder in Arc's format or of an export, or name on the hub. If None, the model starts
         from scratch.
-    checkpoint
-        Which checkpoint of the source. If None, the best.
+    check_scale
+        Refuse data on another scale than the weights'. If None, for weights other than those of an earlier run.
     """
 
     source: str | None = None
+    check_scale: bool | None = None
 
     def __post_init__(self) -> None:
         _verify_known("start.accept names the unknown decision", self.accept, DECISIONS)
-        if self.source is None and (self.checkpoint or self.accept or self.attention):
-            raise ValueError("start.source is missing, and start names a checkpoint, attention or decisions for it.")
+        given = [f.name for f in fields(StartConfig) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        if self.source is None and given:
+            raise ValueError(f"start.source is missing, and start names {', '.join(given)} for it.")
 
 
 @section(TahoeST.__init__, optional=True, without=("seed",))
 class ModelConfig(Section):
-    """The model, as :class:`~scvi_tahoe.TahoeST` takes it; None and what is left out are the defaults of the package.
+    """The model, as :class:`~scvi_tahoe.TahoeST` and its ``from_pretrained`` take it.
 
-    ``size`` is not used where weights bring their own.
+    None and what is left out are as in the weights of ``start.source``, or else the defaults of the package. A ``size``
+    that differs from that of the weights is refused.
     """
 
-    representation: Representation = "expression"
     network: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
-    batch_encoder: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", typed(ObjectiveConfig, self.objective, "model.objective"))
@@ -203,8 +222,10 @@ class ScoreConfig(Section):
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"score.preset is {self.preset!r}; it is one of {', '.join(PRESETS)}, or null.")
-        if self.baseline is not None and self.baseline.partition(":")[0] not in BASELINES:
-            raise ValueError(f"score.baseline is {self.baseline!r}; it is one of {', '.join(BASELINES)}, or null.")
+        if self.baseline not in (None, "auto") and self.baseline.partition(":")[0] not in BASELINES:
+            raise ValueError(
+                f"score.baseline is {self.baseline!r}; it is one of auto, {', '.join(BASELINES)}, or null."
+            )
         from_counts = self.preset is not None and PRESETS[self.preset].from_counts
         if from_counts != (self.counts_layer is not None):
             raise ValueError("score.preset: vcc2026 scores raw counts, and score.counts_layer names the layer with them"
@@ -251,7 +272,7 @@ class TahoeRun:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more.")
         _ = self.chosen_split
         kind = self.model.representation
-        if kind != "expression" and self.data.embedding_key is None:
+        if kind not in (None, "expression") and self.data.embedding_key is None:
             raise ValueError(f"model.representation is {kind!r} and the data have no cell embedding; give data."
                              "cell_embedding_key, or data.cell_embedding_components to have one made.")  # fmt: skip
 
@@ -289,11 +310,11 @@ class TahoeRun:
         path = Path(path)
         run = cls.from_dict(read_mapping(path))
 
-        def absolute(part: Section, *names: str) -> Any:
-            given = {name: path.parent / Path(text).expanduser() for name in names if (text := getattr(part, name))}
-            return part.replaced(**{name: str(place.resolve()) for name, place in given.items() if place.exists()})
+        def with_anchors(part: Section, *names: str) -> Any:
+            return part.replaced(**{name: anchored(getattr(part, name), path.parent) for name in names})
 
-        data, start = absolute(run.data, "path", "held_out"), absolute(run.start, "source", "backbone_from")
+        data = with_anchors(run.data, *PATHS)
+        start = with_anchors(run.start, "source", "backbone_from")
         return replace(run, data=data, start=start)
 
     def to_yaml(self, path: str | Path) -> None:

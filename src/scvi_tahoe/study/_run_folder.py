@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from anndata.abc import CSRDataset
 
 from scvi_tahoe.data import ScreenKeys, read_screen
-from scvi_tahoe.files import read_torch, remove_partial
-from scvi_tahoe.model import pretrained_of
+from scvi_tahoe.evaluate import overall_title
+from scvi_tahoe.files import LOCK, locked, read_torch, remove_partial
 from scvi_tahoe.pretrained import licence_notice, model_card
 from scvi_tahoe.study._files import read_mapping
 from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_config import TahoeRun
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
     from anndata import AnnData
 
-    from scvi_tahoe import TahoeST
     from scvi_tahoe.data import Split
+    from scvi_tahoe.evaluate import EvaluationResult
+    from scvi_tahoe.pretrained import PretrainedModel
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import DataConfig
 
 CONFIG, PROVENANCE, METRICS, REPORT = "config.yaml", "provenance.json", "metrics.csv", "loading_report.txt"
 BEST, LAST, MODEL = "best.ckpt", "last.ckpt", "model"
 PREDICTION, SCORES, FIGURES = "prediction.h5ad", "scores", "figures"
+_ROWS = 8_192  # cells of a store that are hashed at once
 #: written last: the run is complete
 RESULT = "result.json"
 
@@ -49,8 +53,9 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / MODEL).is_dir() and trained
 
 
-def claim_folder(folder: Path, run: TahoeRun) -> None:
-    """Make the folder of a run, or go on with one that was begun with the same configuration."""
+@contextmanager
+def claimed_folder(folder: Path, run: TahoeRun) -> Iterator[None]:
+    """Make the folder of a run, or go on with one that was begun with the same configuration; no other process may."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the path of a folder for the run.")
     known = folder / CONFIG
@@ -61,24 +66,17 @@ def claim_folder(folder: Path, run: TahoeRun) -> None:
         if found := differences([before, run.to_dict()]):
             different = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in list(found.items())[:3])
             raise ValueError(f"{folder} holds a run with another configuration ({different}); give another folder.")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"{folder} holds files that are not of a run; give a new or empty folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be made ({error.strerror}); give one that can.") from None
-    remove_partial(folder, recursive=True)
-    if not known.exists():
-        run.to_yaml(known)
-
-
-def checkpoint_path(folder: Path, name: str) -> Path:
-    """Return the path of a checkpoint: ``'best'``, ``'last'``, or a file name."""
-    path = folder / (name if name.endswith(".ckpt") else f"{name}.ckpt")
-    if not path.is_file():
-        found = sorted(p.name for p in folder.glob("*.ckpt"))
-        raise FileNotFoundError(f"the run {folder} has no checkpoint {name!r}; it has {', '.join(found) or 'none'}.")
-    return path
+    with locked(folder):
+        remove_partial(folder, recursive=True)
+        if not known.exists():
+            run.to_yaml(known)
+        yield
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -126,7 +124,9 @@ def _side(adata: AnnData, config: DataConfig) -> dict[str, Any]:
     return found if key is None else found | {"embedding_width": int(adata.obsm[key].shape[1])}
 
 
-def _bytes(matrix: Any) -> list[bytes | memoryview]:
+def _bytes(matrix: Any) -> Iterable[bytes | memoryview]:
+    if isinstance(matrix, CSRDataset):  # a store on disk, some cells after the other
+        return (part for i in range(0, matrix.shape[0], _ROWS) for part in _bytes(matrix[i : i + _ROWS]))
     if not sp.issparse(matrix):
         return [np.ascontiguousarray(matrix[:], dtype=np.float32).view(np.uint8).data]
     rows = matrix.tocsr()
@@ -162,24 +162,52 @@ _RUN = """
 |---|---|
 {rows}
 
-`config.yaml` rebuilds this run: `scvi-tahoe finetune config.yaml`. `metrics.csv` is its log, `loading_report.txt` says
-what became of every pretrained tensor, `provenance.json` names releases and data, `scores/` holds the evaluation.
+`config.yaml` rebuilds this run: `scvi-tahoe finetune config.yaml`. `model/` holds the model (safetensors and JSON),
+`best.ckpt` and `last.ckpt` are checkpoints, which are read without running code. `metrics.csv` is the log,
+`loading_report.txt` says what became of every pretrained tensor, `provenance.json` names releases and data{scores}.
 """
 
 
-def run_card(run: TahoeRun, model: TahoeST, found: dict[str, Any]) -> str:
-    """Return the text of ``README.md`` in a run's folder."""
-    weights, trained, data = pretrained_of(model), model.training_config_ or {}, found["train"]
+def run_card(run: TahoeRun, weights: PretrainedModel, record: dict[str, Any], scores: EvaluationResult | None) -> str:
+    """Return the text of ``README.md`` in a run's folder, of the model and the provenance that lie there."""
+    trained, found, versions = weights.extra.get("training") or {}, record["data"], record["versions"]
+    data, split = found["train"], found["split"]
     step, value = map(trained.get, ("best_step", "best_value"))
     facts = {
         "name": run.name,
         "representation": run.model.representation,
         "prior": run.model.prior,
         "trained on": f"{data['n_cells']:,} cells of {data['n_genes']:,} genes, {found['n_perturbations']} "
-        f"perturbations, {len(found['contexts'])} contexts (sha256 {found['sha256'][:12]})",
-        "started from": run.start.source or "scratch",
-        "best step": f"{step} of {run.train.max_steps}, {run.train.monitor} {value}",
+        f"perturbations, {len(found['contexts'])} contexts (sha256 {found['sha256']})",
+        "split": f"{split['cells']['train']:,} perturbed cells train, {split['cells']['validation']:,} validate "
+        f"(sha256 {split['sha256']})",
+        "started from": _start_of(run, weights),
+        "best step": "none validated"
+        if step is None
+        else f"{step} of {run.train.max_steps}, {run.train.monitor} {value}",
+        **_scored(scores),
         "seed": str(run.seed),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
-    text = model_card(weights) + _RUN.format(rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()))
-    return text + ("\n" + licence_notice() if weights.provenance.non_commercial else "")
+    rows = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
+    there = "" if scores is None else ", `scores/` holds the evaluation"
+    text = model_card(weights).replace("`prior.safetensors`", "`model/prior.safetensors`")
+    text += _RUN.format(rows=rows, scores=there)
+    return text + ("\n" + licence_notice(weights.provenance) if weights.provenance.non_commercial else "")
+
+
+def _start_of(run: TahoeRun, weights: PretrainedModel) -> str:
+    origin = weights.provenance
+    if run.start.source is None:
+        return "scratch"
+    words = (Path(run.start.source).name if Path(run.start.source).exists() else run.start.source, origin.checkpoint)
+    licence = "non-commercial, see below" if origin.non_commercial else origin.licence or "none stated"
+    return f"{' '.join(filter(None, words))} (licence: {licence})"
+
+
+def _scored(scores: EvaluationResult | None) -> dict[str, str]:
+    if scores is None:
+        return {"scores": "not scored"}
+    found = {str(name): value for name, value in scores.summary["value"].items() if value == value}
+    overall = {} if scores.vcc is None else {overall_title(scores.vcc): f"{scores.vcc['overall']:.2f}"}
+    return overall | {"scores": ", ".join(f"{name} {value:.4g}" for name, value in found.items())}

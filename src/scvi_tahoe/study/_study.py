@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.evaluate import overall_title
-from scvi_tahoe.files import atomic_write, atomic_write_text
+from scvi_tahoe.files import LOCK, atomic_write, atomic_write_text, locked
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._files import save_figure, write_mapping
 from scvi_tahoe.study._finetune import finetune, read_result
@@ -62,6 +62,11 @@ def run_study(
     folder = (Path("studies") / config.name if folder is None else Path(folder)).resolve()
     _verify_cells(config, folder)
     _claim_folder(folder, config)
+    with locked(folder):
+        return _carry_out(config, folder, progress=progress, report=report)
+
+
+def _carry_out(config: StudyConfig, folder: Path, *, progress: bool, report: Callable[[str], None]) -> StudyResult:
     for one in config.rounds:
         if (folder / one.name / RESULT).exists():
             report(f"{one.name}: finished before.")
@@ -102,7 +107,7 @@ def _claim_folder(folder: Path, config: StudyConfig) -> None:
         raise ValueError(f"{folder} holds a study that differs from this one ({STUDY}); give another folder.")
     if known.exists():
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise ValueError(f"{folder} holds something that is not a study; give a new or empty folder.")
     write_mapping(known, config.to_dict())
 
@@ -137,8 +142,8 @@ def rounds_text(*studies: StudyConfig | str | Path) -> str:
         run = config.run(one, Path())
         sizes = (run.train.max_steps, run.train.batch_size, run.model.set_size)
         steps, sets, cells = ("the usual" if n is None else f"{n:,}" for n in sizes)
+        kind = run.model.representation or ("as its start" if run.start.source else "expression")
         lines.append(
-            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {run.model.representation}, {one.origin}: "
-            f"{one.title}"
+            f"{one.name:<14} {steps:>9} steps, {sets} sets of {cells} cells, {kind}, {one.origin}: {one.title}"
         )
     return "\n".join([*lines, "Nothing was written."])

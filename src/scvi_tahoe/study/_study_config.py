@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.study._files import read_mapping
+from scvi_tahoe.study._files import anchored, read_mapping
 from scvi_tahoe.study._plain_values import build, plain
-from scvi_tahoe.study._run_config import TahoeRun
+from scvi_tahoe.study._run_config import PATHS, TahoeRun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -184,9 +184,8 @@ def _anchored(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     rounds = content.get("rounds")
     parts = [content, *(rounds if isinstance(rounds, list) else [])]
     for section in (part.get("data") for part in parts if isinstance(part, dict)):
-        for key in ("path", "held_out"):
-            if isinstance(section, dict) and isinstance(section.get(key), str) and (folder / section[key]).exists():
-                section[key] = str((folder / section[key]).resolve())
+        if isinstance(section, dict):
+            section.update({key: anchored(section[key], folder) for key in PATHS if key in section})
     return content
 
 

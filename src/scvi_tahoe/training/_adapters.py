@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safetensors.torch import load_file, save_file
 
-from scvi_tahoe.files import atomic_write, atomic_write_text
+from scvi_tahoe.files import UnsafeFileError, file_sha256, member, read_json, reading, restore, updated_folder
 from scvi_tahoe.nn import attach_adapters, linear_layers, merge_adapters, original_name
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ Adapters: TypeAlias = "dict[str, Any]"
 _TENSORS, _SETTINGS = "adapters.safetensors", "adapters.json"
 _PREFIX = "network."
 _RANK = 8
+_LIMIT = 20_000_000_000
 
 
 def resolve_adapters(
@@ -99,9 +100,25 @@ def write_adapters(module: TahoeSTModule, adapters: Adapters | None, folder: Pat
         raise ValueError("the model carries no adapters to save; train(recipe='lora') attaches them.")
     tensors = {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items() if not _is_of_base(n, adapters)}
     settings = {**adapters, "base_sha256": _fingerprint(module, adapters)}
-    with atomic_write(folder / _TENSORS) as partial:
-        save_file(tensors, partial)
-    atomic_write_text(folder / _SETTINGS, json.dumps(settings, indent=1))
+    with updated_folder(folder, written=(_TENSORS, _SETTINGS)) as partial:
+        save_file(tensors, partial / _TENSORS)
+        settings["sha256"] = file_sha256(partial / _TENSORS)
+        (partial / _SETTINGS).write_text(json.dumps(settings, indent=1))
+
+
+def _read_settings(folder: Path) -> Adapters:
+    """Return the settings of adapters, after comparing their tensors with their checksum."""
+    restore(folder)
+    if not (folder / _SETTINGS).is_file() or not (folder / _TENSORS).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no adapters; save_adapters writes {_SETTINGS} and {_TENSORS}.")
+    settings = read_json(member(folder, _SETTINGS))
+    checksum = settings.pop("sha256", None)  # absent from version 0.1
+    if checksum is not None and checksum != file_sha256(member(folder, _TENSORS)):
+        raise UnsafeFileError(f"{_TENSORS} in {folder} does not match its checksum; copy the damaged file again.")
+    kinds: dict[str, Any] = {"layers": list, "rank": int, "alpha": (int, float), "seed": int, "base_sha256": str}
+    if set(settings) != set(kinds) or any(not isinstance(settings[name], kind) for name, kind in kinds.items()):
+        raise UnsafeFileError(f"{_SETTINGS} in {folder} does not say layers, rank and weights of adapters.")
+    return settings
 
 
 def read_adapters(
@@ -110,16 +127,15 @@ def read_adapters(
     """Attach the adapters of a folder; return them, and the names of the module's parameters with pretrained values."""
     if adapters is not None:
         raise ValueError("the model carries adapters already; call merge_adapters() first.")
-    if not (folder / _SETTINGS).is_file() or not (folder / _TENSORS).is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no adapters; save_adapters writes {_SETTINGS} and {_TENSORS}.")
-    settings = json.loads((folder / _SETTINGS).read_text())
+    settings = _read_settings(folder)
     expected = settings.pop("base_sha256")
     if _fingerprint(module, settings) != expected:
         raise ValueError(
             f"the adapters in {str(folder)!r} were trained beside other weights than this model's; load the weights "
             "that they were trained on first."
         )
-    tensors = load_file(folder / _TENSORS)
+    with reading(folder / _TENSORS, _LIMIT):
+        tensors = load_file(folder / _TENSORS)
     shapes = {n: tuple(t.shape) for n, t in module.state_dict().items()}
     if wrong := [n for n, t in tensors.items() if ".lora_" not in n and shapes.get(n) != tuple(t.shape)]:
         raise ValueError(f"the adapters in {str(folder)!r} do not fit this model: {wrong[:3]} have another shape.")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from scvi.train import Trainer
 
 from scvi_tahoe._compat import require
 from scvi_tahoe._names import nearest_names
+from scvi_tahoe.files import read_torch
 from scvi_tahoe.training._recipe import PlanConfig
 from scvi_tahoe.training._reports import LAST, VALIDATION_SCORES, checkpoint_in
 
@@ -192,10 +191,10 @@ class TrainOptions:
         if not path.is_file():
             raise FileNotFoundError(f"resume_from={str(path)!r} does not exist; a run writes {LAST} into its save_dir.")
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            checkpoint = read_torch(path, verify=True)
             earlier = {**PlanConfig.from_kwargs(checkpoint["plan_config"]).to_kwargs(), **checkpoint["setting"]}
             step = int(checkpoint["global_step"])
-        except (KeyError, ValueError, TypeError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise ValueError(
                 f"resume_from={str(path)!r} is not a checkpoint of an interrupted run ({error}); weights alone are "
                 "loaded with TahoeST.load or TahoeST.from_pretrained."

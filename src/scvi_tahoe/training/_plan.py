@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
@@ -210,24 +212,24 @@ class TahoeTrainingPlan(LightningModule):
         self._running: dict[str, Tensor] = {}
         self._n_running = 0
         self._random_state: dict[str, Any] | None = None
+        self._first_step = 0
 
     # ---------------------------------------------------------------- mode and freezing
 
     def on_fit_start(self) -> None:
         """Switch dropout on (neither scvi-tools nor Lightning does after a first training), then freeze."""
-        # several devices agree at the start on the tensors whose gradients they exchange
         late = [part for part, schedule in self.parts.items() if schedule.unfreeze_at]
-        if self.pretrained and late and (self._is_distributed or self._sharded is not None):
+        if self.pretrained and late and self._is_distributed and not isinstance(self.trainer.strategy, DDPStrategy):
+            kind = type(self.trainer.strategy).__name__
             raise ValueError(
-                f"parts {late} would be unfrozen in the middle of a run on {self.trainer.world_size} devices, whose "
-                "gradients would then differ; give freeze_backbone=True or False, or train on one device."
+                f"parts {late} are unfrozen in the middle of this run, and {kind} fixes at the start what trains; "
+                "give strategy='ddp_sharded' or 'ddp', or freeze_backbone=True or False."
             )
         if self._is_distributed:
             ask_for_sigterm_seldom(self.trainer)
         self.module.train()
-        self.freezing.begin(self.global_step)
-        if self._sharded is not None:
-            self._sharded.begin()
+        self.freezing.begin(self._first_step)  # Lightning restores the step of a resumed run only after this
+        self._exchange_gradients(begins=True)
         self.acceleration.begin(str(self.trainer.precision), self.device)
         if self.config.dropout is not None:
             for layer in (m for m in self.module.modules() if isinstance(m, torch.nn.Dropout)):
@@ -252,9 +254,22 @@ class TahoeTrainingPlan(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Unfreeze what is due."""
-        self.freezing.update(self.global_step)
+        if self.freezing.update(self.global_step):
+            self._exchange_gradients()
         if self._sharded is not None:
             self._sharded.compact()
+
+    def _exchange_gradients(self, *, begins: bool = False) -> None:
+        """Let several processes agree on the tensors that train from this step on, whose gradients they exchange."""
+        strategy = self.trainer.strategy
+        if self._sharded is not None:
+            (self._sharded.begin if begins else self._sharded.extend)()
+        elif self._is_distributed and isinstance(strategy, DDPStrategy):
+            for parameter in self.parameters():  # a view into memory of the exchange so far
+                parameter.grad = None
+            strategy.model = self
+            gc.collect()  # what exchanged gradients so far does so until it is gone
+            strategy.configure_ddp()
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Let the average follow the weights."""
@@ -304,7 +319,7 @@ class TahoeTrainingPlan(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it."""
-        self._random_state = checkpoint["random_state"]
+        self._random_state, self._first_step = checkpoint["random_state"], int(checkpoint["global_step"])
         if self.average is not None and checkpoint["global_step"] < self.config.max_steps:
             kept = checkpoint["state_dict"]
             self._averages = {name.removeprefix("module."): value for name, value in kept.items()}

@@ -326,8 +326,19 @@ class PlanConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}.")
 
     def reject_ineffective(self, module: TahoeSTModule, pretrained: Container[str] = ()) -> None:
-        """Raise a ``ValueError`` if ``layer_decay`` or ``dropout`` is given and has no effect on a module."""
-        found = {}
+        """Raise a ``ValueError`` if an option is given and has no effect on a module.
+
+        Nothing is frozen of a module without pretrained backbone: a random one has to train.
+        """
+        found, wanted = (
+            {},
+            {"freeze_backbone": self.freeze_backbone not in (None, False), "recipe": self.recipe == "heads"},
+        )
+        loaded = any(name in pretrained and name.startswith(_BACKBONE) for name, _ in module.named_parameters())
+        for name in [name for name, is_given in wanted.items() if is_given and not loaded]:
+            found[name] = Ineffective(
+                "no tensor of the backbone holds pretrained values, and random ones have to train", "pretrained weights"
+            )
         if not any(self._decayed_blocks_train(module, pretrained)):
             found["layer_decay"] = Ineffective(
                 "of the backbone's blocks none below the last trains with "

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.evaluate import discrimination_score_l1, pearson
-from scvi_tahoe.files import atomic_write, remove_partial
+from scvi_tahoe.files import atomic_write, read_torch, remove_partial
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -90,7 +90,7 @@ class MetricsHistory(Logger):
         if self.path is None or not self._rows:
             return
         names = list(dict.fromkeys(n for row in self._rows.values() for n in row))
-        with atomic_write(self.path) as partial, partial.open("w", newline="") as file:
+        with atomic_write(self.path, durable=False) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", *names])
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in sorted(self._rows.items()))
@@ -415,7 +415,7 @@ class KeepBest(Callback):
                 f"resuming needs {BEST} beside the checkpoint: the best weights so far (step {self.best_step}); "
                 "resume into the folder of the run with save_dir."
             )
-        best = torch.load(path, map_location="cpu", weights_only=True)
+        best = read_torch(path, verify=True)
         step, value = best["global_step"], best["callbacks"][self.state_key]["best_value"]
         # the best is written first, so that it may be a later and better one than the checkpoint knows of
         fits = value == self.best_value if step == self.best_step else step > self.best_step and self._is_better(value)
@@ -424,7 +424,7 @@ class KeepBest(Callback):
                 f"{str(path)!r} is from step {step} and the best so far was at step {self.best_step} ({self.monitor} "
                 f"{value:.6g} and {self.best_value:.6g}): it belongs to another run; resume into its folder (save_dir)."
             )
-        self._best_weights = best["state_dict"]
+        self._best_weights = {name: tensor.clone() for name, tensor in best["state_dict"].items()}
 
 
 def _in_main_memory(weights: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,9 @@ from scvi_tahoe.data import (
     combines_measured_components,
     default_split,
 )
+from scvi_tahoe.response import judging_conditions, predictable_labels
 from scvi_tahoe.training._adapters import resolve_adapters
+from scvi_tahoe.training._gain import PATIENCE, HeldOutGain
 from scvi_tahoe.training._plan import TahoeTrainingPlan, compiling_pays
 from scvi_tahoe.training._recipe import part_in_run, resolve_recipe
 from scvi_tahoe.training._reports import (
@@ -116,7 +118,10 @@ class TrainingRun:
         FileNotFoundError
             If the checkpoint to resume from does not exist.
         """
-        split = default_split(index, with_prior=prior != "none") if options.split is None else options.split
+        split = options.split
+        if split is None:
+            known = predictable_labels(index, spec.keys, spec.table) if prior == "response" else ()
+            split = default_split(index, with_prior=prior != "none", predictable=known, seed=options.seed)
         if not isinstance(split, Split):
             raise TypeError(
                 f"split={split!r} must be one of the splits of scvi_tahoe, e.g. FractionSplit(validation=0.1)."
@@ -203,7 +208,21 @@ class TrainingRun:
             n_steps=self.plan.max_steps * self.accumulate,
         )
 
-    def trainer_kwargs(self, conditions: Sequence[Condition], genes: np.ndarray) -> dict[str, Any]:
+    def held_out_gain(
+        self, dataset: CellSetDataset, split: AssignedSplit, pretrained: Sequence[str]
+    ) -> HeldOutGain | None:
+        """Return what follows the network's gain on held-out conditions, where a response model and such are."""
+        if dataset.start is None or not len(judging_conditions(split)):
+            return None
+        plan = self.plan
+        parts = resolve_recipe(plan.recipe, freeze_backbone=plan.freeze_backbone, max_steps=plan.max_steps)
+        begin = max(part.unfreeze_at or 0 for part in parts.values()) if pretrained else 0
+        patience = PATIENCE if self.options.patience is None else None
+        return HeldOutGain(dataset.start.means_CG, patience=patience, begin=begin)
+
+    def trainer_kwargs(
+        self, conditions: Sequence[Condition], genes: np.ndarray, gain: HeldOutGain | None = None
+    ) -> dict[str, Any]:
         """Return the arguments of scvi-tools' trainer."""
         options = self.options
         mode: Literal["min", "max"] = "min" if self.score is None else "max"
@@ -212,7 +231,7 @@ class TrainingRun:
             max_steps=self.plan.max_steps, sets_per_step=self.batch_size * self.accumulate, show=options.progress
         )
         # throughput is logged before the best is written, so that best.ckpt's step has a complete line
-        callbacks: list[Callback] = [bar, best]
+        callbacks: list[Callback] = [bar, best] if gain is None else [gain, bar, best]
         if self.score is not None:
             callbacks.insert(0, ValidationScores(conditions, genes))
         if options.patience is not None:
@@ -284,6 +303,8 @@ class TrainingRun:
         sets = f"{self.batch_size} sets of {self.set_size} cells a step"
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
         logger.info(f"expression: {dataset.cells.description}")
+        if self.setting["representation"] == "embedding":
+            logger.warning(_mismatch(module))
         compiled = "compiled" if self.compiles(module) else "not compiled"
         strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED) else ""
         precision = self.trainer_options["precision"]
@@ -333,10 +354,14 @@ class TrainingRun:
             "best_value": best.best_value,
             "split": self.setting["split"],
         }
+        if (decoder := history.history.get("validation_decoder")) is not None:
+            until = decoder.sort_index().loc[: decoder.index.max() if best.best_step is None else best.best_step]
+            config["decoder_error"] = None if until.empty else float(until.to_numpy()[-1, 0])
         if best.best_step is not None:
             where = "" if self.folder is None else f", {self.folder / BEST}"
+            n_validations = -(-trainer.global_step // self.validate_every)
             logger.info(
-                f"kept the best of {self.n_epochs} validations: {self.options.monitor} {best.best_value:.4g} at step "
+                f"kept the best of {n_validations} validations: {self.options.monitor} {best.best_value:.4g} at step "
                 f"{best.best_step}{where}"
             )
         if best.best_step == 0:
@@ -345,6 +370,18 @@ class TrainingRun:
             start = "the prior's" if alone else "those of the weights that training started from"
             logger.warning(f"no step of training improved {self.options.monitor}: predictions are {start}.")
         return _joined(previous, history.history), config
+
+
+def _mismatch(module: TahoeSTModule) -> str:
+    """Say what the loss of a model of cell embeddings trains, and what of it will be scored."""
+    if module.config.gene_decoder is None:
+        return "the loss trains cell embeddings, and this network has no gene decoder: no genes can be scored."
+    weight = f"weight {module.objective.decoder_weight:g}"
+    beside = f"a gene decoder beside them ({weight})" if module.objective.decoder_weight else f"no decoder ({weight})"
+    return (
+        f"scores are of genes, and the loss trains cell embeddings and {beside}: watch validation_decoder, or train in "
+        "the space that is scored with representation='expression' or 'expression+embedding'."
+    )
 
 
 @cache

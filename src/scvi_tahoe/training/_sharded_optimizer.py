@@ -172,14 +172,24 @@ class ShardedAdamW(torch.optim.AdamW):
     def begin(self) -> None:
         """Take over the parameters that train; what is frozen stays frozen."""
         self._groups = []
+        self.extend()
+
+    def extend(self) -> None:
+        """Take over further parameters, which were frozen until now; those of before keep their state."""
+        held = {parameter for flat in self._groups for parameter in flat.parameters}
         for number, group in enumerate(self.param_groups):
-            trained = [p for p in self._parameters[number] if p.requires_grad]
+            trained = [p for p in self._parameters[number] if p.requires_grad and p not in held]
             unrounded = [p for p in trained if p not in self._rounded]
             rounded = [p for p in trained if p in self._rounded]
             for parameters, precision in ((unrounded, None), (rounded, self._precision)):
                 if parameters:
-                    self._groups.append(_Group.of(number, parameters, sent=self._precision, rounded=precision))
+                    made = _Group.of(number, parameters, sent=self._precision, rounded=precision)
+                    self._groups.append(made)
+                    if made.rounds and self._is_compact:
+                        made.place_in(made.values)
             group["params"] = [flat.shard for flat in self._groups if flat.number == number]
+        # norms are summed in one order, whenever a group was taken over
+        self._groups.sort(key=lambda flat: (flat.number, flat.rounds))
 
     def compact(self) -> None:
         """Make the module hold the weights as training computes with them."""

@@ -1,0 +1,161 @@
+"""Cells in HDF5 and zarr: files that refer to nothing outside of themselves and name no codec that runs code."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+
+from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+
+_LIMIT = 10_000_000 * MEGABYTE
+_MAX_DEPTH = 40
+_MAX_NODES = 200_000
+_DESCRIPTIONS = (".zarray", ".zmetadata", "zarr.json")
+_DESCRIPTION_LIMIT = 64 * MEGABYTE
+#: Codecs that rebuild numbers and text; ``pickle``, which numcodecs has as well, runs what it reads.
+_CODECS = frozenset(
+    "blosc bytes bz2 crc32 crc32c adler32 fletcher32 jenkins_lookup3 delta fixedscaleoffset astype bitround gzip "
+    "lz4 lzma packbits sharding_indexed shuffle transpose vlen-array vlen-bytes vlen-utf8 zlib zstd "
+    "default string numcodecs.blosc numcodecs.zstd numcodecs.zlib numcodecs.gzip numcodecs.shuffle numcodecs.delta "
+    "numcodecs.lz4 numcodecs.crc32 numcodecs.crc32c".split()
+)
+_NAMES_OF_CODECS = ("codecs", "filters", "compressor", "index_codecs", "object_codec")
+
+
+def verify_hdf5(path: Path) -> None:
+    """Refuse an HDF5 file that is damaged, or that reads other files when it is read.
+
+    Raises
+    ------
+    UnsafeFileError
+        If it is no HDF5 file, is damaged, or has links, storage or virtual data in other files.
+    """
+    with damaged(path):
+        verify_size(path, _LIMIT)
+        with h5py.File(path, "r") as file:
+            _walk(file)
+
+
+def _walk(root: h5py.Group) -> None:
+    n_seen, seen = 0, {root.id}
+    to_do = [(root, 0)]
+    while to_do:
+        group, depth = to_do.pop()
+        if depth > _MAX_DEPTH:
+            raise UnsafeFileError(f"its groups are nested more than {_MAX_DEPTH} deep.")
+        for name in group:
+            n_seen += 1
+            if n_seen > _MAX_NODES:
+                raise UnsafeFileError(f"it holds more than {_MAX_NODES:,} groups and arrays.")
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise UnsafeFileError(f"{group.name}/{name} is a link to another file, {link.filename[:80]!r}.")
+            element = group[name]
+            if isinstance(element, h5py.Dataset):
+                _verify_dataset(element)
+            elif isinstance(element, h5py.Group):
+                if element.id in seen:  # which a reader would follow without an end
+                    raise UnsafeFileError(f"the group {element.name} has several names, or holds itself.")
+                seen.add(element.id)
+                to_do.append((element, depth + 1))
+
+
+def _verify_dataset(dataset: h5py.Dataset) -> None:
+    if dataset.external:
+        raise UnsafeFileError(f"{dataset.name} is stored in another file, {str(dataset.external[0][0])[:80]!r}.")
+    if dataset.is_virtual and any(source.file_name != "." for source in dataset.virtual_sources()):
+        raise UnsafeFileError(f"{dataset.name} is put together from other files.")
+
+
+def verify_zarr(folder: Path) -> None:
+    """Refuse a zarr folder with links that lead out of it, or with a codec that runs what it reads.
+
+    Raises
+    ------
+    UnsafeFileError
+        If there is such a link or codec, or a description is damaged.
+    """
+    root = folder.resolve()
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(place, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise UnsafeFileError(f"{path} is a link that leads out of {folder}; copy the file itself there.")
+        for name in _DESCRIPTIONS:
+            if name in names:
+                path = Path(place, name)
+                with damaged(path):
+                    verify_size(path, _DESCRIPTION_LIMIT)
+                    _verify_codecs(json.loads(path.read_text("utf-8")))
+
+
+def _verify_codecs(content: Any) -> None:
+    """Look for codecs at any depth of a description, whichever version of zarr it is of."""
+    to_do = [content]
+    while to_do:
+        item = to_do.pop()
+        if isinstance(item, dict):
+            for name, value in item.items():
+                if name in _NAMES_OF_CODECS:
+                    _verify_named(value)
+            to_do.extend(item.values())
+        elif isinstance(item, list):
+            to_do.extend(item)
+
+
+def _verify_named(codecs: Any) -> None:
+    for codec in codecs if isinstance(codecs, list) else [codecs]:
+        name = codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec
+        if isinstance(name, str) and name not in _CODECS:
+            raise UnsafeFileError(f"it is written with the codec {name[:40]!r}, which is not used for cells.")
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn whatever a reader raises on a file of cells into one :class:`UnsafeFileError`; a missing file is not."""
+    try:
+        yield
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{path} was refused: {error}" if str(path) not in str(error) else str(error)) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except MALFORMED as error:
+        kind = "h5ad file" if path.suffix == ".h5ad" else path.suffix.removeprefix(".") or "folder of cells"
+        raise UnsafeFileError(f"{path} is no {kind}, or is damaged: {one_line(error)}") from None
+
+
+def read_h5ad(path: str | Path, *, backed: bool = False) -> AnnData:
+    """Return the cells in an h5ad file, after :func:`verify_hdf5`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    backed
+        Whether expression stays on disk.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    UnsafeFileError
+        If it is no h5ad file, is damaged, or refers to other files.
+    """
+    import anndata
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; an h5ad file with cells is expected.")
+    verify_hdf5(path)
+    with damaged(path):
+        return anndata.read_h5ad(path, backed="r" if backed else None)

@@ -1,0 +1,81 @@
+"""Room on the disk: asked for before long writes, and one message where a disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file system or a limit of this process takes no file of this size",
+    errno.EROFS: "the disk may only be read",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.EIO: "the disk reports an error",
+}
+#: What the writers of PyTorch and HDF5 say of a disk that takes no more, in place of an OSError with its number.
+_FOREIGN = ("PytorchStreamWriter failed", "inline_container", "No space left on device", "unable to write raw data")
+
+
+@contextmanager
+def explained_disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses inside into an OSError of the same number that names the file and what became of it.
+
+    Errors about other files pass unchanged.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        if number not in _REFUSALS:
+            number = errno.ENOSPC if any(text in str(error) for text in _FOREIGN) else None
+        named = getattr(error, "filename", None)
+        elsewhere = isinstance(named, str | os.PathLike) and not _is_beside(Path(named), path)
+        if number is None or elsewhere or "was not written" in str(error):
+            raise
+        message = f"{_REFUSALS[number]}: {path} was not written, and what was there before is unchanged."
+        raise (
+            type(error)(number, message) if type(error) in (OSError, PermissionError) else OSError(number, message)
+        ) from None
+
+
+def _is_beside(named: Path, path: Path) -> bool:
+    folder = os.path.abspath(path.parent)
+    return os.path.abspath(named).startswith(folder)
+
+
+def verify_space(path: str | Path, n_bytes: float, what: str) -> None:
+    """Refuse a write that cannot end well, before it begins.
+
+    Parameters
+    ----------
+    path
+        File or folder to be written.
+    n_bytes
+        Bytes that it takes at least.
+    what
+        What it is, for the message.
+
+    Raises
+    ------
+    OSError
+        If the disk has less room; its message has the estimate and what is free.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} takes about {n_bytes / 1e9:,.2f} GB and {folder} has {free / 1e9:,.2f} GB left; make room, or "
+            "give another place. Nothing was written",
+        )
