@@ -37,7 +37,7 @@ from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.data import make_store
 from scvi_tahoe.nn import NetworkConfig, energy_distance
 from scvi_tahoe.training import PlanConfig
-from scvi_tahoe.training._plan import Acceleration
+from scvi_tahoe.training._acceleration import Acceleration
 
 if TYPE_CHECKING:
     from collections.abc import Callable

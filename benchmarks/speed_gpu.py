@@ -172,13 +172,24 @@ def loss(adata: ad.AnnData) -> None:
             report(f"energy distance, {dtype} cells, {products} products", [SETS / s for s in seconds], "sets/s")
 
 
-def step_function(model: TahoeST, adata: ad.AnnData, *, compiles: bool):
+#: how a bare step is computed: by one torch operation after another, with fused kernels and rounded weights, the same
+#: compiled, and the same recorded as a CUDA graph, which is what train() does
+MODES = ("plain", "fused", "compiled", "recorded")
+
+
+def step_function(model: TahoeST, adata: ad.AnnData, *, mode: str, frozen: bool = False):
     """A bare training step on one minibatch that is already on the card."""
     from scvi_tahoe._constants import TENSORS
+    from scvi_tahoe.nn import _layers
     from scvi_tahoe.training import PlanConfig
-    from scvi_tahoe.training._plan import Acceleration
+    from scvi_tahoe.training._acceleration import Acceleration
+    from scvi_tahoe.training._graphed_step import GraphedStep
+    from scvi_tahoe.training._rounded_optimizer import RoundedAdamW
 
+    torch.manual_seed(0)
     module = model.module.to(DEVICE).train()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not (frozen and name.startswith("network.backbone.")))
     rng = np.random.default_rng(4)
     store = make_store(adata.X, DEVICE, kind="device")
     draw = lambda: store.dense(store.fetch(rng.integers(0, adata.n_obs, (SETS, SET_SIZE))), DEVICE)
@@ -188,16 +199,30 @@ def step_function(model: TahoeST, adata: ad.AnnData, *, compiles: bool):
         TENSORS.BATCH: torch.randint(0, BATCHES, (SETS, SET_SIZE), device=DEVICE),
         TENSORS.CONDITION: torch.zeros(SETS, dtype=torch.long, device=DEVICE),
     }  # fmt: skip
-    config = PlanConfig(max_steps=10)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, fused=True)
-    acceleration = Acceleration(module, compiles=compiles)
+    config, weights = PlanConfig(max_steps=10), list(module.parameters())
+    if mode == "plain":
+        _layers._by_kernels = lambda x: False
+        optimizer = torch.optim.AdamW(weights, lr=config.lr, fused=True)
+    else:
+        rounded = [layer.weight for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+        options = {"lr": config.lr, "fused": True, "precision": torch.bfloat16, "rounded": rounded}
+        optimizer = RoundedAdamW([{"params": weights}], **options)
+        optimizer.compact()
+    acceleration = Acceleration(module, compiles=mode == "compiled")
     acceleration.begin("bf16-mixed", DEVICE)
+    graphed = GraphedStep(module) if mode == "recorded" else None
 
     def step() -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            *_, losses = module(batch)
-        losses.loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            recorded = None if graphed is None else graphed(batch)
+            if recorded is None:
+                *_, losses = module(batch)
+        if recorded is None:
+            losses.loss.backward()
+        if mode == "plain":
+            torch.nn.utils.clip_grad_norm_([p for p in weights if p.grad is not None], 1.0)
+        else:
+            optimizer.reduce_gradients(1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -205,32 +230,36 @@ def step_function(model: TahoeST, adata: ad.AnnData, *, compiles: bool):
 
 
 def step(adata: ad.AnnData, heads: list[str], profile: bool) -> None:
-    """Bare steps, eager and compiled."""
-    for head in heads:
-        for compiles in (False, True):
-            model = new_model(adata, head)
-            start = time.perf_counter()
-            function, acceleration = step_function(model, adata, compiles=compiles)
-            function()
-            torch.cuda.synchronize()
-            name = f"bare step, {head}, {'compiled' if compiles else 'eager'}"
-            note(f"{name}: first step", time.perf_counter() - start, "s")
-            seconds = timed(function, repeats=30)
-            report(name, [SETS / s for s in seconds], "sets/s")
-            note(f"{name}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
-            if profile:
-                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
-                    for _ in range(3):
-                        function()
-                    torch.cuda.synchronize()
-                rows = sorted(trace.key_averages(), key=lambda e: -e.self_device_time_total)[:14]
-                for row in rows:
-                    print(f"    {row.self_device_time_total / 3000:7.2f} ms {row.count // 3:5d}x  {row.key[:90]}")
-            acceleration.end()
-            del model, function
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+    """Bare steps in every mode."""
+    from scvi_tahoe.nn import _layers
+
+    by_kernels = _layers._by_kernels
+    for head, mode, frozen in [*((h, m, False) for h in heads for m in MODES), (heads[0], "recorded", True)]:
+        model = new_model(adata, head)
+        start = time.perf_counter()
+        function, acceleration = step_function(model, adata, mode=mode, frozen=frozen)
+        function()
+        torch.cuda.synchronize()
+        name = f"bare step, {head}, {mode}{', frozen backbone' if frozen else ''}"
+        note(f"{name}: first step", time.perf_counter() - start, "s")
+        seconds = timed(function, repeats=30)
+        report(name, [SETS / s for s in seconds], "sets/s")
+        note(f"{name}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+        if profile:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+                for _ in range(3):
+                    function()
+                torch.cuda.synchronize()
+            rows = sorted(trace.key_averages(), key=lambda e: -e.self_device_time_total)
+            for row in rows[:14]:
+                print(f"    {row.self_device_time_total / 3000:7.2f} ms {row.count // 3:5d}x  {row.key[:90]}")
+            print(f"    {sum(row.self_device_time_total for row in rows) / 3000:7.2f} ms in kernels")
+        acceleration.end()
+        _layers._by_kernels = by_kernels
+        del model, function
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 class Clock(Callback):

@@ -46,7 +46,7 @@ def test_what_is_no_molecule_is_refused_by_name(bad, fingerprints, capfd):
 
 
 def test_numbers_out_of_range_and_an_empty_list_are_refused(fingerprints):
-    with pytest.raises(ValueError, match="n_bits=0 1 or more"):
+    with pytest.raises(ValueError, match="n_bits=0 must be 1 or more"):
         fingerprints(SMILES, n_bits=0)
     with pytest.raises(ValueError, match="the SMILES of 0 of 0 drugs"):
         fingerprints({})

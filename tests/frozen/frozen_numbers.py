@@ -71,7 +71,7 @@ EMBEDDING = {"cell_embedding_key": "X_embedding"}
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 #: columns of the history that are a matter of the clock or of memory
-CLOCK = ("sets_per_second", "peak_memory_gb")
+CLOCK = ("sets_per_second", "mfu", "peak_memory_gb")
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {}
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from scvi_tahoe.nn import energy_distance
-from scvi_tahoe.nn._networks import AlignedLinear
+from scvi_tahoe.nn._layers import AlignedLinear
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

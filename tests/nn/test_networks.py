@@ -180,7 +180,7 @@ def test_the_largest_size_has_the_parameters_of_the_published_network():
 
 REFUSALS = {
     "a width of zero": ({"hidden": 0}, "positive integer"),
-    "an unknown head": ({"head": "best"}, "head='best' is not one of"),
+    "an unknown head": ({"head": "best"}, "head='best' is unknown"),
     "an unknown activation": ({"activation": "tanh"}, "activation='tanh'"),
     "heads that do not group": ({"n_kv_heads": 3}, "multiple"),
     "no sign of the perturbation": ({"sees_perturbation": False}, "needs base_encoder=True"),

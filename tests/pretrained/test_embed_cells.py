@@ -347,7 +347,7 @@ def test_the_hub_asks_for_the_licence_and_sends_no_more_than_is_needed(folder, t
     repository, adata = Repository(folder), counts()
     with serve(repository) as address:
         use_hub(address)
-        with pytest.raises(LicenceNotAcceptedError, match="Non-Commercial"):
+        with pytest.raises(LicenceNotAcceptedError, match="accept_license=True"):
             embed_cells(adata, "someone/st-model", progress=False)
         cache = {"accept_license": True, "cache_dir": tmp_path / "hub"}
         report = embed_cells(adata, "someone/st-model", progress=False, **cache)

@@ -211,6 +211,13 @@ def test_a_file_of_weights_cut_short_is_refused(tmp_path, refused):
     refused(folder, "damaged", read=read_state_embedding)
 
 
+def test_the_licence_is_arcs_unless_the_model_card_states_a_free_one(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    assert "Non-Commercial" in read_state_embedding(folder).licence
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert read_state_embedding(folder).licence == "Their authors state the licence mit."
+
+
 def test_weights_in_half_precision_become_float32(tmp_path):
     folder = write_folder(tmp_path / "m", {name: x.half() for name, x in tensors().items()})
     assert {x.dtype for x in read_state_embedding(folder).network.state_dict().values()} == {torch.float32}

@@ -55,6 +55,7 @@ def test_predictions_are_changes_with_deviations_and_support(unseen):
     assert predicted.X.dtype == predicted.layers["sd"].dtype == np.float32
     assert predicted.obs.columns.tolist() == ["gene", "line", "support", "starts_from"]
     assert (predicted.layers["sd"] > 0).all()
+    assert ((predicted.layers["p_direction"] >= 0.5) & (predicted.layers["p_direction"] <= 1)).all()
     assert predicted.obs["support"].between(0, 1).all()
     truth = adata.layers["truth"][hidden]
     error = np.abs(predicted.X - truth).mean()
@@ -294,3 +295,8 @@ def test_the_same_seed_gives_the_same_model():
     adata, table = screen(10)
     first, second = (fit(adata, tables=table, seed=3).predict().X for _ in range(2))
     assert (first == second).all()
+
+
+def test_a_negative_size_of_an_effect_is_an_error(unseen):
+    with pytest.raises(ValueError, match="min_change=-1"):
+        unseen[0].predict(["P0"], min_change=-1)

@@ -8,7 +8,8 @@ import torch
 
 from scvi_tahoe._devices import autocast_dtype, resolve_precision
 from scvi_tahoe.training import compiling_pays
-from scvi_tahoe.training._plan import Acceleration, AsyncScalar
+from scvi_tahoe.training._acceleration import Acceleration
+from scvi_tahoe.training._plan import AsyncScalar
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -19,6 +20,7 @@ def test_only_long_runs_on_a_gpu_are_compiled():
     long = {"n_parameters": 3 * 10**8, "cells_per_step": 6144, "n_steps": 100_000}
     assert compiling_pays(GPU, **long)
     assert not compiling_pays(CPU, **long)
+    assert not compiling_pays(GPU, **{**long, "n_steps": 100})
 
 
 def test_pausing_and_ending_give_the_parts_their_own_code_back(make_model):
@@ -60,7 +62,7 @@ def test_an_interrupted_run_leaves_no_compiled_part_behind(make_model):
 
 def test_an_unknown_choice_is_refused(make_model):
     model = make_model()
-    with pytest.raises(ValueError, match=r"compile='yes' must be True, False or 'auto'"):
+    with pytest.raises(ValueError, match=r"compile='yes' is unknown; allowed are 'auto' or true or false"):
         model.train(**BRIEF, compile="yes")
     model.train(**BRIEF)
     with pytest.raises(ValueError, match=r"precision='half' is unknown; allowed are 'auto', '32'"):
@@ -113,3 +115,14 @@ def test_on_a_gpu_predictions_do_not_depend_on_how_they_are_brought_back(make_mo
     model.train(**BRIEF)
     few, many = (model.predict(batch_size=n, precision="32", seed=1, progress=False).X for n in (1, 5))
     torch.testing.assert_close(torch.from_numpy(few), torch.from_numpy(many), rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_of_the_compiler_ends_compiling_and_not_the_run(make_model, monkeypatch, caplog):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    model = make_model()
+    model.train(**BRIEF, compile=True)
+    assert model.history["train_loss"].notna().all().all()
+    assert sum("compiling failed" in record.message for record in caplog.records) == 1

@@ -203,7 +203,7 @@ def test_dropout_is_refused_where_there_is_no_layer_of_it(make_model, train):
     ("options", "message"),
     [
         ({"max_steps": 0}, "max_steps=0 must be a whole number of 1 or more"),
-        ({"max_steps": 1.5}, "max_steps=1.5 must be a whole number of 1 or more"),
+        ({"max_steps": 1.5}, "max_steps is 1.5; allowed is a whole number"),
         ({"log_every": 0}, "log_every=0 must be a whole number of 1 or more"),
         ({"lr": 0.0}, "lr=0.0 must be positive"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1 must be 0 or more"),

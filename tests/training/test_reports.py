@@ -16,7 +16,7 @@ from scvi_tahoe.nn import SIZES, NetworkConfig
 from scvi_tahoe.training import MemoryPlan, MetricsHistory, explained_out_of_memory, plan_memory
 from scvi_tahoe.training._reports import VALIDATION_SCORES, computed_scores, top_gene_overlap
 
-METRICS = {"train_loss", "validation_loss", "train_energy", "validation_energy", "sets_per_second", "lr_new"}
+METRICS = {"train_loss", "validation_loss", "train_energy", "validation_energy", "sets_per_second", "mfu", "lr_new"}
 
 
 @pytest.mark.parametrize("kind", ["csv", "none", "logger", "list"])

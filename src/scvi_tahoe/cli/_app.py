@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -44,4 +45,6 @@ def options(
 
 def main() -> None:
     """Run the command line."""
+    # threads that wait for each other must not hold the cores that they wait for; read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

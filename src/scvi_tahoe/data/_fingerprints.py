@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+@checked(radius=(0, None), n_bits=(1, None))
 def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: int = 1024) -> dict[str, np.ndarray]:
     """Return a perturbation-embedding table of drugs: Morgan fingerprints of their structures.
 
@@ -43,8 +46,6 @@ def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: i
         from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
     except ImportError:
         raise ImportError('fingerprints need RDKit: pip install "scvi-tahoe[chem]".') from None
-    if radius < 0 or n_bits < 1:
-        raise ValueError(f"radius={radius!r} must be 0 or more and n_bits={n_bits!r} 1 or more.")
     with rdBase.BlockLogs():
         molecules = {name: Chem.MolFromSmiles(text) if isinstance(text, str) else None for name, text in smiles.items()}
     bad = [name for name, molecule in molecules.items() if molecule is None or not molecule.GetNumAtoms()]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked_fields
 from scvi_tahoe._names import Registry, nearest_names
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def _by_condition(index: ConditionIndex, part_of_condition: np.ndarray) -> dict[
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class FractionSplit(_Fractions):
     """Hold out a fraction of the cells of every condition.
@@ -204,6 +206,7 @@ class FractionSplit(_Fractions):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class HeldOutConditions(_Fractions):
     """Hold out a fraction of the conditions, whose perturbations are seen in other contexts.
@@ -243,6 +246,7 @@ class HeldOutConditions(_Fractions):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class HeldOutPerturbations(_Names):
     """Hold out perturbations in every context."""
@@ -251,6 +255,7 @@ class HeldOutPerturbations(_Names):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class HeldOutContexts(_Names):
     """Hold out every perturbed cell of some contexts; their controls remain, as prediction needs them."""
@@ -260,6 +265,7 @@ class HeldOutContexts(_Names):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class FewShotContext(_Names):
     """Hold out perturbations in one context; the other perturbations there, and every other context, train."""

@@ -18,6 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 from tqdm.auto import tqdm
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._cell_files import expression_on_disk
 from scvi_tahoe.data._matrix import GeneAlignment
@@ -53,6 +54,7 @@ class _Source:
             yield rows, sp.csr_matrix(self.matrix[rows], dtype=np.float32)
 
 
+@checked()
 def write_store(
     files: Sequence[str | Path] | str | Path,
     folder: str | Path,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._matrices import verified_sparse, verify_magnitude
 from scvi_tahoe.data._matrix import fast_codecs, is_sharded
 from scvi_tahoe.files import damaged, restore, verify_zarr
@@ -103,6 +104,7 @@ def _verified(folder: Path) -> zarr.Group:
     return group
 
 
+@checked()
 def read_store(folder: str | Path) -> AnnData:
     """Open a store on disk, a screen too large for memory.
 

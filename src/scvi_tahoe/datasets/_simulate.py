@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
+from scvi_tahoe._arguments import checked
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -27,6 +29,10 @@ _N_PATHWAYS = 4
 _N_REGULATORS, _STEEPNESS = 5, 3.0
 
 
+@checked(
+    n_contexts=(1, None), n_perturbations=(1, None), n_genes=(1, None), n_cells=(1, None), n_control_cells=(1, None),
+    n_batches=(1, None), n_embedding=(1, None), n_cell_embedding=(1, None), effect_size=(0, None), seed=(0, None),
+)  # fmt: skip
 def simulate_screen(
     n_contexts: int = 3,
     n_perturbations: int = 24,

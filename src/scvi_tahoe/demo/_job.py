@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.files import LOCK, atomic_write, atomic_write_text, locked, read_h5ad, remove_partial, remove_path
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class DemoResult:
     verdict: str = ""
 
 
+@checked(max_steps=(1, None), seed=(0, None))
 def run_demo(
     folder: str | Path = "scvi-tahoe-demo",
     *,
@@ -67,7 +69,7 @@ def run_demo(
         Number of optimisation steps.
     seed
         Random seed of the weights, the sampling and the baselines. The same seed on the same machine gives the same
-        numbers.
+        numbers, with the same number of threads (``OMP_NUM_THREADS``).
     overwrite
         Start over in the folder of an earlier demo.
     report
@@ -83,8 +85,6 @@ def run_demo(
     from scvi_tahoe.datasets import papalexi_few_shot
     from scvi_tahoe.evaluate import EvaluationResult
 
-    if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}; it must be 1 or more.")
     start, folder = time.perf_counter(), Path(folder)
     claim_folder(folder, {"max_steps": max_steps, "seed": seed}, overwrite=overwrite)
     if all((folder / name).exists() for name in FILES):

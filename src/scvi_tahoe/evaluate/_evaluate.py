@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._messages import duration
 from scvi_tahoe.evaluate._baselines import chosen_baseline
 from scvi_tahoe.evaluate._checks import checks_table, raise_or_warn
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 _LONG = 20.0  # seconds that are worth a line
 
 
+@checked(n_draws=(1, None), seed=(0, None))
 def evaluate(  # noqa: PLR0913
     prediction: AnnData,
     reference: AnnData | EvaluationReference,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.evaluate._baselines import applicable_baselines, baseline_cells, embedding_tables, find_baseline
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._context_truth import ContextTruth, TruthCache, content_hash, installed_versions
@@ -89,6 +90,7 @@ class EvaluationReference:
         self._scored: set[tuple[str, ScoringSettings, int]] = set()
 
     @classmethod
+    @checked(num_threads=(1, None))
     def from_adata(
         cls,
         adata: AnnData,

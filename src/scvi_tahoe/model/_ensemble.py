@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
 from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
 from scvi_tahoe.files import UnsafeFileError, atomic_folder, member, read_json, restore
@@ -268,6 +269,7 @@ class TahoeEnsemble:
         known = predict if prediction is None else prediction
         return first._evaluate(reference, known, seed=seed, progress=progress, **kwargs)
 
+    @checked()
     def save(self, dir_path: str | Path, *, overwrite: bool = False, **kwargs: Any) -> None:
         """Save every member into a folder of its own. The ensemble is written atomically.
 
@@ -292,6 +294,7 @@ class TahoeEnsemble:
             (partial / _LIST).write_text(json.dumps({"members": names}, indent=1))
 
     @classmethod
+    @checked()
     def load(cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, **kwargs: Any) -> TahoeEnsemble:
         """Load an ensemble saved with :meth:`save`.
 

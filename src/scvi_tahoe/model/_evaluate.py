@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import spelled_labels, with_condition_labels
 from scvi_tahoe.evaluate import (
     PRESETS,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 class EvaluateMixin(PredictMixin):
     """``evaluate``."""
 
+    @checked(seed=(0, None))
     def evaluate(
         self,
         reference: AnnOrMuData | EvaluationReference,

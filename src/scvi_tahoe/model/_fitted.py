@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._compat import history_as_frames, history_as_lists
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys
@@ -99,6 +100,7 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
         """Return what is saved: attributes that end with ``_``, in types that every supported pandas can read."""
         return [(name, _plain(name, value)) for name, value in sorted(vars(self).items())]
 
+    @checked()
     def save(
         self,
         dir_path: str | Path,
@@ -145,6 +147,7 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
             verify_model_file(partial / names[0], verify=False)
 
     @classmethod
+    @checked()
     def load(
         cls, dir_path: str | Path, adata: AnnOrMuData | bool | None = None, *, verify: bool = True, **kwargs: Any
     ) -> Self:
@@ -202,6 +205,7 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
         return model
 
     @staticmethod
+    @checked()
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict:
         """Return the registry of a saved model, see :meth:`scvi.model.base.BaseModelClass.load_registry`.
 

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import REGISTRY
 from scvi_tahoe._devices import prediction_devices
+from scvi_tahoe._threads import fitting_threads
 from scvi_tahoe.model._fitted import FittedModel
+from scvi_tahoe.nn import step_operations
 from scvi_tahoe.prediction import PredictionData, PredictionRequest, predict_cells, resolve_conditions
 from scvi_tahoe.response import learn_prior, prior_table
 
@@ -24,9 +27,14 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import Condition, Output, StoreKind
 
 
+#: sets in a minibatch of a prediction, by which threads are chosen
+_N_SETS = 16
+
+
 class PredictMixin(FittedModel):
     """``predict`` and ``prior_report``."""
 
+    @checked(seed=(0, None), batch_size=(1, None), max_missing_genes=(0, 1))
     def predict(  # noqa: PLR0913
         self,
         adata: AnnOrMuData | None = None,
@@ -150,11 +158,14 @@ class PredictMixin(FittedModel):
             adata, perturbations=request.perturbations, max_missing_genes=request.max_missing_genes
         )
         cosines, noise = self.observed_cosine_, self.observed_noise_
-        return predict_cells(
-            request, data, self.module, prior, devices=devices, is_trained=self.is_trained_,
-            decoder_error=(self.training_config_ or {}).get("decoder_error"),
-            observed_likeness={c: {"cosine": cosine, **noise.get(c, {})} for c, cosine in cosines.items()},
-        )  # fmt: skip
+        network, n_cells = self.module.network, _N_SETS * self.set_size
+        operations = step_operations(network, n_sets=_N_SETS, set_size=self.set_size) / 3  # forward alone
+        with fitting_threads(devices[0], operations=operations, n_cells=n_cells, hidden=network.config.hidden):
+            return predict_cells(
+                request, data, self.module, prior, devices=devices, is_trained=self.is_trained_,
+                decoder_error=(self.training_config_ or {}).get("decoder_error"),
+                observed_likeness={c: {"cosine": cosine, **noise.get(c, {})} for c, cosine in cosines.items()},
+            )  # fmt: skip
 
     def _verify_output(self, output: Output) -> None:
         """Reject what this model cannot predict."""
@@ -197,6 +208,7 @@ class PredictMixin(FittedModel):
             max_missing_genes=max_missing_genes,
         )
 
+    @checked()
     def prior_report(
         self,
         adata: AnnOrMuData | None = None,

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import REGISTRY, TENSORS
 from scvi_tahoe._module import residual_input
 from scvi_tahoe.data import EmbeddingTableField, random_minibatches, verify_screen
@@ -62,6 +63,7 @@ class PretrainedMixin(FittedModel):
     """``from_pretrained``, ``export``, ``push_to_hub`` and ``diagnose_attention``."""
 
     @classmethod
+    @checked(seed=(0, None), set_size=(1, None))
     def from_pretrained(  # noqa: PLR0913
         cls,
         source: str | Path | PretrainedModel,
@@ -222,6 +224,7 @@ class PretrainedMixin(FittedModel):
             verify_scale(model.module, report, controls, model.genes)
         return model
 
+    @checked()
     def export(
         self,
         folder: str | Path,
@@ -264,6 +267,7 @@ class PretrainedMixin(FittedModel):
         base = {"base": self._backbone_of(backbone_from, accept_license)} if target.takes_base else {}
         target.write(pretrained_of(self), folder, overwrite=overwrite, **base)
 
+    @checked()
     def push_to_hub(
         self,
         repository: str,
@@ -334,6 +338,7 @@ class PretrainedMixin(FittedModel):
         revision = started.get("revision") if str(source) == started.get("source") else None
         return read_pretrained(source, revision=revision, accept_license=accept_license)
 
+    @checked()
     def diagnose_attention(
         self, adata: AnnOrMuData | None = None, *, n_sets: int = 32, seed: int = 0
     ) -> AttentionDiagnosis:

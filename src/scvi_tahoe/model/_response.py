@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.effects import effects_adata
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import resolve_conditions
@@ -45,6 +46,7 @@ class ResponseMixin(PredictMixin):
         """
         return report_of(self._response())
 
+    @checked()
     def predict_effects(
         self,
         adata: AnnOrMuData | None = None,
@@ -54,6 +56,7 @@ class ResponseMixin(PredictMixin):
         max_missing_genes: float = 0.1,
         use_measured: bool = True,
         as_adata: bool = False,
+        min_change: float | None = None,
     ) -> pd.DataFrame | AnnData:
         """Predict the change of every gene by the response model, without making cells.
 
@@ -67,18 +70,22 @@ class ResponseMixin(PredictMixin):
         as_adata
             Whether to return AnnData ``[conditions, genes]`` with the change in ``X`` and the rest in ``layers`` and
             ``obs``, which the functions of :mod:`scvi_tahoe.effects` take.
+        min_change
+            Size from which a change of mean log1p expression counts as an effect. If None, the median over genes of the
+            standard deviation of changes over the training conditions.
 
         Returns
         -------
         One row for each condition and gene: its labels, ``gene``, ``change`` (of mean log1p expression against the
-        controls of the context), ``sd`` (of the true change around it), ``p_direction`` (probability that the true
-        change has the sign of the predicted one), ``direction`` (1 or -1) and ``support`` of the condition, from 0
-        (nothing but the context is known) to 1.
+        controls of the context), ``sd`` (of the true change around it), ``p_effect`` (probability that the true change
+        is larger than ``min_change``, up or down: that the gene is differentially expressed), ``p_direction``
+        (probability that the true change has the sign of the predicted one), ``direction`` (1 or -1) and ``support`` of
+        the condition, from 0 (nothing but the context is known) to 1. ``attrs["min_change"]`` has the size used.
 
         Raises
         ------
         ValueError
-            As in :meth:`predict`, or if the model has another prior than ``'response'``.
+            As in :meth:`predict`, if the model has another prior than ``'response'``, or ``min_change`` is negative.
 
         Examples
         --------
@@ -86,9 +93,13 @@ class ResponseMixin(PredictMixin):
         >>> effects.sort_values("p_direction", ascending=False).head()
         """
         learned = self._response()
+        if min_change is not None and not min_change >= 0:
+            raise ValueError(f"min_change={min_change!r} is not allowed; give a size of 0 or more, or None.")
         data = self._prediction_data(adata, perturbations=perturbations, max_missing_genes=max_missing_genes)
         conditions = resolve_conditions(data, perturbations=perturbations, contexts=contexts)
-        effects = effects_of(learned, data.spec, data.screen, conditions, use_measured=use_measured)
+        effects = effects_of(
+            learned, data.spec, data.screen, conditions, use_measured=use_measured, min_change=min_change
+        )
         if not as_adata:
             return effects
         keys = data.spec.keys
@@ -97,6 +108,7 @@ class ResponseMixin(PredictMixin):
             combination_separator=keys.combination_separator,
         )  # fmt: skip
 
+    @checked()
     def plan_next(
         self,
         n: int = 20,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi.utils import setup_anndata_dsp
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import ScreenManager
 from scvi_tahoe.model._fitted import FittedModel, keys_of_registry
 
@@ -24,11 +25,12 @@ class SetupMixin(FittedModel):
 
     @classmethod
     @setup_anndata_dsp.dedent
+    @checked()
     def setup_anndata(
         cls,
         adata: AnnData,
         perturbation_key: str,
-        control: str,
+        control: str | float,
         layer: str | None = None,
         cell_embedding_key: str | None = None,
         perturbation_embedding_key: str | Sequence[str] | None = None,
@@ -85,11 +87,12 @@ class SetupMixin(FittedModel):
 
     @classmethod
     @setup_anndata_dsp.dedent
+    @checked()
     def setup_mudata(
         cls,
         mdata: MuData,
         perturbation_key: str,
-        control: str,
+        control: str | float,
         modalities: dict[str, str] | None = None,
         layer: str | None = None,
         cell_embedding_key: str | None = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import REPRESENTATIONS, read_screen
 from scvi_tahoe.model._evaluate import EvaluateMixin
@@ -114,6 +115,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
     _module_cls = TahoeSTModule
     _training_plan_cls = TahoeTrainingPlan
 
+    @checked(set_size=(1, None), seed=(0, None))
     def __init__(
         self,
         adata: AnnOrMuData | None = None,
@@ -131,8 +133,6 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
     ) -> None:
         super().__init__(adata, registry)
         self._adopt(**new_state())
-        if set_size is not None and set_size < 1:
-            raise ValueError(f"set_size={set_size!r} must be 1 or more.")
         if prior not in PRIORS:
             raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")
         if prior not in ("none", "auto") and representation == "embedding":
@@ -238,6 +238,7 @@ def _head(size: str | Mapping[str, Any], network: Mapping[str, Any] | None) -> s
     return {**({} if isinstance(size, str) else size), **(network or {})}.get("head", "delta")
 
 
+@checked(n_cells=(2, None), seed=(0, None))
 def suggest_decoder_weight(adata: AnnOrMuData, *, n_cells: int = 500, seed: int = 0) -> float:
     r"""Return the weight of the gene decoder's loss that balances both spaces.
 
@@ -271,7 +272,5 @@ def suggest_decoder_weight(adata: AnnOrMuData, *, n_cells: int = 500, seed: int 
     >>> TahoeST.setup_anndata(adata, "target_gene", "non-targeting", cell_embedding_key="X_state")
     >>> suggest_decoder_weight(adata)
     """
-    if n_cells < 2:
-        raise ValueError(f"n_cells={n_cells} must be 2 or more, to have pairs of them.")
     screen = read_screen(adata, keys_of_registry(TahoeST._registered(adata)))
     return decoder_weight_of(screen, np.arange(screen.n_cells), n_cells=n_cells, seed=seed)

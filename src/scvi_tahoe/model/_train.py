@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import ConditionIndex, cell_set_dataset
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import PredictionRequest, arguments_for
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from lightning.pytorch.loggers import Logger
 
-    from scvi_tahoe.data import Condition, Output, Split, StoreKind
+    from scvi_tahoe.data import Condition, Output, Screen, Split, StoreKind
     from scvi_tahoe.training import LearningRateTest, MemoryPlan, Recipe, TrainingData
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,15 @@ logger = logging.getLogger(__name__)
 class TrainMixin(PredictMixin):
     """``train``, ``find_learning_rate``, ``memory_plan`` and the adapters of ``recipe='lora'``."""
 
+    @checked(
+        max_steps=(1, None),
+        lr=(0, None),
+        batch_size=(1, None),
+        validate_every=(1, None),
+        patience=(1, None),
+        save_steps=(1, None),
+        seed=(0, None),
+    )
     def train(  # type: ignore[override]  # noqa: PLR0913
         self,
         max_steps: int | None = None,
@@ -126,7 +136,8 @@ class TrainMixin(PredictMixin):
             As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` is the first on CUDA devices with
             native bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
         compile
-            Whether to compile training steps; ``'auto'`` compiles if that saves more time than it takes.
+            Whether to compile training steps. ``'auto'`` compiles if that saves more time than it takes, and on one GPU
+            in bfloat16 replays recorded steps (CUDA graphs) instead, which are as fast at once.
         shrink_correction
             With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
             validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose
@@ -152,6 +163,12 @@ class TrainMixin(PredictMixin):
         options = TrainOptions.of_call(locals())
         screen = self._training_screen()
         run = self._resolved(options, screen.index)
+        with run.threads(self.module):
+            self._fit(run, screen)
+
+    def _fit(self, run: TrainingRun, screen: Screen) -> None:
+        """Carry out a resolved training."""
+        seed = run.options.seed
         data = training_data(self._spec(), screen, run, self.module, self.prior, self.criterion)
         adapters, pretrained = begin_adapters(
             self.module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
@@ -266,8 +283,11 @@ class TrainMixin(PredictMixin):
             predict, self.keys, data.split, data.expression, run.device, seed=seed,
             known_start=lambda conditions: wanted_means(prior, spec, screen, conditions),
         )  # fmt: skip
-        if factor is None and is_response and run.options.split is None:
-            factor, verdict = 0.0, f"{NOTHING} There are too few conditions to hold some out, which would judge it."
+        if factor is None and is_response:
+            factor = 0.0
+            verdict = (
+                f"{NOTHING} No conditions are held out to judge it by; shrink_correction=False keeps what it learned."
+            )
         logger.info(verdict)
         if factor is not None and factor < 1:
             with torch.no_grad():
@@ -275,6 +295,7 @@ class TrainMixin(PredictMixin):
                     parameter.mul_(factor)
         return factor, verdict
 
+    @checked()
     def find_learning_rate(
         self,
         *,
@@ -329,6 +350,7 @@ class TrainMixin(PredictMixin):
             module.objective.decoder_weight = data.decoder_weight
         return run_learning_rate_test(module, pretrained, run, data.minibatches, lowest=lowest, highest=highest)
 
+    @checked()
     def save_adapters(self, folder: str | Path) -> None:
         """Write the adapters of ``recipe='lora'`` alone, about a hundredth of a model, for :meth:`load_adapters`.
 
@@ -345,6 +367,7 @@ class TrainMixin(PredictMixin):
         """
         write_adapters(self.module, self.adapters_, Path(folder))
 
+    @checked()
     def load_adapters(self, folder: str | Path) -> None:
         """Attach saved adapters to a model with the weights that they were trained on.
 
@@ -376,6 +399,7 @@ class TrainMixin(PredictMixin):
         pretrained = end_adapters(self.module, adapters=self.adapters_, pretrained=self.pretrained_parameters_)
         self._adopt(adapters_=None, pretrained_parameters_=pretrained)
 
+    @checked()
     def memory_plan(
         self, *, batch_size: int | None = None, store: StoreKind = "auto", precision: str | int = "auto",
         **trainer_kwargs: Any,

@@ -27,6 +27,7 @@ from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in
 )
 
 from scvi_tahoe.nn._contrastive import contrastive_alignment, contrastive_delta, info_nce  # isort: skip
+from scvi_tahoe.nn._layers import have_triton
 from scvi_tahoe.nn._networks import NetworkOutput, SetTransformer
 from scvi_tahoe.nn._objective import (
     Ineffective,
@@ -39,6 +40,7 @@ from scvi_tahoe.nn._objective import (
     reject_ineffective,
     reject_ineffective_options,
 )
+from scvi_tahoe.nn._operations import step_operations
 from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS, SetReference, Term, register_term
 
 __all__ = [

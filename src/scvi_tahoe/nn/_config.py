@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from scvi_tahoe._arguments import checked_fields
+
 Attention = Literal["full", "causal", "causal_rope", "self_only"]
 Backbone = Literal["llama", "gpt2"]
 ControlEncoder = Literal["mlp", "linear"]
@@ -31,6 +33,7 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class GeneDecoderConfig:
     """The decoder that turns a predicted cell (often an embedding) into gene expression.
@@ -61,6 +64,7 @@ class GeneDecoderConfig:
             raise ValueError(f"A residual gene decoder adds blocks in pairs of equal width; got hidden={self.hidden}.")
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Everything that decides the shape and the function of a :class:`SetTransformer`.

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from scvi_tahoe.nn._networks import more_to_align
+from scvi_tahoe.nn._layers import more_to_align
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,13 +7,13 @@ B technical batches. Everything is computed in float32.
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from scvi_tahoe.nn._layers import have_triton
 from scvi_tahoe.nn._terms import register_term
 
 if TYPE_CHECKING:
@@ -130,12 +130,7 @@ def _pulled_by_kernels(ctx: Any, cells_SCP: Tensor, distance_SNC: Tensor, gradie
 
 def _kernels_hold(n_cells: int) -> bool:
     """Return whether the Triton kernels can be used for sets of this many observed and predicted cells."""
-    return _have_triton() and n_cells <= _MOST_CELLS and _sums_in_float32()
-
-
-@cache
-def _have_triton() -> bool:
-    return find_spec("triton") is not None
+    return have_triton() and n_cells <= _MOST_CELLS and _sums_in_float32()
 
 
 def _centred(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype, wide: torch.dtype) -> Tensor:

@@ -25,6 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scvi_tahoe.nn._layers import (
+    AlignedLinear,
+    RMSNorm,
+    changed_cells,
+    gated_silu,
+    more_to_align,
+    rectified,
+    runs_in_16_bits,
+    widened,
+)
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -112,13 +123,16 @@ class SetTransformer(nn.Module):
         ValueError
             If the network has a batch encoder and no batch is given.
         """
-        encoded_SND = self.control_encoder(control_SNG)
         base_SNG = control_SNG if base_SNG is None else base_SNG
+        if runs_in_16_bits(control_SNG):  # once for all of its products
+            control_SNG = control_SNG.to(torch.get_autocast_dtype("cuda"))
+        encoded_SND = self.control_encoder(control_SNG)
         cells_SND = encoded_SND + self._encode_perturbation(perturbation_SP)
         if self.base_encoder is not None:
             cells_SND = cells_SND + self.base_encoder(base_SNG)
         if self.batch_encoder is not None:
-            cells_SND = cells_SND + self._encode_batch(batch_SN)
+            # in the precision of the cells, which the sum would not have otherwise, nor all that follows
+            cells_SND = cells_SND + self._encode_batch(batch_SN).to(cells_SND.dtype)
 
         tokens_STD, present_ST = self._add_tokens(cells_SND, present_SN)
         output_STD = self.backbone(tokens_STD, present_ST)
@@ -207,10 +221,8 @@ class Head(nn.Module):
             prediction_SNG = self._down_and_up(hidden_SND, control_SNG, self.down, self.up)
         else:
             change_SNG = self.project(hidden_SND)
-            prediction_SNG = base_SNG + (change_SNG * (base_SNG > 0) if self.keep_zeros else change_SNG)
-        # Unlike relu, clamp passes the gradient on at exactly zero. An untrained delta head predicts exactly zero
-        # wherever the control is zero, and has to be able to switch such a gene on.
-        return prediction_SNG.clamp_min(0) if self.rectify else prediction_SNG
+            return changed_cells(base_SNG, change_SNG, keeps_zeros=self.keep_zeros, rectifies=self.rectify)
+        return rectified(prediction_SNG) if self.rectify else prediction_SNG
 
     def _down_and_up(self, hidden_SND: Tensor, control_SNG: Tensor, down: AlignedLinear, up: AlignedLinear) -> Tensor:
         """``up(gelu(down(project(hidden) + control)))``.
@@ -274,12 +286,8 @@ class GeneDecoder(nn.Module):
         return F.relu(self.out(x))
 
 
-_RMS_EPSILON = 1e-6
 _ROTARY_BASE = 10_000.0
 _INITIAL_STD = 0.02
-#: the matrix units load 16 bytes at a time; a row of 16-bit numbers that does not start there is read several times
-#: slower, and numbers of genes are rarely multiples of 8
-_STEP = 8
 
 Rotary = tuple["Tensor", "Tensor"]
 
@@ -318,8 +326,7 @@ class LlamaBlock(nn.Module):
     def forward(self, tokens_STD: Tensor, allowed: Tensor | None = None, rotary: Rotary | None = None) -> Tensor:
         """Return the tokens with attention and feed-forward added."""
         tokens_STD = tokens_STD + self.attention(self.attention_norm(tokens_STD), allowed, rotary)
-        gate, up = self.gate_up(self.feed_forward_norm(tokens_STD)).chunk(2, dim=-1)
-        return tokens_STD + self.down(F.silu(gate) * up)
+        return tokens_STD + self.down(gated_silu(self.gate_up(self.feed_forward_norm(tokens_STD))))
 
 
 class Gpt2Block(nn.Module):
@@ -402,20 +409,6 @@ class Attention(nn.Module):
         return shared_SKTW if group == 1 else shared_SKTW.repeat_interleave(group, dim=1)
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 for inputs of any precision."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``weight * x / sqrt(mean(x**2) + 1e-6)`` over the last dimension."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + _RMS_EPSILON)
-        return self.weight * wide.to(x.dtype)
-
-
 def _linear(n_in: int, n_out: int, *, bias: bool, branches: int = 1) -> nn.Linear:
     """Return a linear layer with small normal weights, smaller where ``branches`` outputs add up in the residual."""
     layer = nn.Linear(n_in, n_out, bias=bias)
@@ -458,42 +451,3 @@ def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
-
-
-def runs_in_16_bits(x: Tensor) -> bool:
-    """Return whether products with ``x`` are computed by a GPU in 16 bits."""
-    return x.is_cuda and torch.is_autocast_enabled("cuda")
-
-
-def more_to_align(width: int) -> int:
-    """Return the number of columns missing to the next multiple of 8, at which matrix units are fast."""
-    return -width % _STEP
-
-
-def widened(x: Tensor, width: int) -> Tensor:
-    """Pad ``x`` with columns of zeros up to ``width``."""
-    more = width - x.shape[-1]
-    return F.pad(x, (0, more)) if more else x
-
-
-class AlignedLinear(nn.Linear):
-    """``nn.Linear``, whose 16-bit products on a GPU run on widths padded with zeros to multiples of 8.
-
-    Parameters and results are those of ``nn.Linear``.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` mapped to ``out_features``."""
-        if not (more_to_align(self.in_features) or more_to_align(self.out_features)) or not runs_in_16_bits(x):
-            return super().forward(x)
-        weight, bias = self.aligned(torch.get_autocast_dtype(x.device.type))
-        return F.linear(widened(x, weight.shape[1]), weight, bias)[..., : self.out_features]
-
-    def aligned(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias in ``dtype``, both widths padded with zeros to multiples of 8."""
-        more_in, more_out = more_to_align(self.in_features), more_to_align(self.out_features)
-        # rounded before they are padded: half the bytes
-        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-        if not (more_in or more_out):
-            return weight, bias
-        return F.pad(weight, (0, more_in, 0, more_out)), None if bias is None else F.pad(bias, (0, more_out))

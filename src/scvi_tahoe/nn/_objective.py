@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 
+from scvi_tahoe._arguments import checked_fields
 from scvi_tahoe.nn._config import NetworkConfig
 from scvi_tahoe.nn._losses import KERNELS, Diagonal, batch_classification, confidence_error, control_shift, decoder_loss
 from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.nn._terms import SetReference, Term
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """Terms of the training loss and their weights.

@@ -15,6 +15,7 @@ import pandas as pd
 from scvi import settings
 
 from scvi_tahoe._constants import OBS, STREAMS
+from scvi_tahoe._memory import verify_memory
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import (
     OUTPUTS,
@@ -318,6 +319,10 @@ def _repeated(values: Sequence[str], codes: np.ndarray) -> pd.Categorical:
     return pd.Categorical.from_codes(place, categories=names[used].astype(object))
 
 
+#: Memory of the labels of one predicted cell: its name, that of its control cell, and its row there.
+_BYTES_OF_LABELS = 200
+
+
 def plan_prediction(request: PredictionRequest, data: PredictionData) -> PredictionPlan:
     """Resolve labels, as :func:`resolve_conditions` does, and draw start cells.
 
@@ -334,6 +339,12 @@ def plan_prediction(request: PredictionRequest, data: PredictionData) -> Predict
                 f"e.g. {list(n_cells)[:2]}."
             )
     pools = {context: index.controls(context) for context in dict.fromkeys(c.context for c in found)}
+    asked_for = n_cells.values() if isinstance(n_cells, Mapping) else [n_cells] * len(found)
+    total = sum(n for n in asked_for if isinstance(n, int | np.integer))
+    in_memory = request.path is None and request.output != "counts"
+    width = (4 * len(data.spec.genes) if in_memory else 0) * (1 + request.control_layer)
+    remedy = "Lower n_cells" + (", or write the prediction to a file with path=..." if in_memory else "")
+    verify_memory("cells to predict", total, width + _BYTES_OF_LABELS, f"{remedy}.")
     requests = []
     for asked, condition in found.items():
         n = n_cells[asked] if isinstance(n_cells, Mapping) else n_cells

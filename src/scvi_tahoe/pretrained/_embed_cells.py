@@ -30,7 +30,6 @@ from scvi_tahoe.pretrained._gene_slots import (
     slot_shares,
     taken_for_log,
 )
-from scvi_tahoe.pretrained._licence import LICENCE_SUMMARY
 from scvi_tahoe.pretrained._state_embedding import StateEmbedding, read_state_embedding
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ class EmbeddingReport:
     n_draws: int
     precision: Precision
     device: str
+    #: What is known of the licence of weights and embeddings.
+    licence: str
 
     def text(self) -> str:
         """Return the report as text, a line for each fact."""
@@ -93,7 +94,7 @@ class EmbeddingReport:
                 f"{len(self.empty_cells):,} cells have no count in these genes, and their embeddings no meaning: "
                 f"{_some(self.empty_cells)}"
             )
-        return "\n".join([*lines, LICENCE_SUMMARY])
+        return "\n".join([*lines, self.licence])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values to keep with the cells."""
@@ -103,7 +104,7 @@ class EmbeddingReport:
             "matched_share": self.matched_share, "scale": self.scale, "n_empty_cells": len(self.empty_cells),
             "n_slots": self.n_slots, "median_random_slots": int(np.median(self.random_slots)),
             "most_random_slots": int(self.random_slots.max()), "seed": "none" if self.seed is None else self.seed,
-            "n_draws": self.n_draws, "precision": self.precision, "device": self.device, "licence": LICENCE_SUMMARY,
+            "n_draws": self.n_draws, "precision": self.precision, "device": self.device, "licence": self.licence,
         }  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def embed_cells(  # noqa: PLR0913
             shape=(len(cells.names), model.network.config.width), n_genes=len(genes.columns), gene_names=genes.place,
             missing=genes.missing, matched_share=survey.matched_share, scale=scale, n_ambiguous=survey.n_ambiguous,
             empty_cells=survey.empty_cells, n_slots=model.n_slots, random_slots=random_slots, seed=seed,
-            n_draws=n_draws, precision=precision, device=place.type,
+            n_draws=n_draws, precision=precision, device=place.type, licence=model.licence,
         )  # fmt: skip
         draws = _Draws(genes, scale, model.n_slots, seed, n_draws)
         with write(report) as target, _matmul_precision(precision, place), _enough_memory(batch_size):

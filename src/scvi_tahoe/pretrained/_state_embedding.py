@@ -23,6 +23,15 @@ from scvi_tahoe.files import (
 from scvi_tahoe.nn import CellEncoder, CellEncoderConfig
 from scvi_tahoe.pretrained._arc_files import vectors_of
 from scvi_tahoe.pretrained._hub import resolve_source
+from scvi_tahoe.pretrained._licence import (
+    is_arcs,
+    is_permissive,
+    licence_text,
+    mention_licence,
+    show_licence,
+    stated_licence,
+)
+from scvi_tahoe.pretrained._pretrained_model import Provenance
 from scvi_tahoe.pretrained._tables import read_vectors
 
 if TYPE_CHECKING:
@@ -77,6 +86,8 @@ class StateEmbedding:
     source: str
     revision: str | None
     checkpoint: str
+    #: What is known of the licence of the weights, which is that of the embeddings, too.
+    licence: str
 
 
 def read_state_embedding(
@@ -125,6 +136,11 @@ def read_state_embedding(
     )  # fmt: skip
     folder = place.folder
     path = _weights_file(folder, checkpoint)
+    stated = stated_licence(folder)
+    origin = Provenance(
+        source=place.name, revision=place.revision, checkpoint=path.name, licence=stated,
+        non_commercial=is_arcs(place.name) or not is_permissive(stated),
+    )  # fmt: skip
     config = read_yaml(member(folder, _CONFIG)) if (folder / _CONFIG).exists() else {}
     with _opened(path) as weights:
         settings = _settings(config if weights.config is None else weights.config, weights.n_heads)
@@ -141,9 +157,13 @@ def read_state_embedding(
             f"{table.name} has vectors of width {len(proteins[wrong])} (e.g. {wrong!r}), and {path.name} takes "
             f"{width}: it is the table of another model. Use the file that lies in the folder of the weights."
         )
+    if place.revision is None:
+        mention_licence(origin, accept_license)
+    else:
+        show_licence(origin)
     return StateEmbedding(
         network=network, proteins=proteins, n_slots=settings["n_slots"], lender=settings["lender"], source=place.name,
-        revision=place.revision, checkpoint=path.name,
+        revision=place.revision, checkpoint=path.name, licence=licence_text(origin),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._matrices import verify_magnitude
 from scvi_tahoe.data import Component, Composition, EmbeddingTable, TableFusion
 from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _LIMIT = 20_000_000_000
 
 
+@checked()
 def read_embedding_table(
     path: str | Path, labels: Iterable[str] | None = None, *, header: bool | None = None
 ) -> dict[str, np.ndarray]:

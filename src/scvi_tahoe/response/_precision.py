@@ -55,6 +55,11 @@ class DensePrecision:
 
     matrix: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.matrix.device
+
     def solve(self, targets: Tensor) -> Tensor:
         """Multiply the inverse with targets, ``[n, m]``."""
         return self.matrix @ targets
@@ -88,6 +93,11 @@ class InducingPrecision:
     inverse_nb: Tensor
     further_mn: Tensor
     whitened_mb: Sequence[Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.inverse_nb.device
 
     @cached_property
     def _place(self) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from scvi_tahoe.response._basis import response_basis
 from scvi_tahoe.response._inducing import InducingConditions
 from scvi_tahoe.response._precision import JITTER, DensePrecision, Group, InducingPrecision, factor_of, same_size
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from scvi_tahoe.response._basis import BasesOfFolds
     from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 
 #: up to so many conditions: first components with weights of their own, and how much larger the next group ends
@@ -201,21 +203,6 @@ class Regression:
             yield solved.square().sum(0).cpu().numpy()
 
 
-def response_basis(responses_nG: np.ndarray, noise_nG: np.ndarray, n_components: int, seed: int) -> np.ndarray:
-    """Orthonormal rows ``[Q, G]`` that hold the most of the responses, of which noisy ones count less.
-
-    Directions that hold nothing are left out. Of more than 2,000 conditions a random 2,000 decide.
-    """
-    rows = np.arange(len(responses_nG))
-    if len(rows) > 2000:
-        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:2000])
-    noise = noise_nG[rows].mean(axis=1)
-    weight = 1 / (noise + 0.1 * noise.mean()) if noise.any() else np.ones(len(rows))
-    weighted = responses_nG[rows] * np.sqrt(weight / weight.max())[:, None]
-    _, size, basis = np.linalg.svd(weighted, full_matrices=False)
-    return basis[: min(n_components, int((size > 1e-6 * max(size[0], 1e-300)).sum()))]
-
-
 def group_ends(n_components: int, n_conditions: int, *, pooled: bool = False) -> list[int]:
     """Where groups of components end: fewer groups of more conditions, whose matrices are costly.
 
@@ -333,6 +320,7 @@ def solve(
     device: torch.device,
     tick: Callable[[], None],
     inducing: np.ndarray | None = None,
+    folds: BasesOfFolds | None = None,
 ) -> tuple[Regression, dict[str, LeftOut]]:
     """Solve for the coefficients of all conditions, and predict conditions by leave-out.
 
@@ -351,6 +339,8 @@ def solve(
         Called after each group of components.
     inducing
         Conditions by which the others are compared (:class:`InducingConditions`). If None, the solution is exact.
+    folds
+        Bases that conditions are left out in. If None, that of ``learned``.
 
     Returns
     -------
@@ -358,9 +348,13 @@ def solve(
     """
     basis, size = learned.basis_QG, learned.size_Q
     scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
-    scaled, coefficients = scores / size, np.empty_like(scores)
-    nothing, first = np.full_like(scores, np.nan), np.zeros(len(scores), dtype=np.int64)
-    left = {way: LeftOut(nothing.copy(), nothing.copy(), (basis,), first) for way in blocks}
+    scaled, coefficients, nothing = scores / size, np.empty_like(scores), np.full_like(scores, np.nan)
+    bases: tuple[np.ndarray, ...] = (basis,)
+    of_bases, owner = [(scores, size)], np.zeros(len(scores), dtype=np.int64)
+    if folds is not None:
+        bases, owner = tuple(of_fold[: len(basis)] for of_fold in folds.bases), folds.fold_n
+        of_bases = [_scores(responses_nG, of_fold) for of_fold in bases]
+    left = {way: LeftOut(nothing.copy(), nothing.copy(), bases, owner) for way in blocks}
     groups = [
         Group(s.start, s.stop, np.exp(log), (noise[:, s] / np.square(size[s])).mean(axis=1))
         for s, log in zip(learned.slices, learned.logs, strict=True)
@@ -372,17 +366,38 @@ def solve(
         coefficients[:, s] = solved.cpu().numpy()
         if known is not None and isinstance(precision, InducingPrecision):
             known[:, s] = precision.of_inducing(solved).cpu().numpy()
-        squared = np.square(size[s])
         for way, of_way in blocks.items():
-            for block, wanted in same_size(of_way):
-                residual, variance = precision.left_out(block, solved)
-                found = block[wanted]
-                left[way].mean_nQ[found, s] = scores[found, s] - (residual * size[s])[wanted]
-                variance = np.maximum(variance - group.noise[block], 0)[wanted]
-                left[way].variance_nQ[found, s] = variance[:, None] * squared
+            _leave_out(left[way], group, of_way, precision, of_bases)
         del precision, solved
         tick()
     return Regression(basis, size, tuple(groups), coefficients, inducing, known), left
+
+
+def _scores(responses_nG: np.ndarray, basis_QG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Components in a basis, and their root mean squares."""
+    scores = responses_nG @ basis_QG.T
+    return scores, np.maximum(np.sqrt(np.square(scores).mean(axis=0)), 1e-12)
+
+
+def _leave_out(
+    left: LeftOut,
+    group: Group,
+    blocks: Sequence[tuple[np.ndarray, np.ndarray]],
+    precision: DensePrecision | InducingPrecision,
+    of_bases: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Write what the components of a group are without each block, each condition in its basis."""
+    device = precision.device
+    for b, (scores, size) in enumerate(of_bases):
+        s = slice(group.start, min(group.stop, len(size)))
+        solved = precision.solve(torch.as_tensor(scores[:, s] / size[s], device=device))
+        mine = [(block, wanted & (left.basis_n[block] == b)) for block, wanted in blocks]
+        for block, wanted in same_size([(block, wanted) for block, wanted in mine if wanted.any()]):
+            residual, variance = precision.left_out(block, solved)
+            found = block[wanted]
+            left.mean_nQ[found, s] = scores[found, s] - (residual * size[s])[wanted]
+            variance = np.maximum(variance - group.noise[block], 0)[wanted]
+            left.variance_nQ[found, s] = variance[:, None] * np.square(size[s])
 
 
 def _precisions(

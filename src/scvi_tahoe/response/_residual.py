@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from scipy.stats import norm
 
 from scvi_tahoe.data import aligned_expression, dense_rows, label_columns, make_store
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import CellPrior, PriorOrigin
 from scvi_tahoe.response._response_report import response_report, short_report
 from scvi_tahoe.response._start import MovedControls, ResponseStart, tables_of
+from scvi_tahoe.response._uncertainty import probability_of_direction, probability_of_effect, usual_change
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -199,6 +199,7 @@ def effects_of(
     conditions: Mapping[Condition, Condition],
     *,
     use_measured: bool,
+    min_change: float | None,
 ) -> pd.DataFrame:
     """Return the table of :meth:`~scvi_tahoe.TahoeST.predict_effects`; ``conditions`` are as in :func:`prior_table`."""
     known, genes = list(conditions.values()), spec.genes
@@ -209,16 +210,20 @@ def effects_of(
     # the mean of the controls has an error that all conditions of a context share, so that none of them shows it
     of_controls = np.stack([targets[c.context].variance_G / targets[c.context].n_cells for c in known])
     deviation = np.sqrt(np.square(deviation) + of_controls)
+    min_change = usual_change(prior.fitted) if min_change is None else min_change  # type: ignore[union-attr]
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], spec.keys))
     if (key := spec.keys.context_key) is not None:
         columns[key] = [c.context for c in conditions]
     columns = {name: np.repeat(np.asarray(values, dtype=object), len(genes)) for name, values in columns.items()}
     of_gene = {
         "gene": np.tile(genes, len(known)), "change": changes.ravel(), "sd": deviation.ravel(),
-        "p_direction": norm.cdf(np.abs(changes) / np.maximum(deviation, 1e-12)).ravel().astype(np.float32),
+        "p_effect": probability_of_effect(changes, deviation, min_change).ravel(),
+        "p_direction": probability_of_direction(changes, deviation).ravel(),
         "direction": np.where(changes < 0, -1, 1).ravel(), "support": np.repeat(support, len(genes)),
     }  # fmt: skip
-    return pd.DataFrame(columns | of_gene)
+    found = pd.DataFrame(columns | of_gene)
+    found.attrs["min_change"] = min_change
+    return found
 
 
 def planned(

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from scvi_tahoe.evaluate import SeenChanges
-from scvi_tahoe.response._calibration import chosen_size, chosen_spread, inflation_of, shaped_variance
+from scvi_tahoe.response._basis import BasesOfFolds
+from scvi_tahoe.response._evidence import Evidence
+from scvi_tahoe.response._evidence_head import FEWEST, N_FOLDS, EvidenceHead, LeftOutQuestions, fit_head
 from scvi_tahoe.response._inducing import choose_inducing
+from scvi_tahoe.response._judged import Judged, judge, nanmean
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
-from scvi_tahoe.response._members import MEMBERS, Members, Origin, Question, Stack, fit_stack
+from scvi_tahoe.response._leave_out import fold_of_labels, folds_of_blocks, left_out_blocks, some_labels
+from scvi_tahoe.response._members import Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
 from scvi_tahoe.response._silent import noise_of_regression, silent_contexts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from scvi_tahoe.data import LabelParser
     from scvi_tahoe.response._kernels import TableKernel
@@ -33,13 +37,12 @@ Way = Literal["condition", "label", "perturbation", "context"]
 _COMPONENTS = 128
 _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined
 _REFINED = (900, 3000)  # conditions that refine weights in the end, and conditions up to which that is done
-_FOLDED, _N_FOLDS = 150, 4  # conditions up to which weights of each fold are learned from the other folds
+_FOLDED = 150  # conditions up to which weights of each fold are learned from the other folds
 _STACKED = 400  # conditions of each way that members are stacked by
 _EXACT, _INDUCING = 12_000, 2_000  # conditions up to which the regression is exact, and those that compare the others
 _FEWEST_OWN = 4
-_FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # of what is specific to a perturbation, to tell them apart
-_GAINED = 0.75  # share of the gain in discrimination that the factor has to reach
-_FEWEST_JUDGED = 6  # conditions that such a factor is chosen on
+_BASES = 4  # bases of which each is made without some perturbations, to predict these
+_CORRECTED = 2000  # conditions of each way that the network on the evidence is fitted to
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,15 @@ class Fitted:
     sized: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: contexts that show nothing: they have no say elsewhere, and their own mean is what is predicted there
     silent: frozenset[str] = frozenset()
+    #: network that corrects predictions, where it is better, and the fold that knows each condition least
+    head: EvidenceHead | None = None
+    fold_n: np.ndarray | None = None
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the network reads."""
+        r = self.responses
+        return Evidence(self.members, self.conditions, r.genes, r.control_means)
 
 
 def fit_responses(
@@ -139,14 +151,19 @@ def fit_responses(
             after=after,
         )  # fmt: skip
 
+    n = len(conditions)
+    inducing = choose_inducing(conditions, min(_INDUCING, n), rng) if n > exact_up_to else None
+    folds = None
+    if n > _FOLDED:
+        fold_n = fold_of_labels(conditions, _BASES, seed)
+        folds = BasesOfFolds.of(masked, believed, _COMPONENTS, fold_n)
+
     def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
         return solve(
             learned, kernels, conditions, masked, believed, blocks=of_ways, device=device, tick=bar.update,
-            inducing=inducing,
+            folds=folds, inducing=inducing,
         )  # fmt: skip
 
-    n = len(conditions)
-    inducing = choose_inducing(conditions, min(_INDUCING, n), rng) if n > exact_up_to else None
     # in one context, only what combinations have in common tells effects from what is a condition's own
     pooled = not kernels.has_contexts and not kernels.tables
     if like is not None and like.kernels.names == kernels.names:
@@ -155,25 +172,15 @@ def fit_responses(
         bar.close()
         return replace(
             like, responses=replace(responses, changes=filled, noise=noise), conditions=conditions, kernels=kernels,
-            members=members, regression=regression, left_out=left_out, own=own, silent=silent,
+            members=members, regression=regression, left_out=left_out, own=own, silent=silent, fold_n=None,
         )  # fmt: skip
     if n <= _FOLDED:
-        # with few conditions, weights of many components fit the noise of the very conditions that are left out
-        folds = {way: _folds(of_way, rng) for way, of_way in blocks.items() if way != "context"}
-        left_out = {}
-        for way, of_way in folds.items():
-            parts = []
-            for fold in of_way:
-                rows = np.setdiff1d(np.arange(n), np.concatenate([r[wanted] for r, wanted in fold]))
-                parts.append(solved(learn(rows, [np.arange(len(rows))], pooled=pooled), {way: fold})[1][way])
-            left_out[way] = LeftOut.joined(parts)
-        # what contexts share can hardly be learned without one of them
-        context = {way: of_way for way, of_way in blocks.items() if way == "context"}
-        regression, of_context = solved(learn(None, [np.arange(n)], pooled=pooled), context)
-        left_out |= of_context
+        regression, left_out = _solve_by_folds(
+            n, blocks, rng, lambda rows, chosen: learn(rows, chosen, pooled=pooled), solved
+        )
         judged = np.arange(n)
     else:
-        chosen = [some_conditions(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
+        chosen = [some_labels(conditions, min(size, int(0.6 * n)), rng) for size in _CHOSEN]
         learned = learn(None, chosen if len(chosen[0]) < len(chosen[1]) else chosen[:1])
         regression, left_out = solved(learned, blocks)
         judged = np.setdiff1d(np.arange(n), chosen[-1])
@@ -183,14 +190,41 @@ def fit_responses(
         excess_G=np.zeros(filled.shape[1]), device=device, silent=silent,
     )  # fmt: skip
     judged = judged[~np.isin(conditions.contexts[judged], sorted(silent))]
-    fitted = _stacked(fitted, judged, rng, criterion, np.isnan(responses.changes))
+    fitted, found = _stacked(fitted, judged, rng)
     if n > _FOLDED and n <= _REFINED[1]:
         # members are stacked by conditions that weights were not fitted to; now these may refine them
-        learned = learn(None, [some_conditions(conditions, _REFINED[0], rng)], after=learned)
+        learned = learn(None, [some_labels(conditions, _REFINED[0], rng)], after=learned)
         regression, left_out = solved(learned, blocks)
         fitted = replace(fitted, regression=regression, left_out=left_out)
+    missing = np.isnan(responses.changes)
+    fitted, found = _with_head(fitted, found, missing, seed, bar.update)
     bar.close()
-    return fitted
+    calibrated = judge(found, masked, noise, missing, conditions.contexts, discriminates=criterion == "discrimination")
+    return replace(fitted, **calibrated)
+
+
+def _solve_by_folds(
+    n: int,
+    blocks: Mapping[str, Any],
+    rng: np.random.Generator,
+    learn: Callable[[np.ndarray | None, Sequence[np.ndarray]], Weights],
+    solved: Callable[[Weights, Mapping[str, Any]], tuple[Regression, dict[str, LeftOut]]],
+) -> tuple[Regression, dict[str, LeftOut]]:
+    """Solve with the weights of all conditions, and leave out with those of the other folds.
+
+    With few conditions, weights of many components fit the noise of the very conditions that are left out.
+    """
+    left_out = {}
+    for way in (way for way in blocks if way != "context"):
+        parts = []
+        for fold in folds_of_blocks(blocks[way], rng):
+            rows = np.setdiff1d(np.arange(n), np.concatenate([r[wanted] for r, wanted in fold]))
+            parts.append(solved(learn(rows, [np.arange(len(rows))]), {way: fold})[1][way])
+        left_out[way] = LeftOut.joined(parts)
+    # what contexts share can hardly be learned without one of them
+    context = {way: of_way for way, of_way in blocks.items() if way == "context"}
+    regression, of_context = solved(learn(None, [np.arange(n)]), context)
+    return regression, left_out | of_context
 
 
 def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
@@ -200,18 +234,13 @@ def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         return changes.astype(np.float64)
     result = changes.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        overall = np.nan_to_num(_nanmean(result))
+        overall = np.nan_to_num(nanmean(result))
         for context in np.unique(contexts).tolist():
             here = contexts == context
-            mean = _nanmean(result[here])
+            mean = nanmean(result[here])
             mean = np.where(np.isnan(mean), overall, mean)
             result[here] = np.where(missing[here], mean, result[here])
     return result
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    n = (~np.isnan(values)).sum(axis=0)
-    return np.where(n > 0, np.nansum(values, axis=0) / np.maximum(n, 1), np.nan)
 
 
 def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequence[int]]) -> OwnGene | None:
@@ -227,45 +256,6 @@ def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequen
     return OwnGene.fit(names, contexts, expression.astype(np.float64), changes[rows, genes])
 
 
-def left_out_blocks(conditions: Conditions, members: Members) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Ways to leave out: conditions left out together, and which of them are predicted so."""
-    every = np.arange(len(conditions))
-    blocks = {"condition": [(np.array([i]), np.array([True])) for i in every if len(every) > 1]}
-    by_label = [np.flatnonzero(conditions.label == k) for k in range(len(conditions.labels))]
-    position = {label: k for k, label in enumerate(conditions.labels)}
-    blocks["perturbation"] = []
-    for k, label in enumerate(conditions.labels):
-        sharing = sorted(members.labels_sharing(label) & position.keys())  # members may know further conditions
-        rows = np.concatenate([by_label[position[other]] for other in sharing])
-        if len(rows) < len(conditions):
-            blocks["perturbation"].append((rows, conditions.label[rows] == k))
-    if any(len(members.labels_sharing(label) & position.keys()) > 1 for label in conditions.labels):
-        blocks["label"] = [(rows, np.ones(len(rows), bool)) for rows in by_label if len(rows) < len(conditions)]
-    if len(conditions.context_names) > 1:
-        found = [np.flatnonzero(conditions.context == k) for k in range(len(conditions.context_names))]
-        blocks["context"] = [(rows, np.ones(len(rows), bool)) for rows in found]
-    return {way: of_way for way, of_way in blocks.items() if of_way}
-
-
-def _folds(
-    blocks: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
-) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Deal the blocks out to folds."""
-    n = min(_N_FOLDS, len(blocks))
-    fold = rng.permutation(np.arange(len(blocks)) % n)
-    return [[block for block, f in zip(blocks, fold, strict=True) if f == k] for k in range(n)]
-
-
-def some_conditions(conditions: Conditions, n: int, rng: np.random.Generator) -> np.ndarray:
-    """All conditions of random labels until there are ``n``."""
-    if len(conditions) <= n:
-        return np.arange(len(conditions))
-    order = rng.permutation(len(conditions.labels))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    return np.sort(np.argsort(rank[conditions.label], kind="stable")[:n])
-
-
 def _question(fitted: Fitted, i: int, way: str) -> Question:
     """Ask for a training condition as if it, its label, its perturbation or its context were not known."""
     c = fitted.conditions
@@ -277,14 +267,13 @@ def _question(fitted: Fitted, i: int, way: str) -> Question:
     return Question(label, context, hides_context=way == "context")
 
 
-def _stacked(
-    fitted: Fitted, judged: np.ndarray, rng: np.random.Generator, criterion: Criterion, missing: np.ndarray
-) -> Fitted:
-    """Fit the stacks, and scale variances by conditions that were left out."""
-    y, noise = fitted.members.seen.changes, fitted.members.noise
+def _asked(
+    fitted: Fitted, some: np.ndarray, rng: np.random.Generator, most: int
+) -> dict[tuple[Origin, bool], list[tuple[int, str, Question]]]:
+    """Training conditions as they are asked for without themselves, by the kind of question."""
     asked: dict[tuple[Origin, bool], list[tuple[int, str, Question]]] = {}
     for way, left_out in fitted.left_out.items():
-        for i in rng.permutation(np.intersect1d(left_out.rows, judged))[:_STACKED]:
+        for i in rng.permutation(np.intersect1d(left_out.rows, some))[:most]:
             question = _question(fitted, int(i), way)
             origin = fitted.members.origin(question)
             if way == "label" and origin in (Origin.NEAREST, Origin.OTHERS):
@@ -293,16 +282,17 @@ def _stacked(
     # the same question by two ways (a condition whose perturbation is nowhere else) counts once
     for key, questions in asked.items():
         asked[key] = list({(i, q.without, q.hides_context): (i, way, q) for i, way, q in questions}.values())
-    stacks, inflation, unshrinking, spread, sized, residuals = {}, {}, {}, {}, {}, []
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    of_condition = noise.mean(axis=1)
-    usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
-    for key, questions in asked.items():
+    return asked
+
+
+def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> tuple[Fitted, dict[Any, Judged]]:
+    """Fit the stacks to conditions that were left out, and return what these predict for them."""
+    y, noise = fitted.members.seen.changes, fitted.members.noise
+    stacks, found = {}, {}
+    weight = _weights(noise)
+    for key, questions in _asked(fitted, judged, rng, _STACKED).items():
         rows = np.array([i for i, _, _ in questions])
-        kernels, of_kernels = np.empty((len(rows), y.shape[1])), np.empty((len(rows), y.shape[1]))
-        for way in {way for _, way, _ in questions}:
-            mine = np.array([k for k, (_, other, _) in enumerate(questions) if other == way])
-            kernels[mine], of_kernels[mine] = fitted.left_out[way].changes(rows[mine])
+        kernels, of_kernels = _left_out_kernels(fitted, questions)
         predicted = [
             {"kernels": k} | fitted.members.changes(q, key[0]) for k, (_, _, q) in zip(kernels, questions, strict=True)
         ]
@@ -310,41 +300,51 @@ def _stacked(
             fitted.members.noise_of(q, key[0]) if "deviation" in p else None
             for p, (_, _, q) in zip(predicted, questions, strict=True)
         ]
-        weight = 1 / (noise[rows].mean(axis=1) + usual)
-        stacks[key] = fit_stack(
-            predicted, noises, [y[i] for i in rows], weight / weight.max(), fitted.conditions.perturbations[rows]
-        )
-        found = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
-        contexts = fitted.conditions.contexts[rows]
-        scores[question_name(key)] = _scores(predicted, found, y[rows], contexts)
-        if criterion == "discrimination":
-            mean = np.stack([p["mean"] for p in predicted])
-            factor = unshrinking[key] = _discriminating(found, mean, y[rows], contexts)
-            found = mean + factor * (found - mean)
-            scores[question_name(key)][f"response model x {factor:g}"] = change_scores(found, y[rows], contexts)
-        residuals.append((key, np.where(missing[rows], np.nan, y[rows] - found), found, noise[rows], of_kernels))
-    if not residuals:  # a single condition: nothing is left out
-        return replace(fitted, excess_G=np.square(y).mean(axis=0))
-    # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
-    squares = np.concatenate([np.square(r) - n - v for _, r, _, n, v in residuals])
-    excess = np.maximum(np.nan_to_num(_nanmean(squares)), 0)
-    for key, residual, found, own_noise, variance in residuals:
-        given = np.square(residual), variance + excess, np.square(found), own_noise
-        spread[key], sized[key] = chosen_spread(*given), chosen_size(*given)
-        total = shaped_variance(variance + excess, np.square(found), spread[key], sized[key])
-        inflation[key] = inflation_of(np.square(residual), total, own_noise)
-    return replace(
-        fitted, stacks=stacks, inflation=inflation, excess_G=excess, scores=scores, unshrinking=unshrinking,
-        spread=spread, sized=sized,
+        labels = fitted.conditions.perturbations[rows]
+        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight[rows] / weight[rows].max(), labels)
+        changes = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
+        found[key] = Judged(questions, predicted, changes, of_kernels)
+    return replace(fitted, stacks=stacks), found
+
+
+def left_out_questions(fitted: Fitted, missing: np.ndarray, seed: int) -> LeftOutQuestions:
+    """Return the training conditions as they are predicted without themselves; ``missing`` were not measured."""
+    conditions, y = fitted.conditions, fitted.members.seen.changes
+    heard = np.flatnonzero(~np.isin(conditions.contexts, sorted(fitted.silent)))
+    asked = _asked(fitted, heard, np.random.default_rng([seed, 1]), _CORRECTED)
+    known = [(key, of_one) for key, of_key in asked.items() for of_one in of_key if not key[1]]
+    rows, questions = np.array([i for _, (i, _, _) in known]), [question for _, (_, _, question) in known]
+    kernels = _left_out_kernels(fitted, [of_one for _, of_one in known])[0].astype(np.float32)
+    return LeftOutQuestions(
+        questions, [key for key, _ in known], kernels, _stacked_changes(fitted, questions, kernels)[0],
+        np.where(missing[rows], np.nan, y[rows]).astype(np.float32), _weights(fitted.members.noise)[rows],
+        fold_of_labels(conditions, N_FOLDS, seed)[rows],
     )  # fmt: skip
 
 
-def _discriminating(found: np.ndarray, mean: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> float:
-    """Choose the smallest factor of the difference from the mean that tells left-out conditions apart almost best."""
-    pds = [change_scores(mean + f * (found - mean), truth, contexts)["pds"] for f in _FACTORS]
-    if len(found) < _FEWEST_JUDGED or not np.isfinite(pds).all():
-        return 1.0
-    return _FACTORS[int(np.argmax(np.array(pds) >= pds[0] + _GAINED * (max(pds) - pds[0])))]
+def _with_head(
+    fitted: Fitted, found: dict[Any, Judged], missing: np.ndarray, seed: int, tick: Callable[[], None]
+) -> tuple[Fitted, dict[Any, Judged]]:
+    """Fit a network that corrects what is predicted, and return the judged conditions as it leaves them."""
+    conditions, evidence = fitted.conditions, fitted.evidence
+    if len(conditions) < FEWEST or len(conditions.labels) < N_FOLDS:
+        return fitted, found
+    asked = left_out_questions(fitted, missing, seed)
+    head = fit_head(evidence, asked, device=fitted.device, seed=seed, tick=tick)
+    if head is None:
+        return fitted, found
+    fold_n = fold_of_labels(conditions, N_FOLDS, seed)
+    for key, judged in found.items():
+        if head.is_used(key):
+            questions = [question for _, _, question in judged.asked]
+            kernels, variance = _left_out_kernels(fitted, judged.asked)
+            base = _stacked_changes(fitted, questions, kernels)[0]
+            correction = head.corrections(
+                evidence, questions, kernels.astype(np.float32), base, device=fitted.device, fold_m=fold_n[judged.rows]
+            )
+            members = [{**m, "without the network": b} for m, b in zip(judged.members, base, strict=True)]
+            found[key] = Judged(judged.asked, members, base + correction, variance)
+    return replace(fitted, head=head, fold_n=fold_n), found
 
 
 def reject_unknown_criterion(criterion: str) -> None:
@@ -353,43 +353,21 @@ def reject_unknown_criterion(criterion: str) -> None:
         raise ValueError(f"criterion={criterion!r} is unknown; allowed are {' and '.join(map(repr, CRITERIA))}.")
 
 
-def question_name(key: tuple[Origin, bool]) -> str:
-    """Name a kind of question."""
-    origin, hides_context = key
-    return origin.value + (", in a context with controls only" if hides_context else "")
+def _weights(noise: np.ndarray) -> np.ndarray:
+    """Weights of conditions by their sampling variance, ``[n]``."""
+    of_condition = noise.mean(axis=1)
+    usual = np.median(of_condition[of_condition > 0]) if noise.any() else 1.0
+    return 1 / (of_condition + usual)
 
 
-def _scores(
-    predicted: Sequence[Mapping[str, np.ndarray]], stacked: np.ndarray, truth: np.ndarray, contexts: np.ndarray
-) -> dict[str, Any]:
-    """Mean absolute and root mean squared error, Pearson and PDS of every member and of the stack."""
-    rows: dict[str, np.ndarray] = {"response model": stacked}
-    for name in MEMBERS:
-        if any(name in p for p in predicted):
-            rows[name] = np.stack([p.get(name, p["kernels"]) for p in predicted])
-    return {name: change_scores(values, truth, contexts) for name, values in rows.items()}
-
-
-def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> dict[str, float]:
-    """Scores of changes ``[n, G]``: Pearson, PDS (against the others of the context), MAE and RMSE."""
-
-    def centred(values: np.ndarray) -> np.ndarray:
-        values = values - values.mean(axis=1, keepdims=True)
-        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-
-    ranks = []
-    for context in np.unique(contexts).tolist():
-        here = np.flatnonzero(contexts == context)[:300]
-        if len(here) > 1:
-            distance = cdist(predicted[here], truth[here], "cityblock")
-            ranks.append(1 - (distance < distance.diagonal()[:, None]).mean(axis=1))
-    return {
-        "pearson": float((centred(predicted) * centred(truth)).sum(axis=1).mean()),
-        "pds": float(np.concatenate(ranks).mean()) if ranks else float("nan"),
-        "mae": float(np.abs(predicted - truth).mean()),
-        "rmse": float(np.sqrt(np.square(predicted - truth).mean())),
-        "n": len(predicted),
-    }
+def _left_out_kernels(fitted: Fitted, asked: Sequence[tuple[int, str, Question]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of the kernels for conditions that are left out in some way, ``[m, G]`` each."""
+    width = fitted.members.seen.changes.shape[1]
+    mean, variance = np.empty((len(asked), width)), np.empty((len(asked), width))
+    for way in {way for _, way, _ in asked}:
+        mine = np.array([k for k, (_, other, _) in enumerate(asked) if other == way])
+        mean[mine], variance[mine] = fitted.left_out[way].changes(np.array([asked[k][0] for k in mine]))
+    return mean, variance
 
 
 def knows_own_genes(fitted: Fitted, context: str, control_means: Mapping[str, np.ndarray]) -> bool:
@@ -429,10 +407,12 @@ def predicted_changes(
     control_means: Mapping[str, np.ndarray],
     *,
     kernels_nG: np.ndarray | None = None,
+    fold_n: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Origin]]:
     """Predict changes of conditions, ``[n, G]``, and say what kind of question each was.
 
-    ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without itself.
+    ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without itself, and
+    ``fold_n`` has the network of each that was fitted without it.
     """
     basis = fitted.regression.basis_QG
     if kernels_nG is None:
@@ -440,9 +420,31 @@ def predicted_changes(
         kernels = with_contexts(fitted.kernels, control_means)
         kernels_nG = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device) @ basis
         kernels_nG += _own_elsewhere(fitted, questions) @ basis
-    trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
-    result, origins = np.empty((len(questions), basis.shape[1]), dtype=np.float32), []
+    result, means, keys = _stacked_changes(fitted, questions, kernels_nG)
+    if fitted.head is not None:
+        _correct(fitted, fitted.head, questions, kernels_nG, result, keys, fold_n)
+    for i, question in enumerate(questions):
+        origin, _ = keys[i]
+        factor = fitted.unshrinking.get(keys[i], 1.0)
+        if factor != 1:
+            result[i] = means[i] + factor * (result[i] - means[i])
+        if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
+            for gene in targets[i]:
+                expression = float(control_means[question.context][gene]) if control_means else np.nan
+                knows = origin is not Origin.OTHERS and not question.without
+                result[i, gene] = fitted.own.predict(
+                    str(fitted.responses.genes[gene]), question.context, expression, knows_elsewhere=knows
+                )
+    return result, [origin for origin, _ in keys]
+
+
+def _stacked_changes(
+    fitted: Fitted, questions: Sequence[Question], kernels_nG: np.ndarray
+) -> tuple[np.ndarray, dict[int, np.ndarray], list[tuple[Origin, bool]]]:
+    """Predict changes by the stacks, float32 ``[n, G]``; with the mean where it is wanted, and the kind of question."""
+    trained = set(fitted.conditions.context_names)
+    result, means, keys = np.empty(kernels_nG.shape, dtype=np.float32), {}, []
     for i, question in enumerate(questions):
         question = replace(question, hides_context=question.hides_context or question.context not in trained)
         origin = fitted.members.origin(question)
@@ -453,19 +455,30 @@ def predicted_changes(
         if is_silent or stack.weights[0] < 1 or stack.unshrunk.any() or fitted.unshrinking:
             changes |= fitted.members.changes(question, origin)
         noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
-        change, factor = stack.apply(changes, noise), fitted.unshrinking.get((origin, question.hides_context), 1.0)
-        if factor != 1:
-            change = changes["mean"] + factor * (change - changes["mean"])
-        result[i] = changes["mean"] if is_silent else change
-        if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
-            for gene in targets[i]:
-                expression = float(control_means[question.context][gene]) if control_means else np.nan
-                knows = origin is not Origin.OTHERS and not question.without
-                result[i, gene] = fitted.own.predict(
-                    str(fitted.responses.genes[gene]), question.context, expression, knows_elsewhere=knows
-                )
-        origins.append(origin)
-    return result, origins
+        result[i] = changes["mean"] if is_silent else stack.apply(changes, noise)
+        if fitted.unshrinking:
+            means[i] = changes["mean"]
+        keys.append((origin, question.hides_context))
+    return result, means, keys
+
+
+def _correct(
+    fitted: Fitted,
+    head: EvidenceHead,
+    questions: Sequence[Question],
+    kernels_nG: np.ndarray,
+    changes_nG: np.ndarray,
+    keys: Sequence[tuple[Origin, bool]],
+    fold_n: np.ndarray | None,
+) -> None:
+    """Add what the network says, where it is used, in place."""
+    pairs = zip(questions, keys, strict=True)
+    some = np.flatnonzero([head.is_used(key) and q.context not in fitted.silent for q, key in pairs])
+    if some.size:
+        changes_nG[some] += head.corrections(
+            fitted.evidence, [questions[i] for i in some.tolist()], kernels_nG[some].astype(np.float32),
+            changes_nG[some], device=fitted.device, fold_m=None if fold_n is None else fold_n[some],
+        )  # fmt: skip
 
 
 def left_out_changes(fitted: Fitted, way: str, control_means: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -486,5 +499,6 @@ def left_out_changes(fitted: Fitted, way: str, control_means: Mapping[str, np.nd
         rows = np.arange(start, min(start + 256, len(result)))
         kernels, _ = left_out.changes(rows)
         questions = [_question(fitted, int(i), way) for i in rows]
-        result[rows], _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels)
+        fold = None if fitted.fold_n is None else fitted.fold_n[rows]
+        result[rows], _ = predicted_changes(fitted, questions, control_means, kernels_nG=kernels, fold_n=fold)
     return result

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe.response._judged import question_name
+from scvi_tahoe.response._leave_out import left_out_blocks, some_labels
 from scvi_tahoe.response._members import MEMBERS
 from scvi_tahoe.response._regression import solve
-from scvi_tahoe.response._response_model import Fitted, left_out_blocks, question_name, some_conditions
 from scvi_tahoe.response._silent import noise_of_regression
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scvi_tahoe.response._kernels import ConditionKernels
+    from scvi_tahoe.response._response_model import Fitted
 
 _SCORES = ("pearson", "pds", "mae", "rmse")
 _COLUMNS = ("part", "question", "name", "weight", *_SCORES, "n_conditions")
@@ -49,8 +51,7 @@ def response_report(fitted: Fitted, notes: Sequence[str] = (), *, losses: bool =
 def short_report(fitted: Fitted) -> str:
     """Return one line for the kernels, and one for each kind of question: errors of the model and of simple rules."""
     kernels, _ = _kernel_shares(fitted)
-    lines = _lines(fitted, kernels, {}, ())[:2]
-    lines += _lost(_losses(fitted))
+    lines = _lines(fitted, kernels, {}, ())[:2] + _lost(_losses(fitted)) + _of_network(fitted)
     for question, scores in fitted.scores.items():
         errors = ", ".join(f"{name} {found['rmse']:.4f}" for name, found in scores.items() if name != "kernels")
         n = scores[_MODEL]["n"]
@@ -94,7 +95,7 @@ def _losses(fitted: Fitted) -> dict[str, float]:
     perturbations do elsewhere is judged by conditions that are left out, the rest by perturbations in any context.
     """
     regression, kernels, parser = fitted.regression, fitted.kernels, fitted.parser
-    rows = some_conditions(fitted.conditions, _JUDGED, np.random.default_rng(0))
+    rows = some_labels(fitted.conditions, _JUDGED, np.random.default_rng(0))
     some, seen = fitted.conditions.take(rows, parser), fitted.members.seen.changes[rows]
     ways = left_out_blocks(some, fitted.members)
     if "condition" not in ways:
@@ -147,6 +148,7 @@ def _lines(
     if tables:
         lines.append(f"By table: {', '.join(f'{name} {weight:.0%}' for name, weight in tables.items())}.")
     lines += _lost(losses or {})
+    lines += _of_network(fitted)
     for question, scores in fitted.scores.items():
         n = next(iter(scores.values()))["n"]
         lines.append(f"{n} conditions predicted without themselves, from {question}:")
@@ -158,6 +160,19 @@ def _lines(
     if not fitted.scores:
         lines.append("No condition can be predicted by others: there are no scores.")
     return lines
+
+
+def _of_network(fitted: Fitted) -> list[str]:
+    """Say what the network takes away from the error of predictions, one line for each kind of question."""
+    if fitted.head is None:
+        return []
+    used = {key: gain for key, gain in fitted.head.gains.items() if gain.is_used}
+    return [
+        f"A network on the evidence of single genes takes away {gain.share:.1%} of the squared error "
+        f"[{gain.share - gain.half_width:.1%}, {gain.share + gain.half_width:.1%}] of {gain.n_conditions} conditions "
+        f"predicted without themselves, from {question_name(key)}."
+        for key, gain in used.items()
+    ]
 
 
 def _trade(before: Mapping[str, float], after: Mapping[str, float], factor: str) -> str:

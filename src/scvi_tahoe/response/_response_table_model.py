@@ -19,7 +19,13 @@ from scvi_tahoe.response._response_model import Fitted, fit_responses, reject_un
 from scvi_tahoe.response._response_report import response_report
 from scvi_tahoe.response._response_table import read_responses, read_tables
 from scvi_tahoe.response._saved_fit import read_fit, write_fit
-from scvi_tahoe.response._uncertainty import Measured, predict_conditions
+from scvi_tahoe.response._uncertainty import (
+    Measured,
+    predict_conditions,
+    probability_of_direction,
+    probability_of_effect,
+    usual_change,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -198,6 +204,7 @@ class ResponseModel:
         *,
         use_measured: bool = True,
         new_contexts: bool = False,
+        min_change: float | None = None,
     ) -> AnnData:
         """Predict the mean change of every perturbation in every context.
 
@@ -212,18 +219,26 @@ class ResponseModel:
             noise. Otherwise its own measurement is left out of the simple predictors, but not of the kernels.
         new_contexts
             Whether contexts that nothing is known of may be asked for: the perturbation's change elsewhere.
+        min_change
+            Size from which a change counts as an effect. If None, the median over genes of the standard deviation of
+            measured changes; ``uns["scvi_tahoe_response"]["min_change"]`` has it.
 
         Returns
         -------
         AnnData ``[conditions, genes]``: ``X``, the mean change, float32; ``layers["sd"]``, its standard deviation
-        (sampling noise of a measurement comes in addition); ``obs`` with the labels, ``support`` (share of the variance
+        (sampling noise of a measurement comes in addition); ``layers["p_effect"]``, the probability that the true
+        change is larger than ``min_change``, up or down, and ``layers["p_direction"]``, that it has the sign of ``X``;
+        ``obs`` with the labels, ``support`` (share of the variance
         among perturbations that is explained by what is known of this one, from 0 to 1) and ``starts_from``.
 
         Raises
         ------
         ValueError
-            If a perturbation is neither measured nor in a table, or a context is unknown; the nearest are listed.
+            If a perturbation is neither measured nor in a table, or a context is unknown; the nearest are listed. If
+            ``min_change`` is negative.
         """
+        if min_change is not None and not min_change >= 0:
+            raise ValueError(f"min_change={min_change!r} is not allowed; give a size of 0 or more, or None.")
         labels = self._known_labels(_listed(perturbations, self.perturbations, "perturbations"))
         places = self._known_contexts(_listed(contexts, self.contexts, "contexts"), new_contexts)
         questions = [Question(label, c, hides_condition=not use_measured) for c in places for label in labels]
@@ -240,9 +255,18 @@ class ResponseModel:
                 "%d of %d predictions have no support, as nothing tells their perturbation from others: %s.",
                 len(lost), len(obs), ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else ""),
             )  # fmt: skip
-        record = {"criterion": self.criterion, "n_conditions": len(fitted.conditions), "use_measured": use_measured}
+        min_change = usual_change(fitted) if min_change is None else float(min_change)
+        record = {
+            "criterion": self.criterion, "n_conditions": len(fitted.conditions), "use_measured": use_measured,
+            "min_change": min_change,
+        }  # fmt: skip
+        layers = {
+            "sd": found.deviation,
+            "p_effect": probability_of_effect(found.changes, found.deviation, min_change),
+            "p_direction": probability_of_direction(found.changes, found.deviation),
+        }
         return AnnData(
-            found.changes, obs=obs, var=pd.DataFrame(index=self.genes), layers={"sd": found.deviation},
+            found.changes, obs=obs, var=pd.DataFrame(index=self.genes), layers=layers,
             uns={_RECORD: record},
         )  # fmt: skip
 

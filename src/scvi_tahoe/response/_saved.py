@@ -10,6 +10,7 @@ import torch
 
 from scvi_tahoe.data import LabelParser
 from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._evidence_head import EvidenceHead, Gain
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
@@ -40,6 +41,9 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         arrays["inducing"] = regression.inducing_mQ
     for k, table in enumerate(kernels.tables.values()):
         arrays |= {f"table{k}": table.matrix, f"center{k}": table.center_P, f"spread{k}": table.spread_P}
+    if (head := fitted.head) is not None:
+        arrays |= {"head_center": head.center_F, "head_spread": head.spread_F}
+        arrays |= {f"head_layer{k}": w for k, w in enumerate(head.weights)}
     return arrays, {
         "parser": asdict(fitted.parser),
         "genes": fitted.responses.genes.tolist(),
@@ -57,6 +61,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "sized": [[origin.name, hidden, value] for (origin, hidden), value in fitted.sized.items()],
         "scores": fitted.scores,
         "silent": sorted(fitted.silent),
+        "head": [] if head is None else [[o.name, hidden, asdict(gain)] for (o, hidden), gain in head.gains.items()],
     }
 
 
@@ -108,7 +113,17 @@ def fitted_from_plain(
         members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
         scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized,
-        silent=silent,
+        silent=silent, head=_head(arrays, settings.get("head", [])),
+    )  # fmt: skip
+
+
+def _head(arrays: Mapping[str, np.ndarray], gains: Sequence[Any]) -> EvidenceHead | None:
+    if not gains:
+        return None
+    layers = sorted(name for name in arrays if name.startswith("head_layer"))
+    return EvidenceHead(
+        arrays["head_center"], arrays["head_spread"], tuple(arrays[name] for name in layers),
+        {(Origin[name], hidden): Gain(**gain) for name, hidden, gain in gains},
     )  # fmt: skip
 
 
@@ -134,13 +149,22 @@ def wrong_plain(
         fitted = fitted_from_plain(arrays, settings, conditions, control_means)
         if sizes["k"] != len(fitted.kernels.names) + 1 or len(fitted.responses.genes) != n_genes:
             return "it has other kernels or genes"
-        if _wrong_inducing(fitted.regression):
-            return "its inducing conditions are not those that it knows something of"
+        if wrong := _wrong_parts(fitted):
+            return wrong
         stops = [0, *(group.stop for group in fitted.regression.groups)]
         if [group.start for group in fitted.regression.groups] != stops[:-1] or stops[-1] != sizes["Q"]:
             return "its groups do not cover the components"
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         return f"its settings cannot be read ({error})"
+    return ""
+
+
+def _wrong_parts(fitted: Fitted) -> str:
+    """Say what is wrong with what not every fit has."""
+    if _wrong_inducing(fitted.regression):
+        return "its inducing conditions are not those that it knows something of"
+    if fitted.head is not None and not fitted.head.is_consistent:
+        return "the layers of its network do not fit each other"
     return ""
 
 

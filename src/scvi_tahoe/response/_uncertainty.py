@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import norm
 
 from scvi_tahoe.response._calibration import shaped_variance
 from scvi_tahoe.response._kernels import Conditions
@@ -87,6 +88,23 @@ def _calibrated(
         if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             variance[i, targets[i]] = np.sqrt(fitted.own.error)
     return variance
+
+
+def probability_of_direction(changes: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Return the probability that the true change has the sign of the predicted one, float32."""
+    return norm.cdf(np.abs(changes) / np.maximum(deviation, 1e-12)).astype(np.float32)
+
+
+def probability_of_effect(changes: np.ndarray, deviation: np.ndarray, min_change: float) -> np.ndarray:
+    """Return the probability that the true change is larger than ``min_change``, up or down, float32."""
+    deviation = np.maximum(deviation, 1e-12)
+    up, down = norm.sf((min_change - changes) / deviation), norm.cdf((-min_change - changes) / deviation)
+    return (up + down).astype(np.float32)
+
+
+def usual_change(fitted: Fitted) -> float:
+    """Return the median over genes of the standard deviation of changes over the training conditions."""
+    return float(np.median(fitted.members.seen.changes.std(axis=0)))
 
 
 def variance_and_support(

@@ -13,7 +13,7 @@ from scvi_tahoe.study._files import read_json
 from scvi_tahoe.study._run_folder import BEST, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
 
 #: Columns of a log that depend on the machine, not on the run.
-_OF_THE_MACHINE = ("sets_per_second", "peak_memory_gb")
+_OF_THE_MACHINE = ("sets_per_second", "mfu", "peak_memory_gb")
 
 
 @dataclass(frozen=True)

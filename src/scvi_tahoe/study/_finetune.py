@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from scvi_tahoe import TahoeST
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._compat import require
+from scvi_tahoe._threads import given_threads
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate, overall_title
 from scvi_tahoe.files import atomic_write, atomic_write_text, read_h5ad
@@ -78,6 +78,7 @@ class RunResult:
         return None if self.scores is None else self.scores.vcc
 
 
+@checked()
 def finetune(
     run: TahoeRun | str | Path,
     folder: str | Path | None = None,
@@ -114,10 +115,9 @@ def finetune(
     known = None if isinstance(run, TahoeRun) else _folder_of(Path(run))
     run = run if isinstance(run, TahoeRun) else TahoeRun.from_yaml(run)
     folder = Path(folder or known or Path("runs") / run.name)
-    # as the run says, as it began, or as PyTorch would have it
+    # as the run says, as it began, or as its network needs
     begun = read_mapping(folder / CONFIG).get("train", {}) if (folder / CONFIG).is_file() else {}
-    threads = torch.get_num_threads()
-    run = replace(run, train=run.train.replaced(threads=run.train.threads or begun.get("threads") or threads))
+    run = replace(run, train=run.train.replaced(threads=run.train.threads or begun.get("threads")))
     # all that can be wrong with data, weights and options comes up here, before anything is written
     prepared = _prepare(run)
     for name in run.train.loggers:  # an error names the extra to install
@@ -126,10 +126,8 @@ def finetune(
         if (folder / RESULT).exists():
             report(f"{folder} holds this run, finished; this is what it left.")
             return read_result(folder)
-        try:
+        with given_threads(int(prepared[0].train.threads or 1)):  # scoring changes those of all libraries
             _Job(*prepared, folder, progress, truth_cache, report).carry_out()
-        finally:  # the run sets PyTorch's threads, and scoring changes those of all libraries
-            torch.set_num_threads(threads)
         return read_result(folder)
 
 
@@ -162,9 +160,11 @@ def _prepare(run: TahoeRun) -> tuple[TahoeRun, RunData, dict[str, Any], TahoeST]
 def resolved(run: TahoeRun, data: RunData, model: TahoeST, sha256: str) -> TahoeRun:
     """Return the run with everything spelled out that it left to defaults, to the data or to the weights."""
     plan = training_options(run, model)
+    with plan.threads(model.module) as threads:
+        pass
     train = run.train.replaced(
-        max_steps=plan.plan.max_steps, lr=plan.plan.lr, batch_size=plan.batch_size,
-        validate_every=plan.setting["validate_every"],
+        threads=run.train.threads or threads, max_steps=plan.plan.max_steps, lr=plan.plan.lr,
+        batch_size=plan.batch_size, validate_every=plan.setting["validate_every"],
         plan={k: v for k, v in plan.plan.to_kwargs().items() if k not in PLAN_ELSEWHERE},
     )  # fmt: skip
     split = data.split.to_dict() if data.held_out is None or run.split is None else run.split  # type: ignore[union-attr]
@@ -216,7 +216,6 @@ class _Job:
     def carry_out(self) -> None:
         """Do the steps whose files are missing."""
         start = time.perf_counter()
-        torch.set_num_threads(int(self.run.train.threads or 1))
         if not (self.folder / PROVENANCE).exists():
             write_json(self.folder / PROVENANCE, provenance(self.run, self.fingerprint))
         steps = {MODEL: self._train}

@@ -8,13 +8,13 @@ from __future__ import annotations
 import builtins
 import collections.abc
 import inspect
-import types
 import typing
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from scvi_tahoe import data, nn, response, training
+from scvi_tahoe._arguments import fits, named, options_of
 from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ _TYPES: dict[str, Any] = {
     for space in (data, nn, response, training, collections.abc, typing, builtins)
     for name, value in vars(space).items()
 }
-_WORDS: dict[Any, str] = {
-    str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
-    dict: "a mapping", list: "a list",
-}  # fmt: skip
 
 
 class Section:
@@ -86,7 +82,7 @@ class _AnyName(dict[str, Any]):
 
 def _plain_hint(hint: Any) -> Any:
     """Return the part of an annotation that a file can hold, or None."""
-    kinds = [kind for option in _options(hint) if (kind := _plain_kind(option)) is not None]
+    kinds = [kind for option in options_of(hint) if (kind := _plain_kind(option)) is not None]
     return None if all(kind is type(None) for kind in kinds) else Union[tuple(kinds)]  # noqa: UP007
 
 
@@ -152,42 +148,19 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
 def _converted(value: Any, hint: Any, where: str) -> Any:
-    options = _options(hint)
+    options = options_of(hint)
     if isinstance(value, dict) and (kinds := [option for option in options if is_dataclass(option)]):
         return build(kinds[0], value, where)  # type: ignore[arg-type]
     for option in options:
         if get_origin(option) is dict and isinstance(value, dict):
             return {str(k): _converted(v, get_args(option)[1], f"{where}.{k}") for k, v in value.items()}
-        if _fits(value, option):
+        if fits(value, option):
             return tuple(value) if get_origin(option) is tuple else value
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             number = float(value)
             if float in options or (int in options and number == int(number)):
                 return number if float in options else int(number)
-    raise ValueError(f"{where} is {value!r}; allowed is {' or '.join(map(_named, options))}.")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if hint in (Any, type(None)):
-        return hint is Any or value is None
-    origin = get_origin(hint)
-    if origin is Literal:
-        return any(value == allowed and type(value) is type(allowed) for allowed in get_args(hint))
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
-    kind = origin or hint
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _named(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"a list of {_named(get_args(hint)[0])}"
-    return _WORDS.get(get_origin(hint) or hint, "a mapping")
+    allowed = ["a mapping" if is_dataclass(option) else named(option) for option in options]
+    raise ValueError(f"{where} is {value!r}; allowed is {' or '.join(allowed)}.")

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.evaluate import overall_title
 from scvi_tahoe.files import LOCK, atomic_write, atomic_write_text, locked
 from scvi_tahoe.study._data import load_data
@@ -25,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 STUDY = "study.yaml"
 
 
+@checked()
 def run_study(
     *studies: StudyConfig | str | Path,
     folder: str | Path | None = None,

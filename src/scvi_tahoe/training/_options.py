@@ -96,7 +96,8 @@ class TrainOptions:
         known = {*inspect.signature(Trainer).parameters, *inspect.signature(pl.Trainer).parameters} - {"kwargs"}
         if unknown := sorted(set(options) - known):
             takes = "its own arguments, plan_kwargs, and options of Lightning's Trainer"
-            raise ValueError(f"train() does not know {unknown}; it takes {takes}.")
+            near = nearest_names(unknown[0], [*(f.name for f in fields(self)), *known], n=1)
+            raise ValueError(f"train() does not know {unknown}{near}; it takes {takes}.")
         return options
 
     def plan(self, *, max_steps: int, default_lr: float) -> PlanConfig:
@@ -132,10 +133,6 @@ class TrainOptions:
 
     def verify_numbers(self, *, validate_every: int) -> None:
         """Refuse numbers out of range; ``validate_every`` is that of the run."""
-        for name in ("validate_every", "patience", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value!r} must be 1 or more.")
         if self.compile not in (True, False, "auto"):
             raise ValueError(f"compile={self.compile!r} must be True, False or 'auto'.")
         if (steps := self.save_steps) is None:

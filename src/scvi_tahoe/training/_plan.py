@@ -1,4 +1,4 @@
-"""The training plan: optimizer, mode, logging, averaged weights, fast steps. No data, no freezing rules."""
+"""The training plan: optimizer, mode, logging, averaged weights. No data, no freezing rules."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import LambdaCallback
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
+from scvi_tahoe.nn import have_triton
+from scvi_tahoe.training._acceleration import Acceleration
+from scvi_tahoe.training._graphed_step import GraphedStep
 from scvi_tahoe.training._recipe import (
     Freezing,
     PartSchedule,
@@ -22,6 +25,7 @@ from scvi_tahoe.training._recipe import (
     part_in_run,
     resolve_recipe,
 )
+from scvi_tahoe.training._rounded_optimizer import RoundedAdamW
 from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 
 if TYPE_CHECKING:
@@ -32,65 +36,6 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.training._recipe import PlanConfig
-
-#: what compiling takes and saves of a step, and how fast an eager step computes, as seen on an H100
-_COMPILE_SECONDS, _SAVED_SHARE, _OPERATIONS_PER_SECOND = 25.0, 0.2, 2.5e14
-#: compiling must save this many times what it takes
-_WORTH = 2.0
-
-
-def compiling_pays(device: torch.device, *, n_parameters: int, cells_per_step: int, n_steps: int) -> bool:
-    """Return whether a run is so long that compiling the network saves more time than it takes.
-
-    A step computes about six operations for each parameter and cell (two forwards, four backwards).
-    """
-    if device.type != "cuda":
-        return False
-    seconds = 6.0 * n_parameters * cells_per_step * n_steps / _OPERATIONS_PER_SECOND
-    return seconds * _SAVED_SHARE > _WORTH * _COMPILE_SECONDS
-
-
-class Acceleration:
-    """Makes a module fast for the steps of a training run, and restores it.
-
-    Blocks, encoders and head can be compiled for training steps. Validation stays as it is: its last minibatch has
-    another shape.
-    """
-
-    def __init__(self, module: TahoeSTModule, *, compiles: bool) -> None:
-        self._module = module
-        net = module.network
-        parts = [*net.backbone.blocks, net.control_encoder, net.base_encoder, net.head] if compiles else []
-        self._compiled = [(p, torch.compile(p.forward, dynamic=False)) for p in parts if p is not None]
-        self._splits_for_ddp: Any = None
-
-    def begin(self, precision: str, device: torch.device) -> None:
-        """Start a run in one of Lightning's precisions."""
-        in_16_bits = precision.startswith(("bf16", "16"))
-        self._module.objective.matmul_dtype = torch.float16 if in_16_bits and device.type == "cuda" else torch.float32
-        if self._compiled:
-            # several devices exchange the gradients of a part while the next is computed; torch would also split each
-            # part for that, which costs more than it brings: see the two cards in benchmarks/README.md
-            self._splits_for_ddp = torch._dynamo.config.optimize_ddp
-            torch._dynamo.config.optimize_ddp = False
-        self.resume()
-
-    def pause(self) -> None:
-        """Run eagerly for a while."""
-        for part, _ in self._compiled:
-            part.__dict__.pop("forward", None)
-
-    def resume(self) -> None:
-        """Run compiled again."""
-        for part, forward in self._compiled:
-            part.forward = forward
-
-    def end(self) -> None:
-        """Restore the module."""
-        self.pause()
-        if self._splits_for_ddp is not None:
-            torch._dynamo.config.optimize_ddp, self._splits_for_ddp = self._splits_for_ddp, None
-        self._module.objective.matmul_dtype = torch.float32
 
 
 class AsyncScalar:
@@ -203,7 +148,9 @@ class TahoeTrainingPlan(LightningModule):
         self.acceleration = Acceleration(module, compiles=compiles)
         self.average = None if config.ema is None else AveragedWeights(module, config.ema)
         self._averages: dict[str, Tensor] | None = None
-        self._sharded: ShardedAdamW | None = None
+        #: the optimizer, if it keeps weights that the module holds rounded
+        self._rounding: ShardedAdamW | RoundedAdamW | None = None
+        self._graphed: GraphedStep | None = None
         self._dropout_before: dict[torch.nn.Dropout, float] = {}
         self._waiting: tuple[int, dict[str, Any]] | None = None
         # scvi-tools' TrainRunner sets these
@@ -256,14 +203,14 @@ class TahoeTrainingPlan(LightningModule):
         """Unfreeze what is due."""
         if self.freezing.update(self.global_step):
             self._exchange_gradients()
-        if self._sharded is not None:
-            self._sharded.compact()
+        if self._rounding is not None:
+            self._rounding.compact()
 
     def _exchange_gradients(self, *, begins: bool = False) -> None:
         """Let several processes agree on the tensors that train from this step on, whose gradients they exchange."""
         strategy = self.trainer.strategy
-        if self._sharded is not None:
-            (self._sharded.begin if begins else self._sharded.extend)()
+        if isinstance(self._rounding, ShardedAdamW):
+            (self._rounding.begin if begins else self._rounding.extend)()
         elif self._is_distributed and isinstance(strategy, DDPStrategy):
             for parameter in self.parameters():  # a view into memory of the exchange so far
                 parameter.grad = None
@@ -293,13 +240,15 @@ class TahoeTrainingPlan(LightningModule):
         for layer, probability in self._dropout_before.items():
             layer.p = probability
         self._dropout_before = {}
-        if self._sharded is not None:  # last, as it needs memory
-            self._sharded.end()
+        if self._graphed is not None:
+            self._graphed.forget()
+        if self._rounding is not None:  # last, as it needs memory
+            self._rounding.end()
 
     def _complete_weights(self) -> None:
         """Let the module hold the weights with nothing rounded."""
-        if self._sharded is not None:
-            self._sharded.complete()
+        if self._rounding is not None:
+            self._rounding.complete()
 
     def kept_state(self) -> dict[str, Tensor]:
         """Return the weights that validate and are kept: the averaged ones, if there are any."""
@@ -313,6 +262,8 @@ class TahoeTrainingPlan(LightningModule):
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
         checkpoint["plan_config"] = self.config.to_kwargs()
         checkpoint["setting"] = self.setting
+        if isinstance(self._rounding, RoundedAdamW):
+            checkpoint["state_dict"] = self.kept_state()  # nothing rounded, also where no validation came before
         if self.average is not None:
             # readers of a checkpoint get the weights that were validated
             checkpoint["trained_state"], checkpoint["state_dict"] = checkpoint["state_dict"], self.kept_state()
@@ -329,13 +280,24 @@ class TahoeTrainingPlan(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a minibatch."""
-        *_, losses = self.module(batch)
-        metrics = {"train_loss": losses.loss.detach()} | {f"train_{k}": v for k, v in losses.extra_metrics.items()}
+        graphed = None if self._graphed is None else self._graphed(batch)
+        if graphed is not None:
+            # its gradients are there; what is returned has none to pass on
+            loss, terms = graphed.loss.requires_grad_(), graphed.terms
+        else:
+            *_, losses = self.module(batch)
+            loss, terms = losses.loss, losses.extra_metrics
+        metrics = {"train_loss": loss.detach()} | {f"train_{k}": v for k, v in terms.items()}
         # kept on the device: reading a number at every step would make the device wait
         for name, value in metrics.items():
             self._running[name] = self._running[name] + value if name in self._running else value
         self._n_running += 1
-        return losses.loss
+        return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Forget gradients, unless the optimizer did so at its last step: those of a replayed step are there now."""
+        if not isinstance(self._rounding, RoundedAdamW):
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Log the loss of held-out cells; returns the predicted cells, for callbacks that score them."""
@@ -380,8 +342,8 @@ class TahoeTrainingPlan(LightningModule):
         Here, because Lightning refuses to clip for a fused optimizer in bf16.
         """
         limit = float("inf") if self.config.gradient_clip is None else self.config.gradient_clip
-        if self._sharded is not None:
-            norm = self._sharded.reduce_gradients(limit)
+        if self._rounding is not None:
+            norm = self._rounding.reduce_gradients(limit)
         else:
             norm = torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.grad is not None], limit)
         if self.global_step % self.config.log_every:
@@ -413,14 +375,22 @@ class TahoeTrainingPlan(LightningModule):
         if isinstance(self.trainer.strategy, ShardedOptimizerStrategy):
             # gradients come from products of 16 bits, so that exchanging them in as many loses next to nothing
             precision = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-            optimizer = self._sharded = ShardedAdamW(
+            optimizer = self._rounding = ShardedAdamW(
                 described, precision=precision, rounded=self._only_in_products() if precision else (), **options
             )
+        elif self._rounds_on_one_gpu(device) and (rounded := self._only_in_products()):
+            optimizer = self._rounding = RoundedAdamW(described, precision=torch.bfloat16, rounded=rounded, **options)
+            # what is compiled is launched in few pieces already
+            self._graphed = None if self.acceleration.compiles else GraphedStep(self.module)
         else:
             optimizer = torch.optim.AdamW(described, **options)
         shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shapes)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rounds_on_one_gpu(self, device: torch.device) -> bool:
+        one = isinstance(self.trainer.strategy, SingleDeviceStrategy)
+        return one and device.type == "cuda" and self.trainer.precision == "bf16-mixed" and have_triton()
 
     def _only_in_products(self) -> list[Parameter]:
         """Return the weights that training rounds for its products and uses nowhere else."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from scvi_tahoe._arguments import checked_fields
 from scvi_tahoe.nn import Ineffective, reject_ineffective
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ def _without_gradients(module: nn.Module) -> Iterator[nn.Module]:
             yield from _without_gradients(child)
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """How a run is optimised. Every option is used or refused.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import statistics
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.evaluate import discrimination_score_l1, pearson
 from scvi_tahoe.files import atomic_write, read_torch, remove_partial
+from scvi_tahoe.nn import step_operations
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -101,12 +103,23 @@ class MetricsHistory(Logger):
 
 
 class StepProgress(Callback):
-    """Shows steps per second, sets per second, time left and the last losses; logs the throughput even if not shown."""
+    """Shows steps per second, sets per second, time left and the last losses; logs the throughput even if not shown.
 
-    def __init__(self, *, max_steps: int, sets_per_step: int, show: bool = True) -> None:
+    In addition to ``sets_per_second``, ``mfu`` is logged, the model FLOPs utilisation (Chowdhery et al. 2022, *PaLM*,
+    arXiv:2204.02311): the share of the time in which a device could do the matrix products of the network alone, at
+    ``product_rate`` operations a second.
+    """
+
+    def __init__(
+        self, *, max_steps: int, batch_size: int, accumulate: int, set_size: int, product_rate: float, show: bool = True
+    ) -> None:
         self._max_steps = max_steps
-        self._sets_per_step = sets_per_step
+        self._batch_size, self._set_size, self._sets_per_step = batch_size, set_size, batch_size * accumulate
+        self._product_rate = product_rate
         self._show = show
+        self._mfu = 0.0
+        #: sets a second of each interval between two validations
+        self.rates: list[float] = []
         self._bar: tqdm | None = None
         self._since = (0, 0.0)
 
@@ -129,11 +142,25 @@ class StepProgress(Callback):
         n_sets = (step - self._since[0]) * self._sets_per_step * trainer.world_size
         rate = n_sets / max(now - self._since[1], 1e-9)
         self._since = (step, now)
+        self.rates.append(rate)
         pl_module.log("sets_per_second", rate, on_step=False, on_epoch=True)
+        network: Any = pl_module.module.network  # type: ignore[union-attr]
+        operations = step_operations(network, n_sets=self._batch_size, set_size=self._set_size)
+        self._mfu = rate * operations / self._batch_size / self._product_rate / trainer.world_size
+        pl_module.log("mfu", self._mfu, on_step=False, on_epoch=True)
         if self._bar is not None:
             values = {k: trainer.callback_metrics.get(f"{k}_loss") for k in ("train", "validation")}
             shown = {k: f"{float(v):.4g}" for k, v in values.items() if v is not None}
             self._bar.set_postfix(shown | {"sets/s": f"{rate:.0f}"}, refresh=False)
+
+    def summary(self) -> str | None:
+        """Return a sentence about the throughput of the run; None if no interval ended."""
+        if not self.rates:
+            return None
+        return (
+            f"{statistics.median(self.rates):,.1f} sets a second, in the end at {self._mfu:.0%} of the rate of large "
+            "matrix products here (mfu)"
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 
 from scvi_tahoe._compat import quiet_lightning
 from scvi_tahoe._devices import explained_out_of_memory, n_devices_asked, resolve_precision, training_device
+from scvi_tahoe._memory import verify_memory
+from scvi_tahoe._threads import fitting_threads, product_rate
 from scvi_tahoe.data import (
     CellSetDataModule,
     DeviceStore,
@@ -27,10 +29,12 @@ from scvi_tahoe.data import (
     combines_measured_components,
     default_split,
 )
+from scvi_tahoe.nn import step_operations
 from scvi_tahoe.response import judging_conditions, predictable_labels
+from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import resolve_adapters
 from scvi_tahoe.training._gain import PATIENCE, HeldOutGain
-from scvi_tahoe.training._plan import TahoeTrainingPlan, compiling_pays
+from scvi_tahoe.training._plan import TahoeTrainingPlan
 from scvi_tahoe.training._recipe import part_in_run, resolve_recipe
 from scvi_tahoe.training._reports import (
     BEST,
@@ -197,16 +201,31 @@ class TrainingRun:
         )  # fmt: skip
         return CellSetDataModule(dataset, split, row_of_label, config)
 
+    @property
+    def records_steps(self) -> bool:
+        """Whether steps that are not compiled are recorded once and replayed as CUDA graphs."""
+        alone = self.strategy == "auto" and self.accumulate == 1 and self.plan.ema is None
+        return alone and self.device.type == "cuda" and self.trainer_options["precision"] == "bf16-mixed"
+
     def compiles(self, module: TahoeSTModule) -> bool:
         """Return whether the network is compiled."""
         if self.options.compile != "auto":
             return bool(self.options.compile)
+        if self.records_steps:
+            return False  # which is as fast, and takes no time to begin with
         return compiling_pays(
             self.device,
             n_parameters=sum(p.numel() for p in module.parameters()),
             cells_per_step=self.batch_size * self.set_size,
             n_steps=self.plan.max_steps * self.accumulate,
         )
+
+    def threads(self, module: TahoeSTModule) -> AbstractContextManager[int]:
+        """Let torch use the threads that suit this run."""
+        return fitting_threads(
+            self.device, n_cells=self.batch_size * self.set_size, hidden=module.config.hidden,
+            operations=step_operations(module.network, n_sets=self.batch_size, set_size=self.set_size),
+        )  # fmt: skip
 
     def held_out_gain(
         self, dataset: CellSetDataset, split: AssignedSplit, pretrained: Sequence[str]
@@ -228,8 +247,10 @@ class TrainingRun:
         mode: Literal["min", "max"] = "min" if self.score is None else "max"
         best = KeepBest(monitor=options.monitor, mode=mode, folder=self.folder, save_steps=options.save_steps)
         bar = StepProgress(
-            max_steps=self.plan.max_steps, sets_per_step=self.batch_size * self.accumulate, show=options.progress
-        )
+            max_steps=self.plan.max_steps, batch_size=self.batch_size, accumulate=self.accumulate,
+            set_size=self.set_size, show=options.progress,
+            product_rate=product_rate(self.device, str(self.trainer_options["precision"])),
+        )  # fmt: skip
         # throughput is logged before the best is written, so that best.ckpt's step has a complete line
         callbacks: list[Callback] = [bar, best] if gain is None else [gain, bar, best]
         if self.score is not None:
@@ -305,10 +326,13 @@ class TrainingRun:
         logger.info(f"expression: {dataset.cells.description}")
         if self.setting["representation"] == "embedding":
             logger.warning(_mismatch(module))
-        compiled = "compiled" if self.compiles(module) else "not compiled"
+        compiled = "compiled" if self.compiles(module) else "recorded" if self.records_steps else "not compiled"
         strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED) else ""
         precision = self.trainer_options["precision"]
         logger.info(f"{self.device}{strategy}, precision {precision}, {compiled}, {sets}; memory {memory}")
+        if self.device.type == "cpu":
+            remedy = f"Lower batch_size, or set_size (now {self.set_size})."
+            verify_memory("sets in a minibatch", self.batch_size, memory.activations / self.batch_size, remedy)
         if not memory.fits:
             logger.warning(
                 f"the device may run out of memory: {memory}; lower batch_size (now {self.batch_size}), or keep "
@@ -364,6 +388,9 @@ class TrainingRun:
                 f"kept the best of {n_validations} validations: {self.options.monitor} {best.best_value:.4g} at step "
                 f"{best.best_step}{where}"
             )
+        bar = next(c for c in trainer.callbacks if isinstance(c, StepProgress))
+        if (throughput := bar.summary()) is not None:
+            logger.info(throughput)
         if best.best_step == 0:
             # of a prior a network from scratch changes nothing, a trained one does
             alone = self.setting["prior"] != "none" and not self.setting.get("n_pretrained")

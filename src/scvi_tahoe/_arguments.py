@@ -1,0 +1,202 @@
+"""Arguments of public calls, checked by their annotations before anything else happens.
+
+One mechanism for Python calls and run files: what an annotation allows, what was given, and the message if they differ.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections.abc
+import functools
+import inspect
+import math
+import os
+import pathlib
+import sys
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+
+from scvi_tahoe._names import nearest_names
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Bounds = tuple[float | None, float | None]
+
+T = TypeVar("T")
+F = TypeVar("F", bound="Callable[..., Any]")
+
+_WORDS: dict[Any, str] = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
+    dict: "a mapping", list: "a list", pathlib.Path: "a path", collections.abc.Mapping: "a mapping",
+}  # fmt: skip
+#: what an annotation means that names nothing that is known here
+_ANYTHING = (Any, inspect.Parameter.empty)
+
+
+class ArgumentError(TypeError, ValueError):
+    """An argument of a type or size that the call does not take; the message says which it takes."""
+
+
+def checked(**bounds: Bounds) -> Callable[[F], F]:
+    """Check the arguments of a public function by its annotations, before its first line.
+
+    numpy scalars become Python numbers, and numbers without a fraction whole ones where these are annotated.
+
+    Parameters
+    ----------
+    **bounds
+        Smallest and largest value of numbers by the name of their parameter; None has no bound.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        named = [name for name, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        positional = [name for name in named if signature.parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+
+        @functools.cache
+        def hints() -> dict[str, Any]:
+            return {name: _resolved(function, signature.parameters[name].annotation) for name in named}
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not takes_any and (unknown := [name for name in kwargs if name not in named]):
+                near = nearest_names(unknown[0], named, n=1)
+                owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+                raise ArgumentError(f"{owner}() has no argument {unknown[0]!r}{near}.")
+            values = dict(zip(positional, args, strict=False))
+            for name, value in {**values, **kwargs}.items():
+                if name in named:
+                    found = accepted(value, hints()[name], name, bounds.get(name))
+                    (kwargs if name in kwargs else values)[name] = found
+            return function(*values.values(), *args[len(positional) :], **kwargs)
+
+        return typing.cast("F", call)
+
+    return decorate
+
+
+def checked_fields(cls: type[T]) -> type[T]:
+    """Check the fields of a dataclass by their annotations when one is made."""
+    cls.__init__ = checked()(cls.__init__)  # type: ignore[method-assign]
+    return cls
+
+
+def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) -> Any:
+    """Return a value as its annotation says, or raise an :class:`ArgumentError` with what is allowed."""
+    options = options_of(hint)
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        value = value.item()
+    if isinstance(value, float) and int in options and float not in options and value.is_integer():
+        value = int(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not any(option in _ANYTHING or fits(value, option) for option in options):
+        words = [text for option in options for text in get_args(option) if get_origin(option) is Literal]
+        if isinstance(value, str) and words:
+            near, others = nearest_names(value, words, n=1), [o for o in options if get_origin(o) is not Literal]
+            more = "".join(f" or {named(option)}" for option in others)
+            raise ArgumentError(f"{where}={value!r} is unknown; allowed are {str(list(words))[1:-1]}{more}{near}.")
+        raise ArgumentError(f"{where} is {_shown(value)}; allowed is {' or '.join(map(named, options))}.")
+    if is_number and not math.isfinite(value):
+        raise ArgumentError(f"{where} is {value}; a finite number is needed.")
+    if is_number and bounds is not None:
+        low, high = bounds
+        if (low is not None and value < low) or (high is not None and value > high):
+            allowed = f"{low:,} to {high:,}" if None not in bounds else f"{low:,} or more" if high is None else ""
+            raise ArgumentError(f"{where}={value!r} must be {allowed or f'at most {high:,}'}.")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, by its type where it is long."""
+    text = repr(value) if isinstance(value, str | int | float | bool | bytes | list | tuple | dict | type(None)) else ""
+    return text if text and len(text) <= 80 else f"{type(value).__module__.split('.')[0]}.{type(value).__qualname__}"
+
+
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """Return the alternatives of an annotation."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is of one kind that an annotation allows; a truth value is no number."""
+    if hint in (*_ANYTHING, type(None)):
+        return hint is not type(None) or value is None
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(type(value) is type(allowed) and value == allowed for allowed in arguments)
+    kind = origin or hint
+    if kind is float:
+        kind = (int, float)
+    if isinstance(kind, type) and issubclass(kind, tuple) and kind is not tuple:  # named tuples, as plain ones
+        return isinstance(value, tuple)
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    if kind is pathlib.Path:
+        return isinstance(value, os.PathLike)
+    if kind in (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection):
+        return _is_list(value) and (not arguments or all(_holds(item, arguments[0]) for item in value))
+    if kind in (dict, collections.abc.Mapping):
+        return isinstance(value, collections.abc.Mapping) and (
+            not arguments or all(_holds(key, arguments[0]) for key in value)
+        )
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # a protocol or a type variable
+        return True
+
+
+def _is_list(value: Any) -> bool:
+    """Return whether a value is a series of items with a length: no text, no mapping, and no single number."""
+    if isinstance(value, type | str | bytes | bytearray | memoryview | collections.abc.Mapping | os.PathLike):
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__iter__") and getattr(value, "ndim", 1) == 1
+
+
+def _holds(item: Any, hint: Any) -> bool:
+    if isinstance(item, np.bool_ | np.integer | np.floating):
+        item = item.item()
+    if hint is str and isinstance(item, int | float):  # labels are compared as text
+        return True
+    return any(fits(item, option) for option in options_of(hint))
+
+
+def named(hint: Any) -> str:
+    """Return how a message calls one kind that an annotation allows."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if origin in (tuple, list, collections.abc.Sequence, collections.abc.Iterable) and get_args(hint):
+        return f"a list of {named(get_args(hint)[0])}"
+    kind = origin or hint
+    return _WORDS.get(kind, kind.__name__ if isinstance(kind, type) else "a mapping")
+
+
+class _Names(dict[str, Any]):
+    """Names in annotations, some of which are imported for type checkers only; an unknown one means anything."""
+
+    def __missing__(self, name: str) -> Any:
+        return next((found for found in _known(name)), Any)
+
+
+def _known(name: str) -> Iterator[Any]:
+    for space in (typing, collections.abc, builtins, pathlib):
+        if hasattr(space, name):
+            yield getattr(space, name)
+    modules = [m for place, m in list(sys.modules.items()) if place.startswith("scvi_tahoe") and name in vars(m)]
+    yield from (vars(module)[name] for module in modules)
+    if name in sys.modules:
+        yield sys.modules[name]
+
+
+def _resolved(function: Callable[..., Any], annotation: Any) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, {}, _Names(inspect.unwrap(function).__globals__))
+    except (TypeError, AttributeError, NameError):
+        return Any

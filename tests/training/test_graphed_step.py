@@ -1,0 +1,99 @@
+"""A replayed step has the losses and gradients of a usual one; these tests need a CUDA device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scvi_tahoe._constants import TENSORS
+from scvi_tahoe.training._acceleration import Acceleration
+from scvi_tahoe.training._graphed_step import GraphedStep
+from scvi_tahoe.training._plan import TahoeTrainingPlan
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+GPU = torch.device("cuda", 0)
+BRIEF = {"max_steps": 24, "validate_every": 12, "batch_size": 2, "progress": False}
+
+
+def _batch(module, seed, n_cells=16):
+    config, generator = module.config, torch.Generator(GPU).manual_seed(seed)
+    draw = lambda *shape: torch.rand(*shape, generator=generator, device=GPU)
+    return {
+        TENSORS.CONTROL: draw(2, n_cells, config.n_input), TENSORS.OBSERVED: draw(2, n_cells, config.n_output),
+        TENSORS.PERTURBATION: draw(2, config.n_perturbation),
+        TENSORS.CONDITION: torch.zeros(2, dtype=torch.long, device=GPU),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def module(make_model):
+    module = make_model(prior="none").module.to(GPU).train()
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    acceleration = Acceleration(module, compiles=False)
+    acceleration.begin("bf16-mixed", GPU)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        yield module
+    acceleration.end()
+
+
+def _usual(module, batch):
+    module.zero_grad()
+    *_, losses = module(batch)
+    losses.loss.backward()
+    return float(losses.loss), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def test_a_recorded_step_is_the_usual_step_of_every_later_minibatch(module):
+    graphed = GraphedStep(module)
+    assert [graphed(_batch(module, seed)) for seed in range(3)] == [None] * 3
+    for seed in range(3, 7):
+        module.zero_grad()
+        losses = graphed(_batch(module, seed))
+        gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+        loss, expected = _usual(module, _batch(module, seed))
+        assert float(losses.loss) == pytest.approx(loss, rel=1e-3)
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=2e-2, atol=1e-4)
+
+
+def test_another_shape_and_other_frozen_weights_are_recorded_anew(module):
+    graphed = GraphedStep(module)
+    steps = [graphed(_batch(module, seed)) is None for seed in range(5)]
+    assert steps == [True, True, True, False, False]
+    assert graphed(_batch(module, 5, n_cells=12)) is None
+    module.network.head.project.layers[0].weight.requires_grad_(False)
+    assert [graphed(_batch(module, seed)) is None for seed in range(4)] == [True, True, True, False]
+    assert module.network.head.project.layers[0].weight.grad is None
+
+
+def test_what_cannot_be_recorded_runs_as_usual_and_says_so_once(module, monkeypatch, caplog):
+    forward = type(module).forward
+
+    def reads(self, batch):
+        result = forward(self, batch)
+        float(result[-1].loss)  # makes the processor wait, which a recording cannot
+        return result
+
+    monkeypatch.setattr(type(module), "forward", reads)
+    graphed = GraphedStep(module)
+    assert [graphed(_batch(module, seed)) for seed in range(6)] == [None] * 6
+    assert sum("cannot be recorded" in record.message for record in caplog.records) == 1
+    assert _usual(module, _batch(module, 0))[0] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"freeze_backbone": 6}], ids=["all trains", "unfrozen on the way"])
+def test_a_run_with_replayed_steps_ends_where_one_without_ends(options, make_model, monkeypatch):
+    found = []
+    for replays in (True, False):
+        if not replays:
+            monkeypatch.setattr(TahoeTrainingPlan, "_rounds_on_one_gpu", lambda *_: False)
+        model = make_model()
+        if options:
+            model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
+        model.train(**BRIEF, **options)
+        assert all(p.grad is None for p in model.module.parameters()) or not replays
+        found.append(model.history["train_loss"].iloc[:, 0].to_numpy())
+    assert found[0] == pytest.approx(found[1], rel=0.03)
