@@ -16,6 +16,7 @@ import argparse
 import errno
 import hashlib
 import inspect
+import io
 import logging
 import os
 import pickle
@@ -39,7 +40,7 @@ import torch
 
 import scvi_tahoe
 from scvi_tahoe import EvaluationResult, TahoeEnsemble, TahoeST, datasets
-from scvi_tahoe.files import read_h5ad, verify_zarr
+from scvi_tahoe.files import damaged, read_h5ad, verify_zarr
 from scvi_tahoe.pretrained import read_pretrained
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def make_kinds(place: Path) -> dict[str, Kind]:
         import anndata
 
         verify_zarr(path)
-        return digest(anndata.read_zarr(path).X)
+        with damaged(path):
+            return digest(anndata.read_zarr(path).X)
 
     def predict(path: Path, version: int) -> None:
         models[version].predict(path=path, overwrite=True, progress=False, n_cells=40)
@@ -315,6 +317,13 @@ class Plant:
         return Path.touch, (self.marker,)
 
 
+def torch_bytes(content: Any) -> bytes:
+    """Return what ``torch.save`` writes."""
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
 def hostile_files(kinds: dict[str, Kind], place: Path) -> Counter[str]:
     """Put a pickle with code in place of every file of every artefact, and count how often the code runs."""
     found, marker = Counter[str](), place / "code ran"
@@ -322,12 +331,12 @@ def hostile_files(kinds: dict[str, Kind], place: Path) -> Counter[str]:
         whole = place / f"whole {name}" / kind.name
         files = [whole] if whole.is_file() else [p for p in whole.rglob("*") if p.is_file()]
         for victim in files:
-            for make in (lambda p: torch.save(Plant(marker), p), lambda p: p.write_bytes(pickle.dumps(Plant(marker)))):
+            for content in (torch_bytes(Plant(marker)), pickle.dumps(Plant(marker))):
                 copy = place / f"hostile {name}" / kind.name
                 shutil.rmtree(copy.parent, ignore_errors=True)
                 copy.parent.mkdir()
                 shutil.copytree(whole, copy) if whole.is_dir() else shutil.copy(whole, copy)
-                make(copy / victim.relative_to(whole) if whole.is_dir() else copy)
+                (copy / victim.relative_to(whole) if whole.is_dir() else copy).write_bytes(content)
                 _, status, _ = in_child(lambda copy=copy, kind=kind: kind.read(copy))
                 found["tried"] += 1
                 found["crashed"] += os.WIFSIGNALED(status)

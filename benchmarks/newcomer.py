@@ -67,8 +67,10 @@ def mean_of(adata: ad.AnnData, target: str, context: str) -> np.ndarray:
     return np.asarray(adata.X[rows].mean(axis=0)).ravel()
 
 
-def errors(predicted: dict[str, ad.AnnData], train: ad.AnnData, held_out: ad.AnnData, targets: list[str]) -> dict:
-    """Mean absolute error of the effect of the held-out targets, by what predicts them."""
+def errors(
+    predicted: dict[str, ad.AnnData], train: ad.AnnData, held_out: ad.AnnData, targets: list[str]
+) -> pd.DataFrame:
+    """Absolute error of the effect of each held-out target, mean over genes, by what predicts it."""
     seen = sorted(set(train.obs["target"]) - {"NTC"} - set(targets))
     control = mean_of(train, "NTC", HELD_OUT)
     here = np.mean([mean_of(train, target, HELD_OUT) - control for target in seen], axis=0)
@@ -81,7 +83,14 @@ def errors(predicted: dict[str, ad.AnnData], train: ad.AnnData, held_out: ad.Ann
         guesses |= {"mean of the seen": control + here, "own change elsewhere": control + own}
         for name, guess in guesses.items():
             found.setdefault(name, []).append(np.abs(guess - truth).mean())
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    return pd.DataFrame(found, index=targets)
+
+
+def interval(difference: np.ndarray) -> tuple[float, float]:
+    """Bootstrap a 95 % interval of the mean over targets."""
+    draws = np.random.default_rng(0).integers(len(difference), size=(2000, len(difference)))
+    low, high = np.quantile(difference[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def told(what: str, call, said: Counter):
@@ -116,7 +125,7 @@ def main() -> None:
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     steps = {} if args.max_steps is None else {"max_steps": args.max_steps}
-    rows = []
+    rows, by_target = [], []
     for number, targets in enumerate(folds(sorted(set(adata.obs["target"]) - {"NTC"}), args.folds)):
         here = adata.obs["condition"] == HELD_OUT
         out = (here & adata.obs["target"].isin(targets)).to_numpy()
@@ -139,13 +148,19 @@ def main() -> None:
             said,
         )
         row = errors({name: made for name, made in predicted.items() if made is not None}, train, held_out, targets)
-        rows.append({"overall": np.nan if result is None or result.vcc is None else result.vcc["overall"], **row})
+        by_target.append(row)
+        overall = np.nan if result is None or result.vcc is None else result.vcc["overall"]
+        rows.append({"overall": overall, **row.mean().to_dict()})
         if args.ensemble and number == 0:
             options = {**steps, "progress": False}
             ensemble = told("train three seeds", lambda t=train, o=options: TahoeEnsemble.train(t, **o), said)
             if ensemble is not None:
                 told("predict with an ensemble", lambda one=ensemble, asked=asked: one.predict(**asked), said)
     print(pd.DataFrame(rows).rename_axis("fold").round(4).to_string())
+    every = pd.concat(by_target)
+    for rule in ("mean of the seen", "own change elsewhere"):
+        low, high = interval((every["start"] - every[rule]).to_numpy())
+        print(f"error of the start minus that of the {rule}, {len(every)} targets: {low:+.4f} to {high:+.4f}")
     print("\nWhat the package said, and how often:")
     for text, n in said.items():
         print(f"{n} x {text}\n")

@@ -16,6 +16,7 @@ from scvi_tahoe.evaluate import (
     PREDICTION_RECORD,
     EvaluationReference,
     EvaluationWarning,
+    GroupStatistics,
     RepresentationError,
     baseline_prediction,
     check_collapse,
@@ -24,7 +25,7 @@ from scvi_tahoe.evaluate import (
     mean_cosine,
 )
 from scvi_tahoe.evaluate._input_checks import CellProfile, check_scale, check_totals_spread
-from scvi_tahoe.evaluate._prediction_checks import check_de_counts
+from scvi_tahoe.evaluate._prediction_checks import check_de_counts, check_statistics
 
 ONE_SCALE = "scale of single conditions"
 
@@ -280,6 +281,22 @@ def test_inflated_effects_are_reported(scored, task, predicted, reference):
     inflated = changed(predicted, lambda x: np.maximum(x + 5 * (x.mean(axis=0) - np.asarray(control)), 0))
     result = scored(inflated, reference, representation_check="off")
     assert check(result, "effect size") == "warning"
+
+
+@pytest.mark.parametrize(("strength", "status"), [(0.7, "ok"), (0.2, "warning"), (5.0, "warning")])
+def test_predicted_effects_need_not_have_the_noise_of_observed_ones(strength, status):
+    rng = np.random.default_rng(0)
+    names, genes, n_cells = tuple(f"P{i}" for i in range(6)), 300, np.full(6, 20)
+    effects = 0.06 * rng.normal(size=(6, genes))  # much shorter than the noise of 20 cells
+
+    def side(mean):
+        ones = np.ones((6, genes))
+        of_controls = (np.full(genes, 3.0), ones[0], 0 * ones[0], 1000)
+        return GroupStatistics(names, 3 + mean, ones, 0 * ones, n_cells, *of_controls)
+
+    observed = side(effects + rng.normal(size=effects.shape) / np.sqrt(20))
+    found = check_statistics(side(strength * effects * 2), observed, np.array(names), own_controls=False)
+    assert {c.name: c.status for c in found}["effect size"] == status
 
 
 def test_few_cells_are_reported(scored, predicted, reference, task):

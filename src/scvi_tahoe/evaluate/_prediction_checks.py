@@ -74,17 +74,23 @@ def check_statistics(
         f"the share of zeros differs by {zeros:+.2f}: predicted cells are {'denser' if zeros < 0 else 'sparser'} than "
         "observed ones (a decoder of means gives no zeros), which costs DES, a rank test on cells."
     )
+    noise_P = observed.variance.sum(axis=1) / observed.n_cells
     effect = float(np.nanmedian(effect_size_ratio(predicted.delta, observed.delta)))
-    effect_message = (
-        f"the median predicted delta is {effect:.2g} times as long as the observed one; inflating effects can raise "
-        "PDS and DES while MAE gets worse, and nothing in the overall score shows it."
+    if effect < _EFFECT[0]:  # observed deltas are longer by the noise of their cells
+        own_P = np.square(observed.delta).sum(axis=1)
+        share_P = np.sqrt(np.clip(1 - noise_P / np.maximum(own_P, 1e-300), 0.25, 1))
+        effect = float(np.nanmedian(effect_size_ratio(predicted.delta, observed.delta) / share_P))
+    effect_message = f"the median predicted delta is {effect:.2g} times as long as the observed one; " + (
+        "inflating effects can raise PDS and DES while MAE gets worse, and nothing in the overall score shows it."
+        if effect > 1
+        else "effects are too weak even for what the noise of the observed cells hides."
     )
     fewest = np.minimum(predicted.n_cells, observed.n_cells)
     cells_message = (
         f"{(fewest < _MIN_CELLS).sum()} of {len(fewest)} perturbations have fewer than {_MIN_CELLS} predicted or "
         "observed cells; their scores are mostly noise."
     )
-    alike = likeness(observed.delta, observed.variance.sum(axis=1) / observed.n_cells)
+    alike = likeness(observed.delta, noise_P)
     named = float(np.isin(observed.perturbations, genes).mean())
     named_message = f"{named:.0%} of the perturbations carry the name of a gene; PDS leaves out these genes only."
     checks = [

@@ -320,6 +320,7 @@ def push_model(
     hub = import_hub()
     if model.provenance.non_commercial:
         verify_licence(model.provenance.source, accept_license)
+        show_licence(model.provenance)
         if not private and license_file is None:
             raise LicenceNotAcceptedError(
                 "Publishing weights that derive from Arc's needs the text of their licence: give license_file=, the "
