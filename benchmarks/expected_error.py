@@ -192,15 +192,15 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     left, right = drawn.subplots(1, 2)
     colors = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
     for color, (name, rows) in zip(colors, table.groupby("screen", sort=False), strict=False):
-        rho = spearmanr(rows["expected"], rows["error"]).statistic
-        left.scatter(rows["expected"], rows["error"], s=9, color=color, alpha=0.6, label=f"{name} ({rho:.2f})", lw=0)
+        rho = spearmanr(rows["with_noise"], rows["error"]).statistic
+        left.scatter(rows["with_noise"], rows["error"], s=9, color=color, alpha=0.6, label=f"{name} ({rho:.2f})", lw=0)
         observed = rows[[f"{p:.1f}" for p in NOMINAL]].mean()
         right.plot(NOMINAL, observed, color=color, marker="o", ms=3, label=name)
-    ends = (table[["expected", "error"]].min().min() * 0.8, table[["expected", "error"]].max().max() * 1.2)
+    ends = (table[["with_noise", "error"]].min().min() * 0.8, table[["with_noise", "error"]].max().max() * 1.2)
     left.plot(ends, ends, color="0.6", lw=1, zorder=0)
-    left.set(xscale="log", yscale="log", xlim=ends, ylim=ends, ylabel="true error",
-             xlabel="expected error of a condition",
-             title="Errors, and their rank correlation")  # fmt: skip
+    left.set(xscale="log", yscale="log", xlim=ends, ylim=ends, ylabel="error",
+             xlabel="expected error, with the noise of the observed mean",
+             title="Errors of conditions, and their rank correlation")  # fmt: skip
     right.plot([0, 1], [0, 1], color="0.6", lw=1, zorder=0)
     right.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1),
               title="Intervals of the change of a gene")  # fmt: skip

@@ -173,7 +173,7 @@ def loss(adata: ad.AnnData) -> None:
 
 
 #: how a bare step is computed: by one torch operation after another, with fused kernels and rounded weights, the same
-#: compiled, and the same recorded as a CUDA graph, which is what train() does
+#: compiled, and the same recorded as a CUDA graph, which `compile="record"` does
 MODES = ("plain", "fused", "compiled", "recorded")
 
 
@@ -380,7 +380,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="check,gather,loss,step,train,host,predict,frozen,limits,start")
     parser.add_argument("--heads", default="down_up,delta")
-    parser.add_argument("--compile", default="both", choices=["both", "yes", "no"])
+    parser.add_argument("--compile", default="both", choices=["both", "yes", "no", "record"])
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--cells", type=int, default=24_000)
     parser.add_argument("--out", type=Path)
@@ -416,7 +416,7 @@ def main() -> None:
     run("step", step, adata, heads, args.profile)
     for head in heads:
         model = None
-        for compiles in {"both": (False, True), "yes": (True,), "no": (False,)}[args.compile]:
+        for compiles in {"both": (False, True), "yes": (True,), "no": (False,), "record": ("record",)}[args.compile]:
             model = run("train", train, adata, head, compile=compiles) or model
         if model is not None:
             run("predict", predict, model, head)

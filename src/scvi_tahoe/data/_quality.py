@@ -66,8 +66,8 @@ def screen_quality(
     ``target_detected`` (share of controls that express it), ``target_change`` (of mean log1p expression) and
     ``target_p`` (two-sided Mann-Whitney test; the smallest change of a combination's parts); ``energy`` (distance),
     ``energy_p`` and ``energy_fdr`` (Benjamini and Hochberg over conditions); ``marks``, what to look at, empty where
-    all is well: ``"few cells"``, ``"target unchanged"`` (where at least 5 % of controls express it), ``"no effect
-    found"``.
+    all is well: ``"few cells"``, ``"target unchanged"`` (where at least 5 % of controls express it),
+    ``"no effect found"``.
 
     Raises
     ------

@@ -80,7 +80,7 @@ class TrainMixin(PredictMixin):
         logger: str | Logger | Sequence[Logger] | None = "csv",
         store: StoreKind = "auto",
         precision: str | int = "auto",
-        compile: bool | Literal["auto"] = "auto",
+        compile: bool | Literal["auto", "record"] = "auto",
         shrink_correction: bool = True,
         seed: int = 0,
         progress: bool = True,
@@ -136,8 +136,8 @@ class TrainMixin(PredictMixin):
             As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` is the first on CUDA devices with
             native bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
         compile
-            Whether to compile training steps. ``'auto'`` compiles if that saves more time than it takes, and on one GPU
-            in bfloat16 replays recorded steps (CUDA graphs) instead, which are as fast at once.
+            Whether to compile training steps. ``'auto'`` compiles if that saves more time than it takes. ``'record'``
+            replays recorded steps (CUDA graphs) instead, on one GPU in bfloat16; it is as fast at once, and new.
         shrink_correction
             With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
             validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose
@@ -198,6 +198,7 @@ class TrainMixin(PredictMixin):
                     "pretrained": pretrained,
                     "setting": run.setting,
                     "compiles": run.compiles(self.module),
+                    "records": run.records_steps,
                 },
                 **run.trainer_kwargs(
                     screen.index.conditions,

@@ -66,7 +66,7 @@ class TrainOptions:
     logger: str | Logger | Sequence[Logger] | None = "csv"
     store: StoreKind = "auto"
     precision: str | int = "auto"
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto", "record"] = "auto"
     shrink_correction: bool = True
     seed: int = 0
     progress: bool = True
@@ -133,8 +133,8 @@ class TrainOptions:
 
     def verify_numbers(self, *, validate_every: int) -> None:
         """Refuse numbers out of range; ``validate_every`` is that of the run."""
-        if self.compile not in (True, False, "auto"):
-            raise ValueError(f"compile={self.compile!r} must be True, False or 'auto'.")
+        if self.compile not in (True, False, "auto", "record"):
+            raise ValueError(f"compile={self.compile!r} must be True, False, 'auto' or 'record'.")
         if (steps := self.save_steps) is None:
             return
         if self.save_dir is None:

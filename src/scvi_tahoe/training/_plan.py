@@ -122,6 +122,8 @@ class TahoeTrainingPlan(LightningModule):
         compared with the one it continues.
     compiles
         Compile the network for training steps.
+    records
+        Record a training step on one GPU in bfloat16, and replay it.
 
     Raises
     ------
@@ -136,6 +138,7 @@ class TahoeTrainingPlan(LightningModule):
         pretrained: Iterable[str] = (),
         setting: Mapping[str, Any] | None = None,
         compiles: bool = False,
+        records: bool = False,
     ) -> None:
         super().__init__()
         self.module = module
@@ -151,6 +154,7 @@ class TahoeTrainingPlan(LightningModule):
         #: the optimizer, if it keeps weights that the module holds rounded
         self._rounding: ShardedAdamW | RoundedAdamW | None = None
         self._graphed: GraphedStep | None = None
+        self._records = records
         self._dropout_before: dict[torch.nn.Dropout, float] = {}
         self._waiting: tuple[int, dict[str, Any]] | None = None
         # scvi-tools' TrainRunner sets these
@@ -380,8 +384,7 @@ class TahoeTrainingPlan(LightningModule):
             )
         elif self._rounds_on_one_gpu(device) and (rounded := self._only_in_products()):
             optimizer = self._rounding = RoundedAdamW(described, precision=torch.bfloat16, rounded=rounded, **options)
-            # what is compiled is launched in few pieces already
-            self._graphed = None if self.acceleration.compiles else GraphedStep(self.module)
+            self._graphed = GraphedStep(self.module) if self._records else None
         else:
             optimizer = torch.optim.AdamW(described, **options)
         shapes = [self._shape(g["schedule"], g["rate"]) for g in groups]

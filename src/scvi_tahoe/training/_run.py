@@ -202,17 +202,30 @@ class TrainingRun:
         return CellSetDataModule(dataset, split, row_of_label, config)
 
     @property
+    def fuses(self) -> bool:
+        """Whether this is one GPU in bfloat16, where operations between matrix products are fused without compiling."""
+        return (
+            self.strategy == "auto" and self.device.type == "cuda" and self.trainer_options["precision"] == "bf16-mixed"
+        )
+
+    @property
     def records_steps(self) -> bool:
-        """Whether steps that are not compiled are recorded once and replayed as CUDA graphs."""
-        alone = self.strategy == "auto" and self.accumulate == 1 and self.plan.ema is None
-        return alone and self.device.type == "cuda" and self.trainer_options["precision"] == "bf16-mixed"
+        """Whether steps are recorded once and replayed as CUDA graphs; a ValueError if that is asked for in vain."""
+        if self.options.compile != "record":
+            return False
+        if not (self.fuses and self.accumulate == 1 and self.plan.ema is None):
+            raise ValueError(
+                "compile='record' needs one GPU, precision='bf16-mixed', and neither ema nor accumulate_grad_batches; "
+                "compile='auto' works everywhere."
+            )
+        return True
 
     def compiles(self, module: TahoeSTModule) -> bool:
         """Return whether the network is compiled."""
         if self.options.compile != "auto":
-            return bool(self.options.compile)
-        if self.records_steps:
-            return False  # which is as fast, and takes no time to begin with
+            return self.options.compile is True
+        if self.fuses:
+            return False  # which compiling hardly improves on
         return compiling_pays(
             self.device,
             n_parameters=sum(p.numel() for p in module.parameters()),
