@@ -178,7 +178,7 @@ def test_the_criterion_reaches_the_response_model_and_is_saved(screen, make_mode
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"criterion": "pds"}, "criterion='pds' is unknown; allowed are 'error' and 'discrimination'"),
+        ({"criterion": "pds"}, "criterion='pds' is unknown; allowed are 'error'"),
         ({"criterion": "discrimination", "prior": "none"}, "criterion='discrimination' is of prior='response'"),
     ],
     ids=["unknown", "without a response model"],

@@ -385,7 +385,6 @@ def with_contexts(kernels: ConditionKernels, control_means: Mapping[str, np.ndar
 
 def _own_elsewhere(fitted: Fitted, questions: Sequence[Question]) -> np.ndarray:
     """Return what is a condition's own, for the same perturbation elsewhere, if none recurs in training: ``[n, Q]``."""
-    # no data tell whether it is the perturbation's or the condition's: another context is predicted by changes, too
     regression, seen = fitted.regression, fitted.members.seen
     result = np.zeros((len(questions), len(regression.size_Q)))
     if fitted.kernels.recurs:
