@@ -114,7 +114,7 @@ def learn_prior(
     like
         Plain values of a response model of most of these cells, which is extended instead of learned anew.
     criterion
-        Of the response model: whether squared errors are to be small, or perturbations told apart.
+        Criterion of the response model: small squared errors, or perturbations told apart.
     """
     expression = aligned_expression(spec, screen)
     if kind != "response":
