@@ -18,7 +18,7 @@ import argparse
 import logging
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,12 @@ class Hard:
     tables: tuple[str, ...] = ("informative",)
     uneven: bool = False  # the second context has a quarter of the perturbations, a fifth of the cells
     unlike: bool = False  # effects of each context are drawn anew
-    sizes: dict = field(default_factory=dict)
+    opposite: bool = False  # effects in the last context are those of the others with the other sign
+    outliers: bool = False  # every eighth perturbation has six times its effect
+    noise_known: bool = True
+    covered: float = 1.0  # share of the perturbations that tables have rows for
+    genes: int = 200
+    clustered: bool = False  # perturbations of a cluster do the same, and tables say no more than the cluster
 
 
 SCREENS = {
@@ -68,6 +73,16 @@ SCREENS = {
     "two contexts": Hard(contexts=2),
     "two contexts, five cells": Hard(contexts=2, cells=5, controls=30),
     "contexts with nothing in common": Hard(unlike=True),
+    "last context the other way round": Hard(opposite=True),
+    "outliers": Hard(outliers=True),
+    "noise not known": Hard(noise_known=False),
+    "noise not known, weak effects": Hard(noise_known=False, effect=0.3),
+    "half of the rows of a table": Hard(covered=0.5),
+    "fingerprints": Hard(tables=("fingerprints",), perturbations=40),
+    "fingerprints, one context": Hard(tables=("fingerprints",), contexts=1, perturbations=60),
+    "clusters": Hard(clustered=True, perturbations=40),
+    "clusters, one context": Hard(clustered=True, contexts=1, perturbations=40),
+    "1,000 genes, ten perturbations": Hard(genes=1000, perturbations=10),
     "four contexts, 100 perturbations": Hard(contexts=4, perturbations=100),
 }
 
@@ -75,7 +90,7 @@ SCREENS = {
 def screen_of(hard: Hard, seed: int) -> tuple[Responses, dict, dict[str, pd.DataFrame], np.ndarray]:
     """Observed changes with their noise, true changes, and embedding tables."""
     rng = np.random.default_rng((seed, 7))
-    size = {"n_genes": 200, "n_cells": hard.cells, "n_control_cells": hard.controls, "effect_size": hard.effect}
+    size = {"n_genes": hard.genes, "n_cells": hard.cells, "n_control_cells": hard.controls, "effect_size": hard.effect}
     adata = simulate_screen(hard.contexts, hard.perturbations, seed=seed, **size)
     table, truth = adata.uns["perturbation_embedding"], adata.uns["true_delta"]
     if hard.unlike:
@@ -88,6 +103,7 @@ def screen_of(hard: Hard, seed: int) -> tuple[Responses, dict, dict[str, pd.Data
     usual = np.sqrt(np.mean([np.square(t.to_numpy()).mean() for t in truth.values()]))
     common = {c: hard.common * usual * rng.normal(size=adata.n_vars) for c in truth}
     names = list(table.index)
+    moved = _moved(hard, names, truth)
     dense, groups = adata.X.toarray(), adata.obs.groupby(["context", "perturbation"], observed=True).indices
     labels, contexts, changes, noises = [], [], [], []
     for context in sorted(truth):
@@ -98,21 +114,40 @@ def screen_of(hard: Hard, seed: int) -> tuple[Responses, dict, dict[str, pd.Data
             cells = cells[: max(2, len(cells) // 5)] if hard.uneven and context == "context_2" else cells
             labels.append(name)
             contexts.append(context)
-            changes.append(cells.mean(0) + common[context] - controls.mean(0))
+            changes.append(cells.mean(0) + common[context] - controls.mean(0) + moved[context, name])
             noises.append(
                 (np.square(cells - cells.mean(0)).sum(0) + 10 * controls.var(0)) / (len(cells) + 10) / len(cells)
             )
     means = {c: dense[groups[c, "control"]].mean(0) for c in truth}
+    signs = table.to_numpy() @ rng.normal(size=(table.shape[1], 512)) + rng.normal(size=(len(names), 512))
+    cluster = rng.normal(size=(len(names) // 5 + 1, 32))[np.arange(len(names)) // 5]
     kinds = {
+        "fingerprints": pd.DataFrame((signs > 2 * signs.std()).astype(float), index=names),
         "informative": table,
         "random": pd.DataFrame(rng.normal(size=table.shape), index=names),
         "wide random": pd.DataFrame(rng.normal(size=(len(names), 500)), index=names),
     }
-    true = {(c, p): truth[c].loc[p].to_numpy() + common[c] for c in truth for p in names}
+    if hard.clustered:
+        kinds["informative"] = pd.DataFrame(cluster + 0.3 * rng.normal(size=cluster.shape), index=names)
+    true = {(c, p): truth[c].loc[p].to_numpy() + common[c] + moved[c, p] for c in truth for p in names}
     found = Responses(
-        np.array(labels), np.array(contexts), np.array(changes), np.array(noises), np.array(adata.var_names), means
-    )
-    return found, true, {name: kinds[name] for name in hard.tables}, np.array(names)
+        np.array(labels), np.array(contexts), np.array(changes), np.array(noises) * hard.noise_known,
+        np.array(adata.var_names), means,
+    )  # fmt: skip
+    kept = rng.random(len(names)) < hard.covered
+    return found, true, {name: kinds[name][kept] for name in hard.tables}, np.array(names)
+
+
+def _moved(hard: Hard, names: list[str], truth: dict[str, pd.DataFrame]) -> dict[tuple[str, str], np.ndarray]:
+    """What is added to each condition, so that effects are other than those of the simulated cells."""
+    found, last = {}, max(truth)
+    for context, effects in truth.items():
+        for k, name in enumerate(names):
+            effect = effects.loc[name].to_numpy()
+            wanted = effects.loc[names[k - k % 5]].to_numpy() if hard.clustered else effect
+            wanted = -wanted if hard.opposite and context == last else wanted
+            found[context, name] = (6 * wanted if hard.outliers and k % 8 == 0 else wanted) - effect
+    return found
 
 
 def tasks_of(hard: Hard, responses: Responses, names: np.ndarray, seed: int) -> dict[str, tuple[np.ndarray, bool]]:
@@ -140,7 +175,7 @@ def rules(train: Responses, asked: list[tuple[str, str]], tables: dict[str, pd.D
         position = {name: i for i, name in enumerate(names)}
         found["ridge"], found["nearest"] = [], []
         for k, (context, _) in enumerate(asked):
-            here = train.contexts == context
+            here = train.contexts == context if (train.contexts == context).any() else train.contexts != context
             x, y = rows[[position[p] for p in train.perturbations[here]]], train.changes[here]
             new = rows[len(names) + k][None]
             found["ridge"].append(RidgeFit.of(x, y).predict(new)[0])

@@ -123,3 +123,15 @@ def test_rows_of_new_names_are_standardised_as_the_others(table):
     assert fresh.names == (*table.index, *[f"Q{i}" for i in range(6)])
     np.testing.assert_allclose(fresh.matrix[:6], fresh.matrix[6:])
     assert kernel.with_rows(table) is kernel
+
+
+def test_bits_of_a_fingerprint_count_alike_however_rare():
+    bits = np.zeros((40, 3))
+    bits[:20, 0], bits[:2, 1], bits[::3, 2] = 1, 1, 1
+    bits = pd.DataFrame(bits, index=[f"P{i}" for i in range(40)])
+    table = TableKernel.of(bits.assign(constant=1.0), list(bits.index))
+    span = np.ptp(table.matrix, axis=0)
+    assert span[0] == pytest.approx(span[1]) == pytest.approx(span[2])
+    assert span[3] == 0
+    other = TableKernel.of(bits * [1.0, 2.0, 3.0], list(bits.index))  # no bits: standardised
+    assert np.allclose(other.matrix.std(axis=0), other.matrix.std(axis=0)[0])

@@ -130,6 +130,64 @@ def test_a_screen_of_one_context_with_a_table_starts_from_it():
     assert np.mean([np.corrcoef(a, truth.loc[b])[0, 1] for a, b in zip(found, held, strict=True)]) > 0.8
 
 
+@pytest.fixture(scope="module")
+def of_one_context():
+    """A screen of two contexts, of which one has controls only."""
+    screen = simulate_screen(2, 12, n_genes=60, n_cells=40)
+    kept = (screen.obs["context"] == "context_1") | (screen.obs["perturbation"] == "control")
+    return screen[kept.to_numpy()].copy(), screen.uns["true_delta"]
+
+
+def test_one_context_predicts_another_by_the_changes_of_each_perturbation(of_one_context, make_model):
+    screen, truth = of_one_context
+    model = make_model(screen, prior="auto")
+    assert model.prior == "response"
+    found = model.predict_effects(contexts=["context_2"], perturbations=list(truth["context_2"].index))
+    predicted = found.pivot(index="perturbation", columns="gene", values="change")[truth["context_2"].columns]
+    wanted = truth["context_2"].loc[predicted.index]
+    by_mean = np.square(truth["context_1"].mean() - wanted).to_numpy().mean()
+    assert np.square(predicted - wanted).to_numpy().mean() < 0.7 * by_mean
+
+
+def test_what_a_network_learned_of_one_context_is_not_added_to_changes_that_have_it(of_one_context, make_model, train):
+    screen, _ = of_one_context
+    model = train(make_model(screen, prior="auto"))
+    learned, spec = ResponseStart.from_dict(model.prior_), model._spec()
+    asked = [Condition(context=c, perturbation="perturbation_01") for c in ("context_1", "context_2")]
+    assert not learned.is_corrected(asked, spec.table)[1]
+
+
+@pytest.mark.parametrize("use_measured", [True, False], ids=["with their measurement", "from others"])
+def test_intervals_of_trained_conditions_hold_the_true_changes(make_model, use_measured):
+    screen = simulate_screen(2, 24, n_genes=60, seed=3)
+    effects = make_model(screen, prior="auto").predict_effects(use_measured=use_measured)
+    conditions = effects[["context", "perturbation"]].drop_duplicates().itertuples(index=False)
+    true = np.concatenate([screen.uns["true_delta"][c].loc[p].to_numpy() for c, p in conditions])
+    held = np.abs(effects["change"] - true) <= 1.645 * effects["sd"]
+    assert 0.86 < held.mean() < 0.95  # nominal .9, of one small screen
+
+
+def test_the_criterion_reaches_the_response_model_and_is_saved(screen, make_model, tmp_path):
+    model = make_model(screen.copy(), prior="response", criterion="discrimination")
+    assert "what is specific to a perturbation" in model.response_report().attrs["text"]
+    model.save(tmp_path / "model", save_anndata=False)
+    assert TahoeST.load(tmp_path / "model", screen.copy()).criterion == "discrimination"
+    assert make_model(screen.copy()).criterion == "error"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criterion": "pds"}, "criterion='pds' is unknown; allowed are 'error'"),
+        ({"criterion": "discrimination", "prior": "none"}, "criterion='discrimination' is of prior='response'"),
+    ],
+    ids=["unknown", "without a response model"],
+)
+def test_a_criterion_without_effect_is_refused(screen, make_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(screen.copy(), **options)
+
+
 @pytest.mark.parametrize("judged", [False, True], ids=["by default", "where conditions of new contexts validated"])
 def test_a_context_of_which_only_controls_were_seen_is_corrected_only_if_that_was_judged(
     judged, screen, make_model, train, caplog

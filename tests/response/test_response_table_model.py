@@ -141,7 +141,7 @@ def test_discrimination_unshrinks_what_is_specific_and_says_what_it_costs():
 def test_the_report_has_kernels_tables_and_members(unseen):
     report = unseen[0].report()
     assert report.columns.tolist() == [
-        "part", "question", "name", "weight", "pearson", "pds", "mae", "rmse", "n_conditions",
+        "part", "question", "name", "weight", "pearson", "pds", "mae", "rmse", "n_conditions", "loss",
     ]  # fmt: skip
     weights = report.groupby("part")["weight"].sum()
     assert weights["kernel"] == pytest.approx(1)
@@ -164,7 +164,7 @@ def test_the_loss_without_a_table_tells_good_ones_from_bad_ones():
     losses = report[report["part"] == "table"].set_index("name")["loss"]
     assert losses["good"] > 0.3
     assert losses["bad"] < 0.1  # nothing is lost without it, and with few conditions something gained
-    assert "Squared error without a table: good +" in report.attrs["text"]
+    assert "if kernels do without: good +" in report.attrs["text"]
 
 
 def test_a_saved_model_predicts_the_same_to_the_last_bit(unseen, tmp_path):

@@ -57,14 +57,26 @@ def error(model, truth):
 )
 def test_only_contexts_without_effects_are_silent(quiet, found):
     adata, _ = responses(quiet=quiet)
-    assert silent_contexts(adata.X, conditions(adata)) == found
+    assert silent_contexts(adata.X, adata.layers["variance"], conditions(adata)) == found
 
 
-@pytest.mark.parametrize("contexts", [("a", "quiet"), ("quiet",)])
-def test_two_contexts_do_not_say_which_of_them_is_silent(contexts):
+def test_a_single_context_is_not_silent():
     adata, _ = responses()
-    some = adata[adata.obs["line"].isin(contexts)]
-    assert silent_contexts(some.X, conditions(some)) == set()
+    some = adata[adata.obs["line"] == "quiet"]
+    assert silent_contexts(some.X, some.layers["variance"], conditions(some)) == set()
+
+
+@pytest.mark.parametrize(
+    ("share", "variance", "found"),
+    [(0.0, 0.01, {"b"}), (0.2, 0.01, set()), (0.5, 0.01, set()), (0.0, 0.0, set())],
+    ids=["no effects", "weak effects", "half the effects", "no effects, noise not known"],
+)
+def test_of_two_contexts_one_without_effects_beyond_its_noise_is_silent(share, variance, found):
+    rng = np.random.default_rng(0)
+    effects = rng.normal(size=(16, 30))
+    changes = np.concatenate([effects, share * effects]) + 0.1 * rng.normal(size=(32, 30))
+    of_two = Conditions.of(NAMES * 2, ["a"] * 16 + ["b"] * 16, LabelParser(control="control"))
+    assert silent_contexts(changes, np.full(changes.shape, variance), of_two) == found
 
 
 def test_conditions_of_a_silent_context_count_as_noise():

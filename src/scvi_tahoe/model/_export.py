@@ -37,6 +37,8 @@ def pretrained_of(model: FittedModel) -> PretrainedModel:
             "adapters": model.adapters_,
         },
     }
+    if model.criterion != "error":
+        extra["criterion"] = model.criterion
     table = model.perturbation_table
     if not table.one_hot and table.composition is None:  # rows of a table of the user's, of which data have some
         extra["measured"] = [str(name) for name in model.state_registry(REGISTRY.PERTURBATION)["names"]]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import Representation, Screen, ScreenManager
-    from scvi_tahoe.response import Prior
+    from scvi_tahoe.response import Criterion, Prior
 
 
 @dataclass(init=False, repr=False, eq=False)
@@ -80,6 +80,7 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
     module: TahoeSTModule
     representation: Representation
     prior: Prior
+    criterion: Criterion
     set_size: int
 
     def _adopt(self, **values: Any) -> None:

@@ -189,7 +189,8 @@ class PredictMixin(FittedModel):
         screen = self._training_screen()
         rows = np.flatnonzero(~screen.index.is_control)
         spec = self._spec().with_composed(screen)
-        return learn_prior(self.prior, spec, screen, rows, seed=0, device=self.device).to_dict()
+        found = learn_prior(self.prior, spec, screen, rows, seed=0, device=self.device, criterion=self.criterion)
+        return found.to_dict()
 
     def _prediction_data(
         self, adata: AnnOrMuData | None, *, perturbations: Sequence[str] | None, max_missing_genes: float = 0.1

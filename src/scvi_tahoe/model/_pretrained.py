@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import Representation
     from scvi_tahoe.nn import Attention
     from scvi_tahoe.pretrained import AttentionDiagnosis
-    from scvi_tahoe.response import Prior
+    from scvi_tahoe.response import Criterion, Prior
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class PretrainedMixin(FittedModel):
         network: Mapping[str, Any] | None = None,
         objective: Mapping[str, Any] | None = None,
         prior: Prior = "auto",
+        criterion: Criterion | None = None,
         check_scale: bool = True,
         cache_dir: str | Path | None = None,
         offline: bool = False,
@@ -129,6 +130,8 @@ class PretrainedMixin(FittedModel):
         prior
             As for :class:`TahoeST`, but ``'auto'`` is the prior of an export of this package, and none for other
             weights. The prior of an export can predict unless the data have other genes; training relearns it.
+        criterion
+            As for :class:`TahoeST`. If None, that of an export of this package, or the default.
         check_scale
             Raise an error for data on a different scale from the weights, by predicting controls from controls.
         cache_dir
@@ -177,7 +180,12 @@ class PretrainedMixin(FittedModel):
             stats["n_perturbation_embedding"] = table.encoder_width
         head = (network or {}).get("head")
         options = start_options(weights, stats, representation=representation, batch_encoder=batch_encoder, head=head)
-        changes = {"set_size": set_size, "objective": objective or None, "prior": None if prior == "auto" else prior}
+        changes: dict[str, Any] = {
+            "set_size": set_size,
+            "objective": objective or None,
+            "prior": None if prior == "auto" else prior,
+        }
+        changes |= {"criterion": criterion or (None if prior in ("auto", "response") else "error")}
         chosen = {**options, "network": network, **{k: v for k, v in changes.items() if v is not None}}
         without_prior = reason_to_leave_prior(weights, chosen["prior"], data_genes)
         keeps_prior = weights.prior is not None and not without_prior

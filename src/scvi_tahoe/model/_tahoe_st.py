@@ -27,7 +27,7 @@ from scvi_tahoe.nn import (
     ineffective_in_objective,
     reject_ineffective_options,
 )
-from scvi_tahoe.response import PRIORS, choose_prior, makes_cells
+from scvi_tahoe.response import PRIORS, choose_prior, makes_cells, reject_unknown_criterion
 from scvi_tahoe.training import TahoeTrainingPlan, decoder_weight_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data import ConditionIndex, Representation
-    from scvi_tahoe.response import Prior
+    from scvi_tahoe.response import Criterion, Prior
 
 _DEFAULT_SET_SIZE = 64
 
@@ -82,6 +82,12 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
           of the other perturbations of the context; the same by the change of the perturbation in other contexts; and
           observed cells of the perturbation in other contexts, mapped to this one through the quantiles of the
           perturbations seen in both
+    criterion
+        What the response model is good at, see :meth:`response_report` for what the second one costs:
+
+        * ``'error'`` (default) - small squared errors
+        * ``'discrimination'`` - perturbations told apart: what is specific to each is multiplied by the factor that
+          tells left-out conditions apart (almost) best
     batch_encoder
         Whether the network sees the technical batch of each cell (needs ``batch_key``).
     seed
@@ -121,6 +127,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
         network: Mapping[str, Any] | None = None,
         objective: Mapping[str, Any] | None = None,
         prior: Prior = "auto",
+        criterion: Criterion = "error",
         batch_encoder: bool = False,
         seed: int = 0,
     ) -> None:
@@ -130,6 +137,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
             raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")
         if prior not in ("none", "auto") and representation == "embedding":
             raise ValueError("a prior is made of expression; representation='embedding' takes prior='none'.")
+        reject_unknown_criterion(criterion)
         head = _head(size, network)
         if prior not in ("none", "auto") and head != "delta":
             raise ValueError(f"a prior is what head='delta' adds its change to; head={head!r} takes prior='none'.")
@@ -138,7 +146,9 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
             can_have = representation != "embedding" and head == "delta"
             prior = choose_prior(index, self.keys, self.perturbation_table) if can_have and index else "none"
         self.representation = representation
-        self.prior = prior
+        if criterion != "error" and prior != "response":
+            raise ValueError(f"criterion={criterion!r} is of prior='response'; this model has prior={prior!r}.")
+        self.prior, self.criterion = prior, criterion
         self.set_size = set_size or _DEFAULT_SET_SIZE
         said = {**(size if not isinstance(size, str) else {}), **(network or {})}
         if makes_cells(prior) and "sees_perturbation" not in said and self._labels_only_tell_apart(index):

@@ -169,7 +169,7 @@ class TrainMixin(PredictMixin):
     def _fit(self, run: TrainingRun, screen: Screen) -> None:
         """Carry out a resolved training."""
         seed = run.options.seed
-        data = training_data(self._spec(), screen, run, self.module, self.prior)
+        data = training_data(self._spec(), screen, run, self.module, self.prior, self.criterion)
         adapters, pretrained = begin_adapters(
             self.module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
         )
@@ -216,7 +216,10 @@ class TrainMixin(PredictMixin):
         if self.prior != "none":
             # which step is best is decided: the conditions that decided it may now tell what their perturbations do
             rows = np.union1d(data.split.train, data.split.validation)
-            learned = learn_prior(self.prior, self._spec(), screen, rows, seed=seed, device=run.device, like=data.prior)
+            learned = learn_prior(
+                self.prior, self._spec(), screen, rows, seed=seed, device=run.device, like=data.prior,
+                criterion=self.criterion,
+            )  # fmt: skip
             if isinstance(learned, ResponseStart) and factor is not None:
                 learned = replace(learned, judged=frozenset(self._judging_kinds(data) if factor else ()))
             self._adopt(prior_=learned.to_dict())
@@ -340,7 +343,7 @@ class TrainMixin(PredictMixin):
         screen = self._training_screen()
         run = self._resolved(options, screen.index)
         module = copy.deepcopy(self.module)
-        data = training_data(self._spec(), screen, run, module, self.prior)
+        data = training_data(self._spec(), screen, run, module, self.prior, self.criterion)
         _, pretrained = begin_adapters(
             module, run.plan, adapters=self.adapters_, pretrained=self.pretrained_parameters_
         )

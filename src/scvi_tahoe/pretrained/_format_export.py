@@ -50,7 +50,7 @@ FORMAT_VERSION = 1
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _TABLE, _PRIOR = "perturbations.safetensors", "prior.safetensors"
 #: Parts of ``extra`` that a model is built from.
-_EXTRA: dict[str, type] = {"representation": str, "prior": str}
+_EXTRA: dict[str, type] = {"representation": str, "prior": str, "criterion": str}
 _EXTRA |= dict.fromkeys(("objective", "keys", "composition", "fusion", "training", "fitted"), dict)
 _EXTRA |= {"measured": list}
 _SIZE_LIMIT = 200_000_000_000

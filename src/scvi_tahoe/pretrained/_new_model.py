@@ -38,13 +38,15 @@ def start_options(
         if representation == "expression+embedding" and "n_cell_embedding" not in stats:
             representation = "expression"  # the embedding is a signal of training only, and may be absent later
     network = _network_options(weights, stats, embeds=embeds, batch_encoder=batch_encoder, head=head)
+    prior = extra.get("prior", "none") if (head or config.head) == "delta" else "none"
     return {
         "representation": representation,
         "set_size": weights.set_size,
         "size": network,
         "batch_encoder": bool(network["n_batches"]) if batch_encoder is None else batch_encoder,
         "objective": extra.get("objective"),
-        "prior": extra.get("prior", "none") if (head or config.head) == "delta" else "none",
+        "prior": prior,
+        "criterion": extra.get("criterion", "error") if prior == "response" else "error",
     }
 
 

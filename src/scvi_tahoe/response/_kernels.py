@@ -125,6 +125,8 @@ class TableKernel:
         values = table.to_numpy(dtype=np.float64)
         center, spread = values.mean(axis=0), values.std(axis=0)
         constant = spread <= 1e-12 * max(float(np.abs(values).max(initial=0.0)), 1e-300)
+        if np.isin(values, (0, 1)).all():  # bits count alike, however rare: a fingerprint's rarest ones say the least
+            spread = np.full_like(spread, np.sqrt(np.mean(np.square(spread[~constant]))) if (~constant).any() else 1.0)
         spread = np.where(constant, np.inf, spread)
         length = np.sqrt(np.square((values - center) / spread).sum(axis=1).mean()) if len(values) else 1.0
         spread = spread * max(float(length), 1e-12)

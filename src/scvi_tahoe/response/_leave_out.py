@@ -23,10 +23,11 @@ def left_out_blocks(conditions: Conditions, members: Members) -> dict[str, list[
     position = {label: k for k, label in enumerate(conditions.labels)}
     blocks["perturbation"] = []
     for k, label in enumerate(conditions.labels):
-        rows = np.concatenate([by_label[position[other]] for other in sorted(members.labels_sharing(label))])
+        sharing = sorted(members.labels_sharing(label) & position.keys())  # members may know further conditions
+        rows = np.concatenate([by_label[position[other]] for other in sharing])
         if len(rows) < len(conditions):
             blocks["perturbation"].append((rows, conditions.label[rows] == k))
-    if any(len(members.labels_sharing(label)) > 1 for label in conditions.labels):
+    if any(len(members.labels_sharing(label) & position.keys()) > 1 for label in conditions.labels):
         blocks["label"] = [(rows, np.ones(len(rows), bool)) for rows in by_label if len(rows) < len(conditions)]
     if len(conditions.context_names) > 1:
         found = [np.flatnonzero(conditions.context == k) for k in range(len(conditions.context_names))]

@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression, nnls
+from scipy.stats import norm
 
 from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
-from scvi_tahoe.response._kernels import table_rows
+from scvi_tahoe.response._kernels import table_rows, unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -211,7 +212,7 @@ class Members:
         return np.stack([rows[i].sum(axis=0) for i in index]), np.array([known[i].all() for i in index])
 
     @cached_property
-    def _fits(self) -> dict[tuple[str, bool], tuple[list[str], np.ndarray, np.ndarray, RidgeFit]]:
+    def _fits(self) -> dict[tuple[str, bool], tuple[list[str], np.ndarray, np.ndarray, _Ridge]]:
         return {}
 
     def _by_table(self, question: Question, without: Sequence[str]) -> dict[str, np.ndarray]:
@@ -222,8 +223,8 @@ class Members:
             rows, known = self.rows_of_table(names)
             names = [name for name, ok in zip(names, known, strict=True) if ok]
             changes = self.seen.of_perturbations(question.context, names, hidden=question.hides_context)
-            self._fits[key] = names, rows[known], changes, RidgeFit.of(rows[known], changes) if names else None  # type: ignore[assignment]
-        names, rows, changes, fit = self._fits[key]
+            self._fits[key] = names, rows[known], changes, _ridge_of(rows[known], changes) if names else None  # type: ignore[assignment]
+        names, rows, changes, ridge = self._fits[key]
         left_out = set(without)
         allowed = np.array([name not in left_out for name in names], dtype=bool)
         if not allowed.any():
@@ -233,8 +234,25 @@ class Members:
         cosine = rows @ own / np.maximum(lengths, 1e-12)
         nearest = nearest_mean(cosine[allowed][None], changes[allowed])[0]
         known_here = question.perturbation in left_out and question.perturbation in names
-        ridge = fit.left_out_TG[names.index(question.perturbation)] if known_here else fit.predict(own[None])[0]
-        return {"nearest": nearest, "ridge": ridge}
+        if known_here:
+            return {"nearest": nearest, "ridge": ridge.fit.left_out_TG[names.index(question.perturbation)]}
+        return {"nearest": nearest, "ridge": ridge.predict(own[None])[0]}
+
+
+class _Ridge(NamedTuple):
+    """A ridge regression on rows of tables, and whether they are scaled to unit length."""
+
+    fit: RidgeFit
+    of_unit_rows: bool
+
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        return self.fit.predict(unit_rows(rows) if self.of_unit_rows else rows)
+
+
+def _ridge_of(rows: np.ndarray, changes: np.ndarray) -> _Ridge:
+    """Fit to rows with and without their lengths, and keep what predicts left-out rows better."""
+    found = [_Ridge(RidgeFit.of(rows, changes), False), _Ridge(RidgeFit.of(unit_rows(rows), changes), True)]
+    return min(found, key=lambda ridge: np.square(ridge.fit.left_out_TG - changes).sum())
 
 
 @dataclass(frozen=True)
@@ -289,6 +307,7 @@ def fit_stack(
     noises: Sequence[np.ndarray | None],
     observed: Sequence[np.ndarray],
     weight: np.ndarray,
+    groups: np.ndarray | None = None,
 ) -> Stack:
     """Fit the weights of members to conditions that were predicted without themselves.
 
@@ -302,15 +321,20 @@ def fit_stack(
         Observed changes, ``[G]`` each.
     weight
         Weight of each condition.
+    groups
+        Perturbation of each condition: conditions of one say little more than one of them. If None, all differ.
     """
     n = len(predicted)
     if n < _FEWEST:
         return Stack.default()
     products = np.zeros((len(MEMBERS), len(MEMBERS)))
     available = np.zeros(len(MEMBERS), dtype=bool)
-    for changes, truth, w in zip(predicted, observed, weight, strict=True):
+    errors = np.zeros((n, len(MEMBERS)))
+    for k, (changes, truth, w) in enumerate(zip(predicted, observed, weight, strict=True)):
         residual = np.stack([truth - changes.get(name, changes["kernels"]) for name in MEMBERS])
-        products += w * (residual @ residual.T)
+        squares = w * (residual @ residual.T)
+        products += squares
+        errors[k] = squares.diagonal()
         available |= [name in changes for name in MEMBERS]
     scale = max(float(np.trace(products)), 1e-300) / len(MEMBERS)
     use = np.flatnonzero(available)
@@ -319,9 +343,16 @@ def fit_stack(
     system, target = np.vstack([root, np.full(len(use), 1e3)]), np.append(np.zeros(len(use)), 1e3)
     weights = np.zeros(len(MEMBERS))
     weights[use] = nnls(system, target)[0]
-    # few conditions choose among members by chance
-    weights = weights / weights.sum() * n / (n + _PULL)
-    weights[0] += _PULL / (n + _PULL)
+    # few conditions choose among members by chance: kernels stand for them, as far as no other member may be better
+    pull = _PULL / (n + _PULL)
+    weights = weights / weights.sum() * (1 - pull)
+    others = [m for m in use.tolist() if m]
+    if groups is not None and others:
+        rival = min(others, key=lambda m: products[m, m])
+        better = _surely_better(errors[:, 0] - errors[:, rival], groups)
+        weights[rival] += pull * (1 - better)
+        pull *= better
+    weights[0] += pull
     stack = Stack(weights, np.zeros(len(_STRENGTHS) + 1), n, np.empty(0))
     unshrunk = _fit_unshrunk(stack, predicted, noises, observed, weight)
     stack = Stack(weights, unshrunk, n, np.empty(0))
@@ -333,6 +364,16 @@ def fit_stack(
     error = np.append(np.diag(products), sum(residuals)) / size
     error[:-1][~available] = np.nan
     return Stack(weights, unshrunk, n, error)
+
+
+def _surely_better(difference: np.ndarray, groups: np.ndarray) -> float:
+    """Probability that the first of two members has the smaller error, by differences of conditions."""
+    names, code = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return 1.0
+    of_group = np.bincount(code, difference)
+    error = of_group.std(ddof=1) / np.sqrt(len(names))
+    return float(norm.cdf(-of_group.mean() / max(error, 1e-300)))
 
 
 def _fit_unshrunk(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ScreenKeys,
     )
     from scvi_tahoe.response._prior import Prior, PriorTarget
+    from scvi_tahoe.response._response_model import Criterion
     from scvi_tahoe.response._start import Way
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,9 @@ def choose_prior(index: ConditionIndex, keys: ScreenKeys, table: EmbeddingTable)
     components = [keys.parser.components(label) for label in index.perturbations]
     has_parts = keys.combination_separator is not None and sum(len(of_label) == 1 for of_label in components) > 1
     has_doses = len({of_label[0].name for of_label in components if len(of_label) == 1}) < len(components)
-    says = index.perturbations_recur or has_parts or (keys.dose_key is not None and has_doses)
+    says = (
+        index.perturbations_recur or len(index.contexts) > 1 or has_parts or (keys.dose_key is not None and has_doses)
+    )
     return "response" if len(index.conditions) > 2 and (says or not table.components.one_hot) else "none"
 
 
@@ -87,6 +90,7 @@ def learn_prior(
     asked: np.ndarray | None = None,
     progress: bool = False,
     like: Mapping[str, Any] | None = None,
+    criterion: Criterion = "error",
 ) -> LearnedPrior:
     """Learn a prior from the training cells of a screen.
 
@@ -109,6 +113,8 @@ def learn_prior(
         Whether to show a bar if it takes more than some seconds.
     like
         Plain values of a response model of most of these cells, which is extended instead of learned anew.
+    criterion
+        Criterion of the response model: small squared errors, or perturbations told apart.
     """
     expression = aligned_expression(spec, screen)
     if kind != "response":
@@ -124,7 +130,7 @@ def learn_prior(
     found = ResponseStart.from_cells(
         expression, screen.index, rows, spec.table, spec.keys.parser, spec.genes,
         way=way, device=device or torch.device("cpu"), seed=seed, progress=progress,
-        like=None if like is None else ResponseStart.from_dict(like),
+        like=None if like is None else ResponseStart.from_dict(like), criterion=criterion,
     )  # fmt: skip
     if like is None:
         logger.info(short_report(found.fitted))
@@ -201,6 +207,9 @@ def effects_of(
     changes, deviation, support = prior.effects(known, targets, spec.table)  # type: ignore[union-attr]
     if use_measured:
         changes, deviation = prior.with_measurements(known, changes, deviation)  # type: ignore[union-attr]
+    # the mean of the controls has an error that all conditions of a context share, so that none of them shows it
+    of_controls = np.stack([targets[c.context].variance_G / targets[c.context].n_cells for c in known])
+    deviation = np.sqrt(np.square(deviation) + of_controls)
     min_change = usual_change(prior.fitted) if min_change is None else min_change  # type: ignore[union-attr]
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], spec.keys))
     if (key := spec.keys.context_key) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.response._regression import Regression
 
 Criterion = Literal["error", "discrimination"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 Way = Literal["condition", "label", "perturbation", "context"]
 
 _COMPONENTS = 128
@@ -133,7 +134,7 @@ def fit_responses(
     noise = np.nan_to_num(responses.noise).astype(np.float32)
     own = _fit_own(responses, filled, targets)
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
-    silent, believed = silent_contexts(masked, conditions), noise_of_regression(masked, noise, conditions)
+    silent, believed = silent_contexts(masked, noise, conditions), noise_of_regression(masked, noise, conditions)
     seen = SeenChanges(responses.perturbations, responses.contexts, masked, silent)
     members = Members(seen, noise, parser, kernels.tables)
     rng = np.random.default_rng(seed)
@@ -299,7 +300,8 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> tu
             fitted.members.noise_of(q, key[0]) if "deviation" in p else None
             for p, (_, _, q) in zip(predicted, questions, strict=True)
         ]
-        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight[rows] / weight[rows].max())
+        labels = fitted.conditions.perturbations[rows]
+        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight[rows] / weight[rows].max(), labels)
         changes = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
         found[key] = Judged(questions, predicted, changes, of_kernels)
     return replace(fitted, stacks=stacks), found
@@ -345,6 +347,12 @@ def _with_head(
     return replace(fitted, head=head, fold_n=fold_n), found
 
 
+def reject_unknown_criterion(criterion: str) -> None:
+    """Raise a ValueError for a criterion that is not known."""
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion={criterion!r} is unknown; allowed are {' and '.join(map(repr, CRITERIA))}.")
+
+
 def _weights(noise: np.ndarray) -> np.ndarray:
     """Weights of conditions by their sampling variance, ``[n]``."""
     of_condition = noise.mean(axis=1)
@@ -375,6 +383,20 @@ def with_contexts(kernels: ConditionKernels, control_means: Mapping[str, np.ndar
     return replace(kernels, control_profiles={**kernels.control_profiles, **known})
 
 
+def _own_elsewhere(fitted: Fitted, questions: Sequence[Question]) -> np.ndarray:
+    """Return what is a condition's own, for the same perturbation elsewhere, if none recurs in training: ``[n, Q]``."""
+    regression, seen = fitted.regression, fitted.members.seen
+    result = np.zeros((len(questions), len(regression.size_Q)))
+    if fitted.kernels.recurs:
+        return result
+    own_nQ = regression.coefficients_nQ * (regression.nugget_Q / regression.size_Q)
+    for i, q in enumerate(questions):
+        rows = seen.elsewhere(q.perturbation, q.context)
+        if len(rows) and q.perturbation not in q.without:
+            result[i] = own_nQ[rows].mean(axis=0)
+    return result
+
+
 def predicted_changes(
     fitted: Fitted,
     questions: Sequence[Question],
@@ -393,6 +415,7 @@ def predicted_changes(
         rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
         kernels = with_contexts(fitted.kernels, control_means)
         kernels_nG = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device) @ basis
+        kernels_nG += _own_elsewhere(fitted, questions) @ basis
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
     result, means, keys = _stacked_changes(fitted, questions, kernels_nG)
     if fitted.head is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe.response._judged import question_name
-from scvi_tahoe.response._leave_out import left_out_blocks
+from scvi_tahoe.response._leave_out import left_out_blocks, some_labels
 from scvi_tahoe.response._members import MEMBERS
 from scvi_tahoe.response._regression import solve
 from scvi_tahoe.response._silent import noise_of_regression
@@ -17,6 +17,7 @@ from scvi_tahoe.response._silent import noise_of_regression
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scvi_tahoe.response._kernels import ConditionKernels
     from scvi_tahoe.response._response_model import Fitted
 
 _SCORES = ("pearson", "pds", "mae", "rmse")
@@ -25,14 +26,16 @@ _NONE = -40.0  # logarithm of the weight of a kernel that is left out
 _NUGGET = "own to each condition"
 _MODEL = "response model"
 _SHOWN = 6  # kernels in the text
+_JUDGED = 250  # conditions by which losses are judged
 
 
-def response_report(fitted: Fitted, notes: Sequence[str] = (), *, losses: bool = False) -> pd.DataFrame:
-    """Return weights and scores as one tidy table, with a short text in ``attrs["text"]``."""
+def response_report(fitted: Fitted, notes: Sequence[str] = (), *, losses: bool = True) -> pd.DataFrame:
+    """Return weights, losses and scores as one tidy table, with a short text in ``attrs["text"]``."""
     kernels, tables = _kernel_shares(fitted)
     lost = _losses(fitted) if losses else {}
     rows: list[dict[str, object]] = [{"part": "kernel", "name": k, "weight": w} for k, w in kernels.items()]
     rows += [{"part": "table", "name": k, "weight": w, "loss": lost.get(k)} for k, w in tables.items()]
+    rows += [{"part": "family", "name": k, "loss": loss} for k, loss in lost.items() if k not in tables]
     weights = {question_name(key): stack.weights for key, stack in fitted.stacks.items()}
     for question, scores in fitted.scores.items():
         of_member = dict(zip(MEMBERS, weights[question], strict=True))
@@ -40,9 +43,7 @@ def response_report(fitted: Fitted, notes: Sequence[str] = (), *, losses: bool =
             row = {"part": "member", "question": question, "name": name, "weight": of_member.get(name)}
             rows.append(row | {key: found[key] for key in _SCORES} | {"n_conditions": found["n"]})
     report = pd.DataFrame(rows, columns=[*_COLUMNS, "loss"] if losses else list(_COLUMNS))
-    lines = _lines(fitted, kernels, tables, notes)
-    if lost:
-        lines.append(f"Squared error without a table: {', '.join(f'{k} {loss:+.1%}' for k, loss in lost.items())}.")
+    lines = _lines(fitted, kernels, tables, notes, lost)
     report.attrs["text"] = "\n".join(lines)
     return report
 
@@ -50,7 +51,7 @@ def response_report(fitted: Fitted, notes: Sequence[str] = (), *, losses: bool =
 def short_report(fitted: Fitted) -> str:
     """Return one line for the kernels, and one for each kind of question: errors of the model and of simple rules."""
     kernels, _ = _kernel_shares(fitted)
-    lines = _lines(fitted, kernels, {}, ())[:2] + _of_network(fitted)
+    lines = _lines(fitted, kernels, {}, ())[:2] + _lost(_losses(fitted)) + _of_network(fitted)
     for question, scores in fitted.scores.items():
         errors = ", ".join(f"{name} {found['rmse']:.4f}" for name, found in scores.items() if name != "kernels")
         n = scores[_MODEL]["n"]
@@ -74,34 +75,66 @@ def _kernel_shares(fitted: Fitted) -> tuple[dict[str, float], dict[str, float]]:
     return kernels, {t: sum(w for k, w in kernels.items() if k.startswith(f"{t}, ")) for t in sets}
 
 
+def _families(kernels: ConditionKernels) -> dict[str, np.ndarray]:
+    """Kernels that say the same thing: which of them belong to each table, to contexts, to perturbations seen again."""
+    names, several = kernels.names, len(kernels.tables) > 1
+    found = {
+        "what is special to a context": [" x context" in name or " x likeness" in name for name in names],
+        "the perturbation elsewhere": [name.startswith(("perturbation", "dose")) for name in names],
+    }
+    for table in kernels.tables:
+        of_all = "all tables, " if several else f"{table}, "
+        found[table] = [name.startswith((f"{table}, ", of_all)) for name in names]
+    return {family: np.array(members) for family, members in found.items() if any(members) and not all(members)}
+
+
 def _losses(fitted: Fitted) -> dict[str, float]:
-    """Growth of the kernels' squared error on left-out perturbations, for each table that they do without."""
-    regression, kernels, seen = fitted.regression, fitted.kernels, fitted.members.seen.changes
-    ways = left_out_blocks(fitted.conditions, fitted.members)
-    way = next((way for way in ("perturbation", "condition") if way in ways), None)
-    if way is None or not kernels.tables:
+    """Growth of the kernels' squared error on left-out conditions, without each family of kernels.
+
+    Weights stay as they were learned, and up to 250 conditions decide, so that it takes a fraction of a second. What
+    perturbations do elsewhere is judged by conditions that are left out, the rest by perturbations in any context.
+    """
+    regression, kernels, parser = fitted.regression, fitted.kernels, fitted.parser
+    rows = some_labels(fitted.conditions, _JUDGED, np.random.default_rng(0))
+    some, seen = fitted.conditions.take(rows, parser), fitted.members.seen.changes[rows]
+    ways = left_out_blocks(some, fitted.members)
+    if "condition" not in ways:
         return {}
-    truth, noise = seen @ regression.basis_QG.T, noise_of_regression(seen, fitted.members.noise, fitted.conditions)
+    truth = seen @ regression.basis_QG.T
+    noise = noise_of_regression(fitted.members.seen.changes, fitted.members.noise, fitted.conditions)[rows]
 
-    def error(table: str | None) -> float:
-        without = [table is not None and name.startswith(f"{table}, ") for name in kernels.names]
-        if table is not None and len(kernels.tables) > 1:
-            without = [out or name.startswith("all tables, ") for out, name in zip(without, kernels.names, strict=True)]
-        off = np.array([*without, False])
+    def error(off: np.ndarray, way: str) -> float:
         learned = regression.learned
-        weights = replace(learned, logs=tuple(np.where(off, _NONE, log) for log in learned.logs))
+        without = np.append(off, False)
+        weights = replace(learned, logs=tuple(np.where(without, _NONE, log) for log in learned.logs))
         _, found = solve(
-            weights, kernels, fitted.conditions, seen, noise, blocks={way: ways[way]}, device=fitted.device,
-            tick=lambda: None, inducing=regression.inducing,
-        )  # fmt: skip
-        rows = found[way].rows
-        return float(np.square(found[way].mean_nQ[rows] - truth[rows]).sum())
+            weights, kernels, some, seen, noise, blocks={way: ways[way]}, device=fitted.device, tick=lambda: None
+        )
+        predicted = found[way].rows
+        return float(np.square(found[way].mean_nQ[predicted] - truth[predicted]).sum())
 
-    before = max(error(None), 1e-300)
-    return {table: error(table) / before - 1 for table in kernels.tables}
+    result: dict[str, float] = {}
+    before: dict[str, float] = {}
+    for family, off in _families(kernels).items():
+        way = "perturbation" if family in kernels.tables and "perturbation" in ways else "condition"
+        before[way] = before.get(way) or max(error(np.zeros(len(off), bool), way), 1e-300)
+        result[family] = error(off, way) / before[way] - 1
+    return result
 
 
-def _lines(fitted: Fitted, kernels: dict[str, float], tables: dict[str, float], notes: Sequence[str]) -> list[str]:
+def _lost(losses: Mapping[str, float]) -> list[str]:
+    """Return the line of the losses, if there are any."""
+    listed = ", ".join(f"{name} {loss:+.1%}" for name, loss in losses.items())
+    return [f"Squared error of left-out conditions if kernels do without: {listed}."] if listed else []
+
+
+def _lines(
+    fitted: Fitted,
+    kernels: dict[str, float],
+    tables: dict[str, float],
+    notes: Sequence[str],
+    losses: Mapping[str, float] | None = None,
+) -> list[str]:
     conditions = fitted.conditions
     lines = [
         f"Response model of {len(conditions)} conditions ({len(conditions.labels)} perturbations, "
@@ -114,6 +147,7 @@ def _lines(fitted: Fitted, kernels: dict[str, float], tables: dict[str, float], 
     lines.append(f"Variance by kernel: {', '.join(strongest)}.")
     if tables:
         lines.append(f"By table: {', '.join(f'{name} {weight:.0%}' for name, weight in tables.items())}.")
+    lines += _lost(losses or {})
     lines += _of_network(fitted)
     for question, scores in fitted.scores.items():
         n = next(iter(scores.values()))["n"]
@@ -121,7 +155,7 @@ def _lines(fitted: Fitted, kernels: dict[str, float], tables: dict[str, float], 
         table = pd.DataFrame(scores).T[list(_SCORES)]
         lines += [f"  {line}" for line in table.to_string(float_format=lambda v: f"{v:.4f}").splitlines()]
         changed = [name for name in scores if name.startswith(f"{_MODEL} x ")]
-        if changed and changed[0] != f"{_MODEL} x 1":
+        if changed:
             lines.append(f"  {_trade(scores[_MODEL], scores[changed[0]], changed[0].rpartition(' ')[2])}")
     if not fitted.scores:
         lines.append("No condition can be predicted by others: there are no scores.")
@@ -142,6 +176,8 @@ def _of_network(fitted: Fitted) -> list[str]:
 
 
 def _trade(before: Mapping[str, float], after: Mapping[str, float], factor: str) -> str:
+    if factor == "1":
+        return "no factor of what is specific to a perturbation tells these conditions apart better"
     return (
         f"what is specific to a perturbation times {factor}: PDS {before['pds']:.3f} to {after['pds']:.3f}, at MAE "
         f"{before['mae']:.4f} to {after['mae']:.4f} and Pearson {before['pearson']:.3f} to {after['pearson']:.3f}"

@@ -12,15 +12,20 @@ if TYPE_CHECKING:
 _FEWEST = 6  # perturbations that contexts are compared by
 _ALIKE, _UNLIKE = 0.3, 0.15  # correlations of effects: of some pair of contexts, and of a silent one with any other
 _WEAK = 0.5  # variance among perturbations of a silent context, relative to that of the others
+_NONE, _CLEAR = 2.0, 4.0  # standard errors of the variance among perturbations: of a silent context, and of the other
+_LESS = 0.2  # that variance, relative to the other context's
 _NOISE = 300.0  # variance that its conditions get in addition, in units of that of the others
 
 
-def silent_contexts(changes_nG: np.ndarray, conditions: Conditions) -> frozenset[str]:
+def silent_contexts(changes_nG: np.ndarray, noise_nG: np.ndarray, conditions: Conditions) -> frozenset[str]:
     """Name the contexts whose changes vary little among perturbations, and not as those of any other context.
 
-    What they show is nothing; as evidence against effects that other contexts agree on it would mislead.
+    What they show is nothing; as evidence against effects that other contexts agree on it would mislead. Of two
+    contexts, one is silent if its perturbations differ by no more than their sampling noise, those of the other do.
     """
     names = conditions.context_names
+    if len(names) == 2:
+        return _silent_of_two(changes_nG, noise_nG, conditions)
     if len(names) < 3:
         return frozenset()
     rows = [dict(zip(conditions.label[r].tolist(), r.tolist(), strict=True)) for r in _rows(conditions)]
@@ -46,9 +51,32 @@ def silent_contexts(changes_nG: np.ndarray, conditions: Conditions) -> frozenset
     return frozenset(found)
 
 
+def _silent_of_two(changes_nG: np.ndarray, noise_nG: np.ndarray, conditions: Conditions) -> frozenset[str]:
+    """Name the one of two contexts without differences among perturbations beyond known noise, if the other has some.
+
+    For each perturbation, the mean over genes of the squared difference from the mean of its context, in units of its
+    sampling variance, is 1 if there are no effects. What exceeds it is compared with its spread over perturbations.
+    """
+    sizes, significant = [], []
+    for rows in _rows(conditions):
+        noise = noise_nG[rows].astype(np.float64)
+        if len(rows) < _FEWEST or not (noise > 0).any():
+            return frozenset()
+        centred = changes_nG[rows] - changes_nG[rows].mean(axis=0)
+        usual = np.maximum(noise.mean(axis=0), 1e-3 * noise.mean())
+        expected = (noise / usual).mean(axis=1) * (1 - 1 / len(rows))
+        beyond = (np.square(centred) / usual).mean(axis=1) / expected - 1
+        sizes.append(float((np.square(centred) - noise).mean()))
+        significant.append(float(beyond.mean() / max(beyond.std(ddof=1) / np.sqrt(len(rows)), 1e-12)))
+    for mine, other in ((0, 1), (1, 0)):
+        if significant[mine] < _NONE < _CLEAR < significant[other] and sizes[mine] < _LESS * sizes[other]:
+            return frozenset({conditions.context_names[mine]})
+    return frozenset()
+
+
 def noise_of_regression(changes_nG: np.ndarray, noise_nG: np.ndarray, conditions: Conditions) -> np.ndarray:
     """Return the sampling variance, and for conditions of silent contexts so much more that they have no say."""
-    silent = np.isin(conditions.contexts, sorted(silent_contexts(changes_nG, conditions)))
+    silent = np.isin(conditions.contexts, sorted(silent_contexts(changes_nG, noise_nG, conditions)))
     if not silent.any():
         return noise_nG
     result = noise_nG.copy()

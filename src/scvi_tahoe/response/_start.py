@@ -19,6 +19,7 @@ from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._plan_next import plan_next
 from scvi_tahoe.response._response_model import (
+    Criterion,
     Fitted,
     Responses,
     fit_responses,
@@ -69,6 +70,8 @@ class ResponseStart:
         Mean of the non-zero values of each gene.
     control_means
         Mean control expression of training contexts.
+    variance_n
+        Variance of these changes, summed over components; None in models of earlier versions.
     judged
         Kinds of question (:meth:`kinds`) of the conditions for which the network was judged to hold; empty if it was
         judged to hold nowhere. If None, it was not judged.
@@ -78,6 +81,7 @@ class ResponseStart:
     starts_nG: np.ndarray
     usual_G: np.ndarray
     control_means: Mapping[str, np.ndarray]
+    variance_n: np.ndarray | None = None
     judged: frozenset[str] | None = None
     kind: str = field(default="response", init=False)
 
@@ -96,6 +100,7 @@ class ResponseStart:
         seed: int,
         progress: bool,
         like: ResponseStart | None = None,
+        criterion: Criterion = "error",
     ) -> ResponseStart:
         """Fit the response model to the training cells of a screen.
 
@@ -121,6 +126,8 @@ class ResponseStart:
             Random seed of folds and subsets.
         progress
             Whether to show a bar if it takes more than some seconds.
+        criterion
+            Whether squared errors are to be small, or perturbations told apart.
         like
             Start of most of these cells, which training conditions keep: only others are fitted anew.
         """
@@ -133,14 +140,18 @@ class ResponseStart:
         components = Conditions.of(labels, contexts, parser).components
         tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
         before = None if like is None else like.fitted
-        fitted = fit_responses(responses, parser, tables, device=device, seed=seed, progress=progress, like=before)
+        fitted = fit_responses(
+            responses, parser, tables, criterion=criterion, device=device, seed=seed, progress=progress, like=before
+        )
         starts = left_out_changes(fitted, way, means)
+        variance = np.nansum(fitted.left_out[way].variance_nQ, axis=1)  # folds have components of their own
         if like is not None:
             known = {condition: i for i, condition in enumerate(like.conditions)}
             for i, condition in enumerate(zip(contexts, labels, strict=True)):
                 if condition in known:
                     starts[i] = like.starts_nG[known[condition]]
-        return cls(fitted, starts, statistics.usual_G.astype(np.float32), means)
+                    variance[i] = variance[i] if like.variance_n is None else like.variance_n[known[condition]]
+        return cls(fitted, starts, statistics.usual_G.astype(np.float32), means, variance)
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:
@@ -163,7 +174,8 @@ class ResponseStart:
                 "starts": self.starts_nG,
                 "usual": self.usual_G,
                 "control_means": np.stack([self.control_means[c] for c in names]),
-            },
+            }
+            | ({} if self.variance_n is None else {"starts_variance": self.variance_n}),
         }
 
     @classmethod
@@ -172,7 +184,8 @@ class ResponseStart:
         arrays = values["arrays"]
         means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
         fitted = fitted_from_plain(arrays, values["settings"], values["conditions"], means)
-        return cls(fitted, arrays["starts"], arrays["usual"], means, _frozen(values.get("judged")))
+        judged, variance = _frozen(values.get("judged")), arrays.get("starts_variance")
+        return cls(fitted, arrays["starts"], arrays["usual"], means, variance, judged)
 
     @staticmethod
     def wrong(values: Mapping[str, Any], n_genes: int) -> str:
@@ -182,6 +195,8 @@ class ResponseStart:
         for name, shape in shapes.items():
             if name not in arrays or arrays[name].shape != shape:
                 return f"{name} does not have the shape {shape}"
+        if "starts_variance" in arrays and arrays["starts_variance"].shape != (n,):
+            return f"starts_variance does not have the shape {(n,)}"
         means = dict(zip(values["contexts"], arrays["control_means"], strict=True))
         return wrong_plain(arrays, values["settings"], values["conditions"], means, n_genes)
 
@@ -266,8 +281,17 @@ class ResponseStart:
         fitted, parser = self._with_rows(table), self.fitted.parser
         questions = [Question(parser.spelling(c.perturbation), c.context) for c in conditions]
         means = {c: profile.mean_G for c, profile in targets.items()}
-        variance_nQ, support = variance_and_support(fitted, questions, means)
+        variance_nQ, support = variance_and_support(fitted, questions, means, self._left_out_variance(questions))
         return changes, predicted_sd(fitted, questions, means, changes, variance_nQ), support
+
+    def _left_out_variance(self, questions: Sequence[Question]) -> np.ndarray:
+        """Variance of training conditions as others predict them, summed over components; NaN for other conditions."""
+        known = {condition: i for i, condition in enumerate(self.conditions)}
+        rows = [known.get((q.context, q.perturbation)) for q in questions]
+        variance_n = self.variance_n
+        if variance_n is None:
+            return np.full(len(rows), np.nan)
+        return np.array([np.nan if row is None else variance_n[row] for row in rows])
 
     def with_measurements(
         self, conditions: Sequence[Condition], changes: np.ndarray, deviation: np.ndarray

@@ -108,10 +108,19 @@ def usual_change(fitted: Fitted) -> float:
 
 
 def variance_and_support(
-    fitted: Fitted, questions: Sequence[Question], control_means: Mapping[str, np.ndarray]
+    fitted: Fitted,
+    questions: Sequence[Question],
+    control_means: Mapping[str, np.ndarray],
+    left_out_n: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the variance of components of conditions, ``[n, Q]``, and their support, ``[n]``; see Prediction."""
+    """Return the variance of components of conditions, ``[n, Q]``, and their support, ``[n]``; see Prediction.
+
+    ``left_out_n`` has the sum over components for training conditions that are predicted without themselves, NaN for
+    the others: the regression has seen the former, and would be too sure of them.
+    """
     variance_nQ, reference = _variance(fitted, questions, control_means)
+    if left_out_n is not None and (known := np.flatnonzero(np.isfinite(left_out_n))).size:
+        variance_nQ[known] *= (left_out_n[known] / np.maximum(variance_nQ[known].sum(axis=1), 1e-300))[:, None]
     return variance_nQ, np.clip(1 - variance_nQ.sum(axis=1) / np.maximum(reference, 1e-300), 0, 1)
 
 

@@ -106,8 +106,8 @@ class DataConfig(Section):
         return self.arguments(TahoeST.setup_anndata) | {"cell_embedding_key": self.embedding_key}
 
 
-@section(TahoeST.from_pretrained, without=("seed", "set_size", "network", "objective", "prior", "representation",
-                                           "batch_encoder"))  # fmt: skip
+@section(TahoeST.from_pretrained, without=("seed", "set_size", "network", "objective", "prior", "criterion",
+                                           "representation", "batch_encoder"))  # fmt: skip
 class StartConfig(Section):
     """Where the weights come from, as ``TahoeST.from_pretrained`` takes it: never an optimizer, a schedule or a step.
 

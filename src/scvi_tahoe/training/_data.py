@@ -18,7 +18,7 @@ from scvi_tahoe.response import learn_prior, with_prior
 if TYPE_CHECKING:
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import AssignedSplit, CellSetDataModule, CellSetDataset, CellStore, DataSpec, Screen
-    from scvi_tahoe.response import Prior
+    from scvi_tahoe.response import Criterion, Prior
     from scvi_tahoe.training._run import TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,12 @@ class TrainingData:
 
 
 def training_data(
-    spec: DataSpec, screen: Screen, run: TrainingRun, module: TahoeSTModule, prior: Prior
+    spec: DataSpec,
+    screen: Screen,
+    run: TrainingRun,
+    module: TahoeSTModule,
+    prior: Prior,
+    criterion: Criterion = "error",
 ) -> TrainingData:
     """Split, store and describe a screen for a training run; a ValueError if it has not what the run needs."""
     spec, seed = spec.with_composed(screen), run.plan.seed
@@ -60,8 +65,9 @@ def training_data(
     if prior != "none":
         progress, held_out = run.options.progress, np.concatenate([assigned.validation, assigned.test])
         learned = learn_prior(
-            prior, spec, screen, assigned.train, seed=seed, device=run.device, asked=held_out, progress=progress
-        )
+            prior, spec, screen, assigned.train, seed=seed, device=run.device, asked=held_out, progress=progress,
+            criterion=criterion,
+        )  # fmt: skip
         dataset = with_prior(dataset, learned, spec, screen, device=run.device, seed=seed, progress=progress)
     dataset = with_objective(dataset, module, assigned, run.batch_size, device=run.device, seed=seed)
     measured = None
