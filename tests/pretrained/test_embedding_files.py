@@ -171,7 +171,9 @@ def bomb_parquet(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "write"), [("t.npz", bomb_npz), ("t.npz", bomb_header), ("t.parquet", bomb_parquet)], ids=["zeros", "header", "dictionary"]
+    ("name", "write"),
+    [("t.npz", bomb_npz), ("t.npz", bomb_header), ("t.parquet", bomb_parquet)],
+    ids=["zeros", "header", "dictionary"],
 )
 def test_a_small_file_with_a_large_content_is_refused_before_it_is_read(name, write, tmp_path):
     import resource
