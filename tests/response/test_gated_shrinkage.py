@@ -77,7 +77,7 @@ def test_conditions_that_are_not_trained_on_judge_the_network_by_default(context
 
 
 def test_too_few_conditions_to_judge_by_leave_predictions_to_the_response_model(make_model, train, caplog):
-    one = simulate_screen(1, 4, n_genes=30, n_cells=16, n_control_cells=20)
+    one = simulate_screen(1, 4, n_genes=30, n_cells=16, n_control_cells=20, seed=3)
     model = make_model(one, setup={"perturbation_embedding_key": "perturbation_embedding"}, prior="response")
     assert isinstance(model.plan_training().split, FractionSplit)
     train(model, lr=0.1)
