@@ -16,7 +16,6 @@ from scvi_tahoe.response._members import (
     Question,
     Stack,
     _ridge_of,
-    _surely_better,
     fit_stack,
 )
 
@@ -161,29 +160,6 @@ def test_genes_far_beyond_their_noise_are_left_unshrunk():
     assert stack.unshrunk[-1] > 0.8
     assert (np.diff(stack.unshrunk) >= 0).all()
     assert stack.apply(predicted[0], noise)[:20] == pytest.approx(5, abs=0.5)
-
-
-def test_few_conditions_stand_by_the_kernels_unless_another_member_is_surely_better():
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=(12, 40))
-    names = np.array([f"P{i}" for i in range(12)])
-    for errors, kernels_stay in (((0.5, 1.0), True), ((1.0, 0.5), False)):
-        predicted = [
-            dict(zip(("kernels", "ridge"), t + np.array(errors)[:, None] * rng.normal(size=(2, 40)), strict=True))
-            for t in truth
-        ]
-        weights = fit_stack(predicted, [None] * 12, truth, np.ones(12), names).weights
-        assert weights.sum() == pytest.approx(1)
-        assert (weights[0] > 0.8) == kernels_stay
-        assert (weights[MEMBERS.index("ridge")] > 0.6) == (not kernels_stay)
-
-
-def test_conditions_of_one_perturbation_are_one_piece_of_evidence():
-    difference = np.array([-1.0, 0.2, -0.8, 0.3])
-    alone = _surely_better(difference, np.array(["a", "b", "c", "d"]))
-    repeated = _surely_better(np.repeat(difference, 50), np.repeat(["a", "b", "c", "d"], 50))
-    assert repeated == pytest.approx(alone)
-    assert 0.5 < alone < 1
 
 
 def test_ridge_takes_lengths_of_rows_only_where_they_say_something():

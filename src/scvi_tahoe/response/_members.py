@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression, nnls
-from scipy.stats import norm
 
 from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
 from scvi_tahoe.response._kernels import table_rows, unit_rows
@@ -307,7 +306,6 @@ def fit_stack(
     noises: Sequence[np.ndarray | None],
     observed: Sequence[np.ndarray],
     weight: np.ndarray,
-    groups: np.ndarray | None = None,
 ) -> Stack:
     """Fit the weights of members to conditions that were predicted without themselves.
 
@@ -321,20 +319,15 @@ def fit_stack(
         Observed changes, ``[G]`` each.
     weight
         Weight of each condition.
-    groups
-        Perturbation of each condition: conditions of one say little more than one of them. If None, all differ.
     """
     n = len(predicted)
     if n < _FEWEST:
         return Stack.default()
     products = np.zeros((len(MEMBERS), len(MEMBERS)))
     available = np.zeros(len(MEMBERS), dtype=bool)
-    errors = np.zeros((n, len(MEMBERS)))
-    for k, (changes, truth, w) in enumerate(zip(predicted, observed, weight, strict=True)):
+    for changes, truth, w in zip(predicted, observed, weight, strict=True):
         residual = np.stack([truth - changes.get(name, changes["kernels"]) for name in MEMBERS])
-        squares = w * (residual @ residual.T)
-        products += squares
-        errors[k] = squares.diagonal()
+        products += w * (residual @ residual.T)
         available |= [name in changes for name in MEMBERS]
     scale = max(float(np.trace(products)), 1e-300) / len(MEMBERS)
     use = np.flatnonzero(available)
@@ -343,16 +336,9 @@ def fit_stack(
     system, target = np.vstack([root, np.full(len(use), 1e3)]), np.append(np.zeros(len(use)), 1e3)
     weights = np.zeros(len(MEMBERS))
     weights[use] = nnls(system, target)[0]
-    # few conditions choose among members by chance: kernels stand for them, as far as no other member may be better
-    pull = _PULL / (n + _PULL)
-    weights = weights / weights.sum() * (1 - pull)
-    others = [m for m in use.tolist() if m]
-    if groups is not None and others:
-        rival = min(others, key=lambda m: products[m, m])
-        better = _surely_better(errors[:, 0] - errors[:, rival], groups)
-        weights[rival] += pull * (1 - better)
-        pull *= better
-    weights[0] += pull
+    # few conditions choose among members by chance
+    weights = weights / weights.sum() * n / (n + _PULL)
+    weights[0] += _PULL / (n + _PULL)
     stack = Stack(weights, np.zeros(len(_STRENGTHS) + 1), n, np.empty(0))
     unshrunk = _fit_unshrunk(stack, predicted, noises, observed, weight)
     stack = Stack(weights, unshrunk, n, np.empty(0))
@@ -364,16 +350,6 @@ def fit_stack(
     error = np.append(np.diag(products), sum(residuals)) / size
     error[:-1][~available] = np.nan
     return Stack(weights, unshrunk, n, error)
-
-
-def _surely_better(difference: np.ndarray, groups: np.ndarray) -> float:
-    """Probability that the first of two members has the smaller error, by differences of conditions."""
-    names, code = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        return 1.0
-    of_group = np.bincount(code, difference)
-    error = of_group.std(ddof=1) / np.sqrt(len(names))
-    return float(norm.cdf(-of_group.mean() / max(error, 1e-300)))
 
 
 def _fit_unshrunk(

@@ -300,8 +300,7 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> tu
             fitted.members.noise_of(q, key[0]) if "deviation" in p else None
             for p, (_, _, q) in zip(predicted, questions, strict=True)
         ]
-        labels = fitted.conditions.perturbations[rows]
-        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight[rows] / weight[rows].max(), labels)
+        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight[rows] / weight[rows].max())
         changes = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
         found[key] = Judged(questions, predicted, changes, of_kernels)
     return replace(fitted, stacks=stacks), found
