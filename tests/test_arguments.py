@@ -60,7 +60,7 @@ REFUSED = [
     ({"n": 0}, "n=0 must be 1 or more"),
     ({"fraction": 2}, "fraction=2 must be 0 to 1"),
     ({"fraction": float("nan")}, "fraction is nan; a finite number is needed"),
-    ({"names": "al"}, r"names='al' is unknown; allowed are 'all' or a list of text or null \(did you mean 'all'\?\)"),
+    ({"names": "al"}, r"names is a list, or 'all' \(did you mean 'all'\?\); got the text 'al', write \['al'\]"),
     ({"names": {"A": 1}}, "names is {'A': 1}; allowed is a list of text"),
     ({"options": [1]}, r"options is \[1\]; allowed is a mapping or null"),
     ({"place": 5}, "place is 5; allowed is text or a path"),

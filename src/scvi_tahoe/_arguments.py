@@ -33,6 +33,7 @@ _WORDS: dict[Any, str] = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
     dict: "a mapping", list: "a list", pathlib.Path: "a path", collections.abc.Mapping: "a mapping",
 }  # fmt: skip
+_SERIES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 #: what an annotation means that names nothing that is known here
 _ANYTHING = (Any, inspect.Parameter.empty)
 
@@ -95,7 +96,11 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
         value = int(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
+        series = any(get_origin(option) in _SERIES for option in options)
         words = [text for option in options for text in get_args(option) if get_origin(option) is Literal]
+        if isinstance(value, str) and series:
+            others = f", or {str(list(words))[1:-1]}{nearest_names(value, words, n=1)}" if words else ""
+            raise ArgumentError(f"{where} is a list{others}; got the text {value!r}, write [{value!r}].")
         if isinstance(value, str) and words:
             near, others = nearest_names(value, words, n=1), [o for o in options if get_origin(o) is not Literal]
             more = "".join(f" or {named(option)}" for option in others)
@@ -138,8 +143,8 @@ def fits(value: Any, hint: Any) -> bool:
         return kind in (bool, object)
     if kind is pathlib.Path:
         return isinstance(value, os.PathLike)
-    if kind in (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection):
-        return _is_list(value) and (not arguments or all(_holds(item, arguments[0]) for item in value))
+    if kind in _SERIES:
+        return _is_list(value) and _holds_items(value, kind, arguments)
     if kind in (dict, collections.abc.Mapping):
         return isinstance(value, collections.abc.Mapping) and (
             not arguments or all(_holds(key, arguments[0]) for key in value)
@@ -148,6 +153,13 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, kind)
     except TypeError:  # a protocol or a type variable
         return True
+
+
+def _holds_items(items: Any, kind: Any, hints: tuple[Any, ...]) -> bool:
+    """Return whether the items of a series are as annotated: those of a tuple each by its own."""
+    if kind is tuple and hints and Ellipsis not in hints:
+        return len(items) == len(hints) and all(_holds(item, hint) for item, hint in zip(items, hints, strict=True))
+    return not hints or all(_holds(item, hints[0]) for item in items)
 
 
 def _is_list(value: Any) -> bool:
@@ -170,7 +182,7 @@ def named(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Literal:
         return " or ".join(map(repr, get_args(hint)))
-    if origin in (tuple, list, collections.abc.Sequence, collections.abc.Iterable) and get_args(hint):
+    if origin in _SERIES and get_args(hint):
         return f"a list of {named(get_args(hint)[0])}"
     kind = origin or hint
     return _WORDS.get(kind, kind.__name__ if isinstance(kind, type) else "a mapping")

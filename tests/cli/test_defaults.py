@@ -43,7 +43,6 @@ def of_section(name):
         pytest.param(defaults(COMMANDS["demo"]), run_demo, 3, id="demo"),
         pytest.param(defaults(COMMANDS["finetune"]), finetune, 1, id="finetune"),
         pytest.param(of_section("train"), TahoeST.train, 6, id="train of a run file"),
-        pytest.param(of_section("model"), TahoeST.__init__, 2, id="model of a run file"),
         pytest.param(of_section("score"), evaluate, 6, id="score of a run file"),
         pytest.param(of_section("score"), TahoeST.evaluate, 1, id="score of a run file, of a model"),
     ],

@@ -77,7 +77,7 @@ DEVICES = "must be 'auto', a number of CUDA devices or a list"
     [
         pytest.param("--devices", "7", DEVICES, id="number of devices"),
         pytest.param("--devices", "0,7", DEVICES, id="list of devices"),
-        pytest.param("--devices", "all", DEVICES, id="word for devices"),
+        pytest.param("--devices", "all", "devices is a list, or 'auto'", id="word for devices"),
         pytest.param("--perturbation", "pertrubation_1", "perturbation_1", id="label"),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_screen_survives_h5ad(tmp_path):
 
 @pytest.mark.parametrize("name", ["n_contexts", "n_perturbations", "n_genes", "n_cells", "n_control_cells"])
 def test_a_number_that_is_too_small_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"{name} is 0"):
+    with pytest.raises(ValueError, match=f"{name}=0 must be"):
         simulate_screen(**{name: 0})
     with pytest.raises(ValueError, match="n_embedding is 3; it must be 4 or more"):
         simulate_screen(n_embedding=3)

@@ -91,7 +91,7 @@ def test_the_table_holds_the_model_its_baselines_and_the_ceiling(finished):
 
 
 def test_a_run_without_steps_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="max_steps is 0; it must be 1 or more"):
+    with pytest.raises(ValueError, match="max_steps=0 must be 1 or more"):
         run_demo(tmp_path / "demo", max_steps=0)
     assert not (tmp_path / "demo").exists()
 

@@ -201,8 +201,8 @@ DECODER = {"genes_from": "decoder", "decoder_trained": True}
         pytest.param({"space": "delta"}, "error", "holds delta", id="delta"),
         pytest.param({"space": "counts"}, "error", "holds counts", id="counts"),
         pytest.param({"genes_from": "decoder"}, "error", "gene decoder was not trained", id="untrained decoder"),
-        pytest.param({**DECODER, "decoder_weight": 1e-5}, "warning", "trained with a loss weight", id="tiny weight"),
-        pytest.param({**DECODER, "decoder_weight": 0.1}, "ok", "", id="trained decoder"),
+        pytest.param({**DECODER, "decoder_weight": 1e-5}, "warning", "learned next to nothing", id="tiny weight"),
+        pytest.param({**DECODER, "decoder_weight": 0.1}, "warning", "error is not known", id="trained decoder"),
     ],
 )
 def test_a_model_must_have_been_trained_to_give_genes(scored, predicted, reference, record, status, message):
@@ -387,7 +387,7 @@ def relabelled(adata, labels):
         pytest.param(lambda a: AnnData(a.X, None, a.var), KeyError, "no obs column 'target_gene'", id="no labels"),
         pytest.param(lambda a: AnnData(obs=a.obs, var=a.var), ValueError, "X is None", id="no expression"),
         pytest.param(lambda a: a[:0].copy(), ValueError, "has no cells", id="no cells"),
-        pytest.param(lambda a: a.to_df(), TypeError, "must be AnnData, got DataFrame", id="a DataFrame"),
+        pytest.param(lambda a: a.to_df(), TypeError, "allowed is AnnData", id="a DataFrame"),
     ],
 )
 def test_a_prediction_that_cannot_be_compared_is_refused(predicted, reference, change, error, message):

@@ -77,5 +77,5 @@ def test_matched_cells_have_the_mean_of_all_and_the_number_asked_for(cells_of, f
 
 
 def test_a_number_of_choices_below_one_is_refused(predicted, reference):
-    with pytest.raises(ValueError, match="n_draws must be 1 or more"):
+    with pytest.raises(ValueError, match="n_draws=0 must be 1 or more"):
         evaluate(predicted, reference, n_draws=0)

@@ -95,7 +95,7 @@ def test_a_pickle_that_needs_no_name_to_do_harm_is_refused(golden_folder, progra
 def test_a_pickle_without_end_is_refused(golden_folder, monkeypatch, refused):
     folder = golden_folder("hvg_causal")
     (folder / "var_dims.pkl").write_bytes(b"\x80\x02" + b"N0" * 6_000 + b"N.")
-    monkeypatch.setattr("scvi_tahoe.files._pickle_files._MAX_OPERATIONS", 10_000)
+    monkeypatch.setitem(verify_pickle.__kwdefaults__, "limit", 10_000)
     refused(folder, "more than 10,000 operations")
 
 
@@ -328,7 +328,7 @@ def test_a_table_that_cannot_be_made_is_refused(export, extra, refused):
 )
 def test_json_without_end_is_refused(export, edit, match, monkeypatch, refused):
     sign(export, edit=edit)
-    monkeypatch.setattr("scvi_tahoe.files._plain_values._MAX_VALUES", 10_000)
+    monkeypatch.setitem(verify_expanded.__kwdefaults__, "limit", 10_000)
     refused(export, match, read_export)
 
 

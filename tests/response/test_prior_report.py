@@ -93,7 +93,7 @@ def test_an_untrained_model_without_data_has_no_prior_to_report(make_model, tmp_
     ("options", "error", "message"),
     [
         ({"perturbations": ["perturbation_7"]}, ValueError, r"no perturbation 'perturbation_7' \(did you mean"),
-        ({"perturbations": "perturbation_1"}, TypeError, "perturbations is a list of labels"),
+        ({"perturbations": "perturbation_1"}, TypeError, "perturbations is a list, or 'all'"),
         ({"contexts": ["context_7"]}, ValueError, "context 'context_7' is not in the data"),
     ],
 )

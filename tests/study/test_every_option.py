@@ -29,6 +29,7 @@ START = {
 MODEL = {
     "size": "small", "representation": "embedding", "set_size": 9, "network": {"dropout": 0.25},
     "objective": {"terms": {"mse": 1.0}}, "prior": "mean", "batch_encoder": True,
+    "criterion": "discrimination",
 }  # fmt: skip
 #: Where and with whose leave to look, which is no matter for weights that are here and ask for nothing.
 NO_MATTER = {("export", "accept_license"), ("run", "accept_license"), ("arc", "accept_license")}
@@ -80,6 +81,7 @@ def outcome(values, data):
         return f"refused: {error}"
     state = hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.module.state_dict().values())).hexdigest()
     parts = (model.module.config, model.module.objective.config, model.representation, model.prior, model.set_size)
+    parts += (model.criterion,)
     report = model.loading_report_
     return repr((state, *parts, None if report is None else report.text()))
 

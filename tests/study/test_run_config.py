@@ -137,7 +137,7 @@ ELSEWHERE = {
               "save_dir": None, "resume_from": None, "progress": None},
     "start": {"adata": None, "seed": ("seed",)}
     | {name: ("model", name) for name in ("representation", "batch_encoder", "set_size", "network", "objective",
-                                          "prior")},
+                                          "prior", "criterion")},
     "model": {"adata": None, "registry": None, "seed": ("seed",)},
     "data": {"adata": None},
     "score": {"reference": None, "prediction": None, "seed": ("seed",), "progress": None},

@@ -62,7 +62,7 @@ def test_an_interrupted_run_leaves_no_compiled_part_behind(make_model):
 
 def test_an_unknown_choice_is_refused(make_model):
     model = make_model()
-    with pytest.raises(ValueError, match=r"compile='yes' is unknown; allowed are 'auto' or true or false"):
+    with pytest.raises(ValueError, match=r"compile='yes' is unknown; allowed are 'auto', 'record' or true or false"):
         model.train(**BRIEF, compile="yes")
     model.train(**BRIEF)
     with pytest.raises(ValueError, match=r"precision='half' is unknown; allowed are 'auto', '32'"):

@@ -151,8 +151,8 @@ class TahoeEnsemble:
           context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty`` (norm of the standard
           deviation over the norm of the mean delta: near 0 the members agree, near 1 they differ by as much as the size
           of the effect)
-        * ``obs["uncertainty"]`` - the same for each cell's condition. Members with ``prior="response"`` have
-          ``obs["expected_error"]`` instead, as their agreement says nothing about errors
+        * ``obs["uncertainty"]`` - the same for each cell's condition. It says how far members agree and little about
+          errors; members with ``prior="response"`` have ``obs["expected_error"]`` for that
 
         Raises
         ------
@@ -195,8 +195,7 @@ class TahoeEnsemble:
         )
         first.varm["ensemble_delta"], first.varm["ensemble_sd"] = (x.T.astype(np.float32) for x in (delta_KG, sd_KG))
         first.uns[ENSEMBLE_RECORD] = table
-        if "expected_error" not in first.obs:
-            first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
+        first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
         return first
 
     def _start_means(

@@ -126,6 +126,8 @@ class StartConfig(Section):
     def __post_init__(self) -> None:
         _verify_known("start.accept names the unknown decision", self.accept, DECISIONS)
         given = [f.name for f in fields(StartConfig) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        if self.check_scale:  # as run folders of 0.1 have it, with or without a source
+            given.remove("check_scale")
         if self.source is None and given:
             raise ValueError(f"start.source is missing, and start names {', '.join(given)} for it.")
 

@@ -133,6 +133,9 @@ class TrainOptions:
 
     def verify_numbers(self, *, validate_every: int) -> None:
         """Refuse numbers out of range; ``validate_every`` is that of the run."""
+        for name in ("validate_every", "patience", "batch_size"):  # of plan_training(), too
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value!r} must be 1 or more.")
         if self.compile not in (True, False, "auto", "record"):
             raise ValueError(f"compile={self.compile!r} must be True, False, 'auto' or 'record'.")
         if (steps := self.save_steps) is None:
