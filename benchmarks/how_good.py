@@ -253,8 +253,8 @@ def differences(of_task: pd.DataFrame, score: str, other: str) -> np.ndarray:
         wide[method] = rows.pivot_table(index="condition", columns="seed", values=score, dropna=False)
     mine, theirs = wide[MODEL].align(wide[other], axis=0)
     # exact arithmetic knows no seed
-    theirs = theirs if theirs.shape == mine.shape else theirs.to_numpy().repeat(mine.shape[1], axis=1)
-    return (SCORES[score] * (mine - theirs)).dropna().to_numpy()
+    beside = np.broadcast_to(theirs.to_numpy(), mine.shape)
+    return (SCORES[score] * (mine - beside)).dropna().to_numpy()
 
 
 def interval(difference: np.ndarray) -> tuple[float, float]:
