@@ -182,6 +182,8 @@ def named(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Literal:
         return " or ".join(map(repr, get_args(hint)))
+    if origin is tuple and Ellipsis not in get_args(hint):
+        return f"{len(get_args(hint))} values ({', '.join(map(named, get_args(hint)))})"
     if origin in _SERIES and get_args(hint):
         return f"a list of {named(get_args(hint)[0])}"
     kind = origin or hint

@@ -80,7 +80,7 @@ def test_a_split_survives_as_plain_values():
     [
         (lambda: FractionSplit(validation=1.0), ValueError, "validation=1.0 and test=0.0 must be fractions from 0"),
         (lambda: FractionSplit(validation=0.6, test=0.5), ValueError, "sum to less than 1"),
-        (lambda: HeldOutPerturbations(test="STAT1"), TypeError, "test is 'STAT1'; allowed is a list of text"),
+        (lambda: HeldOutPerturbations(test="STAT1"), TypeError, "test is a list; got the text 'STAT1', write"),
         (lambda: HeldOutContexts(test=["a"], validation=["a"]), ValueError,
             r"contexts are held out for validation and for test: \['a'\]; choose one"),
         (lambda: split_from_dict({"kind": "random"}), ValueError, r"There is no split 'random'; choose one of"),

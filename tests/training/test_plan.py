@@ -209,7 +209,7 @@ def test_dropout_is_refused_where_there_is_no_layer_of_it(make_model, train):
         ({"weight_decay": -0.1}, "weight_decay=-0.1 must be 0 or more"),
         ({"eps": 0.0}, "eps=0.0 must be positive"),
         ({"betas": (1.5, 0.9)}, "betas=(1.5, 0.9) must be two numbers from 0 to below 1"),
-        ({"betas": (0.9,)}, "betas=(0.9,) must be two numbers from 0 to below 1"),
+        ({"betas": (0.9,)}, "betas is (0.9,); allowed is 2 values (a number, a number)."),
         ({"gradient_clip": 0.0}, "gradient_clip=0.0 must be positive, or None"),
         ({"warmup": 1.5}, "warmup=1.5 must be a fraction from 0 to 1"),
         ({"min_lr_ratio": -0.5}, "min_lr_ratio=-0.5 must be a fraction from 0 to 1"),
