@@ -99,8 +99,8 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
         series = any(get_origin(option) in _SERIES for option in options)
         words = [text for option in options for text in get_args(option) if get_origin(option) is Literal]
         if isinstance(value, str) and series:
-            others = f", or {str(list(words))[1:-1]}{nearest_names(value, words, n=1)}" if words else ""
-            raise ArgumentError(f"{where} is a list{others}; got the text {value!r}, write [{value!r}].")
+            word = f", or {str(list(words))[1:-1]}{nearest_names(value, words, n=1)}" if words else ""
+            raise ArgumentError(f"{where} is a list{word}; got the text {value!r}, write [{value!r}].")
         if isinstance(value, str) and words:
             near, others = nearest_names(value, words, n=1), [o for o in options if get_origin(o) is not Literal]
             more = "".join(f" or {named(option)}" for option in others)
