@@ -179,7 +179,8 @@ def _renderer(figure: Any) -> Any:
     canvas = figure.canvas
     if hasattr(canvas, "get_renderer"):
         return canvas.get_renderer()
-    return RendererAgg(*canvas.figure.bbox.size, canvas.figure.dpi)
+    width, height = canvas.figure.bbox.size
+    return RendererAgg(width, height, canvas.figure.dpi)
 
 
 def fit_title(ax: Axes) -> None:
@@ -250,7 +251,7 @@ def label_points(
 
 def _within(points: NDArray[np.floating], area: tuple[float, ...]) -> NDArray[np.bool_]:
     """Return whether each of the points ``[n, 2]`` lies in a box."""
-    return ((points > area[:2]) & (points < area[2:])).all(axis=1)
+    return np.all((points > area[:2]) & (points < area[2:]), axis=1)
 
 
 def _gaps(points: ArrayLike, area: tuple[float, ...]) -> NDArray[np.floating]:

@@ -111,7 +111,7 @@ def comparison(
     labels = [first.metric_label(str(metric)) + arrow for metric, arrow in arrows.items()]
     labels = [s.replace(" (", "\n(").replace(" of ", "\nof ").replace(" to ", "\nto ") for s in labels]
     own = table.loc[table.index.isin(list(results))]
-    best = [own[m].min() if direction[m] == "lower" else own[m].max() for m in table]
+    best = [own[m].min() if way == "lower" else own[m].max() for m, way in direction.items()]
     with style():
         width = max(len(str(name)) for name in table.index) * 0.085 + 0.3
         figure, ax = one_panel(ax, width + 1.05 * len(labels), 0.3 * len(table) + 1.1)
