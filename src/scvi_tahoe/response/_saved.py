@@ -13,7 +13,7 @@ from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._context_scale import ContextScale
 from scvi_tahoe.response._evidence_head import EvidenceHead, Gain
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
-from scvi_tahoe.response._members import Members, Origin, Stack
+from scvi_tahoe.response._members import MEMBERS, Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._precision import Group
 from scvi_tahoe.response._regression import Regression
@@ -109,7 +109,7 @@ def fitted_from_plain(
         None if inducing is None else np.array(inducing, dtype=np.int64), arrays.get("inducing"),
     )  # fmt: skip
     stacks = {
-        (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
+        (Origin[name], hidden): Stack(_of_members(weights, 0.0), np.array(unshrunk), n, _of_members(error, np.nan, 1))
         for name, hidden, weights, unshrunk, n, error in settings["stacks"]
     }
     inflation, unshrinking, spread, sized = (
@@ -123,6 +123,12 @@ def fitted_from_plain(
         scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized,
         silent=silent, scale=scale, head=_head(arrays, settings.get("head", [])),
     )  # fmt: skip
+
+
+def _of_members(values: Sequence[float], missing: float, n_more: int = 0) -> np.ndarray:
+    """One value for each member, and more behind; earlier versions had fewer members."""
+    n_members = len(values) - n_more
+    return np.insert(np.array(values, dtype=float), [n_members] * (len(MEMBERS) - n_members), missing)
 
 
 def _head(arrays: Mapping[str, np.ndarray], gains: Sequence[Any]) -> EvidenceHead | None:
