@@ -170,6 +170,8 @@ class ConditionKernels:
         Embedding tables by name.
     control_profiles
         Mean control expression of contexts, ``[G]`` each, if there are three or more: what says how alike they are.
+    sources
+        Data set of contexts, if there are several and one of them has several contexts; else empty.
     has_contexts, has_combinations, has_doses, recurs
         Whether training has several contexts, combinations, doses, and labels in more than one context.
     """
@@ -181,6 +183,7 @@ class ConditionKernels:
     has_combinations: bool
     has_doses: bool
     recurs: bool
+    sources: Mapping[str, str] = field(default_factory=dict)
     _features: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -190,6 +193,7 @@ class ConditionKernels:
         parser: LabelParser,
         tables: Mapping[str, TableKernel],
         control_profiles: Mapping[str, np.ndarray],
+        sources: Mapping[str, str] | None = None,
     ) -> ConditionKernels:
         """Choose the kernels that training conditions can tell apart."""
         usable = {n: t for n, t in tables.items() if t.of_components(conditions.components)[1].sum() > 1}
@@ -208,6 +212,7 @@ class ConditionKernels:
             has_combinations=combines,
             has_doses=bool(doses.any()) and any(len(found) > 1 for found in of_name.values()),
             recurs=len(conditions) > len(conditions.labels) or combines,
+            sources=_telling(sources or {}, conditions.context_names),
         )
 
     def matrices(  # noqa: C901
@@ -237,10 +242,20 @@ class ConditionKernels:
             found = self._likeness(rows.context_names, columns.context_names)
             likeness = tensor(found[np.ix_(rows.context, columns.context)])
 
+        same_source = None
+        if self.sources:
+            of_rows, of_columns = (
+                np.array([self.sources.get(c, c) for c in side.context_names], dtype=str)[side.context]
+                for side in (rows, columns)
+            )
+            same_source = tensor((of_rows[:, None] == of_columns[None]).astype(np.float64))
+
         def with_context(name: str, kernel: Tensor, by_likeness: bool = False) -> Iterator[tuple[str, Tensor]]:
             yield name, kernel
             if likeness is not None and by_likeness:
                 yield f"{name} x likeness of contexts", kernel * likeness
+            if same_source is not None and by_likeness:
+                yield f"{name} x data set", kernel * same_source
             if self.has_contexts:
                 yield f"{name} x context", kernel * same_context
 
@@ -266,6 +281,8 @@ class ConditionKernels:
             yield "perturbation", of_conditions(same_name)
             if likeness is not None:
                 yield "perturbation x likeness of contexts", of_conditions(same_name) * likeness
+            if same_source is not None:
+                yield "perturbation x data set", of_conditions(same_name) * same_source
         if self.has_combinations or self.has_doses:
             same_label = np.array(rows.labels)[:, None] == np.array(columns.labels)[None]
             yield "label", tensor(same_label.astype(np.float64))[row_label][:, column_label]
@@ -342,6 +359,12 @@ class ConditionKernels:
                 if a is not None and b is not None:
                     result[i, j] = np.exp(-np.square(a - b).mean() / self._features["scale"])
         return result
+
+
+def _telling(sources: Mapping[str, str], contexts: Sequence[str]) -> dict[str, str]:
+    """Return data sets of contexts if they say more than the contexts themselves, else nothing."""
+    of_context = {context: sources.get(context, context) for context in contexts}
+    return of_context if 1 < len(set(of_context.values())) < len(contexts) else {}
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

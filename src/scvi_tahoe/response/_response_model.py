@@ -61,6 +61,8 @@ class Responses:
         Names, ``[G]``.
     control_means
         Mean control expression of contexts, ``[G]`` each; may be empty.
+    sources
+        Data set of contexts; may be empty.
     """
 
     perturbations: np.ndarray
@@ -69,6 +71,7 @@ class Responses:
     noise: np.ndarray
     genes: np.ndarray
     control_means: Mapping[str, np.ndarray]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,9 @@ def fit_responses(
     """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
-    kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
+    kernels = ConditionKernels.of(
+        conditions, parser, tables, responses.control_means, responses.sources
+    )
     targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
     # single precision, as it is saved, so that a saved model predicts the same to the last bit
     filled = filled_changes(responses.changes, responses.contexts).astype(np.float32)
