@@ -23,9 +23,7 @@ PARSER = LabelParser(control="", combination_separator=None, has_dose=False)
 def screens():
     """Three screens of one simulation, a cell line each."""
     whole = simulate_screen(3, 8, n_genes=60, n_cells=12, n_control_cells=60, seed=3)
-    return {
-        name: whole[whole.obs["context"] == f"context_{k + 1}"].copy() for k, name in enumerate(("a", "b", "c"))
-    }
+    return {name: whole[whole.obs["context"] == f"context_{k + 1}"].copy() for k, name in enumerate(("a", "b", "c"))}
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,9 @@ def test_a_protein_language_model_in_a_folder_gives_the_mean_of_its_residues(tmp
     transformers = pytest.importorskip("transformers")
     import torch
 
-    (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWC", "<mask>"]))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWC", "<mask>"])
+    )
     config = transformers.EsmConfig(
         vocab_size=25, mask_token_id=24, pad_token_id=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=16, position_embedding_type="rotary", token_dropout=False,

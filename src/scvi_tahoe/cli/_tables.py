@@ -24,12 +24,12 @@ class Kind(StrEnum):
     MATRIX = "matrix"
 
 
-def tables(
+def tables(  # noqa: PLR0913
     kind: Annotated[Kind, typer.Argument(help="What the file holds.")],
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="gmt files, a links file of STRING, a csv of gene effects, FASTA, a csv with SMILES or targets, a matrix."
+            help="gmt files, a links file of STRING, a csv of gene effects, of SMILES or of targets, FASTA, a matrix."
         ),
     ],
     output: Annotated[

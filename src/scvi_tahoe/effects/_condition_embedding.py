@@ -40,7 +40,7 @@ def condition_embedding(
     if n_components < 1:
         raise ValueError(f"n_components={n_components!r} has to be 1 or more.")
     changes, _ = read_effects(effects)
-    if len(changes) < 3:  # noqa: PLR2004
+    if len(changes) < 3:
         raise ValueError(f"{len(changes)} conditions are too few to lay out; give three or more.")
     size = np.sqrt(np.square(changes).mean(axis=1))
     key = key_of(effects, "context_key", context_key, needed=False)
@@ -48,7 +48,7 @@ def condition_embedding(
     for rows in pd.Series(range(len(changes))).groupby(np.asarray(groups)).indices.values():
         changes[rows] -= changes[rows].mean(axis=0)
     left, length, _ = np.linalg.svd(changes - changes.mean(axis=0), full_matrices=False)
-    kept = int((length > 1e-6 * max(length[0], 1e-12)).sum()) if length[0] > 1e-12 else 0  # noqa: PLR2004
+    kept = int((length > 1e-6 * max(length[0], 1e-12)).sum()) if length[0] > 1e-12 else 0
     if not kept:
         raise ValueError("all conditions change in the same way; there is nothing to tell them apart by.")
     n = min(n_components, kept)

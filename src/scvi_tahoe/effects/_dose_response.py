@@ -153,7 +153,7 @@ def _fit(dose_n: np.ndarray, changes_nG: np.ndarray, sd_nG: np.ndarray | None) -
 
 
 def _interval(excess_GE: np.ndarray, allowed_G: np.ndarray, grid_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the values of a grid whose excess error is allowed, interpolated between its points."""
+    """Return the ends of the values of a grid whose excess error is allowed, interpolated between its points."""
     is_allowed, rows, last = excess_GE <= allowed_G[:, None], np.arange(len(excess_GE)), len(grid_E) - 1
 
     def end(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:

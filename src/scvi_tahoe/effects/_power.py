@@ -40,8 +40,8 @@ def power(
     Returns
     -------
     One row for each number of cells, index = ``n_cells``: ``error``, the root mean square over genes of the standard
-    error of a change; ``detected``, the share of genes whose change is found, as expected; ``smallest``, the change that
-    is found in half of the genes with a probability of 80 %.
+    error of a change; ``detected``, the share of genes whose change is found, as expected; ``smallest``, the change
+    that is found in half of the genes with a probability of 80 %.
 
     Raises
     ------

@@ -26,7 +26,7 @@ class SetupMixin(FittedModel):
     @classmethod
     @setup_anndata_dsp.dedent
     @checked()
-    def setup_anndata(
+    def setup_anndata(  # noqa: PLR0913
         cls,
         adata: AnnData,
         perturbation_key: str,
@@ -98,7 +98,7 @@ class SetupMixin(FittedModel):
     @classmethod
     @setup_anndata_dsp.dedent
     @checked()
-    def setup_mudata(
+    def setup_mudata(  # noqa: PLR0913
         cls,
         mdata: MuData,
         perturbation_key: str,

@@ -5,7 +5,7 @@ Every function takes results and returns a :class:`matplotlib.figure.Figure`; ``
 
 from __future__ import annotations
 
-from scvi_tahoe.pl._conditions import dose_response, interactions, knock_downs, volcano
+from scvi_tahoe.pl._conditions import condition_map, dose_response, interactions, knock_downs, ranked, volcano
 from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
 from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, draw, new_figure, style
 from scvi_tahoe.pl._page import page
@@ -19,6 +19,7 @@ __all__ = [
     "bars",
     "cells",
     "comparison",
+    "condition_map",
     "deltas",
     "dose_response",
     "draw",
@@ -28,6 +29,7 @@ __all__ = [
     "learning_rate_test",
     "new_figure",
     "page",
+    "ranked",
     "ranks",
     "similarity",
     "style",

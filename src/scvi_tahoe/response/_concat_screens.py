@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -75,7 +75,8 @@ def concat_screens(
     Returns
     -------
     AnnData with the cells of all screens. ``obs`` has the columns that all screens have, and ``"perturbation"``,
-    ``"context"``, ``"batch"``, ``"source"`` and ``"source_weight"``, which go to :meth:`~scvi_tahoe.TahoeST.setup_anndata`.
+    ``"context"``, ``"batch"``, ``"source"`` and ``"source_weight"``, which go to
+    :meth:`~scvi_tahoe.TahoeST.setup_anndata`.
     ``uns["scvi_tahoe_sources"]`` has one row for each screen: ``n_cells``, ``n_shared`` (perturbations that
     another screen has, too), ``agreement`` (mean correlation of their changes with those in the other screens),
     ``error_change`` (of left-out conditions of the others with it; .1: 10 % worse) and ``weight``.
@@ -99,8 +100,12 @@ def concat_screens(
     ...     target="mine",
     ... )  # doctest: +SKIP
     >>> TahoeST.setup_anndata(
-    ...     cells, "perturbation", "non-targeting",
-    ...     context_key="context", source_key="source", weight_key="source_weight",
+    ...     cells,
+    ...     "perturbation",
+    ...     "non-targeting",
+    ...     context_key="context",
+    ...     source_key="source",
+    ...     weight_key="source_weight",
     ... )  # doctest: +SKIP
     """
     names = [str(name) for name in screens]
@@ -137,7 +142,7 @@ def _of(value: Any, name: str) -> Any:
 def _verify(
     screens: Mapping[str, ad.AnnData], names: list[str], weights: Mapping[str, float], target: str | None
 ) -> None:
-    if len(names) < 2 or len(set(names)) < len(names):  # noqa: PLR2004
+    if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"screens has {names}; give two or more by different names.")
     for name, screen in screens.items():
         if not isinstance(screen, ad.AnnData):
@@ -165,26 +170,25 @@ def _shared_genes(screens: Mapping[str, ad.AnnData]) -> pd.Index:
     return genes
 
 
-def _labelled(
-    name: str, screen: ad.AnnData, labels: Mapping[str, Any], common: str, genes: pd.Index
-) -> ad.AnnData:
+def _labelled(name: str, screen: ad.AnnData, labels: Mapping[str, Any], common: str, genes: pd.Index) -> ad.AnnData:
     """Return the cells of a screen with the common columns and genes."""
     for argument in ("perturbation_key", "context_key", "batch_key"):
         key = labels[argument]
         if key is None and argument == "perturbation_key":
             raise KeyError(f"{argument} names no column for {name!r}.")
         if key is not None and key not in screen.obs:
-            columns = [str(column) for column in screen.obs]
-            raise KeyError(f"{name!r} has no column {key!r} ({argument}){nearest_names(key, columns)}; it has {columns}.")
+            have = [str(column) for column in screen.obs]
+            raise KeyError(f"{name!r} has no column {key!r} ({argument}){nearest_names(key, have)}; it has {have}.")
     perturbation = screen.obs[labels["perturbation_key"]].astype(str).to_numpy()
     own = str(labels["control"])
     if own not in perturbation:
         raise ValueError(f"{name!r} has no cell with control={own!r}{nearest_names(own, sorted(set(perturbation)))}.")
     cells = screen[:, genes].to_memory() if screen.isbacked else screen[:, genes].copy()
-    columns = {PERTURBATION: np.where(perturbation == own, common, perturbation), SOURCE: np.full(len(perturbation), name)}
+    columns = {PERTURBATION: np.where(perturbation == own, common, perturbation), SOURCE: np.full(screen.n_obs, name)}
     for column, argument in ((CONTEXT, "context_key"), (BATCH, "batch_key")):
         key = labels[argument]
-        columns[column] = np.array([name if key is None else f"{name}: {v}" for v in screen.obs[key or screen.obs.columns[0]]])
+        values = [name] * screen.n_obs if key is None else [f"{name}: {value}" for value in screen.obs[key]]
+        columns[column] = np.array(values)
     cells.obs = cells.obs.assign(**{column: pd.Categorical(values) for column, values in columns.items()})
     return cells
 
@@ -208,9 +212,7 @@ def _judged(
         changes, perturbation_key=PERTURBATION, context_key=SOURCE, control=control, dose_key=dose_key,
         combination_separator=combination_separator, variance_layer=variances,
     )  # fmt: skip
-    return judge_sources(
-        table.responses, table.keys.parser, target=target, seed=seed, progress=progress, judges=judges
-    )
+    return judge_sources(table.responses, table.keys.parser, target=target, seed=seed, progress=progress, judges=judges)
 
 
 def _announce(found: pd.DataFrame, *, harm_control: bool, target: str | None, n_genes: int) -> None:
@@ -225,8 +227,8 @@ def _announce(found: pd.DataFrame, *, harm_control: bool, target: str | None, n_
             )  # fmt: skip
         elif harm_control and np.isnan(row["error_change"]) and name != target:
             logger.warning(
-                "%s shares %d perturbations with the others, so that nothing says whether it helps; it keeps its weight.",
+                "%s shares %d perturbations with the others: nothing says whether it helps, and it keeps its weight.",
                 name, row["n_shared"],
             )  # fmt: skip
-    if harm_control and len(found) == 2 and target is None and (found["error_change"] > 0).all():  # noqa: PLR2004
+    if harm_control and len(found) == 2 and target is None and (found["error_change"] > 0).all():
         logger.warning("each of the two makes the other worse; name the one that you want to predict: target=.")

@@ -242,13 +242,7 @@ class ConditionKernels:
             found = self._likeness(rows.context_names, columns.context_names)
             likeness = tensor(found[np.ix_(rows.context, columns.context)])
 
-        same_source = None
-        if self.sources:
-            of_rows, of_columns = (
-                np.array([self.sources.get(c, c) for c in side.context_names], dtype=str)[side.context]
-                for side in (rows, columns)
-            )
-            same_source = tensor((of_rows[:, None] == of_columns[None]).astype(np.float64))
+        same_source = tensor(self._same_source(rows, columns)) if self.sources else None
 
         def with_context(name: str, kernel: Tensor, by_likeness: bool = False) -> Iterator[tuple[str, Tensor]]:
             yield name, kernel
@@ -260,8 +254,9 @@ class ConditionKernels:
                 yield f"{name} x context", kernel * same_context
 
         yield from with_context("shared", torch.ones_like(same_context), by_likeness=True)
-        names = np.array(rows.components)[:, None] == np.array(columns.components)[None]
-        same_name = tensor(names.astype(np.float64))
+        same_name = tensor(
+            (np.array(rows.components)[:, None] == np.array(columns.components)[None]).astype(np.float64)
+        )
         with np.errstate(invalid="ignore"):
             apart = (rows.log_dose_A[:, None] - columns.log_dose_A[None]) / _DECADES
         of_dose = tensor(np.where(np.isfinite(apart), np.exp(-0.5 * np.square(np.nan_to_num(apart))), 1.0))
@@ -345,6 +340,14 @@ class ConditionKernels:
     def _tables(self) -> Mapping[str, Any]:
         """Return the tables, and all of them side by side where there are several."""
         return self.tables if len(self.tables) < 2 else {**self.tables, "all tables": tuple(self.tables.values())}
+
+    def _same_source(self, rows: Conditions, columns: Conditions) -> np.ndarray:
+        """Whether contexts are of one data set, float64 ``[rows, columns]``; a new one is in a data set of its own."""
+        of_rows, of_columns = (
+            np.array([self.sources.get(c, c) for c in side.context_names], dtype=str)[side.context]
+            for side in (rows, columns)
+        )
+        return (of_rows[:, None] == of_columns[None]).astype(np.float64)
 
     def _likeness(self, rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
         """Radial kernel of mean control expression, in units of the median squared distance of training contexts."""

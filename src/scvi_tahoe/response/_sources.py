@@ -72,7 +72,7 @@ def judge_sources(
     report = pd.DataFrame(rows, index=pd.Index(names, name="source"))
     report.insert(1, "agreement", [_agreement(changes[:, genes], labels, source_n == name) for name in names])
     kept = [name for name in names if report.loc[name, "n_shared"] >= _FEWEST]
-    if len(kept) < 2 or not judges:  # noqa: PLR2004
+    if len(kept) < 2 or not judges:
         return report
     shared = n_sources[n_sources > 1].index.to_numpy()
     some = np.isin(labels, np.random.default_rng(seed).permutation(shared)[: _MOST // len(kept)])
@@ -90,7 +90,7 @@ def judge_sources(
             report.loc[name, "error_change"] = more.mean() / max(without[both].mean(), 1e-300)
             found[name] = more.mean() / max(more.std() / np.sqrt(len(more)), 1e-300)
         worst = max(found, key=lambda name: found[name])
-        if found[worst] <= _TOLERANCE or (len(kept) == 2 and target is None):  # noqa: PLR2004
+        if found[worst] <= _TOLERANCE or (len(kept) == 2 and target is None):
             break
         report.loc[worst, "harms"] = True
         kept.remove(worst)

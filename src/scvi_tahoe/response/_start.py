@@ -86,7 +86,7 @@ class ResponseStart:
     kind: str = field(default="response", init=False)
 
     @classmethod
-    def from_cells(
+    def from_cells(  # noqa: PLR0913
         cls,
         expression: Any,
         index: ConditionIndex,

@@ -136,7 +136,7 @@ def protein_embeddings(
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     network = network.to(where).eval()
     names = sorted(sequences, key=lambda name: len(sequences[name]))
-    rows = {}
+    rows: dict[str, np.ndarray] = {}
     for start in tqdm(range(0, len(names), batch_size), desc="proteins", disable=not progress, delay=3):
         some = names[start : start + batch_size]
         texts = [sequences[name].replace("*", "")[:max_length] for name in some]
