@@ -200,9 +200,11 @@ class _Job:
         from scvi_tahoe import pl
         from scvi_tahoe.evaluate import EvaluationResult
 
-        title = "Held-out targets in replicate 3: predicted against observed change, one dot per gene"
         result = EvaluationResult.load(self.folder / "evaluation")
-        self._save(pl.deltas(result, title=f"{title} ({self.max_steps} steps)"), "deltas.png")
+        title = (
+            f"The six strongest of {len(self.task.targets)} held-out targets, {len(result.effects.genes)} genes each"
+        )
+        self._save(pl.deltas(result, max_panels=6, n_columns=3, title=title), "deltas.png")
 
     def _save(self, figure: Figure, name: str) -> None:
         with atomic_write(self.folder / name) as partial:

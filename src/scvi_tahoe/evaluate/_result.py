@@ -180,6 +180,13 @@ class EvaluationResult:
             lines.append(f"From the baseline that the challenge prescribes: {vcc['challenge']['overall']:.2f}")
         return lines
 
+    def ceiling_of_conditions(self, metric: str) -> pd.Series:
+        """Return what a replicate would score in each condition, from halves of the cells; empty without halves."""
+        halves = self.halves_per_perturbation
+        if halves is None or metric not in halves:
+            return pd.Series(dtype=float)
+        return halves[metric].map(lambda score: to_full_depth(pd.Series({metric: score})).iloc[0])
+
     def metric_label(self, metric: str) -> str:
         """Return the short name of a metric, for tables and figures."""
         return metric_info(metric).label

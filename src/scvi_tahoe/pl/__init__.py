@@ -1,6 +1,9 @@
 """Figures of an evaluation: colour-blind safe, returned as matplotlib figures, drawn without touching pyplot.
 
-Every function takes results and returns a :class:`matplotlib.figure.Figure`; ``figure.savefig("page.png")`` writes it.
+Every function returns a :class:`matplotlib.figure.Figure`, which a notebook shows as the result of a cell, and takes
+three further arguments, as scanpy's functions do: ``save="page.png"`` writes it (png, pdf or svg, by the ending),
+``show=True`` shows it at once, in a notebook or a window, and then returns nothing unless ``return_fig=True``. Figures
+with a single panel take ``ax=...``, the axes to draw into.
 """
 
 from __future__ import annotations

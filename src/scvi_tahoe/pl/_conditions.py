@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, label_points, new_figure, style
+from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, drawn, label_points, one_panel, style
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from scvi_tahoe.pl._figure import Output
 
 _COLORS = (PREDICTED, OBSERVED, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", CEILING, BASELINE)
 
@@ -23,7 +25,10 @@ def _row(effects: AnnData, condition: str | None) -> AnnData:
     return effects[condition]
 
 
-def volcano(effects: AnnData, condition: str, *, n_genes: int = 10) -> Figure:
+@drawn
+def volcano(
+    effects: AnnData, condition: str, *, n_genes: int = 10, ax: Axes | None = None, **output: Unpack[Output]
+) -> Figure:
     """Draw the change of every gene in a condition against how sure its direction is.
 
     Parameters
@@ -34,6 +39,10 @@ def volcano(effects: AnnData, condition: str, *, n_genes: int = 10) -> Figure:
         Name of the condition, one of ``effects.obs_names``.
     n_genes
         How many of the surest genes are named.
+    ax
+        Axes to draw into. If None, a new figure is made.
+    **output
+        ``show``, ``save`` and ``return_fig``, see :mod:`scvi_tahoe.pl`.
 
     Raises
     ------
@@ -47,8 +56,7 @@ def volcano(effects: AnnData, condition: str, *, n_genes: int = 10) -> Figure:
     ratio = np.abs(change) / np.maximum(np.asarray(row.layers["sd"], dtype=np.float64).ravel(), 1e-12)
     top = np.argsort(-ratio)[:n_genes]
     with style():
-        figure = new_figure(3.6, 3.0)
-        ax = figure.subplots()
+        figure, ax = one_panel(ax, 3.6, 3.0)
         ax.scatter(change, ratio, s=5, color=BASELINE, linewidth=0, alpha=0.6)
         ax.scatter(change[top], ratio[top], s=10, color=PREDICTED, linewidth=0)
         ax.axvline(0, color="black", linewidth=0.6)
@@ -62,7 +70,11 @@ def volcano(effects: AnnData, condition: str, *, n_genes: int = 10) -> Figure:
     return figure
 
 
-def ranked(effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: int = 10) -> Figure:
+@drawn
+def ranked(
+    effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: int = 10, ax: Axes | None = None,
+    **output: Unpack[Output],
+) -> Figure:  # fmt: skip
     """Draw the largest values of a condition, up and down, or the first and last rows of a ranking.
 
     Parameters
@@ -75,6 +87,10 @@ def ranked(effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: 
         Name of the condition, one of ``effects.obs_names``; not for a ranking.
     n
         How many of the largest and of the smallest values are drawn.
+    ax
+        Axes to draw into. If None, a new figure is made.
+    **output
+        ``show``, ``save`` and ``return_fig``, see :mod:`scvi_tahoe.pl`.
 
     Raises
     ------
@@ -91,8 +107,7 @@ def ranked(effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: 
     shown = order if len(order) <= 2 * n else np.concatenate([order[:n], order[-n:]])
     place = -np.arange(len(shown), dtype=float) - (0 if len(order) <= 2 * n else 0.7 * (np.arange(len(shown)) >= n))
     with style():
-        figure = new_figure(3.6, 0.15 * len(shown) + 0.8)
-        ax = figure.subplots()
+        figure, ax = one_panel(ax, 3.6, 0.15 * len(shown) + 0.8)
         colors = [PREDICTED if values.iloc[i] > 0 else OBSERVED for i in shown]
         ax.barh(place, values.iloc[shown], color=colors, height=0.75)
         if sd is not None and np.isfinite(sd.iloc[shown]).all():
@@ -104,7 +119,11 @@ def ranked(effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: 
     return figure
 
 
-def condition_map(embedding: AnnData, color: str | None = None, *, n_names: int = 12) -> Figure:
+@drawn
+def condition_map(
+    embedding: AnnData, color: str | None = None, *, n_names: int = 12, ax: Axes | None = None,
+    **output: Unpack[Output],
+) -> Figure:  # fmt: skip
     """Draw conditions as points, large where they change much and pale where little is known of them.
 
     Parameters
@@ -116,6 +135,10 @@ def condition_map(embedding: AnnData, color: str | None = None, *, n_names: int 
         Column of ``obs`` with at most eight values, such as the contexts. If None, all points have one colour.
     n_names
         How many of the conditions that change most are named.
+    ax
+        Axes to draw into. If None, a new figure is made.
+    **output
+        ``show``, ``save`` and ``return_fig``, see :mod:`scvi_tahoe.pl`.
 
     Raises
     ------
@@ -134,8 +157,7 @@ def condition_map(embedding: AnnData, color: str | None = None, *, n_names: int 
     size = embedding.obs["effect_size"].to_numpy()
     support = embedding.obs["support"].to_numpy(float) if "support" in embedding.obs else np.ones(len(points))
     with style():
-        figure = new_figure(4.2, 3.6)
-        ax = figure.subplots()
+        figure, ax = one_panel(ax, 4.2, 3.6)
         for kind, shade in zip(kinds, _COLORS, strict=False):
             here = groups == kind
             ax.scatter(
@@ -154,7 +176,17 @@ def condition_map(embedding: AnnData, color: str | None = None, *, n_names: int 
     return figure
 
 
-def dose_response(effects: AnnData, fits: pd.DataFrame, gene: str, *, dose_key: str, perturbation_key: str) -> Figure:
+@drawn
+def dose_response(
+    effects: AnnData,
+    fits: pd.DataFrame,
+    gene: str,
+    *,
+    dose_key: str,
+    perturbation_key: str,
+    ax: Axes | None = None,
+    **output: Unpack[Output],
+) -> Figure:
     """Draw the change of a gene over the doses of each perturbation, with its Hill curve.
 
     Doses beyond those of the data are shaded: the curve is extrapolated there.
@@ -169,6 +201,10 @@ def dose_response(effects: AnnData, fits: pd.DataFrame, gene: str, *, dose_key: 
         Gene to draw.
     dose_key, perturbation_key
         Columns of ``obs`` with doses and perturbations.
+    ax
+        Axes to draw into. If None, a new figure is made.
+    **output
+        ``show``, ``save`` and ``return_fig``, see :mod:`scvi_tahoe.pl`.
 
     Raises
     ------
@@ -183,8 +219,7 @@ def dose_response(effects: AnnData, fits: pd.DataFrame, gene: str, *, dose_key: 
     dose = effects.obs[dose_key].to_numpy(dtype=np.float64)
     names = effects.obs[perturbation_key].astype(str).to_numpy()
     with style():
-        figure = new_figure(3.8, 2.8)
-        ax = figure.subplots()
+        figure, ax = one_panel(ax, 3.8, 2.8)
         low, high = dose[dose > 0].min(), dose.max()
         grid = np.geomspace(low / 10, high * 10, 200)
         for k, (_, fit) in enumerate(fits.iterrows()):
@@ -203,7 +238,10 @@ def dose_response(effects: AnnData, fits: pd.DataFrame, gene: str, *, dose_key: 
     return figure
 
 
-def interactions(pairs: AnnData, *, score: str = "magnitude") -> Figure:
+@drawn
+def interactions(
+    pairs: AnnData, *, score: str = "magnitude", ax: Axes | None = None, **output: Unpack[Output]
+) -> Figure:
     """Draw a score of pairs as a heat map of first against second perturbation; pairs that are not there are empty.
 
     Parameters
@@ -212,6 +250,10 @@ def interactions(pairs: AnnData, *, score: str = "magnitude") -> Figure:
         AnnData of :func:`scvi_tahoe.effects.interactions`, of one context.
     score
         Column of ``pairs.obs``, such as ``"magnitude"`` (1.41 where parts add up) or ``"dominance"``.
+    ax
+        Axes to draw into. If None, a new figure is made.
+    **output
+        ``show``, ``save`` and ``return_fig``, see :mod:`scvi_tahoe.pl`.
 
     Raises
     ------
@@ -230,8 +272,7 @@ def interactions(pairs: AnnData, *, score: str = "magnitude") -> Figure:
     reach = float(np.nanmax(np.abs(table - additive))) or 1.0
     with style():
         side = max(2.6, 0.16 * len(names) + 1.4)
-        figure = new_figure(side + 0.6, side)
-        ax = figure.subplots()
+        figure, ax = one_panel(ax, side + 0.6, side)
         ax.set_facecolor("#E6E6E6")  # pairs that are not there
         image = ax.imshow(table, cmap="RdBu_r", vmin=additive - reach, vmax=additive + reach)
         for axis in (ax.xaxis, ax.yaxis):
@@ -241,13 +282,18 @@ def interactions(pairs: AnnData, *, score: str = "magnitude") -> Figure:
     return figure
 
 
-def knock_downs(report: pd.DataFrame) -> Figure:
+@drawn
+def knock_downs(report: pd.DataFrame, *, ax: Axes | None = None, **output: Unpack[Output]) -> Figure:
     """Draw how much each perturbation changed the expression of its own target, largest fall first.
 
     Parameters
     ----------
     report
         Table of :func:`scvi_tahoe.screen_quality`.
+    ax
+        Axes to draw into. If None, a new figure is made.
+    **output
+        ``show``, ``save`` and ``return_fig``, see :mod:`scvi_tahoe.pl`.
 
     Raises
     ------
@@ -263,8 +309,7 @@ def knock_downs(report: pd.DataFrame) -> Figure:
         names = names + ", " + table.iloc[:, 1].astype(str)
     rows = np.arange(len(table))[::-1]
     with style():
-        figure = new_figure(4.2, 0.16 * len(table) + 0.9)
-        ax = figure.subplots()
+        figure, ax = one_panel(ax, 4.2, 0.16 * len(table) + 0.9)
         for marked, color, label in ((~unchanged, PREDICTED, "changed"), (unchanged, OBSERVED, "unchanged (p > .05)")):
             if marked.any():
                 ax.barh(rows[marked], table["target_change"].to_numpy()[marked], color=color, height=0.7, label=label)

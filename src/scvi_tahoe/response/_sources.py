@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.response._response_model import Responses, filled_changes, fit_responses, left_out_changes
+from scvi_tahoe.response._response_model import fit_responses, left_out_changes
+from scvi_tahoe.response._responses import Responses, filled_changes
 
 if TYPE_CHECKING:
     from scvi_tahoe.data import LabelParser
