@@ -13,7 +13,7 @@ from scvi_tahoe.data._sampler import RandomSampler, SetPlan
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.model._fitted import keys_of_registry
 from scvi_tahoe.response._responses import Responses
-from scvi_tahoe.response._sources import judge_sources
+from scvi_tahoe.response._harm_control import judge_sources
 
 LABELS = {"perturbation_key": "perturbation", "control": "control", "context_key": "context", "progress": False}
 PARSER = LabelParser(control="", combination_separator=None, has_dose=False)

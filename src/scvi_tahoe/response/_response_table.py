@@ -83,7 +83,7 @@ def read_responses(
     if not np.nan_to_num(averaged.changes).any():
         raise ValueError("adata.X is 0 in every condition; changes against control are expected, not all of them 0.")
     responses, has_noise = averaged.responses(_profiles(control_expression, averaged, context_key))
-    responses = replace(responses, sources=_sources(adata, source_key, contexts))
+    responses = replace(responses, sources=_data_sets(adata, source_key, contexts))
     return ResponseTable(responses, has_noise, keys, (*notes, *further))
 
 
@@ -239,7 +239,7 @@ def _verified_table(name: str, table: pd.DataFrame) -> tuple[pd.DataFrame, list[
     return same, notes
 
 
-def _sources(adata: AnnData, source_key: str | None, contexts: np.ndarray) -> dict[str, str]:
+def _data_sets(adata: AnnData, source_key: str | None, contexts: np.ndarray) -> dict[str, str]:
     """Return the data set of each context; a ValueError if a context is in several."""
     if source_key is None:
         return {}
