@@ -44,6 +44,11 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 source_suffix = {".rst": "restructuredtext", ".ipynb": "myst-nb", ".myst": "myst-nb"}
 
 autosummary_generate = True
+HIDDEN = """
+setup_annbatch convert_legacy_save data_registry deregister_manager register_manager get_normalized_function_name
+get_setup_arg get_state_registry get_var_names get_from_registry transfer_fields update_setup_method_args run_id run_name
+state_registry
+""".split()
 autosummary_context = {
     # methods that a class page lists on top: our own ones, not those of scvi-tools that the class inherits
     "methods_of_class": {
@@ -58,7 +63,7 @@ autosummary_context = {
                 *dir(cls),
             )
             if not method.startswith("_")
-            and method != "setup_annbatch"
+            and method not in HIDDEN
             and getattr(getattr(cls, method, None), "__module__", "").startswith(
                 "scvi_tahoe"
             )
@@ -68,6 +73,8 @@ autosummary_context = {
             "TahoeEnsemble": scvi_tahoe.TahoeEnsemble,
         }.items()
     },
+    # not offered, or internals of the base classes of scvi-tools
+    "hidden_members": ", ".join(HIDDEN),
     # the picture that a plot makes, drawn by draw_figures.py
     "figures_of_plots": {
         f"scvi_tahoe.pl.{path.stem}": f"/_static/plots/{path.name}"
@@ -77,6 +84,7 @@ autosummary_context = {
 for _methods in autosummary_context["methods_of_class"].values():
     _methods[:] = dict.fromkeys(_methods)
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"  # method names that fit the list on the right
 # The methods of scvi-tools' base classes are documented there.
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True

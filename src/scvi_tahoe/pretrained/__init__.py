@@ -24,7 +24,7 @@ from scvi_tahoe.pretrained._hub import (
     reject_hub_options,
     resolve_source,
 )
-from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning, licence_notice
+from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning, licence_notice, licence_text
 from scvi_tahoe.pretrained._model_card import describe, model_card
 from scvi_tahoe.pretrained._new_model import (
     fitted_values,
