@@ -11,6 +11,9 @@ from sphinx.pycode import ModuleAnalyzer
 
 import scvi_tahoe
 
+sys.path.insert(0, str(Path(__file__).parent))
+import llms_txt  # of this folder
+
 HERE = Path(__file__).parent
 
 # About calls inside that extension, hundreds of times.
@@ -193,6 +196,13 @@ def comment_of_constant(app, what, name, obj, options, lines):
     lines[:] = [f"A constant of ``{folder}``."]
 
 
+def write_llms_txt(app, exception):
+    """Put the file for assistants next to the pages."""
+    if exception is None and app.builder.format == "html":
+        (Path(app.outdir) / "llms.txt").write_text(llms_txt.text())
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", comment_of_constant)
     app.connect("missing-reference", resolve_private_module)
+    app.connect("build-finished", write_llms_txt)

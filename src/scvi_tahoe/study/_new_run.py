@@ -162,8 +162,9 @@ def _rank(column: str, names: tuple[str, ...]) -> int:
 
 
 def _verify_column(obs: pd.DataFrame, name: str) -> None:
-    if name not in obs:
-        raise KeyError(f"there is no column {name!r} in obs{nearest_names(name, list(obs))}; it has {list(obs)}.")
+    known = [str(column) for column in obs]
+    if name not in known:
+        raise KeyError(f"there is no column {name!r} in obs{nearest_names(name, known)}; it has {known}.")
 
 
 def _perturbation_column(obs: pd.DataFrame, given: str | None) -> str:
