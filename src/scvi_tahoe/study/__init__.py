@@ -51,11 +51,6 @@ __all__ = [
     "diagnose",
     "finetune",
     "inspect_path",
-    "log_figure",
-    "logs_figure",
-    "read_cells",
-    "read_study",
     "read_training_log",
-    "read_training_logs",
     "run_study",
 ]
