@@ -36,7 +36,7 @@ def demo(
     again = f"{_program()} demo --folder {folder}"
     again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""
     again += f" --seed {seed}" if seed else ""
-    with one_line_errors(f"Stopped. What was finished is in {folder}; go on from there with: {again}"):
+    with one_line_errors(f"Stopped. What was finished is in {folder}; continue with: {again}"):
         from scvi_tahoe.demo import run_demo, score_table
 
         result = run_demo(folder, max_steps=max_steps, seed=seed, overwrite=overwrite, report=typer.echo)

@@ -160,7 +160,7 @@ class _Job:
         model = TahoeST(task.train, seed=self.seed)
         last = scratch / "last.ckpt"
         resume_from = last if last.exists() else None
-        again = ", taken up where it was stopped" if resume_from else ""
+        again = ", continued where it was stopped" if resume_from else ""
         self.report(f"Training: {self.max_steps} steps on the {'GPU' if torch.cuda.is_available() else 'CPU'}{again}.")
         # The default split, a tenth of the cells of every condition, chooses the weights: the task's two validation
         # targets have effects so weak that their loss is noise.

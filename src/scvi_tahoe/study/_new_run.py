@@ -1,4 +1,4 @@
-"""A run file for data that nobody has described yet: what a look at the cells tells, and the rest in comments."""
+"""A run file for a new screen: labels found by a look at the cells, other choices in comments."""
 
 from __future__ import annotations
 
