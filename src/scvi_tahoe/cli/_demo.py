@@ -40,10 +40,11 @@ def demo(
         from scvi_tahoe.demo import run_demo, score_table
 
         result = run_demo(folder, max_steps=max_steps, seed=seed, overwrite=overwrite, report=typer.echo)
+    score = float(result.scores["score"]["TahoeST"])
     others = result.scores["score"].drop("TahoeST").dropna()
     best = str(others.idxmax())
     typer.echo(f"\n{score_table(result.scores)}\n\n{result.verdict}\n")
-    typer.echo(f"Score {result.scores.loc['TahoeST', 'score']:.1f}, best simple predictor {others.max():.1f} "
+    typer.echo(f"Score {score:.1f}, best simple predictor {others.max():.1f} "
                f"({best}). Took {result.seconds:.0f} s.")  # fmt: skip
     typer.echo(f"Open {result.folder / 'report.html'}")
     typer.echo(f"Your own screen: {_program()} train screen.h5ad --perturbation-key ... --control ...")
