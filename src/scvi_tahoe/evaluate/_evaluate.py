@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe._messages import duration
+from scvi_tahoe._messages import duration, progress_bar
 from scvi_tahoe.evaluate._checks import checks_table, raise_or_warn
 from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS

@@ -29,6 +29,7 @@ _CONTROL = re.compile(
 _PERTURBATION = ("perturbation", "target", "gene", "condition", "drug", "treatment", "compound", "guide", "pert")
 _CONTEXT = ("cell_line", "cellline", "cell_type", "celltype", "context", "donor", "patient", "replicate", "line")
 _MOST_CONTEXTS = 200
+_SCORED = 12  # conditions that are held out of small screens
 _SHOWN = 200  # rows whose values say what scale they are on
 
 
@@ -48,6 +49,8 @@ class ScreenLook:
         Cells of each perturbation and of each context, the most frequent first.
     recurs
         Whether perturbations are measured in several contexts.
+    n_conditions
+        Pairs of context and perturbation.
     remarks
         What should be known before the run.
     """
@@ -60,13 +63,17 @@ class ScreenLook:
     labels: dict[str, int]
     contexts: dict[str, int]
     recurs: bool
+    n_conditions: int
     remarks: tuple[str, ...]
 
     @property
     def split(self) -> dict[str, Any]:
         """What to hold out: conditions that others can tell something about, or else cells."""
-        kind = "held_out_conditions" if self.recurs else "fraction"
-        return {"kind": kind, "validation": 0.1, "test": 0.1}
+        if not self.recurs:
+            return {"kind": "fraction", "validation": 0.1, "test": 0.1}
+        # intervals need some conditions, the response model the others
+        test = round(min(max(0.1, _SCORED / self.n_conditions), 0.3), 2)
+        return {"kind": "held_out_conditions", "validation": 0.1, "test": test}
 
     def text(self) -> str:
         """Return a summary for a terminal."""
@@ -123,6 +130,7 @@ def look_at_screen(
         _verify_column(obs, context_key)
     contexts = {} if context_key is None else obs[context_key].astype(str).value_counts().to_dict()
     perturbed = obs[obs[perturbation_key].astype(str) != control]
+    pairs = perturbed.groupby([perturbation_key, *([context_key] if context_key else [])], observed=True).ngroups
     recurs = context_key is not None and bool(
         (perturbed.groupby(perturbation_key, observed=True)[context_key].nunique() > 1).mean() > 0.25
     )
@@ -143,7 +151,7 @@ def look_at_screen(
     return ScreenLook(
         path=path, shape=shape, perturbation_key=perturbation_key, control=control, context_key=context_key,
         labels={str(k): int(v) for k, v in labels.items()}, contexts={str(k): int(v) for k, v in contexts.items()},
-        recurs=recurs, remarks=tuple(remarks),
+        recurs=recurs, n_conditions=int(pairs), remarks=tuple(remarks),
     )  # fmt: skip
 
 
@@ -261,7 +269,7 @@ data:
 # start: {{source: arcinstitute/ST-Tahoe}}  # published weights instead of a network from scratch
 
 # Held out: {question}.
-split: {{kind: {look.split["kind"]}, validation: 0.1, test: 0.1}}
+split: {{kind: {look.split["kind"]}, validation: 0.1, test: {look.split["test"]}}}
 
 train:
   max_steps: 1000
