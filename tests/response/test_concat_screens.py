@@ -12,8 +12,8 @@ from scvi_tahoe.data import LabelParser
 from scvi_tahoe.data._sampler import RandomSampler, SetPlan
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.model._fitted import keys_of_registry
-from scvi_tahoe.response._responses import Responses
 from scvi_tahoe.response._harm_control import judge_sources
+from scvi_tahoe.response._responses import Responses
 
 LABELS = {"perturbation_key": "perturbation", "control": "control", "context_key": "context", "progress": False}
 PARSER = LabelParser(control="", combination_separator=None, has_dose=False)

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, mannwhitneyu
 from sklearn.decomposition import TruncatedSVD
-from tqdm.auto import tqdm
 
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._matrix import dense_rows
 
@@ -118,7 +118,9 @@ def screen_quality(
     conditions = sorted({(c, p) for c, p in zip(contexts, labels, strict=True) if p != control})
     controls: dict[str, tuple[int, np.ndarray]] = {}
     found = []
-    for context, label in tqdm(conditions, desc="screen quality", unit="condition", disable=not progress, delay=3):
+    for context, label in progress_bar(
+        conditions, desc="screen quality", unit="condition", disable=not progress, delay=3
+    ):
         if context not in controls:
             rows = np.flatnonzero((contexts == context) & (labels == control))
             if not len(rows):

@@ -38,7 +38,6 @@ from scvi_tahoe.evaluate._verdict import Verdict, paired_differences
 __all__ = [
     "BASELINES",
     "METRICS",
-    "PREDICTION_RECORD",
     "PRESETS",
     "Check",
     "Effects",
@@ -50,7 +49,6 @@ __all__ = [
     "Preset",
     "RepresentationError",
     "Rules2026",
-    "Vcc2025Terms",
     "Verdict",
     "baseline_prediction",
     "baseline_results",
@@ -61,9 +59,7 @@ __all__ = [
     "effect_size_ratio",
     "energy_distance",
     "evaluate",
-    "fit_components",
     "gene_weights",
-    "group_statistics",
     "mean_cosine",
     "metric_info",
     "paired_differences",
@@ -76,8 +72,6 @@ __all__ = [
     "shifted_controls",
     "strata",
     "submission",
-    "vcc2025_overall",
-    "verify_reference",
     "wmse",
 ]
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe._messages import duration
+from scvi_tahoe._messages import duration, progress_bar
 from scvi_tahoe.evaluate._checks import checks_table, raise_or_warn
 from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
@@ -370,7 +369,7 @@ def _all_baselines(
     names: Sequence[str], reference: EvaluationReference, settings: ScoringSettings, *, seed: int
 ) -> pd.DataFrame:
     """Scores of baselines; index baseline, context, perturbation."""
-    shown = tqdm(names, "Baselines", disable=not reference.progress)
+    shown = progress_bar(names, "Baselines", disable=not reference.progress)
     tables = {name: reference.baseline_scores(name, settings, seed=seed) for name in shown}
     return pd.concat(tables, names=["baseline", "context", "perturbation"])
 

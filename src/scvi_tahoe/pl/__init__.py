@@ -15,10 +15,6 @@ from scvi_tahoe.pl._page import page
 from scvi_tahoe.pl._scores import bars, comparison, learning_rate_test, ranks
 
 __all__ = [
-    "BASELINE",
-    "CEILING",
-    "OBSERVED",
-    "PREDICTED",
     "bars",
     "cells",
     "comparison",
@@ -30,11 +26,13 @@ __all__ = [
     "interactions",
     "knock_downs",
     "learning_rate_test",
+<<<<<<< HEAD
     "new_figure",
     "page",
     "ranked",
+=======
+>>>>>>> main
     "ranks",
     "similarity",
-    "style",
     "volcano",
 ]

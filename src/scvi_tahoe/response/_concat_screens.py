@@ -13,8 +13,8 @@ import pandas as pd
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.response._effects_table import _changes_of_expression
-from scvi_tahoe.response._response_table import read_responses
 from scvi_tahoe.response._harm_control import judge_sources
+from scvi_tahoe.response._response_table import read_responses
 
 logger = logging.getLogger(__name__)
 
