@@ -26,12 +26,7 @@ __all__ = [
     "interactions",
     "knock_downs",
     "learning_rate_test",
-<<<<<<< HEAD
-    "new_figure",
-    "page",
     "ranked",
-=======
->>>>>>> main
     "ranks",
     "similarity",
     "volcano",
