@@ -11,6 +11,9 @@ from sphinx.pycode import ModuleAnalyzer
 
 import scvi_tahoe
 
+sys.path.insert(0, str(Path(__file__).parent))
+import llms_txt  # of this folder
+
 HERE = Path(__file__).parent
 
 # About calls inside that extension, hundreds of times.
@@ -44,6 +47,11 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 source_suffix = {".rst": "restructuredtext", ".ipynb": "myst-nb", ".myst": "myst-nb"}
 
 autosummary_generate = True
+HIDDEN = """
+setup_annbatch convert_legacy_save data_registry deregister_manager register_manager get_normalized_function_name
+get_setup_arg get_state_registry get_var_names get_from_registry transfer_fields update_setup_method_args run_id run_name
+state_registry
+""".split()
 autosummary_context = {
     # methods that a class page lists on top: our own ones, not those of scvi-tools that the class inherits
     "methods_of_class": {
@@ -58,7 +66,7 @@ autosummary_context = {
                 *dir(cls),
             )
             if not method.startswith("_")
-            and method != "setup_annbatch"
+            and method not in HIDDEN
             and getattr(getattr(cls, method, None), "__module__", "").startswith(
                 "scvi_tahoe"
             )
@@ -68,6 +76,8 @@ autosummary_context = {
             "TahoeEnsemble": scvi_tahoe.TahoeEnsemble,
         }.items()
     },
+    # not offered, or internals of the base classes of scvi-tools
+    "hidden_members": ", ".join(HIDDEN),
     # the picture that a plot makes, drawn by draw_figures.py
     "figures_of_plots": {
         f"scvi_tahoe.pl.{path.stem}": f"/_static/plots/{path.name}"
@@ -77,6 +87,7 @@ autosummary_context = {
 for _methods in autosummary_context["methods_of_class"].values():
     _methods[:] = dict.fromkeys(_methods)
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"  # method names that fit the list on the right
 # The methods of scvi-tools' base classes are documented there.
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
@@ -185,6 +196,13 @@ def comment_of_constant(app, what, name, obj, options, lines):
     lines[:] = [f"A constant of ``{folder}``."]
 
 
+def write_llms_txt(app, exception):
+    """Put the file for assistants next to the pages."""
+    if exception is None and app.builder.format == "html":
+        (Path(app.outdir) / "llms.txt").write_text(llms_txt.text())
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", comment_of_constant)
     app.connect("missing-reference", resolve_private_module)
+    app.connect("build-finished", write_llms_txt)

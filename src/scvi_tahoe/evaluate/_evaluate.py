@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe._messages import duration
+from scvi_tahoe._messages import duration, progress_bar
 from scvi_tahoe.evaluate._checks import checks_table, raise_or_warn
 from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
@@ -102,6 +101,8 @@ def evaluate(  # noqa: PLR0913
         * ``"vcc2026"`` - and the six scores of the challenge of 2026 (cell-eval2, the extra ``vcc2026``): prediction
           and reference hold raw counts, in ``X`` or in the reference's layer; other scores are of their log1p
           expression
+        * ``"cell"`` - and how genes vary together over cells (cell-eval2's profile of that name), from raw counts
+        * ``"perturbench"`` - and the four scores of PerturBench
         * ``"minimal"``, ``"full"`` - and the metrics of cell-eval's profile of that name; ``"full"`` adds the energy
           distance of cells in 50 principal components
     baseline
@@ -370,7 +371,7 @@ def _all_baselines(
     names: Sequence[str], reference: EvaluationReference, settings: ScoringSettings, *, seed: int
 ) -> pd.DataFrame:
     """Scores of baselines; index baseline, context, perturbation."""
-    shown = tqdm(names, "Baselines", disable=not reference.progress)
+    shown = progress_bar(names, "Baselines", disable=not reference.progress)
     tables = {name: reference.baseline_scores(name, settings, seed=seed) for name in shown}
     return pd.concat(tables, names=["baseline", "context", "perturbation"])
 

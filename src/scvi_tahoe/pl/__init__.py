@@ -8,20 +8,17 @@ with a single panel take ``ax=...``, the axes to draw into.
 
 from __future__ import annotations
 
-from scvi_tahoe.pl._conditions import dose_response, interactions, knock_downs, volcano
+from scvi_tahoe.pl._conditions import condition_map, dose_response, interactions, knock_downs, ranked, volcano
 from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
 from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, draw, new_figure, style
 from scvi_tahoe.pl._page import page
 from scvi_tahoe.pl._scores import bars, comparison, learning_rate_test, ranks
 
 __all__ = [
-    "BASELINE",
-    "CEILING",
-    "OBSERVED",
-    "PREDICTED",
     "bars",
     "cells",
     "comparison",
+    "condition_map",
     "deltas",
     "dose_response",
     "draw",
@@ -29,10 +26,8 @@ __all__ = [
     "interactions",
     "knock_downs",
     "learning_rate_test",
-    "new_figure",
-    "page",
+    "ranked",
     "ranks",
     "similarity",
-    "style",
     "volcano",
 ]

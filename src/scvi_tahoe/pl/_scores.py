@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: shares beyond these limits are clipped and marked by an arrow
 _LIMITS = (-0.5, 1.5)
+#: numbers that are shown as 0
+_ZERO = 1e-6
 #: diameter of a dot in points
 _DOT = 5
 
@@ -80,7 +82,7 @@ def bars(result: Result, *, metrics: Sequence[str] | None = None, **output: Unpa
         for x, name in enumerate(("value", "baseline", "ceiling")):
             right.text(x, len(table) - 0.4, name, ha="center", va="bottom", fontsize=8)
             for y, number in enumerate(table[name]):
-                right.text(x, y, f"{number:.3g}", ha="center", va="center", fontsize=8)
+                right.text(x, y, f"{0 if abs(number) < _ZERO else number:.3g}", ha="center", va="center", fontsize=8)
         baseline = result.provenance.get("baseline")
         figure.suptitle(f"Share of the way from the baseline ({baseline}) to a replicate experiment", fontsize=10)
     return figure

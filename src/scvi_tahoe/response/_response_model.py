@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._basis import BasesOfFolds
 from scvi_tahoe.response._context_scale import ContextScale, choose_scale
@@ -111,7 +111,7 @@ def fit_responses(
     """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
-    kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
+    kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means, responses.sources)
     targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
     # single precision, as it is saved, so that a saved model predicts the same to the last bit
     filled = filled_changes(responses.changes, responses.contexts).astype(np.float32)
@@ -125,7 +125,7 @@ def fit_responses(
     members = Members(seen, noise, parser, kernels.tables)
     rng = np.random.default_rng(seed)
     blocks = {way: of_way for way, of_way in left_out_blocks(conditions, members).items() if of_way}
-    bar = tqdm(desc="response model", delay=3, disable=not progress, unit="group")
+    bar = progress_bar(desc="response model", delay=3, disable=not progress, unit="group")
 
     def learn(
         rows: np.ndarray | None, chosen: Sequence[np.ndarray], *, pooled: bool = False, after: Weights | None = None
