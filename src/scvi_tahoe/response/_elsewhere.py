@@ -30,7 +30,7 @@ class Translation:
     Attributes
     ----------
     fit
-        Of scores ``[T, Q]`` to changes ``[T, G]``, or to what they differ from changes elsewhere.
+        Maps scores ``[T, Q]`` to changes ``[T, G]``, or to their differences from changes elsewhere.
     of_differences
         Which of both.
     mean_G, basis_QG
