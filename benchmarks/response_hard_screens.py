@@ -2,8 +2,9 @@
 
 Each screen is simulated with known effects; what is predicted is compared with the truth, in mean absolute error and
 Pearson correlation. Screens differ from easy ones in what names them: weak effects, one strong effect that all
-perturbations share, few cells, contexts of uneven size, a useless table beside an informative one, few perturbations,
-one context, contexts that have nothing in common. Tasks are those of ``simulated_holdouts.py``.
+perturbations share, few cells, contexts of uneven size, tables that say little or nothing, few perturbations, one
+context, contexts that have nothing in common, perturbations that do nothing, drugs at doses. Tasks are those of
+``simulated_holdouts.py``.
 
 A row is a screen and a task, means over draws: scores of the response model, and how much better (-: worse) it is than
 the exact rule that is best *in hindsight* on that score, with the standard error over draws. An exact rule is the mean
@@ -28,10 +29,11 @@ from joblib import Parallel, delayed
 from scvi_tahoe.data import LabelParser
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
+from scvi_tahoe.response._fitted import Responses
 from scvi_tahoe.response._judged import change_scores
 from scvi_tahoe.response._kernels import Conditions, TableKernel, unit_rows
 from scvi_tahoe.response._members import Question
-from scvi_tahoe.response._response_model import Responses, fit_responses, predicted_changes
+from scvi_tahoe.response._response_model import fit_responses, predicted_changes
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Hard:
     clustered: bool = False  # perturbations of a cluster do the same, and tables say no more than the cluster
     inert: float = 0.0  # share of the perturbations that do nothing
     doses: tuple[float, ...] = ()  # every perturbation at these doses; at 1 it has half of its effect
-    gain: float = 0.0  # how much the contexts differ in what a change of a gene is there, as a standard deviation of logs
+    gain: float = (
+        0.0  # how much the contexts differ in what a change of a gene is there, as a standard deviation of logs
+    )
 
 
 SCREENS = {
@@ -228,7 +232,9 @@ def run(name: str, seed: int) -> list[dict]:
     responses, truth, tables = screen_of(hard, seed)
     wanted = np.stack([truth[key] for key in zip(responses.contexts, responses.perturbations, strict=True)])
     tasks = tasks_of(hard, responses, seed)
-    return compared(name, seed, responses, wanted, tables, tasks, LabelParser(control="control", has_dose=bool(hard.doses)))
+    return compared(
+        name, seed, responses, wanted, tables, tasks, LabelParser(control="control", has_dose=bool(hard.doses))
+    )
 
 
 def compared(

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import EmbeddingTable, ScreenKeys, spelled_labels
-from scvi_tahoe.response._response_model import Responses
+from scvi_tahoe.response._fitted import Responses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,18 +14,12 @@ import torch
 
 from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
+from scvi_tahoe.response._fitted import Fitted, Responses
 from scvi_tahoe.response._judged import question_name
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._plan_next import plan_next
-from scvi_tahoe.response._response_model import (
-    Criterion,
-    Fitted,
-    Responses,
-    fit_responses,
-    left_out_changes,
-    predicted_changes,
-)
+from scvi_tahoe.response._response_model import Criterion, fit_responses, left_out_changes, predicted_changes
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._statistics import condition_statistics
 from scvi_tahoe.response._uncertainty import predicted_sd, variance_and_support
