@@ -88,6 +88,10 @@ def main(demo: Path) -> None:
         "similarity": pl.similarity(result),
         "comparison": pl.comparison(baseline_results(reference, preset="quick")),
         "volcano": pl.volcano(changes, changes.obs_names[0]),
+        "ranked": pl.ranked(changes, changes.obs_names[0]),
+        "condition_map": pl.condition_map(
+            model.get_condition_embedding(), task.context_key
+        ),
         "knock_downs": pl.knock_downs(screen_quality(first, **keys)),
         "learning_rate_test": model.find_learning_rate().plot(),
         "interactions": pl.interactions(pairs()),

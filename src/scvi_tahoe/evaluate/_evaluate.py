@@ -101,6 +101,8 @@ def evaluate(  # noqa: PLR0913
         * ``"vcc2026"`` - and the six scores of the challenge of 2026 (cell-eval2, the extra ``vcc2026``): prediction
           and reference hold raw counts, in ``X`` or in the reference's layer; other scores are of their log1p
           expression
+        * ``"cell"`` - and how genes vary together over cells (cell-eval2's profile of that name), from raw counts
+        * ``"perturbench"`` - and the four scores of PerturBench
         * ``"minimal"``, ``"full"`` - and the metrics of cell-eval's profile of that name; ``"full"`` adds the energy
           distance of cells in 50 principal components
     baseline

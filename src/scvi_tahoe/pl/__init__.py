@@ -8,7 +8,7 @@ with a single panel take ``ax=...``, the axes to draw into.
 
 from __future__ import annotations
 
-from scvi_tahoe.pl._conditions import dose_response, interactions, knock_downs, volcano
+from scvi_tahoe.pl._conditions import condition_map, dose_response, interactions, knock_downs, ranked, volcano
 from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
 from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, FigureName, draw, new_figure, style
 from scvi_tahoe.pl._page import page
@@ -18,6 +18,7 @@ __all__ = [
     "bars",
     "cells",
     "comparison",
+    "condition_map",
     "deltas",
     "dose_response",
     "draw",
@@ -25,6 +26,7 @@ __all__ = [
     "interactions",
     "knock_downs",
     "learning_rate_test",
+    "ranked",
     "ranks",
     "similarity",
     "volcano",

@@ -1,20 +1,28 @@
-"""Figures of conditions: volcano plots, dose responses, interactions, and targets' own expression."""
+"""Figures of conditions: volcano and ranked plots, maps, dose responses, interactions, targets' own expression."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
+import pandas as pd
 
-from scvi_tahoe.pl._figure import BASELINE, OBSERVED, PREDICTED, drawn, label_points, one_panel, style
+from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, drawn, label_points, one_panel, style
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from scvi_tahoe.pl._figure import Output
+
+_COLORS = (PREDICTED, OBSERVED, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", CEILING, BASELINE)
+
+
+def _row(effects: AnnData, condition: str | None) -> AnnData:
+    if condition not in effects.obs_names:
+        raise KeyError(f"there is no condition {condition!r}; the first are {effects.obs_names[:5].tolist()}.")
+    return effects[condition]
 
 
 @drawn
@@ -41,11 +49,9 @@ def volcano(
     KeyError
         If there is no such condition, or no standard deviations.
     """
-    if condition not in effects.obs_names:
-        raise KeyError(f"there is no condition {condition!r}; the first are {effects.obs_names[:5].tolist()}.")
+    row = _row(effects, condition)
     if "sd" not in effects.layers:
         raise KeyError("effects has no layers['sd'], which says how sure a change is.")
-    row = effects[condition]
     change = np.asarray(row.X, dtype=np.float64).ravel()
     ratio = np.abs(change) / np.maximum(np.asarray(row.layers["sd"], dtype=np.float64).ravel(), 1e-12)
     top = np.argsort(-ratio)[:n_genes]
@@ -61,6 +67,112 @@ def volcano(
         figure.draw_without_rendering()
         points = np.column_stack([change, ratio])
         label_points(ax, change[top], ratio[top], effects.var_names[top].tolist(), avoid=points)
+    return figure
+
+
+@drawn
+def ranked(
+    effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: int = 10, ax: Axes | None = None,
+    **output: Unpack[Output],
+) -> Figure:  # fmt: skip
+    """Draw the largest values of a condition, up and down, or the first and last rows of a ranking.
+
+    Parameters
+    ----------
+    effects
+        Changes of conditions (see :mod:`scvi_tahoe.effects`), scores of gene sets
+        (:func:`~scvi_tahoe.effects.gene_set_scores`), or a ranking of conditions
+        (:func:`~scvi_tahoe.effects.rank_reversals`). Standard deviations are drawn where they are known.
+    condition
+        Name of the condition, one of ``effects.obs_names``; not for a ranking.
+    n
+        How many of the largest and of the smallest values are drawn.
+    ax
+        Axes to draw into. If None, a new figure is made.
+    **output
+        ``show``, ``save`` and ``return_fig``, see :mod:`scvi_tahoe.pl`.
+
+    Raises
+    ------
+    KeyError
+        If there is no such condition.
+    """
+    if isinstance(effects, pd.DataFrame):
+        values, sd, title = effects["score"], effects.get("sd"), "how far a signature is undone"
+    else:
+        row, title = _row(effects, condition), str(condition)
+        values = pd.Series(np.asarray(row.X, dtype=np.float64).ravel(), index=effects.var_names)
+        sd = pd.Series(np.asarray(row.layers["sd"]).ravel(), index=values.index) if "sd" in row.layers else None
+    order = np.argsort(-values.to_numpy(), kind="stable")
+    shown = order if len(order) <= 2 * n else np.concatenate([order[:n], order[-n:]])
+    place = -np.arange(len(shown), dtype=float) - (0 if len(order) <= 2 * n else 0.7 * (np.arange(len(shown)) >= n))
+    with style():
+        figure, ax = one_panel(ax, 3.6, 0.15 * len(shown) + 0.8)
+        colors = [PREDICTED if values.iloc[i] > 0 else OBSERVED for i in shown]
+        ax.barh(place, values.iloc[shown], color=colors, height=0.75)
+        if sd is not None and np.isfinite(sd.iloc[shown]).all():
+            ax.errorbar(values.iloc[shown], place, xerr=sd.iloc[shown], fmt="none", ecolor="black", elinewidth=0.6)
+        ax.axvline(0, color="black", linewidth=0.6)
+        ax.set_yticks(place, [str(values.index[i]) for i in shown])
+        ax.set_xlabel("score" if isinstance(effects, pd.DataFrame) or "n_genes" in effects.var else "change")
+        ax.set_title(title)
+    return figure
+
+
+@drawn
+def condition_map(
+    embedding: AnnData, color: str | None = None, *, n_names: int = 12, ax: Axes | None = None,
+    **output: Unpack[Output],
+) -> Figure:  # fmt: skip
+    """Draw conditions as points, large where they change much and pale where little is known of them.
+
+    Parameters
+    ----------
+    embedding
+        AnnData of :meth:`~scvi_tahoe.TahoeST.get_condition_embedding`. If scanpy added ``obsm["X_umap"]``, this is
+        drawn, else the first two components.
+    color
+        Column of ``obs`` with at most eight values, such as the contexts. If None, all points have one colour.
+    n_names
+        How many of the conditions that change most are named.
+    ax
+        Axes to draw into. If None, a new figure is made.
+    **output
+        ``show``, ``save`` and ``return_fig``, see :mod:`scvi_tahoe.pl`.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such column, it has more than eight values, or there is only one component.
+    """
+    if color is not None and color not in embedding.obs:
+        raise KeyError(f"embedding.obs has no column {color!r}; it has {list(embedding.obs)}.")
+    is_umap = "X_umap" in embedding.obsm
+    points = np.asarray(embedding.obsm["X_umap"] if is_umap else embedding.X)[:, :2]
+    if points.shape[1] < 2:
+        raise ValueError("the embedding has one component; a map needs two.")
+    groups = np.full(len(points), "") if color is None else embedding.obs[color].astype(str).to_numpy()
+    if len(kinds := sorted(set(groups))) > len(_COLORS):
+        raise ValueError(f"obs[{color!r}] has {len(kinds)} values; at most {len(_COLORS)} have a colour of their own.")
+    size = embedding.obs["effect_size"].to_numpy()
+    support = embedding.obs["support"].to_numpy(float) if "support" in embedding.obs else np.ones(len(points))
+    with style():
+        figure, ax = one_panel(ax, 4.2, 3.6)
+        for kind, shade in zip(kinds, _COLORS, strict=False):
+            here = groups == kind
+            ax.scatter(
+                points[here, 0], points[here, 1], s=6 + 60 * (size[here] / max(size.max(), 1e-12)),
+                color=shade, linewidth=0, alpha=0.25 + 0.65 * np.clip(support[here], 0, 1),
+                label=kind or None,
+            )  # fmt: skip
+        name = "UMAP" if is_umap else "component"
+        ax.set_xlabel(f"{name} 1")
+        ax.set_ylabel(f"{name} 2")
+        if color is not None:
+            ax.legend(title=color, loc="best")
+        figure.draw_without_rendering()
+        top = np.argsort(-size)[:n_names]
+        label_points(ax, points[top, 0], points[top, 1], embedding.obs_names[top].tolist(), avoid=points)
     return figure
 
 
@@ -110,9 +222,8 @@ def dose_response(
         figure, ax = one_panel(ax, 3.8, 2.8)
         low, high = dose[dose > 0].min(), dose.max()
         grid = np.geomspace(low / 10, high * 10, 200)
-        colors = [PREDICTED, OBSERVED, "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
         for k, (_, fit) in enumerate(fits.iterrows()):
-            here, color = (names == str(fit[perturbation_key])) & (dose > 0), colors[k % len(colors)]
+            here, color = (names == str(fit[perturbation_key])) & (dose > 0), _COLORS[k % len(_COLORS)]
             ax.errorbar(dose[here], of_gene[here], None if sd is None else sd[here], fmt="o", markersize=3, color=color)
             curve = fit["emax"] / (1 + (grid / fit["ec50"]) ** -fit["slope"])
             ax.plot(grid, curve, color=color, label=f"{fit[perturbation_key]}, EC50 {fit['ec50']:.2g}")

@@ -151,6 +151,7 @@ def predict_cells(
         },
         record=_record(module, request, plan, origins, kinds, is_trained=is_trained, decoder_error=decoder_error)
         | ({"new_batches": stands_for} if stands_for else {})
+        | ({"cells_from": "measured"} if prior is not None and prior["kind"] == "cells" else {})
         | dict(made_by or {}),
         alarm=CollapseAlarm(dataset.expression, device, observed_likeness, spec.keys.parser, output, control_means),
         counts=counts,

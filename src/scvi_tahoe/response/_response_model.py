@@ -111,7 +111,7 @@ def fit_responses(
     """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
-    kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
+    kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means, responses.sources)
     targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
     # single precision, as it is saved, so that a saved model predicts the same to the last bit
     filled = filled_changes(responses.changes, responses.contexts).astype(np.float32)

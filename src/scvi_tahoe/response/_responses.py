@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,8 @@ class Responses:
         Names, ``[G]``.
     control_means
         Mean control expression of contexts, ``[G]`` each; may be empty.
+    sources
+        Data set of contexts; may be empty.
     """
 
     perturbations: np.ndarray
@@ -37,6 +39,7 @@ class Responses:
     noise: np.ndarray
     genes: np.ndarray
     control_means: Mapping[str, np.ndarray]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:

@@ -51,6 +51,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "genes": fitted.responses.genes.tolist(),
         "inducing": None if regression.inducing is None else regression.inducing.tolist(),
         "groups": [[g.start, g.stop] for g in regression.groups],
+        "sources": dict(fitted.responses.sources),
         "tables": [[name, list(table.names), table.scale] for name, table in kernels.tables.items()],
         "own": None if fitted.own is None else asdict(fitted.own),
         "stacks": [
@@ -79,14 +80,15 @@ def fitted_from_plain(
     parser = LabelParser(**settings["parser"])
     contexts, labels = (np.array(side, dtype=str) for side in zip(*conditions, strict=True))
     responses = Responses(
-        labels, contexts, arrays["changes"], arrays["noise"], np.array(settings["genes"], dtype=str), control_means
-    )
+        labels, contexts, arrays["changes"], arrays["noise"], np.array(settings["genes"], dtype=str), control_means,
+        dict(settings.get("sources", {})),
+    )  # fmt: skip
     read = Conditions.of(labels, contexts, parser)
     tables = {
         name: TableKernel(tuple(names), arrays[f"table{k}"], arrays[f"center{k}"], arrays[f"spread{k}"], scale)
         for k, (name, names, scale) in enumerate(settings["tables"])
     }
-    kernels = ConditionKernels.of(read, parser, tables, control_means)
+    kernels = ConditionKernels.of(read, parser, tables, control_means, responses.sources)
     own = None if settings["own"] is None else OwnGene(**settings["own"])
     targets = target_genes(labels.tolist(), responses.genes.tolist(), parser)
     masked = responses.changes if own is None else without_targets(responses.changes, contexts, targets)
