@@ -75,7 +75,7 @@ def _overlaid(logs: Sequence[TrainingLog], rows: Sequence[str]) -> Figure:
         return figure
 
 
-def _handle(color: Any, line: str) -> Any:
+def _handle(color: Any, line: Any) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=color, linestyle=line)
@@ -94,7 +94,7 @@ def _has(log: TrainingLog, panel: str) -> bool:
     return bool(log.rates) if panel == "rate" else not log.get(panel).empty
 
 
-def _line(axes: Axes, series: pd.Series, color: str, **options: Any) -> None:
+def _line(axes: Axes, series: pd.Series, color: Any, **options: Any) -> None:
     marker = "." if len(series) < 40 else ""
     axes.plot(series.index, series.to_numpy(), color=color, lw=1.0, marker=marker, ms=3, **options)
 
