@@ -11,13 +11,13 @@ import torch
 
 from scvi_tahoe.data import LabelParser
 from scvi_tahoe.response import _inducing
-from scvi_tahoe.response._fitted import Responses
 from scvi_tahoe.response._inducing import blocks_of, choose_inducing
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._precision import JITTER
 from scvi_tahoe.response._regression import learn_weights, solve
 from scvi_tahoe.response._response_model import fit_responses, predicted_changes
+from scvi_tahoe.response._responses import Responses
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._uncertainty import variance_and_support
 

@@ -1,4 +1,4 @@
-"""What is known of a fitted response model, and the changes that it was fitted to."""
+"""A fitted response model."""
 
 from __future__ import annotations
 
@@ -6,53 +6,30 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scvi_tahoe.response._evidence import Evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    import numpy as np
     import torch
 
     from scvi_tahoe.data import LabelParser
+    from scvi_tahoe.response._context_scale import ContextScale
     from scvi_tahoe.response._evidence_head import EvidenceHead
     from scvi_tahoe.response._kernels import ConditionKernels, Conditions
     from scvi_tahoe.response._members import Members, Origin, Stack
     from scvi_tahoe.response._own_gene import OwnGene
     from scvi_tahoe.response._regression import LeftOut, Regression
-
-
-@dataclass(frozen=True)
-class Responses:
-    """Changes of conditions.
-
-    Attributes
-    ----------
-    perturbations, contexts
-        Labels, ``[n]``.
-    changes
-        Mean change against the context's controls, ``[n, G]``; NaN where it was not measured.
-    noise
-        Their sampling variance, ``[n, G]``; zeros where it is not known.
-    genes
-        Names, ``[G]``.
-    control_means
-        Mean control expression of contexts, ``[G]`` each; may be empty.
-    """
-
-    perturbations: np.ndarray
-    contexts: np.ndarray
-    changes: np.ndarray
-    noise: np.ndarray
-    genes: np.ndarray
-    control_means: Mapping[str, np.ndarray]
+    from scvi_tahoe.response._responses import Responses
 
 
 @dataclass(frozen=True)
 class Fitted:
     """What a fit of :class:`Kernel` regression, members and calibration leaves."""
 
-    responses: Responses  # NaN filled in, targets' own changes kept out
+    responses: Responses  # NaN filled in
     parser: LabelParser
     conditions: Conditions
     kernels: ConditionKernels
@@ -71,13 +48,21 @@ class Fitted:
     spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: share of the squared change, mean over genes, that the variance of a condition has in addition
     sized: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
-    #: share of predicted changes that is kept, by their strength, for each kind of question (see :mod:`._shape`)
+    #: share of predicted changes that is kept, by their strength, for each kind of question (:func:`shaped`)
     shares: Mapping[tuple[Origin, bool], np.ndarray] = field(default_factory=dict)
     #: contexts that show nothing: they have no say elsewhere, and their own mean is what is predicted there
     silent: frozenset[str] = frozenset()
     #: network that corrects predictions, where it is better, and the fold that knows each condition least
     head: EvidenceHead | None = None
     fold_n: np.ndarray | None = None
+    #: scale on which members and kernels compare contexts; if None, changes are compared as they are
+    scale: ContextScale | None = None
+
+    def factors(self, contexts: Sequence[str], control_means: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return what changes on the scale are multiplied by, ``[n, G]``; ones ``[n, 1]`` where there is none."""
+        if self.scale is None:
+            return np.ones((len(contexts), 1), dtype=np.float32)
+        return self.scale.factors(np.asarray(contexts), {**control_means, **self.responses.control_means})
 
     @cached_property
     def evidence(self) -> Evidence:

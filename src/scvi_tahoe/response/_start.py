@@ -14,12 +14,12 @@ import torch
 
 from scvi_tahoe._constants import STREAMS
 from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
-from scvi_tahoe.response._fitted import Fitted, Responses
 from scvi_tahoe.response._judged import question_name
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._plan_next import plan_next
 from scvi_tahoe.response._response_model import Criterion, fit_responses, left_out_changes, predicted_changes
+from scvi_tahoe.response._responses import Responses
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._statistics import condition_statistics
 from scvi_tahoe.response._uncertainty import predicted_sd, variance_and_support
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from scvi_tahoe.data import CellStore, Condition, ConditionIndex, ConditionRequest, EmbeddingTable, LabelParser
+    from scvi_tahoe.response._fitted import Fitted
 
 Way = Literal["condition", "perturbation"]
 _FEW = 0.25  # of the perturbations that contexts have in the median
@@ -80,7 +81,7 @@ class ResponseStart:
     kind: str = field(default="response", init=False)
 
     @classmethod
-    def from_cells(
+    def from_cells(  # noqa: PLR0913
         cls,
         expression: Any,
         index: ConditionIndex,
@@ -95,6 +96,8 @@ class ResponseStart:
         progress: bool,
         like: ResponseStart | None = None,
         criterion: Criterion = "error",
+        sources: Mapping[str, str] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> ResponseStart:
         """Fit the response model to the training cells of a screen.
 
@@ -124,13 +127,16 @@ class ResponseStart:
             Whether squared errors are to be small, or perturbations told apart.
         like
             Start of most of these cells, which training conditions keep: only others are fitted anew.
+        sources, weights
+            Data set and weight of contexts. Below 1, so much noise is added that it leaves this share of the variance.
         """
         statistics = condition_statistics(expression, index, rows)
         means = {c: _mean_of(expression, index.controls(c)) for c in index.contexts if len(index.controls(c))}
         labels = [parser.spelling(c.perturbation) for c in statistics.conditions]
         contexts = [c.context for c in statistics.conditions]
         changes = statistics.means - np.stack([means[c] for c in contexts])
-        responses = Responses(np.array(labels), np.array(contexts), changes, statistics.noise, genes, means)
+        noise = statistics.noise + _noise_of_weights(changes, np.array(contexts), weights or {})
+        responses = Responses(np.array(labels), np.array(contexts), changes, noise, genes, means, sources or {})
         components = Conditions.of(labels, contexts, parser).components
         tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
         before = None if like is None else like.fitted
@@ -394,6 +400,16 @@ class MovedControls:
 
 def _frozen(names: Sequence[str] | None) -> frozenset[str] | None:
     return None if names is None else frozenset(names)
+
+
+def _noise_of_weights(changes: np.ndarray, contexts: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
+    """Variance that leaves of the variance among the perturbations of a context the share of its weight, ``[n, G]``."""
+    result = np.zeros_like(changes)
+    for context, weight in weights.items():
+        here = contexts == context
+        if weight < 1 and here.any():
+            result[here] = (1 / weight - 1) * changes[here].var(axis=0)
+    return result
 
 
 def _mean_of(expression: Any, rows: np.ndarray) -> np.ndarray:
