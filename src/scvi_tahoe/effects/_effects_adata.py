@@ -46,7 +46,7 @@ def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
     labels = [c for c in effects.columns if c not in ("gene", *values)]
     obs = effects[labels].iloc[:: len(genes)].reset_index(drop=True)
     texts = obs.drop(columns="support", errors="ignore").astype(str)
-    if (dose := keys.get("dose_key")) in texts:  # the label of a dose, as predict() takes it
+    if (dose := str(keys.get("dose_key"))) in texts:  # the label of a dose, as predict() takes it
         first = texts.columns[0]
         texts[first] = [
             name if "@" in name or text == "nan" else f"{name}@{text.removesuffix('.0')}"
