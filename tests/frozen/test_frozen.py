@@ -146,15 +146,14 @@ def test_an_evaluation_of_old_is_read():
 
 def test_cells_are_scored_as_they_were():
     expected, summary = numbers("scores.npz"), evaluated("quick").summary
-    assert list(summary.index) == list(expected["quick_metrics"])
+    summary = summary.loc[list(expected["quick_metrics"])]  # there are more by now
     for name in SUMMARY:
         equal(summary[name].to_numpy(dtype=float), expected[f"quick_{name}"])
 
 
 def same_run(result):
     expected = numbers("run.npz")
-    summary = result.scores.summary["value"]
-    assert list(summary.index) == list(expected["metrics"])
+    summary = result.scores.summary["value"].loc[list(expected["metrics"])]  # there are more by now
     equal(summary.to_numpy(dtype=float), expected["value"])
     assert result.best_step == expected["best_step"]
     log = pd.read_csv(result.folder / "metrics.csv")["validation_loss"].dropna()
