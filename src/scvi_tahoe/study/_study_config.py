@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 #: Studies that come with the package.
-SHIPPED = ("case_study", "recommended", "full_size")
+SHIPPED = ("case_study", "recommended", "new_context", "full_size")
 _FEWEST_CELLS, _NARROWEST = 16, 16
 _SECTIONS = ("data", "model", "train", "score")
 
