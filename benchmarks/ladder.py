@@ -1,39 +1,74 @@
-"""The ladder of the case study beside our recipe, on data and with a seed that all rungs share.
+"""Ladders of the case study, with one seed or several, and whether the scores come in the order of the lesson.
 
-Prints one row a rung: (a) cell embedding in, with gene decoder; (b) expression, backbone frozen; (c) backbone trained;
-(d) ours; and whether the scores come in that order. Everything else the study leaves is in its folder.
+    python benchmarks/ladder.py                                             # case_study and recommended: Papalexi
+    python benchmarks/ladder.py new_context --seeds 3                       # simulated, with intervals over seeds
+    python benchmarks/ladder.py full_size --max-steps 200 --folder ladder   # on a GPU, beside the files that it names
 
-    python benchmarks/ladder.py --folder ladder
+Everything else that a study leaves is in its folder, and it is taken up where it was if the folder holds it.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from scipy import stats
 
 from scvi_tahoe.study import StudyConfig, run_study
 
-RUNGS = {
-    "round-1": "(a) embedding, decoder at 0.5",
-    "round-2": "(a) embedding, decoder at 1",
-    "round-3b": "(b) expression, frozen",
-    "round-4a": "(c) unfrozen, lower rate",
-    "round-4b": "(c) unfrozen",
-    "recommended": "(d) ours",
-}
-COLUMNS = ["DES", "PDS", "MAE", "overall", "best_step", "steps", "seconds"]
+if TYPE_CHECKING:
+    from scvi_tahoe.study import RoundConfig
+
+SCORES = ["DES", "PDS", "MAE", "overall"]
+TIMES = ["best_step", "steps", "seconds"]
+
+
+def shortened(one: RoundConfig, max_steps: int | None) -> RoundConfig:
+    """Return a round with its steps, and those between validations, cut to a number."""
+    if max_steps is None:
+        return one
+    cut = {name: min(one.train.get(name, max_steps), max_steps) for name in ("max_steps", "validate_every")}
+    return replace(one, train=one.train | cut)
+
+
+def over_seeds(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return means over seeds with 90 % intervals of Student's t as text."""
+    values = pd.concat(tables, keys=range(len(tables)), names=["seed"]).groupby(level="round", sort=False)
+    half = values.sem() * stats.t.ppf(0.95, len(tables) - 1)
+    return values.mean().map("{:.4g}".format) + half.map(" ± {:.2g}".format)
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", default="ladder", help="taken up where it was if it holds this ladder")
-    parser.add_argument("--seed", type=int, default=0)
+    """Print a table for each seed, then one over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", default=["case_study", "recommended"])
+    parser.add_argument("--folder", type=Path, default=Path("ladder"))
+    parser.add_argument("--seed", type=int, help="the first; default: that of the study")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--max-steps", type=int, help="of each round, for a trial")
+    parser.add_argument("--preset", help="what is scored; default: as the study says")
     args = parser.parse_args()
-    studies = [replace(StudyConfig.from_yaml(name), seed=args.seed) for name in ("case_study", "recommended")]
-    result = run_study(*studies, folder=args.folder, progress=False, report=lambda line: print(line, flush=True))
-    table = result.table.loc[list(RUNGS), COLUMNS].rename(index=RUNGS)
-    print(f"\n{table.to_string(float_format='{:.4f}'.format)}\n\n{result.lesson}\n{result.folder / 'report.html'}")
+    tables = []
+    for i in range(args.seeds):
+        studies = [StudyConfig.from_yaml(name) for name in args.studies]
+        seed = i + (studies[0].seed if args.seed is None else args.seed)
+        studies = [
+            replace(
+                study, seed=seed, rounds=[shortened(one, args.max_steps) for one in study.rounds],
+                score=study.score | ({} if args.preset is None else {"preset": args.preset}),
+            )
+            for study in studies
+        ]  # fmt: skip
+        folder = args.folder if args.seeds == 1 else args.folder / f"seed-{seed}"
+        result = run_study(*studies, folder=folder, progress=False, report=lambda line: print(line, flush=True))
+        shown = result.table.reindex(columns=[*SCORES, *TIMES])
+        print(f"\n{shown.to_string(float_format='{:.4f}'.format)}\n\n{result.lesson}\n{folder / 'report.html'}\n")
+        tables.append(result.table.reindex(columns=SCORES).astype(float))
+    if len(tables) > 1:
+        print(f"Means over {len(tables)} seeds, with 90 % intervals:\n{over_seeds(tables).to_string()}")
 
 
 if __name__ == "__main__":

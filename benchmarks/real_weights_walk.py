@@ -10,11 +10,13 @@ size), licences are said, and what is refused is refused with the decision to ac
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import sys
+import resource
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +29,16 @@ from scvi_tahoe.pretrained import DecisionsNeededError, LicenceNotAcceptedError,
 from scvi_tahoe.study import TahoeRun, check_config, dry_run_text, finetune, read_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _DAYS = ("0826", "0901", "0905", "0906", "0907", "0908")
+#: checkpoints that later runs start from
+_NEEDED = {"0826": "best", "0905": "last", "0906": "last"}
 _GIGABYTE = 1024**3
 
 
 class Walk:
-    """Steps, each carried out at once: its seconds, and the most memory of the process until then."""
+    """Steps, each carried out at once: its seconds, and the most memory that it took, of machine and card."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -42,22 +46,36 @@ class Walk:
     def step(self, name: str, do: Callable[[], Any]) -> Any:
         """Carry out a step; what it returns is what the next steps go on with."""
         start, error, result = time.perf_counter(), "", None
+        _forget_peaks()
         try:
             result = do()
         except Exception as found:  # noqa: BLE001
             error = f"{type(found).__name__}: {' '.join(str(found).split())[:300]}"
-        seconds = time.perf_counter() - start
-        self.rows.append({"step": name, "seconds": seconds, "peak_gb": _peak(), "failed": error})
-        print(f"{name:<66}{seconds:8.1f} s{_peak():8.2f} GB  {error or 'ok'}", flush=True)
+        seconds, (host, card) = time.perf_counter() - start, _peaks()
+        self.rows.append({"step": name, "seconds": seconds, "host_gb": host, "card_gb": card, "failed": error})
+        on_card = f"{card:8.2f} GB of the card" if card else ""
+        print(f"{name:<60}{seconds:7.1f} s{host:7.2f} GB{on_card}  {error or 'ok'}", flush=True)
         return result
 
 
-def _peak() -> float:
-    import resource
+def _forget_peaks() -> None:
+    gc.collect()
+    with suppress(OSError):  # Linux: the peak of the process begins anew
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return max(host, device) / _GIGABYTE
+
+def _peaks() -> tuple[float, float]:
+    """Return the most memory since `_forget_peaks`, in GB: of the process, and of the card."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        host = int(lines["VmHWM"].split()[0]) * 1024
+    else:  # since the process began
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return host / _GIGABYTE, (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0) / _GIGABYTE
 
 
 def _brief(run: TahoeRun, n_steps: int) -> TahoeRun:
@@ -72,20 +90,20 @@ def _wants(holds: bool, said: object) -> None:
         raise AssertionError(f"expected otherwise: {said}")
 
 
-def walk(folder: Path, shape: Shape, n_steps: int) -> Walk:
-    """Take all steps in a folder."""
+def walk(folder: Path, shape: Shape, n_steps: int, days: Sequence[str] = _DAYS) -> Walk:
+    """Take all steps in a folder, with the runs of some days."""
     steps = Walk()
-    places = steps.step("stand-ins are written", lambda: write_all(folder, shape))
+    places = steps.step("stand-ins are written where there are none", lambda: write_all(folder, shape))
     for name in ("ST-Tahoe", "ST-HVG-Tahoe", "ST-SE-Tahoe"):
         steps.step(f"inspect {name}", lambda name=name: inspect_folder(places[name]))
-    for day in _DAYS:
+    for day in days:
         steps.step(
             f"check, write, train {n_steps} steps: {day}", lambda day=day: _from_config(places[day], folder, n_steps)
         )
     adata = steps.step("cells are registered with ESM2 and SE embedding", lambda: _registered(folder))
     _from_python(steps, places, adata)
     model = steps.step(
-        "the run of 0908 is read from its folder", lambda: TahoeST.from_pretrained(folder / "runs" / "0908")
+        f"the run of {days[-1]} is read from its folder", lambda: TahoeST.from_pretrained(folder / "runs" / days[-1])
     )
     cells = read_cells(folder / "support.h5ad")
     chosen = [str(label) for label in cells.obs["target_gene"].cat.categories[:2]]
@@ -110,6 +128,9 @@ def _from_config(config: Path, folder: Path, n_steps: int) -> None:
     result = finetune(_brief(run, n_steps), folder / "runs" / config.stem[-4:], progress=False)
     report = (result.folder / "loading_report.txt").read_text()
     _wants("batch_encoder" in report or "loaded" in report, report)
+    for checkpoint in result.folder.glob("*.ckpt"):
+        if checkpoint.stem != _NEEDED.get(result.folder.name):  # gigabytes each at full size
+            checkpoint.unlink()
     written = TahoeRun.from_yaml(result.folder / "config.yaml").model
     _wants((written.representation == "embedding") == embeds and written.batch_encoder is True, written)
 
@@ -173,15 +194,16 @@ def _exported(model: TahoeST, folder: Path, **options: Any) -> None:
 def main() -> None:
     """Print the table; exit with 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="new folder; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="of the stand-ins, or a new one; default: a temporary one")
     parser.add_argument("--full", action="store_true", help="sizes of the case study")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--days", nargs="+", default=_DAYS, choices=_DAYS, help="the runs; the last on expression")
     parser.add_argument("--json", type=Path, help="file to keep the table in")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     shape = Shape.full() if args.full else Shape()
     with tempfile.TemporaryDirectory() as temporary:
-        steps = walk((args.folder or Path(temporary) / "walk").resolve(), shape, args.steps)
+        steps = walk((args.folder or Path(temporary) / "walk").resolve(), shape, args.steps, args.days)
     if args.json:
         args.json.write_text(json.dumps(steps.rows, indent=1))
     failed = [row["step"] for row in steps.rows if row["failed"]]

@@ -54,21 +54,25 @@ class Shape:
         """Return the sizes of the case study, with few cells."""
         sizes: dict[str, Any] = {
             "n_genes": 18_080, "n_variable": 2_000, "n_embedding": 2_058, "n_features": 5_120, "n_drugs": 1_138,
-            "set_size": 512, "n_perturbations": 20, "n_cells": 64, "n_controls": 1_024,
+            "set_size": 512, "n_perturbations": 20, "n_cells": 32, "n_controls": 256,
             "network": tuple(SIZES["tahoe"].items()), "decoder": (1024, 1024, 512),
         }  # fmt: skip
         return cls(**{**sizes, **changes})
 
 
+_KINDS: dict[str, dict[str, Any]] = {
+    "ST-Tahoe": {"flat": True}, "ST-HVG-Tahoe": {}, "ST-SE-Tahoe": {"embedding": "X_state"},
+}  # fmt: skip
+
+
 def write_all(folder: Path, shape: Shape) -> dict[str, Path]:
-    """Write everything, and return the places by name; configurations by the day of their run."""
-    write_screen(folder, shape)
-    places = {
-        "ST-Tahoe": write_weights(folder / "ST-Tahoe", shape, flat=True),
-        "ST-HVG-Tahoe": write_weights(folder / "ST-HVG-Tahoe", shape),
-        "ST-SE-Tahoe": write_weights(folder / "ST-SE-Tahoe", shape, embedding="X_state"),
-    }
-    return places | write_configs(folder, shape)
+    """Write all that is not there, and return the places by name; configurations by the day of their run."""
+    if not (folder / "starter.toml").exists():
+        write_screen(folder, shape)
+    for name, kind in _KINDS.items():
+        if not (folder / name).exists():
+            write_weights(folder / name, shape, **kind)
+    return {name: folder / name for name in _KINDS} | write_configs(folder, shape)
 
 
 def write_screen(folder: Path, shape: Shape) -> None:

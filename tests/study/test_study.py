@@ -136,7 +136,7 @@ def test_a_study_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_studies_are_complete(name):
     config = StudyConfig.from_yaml(name)
-    assert config.rounds[0].role == "pretraining"
+    assert (config.rounds[0].role == "pretraining") == (name != "full_size")  # which starts from ST-Tahoe itself
     assert rounds_text(name).count("\n") == len(config.rounds) + 1
 
 
@@ -162,8 +162,19 @@ def test_the_recommended_round_leaves_the_package_its_defaults():
     assert (run.model.prior, run.model.objective, run.model.set_size) == (None, {}, None)
 
 
-def test_both_shipped_studies_share_their_backbone():
-    both = merged(SHIPPED)
+def test_the_full_size_ladder_has_the_rounds_of_the_case_study():
+    full, case = StudyConfig.from_yaml("full_size"), replace(StudyConfig.from_yaml("case_study"), scale=1.0)
+    rounds = {one.name: one for one in case.rounds}
+    for one in full.rounds:
+        ours, theirs = full.run(one, Path()), case.run(rounds[one.name], Path())
+        assert ours.train.replaced(precision="auto") == theirs.train
+        assert ours.model.replaced(batch_encoder=None) == theirs.model
+        assert (ours.start.source == "ST-Tahoe") == (theirs.start.source == "backbone")
+        assert one.published == rounds[one.name].published
+
+
+def test_the_case_study_and_the_recommended_recipe_share_their_backbone():
+    both = merged(("case_study", "recommended"))
     assert [one.name for one in both.rounds].count("backbone") == 1
     assert both.rounds[-1].name == "recommended"
     assert both.lesson[-1] == ["recommended"]
@@ -172,6 +183,18 @@ def test_both_shipped_studies_share_their_backbone():
 def test_rounds_of_one_name_must_be_the_same(values):
     with pytest.raises(ValueError, match="is not the same in all studies"):
         merged([StudyConfig(**study(values)), StudyConfig(**study(values, seed=4))])
+
+
+def test_files_and_weights_of_a_study_count_from_its_folder(values, tmp_path):
+    for name in ("screen.h5ad", "ST-Tahoe"):
+        (tmp_path / name).mkdir()
+    labels = {"perturbation_key": "gene", "control": "control"}
+    content = study(values) | {"data": {"path": "screen.h5ad", **labels}}
+    content["rounds"] = [{"name": "first", "start": {"source": "ST-Tahoe"}, "train": {"max_steps": 1}}]
+    content |= {"split": None, "lesson": [], "model": {}, "train": {}, "score": {}}
+    config = StudyConfig.from_yaml(write(content, tmp_path))
+    assert config.run(config.rounds[0], Path()).start.source == str(tmp_path / "ST-Tahoe")
+    assert config.data["path"] == str(tmp_path / "screen.h5ad")
 
 
 def test_one_number_scales_steps_cells_and_rate(values):

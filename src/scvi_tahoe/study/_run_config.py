@@ -31,6 +31,8 @@ _MADE_EMBEDDING = "X_components"
 
 #: options of ``data`` that name files
 PATHS = ("path", "held_out", "embedding_files")
+#: and those of ``start``
+SOURCES = ("source", "backbone_from")
 _Dataset = Literal["papalexi_few_shot", "papalexi_thp1", "norman_k562", "simulated"]
 _PRECISIONS = tuple("auto 32-true bf16-mixed 16-mixed bf16-true 16-true 64-true 32 bf16 16 64".split())
 _DIMENSIONS = ("hidden", "n_layers", "intermediate", "n_heads")
@@ -316,7 +318,7 @@ class TahoeRun:
             return part.replaced(**{name: anchored(getattr(part, name), path.parent) for name in names})
 
         data = with_anchors(run.data, *PATHS)
-        start = with_anchors(run.start, "source", "backbone_from")
+        start = with_anchors(run.start, *SOURCES)
         return replace(run, data=data, start=start)
 
     def to_yaml(self, path: str | Path) -> None:

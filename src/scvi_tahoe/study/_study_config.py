@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.study._files import anchored, read_mapping
 from scvi_tahoe.study._plain_values import build, plain
-from scvi_tahoe.study._run_config import PATHS, TahoeRun
+from scvi_tahoe.study._run_config import PATHS, SOURCES, TahoeRun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 #: Studies that come with the package.
-SHIPPED = ("case_study", "recommended")
+SHIPPED = ("case_study", "recommended", "new_context", "full_size")
 _FEWEST_CELLS, _NARROWEST = 16, 16
 _SECTIONS = ("data", "model", "train", "score")
 
@@ -180,12 +180,12 @@ def _combined(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _anchored(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the files of data sections, which are relative to the folder of the study, absolute."""
+    """Make files of data and folders of weights, which are relative to the folder of the study, absolute."""
     rounds = content.get("rounds")
-    parts = [content, *(rounds if isinstance(rounds, list) else [])]
-    for section in (part.get("data") for part in parts if isinstance(part, dict)):
-        if isinstance(section, dict):
-            section.update({key: anchored(section[key], folder) for key in PATHS if key in section})
+    for part in (content, *(rounds if isinstance(rounds, list) else [])):
+        for name, keys in (("data", PATHS), ("start", SOURCES)):
+            if isinstance(part, dict) and isinstance(section := part.get(name), dict):
+                section.update({key: anchored(section[key], folder) for key in keys if key in section})
     return content
 
 

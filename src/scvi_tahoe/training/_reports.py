@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import shutil
 import statistics
 import time
 from dataclasses import dataclass, fields
@@ -409,7 +410,9 @@ class KeepBest(Callback):
         # the best first: whenever the run is killed, best.ckpt is at least as far as last.ckpt knows
         if improved:
             self._write(trainer, BEST)
-        self._write(trainer, LAST)
+            self._write_again(trainer, BEST, LAST)
+        else:
+            self._write(trainer, LAST)
         if self.save_steps and trainer.global_step % self.save_steps == 0:
             self._write(trainer, f"step={trainer.global_step:06d}.ckpt")
 
@@ -420,6 +423,16 @@ class KeepBest(Callback):
             return
         with atomic_write(path) as partial:
             trainer.save_checkpoint(partial)
+
+    def _write_again(self, trainer: Trainer, name: str, other: str) -> None:
+        """Give a checkpoint another name, too, without its bytes a second time where the file system can."""
+        if trainer.is_global_zero:
+            path = self.folder / name  # type: ignore[operator]
+            with atomic_write(path.with_name(other)) as partial:
+                try:
+                    partial.hardlink_to(path)
+                except OSError:
+                    shutil.copyfile(path, partial)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Give the best weights back to the module."""
