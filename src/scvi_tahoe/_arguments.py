@@ -18,6 +18,7 @@ import typing
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
+import numpy.typing
 
 from scvi_tahoe._names import nearest_names
 
@@ -32,6 +33,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 _WORDS: dict[Any, str] = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
     dict: "a mapping", list: "a list", pathlib.Path: "a path", collections.abc.Mapping: "a mapping",
+    np.ndarray: "an array of numbers",
 }  # fmt: skip
 _SERIES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 #: what an annotation means that names nothing that is known here
@@ -94,6 +96,10 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
         value = value.item()
     if isinstance(value, float) and int in options and float not in options and value.is_integer():
         value = int(value)
+    if any((get_origin(option) or option) is np.ndarray for option in options) and (
+        isinstance(value, list | tuple) or type(value).__name__ == "Series"
+    ):
+        value = _array(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
         series = any(get_origin(option) in _SERIES for option in options)
@@ -122,6 +128,15 @@ def _shown(value: Any) -> str:
     return text if text and len(text) <= 80 else f"{type(value).__module__.split('.')[0]}.{type(value).__qualname__}"
 
 
+def _array(value: Any) -> Any:
+    """Return a list of numbers as an array, and any other list itself."""
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return value
+    return found if found.dtype.kind in "iufb" else value
+
+
 def options_of(hint: Any) -> tuple[Any, ...]:
     """Return the alternatives of an annotation."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -139,15 +154,15 @@ def fits(value: Any, hint: Any) -> bool:
         kind = (int, float)
     if isinstance(kind, type) and issubclass(kind, tuple) and kind is not tuple:  # named tuples, as plain ones
         return isinstance(value, tuple)
-    if isinstance(value, bool):
-        return kind in (bool, object)
-    if kind is pathlib.Path:
-        return isinstance(value, os.PathLike)
+    if isinstance(value, bool) or kind is pathlib.Path:
+        return kind in (bool, object) or isinstance(value, os.PathLike)
+    if kind is collections.abc.Iterable and isinstance(value, collections.abc.Iterator):
+        return True
     if kind in _SERIES:
         return _is_list(value) and _holds_items(value, kind, arguments)
     if kind in (dict, collections.abc.Mapping):
         return isinstance(value, collections.abc.Mapping) and (
-            not arguments or all(_holds(key, arguments[0]) for key in value)
+            not arguments or all(_holds(k, arguments[0]) and _holds(v, arguments[1]) for k, v in value.items())
         )
     try:
         return isinstance(value, kind)
@@ -172,6 +187,8 @@ def _is_list(value: Any) -> bool:
 def _holds(item: Any, hint: Any) -> bool:
     if isinstance(item, np.bool_ | np.integer | np.floating):
         item = item.item()
+    if isinstance(item, float) and not math.isfinite(item):
+        return hint in _ANYTHING
     if hint is str and isinstance(item, int | float):  # labels are compared as text
         return True
     return any(fits(item, option) for option in options_of(hint))
@@ -198,7 +215,7 @@ class _Names(dict[str, Any]):
 
 
 def _known(name: str) -> Iterator[Any]:
-    for space in (typing, collections.abc, builtins, pathlib):
+    for space in (typing, collections.abc, builtins, pathlib, numpy.typing):
         if hasattr(space, name):
             yield getattr(space, name)
     modules = [m for place, m in list(sys.modules.items()) if place.startswith("scvi_tahoe") and name in vars(m)]

@@ -36,8 +36,8 @@ class Registry(dict[str, T]):
 
     def find(self, name: str) -> T:
         """Return a kind; a ValueError for an unknown name lists the known ones."""
-        if name not in self:
-            near = nearest_names(name, list(self))
+        if not isinstance(name, str) or name not in self:
+            near = nearest_names(str(name), list(self))
             raise ValueError(f"There is no {self.thing} {name!r}{near}; choose one of {list(self)}.")
         return self[name]
 

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata.abc import CSRDataset
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._matrices import verified_sparse
 from scvi_tahoe._names import nearest_names
 
@@ -61,6 +62,7 @@ class GeneAlignment:
         return f"{len(self.columns) - len(self.missing)} genes matched by name{missing}, {self.surplus} left out"
 
 
+@checked()
 def align_genes(
     model_genes: Sequence[str] | np.ndarray, data_genes: Sequence[str] | np.ndarray, *, max_missing: float = 0.1
 ) -> GeneAlignment:
@@ -120,7 +122,9 @@ def dense_rows(matrix: Any, rows: np.ndarray, dtype: Any = np.float32) -> np.nda
     """Read rows of any matrix, ascending, as a dense array."""
     matrix = matrix.to_numpy() if hasattr(matrix, "to_numpy") else DiskRows(matrix) if is_sharded(matrix) else matrix
     block = matrix[rows]
-    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=dtype)
+    if sp.issparse(block):  # of one in memory the border knows the indices already
+        block = (block if sp.issparse(matrix) else verified_sparse(block, "the expression")).toarray()
+    return np.asarray(block, dtype=dtype)
 
 
 def runs_of(rows: np.ndarray, indptr: np.ndarray, gap: int) -> np.ndarray:

@@ -11,8 +11,10 @@ from scipy.stats import false_discovery_control, mannwhitneyu
 from sklearn.decomposition import TruncatedSVD
 from tqdm.auto import tqdm
 
-from scvi_tahoe._names import nearest_names
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data._matrix import dense_rows
+from scvi_tahoe.data._screen import ScreenKeys
+from scvi_tahoe.data._verification import verify_screen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +24,7 @@ _LEVEL = 0.05
 _DETECTED = 0.05  # share of controls that express a target below which a change of it cannot be seen
 
 
+@checked(min_cells=(0, None), n_permutations=(0, None), seed=(0, None))
 def screen_quality(
     adata: AnnData,
     *,
@@ -90,18 +93,16 @@ def screen_quality(
     ... )
     >>> report.loc[report["marks"] != "", ["perturbation", "context", "marks"]]
     """
-    if min_cells < 0 or n_permutations < 0:
-        raise ValueError(f"min_cells={min_cells!r} and n_permutations={n_permutations!r} have to be 0 or more.")
-    _verify_columns(adata, [key for key in (perturbation_key, context_key) if key is not None], layer)
-    matrix = adata.X if layer is None else adata.layers[layer]
-    labels = adata.obs[perturbation_key].astype(str).to_numpy()
-    contexts = np.full(len(labels), "all") if context_key is None else adata.obs[context_key].astype(str).to_numpy()
-    if control not in labels:
-        near = nearest_names(control, sorted(set(labels)))
-        raise ValueError(f"no cell has control={control!r} in {perturbation_key!r}{near}.")
+    keys = ScreenKeys(
+        perturbation_key=perturbation_key, control=control, context_key=context_key, layer=layer,
+        combination_separator=combination_separator,
+    )  # fmt: skip
+    screen = verify_screen(adata, keys, table_required=False)
+    matrix = screen.expression
+    labels, contexts = (np.asarray(found.names)[found.codes] for found in (screen.perturbation, screen.context))
     rng = np.random.default_rng(seed)
     fitted = np.sort(rng.permutation(len(labels))[:_MOST_FITTED])
-    n_components = min(30, adata.n_vars - 1, len(fitted) - 1)
+    n_components = max(1, min(30, adata.n_vars - 1, len(fitted) - 1))
     components = TruncatedSVD(n_components, random_state=seed).fit(dense_rows(matrix, fitted))
     conditions = sorted({(c, p) for c, p in zip(contexts, labels, strict=True) if p != control})
     controls: dict[str, tuple[int, np.ndarray]] = {}
@@ -109,8 +110,6 @@ def screen_quality(
     for context, label in tqdm(conditions, desc="screen quality", unit="condition", disable=not progress, delay=3):
         if context not in controls:
             rows = np.flatnonzero((contexts == context) & (labels == control))
-            if not len(rows):
-                raise ValueError(f"context {context!r} has perturbed cells and no control cells ({control!r}).")
             controls[context] = len(rows), dense_rows(matrix, np.sort(rng.permutation(rows)[:_MOST_CELLS]))
         n_controls, of_controls = controls[context]
         rows = np.flatnonzero((contexts == context) & (labels == label))
@@ -132,15 +131,6 @@ def screen_quality(
     }
     report["marks"] = ["; ".join(name for name, marked in marks.items() if marked[i]) for i in report.index]
     return report
-
-
-def _verify_columns(adata: AnnData, keys: list[str], layer: str | None) -> None:
-    for key in keys:
-        if key not in adata.obs:
-            near = nearest_names(key, [str(column) for column in adata.obs])
-            raise KeyError(f"adata.obs has no column {key!r}{near}.")
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"adata has no layer {layer!r}; it has {list(adata.layers)}.")
 
 
 def _of_target(parts: list[str], genes: pd.Index, cells: np.ndarray, controls: np.ndarray) -> dict[str, object]:

@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 KEYS = "scvi_tahoe_effects"
 
 
+@checked()
 def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
     """Turn the table of :meth:`scvi_tahoe.TahoeST.predict_effects` into AnnData.
 
@@ -56,11 +58,6 @@ def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
 
 def read_effects(effects: AnnData) -> tuple[np.ndarray, np.ndarray | None]:
     """Return changes and their standard deviations (None where they are not known), float64 ``[conditions, genes]``."""
-    if not isinstance(effects, AnnData):
-        raise TypeError(
-            f"effects is a {type(effects).__name__}; give the AnnData of predict_effects(as_adata=True) or of "
-            "ResponseModel.predict()."
-        )
     sd = effects.layers["sd"] if "sd" in effects.layers else None
     changes, sd = (None if m is None else (m.toarray() if sp.issparse(m) else np.asarray(m)) for m in (effects.X, sd))
     if changes is None or not changes.size:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import norm
 
+from scvi_tahoe._arguments import checked
+
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@checked()
 def cells_needed(
     sd: np.ndarray | pd.Series,
     change: float | np.ndarray,

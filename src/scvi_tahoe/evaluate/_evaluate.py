@@ -167,6 +167,7 @@ def evaluate(  # noqa: PLR0913
         )
 
 
+@checked()
 def verify_reference(
     reference: EvaluationReference,
     *,
@@ -379,6 +380,7 @@ def _all_baselines(
     return pd.concat(tables, names=["baseline", "context", "perturbation"])
 
 
+@checked()
 def baseline_results(
     reference: EvaluationReference,
     names: Sequence[str] = ("control", "train_mean", "context_transfer", "deviation", "cells_quantile"),

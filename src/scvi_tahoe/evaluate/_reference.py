@@ -283,6 +283,7 @@ class EvaluationReference:
         """Names of the baselines that every evaluation shows."""
         return applicable_baselines(self.conditions, self.train, self.embeddings, control=self.control)
 
+    @checked()
     def baseline_cells(
         self, name: str, *, seed: int = 0, n_cells: Literal["observed", "all"] = "observed"
     ) -> CellTable:

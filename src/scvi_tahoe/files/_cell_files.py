@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
+from scvi_tahoe.files._checksums import verify_checksums
 from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def verify_zarr(folder: Path) -> None:
         If there is such a link or codec, or a description is damaged.
     """
     root = folder.resolve()
+    verify_checksums(folder)
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = Path(place, name)

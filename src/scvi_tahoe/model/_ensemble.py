@@ -13,7 +13,15 @@ import numpy as np
 from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
 from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
-from scvi_tahoe.files import UnsafeFileError, atomic_folder, member, read_json, restore
+from scvi_tahoe.files import (
+    UnsafeFileError,
+    atomic_folder,
+    member,
+    read_json,
+    restore,
+    verify_checksums,
+    write_checksums,
+)
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.response import makes_cells, means_by_code
@@ -61,6 +69,7 @@ class TahoeEnsemble:
     >>> predicted.uns["scvi_tahoe_ensemble"]
     """
 
+    @checked()
     def __init__(self, models: Sequence[TahoeST]) -> None:
         self.models = tuple(models)
         if len(self.models) < 2:
@@ -76,6 +85,7 @@ class TahoeEnsemble:
         return f"TahoeEnsemble of {len(self.models)} models: {self.models[0]._model_summary_string}"
 
     @classmethod
+    @checked()
     def train(
         cls,
         data: AnnOrMuData | Callable[[int], TahoeST],
@@ -127,6 +137,7 @@ class TahoeEnsemble:
             models.append(model)
         return cls(models)
 
+    @checked()
     def predict(self, adata: AnnOrMuData | None = None, **kwargs: Any) -> AnnData:
         """Predict cells with the mean effect of the members, and how far the members disagree.
 
@@ -227,6 +238,7 @@ class TahoeEnsemble:
         mean_of = {c: dataset.cells.mean(rows, model.device) for c, rows in controls.items()}
         return np.stack([mean_of[context] for context in contexts])
 
+    @checked()
     def evaluate(
         self,
         reference: AnnData | EvaluationReference,
@@ -291,6 +303,7 @@ class TahoeEnsemble:
             for name, model in zip(names, self.models, strict=True):
                 model.save(partial / name, **kwargs)
             (partial / _LIST).write_text(json.dumps({"members": names}, indent=1))
+            write_checksums(partial, [_LIST])
 
     @classmethod
     @checked()
@@ -317,6 +330,7 @@ class TahoeEnsemble:
         restore(folder)
         if not (folder / _LIST).is_file():
             raise FileNotFoundError(f"{folder} holds no ensemble ({_LIST} is missing); TahoeST.load reads one model.")
+        verify_checksums(folder)
         names = read_json(member(folder, _LIST)).get("members")
         if not isinstance(names, list) or not names or any(Path(str(n)).name != n or n == ".." for n in names):
             raise UnsafeFileError(f"{_LIST} in {folder} does not name the folders of the members.")

@@ -27,7 +27,7 @@ from scvi_tahoe.nn import (
     ineffective_in_objective,
     reject_ineffective_options,
 )
-from scvi_tahoe.response import PRIORS, choose_prior, makes_cells, reject_unknown_criterion
+from scvi_tahoe.response import PRIORS, choose_prior, makes_cells
 from scvi_tahoe.training import TahoeTrainingPlan, decoder_weight_of
 
 if TYPE_CHECKING:
@@ -137,7 +137,6 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
             raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")
         if prior not in ("none", "auto") and representation == "embedding":
             raise ValueError("a prior is made of expression; representation='embedding' takes prior='none'.")
-        reject_unknown_criterion(criterion)
         head = _head(size, network)
         if prior not in ("none", "auto") and head != "delta":
             raise ValueError(f"a prior is what head='delta' adds its change to; head={head!r} takes prior='none'.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.pl._figure import BASELINE, OBSERVED, PREDICTED, label_points, new_figure, style
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked()
 def volcano(effects: AnnData, condition: str, *, n_genes: int = 10) -> Figure:
     """Draw the change of every gene in a condition against how sure its direction is.
 
@@ -55,6 +57,7 @@ def volcano(effects: AnnData, condition: str, *, n_genes: int = 10) -> Figure:
     return figure
 
 
+@checked()
 def dose_response(effects: AnnData, fits: pd.DataFrame, gene: str, *, dose_key: str, perturbation_key: str) -> Figure:
     """Draw the change of a gene over the doses of each perturbation, with its Hill curve.
 
@@ -105,6 +108,7 @@ def dose_response(effects: AnnData, fits: pd.DataFrame, gene: str, *, dose_key: 
     return figure
 
 
+@checked()
 def interactions(pairs: AnnData, *, score: str = "magnitude") -> Figure:
     """Draw a score of pairs as a heat map of first against second perturbation; pairs that are not there are empty.
 
@@ -143,6 +147,7 @@ def interactions(pairs: AnnData, *, score: str = "magnitude") -> Figure:
     return figure
 
 
+@checked()
 def knock_downs(report: pd.DataFrame) -> Figure:
     """Draw how much each perturbation changed the expression of its own target, largest fall first.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.pl._figure import (
     BASELINE,
     CEILING,
@@ -38,6 +39,7 @@ _LETTER_WIDTH = 0.055
 
 
 @register_figure
+@checked()
 def deltas(
     result: Result,
     perturbations: Sequence[str] | None = None,
@@ -109,6 +111,7 @@ def _draw_diagonal(ax: Axes, limit: float) -> None:
 
 
 @register_figure
+@checked()
 def fold_changes(result: Result, perturbation: str, *, context: str | None = None, n_labels: int = 6) -> Figure:
     """Draw log2 fold changes of all genes, marked by the side on which they are differentially expressed.
 
@@ -172,6 +175,7 @@ def _fold_change_table(result: Result, perturbation: str, context: str | None) -
 
 
 @register_figure
+@checked()
 def similarity(result: Result, *, context: str | None = None) -> Figure:
     """Draw the cosine similarity of every observed with every predicted delta; ideally, the diagonal is dark.
 
@@ -215,6 +219,7 @@ def similarity(result: Result, *, context: str | None = None) -> Figure:
 
 
 @register_figure
+@checked()
 def cells(result: Result) -> Figure:
     """Draw the distribution of cell totals (sum of expm1) and of the share of zeros, observed and predicted.
 

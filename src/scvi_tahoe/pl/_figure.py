@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import Registry
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Effects(Protocol):
     def predicted(self) -> NDArray[np.float32]: ...
 
 
+@runtime_checkable
 class Result(Protocol):
     """Scores and effects of one prediction, as in :class:`scvi_tahoe.evaluate.EvaluationResult`."""
 
@@ -89,6 +91,7 @@ def register_figure(function: Draw) -> Draw:
     return function
 
 
+@checked()
 def draw(kind: str, result: Result, **kwargs: Any) -> Figure:
     """Draw ``"bars"``, ``"cells"``, ``"deltas"``, ``"fold_changes"``, ``"ranks"`` or ``"similarity"``.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.pl._figure import (
     BASELINE,
     CEILING,
@@ -32,6 +33,7 @@ _LIMITS = (-0.5, 1.5)
 
 
 @register_figure
+@checked()
 def bars(result: Result, *, metrics: Sequence[str] | None = None) -> Figure:
     """Draw how far each score got from the baseline (0) to the ceiling (1), with its 95 % interval and its values.
 
@@ -73,6 +75,7 @@ def bars(result: Result, *, metrics: Sequence[str] | None = None) -> Figure:
     return figure
 
 
+@checked()
 def comparison(results: Mapping[str, Result], *, metrics: Sequence[str] | None = None) -> Figure:
     """Draw a table with one row per prediction, shaded from the baseline (white) to the ceiling (dark).
 
@@ -115,6 +118,7 @@ def _draw_entry(ax: Axes, row: int, column: int, value: float, share: float) -> 
 
 
 @register_figure
+@checked()
 def ranks(result: Result, *, metric: str = "discrimination_score_l1", n_labels: int = 12) -> Figure:
     """Draw the discrimination score of each perturbation against its number of differentially expressed genes.
 
@@ -151,6 +155,7 @@ def ranks(result: Result, *, metric: str = "discrimination_score_l1", n_labels: 
     return figure
 
 
+@checked()
 def learning_rate_test(rates: NDArray, losses: NDArray, smoothed: NDArray, suggestion: float | None = None) -> Figure:
     """Draw the loss and the smoothed loss (NaN where not available yet) of each step, ``[steps]``, against its rate."""
     with style():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.response._regression import Regression
 
 Criterion = Literal["error", "discrimination"]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 Way = Literal["condition", "label", "perturbation", "context"]
 
 _COMPONENTS = 128
@@ -344,12 +343,6 @@ def _with_head(
             members = [{**m, "without the network": b} for m, b in zip(judged.members, base, strict=True)]
             found[key] = Judged(judged.asked, members, base + correction, variance)
     return replace(fitted, head=head, fold_n=fold_n), found
-
-
-def reject_unknown_criterion(criterion: str) -> None:
-    """Raise a ValueError for a criterion that is not known."""
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion={criterion!r} is unknown; allowed are {' and '.join(map(repr, CRITERIA))}.")
 
 
 def _weights(noise: np.ndarray) -> np.ndarray:

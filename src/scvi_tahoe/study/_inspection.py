@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
@@ -35,6 +36,7 @@ class Inspection:
         return json.dumps(self.content, indent=1, default=float)
 
 
+@checked()
 def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoint: str | None = None) -> Inspection:
     """Say what a log, a run or a checkpoint holds, and what is wrong with it.
 

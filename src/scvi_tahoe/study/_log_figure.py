@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.pl import new_figure, style
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ _TRAIN, _VALIDATION, _BEST, _RATE = "#E69F00", "#0072B2", "#D55E00", "#666666"
 _MAX_RATES = 4
 
 
+@checked()
 def log_figure(log: TrainingLog) -> Figure:
     """Draw the log of one run; panels whose column it lacks are left out."""
     return logs_figure([log])
 
 
+@checked()
 def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
     """Draw logs side by side, one column per run, one row per quantity. Without a log it is a ValueError."""
     if not logs:

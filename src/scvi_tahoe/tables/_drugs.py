@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import smiles_fingerprints
 from scvi_tahoe.tables._table import described, existing
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@checked()
 def drug_structures(
     smiles: Mapping[str, str] | str | Path, *, radius: int = 2, n_bits: int = 1024, licence: str | None = None
 ) -> pd.DataFrame:

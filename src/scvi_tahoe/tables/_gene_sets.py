@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@checked()
 def gene_sets(
     paths: str | Path | Sequence[str | Path],
     *,

@@ -6,6 +6,7 @@ import gzip
 import re
 from typing import TYPE_CHECKING
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _GENE = re.compile(r"\bGN=(\S+)")  # UniProt
 _AMINO_ACIDS = re.compile(r"[A-Za-z*-]+")
 
 
+@checked()
 def protein_kmers(
     path: str | Path, *, k: int = 3, n_components: int = 128, licence: str | None = None, seed: int = 0
 ) -> pd.DataFrame:
