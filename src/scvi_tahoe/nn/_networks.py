@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scvi_tahoe._memory import verify_memory
 from scvi_tahoe.nn._layers import (
     AlignedLinear,
     RMSNorm,
