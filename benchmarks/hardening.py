@@ -58,7 +58,6 @@ def jobs_of(place: Path, numbers: dict[str, int]) -> list[tuple[str, Callable[[]
         ("screens without sense", inputs.wrong_screens),
         ("run files, command line", lambda: inputs.wrong_files(numbers["files"])),
         ("killed and resumed", lambda: files.resumed_trainings(place, numbers["resumes"])),
-        ("repeated calls", lambda: files.memory_growth(place, numbers["calls"])),
     ]  # fmt: skip
     for name, kind in kinds.items():
         jobs += [
@@ -69,7 +68,7 @@ def jobs_of(place: Path, numbers: dict[str, int]) -> list[tuple[str, Callable[[]
         if name not in ("run file", "report", "table"):  # text that a user may edit; a table has no checksums
             jobs.append(("damaged files", lambda a=(name, kind): files.damaged_files(*a, place, share["damaged"])))
         jobs.append(("hostile files", lambda a=(name, kind): files.hostile_files(*a, place)))
-    return jobs
+    return [*jobs, ("repeated calls", lambda: files.memory_growth(place, numbers["calls"]))]
 
 
 def started(job: Callable[[], Counter[str]], place: Path) -> tuple[int, int]:

@@ -341,7 +341,8 @@ def resumed_trainings(place: Path, n: int) -> Counter[str]:
 
     def run(folder: Path) -> str:
         finetune(TahoeRun.from_dict(RUN), folder, progress=False, report=lambda _: None)
-        return digest(read_h5ad(folder / "prediction.h5ad").X, (folder / "scores.csv").read_text())
+        scores = EvaluationResult.load(folder / "scores").summary
+        return digest(read_h5ad(folder / "prediction.h5ad").X, scores.to_csv())
 
     works: dict[str, Callable[[Path], str]] = {
         "start": train, "lora": lambda f: train(f, recipe="full", plan_kwargs={"ema": 0.9}), "run": run,
@@ -391,7 +392,7 @@ def memory_growth(place: Path, n: int) -> Counter[str]:
         "read export": lambda: read_pretrained(place / "exported"),
         "from_pretrained": lambda: TahoeST.from_pretrained(place / "exported", cells, check_scale=False),
         "fit": lambda: ResponseModel.fit(changes, **_RESPONSES).predict(),
-        "rank_reversals": lambda: rank_reversals(changes, dict.fromkeys(genes[:2], 1.0), n_permutations=20),
+        "rank_reversals": lambda: rank_reversals(changes, dict.fromkeys(genes[:9], 1.0), n_permutations=20),
         "quality": lambda: scvi_tahoe.screen_quality(cells, **KEYS, n_permutations=0, progress=False),
         "figure": lambda: result.plot("bars").clear(), "page": lambda: result.to_html(place / "page.html"),
         "store": lambda: scvi_tahoe.write_store(place / "grown.h5ad", place / "grown.zarr", **KEYS, overwrite=True),
