@@ -12,6 +12,7 @@ from sklearn.decomposition import TruncatedSVD
 from tqdm.auto import tqdm
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._names import beside_labels
 from scvi_tahoe.data._matrix import dense_rows
 from scvi_tahoe.data._screen import ScreenKeys
 from scvi_tahoe.data._verification import verify_screen
@@ -114,8 +115,7 @@ def screen_quality(
         n_controls, of_controls = controls[context]
         rows = np.flatnonzero((contexts == context) & (labels == label))
         cells = dense_rows(matrix, np.sort(rng.permutation(rows)[:_MOST_CELLS]))
-        row = {perturbation_key: label} | ({} if context_key is None else {context_key: context})
-        row |= {"n_cells": len(rows), "n_controls": n_controls}
+        row: dict[str, object] = {"n_cells": len(rows), "n_controls": n_controls}
         parts = [label] if combination_separator is None else label.split(combination_separator)
         row |= _of_target([part.strip() for part in parts], adata.var_names, cells, of_controls)
         row |= _energy(components.transform(cells), components.transform(of_controls), n_permutations, rng)
@@ -130,7 +130,10 @@ def screen_quality(
         "no effect found": report["energy_fdr"] > _LEVEL if n_permutations else pd.Series(False, index=report.index),
     }
     report["marks"] = ["; ".join(name for name, marked in marks.items() if marked[i]) for i in report.index]
-    return report
+    columns = {perturbation_key: [label for _, label in conditions]}
+    if context_key is not None:
+        columns[context_key] = [context for context, _ in conditions]
+    return pd.DataFrame(beside_labels(columns, report))
 
 
 def _of_target(parts: list[str], genes: pd.Index, cells: np.ndarray, controls: np.ndarray) -> dict[str, object]:

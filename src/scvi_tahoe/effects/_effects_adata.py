@@ -40,16 +40,21 @@ def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
     ValueError
         If conditions do not have the same genes in the same order.
     """
-    genes = np.asarray(pd.unique(effects["gene"]), dtype=object)
+    of_gene = next((name for name in ("result_gene", "gene") if name in effects), None)
+    if of_gene is None or not {"change", "result_change"} & set(effects.columns):
+        raise ValueError("effects has no columns 'gene' and 'change'; give the table of predict_effects() as returned.")
+    genes = np.asarray(pd.unique(effects[of_gene]), dtype=object)
     n = len(effects) // max(len(genes), 1)
-    if len(effects) != n * len(genes) or not (effects["gene"].to_numpy() == np.tile(genes, n)).all():
+    if len(effects) != n * len(genes) or not (effects[of_gene].to_numpy() == np.tile(genes, n)).all():
         raise ValueError("conditions of this table do not have the same genes in the same order; give it as returned.")
-    values = [c for c in effects.columns[list(effects.columns).index("gene") + 1 :] if c != "support"]
-    labels = [c for c in effects.columns if c not in ("gene", *values)]
+    support = "result_support" if "result_support" in effects else "support"
+    values = [c for c in effects.columns[list(effects.columns).index(of_gene) + 1 :] if c != support]
+    labels = [c for c in effects.columns if c not in (of_gene, *values)]
     obs = effects[labels].iloc[:: len(genes)].reset_index(drop=True)
-    texts = obs.drop(columns="support", errors="ignore").astype(str)
+    texts = obs.drop(columns=support, errors="ignore").astype(str)
     obs.index = pd.Index(texts.agg(" in ".join, axis=1) if len(texts.columns) else texts.index.astype(str))
-    matrices = {name: effects[name].to_numpy(dtype=np.float32).reshape(n, len(genes)) for name in values}
+    arrays = effects[values].to_numpy(dtype=np.float32).T.reshape(len(values), n, len(genes))
+    matrices = dict(zip((str(name).removeprefix("result_") for name in values), arrays, strict=True))
     return AnnData(
         matrices.pop("change"), obs=obs, var=pd.DataFrame(index=genes.astype(str)), layers=matrices,
         uns={KEYS: {name: key for name, key in keys.items() if key is not None}},

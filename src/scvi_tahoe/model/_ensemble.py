@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._names import beside_labels
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
 from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
 from scvi_tahoe.files import (
@@ -29,7 +31,6 @@ from scvi_tahoe.response import makes_cells, means_by_code
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
@@ -198,15 +199,15 @@ class TahoeEnsemble:
             factor_G = np.divide(wanted_G, own_G, out=np.ones_like(wanted_G), where=own_G > 0)
             first.X[codes == k] *= factor_G.astype(first.X.dtype)
         delta_KG = mean_KG - start_KG
-        table["effect_size"] = np.linalg.norm(delta_KG, axis=1)
-        spread = np.linalg.norm(sd_KG, axis=1)
+        size_K, spread = np.linalg.norm(delta_KG, axis=1), np.linalg.norm(sd_KG, axis=1)
         # without an effect there is nothing to be certain of, unless the members agree on that
-        table["uncertainty"] = np.divide(
-            spread, table["effect_size"], out=np.where(spread > 0, np.inf, 0.0), where=table["effect_size"] > 0
-        )
+        uncertainty_K = np.divide(spread, size_K, out=np.where(spread > 0, np.inf, 0.0), where=size_K > 0)
+        own = {"effect_size": size_K, "uncertainty": uncertainty_K}
+        table = pd.DataFrame(beside_labels(table, own), index=table.index)
         first.varm["ensemble_delta"], first.varm["ensemble_sd"] = (x.T.astype(np.float32) for x in (delta_KG, sd_KG))
         first.uns[ENSEMBLE_RECORD] = table
-        first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
+        for name, values in beside_labels(first.obs, {"uncertainty": uncertainty_K[codes]}).items():
+            first.obs[name] = values
         return first
 
     def _start_means(

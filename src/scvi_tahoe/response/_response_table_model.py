@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe._names import nearest_names
+from scvi_tahoe._names import beside_labels, nearest_names
 from scvi_tahoe.data import ScreenKeys, label_columns
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Question
@@ -251,7 +251,8 @@ class ResponseModel:
             columns[self._keys.context_key] = [q.context for q in questions]
         several = self._keys.context_key is not None
         names = [f"{q.perturbation} in {q.context}" if several else q.perturbation for q in questions]
-        obs = pd.DataFrame(columns | {"support": found.support, "starts_from": found.starts_from}, index=names)
+        own = {"support": found.support, "starts_from": found.starts_from}
+        obs = pd.DataFrame(beside_labels(columns, own), index=names)
         if len(lost := obs.index[found.support < _NO_SUPPORT]):
             logger.warning(
                 "%d of %d predictions have no support, as nothing tells their perturbation from others: %s.",
@@ -317,7 +318,7 @@ class ResponseModel:
         columns = label_columns([label for label, _ in picked], self._keys)
         if self._keys.context_key is not None:
             columns[self._keys.context_key] = [context for _, context in picked]
-        return pd.DataFrame(columns).join(chosen)
+        return pd.DataFrame(beside_labels(columns, chosen))
 
     @checked()
     def report(self, *, losses: bool = True) -> pd.DataFrame:
