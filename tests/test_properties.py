@@ -57,10 +57,9 @@ def refuses_or_returns(call):
     try:
         return call()
     except REFUSALS as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        assert "scvi_tahoe" in last.filename, f"{type(error).__name__} of {last.filename}: {error}"
-        assert str(error).strip()
-        return None
+        if "scvi_tahoe" in traceback.extract_tb(error.__traceback__)[-1].filename and str(error).strip():
+            return None
+        raise
 
 
 CONFIGS = {

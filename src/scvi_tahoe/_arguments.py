@@ -123,8 +123,16 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
 
 
 def _shown(value: Any) -> str:
-    """Return a value for a message, by its type where it is long."""
-    text = repr(value) if isinstance(value, str | int | float | bool | bytes | list | tuple | dict | type(None)) else ""
+    """Return a value for a message, by its type where it is long or no plain value."""
+    text = ""
+    if isinstance(value, str | int | float | bool | bytes | type(None)):
+        text = repr(value)
+    elif type(value) in (list, tuple, dict) and len(value) <= 9:
+        items = (
+            [f"{_shown(k)}: {_shown(v)}" for k, v in value.items()] if isinstance(value, dict) else map(_shown, value)
+        )
+        opening, closing = repr(type(value)())
+        text = f"{opening}{', '.join(items)}{closing}"
     return text if text and len(text) <= 80 else f"{type(value).__module__.split('.')[0]}.{type(value).__qualname__}"
 
 

@@ -76,8 +76,6 @@ class TahoeEnsemble:
         if len(self.models) < 2:
             raise ValueError(f"an ensemble needs two or more models; got {len(self.models)}.")
         for i, model in enumerate(self.models):
-            if not isinstance(model, TahoeST):
-                raise TypeError(f"member {i} is {type(model).__name__}, not a TahoeST.")
             if not model.is_trained_:
                 raise ValueError(f"member {i} is not trained; its predictions mean nothing yet.")
             _verify_alike(i, model, self.models[0])
