@@ -102,16 +102,7 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
         value = _array(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
-        series = any(get_origin(option) in _SERIES for option in options)
-        words = [text for option in options for text in get_args(option) if get_origin(option) is Literal]
-        if isinstance(value, str) and series:
-            word = f", or {str(list(words))[1:-1]}{nearest_names(value, words, n=1)}" if words else ""
-            raise ArgumentError(f"{where} is a list{word}; got the text {value!r}, write [{value!r}].")
-        if isinstance(value, str) and words:
-            near, others = nearest_names(value, words, n=1), [o for o in options if get_origin(o) is not Literal]
-            more = "".join(f" or {named(option)}" for option in others)
-            raise ArgumentError(f"{where}={value!r} is unknown; allowed are {str(list(words))[1:-1]}{more}{near}.")
-        raise ArgumentError(f"{where} is {_shown(value)}; allowed is {' or '.join(map(named, options))}.")
+        raise _refusal(value, options, where)
     if is_number and not math.isfinite(value):
         raise ArgumentError(f"{where} is {value}; a finite number is needed.")
     if is_number and bounds is not None:
@@ -120,6 +111,23 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
             allowed = f"{low:,} to {high:,}" if None not in bounds else f"{low:,} or more" if high is None else ""
             raise ArgumentError(f"{where}={value!r} must be {allowed or f'at most {high:,}'}.")
     return value
+
+
+def _refusal(value: Any, options: tuple[Any, ...], where: str) -> ArgumentError:
+    """Make the error of a value that is of no kind that an annotation allows."""
+    series = any(get_origin(option) in _SERIES for option in options)
+    words = [text for option in options for text in get_args(option) if get_origin(option) is Literal]
+    if isinstance(value, str) and series:
+        word = f", or {str(list(words))[1:-1]}{nearest_names(value, words, n=1)}" if words else ""
+        return ArgumentError(f"{where} is a list{word}; got the text {value!r}, write [{value!r}].")
+    if isinstance(value, str) and words:
+        near, others = nearest_names(value, words, n=1), [o for o in options if get_origin(o) is not Literal]
+        more = "".join(f" or {named(option)}" for option in others)
+        return ArgumentError(f"{where}={value!r} is unknown; allowed are {str(list(words))[1:-1]}{more}{near}.")
+    hint = next((get_args(o)[1] for o in options if fits({}, o) and len(get_args(o)) == 2), Any)
+    if isinstance(value, collections.abc.Mapping) and (bad := [k for k in value if not _holds(value[k], hint)]):
+        where, value, options = f"{where}[{bad[0]!r}]", value[bad[0]], options_of(hint)
+    return ArgumentError(f"{where} is {_shown(value)}; allowed is {' or '.join(map(named, options))}.")
 
 
 def _shown(value: Any) -> str:
@@ -131,8 +139,8 @@ def _shown(value: Any) -> str:
         items = (
             [f"{_shown(k)}: {_shown(v)}" for k, v in value.items()] if isinstance(value, dict) else map(_shown, value)
         )
-        opening, closing = repr(type(value)())
-        text = f"{opening}{', '.join(items)}{closing}"
+        brackets = repr(type(value)())
+        text = f"{brackets[0]}{', '.join(items)}{brackets[1]}"
     return text if text and len(text) <= 80 else f"{type(value).__module__.split('.')[0]}.{type(value).__qualname__}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @checked()
 def drug_structures(
-    smiles: Mapping[str, str] | str | Path, *, radius: int = 2, n_bits: int = 1024, licence: str | None = None
+    smiles: Mapping[str, Any] | str | Path, *, radius: int = 2, n_bits: int = 1024, licence: str | None = None
 ) -> pd.DataFrame:
     """Make a table of drugs from their structures: Morgan fingerprints, as :func:`~scvi_tahoe.smiles_fingerprints`.
 
