@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from scvi_tahoe.files._checksums import verify_checksums
-from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, one_line, verify_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LIMIT = 10_000_000 * MEGABYTE
 _MAX_DEPTH = 40
+#: bytes of an array from which they are compared with those in the file, and by how much these may be compressed
+_LARGE, _COMPRESSION = 64 * MEGABYTE, 1100
 _MAX_NODES = 200_000
 _DESCRIPTIONS = (".zarray", ".zmetadata", "zarr.json")
 _DESCRIPTION_LIMIT = 64 * MEGABYTE
@@ -74,6 +76,9 @@ def _walk(root: h5py.Group) -> None:
 def _verify_dataset(dataset: h5py.Dataset) -> None:
     if dataset.external:
         raise UnsafeFileError(f"{dataset.name} is stored in another file, {str(dataset.external[0][0])[:80]!r}.")
+    stored, claimed = dataset.id.get_storage_size(), int(dataset.nbytes)
+    if not dataset.is_virtual and claimed > _LARGE and stored * _COMPRESSION < claimed:
+        raise UnsafeFileError(f"{dataset.name} claims {claimed:,} bytes and holds {stored:,} of them.")
     if dataset.is_virtual and any(source.file_name != "." for source in dataset.virtual_sources()):
         raise UnsafeFileError(f"{dataset.name} is put together from other files.")
 
@@ -131,7 +136,7 @@ def damaged(path: Path) -> Iterator[None]:
         raise UnsafeFileError(f"{path} was refused: {error}" if str(path) not in str(error) else str(error)) from None
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except MALFORMED as error:
+    except Exception as error:  # noqa: BLE001  anndata has errors of its own, which are private
         kind = "h5ad file" if path.suffix == ".h5ad" else path.suffix.removeprefix(".") or "folder of cells"
         raise UnsafeFileError(f"{path} is no {kind}, or is damaged: {one_line(error)}") from None
 

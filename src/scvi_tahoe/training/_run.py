@@ -426,12 +426,12 @@ def _mismatch(module: TahoeSTModule) -> str:
     )
 
 
-@cache
 def _is_first_process() -> bool:
     """Return whether this process is the one of its run that writes."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
+@cache
 def _say_that_there_is_no_gpu() -> None:
     """Warn once in a process."""
     tqdm.write("No GPU was found: training and prediction run on the CPU, which works and is slower.", file=sys.stderr)
