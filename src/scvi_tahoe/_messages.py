@@ -6,9 +6,15 @@ import logging
 import os
 import sys
 import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 #: packages whose lines are not those of a user
 _INSIDE = ("scvi_tahoe", "scvi", "lightning", "contextlib", "functools")
+#: seconds between two lines of a bar where nobody watches
+_SPARSE = 30.0
 
 
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
@@ -30,6 +36,17 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def progress_bar(*arguments: Any, **options: Any) -> tqdm:
+    """Return a bar of tqdm, which in a log file or the output of a cluster's job writes a line every half minute."""
+    from tqdm.auto import tqdm  # not before it is needed: help texts are quick
+
+    in_notebook = any("notebook" in kind.__module__ for kind in tqdm.__mro__)
+    options.setdefault("file", sys.stderr)
+    if not in_notebook and not options["file"].isatty():
+        options |= {"mininterval": _SPARSE, "maxinterval": _SPARSE, "ncols": 100}
+    return tqdm(*arguments, **options)
 
 
 def duration(seconds: float) -> str:
