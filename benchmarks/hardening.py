@@ -42,7 +42,7 @@ NUMBERS = {
     "files": 500,
     "kills": 360,
     "refusals": 420,
-    "damaged": 1_040,
+    "damaged": 1_400,
     "twice": 72,
     "resumes": 10,
     "calls": 200,

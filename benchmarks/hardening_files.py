@@ -27,6 +27,7 @@ from hardening_inputs import KEYS, RUN, SMALL
 
 import scvi_tahoe
 from scvi_tahoe import EvaluationResult, TahoeEnsemble, TahoeST, datasets, tables
+from scvi_tahoe.data import dense_rows
 from scvi_tahoe.effects import rank_reversals
 from scvi_tahoe.files import damaged, read_h5ad, verify_zarr
 from scvi_tahoe.pretrained import read_pretrained
@@ -61,6 +62,12 @@ def digest(*values: Any) -> str:
 def weights_digest(model: TahoeST) -> str:
     """Return a hash of a model's weights, genes and perturbations."""
     return digest(*model.module.state_dict().values(), list(model.genes), list(model.perturbation_table.names))
+
+
+def store_digest(path: Path) -> str:
+    """Return a hash of a store's cells as training reads them, and of their labels."""
+    cells = scvi_tahoe.read_store(path)
+    return digest(dense_rows(cells.X, np.arange(cells.n_obs)), cells.obs.to_csv(), list(cells.var_names))
 
 
 def make_kinds(place: Path) -> dict[str, Kind]:  # noqa: C901  a line each
@@ -122,7 +129,7 @@ def make_kinds(place: Path) -> dict[str, Kind]:  # noqa: C901  a line each
         "adapters": Kind(lambda p, v: with_adapters[v].save_adapters(p), adapters),
         "prediction": Kind(predict, lambda p: digest(read_h5ad(p).X), "artefact.h5ad"),
         "prediction (zarr)": Kind(predict, zarr, "artefact.zarr"),
-        "store": Kind(store, lambda p: digest(scvi_tahoe.read_store(p).to_memory().X)),
+        "store": Kind(store, lambda p: store_digest(p)),
         "result": Kind(lambda p, v: results[v].save(p), result),
         "response model": Kind(
             lambda p, v: fitted[v].save(p, overwrite=True), lambda p: digest(ResponseModel.load(p).predict().X)
@@ -333,9 +340,10 @@ def resumed_trainings(place: Path, n: int) -> Counter[str]:
 
     def train(folder: Path, **options: Any) -> str:
         model = TahoeST(cells, size=SMALL, set_size=4, seed=0)
+        left = [folder / name for name in ("last.ckpt", "best.ckpt") if (folder / name).exists()]
         model.train(
             max_steps=24, validate_every=4, save_steps=4, batch_size=2, save_dir=folder, progress=False,
-            **({"resume_from": folder / "last.ckpt"} if (folder / "last.ckpt").exists() else {}), **options,
+            **({"resume_from": left[0]} if left else {}), **options,
         )  # fmt: skip
         return weights_digest(model)
 

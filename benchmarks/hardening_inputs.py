@@ -403,5 +403,7 @@ def wrong_files(n: int) -> Counter[str]:
         elif result.exit_code == 2 and not result.output.strip():
             found["silent"] += 1
             print(f"no message: {label}")
-        found["slow"] += time.perf_counter() - begin > SLOW_SECONDS
+        if (seconds := time.perf_counter() - begin) > SLOW_SECONDS:
+            found["slow"] += 1
+            print(f"slow: {label}: {seconds:.0f} s")
     return found

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe._arguments import checked
 from scvi_tahoe._matrices import verify_magnitude
 from scvi_tahoe._names import nearest_names
 
@@ -37,7 +36,6 @@ class Component(NamedTuple):
         return self.name if self.dose is None else dose_label(self.name, self.dose)
 
 
-@checked()
 def dose_label(perturbation: str, dose: float) -> str:
     """Return the label of a perturbation at a dose, as :meth:`~scvi_tahoe.TahoeST.predict` takes it.
 

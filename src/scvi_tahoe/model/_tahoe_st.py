@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._compat import forget_managers_with
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import REPRESENTATIONS, read_screen
 from scvi_tahoe.model._evaluate import EvaluateMixin
@@ -132,6 +133,7 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
         seed: int = 0,
     ) -> None:
         super().__init__(adata, registry)
+        forget_managers_with(self)
         self._adopt(**new_state())
         if prior not in PRIORS:
             raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")

@@ -75,7 +75,6 @@ def embedding_file(data: Path, output: Path, key: str, shape: tuple[int, int]) -
         _add_provenance(root, key, file.provenance)
         if data.is_dir():
             _refresh(partial, root)
-            write_checksums(partial)
 
 
 def _room(root: Any, key: str, shape: tuple[int, int]) -> Any:
@@ -106,5 +105,7 @@ def _refresh(folder: Path, root: Any) -> None:
 
     if is_store(folder):
         record_files(folder)
-    elif (folder / ".zmetadata").exists() or "consolidated_metadata" in (folder / "zarr.json").read_text("utf-8"):
+        return
+    if (folder / ".zmetadata").exists() or "consolidated_metadata" in (folder / "zarr.json").read_text("utf-8"):
         zarr.consolidate_metadata(root.store)
+    write_checksums(folder)

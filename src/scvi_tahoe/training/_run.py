@@ -428,7 +428,7 @@ def _mismatch(module: TahoeSTModule) -> str:
 
 def _is_first_process() -> bool:
     """Return whether this process is the one of its run that writes."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 @cache
