@@ -49,6 +49,7 @@ WRONG: list[tuple[str, Any]] = [
     *(("Sequence list tuple Iterable ndarray NDArray", np.array(["a"])), ("ndarray NDArray", np.array([[1.0]]))),
     *(("", value) for value in (sp.eye(2).tocsr(), lambda: None, Path, Counter, time, json.JSONDecoder())),
 ]
+_LABELS = {"perturbation_key": "perturbation", "control": "control"}
 #: Values that belong nowhere in a run file or in a configuration where a number or a text is.
 NOWHERE = (
     float("nan"),
@@ -106,6 +107,12 @@ def public_calls(cells: Any) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (effects.effects_adata, {"effects": model.predict_effects()}),
         (effects.rank_reversals, {"effects": changes, "signature": {"gene_1": 1.0}}),
         (effects.cells_needed, {"sd": np.ones(3), "change": 0.5}),
+        (effects.power, {"sd": np.ones(3), "n_cells": 10, "change": 0.5}),
+        (effects.gene_set_scores, {"effects": changes, "gene_sets": {"a": list(cells.var_names[:9])}}),
+        (effects.condition_embedding, {"effects": changes}), (pl.ranked, {"effects": changes, "condition": "x"}),
+        (tables.protein_embeddings, {"path": "x.fasta", "model": "x"}), (tables.drug_targets, {"path": "x.csv"}),
+        (tables.read_gene_sets, {"path": "x.gmt"}), (evaluate.read_split, {"path": "x.json", "adata": cells}),
+        (evaluate.write_scperturbench, {"prediction": cells, "observed": cells, "path": "x", **_LABELS}),
         (effects.hill, {"dose": np.ones(3), "emax": 1.0, "ec50": 1.0, "slope": 1.0}),
         (response.ResponseModel.fit, {"adata": changes, **keys}), (response.ResponseModel.load, {"path": "x"}),
         (learned.predict, {}), (learned.plan_next, {}), (learned.report, {}), (learned.save, {"path": "x"}),

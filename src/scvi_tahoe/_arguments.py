@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import collections.abc
 import functools
+import importlib
 import inspect
 import math
 import os
@@ -36,6 +37,8 @@ _WORDS: dict[Any, str] = {
     np.ndarray: "an array of numbers",
 }  # fmt: skip
 _SERIES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+#: classes that nobody has imported yet when a call is checked
+_LATE = {"Axes": "matplotlib.axes"}
 #: what an annotation means that names nothing that is known here
 _ANYTHING = (Any, inspect.Parameter.empty)
 
@@ -231,6 +234,8 @@ class _Names(dict[str, Any]):
 
 
 def _known(name: str) -> Iterator[Any]:
+    if name in _LATE:
+        yield getattr(importlib.import_module(_LATE[name]), name)
     for space in (typing, collections.abc, builtins, pathlib, numpy.typing):
         if hasattr(space, name):
             yield getattr(space, name)

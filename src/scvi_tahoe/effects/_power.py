@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+@checked()
 def power(
     sd: np.ndarray | pd.Series,
     n_cells: int | Sequence[int],

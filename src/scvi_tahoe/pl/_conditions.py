@@ -82,6 +82,7 @@ def volcano(
 
 
 @drawn
+@checked()
 def ranked(
     effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: int = 10, ax: Axes | None = None,
     **output: Unpack[Output],
@@ -131,6 +132,7 @@ def ranked(
 
 
 @drawn
+@checked()
 def condition_map(
     embedding: AnnData, color: str | None = None, *, n_names: int = 12, ax: Axes | None = None,
     **output: Unpack[Output],

@@ -62,6 +62,7 @@ def drug_structures(
     )  # fmt: skip
 
 
+@checked()
 def drug_targets(
     path: str | Path,
     *,

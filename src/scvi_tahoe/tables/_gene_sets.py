@@ -75,6 +75,7 @@ def gene_sets(
     )  # fmt: skip
 
 
+@checked()
 def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
     """Read the gene sets of a ``.gmt`` file.
 

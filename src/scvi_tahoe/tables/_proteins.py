@@ -67,6 +67,7 @@ def protein_kmers(
     )  # fmt: skip
 
 
+@checked()
 def protein_embeddings(
     path: str | Path,
     model: str | Path,
