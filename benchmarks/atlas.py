@@ -29,7 +29,8 @@ from lightning.pytorch import Callback
 from tqdm.auto import tqdm
 
 from scvi_tahoe import HeldOutPerturbations, TahoeST, read_store
-from scvi_tahoe.data import StoreWriter, make_store
+from scvi_tahoe.data import make_store
+from scvi_tahoe.data._store_folder import StoreWriter
 
 N_CELLS, CONTROLS_FOR_EACH = 475, 5_000
 SETS, SET_SIZE, EVERY, WARM_UP = 8, 64, 20, 40

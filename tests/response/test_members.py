@@ -132,14 +132,14 @@ def test_the_better_member_gets_the_weight(left_out):
 def test_few_conditions_leave_the_kernels_alone(left_out):
     predicted, truth = left_out
     stack = fit_stack(predicted[:5], [None] * 5, truth[:5], np.ones(5))
-    assert stack.weights.tolist() == Stack.default().weights.tolist() == [1, 0, 0, 0, 0, 0]
+    assert stack.weights.tolist() == Stack.default().weights.tolist() == [1] + [0] * (len(MEMBERS) - 1)
     some = fit_stack(predicted[:8], [None] * 8, truth[:8], np.ones(8))
     more = fit_stack(predicted, [None] * 60, truth, np.ones(60))
     assert some.weights[0] > more.weights[0]
 
 
 def test_a_member_that_knows_nothing_is_replaced_by_the_kernels():
-    stack = Stack(np.array([0.5, 0, 0.5, 0, 0, 0]), np.zeros(7))
+    stack = Stack(np.array([0.5, 0, 0.5, *[0] * (len(MEMBERS) - 3)]), np.zeros(7))
     kernels = np.array([2.0])
     assert stack.apply({"kernels": kernels}, None) == pytest.approx(2)
     assert stack.apply({"kernels": kernels, "transfer": np.array([4.0])}, None) == pytest.approx(3)

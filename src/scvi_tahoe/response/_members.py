@@ -17,6 +17,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression, nnls
 
 from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
+from scvi_tahoe.response._elsewhere import Translation
 from scvi_tahoe.response._kernels import table_rows, unit_rows
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.data import LabelParser
 
 #: members, in the order of their weights
-MEMBERS = ("kernels", "mean", "transfer", "deviation", "nearest", "ridge")
+MEMBERS = ("kernels", "mean", "transfer", "deviation", "nearest", "ridge", "translation")
 _FEWEST = 6  # conditions that weights are fitted to
 _PULL = 20  # conditions' worth of a pull towards the kernels alone
 _PULL_OF_CONTEXT = 5  # the same of the pull towards relying on them in a context
@@ -151,6 +152,9 @@ class Members:
             label, context = question.perturbation, question.context
             found["transfer"] = self.seen.transfer(label, context)  # type: ignore[assignment]
             found["deviation"] = self.seen.deviation(label, context, without, hidden=question.hides_context)  # type: ignore[assignment]
+            if not question.hides_context and (translation := self._translation(context)) is not None:
+                hides = question.hides_condition
+                found["translation"] = translation.change(self.seen, label, context, without_itself=hides)
         elif origin is Origin.NEAREST_DOSES:
             weights = self._dose_weights(question)
             found["deviation"] = np.sum([w * self._unshrunk(k, question, mean) for k, w in weights.items()], axis=0)
@@ -161,6 +165,20 @@ class Members:
         elif origin is Origin.NEAREST:
             found |= self._by_table(question, without)
         return found
+
+    def lacks_translation(self, context: str) -> bool:
+        """Whether too few perturbations were measured in a context to translate to it, but not so in others."""
+        others = np.unique(self.seen.contexts).tolist()
+        return self._translation(context) is None and any(self._translation(other) is not None for other in others)
+
+    def _translation(self, context: str) -> Translation | None:
+        if context not in self._translations:
+            self._translations[context] = Translation.of(self.seen, context)
+        return self._translations[context]
+
+    @cached_property
+    def _translations(self) -> dict[str, Translation | None]:
+        return {}
 
     def noise_of(self, question: Question, origin: Origin) -> np.ndarray:
         """Return the sampling variance of the member ``'deviation'``, ``[G]``."""

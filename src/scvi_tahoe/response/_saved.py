@@ -14,7 +14,7 @@ from scvi_tahoe.response._context_scale import ContextScale
 from scvi_tahoe.response._evidence_head import EvidenceHead, Gain
 from scvi_tahoe.response._fitted import Fitted
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
-from scvi_tahoe.response._members import Members, Origin, Stack
+from scvi_tahoe.response._members import MEMBERS, Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._precision import Group
 from scvi_tahoe.response._regression import Regression
@@ -112,7 +112,7 @@ def fitted_from_plain(
         None if inducing is None else np.array(inducing, dtype=np.int64), arrays.get("inducing"),
     )  # fmt: skip
     stacks = {
-        (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), reliance)
+        (Origin[name], hidden): Stack(_of_members(weights), np.array(unshrunk), reliance)
         for name, hidden, weights, unshrunk, reliance in settings["stacks"]
     }
     inflation, unshrinking, spread, sized = (
@@ -127,6 +127,11 @@ def fitted_from_plain(
         scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized, shares=shares,
         silent=silent, scale=scale, head=_head(arrays, settings.get("head", [])),
     )  # fmt: skip
+
+
+def _of_members(weights: Sequence[float]) -> np.ndarray:
+    """One weight for each member; earlier versions had fewer members."""
+    return np.pad(np.array(weights, dtype=float), (0, len(MEMBERS) - len(weights)))
 
 
 def _head(arrays: Mapping[str, np.ndarray], gains: Sequence[Any]) -> EvidenceHead | None:

@@ -76,6 +76,8 @@ def _calibrated(
     for i, question in enumerate(questions):
         hides = question.hides_context or question.context not in trained
         origin = fitted.members.origin(replace(question, hides_context=hides))
+        # less is known in a context of few perturbations than in those that variances are mostly calibrated on
+        hides = hides or fitted.members.lacks_translation(question.context)
         key = next((k for k in ((origin, hides), (origin, False)) if k in fitted.inflation), None)
         known = key and (fitted.inflation[key], fitted.spread[key], fitted.sized.get(key, 0.0))
         inflation, spread, sized = known or largest
