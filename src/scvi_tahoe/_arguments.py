@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import collections.abc
 import functools
+import importlib
 import inspect
 import math
 import os
@@ -18,6 +19,7 @@ import typing
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
+import numpy.typing
 
 from scvi_tahoe._names import nearest_names
 
@@ -32,8 +34,11 @@ F = TypeVar("F", bound="Callable[..., Any]")
 _WORDS: dict[Any, str] = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null",
     dict: "a mapping", list: "a list", pathlib.Path: "a path", collections.abc.Mapping: "a mapping",
+    np.ndarray: "an array of numbers",
 }  # fmt: skip
 _SERIES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+#: classes that nobody has imported yet when a call is checked
+_LATE = {"Axes": "matplotlib.axes"}
 #: what an annotation means that names nothing that is known here
 _ANYTHING = (Any, inspect.Parameter.empty)
 
@@ -94,18 +99,13 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
         value = value.item()
     if isinstance(value, float) and int in options and float not in options and value.is_integer():
         value = int(value)
+    if any((get_origin(option) or option) is np.ndarray for option in options) and (
+        isinstance(value, list | tuple) or type(value).__name__ == "Series"
+    ):
+        value = _array(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
-        series = any(get_origin(option) in _SERIES for option in options)
-        words = [text for option in options for text in get_args(option) if get_origin(option) is Literal]
-        if isinstance(value, str) and series:
-            word = f", or {str(list(words))[1:-1]}{nearest_names(value, words, n=1)}" if words else ""
-            raise ArgumentError(f"{where} is a list{word}; got the text {value!r}, write [{value!r}].")
-        if isinstance(value, str) and words:
-            near, others = nearest_names(value, words, n=1), [o for o in options if get_origin(o) is not Literal]
-            more = "".join(f" or {named(option)}" for option in others)
-            raise ArgumentError(f"{where}={value!r} is unknown; allowed are {str(list(words))[1:-1]}{more}{near}.")
-        raise ArgumentError(f"{where} is {_shown(value)}; allowed is {' or '.join(map(named, options))}.")
+        raise _refusal(value, options, where)
     if is_number and not math.isfinite(value):
         raise ArgumentError(f"{where} is {value}; a finite number is needed.")
     if is_number and bounds is not None:
@@ -116,10 +116,44 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
     return value
 
 
+def _refusal(value: Any, options: tuple[Any, ...], where: str) -> ArgumentError:
+    """Make the error of a value that is of no kind that an annotation allows."""
+    series = any(get_origin(option) in _SERIES for option in options)
+    words = [text for option in options for text in get_args(option) if get_origin(option) is Literal]
+    if isinstance(value, str) and series:
+        word = f", or {str(list(words))[1:-1]}{nearest_names(value, words, n=1)}" if words else ""
+        return ArgumentError(f"{where} is a list{word}; got the text {value!r}, write [{value!r}].")
+    if isinstance(value, str) and words:
+        near, others = nearest_names(value, words, n=1), [o for o in options if get_origin(o) is not Literal]
+        more = "".join(f" or {named(option)}" for option in others)
+        return ArgumentError(f"{where}={value!r} is unknown; allowed are {str(list(words))[1:-1]}{more}{near}.")
+    hint = next((get_args(o)[1] for o in options if fits({}, o) and len(get_args(o)) == 2), Any)
+    if isinstance(value, collections.abc.Mapping) and (bad := [k for k in value if not _holds(value[k], hint)]):
+        where, value, options = f"{where}[{bad[0]!r}]", value[bad[0]], options_of(hint)
+    return ArgumentError(f"{where} is {_shown(value)}; allowed is {' or '.join(map(named, options))}.")
+
+
 def _shown(value: Any) -> str:
-    """Return a value for a message, by its type where it is long."""
-    text = repr(value) if isinstance(value, str | int | float | bool | bytes | list | tuple | dict | type(None)) else ""
+    """Return a value for a message, by its type where it is long or no plain value."""
+    text = ""
+    if isinstance(value, str | int | float | bool | bytes | type(None)):
+        text = repr(value)
+    elif type(value) in (list, tuple, dict) and len(value) <= 9:
+        items = (
+            [f"{_shown(k)}: {_shown(v)}" for k, v in value.items()] if isinstance(value, dict) else map(_shown, value)
+        )
+        brackets = repr(type(value)())
+        text = f"{brackets[0]}{', '.join(items)}{brackets[1]}"
     return text if text and len(text) <= 80 else f"{type(value).__module__.split('.')[0]}.{type(value).__qualname__}"
+
+
+def _array(value: Any) -> Any:
+    """Return a list of numbers as an array, and any other list itself."""
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return value
+    return found if found.dtype.kind in "iufb" else value
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
@@ -139,15 +173,15 @@ def fits(value: Any, hint: Any) -> bool:
         kind = (int, float)
     if isinstance(kind, type) and issubclass(kind, tuple) and kind is not tuple:  # named tuples, as plain ones
         return isinstance(value, tuple)
-    if isinstance(value, bool):
-        return kind in (bool, object)
-    if kind is pathlib.Path:
-        return isinstance(value, os.PathLike)
+    if isinstance(value, bool) or kind is pathlib.Path:
+        return kind in (bool, object) or isinstance(value, os.PathLike)
+    if kind is collections.abc.Iterable and isinstance(value, collections.abc.Iterator):
+        return True
     if kind in _SERIES:
         return _is_list(value) and _holds_items(value, kind, arguments)
     if kind in (dict, collections.abc.Mapping):
         return isinstance(value, collections.abc.Mapping) and (
-            not arguments or all(_holds(key, arguments[0]) for key in value)
+            not arguments or all(_holds(k, arguments[0]) and _holds(v, arguments[1]) for k, v in value.items())
         )
     try:
         return isinstance(value, kind)
@@ -172,6 +206,8 @@ def _is_list(value: Any) -> bool:
 def _holds(item: Any, hint: Any) -> bool:
     if isinstance(item, np.bool_ | np.integer | np.floating):
         item = item.item()
+    if isinstance(item, float) and not math.isfinite(item):
+        return hint in _ANYTHING
     if hint is str and isinstance(item, int | float):  # labels are compared as text
         return True
     return any(fits(item, option) for option in options_of(hint))
@@ -198,7 +234,9 @@ class _Names(dict[str, Any]):
 
 
 def _known(name: str) -> Iterator[Any]:
-    for space in (typing, collections.abc, builtins, pathlib):
+    if name in _LATE:
+        yield getattr(importlib.import_module(_LATE[name]), name)
+    for space in (typing, collections.abc, builtins, pathlib, numpy.typing):
         if hasattr(space, name):
             yield getattr(space, name)
     modules = [m for place, m in list(sys.modules.items()) if place.startswith("scvi_tahoe") and name in vars(m)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+import weakref
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from itertools import count
@@ -126,6 +127,12 @@ def ask_for_sigterm_seldom(trainer: Trainer, every: int = 50) -> None:
             ask()
 
     loop._broadcast_sigterm_tensor = seldom
+
+
+def forget_managers_with(model: Any) -> None:
+    """Let scvi-tools forget the data of a model when the model is gone; it keeps them as long as the process lives."""
+    managers = getattr(type(model), "_per_instance_manager_store", {})
+    weakref.finalize(model, managers.pop, model.id, None)
 
 
 def require(module: str, extra: str) -> Any:

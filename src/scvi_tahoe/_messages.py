@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+#: packages whose lines are not those of a user
+_INSIDE = ("scvi_tahoe", "scvi", "lightning", "contextlib", "functools")
 #: seconds between two lines of a bar where nobody watches
 _SPARSE = 30.0
 
@@ -25,6 +28,14 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         if speaks and not logging.getLogger().handlers:
             self.stream = sys.stderr  # setStream would flush the one before, which may be closed
             super().emit(record)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the user's line that called the package, however deep inside the package this is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def progress_bar(*arguments: Any, **options: Any) -> tqdm:

@@ -6,7 +6,7 @@ import difflib
 import re
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,10 +37,15 @@ class Registry(dict[str, T]):
 
     def find(self, name: str) -> T:
         """Return a kind; a ValueError for an unknown name lists the known ones."""
-        if name not in self:
-            near = nearest_names(name, list(self))
+        if not isinstance(name, str) or name not in self:
+            near = nearest_names(str(name), list(self))
             raise ValueError(f"There is no {self.thing} {name!r}{near}; choose one of {list(self)}.")
         return self[name]
+
+
+def beside_labels(labels: Any, own: Any) -> dict[str, Any]:
+    """Return columns of labels and our own (mappings or tables) as one; ours make way: ``"result_gene"``."""
+    return {**labels, **{f"result_{name}" if name in labels else str(name): values for name, values in own.items()}}
 
 
 def import_files(package: str, *prefixes: str) -> None:

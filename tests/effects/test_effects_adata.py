@@ -37,7 +37,7 @@ def test_a_table_that_was_cut_is_refused(tidy):
 
 
 def test_other_objects_and_values_are_refused(table_of):
-    with pytest.raises(TypeError, match="as_adata=True"):
+    with pytest.raises(TypeError, match="effects is .*; allowed is AnnData"):
         interactions({"a": 1})
     with pytest.raises(ValueError, match="finite"):
         interactions(table_of(np.array([[np.nan]]), perturbation=["A"]), perturbation_key="perturbation")

@@ -152,7 +152,8 @@ def test_a_saved_ensemble_predicts_what_it_predicted_before(ensemble, screen, tm
     with pytest.raises(FileExistsError, match="exists; give overwrite=True"):
         ensemble.save(tmp_path / "ensemble")
     TahoeEnsemble(ensemble.models[:2]).save(tmp_path / "ensemble", overwrite=True)
-    assert sorted(p.name for p in (tmp_path / "ensemble").iterdir()) == ["ensemble.json", "member_0", "member_1"]
+    names = sorted(p.name for p in (tmp_path / "ensemble").iterdir())
+    assert names == ["checksums.json", "ensemble.json", "member_0", "member_1"]
     assert [p.name for p in tmp_path.iterdir()] == ["ensemble"]
 
 
@@ -199,7 +200,7 @@ def test_one_model_an_untrained_one_and_something_else_are_refused(ensemble, mak
         TahoeEnsemble([first])
     with pytest.raises(ValueError, match="member 1 is not trained"):
         TahoeEnsemble([first, make_model()])
-    with pytest.raises(TypeError, match="member 1 is int, not a TahoeST"):
+    with pytest.raises(TypeError, match=r"models is \[scvi_tahoe.TahoeST, 1\]; allowed is a list of TahoeST"):
         TahoeEnsemble([first, 1])
 
 

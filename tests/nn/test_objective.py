@@ -139,7 +139,7 @@ def test_chunks_of_genes_are_averaged():
         ({"embedding_terms": {"contrast": 1.0}}, r"embedding_terms \['contrast'\] are unknown; .* \['alignment'"),
         ({"embedding_terms": {"alignment": -1.0}}, "must not be negative or infinite; got {'alignment': -1.0}"),
         ({"terms": {"contrastive": 1.0, "de_weighted": 1.0}}, "at least one of the terms .*energy"),
-        ({"terms": {"energy": float("nan"), "mse": 1.0}}, "must not be negative or infinite; got {'energy': nan}"),
+        ({"terms": {"energy": float("nan"), "mse": 1.0}}, r"terms\['energy'\] is nan; allowed is a number"),
         ({"decoder_weight": "balanced"}, "decoder_weight='balanced' is unknown; allowed are 'auto' or a number"),
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"terms": {}}, "at least one of the terms"),

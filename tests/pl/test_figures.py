@@ -173,7 +173,7 @@ def test_a_prediction_of_no_change_is_said_to_be_one(results):
 @pytest.mark.parametrize(
     ("draw", "error", "message"),
     [
-        pytest.param(lambda r: r.plot("pie"), ValueError, "no figure 'pie'; choose one of", id="unknown figure"),
+        pytest.param(lambda r: r.plot("pie"), ValueError, "kind='pie' is unknown; allowed", id="unknown figure"),
         pytest.param(lambda r: pl.deltas(r, ["nothing"]), KeyError, "were not scored", id="unknown deltas"),
         pytest.param(lambda r: pl.fold_changes(r, "nothing"), KeyError, "was not scored", id="unknown fold changes"),
         pytest.param(lambda r: pl.similarity(r, context="x"), KeyError, "not scored; there are", id="unknown context"),

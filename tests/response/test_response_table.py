@@ -124,7 +124,7 @@ def broken(what):
     ("what", "options", "error", "says"),
     [
         ("infinite", {}, ValueError, "1 infinite values, the first in row 3, column 2"),
-        ("text", {}, ValueError, "not numbers"),
+        ("text", {}, ValueError, "real numbers are needed"),
         ("zeros", {}, ValueError, "0 in every condition"),
         ("nothing measured", {}, ValueError, "no finite value"),
         ("no rows", {}, ValueError, "no rows"),
@@ -138,7 +138,7 @@ def broken(what):
         ("", {"combination_separator": ""}, ValueError, "is empty"),
         ("", {"tables": pd.DataFrame([[1.0]], index=["Q0"])}, ValueError, "no row for any of the 6 perturbations"),
         ("", {"tables": np.ones((6, 2))}, TypeError, "DataFrame"),
-        ("", {"criterion": "best"}, ValueError, "'error' and 'discrimination'"),
+        ("", {"criterion": "best"}, ValueError, "'error', 'discrimination'"),
         ("", {"device": "abacus"}, ValueError, "'abacus' is unknown"),
         ("", {"control_expression": pd.DataFrame([[1.0] * 5], index=["x"])}, ValueError, r"contexts \['y'\]"),
         ("", {"control_expression": pd.DataFrame([[1.0]] * 2, index=["x", "y"])}, ValueError, "column for"),

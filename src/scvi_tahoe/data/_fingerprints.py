@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @checked(radius=(0, None), n_bits=(1, None))
-def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: int = 1024) -> dict[str, np.ndarray]:
+def smiles_fingerprints(smiles: Mapping[str, Any], *, radius: int = 2, n_bits: int = 1024) -> dict[str, np.ndarray]:
     """Return a perturbation-embedding table of drugs: Morgan fingerprints of their structures.
 
     Drugs that share substructures share bits, so a drug that was not measured is described by its structure.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._matrices import verify_magnitude
 from scvi_tahoe._names import nearest_names
 
@@ -33,10 +34,11 @@ class Component(NamedTuple):
     dose: float | None = None
 
     def __str__(self) -> str:
-        return self.name if self.dose is None else dose_label(self.name, self.dose)
+        return self.name if self.dose is None else with_dose(self.name, self.dose)
 
 
-def dose_label(perturbation: str, dose: float) -> str:
+@checked()
+def dose_label(perturbation: str, dose: float | str) -> str:
     """Return the label of a perturbation at a dose, as :meth:`~scvi_tahoe.TahoeST.predict` takes it.
 
     Parameters
@@ -44,14 +46,19 @@ def dose_label(perturbation: str, dose: float) -> str:
     perturbation
         Its label.
     dose
-        In the unit of the training data; a ValueError if it is not a positive finite number.
+        Number, or its text, in the unit of the training data; a ValueError if it is not a positive finite number.
 
     Examples
     --------
     >>> dose_label("Trametinib", 0.5)
     'Trametinib@0.5'
     """
-    return f"{perturbation}{DOSE_MARK}{_verified_dose(dose, perturbation):.10g}"
+    return with_dose(perturbation, dose)
+
+
+def with_dose(label: str, dose: object) -> str:
+    """Return a label with its dose, a number or its text."""
+    return f"{label}{DOSE_MARK}{_verified_dose(dose, label):.10g}"
 
 
 def _verified_dose(dose: object, label: str) -> float:

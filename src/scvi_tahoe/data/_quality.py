@@ -11,9 +11,12 @@ from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, mannwhitneyu
 from sklearn.decomposition import TruncatedSVD
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._messages import progress_bar
-from scvi_tahoe._names import nearest_names
+from scvi_tahoe._names import beside_labels
 from scvi_tahoe.data._matrix import dense_rows
+from scvi_tahoe.data._screen import ScreenKeys
+from scvi_tahoe.data._verification import verify_screen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +28,7 @@ _MANY = 0.2  # share of doublets from which a condition is marked
 _DETECTED = 0.05  # share of controls that express a target below which a change of it cannot be seen
 
 
+@checked(min_cells=(0, None), n_permutations=(0, None), seed=(0, None))
 def screen_quality(
     adata: AnnData,
     *,
@@ -99,21 +103,19 @@ def screen_quality(
     ... )
     >>> report.loc[report["marks"] != "", ["perturbation", "context", "marks"]]
     """
-    if min_cells < 0 or n_permutations < 0:
-        raise ValueError(f"min_cells={min_cells!r} and n_permutations={n_permutations!r} have to be 0 or more.")
+    keys = ScreenKeys(
+        perturbation_key=perturbation_key, control=control, context_key=context_key, layer=layer,
+        combination_separator=combination_separator,
+    )  # fmt: skip
+    screen = verify_screen(adata, keys, table_required=False)
+    matrix = screen.expression
+    labels, contexts = (np.asarray(found.names)[found.codes] for found in (screen.perturbation, screen.context))
     if guide_counts_key is not None and guide_counts_key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {guide_counts_key!r} (guide_counts_key); it has {list(adata.obsm)}.")
-    _verify_columns(adata, [key for key in (perturbation_key, context_key) if key is not None], layer)
-    matrix = adata.X if layer is None else adata.layers[layer]
-    labels = adata.obs[perturbation_key].astype(str).to_numpy()
-    contexts = np.full(len(labels), "all") if context_key is None else adata.obs[context_key].astype(str).to_numpy()
-    if control not in labels:
-        near = nearest_names(control, sorted(set(labels)))
-        raise ValueError(f"no cell has control={control!r} in {perturbation_key!r}{near}.")
     doublet = None if guide_counts_key is None else _doublets(adata.obsm[guide_counts_key], labels, contexts)
     rng = np.random.default_rng(seed)
     fitted = np.sort(rng.permutation(len(labels))[:_MOST_FITTED])
-    n_components = min(30, adata.n_vars - 1, len(fitted) - 1)
+    n_components = max(1, min(30, adata.n_vars - 1, len(fitted) - 1))
     components = TruncatedSVD(n_components, random_state=seed).fit(dense_rows(matrix, fitted))
     conditions = sorted({(c, p) for c, p in zip(contexts, labels, strict=True) if p != control})
     controls: dict[str, tuple[int, np.ndarray]] = {}
@@ -123,14 +125,11 @@ def screen_quality(
     ):
         if context not in controls:
             rows = np.flatnonzero((contexts == context) & (labels == control))
-            if not len(rows):
-                raise ValueError(f"context {context!r} has perturbed cells and no control cells ({control!r}).")
             controls[context] = len(rows), dense_rows(matrix, np.sort(rng.permutation(rows)[:_MOST_CELLS]))
         n_controls, of_controls = controls[context]
         rows = np.flatnonzero((contexts == context) & (labels == label))
         cells = dense_rows(matrix, np.sort(rng.permutation(rows)[:_MOST_CELLS]))
-        row = {perturbation_key: label} | ({} if context_key is None else {context_key: context})
-        row |= {"n_cells": len(rows), "n_controls": n_controls}
+        row: dict[str, object] = {"n_cells": len(rows), "n_controls": n_controls}
         row |= {} if doublet is None else {"doublets": float(doublet[rows].mean())}
         parts = [label] if combination_separator is None else label.split(combination_separator)
         row |= _of_target([part.strip() for part in parts], adata.var_names, cells, of_controls)
@@ -147,18 +146,13 @@ def screen_quality(
         "no effect found": report["energy_fdr"] > _LEVEL if n_permutations else pd.Series(False, index=report.index),
     }
     report["marks"] = ["; ".join(name for name, marked in marks.items() if marked[i]) for i in report.index]
+    columns = {perturbation_key: [label for _, label in conditions]}
+    if context_key is not None:
+        columns[context_key] = [context for context, _ in conditions]
+    report = pd.DataFrame(beside_labels(columns, report))
     if doublet is not None:
         report.attrs["doublets"] = adata.obs_names[doublet].tolist()
     return report
-
-
-def _verify_columns(adata: AnnData, keys: list[str], layer: str | None) -> None:
-    for key in keys:
-        if key not in adata.obs:
-            near = nearest_names(key, [str(column) for column in adata.obs])
-            raise KeyError(f"adata.obs has no column {key!r}{near}.")
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"adata has no layer {layer!r}; it has {list(adata.layers)}.")
 
 
 def _doublets(guide_counts: Any, labels: np.ndarray, contexts: np.ndarray) -> np.ndarray:

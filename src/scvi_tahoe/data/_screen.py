@@ -12,7 +12,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scvi_tahoe._constants import ALL_CONTEXT
-from scvi_tahoe.data._perturbations import DOSE_MARK, EmbeddingTable, LabelParser, TableFusion, dose_label
+from scvi_tahoe.data._perturbations import DOSE_MARK, EmbeddingTable, LabelParser, TableFusion, with_dose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -292,7 +292,7 @@ def _dosed_label(label: str, dose: Any, keys: ScreenKeys) -> str:
         )
     try:
         # the dose of a control part means nothing, like the part
-        parts = [n if n == keys.control else dose_label(n, d) for n, d in zip(names, doses, strict=True)]
+        parts = [n if n == keys.control else with_dose(n, d) for n, d in zip(names, doses, strict=True)]
     except ValueError as error:
         raise ValueError(f"obs[{keys.dose_key!r}] (dose_key): {error} Only control cells may lack one.") from None
     return keys.parser.join(parts)

@@ -282,6 +282,7 @@ class FewShotContext(_Names):
 
 
 @register_split
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class ListedConditions(Split):
     """Hold out conditions by list: for each context the names of perturbations, or ``"all"`` of them.

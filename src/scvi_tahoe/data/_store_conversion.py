@@ -18,13 +18,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._matrices import trusted_matrix, verified_sparse
 from scvi_tahoe._messages import progress_bar
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._cell_files import expression_on_disk
 from scvi_tahoe.data._matrix import GeneAlignment
 from scvi_tahoe.data._store_folder import SIGNATURE, StoreWriter, is_store
 from scvi_tahoe.data._verification import unknown_control, verify_log1p, verify_unique
-from scvi_tahoe.files import atomic_folder, damaged, verify_hdf5
+from scvi_tahoe.files import atomic_folder, damaged, verify_hdf5, verify_space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,7 +52,8 @@ class _Source:
         at_once = max(1, int(_READ / max(1.0, self.counts.sum() / max(1, len(self.counts)))))
         for start in range(0, len(self.counts), at_once):
             rows = slice(start, min(start + at_once, len(self.counts)))
-            yield rows, sp.csr_matrix(self.matrix[rows], dtype=np.float32)
+            block = verified_sparse(sp.csr_matrix(self.matrix[rows]), f"the expression of {self.path}")
+            yield rows, block.astype(np.float32, copy=False)
 
 
 @checked()
@@ -107,11 +109,16 @@ def write_store(
         sources = [_opened(Path(file), layer, keys, stack) for file in files]
         if not sources:
             raise ValueError("no file was given.")
+        if not len(sources[0].var) or not any(len(source.obs) for source in sources):
+            raise ValueError(f"{sources[0].path} holds no cells or no genes; there is nothing to write.")
         alignments = [_same_genes(source, sources[0]) for source in sources]
         obs = _joined_obs(sources)
         place = _places(obs, keys, control)
         for source in sources:
             verify_log1p(source.matrix, f"{'X' if layer is None else f'layer {layer!r}'} of {source.path}")
+        # entries are sorted in files beside the store; of a dense matrix it is not known how many there are
+        size = sum(s.counts.sum() * (1 if isinstance(s.matrix, h5py.Dataset) else 10) for s in sources)
+        verify_space(folder, float(size), "the store")
         with atomic_folder(folder, overwrite=overwrite, kind="store on disk", signatures=(SIGNATURE,)) as partial:
             writer = StoreWriter(partial, len(sources[0].var))  # first, as it empties the folder
             buckets = _Buckets(partial / "sorting", np.concatenate([s.counts for s in sources]), place)
@@ -156,7 +163,7 @@ def _opened(path: Path, layer: str | None, keys: Sequence[str], stack: ExitStack
 
 
 def _expression(file: h5py.File, path: Path, layer: str | None) -> tuple[Any, np.ndarray]:
-    matrix = expression_on_disk(file, path, layer)
+    matrix = trusted_matrix(expression_on_disk(file, path, layer), f"the expression of {path}")
     if isinstance(matrix, h5py.Dataset):
         return matrix, np.full(matrix.shape[0], matrix.shape[1], dtype=np.int64)
     return matrix, np.diff(np.asarray(matrix.group["indptr"][:], dtype=np.int64))

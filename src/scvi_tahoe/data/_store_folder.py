@@ -19,7 +19,7 @@ from anndata import AnnData
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._matrices import verified_sparse, verify_magnitude
 from scvi_tahoe.data._matrix import fast_codecs, is_sharded
-from scvi_tahoe.files import damaged, restore, verify_zarr
+from scvi_tahoe.files import CHECKSUMS, damaged, restore, verify_checksums, verify_zarr, write_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,7 +83,7 @@ def _verified(folder: Path) -> zarr.Group:
     if not is_store(folder):
         what = "no store on disk of scvi-tahoe" if folder.is_dir() else "a file, and a store on disk is a folder"
         raise ValueError(f"{folder} is {what}; {how}")
-    verify_zarr(folder)
+    verify_zarr(folder, verify=False)
     group = _opened(folder)
     manifest: Any = group.attrs[MANIFEST]
     if not isinstance(manifest, dict) or not {"version", "files"} <= set(manifest):
@@ -101,6 +101,7 @@ def _verified(folder: Path) -> zarr.Group:
                 f"{folder} is damaged: {element} has {n_there} files of {bytes_there:,} bytes together, and {n_files} "
                 f"of {n_bytes:,} were written; copy the folder again, or convert the data again."
             )
+    verify_checksums(folder)
     return group
 
 
@@ -148,6 +149,13 @@ def record_files(folder: Path) -> None:
     root = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
     manifest: Any = root.attrs[MANIFEST]
     root.attrs[MANIFEST] = manifest | {"files": files_of(folder)}
+    _write_checksums(folder)
+
+
+def _write_checksums(folder: Path) -> None:
+    """Write checksums of all files but those of the entries, each of whose chunks has its own."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_checksums(folder, sorted(n for n in names if not n.startswith(("X/data/", "X/indices/")) and n != CHECKSUMS))
 
 
 def unverified_values(matrix: Any) -> Iterator[np.ndarray]:
@@ -235,3 +243,4 @@ class StoreWriter:
             self._root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             manifest = {"version": VERSION, "n_cells": shape[0], "n_genes": shape[1], "n_entries": self._n_written}
             self._root.attrs[MANIFEST] = manifest | {"files": files_of(self._folder)}
+        _write_checksums(self._folder)

@@ -9,7 +9,6 @@ normalisation target, and tells ``log1p`` from a double log.
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +16,10 @@ import numpy as np
 import scipy.sparse as sp
 from mudata import MuData
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import LOG1P_LIMIT
 from scvi_tahoe._matrices import blocks_of, trusted_matrix, verify_magnitude
+from scvi_tahoe._messages import warn
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._matrix import dense_rows, is_sharded
 from scvi_tahoe.data._perturbations import COMBINATIONS, DOSE_MARK, EmbeddingTable
@@ -90,6 +91,7 @@ def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np
     return float(n_whole.sum() / n_best.sum())
 
 
+@checked()
 def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     """Measure the scale of expression values, dense or sparse, in memory or backed, from up to 256 cells."""
     n_cells = matrix.shape[0]  # type: ignore[attr-defined]
@@ -141,10 +143,9 @@ def verify_log1p(matrix: object, where: str) -> ScaleReport:
             f"reaches: {allowed}; run sc.pp.log1p(adata) first."
         )
     if report.keeps_depth:
-        warnings.warn(
+        warn(
             f"{where} holds log1p of counts that were not normalised: cells differ by their depth, which is no effect "
-            "of a perturbation. Run sc.pp.normalize_total(adata, target_sum=1e4) before sc.pp.log1p(adata).",
-            stacklevel=2,
+            "of a perturbation. Run sc.pp.normalize_total(adata, target_sum=1e4) before sc.pp.log1p(adata)."
         )
     return report
 
@@ -286,7 +287,7 @@ def _verify_controls(screen: Screen, keys: ScreenKeys) -> None:
     others = [name for name in names if name != screen.control and _CONTROL.search(name)]
     if others and not _CONTROL.search(screen.control):
         where = f"obs[{perturbation_key!r}] has {others[:3]}, which sounds more like it"
-        warnings.warn(f"control={screen.control!r} is taken for the control cells, and {where}.", stacklevel=2)
+        warn(f"control={screen.control!r} is taken for the control cells, and {where}.")
     with_control = set(np.unique(screen.context.codes[is_control]))
     missing = [screen.context.names[c] for c in np.unique(screen.context.codes[~is_control]) if c not in with_control]
     if missing:
@@ -316,11 +317,10 @@ def _warn_of_missing_rows(data: AnnOrMuData, labels: Sequence[str], keys: Screen
         names = EmbeddingTable.from_user(found[key], f"uns[{key!r}]").names
         missing = sorted(components - set(names))
         if len(missing) > len(components) / 2:
-            warnings.warn(
+            warn(
                 f"uns[{key!r}], one of the fused tables, has no row for {len(missing)} of {len(components)} "
                 f"perturbations, e.g. {missing[:3]}{nearest_names(missing[0], names)}; it has e.g. {list(names[:3])}. "
-                "They get zeros there, so the table says nothing about them: are its labels other identifiers?",
-                stacklevel=2,
+                "They get zeros there, so the table says nothing about them: are its labels other identifiers?"
             )
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from scvi_tahoe._arguments import checked
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -24,6 +26,7 @@ _TARGETS = (
 _VALIDATION_TARGETS = ("CAV1", "STAT3")
 
 
+@checked()
 def papalexi_thp1(normalize: bool = True) -> AnnData:
     """Return the THP-1 knock-out screen of Papalexi et al. 2021.
 
@@ -60,6 +63,7 @@ def papalexi_thp1(normalize: bool = True) -> AnnData:
     return adata
 
 
+@checked()
 def norman_k562(all_lines: bool = False) -> AnnData:
     """Return the K562 gene-activation screen of Norman et al. 2019: single genes and pairs.
 

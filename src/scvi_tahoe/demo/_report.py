@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from scvi_tahoe._arguments import checked
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -62,6 +64,7 @@ def score_beside_baselines(
     return table.rename_axis("prediction"), result
 
 
+@checked()
 def score_table(scores: pd.DataFrame) -> str:
     """Return :attr:`DemoResult.scores` as aligned text, one predictor per line."""
     text = scores.apply(lambda column: column.map(f"{{:.{1 if column.name == 'score' else 3}f}}".format))

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.effects._effects_adata import key_of, read_effects
 
 
+@checked()
 def condition_embedding(
     effects: AnnData, *, n_components: int = 30, center_contexts: bool = True, context_key: str | None = None
 ) -> AnnData:

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.effects._effects_adata import key_of, positions_of_genes, read_effects
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ _LEVEL = 0.95
 _FEWEST = 4  # doses: three parameters and one more
 
 
-def hill(dose: np.ndarray, emax: float, ec50: float, slope: float) -> np.ndarray:
+@checked()
+def hill(
+    dose: float | np.ndarray, emax: float | np.ndarray, ec50: float | np.ndarray, slope: float | np.ndarray
+) -> np.ndarray:
     r"""Return the Hill curve :math:`E_{max} d^h / (EC_{50}^h + d^h)`.
 
     Parameters
@@ -37,6 +41,7 @@ def hill(dose: np.ndarray, emax: float, ec50: float, slope: float) -> np.ndarray
         return emax / (1 + np.power(np.asarray(dose, dtype=np.float64) / ec50, -slope))
 
 
+@checked()
 def dose_response(
     effects: AnnData,
     genes: Sequence[str],

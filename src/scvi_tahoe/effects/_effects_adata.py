@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 KEYS = "scvi_tahoe_effects"
 
 
+@checked()
 def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
     """Turn the table of :meth:`scvi_tahoe.TahoeST.predict_effects` into AnnData.
 
@@ -38,14 +40,18 @@ def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
     ValueError
         If conditions do not have the same genes in the same order.
     """
-    genes = np.asarray(pd.unique(effects["gene"]), dtype=object)
+    of_gene = next((name for name in ("result_gene", "gene") if name in effects), None)
+    if of_gene is None or not {"change", "result_change"} & set(effects.columns):
+        raise ValueError("effects has no columns 'gene' and 'change'; give the table of predict_effects() as returned.")
+    genes = np.asarray(pd.unique(effects[of_gene]), dtype=object)
     n = len(effects) // max(len(genes), 1)
-    if len(effects) != n * len(genes) or not (effects["gene"].to_numpy() == np.tile(genes, n)).all():
+    if len(effects) != n * len(genes) or not (effects[of_gene].to_numpy() == np.tile(genes, n)).all():
         raise ValueError("conditions of this table do not have the same genes in the same order; give it as returned.")
-    values = [c for c in effects.columns[list(effects.columns).index("gene") + 1 :] if c != "support"]
-    labels = [c for c in effects.columns if c not in ("gene", *values)]
+    support = "result_support" if "result_support" in effects else "support"
+    values = [c for c in effects.columns[list(effects.columns).index(of_gene) + 1 :] if c != support]
+    labels = [c for c in effects.columns if c not in (of_gene, *values)]
     obs = effects[labels].iloc[:: len(genes)].reset_index(drop=True)
-    texts = obs.drop(columns="support", errors="ignore").astype(str)
+    texts = obs.drop(columns=support, errors="ignore").astype(str)
     if (dose := str(keys.get("dose_key"))) in texts:  # the label of a dose, as predict() takes it
         first = texts.columns[0]
         texts[first] = [
@@ -53,7 +59,8 @@ def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
             for name, text in zip(texts[first], texts.pop(dose), strict=True)
         ]
     obs.index = pd.Index(texts.agg(" in ".join, axis=1) if len(texts.columns) else texts.index.astype(str))
-    matrices = {name: effects[name].to_numpy(dtype=np.float32).reshape(n, len(genes)) for name in values}
+    arrays = effects[values].to_numpy(dtype=np.float32).T.reshape(len(values), n, len(genes))
+    matrices = dict(zip((str(name).removeprefix("result_") for name in values), arrays, strict=True))
     return AnnData(
         matrices.pop("change"), obs=obs, var=pd.DataFrame(index=genes.astype(str)), layers=matrices,
         uns={KEYS: {name: key for name, key in keys.items() if key is not None}},
@@ -62,11 +69,6 @@ def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
 
 def read_effects(effects: AnnData) -> tuple[np.ndarray, np.ndarray | None]:
     """Return changes and their standard deviations (None where they are not known), float64 ``[conditions, genes]``."""
-    if not isinstance(effects, AnnData):
-        raise TypeError(
-            f"effects is a {type(effects).__name__}; give the AnnData of predict_effects(as_adata=True) or of "
-            "ResponseModel.predict()."
-        )
     sd = effects.layers["sd"] if "sd" in effects.layers else None
     changes, sd = (None if m is None else (m.toarray() if sp.issparse(m) else np.asarray(m)) for m in (effects.X, sd))
     if changes is None or not changes.size:

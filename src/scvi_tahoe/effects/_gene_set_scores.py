@@ -10,12 +10,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.stats import false_discovery_control, norm
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.effects._effects_adata import KEYS, read_effects
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 
+@checked()
 def gene_set_scores(effects: AnnData, gene_sets: Mapping[str, Collection[str]], *, min_genes: int = 5) -> AnnData:
     r"""Score every gene set in every condition by the mean change of its genes.
 

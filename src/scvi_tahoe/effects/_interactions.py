@@ -8,6 +8,7 @@ import numpy as np
 from anndata import AnnData
 from scipy.stats import false_discovery_control, norm
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.effects._effects_adata import key_of, read_effects
 
 _DRAWS = 200
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@checked()
 def interactions(
     effects: AnnData,
     *,

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from scvi_tahoe._arguments import checked
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+@checked()
 def power(
     sd: np.ndarray | pd.Series,
     n_cells: int | Sequence[int],
@@ -71,6 +74,7 @@ def power(
     )  # fmt: skip
 
 
+@checked()
 def cells_needed(
     sd: np.ndarray | pd.Series,
     change: float | np.ndarray | None = None,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.effects._effects_adata import read_effects
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _FEWEST = 5
 _BLOCK = 2**23  # values that are held at once
 
 
+@checked()
 def rank_reversals(
     effects: AnnData,
     signature: Mapping[str, float] | pd.Series | pd.DataFrame,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import Registry
 from scvi_tahoe.evaluate._arithmetic import SeenChanges
 from scvi_tahoe.evaluate._cells import CellTable, align_genes, cells_from_adata, dense
@@ -261,6 +262,7 @@ def shifted_controls(inputs: BaselineInputs, delta: Callable[[str, str], NDArray
     return assemble(inputs, predict)
 
 
+@checked()
 def baseline_prediction(
     name: str,
     held_out: AnnData,

@@ -183,8 +183,8 @@ def cells_from_adata(
             f"{len(repeated)} gene names of the {role} occur more than once (first {list(repeated[:3])}), which scores "
             "would mix up. Call adata.var_names_make_unique() on both sides or drop the repeats."
         )
-    if adata.n_obs == 0:
-        raise ValueError(f"The {role} has no cells.")
+    if 0 in adata.shape:
+        raise ValueError(f"The {role} has no {'cells' if adata.n_obs == 0 else 'genes'}.")
     genes, names = (labels.to_numpy().astype(str) for labels in (adata.var_names, adata.obs_names))
     return CellTable(_expression(adata, layer, role), perturbation, context, genes, names)
 

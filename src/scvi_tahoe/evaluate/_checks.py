@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
+
+from scvi_tahoe._messages import warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +91,7 @@ def raise_or_warn(checks: Sequence[Check], policy: Literal["error", "warn", "off
         return
     for check in checks:
         if check.status == "warning" or (check.status == "error" and policy == "warn"):
-            warnings.warn(f"{check.name}: {check.message}", EvaluationWarning, stacklevel=4)
+            warn(f"{check.name}: {check.message}", EvaluationWarning)
     errors = [f"{check.name}: {check.message}" for check in checks if check.status == "error"]
     if errors and policy == "error":
         hint = 'To score it all the same, pass representation_check="warn".'

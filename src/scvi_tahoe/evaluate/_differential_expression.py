@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe._messages import progress_bar
+from scvi_tahoe._messages import progress_bar, warn
 from scvi_tahoe.evaluate._cells import SelectedRows, concatenate
 
 if TYPE_CHECKING:
@@ -66,10 +65,9 @@ def differential_expression(
         table = differential_expression_gpu(whole, control=control, num_threads=num_threads or available_cores())
         return table.select(DE_COLUMNS)
     if backend == "gpu":
-        warnings.warn(
+        warn(
             "Differential expression runs on the CPU: the expression is float64 with values that float32 cannot hold, "
-            "and the GPU ranks float32, where close values would tie. Cast prediction and reference to float32 first.",
-            stacklevel=2,
+            "and the GPU ranks float32, where close values would tie. Cast prediction and reference to float32 first."
         )
     if controls is None and isinstance(cells.expression, SelectedRows):
         (context,) = cells.contexts

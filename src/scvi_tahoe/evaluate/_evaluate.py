@@ -164,6 +164,7 @@ def evaluate(  # noqa: PLR0913
         )  # fmt: skip
 
 
+@checked()
 def verify_reference(
     reference: EvaluationReference,
     *,
@@ -376,6 +377,7 @@ def _all_baselines(
     return pd.concat(tables, names=["baseline", "context", "perturbation"])
 
 
+@checked()
 def baseline_results(
     reference: EvaluationReference,
     names: Sequence[str] = ("control", "train_mean", "context_transfer", "deviation", "cells_quantile"),

@@ -172,6 +172,10 @@ def _spread(totals: np.ndarray) -> float:
 def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "prediction") -> Check:
     """Compare the median total of the cells on both sides, and name the mistake if it can be told."""
     truth = float(np.median(observed.totals))
+    name = "scale" if role == "prediction" else f"totals of the {role}"
+    if not truth > 0:
+        message = "half of the cells of the reference have no expression at all; drop empty cells from both sides."
+        return Check(name, "error", truth, message=message)
     totals = (predicted.totals, predicted.relogged_totals, predicted.raw_totals)
     ratio, twice, never = (float(np.median(total)) / truth for total in totals)
     logged_twice = ratio < _NAMED[0] and _NAMED[0] <= twice <= _NAMED[1]
@@ -187,7 +191,6 @@ def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "p
         )
     uneven = _spread(observed.totals) > _MUCH
     (low, high), (least, most) = _SCALE_UNEVEN if uneven else _SCALE_WARNING, _SCALE_ERROR
-    name = "scale" if role == "prediction" else f"totals of the {role}"
     status: Literal["warning", "error"] = "error" if logged_twice or not least <= ratio <= most else "warning"
     return check_if(not low <= ratio <= high, name, ratio, f"{low:g} to {high:g}", message, status)
 
@@ -309,7 +312,9 @@ def check_depth(predicted: NDArray[np.float64], observed: NDArray[np.float64]) -
         f"the median predicted cell has {medians[0]:,.0f} counts, the median observed one {medians[1]:,.0f}; predict "
         "counts at the library sizes of real cells."
     )
-    return check_interval("depth", medians[0] / medians[1], message=message, warn=(0.8, 1.25), error=(0.2, 5.0))
+    return check_interval(
+        "depth", medians[0] / max(medians[1], 1.0), message=message, warn=(0.8, 1.25), error=(0.2, 5.0)
+    )
 
 
 def log1p_expression(cells: CellTable, *, total: float) -> CellTable:

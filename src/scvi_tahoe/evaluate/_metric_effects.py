@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import perturbed_genes
 from scvi_tahoe.evaluate._metrics import register_metric
 
@@ -50,6 +51,7 @@ _metric("mae_delta", *_DELTAS, label="MAE of deltas", best=0, ceiling="absolute"
 
 
 @_metric("pearson_delta", *_DELTAS, label="Pearson of deltas", best=1, ceiling=_SB)
+@checked()
 def pearson(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
     """Pearson correlation over genes, ``[P]``, of ``[P, G]`` deltas; NaN if one side is constant."""
     x = predicted - predicted.mean(axis=1, keepdims=True)
@@ -132,6 +134,7 @@ def _pearson_systema(sides: Comparison) -> NDArray[np.float64]:
 
 
 @_metric("centroid_accuracy", *_MEANS, label="Centroid accuracy", best=1, ceiling=_SB, source=_SYSTEMA)
+@checked()
 def centroid_accuracy(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the share of other perturbations whose observed mean is farther than the right one, ``[P]``, best 1.
 
@@ -189,6 +192,7 @@ def _r2_weighted(sides: Comparison) -> NDArray[np.float64]:
 
 
 @_metric("effect_size_ratio", *_DELTAS, label="Effect size, predicted / observed", best=None, source=_OURS)
+@checked()
 def effect_size_ratio(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> NDArray[np.float64]:
     """Length of the predicted delta over that of the observed one, ``[P]``; NaN if no observed gene changes.
 

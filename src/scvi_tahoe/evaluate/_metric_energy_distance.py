@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.evaluate._cells import dense
 from scvi_tahoe.evaluate._metrics import register_metric
 
@@ -51,6 +52,7 @@ def fit_components(cells: CellTable, *, n_components: int = 50, seed: int = 0) -
     return Components(center, axes.T)
 
 
+@checked()
 def energy_distance(x: NDArray[np.floating], y: NDArray[np.floating], *, seed: int = 0) -> float:
     """Return ``2 E|x - y| - E|x - x'| - E|y - y'|`` with Euclidean distances, 0 for equal distributions.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import Registry
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def register_metric(name: str, **info: Any) -> Callable[[Compute], Compute]:
     return register
 
 
+@checked()
 def metric_info(name: str) -> MetricInfo:
     """Return the entry of :data:`METRICS`; a metric of a later cell-eval that is not listed is a diagnostic."""
     return METRICS.get(name, MetricInfo(label=name, best=None, source="cell-eval"))

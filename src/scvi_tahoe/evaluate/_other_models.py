@@ -24,6 +24,7 @@ _CATEGORY = "Expcategory"  # of scPerturBench
 _PARTS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
+@checked()
 def plain_label(label: str) -> str:
     """Return a label without the control components of GEARS: ``"KLF1+ctrl"`` is ``"KLF1"``.
 
@@ -184,6 +185,7 @@ def _verify_column(adata: AnnData, key: str, what: str) -> None:
         raise KeyError(f"{what}.obs has no column {key!r}{nearest_names(key, have)}; it has {have}.")
 
 
+@checked()
 def read_split(path: str | os.PathLike[str], adata: AnnData) -> pd.Series:
     """Read a split file of PerturBench: a cell and its part in each line of a csv file, without or with a header.
 
@@ -220,6 +222,7 @@ def read_split(path: str | os.PathLike[str], adata: AnnData) -> pd.Series:
     return table.loc[adata.obs_names].str.lower().map(_PARTS).rename("split")
 
 
+@checked()
 def write_scperturbench(
     prediction: AnnData,
     observed: AnnData,

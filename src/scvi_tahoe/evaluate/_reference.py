@@ -303,6 +303,7 @@ class EvaluationReference:
             combination_separator=self.combination_separator,
         )  # fmt: skip
 
+    @checked()
     def baseline_cells(
         self, name: str, *, seed: int = 0, n_cells: Literal["observed", "all"] = "observed"
     ) -> CellTable:

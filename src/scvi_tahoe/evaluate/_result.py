@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.evaluate._baselines import BASELINES, find_baseline
 from scvi_tahoe.evaluate._metrics import metric_info, to_full_depth
 from scvi_tahoe.evaluate._presets import PRESETS, overall_title
@@ -192,23 +193,28 @@ class EvaluationResult:
             return pd.Series(dtype=float)
         return halves[metric].map(lambda score: to_full_depth(pd.Series({metric: score})).iloc[0])
 
+    @checked()
     def metric_label(self, metric: str) -> str:
         """Return the short name of a metric, for tables and figures."""
         return metric_info(metric).label
 
+    @checked()
     def strata(self, *, n_groups: int = 3) -> pd.DataFrame:
         """Return the mean scores of weak, medium and strong perturbations, see :func:`~scvi_tahoe.evaluate.strata`."""
         return strata(self, n_groups=n_groups)
 
+    @checked()
     def compare(self, other: EvaluationResult, *, names: tuple[str, str] = ("this", "other")) -> pd.DataFrame:
         """Put two results side by side under ``names``, see :func:`~scvi_tahoe.evaluate.compare_results`."""
         return compare_results({names[0]: self, names[1]: other})
 
     @staticmethod
+    @checked()
     def comparison(results: Mapping[str, EvaluationResult], *, metrics: Sequence[str] | None = None) -> pd.DataFrame:
         """Put results side by side, see :func:`~scvi_tahoe.evaluate.compare_results`."""
         return compare_results(results, metrics=metrics)
 
+    @checked()
     def plot(self, kind: FigureName = "bars", **kwargs: Any) -> Figure:
         """Draw one of the figures of :mod:`scvi_tahoe.pl`, see :func:`scvi_tahoe.pl.draw`."""
         from scvi_tahoe import pl
@@ -239,6 +245,7 @@ class EvaluationResult:
             layers={"observed": self.effects.observed}, uns={"scvi_tahoe_evaluation": record},
         )  # fmt: skip
 
+    @checked()
     def to_html(self, path: str | os.PathLike[str], *, title: str = "Evaluation", command: str | None = None) -> None:
         """Write a report as one HTML file: verdict, checks, scores with figures, every baseline, and each condition.
 
@@ -257,6 +264,7 @@ class EvaluationResult:
         )  # fmt: skip
         atomic_write_text(Path(path), text)
 
+    @checked()
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the result to a folder: CSV for the scores, parquet for large tables, JSON and NPZ for the rest.
 
@@ -276,6 +284,7 @@ class EvaluationResult:
             write_checksums(partial)
 
     @classmethod
+    @checked()
     def load(cls, folder: str | os.PathLike[str]) -> EvaluationResult:
         """Read a result that :meth:`save` wrote.
 
@@ -320,6 +329,7 @@ def _read_csv(path: Path, name: str) -> pd.DataFrame | None:
     return table.set_index(list(table.columns[: _CSV[name]])) if _CSV[name] else table
 
 
+@checked()
 def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
     """Return the mean scores of groups of perturbations of similar observed effect size.
 
@@ -370,6 +380,7 @@ def _group_means(table: pd.DataFrame, group: pd.Series, *, full_depth: bool = Fa
     return means.groupby(level=1).mean().reindex(range(1, int(group.max()) + 1))
 
 
+@checked()
 def compare_results(
     results: Mapping[str, EvaluationResult],
     *,

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._input_checks import MAX_TOTAL, PREDICTION_RECORD, check_counts
 from scvi_tahoe.files import atomic_write
@@ -45,6 +46,7 @@ class Rules2026:
             raise ValueError(f"Rules must be positive whole numbers, got {wrong}.")
 
 
+@checked()
 def submission(
     prediction: AnnData,
     path: str | os.PathLike[str],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.evaluate._metrics import metric_info
 from scvi_tahoe.evaluate._prediction_checks import FEWEST_DE
 from scvi_tahoe.evaluate._presets import TERMS, overall_of_means
@@ -69,6 +70,7 @@ class Verdict:
             "undefined": dict(self.undefined), "advice": list(self.advice), "text": str(self),
         }  # fmt: skip
 
+    @checked()
     def baselines(self, standing: str, metric: str) -> list[str]:
         """Names of the baselines that a prediction is ``"ahead"`` of, ``"behind"``, or ``"not told apart"`` from."""
         table = self.differences.xs(metric, level="metric")
@@ -95,6 +97,7 @@ def _difference(metric: str, row: pd.Series) -> str:
     return f"{value:.{digits}f} against {other:.{digits}f}, {by:+.{digits}f}, {low:+.{digits}f} to {high:+.{digits}f}"
 
 
+@checked()
 def paired_differences(
     scores: pd.DataFrame, baselines: pd.DataFrame, *, scaled_from: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from scvi_tahoe.files._limits import MALFORMED, MEGABYTE, UnsafeFileError, one_line, verify_size
+from scvi_tahoe.files._checksums import verify_checksums
+from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, one_line, verify_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _LIMIT = 10_000_000 * MEGABYTE
 _MAX_DEPTH = 40
+#: bytes of an array from which they are compared with those in the file, and by how much these may be compressed
+_LARGE, _COMPRESSION = 64 * MEGABYTE, 1100
 _MAX_NODES = 200_000
 _DESCRIPTIONS = (".zarray", ".zmetadata", "zarr.json")
 _DESCRIPTION_LIMIT = 64 * MEGABYTE
@@ -73,12 +76,17 @@ def _walk(root: h5py.Group) -> None:
 def _verify_dataset(dataset: h5py.Dataset) -> None:
     if dataset.external:
         raise UnsafeFileError(f"{dataset.name} is stored in another file, {str(dataset.external[0][0])[:80]!r}.")
+    stored, claimed = dataset.id.get_storage_size(), int(dataset.nbytes)
+    if not dataset.is_virtual and claimed > _LARGE and stored * _COMPRESSION < claimed:
+        raise UnsafeFileError(f"{dataset.name} claims {claimed:,} bytes and holds {stored:,} of them.")
     if dataset.is_virtual and any(source.file_name != "." for source in dataset.virtual_sources()):
         raise UnsafeFileError(f"{dataset.name} is put together from other files.")
 
 
-def verify_zarr(folder: Path) -> None:
+def verify_zarr(folder: Path, *, verify: bool = True) -> None:
     """Refuse a zarr folder with links that lead out of it, or with a codec that runs what it reads.
+
+    With ``verify``, files are compared with their checksums, where there are any.
 
     Raises
     ------
@@ -86,6 +94,8 @@ def verify_zarr(folder: Path) -> None:
         If there is such a link or codec, or a description is damaged.
     """
     root = folder.resolve()
+    if verify:
+        verify_checksums(folder)
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = Path(place, name)
@@ -129,7 +139,7 @@ def damaged(path: Path) -> Iterator[None]:
         raise UnsafeFileError(f"{path} was refused: {error}" if str(path) not in str(error) else str(error)) from None
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except MALFORMED as error:
+    except Exception as error:  # noqa: BLE001  anndata has errors of its own, which are private
         kind = "h5ad file" if path.suffix == ".h5ad" else path.suffix.removeprefix(".") or "folder of cells"
         raise UnsafeFileError(f"{path} is no {kind}, or is damaged: {one_line(error)}") from None
 

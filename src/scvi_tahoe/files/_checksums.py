@@ -10,6 +10,7 @@ from scvi_tahoe.files._limits import UnsafeFileError, member
 from scvi_tahoe.files._yaml_files import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 CHECKSUMS = "checksums.json"
@@ -21,9 +22,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 of every file of a folder into ``checksums.json``."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def write_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write the SHA-256 of files of a folder into ``checksums.json``; if ``names`` is None, of every file."""
+    if names is None:
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     content = {name: file_sha256(folder / name) for name in names if name != CHECKSUMS}
     (folder / CHECKSUMS).write_text(json.dumps(content, indent=1), encoding="utf-8")
 

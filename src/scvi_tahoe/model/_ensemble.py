@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._names import beside_labels
 from scvi_tahoe.data import cell_set_dataset, condition_of_cell
 from scvi_tahoe.evaluate import PRESETS, EvaluationReference, EvaluationWarning
-from scvi_tahoe.files import UnsafeFileError, atomic_folder, member, read_json, restore
+from scvi_tahoe.files import (
+    UnsafeFileError,
+    atomic_folder,
+    member,
+    read_json,
+    restore,
+    verify_checksums,
+    write_checksums,
+)
 from scvi_tahoe.model._tahoe_st import TahoeST
 from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.response import makes_cells, means_by_code
@@ -21,7 +31,6 @@ from scvi_tahoe.response import makes_cells, means_by_code
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from scvi_tahoe._compat import AnnOrMuData
@@ -61,13 +70,12 @@ class TahoeEnsemble:
     >>> predicted.uns["scvi_tahoe_ensemble"]
     """
 
+    @checked()
     def __init__(self, models: Sequence[TahoeST]) -> None:
         self.models = tuple(models)
         if len(self.models) < 2:
             raise ValueError(f"an ensemble needs two or more models; got {len(self.models)}.")
         for i, model in enumerate(self.models):
-            if not isinstance(model, TahoeST):
-                raise TypeError(f"member {i} is {type(model).__name__}, not a TahoeST.")
             if not model.is_trained_:
                 raise ValueError(f"member {i} is not trained; its predictions mean nothing yet.")
             _verify_alike(i, model, self.models[0])
@@ -76,6 +84,7 @@ class TahoeEnsemble:
         return f"TahoeEnsemble of {len(self.models)} models: {self.models[0]._model_summary_string}"
 
     @classmethod
+    @checked()
     def train(
         cls,
         data: AnnOrMuData | Callable[[int], TahoeST],
@@ -127,6 +136,7 @@ class TahoeEnsemble:
             models.append(model)
         return cls(models)
 
+    @checked()
     def predict(self, adata: AnnOrMuData | None = None, **kwargs: Any) -> AnnData:
         """Predict cells with the mean effect of the members, and how far the members disagree.
 
@@ -187,15 +197,15 @@ class TahoeEnsemble:
             factor_G = np.divide(wanted_G, own_G, out=np.ones_like(wanted_G), where=own_G > 0)
             first.X[codes == k] *= factor_G.astype(first.X.dtype)
         delta_KG = mean_KG - start_KG
-        table["effect_size"] = np.linalg.norm(delta_KG, axis=1)
-        spread = np.linalg.norm(sd_KG, axis=1)
+        size_K, spread = np.linalg.norm(delta_KG, axis=1), np.linalg.norm(sd_KG, axis=1)
         # without an effect there is nothing to be certain of, unless the members agree on that
-        table["uncertainty"] = np.divide(
-            spread, table["effect_size"], out=np.where(spread > 0, np.inf, 0.0), where=table["effect_size"] > 0
-        )
+        uncertainty_K = np.divide(spread, size_K, out=np.where(spread > 0, np.inf, 0.0), where=size_K > 0)
+        own = {"effect_size": size_K, "uncertainty": uncertainty_K}
+        table = pd.DataFrame(beside_labels(table, own), index=table.index)
         first.varm["ensemble_delta"], first.varm["ensemble_sd"] = (x.T.astype(np.float32) for x in (delta_KG, sd_KG))
         first.uns[ENSEMBLE_RECORD] = table
-        first.obs["uncertainty"] = table["uncertainty"].to_numpy()[codes]
+        for name, values in beside_labels(first.obs, {"uncertainty": uncertainty_K[codes]}).items():
+            first.obs[name] = values
         return first
 
     def _start_means(
@@ -227,6 +237,7 @@ class TahoeEnsemble:
         mean_of = {c: dataset.cells.mean(rows, model.device) for c, rows in controls.items()}
         return np.stack([mean_of[context] for context in contexts])
 
+    @checked()
     def evaluate(
         self,
         reference: AnnData | EvaluationReference,
@@ -291,6 +302,7 @@ class TahoeEnsemble:
             for name, model in zip(names, self.models, strict=True):
                 model.save(partial / name, **kwargs)
             (partial / _LIST).write_text(json.dumps({"members": names}, indent=1))
+            write_checksums(partial, [_LIST])
 
     @classmethod
     @checked()
@@ -317,6 +329,7 @@ class TahoeEnsemble:
         restore(folder)
         if not (folder / _LIST).is_file():
             raise FileNotFoundError(f"{folder} holds no ensemble ({_LIST} is missing); TahoeST.load reads one model.")
+        verify_checksums(folder)
         names = read_json(member(folder, _LIST)).get("members")
         if not isinstance(names, list) or not names or any(Path(str(n)).name != n or n == ".." for n in names):
             raise UnsafeFileError(f"{_LIST} in {folder} does not name the folders of the members.")

@@ -15,6 +15,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._compat import history_as_frames, history_as_lists
 from scvi_tahoe._constants import REGISTRY
+from scvi_tahoe._messages import warn
 from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys
 from scvi_tahoe.files import atomic_write, only_weights, restore, updated_folder, verify_model_file, verify_space
 from scvi_tahoe.pretrained import LoadingReport, is_export
@@ -189,11 +190,9 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
         if model.adata is not None:
             _verify_genes(model.genes, model._own_screen().genes)
         if vars(model).pop("calibration_", None) is not None:  # of version 0.1
-            warnings.warn(
+            warn(
                 f"the model in {dir_path} was calibrated, which this version no longer does: it predicts the effects "
-                "that its network says.",
-                UserWarning,
-                stacklevel=2,
+                "that its network says."
             )
         report = model.loading_report_
         model._adopt(
@@ -271,6 +270,7 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
             table if self.one_hot_labels_ is None else table.reindexed(EmbeddingTable.one_hot_of(self.one_hot_labels_))
         )
 
+    @checked()
     def state_registry(self, key: str) -> dict[str, Any]:
         """Return what the registry stored for a field, also without data."""
         return self.registry_["field_registries"][key]["state_registry"]
@@ -346,9 +346,7 @@ def _verify_genes(genes: np.ndarray, found: np.ndarray) -> None:
             f"{message}. If these are other identifiers, set var_names to the model's; a model is also loaded without "
             "data, TahoeST.load(folder, False)."
         )
-    warnings.warn(
-        f"{message}: predict takes these data only with a larger max_missing_genes.", UserWarning, stacklevel=3
-    )
+    warn(f"{message}: predict takes these data only with a larger max_missing_genes.")
 
 
 def keys_of_registry(registry: Mapping[str, Any]) -> ScreenKeys:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import REGISTRY, TENSORS
+from scvi_tahoe._messages import warn
 from scvi_tahoe._module import residual_input
 from scvi_tahoe.data import EmbeddingTableField, random_minibatches, verify_screen
 from scvi_tahoe.model._export import labels_of, pretrained_of
@@ -218,7 +218,7 @@ class PretrainedMixin(FittedModel):
         attention_kind = f"attention {weights.config.attention} ({origin.attention_reason or 'as trained'})"
         logger.info(f"{origin.source}, {attention_kind}\n{report.text()}")
         if not origin.attention_certain:
-            warnings.warn(f"Attention of {origin.source}: {origin.attention_reason}.", stacklevel=2)
+            warn(f"Attention of {origin.source}: {origin.attention_reason}.")
         if adata is not None and check_scale and model.representation != "embedding":
             controls = next(model._random_minibatches(None, n_sets=8, seed=0, as_controls=True))
             verify_scale(model.module, report, controls, model.genes)

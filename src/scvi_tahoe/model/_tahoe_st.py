@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._compat import forget_managers_with
 from scvi_tahoe._module import TahoeSTModule
 from scvi_tahoe.data import REPRESENTATIONS, read_screen
 from scvi_tahoe.model._evaluate import EvaluateMixin
@@ -27,7 +28,7 @@ from scvi_tahoe.nn import (
     ineffective_in_objective,
     reject_ineffective_options,
 )
-from scvi_tahoe.response import PRIORS, choose_prior, makes_cells, reject_unknown_criterion
+from scvi_tahoe.response import PRIORS, choose_prior, makes_cells
 from scvi_tahoe.training import TahoeTrainingPlan, decoder_weight_of
 
 if TYPE_CHECKING:
@@ -132,12 +133,12 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
         seed: int = 0,
     ) -> None:
         super().__init__(adata, registry)
+        forget_managers_with(self)
         self._adopt(**new_state())
         if prior not in PRIORS:
             raise ValueError(f"prior={prior!r} is unknown; allowed are {', '.join(map(repr, PRIORS))}.")
         if prior not in ("none", "auto") and representation == "embedding":
             raise ValueError("a prior is made of expression; representation='embedding' takes prior='none'.")
-        reject_unknown_criterion(criterion)
         head = _head(size, network)
         if prior not in ("none", "auto") and head != "delta":
             raise ValueError(f"a prior is what head='delta' adds its change to; head={head!r} takes prior='none'.")

@@ -190,7 +190,7 @@ class TrainMixin(PredictMixin):
             self.module.objective.decoder_weight = data.decoder_weight
             self._adopt(decoder_weight_=data.decoder_weight)
         run.announce(self.module, pretrained, data.minibatches)
-        with run.fitting():
+        with run.fitting(self.module):
             super().train(
                 datamodule=data.minibatches,
                 plan_kwargs={
@@ -224,6 +224,7 @@ class TrainMixin(PredictMixin):
                 learned = replace(learned, judged=frozenset(self._judging_kinds(data) if factor else ()))
             self._adopt(prior_=learned.to_dict())
 
+    @checked()
     def plan_training(self, max_steps: int | None = None, **options: Any) -> TrainingRun:
         """Check all options of a training and fill in their defaults, without training or writing anything.
 

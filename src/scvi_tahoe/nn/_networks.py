@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scvi_tahoe._memory import verify_memory
 from scvi_tahoe.nn._layers import (
     AlignedLinear,
     RMSNorm,
@@ -78,6 +79,9 @@ class SetTransformer(nn.Module):
         super().__init__()
         self.config = config
         hidden, n_layers = config.hidden, config.n_encoder_layers
+        if torch.get_default_device().type != "meta":
+            width = config.n_input + config.n_output + 3 * config.n_layers * config.intermediate
+            verify_memory("units in a hidden layer", hidden, 4.0 * width, "Choose a smaller size of the network.")
         n_control_layers = 1 if config.control_encoder == "linear" else n_layers
         self.control_encoder = MLP(config.n_input, hidden, hidden, n_control_layers, config)
         self.perturbation_encoder = MLP(config.n_perturbation, hidden, hidden, n_layers, config)

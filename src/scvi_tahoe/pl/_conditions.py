@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, drawn, label_points, one_panel, style
+from scvi_tahoe._arguments import checked
+from scvi_tahoe.pl._figure import (
+    BASELINE,
+    CEILING,
+    OBSERVED,
+    PREDICTED,
+    drawn,
+    label_points,
+    one_panel,
+    style,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +36,7 @@ def _row(effects: AnnData, condition: str | None) -> AnnData:
 
 
 @drawn
+@checked()
 def volcano(
     effects: AnnData, condition: str, *, n_genes: int = 10, ax: Axes | None = None, **output: Unpack[Output]
 ) -> Figure:
@@ -71,6 +82,7 @@ def volcano(
 
 
 @drawn
+@checked()
 def ranked(
     effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: int = 10, ax: Axes | None = None,
     **output: Unpack[Output],
@@ -120,6 +132,7 @@ def ranked(
 
 
 @drawn
+@checked()
 def condition_map(
     embedding: AnnData, color: str | None = None, *, n_names: int = 12, ax: Axes | None = None,
     **output: Unpack[Output],
@@ -177,6 +190,7 @@ def condition_map(
 
 
 @drawn
+@checked()
 def dose_response(
     effects: AnnData,
     fits: pd.DataFrame,
@@ -239,6 +253,7 @@ def dose_response(
 
 
 @drawn
+@checked()
 def interactions(
     pairs: AnnData, *, score: str = "magnitude", ax: Axes | None = None, **output: Unpack[Output]
 ) -> Figure:
@@ -283,6 +298,7 @@ def interactions(
 
 
 @drawn
+@checked()
 def knock_downs(report: pd.DataFrame, *, ax: Axes | None = None, **output: Unpack[Output]) -> Figure:
     """Draw how much each perturbation changed the expression of its own target, largest fall first.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import perturbed_genes
 from scvi_tahoe.pl._figure import (
     BASELINE,
@@ -41,6 +42,7 @@ _LETTER_WIDTH = 0.08
 
 
 @register_figure
+@checked()
 def deltas(
     result: Result,
     perturbations: Sequence[str] | None = None,
@@ -131,6 +133,7 @@ def _draw_diagonal(ax: Axes, limit: float) -> None:
 
 
 @register_figure
+@checked()
 def fold_changes(
     result: Result,
     perturbation: str,
@@ -208,6 +211,7 @@ def _fold_change_table(result: Result, perturbation: str, context: str | None) -
 
 
 @register_figure
+@checked()
 def similarity(
     result: Result, *, context: str | None = None, ax: Axes | None = None, **output: Unpack[Output]
 ) -> Figure:
@@ -259,6 +263,7 @@ def similarity(
 
 
 @register_figure
+@checked()
 def cells(result: Result, **output: Unpack[Output]) -> Figure:
     """Draw the distribution of cell totals (sum of expm1) and of the share of zeros, observed and predicted.
 

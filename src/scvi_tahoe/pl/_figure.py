@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import Registry
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Effects(Protocol):
     def predicted(self) -> NDArray[np.float32]: ...
 
 
+@runtime_checkable
 class Result(Protocol):
     """Scores and effects of one prediction, as in :class:`scvi_tahoe.evaluate.EvaluationResult`."""
 
@@ -142,6 +144,7 @@ def register_figure(function: Draw) -> Draw:
     return function
 
 
+@checked()
 def draw(kind: str, result: Result, **kwargs: Any) -> Figure:
     """Draw ``"bars"``, ``"cells"``, ``"deltas"``, ``"fold_changes"``, ``"ranks"`` or ``"similarity"``.
 

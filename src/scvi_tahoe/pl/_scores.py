@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.pl._figure import (
     BASELINE,
     CEILING,
@@ -38,6 +39,7 @@ _DOT = 5
 
 
 @register_figure
+@checked()
 def bars(result: Result, *, metrics: Sequence[str] | None = None, **output: Unpack[Output]) -> Figure:
     """Draw how far each score got from the baseline (0) to the ceiling (1), with its 95 % interval and its values.
 
@@ -89,6 +91,7 @@ def bars(result: Result, *, metrics: Sequence[str] | None = None, **output: Unpa
 
 
 @drawn
+@checked()
 def comparison(
     results: Mapping[str, Result],
     *,
@@ -147,6 +150,7 @@ def _draw_entry(ax: Axes, row: int, column: int, value: float, share: float, *, 
 
 
 @register_figure
+@checked()
 def ranks(
     result: Result,
     *,
@@ -218,6 +222,7 @@ def _chance(metric: str, conditions: pd.Index) -> float:
 
 
 @drawn
+@checked()
 def learning_rate_test(
     rates: NDArray,
     losses: NDArray,

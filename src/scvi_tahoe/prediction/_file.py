@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scvi_tahoe.files import atomic_write
+from scvi_tahoe.files import atomic_write, verify_space, write_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,15 +100,23 @@ class _Growing:
         self._n_rows += cells.shape[0]
 
     def _decide(self, cells: np.ndarray | sp.csr_matrix) -> None:
-        if sp.issparse(cells):
+        as_dense = self._shape[0] * self._shape[1] * cells.dtype.itemsize / 2**30
+        if isinstance(cells, sp.csr_matrix):
             self._sparse = True
+            self._verify_space(self._shape[0] * cells.nnz / max(cells.shape[0], 1) * (cells.dtype.itemsize + 4))
             return
         share = _csr_share(cells)
         self._sparse = share < 1
-        as_dense = self._shape[0] * self._shape[1] * cells.itemsize / 2**30
+        self._verify_space(as_dense * min(share, 1.0) * 2**30)
         kind = f"as CSR, about {as_dense * share:.2f} GiB" if self._sparse else f"dense, {as_dense:.2f} GiB"
         other = f"dense rows would take {as_dense:.2f}" if self._sparse else f"CSR would take {as_dense * share:.2f}"
         logger.info(f"{self._key} is written {kind}; {other} (of {cells.shape[0]:,} cells, before compression).")
+
+    def _verify_space(self, n_bytes: float) -> None:
+        """Ask for the room of all rows, judged by the first ones; zarr compresses them."""
+        is_hdf5 = isinstance(self._root, h5py.Group)
+        where = self._root.file.filename if is_hdf5 else str(self._root.store.root)
+        verify_space(where, n_bytes if is_hdf5 else n_bytes / 8, f"the prediction ({self._key})")
 
     def _append_sparse(self, cells: sp.csr_matrix) -> None:
         if self._array is not None:
@@ -162,6 +170,8 @@ def written_prediction(path: Path, *, obs: pd.DataFrame, var: pd.DataFrame) -> I
             yield file
         finally:
             file.close()
+        if partial.is_dir():
+            write_checksums(partial)
 
 
 def open_prediction(path: Path, *, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any]) -> ad.AnnData:

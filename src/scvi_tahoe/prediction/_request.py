@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scvi import settings
 
 from scvi_tahoe._constants import OBS, STREAMS
 from scvi_tahoe._memory import verify_memory
+from scvi_tahoe._messages import warn
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import (
     OUTPUTS,
@@ -220,11 +219,9 @@ def warn_about_doses(labels: Sequence[str], measured: Sequence[str], parser: Lab
     if beyond:
         first, why = next(iter(beyond.items()))
         more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
-        warnings.warn(
+        warn(
             f"{first}{more}: beyond the measured doses ({why}). Nothing in the data says how the response goes on; "
-            "predictions stay near that of the nearest measured dose, however far the dose is.",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
+            "predictions stay near that of the nearest measured dose, however far the dose is."
         )
 
 

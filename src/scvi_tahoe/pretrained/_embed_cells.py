@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from anndata import AnnData
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._devices import HostCopy
-from scvi_tahoe._messages import progress_bar
+from scvi_tahoe._messages import progress_bar, warn
 from scvi_tahoe.data import open_cells
 from scvi_tahoe.pretrained._embedding_file import PROVENANCE, embedding_file, verify_output
 from scvi_tahoe.pretrained._gene_slots import (
@@ -108,6 +108,7 @@ class EmbeddingReport:
         }  # fmt: skip
 
 
+@checked()
 def embed_cells(  # noqa: PLR0913
     adata: AnnData | str | Path,
     source: str | Path | StateEmbedding,
@@ -334,16 +335,14 @@ def _verify_values(block: sp.csr_matrix, cells: _Cells, start: int, scale: Scale
 
 def _warn(cells: _Cells, genes: GeneMatch, survey: _Survey, scale: Scale) -> None:
     if survey.matched_share < 0.5:
-        warnings.warn(
+        warn(
             f"the model knows {len(genes.columns)} of {len(cells.var)} genes, with {survey.matched_share:.0%} of all "
-            f"values; unknown are e.g. {_some(genes.missing)}. The embeddings say little about these cells.",
-            stacklevel=3,
+            f"values; unknown are e.g. {_some(genes.missing)}. The embeddings say little about these cells."
         )
     if survey.empty_cells:
-        warnings.warn(
+        warn(
             f"{len(survey.empty_cells):,} cells have no count in the genes that the model knows, e.g. "
-            f"{_some(survey.empty_cells)}; they are embedded, which means nothing.",
-            stacklevel=3,
+            f"{_some(survey.empty_cells)}; they are embedded, which means nothing."
         )
     if survey.n_ambiguous and scale == "counts":
         logger.info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import h5py
 import numpy as np
 
 from scvi_tahoe.data import is_store, record_files
-from scvi_tahoe.files import atomic_write
+from scvi_tahoe.files import atomic_write, verify_space, write_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,6 +54,8 @@ def verify_output(data: Path, output: Path, *, overwrite: bool) -> None:
 @contextmanager
 def embedding_file(data: Path, output: Path, key: str, shape: tuple[int, int]) -> Iterator[EmbeddingFile]:
     """Yield a file with room for embeddings, which takes its place when the block ends without an error."""
+    copied = 0 if output.suffix == ".npy" else sum(p.stat().st_size for p in (data, *data.rglob("*")) if p.is_file())
+    verify_space(output, copied + 4 * math.prod(shape), "the embeddings, with the cells they are written beside,")
     with atomic_write(output) as partial, ExitStack() as stack:
         if output.suffix == ".npy":
             matrix = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
@@ -102,5 +105,7 @@ def _refresh(folder: Path, root: Any) -> None:
 
     if is_store(folder):
         record_files(folder)
-    elif (folder / ".zmetadata").exists() or "consolidated_metadata" in (folder / "zarr.json").read_text("utf-8"):
+        return
+    if (folder / ".zmetadata").exists() or "consolidated_metadata" in (folder / "zarr.json").read_text("utf-8"):
         zarr.consolidate_metadata(root.store)
+    write_checksums(folder)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import yaml
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.files import (
     UnsafeFileError,
     atomic_folder,
@@ -18,6 +19,7 @@ from scvi_tahoe.files import (
     read_torch,
     read_yaml,
     verify_finite,
+    verify_space,
     verify_tensor,
 )
 from scvi_tahoe.pretrained._arc_files import (
@@ -72,6 +74,7 @@ _SHOWN = 5  # other checkpoints that the report names
 _TAHOE_CONTROL = "[('DMSO_TF', 0.0, 'uM')]"
 
 
+@checked()
 def read_arc_folder(
     folder: str | Path,
     checkpoint: str | None = None,
@@ -289,6 +292,7 @@ def write_arc_folder(
     if refusals:
         raise ValueError("arc-state cannot run this model: " + "; ".join(refusals) + ".")
     hyper = hyper_parameters(model)
+    verify_space(folder, sum(tensor.nbytes for tensor in model.state_dict.values()), "the export")
     with atomic_folder(folder, overwrite=overwrite) as place:
         config = config_file(model, hyper, columns or ArcColumns())
         (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8")

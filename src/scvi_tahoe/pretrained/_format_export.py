@@ -22,6 +22,7 @@ from scvi_tahoe.files import (
     read_json,
     reading,
     verify_finite,
+    verify_space,
 )
 from scvi_tahoe.nn import NetworkConfig
 from scvi_tahoe.pretrained._licence import licence_notice
@@ -85,6 +86,7 @@ def export_model(
     if base is not None:
         reference = _reference(state, base)
         state = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
+    verify_space(folder, sum(tensor.nbytes for tensor in state.values()), "the export")
     with atomic_folder(folder, overwrite=overwrite) as place:
         save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, place / _WEIGHTS)
         if not model.perturbations.one_hot:

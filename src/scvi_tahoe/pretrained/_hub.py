@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.files import UnsafeFileError, file_sha256
 from scvi_tahoe.pretrained._arc_files import choose_checkpoint, list_checkpoints
 from scvi_tahoe.pretrained._format_export import export_model, is_export, read_export
@@ -53,6 +54,7 @@ class SourceFolder(NamedTuple):
     revision: str | None = None
 
 
+@checked()
 def read_pretrained(
     source: str | Path | PretrainedModel,
     checkpoint: str | None = None,
@@ -144,6 +146,7 @@ def _several(name: str, folders: Sequence[str]) -> str:
     return f"{name} holds {len(folders)} models in folders; take one of them as the source: {shown}{more}."
 
 
+@checked()
 def inspect_folder(folder: str | Path, checkpoint: str | None = None) -> str:
     """Return a description of a model folder: network, attention, labels, tensors, loss, licence.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import warnings
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
+
+from scvi_tahoe._messages import warn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +88,7 @@ def verify_licence(repository: str, accept: bool | None = None) -> None:
 
 def show_licence(origin: Provenance) -> None:
     """Show the licence of accepted weights of the hub, in one line."""
-    warnings.warn(f"{origin.source}: {licence_text(origin)}", LicenceWarning, stacklevel=4)
+    warn(f"{origin.source}: {licence_text(origin)}", LicenceWarning)
 
 
 def mention_licence(origin: Provenance, accept: bool | None = None) -> None:

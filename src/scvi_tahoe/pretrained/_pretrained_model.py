@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import Registry
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.nn import SetTransformer
@@ -230,6 +231,7 @@ class PretrainedModel:
         """Whether cells are embeddings rather than expression."""
         return is_embedding(self.labels.embedding)
 
+    @checked()
     def with_genes(self, genes: Sequence[str]) -> PretrainedModel:
         """Return the model with names for the genes of its input and output; a ValueError if they cannot be."""
         genes = tuple(genes)
@@ -243,6 +245,7 @@ class PretrainedModel:
         notes = tuple(note for note in self.notes if not note.startswith(UNNAMED_GENES))
         return replace(self, labels=replace(self.labels, genes=genes), notes=notes)
 
+    @checked()
     def build(self) -> Any:
         """Return a :class:`~scvi_tahoe.nn.SetTransformer` with these weights, sharing their memory, in eval mode."""
         return network_with(self.config, self.state_dict)

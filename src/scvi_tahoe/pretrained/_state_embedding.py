@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.files import (
     UnsafeFileError,
     member,
@@ -90,6 +91,7 @@ class StateEmbedding:
     licence: str
 
 
+@checked()
 def read_state_embedding(
     source: str | Path,
     checkpoint: str | None = None,

@@ -61,6 +61,8 @@ def read_text(path: Path, *, header: bool | None) -> tuple[list[str], np.ndarray
     with reading(path, _LIMIT):
         with path.open(encoding="utf-8", newline="") as stream:
             first = next(csv.reader(stream, delimiter=separator), [])
+        if not first:
+            raise UnsafeFileError("its first line is empty.")
         has_header = _is_header(first) if header is None else header
         columns = list(range(len(first)))
         empty: Any = {column: [""] for column in columns[1:]}

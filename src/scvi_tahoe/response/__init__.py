@@ -29,7 +29,7 @@ from scvi_tahoe.response._residual import (
     wanted_means,
     with_prior,
 )
-from scvi_tahoe.response._response_model import CRITERIA, Criterion, reject_unknown_criterion
+from scvi_tahoe.response._response_model import Criterion
 from scvi_tahoe.response._response_table_model import ResponseModel
 from scvi_tahoe.response._start import ResponseStart
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scvi import settings
 
 from scvi_tahoe._constants import STREAMS
+from scvi_tahoe._messages import warn
 from scvi_tahoe.evaluate import EvaluationWarning, check_collapse, likeness
 
 if TYPE_CHECKING:
@@ -100,11 +99,7 @@ class CollapseAlarm:
         if wrong := [context for context, check in found.items() if check.status == "warning"]:
             others = f" (and {len(wrong) - 1} more contexts)" if len(wrong) > 1 else ""
             cause = "" if self.output == "prior" else " Too few training steps have this effect, too."
-            warnings.warn(
-                f"{found[wrong[0]].name} in {wrong[0]!r}{others}: {found[wrong[0]].message}{cause}",
-                EvaluationWarning,
-                stacklevel=settings.warnings_stacklevel,
-            )
+            warn(f"{found[wrong[0]].name} in {wrong[0]!r}{others}: {found[wrong[0]].message}{cause}", EvaluationWarning)
 
     def _check(self, context: str, deltas: Mapping[str, Sequence[np.ndarray]]) -> Check:
         """Check one context."""

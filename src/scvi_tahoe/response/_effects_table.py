@@ -10,9 +10,11 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from scvi_tahoe._arguments import checked
+from scvi_tahoe._matrices import trusted_matrix
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._response_model import fit_responses
-from scvi_tahoe.response._response_table import read_responses
+from scvi_tahoe.response._response_table import read_responses, verify_column
 from scvi_tahoe.response._response_table_model import device_of
 from scvi_tahoe.response._responses import filled_changes
 from scvi_tahoe.response._uncertainty import Measured, predict_conditions
@@ -28,6 +30,7 @@ _FEWEST = 3  # perturbations
 _FOR_A_COMPONENT = 4
 
 
+@checked(n_components=(1, None), seed=(0, None))
 def effects_table(
     adata: AnnData,
     *,
@@ -75,9 +78,8 @@ def effects_table(
     >>> table = effects_table(other_screen, perturbation_key="gene", control="non-targeting")  # doctest: +SKIP
     >>> response = ResponseModel.fit(screen, perturbation_key="gene", tables={"other": table})  # doctest: +SKIP
     """
-    if n_components < 1:
-        raise ValueError(f"n_components is {n_components}; it must be 1 or more.")
-    if control is not None and isinstance(adata, AnnData) and perturbation_key in adata.obs:
+    verify_column(adata, "perturbation_key", perturbation_key)
+    if control is not None:
         adata, layer = _changes_of_expression(adata, perturbation_key, context_key, str(control), dose_key)
         variance_layer = layer or variance_layer
     where = device_of(device)
@@ -126,7 +128,7 @@ def _changes_of_expression(
     matrix: Any = adata.X
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
-    if matrix is None or matrix.dtype.kind not in "fiub" or not is_control.any() or not _any(matrix[is_control]):
+    if matrix is None or not is_control.any() or not _any((matrix := trusted_matrix(matrix, "adata.X"))[is_control]):
         return adata, None
     keys = [key for key in (perturbation_key, context_key, dose_key) if key is not None]
     missing = [key for key in keys if key not in adata.obs]

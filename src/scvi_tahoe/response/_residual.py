@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
+from scvi_tahoe._names import beside_labels
 from scvi_tahoe.data import aligned_expression, dense_rows, label_columns, make_store
 from scvi_tahoe.response._members import Origin
 from scvi_tahoe.response._prior import CellPrior, PriorOrigin
@@ -222,7 +223,7 @@ def effects_of(
         "p_direction": probability_of_direction(changes, deviation).ravel(),
         "direction": np.where(changes < 0, -1, 1).ravel(), "support": np.repeat(support, len(genes)),
     }  # fmt: skip
-    found = pd.DataFrame(columns | of_gene)
+    found = pd.DataFrame(beside_labels(columns, of_gene))
     found.attrs["min_change"] = min_change
     return found
 
@@ -237,7 +238,7 @@ def planned(
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in picked], spec.keys))
     if (key := spec.keys.context_key) is not None:
         columns[key] = [c.context for c in picked]
-    return pd.DataFrame(columns).join(chosen)
+    return pd.DataFrame(beside_labels(columns, chosen))
 
 
 def residual_cells(
@@ -319,14 +320,14 @@ def prior_table(
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in conditions], spec.keys))
     if (key := spec.keys.context_key) is not None:
         columns[key] = [c.context for c in conditions]
-    columns["starts_from"] = [origin.starts_from.value for origin in origins]
+    own: dict[str, Any] = {"starts_from": [origin.starts_from.value for origin in origins]}
     if learned is not None and learned["kind"] == "response":
-        return pd.DataFrame({**columns, **confidence, "corrected": corrected})
-    columns["made_from"] = ["; ".join(_listed(w, key is not None) for w in origin.made_from) for origin in origins]
-    columns["n_cells"] = [origin.n_cells for origin in origins]
-    columns["kept"] = [origin.kept for origin in origins]
-    columns["corrected"] = corrected
-    return pd.DataFrame(columns)
+        return pd.DataFrame(beside_labels(columns, {**own, **confidence, "corrected": corrected}))
+    own["made_from"] = ["; ".join(_listed(w, key is not None) for w in origin.made_from) for origin in origins]
+    own["n_cells"] = [origin.n_cells for origin in origins]
+    own["kept"] = [origin.kept for origin in origins]
+    own["corrected"] = corrected
+    return pd.DataFrame(beside_labels(columns, own))
 
 
 def _listed(weights: Mapping[Condition, float], says_context: bool) -> str:

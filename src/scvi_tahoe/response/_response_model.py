@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.response._regression import Regression
 
 Criterion = Literal["error", "discrimination"]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 Way = Literal["condition", "label", "perturbation", "context"]
 
 _COMPONENTS = 128
@@ -302,12 +301,6 @@ def _shaped(fitted: Fitted, found: dict[Any, Judged], missing: np.ndarray) -> tu
             shares[key] = learned
             found[key] = replace(judged, changes=shaped(judged.changes, learned, members.scale_G))
     return replace(fitted, shares=shares), found
-
-
-def reject_unknown_criterion(criterion: str) -> None:
-    """Raise a ValueError for a criterion that is not known."""
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion={criterion!r} is unknown; allowed are {' and '.join(map(repr, CRITERIA))}.")
 
 
 def _weights(noise: np.ndarray) -> np.ndarray:

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scipy import sparse
 
+from scvi_tahoe._matrices import trusted_matrix, verify_magnitude
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import EmbeddingTable, ScreenKeys, spelled_labels
 from scvi_tahoe.response._responses import Responses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from anndata import AnnData
 
 #: the context of all conditions where there is no column of contexts
 ONE_CONTEXT = "all"
@@ -95,12 +97,10 @@ def _verified_keys(
     dose_key: str | None,
     combination_separator: str | None,
 ) -> ScreenKeys:
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"adata is a {type(adata).__name__}; an AnnData with one row for each condition is expected.")
     if combination_separator == "":
         raise ValueError("combination_separator is empty; give the text between perturbations, e.g. '+', or None.")
     for name, key in (("perturbation_key", perturbation_key), ("context_key", context_key), ("dose_key", dose_key)):
-        _verify_column(adata, name, key, may_lack=name == "dose_key")
+        verify_column(adata, name, key, may_lack=name == "dose_key")
     if twice := sorted(adata.var_names[adata.var_names.duplicated()].unique())[:3]:
         raise ValueError(f"adata.var_names has these genes more than once: {twice}; make them unique.")
     # a table may have no controls: no label is empty
@@ -243,7 +243,7 @@ def _data_sets(adata: AnnData, source_key: str | None, contexts: np.ndarray) -> 
     """Return the data set of each context; a ValueError if a context is in several."""
     if source_key is None:
         return {}
-    _verify_column(adata, "source_key", source_key)
+    verify_column(adata, "source_key", source_key)
     pairs = sorted(set(zip(contexts.tolist(), adata.obs[source_key].astype(str), strict=True)))
     if len(found := dict(pairs)) < len(pairs):
         twice = next(context for i, (context, _) in enumerate(pairs) if i and pairs[i - 1][0] == context)
@@ -254,7 +254,8 @@ def _data_sets(adata: AnnData, source_key: str | None, contexts: np.ndarray) -> 
     return found
 
 
-def _verify_column(adata: AnnData, argument: str, key: str | None, *, may_lack: bool = False) -> None:
+def verify_column(adata: AnnData, argument: str, key: str | None, *, may_lack: bool = False) -> None:
+    """Refuse a column that is not there, or has rows without a label unless it ``may_lack`` them."""
     if key is None:
         return
     if key not in adata.obs:
@@ -271,11 +272,7 @@ def _numbers(matrix: Any, rows: np.ndarray, where: str, *, may_be_infinite: bool
         raise ValueError(f"{where} is empty; it must hold changes against control, one row for each condition.")
     if hasattr(matrix, "to_memory"):  # on disk
         matrix = matrix.to_memory()
-    if not sparse.issparse(matrix):
-        matrix = np.asarray(matrix)
-    if matrix.dtype.kind not in "fiub":
-        raise ValueError(f"{where} holds {matrix.dtype}, not numbers; convert it, e.g. with .astype('float32').")
-    values = matrix[rows]
+    values = trusted_matrix(matrix, where)[rows]
     values = (values.toarray() if sparse.issparse(values) else np.array(values)).astype(np.float64)
     if not may_be_infinite and np.isinf(values).any():
         i, j = np.argwhere(np.isinf(values))[0]
@@ -283,6 +280,7 @@ def _numbers(matrix: Any, rows: np.ndarray, where: str, *, may_be_infinite: bool
         raise ValueError(
             f"{where} has {n} infinite values, the first in row {rows[i]}, column {j}; use NaN for values not measured."
         )
+    verify_magnitude(values[np.isfinite(values)], where)
     return values
 
 

@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scvi_tahoe._names import nearest_names
+from scvi_tahoe._arguments import checked
+from scvi_tahoe._names import beside_labels, nearest_names
 from scvi_tahoe.data import ScreenKeys, label_columns
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._plan_next import plan_next
-from scvi_tahoe.response._response_model import fit_responses, reject_unknown_criterion
+from scvi_tahoe.response._response_model import fit_responses
 from scvi_tahoe.response._response_report import response_report
 from scvi_tahoe.response._response_table import read_responses, read_tables
 from scvi_tahoe.response._saved_fit import read_fit, write_fit
@@ -93,6 +94,7 @@ class ResponseModel:
         self.notes = tuple(notes)
 
     @classmethod
+    @checked()
     def fit(  # noqa: PLR0913
         cls,
         adata: AnnData,
@@ -164,7 +166,6 @@ class ResponseModel:
             If values are infinite or no numbers, all responses are 0 or missing, variances are negative, a table covers
             no perturbation, or an option is unknown.
         """
-        reject_unknown_criterion(criterion)
         where = device_of(device)
         table = read_responses(
             adata, perturbation_key=perturbation_key, context_key=context_key, control=control, dose_key=dose_key,
@@ -201,6 +202,7 @@ class ResponseModel:
         """Names of the genes that are predicted."""
         return self._fitted.responses.genes.tolist()
 
+    @checked()
     def predict(
         self,
         perturbations: Sequence[str] | str | None = None,
@@ -253,7 +255,8 @@ class ResponseModel:
             columns[self._keys.context_key] = [q.context for q in questions]
         several = self._keys.context_key is not None
         names = [f"{q.perturbation} in {q.context}" if several else q.perturbation for q in questions]
-        obs = pd.DataFrame(columns | {"support": found.support, "starts_from": found.starts_from}, index=names)
+        own = {"support": found.support, "starts_from": found.starts_from}
+        obs = pd.DataFrame(beside_labels(columns, own), index=names)
         if len(lost := obs.index[found.support < _NO_SUPPORT]):
             logger.warning(
                 "%d of %d predictions have no support, as nothing tells their perturbation from others: %s.",
@@ -274,6 +277,7 @@ class ResponseModel:
             uns={_RECORD: record},
         )  # fmt: skip
 
+    @checked()
     def plan_next(
         self,
         n: int = 20,
@@ -318,8 +322,9 @@ class ResponseModel:
         columns = label_columns([label for label, _ in picked], self._keys)
         if self._keys.context_key is not None:
             columns[self._keys.context_key] = [context for _, context in picked]
-        return pd.DataFrame(columns).join(chosen)
+        return pd.DataFrame(beside_labels(columns, chosen))
 
+    @checked()
     def report(self, *, losses: bool = True) -> pd.DataFrame:
         """Return what the model learned, and how well it predicts conditions that it is not shown.
 
@@ -339,6 +344,7 @@ class ResponseModel:
         """
         return response_report(self._fitted, self.notes, losses=losses)
 
+    @checked()
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Save to a folder: numbers in ``response.npz``, the rest in ``response.json``; no pickle.
 
@@ -361,6 +367,7 @@ class ResponseModel:
         write_fit(path, self._fitted, self._measured, values, overwrite=overwrite)
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path, *, device: str | torch.device = "auto") -> ResponseModel:
         """Load a saved model, whose predictions are the same to the last bit on the same device.
 

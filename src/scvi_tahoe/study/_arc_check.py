@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from scvi_tahoe.study._arc_config import ArcConfig, read_arc_config, run_from_arc
+from scvi_tahoe._arguments import checked
+from scvi_tahoe.study._arc_config import BACKBONE, ArcConfig, read_arc_config, run_from_arc
 from scvi_tahoe.study._arc_run_file import write_run_file
 from scvi_tahoe.study._finding import LEVELS, Finding, findings_text, found, table
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _CLIP_AT_MOST = 5.0
 _MISMATCH = "scored_space"
-_BACKBONE = "model.kwargs.transformer_backbone_kwargs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class ConfigCheck:
     findings: tuple[Finding, ...]
     config: ArcConfig
 
+    @checked()
     def write(self, path: str | Path) -> TahoeRun:
         """Write the run as a file that starts, see ``scvi-tahoe check --write``, and return it.
 
@@ -49,6 +50,7 @@ class ConfigCheck:
         """
         return write_run_file(self.run, self.config, Path(path))
 
+    @checked()
     def exit_code(self, *, strict: bool = False, allow_mismatch: bool = False) -> int:
         """Return 1 if something would make the run meaningless, or, if strict, other than its author thinks; else 0.
 
@@ -74,6 +76,7 @@ class ConfigCheck:
         return f"{self.path} as a run of ours:\n\n{text}\n{counts or 'nothing to say'}\n{findings_text(self.findings)}"
 
 
+@checked()
 def check_config(path: str | Path) -> ConfigCheck:
     """Read a configuration of arc-state, convert it, and say what arc-state ignores or gets wrong in it.
 
@@ -122,7 +125,7 @@ def _losses(config: ArcConfig) -> Found:
 
 def _sets_and_attention(config: ArcConfig) -> Found:
     size, theirs = config.set_size, config.set_size_of_source
-    loader = config.number(f"{_BACKBONE}.n_positions", config.number(f"{_BACKBONE}.max_position_embeddings"))
+    loader = config.number(f"{BACKBONE}.n_positions", config.number(f"{BACKBONE}.max_position_embeddings"))
     if size is not None and loader is not None and int(loader) != size:
         yield "set_length", {"size": size, "loader": int(loader)}
     if size is not None and theirs is not None and size < theirs:
@@ -132,7 +135,7 @@ def _sets_and_attention(config: ArcConfig) -> Found:
         )
         yield "shorter_sets", {"size": size, "said": said}
     llama = str(config.get("model.kwargs.transformer_backbone_key", "llama")).lower() == "llama"
-    stated = config.has(f"{_BACKBONE}.bidirectional_attention") or config.get("model.kwargs.mask_attn", False)
+    stated = config.has(f"{BACKBONE}.bidirectional_attention") or config.get("model.kwargs.mask_attn", False)
     if llama and not stated:  # the meaning of a checkpoint depends on the flag
         yield "bidirectional", {}
 

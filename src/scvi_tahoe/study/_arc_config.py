@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ _ST_NAMES = ("state", "pertsets", "neuralot")
 _NO_EMBEDDING = (None, "X_hvg", "")
 #: Cells of a set of the released ST-Tahoe weights, most likely; third parties fine-tuned them with 256 and 512.
 _TAHOE_SET = 512
+BACKBONE = "model.kwargs.transformer_backbone_kwargs"
 #: Keys of a backbone -> ours.
-_BACKBONE = {
+_DIMENSIONS = {
     "hidden_size": "hidden", "num_hidden_layers": "n_layers", "intermediate_size": "intermediate",
     "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads", "head_dim": "head_dim",
 }  # fmt: skip
@@ -35,7 +37,9 @@ class ArcConfig:
 
     def text(self, key: str) -> str | None:
         """Return a value as text."""
-        return None if (value := self.get(key)) is None else str(value)
+        if isinstance(value := self.get(key), dict | list):
+            raise self.error(key, "one text")
+        return None if value is None else str(value)
 
     def has(self, key: str) -> bool:
         """Return whether a key is in the file."""
@@ -47,22 +51,35 @@ class ArcConfig:
         if isinstance(value, bool) or value is None:
             return default
         try:
-            return float(value)
+            found = float(value)
         except (TypeError, ValueError):
-            line = self.lines.get(key)
-            raise ValueError(f"{self.path}, line {line}: {key} is {value!r}; a number is needed.") from None
+            raise self.error(key, "a number") from None
+        if not math.isfinite(found):
+            raise self.error(key, "a finite number")
+        return found
+
+    def whole(self, key: str, default: int | None = None) -> int | None:
+        """Return a whole number by its dotted path."""
+        found = self.number(key, default)
+        if found is not None and found != int(found):
+            raise self.error(key, "a whole number")
+        return None if found is None else int(found)
+
+    def error(self, key: str, needed: str) -> ValueError:
+        """Return the error of a value that is something else than what is needed."""
+        value = repr(self.get(key))[:80]
+        return ValueError(f"{self.path}, line {self.lines.get(key)}: {key} is {value}; {needed} is needed.")
 
     @property
     def embedding(self) -> str | None:
         """Key of the cell embedding at the input; None for expression."""
-        key = self.get("data.kwargs.embed_key")
-        return None if key in _NO_EMBEDDING else str(key)
+        key = self.text("data.kwargs.embed_key")
+        return None if key in _NO_EMBEDDING else key
 
     @property
     def set_size(self) -> int | None:
         """Cells of a set."""
-        size = self.number("model.kwargs.cell_set_len")
-        return None if size is None else int(size)
+        return self.whole("model.kwargs.cell_set_len")
 
     @property
     def starts_from_tahoe(self) -> bool:
@@ -104,6 +121,8 @@ def read_arc_config(path: str | Path) -> ArcConfig:
         ours = " It is a run of ours; see it with: scvi-tahoe finetune --dry-run" if "start" in content else ""
         sections = "which has the sections data.kwargs, model and training"
         raise ValueError(f"{path} is not a configuration of arc-state, {sections}.{ours}")
+    if not isinstance(config.get(BACKBONE, {}), dict | None):
+        raise ValueError(f"{path}, line {lines.get(BACKBONE)}: {BACKBONE} is no mapping of names to values.")
     if not isinstance(config.get("model.kwargs"), dict) or not isinstance(config.get("training"), dict):
         raise ValueError(f"{path} lacks model.kwargs or training; give the resolved config.yaml of a run folder.")
     name = str(config.get("model.name", "state"))
@@ -119,10 +138,10 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
     which :func:`write_run_file` reads; until then ``data.path`` is a placeholder.
     """
     embedding = config.embedding
-    source, features = config.get("model.kwargs.init_from"), config.get("data.kwargs.perturbation_features_file")
+    source, features = config.text("model.kwargs.init_from"), config.text("data.kwargs.perturbation_features_file")
     data = DataConfig(
-        path="FILL_IN.h5ad", perturbation_key=str(config.get("data.kwargs.pert_col", "target_gene")),
-        control=str(config.get("data.kwargs.control_pert", "non-targeting")),
+        path="FILL_IN.h5ad", perturbation_key=config.text("data.kwargs.pert_col") or "target_gene",
+        control=config.text("data.kwargs.control_pert") or "non-targeting",
         context_key=config.text("data.kwargs.cell_type_key"), batch_key=config.text("data.kwargs.batch_col"),
         cell_embedding_key=embedding,
         embedding_files={"perturbation_features": str(features)} if features else {},
@@ -134,7 +153,7 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
     )  # fmt: skip
     return TahoeRun(
         name=str(config.get("name") or config.path.stem).replace("/", "-"),
-        seed=int(config.number("training.train_seed", 42) or 0), data=data, model=model, train=_train(config),
+        seed=config.whole("training.train_seed", 42) or 0, data=data, model=model, train=_train(config),
         start=StartConfig() if not source else _start(str(source)),
     )  # fmt: skip
 
@@ -150,10 +169,9 @@ def _start(source: str) -> StartConfig:
 
 
 def _size(config: ArcConfig) -> dict[str, Any] | str:
-    backbone = config.get("model.kwargs.transformer_backbone_kwargs") or {}
-    values = {ours: backbone.get(theirs) for theirs, ours in _BACKBONE.items()}
-    values |= {ours: config.number(f"model.kwargs.{ours}") for ours in ("n_encoder_layers", "n_decoder_layers")}
-    found = {name: int(value) for name, value in values.items() if value is not None}
+    values = {ours: config.whole(f"{BACKBONE}.{theirs}") for theirs, ours in _DIMENSIONS.items()}
+    values |= {ours: config.whole(f"model.kwargs.{ours}") for ours in ("n_encoder_layers", "n_decoder_layers")}
+    found = {name: value for name, value in values.items() if value is not None}
     return found if {"hidden", "n_layers", "intermediate", "n_heads"} <= set(found) else "tahoe"
 
 
@@ -166,14 +184,22 @@ def _network(config: ArcConfig) -> dict[str, Any]:
         network["control_encoder"] = "linear"
     if config.get("model.kwargs.mask_attn", False):
         network["attention"] = "self_only"
-    if config.has_gene_decoder and (widths := config.get("model.kwargs.decoder_hidden_dims")):
+    if config.has_gene_decoder and config.get("model.kwargs.decoder_hidden_dims"):
         # the number of genes is that of the data, and is filled in when they are read
         network["gene_decoder"] = {
-            "hidden": [int(width) for width in widths],
+            "hidden": _widths(config),
             "residual": bool(config.get("model.kwargs.residual_decoder", False)),
             "dropout": config.number("model.kwargs.decoder_dropout", 0.1),
         }
     return network
+
+
+def _widths(config: ArcConfig) -> list[int]:
+    key = "model.kwargs.decoder_hidden_dims"
+    widths = config.get(key)
+    if not isinstance(widths, list) or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise config.error(key, "a list of whole numbers")
+    return widths
 
 
 def _objective(config: ArcConfig) -> dict[str, Any]:
@@ -190,11 +216,11 @@ def _train(config: ArcConfig) -> TrainConfig:
     number = config.number
     accumulated = number("training.gradient_accumulation_steps", number("training.accumulate_grad_batches", 1))
     return TrainConfig(
-        max_steps=int(number("training.max_steps", _STEPS) or _STEPS),
+        max_steps=config.whole("training.max_steps", _STEPS) or _STEPS,
         lr=number("training.lr", _LR),
-        batch_size=int(number("training.batch_size", _SETS) or _SETS),
+        batch_size=config.whole("training.batch_size", _SETS) or _SETS,
         accumulate=int(accumulated or 1),
-        validate_every=int(number("training.val_freq", 2_000) or 2_000),
+        validate_every=config.whole("training.val_freq", 2_000) or 2_000,
         freeze_backbone=bool(config.get("model.kwargs.freeze_pert_backbone", False)),
         precision=str(config.get("training.precision", "auto")),
         loggers=("wandb",) if config.get("use_wandb", False) else (),

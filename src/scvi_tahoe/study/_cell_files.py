@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 from anndata.abc import CSRDataset
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import is_store, read_store
 from scvi_tahoe.files import read_h5ad, verify_hdf5
 
@@ -22,6 +23,7 @@ _SHARED = 0.9
 _FEW = 3  # cells of a condition in a batch
 
 
+@checked()
 def read_cells(path: str | Path) -> ad.AnnData:
     """Return the cells in an h5ad file.
 

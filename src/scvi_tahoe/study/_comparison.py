@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.study._files import read_json
 from scvi_tahoe.study._run_folder import BEST, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
 
@@ -39,6 +40,7 @@ class RunComparison:
         return f"Rebuilt, with other numbers: {'; '.join(self.differences)}.{why}"
 
 
+@checked()
 def compare_runs(first: str | Path, second: str | Path) -> RunComparison:
     """Compare the logs, the weights and the scores of two runs, exactly.
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe import EvaluationResult, TahoeST
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import is_store, read_store
 from scvi_tahoe.files import verify_hdf5
 from scvi_tahoe.study._finding import findings_text, found
@@ -44,6 +45,7 @@ class Inspection:
         return json.dumps(self.content, indent=1, default=float)
 
 
+@checked()
 def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoint: str | None = None) -> Inspection:
     """Say what a log, a run, a checkpoint, a model, a result or a file of cells holds, and what is wrong with it.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.study._finding import Finding, findings_text, found
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class LogDiagnosis:
         return f"{self.log.name} ({self.log.n_steps:,} steps, {self.log.path})\n{findings_text(self.findings)}"
 
 
+@checked()
 def diagnose(logs: Sequence[TrainingLog]) -> list[LogDiagnosis]:
     """Diagnose logs; where one run started from another of them, the two are compared.
 

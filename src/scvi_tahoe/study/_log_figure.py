@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.pl import new_figure, style
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ _SIDE_BY_SIDE = 3
 _FAR = 20  # times the smallest value, from which on an axis is logarithmic
 
 
+@checked()
 def log_figure(log: TrainingLog) -> Figure:
     """Draw the log of one run; panels whose column it lacks are left out."""
     return logs_figure([log])
 
 
+@checked()
 def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
     """Draw logs side by side, one column per run, one row per quantity; more than three of them on the same axes.
 

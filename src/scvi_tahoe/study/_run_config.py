@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import Split, split_from_dict
 from scvi_tahoe.evaluate import BASELINES, PRESETS, evaluate
@@ -286,6 +287,7 @@ class TahoeRun:
         return None if self.split is None else split_from_dict(self.split)
 
     @classmethod
+    @checked()
     def from_dict(cls, values: object) -> TahoeRun:
         """Build from plain values.
 
@@ -301,6 +303,7 @@ class TahoeRun:
         return plain(self)
 
     @classmethod
+    @checked()
     def from_yaml(cls, path: str | Path) -> TahoeRun:
         """Read a run from a file. Relative paths in it count from the folder of the file.
 
@@ -321,6 +324,7 @@ class TahoeRun:
         start = with_anchors(run.start, *SOURCES)
         return replace(run, data=data, start=start)
 
+    @checked()
     def to_yaml(self, path: str | Path) -> None:
         """Write the run to a file, with its defaults spelled out; the file appears complete or not at all."""
         write_mapping(Path(path), self.to_dict())

@@ -84,6 +84,7 @@ def _carry_out(config: StudyConfig, folder: Path, *, progress: bool, report: Cal
     return _conclude(folder, config)
 
 
+@checked()
 def read_study(folder: str | Path) -> StudyResult:
     """Read a study, all of whose rounds must be finished, and write its table, figures and report anew."""
     folder = Path(folder).resolve()

@@ -8,6 +8,7 @@ from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.study._files import anchored, read_mapping
 from scvi_tahoe.study._plain_values import build, plain
@@ -151,6 +152,7 @@ class StudyConfig:
         return plain(self)
 
     @classmethod
+    @checked()
     def from_yaml(cls, path: str | Path) -> StudyConfig:
         """Read a study from a file, or one of :data:`SHIPPED` by its name.
 

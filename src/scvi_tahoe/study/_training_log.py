@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.study._files import read_mapping, value_at
 
 #: What we call it -> names of the column, the first that exists is taken.
@@ -74,6 +75,7 @@ class TrainingLog:
         return value_at(self.config, path, default)
 
 
+@checked()
 def read_training_log(path: str | Path, *, config: str | Path | None = None) -> TrainingLog:
     """Read the log of one run.
 
@@ -128,6 +130,7 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     )
 
 
+@checked()
 def read_training_logs(path: str | Path, *, config: str | Path | None = None) -> list[TrainingLog]:
     """Read one log as :func:`read_training_log` does, or all in a folder of downloaded logs, by their names.
 

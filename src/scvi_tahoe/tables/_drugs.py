@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import smiles_fingerprints
 from scvi_tahoe.tables._table import components_of_sets, described, existing
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 _SEPARATOR = re.compile(r"\s*[|;,]\s*")
 
 
+@checked()
 def drug_structures(
-    smiles: Mapping[str, str] | str | Path, *, radius: int = 2, n_bits: int = 1024, licence: str | None = None
+    smiles: Mapping[str, Any] | str | Path, *, radius: int = 2, n_bits: int = 1024, licence: str | None = None
 ) -> pd.DataFrame:
     """Make a table of drugs from their structures: Morgan fingerprints, as :func:`~scvi_tahoe.smiles_fingerprints`.
 
@@ -60,6 +62,7 @@ def drug_structures(
     )  # fmt: skip
 
 
+@checked()
 def drug_targets(
     path: str | Path,
     *,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _SYMBOL = re.compile(r"(\S+) \(\d+\)")  # DepMap writes "STAT1 (6772)"
 _MOST_MISSING = 0.2
 
 
+@checked()
 def gene_effects(
     path: str | Path, *, n_components: int = 64, licence: str | None = None, seed: int = 0
 ) -> pd.DataFrame:

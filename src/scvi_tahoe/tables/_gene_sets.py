@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.tables._table import components_of_sets, described, existing
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@checked()
 def gene_sets(
     paths: str | Path | Sequence[str | Path],
     *,
@@ -73,6 +75,7 @@ def gene_sets(
     )  # fmt: skip
 
 
+@checked()
 def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
     """Read the gene sets of a ``.gmt`` file.
 

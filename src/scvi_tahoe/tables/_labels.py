@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.tables._table import existing
 
@@ -28,6 +29,7 @@ class MatchedTable(NamedTuple):
     """For each label its ``name`` in the table, if any, and ``how`` it was found: exact, alias, missing."""
 
 
+@checked()
 def read_aliases(path: str | Path) -> dict[str, str]:
     """Read other names of genes: old symbols, synonyms, Ensembl identifiers.
 
@@ -71,6 +73,7 @@ def read_aliases(path: str | Path) -> dict[str, str]:
     return dict(zip(meanings["other"], meanings["name"], strict=True))
 
 
+@checked()
 def match_labels(table: pd.DataFrame, labels: Iterable[str], aliases: Mapping[str, str] | None = None) -> MatchedTable:
     """Find labels of a screen in a table.
 

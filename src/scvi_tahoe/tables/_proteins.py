@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _GENE = re.compile(r"\bGN=(\S+)")  # UniProt
 _AMINO_ACIDS = re.compile(r"[A-Za-z*-]+")
 
 
+@checked()
 def protein_kmers(
     path: str | Path, *, k: int = 3, n_components: int = 128, licence: str | None = None, seed: int = 0
 ) -> pd.DataFrame:
@@ -65,6 +67,7 @@ def protein_kmers(
     )  # fmt: skip
 
 
+@checked()
 def protein_embeddings(
     path: str | Path,
     model: str | Path,

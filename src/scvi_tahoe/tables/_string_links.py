@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 1_000_000  # lines
 
 
+@checked()
 def string_links(
     path: str | Path,
     *,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.files import atomic_write
 from scvi_tahoe.pretrained import read_embedding_table
 
@@ -64,6 +65,7 @@ def existing(path: str | Path, what: str) -> Path:
     return path
 
 
+@checked()
 def read_table(path: str | Path, *, licence: str | None = None) -> pd.DataFrame:
     """Read a table of any origin, as :func:`~scvi_tahoe.read_embedding_table` does, as a DataFrame.
 
@@ -96,6 +98,7 @@ def read_table(path: str | Path, *, licence: str | None = None) -> pd.DataFrame:
     return table
 
 
+@checked()
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table, complete or not at all.
 
@@ -126,6 +129,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
         writers[path.suffix](partial)
 
 
+@checked()
 def describe_table(table: pd.DataFrame) -> str:
     """Return size, origin and licence of a table as text.
 
@@ -138,6 +142,7 @@ def describe_table(table: pd.DataFrame) -> str:
     return "\n".join(lines + [f"{name:<8} {table.attrs[name]}" for name in _ORIGIN if table.attrs.get(name)])
 
 
+@checked()
 def shuffled_table(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Return a table whose rows are exchanged among its names, which therefore must be worth nothing.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from scvi_tahoe._arguments import checked_fields
+from scvi_tahoe._arguments import checked, checked_fields
 from scvi_tahoe.nn import Ineffective, reject_ineffective
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def depth_of(name: str, n_blocks: int) -> int:
     return n_blocks - 1 - int(name[len(_BLOCKS) :].split(".")[0]) if name.startswith(_BLOCKS) else 0
 
 
+@checked()
 def resolve_recipe(recipe: Recipe, *, freeze_backbone: bool | int | None, max_steps: int) -> dict[str, PartSchedule]:
     """Return the schedule of every part.
 
@@ -140,6 +141,7 @@ def count_parts(
     return "\n".join(f"{a:<9}{b:>14}{c:>14}{d:>14}  {e}" for a, b, c, d, e in rows)
 
 
+@checked()
 def learning_rate_share(step: int, *, schedule: Schedule, start: int, end: int, warmup: float, floor: float) -> float:
     """Return the learning rate at a step as a fraction of the peak.
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
-import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import pandas as pd
-from scvi import settings
 from tqdm.auto import tqdm
 
 from scvi_tahoe._compat import quiet_lightning
 from scvi_tahoe._devices import explained_out_of_memory, n_devices_asked, resolve_precision, training_device
 from scvi_tahoe._memory import verify_memory
+from scvi_tahoe._messages import warn
 from scvi_tahoe._threads import fitting_threads, product_rate
 from scvi_tahoe.data import (
     CellSetDataModule,
@@ -29,6 +29,7 @@ from scvi_tahoe.data import (
     combines_measured_components,
     default_split,
 )
+from scvi_tahoe.files import locked, verify_space
 from scvi_tahoe.nn import step_operations
 from scvi_tahoe.response import judging_conditions, predictable_labels
 from scvi_tahoe.training._acceleration import compiling_pays
@@ -38,6 +39,7 @@ from scvi_tahoe.training._plan import TahoeTrainingPlan
 from scvi_tahoe.training._recipe import part_in_run, resolve_recipe
 from scvi_tahoe.training._reports import (
     BEST,
+    LAST,
     VALIDATION_SCORES,
     KeepBest,
     MemoryPlan,
@@ -189,11 +191,9 @@ class TrainingRun:
             for name, value in (("patience", self.options.patience), ("monitor", self.score)):
                 if value is not None:
                     raise ValueError(f"{name}={value} needs validation cells, and {split.split} leaves none.")
-            warnings.warn(
+            warn(
                 f"no cell validates with {split.split}: the model will keep the last weights, not the best. "
-                "Name some in validation=..., or leave split out.",
-                UserWarning,
-                stacklevel=settings.warnings_stacklevel,
+                "Name some in validation=..., or leave split out."
             )
         config = LoaderConfig(
             set_size=self.set_size, batch_size=self.batch_size, steps_per_epoch=self.validate_every * self.accumulate,
@@ -357,13 +357,15 @@ class TrainingRun:
         return explained_out_of_memory(batch_size=self.batch_size, set_size=self.set_size, doing="training")
 
     @contextmanager
-    def fitting(self) -> Iterator[None]:
-        """Make the folder; if the user interrupts, say how to continue. Checkpoints are complete at every moment."""
+    def fitting(self, module: TahoeSTModule) -> Iterator[None]:
+        """Take the folder; if the user interrupts, say how to continue. Checkpoints are complete at every moment."""
+        owned: AbstractContextManager[None] = nullcontext()
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            verify_space(self.folder / LAST, 2 * sum(p.nbytes for p in module.parameters()), "two checkpoints")
+            owned = locked(self.folder) if _is_first_process() else owned
         handler = signal.getsignal(signal.SIGINT)
         try:
-            with quiet_lightning(), self.explained():
+            with owned, quiet_lightning(), self.explained():
                 yield
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second, and then ignores Ctrl-C
             if threading.current_thread() is threading.main_thread():
@@ -422,6 +424,11 @@ def _mismatch(module: TahoeSTModule) -> str:
         f"scores are of genes, and the loss trains cell embeddings and {beside}: watch validation_decoder, or train in "
         "the space that is scored with representation='expression' or 'expression+embedding'."
     )
+
+
+def _is_first_process() -> bool:
+    """Return whether this process is the one of its run that writes."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 @cache
