@@ -192,9 +192,10 @@ def step_function(model: TahoeST, adata: ad.AnnData, *, mode: str, frozen: bool 
         parameter.requires_grad_(not (frozen and name.startswith("network.backbone.")))
     rng = np.random.default_rng(4)
     store = make_store(adata.X, DEVICE, kind="device")
-    draw = lambda: store.dense(store.fetch(rng.integers(0, adata.n_obs, (SETS, SET_SIZE))), DEVICE)
+    draw = lambda: store.compact(store.fetch(rng.integers(0, adata.n_obs, (SETS, SET_SIZE))), DEVICE)
     batch = {
         TENSORS.CONTROL: draw(), TENSORS.OBSERVED: draw(),
+        **({} if module.network.base_encoder is None else {TENSORS.RESIDUAL_INPUT: draw()}),
         TENSORS.PERTURBATION: torch.randn(SETS, WIDTH, device=DEVICE) / 10,
         TENSORS.BATCH: torch.randint(0, BATCHES, (SETS, SET_SIZE), device=DEVICE),
         TENSORS.CONDITION: torch.zeros(SETS, dtype=torch.long, device=DEVICE),

@@ -174,9 +174,8 @@ class CellSetDataset(Dataset):
                 self._of_condition[key] = rows = rows.to(device)
             tensors[key] = rows[payload[TENSORS.CONDITION].to(device, non_blocking=True)]
         if self.start is not None and START_SEED in payload:
-            condition_S = payload[TENSORS.CONDITION].to(device, non_blocking=True)
             tensors[TENSORS.RESIDUAL_INPUT] = self.start.cells(
-                tensors[TENSORS.CONTROL], condition_S, payload[START_SEED]
+                tensors[TENSORS.CONTROL], payload[TENSORS.CONDITION], payload[START_SEED]
             )
         for key in (TENSORS.CONDITION, TENSORS.BATCH):
             if key in payload:

@@ -76,8 +76,14 @@ def pull_weights(distance_SNC: Tensor, *, n_observed: int, across: float, within
 
 
 def scaled_rows(pulled_SNP: Tensor, scale_SN: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor:
-    """Rows times their scale, without the columns that only fill up: ``[S, N, G]`` of another type."""
-    out_SNG = torch.empty(*pulled_SNP.shape[:2], n_genes, dtype=dtype, device=pulled_SNP.device)
+    """Rows times their scale, without the columns that only fill up: ``[S, N, G]`` of another type.
+
+    The rows are overwritten where their memory suffices.
+    """
+    if pulled_SNP.shape[2] == n_genes and pulled_SNP.element_size() == dtype.itemsize:
+        out_SNG = pulled_SNP.view(dtype)  # in place
+    else:
+        out_SNG = torch.empty(*pulled_SNP.shape[:2], n_genes, dtype=dtype, device=pulled_SNP.device)
     with torch.cuda.device(pulled_SNP.device):
         _scale[(scale_SN.numel(),)](
             pulled_SNP, scale_SN.contiguous(), out_SNG, n_genes, pulled_SNP.shape[2], BLOCK=_BLOCK, num_warps=8
