@@ -33,14 +33,19 @@ def module(make_model):
             layer.p = 0.0
     acceleration = Acceleration(module, compiles=False)
     acceleration.begin("bf16-mixed", GPU)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        yield module
+    yield module
     acceleration.end()
+
+
+def _replayed(graphed, batch):
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        return graphed(batch)
 
 
 def _usual(module, batch):
     module.zero_grad()
-    losses = module(batch)[-1]
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        losses = module(batch)[-1]
     losses.loss.backward()
     return float(losses.loss.detach()), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
 
@@ -48,7 +53,7 @@ def _usual(module, batch):
 def _was_replayed(graphed, module, batch):
     """Take a step as training does: the usual one where none can be replayed."""
     module.zero_grad()
-    if graphed(batch) is not None:
+    if _replayed(graphed, batch) is not None:
         return True
     _usual(module, batch)
     return False
@@ -59,7 +64,7 @@ def test_a_recorded_step_is_the_usual_step_of_every_later_minibatch(module):
     assert not any(_was_replayed(graphed, module, _batch(module, seed)) for seed in range(3))
     for seed in range(3, 7):
         module.zero_grad()
-        losses = graphed(_batch(module, seed))
+        losses = _replayed(graphed, _batch(module, seed))
         gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
         loss, expected = _usual(module, _batch(module, seed))
         assert float(losses.loss) == pytest.approx(loss, rel=1e-3)

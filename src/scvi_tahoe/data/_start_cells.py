@@ -20,6 +20,7 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 
 from scvi_tahoe.data._compact_rows import kernel_runs_on
+from scvi_tahoe.data._store import sent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,7 +174,7 @@ class StartTable:
         self._change_CG, self._ratio_CG = (torch.empty(self.means_CG.shape) for _ in range(2))
         self._known_C = np.zeros(len(self.means_CG), dtype=bool)
 
-    def cells(self, control_SNG: Tensor, condition_S: Tensor, seed: int) -> Tensor:
+    def cells(self, control_SNG: Tensor, condition_S: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
         """Start cells of a minibatch of control cells; the same for the same seed and device.
 
         Their means are the wanted ones on average, as those of a set are in the data, and which cells change is random.
@@ -186,6 +187,8 @@ class StartTable:
             Condition of each set, in main memory.
         seed
             Random seed.
+        out
+            May be overwritten, and is returned then.
         """
         device = control_SNG.device
         if self._tensors["mean"].device != device:
@@ -195,10 +198,11 @@ class StartTable:
         numbers = condition_S.numpy()
         if len(new := np.unique(numbers[~self._known_C[numbers]])):
             self._learn(new)
-        context_S = torch.from_numpy(self.context_C[numbers]).to(device, non_blocking=True)
-        condition_S = condition_S.to(device, non_blocking=True)
+        context_S, condition_S = sent(torch.from_numpy(self.context_C[numbers]), device), sent(condition_S, device)
         if kernel_runs_on(device.type):
-            return self._by_kernels(control_SNG, condition_S, context_S, seed)
+            fits = out is not None and (out.shape, out.dtype) == (control_SNG.shape, control_SNG.dtype)
+            out = out if fits else torch.empty_like(control_SNG)
+            return self._by_kernels(control_SNG, condition_S, context_S, seed, out)
         change_SG, ratio_SG = self._change_CG[condition_S], self._ratio_CG[condition_S]
         begins, ceases = change_SG.clamp_min(0), (-change_SG).clamp_min(0)
         generator = torch.Generator(device).manual_seed(seed)
@@ -215,14 +219,16 @@ class StartTable:
         factor_SN = self._factor(counts.sum(2), context_S)
         return _with_means(torch.log1p(counts * factor_SN[..., None]), cells.mean(1))
 
-    def _by_kernels(self, control_SNG: Tensor, condition_S: Tensor, context_S: Tensor, seed: int) -> Tensor:
+    def _by_kernels(
+        self, control_SNG: Tensor, condition_S: Tensor, context_S: Tensor, seed: int, out: Tensor
+    ) -> Tensor:
         from scvi_tahoe.data._start_kernels import moved_cells, scaled_to_totals
 
-        cells, sums_SNB = moved_cells(
+        sums_SNB = moved_cells(
             control_SNG, condition_S, context_S, change_CG=self._change_CG, ratio_CG=self._ratio_CG,
-            levels_KLG=self._tensors["levels"], seed=seed,
+            levels_KLG=self._tensors["levels"], seed=seed, out=out,
         )  # fmt: skip
-        return scaled_to_totals(cells, self._factor(sums_SNB.sum(2), context_S)) if self._has_total else cells
+        return scaled_to_totals(out, self._factor(sums_SNB.sum(2), context_S)) if self._has_total else out
 
     def _learn(self, condition_c: np.ndarray) -> None:
         """Compute what becomes of the controls of these conditions."""

@@ -28,7 +28,8 @@ def moved_cells(
     ratio_CG: Tensor,
     levels_KLG: Tensor,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+    out: Tensor,
+) -> Tensor:
     """Let cells begin or cease to express genes, and scale the values.
 
     Parameters
@@ -46,22 +47,23 @@ def moved_cells(
         Values that a cell may begin with.
     seed
         Random seed.
+    out
+        Where the cells go, of the shape of the controls.
 
     Returns
     -------
-    The cells in the precision of the controls; sums of ``expm1`` over some genes of each cell, ``(S, N, blocks)``.
+    Sums of ``expm1`` over some genes of each cell, ``(S, N, blocks)``.
     """
     control_SNG = control_SNG.contiguous()
     n_sets, n_cells, n_genes = control_SNG.shape
     n_blocks = triton.cdiv(n_genes, _GENES)
-    out_SNG = torch.empty_like(control_SNG)
     sums_SNB = torch.empty(n_sets, n_cells, n_blocks, dtype=torch.float32, device=control_SNG.device)
     with torch.cuda.device(control_SNG.device):
         _move[(n_blocks, n_sets)](
-            control_SNG, condition_S, context_S, change_CG, ratio_CG, levels_KLG, out_SNG, sums_SNB, seed, n_cells,
+            control_SNG, condition_S, context_S, change_CG, ratio_CG, levels_KLG, out, sums_SNB, seed, n_cells,
             n_genes, N_LEVELS=levels_KLG.shape[1], ROWS=_ROWS, GENES=_GENES, num_warps=4,
         )  # fmt: skip
-    return out_SNG, sums_SNB
+    return sums_SNB
 
 
 def scaled_to_totals(cells_SNG: Tensor, factor_SN: Tensor) -> Tensor:

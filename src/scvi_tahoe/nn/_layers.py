@@ -68,9 +68,10 @@ class AlignedLinear(nn.Linear):
         more_in, more_out = more_to_align(self.in_features), more_to_align(self.out_features)
         # rounded before they are padded: half the bytes
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-        if not (more_in or more_out):
-            return weight, bias
-        return F.pad(weight, (0, more_in, 0, more_out)), None if bias is None else F.pad(bias, (0, more_out))
+        if more_out:  # joined to rows, whose gradient needs no copy then
+            weight = torch.cat((weight, weight.new_zeros(more_out, self.in_features)))
+            bias = None if bias is None else F.pad(bias, (0, more_out))
+        return F.pad(weight, (0, more_in)) if more_in else weight, bias
 
 
 class RMSNorm(nn.Module):
