@@ -32,6 +32,7 @@ def _rounded(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.T
     return small, small.t().contiguous(), scale
 
 
+torch._dynamo.config.recompile_limit = 64  # shapes, precisions, and with or without gradients
 rounded = torch.compile(_rounded, dynamic=False)
 
 
