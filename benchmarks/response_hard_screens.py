@@ -30,7 +30,8 @@ from scvi_tahoe.evaluate import RidgeFit, SeenChanges, nearest_mean
 from scvi_tahoe.response._judged import change_scores
 from scvi_tahoe.response._kernels import Conditions, TableKernel, unit_rows
 from scvi_tahoe.response._members import Question
-from scvi_tahoe.response._response_model import Responses, fit_responses, predicted_changes
+from scvi_tahoe.response._response_model import fit_responses, predicted_changes
+from scvi_tahoe.response._responses import Responses
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,16 @@ import re
 import sys
 import warnings
 from importlib.metadata import metadata
+from pathlib import Path
 
 from sphinx.pycode import ModuleAnalyzer
+
+import scvi_tahoe
+
+sys.path.insert(0, str(Path(__file__).parent))
+import llms_txt  # of this folder
+
+HERE = Path(__file__).parent
 
 # About calls inside that extension, hundreds of times.
 warnings.filterwarnings("ignore", message=".*sphinx_autodoc_typehints.*")
@@ -16,6 +24,10 @@ project = info["Name"]
 author = "scvi-tahoe developers"
 copyright = f"2026, {author}"
 version = release = info["Version"]
+# the buttons that lead to the repository appear once its address is in the metadata of the package
+repository_url = dict(line.split(", ") for line in info.get_all("Project-URL")).get(
+    "Source"
+)
 
 extensions = [
     "myst_nb",
@@ -23,6 +35,7 @@ extensions = [
     "sphinx_design",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx.ext.mathjax",
@@ -34,7 +47,47 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 source_suffix = {".rst": "restructuredtext", ".ipynb": "myst-nb", ".myst": "myst-nb"}
 
 autosummary_generate = True
+HIDDEN = """
+setup_annbatch convert_legacy_save data_registry deregister_manager register_manager get_normalized_function_name
+get_setup_arg get_state_registry get_var_names get_from_registry transfer_fields update_setup_method_args run_id run_name
+state_registry
+""".split()
+autosummary_context = {
+    # methods that a class page lists on top: our own ones, not those of scvi-tools that the class inherits
+    "methods_of_class": {
+        f"scvi_tahoe.{name}": [
+            method
+            for method in (
+                "setup_anndata",
+                "setup_mudata",
+                "train",
+                "predict",
+                "evaluate",
+                *dir(cls),
+            )
+            if not method.startswith("_")
+            and method not in HIDDEN
+            and getattr(getattr(cls, method, None), "__module__", "").startswith(
+                "scvi_tahoe"
+            )
+        ]
+        for name, cls in {
+            "TahoeST": scvi_tahoe.TahoeST,
+            "TahoeEnsemble": scvi_tahoe.TahoeEnsemble,
+        }.items()
+    },
+    # not offered, or internals of the base classes of scvi-tools
+    "hidden_members": ", ".join(HIDDEN),
+    # the picture that a plot makes, drawn by draw_figures.py
+    "figures_of_plots": {
+        f"scvi_tahoe.pl.{path.stem}": f"/_static/plots/{path.name}"
+        for path in (HERE / "_static" / "plots").glob("*.png")
+    },
+}
+for _methods in autosummary_context["methods_of_class"].values():
+    _methods[:] = dict.fromkeys(_methods)
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"  # method names that fit the list on the right
 # The methods of scvi-tools' base classes are documented there.
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
@@ -48,18 +101,40 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_admonition", "html_image"]
+myst_enable_extensions = [
+    "amsmath",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+    "html_admonition",
+    "html_image",
+]
 # Notebooks are stored with their outputs and executed by `make tutorials`; the machines that build the pages may
 # have neither the time nor a GPU.
 nb_execution_mode = "off"
+nb_output_stderr = "remove"
+nb_merge_streams = True
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
 html_title = project
-html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2}
+html_css_files = ["custom.css"]
+html_logo = html_favicon = "_static/logo.svg"
+html_theme_options = {
+    **({"repository_url": repository_url} if repository_url else {}),
+    "use_repository_button": repository_url is not None,
+    "use_issues_button": repository_url is not None,
+    "path_to_docs": "docs",
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "navbar_persistent": [],  # else a second search box
+    "logo": {"text": project},
+}
 pygments_style = "default"
 
-ogp_site_url = os.environ.get("READTHEDOCS_CANONICAL_URL", "https://scvi-tahoe.readthedocs.io/")
+ogp_site_url = os.environ.get(
+    "READTHEDOCS_CANONICAL_URL", "https://scvi-tahoe.readthedocs.io/"
+)
 ogp_image = "_static/deltas.png"
 ogp_social_cards = {"enable": False}
 
@@ -83,7 +158,10 @@ if os.environ.get("READTHEDOCS") or os.environ.get("DOCS_LINKS"):
 # Every reference to a public name of ours has to resolve. Names of other projects, and classes that only our own files
 # see, may stay unlinked.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!scvi_tahoe\b).*"), ("py:.*", r"scvi_tahoe(\.\w+)*\._\w+\..*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!scvi_tahoe\b).*"),
+    ("py:.*", r"scvi_tahoe(\.\w+)*\._\w+\..*"),
+]
 
 
 def resolve_private_module(app, env, node, contnode):
@@ -95,7 +173,9 @@ def resolve_private_module(app, env, node, contnode):
     domain = env.get_domain("py")
     for name in (public, re.sub(r"^scvi_tahoe\.\w+\.", "scvi_tahoe.", public)):
         for role in (node["reftype"], "obj"):
-            found = domain.resolve_xref(env, node["refdoc"], app.builder, role, name, node, contnode)
+            found = domain.resolve_xref(
+                env, node["refdoc"], app.builder, role, name, node, contnode
+            )
             if found is not None:
                 return found
     return None
@@ -106,7 +186,9 @@ def comment_of_constant(app, what, name, obj, options, lines):
     if what != "data":
         return
     folder, constant = name.rsplit(".", 1)
-    for file in sorted(module for module in sys.modules if module.startswith(f"{folder}.")):
+    for file in sorted(
+        module for module in sys.modules if module.startswith(f"{folder}.")
+    ):
         comments = ModuleAnalyzer.for_module(file).find_attr_docs()
         if ("", constant) in comments:
             lines[:] = comments["", constant]
@@ -114,6 +196,13 @@ def comment_of_constant(app, what, name, obj, options, lines):
     lines[:] = [f"A constant of ``{folder}``."]
 
 
+def write_llms_txt(app, exception):
+    """Put the file for assistants next to the pages."""
+    if exception is None and app.builder.format == "html":
+        (Path(app.outdir) / "llms.txt").write_text(llms_txt.text())
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", comment_of_constant)
     app.connect("missing-reference", resolve_private_module)
+    app.connect("build-finished", write_llms_txt)

@@ -19,12 +19,17 @@ def first_line(path: Path) -> str:
     """First line of a file's docstring, which says what the file is for."""
     text = ast.get_docstring(ast.parse(path.read_text()))
     if not text:
-        raise SystemExit(f"{path} has no docstring; its first line is the file's entry in the map.")
+        raise SystemExit(
+            f"{path} has no docstring; its first line is the file's entry in the map."
+        )
     return text.splitlines()[0]
 
 
 def table(paths: list[Path]) -> str:
-    rows = [f"| `{path.relative_to(PACKAGE).as_posix()}` | {first_line(path)} |" for path in paths]
+    rows = [
+        f"| `{path.relative_to(PACKAGE).as_posix()}` | {first_line(path)} |"
+        for path in paths
+    ]
     return "\n".join(["| file | what it is |", "|---|---|", *rows, ""])
 
 
@@ -33,8 +38,12 @@ def main() -> None:
     own = sorted(p for p in PACKAGE.glob("*.py") if p.stem != "__init__")
     sections = [f"### The package itself\n\n{table(own)}"]
     for folder in FOLDERS:
-        files = sorted(p for p in (PACKAGE / folder).rglob("*.py") if p.stem != "__init__")
-        sections.append(f"### {folder}/\n\n{first_line(PACKAGE / folder / '__init__.py')}\n\n{table(files)}")
+        files = sorted(
+            p for p in (PACKAGE / folder).rglob("*.py") if p.stem != "__init__"
+        )
+        sections.append(
+            f"### {folder}/\n\n{first_line(PACKAGE / folder / '__init__.py')}\n\n{table(files)}"
+        )
     page = PAGE.read_text()
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(sections) + f"\n{END}{after}")

@@ -31,7 +31,12 @@ def execute(path: Path, folder: Path, *, write: bool) -> str | None:
     """Run a notebook in a folder of its own; return the error, if there is one."""
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client = NotebookClient(
+        notebook,
+        timeout=1800,
+        kernel_name="python3",
+        resources={"metadata": {"path": folder}},
+    )
     try:
         client.execute()
     except CellExecutionError as error:
@@ -40,7 +45,9 @@ def execute(path: Path, folder: Path, *, write: bool) -> str | None:
     if write:
         notebook.metadata.pop("widgets", None)
         for cell in notebook.cells:
-            cell.metadata.pop("execution", None)  # times of the clock, which change with every run
+            cell.metadata.pop(
+                "execution", None
+            )  # times of the clock, which change with every run
             for output in cell.get("outputs", []):
                 if "text" in output:  # warnings name the file they come from
                     output["text"] = FOLDERS.sub("", output["text"])
@@ -51,23 +58,45 @@ def execute(path: Path, folder: Path, *, write: bool) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all that need no GPU")
-    parser.add_argument("--write", action="store_true", help="store the outputs in the notebooks")
-    parser.add_argument("--folder", type=Path, help="where the notebooks run; default: a temporary one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="default: all that need no GPU"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="store the outputs in the notebooks"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the notebooks run; default: a temporary one"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args()
-    paths = chosen.notebooks or sorted(p for p in HERE.glob("*.ipynb") if p.name.split("_")[0] in CHECKED)
+    paths = chosen.notebooks or sorted(
+        p for p in HERE.glob("*.ipynb") if p.name.split("_")[0] in CHECKED
+    )
     if not chosen.write:
         os.environ.setdefault("TUTORIAL_STEPS", SMALL_STEPS)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
-    for library in ("OMP", "NUMBA"):  # one thread a notebook, a notebook a core; numba would raise those of PyTorch
+    for library in (
+        "OMP",
+        "NUMBA",
+    ):  # one thread a notebook, a notebook a core; numba would raise those of PyTorch
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(chosen.jobs) as pool:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        ThreadPoolExecutor(chosen.jobs) as pool,
+    ):
         folders = [(chosen.folder or Path(temporary)) / p.stem for p in paths]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        errors = [e for e in pool.map(lambda p, f: execute(p, f, write=chosen.write), paths, folders) if e]
+        errors = [
+            e
+            for e in pool.map(
+                lambda p, f: execute(p, f, write=chosen.write), paths, folders
+            )
+            if e
+        ]
     if errors:
         sys.exit("\n\n".join(errors))
 

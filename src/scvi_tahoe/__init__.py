@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.model import TahoeEnsemble, TahoeST, suggest_decoder_weight
     from scvi_tahoe.nn import SIZES
     from scvi_tahoe.pretrained import read_embedding_table
+    from scvi_tahoe.response import concat_screens
 
     __version__: str
 
@@ -44,6 +45,7 @@ __all__ = [
     "TahoeST",
     "TahoeSTModule",
     "baseline_prediction",
+    "concat_screens",
     "datasets",
     "dose_label",
     "evaluate",
@@ -75,6 +77,7 @@ _MODULES = {
     "model": ("TahoeEnsemble", "TahoeST", "suggest_decoder_weight"),
     "nn": ("SIZES",),
     "pretrained": ("read_embedding_table",),
+    "response": ("concat_screens",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

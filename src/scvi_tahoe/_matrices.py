@@ -88,7 +88,9 @@ def verified_sparse(matrix: Any, where: str) -> Any:
     if smallest < 0 or largest >= n_minor:
         bad = smallest if smallest < 0 else largest
         axis = "column" if matrix.format == "csr" else "row"
-        raise ValueError(f"{where} is damaged: it has an entry in {axis} {bad:,} of {n_minor:,}; make or read it anew.")
+        raise ValueError(
+            f"{where} is damaged: it has an entry in {axis} {bad:,} of {n_minor:,}; make or read it again."
+        )
     if in_order:
         return matrix
     fresh = fresh.copy()
@@ -100,7 +102,7 @@ def _verify_indptr(indptr: np.ndarray, n_entries: int, where: str) -> None:
     if not len(indptr) or indptr[0] != 0 or indptr[-1] > n_entries or (indptr[1:] < indptr[:-1]).any():
         raise ValueError(
             f"{where} is damaged: the starts of its rows do not ascend from 0 to its {n_entries:,} entries; make or "
-            "read it anew."
+            "read it again."
         )
 
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+#: seconds between two lines of a bar where nobody watches
+_SPARSE = 30.0
 
 
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
@@ -18,6 +25,17 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         if speaks and not logging.getLogger().handlers:
             self.stream = sys.stderr  # setStream would flush the one before, which may be closed
             super().emit(record)
+
+
+def progress_bar(*arguments: Any, **options: Any) -> tqdm:
+    """Return a bar of tqdm, which in a log file or the output of a cluster's job writes a line every half minute."""
+    from tqdm.auto import tqdm  # not before it is needed: help texts are quick
+
+    in_notebook = any("notebook" in kind.__module__ for kind in tqdm.__mro__)
+    options.setdefault("file", sys.stderr)
+    if not in_notebook and not options["file"].isatty():
+        options |= {"mininterval": _SPARSE, "maxinterval": _SPARSE, "ncols": 100}
+    return tqdm(*arguments, **options)
 
 
 def duration(seconds: float) -> str:

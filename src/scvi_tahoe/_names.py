@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 T = TypeVar("T")
 
@@ -47,3 +48,16 @@ def import_files(package: str, *prefixes: str) -> None:
     for found in iter_modules(import_module(package).__path__):
         if found.name.startswith(prefixes):
             import_module(f"{package}.{found.name}")
+
+
+def perturbed_genes(perturbations: Iterable[str], genes: Iterable[str]) -> list[list[int]]:
+    """Return the columns of the genes that each perturbation is named after; none for drugs.
+
+    That is the gene of the same name, or else those that are parts of a combination's name, such as ``"CEBPA+KLF1"``.
+    """
+    column = {str(gene): i for i, gene in enumerate(genes)}
+    found = []
+    for name in map(str, perturbations):
+        parts = [name] if name in column else re.split(r"[+,;&|/_ ]+", name)
+        found.append(sorted({column[part] for part in parts if part in column}))
+    return found

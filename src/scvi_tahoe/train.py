@@ -1,4 +1,9 @@
 """The name of :mod:`scvi_tahoe.training` in version 0.1."""
 
-from scvi_tahoe.training import *  # noqa: F403
-from scvi_tahoe.training import __all__  # noqa: F401
+from __future__ import annotations
+
+import sys
+
+from scvi_tahoe import training
+
+sys.modules[__name__] = training

@@ -60,7 +60,7 @@ def test_a_stopped_demo_names_the_program_as_it_can_be_typed(invoke, tmp_path, m
     result = invoke("demo", "--folder", "first")
     assert result.exit_code == 130
     name = "scvi-tahoe" if on_the_path else str(program)
-    assert result.stderr.strip().endswith(f"go on from there with: {name} demo --folder first")
+    assert result.stderr.strip().endswith(f"continue with: {name} demo --folder first")
 
 
 LABELS = ("--perturbation-key", "p", "--control", "c")

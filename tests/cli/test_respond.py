@@ -48,7 +48,7 @@ def test_new_perturbations_are_predicted_by_a_table(files):
         (["--table", "table.csv"], "not NAME=FILE"),
         (["--table", "t=nothing.csv"], "no file nothing.csv"),
         (["--context-key", "lin"], "did you mean 'line'"),
-        (["--criterion", "best"], "criterion='best' is unknown"),
+        (["--criterion", "best"], "--criterion best is unknown"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(files, arguments, says):

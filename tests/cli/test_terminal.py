@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from scvi_tahoe.cli._terminal import TRACEBACK_VARIABLE, one_line_errors
+from scvi_tahoe.cli._terminal import TRACEBACK_VARIABLE, in_shell_words, one_line_errors
 
 MISSING = "mlflow is needed; install it with: pip install 'scvi-tahoe[mlflow]'"
 
@@ -23,6 +23,20 @@ def test_a_users_mistake_is_one_line_with_an_exit_code(error, code, line, capsys
         raise error
     assert stopped.value.exit_code == code
     assert capsys.readouterr().err.strip() == line
+
+
+@pytest.mark.parametrize(
+    ("message", "typed"),
+    [
+        ("p.h5ad exists; give overwrite=True", "p.h5ad exists; give --overwrite"),
+        ("give context_key=... for these", "give --context-key for these"),
+        ("check_scale=False accepts them", "--no-check-scale accepts them"),
+        ("preset='quick' is fast", "--preset quick is fast"),
+        ("depth=3 is not an option", "depth=3 is not an option"),
+    ],
+)
+def test_a_message_names_options_as_they_are_typed(message, typed):
+    assert in_shell_words(message) == typed
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ImportError("no module of ours")], ids=repr)

@@ -77,3 +77,24 @@ def test_a_context_without_controls_is_refused(screen):
     adata.obs["line"] = np.where(adata.obs["guide"] == "A", "x", "y")
     with pytest.raises(ValueError, match="context 'x'"):
         screen_quality(adata, **KEYS, context_key="line")
+
+
+def test_cells_with_more_guides_than_most_of_their_condition_are_doublets(screen):
+    cells = screen.copy()
+    rng = np.random.default_rng(0)
+    guides = np.zeros((cells.n_obs, 4), dtype=int)
+    guides[:, 0] = rng.integers(20, 60, cells.n_obs)
+    guides[:, 1] = 1  # ambient
+    pairs = (cells.obs["guide"] == "A+B").to_numpy()
+    guides[pairs, 2] = 30  # every cell of a pair has two
+    doublets = np.flatnonzero((cells.obs["guide"] == "C").to_numpy())[:30]
+    guides[doublets, 3] = 25
+    cells.obsm["guides"] = guides
+    report = screen_quality(cells, **KEYS, guide_counts_key="guides", n_permutations=0)
+    shares = report.set_index("guide")["doublets"]
+    assert shares["C"] == pytest.approx(30 / 80)
+    assert shares.drop("C").eq(0).all()
+    assert report.attrs["doublets"] == cells.obs_names[doublets].tolist()
+    assert report.set_index("guide")["marks"]["C"].startswith("many doublets")
+    with pytest.raises(KeyError, match="guide_counts_key"):
+        screen_quality(cells, **KEYS, guide_counts_key="guide")

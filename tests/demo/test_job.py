@@ -112,7 +112,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1].endswith(f"go on from there with: scvi-tahoe demo --folder {folder} --max-steps 60")
+    assert errors.splitlines()[-1].endswith(f"continue with: scvi-tahoe demo --folder {folder} --max-steps 60")
     assert "Traceback" not in errors
     assert not leftovers(folder)
     stop = Stop("Predicting")

@@ -15,18 +15,22 @@ def curves(n_genes, noise, seed=0):
     emax = rng.uniform(0.5, 2, n_genes) * rng.choice([-1, 1], n_genes)
     ec50, slope = 10 ** rng.uniform(-1, 1, n_genes), np.exp(rng.normal(0, 0.3, n_genes))
     changes = np.stack([hill(dose, emax, ec50, slope) for dose in DOSES])
-    return changes + rng.normal(0, noise, changes.shape), emax, ec50
+    return changes + rng.normal(0, noise, changes.shape), emax, ec50, slope
 
 
-@pytest.mark.parametrize("knows_sd", [True, False], ids=["sd given", "sd not given"])
-def test_five_doses_give_the_ec50_within_a_factor_of_one_and_a_half_and_honest_intervals(table_of, knows_sd):
-    changes, emax, ec50 = curves(300, 0.05)
-    effects = table_of(changes, sd=0.05 if knows_sd else None, drug=["A"] * 5, dose=DOSES)
+@pytest.mark.parametrize(
+    ("noise", "knows_sd"),
+    [(0.02, True), (0.05, True), (0.05, False)],
+    ids=["little noise, sd given", "sd given", "sd not given"],
+)
+def test_five_doses_give_the_ec50_within_a_factor_of_one_and_a_half_and_honest_intervals(table_of, noise, knows_sd):
+    changes, emax, ec50, slope = curves(300, noise)
+    effects = table_of(changes, sd=noise if knows_sd else None, drug=["A"] * 5, dose=DOSES)
     fits = dose_response(effects, effects.var_names, perturbation_key="drug", dose_key="dose")
     assert (np.abs(np.log(fits["ec50"] / ec50)) < np.log(1.5)).mean() > 0.8
-    for name, truth in (("ec50", ec50), ("emax", emax)):
+    for name, truth in (("ec50", ec50), ("emax", emax), ("slope", slope)):
         covered = ((fits[f"{name}_low"] <= truth) & (truth <= fits[f"{name}_high"])).mean()
-        assert 0.88 < covered < 0.99
+        assert 0.85 < covered < 0.99
     assert (np.sign(fits["emax"]) == np.sign(emax)).all()
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvi_tahoe.effects import cells_needed, effects_adata, interactions
+from scvi_tahoe.effects import cells_needed, effects_adata, interactions, power
 
 
-def test_effects_of_a_model_are_the_same_as_a_table_and_as_anndata(screen_model):
-    tidy = screen_model.predict_effects()
+@pytest.fixture(scope="module")
+def tidy(screen_model):
+    return screen_model.predict_effects()
+
+
+def test_effects_of_a_model_are_the_same_as_a_table_and_as_anndata(screen_model, tidy):
     effects = screen_model.predict_effects(as_adata=True)
     assert effects.shape == (len(tidy) // tidy["gene"].nunique(), tidy["gene"].nunique())
     np.testing.assert_array_equal(effects.X.ravel(), tidy["change"].to_numpy())
@@ -19,8 +23,7 @@ def test_effects_of_a_model_are_the_same_as_a_table_and_as_anndata(screen_model)
     assert effects.uns["scvi_tahoe_effects"]["perturbation_key"] == "perturbation"
 
 
-def test_a_table_that_was_cut_is_refused(screen_model):
-    tidy = screen_model.predict_effects()
+def test_a_table_that_was_cut_is_refused(tidy):
     with pytest.raises(ValueError, match="same genes in the same order"):
         effects_adata(tidy.iloc[:-1])
 
@@ -40,6 +43,17 @@ def test_so_many_cells_find_a_change_with_the_power_asked_for():
     assert (np.abs(z) > 1.96).mean() == pytest.approx(0.8, abs=0.03)
 
 
+def test_cells_for_an_error_give_that_error_and_power_says_what_they_detect():
+    sd = np.array([0.5, 1.0])
+    assert cells_needed(sd, error=0.1).tolist() == [25, 100]
+    table = power(sd[:1], [25, 32, 1000], change=0.25)
+    assert table.loc[25, "error"] == pytest.approx(0.1)
+    assert table.loc[32, "detected"] == pytest.approx(0.8, abs=0.01)
+    assert table.loc[32, "smallest"] == pytest.approx(0.25, abs=0.01)
+    assert table["detected"].is_monotonic_increasing
+    assert power(sd, 100, change=0.25, n_controls=100)["error"].iloc[0] > power(sd, 100, change=0.25)["error"].iloc[0]
+
+
 def test_few_controls_cost_cells_or_make_it_impossible():
     assert cells_needed(np.array([0.5, 1.0]), 0.25, n_controls=100).tolist() == [46, np.inf]
 
@@ -48,3 +62,12 @@ def test_few_controls_cost_cells_or_make_it_impossible():
 def test_impossible_questions_are_refused(bad):
     with pytest.raises(ValueError, match="has to"):
         cells_needed(**({"sd": [1.0], "change": 0.1} | bad))
+
+
+def test_a_change_or_an_error_is_given_and_cells_are_some():
+    with pytest.raises(ValueError, match="one of change and error"):
+        cells_needed([1.0])
+    with pytest.raises(ValueError, match="one of change and error"):
+        cells_needed([1.0], 0.1, error=0.1)
+    with pytest.raises(ValueError, match="n_cells=0"):
+        power([1.0], 0, change=0.1)

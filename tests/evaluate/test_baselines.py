@@ -128,7 +128,7 @@ def test_no_baseline_looks_at_the_held_out_perturbed_cells(task, keys, embedding
     changed = other.X.toarray()
     changed[perturbed, :5] = 3.0
     other.X = sp.csr_matrix(changed)
-    options = {"perturbation_embedding": embedding, "seed": 3, **keys}
+    options = {"perturbation_embedding": embedding, "combination_separator": "+", "seed": 3, **keys}
     first, second = (baseline_prediction(name, side, task.train, **options) for side in (task.held_out, other))
     np.testing.assert_array_equal(first.X, second.X)
     assert first.X.dtype == np.float32
@@ -215,3 +215,39 @@ def test_quantile_mapping_of_sparse_cells_is_that_of_dense_ones(task):
     uniform = np.random.default_rng(0).random(cells.shape)
     dense = quantile_map(cells.toarray(), source.toarray(), target.toarray(), uniform)
     np.testing.assert_array_equal(quantile_map(cells, source, target, uniform), dense)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Combinations with known changes: A and B alone in both contexts, C in the first one alone."""
+    changes = {"control": np.zeros(4), "A": np.array([1.0, 0, 0, 0]), "B": np.array([0, 1.0, 0, 0])}
+    changes |= {"C": np.array([0, 0, 1.0, 0]), "A+B": np.full(4, 0.5), "A+C": np.full(4, 0.5), "A+D": np.full(4, 0.5)}
+    contexts = {"x": 1.0, "y": 2.0}
+    rows = [(p, c) for c in contexts for p in changes if (p, c) != ("C", "y") for _ in range(5)]
+    cells = np.array([2 + contexts[c] * changes[p] for p, c in rows], dtype=np.float32)
+    obs = pd.DataFrame(rows, columns=["gene", "line"], index=[f"{i}" for i in range(len(rows))])
+    adata = anndata.AnnData(cells, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(4)]))
+    together = adata.obs["gene"].str.contains("+", regex=False).to_numpy()
+    held_out = adata[together | (adata.obs["gene"] == "control").to_numpy()].copy()
+    return adata[~together].copy(), held_out, {"perturbation_key": "gene", "control": "control", "context_key": "line"}
+
+
+def test_a_combination_is_the_sum_of_its_parts_here_or_else_elsewhere(pairs):
+    train, held_out, keys = pairs
+    found = baseline_prediction("additive", held_out, train, combination_separator="+", **keys)
+    x = pd.DataFrame(found.X, columns=found.var_names).groupby([found.obs["gene"], found.obs["line"]]).mean() - 2
+    np.testing.assert_allclose(x.loc[("A+B", "y")], [2, 2, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(x.loc[("A+C", "y")], [2, 0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(x.loc[("A+D", "y")], [1, 1, 0, 0], atol=1e-6)  # D is known nowhere: mean of the seen
+
+
+def test_the_sum_of_the_parts_is_shown_where_combinations_are_scored(pairs):
+    train, held_out, keys = pairs
+    plain = EvaluationReference.from_adata(held_out, baseline_from=train, ceiling=False, **keys)
+    composed = EvaluationReference.from_adata(
+        held_out, baseline_from=train, ceiling=False, combination_separator="+", **keys
+    )
+    assert "additive" not in plain.applicable_baselines
+    assert "additive" in composed.applicable_baselines
+    with pytest.raises(ValueError, match="needs the text between the parts of a combination"):
+        baseline_prediction("additive", held_out, train, **keys)

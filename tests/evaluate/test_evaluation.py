@@ -38,6 +38,14 @@ def content(adata):
     return [*(np.ascontiguousarray(part).tobytes() for part in parts), adata.obs.to_csv(), adata.var.to_csv()]
 
 
+def test_a_result_is_anndata_of_conditions_by_genes(result):
+    adata = result.to_anndata()
+    np.testing.assert_array_equal(adata.X, result.effects.predicted)
+    np.testing.assert_array_equal(adata.layers["observed"], result.effects.observed)
+    assert adata.obs["mae"].to_list() == result.per_perturbation.loc[list(result.effects.conditions), "mae"].to_list()
+    assert adata.uns["scvi_tahoe_evaluation"]["preset"] == result.provenance["preset"]
+
+
 def test_inputs_are_byte_identical_afterwards_and_nothing_is_written(task, keys, predicted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = [content(adata) for adata in (predicted, task.held_out, task.train)]

@@ -227,3 +227,12 @@ def test_perfection_is_100_the_baseline_0_and_a_missing_term_nothing():
     assert vcc2025_overall(BASELINE, BASELINE)["overall"] == 0
     assert vcc2025_overall(replace(perfect, DES=np.nan), BASELINE)["overall"] == pytest.approx(200 / 3)
     assert vcc2025_overall(perfect, perfect)["overall"] == 0  # a baseline without room
+
+
+def test_the_correlation_without_target_leaves_out_the_perturbed_genes():
+    observed = statistics([[9.0, 1, 2, 3], [9.0, 8, 1, 2], [1.0, 2, 3, 4]])
+    predicted = statistics([[9.0, 3, 2, 1], [9.0, 8, 1, 2], [1.0, 2, 3, 4]])
+    names = ("a", "a+b", "drug")
+    sides = [replace(side, perturbations=names) for side in (observed, predicted)]
+    scores = effect_metrics(*sides, np.array(list("abcd")), EQUAL)["pearson_without_target"]
+    assert scores.to_list() == pytest.approx([-1, 1, 1])

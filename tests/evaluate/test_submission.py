@@ -50,6 +50,12 @@ def test_a_file_of_2026_holds_the_counts_without_controls(of_2026, tmp_path):
     np.testing.assert_array_equal(found.X.toarray(), of_2026.X[:80].toarray())
 
 
+def test_moved_measured_cells_are_warned_of(of_2026, tmp_path):
+    of_2026.uns["scvi_tahoe_prediction"] = {"cells_from": "measured"}
+    with pytest.warns(UserWarning, match="measured cells of other conditions"):
+        write_2026(of_2026, tmp_path / "mine.h5ad")
+
+
 def rules(**changes):
     return {"rules": replace(RULES, **changes)}
 

@@ -8,7 +8,7 @@ import pytest
 from anndata import AnnData
 
 from scvi_tahoe import pl
-from scvi_tahoe.effects import dose_response, interactions
+from scvi_tahoe.effects import condition_embedding, dose_response, interactions
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,31 @@ def test_a_volcano_names_the_surest_genes(effects):
     assert surest in {text.get_text() for text in figure.axes[0].texts}
     with pytest.raises(KeyError, match="no condition 'C'"):
         pl.volcano(effects, "C")
+
+
+def test_a_ranked_plot_has_the_largest_and_the_smallest_values_in_order(effects):
+    axes = pl.ranked(effects, "B", n=4).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    order = effects.var_names[np.argsort(-effects["B"].X[0])]
+    assert names == [*order[:4], *order[-4:]]
+    ranking = pd.DataFrame({"score": [0.9, 0.1, -0.5], "sd": 0.1}, index=["x", "y", "z"])
+    assert [label.get_text() for label in pl.ranked(ranking).axes[0].get_yticklabels()] == ["x", "y", "z"]
+    with pytest.raises(KeyError, match="no condition"):
+        pl.ranked(effects, "C")
+
+
+def test_a_map_has_a_point_for_every_condition_and_names_the_largest(effects):
+    embedding = condition_embedding(effects)
+    embedding.obs["kind"] = ["single", "single", "pair"]
+    axes = pl.condition_map(embedding, "kind", n_names=1).axes[0]
+    assert sum(len(points.get_offsets()) for points in axes.collections) == 3
+    largest = embedding.obs_names[embedding.obs["effect_size"].argmax()]
+    assert [text.get_text() for text in axes.texts] == [largest]
+    with pytest.raises(KeyError, match="no column 'line'"):
+        pl.condition_map(embedding, "line")
+    embedding.obs["many"] = "a"
+    with pytest.raises(ValueError, match="one component"):
+        pl.condition_map(embedding[:, :1].copy())
 
 
 def test_the_heat_map_has_the_score_of_every_pair_on_both_sides(effects):

@@ -40,8 +40,8 @@ def draw(name, results):
 
 @pytest.fixture(scope="module")
 def drugs():
-    """Results on three contexts, perturbations and contexts with long names."""
-    screen = simulate_screen(3, 9, n_genes=100, n_cells=40, seed=2)
+    """Results on two contexts, perturbations and contexts with long names."""
+    screen = simulate_screen(2, 9, n_genes=60, n_cells=30, seed=2)
     names = {f"perturbation_{i}": f"Trametinib (DMSO_TF solvate) {i}.0 uM" for i in range(1, 10)}
     screen.obs["drug"] = screen.obs["perturbation"].astype(str).map(names | {"control": "DMSO_TF"})
     screen.obs["line"] = "NCI-H596 " + screen.obs["context"].astype(str)
@@ -93,10 +93,59 @@ def test_figures_leave_pyplot_and_the_settings_alone(results):
     assert plt.get_fignums() == open_figures
 
 
+def test_a_figure_is_shown_by_any_notebook_without_setting_up_pyplot(result):
+    assert result.plot("bars")._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_figure_is_saved_shown_and_returned_as_in_scanpy(result, tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
+    assert pl.ranks(result, save=tmp_path / "ranks.pdf") is not None
+    assert (tmp_path / "ranks.pdf").read_bytes().startswith(b"%PDF")
+    assert pl.ranks(result, show=True) is None
+    assert pl.ranks(result, show=True, return_fig=True) is not None
+    assert [[ax.get_ylabel() for ax in figure.axes] for figure in shown] == [["PDS (L1)"]] * 2
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", ["ranks", "similarity", "fold_changes"])
+def test_a_figure_of_one_panel_is_drawn_into_given_axes(result, name):
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    FigureCanvasSVG(figure)  # a canvas that cannot measure text itself
+    first, second = figure.subplots(1, 2)
+    arguments = {"perturbation": "JAK2"} if name == "fold_changes" else {}
+    assert result.plot(name, ax=second, **arguments) is None
+    assert second.has_data()
+    assert not first.has_data()
+
+
+def test_r_is_given_without_the_perturbed_gene_and_next_to_that_of_a_replicate(result):
+    (ax,) = pl.deltas(result, ["CMTM6"]).axes
+    row = [p for _, p in result.effects.conditions].index("CMTM6")
+    others = result.effects.genes != "CMTM6"
+    r = np.corrcoef(result.effects.observed[row, others], result.effects.predicted[row, others])[0, 1]
+    ceiling = result.ceiling_of_conditions("pearson_without_target")["rep_3", "CMTM6"]
+    assert f"r = {r:.2f}" + (f" ({ceiling:.2f})" if ceiling == ceiling else "") in ax.get_title()
+
+
+@pytest.mark.parametrize(
+    ("metric", "chance"),
+    [("discrimination_score_l1", "chance\n0.54"), ("pds_cosine", "chance\n0.50"), ("mae", None)],
+)
+def test_the_line_of_chance_is_that_of_the_score(result, metric, chance):
+    texts = [text.get_text() for text in pl.ranks(result, metric=metric).axes[0].texts]
+    assert [text for text in texts if text.startswith("chance")] == ([chance] if chance else [])
+
+
 def test_the_page_of_deltas_shows_the_strongest_first_or_what_is_asked_for(result):
-    titles = [ax.get_title().split(",")[0] for ax in result.plot("deltas", max_panels=2).axes]
+    titles = [ax.get_title().split("\n")[0] for ax in result.plot("deltas", max_panels=2).axes]
     assert titles == ["JAK2", "IFNGR1"]
-    titles = [ax.get_title().split(",")[0] for ax in pl.deltas(result, ["MYC", "STAT2"]).axes]
+    titles = [ax.get_title().split("\n")[0] for ax in pl.deltas(result, ["MYC", "STAT2"]).axes]
     assert titles == ["MYC", "STAT2"]
 
 

@@ -15,8 +15,9 @@ from scvi_tahoe.response._evidence_head import FEWEST, LeftOutQuestions, fit_hea
 from scvi_tahoe.response._judged import change_scores
 from scvi_tahoe.response._kernels import TableKernel
 from scvi_tahoe.response._members import Origin, Question
-from scvi_tahoe.response._response_model import Responses, fit_responses, left_out_changes, predicted_changes
+from scvi_tahoe.response._response_model import fit_responses, left_out_changes, predicted_changes
 from scvi_tahoe.response._response_report import response_report
+from scvi_tahoe.response._responses import Responses
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._uncertainty import predicted_sd, probability_of_direction, probability_of_effect
 

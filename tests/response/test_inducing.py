@@ -16,7 +16,8 @@ from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKern
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._precision import JITTER
 from scvi_tahoe.response._regression import learn_weights, solve
-from scvi_tahoe.response._response_model import Responses, fit_responses, predicted_changes
+from scvi_tahoe.response._response_model import fit_responses, predicted_changes
+from scvi_tahoe.response._responses import Responses
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._uncertainty import variance_and_support
 

@@ -9,7 +9,8 @@ from scvi_tahoe.data import LabelParser
 from scvi_tahoe.response._calibration import chosen_size, chosen_spread, inflation_of, shaped_variance
 from scvi_tahoe.response._judged import _discriminating
 from scvi_tahoe.response._members import Origin, Question
-from scvi_tahoe.response._response_model import Responses, fit_responses, predicted_changes
+from scvi_tahoe.response._response_model import fit_responses, predicted_changes
+from scvi_tahoe.response._responses import Responses
 from scvi_tahoe.response._uncertainty import Measured, measured_rows, predict_conditions, predicted_sd
 
 PARSER = LabelParser(control="control")

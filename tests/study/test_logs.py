@@ -99,7 +99,7 @@ def test_a_log_of_one_epoch_does_not_fix_its_length():
 def test_the_loader_is_named_as_the_limit_where_steps_are_short(tmp_path):
     write_config(expression_config(), tmp_path)
     message = findings(arc_log(), tmp_path)["throughput"].message
-    assert "5.0 cell sets a second" in message
+    assert "5.0 sets per second (median)" in message
     assert re.search("8[78]% of the time was spent outside the training step: the loader was the limit", message)
 
 

@@ -230,3 +230,51 @@ def test_the_command_makes_a_table_of_labels_and_says_what_is_missing(gmt, tmp_p
     again = _run("gene-sets", gmt, "-o", tmp_path / "sets.parquet")
     assert (again.exit_code, "--overwrite" in again.stderr) == (2, True)
     assert "--k has no effect on gene-sets" in _run("gene-sets", gmt, "-o", tmp_path / "b.csv", "--k", 2).stderr
+
+
+def test_drugs_of_the_same_targets_are_alike_and_rare_targets_weigh_more(tmp_path):
+    (tmp_path / "drugs.csv").write_text(
+        "drug,target,mechanism\na,MEK1|MEK2,kinase inhibitor\nb,MEK1; MEK2,kinase inhibitor\n"
+        "c,HDAC1,HDAC inhibitor\nd,HDAC1,hdac inhibitor\ne,EGFR,kinase inhibitor\nf,,\n"
+    )
+    table = tables.drug_targets(tmp_path / "drugs.csv", n_components=4)
+    alike = _cosine(table)
+    assert "f" not in table.index
+    assert alike.loc["a", "b"] == pytest.approx(1, abs=1e-4) == alike.loc["c", "d"]
+    assert abs(alike.loc["a", "c"]) < 1e-4 < alike.loc["a", "e"] < 0.9
+    with pytest.raises(KeyError, match="did you mean 'target'"):
+        tables.drug_targets(tmp_path / "drugs.csv", columns=["targets"])
+    (tmp_path / "few.csv").write_text("drug,target\na,X\nb,Y\n")
+    with pytest.raises(ValueError, match="2 are needed"):
+        tables.drug_targets(tmp_path / "few.csv")
+
+
+def test_a_protein_language_model_in_a_folder_gives_the_mean_of_its_residues(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWC", "<mask>"])
+    )
+    config = transformers.EsmConfig(
+        vocab_size=25, mask_token_id=24, pad_token_id=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, position_embedding_type="rotary", token_dropout=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = transformers.EsmModel(config, add_pooling_layer=False).eval()
+    network.save_pretrained(tmp_path / "model")
+    tokenizer = transformers.EsmTokenizer(tmp_path / "vocab.txt")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "p.fasta").write_text(">A\nMKLV\n>B\nMKLVAGSERTIDPKQ\n")
+    table = tables.protein_embeddings(tmp_path / "p.fasta", tmp_path / "model", progress=False, device="cpu")
+    with torch.no_grad():
+        alone = network(**tokenizer("MKLV", return_tensors="pt")).last_hidden_state[0, 1:-1].mean(0)
+    np.testing.assert_allclose(table.loc["A"], alone.numpy(), atol=1e-5)
+    with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
+        tables.protein_embeddings(tmp_path / "p.fasta", tmp_path / "none")
+
+
+def test_gene_sets_are_read_by_name(gmt):
+    sets = tables.read_gene_sets(gmt)
+    assert sets["tiny"] == GENES[:1]
+    assert len(sets) == 22

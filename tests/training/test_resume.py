@@ -127,7 +127,9 @@ def test_a_run_resumed_with_other_options_or_another_model_is_refused(make_model
         ({"objective": {"chunks": 2}}, "objective was"),
     ):
         model = make_model(**{k: change.pop(k) for k in ("set_size", "objective") if k in change})
-        with pytest.raises(ValueError, match=f"goes on with the options it started with, and these differ: {message}"):
+        with pytest.raises(
+            ValueError, match=f"continues with the options it started with, and these differ: {message}"
+        ):
             train(model, **{**LONG, **change}, save_dir=tmp_path, resume_from=tmp_path / "last.ckpt")
 
 

@@ -36,14 +36,18 @@ def demo(
     again = f"{_program()} demo --folder {folder}"
     again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""
     again += f" --seed {seed}" if seed else ""
-    with one_line_errors(f"Stopped. What was finished is in {folder}; go on from there with: {again}"):
-        from scvi_tahoe.demo import FILES, run_demo, score_table
+    with one_line_errors(f"Stopped. What was finished is in {folder}; continue with: {again}"):
+        from scvi_tahoe.demo import run_demo, score_table
 
         result = run_demo(folder, max_steps=max_steps, seed=seed, overwrite=overwrite, report=typer.echo)
-    names = ", ".join(name for name in FILES if (result.folder / name).exists())
-    typer.echo(
-        f"\n{score_table(result.scores)}\n\n{result.verdict}\n\n{result.folder} ({result.seconds:.0f} s): {names}"
-    )
+    score = float(result.scores["score"]["TahoeST"])
+    others = result.scores["score"].drop("TahoeST").dropna()
+    best = str(others.idxmax())
+    typer.echo(f"\n{score_table(result.scores)}\n\n{result.verdict}\n")
+    typer.echo(f"Score {score:.1f}, best simple predictor {others.max():.1f} "
+               f"({best}). Took {result.seconds:.0f} s.")  # fmt: skip
+    typer.echo(f"Open {result.folder / 'report.html'}")
+    typer.echo(f"Your own screen: {_program()} train screen.h5ad --perturbation-key ... --control ...")
 
 
 def _program() -> str:

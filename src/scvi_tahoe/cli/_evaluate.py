@@ -27,6 +27,9 @@ def evaluate(  # noqa: PLR0913
     perturbation_key: Annotated[str, typer.Option(help="Column of obs with the perturbations.")],
     control: Annotated[str, typer.Option(help="Label of control cells.")],
     context_key: Annotated[str | None, typer.Option(help="Column of obs with the contexts.")] = None,
+    combination_separator: Annotated[
+        str | None, typer.Option(help="Text between the perturbations of a combination, such as +.")
+    ] = None,
     train: Annotated[
         Path | None, typer.Option(help="h5ad of the training, which most baselines are computed from.")
     ] = None,
@@ -35,7 +38,7 @@ def evaluate(  # noqa: PLR0913
         str,
         typer.Option(
             help="Baseline that scores are scaled from: auto (train_mean with --train, control without), train_mean, "
-            "control, context_transfer, deviation, cells_quantile, ..., or none."
+            "control, context_transfer, deviation, additive, cells_quantile, ..., or none."
         ),
     ] = "auto",
     baselines: Annotated[
@@ -73,7 +76,8 @@ def evaluate(  # noqa: PLR0913
         warnings.simplefilter("ignore", EvaluationWarning)
         result = score(
             read_cells(prediction), read_cells(reference), perturbation_key=perturbation_key, control=control,
-            context_key=context_key, train=read_cells(train) if train else None, preset=preset,
+            context_key=context_key, combination_separator=combination_separator,
+            train=read_cells(train) if train else None, preset=preset,
             baseline=None if baseline == "none" else baseline, representation_check=representation_check.value,
             baselines=baselines, match_cells=match_cells, n_draws=n_draws, allow_train=allow_train, seed=seed,
         )  # fmt: skip

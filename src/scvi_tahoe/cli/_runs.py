@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scvi_tahoe.cli._terminal import Checkpoint, Json, Quiet, one_line_errors, quiet_frameworks
+
+if TYPE_CHECKING:
+    from scvi_tahoe.study import TahoeRun
 
 
 def finetune(
@@ -35,19 +40,28 @@ def finetune(
     After Ctrl-C, the same command continues where it stopped.
     """
     quiet_frameworks()
-    again = f"scvi-tahoe finetune {config}" + (f" --folder {folder}" if folder else "")
-    with one_line_errors(f"Stopped. The last validation is kept; go on from there with: {again}"):
-        from scvi_tahoe.study import compare_runs, dry_run_text, is_run, result_text
-        from scvi_tahoe.study import finetune as carry_out
+    carry_out(config, folder, dry_run=dry_run, json=json, quiet=quiet)
+
+
+def carry_out(run: TahoeRun | Path, folder: Path | None, *, dry_run: bool, json: bool, quiet: bool) -> None:
+    """Carry out a run or the run of a file, and say what it left and what to do next."""
+    again = shlex.join(["scvi-tahoe", *sys.argv[1:]])
+    with one_line_errors(f"Stopped. The last validation is kept. Continue with: {again}"):
+        from scvi_tahoe.study import compare_runs, dry_run_text, finetune, is_run, result_text
 
         if dry_run:
-            typer.echo(dry_run_text(config))
+            typer.echo(dry_run_text(run))
             return
         tell = partial(typer.echo, err=json)
-        result = carry_out(config, folder, progress=not quiet, report=tell)
+        result = finetune(run, folder, progress=not quiet, report=tell)
         typer.echo(result_text(result, as_json=json))
-        if is_run(config.parent) and config.parent.resolve() != result.folder.resolve():
-            tell(str(compare_runs(config.parent, result.folder)))
+        if isinstance(run, Path) and is_run(run.parent) and run.parent.resolve() != result.folder.resolve():
+            tell(str(compare_runs(run.parent, result.folder)))
+        report = result.folder / "report.html"
+        if result.scores is not None:
+            result.scores.to_html(report, title=f"Run {result.folder.name}", command=again)
+            tell(f"Open {report}")
+        tell(f"Next: scvi-tahoe predict {result.folder} controls.h5ad -o predicted.h5ad")
 
 
 def study(
@@ -69,7 +83,7 @@ def study(
     """
     quiet_frameworks()
     again = f"scvi-tahoe study {' '.join(studies)}" + (f" --folder {folder}" if folder else "")
-    with one_line_errors(f"Stopped. Go on from there with: {again}"):
+    with one_line_errors(f"Stopped. Continue with: {again}"):
         from scvi_tahoe.study import rounds_text, run_study
 
         if dry_run:
@@ -118,7 +132,11 @@ def check(
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="metrics.csv, folder of a run or of several logs, checkpoint, or folder of a model.")
+        Path,
+        typer.Argument(
+            help="Whatever a command left: folder of a run, demo, study, model or scores; log, checkpoint, "
+            "h5ad, store or table."
+        ),
     ],
     checkpoint: Checkpoint = None,
     config: Annotated[
@@ -127,7 +145,7 @@ def inspect(
     figure: Annotated[Path | None, typer.Option(help="PNG or PDF of the log to write.")] = None,
     json: Json = False,
 ) -> None:
-    """Show the log of a run and what is wrong with it, or the content of a model folder; no code of a file is run.
+    """Show what a file or folder holds, whatever command left it, and what is wrong with a run; no code of it is run.
 
     \b
     scvi-tahoe inspect metrics.csv --figure curves.png
@@ -135,6 +153,7 @@ def inspect(
     scvi-tahoe inspect last.ckpt
     scvi-tahoe inspect ST-Tahoe/
     """
+    quiet_frameworks()
     with one_line_errors():
         from scvi_tahoe.study import inspect_path
 

@@ -18,16 +18,18 @@ class Kind(StrEnum):
     STRING = "string"
     GENE_EFFECTS = "gene-effects"
     PROTEINS = "proteins"
+    PROTEIN_MODEL = "protein-model"
     DRUGS = "drugs"
+    DRUG_TARGETS = "drug-targets"
     MATRIX = "matrix"
 
 
-def tables(
+def tables(  # noqa: PLR0913
     kind: Annotated[Kind, typer.Argument(help="What the file holds.")],
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="gmt files, a links file of STRING, a csv of gene effects, FASTA, a csv with SMILES, a matrix."
+            help="gmt files, a links file of STRING, a csv of gene effects, of SMILES or of targets, FASTA, a matrix."
         ),
     ],
     output: Annotated[
@@ -39,6 +41,9 @@ def tables(
     info: Annotated[Path | None, typer.Option(help="string: file with the gene of each protein.")] = None,
     min_score: Annotated[int | None, typer.Option(help="string: least score of a link.", show_default="400")] = None,
     k: Annotated[int | None, typer.Option(help="proteins: length of a word.", show_default="3")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="protein-model: folder of a protein language model such as ESM2.")
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Text file with a label on each line: keep their rows, report what is missing.")
     ] = None,
@@ -56,7 +61,7 @@ def tables(
     scvi-tahoe tables string 9606.protein.links.v12.0.txt.gz --info 9606.protein.info.v12.0.txt.gz -o string.parquet
     scvi-tahoe tables drugs drugs.csv -o structures.parquet
     """
-    given = {"n_components": n_components, "info": info, "min_score": min_score, "k": k, "seed": seed}
+    given = {"n_components": n_components, "info": info, "min_score": min_score, "k": k, "model": model, "seed": seed}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with one_line_errors():
         from scvi_tahoe import tables as made
@@ -69,12 +74,16 @@ def tables(
             Kind.STRING: (made.string_links, decomposed | {"info", "min_score"}),
             Kind.GENE_EFFECTS: (made.gene_effects, decomposed),
             Kind.PROTEINS: (made.protein_kmers, decomposed | {"k"}),
+            Kind.PROTEIN_MODEL: (made.protein_embeddings, {"model"}),
             Kind.DRUGS: (made.drug_structures, set()),
+            Kind.DRUG_TARGETS: (made.drug_targets, decomposed),
             Kind.MATRIX: (made.read_table, set()),
         }
         make, takes = makers[kind]
         if wrong := ["--" + name.replace("_", "-") for name in options if name not in takes]:
             raise ValueError(f"{', '.join(wrong)} has no effect on {kind.value}.")
+        if kind is Kind.PROTEIN_MODEL and model is None:
+            raise ValueError("protein-model needs --model, the folder of a protein language model.")
         if len(files) > 1 and kind is not Kind.GENE_SETS:
             raise ValueError(f"{kind.value} takes one file, and there are {len(files)}.")
         if licence is not None:

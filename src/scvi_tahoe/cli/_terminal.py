@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 #: environment variable that brings the full traceback back
 TRACEBACK_VARIABLE = "SCVI_TAHOE_TRACEBACK"
 
+#: names of the options of all commands, in Python
+OPTIONS: set[str] = set()
+_QUOTES = "'\""
 _ORDER = "final, last, best or the highest step"
 Checkpoint = Annotated[
     str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default=_ORDER)
@@ -40,8 +44,29 @@ def one_line_errors(when_interrupted: str = "Stopped; nothing was written.") -> 
             raise
         # str() of a KeyError is its repr, quotes and all
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        typer.echo(f"scvi-tahoe: {' '.join(str(text).split())}", err=True)
+        say_error(in_shell_words(" ".join(str(text).split())))
         raise typer.Exit(2) from None
+
+
+def say_error(text: str) -> None:
+    """Write a line about a mistake to standard error, in colour on a terminal."""
+    typer.secho("scvi-tahoe: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo(text, err=True)
+
+
+def in_shell_words(text: str) -> str:
+    """Name options as one types them: ``overwrite=True`` becomes ``--overwrite``, ``seed=1`` becomes ``--seed 1``."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        flag = "--" + name.replace("_", "-")
+        if name not in OPTIONS:
+            return found[0]
+        if value == "False":
+            return flag.replace("--", "--no-", 1)
+        return flag if value in ("True", "...", "None") else f"{flag} {value.strip(_QUOTES)}"
+
+    return re.sub(r"""\b([a-z_]+)=(\.\.\.|'[^']*'|"[^"]*"|[\w.]*\w)""", option, text)
 
 
 def _is_user_error(error: Exception) -> bool:

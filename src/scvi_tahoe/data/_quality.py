@@ -1,16 +1,17 @@
-"""Which perturbations of a screen worked: cells, the target's own expression, and whether anything changed at all."""
+"""Which perturbations of a screen worked: cells, doublets, the target's expression, and whether anything changed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, mannwhitneyu
 from sklearn.decomposition import TruncatedSVD
-from tqdm.auto import tqdm
 
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._matrix import dense_rows
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _MOST_CELLS, _MOST_FITTED = 400, 5000  # cells of a group that are compared, and that components are fitted to
 _LEVEL = 0.05
+_FEWEST_COUNTS, _LEAST_SHARE = 3, 0.1  # counts of a guide that a cell has, and their share of its largest
+_MANY = 0.2  # share of doublets from which a condition is marked
 _DETECTED = 0.05  # share of controls that express a target below which a change of it cannot be seen
 
 
@@ -30,6 +33,7 @@ def screen_quality(
     context_key: str | None = None,
     layer: str | None = None,
     combination_separator: str | None = None,
+    guide_counts_key: str | None = None,
     min_cells: int = 30,
     n_permutations: int = 499,
     seed: int = 0,
@@ -51,6 +55,10 @@ def screen_quality(
         Layer with the expression. If None, ``X``.
     combination_separator
         Text between the perturbations of a combination. Each part that is a measured gene is looked at.
+    guide_counts_key
+        Key of ``obsm`` with the counts of guides, cells x guides. A guide counts as present from 3 counts and a tenth
+        of the cell's largest on; cells with more guides than most cells of their condition are doublets, or were
+        infected twice. If None, they are not looked for.
     min_cells
         Cells below which a condition is marked.
     n_permutations
@@ -65,14 +73,15 @@ def screen_quality(
     One row for each condition: labels, ``n_cells``, ``n_controls``; for targets that are genes of the data, ``target``,
     ``target_detected`` (share of controls that express it), ``target_change`` (of mean log1p expression) and
     ``target_p`` (two-sided Mann-Whitney test; the smallest change of a combination's parts); ``energy`` (distance),
-    ``energy_p`` and ``energy_fdr`` (Benjamini and Hochberg over conditions); ``marks``, what to look at, empty where
-    all is well: ``"few cells"``, ``"target unchanged"`` (where at least 5 % of controls express it),
-    ``"no effect found"``.
+    ``energy_p`` and ``energy_fdr`` (Benjamini and Hochberg over conditions); with guide counts ``doublets``, their
+    share; ``marks``, what to look at, empty where all is well: ``"few cells"``, ``"many doublets"`` (over a fifth),
+    ``"target unchanged"`` (where at least 5 % of controls express it), ``"no effect found"``.
+    ``attrs["doublets"]`` has the names of the cells.
 
     Raises
     ------
     KeyError
-        If there is no such column or layer.
+        If there is no such column, layer or key of ``obsm``.
     ValueError
         If a context with perturbed cells has no control cells, or a number is negative.
 
@@ -92,6 +101,8 @@ def screen_quality(
     """
     if min_cells < 0 or n_permutations < 0:
         raise ValueError(f"min_cells={min_cells!r} and n_permutations={n_permutations!r} have to be 0 or more.")
+    if guide_counts_key is not None and guide_counts_key not in adata.obsm:
+        raise KeyError(f"adata.obsm has no {guide_counts_key!r} (guide_counts_key); it has {list(adata.obsm)}.")
     _verify_columns(adata, [key for key in (perturbation_key, context_key) if key is not None], layer)
     matrix = adata.X if layer is None else adata.layers[layer]
     labels = adata.obs[perturbation_key].astype(str).to_numpy()
@@ -99,6 +110,7 @@ def screen_quality(
     if control not in labels:
         near = nearest_names(control, sorted(set(labels)))
         raise ValueError(f"no cell has control={control!r} in {perturbation_key!r}{near}.")
+    doublet = None if guide_counts_key is None else _doublets(adata.obsm[guide_counts_key], labels, contexts)
     rng = np.random.default_rng(seed)
     fitted = np.sort(rng.permutation(len(labels))[:_MOST_FITTED])
     n_components = min(30, adata.n_vars - 1, len(fitted) - 1)
@@ -106,7 +118,9 @@ def screen_quality(
     conditions = sorted({(c, p) for c, p in zip(contexts, labels, strict=True) if p != control})
     controls: dict[str, tuple[int, np.ndarray]] = {}
     found = []
-    for context, label in tqdm(conditions, desc="screen quality", unit="condition", disable=not progress, delay=3):
+    for context, label in progress_bar(
+        conditions, desc="screen quality", unit="condition", disable=not progress, delay=3
+    ):
         if context not in controls:
             rows = np.flatnonzero((contexts == context) & (labels == control))
             if not len(rows):
@@ -117,6 +131,7 @@ def screen_quality(
         cells = dense_rows(matrix, np.sort(rng.permutation(rows)[:_MOST_CELLS]))
         row = {perturbation_key: label} | ({} if context_key is None else {context_key: context})
         row |= {"n_cells": len(rows), "n_controls": n_controls}
+        row |= {} if doublet is None else {"doublets": float(doublet[rows].mean())}
         parts = [label] if combination_separator is None else label.split(combination_separator)
         row |= _of_target([part.strip() for part in parts], adata.var_names, cells, of_controls)
         row |= _energy(components.transform(cells), components.transform(of_controls), n_permutations, rng)
@@ -127,10 +142,13 @@ def screen_quality(
     visible = report["target_detected"] >= _DETECTED
     marks = {
         "few cells": report["n_cells"] < min_cells,
+        "many doublets": report.get("doublets", pd.Series(0.0, index=report.index)) > _MANY,
         "target unchanged": visible & (report["target_p"] > _LEVEL),
         "no effect found": report["energy_fdr"] > _LEVEL if n_permutations else pd.Series(False, index=report.index),
     }
     report["marks"] = ["; ".join(name for name, marked in marks.items() if marked[i]) for i in report.index]
+    if doublet is not None:
+        report.attrs["doublets"] = adata.obs_names[doublet].tolist()
     return report
 
 
@@ -141,6 +159,17 @@ def _verify_columns(adata: AnnData, keys: list[str], layer: str | None) -> None:
             raise KeyError(f"adata.obs has no column {key!r}{near}.")
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"adata has no layer {layer!r}; it has {list(adata.layers)}.")
+
+
+def _doublets(guide_counts: Any, labels: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+    """Whether cells have more guides than most cells of their condition, bool ``[cells]``."""
+    counts = sp.csr_matrix(guide_counts)
+    largest = counts.max(axis=1).toarray().ravel()
+    least = np.maximum(_FEWEST_COUNTS, _LEAST_SHARE * largest)
+    row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    n_guides = np.bincount(row[counts.data >= least[row]], minlength=counts.shape[0])
+    usual = pd.Series(n_guides).groupby([contexts, labels]).transform(lambda n: n.mode().iloc[0])
+    return n_guides > usual.to_numpy()
 
 
 def _of_target(parts: list[str], genes: pd.Index, cells: np.ndarray, controls: np.ndarray) -> dict[str, object]:

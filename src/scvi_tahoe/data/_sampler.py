@@ -71,8 +71,9 @@ def draw_window(cells: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 class RandomSampler(Sampler[CellSetRequest]):
     """Training sets: conditions in turn, in an order drawn anew, cells and controls of each at random.
 
-    Every condition comes equally often whatever its number of cells, since scores are means over conditions. Seed and
-    epoch decide everything that is drawn, so that all ranks see the same order.
+    Every condition comes equally often whatever its number of cells, since scores are means over conditions, or in
+    proportion to its weight: a pass over all takes each with its weight relative to the largest. Seed and epoch decide
+    everything that is drawn, so that all ranks see the same order.
     """
 
     def __init__(self, sets: SetPlan, *, n_steps: int, seed: int) -> None:
@@ -92,7 +93,10 @@ class RandomSampler(Sampler[CellSetRequest]):
     def __iter__(self) -> Iterator[CellSetRequest]:
         rng = np.random.default_rng((self.seed, self.epoch))
         conditions = np.array(list(self._cells))
-        turn = chain.from_iterable(rng.permutation(conditions) for _ in count())
+        weights = self.sets.index.weight_of_condition
+        share = np.ones(len(conditions)) if weights is None else weights[conditions] / weights[conditions].max()
+        some = (conditions if (share == 1).all() else conditions[rng.random(len(share)) < share] for _ in count())
+        turn = chain.from_iterable(map(rng.permutation, some))
         for _ in range(self.n_steps):
             condition_S = np.array([next(turn) for _ in range(self.sets.sets_per_step)])
             observed_SN = np.stack([draw_window(self._cells[c], self.sets.set_size, rng) for c in condition_S])

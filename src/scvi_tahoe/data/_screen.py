@@ -15,7 +15,7 @@ from scvi_tahoe._constants import ALL_CONTEXT
 from scvi_tahoe.data._perturbations import DOSE_MARK, EmbeddingTable, LabelParser, TableFusion, dose_label
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data._perturbations import Combination
@@ -86,6 +86,7 @@ class ConditionIndex:
     perturbation: CellLabels
     batch: CellLabels | None
     control: str  #: the control label
+    weight_of_condition: np.ndarray | None = None  #: that of its context, float64; None if all are 1
 
     @classmethod
     def from_screen(cls, screen: Any) -> ConditionIndex:
@@ -98,7 +99,11 @@ class ConditionIndex:
         condition_of_cell[~is_control] = position
         pairs = (divmod(j, len(perturbation.names)) for j in present)
         conditions = tuple(Condition(context.names[i], perturbation.names[j]) for i, j in pairs)
-        return cls(conditions, condition_of_cell, context, perturbation, screen.batch, control)
+        weights = np.array([screen.weights.get(c.context, 1.0) for c in conditions])
+        return cls(
+            conditions, condition_of_cell, context, perturbation, screen.batch, control,
+            None if (weights == 1).all() else weights,
+        )  # fmt: skip
 
     @property
     def is_control(self) -> np.ndarray:
@@ -129,6 +134,11 @@ class ConditionIndex:
         if condition not in self.conditions:
             return np.empty(0, dtype=np.int64)
         return np.flatnonzero(self.condition_of_cell == self.conditions.index(condition))
+
+    def weighted(self, rows: np.ndarray) -> np.ndarray:
+        """Take those of some rows of perturbed cells whose weight is not 0."""
+        weights = self.weight_of_condition
+        return rows if weights is None else rows[weights[self.condition_of_cell[rows]] > 0]
 
     def by_condition(self, rows: np.ndarray) -> dict[int, np.ndarray]:
         """Group rows by the position of their condition in ``conditions``, each group in the order of ``rows``."""
@@ -175,6 +185,8 @@ class ScreenKeys:
     combination_separator: str | None = None
     combination: Combination = "sum"
     modalities: dict[str, str] = field(default_factory=dict)
+    source_key: str | None = None
+    weight_key: str | None = None
 
     def __post_init__(self) -> None:
         # labels are compared as text, so the control of a column of numbers may be given as a number
@@ -226,6 +238,8 @@ class Screen:
     context: CellLabels  #: labels of each cell
     batch: CellLabels | None  #: technical batch of each cell, or None
     control: str  #: the perturbation label of control cells
+    sources: Mapping[str, str] = field(default_factory=dict)  #: data set of each context; empty if there is one
+    weights: Mapping[str, float] = field(default_factory=dict)  #: weight of each context; empty if all are 1
 
     @property
     def n_cells(self) -> int:
@@ -343,16 +357,39 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
     def labels(key: str | None) -> CellLabels | None:
         return None if key is None else CellLabels.from_values(obs_column(data, keys, key))
 
+    context = labels(keys.context_key) or CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,))
     return Screen(
         genes=np.asarray(expression.var_names, dtype=object).astype(str),
         cells=expression.obs_names,
         expression=matrix,
         cell_embedding=embedding,
         perturbation=CellLabels.from_values(condition_labels(data, keys)),
-        context=labels(keys.context_key) or CellLabels(np.zeros(expression.n_obs, dtype=np.int64), (ALL_CONTEXT,)),
+        context=context,
         batch=labels(keys.batch_key),
         control=keys.control,
+        sources={c: str(value) for c, value in _of_contexts(data, keys, "source_key", context).items()},
+        weights={c: float(value) for c, value in _of_contexts(data, keys, "weight_key", context).items()},
     )
+
+
+def _of_contexts(data: AnnOrMuData, keys: ScreenKeys, argument: str, context: CellLabels) -> dict[str, Any]:
+    """Read a column that has one value in each context; new data may lack it."""
+    key = getattr(keys, argument)
+    try:
+        values = None if key is None else obs_column(data, keys, key)
+    except KeyError:
+        values = None
+    if values is None:
+        return {}
+    pairs = pd.DataFrame({"context": context.codes, "value": values.to_numpy()}).drop_duplicates()
+    if pairs["context"].duplicated().any():
+        name = context.names[int(pairs["context"][pairs["context"].duplicated()].iloc[0])]
+        found = pairs["value"][pairs["context"] == context.code(name)].tolist()
+        raise ValueError(
+            f"obs[{key!r}] ({argument}) has several values in the context {name!r}: {found[:3]}; contexts need one "
+            "each, so name contexts of different data sets differently, as scvi_tahoe.concat_screens does."
+        )
+    return {context.names[code]: value for code, value in pairs.itertuples(index=False)}
 
 
 def read_table(

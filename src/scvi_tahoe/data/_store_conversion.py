@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from tqdm.auto import tqdm
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._cell_files import expression_on_disk
 from scvi_tahoe.data._matrix import GeneAlignment
@@ -117,14 +117,16 @@ def write_store(
             buckets = _Buckets(partial / "sorting", np.concatenate([s.counts for s in sources]), place)
             offset = 0
             for source, alignment in zip(sources, alignments, strict=True):
-                bar = tqdm(total=len(source.obs), desc=f"reading {source.path.name}", unit="cell", disable=not progress)
+                bar = progress_bar(
+                    total=len(source.obs), desc=f"reading {source.path.name}", unit="cell", disable=not progress
+                )
                 for rows, block in source.blocks():
                     buckets.add(alignment.apply(block), place[offset + rows.start : offset + rows.stop])
                     bar.update(rows.stop - rows.start)
                 bar.close()
                 offset += len(source.obs)
             what = f"writing {folder.name}"
-            for block in tqdm(buckets.in_order(), total=len(buckets), desc=what, disable=not progress):
+            for block in progress_bar(buckets.in_order(), total=len(buckets), desc=what, disable=not progress):
                 writer.append(block)
             shutil.rmtree(partial / "sorting")
             uns = {key: value for source in reversed(sources) for key, value in source.uns.items()}

@@ -201,6 +201,17 @@ def _verify_encoding(keys: ScreenKeys) -> None:
         raise ValueError(f"perturbation_embedding_key={given!r} must name each table once.")
 
 
+def _verify_sources(screen: Screen, keys: ScreenKeys, data: AnnOrMuData) -> None:
+    """Refuse columns of data sets and of weights that say nothing, or what no weight can be."""
+    for argument in ("source_key", "weight_key"):
+        if (key := getattr(keys, argument)) is not None:
+            _verify_obs_key(data, keys, argument, key)
+    if wrong := {c: w for c, w in screen.weights.items() if not (np.isfinite(w) and w >= 0)}:
+        raise ValueError(f"obs[{keys.weight_key!r}] (weight_key) has {wrong}; weights are finite and 0 or more.")
+    if screen.weights and not any(screen.weights.values()):
+        raise ValueError(f"obs[{keys.weight_key!r}] (weight_key) is 0 everywhere; nothing would be left to learn from.")
+
+
 def _verify_spelling(labels: Sequence[str], keys: ScreenKeys) -> None:
     seen: dict[str, str] = {}
     for label in labels:
@@ -338,6 +349,7 @@ def verify_screen(
     )
     if for_training:
         _verify_controls(screen, keys)
+        _verify_sources(screen, keys, data)
         _verify_spelling(screen.perturbation.names, keys)
         if table is not None and table_required:
             _verify_rows(screen.perturbation.names, table, keys)

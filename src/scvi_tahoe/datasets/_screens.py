@@ -108,6 +108,13 @@ class FewShotTask:
     perturbation_key: str  #: column of `obs` with the perturbation labels
     context_key: str  #: column of `obs` with the contexts
 
+    def __repr__(self) -> str:
+        return (
+            f"FewShotTask: {len(self.targets)} targets of {self.context!r} to predict; train: {self.train.n_obs:,} "
+            f"cells, held_out: {self.held_out.n_obs:,} cells, {self.train.n_vars:,} genes; "
+            f"perturbation_key={self.perturbation_key!r}, control={self.control!r}, context_key={self.context_key!r}"
+        )
+
 
 def papalexi_few_shot() -> FewShotTask:
     """Return the few-shot task on :func:`~scvi_tahoe.datasets.papalexi_thp1`.

@@ -4,4 +4,4 @@ from scvi_tahoe.demo._job import DEFAULT_STEPS, FILES, DemoResult, run_demo
 from scvi_tahoe.demo._report import score_table
 from scvi_tahoe.files import atomic_write as written_whole
 
-__all__ = ["DEFAULT_STEPS", "FILES", "DemoResult", "run_demo", "score_table", "written_whole"]
+__all__ = ["DemoResult", "run_demo"]

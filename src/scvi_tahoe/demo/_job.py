@@ -26,7 +26,8 @@ _LOG = logging.getLogger(__name__)
 #: the default of ``TahoeST.train``: nothing in the demo is tuned for its task
 DEFAULT_STEPS = 1_000
 #: what a finished demo leaves, in the order in which it is written
-FILES = ("history.csv", "model", "training_curve.png", "prediction.h5ad", "evaluation", "scores.csv", "deltas.png")
+FILES = ("history.csv", "model", "training_curve.png", "prediction.h5ad", "evaluation", "scores.csv", "deltas.png",
+         "report.html")  # fmt: skip
 _SETTINGS = "settings.json"
 
 
@@ -57,9 +58,9 @@ def run_demo(
 
     The task is :func:`~scvi_tahoe.datasets.papalexi_few_shot`. The folder is left with `model/`, `prediction.h5ad`,
     `scores.csv`, `evaluation/` (every score of every target; :meth:`EvaluationResult.load` reads it), `history.csv`,
-    `training_curve.png` and `deltas.png` (predicted against observed changes). Every file is written completely or not
-    at all. A run that was stopped continues when the function is called again with the same arguments; a finished one
-    returns its scores at once.
+    `training_curve.png`, `deltas.png` (predicted against observed changes) and `report.html`. Every file is written
+    completely or not at all. A run that was stopped continues when the function is called again with the same
+    arguments; a finished one returns its scores at once.
 
     Parameters
     ----------
@@ -140,6 +141,7 @@ class _Job:
             ("prediction.h5ad",): self._predict,
             ("evaluation", "scores.csv"): self._score,
             ("deltas.png",): self._draw_deltas,
+            ("report.html",): self._write_report,
         }
         for names, step in steps.items():
             if not all((self.folder / name).exists() for name in names):
@@ -158,7 +160,7 @@ class _Job:
         model = TahoeST(task.train, seed=self.seed)
         last = scratch / "last.ckpt"
         resume_from = last if last.exists() else None
-        again = ", taken up where it was stopped" if resume_from else ""
+        again = ", continued where it was stopped" if resume_from else ""
         self.report(f"Training: {self.max_steps} steps on the {'GPU' if torch.cuda.is_available() else 'CPU'}{again}.")
         # The default split, a tenth of the cells of every condition, chooses the weights: the task's two validation
         # targets have effects so weak that their loss is noise.
@@ -200,9 +202,19 @@ class _Job:
         from scvi_tahoe import pl
         from scvi_tahoe.evaluate import EvaluationResult
 
-        title = "Held-out targets in replicate 3: predicted against observed change, one dot per gene"
         result = EvaluationResult.load(self.folder / "evaluation")
-        self._save(pl.deltas(result, title=f"{title} ({self.max_steps} steps)"), "deltas.png")
+        title = (
+            f"The six strongest of {len(self.task.targets)} held-out targets, {len(result.effects.genes)} genes each"
+        )
+        self._save(pl.deltas(result, max_panels=6, n_columns=3, title=title), "deltas.png")
+
+    def _write_report(self) -> None:
+        from scvi_tahoe.evaluate import EvaluationResult
+
+        result = EvaluationResult.load(self.folder / "evaluation")
+        title = f"Demo: {len(self.task.targets)} targets of replicate 3, in which none of their cells was seen"
+        command = f"scvi-tahoe demo --max-steps {self.max_steps} --seed {self.seed}"
+        result.to_html(self.folder / "report.html", title=title, command=command)
 
     def _save(self, figure: Figure, name: str) -> None:
         with atomic_write(self.folder / name) as partial:

@@ -7,10 +7,22 @@ and :meth:`scvi_tahoe.response.ResponseModel.predict` return such ones; measured
 
 from __future__ import annotations
 
+from scvi_tahoe.effects._condition_embedding import condition_embedding
 from scvi_tahoe.effects._dose_response import dose_response, hill
 from scvi_tahoe.effects._effects_adata import effects_adata
+from scvi_tahoe.effects._gene_set_scores import gene_set_scores
 from scvi_tahoe.effects._interactions import interactions
-from scvi_tahoe.effects._power import cells_needed
+from scvi_tahoe.effects._power import cells_needed, power
 from scvi_tahoe.effects._reversal import rank_reversals
 
-__all__ = ["cells_needed", "dose_response", "effects_adata", "hill", "interactions", "rank_reversals"]
+__all__ = [
+    "cells_needed",
+    "condition_embedding",
+    "dose_response",
+    "effects_adata",
+    "gene_set_scores",
+    "hill",
+    "interactions",
+    "power",
+    "rank_reversals",
+]

@@ -139,12 +139,12 @@ def _fit(dose_n: np.ndarray, changes_nG: np.ndarray, sd_nG: np.ndarray | None) -
     columns["emax_low"] = np.where(spare_GK >= 0, emax_GK - half, np.inf).min(axis=1)
     columns["emax_high"] = np.where(spare_GK >= 0, emax_GK + half, -np.inf).max(axis=1)
     columns["ec50"] = np.power(10.0, ec50_E[e_G])
-    low, high = _interval(excess_GEH.min(axis=2) <= allowed_G[:, None])
-    columns["ec50_low"] = np.where(low == 0, 0.0, np.power(10.0, ec50_E[low]))
-    columns["ec50_high"] = np.where(high == len(ec50_E) - 1, np.inf, np.power(10.0, ec50_E[high]))
+    low, high = _interval(excess_GEH.min(axis=2), allowed_G, ec50_E)
+    columns["ec50_low"] = np.where(low == ec50_E[0], 0.0, np.power(10.0, low))
+    columns["ec50_high"] = np.where(high == ec50_E[-1], np.inf, np.power(10.0, high))
     columns["slope"] = _SLOPES[h_G]
-    low, high = _interval(excess_GEH.min(axis=1) <= allowed_G[:, None])
-    columns["slope_low"], columns["slope_high"] = _SLOPES[low], _SLOPES[high]
+    low, high = _interval(excess_GEH.min(axis=1), allowed_G, np.log(_SLOPES))
+    columns["slope_low"], columns["slope_high"] = np.exp(low), np.exp(high)
     mean_G = (weight_nG * changes_nG).sum(axis=0) / weight_nG.sum(axis=0)
     spread_G = (weight_nG * np.square(changes_nG - mean_G)).sum(axis=0)
     columns["r2"] = 1 - least_G / np.maximum(spread_G, 1e-300)
@@ -152,6 +152,14 @@ def _fit(dose_n: np.ndarray, changes_nG: np.ndarray, sd_nG: np.ndarray | None) -
     return pd.DataFrame(columns)
 
 
-def _interval(allowed_GE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last allowed position of each row."""
-    return allowed_GE.argmax(axis=1), allowed_GE.shape[1] - 1 - allowed_GE[:, ::-1].argmax(axis=1)
+def _interval(excess_GE: np.ndarray, allowed_G: np.ndarray, grid_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the values of a grid whose excess error is allowed, interpolated between its points."""
+    is_allowed, rows, last = excess_GE <= allowed_G[:, None], np.arange(len(excess_GE)), len(grid_E) - 1
+
+    def end(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
+        rise = np.maximum(excess_GE[rows, outer] - excess_GE[rows, inner], 1e-300)
+        share = np.clip((allowed_G - excess_GE[rows, inner]) / rise, 0, 1)
+        return grid_E[inner] + share * (grid_E[outer] - grid_E[inner])
+
+    low, high = is_allowed.argmax(axis=1), last - is_allowed[:, ::-1].argmax(axis=1)
+    return end(low, np.maximum(low - 1, 0)), end(high, np.minimum(high + 1, last))

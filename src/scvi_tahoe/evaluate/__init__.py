@@ -28,6 +28,7 @@ from scvi_tahoe.evaluate._metric_effects import (
 )
 from scvi_tahoe.evaluate._metric_energy_distance import energy_distance, fit_components
 from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info, register_metric
+from scvi_tahoe.evaluate._other_models import as_prediction, plain_label, read_split, write_scperturbench
 from scvi_tahoe.evaluate._prediction_checks import check_collapse, likeness, mean_cosine
 from scvi_tahoe.evaluate._presets import PRESETS, Preset, Vcc2025Terms, overall_title, vcc2025_overall
 from scvi_tahoe.evaluate._reference import EvaluationReference
@@ -38,7 +39,6 @@ from scvi_tahoe.evaluate._verdict import Verdict, paired_differences
 __all__ = [
     "BASELINES",
     "METRICS",
-    "PREDICTION_RECORD",
     "PRESETS",
     "Check",
     "Effects",
@@ -50,8 +50,8 @@ __all__ = [
     "Preset",
     "RepresentationError",
     "Rules2026",
-    "Vcc2025Terms",
     "Verdict",
+    "as_prediction",
     "baseline_prediction",
     "baseline_results",
     "centroid_accuracy",
@@ -61,24 +61,23 @@ __all__ = [
     "effect_size_ratio",
     "energy_distance",
     "evaluate",
-    "fit_components",
     "gene_weights",
-    "group_statistics",
     "mean_cosine",
     "metric_info",
     "paired_differences",
     "pds_cosine",
     "pearson",
+    "plain_label",
     "quantile_map",
     "r2_weighted",
+    "read_split",
     "register_baseline",
     "register_metric",
     "shifted_controls",
     "strata",
     "submission",
-    "vcc2025_overall",
-    "verify_reference",
     "wmse",
+    "write_scperturbench",
 ]
 
 

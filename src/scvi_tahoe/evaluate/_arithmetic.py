@@ -111,6 +111,11 @@ class SeenChanges:
         rows = self.elsewhere(perturbation, context)
         return self.changes[rows].mean(axis=0, dtype=np.float64) if len(rows) else None
 
+    def alone(self, perturbation: str, context: str) -> NDArray[np.floating] | None:
+        """Change of a perturbation here, or else its mean in the other contexts, if it was seen."""
+        i = self.row(perturbation, context)
+        return self.transfer(perturbation, context) if i is None else self.changes[i]
+
     def deviation(
         self, perturbation: str, context: str, without: Sequence[str] = (), *, hidden: bool = False
     ) -> Vector | None:

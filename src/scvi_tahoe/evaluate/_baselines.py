@@ -44,6 +44,8 @@ class Baseline:
     needs_embeddings: bool = False
     #: whether it needs conditions whose perturbation was seen in another context
     needs_elsewhere: bool = False
+    #: whether it needs combinations whose components were seen alone
+    needs_parts: bool = False
     #: whether every evaluation shows it where it applies
     shown: bool = True
 
@@ -84,6 +86,8 @@ class BaselineInputs:
     genes: NDArray[np.str_]
     #: vector of each perturbation, for the baselines that need them
     embeddings: Mapping[str, NDArray[np.float64]]
+    #: text between the perturbations of a combination; None without combinations
+    combination_separator: str | None = None
 
     @cached_property
     def seen(self) -> dict[str, tuple[str, ...]]:
@@ -118,13 +122,20 @@ class BaselineInputs:
         return [other for other, seen in self.seen.items() if other != context and perturbation in seen]
 
 
-def verify_baseline(name: str, train: CellTable | None, embeddings: Tables | None) -> None:
+def verify_baseline(
+    name: str, train: CellTable | None, embeddings: Tables | None, combination_separator: str | None
+) -> None:
     """Reject a baseline that does not exist or lacks what it is computed from."""
     kind, table = find_baseline(name)
     if kind.needs_embeddings and not embeddings:
         raise ValueError(
             f"The baseline {name!r} needs perturbation embeddings: pass perturbation_embedding=... to "
             "baseline_prediction or EvaluationReference.from_adata."
+        )
+    if kind.needs_parts and combination_separator is None:
+        raise ValueError(
+            f"The baseline {name!r} needs the text between the parts of a combination: pass "
+            "combination_separator=..., such as '+' in 'KLF1+MAP2K6'."
         )
     if table is not None and table not in (embeddings or {}):
         raise ValueError(
@@ -137,24 +148,36 @@ def verify_baseline(name: str, train: CellTable | None, embeddings: Tables | Non
         )
 
 
-def chosen_baseline(baseline: Any, train: CellTable | None, embeddings: Tables | None) -> Any:
+def chosen_baseline(
+    baseline: Any, train: CellTable | None, embeddings: Tables | None, combination_separator: str | None
+) -> Any:
     """Return the baseline that scores are scaled from; a name is verified, and ``"auto"`` made one."""
     if not isinstance(baseline, str):
         return baseline
     name = baseline if baseline != "auto" else "control" if train is None else "train_mean"
-    verify_baseline(name, train, embeddings)
+    verify_baseline(name, train, embeddings, combination_separator)
     return name
 
 
 def applicable_baselines(
-    conditions: Mapping[str, Sequence[str]], train: CellTable | None, embeddings: Tables | None, *, control: str
+    conditions: Mapping[str, Sequence[str]],
+    train: CellTable | None,
+    embeddings: Tables | None,
+    *,
+    control: str,
+    combination_separator: str | None,
 ) -> list[str]:
     """Names of the baselines that an evaluation of these conditions shows."""
     seen = set() if train is None else {(c, p) for c, p in train.rows if p != control}
     elsewhere = any(other != c and p in wanted for c, wanted in conditions.items() for other, p in seen)
+    single = {p for _, p in seen}
+    wanted_parts = (parts_of(p, combination_separator, control) for wanted in conditions.values() for p in wanted)
+    alone = any(len(parts) > 1 and single.issuperset(parts) for parts in wanted_parts)
     names = []
     for name, kind in BASELINES.items():
         if not kind.shown or (kind.needs_train and not seen) or (kind.needs_elsewhere and not elsewhere):
+            continue
+        if kind.needs_parts and not alone:
             continue
         if not kind.needs_embeddings:
             names.append(name)
@@ -173,11 +196,12 @@ def baseline_cells(
     *,
     control: str,
     embeddings: Tables | None,
+    combination_separator: str | None,
     seed: int,
     n_cells: Literal["observed", "all"] = "observed",
 ) -> CellTable:
     """Predict every condition of the held-out cells, from their controls and numbers of cells."""
-    verify_baseline(name, train, embeddings)
+    verify_baseline(name, train, embeddings, combination_separator)
     kind, table = find_baseline(name)
     tables = embeddings or {}
     conditions = {c: held_out.perturbations(c, control=control) for c in held_out.contexts}
@@ -189,8 +213,15 @@ def baseline_cells(
         control=control,
         genes=held_out.genes,
         embeddings=tables[table] if table is not None else next(iter(tables.values()), {}),
+        combination_separator=combination_separator,
     )
     return kind.predict(inputs, seed)
+
+
+def parts_of(label: str, combination_separator: str | None, control: str) -> list[str]:
+    """Perturbations of a label, without the control."""
+    parts = [label] if combination_separator is None else label.split(combination_separator)
+    return [part for part in parts if part != control]
 
 
 def assemble(inputs: BaselineInputs, predict: Callable[[str, str, int | None], Matrix]) -> CellTable:
@@ -239,6 +270,7 @@ def baseline_prediction(
     control: str,
     context_key: str | None = None,
     perturbation_embedding: Mapping[str, ArrayLike] | pd.DataFrame | tuple[Sequence[str], ArrayLike] | None = None,
+    combination_separator: str | None = None,
     layer: str | None = None,
     n_cells: Literal["observed", "all"] = "observed",
     seed: int = 0,
@@ -258,6 +290,7 @@ def baseline_prediction(
         * ``"train_mean_pooled"`` - by the mean training delta of all contexts
         * ``"context_transfer"`` - by the perturbation's own mean delta in other contexts
         * ``"deviation"`` - by the mean delta here plus what the perturbation differs from the mean elsewhere
+        * ``"additive"`` - a combination by the sum of its parts' deltas, each here or else in other contexts
         * ``"ridge"`` - by a ridge regression of training deltas on perturbation embeddings
         * ``"nearest"`` - by the mean delta of the five perturbations of most similar embedding
         * ``"cells_shifted"`` - the perturbation's cells of other contexts, scaled to the mean of ``context_transfer``
@@ -269,7 +302,7 @@ def baseline_prediction(
         Cells with the conditions to predict and the controls of their contexts; log1p expression.
     train
         Training data; every baseline but ``"control"`` needs it.
-    perturbation_key, control, context_key, perturbation_embedding, layer
+    perturbation_key, control, context_key, perturbation_embedding, combination_separator, layer
         As in :meth:`EvaluationReference.from_adata`, for both objects.
     n_cells
         Number of cells of each condition: as many as ``"observed"``, or ``"all"`` control cells of its context.
@@ -286,7 +319,10 @@ def baseline_prediction(
     if train is not None:
         known = align_genes(read(train, role="training data"), cells.genes, role="training data")
     embeddings = embedding_tables(perturbation_embedding)
-    predicted = baseline_cells(name, cells, known, control=control, embeddings=embeddings, seed=seed, n_cells=n_cells)
+    predicted = baseline_cells(
+        name, cells, known, control=control, embeddings=embeddings, combination_separator=combination_separator,
+        seed=seed, n_cells=n_cells,
+    )  # fmt: skip
     return predicted.to_adata(perturbation_key=perturbation_key, context_key=context_key)
 
 
@@ -365,6 +401,22 @@ def deviation(inputs: BaselineInputs, seed: int) -> CellTable:
     def delta(context: str, perturbation: str) -> NDArray[np.float64]:
         found = inputs.changes.deviation(perturbation, context)
         return inputs.mean_delta(context) if found is None else found
+
+    return shifted_controls(inputs, delta, seed)
+
+
+@register_baseline("additive", needs_parts=True)
+def additive(inputs: BaselineInputs, seed: int) -> CellTable:
+    """Control cells moved by the sum of a combination's parts, each alone here or else elsewhere, or as `train_mean`.
+
+    Ahlmann-Eltze, Huber and Anders (Nature Methods 2025) found no network ahead of this sum.
+    """
+
+    def delta(context: str, perturbation: str) -> NDArray[np.float64]:
+        parts = parts_of(perturbation, inputs.combination_separator, inputs.control)
+        known = [inputs.changes.alone(part, context) for part in parts]
+        found = [change for change in known if change is not None]
+        return np.sum(found, axis=0) if len(found) == len(parts) else inputs.mean_delta(context)
 
     return shifted_controls(inputs, delta, seed)
 

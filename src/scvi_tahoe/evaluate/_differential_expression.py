@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import scipy.sparse as sp
-from tqdm.auto import tqdm
 
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe.evaluate._cells import SelectedRows, concatenate
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def differential_expression(
             return _tested(cells.to_adata(perturbation_key=LABEL_COLUMN), control, num_threads)
     import polars as pl
 
-    bar = tqdm(
+    bar = progress_bar(
         total=len(np.unique(cells.perturbation[cells.perturbation != control])),
         desc="Differential expression",
         unit="perturbation",

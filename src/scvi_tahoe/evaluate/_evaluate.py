@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe._messages import duration
-from scvi_tahoe.evaluate._baselines import chosen_baseline
+from scvi_tahoe._messages import duration, progress_bar
 from scvi_tahoe.evaluate._checks import checks_table, raise_or_warn
 from scvi_tahoe.evaluate._context_truth import installed_versions
 from scvi_tahoe.evaluate._differential_expression import DE_COLUMNS
@@ -63,6 +61,7 @@ def evaluate(  # noqa: PLR0913
     perturbation_key: str | None = None,
     control: str | None = None,
     context_key: str | None = None,
+    combination_separator: str | None = None,
     train: AnnData | None = None,
     preset: str = "vcc2025",
     baseline: str | AnnData | EvaluationResult | None = "auto",
@@ -92,6 +91,8 @@ def evaluate(  # noqa: PLR0913
         Columns of ``obs`` on both sides.
     control
         Label of control cells.
+    combination_separator
+        Text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``, for the baseline ``"additive"``.
     train
         Training data, from which baselines are computed and which are searched for leaked conditions.
     preset
@@ -100,6 +101,8 @@ def evaluate(  # noqa: PLR0913
         * ``"vcc2026"`` - and the six scores of the challenge of 2026 (cell-eval2, the extra ``vcc2026``): prediction
           and reference hold raw counts, in ``X`` or in the reference's layer; other scores are of their log1p
           expression
+        * ``"cell"`` - and how genes vary together over cells (cell-eval2's profile of that name), from raw counts
+        * ``"perturbench"`` - and the four scores of PerturBench
         * ``"minimal"``, ``"full"`` - and the metrics of cell-eval's profile of that name; ``"full"`` adds the energy
           distance of cells in 50 principal components
     baseline
@@ -117,8 +120,8 @@ def evaluate(  # noqa: PLR0913
         Accept held-out conditions that are in the training data.
     baselines
         Compare the prediction with every baseline that applies: controls, mean, own change elsewhere, deviation,
-        quantiles, and ridge and nearest of each embedding table. Each costs as much as scoring the prediction, once
-        for a reference; with differential expression that is `n_draws` tests of as many cells as were observed.
+        quantiles, sum of the parts, and ridge and nearest of each embedding table. Each costs as much as scoring the
+        prediction, once for a reference; with differential expression `n_draws` tests of the number of cells observed.
     match_cells
         Score as many cells of each condition as were observed. The predicted cells are drawn without replacement (or
         repeated, if they are fewer) and each gene is scaled to the mean of all of them, so that DES and other scores
@@ -153,18 +156,12 @@ def evaluate(  # noqa: PLR0913
     settings = ScoringSettings(preset=preset, control_cells=control_cells, match_cells=match_cells, n_draws=n_draws)
     if representation_check not in ("error", "warn", "off"):
         raise ValueError(f'representation_check must be "error", "warn" or "off", got {representation_check!r}.')
-    reference = _as_reference(reference, perturbation_key, control, context_key, train)
+    reference = _as_reference(reference, perturbation_key, control, context_key, combination_separator, train)
     with _showing(reference, progress):
         return _evaluated(
-            prediction,
-            reference,
-            settings,
-            baseline=baseline,
-            policy=representation_check,
-            allow_train=allow_train,
-            baselines=baselines,
-            seed=seed,
-        )
+            prediction, reference, settings, baseline=baseline, policy=representation_check, allow_train=allow_train,
+            baselines=baselines, seed=seed,
+        )  # fmt: skip
 
 
 def verify_reference(
@@ -181,7 +178,7 @@ def verify_reference(
     of both, and a baseline that lacks what it is computed from.
     """
     reference.verify_unchanged()
-    chosen_baseline(baseline, reference.train, reference.embeddings)
+    reference.chosen_baseline(baseline)
     checks = [] if allow_train else list(reference.leakage_checks)
     if PRESETS.find(preset).from_counts:
         checks += [check_counts(reference.cells, role="reference"), *reference.train_count_checks]
@@ -206,7 +203,7 @@ def _evaluated(
     """Score a prediction; ``own`` is the name of the baseline that it is, if it is one."""
     record = settings.record
     reference.verify_unchanged()
-    baseline = chosen_baseline(baseline, reference.train, reference.embeddings)  # before anything else is computed
+    baseline = reference.chosen_baseline(baseline)  # before anything else is computed
     context_checks = reference.context_checks
     own_controls = settings.control_cells == "predicted"
     predicted, reference, checks = matched(prediction, reference, own_controls=own_controls)
@@ -374,7 +371,7 @@ def _all_baselines(
     names: Sequence[str], reference: EvaluationReference, settings: ScoringSettings, *, seed: int
 ) -> pd.DataFrame:
     """Scores of baselines; index baseline, context, perturbation."""
-    shown = tqdm(names, "Baselines", disable=not reference.progress)
+    shown = progress_bar(names, "Baselines", disable=not reference.progress)
     tables = {name: reference.baseline_scores(name, settings, seed=seed) for name in shown}
     return pd.concat(tables, names=["baseline", "context", "perturbation"])
 
@@ -409,10 +406,12 @@ def _as_reference(
     perturbation_key: str | None,
     control: str | None,
     context_key: str | None,
+    combination_separator: str | None,
     train: AnnData | None,
 ) -> EvaluationReference:
     if isinstance(reference, EvaluationReference):
-        given = {"perturbation_key": perturbation_key, "control": control, "context_key": context_key}
+        given = {"perturbation_key": perturbation_key, "control": control, "context_key": context_key,
+                 "combination_separator": combination_separator}  # fmt: skip
         for name, value in given.items():
             if value is not None and value != getattr(reference, name):
                 made = getattr(reference, name)
@@ -427,8 +426,9 @@ def _as_reference(
             "Scoring against AnnData needs perturbation_key= (column of obs) and control= (label of control cells)."
         )
     return EvaluationReference.from_adata(
-        reference, perturbation_key=perturbation_key, control=control, context_key=context_key, baseline_from=train
-    )
+        reference, perturbation_key=perturbation_key, control=control, context_key=context_key,
+        combination_separator=combination_separator, baseline_from=train,
+    )  # fmt: skip
 
 
 def _baseline_scores(

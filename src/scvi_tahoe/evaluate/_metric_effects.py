@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scvi_tahoe._names import perturbed_genes
 from scvi_tahoe.evaluate._metrics import register_metric
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ def pearson(predicted: NDArray[np.floating], observed: NDArray[np.floating]) -> 
     # a constant row leaves rounding noise behind, which must not pass for a signal
     flat = (np.ptp(predicted, axis=1) == 0) | (np.ptp(observed, axis=1) == 0)
     return np.divide((x * y).sum(axis=1), norm, out=np.full(len(x), np.nan), where=~flat & (norm > 0))
+
+
+@register_metric("pearson_without_target", label="Pearson without target", best=1, ceiling=_SB, source=_OURS)
+def _pearson_without_target(sides: Comparison) -> NDArray[np.float64]:
+    # a knocked-down gene alone can carry the correlation of a perturbation that changes little else
+    columns = perturbed_genes(sides.observed.perturbations, sides.genes)
+    pairs = zip(sides.predicted.delta, sides.observed.delta, columns, strict=True)
+    return np.array([pearson(*(np.delete(side, own)[None] for side in (x, y)))[0] for x, y, own in pairs])
 
 
 @_metric("discrimination_score_l1", *_DELTAS, "target_gene", label="PDS (L1)", best=1, ceiling=_SB)

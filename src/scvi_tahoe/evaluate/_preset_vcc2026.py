@@ -106,7 +106,7 @@ def _context_scores(
     ``baseline``, ``replicate`` and ``scaled``.
     """
     cell_eval2 = require("cell_eval2", "vcc2026")
-    config = _config(truth)
+    config = config_of_2026(truth)
     observed = truth.cells.to_adata(perturbation_key=LABEL_COLUMN)
     both = concatenate(truth.controls, predicted, predicted.perturbation != truth.control)
     with contained():
@@ -120,7 +120,8 @@ def _context_scores(
     return wide[[name for name in VCC2026_METRICS if name in wide]].astype(float), table
 
 
-def _config(truth: ContextTruth) -> Any:
+def config_of_2026(truth: ContextTruth) -> Any:
+    """Return cell-eval2's settings of the challenge for the labels of one context."""
     from cell_eval2 import EvalConfig
 
     preset = EvalConfig.from_preset("vcc2026")

@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.evaluate._baselines import applicable_baselines, baseline_cells, embedding_tables, find_baseline
+from scvi_tahoe.evaluate._baselines import (
+    applicable_baselines,
+    baseline_cells,
+    chosen_baseline,
+    embedding_tables,
+    find_baseline,
+)
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
 from scvi_tahoe.evaluate._context_truth import ContextTruth, TruthCache, content_hash, installed_versions
 from scvi_tahoe.evaluate._differential_expression import FDR, chosen_backend
@@ -69,6 +75,8 @@ class EvaluationReference:
     train: CellTable | None = None
     #: vector of each perturbation in each table, for the baselines that use them; one table alone is named ``""``
     embeddings: Mapping[str, Mapping[str, NDArray[np.float64]]] | None = None
+    #: text between the perturbations of a combination, for the baseline that adds them up
+    combination_separator: str | None = None
     #: as in :meth:`from_adata`, as are the options below
     layer: str | None = None
     ceiling: bool = True
@@ -91,7 +99,7 @@ class EvaluationReference:
 
     @classmethod
     @checked(num_threads=(1, None))
-    def from_adata(
+    def from_adata(  # noqa: PLR0913
         cls,
         adata: AnnData,
         *,
@@ -100,6 +108,7 @@ class EvaluationReference:
         context_key: str | None = None,
         baseline_from: AnnData | None = None,
         perturbation_embedding: Mapping[str, Any] | pd.DataFrame | tuple[Sequence[str], ArrayLike] | None = None,
+        combination_separator: str | None = None,
         layer: str | None = None,
         ceiling: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -124,6 +133,9 @@ class EvaluationReference:
             Vector of each perturbation, for the baselines ``"ridge"`` and ``"nearest"``: ``{label: vector}``, a
             DataFrame with labels as index, or a pair of labels and matrix. Several tables are given by name,
             ``{name: DataFrame or dictionary}``; each has its own ``"ridge:name"`` and ``"nearest:name"``.
+        combination_separator
+            Text between the perturbations of a combination, ``"+"`` in ``"KLF1+MAP2K6"``, for the baseline
+            ``"additive"``.
         layer
             Layer with the expression in every object. If ``None``, ``X``.
         ceiling
@@ -157,6 +169,7 @@ class EvaluationReference:
             context_key=context_key,
             train=train,
             embeddings=embedding_tables(perturbation_embedding),
+            combination_separator=combination_separator,
             layer=layer,
             ceiling=ceiling,
             cache=TruthCache(cache_dir),
@@ -278,18 +291,26 @@ class EvaluationReference:
             self._subsets[key] = replace(self, cells=self.cells.take(rows))
         return self._subsets[key]
 
+    def chosen_baseline(self, baseline: Any) -> Any:
+        """Return the baseline that scores are scaled from; a name is verified, and ``"auto"`` made one."""
+        return chosen_baseline(baseline, self.train, self.embeddings, self.combination_separator)
+
     @property
     def applicable_baselines(self) -> list[str]:
         """Names of the baselines that every evaluation shows."""
-        return applicable_baselines(self.conditions, self.train, self.embeddings, control=self.control)
+        return applicable_baselines(
+            self.conditions, self.train, self.embeddings, control=self.control,
+            combination_separator=self.combination_separator,
+        )  # fmt: skip
 
     def baseline_cells(
         self, name: str, *, seed: int = 0, n_cells: Literal["observed", "all"] = "observed"
     ) -> CellTable:
         """Predict every condition with a named baseline."""
         return baseline_cells(
-            name, self.cells, self.train, control=self.control, embeddings=self.embeddings, seed=seed, n_cells=n_cells
-        )
+            name, self.cells, self.train, control=self.control, embeddings=self.embeddings,
+            combination_separator=self.combination_separator, seed=seed, n_cells=n_cells,
+        )  # fmt: skip
 
     def choices_of_baseline(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> Iterator[CellTable]:
         """Cells of a baseline, chosen again and again; all of them at once if their number is not matched."""

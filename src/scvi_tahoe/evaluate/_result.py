@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    from anndata import AnnData
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -108,7 +109,10 @@ class EvaluationResult:
     def __repr__(self) -> str:
         preset, baseline = self.provenance["preset"], self.provenance["baseline"]
         head = f"EvaluationResult: preset {preset!r}, {len(self.per_perturbation)} conditions, baseline {baseline!r}"
-        scores = self.summary[_NUMBERS].round(4).to_string()
+        table = self.summary[["value", "low", "high", *_NUMBERS[1:]]]
+        # on small panels many scores of cell-eval are the same number
+        table = table[~table.round(6).duplicated()].rename(columns={"scaled": "share"})
+        scores = table.round(4).to_string(na_rep="")
         return "\n".join([head, *self.findings, *self._overall, scores, *self._beside, str(self.verdict)])
 
     def _repr_html_(self) -> str:
@@ -169,7 +173,7 @@ class EvaluationResult:
         if vcc is None:
             return []
         terms = [
-            f"{name} {vcc[name]:.4f} (baseline {vcc['baseline'][name]:.4f}, scaled {share:.4f})"
+            f"{name} {vcc[name]:.4f} (baseline {vcc['baseline'][name]:.4f}, counts {share:.4f} of 1)"
             for name, share in vcc.get("scaled", {}).items()
         ]
         other = vcc.get("year") == 2025 and baseline != "train_mean"
@@ -179,6 +183,13 @@ class EvaluationResult:
         if "challenge" in vcc:
             lines.append(f"From the baseline that the challenge prescribes: {vcc['challenge']['overall']:.2f}")
         return lines
+
+    def ceiling_of_conditions(self, metric: str) -> pd.Series:
+        """Return what a replicate would score in each condition, from halves of the cells; empty without halves."""
+        halves = self.halves_per_perturbation
+        if halves is None or metric not in halves:
+            return pd.Series(dtype=float)
+        return halves[metric].map(lambda score: to_full_depth(pd.Series({metric: score})).iloc[0])
 
     def metric_label(self, metric: str) -> str:
         """Return the short name of a metric, for tables and figures."""
@@ -202,6 +213,30 @@ class EvaluationResult:
         from scvi_tahoe import pl
 
         return pl.draw(kind, self, **kwargs)
+
+    def to_anndata(self) -> AnnData:
+        """Return conditions by genes as AnnData, for scanpy and for your own figures.
+
+        Returns
+        -------
+        ``X`` and ``layers["observed"]`` with predicted and observed deltas (change of mean log1p expression, float32),
+        every score of each condition in ``obs``, and ``uns["scvi_tahoe_evaluation"]`` with preset, baseline, versions,
+        the verdict and the mean of each score.
+        """
+        from anndata import AnnData
+
+        scores = self.per_perturbation.loc[list(self.effects.conditions)]
+        obs = scores.reset_index()
+        obs.index = pd.Index([f"{perturbation} in {context}" for context, perturbation in scores.index])
+        record = {
+            "preset": self.provenance["preset"], "baseline": str(self.provenance["baseline"]),
+            "versions": dict(self.provenance["versions"]), "verdict": str(self.verdict),
+            "summary": self.summary["value"].to_dict(),
+        }  # fmt: skip
+        return AnnData(
+            self.effects.predicted, obs=obs, var=pd.DataFrame(index=self.effects.genes.astype(str)),
+            layers={"observed": self.effects.observed}, uns={"scvi_tahoe_evaluation": record},
+        )  # fmt: skip
 
     def to_html(self, path: str | os.PathLike[str], *, title: str = "Evaluation", command: str | None = None) -> None:
         """Write a report as one HTML file: verdict, checks, scores with figures, every baseline, and each condition.

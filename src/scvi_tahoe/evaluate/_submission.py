@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe.evaluate._cells import align_genes, cells_from_adata
-from scvi_tahoe.evaluate._input_checks import MAX_TOTAL, check_counts
+from scvi_tahoe.evaluate._input_checks import MAX_TOTAL, PREDICTION_RECORD, check_counts
 from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def submission(
     rules
         Sizes required in 2026, if they differ from the published ones.
 
+    Warns
+    -----
+    UserWarning
+        If cells of the prediction are measured ones of other conditions that were moved (``prior="cells"``).
+
     Raises
     ------
     ValueError
@@ -94,6 +100,7 @@ def submission(
         raise ValueError("The challenge of 2026 scores several contexts: name their column with context_key=...")
     import anndata
 
+    _warn_of_moved_cells(prediction)
     path, rules = Path(path), rules or Rules2026()
     cells = cells_from_adata(prediction, perturbation_key=perturbation_key, context_key=context_key, role="prediction")
     table = _table(cells.take(cells.perturbation != control), genes, rules)
@@ -101,6 +108,17 @@ def submission(
         table.write_h5ad(partial, compression="gzip")
         _verify(anndata.read_h5ad(partial), table)
     return path
+
+
+def _warn_of_moved_cells(prediction: AnnData) -> None:
+    """Warn of cells that are measured ones of another condition, moved: measured data may train, not be submitted."""
+    record = prediction.uns.get(PREDICTION_RECORD, {})
+    if record.get("cells_from") == "measured":
+        warnings.warn(
+            "The prediction holds measured cells of other conditions that were moved (prior='cells'). The challenge of "
+            "2026 takes predictions of a trained model; read its rules, and predict with prior='response' or 'mean'.",
+            UserWarning, stacklevel=3,
+        )  # fmt: skip
 
 
 def _verify(found: AnnData, wanted: AnnData) -> None:

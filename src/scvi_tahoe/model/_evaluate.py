@@ -127,6 +127,7 @@ class EvaluateMixin(PredictMixin):
                 context_key=keys.context_key,
                 baseline_from=None if train is None else with_condition_labels(train, keys),
                 perturbation_embedding=self._embedding_tables() if train is not None else None,
+                combination_separator=keys.combination_separator,
                 layer=counts_layer if from_counts else keys.layer,
                 progress=progress,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from scvi_tahoe._threads import fitting_threads
 from scvi_tahoe.model._fitted import FittedModel
 from scvi_tahoe.nn import step_operations
 from scvi_tahoe.prediction import PredictionData, PredictionRequest, predict_cells, resolve_conditions
+from scvi_tahoe.pretrained import Provenance, licence_text
 from scvi_tahoe.response import learn_prior, prior_table
 
 if TYPE_CHECKING:
@@ -163,9 +165,18 @@ class PredictMixin(FittedModel):
         with fitting_threads(devices[0], operations=operations, n_cells=n_cells, hidden=network.config.hidden):
             return predict_cells(
                 request, data, self.module, prior, devices=devices, is_trained=self.is_trained_,
-                decoder_error=(self.training_config_ or {}).get("decoder_error"),
+                decoder_error=(self.training_config_ or {}).get("decoder_error"), made_by=self._made_by(),
                 observed_likeness={c: {"cosine": cosine, **noise.get(c, {})} for c, cosine in cosines.items()},
             )  # fmt: skip
+
+    def _made_by(self) -> dict[str, str]:
+        """Return release, origin and licence of the weights, for what a model leaves."""
+        found = {"scvi_tahoe_version": version("scvi-tahoe"), "weights": "trained from scratch"}
+        if self.provenance_ is not None and self.provenance_.get("format") != "scratch":
+            origin = Provenance(**self.provenance_)
+            found["weights"] = origin.source if origin.revision is None else f"{origin.source}@{origin.revision}"
+            found["licence"] = licence_text(origin)
+        return found
 
     def _verify_output(self, output: Output) -> None:
         """Reject what this model cannot predict."""

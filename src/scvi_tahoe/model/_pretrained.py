@@ -117,7 +117,7 @@ class PretrainedMixin(FittedModel):
             Weights whose backbone an export refers to, see :meth:`export`.
         representation
             As for :class:`TahoeST`. If None, that of the weights. If it changes between embedding and expression, only
-            the backbone is loaded: input and output layers are trained anew (decisions ``'new_input'`` and
+            the backbone is loaded: input and output layers are trained from scratch (decisions ``'new_input'`` and
             ``'new_output'``), and objective and prior are those of a new model.
         batch_encoder
             Whether the network sees the technical batch of each cell. If None, as in the weights.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.effects import effects_adata
+from scvi_tahoe.effects import condition_embedding, effects_adata
 from scvi_tahoe.model._predict import PredictMixin
 from scvi_tahoe.prediction import resolve_conditions
 from scvi_tahoe.response import effects_of, planned, report_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ResponseMixin(PredictMixin):
-    """``response_report`` and ``predict_effects``."""
+    """``response_report``, ``predict_effects``, ``get_condition_embedding`` and ``plan_next``."""
 
     def response_report(self) -> pd.DataFrame:
         """Report what the response model learned, and how well it predicts conditions without themselves.
@@ -107,6 +107,47 @@ class ResponseMixin(PredictMixin):
             effects, perturbation_key=keys.perturbation_key, context_key=keys.context_key, dose_key=keys.dose_key,
             combination_separator=keys.combination_separator,
         )  # fmt: skip
+
+    @checked()
+    def get_condition_embedding(
+        self,
+        adata: AnnOrMuData | None = None,
+        *,
+        perturbations: Sequence[str] | None = None,
+        contexts: Sequence[str] | None = None,
+        n_components: int = 30,
+        center_contexts: bool = True,
+        use_measured: bool = True,
+    ) -> AnnData:
+        """Embed conditions by what they are predicted to do: near one another where they do the same.
+
+        Parameters
+        ----------
+        adata, perturbations, contexts, use_measured
+            As in :meth:`predict_effects`.
+        n_components, center_contexts
+            See :func:`scvi_tahoe.effects.condition_embedding`.
+
+        Returns
+        -------
+        AnnData ``[conditions, components]``, ready for scanpy: ``X`` and ``obsm["X_pca"]``, principal components of the
+        predicted changes; ``obs`` with the labels, ``condition``, ``support`` and ``effect_size``.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`predict_effects`, or if there are fewer than three conditions.
+
+        Examples
+        --------
+        >>> import scanpy as sc
+        >>> conditions = model.get_condition_embedding()
+        >>> sc.pp.neighbors(conditions, n_neighbors=5)
+        """
+        effects: Any = self.predict_effects(
+            adata, perturbations=perturbations, contexts=contexts, use_measured=use_measured, as_adata=True
+        )
+        return condition_embedding(effects, n_components=n_components, center_contexts=center_contexts)
 
     @checked()
     def plan_next(

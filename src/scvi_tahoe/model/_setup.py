@@ -26,7 +26,7 @@ class SetupMixin(FittedModel):
     @classmethod
     @setup_anndata_dsp.dedent
     @checked()
-    def setup_anndata(
+    def setup_anndata(  # noqa: PLR0913
         cls,
         adata: AnnData,
         perturbation_key: str,
@@ -39,6 +39,8 @@ class SetupMixin(FittedModel):
         dose_key: str | None = None,
         combination_separator: str | None = None,
         combination: Combination = "sum",
+        source_key: str | None = None,
+        weight_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register a screen. It is verified at once, and not changed.
@@ -73,6 +75,14 @@ class SetupMixin(FittedModel):
         combination
             How rows of components are combined: ``'sum'`` adds them, with the number of further components as one
             more column (default); with ``'learned'`` the network encodes every component and sums the encodings.
+        source_key
+            Column of ``obs`` with the data set that a cell is from, one for each context, such as ``"source"`` of
+            :func:`~scvi_tahoe.concat_screens`: contexts of one data set may have more in common than with those of
+            others.
+        weight_key
+            Column of ``obs`` with a weight of 0 or more, one for each context, such as ``"source_weight"``. Training
+            draws conditions in proportion to it. Below 1, the rest of the variance among its perturbations counts as
+            noise in the response model; contexts of weight 0 are not learned from.
 
         Raises
         ------
@@ -88,7 +98,7 @@ class SetupMixin(FittedModel):
     @classmethod
     @setup_anndata_dsp.dedent
     @checked()
-    def setup_mudata(
+    def setup_mudata(  # noqa: PLR0913
         cls,
         mdata: MuData,
         perturbation_key: str,
@@ -102,6 +112,8 @@ class SetupMixin(FittedModel):
         dose_key: str | None = None,
         combination_separator: str | None = None,
         combination: Combination = "sum",
+        source_key: str | None = None,
+        weight_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register a screen whose expression and cell embedding are modalities of a MuData.
@@ -109,10 +121,10 @@ class SetupMixin(FittedModel):
         Parameters
         ----------
         %(param_mdata)s
-        perturbation_key, control, layer, cell_embedding_key, perturbation_embedding_key, context_key, batch_key
+        perturbation_key, control, layer, cell_embedding_key, perturbation_embedding_key, context_key
             As in :meth:`setup_anndata`. Columns are looked up in ``mdata.obs``, then in the expression modality.
             Without ``cell_embedding_key`` the embedding is ``X`` of its modality.
-        dose_key, combination_separator, combination
+        dose_key, combination_separator, combination, source_key, weight_key
             As in :meth:`setup_anndata`.
         modalities
             Modalities by what they hold, e.g. ``{"expression": "rna", "cell_embedding": "state"}``.

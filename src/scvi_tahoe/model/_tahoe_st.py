@@ -172,6 +172,9 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
         )
         self.init_params_ = self._get_init_params(locals())
 
+    def __repr__(self) -> str:
+        return f"{self._model_summary_string}; {'trained' if self.is_trained_ else 'not trained'}"
+
     def _labels_only_tell_apart(self, index: ConditionIndex | None) -> bool:
         """Whether a label says nothing that the prior does not: one-hot, of perturbations seen in several contexts.
 

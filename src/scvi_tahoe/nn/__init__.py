@@ -44,11 +44,7 @@ from scvi_tahoe.nn._operations import step_operations
 from scvi_tahoe.nn._terms import EMBEDDING_TERMS, SET_LOSSES, TERMS, SetReference, Term, register_term
 
 __all__ = [
-    "EMBEDDING_TERMS",
-    "SET_LOSSES",
-    "TERMS",
     "CellEncoder",
-    "CellEncoderConfig",
     "GeneDecoderConfig",
     "NetworkConfig",
     "NetworkOutput",

@@ -1,24 +1,24 @@
 """Figures of an evaluation: colour-blind safe, returned as matplotlib figures, drawn without touching pyplot.
 
-Every function takes results and returns a :class:`matplotlib.figure.Figure`; ``figure.savefig("page.png")`` writes it.
+Every function returns a :class:`matplotlib.figure.Figure`, which a notebook shows as the result of a cell, and takes
+three further arguments, as scanpy's functions do: ``save="page.png"`` writes it (png, pdf or svg, by the ending),
+``show=True`` shows it at once, in a notebook or a window, and then returns nothing unless ``return_fig=True``. Figures
+with a single panel take ``ax=...``, the axes to draw into.
 """
 
 from __future__ import annotations
 
-from scvi_tahoe.pl._conditions import dose_response, interactions, knock_downs, volcano
+from scvi_tahoe.pl._conditions import condition_map, dose_response, interactions, knock_downs, ranked, volcano
 from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
 from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, draw, new_figure, style
 from scvi_tahoe.pl._page import page
 from scvi_tahoe.pl._scores import bars, comparison, learning_rate_test, ranks
 
 __all__ = [
-    "BASELINE",
-    "CEILING",
-    "OBSERVED",
-    "PREDICTED",
     "bars",
     "cells",
     "comparison",
+    "condition_map",
     "deltas",
     "dose_response",
     "draw",
@@ -26,10 +26,8 @@ __all__ = [
     "interactions",
     "knock_downs",
     "learning_rate_test",
-    "new_figure",
-    "page",
+    "ranked",
     "ranks",
     "similarity",
-    "style",
     "volcano",
 ]

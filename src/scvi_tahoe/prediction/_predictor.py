@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe._devices import HostCopy, autocast_dtype, explained_out_of_memory
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe._module import residual_input
 from scvi_tahoe.data import CellSetDataset, ExhaustiveSampler, cell_set_dataset, make_store
 from scvi_tahoe.evaluate import PREDICTION_RECORD
@@ -75,8 +75,12 @@ def predict_cells(
     is_trained: bool,
     observed_likeness: Mapping[str, Mapping[str, float]],
     decoder_error: float | None = None,
+    made_by: Mapping[str, str] | None = None,
 ) -> ad.AnnData:
-    """Predict what a request asks for; ``decoder_error`` is the gene decoder's own error in validation, if known."""
+    """Predict what a request asks for; ``decoder_error`` is the gene decoder's own error in validation, if known.
+
+    ``made_by`` (release, weights, licence) is kept with the prediction.
+    """
     data, stands_for = with_new_batches(data, request.new_batches)
     if stands_for and request.new_batches == "mean":
         module = with_mean_batch(module)
@@ -146,7 +150,9 @@ def predict_cells(
             ),
         },
         record=_record(module, request, plan, origins, kinds, is_trained=is_trained, decoder_error=decoder_error)
-        | ({"new_batches": stands_for} if stands_for else {}),
+        | ({"new_batches": stands_for} if stands_for else {})
+        | ({"cells_from": "measured"} if prior is not None and prior["kind"] == "cells" else {})
+        | dict(made_by or {}),
         alarm=CollapseAlarm(dataset.expression, device, observed_likeness, spec.keys.parser, output, control_means),
         counts=counts,
     )
@@ -361,7 +367,7 @@ class _Prediction:
         rest = np.empty((0, width), dtype=np.float32)
         with ExitStack() as stack:
             bar = stack.enter_context(
-                tqdm(
+                progress_bar(
                     total=plan.n_cells, unit="cell", desc="predicting", disable=not self.request.progress,
                     dynamic_ncols=True,
                 )
@@ -390,7 +396,7 @@ class _Prediction:
         cells = self.residual_cells
         group = [one] if cells is None else self._with_residual_cells(cells, [one], replicas)
         rows = torch.empty(one.stop_row - one.first_row, self.width)
-        self._predict(replicas, group, rows, one.first_row, None, tqdm(disable=True))
+        self._predict(replicas, group, rows, one.first_row, None, progress_bar(disable=True))
 
     def _minibatches(self) -> list[Minibatch]:
         sampler = ExhaustiveSampler(self.plan.requests, set_size=self.set_size, sets_per_step=self.batch_size)

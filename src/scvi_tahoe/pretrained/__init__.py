@@ -24,7 +24,7 @@ from scvi_tahoe.pretrained._hub import (
     reject_hub_options,
     resolve_source,
 )
-from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning, licence_notice
+from scvi_tahoe.pretrained._licence import LicenceNotAcceptedError, LicenceWarning, licence_notice, licence_text
 from scvi_tahoe.pretrained._model_card import describe, model_card
 from scvi_tahoe.pretrained._new_model import (
     fitted_values,
@@ -54,28 +54,20 @@ from scvi_tahoe.pretrained._warm_start import DECISIONS, DecisionsNeededError, W
 __all__ = [
     "DECISIONS",
     "FORMATS",
-    "ArcColumns",
     "AttentionDiagnosis",
-    "AxisLabels",
     "DecisionsNeededError",
     "EmbeddingReport",
-    "LabelMatch",
     "LicenceNotAcceptedError",
     "LicenceWarning",
     "LoadingReport",
-    "LossSettings",
     "ModelFormat",
     "PretrainedModel",
     "Provenance",
-    "ScaleCheck",
     "StateEmbedding",
-    "TensorRecord",
     "UnsafeFileError",
-    "WarmStart",
     "diagnose_attention",
     "embed_cells",
     "inspect_folder",
-    "plan_warm_start",
     "read_arc_folder",
     "read_pretrained",
     "read_state_embedding",

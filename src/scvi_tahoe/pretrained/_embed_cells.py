@@ -14,9 +14,9 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from anndata import AnnData
-from tqdm.auto import tqdm
 
 from scvi_tahoe._devices import HostCopy
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe.data import open_cells
 from scvi_tahoe.pretrained._embedding_file import PROVENANCE, embedding_file, verify_output
 from scvi_tahoe.pretrained._gene_slots import (
@@ -265,7 +265,9 @@ class _Cells:
 
     def blocks(self, n_rows: int, what: str, *, progress: bool) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Yield the first row of each block, and the block; a bar shows the rate and the time left."""
-        with tqdm(total=len(self.names), desc=what, unit="cell", disable=not progress, dynamic_ncols=True) as bar:
+        with progress_bar(
+            total=len(self.names), desc=what, unit="cell", disable=not progress, dynamic_ncols=True
+        ) as bar:
             for start in range(0, len(self.names), n_rows):
                 block = sp.csr_matrix(self.matrix[start : start + n_rows])
                 yield start, block

@@ -47,8 +47,8 @@ and quantiles of its control cells. Pass this folder on only where those cells m
 """
 
 
-def model_card(model: PretrainedModel) -> str:
-    """Return the text of ``README.md`` for an exported model."""
+def model_card(model: PretrainedModel, title: str | None = None) -> str:
+    """Return the text of ``README.md`` for an exported model; ``title`` defaults to the source of the weights."""
     config, labels = model.config, model.labels
     facts = {
         "backbone": f"{config.backbone}, {config.n_layers} layers, {config.hidden} wide, "
@@ -65,12 +65,13 @@ def model_card(model: PretrainedModel) -> str:
     }
     origin = model.provenance.source + (f", revision {model.provenance.revision}" if model.provenance.revision else "")
     stated = "other" if model.provenance.non_commercial else model.provenance.licence or "unknown"
+    scratch = model.provenance.format == "scratch"
     n_donors = 0 if model.prior is None else len(model.prior.get("donor_condition", ()))
     return _CARD.format(
         licence=stated,
-        title=f"{model.provenance.source} (scvi-tahoe)",
+        title=title or ("scvi-tahoe model" if scratch else f"{model.provenance.source} (scvi-tahoe)"),
         rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
-        origin=f"Weights from {origin}." if model.provenance.format != "scratch" else "Trained from scratch.",
+        origin="Trained from scratch." if scratch else f"Weights from {origin}.",
         licence_text=licence_text(model.provenance),
         donors=_DONORS.format(n=f"{n_donors:,}") if n_donors else "",
     )

@@ -28,15 +28,15 @@ DECISIONS: dict[str, str] = {
     "new_genes": "genes the weights do not know get new rows and columns",
     "drop_genes": "genes of the weights that the data lack are left out",
     "extra_input": "input columns beside the genes start at zero",
-    "new_input": "the first layer of the control encoder is trained anew",
-    "new_output": "the last layer of the head is trained anew",
+    "new_input": "the first layer of the control encoder is trained from scratch",
+    "new_output": "the last layer of the head is trained from scratch",
     "other_embedding": "the data's cell embedding is the one of the weights under another name",
-    "new_perturbation_encoder": "the first layer of the perturbation encoder is trained anew",
+    "new_perturbation_encoder": "the first layer of the perturbation encoder is trained from scratch",
     "same_features": "the data's perturbation features are those of the weights, though no label is shared to tell",
     "new_batch_encoder": "a batch encoder is added",
     "drop_batch_encoder": "the batch encoder is left out, its mean vector kept",
-    "other_control_encoder": "the control encoder, of another kind, is trained anew",
-    "new_gene_decoder": "the gene decoder is trained anew",
+    "other_control_encoder": "the control encoder, of another kind, is trained from scratch",
+    "new_gene_decoder": "the gene decoder is trained from scratch",
     "drop_gene_decoder": "the gene decoder is left out",
     "new_tokens": "a batch or confidence token is added",
     "drop_tokens": "a batch or confidence token is left out",
@@ -169,7 +169,7 @@ class Matching:
                 f"{self.source.provenance.source} does not name the {self.source.config.n_output} genes of its "
                 f"network (ST-HVG-Tahoe and ST-HVG-Parse do not), to match them with your {len(new or ())}. Give their "
                 "names in its order with genes=[...] (only the scale check notices a wrong one), or keep the backbone "
-                "and train both ends anew with accept=('new_input', 'new_output')"
+                "and train both ends from scratch with accept=('new_input', 'new_output')"
             )
             return
         if new is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scvi_tahoe.response._collapse import CollapseAlarm, observed_likeness
+from scvi_tahoe.response._concat_screens import concat_screens
 from scvi_tahoe.response._correction import (
     FEWEST_CONDITIONS,
     NOTHING,

@@ -11,9 +11,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from scvi_tahoe.response._members import Question
-from scvi_tahoe.response._response_model import filled_changes, fit_responses
+from scvi_tahoe.response._response_model import fit_responses
 from scvi_tahoe.response._response_table import read_responses
 from scvi_tahoe.response._response_table_model import device_of
+from scvi_tahoe.response._responses import filled_changes
 from scvi_tahoe.response._uncertainty import Measured, predict_conditions
 
 if TYPE_CHECKING:

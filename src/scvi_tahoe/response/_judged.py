@@ -54,6 +54,7 @@ def judge(
     noise: np.ndarray,
     missing: np.ndarray,
     contexts: np.ndarray,
+    factors: np.ndarray,
     *,
     discriminates: bool,
 ) -> dict[str, Any]:
@@ -66,6 +67,8 @@ def judge(
     observed, noise, missing, contexts
         Changes of all conditions, their sampling variance and whether they were not measured, ``[n, G]`` each; and
         contexts, ``[n]``.
+    factors
+        What changes are multiplied by before they are scored, ``[n, G]`` or ``[n, 1]``.
     discriminates
         Whether what is specific to a perturbation is multiplied so that perturbations are told apart.
     """
@@ -74,12 +77,15 @@ def judge(
     for key, of_key in judged.items():
         rows, found = of_key.rows, of_key.changes
         here, truth = contexts[rows], observed[rows]
-        scores[question_name(key)] = _scores(of_key.members, found, truth, here)
+        scale = factors[rows]
+        scores[question_name(key)] = _scores(of_key.members, found, truth, here, scale)
         if discriminates:
             mean = np.stack([p["mean"] for p in of_key.members])
-            factor = unshrinking[key] = _discriminating(found, mean, truth, here)
+            factor = unshrinking[key] = _discriminating(found * scale, mean * scale, truth * scale, here)
             found = mean + factor * (found - mean)
-            scores[question_name(key)][f"response model x {factor:g}"] = change_scores(found, truth, here)
+            scores[question_name(key)][f"response model x {factor:g}"] = change_scores(
+                found * scale, truth * scale, here
+            )
         residuals.append((key, np.where(missing[rows], np.nan, truth - found), found, noise[rows], of_key.variance))
     if not residuals:  # a single condition: nothing is left out
         return {"excess_G": np.square(observed).mean(axis=0)}
@@ -118,14 +124,18 @@ def question_name(key: tuple[Origin, bool]) -> str:
 
 
 def _scores(
-    predicted: Sequence[Mapping[str, np.ndarray]], stacked: np.ndarray, truth: np.ndarray, contexts: np.ndarray
+    predicted: Sequence[Mapping[str, np.ndarray]],
+    stacked: np.ndarray,
+    truth: np.ndarray,
+    contexts: np.ndarray,
+    scale: np.ndarray,
 ) -> dict[str, Any]:
     """Mean absolute and root mean squared error, Pearson and PDS of every member and of the stack."""
     rows: dict[str, np.ndarray] = {"response model": stacked}
     for name in ("without the network", *MEMBERS):
         if any(name in p for p in predicted):
             rows[name] = np.stack([p.get(name, p["kernels"]) for p in predicted])
-    return {name: change_scores(values, truth, contexts) for name, values in rows.items()}
+    return {name: change_scores(values * scale, truth * scale, contexts) for name, values in rows.items()}
 
 
 def change_scores(predicted: np.ndarray, truth: np.ndarray, contexts: np.ndarray) -> dict[str, float]:

@@ -170,6 +170,8 @@ class ConditionKernels:
         Embedding tables by name.
     control_profiles
         Mean control expression of contexts, ``[G]`` each, if there are three or more: what says how alike they are.
+    sources
+        Data set of contexts, if there are several and one of them has several contexts; else empty.
     has_contexts, has_combinations, has_doses, recurs
         Whether training has several contexts, combinations, doses, and labels in more than one context.
     """
@@ -181,6 +183,7 @@ class ConditionKernels:
     has_combinations: bool
     has_doses: bool
     recurs: bool
+    sources: Mapping[str, str] = field(default_factory=dict)
     _features: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -190,6 +193,7 @@ class ConditionKernels:
         parser: LabelParser,
         tables: Mapping[str, TableKernel],
         control_profiles: Mapping[str, np.ndarray],
+        sources: Mapping[str, str] | None = None,
     ) -> ConditionKernels:
         """Choose the kernels that training conditions can tell apart."""
         usable = {n: t for n, t in tables.items() if t.of_components(conditions.components)[1].sum() > 1}
@@ -208,6 +212,7 @@ class ConditionKernels:
             has_combinations=combines,
             has_doses=bool(doses.any()) and any(len(found) > 1 for found in of_name.values()),
             recurs=len(conditions) > len(conditions.labels) or combines,
+            sources=_telling(sources or {}, conditions.context_names),
         )
 
     def matrices(  # noqa: C901
@@ -237,16 +242,21 @@ class ConditionKernels:
             found = self._likeness(rows.context_names, columns.context_names)
             likeness = tensor(found[np.ix_(rows.context, columns.context)])
 
+        same_source = tensor(self._same_source(rows, columns)) if self.sources else None
+
         def with_context(name: str, kernel: Tensor, by_likeness: bool = False) -> Iterator[tuple[str, Tensor]]:
             yield name, kernel
             if likeness is not None and by_likeness:
                 yield f"{name} x likeness of contexts", kernel * likeness
+            if same_source is not None and by_likeness:
+                yield f"{name} x data set", kernel * same_source
             if self.has_contexts:
                 yield f"{name} x context", kernel * same_context
 
         yield from with_context("shared", torch.ones_like(same_context), by_likeness=True)
-        names = np.array(rows.components)[:, None] == np.array(columns.components)[None]
-        same_name = tensor(names.astype(np.float64))
+        same_name = tensor(
+            (np.array(rows.components)[:, None] == np.array(columns.components)[None]).astype(np.float64)
+        )
         with np.errstate(invalid="ignore"):
             apart = (rows.log_dose_A[:, None] - columns.log_dose_A[None]) / _DECADES
         of_dose = tensor(np.where(np.isfinite(apart), np.exp(-0.5 * np.square(np.nan_to_num(apart))), 1.0))
@@ -266,6 +276,8 @@ class ConditionKernels:
             yield "perturbation", of_conditions(same_name)
             if likeness is not None:
                 yield "perturbation x likeness of contexts", of_conditions(same_name) * likeness
+            if same_source is not None:
+                yield "perturbation x data set", of_conditions(same_name) * same_source
         if self.has_combinations or self.has_doses:
             same_label = np.array(rows.labels)[:, None] == np.array(columns.labels)[None]
             yield "label", tensor(same_label.astype(np.float64))[row_label][:, column_label]
@@ -329,6 +341,14 @@ class ConditionKernels:
         """Return the tables, and all of them side by side where there are several."""
         return self.tables if len(self.tables) < 2 else {**self.tables, "all tables": tuple(self.tables.values())}
 
+    def _same_source(self, rows: Conditions, columns: Conditions) -> np.ndarray:
+        """Whether contexts are of one data set, float64 ``[rows, columns]``; a new one is in a data set of its own."""
+        of_rows, of_columns = (
+            np.array([self.sources.get(c, c) for c in side.context_names], dtype=str)[side.context]
+            for side in (rows, columns)
+        )
+        return (of_rows[:, None] == of_columns[None]).astype(np.float64)
+
     def _likeness(self, rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
         """Radial kernel of mean control expression, in units of the median squared distance of training contexts."""
         if "scale" not in self._features:
@@ -342,6 +362,12 @@ class ConditionKernels:
                 if a is not None and b is not None:
                     result[i, j] = np.exp(-np.square(a - b).mean() / self._features["scale"])
         return result
+
+
+def _telling(sources: Mapping[str, str], contexts: Sequence[str]) -> dict[str, str]:
+    """Return data sets of contexts if they say more than the contexts themselves, else nothing."""
+    of_context = {context: sources.get(context, context) for context in contexts}
+    return of_context if 1 < len(set(of_context.values())) < len(contexts) else {}
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import scipy.sparse as sp
 import torch
-from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import STREAMS
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe.data import Condition, dense_rows, draw_window
 from scvi_tahoe.response._marginals import QUANTILES, Population, move_between, with_marginals
 from scvi_tahoe.response._members import Origin
@@ -311,7 +311,9 @@ class CellPrior:
         blocks: dict[Condition, list[sp.csr_matrix]] = {c: [] for c in conditions}
         by_anchors = sorted(sources.items(), key=lambda item: item[1].without)
         starts = range(0, self.means.shape[1], _CHUNK)
-        bar = tqdm(total=len(starts) * len(by_anchors), desc="prior", unit="block", delay=3, disable=not progress)
+        bar = progress_bar(
+            total=len(starts) * len(by_anchors), desc="starting point", unit="block", delay=3, disable=not progress
+        )
         for start in starts:
             genes = slice(start, min(start + _CHUNK, self.means.shape[1]))
             maker = _CellMaker(self, contexts, genes, torch.device(device))

@@ -116,7 +116,7 @@ def learn_prior(
     criterion
         Criterion of the response model: small squared errors, or perturbations told apart.
     """
-    expression = aligned_expression(spec, screen)
+    expression, rows = aligned_expression(spec, screen), screen.index.weighted(rows)
     if kind != "response":
         return CellPrior.from_cells(kind, expression, screen.index, rows, seed=seed)
     way: Way = "condition"
@@ -131,6 +131,7 @@ def learn_prior(
         expression, screen.index, rows, spec.table, spec.keys.parser, spec.genes,
         way=way, device=device or torch.device("cpu"), seed=seed, progress=progress,
         like=None if like is None else ResponseStart.from_dict(like), criterion=criterion,
+        sources=screen.sources, weights=screen.weights,
     )  # fmt: skip
     if like is None:
         logger.info(short_report(found.fitted))

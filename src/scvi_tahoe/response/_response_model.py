@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._basis import BasesOfFolds
+from scvi_tahoe.response._context_scale import ContextScale, choose_scale
 from scvi_tahoe.response._evidence import Evidence
 from scvi_tahoe.response._evidence_head import FEWEST, N_FOLDS, EvidenceHead, LeftOutQuestions, fit_head
 from scvi_tahoe.response._inducing import choose_inducing
-from scvi_tahoe.response._judged import Judged, judge, nanmean
+from scvi_tahoe.response._judged import Judged, judge
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._leave_out import fold_of_labels, folds_of_blocks, left_out_blocks, some_labels
 from scvi_tahoe.response._members import Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
+from scvi_tahoe.response._responses import Responses, filled_changes
 from scvi_tahoe.response._silent import noise_of_regression, silent_contexts
 
 if TYPE_CHECKING:
@@ -46,36 +48,10 @@ _CORRECTED = 2000  # conditions of each way that the network on the evidence is 
 
 
 @dataclass(frozen=True)
-class Responses:
-    """Changes of conditions.
-
-    Attributes
-    ----------
-    perturbations, contexts
-        Labels, ``[n]``.
-    changes
-        Mean change against the context's controls, ``[n, G]``; NaN where it was not measured.
-    noise
-        Their sampling variance, ``[n, G]``; zeros where it is not known.
-    genes
-        Names, ``[G]``.
-    control_means
-        Mean control expression of contexts, ``[G]`` each; may be empty.
-    """
-
-    perturbations: np.ndarray
-    contexts: np.ndarray
-    changes: np.ndarray
-    noise: np.ndarray
-    genes: np.ndarray
-    control_means: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
 class Fitted:
     """What a fit of :class:`Kernel` regression, members and calibration leaves."""
 
-    responses: Responses  # NaN filled in, targets' own changes kept out
+    responses: Responses  # NaN filled in
     parser: LabelParser
     conditions: Conditions
     kernels: ConditionKernels
@@ -99,6 +75,14 @@ class Fitted:
     #: network that corrects predictions, where it is better, and the fold that knows each condition least
     head: EvidenceHead | None = None
     fold_n: np.ndarray | None = None
+    #: scale on which members and kernels compare contexts; if None, changes are compared as they are
+    scale: ContextScale | None = None
+
+    def factors(self, contexts: Sequence[str], control_means: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return what changes on the scale are multiplied by, ``[n, G]``; ones ``[n, 1]`` where there is none."""
+        if self.scale is None:
+            return np.ones((len(contexts), 1), dtype=np.float32)
+        return self.scale.factors(np.asarray(contexts), {**control_means, **self.responses.control_means})
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -127,19 +111,21 @@ def fit_responses(
     """
     device = torch.device(device)
     conditions = Conditions.of(responses.perturbations, responses.contexts, parser)
-    kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means)
+    kernels = ConditionKernels.of(conditions, parser, tables, responses.control_means, responses.sources)
     targets = target_genes(responses.perturbations.tolist(), responses.genes.tolist(), parser)
     # single precision, as it is saved, so that a saved model predicts the same to the last bit
     filled = filled_changes(responses.changes, responses.contexts).astype(np.float32)
     noise = np.nan_to_num(responses.noise).astype(np.float32)
     own = _fit_own(responses, filled, targets)
     masked = filled if own is None else without_targets(filled, responses.contexts, targets)
+    kept = replace(responses, changes=filled, noise=noise)
+    scale, factors, masked, noise = _on_scale(kept, masked, like, seed)
     silent, believed = silent_contexts(masked, noise, conditions), noise_of_regression(masked, noise, conditions)
     seen = SeenChanges(responses.perturbations, responses.contexts, masked, silent)
     members = Members(seen, noise, parser, kernels.tables)
     rng = np.random.default_rng(seed)
     blocks = {way: of_way for way, of_way in left_out_blocks(conditions, members).items() if of_way}
-    bar = tqdm(desc="response model", delay=3, disable=not progress, unit="group")
+    bar = progress_bar(desc="response model", delay=3, disable=not progress, unit="group")
 
     def learn(
         rows: np.ndarray | None, chosen: Sequence[np.ndarray], *, pooled: bool = False, after: Weights | None = None
@@ -153,10 +139,8 @@ def fit_responses(
 
     n = len(conditions)
     inducing = choose_inducing(conditions, min(_INDUCING, n), rng) if n > exact_up_to else None
-    folds = None
-    if n > _FOLDED:
-        fold_n = fold_of_labels(conditions, _BASES, seed)
-        folds = BasesOfFolds.of(masked, believed, _COMPONENTS, fold_n)
+    fold_n = fold_of_labels(conditions, _BASES, seed)
+    folds = BasesOfFolds.of(masked, believed, _COMPONENTS, fold_n) if n > _FOLDED else None
 
     def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
         return solve(
@@ -171,7 +155,7 @@ def fit_responses(
         regression, left_out = solved(few or like.regression.learned, blocks)
         bar.close()
         return replace(
-            like, responses=replace(responses, changes=filled, noise=noise), conditions=conditions, kernels=kernels,
+            like, responses=kept, conditions=conditions, kernels=kernels,
             members=members, regression=regression, left_out=left_out, own=own, silent=silent, fold_n=None,
         )  # fmt: skip
     if n <= _FOLDED:
@@ -185,9 +169,9 @@ def fit_responses(
         regression, left_out = solved(learned, blocks)
         judged = np.setdiff1d(np.arange(n), chosen[-1])
     fitted = Fitted(
-        responses=replace(responses, changes=filled, noise=noise), parser=parser, conditions=conditions,
-        kernels=kernels, members=members, regression=regression, left_out=left_out, stacks={}, own=own, inflation={},
-        excess_G=np.zeros(filled.shape[1]), device=device, silent=silent,
+        responses=kept, parser=parser, conditions=conditions, kernels=kernels, members=members,
+        regression=regression, left_out=left_out, stacks={}, own=own, inflation={},
+        excess_G=np.zeros(filled.shape[1]), device=device, silent=silent, scale=scale,
     )  # fmt: skip
     judged = judged[~np.isin(conditions.contexts[judged], sorted(silent))]
     fitted, found = _stacked(fitted, judged, rng)
@@ -199,7 +183,9 @@ def fit_responses(
     missing = np.isnan(responses.changes)
     fitted, found = _with_head(fitted, found, missing, seed, bar.update)
     bar.close()
-    calibrated = judge(found, masked, noise, missing, conditions.contexts, discriminates=criterion == "discrimination")
+    calibrated = judge(
+        found, masked, noise, missing, conditions.contexts, factors, discriminates=criterion == "discrimination"
+    )
     return replace(fitted, **calibrated)
 
 
@@ -227,20 +213,15 @@ def _solve_by_folds(
     return regression, left_out | of_context
 
 
-def filled_changes(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-    """Fill in the mean of the context, or else of all conditions, where changes are missing."""
-    missing = np.isnan(changes)
-    if not missing.any():
-        return changes.astype(np.float64)
-    result = changes.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        overall = np.nan_to_num(nanmean(result))
-        for context in np.unique(contexts).tolist():
-            here = contexts == context
-            mean = nanmean(result[here])
-            mean = np.where(np.isnan(mean), overall, mean)
-            result[here] = np.where(missing[here], mean, result[here])
-    return result
+def _on_scale(
+    responses: Responses, changes: np.ndarray, like: Fitted | None, seed: int
+) -> tuple[ContextScale | None, np.ndarray, np.ndarray, np.ndarray]:
+    """Choose the scale on which contexts are compared; with its factors, ones where there is none, and both on it."""
+    labels, contexts, means = responses.perturbations, responses.contexts, responses.control_means
+    rng = np.random.default_rng([seed, 2])
+    scale = choose_scale(changes, labels, contexts, means, rng) if like is None else like.scale
+    factors = np.ones((len(labels), 1), np.float32) if scale is None else scale.factors(contexts, means)
+    return scale, factors, changes / factors, responses.noise / np.square(factors)
 
 
 def _fit_own(responses: Responses, changes: np.ndarray, targets: Sequence[Sequence[int]]) -> OwnGene | None:
@@ -419,15 +400,16 @@ def predicted_changes(
     result, means, keys = _stacked_changes(fitted, questions, kernels_nG)
     if fitted.head is not None:
         _correct(fitted, fitted.head, questions, kernels_nG, result, keys, fold_n)
-    for i, question in enumerate(questions):
-        origin, _ = keys[i]
+    for i in range(len(questions)):
         factor = fitted.unshrinking.get(keys[i], 1.0)
         if factor != 1:
             result[i] = means[i] + factor * (result[i] - means[i])
+    result *= fitted.factors([q.context for q in questions], control_means)
+    for i, question in enumerate(questions):
         if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             for gene in targets[i]:
                 expression = float(control_means[question.context][gene]) if control_means else np.nan
-                knows = origin is not Origin.OTHERS and not question.without
+                knows = keys[i][0] is not Origin.OTHERS and not question.without
                 result[i, gene] = fitted.own.predict(
                     str(fitted.responses.genes[gene]), question.context, expression, knows_elsewhere=knows
                 )

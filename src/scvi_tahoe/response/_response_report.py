@@ -51,7 +51,7 @@ def response_report(fitted: Fitted, notes: Sequence[str] = (), *, losses: bool =
 def short_report(fitted: Fitted) -> str:
     """Return one line for the kernels, and one for each kind of question: errors of the model and of simple rules."""
     kernels, _ = _kernel_shares(fitted)
-    lines = _lines(fitted, kernels, {}, ())[:2] + _lost(_losses(fitted)) + _of_network(fitted)
+    lines = _lines(fitted, kernels, {}, ())[:2] + _of_scale(fitted) + _lost(_losses(fitted)) + _of_network(fitted)
     for question, scores in fitted.scores.items():
         errors = ", ".join(f"{name} {found['rmse']:.4f}" for name, found in scores.items() if name != "kernels")
         n = scores[_MODEL]["n"]
@@ -147,7 +147,7 @@ def _lines(
     lines.append(f"Variance by kernel: {', '.join(strongest)}.")
     if tables:
         lines.append(f"By table: {', '.join(f'{name} {weight:.0%}' for name, weight in tables.items())}.")
-    lines += _lost(losses or {})
+    lines += _of_scale(fitted) + _lost(losses or {})
     lines += _of_network(fitted)
     for question, scores in fitted.scores.items():
         n = next(iter(scores.values()))["n"]
@@ -160,6 +160,16 @@ def _lines(
     if not fitted.scores:
         lines.append("No condition can be predicted by others: there are no scores.")
     return lines
+
+
+def _of_scale(fitted: Fitted) -> list[str]:
+    """Say on which scale contexts are compared, where it matters."""
+    if fitted.scale is None or len(fitted.conditions.context_names) < 2:
+        return []
+    return [
+        "Genes change more in contexts whose controls express them more: changes are compared relative to that, "
+        f"to the power of {fitted.scale.power:g}."
+    ]
 
 
 def _of_network(fitted: Fitted) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import sparse
 
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import EmbeddingTable, ScreenKeys, spelled_labels
-from scvi_tahoe.response._response_model import Responses
+from scvi_tahoe.response._responses import Responses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +54,7 @@ def read_responses(
     combination_separator: str | None,
     variance_layer: str | None,
     control_expression: pd.DataFrame | None = None,
+    source_key: str | None = None,
 ) -> ResponseTable:
     """Read and verify a table of responses; what is wrong is a TypeError, KeyError or ValueError of one line."""
     keys = _verified_keys(adata, perturbation_key, context_key, control, dose_key, combination_separator)
@@ -82,6 +83,7 @@ def read_responses(
     if not np.nan_to_num(averaged.changes).any():
         raise ValueError("adata.X is 0 in every condition; changes against control are expected, not all of them 0.")
     responses, has_noise = averaged.responses(_profiles(control_expression, averaged, context_key))
+    responses = replace(responses, sources=_data_sets(adata, source_key, contexts))
     return ResponseTable(responses, has_noise, keys, (*notes, *further))
 
 
@@ -237,7 +239,22 @@ def _verified_table(name: str, table: pd.DataFrame) -> tuple[pd.DataFrame, list[
     return same, notes
 
 
-def _verify_column(adata: AnnData, argument: str, key: str | None, *, may_lack: bool) -> None:
+def _data_sets(adata: AnnData, source_key: str | None, contexts: np.ndarray) -> dict[str, str]:
+    """Return the data set of each context; a ValueError if a context is in several."""
+    if source_key is None:
+        return {}
+    _verify_column(adata, "source_key", source_key)
+    pairs = sorted(set(zip(contexts.tolist(), adata.obs[source_key].astype(str), strict=True)))
+    if len(found := dict(pairs)) < len(pairs):
+        twice = next(context for i, (context, _) in enumerate(pairs) if i and pairs[i - 1][0] == context)
+        raise ValueError(
+            f"context {twice!r} is in several data sets of obs[{source_key!r}] (source_key); name contexts of "
+            "different data sets differently."
+        )
+    return found
+
+
+def _verify_column(adata: AnnData, argument: str, key: str | None, *, may_lack: bool = False) -> None:
     if key is None:
         return
     if key not in adata.obs:

@@ -98,6 +98,7 @@ class ResponseModel:
         *,
         perturbation_key: str,
         context_key: str | None = None,
+        source_key: str | None = None,
         control: str | None = None,
         tables: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
         dose_key: str | None = None,
@@ -121,6 +122,8 @@ class ResponseModel:
             Column of ``obs`` with the perturbations.
         context_key
             Column of ``obs`` with the contexts (cell line, cell type, donor). If None, there is one context.
+        source_key
+            Column of ``obs`` with the data set of each context: contexts of one data set may have more in common.
         control
             Label of control rows, which are left out. If None, there are none.
         tables
@@ -165,7 +168,7 @@ class ResponseModel:
         table = read_responses(
             adata, perturbation_key=perturbation_key, context_key=context_key, control=control, dose_key=dose_key,
             combination_separator=combination_separator, variance_layer=variance_layer,
-            control_expression=control_expression,
+            control_expression=control_expression, source_key=source_key,
         )  # fmt: skip
         parser = table.keys.parser
         components = Conditions.of(table.responses.perturbations, table.responses.contexts, parser).components

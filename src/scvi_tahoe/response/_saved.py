@@ -10,13 +10,15 @@ import torch
 
 from scvi_tahoe.data import LabelParser
 from scvi_tahoe.evaluate import SeenChanges
+from scvi_tahoe.response._context_scale import ContextScale
 from scvi_tahoe.response._evidence_head import EvidenceHead, Gain
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._precision import Group
 from scvi_tahoe.response._regression import Regression
-from scvi_tahoe.response._response_model import Fitted, Responses
+from scvi_tahoe.response._response_model import Fitted
+from scvi_tahoe.response._responses import Responses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +51,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "genes": fitted.responses.genes.tolist(),
         "inducing": None if regression.inducing is None else regression.inducing.tolist(),
         "groups": [[g.start, g.stop] for g in regression.groups],
+        "sources": dict(fitted.responses.sources),
         "tables": [[name, list(table.names), table.scale] for name, table in kernels.tables.items()],
         "own": None if fitted.own is None else asdict(fitted.own),
         "stacks": [
@@ -61,6 +64,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "sized": [[origin.name, hidden, value] for (origin, hidden), value in fitted.sized.items()],
         "scores": fitted.scores,
         "silent": sorted(fitted.silent),
+        "scale": 0.0 if fitted.scale is None else fitted.scale.power,
         "head": [] if head is None else [[o.name, hidden, asdict(gain)] for (o, hidden), gain in head.gains.items()],
     }
 
@@ -76,17 +80,23 @@ def fitted_from_plain(
     parser = LabelParser(**settings["parser"])
     contexts, labels = (np.array(side, dtype=str) for side in zip(*conditions, strict=True))
     responses = Responses(
-        labels, contexts, arrays["changes"], arrays["noise"], np.array(settings["genes"], dtype=str), control_means
-    )
+        labels, contexts, arrays["changes"], arrays["noise"], np.array(settings["genes"], dtype=str), control_means,
+        dict(settings.get("sources", {})),
+    )  # fmt: skip
     read = Conditions.of(labels, contexts, parser)
     tables = {
         name: TableKernel(tuple(names), arrays[f"table{k}"], arrays[f"center{k}"], arrays[f"spread{k}"], scale)
         for k, (name, names, scale) in enumerate(settings["tables"])
     }
-    kernels = ConditionKernels.of(read, parser, tables, control_means)
+    kernels = ConditionKernels.of(read, parser, tables, control_means, responses.sources)
     own = None if settings["own"] is None else OwnGene(**settings["own"])
     targets = target_genes(labels.tolist(), responses.genes.tolist(), parser)
     masked = responses.changes if own is None else without_targets(responses.changes, contexts, targets)
+    scale, noise = None, responses.noise
+    if power := settings.get("scale", 0.0):
+        scale = ContextScale.of(power, contexts, control_means)
+        factors = scale.factors(contexts, control_means)
+        masked, noise = masked / factors, noise / np.square(factors)
     silent = frozenset(settings.get("silent", []))
     seen = SeenChanges(labels, contexts, masked, silent)
     groups = tuple(
@@ -110,10 +120,10 @@ def fitted_from_plain(
     )
     return Fitted(
         responses=responses, parser=parser, conditions=read, kernels=kernels,
-        members=Members(seen, responses.noise, parser, kernels.tables), regression=regression, left_out={},
+        members=Members(seen, noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
         scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized,
-        silent=silent, head=_head(arrays, settings.get("head", [])),
+        silent=silent, scale=scale, head=_head(arrays, settings.get("head", [])),
     )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ class ResponseStart:
     kind: str = field(default="response", init=False)
 
     @classmethod
-    def from_cells(
+    def from_cells(  # noqa: PLR0913
         cls,
         expression: Any,
         index: ConditionIndex,
@@ -101,6 +101,8 @@ class ResponseStart:
         progress: bool,
         like: ResponseStart | None = None,
         criterion: Criterion = "error",
+        sources: Mapping[str, str] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> ResponseStart:
         """Fit the response model to the training cells of a screen.
 
@@ -130,13 +132,16 @@ class ResponseStart:
             Whether squared errors are to be small, or perturbations told apart.
         like
             Start of most of these cells, which training conditions keep: only others are fitted anew.
+        sources, weights
+            Data set and weight of contexts. Below 1, so much noise is added that it leaves this share of the variance.
         """
         statistics = condition_statistics(expression, index, rows)
         means = {c: _mean_of(expression, index.controls(c)) for c in index.contexts if len(index.controls(c))}
         labels = [parser.spelling(c.perturbation) for c in statistics.conditions]
         contexts = [c.context for c in statistics.conditions]
         changes = statistics.means - np.stack([means[c] for c in contexts])
-        responses = Responses(np.array(labels), np.array(contexts), changes, statistics.noise, genes, means)
+        noise = statistics.noise + _noise_of_weights(changes, np.array(contexts), weights or {})
+        responses = Responses(np.array(labels), np.array(contexts), changes, noise, genes, means, sources or {})
         components = Conditions.of(labels, contexts, parser).components
         tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
         before = None if like is None else like.fitted
@@ -400,6 +405,16 @@ class MovedControls:
 
 def _frozen(names: Sequence[str] | None) -> frozenset[str] | None:
     return None if names is None else frozenset(names)
+
+
+def _noise_of_weights(changes: np.ndarray, contexts: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
+    """Variance that leaves of the variance among the perturbations of a context the share of its weight, ``[n, G]``."""
+    result = np.zeros_like(changes)
+    for context, weight in weights.items():
+        here = contexts == context
+        if weight < 1 and here.any():
+            result[here] = (1 / weight - 1) * changes[here].var(axis=0)
+    return result
 
 
 def _mean_of(expression: Any, rows: np.ndarray) -> np.ndarray:

@@ -73,6 +73,7 @@ def _calibrated(
     """Turn variances of the kernels into standard deviations, in place."""
     trained = set(fitted.conditions.context_names)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
+    factors = fitted.factors([q.context for q in questions], control_means)
     largest = tuple(
         max(of.values(), default=start)
         for of, start in ((fitted.inflation, 1.0), (fitted.spread, 0.0), (fitted.sized, 0.0))
@@ -83,8 +84,8 @@ def _calibrated(
         key = next((k for k in ((origin, hides), (origin, False)) if k in fitted.inflation), None)
         known = key and (fitted.inflation[key], fitted.spread[key], fitted.sized.get(key, 0.0))
         inflation, spread, sized = known or largest
-        total = shaped_variance(variance[i] + fitted.excess_G, np.square(changes[i]), spread, sized)
-        variance[i] = inflation * np.sqrt(total)
+        total = shaped_variance(variance[i] + fitted.excess_G, np.square(changes[i] / factors[i]), spread, sized)
+        variance[i] = inflation * np.sqrt(total) * factors[i]
         if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             variance[i, targets[i]] = np.sqrt(fitted.own.error)
     return variance
@@ -104,7 +105,8 @@ def probability_of_effect(changes: np.ndarray, deviation: np.ndarray, min_change
 
 def usual_change(fitted: Fitted) -> float:
     """Return the median over genes of the standard deviation of changes over the training conditions."""
-    return float(np.median(fitted.members.seen.changes.std(axis=0)))
+    factors = fitted.factors(fitted.conditions.contexts.tolist(), fitted.responses.control_means)
+    return float(np.median((fitted.members.seen.changes * factors).std(axis=0)))
 
 
 def variance_and_support(
@@ -200,7 +202,8 @@ def predict_conditions(
     if smooth.size:
         conditions = fitted.conditions.take(measured[smooth], fitted.parser)
         mean_nQ = fitted.regression.predict(fitted.kernels, conditions, fitted.conditions, fitted.device)
-        changes[smooth] = mean_nQ @ fitted.regression.basis_QG
+        places = [questions[i].context for i in smooth.tolist()]
+        changes[smooth] = mean_nQ @ fitted.regression.basis_QG * fitted.factors(places, control_means)
         _keep_targets(fitted, measured[smooth], smooth, changes)
     deviation = predicted_sd(fitted, questions, control_means, changes, variance_nQ)
     for i in noisy.tolist():

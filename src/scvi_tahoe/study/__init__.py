@@ -10,6 +10,7 @@ from scvi_tahoe.study._finetune import RunResult, dry_run_text, finetune, result
 from scvi_tahoe.study._inspection import Inspection, inspect_path
 from scvi_tahoe.study._log_diagnosis import LogDiagnosis, diagnose
 from scvi_tahoe.study._log_figure import log_figure, logs_figure
+from scvi_tahoe.study._new_run import ScreenLook, look_at_screen, write_new_run
 from scvi_tahoe.study._run_config import (
     LOGGERS,
     DataConfig,
@@ -50,11 +51,6 @@ __all__ = [
     "diagnose",
     "finetune",
     "inspect_path",
-    "log_figure",
-    "logs_figure",
-    "read_cells",
-    "read_study",
     "read_training_log",
-    "read_training_logs",
     "run_study",
 ]

@@ -40,7 +40,7 @@ def load_data(run: TahoeRun) -> RunData:
         if run.split is not None and "validation" not in run.split and not getattr(split, "validation", None):
             split = None  # it names only what to predict
         else:
-            split = replace(split, test=0.0 if isinstance(split, FractionSplit) else ())  # type: ignore[call-arg]
+            split = replace(split, test=type(split.test)())  # type: ignore[attr-defined, call-arg]  # none of its kind
     if config.cell_embedding_components is not None:
         _add_components(adata, held_out, config)
     keys = ScreenKeys(**config.keys)

@@ -280,9 +280,9 @@ class _Job:
                 save_figure(figure, partial / f"{name}.png")
 
 
-def dry_run_text(config: str | Path) -> str:
+def dry_run_text(run: TahoeRun | str | Path) -> str:
     """Read the data and the weights of a run, and say what would be done; nothing is written."""
-    run, _, found, model = _prepare(TahoeRun.from_yaml(config))
+    run, _, found, model = _prepare(run if isinstance(run, TahoeRun) else TahoeRun.from_yaml(run))
     train, side, cells = run.train, found["train"], found["split"]["cells"]
     plan = TahoeTrainingPlan(model.module, training_options(run, model).plan, model.pretrained_parameters_)
     held_out = found.get("held_out")

@@ -1,4 +1,4 @@
-"""One door for whatever a run leaves: a log, a folder of logs, the folder of a run, a checkpoint, a model."""
+"""One door for whatever our commands leave: logs, runs, demos, checkpoints, models, scores, cells, stores, tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from scvi_tahoe import EvaluationResult, TahoeST
+from scvi_tahoe.data import is_store, read_store
+from scvi_tahoe.files import verify_hdf5
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
@@ -14,11 +21,13 @@ from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, PROVENANCE, read_c
 from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from matplotlib.figure import Figure
 
 _LOGS = ("metrics.csv", "*_metrics.csv", "version_*/metrics.csv")
+#: file of a model that TahoeST.save wrote
+SAVED_MODEL = "model.pt"
 _MODEL_FILES = ("config.json", "config.yaml", "*.safetensors", "var_dims.pkl")
 
 
@@ -36,13 +45,14 @@ class Inspection:
 
 
 def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoint: str | None = None) -> Inspection:
-    """Say what a log, a run or a checkpoint holds, and what is wrong with it.
+    """Say what a log, a run, a checkpoint, a model, a result or a file of cells holds, and what is wrong with it.
 
     Parameters
     ----------
     path
-        ``metrics.csv`` of ours or of arc-state, a folder with one or several logs, the folder of a run, a checkpoint
-        file, or the folder of a model.
+        ``metrics.csv`` of ours or of arc-state, a folder with one or several logs, the folder of a run, a demo or a
+        study, a checkpoint file, the folder of a model that was saved, exported or is in arc-state's format, the folder
+        of an evaluation, an h5ad file, a store, or a table of embeddings.
     config
         Configuration of the run whose log it is, if it is not next to the log.
     checkpoint
@@ -58,8 +68,10 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
-    if path.suffix in (".ckpt", ".pt", ".pth"):
+    if path.suffix in (".ckpt", ".pth") or (path.suffix == ".pt" and path.name != SAVED_MODEL):
         return _checkpoint(path)
+    if (reader := _reader(path)) is not None:
+        return reader(path)
     parts = [_logs(path, config)] if path.is_file() or _has(path, _LOGS) else []
     # a model in arc-state's format or an export; the folder of a run of ours keeps its model inside
     is_model = _has(path, _MODEL_FILES) and not (path / PROVENANCE).exists()
@@ -71,6 +83,85 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
         content={key: value for part in parts for key, value in part.content.items()},
         figure=next((part.figure for part in parts if part.figure is not None), None),
     )
+
+
+def _reader(path: Path) -> Callable[[Path], Inspection] | None:
+    """Return what describes files that are neither logs, checkpoints nor weights in a format; None if nothing does."""
+    if path.is_file():
+        kinds = {".h5ad": _cells, **dict.fromkeys((".parquet", ".npz", ".tsv"), _table), ".pt": _saved_model}
+        return kinds.get(path.suffix)
+    if is_store(path):
+        return _store
+    marks = {"result.json": _evaluation, SAVED_MODEL: _saved_model, "scores.csv": _scores}
+    if (path / PROVENANCE).exists():  # the folder of a run also has a result.json
+        return None
+    return next((reader for mark, reader in marks.items() if (path / mark).is_file()), None)
+
+
+def _cells(path: Path) -> Inspection:
+    verify_hdf5(path)
+    cells = ad.read_h5ad(path, backed="r")
+    try:
+        record = cells.uns.get("scvi_tahoe_prediction")
+        columns = {str(c): int(cells.obs[c].nunique()) for c in cells.obs}
+        content = {"n_cells": cells.n_obs, "n_genes": cells.n_vars, "obs": columns, "layers": list(cells.layers)}
+    finally:
+        cells.file.close()
+    lines = [
+        f"{path}: {content['n_cells']:,} cells of {content['n_genes']:,} genes",
+        "obs     " + ", ".join(f"{name} ({n:,} values)" for name, n in columns.items()),
+        *([f"layers  {', '.join(content['layers'])}"] if content["layers"] else []),
+    ]
+    if record is not None:
+        known = {str(k): str(v) for k, v in record.items() if isinstance(v, str | int | float | bool | np.generic)}
+        lines += ["A prediction of scvi-tahoe:", *(f"  {name:<16} {value}" for name, value in known.items())]
+        content["prediction"] = known
+    else:
+        lines.append(f"Train on it: scvi-tahoe train {path} --perturbation-key ... --control ...")
+    return Inspection("\n".join(lines), content)
+
+
+def _store(path: Path) -> Inspection:
+    cells = read_store(path)
+    text = (
+        f"{path}: a store of {cells.n_obs:,} cells of {cells.n_vars:,} genes; obs has {', '.join(map(str, cells.obs))}"
+    )
+    return Inspection(text, {"n_cells": cells.n_obs, "n_genes": cells.n_vars, "obs": list(map(str, cells.obs))})
+
+
+def _table(path: Path) -> Inspection:
+    from scvi_tahoe.tables import describe_table, read_table
+
+    table = read_table(path)
+    return Inspection(f"{path}: {describe_table(table)}", {"n_names": len(table), "n_numbers": table.shape[1]})
+
+
+def _evaluation(path: Path) -> Inspection:
+    result = EvaluationResult.load(path)
+    content = {"summary": json.loads(result.summary.to_json(orient="index")), "verdict": str(result.verdict)}
+    return Inspection(f"{path}\n{result!r}", content)
+
+
+def _saved_model(path: Path) -> Inspection:
+    folder = path if path.is_dir() else path.parent
+    registry = TahoeST.load_registry(str(folder))
+    known = registry.get("setup_args", {})
+    lines = [f"{folder}: a model of {registry.get('model_name')} (scvi-tools {registry.get('scvi_version')})"]
+    lines += [f"  {name:<28} {value}" for name, value in known.items() if value is not None]
+    lines.append(f"Read it with its data: TahoeST.load({str(folder)!r}, adata)")
+    return Inspection("\n".join(lines), {"setup_args": {k: v for k, v in known.items() if v is not None}})
+
+
+def _scores(path: Path) -> Inspection:
+    """Say what a demo or a study left: its scores, and what to open."""
+    table = pd.read_csv(path / "scores.csv", index_col=0)
+    lines = [f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}"]
+    lines.append(table.to_string(float_format="{:.3f}".format, na_rep=""))
+    if (path / "evaluation" / "verdict.txt").is_file():
+        lines.append((path / "evaluation" / "verdict.txt").read_text().rstrip())
+    if (path / "report.html").is_file():
+        lines.append(f"Open {path / 'report.html'}")
+    return Inspection("\n\n".join(lines), {"scores": json.loads(table.to_json(orient="index"))})
 
 
 def _has(folder: Path, patterns: tuple[str, ...]) -> bool:

@@ -227,7 +227,7 @@ def _throughput(log: TrainingLog) -> Found:
         per_step = per_step if isinstance(per_step, int) and per_step >= 1 else 1
         outside = max(0.0, 1 - float(step.median()) * float(sets.median()) / per_step)
     facts = ", ".join([
-        *([f"{sets.median():.1f} cell sets a second in the median"] if len(sets) else []),
+        *([f"{sets.median():.1f} sets per second (median)"] if len(sets) else []),
         *([f"{step.median():.2f} s inside a training step"] if len(step) else []),
         *([f"{use:.1f} % of the device's arithmetic"] if use == use else []),
     ])  # fmt: skip

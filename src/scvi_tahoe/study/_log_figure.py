@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from scvi_tahoe.study._training_log import TrainingLog
 
-_TRAIN, _VALIDATION, _BEST, _RATE = "#E69F00", "#0072B2", "#D55E00", "#666666"
+#: not those of observed and predicted cells
+_TRAIN, _VALIDATION, _BEST, _RATE = "#8C8C8C", "#009E73", "#D55E00", "#666666"
 _MAX_RATES = 4
 
 
@@ -63,7 +64,7 @@ def _train(axes: Axes, log: TrainingLog) -> None:
 def _validation(axes: Axes, log: TrainingLog) -> None:
     series, (step, value) = log.get("validation"), log.best or (0, 0.0)
     _line(axes, series, _VALIDATION)
-    axes.plot([step], [value], "o", color=_BEST, ms=5, zorder=3)
+    axes.plot([step], [value], "o", color=_BEST, ms=5, zorder=3, clip_on=False)
     # at the end of the panel the words go inwards
     late = step > series.index[0] + 0.7 * (series.index[-1] - series.index[0])
     axes.annotate(
@@ -103,5 +104,5 @@ _PANELS = {
         "gene decoder,\nvalidation", lambda axes, log: _line(axes, log.get("decoder_validation"), _VALIDATION)
     ),
     "rate": ("learning rate", _rates),
-    "sets_per_second": ("sets a second", _throughput),
+    "sets_per_second": ("sets per second", _throughput),
 }  # fmt: skip

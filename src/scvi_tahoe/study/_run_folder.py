@@ -184,14 +184,16 @@ def run_card(run: TahoeRun, weights: PretrainedModel, record: dict[str, Any], sc
         "started from": _start_of(run, weights),
         "best step": "none validated"
         if step is None
-        else f"{step} of {run.train.max_steps}, {run.train.monitor} {value}",
+        else f"{step} of {run.train.max_steps}, {run.train.monitor} {value:.4g}",
         **_scored(scores),
         "seed": str(run.seed),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
     rows = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
     there = "" if scores is None else ", `scores/` holds the evaluation"
-    text = model_card(weights).replace("`prior.safetensors`", "`model/prior.safetensors`")
+    text = model_card(weights, f"{run.name}: a State Transition model").replace(
+        "`prior.safetensors`", "`model/prior.safetensors`"
+    )
     text += _RUN.format(rows=rows, scores=there)
     return text + ("\n" + licence_notice(weights.provenance) if weights.provenance.non_commercial else "")
 

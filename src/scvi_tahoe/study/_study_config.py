@@ -292,7 +292,7 @@ class Lesson:
         if self.holds:
             return f"The data show the lesson: {expected}."
         as_expected = f" As expected: {'; '.join(self.met)}." if self.met else ""
-        return f"The data do not show the whole lesson, {expected}: {'; '.join(self.exceptions)}.{as_expected}"
+        return f"Expected order not reproduced: {expected}: {'; '.join(self.exceptions)}.{as_expected}"
 
 
 def judge(entries: Sequence[Any], overall: Mapping[str, float]) -> Lesson:

@@ -8,11 +8,11 @@ its ``tables``. Its ``attrs`` say what it was made from, and under which licence
 from __future__ import annotations
 
 from scvi_tahoe.response import effects_table
-from scvi_tahoe.tables._drugs import drug_structures
+from scvi_tahoe.tables._drugs import drug_structures, drug_targets
 from scvi_tahoe.tables._gene_effects import gene_effects
-from scvi_tahoe.tables._gene_sets import gene_sets
+from scvi_tahoe.tables._gene_sets import gene_sets, read_gene_sets
 from scvi_tahoe.tables._labels import MatchedTable, match_labels, read_aliases
-from scvi_tahoe.tables._proteins import protein_kmers
+from scvi_tahoe.tables._proteins import protein_embeddings, protein_kmers
 from scvi_tahoe.tables._string_links import string_links
 from scvi_tahoe.tables._table import describe_table, read_table, shuffled_table, write_table
 
@@ -20,12 +20,15 @@ __all__ = [
     "MatchedTable",
     "describe_table",
     "drug_structures",
+    "drug_targets",
     "effects_table",
     "gene_effects",
     "gene_sets",
     "match_labels",
+    "protein_embeddings",
     "protein_kmers",
     "read_aliases",
+    "read_gene_sets",
     "read_table",
     "shuffled_table",
     "string_links",

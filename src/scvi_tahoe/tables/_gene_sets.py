@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import scipy.sparse as sp
-
-from scvi_tahoe.tables._table import described, existing, largest_components
+from scvi_tahoe.tables._table import components_of_sets, described, existing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +59,7 @@ def gene_sets(
     >>> table = gene_sets("c5.go.bp.v2024.1.Hs.symbols.gmt", licence="CC BY 4.0")  # doctest: +SKIP
     """
     files = [existing(p, "a .gmt file") for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    sets = [members for path in files for members in _sets_of(path)]
+    sets = [set(members) for path in files for members in _sets_of(path).values()]
     kept = [members for members in sets if min_size <= len(members) <= max_size]
     names = sorted(set().union(*kept)) if kept else []
     if len(kept) < 2:
@@ -70,27 +67,41 @@ def gene_sets(
             f"{', '.join(p.name for p in files)}: {len(kept)} of {len(sets)} sets have {min_size} to {max_size} genes; "
             "two or more are needed, so change min_size or max_size."
         )
-    row_of = {name: row for row, name in enumerate(names)}
-    columns = np.repeat(np.arange(len(kept)), [len(members) for members in kept])
-    rows = np.array([row_of[gene] for members in kept for gene in sorted(members)])
-    weights = np.log(len(names) / np.array([len(members) for members in kept]))[columns]
-    matrix = sp.csr_matrix((weights, (rows, columns)), shape=(len(names), len(kept)))
-    length = np.sqrt(matrix.multiply(matrix).sum(1)).A1
-    matrix = sp.diags(1 / np.maximum(length, 1e-12)) @ matrix
     return described(
-        largest_components(matrix, n_components, seed), names, kind="gene sets", licence=licence,
+        components_of_sets(kept, names, n_components, seed), names, kind="gene sets", licence=licence,
         source=", ".join(path.name for path in files), detail=f"{len(kept):,} of {len(sets):,} sets, IDF and SVD",
     )  # fmt: skip
 
 
-def _sets_of(path: Path) -> list[set[str]]:
-    found = []
+def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
+    """Read the gene sets of a ``.gmt`` file.
+
+    Parameters
+    ----------
+    path
+        A line for each set, with its name, a description and its genes, between tabs.
+
+    Returns
+    -------
+    Genes by the name of the set.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or a line is no gene set.
+    """
+    return _sets_of(existing(path, "a .gmt file"))
+
+
+def _sets_of(path: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if line.strip():
-            _, *fields = line.rstrip().split("\t")
+            name, *fields = line.rstrip().split("\t")
             if len(fields) < 2:
                 raise ValueError(
                     f"line {number} of {path.name} is no gene set: name, description and genes are needed."
                 )
-            found.append({gene.strip() for gene in fields[1:] if gene.strip()})
+            members = [gene.strip() for gene in fields[1:] if gene.strip()]
+            found[name] = list(dict.fromkeys([*found.get(name, []), *members]))
     return found

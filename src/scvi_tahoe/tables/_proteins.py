@@ -1,16 +1,17 @@
-"""Genes by the sequence of their proteins: short words of amino acids, from a FASTA file."""
+"""Genes by the sequence of their proteins, from a FASTA file: short words of amino acids, or a language model."""
 
 from __future__ import annotations
 
 import gzip
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
 _GENE = re.compile(r"\bGN=(\S+)")  # UniProt
@@ -23,8 +24,7 @@ def protein_kmers(
     """Make a table of genes from the amino acids of their proteins.
 
     Words of ``k`` amino acids are counted, weighted (1 + log of the count, times inverse document frequency) and
-    decomposed. It needs no network; embeddings of a protein language model say more, see
-    :func:`~scvi_tahoe.read_embedding_table`.
+    decomposed. It needs no network; a protein language model says more, see :func:`protein_embeddings`.
 
     Parameters
     ----------
@@ -62,6 +62,94 @@ def protein_kmers(
     return described(
         largest_components(counts, n_components, seed), list(sequences), kind="protein words", source=path.name,
         licence=licence, detail=f"{counts.shape[1]:,} words of {k} amino acids",
+    )  # fmt: skip
+
+
+def protein_embeddings(
+    path: str | Path,
+    model: str | Path,
+    *,
+    max_length: int = 1022,
+    batch_size: int = 8,
+    device: str = "auto",
+    licence: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Make a table of genes from a protein language model such as ESM2 [1]_, run here.
+
+    A row is the mean over amino acids of the model's last layer. Nothing is downloaded: the model lies in a folder, or
+    in the cache of Hugging Face. It needs the package ``transformers``.
+
+    Parameters
+    ----------
+    path
+        FASTA file, as for :func:`protein_kmers`.
+    model
+        Folder with a model and its tokenizer, weights as safetensors, or the name of one in the cache, such as
+        ``"facebook/esm2_t12_35M_UR50D"``.
+    max_length
+        Amino acids of a protein that are read, from its beginning.
+    batch_size
+        Proteins at once, those of similar length together.
+    device
+        Device; ``"auto"`` is the first CUDA device, if there is one.
+    licence
+        Licence of the sequences and of the model, kept with the table.
+    progress
+        Whether to show a progress bar if it takes more than a few seconds.
+
+    Returns
+    -------
+    DataFrame ``[genes, width of the model]``.
+
+    Raises
+    ------
+    ImportError, FileNotFoundError, ValueError
+        If transformers is not installed; if there is no such file or model; if the file is not in the FASTA format.
+
+    References
+    ----------
+    .. [1] Lin et al. 2023, Science 379:1123.
+    """
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError:
+        raise ImportError("protein language models need transformers: pip install transformers.") from None
+    import torch
+    from tqdm.auto import tqdm
+
+    path = existing(path, "a FASTA file")
+    if max_length < 1 or batch_size < 1:
+        raise ValueError(f"max_length={max_length!r} and batch_size={batch_size!r} must be 1 or more.")
+    sequences = _sequences(path)
+    if not sequences:
+        raise ValueError(f"{path.name} has no sequences.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        network = AutoModel.from_pretrained(model, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"there is no usable model {str(model)!r}, as a folder or in the cache of Hugging Face ({reason}); nothing "
+            "is downloaded."
+        ) from None
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    network = network.to(where).eval()
+    names = sorted(sequences, key=lambda name: len(sequences[name]))
+    rows: dict[str, np.ndarray] = {}
+    for start in tqdm(range(0, len(names), batch_size), desc="proteins", disable=not progress, delay=3):
+        some = names[start : start + batch_size]
+        texts = [sequences[name].replace("*", "")[:max_length] for name in some]
+        tokens = tokenizer(texts, return_tensors="pt", padding=True, return_special_tokens_mask=True)
+        is_residue = (1 - tokens.pop("special_tokens_mask")).bool() & tokens["attention_mask"].bool()
+        with torch.inference_mode():
+            hidden = network(**{key: value.to(where) for key, value in tokens.items()}).last_hidden_state.float().cpu()
+        weight = is_residue[..., None].float()
+        mean = (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+        rows |= dict(zip(some, mean.numpy(), strict=True))
+    return described(
+        np.stack([rows[name] for name in sequences]), list(sequences), kind="protein language model", source=path.name,
+        licence=licence, detail=f"mean of the last layer of {Path(model).name}",
     )  # fmt: skip
 
 

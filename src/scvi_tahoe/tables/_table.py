@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from scvi_tahoe.files import atomic_write
 from scvi_tahoe.pretrained import read_embedding_table
@@ -42,6 +43,17 @@ def largest_components(matrix: Any, n_components: int, seed: int) -> np.ndarray:
     if most < 1:
         raise ValueError(f"{matrix.shape[0]} names with {matrix.shape[1]} features are too few for a table.")
     return TruncatedSVD(min(n_components, most), n_iter=7, random_state=seed).fit_transform(matrix)
+
+
+def components_of_sets(sets: Sequence[set[str]], names: Sequence[str], n_components: int, seed: int) -> np.ndarray:
+    """Return the largest components of membership in sets, weighted by inverse document frequency, rows of length 1."""
+    row_of = {name: row for row, name in enumerate(names)}
+    columns = np.repeat(np.arange(len(sets)), [len(members) for members in sets])
+    rows = np.array([row_of[name] for members in sets for name in sorted(members)])
+    weights = np.log(len(names) / np.array([len(members) for members in sets]))[columns]
+    matrix = sp.csr_matrix((weights, (rows, columns)), shape=(len(names), len(sets)))
+    length = np.sqrt(matrix.multiply(matrix).sum(1)).A1
+    return largest_components(sp.diags(1 / np.maximum(length, 1e-12)) @ matrix, n_components, seed)
 
 
 def existing(path: str | Path, what: str) -> Path:

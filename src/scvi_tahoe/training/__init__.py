@@ -27,22 +27,12 @@ from scvi_tahoe.training._run import TrainingRun
 from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 
 __all__ = [
-    "RECIPES",
-    "SCHEDULES",
     "AveragedWeights",
-    "Freezing",
-    "KeepBest",
     "LearningRateTest",
     "MemoryPlan",
-    "MetricsHistory",
-    "PartSchedule",
     "PlanConfig",
-    "Recipe",
-    "Schedule",
-    "ShardedOptimizerStrategy",
     "TahoeTrainingPlan",
     "TrainOptions",
-    "TrainingData",
     "TrainingRun",
     "learning_rate_share",
     "resolve_recipe",

@@ -66,7 +66,7 @@ class Acceleration:
                     return compiled(*args, **kwargs)
                 except torch._dynamo.exc.TorchDynamoException as error:
                     self._fails = True
-                    logger.warning(f"compiling failed, and training goes on without it: {_first_line(error)}")
+                    logger.warning(f"compiling failed, and training continues without it: {_first_line(error)}")
             return eager(*args, **kwargs)
 
         return forward

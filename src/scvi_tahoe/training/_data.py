@@ -57,6 +57,9 @@ def training_data(
     """Split, store and describe a screen for a training run; a ValueError if it has not what the run needs."""
     spec, seed = spec.with_composed(screen), run.plan.seed
     assigned = run.split.assign(screen.index, seed=seed)
+    assigned = replace(
+        assigned, train=screen.index.weighted(assigned.train), validation=screen.index.weighted(assigned.validation)
+    )
     controls = np.flatnonzero(screen.index.is_control)
     dataset = cell_set_dataset(
         spec, screen, run.device, store=run.options.store, full_precision=run.full_precision, pinned_rows=controls

@@ -203,7 +203,7 @@ class TrainOptions:
         if changed := {k: (earlier.get(k), v) for k, v in now.items() if earlier.get(k) != v}:
             listed = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in changed.items())
             raise ValueError(
-                f"a resumed run goes on with the options it started with, and these differ: {listed}. To train with "
-                "other options start anew from the weights, TahoeST.load(...).train(...)."
+                f"a resumed run continues with the options it started with, and these differ: {listed}. To train with "
+                "other options, start a new run from the weights, TahoeST.load(...).train(...)."
             )
         return step

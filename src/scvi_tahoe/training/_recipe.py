@@ -135,6 +135,8 @@ def count_parts(
         when = "never" if never else f"from step {schedule.unfreeze_at} at {schedule.rate:g} x lr"
         if n:
             rows.append((part, f"{n:,}", f"{n * frozen:,}", f"{n * (not frozen):,}", when))
+    if len(rows) == 2 and rows[1][0] == NEW:  # from scratch: nothing to tell apart
+        return f"{rows[1][1]} parameters, trained from scratch."
     return "\n".join(f"{a:<9}{b:>14}{c:>14}{d:>14}  {e}" for a, b, c, d, e in rows)
 
 

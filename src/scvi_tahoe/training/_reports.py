@@ -17,9 +17,9 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from tqdm.auto import tqdm
 
 from scvi_tahoe._constants import TENSORS
+from scvi_tahoe._messages import progress_bar
 from scvi_tahoe.evaluate import discrimination_score_l1, pearson
 from scvi_tahoe.files import atomic_write, read_torch, remove_partial
 from scvi_tahoe.nn import step_operations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from numpy.typing import NDArray
     from torch import Tensor
+    from tqdm import tqdm
 
     from scvi_tahoe._module import TahoeSTModule
     from scvi_tahoe.data import Condition, Representation
@@ -102,6 +103,10 @@ class MetricsHistory(Logger):
         self.save()
 
 
+#: as wide as a terminal of 80 columns, losses included
+_BAR = "{desc} {percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+
+
 class StepProgress(Callback):
     """Shows steps per second, sets per second, time left and the last losses; logs the throughput even if not shown.
 
@@ -126,8 +131,8 @@ class StepProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the bar."""
         self._since = (trainer.global_step, time.perf_counter())
-        self._bar = tqdm(
-            total=self._max_steps, initial=trainer.global_step, unit="step", desc="training", dynamic_ncols=True,
+        self._bar = progress_bar(
+            total=self._max_steps, initial=trainer.global_step, unit="step", desc="training", bar_format=_BAR,
             disable=not (self._show and trainer.is_global_zero),
         )  # fmt: skip
 
@@ -158,8 +163,8 @@ class StepProgress(Callback):
         if not self.rates:
             return None
         return (
-            f"{statistics.median(self.rates):,.1f} sets a second, in the end at {self._mfu:.0%} of the rate of large "
-            "matrix products here (mfu)"
+            f"{statistics.median(self.rates):,.1f} sets per second, at the end {self._mfu:.0%} of the speed of large "
+            "matrix products on this device (mfu)"
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

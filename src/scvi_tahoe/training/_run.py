@@ -332,7 +332,7 @@ class TrainingRun:
             tqdm.write(plan.describe(), file=sys.stderr)
             if self.device.type == "cpu" and self.trainer_options.get("accelerator", "auto") == "auto":
                 _say_that_there_is_no_gpu()
-        sets = f"{self.batch_size} sets of {self.set_size} cells a step"
+        sets = f"{self.batch_size} sets of {self.set_size} cells per step"
         logger.info(f"{self.plan.max_steps} steps, {self.n_epochs} validations; cells of each part:\n{audit}")
         logger.info(f"expression: {dataset.cells.description}")
         if self.setting["representation"] == "embedding":

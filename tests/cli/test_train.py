@@ -1,0 +1,87 @@
+"""From a file of cells to a report, or to a run file, in one command."""
+
+from __future__ import annotations
+
+import anndata as ad
+import pytest
+import yaml
+
+from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.study import TahoeRun
+
+
+@pytest.fixture(scope="module")
+def screen(tmp_path_factory):
+    adata = simulate_screen(2, 10, n_genes=40, n_cells=24, n_control_cells=60, seed=3)
+    adata.obs["treatment"] = adata.obs["perturbation"].astype(str).replace({"control": "DMSO"})
+    adata.obs["donor"] = adata.obs["context"].astype(str)
+    adata.obs["well"] = [f"w{i % 96}" for i in range(adata.n_obs)]
+    adata.obs = adata.obs[["treatment", "donor", "well"]]
+    adata.uns.clear()
+    path = tmp_path_factory.mktemp("screen") / "screen.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+LABELS = ("--perturbation-key", "treatment", "--control", "DMSO")
+
+
+def test_init_finds_labels_and_writes_a_run_file_with_comments(run, screen, tmp_path):
+    text = run("init", screen, "-o", tmp_path / "run.yaml").output
+    assert "10 perturbations (obs['treatment'])" in text
+    written = TahoeRun.from_yaml(tmp_path / "run.yaml")
+    assert written.data.files == (str(screen.resolve()),)
+    assert (written.data.perturbation_key, written.data.control, written.data.context_key) == (
+        "treatment", "DMSO", "donor",
+    )  # fmt: skip
+    assert written.split["kind"] == "held_out_conditions"
+    assert "# embedding_files:" in (tmp_path / "run.yaml").read_text()
+    assert "1" not in run("finetune", tmp_path / "run.yaml", "--dry-run").output.splitlines()[-1]
+
+
+def test_train_leaves_a_report_and_says_what_is_next(run, screen, tmp_path):
+    folder = tmp_path / "first"
+    options = ("--context-key", "donor", "--max-steps", 2, "--preset", "quick", "--folder", folder, "--quiet")
+    lines = run("train", screen, *LABELS, *options).output.splitlines()
+    assert f"Open {folder / 'report.html'}" in lines
+    assert lines[-1].startswith(f"Next: scvi-tahoe predict {folder}")
+    assert "<html" in (folder / "report.html").read_text()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["split"]["kind"] == "held_out_conditions"
+    predicted = ad.read_h5ad(folder / "prediction.h5ad")
+    assert predicted.uns["scvi_tahoe_prediction"]["scvi_tahoe_version"]
+    for path, expected in (
+        (folder / "prediction.h5ad", "A prediction of scvi-tahoe"),
+        (folder / "scores", "EvaluationResult"),
+        (folder / "model", "parameters"),
+        (folder, "metrics.csv"),
+    ):
+        assert expected in run("inspect", path).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(("--perturbation-key", "treatmen", "--control", "DMSO"), "did you mean 'treatment'", id="column"),
+        pytest.param(("--perturbation-key", "treatment", "--control", "dmso"), "did you mean 'DMSO'", id="label"),
+        pytest.param((*LABELS, "--context-key", "line"), "no column 'line'", id="context"),
+        pytest.param((*LABELS, "--table", "esm2"), "is not NAME=FILE", id="table"),
+    ],
+)
+def test_train_refuses_what_the_file_does_not_have(refusal, screen, arguments, message):
+    assert message in refusal("train", screen, *arguments)
+
+
+def test_init_says_which_columns_there_are_if_none_looks_like_perturbations(refusal, screen, tmp_path):
+    adata = ad.read_h5ad(screen)
+    adata.obs = adata.obs[["well"]]
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    assert "give --perturbation-key and --control. obs has ['well']" in refusal("init", tmp_path / "x.h5ad")
+
+
+def test_init_warns_of_raw_counts_and_of_a_single_context(run, screen, tmp_path):
+    adata = ad.read_h5ad(screen)
+    adata.X = adata.layers["counts"]
+    adata[adata.obs["donor"] == "context_1"].write_h5ad(tmp_path / "counts.h5ad")
+    text = run("init", tmp_path / "counts.h5ad", "-o", tmp_path / "run.yaml").output
+    assert "X holds raw counts" in text
+    assert "measured in one context each" in text
