@@ -85,3 +85,18 @@ def test_init_warns_of_raw_counts_and_of_a_single_context(run, screen, tmp_path)
     text = run("init", tmp_path / "counts.h5ad", "-o", tmp_path / "run.yaml").output
     assert "X holds raw counts" in text
     assert "measured in one context each" in text
+
+
+def test_init_holds_out_combinations_whose_parts_are_measured_alone(run, screen, tmp_path):
+    adata = ad.read_h5ad(screen)
+    adata = adata[adata.obs["donor"] == "context_1"].copy()
+    singles = [f"G{i}" for i in range(6)]
+    pairs = [f"{a}+{b}" for i, a in enumerate(singles) for b in singles[i + 1 :]]
+    adata.obs["gene"] = [["control", *singles, *pairs][i % 22] for i in range(adata.n_obs)]
+    adata.obs = adata.obs[["gene"]]
+    adata.write_h5ad(tmp_path / "pairs.h5ad")
+    assert "combinations, separated by '+'" in run("init", tmp_path / "pairs.h5ad", "-o", tmp_path / "run.yaml").output
+    written = TahoeRun.from_yaml(tmp_path / "run.yaml")
+    assert written.data.combination_separator == "+"
+    assert written.split["kind"] == "held_out_perturbations"
+    assert {*written.split["test"]} <= {*pairs} - {*written.split["validation"]}

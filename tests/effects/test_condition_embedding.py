@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from scvi_tahoe import TahoeST
 from scvi_tahoe.effects import condition_embedding, gene_set_scores
 
 
@@ -18,6 +19,19 @@ def test_a_model_embeds_its_conditions_with_their_support(screen_model):
     same = found.obs["perturbation"].to_numpy()[:, None] == found.obs["perturbation"].to_numpy()[None]
     other_context = found.obs["context"].to_numpy()[:, None] != found.obs["context"].to_numpy()[None]
     assert np.median(apart[same & other_context]) < np.median(apart[~same & other_context]) / 2
+
+
+def test_a_model_that_is_not_trained_learns_once_and_refuses_before_it_learns(screen_model, monkeypatch):
+    screen_model.predict_effects()
+
+    def learn(*args, **kwargs):
+        raise AssertionError("learned anew")
+
+    monkeypatch.setattr("scvi_tahoe.model._predict.learn_prior", learn)
+    screen_model.get_condition_embedding()
+    again = TahoeST(screen_model.adata, size="mini")
+    with pytest.raises(ValueError, match="no perturbation 'unknown'"):
+        again.predict_effects(perturbations=["unknown"])
 
 
 def test_distances_are_those_of_the_changes_relative_to_their_context(table_of):

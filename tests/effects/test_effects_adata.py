@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scvi_tahoe.effects import cells_needed, effects_adata, interactions, power
@@ -21,6 +22,13 @@ def test_effects_of_a_model_are_the_same_as_a_table_and_as_anndata(screen_model,
     assert {"perturbation", "context", "support"} <= set(effects.obs)
     assert effects.obs_names.is_unique
     assert effects.uns["scvi_tahoe_effects"]["perturbation_key"] == "perturbation"
+
+
+def test_conditions_with_doses_are_named_as_they_are_asked_for():
+    rows = [("A", 0.3, "x"), ("A", 10.0, "y")]
+    table = pd.DataFrame(rows, columns=["drug", "dose", "line"]).assign(gene="g", change=1.0)
+    keys = {"perturbation_key": "drug", "dose_key": "dose", "context_key": "line"}
+    assert effects_adata(table, **keys).obs_names.tolist() == ["A@0.3 in x", "A@10 in y"]
 
 
 def test_a_table_that_was_cut_is_refused(tidy):
@@ -69,5 +77,7 @@ def test_a_change_or_an_error_is_given_and_cells_are_some():
         cells_needed([1.0])
     with pytest.raises(ValueError, match="one of change and error"):
         cells_needed([1.0], 0.1, error=0.1)
+    with pytest.raises(ValueError, match="sd has 3 genes and change has 2"):
+        power([1.0, 1.0, 1.0], 10, change=np.ones(2))
     with pytest.raises(ValueError, match="n_cells=0"):
         power([1.0], 0, change=0.1)

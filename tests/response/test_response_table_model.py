@@ -300,3 +300,16 @@ def test_the_same_seed_gives_the_same_model():
 def test_a_negative_size_of_an_effect_is_an_error(unseen):
     with pytest.raises(ValueError, match="min_change=-1"):
         unseen[0].predict(["P0"], min_change=-1)
+
+
+def test_noise_of_a_single_context_is_not_carried_to_another():
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"gene": [f"P{i:02d}" for i in range(20)], "line": "x"}).rename(str)
+    adata = AnnData(rng.normal(size=(20, 200)), obs=obs)
+    adata.layers["variance"] = np.ones(adata.shape)
+    predicted = fit(adata, variance_layer="variance").predict(contexts="y", new_contexts=True)
+    assert np.square(predicted.X).mean() < 0.05
+    adata.X += 3 * rng.normal(size=adata.shape)  # effects, at the same noise
+    predicted = fit(adata, variance_layer="variance").predict(contexts="y", new_contexts=True)
+    assert np.corrcoef(predicted.X.ravel(), adata.X.ravel())[0, 1] > 0.9
+    assert np.square(predicted.X).mean() > 5

@@ -83,7 +83,7 @@ def quiet_frameworks() -> None:
 
     What the package logs during a run is in the output of the commands anyway.
     """
-    for name in ("lightning.pytorch", "lightning.fabric", "scvi", "scvi_tahoe"):
+    for name in ("lightning.pytorch", "lightning.fabric", "scvi", "scvi.data._download", "scvi_tahoe"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     # frozen parts are meant to be in eval mode, and short runs are meant to have few minibatches

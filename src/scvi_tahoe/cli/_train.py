@@ -18,6 +18,9 @@ def train(  # noqa: PLR0913
     context_key: Annotated[
         str | None, typer.Option(help="Column of obs with cell lines, donors, ...", show_default="a single context")
     ] = None,
+    combination_separator: Annotated[
+        str | None, typer.Option(help="What separates the parts of combinations, such as +.", show_default="none")
+    ] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with technical batches.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer with expression.", show_default="X")] = None,
     table: Annotated[
@@ -56,11 +59,18 @@ def train(  # noqa: PLR0913
     with one_line_errors():
         from scvi_tahoe.study import TahoeRun, look_at_screen
 
-        found = look_at_screen(data, perturbation_key=perturbation_key, control=control, context_key=context_key or "")
+        found = look_at_screen(
+            data,
+            perturbation_key=perturbation_key,
+            control=control,
+            context_key=context_key or "",
+            combination_separator=combination_separator or "",
+        )
         files = dict(_named(text) for text in table or [])
         cells = {
             "path": str(data), "perturbation_key": perturbation_key, "control": control, "context_key": context_key,
-            "batch_key": batch_key, "layer": layer, "held_out": None if held_out is None else str(held_out),
+            "combination_separator": combination_separator, "batch_key": batch_key, "layer": layer,
+            "held_out": None if held_out is None else str(held_out),
         }  # fmt: skip
         run = TahoeRun.from_dict(
             {

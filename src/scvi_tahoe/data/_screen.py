@@ -99,7 +99,7 @@ class ConditionIndex:
         condition_of_cell[~is_control] = position
         pairs = (divmod(j, len(perturbation.names)) for j in present)
         conditions = tuple(Condition(context.names[i], perturbation.names[j]) for i, j in pairs)
-        weights = np.array([screen.weights.get(c.context, 1.0) for c in conditions])
+        weights = np.array([screen.context_weights.get(c.context, 1.0) for c in conditions])
         return cls(
             conditions, condition_of_cell, context, perturbation, screen.batch, control,
             None if (weights == 1).all() else weights,
@@ -238,8 +238,8 @@ class Screen:
     context: CellLabels  #: labels of each cell
     batch: CellLabels | None  #: technical batch of each cell, or None
     control: str  #: the perturbation label of control cells
-    sources: Mapping[str, str] = field(default_factory=dict)  #: data set of each context; empty if there is one
-    weights: Mapping[str, float] = field(default_factory=dict)  #: weight of each context; empty if all are 1
+    context_sources: Mapping[str, str] = field(default_factory=dict)  #: data set of each context; empty if there is one
+    context_weights: Mapping[str, float] = field(default_factory=dict)  #: weight of each context; empty if all are 1
 
     @property
     def n_cells(self) -> int:
@@ -367,8 +367,8 @@ def read_screen(data: AnnOrMuData, keys: ScreenKeys) -> Screen:
         context=context,
         batch=labels(keys.batch_key),
         control=keys.control,
-        sources={c: str(value) for c, value in _of_contexts(data, keys, "source_key", context).items()},
-        weights={c: float(value) for c, value in _of_contexts(data, keys, "weight_key", context).items()},
+        context_sources={c: str(value) for c, value in _of_contexts(data, keys, "source_key", context).items()},
+        context_weights={c: float(value) for c, value in _of_contexts(data, keys, "weight_key", context).items()},
     )
 
 

@@ -206,9 +206,9 @@ def _verify_sources(screen: Screen, keys: ScreenKeys, data: AnnOrMuData) -> None
     for argument in ("source_key", "weight_key"):
         if (key := getattr(keys, argument)) is not None:
             _verify_obs_key(data, keys, argument, key)
-    if wrong := {c: w for c, w in screen.weights.items() if not (np.isfinite(w) and w >= 0)}:
+    if wrong := {c: w for c, w in screen.context_weights.items() if not (np.isfinite(w) and w >= 0)}:
         raise ValueError(f"obs[{keys.weight_key!r}] (weight_key) has {wrong}; weights are finite and 0 or more.")
-    if screen.weights and not any(screen.weights.values()):
+    if screen.context_weights and not any(screen.context_weights.values()):
         raise ValueError(f"obs[{keys.weight_key!r}] (weight_key) is 0 everywhere; nothing would be left to learn from.")
 
 

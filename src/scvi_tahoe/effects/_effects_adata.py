@@ -46,6 +46,12 @@ def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
     labels = [c for c in effects.columns if c not in ("gene", *values)]
     obs = effects[labels].iloc[:: len(genes)].reset_index(drop=True)
     texts = obs.drop(columns="support", errors="ignore").astype(str)
+    if (dose := str(keys.get("dose_key"))) in texts:  # the label of a dose, as predict() takes it
+        first = texts.columns[0]
+        texts[first] = [
+            name if "@" in name or text == "nan" else f"{name}@{text.removesuffix('.0')}"
+            for name, text in zip(texts[first], texts.pop(dose), strict=True)
+        ]
     obs.index = pd.Index(texts.agg(" in ".join, axis=1) if len(texts.columns) else texts.index.astype(str))
     matrices = {name: effects[name].to_numpy(dtype=np.float32).reshape(n, len(genes)) for name in values}
     return AnnData(

@@ -152,4 +152,6 @@ def _verified(
         raise ValueError("sd has to be finite and not negative.")
     if not (np.isfinite(wanted) & (wanted != 0)).all():
         raise ValueError("the change or error has to be finite and other than 0.")
+    if wanted.ndim and deviation.shape != (1,) and wanted.shape != deviation.shape:
+        raise ValueError(f"sd has {len(deviation)} genes and change has {wanted.size}; give both for the same genes.")
     return deviation, wanted

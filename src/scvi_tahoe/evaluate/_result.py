@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scvi_tahoe.evaluate._verdict import Verdict
+    from scvi_tahoe.pl import FigureName
 
 #: metrics that a comparison shows by default, where all results have them
 _HEADLINE_METRICS = (
@@ -208,7 +209,7 @@ class EvaluationResult:
         """Put results side by side, see :func:`~scvi_tahoe.evaluate.compare_results`."""
         return compare_results(results, metrics=metrics)
 
-    def plot(self, kind: str = "bars", **kwargs: Any) -> Figure:
+    def plot(self, kind: FigureName = "bars", **kwargs: Any) -> Figure:
         """Draw one of the figures of :mod:`scvi_tahoe.pl`, see :func:`scvi_tahoe.pl.draw`."""
         from scvi_tahoe import pl
 

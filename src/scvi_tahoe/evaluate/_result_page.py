@@ -38,7 +38,7 @@ def result_page(
     baselines: pd.DataFrame,
     verdict: Verdict,
     provenance: Mapping[str, Any],
-    draw: Callable[[str], Figure],
+    draw: Callable[..., Figure],
     *,
     overall: Sequence[str],
     title: str,
@@ -93,7 +93,7 @@ def _number(value: Any) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
-def _figures(draw: Callable[[str], Figure]) -> dict[str, Figure]:
+def _figures(draw: Callable[..., Figure]) -> dict[str, Figure]:
     """Figures that the result has the data for, by what they show."""
     found = {}
     for kind, alt in _FIGURES.items():

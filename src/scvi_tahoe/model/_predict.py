@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe._devices import Devices
-    from scvi_tahoe.data import Condition, Output, StoreKind
+    from scvi_tahoe.data import Condition, Output, Screen, StoreKind
 
 
 #: sets in a minibatch of a prediction, by which threads are chosen
@@ -35,6 +35,9 @@ _N_SETS = 16
 
 class PredictMixin(FittedModel):
     """``predict`` and ``prior_report``."""
+
+    #: screen of a model that was not trained, and the prior that was learned from all of its cells; never saved
+    _learned_before: tuple[Screen, dict[str, Any]] | None = None
 
     @checked(seed=(0, None), batch_size=(1, None), max_missing_genes=(0, 1))
     def predict(  # noqa: PLR0913
@@ -198,10 +201,13 @@ class PredictMixin(FittedModel):
         if self.prior == "none" or self.prior_ is not None:
             return None if self.prior == "none" else self.prior_
         screen = self._training_screen()
+        if self._learned_before is not None and self._learned_before[0] is screen:
+            return self._learned_before[1]
         rows = np.flatnonzero(~screen.index.is_control)
         spec = self._spec().with_composed(screen)
         found = learn_prior(self.prior, spec, screen, rows, seed=0, device=self.device, criterion=self.criterion)
-        return found.to_dict()
+        self._learned_before = screen, found.to_dict()
+        return self._learned_before[1]
 
     def _prediction_data(
         self, adata: AnnOrMuData | None, *, perturbations: Sequence[str] | None, max_missing_genes: float = 0.1

@@ -92,13 +92,13 @@ class ResponseMixin(PredictMixin):
         >>> effects = model.predict_effects(perturbations=["STAT1"])
         >>> effects.sort_values("p_direction", ascending=False).head()
         """
-        learned = self._response()
+        self._verify_response()
         if min_change is not None and not min_change >= 0:
             raise ValueError(f"min_change={min_change!r} is not allowed; give a size of 0 or more, or None.")
         data = self._prediction_data(adata, perturbations=perturbations, max_missing_genes=max_missing_genes)
         conditions = resolve_conditions(data, perturbations=perturbations, contexts=contexts)
         effects = effects_of(
-            learned, data.spec, data.screen, conditions, use_measured=use_measured, min_change=min_change
+            self._response(), data.spec, data.screen, conditions, use_measured=use_measured, min_change=min_change
         )
         if not as_adata:
             return effects
@@ -186,17 +186,20 @@ class ResponseMixin(PredictMixin):
         --------
         >>> model.plan_next(n=10)
         """
-        learned = self._response()
+        self._verify_response()
         data = self._prediction_data(None, perturbations=perturbations)
         every: Any = "all"
         conditions = resolve_conditions(
             data, perturbations=every if perturbations is None else perturbations, contexts=contexts
         )
-        return planned(learned, data.spec, data.screen, conditions, n)
+        return planned(self._response(), data.spec, data.screen, conditions, n)
 
-    def _response(self) -> dict[str, Any]:
+    def _verify_response(self) -> None:
         if self.prior != "response":
             raise ValueError(
                 f"this model starts from prior={self.prior!r}; TahoeST(adata, prior='response') has a response model."
             )
+
+    def _response(self) -> dict[str, Any]:
+        self._verify_response()
         return self._learned_prior()  # type: ignore[return-value]

@@ -8,7 +8,7 @@ is asked differently from one that was measured nowhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MEMBERS = ("kernels", "mean", "transfer", "deviation", "nearest", "ridge")
 _FEWEST = 6  # conditions that weights are fitted to
 _PULL = 20  # conditions' worth of a pull towards the kernels alone
+_PULL_OF_CONTEXT = 5  # the same of the pull towards relying on them in a context
+_ONE_SIDED = 1.645
 #: differences from the mean, in standard deviations of their noise, between which the unshrunk member has one weight
 _STRENGTHS = np.array([1.0, 2.0, 3.0, 4.0, 6.0, 9.0])
 
@@ -88,6 +90,11 @@ class Members:
     noise: np.ndarray
     parser: LabelParser
     tables: Mapping[str, Any]
+
+    @cached_property
+    def scale_G(self) -> np.ndarray:
+        """Root mean square of each gene's changes, never 0."""
+        return np.maximum(np.sqrt(np.square(self.seen.changes, dtype=np.float64).mean(axis=0)), 1e-12)
 
     @cached_property
     def _labels_with(self) -> dict[str, set[str]]:
@@ -265,34 +272,31 @@ class Stack:
     unshrunk
         Share of the member ``'deviation'`` for genes in which it differs from the mean by more than so many standard
         deviations of its noise, in the steps of ``_STRENGTHS``; what is left has the weighted sum.
-    n_conditions
-        Conditions that they were fitted to; 0 where there were too few, and the kernels stand alone.
-    error
-        Mean squared error of each member over these conditions, and of the stack last.
+    reliance
+        Factor of the difference from the mean in contexts where it is not 1.
     """
 
     weights: np.ndarray
     unshrunk: np.ndarray
-    n_conditions: int
-    error: np.ndarray
+    reliance: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def default(cls) -> Stack:
         """Kernels alone."""
         weights = np.zeros(len(MEMBERS))
         weights[0] = 1.0
-        return cls(weights, np.zeros(len(_STRENGTHS) + 1), 0, np.full(len(MEMBERS) + 1, np.nan))
+        return cls(weights, np.zeros(len(_STRENGTHS) + 1))
 
-    def apply(self, changes: Mapping[str, np.ndarray], noise: np.ndarray | None) -> np.ndarray:
+    def apply(self, changes: Mapping[str, np.ndarray], noise: np.ndarray | None, context: str = "") -> np.ndarray:
         """Put members together; those that know nothing are replaced by the kernels."""
         total = np.zeros_like(changes["kernels"])
         for name, weight in zip(MEMBERS, self.weights, strict=True):
             if weight:
                 total = total + weight * changes.get(name, changes["kernels"])
-        if "deviation" not in changes or noise is None or not self.unshrunk.any():
-            return total
-        share = self.unshrunk[strength(changes, noise)]
-        return total + share * (changes["deviation"] - total)
+        if "deviation" in changes and noise is not None and self.unshrunk.any():
+            total = total + self.unshrunk[strength(changes, noise)] * (changes["deviation"] - total)
+        reliance = self.reliance.get(context, 1.0)
+        return total if reliance == 1 else changes["mean"] + reliance * (total - changes["mean"])
 
 
 def strength(changes: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
@@ -306,6 +310,7 @@ def fit_stack(
     noises: Sequence[np.ndarray | None],
     observed: Sequence[np.ndarray],
     weight: np.ndarray,
+    contexts: np.ndarray | None = None,
 ) -> Stack:
     """Fit the weights of members to conditions that were predicted without themselves.
 
@@ -319,6 +324,8 @@ def fit_stack(
         Observed changes, ``[G]`` each.
     weight
         Weight of each condition.
+    contexts
+        Context of each; None where nothing of it is known but controls.
     """
     n = len(predicted)
     if n < _FEWEST:
@@ -339,17 +346,35 @@ def fit_stack(
     # few conditions choose among members by chance
     weights = weights / weights.sum() * n / (n + _PULL)
     weights[0] += _PULL / (n + _PULL)
-    stack = Stack(weights, np.zeros(len(_STRENGTHS) + 1), n, np.empty(0))
-    unshrunk = _fit_unshrunk(stack, predicted, noises, observed, weight)
-    stack = Stack(weights, unshrunk, n, np.empty(0))
-    size = float(weight.sum()) * len(observed[0])
-    residuals = (
-        np.square(truth - stack.apply(changes, noise)).sum() * w
-        for changes, noise, truth, w in zip(predicted, noises, observed, weight, strict=True)
-    )
-    error = np.append(np.diag(products), sum(residuals)) / size
-    error[:-1][~available] = np.nan
-    return Stack(weights, unshrunk, n, error)
+    stack = Stack(weights, np.zeros(len(_STRENGTHS) + 1))
+    stack = replace(stack, unshrunk=_fit_unshrunk(stack, predicted, noises, observed, weight))
+    if contexts is None:
+        return stack
+    stacked = [stack.apply(changes, noise) for changes, noise in zip(predicted, noises, strict=True)]
+    return replace(stack, reliance=_fit_reliance(stacked, [p["mean"] for p in predicted], observed, weight, contexts))
+
+
+def _fit_reliance(
+    stacked: Sequence[np.ndarray],
+    means: Sequence[np.ndarray],
+    observed: Sequence[np.ndarray],
+    weight: np.ndarray,
+    contexts: np.ndarray,
+) -> dict[str, float]:
+    """Factors of the difference from the mean of a context where, beyond chance, the mean alone is nearer.
+
+    Perturbations may do there what they do nowhere else, or the opposite (an activation instead of a knock-down).
+    """
+    apart = [(s - m, y - m) for s, m, y in zip(stacked, means, observed, strict=True)]
+    squared = weight * np.array([d @ d for d, _ in apart])
+    shared = weight * np.array([d @ y for d, y in apart])
+    pull, found = _PULL_OF_CONTEXT * squared.mean(), {}
+    for context in np.unique(contexts).tolist():
+        here = contexts == context
+        lost = squared[here] - 2 * shared[here]  # squared error beyond that of the mean
+        if lost.sum() > _ONE_SIDED * np.sqrt(here.sum()) * lost.std():
+            found[context] = float(np.clip((shared[here].sum() + pull) / (squared[here].sum() + pull), -1, 1))
+    return found
 
 
 def _fit_unshrunk(

@@ -14,7 +14,7 @@ from scvi_tahoe.response._response_model import with_contexts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from scvi_tahoe.response._response_model import Fitted
+    from scvi_tahoe.response._fitted import Fitted
 
 _MOST_CANDIDATES = 3000  # a matrix of all pairs for each group of components
 

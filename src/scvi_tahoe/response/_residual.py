@@ -131,7 +131,7 @@ def learn_prior(
         expression, screen.index, rows, spec.table, spec.keys.parser, spec.genes,
         way=way, device=device or torch.device("cpu"), seed=seed, progress=progress,
         like=None if like is None else ResponseStart.from_dict(like), criterion=criterion,
-        sources=screen.sources, weights=screen.weights,
+        sources=screen.context_sources, weights=screen.context_weights,
     )  # fmt: skip
     if like is None:
         logger.info(short_report(found.fitted))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 from scvi_tahoe._messages import progress_bar
 from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._basis import BasesOfFolds
-from scvi_tahoe.response._context_scale import ContextScale, choose_scale
-from scvi_tahoe.response._evidence import Evidence
-from scvi_tahoe.response._evidence_head import FEWEST, N_FOLDS, EvidenceHead, LeftOutQuestions, fit_head
+from scvi_tahoe.response._context_scale import choose_scale
+from scvi_tahoe.response._evidence_head import FEWEST, N_FOLDS, LeftOutQuestions, fit_head
+from scvi_tahoe.response._fitted import Fitted
 from scvi_tahoe.response._inducing import choose_inducing
 from scvi_tahoe.response._judged import Judged, judge
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions
@@ -23,12 +22,15 @@ from scvi_tahoe.response._members import Members, Origin, Question, Stack, fit_s
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
 from scvi_tahoe.response._responses import Responses, filled_changes
+from scvi_tahoe.response._shape import fit_shares, shaped
 from scvi_tahoe.response._silent import noise_of_regression, silent_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from scvi_tahoe.data import LabelParser
+    from scvi_tahoe.response._context_scale import ContextScale
+    from scvi_tahoe.response._evidence_head import EvidenceHead
     from scvi_tahoe.response._kernels import TableKernel
     from scvi_tahoe.response._regression import Regression
 
@@ -44,51 +46,8 @@ _STACKED = 400  # conditions of each way that members are stacked by
 _EXACT, _INDUCING = 12_000, 2_000  # conditions up to which the regression is exact, and those that compare the others
 _FEWEST_OWN = 4
 _BASES = 4  # bases of which each is made without some perturbations, to predict these
+_NOT_CORRECTED = (Origin.NEAREST_DOSES,)  # kinds of question that no network corrects
 _CORRECTED = 2000  # conditions of each way that the network on the evidence is fitted to
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a fit of :class:`Kernel` regression, members and calibration leaves."""
-
-    responses: Responses  # NaN filled in
-    parser: LabelParser
-    conditions: Conditions
-    kernels: ConditionKernels
-    members: Members
-    regression: Regression
-    left_out: Mapping[str, LeftOut]
-    stacks: Mapping[tuple[Origin, bool], Stack]
-    own: OwnGene | None
-    inflation: Mapping[tuple[Origin, bool], float]
-    excess_G: np.ndarray
-    device: torch.device
-    scores: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
-    #: factor of the difference from the mean of the context, for each kind of question; 1 where there is none
-    unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
-    #: share of the squared change that variances of genes have in addition: strong changes are wrong by more
-    spread: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
-    #: share of the squared change, mean over genes, that the variance of a condition has in addition
-    sized: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
-    #: contexts that show nothing: they have no say elsewhere, and their own mean is what is predicted there
-    silent: frozenset[str] = frozenset()
-    #: network that corrects predictions, where it is better, and the fold that knows each condition least
-    head: EvidenceHead | None = None
-    fold_n: np.ndarray | None = None
-    #: scale on which members and kernels compare contexts; if None, changes are compared as they are
-    scale: ContextScale | None = None
-
-    def factors(self, contexts: Sequence[str], control_means: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return what changes on the scale are multiplied by, ``[n, G]``; ones ``[n, 1]`` where there is none."""
-        if self.scale is None:
-            return np.ones((len(contexts), 1), dtype=np.float32)
-        return self.scale.factors(np.asarray(contexts), {**control_means, **self.responses.control_means})
-
-    @cached_property
-    def evidence(self) -> Evidence:
-        """What the network reads."""
-        r = self.responses
-        return Evidence(self.members, self.conditions, r.genes, r.control_means)
 
 
 def fit_responses(
@@ -183,6 +142,7 @@ def fit_responses(
     missing = np.isnan(responses.changes)
     fitted, found = _with_head(fitted, found, missing, seed, bar.update)
     bar.close()
+    fitted, found = _shaped(fitted, found, missing) if criterion == "error" else (fitted, found)
     calibrated = judge(
         found, masked, noise, missing, conditions.contexts, factors, discriminates=criterion == "discrimination"
     )
@@ -281,8 +241,11 @@ def _stacked(fitted: Fitted, judged: np.ndarray, rng: np.random.Generator) -> tu
             fitted.members.noise_of(q, key[0]) if "deviation" in p else None
             for p, (_, _, q) in zip(predicted, questions, strict=True)
         ]
-        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight[rows] / weight[rows].max())
-        changes = np.stack([stacks[key].apply(p, s) for p, s in zip(predicted, noises, strict=True)])
+        contexts = None if key[1] else fitted.conditions.contexts[rows]
+        stacks[key] = fit_stack(predicted, noises, [y[i] for i in rows], weight[rows] / weight[rows].max(), contexts)
+        changes = np.stack(
+            [stacks[key].apply(p, s, q.context) for p, s, (_, _, q) in zip(predicted, noises, questions, strict=True)]
+        )
         found[key] = Judged(questions, predicted, changes, of_kernels)
     return replace(fitted, stacks=stacks), found
 
@@ -292,7 +255,8 @@ def left_out_questions(fitted: Fitted, missing: np.ndarray, seed: int) -> LeftOu
     conditions, y = fitted.conditions, fitted.members.seen.changes
     heard = np.flatnonzero(~np.isin(conditions.contexts, sorted(fitted.silent)))
     asked = _asked(fitted, heard, np.random.default_rng([seed, 1]), _CORRECTED)
-    known = [(key, of_one) for key, of_key in asked.items() for of_one in of_key if not key[1]]
+    # left-out doses are often beyond the others, which an unseen one seldom is
+    known = [(key, i) for key, of_key in asked.items() for i in of_key if not key[1] and key[0] not in _NOT_CORRECTED]
     rows, questions = np.array([i for _, (i, _, _) in known]), [question for _, (_, _, question) in known]
     kernels = _left_out_kernels(fitted, [of_one for _, of_one in known])[0].astype(np.float32)
     return LeftOutQuestions(
@@ -325,6 +289,19 @@ def _with_head(
             members = [{**m, "without the network": b} for m, b in zip(judged.members, base, strict=True)]
             found[key] = Judged(judged.asked, members, base + correction, variance)
     return replace(fitted, head=head, fold_n=fold_n), found
+
+
+def _shaped(fitted: Fitted, found: dict[Any, Judged], missing: np.ndarray) -> tuple[Fitted, dict[Any, Judged]]:
+    """Learn which share of predicted changes to keep, and return the judged conditions with these."""
+    shares, members = {}, fitted.members
+    weight, observed = _weights(members.noise), np.where(missing, np.nan, members.seen.changes)
+    for key, judged in found.items():
+        rows = judged.rows
+        learned = fit_shares(judged.changes, observed[rows], members.scale_G, weight[rows])
+        if learned is not None:
+            shares[key] = learned
+            found[key] = replace(judged, changes=shaped(judged.changes, learned, members.scale_G))
+    return replace(fitted, shares=shares), found
 
 
 def reject_unknown_criterion(criterion: str) -> None:
@@ -363,18 +340,22 @@ def with_contexts(kernels: ConditionKernels, control_means: Mapping[str, np.ndar
     return replace(kernels, control_profiles={**kernels.control_profiles, **known})
 
 
-def _own_elsewhere(fitted: Fitted, questions: Sequence[Question]) -> np.ndarray:
-    """Return what is a condition's own, for the same perturbation elsewhere, if none recurs in training: ``[n, Q]``."""
+def _carry_over(fitted: Fitted, questions: Sequence[Question], kernels_nG: np.ndarray) -> None:
+    """Add what is a condition's own, for the same perturbation elsewhere, if none recurs in training; in place.
+
+    Nothing shows then how much of a measurement holds elsewhere. What is noise does not: of a sum of squares over genes
+    it is known, whereas components of few conditions with many genes are chosen to hold noise, too.
+    """
     regression, seen = fitted.regression, fitted.members.seen
-    result = np.zeros((len(questions), len(regression.size_Q)))
     if fitted.kernels.recurs:
-        return result
+        return
     own_nQ = regression.coefficients_nQ * (regression.nugget_Q / regression.size_Q)
     for i, q in enumerate(questions):
         rows = seen.elsewhere(q.perturbation, q.context)
         if len(rows) and q.perturbation not in q.without:
-            result[i] = own_nQ[rows].mean(axis=0)
-    return result
+            kernels_nG[i] += own_nQ[rows].mean(axis=0) @ regression.basis_QG
+            squares = float(np.square(seen.changes[rows], dtype=np.float64).sum())
+            kernels_nG[i] *= max(0.0, 1 - float(fitted.members.noise[rows].sum()) / max(squares, 1e-300))
 
 
 def predicted_changes(
@@ -390,17 +371,20 @@ def predicted_changes(
     ``kernels_nG`` replaces what the kernels say, where a training condition is asked for without itself, and
     ``fold_n`` has the network of each that was fitted without it.
     """
-    basis = fitted.regression.basis_QG
     if kernels_nG is None:
         rows = Conditions.of([q.perturbation for q in questions], [q.context for q in questions], fitted.parser)
         kernels = with_contexts(fitted.kernels, control_means)
-        kernels_nG = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device) @ basis
-        kernels_nG += _own_elsewhere(fitted, questions) @ basis
+        components = fitted.regression.predict(kernels, rows, fitted.conditions, fitted.device)
+        kernels_nG = components @ fitted.regression.basis_QG
+        _carry_over(fitted, questions, kernels_nG)
     targets = target_genes([q.perturbation for q in questions], fitted.responses.genes.tolist(), fitted.parser)
     result, means, keys = _stacked_changes(fitted, questions, kernels_nG)
     if fitted.head is not None:
         _correct(fitted, fitted.head, questions, kernels_nG, result, keys, fold_n)
-    for i in range(len(questions)):
+    for i, question in enumerate(questions):
+        shares = fitted.shares.get(keys[i], fitted.shares.get((keys[i][0], False)))
+        if shares is not None and question.context not in fitted.silent:
+            result[i] = shaped(result[i], shares, fitted.members.scale_G)
         factor = fitted.unshrinking.get(keys[i], 1.0)
         if factor != 1:
             result[i] = means[i] + factor * (result[i] - means[i])
@@ -429,10 +413,10 @@ def _stacked_changes(
         stack = stack or Stack.default()
         is_silent = question.context in fitted.silent
         changes = {"kernels": kernels_nG[i]}
-        if is_silent or stack.weights[0] < 1 or stack.unshrunk.any() or fitted.unshrinking:
+        if is_silent or stack.weights[0] < 1 or stack.unshrunk.any() or stack.reliance or fitted.unshrinking:
             changes |= fitted.members.changes(question, origin)
         noise = fitted.members.noise_of(question, origin) if "deviation" in changes else None
-        result[i] = changes["mean"] if is_silent else stack.apply(changes, noise)
+        result[i] = changes["mean"] if is_silent else stack.apply(changes, noise, question.context)
         if fitted.unshrinking:
             means[i] = changes["mean"]
         keys.append((origin, question.hides_context))

@@ -17,8 +17,8 @@ from scvi_tahoe.response._silent import noise_of_regression
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scvi_tahoe.response._fitted import Fitted
     from scvi_tahoe.response._kernels import ConditionKernels
-    from scvi_tahoe.response._response_model import Fitted
 
 _SCORES = ("pearson", "pds", "mae", "rmse")
 _COLUMNS = ("part", "question", "name", "weight", *_SCORES, "n_conditions")

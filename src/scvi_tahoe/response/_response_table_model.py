@@ -15,7 +15,7 @@ from scvi_tahoe.data import ScreenKeys, label_columns
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._plan_next import plan_next
-from scvi_tahoe.response._response_model import Fitted, fit_responses, reject_unknown_criterion
+from scvi_tahoe.response._response_model import fit_responses, reject_unknown_criterion
 from scvi_tahoe.response._response_report import response_report
 from scvi_tahoe.response._response_table import read_responses, read_tables
 from scvi_tahoe.response._saved_fit import read_fit, write_fit
@@ -30,6 +30,7 @@ from scvi_tahoe.response._uncertainty import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from scvi_tahoe.response._fitted import Fitted
     from scvi_tahoe.response._response_model import Criterion
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from scvi_tahoe.data import LabelParser
 from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._context_scale import ContextScale
 from scvi_tahoe.response._evidence_head import EvidenceHead, Gain
+from scvi_tahoe.response._fitted import Fitted
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import Members, Origin, Stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
 from scvi_tahoe.response._precision import Group
 from scvi_tahoe.response._regression import Regression
-from scvi_tahoe.response._response_model import Fitted
 from scvi_tahoe.response._responses import Responses
 
 if TYPE_CHECKING:
@@ -55,13 +55,14 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
         "tables": [[name, list(table.names), table.scale] for name, table in kernels.tables.items()],
         "own": None if fitted.own is None else asdict(fitted.own),
         "stacks": [
-            [origin.name, hidden, s.weights.tolist(), s.unshrunk.tolist(), s.n_conditions, s.error.tolist()]
+            [origin.name, hidden, s.weights.tolist(), s.unshrunk.tolist(), dict(s.reliance)]
             for (origin, hidden), s in fitted.stacks.items()
         ],
         "inflation": [[origin.name, hidden, value] for (origin, hidden), value in fitted.inflation.items()],
         "unshrinking": [[origin.name, hidden, value] for (origin, hidden), value in fitted.unshrinking.items()],
         "spread": [[origin.name, hidden, value] for (origin, hidden), value in fitted.spread.items()],
         "sized": [[origin.name, hidden, value] for (origin, hidden), value in fitted.sized.items()],
+        "shares": [[origin.name, hidden, value.tolist()] for (origin, hidden), value in fitted.shares.items()],
         "scores": fitted.scores,
         "silent": sorted(fitted.silent),
         "scale": 0.0 if fitted.scale is None else fitted.scale.power,
@@ -111,18 +112,19 @@ def fitted_from_plain(
         None if inducing is None else np.array(inducing, dtype=np.int64), arrays.get("inducing"),
     )  # fmt: skip
     stacks = {
-        (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), n, np.array(error))
-        for name, hidden, weights, unshrunk, n, error in settings["stacks"]
+        (Origin[name], hidden): Stack(np.array(weights), np.array(unshrunk), reliance)
+        for name, hidden, weights, unshrunk, reliance in settings["stacks"]
     }
     inflation, unshrinking, spread, sized = (
         {(Origin[name], hidden): value for name, hidden, value in settings.get(key, [])}
         for key in ("inflation", "unshrinking", "spread", "sized")
     )
+    shares = {(Origin[name], hidden): np.array(value) for name, hidden, value in settings.get("shares", [])}
     return Fitted(
         responses=responses, parser=parser, conditions=read, kernels=kernels,
         members=Members(seen, noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
-        scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized,
+        scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized, shares=shares,
         silent=silent, scale=scale, head=_head(arrays, settings.get("head", [])),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from scvi_tahoe.response._response_model import Fitted
+    from scvi_tahoe.response._fitted import Fitted
 
 _VALUES, _ARRAYS = "response.json", "response.npz"
 _VERSION = 1

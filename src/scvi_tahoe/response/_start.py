@@ -18,14 +18,8 @@ from scvi_tahoe.response._judged import question_name
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._plan_next import plan_next
-from scvi_tahoe.response._response_model import (
-    Criterion,
-    Fitted,
-    Responses,
-    fit_responses,
-    left_out_changes,
-    predicted_changes,
-)
+from scvi_tahoe.response._response_model import Criterion, fit_responses, left_out_changes, predicted_changes
+from scvi_tahoe.response._responses import Responses
 from scvi_tahoe.response._saved import fitted_from_plain, plain_of_fitted, wrong_plain
 from scvi_tahoe.response._statistics import condition_statistics
 from scvi_tahoe.response._uncertainty import predicted_sd, variance_and_support
@@ -34,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from scvi_tahoe.data import CellStore, Condition, ConditionIndex, ConditionRequest, EmbeddingTable, LabelParser
+    from scvi_tahoe.response._fitted import Fitted
 
 Way = Literal["condition", "perturbation"]
 _FEW = 0.25  # of the perturbations that contexts have in the median

@@ -12,18 +12,13 @@ from scvi_tahoe.response._calibration import shaped_variance
 from scvi_tahoe.response._kernels import Conditions
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._own_gene import target_genes
-from scvi_tahoe.response._response_model import (
-    Fitted,
-    knows_own_genes,
-    left_out_changes,
-    predicted_changes,
-    with_contexts,
-)
+from scvi_tahoe.response._response_model import knows_own_genes, left_out_changes, predicted_changes, with_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from scvi_tahoe.data import LabelParser
+    from scvi_tahoe.response._fitted import Fitted
 
 _UNKNOWN = "\x00unknown"  # a perturbation that nothing is known of
 _BLOCK = 2**22  # values that are expanded from components at once

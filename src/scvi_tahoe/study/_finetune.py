@@ -286,13 +286,14 @@ def dry_run_text(run: TahoeRun | str | Path) -> str:
     train, side, cells = run.train, found["train"], found["split"]["cells"]
     plan = TahoeTrainingPlan(model.module, training_options(run, model).plan, model.pretrained_parameters_)
     held_out = found.get("held_out")
+    contexts = "one context" if len(found["contexts"]) == 1 else f"{len(found['contexts'])} contexts"
     scored = "nothing is scored" if held_out is None else f"{held_out['n_cells']:,} cells to predict from"
     loaded = "from scratch" if model.loading_report_ is None else model.loading_report_.text()
     memory = model.memory_plan(batch_size=train.batch_size, store=train.store, precision=train.precision)
     lines = [
         run.name,
         f"data      {side['n_cells']:,} cells of {side['n_genes']:,} genes, {found['n_perturbations']} perturbations, "
-        f"{len(found['contexts'])} contexts; {cells['train']:,} perturbed cells train, {cells['validation']:,} "
+        f"{contexts}; {cells['train']:,} perturbed cells train, {cells['validation']:,} "
         f"validate; {scored} (sha256 {found['sha256'][:12]})",
         f"weights   {loaded}",
         f"training  {train.max_steps:,} steps of {train.batch_size * train.accumulate} sets of {model.set_size} cells, "

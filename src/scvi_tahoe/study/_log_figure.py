@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: not those of observed and predicted cells
 _TRAIN, _VALIDATION, _BEST, _RATE = "#8C8C8C", "#009E73", "#D55E00", "#666666"
 _MAX_RATES = 4
+_SIDE_BY_SIDE = 3
+_FAR = 20  # times the smallest value, from which on an axis is logarithmic
 
 
 def log_figure(log: TrainingLog) -> Figure:
@@ -26,10 +28,15 @@ def log_figure(log: TrainingLog) -> Figure:
 
 
 def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
-    """Draw logs side by side, one column per run, one row per quantity. Without a log it is a ValueError."""
+    """Draw logs side by side, one column per run, one row per quantity; more than three of them on the same axes.
+
+    Quantities that no run logged or that never change are left out. Without a log it is a ValueError.
+    """
     if not logs:
         raise ValueError("there is no log to draw.")
     rows = [name for name in _PANELS if any(_has(log, name) for log in logs)]
+    if len(logs) > _SIDE_BY_SIDE:
+        return _overlaid(logs, [name for name in rows if any(_varies(log, name) for log in logs)])
     with style():
         figure = new_figure(max(4.5, 2.6 * len(logs)), 0.5 + 1.5 * len(rows))
         grid = figure.subplots(len(rows), len(logs), squeeze=False, sharex="col")
@@ -45,11 +52,49 @@ def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
         return figure
 
 
+def _overlaid(logs: Sequence[TrainingLog], rows: Sequence[str]) -> Figure:
+    """Draw all logs in one column, each in its colour."""
+    from matplotlib import colormaps
+
+    with style():
+        figure = new_figure(7.0, 0.9 + 1.9 * len(rows))
+        panels = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, name in zip(panels, rows, strict=True):
+            axes.set_ylabel(_PANELS[name][0])
+            drawn = {log.name: _series(log, name) for log in logs}
+            for i, series in enumerate(drawn.values()):
+                if not series.empty:
+                    _line(axes, series, colormaps["tab10"](i % 10), ls=("-", "--")[i // 10 % 2])
+            values = [v for series in drawn.values() for v in (series.min(), series.max()) if v == v]
+            if values and min(values) > 0 and max(values) > _FAR * min(values):
+                axes.set_yscale("log")
+        panels[-1].set_xlabel("step")
+        panels[-1].xaxis.set_major_formatter("{x:,.0f}")
+        handles = [_handle(colormaps["tab10"](i % 10), ("-", "--")[i // 10 % 2]) for i in range(len(logs))]
+        figure.legend(handles, [log.name for log in logs], loc="outside right upper")
+        return figure
+
+
+def _handle(color: Any, line: Any) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=color, linestyle=line)
+
+
+def _series(log: TrainingLog, panel: str) -> pd.Series:
+    """Return a quantity of a run; of the rates the one of new parameters, or else the first."""
+    return next(iter(log.rates.values())) if panel == "rate" and log.rates else log.get(panel)
+
+
+def _varies(log: TrainingLog, panel: str) -> bool:
+    return _has(log, panel) and _series(log, panel).nunique() > 1
+
+
 def _has(log: TrainingLog, panel: str) -> bool:
     return bool(log.rates) if panel == "rate" else not log.get(panel).empty
 
 
-def _line(axes: Axes, series: pd.Series, color: str, **options: Any) -> None:
+def _line(axes: Axes, series: pd.Series, color: Any, **options: Any) -> None:
     marker = "." if len(series) < 40 else ""
     axes.plot(series.index, series.to_numpy(), color=color, lw=1.0, marker=marker, ms=3, **options)
 
@@ -57,7 +102,7 @@ def _line(axes: Axes, series: pd.Series, color: str, **options: Any) -> None:
 def _train(axes: Axes, log: TrainingLog) -> None:
     series = log.get("train")
     _line(axes, series, _TRAIN)
-    if len(series) and series.min() > 0 and series.max() > 20 * series.min():
+    if len(series) and series.min() > 0 and series.max() > _FAR * series.min():
         axes.set_yscale("log")
 
 

@@ -27,8 +27,21 @@ _CONTROL = re.compile(
 )
 #: parts of names of columns, the most likely first
 _PERTURBATION = ("perturbation", "target", "gene", "condition", "drug", "treatment", "compound", "guide", "pert")
-_CONTEXT = ("cell_line", "cellline", "cell_type", "celltype", "context", "donor", "patient", "replicate", "line")
+_CONTEXT = (
+    "cell_line",
+    "cellline",
+    "cell_type",
+    "celltype",
+    "context",
+    "donor",
+    "patient",
+    "replicate",
+    "bio_rep",
+    "sample",
+    "line",
+)
 _MOST_CONTEXTS = 200
+_FEWEST = 10  # combinations, to hold some of them out
 _SCORED = 12  # conditions that are held out of small screens
 _SHOWN = 200  # rows whose values say what scale they are on
 
@@ -51,6 +64,8 @@ class ScreenLook:
         Whether perturbations are measured in several contexts.
     n_conditions
         Pairs of context and perturbation.
+    separator
+        What separates the parts of combinations, if there are some whose parts were measured alone.
     remarks
         What should be known before the run.
     """
@@ -64,16 +79,30 @@ class ScreenLook:
     contexts: dict[str, int]
     recurs: bool
     n_conditions: int
+    separator: str | None
     remarks: tuple[str, ...]
 
     @property
     def split(self) -> dict[str, Any]:
         """What to hold out: conditions that others can tell something about, or else cells."""
         if not self.recurs:
-            return {"kind": "fraction", "validation": 0.1, "test": 0.1}
+            return self._combinations() or {"kind": "fraction", "validation": 0.1, "test": 0.1}
         # intervals need some conditions, the response model the others
         test = round(min(max(0.1, _SCORED / self.n_conditions), 0.3), 2)
         return {"kind": "held_out_conditions", "validation": 0.1, "test": test}
+
+    def _combinations(self) -> dict[str, Any] | None:
+        """Hold out a fifth of the combinations, and a tenth to validate with; None if there are too few."""
+        known = sorted(
+            label
+            for label in self.labels
+            if self.separator is not None
+            and self.separator in label
+            and all(part in self.labels for part in label.split(self.separator))
+        )
+        if len(known) < _FEWEST:
+            return None
+        return {"kind": "held_out_perturbations", "validation": known[1::10], "test": known[::5]}
 
     def text(self) -> str:
         """Return a summary for a terminal."""
@@ -88,7 +117,12 @@ class ScreenLook:
 
 
 def look_at_screen(
-    path: str | Path, *, perturbation_key: str | None = None, control: str | None = None, context_key: str | None = None
+    path: str | Path,
+    *,
+    perturbation_key: str | None = None,
+    control: str | None = None,
+    context_key: str | None = None,
+    combination_separator: str | None = None,
 ) -> ScreenLook:
     """Find out which columns of an h5ad file hold perturbations and contexts, and which cells are controls.
 
@@ -99,6 +133,9 @@ def look_at_screen(
     perturbation_key, control, context_key
         What is known already. If None, it is found by the names of columns and by labels such as ``non-targeting``. An
         empty ``context_key`` means a single context.
+    combination_separator
+        What separates the parts of combinations. If None, it is found by labels whose parts are labels; if empty, there
+        are none.
 
     Raises
     ------
@@ -134,6 +171,8 @@ def look_at_screen(
     recurs = context_key is not None and bool(
         (perturbed.groupby(perturbation_key, observed=True)[context_key].nunique() > 1).mean() > 0.25
     )
+    found = _separator({str(label) for label in labels.index})
+    separator = found if combination_separator is None else combination_separator or None
     remarks = []
     if asked == "" and likely is not None:
         remarks.append(f"obs[{likely!r}] may be contexts: each of its values has controls and perturbed cells")
@@ -143,7 +182,10 @@ def look_at_screen(
             f"give layer {named!r}" if named else "sc.pp.normalize_total(adata, target_sum=1e4) and sc.pp.log1p(adata)"
         )
         remarks.append(f"X holds raw counts, and log1p of normalised counts is needed: {hint}")
-    if not recurs:
+    if found is not None and combination_separator in (None, ""):
+        example = next(label for label in labels.index if found in label)
+        remarks.append(f"labels such as {example!r} may be combinations, separated by {found!r}")
+    if separator is None and not recurs:
         remarks.append(
             "perturbations are measured in one context each, so cells and not conditions are held out: scores say how "
             "well measured conditions are reproduced. With a table of genes or drugs, hold out perturbations"
@@ -151,8 +193,18 @@ def look_at_screen(
     return ScreenLook(
         path=path, shape=shape, perturbation_key=perturbation_key, control=control, context_key=context_key,
         labels={str(k): int(v) for k, v in labels.items()}, contexts={str(k): int(v) for k, v in contexts.items()},
-        recurs=recurs, n_conditions=int(pairs), remarks=tuple(remarks),
+        recurs=recurs, n_conditions=int(pairs), separator=separator, remarks=tuple(remarks),
     )  # fmt: skip
+
+
+def _separator(labels: set[str]) -> str | None:
+    """Return what separates the parts of labels, if parts of most that contain it are labels, too."""
+    # an underscore is also within names, so that all parts have to be known
+    for mark, known in (("+", any), ("|", any), ("&", any), (",", any), ("_", all)):
+        joined = [label for label in labels if mark in label]
+        if len(joined) > 1 and sum(known(part in labels for part in x.split(mark)) for x in joined) > len(joined) / 2:
+            return mark
+    return None
 
 
 def _are_counts(values: Any) -> bool:
@@ -246,8 +298,16 @@ def _text(look: ScreenLook, data: str, file: str) -> str:
     else:
         context = "  # context_key: cell_line  # column of obs with cell lines, cell types or donors"
     remarks = "".join(f"# Note: {remark}.\n" for remark in look.remarks)
-    question = (
-        "conditions of perturbations that are measured in other contexts" if look.recurs else "cells of every condition"
+    separator = '  # combination_separator: "+"  # if labels such as A+B are combinations'
+    if look.separator is not None:
+        separator = f'  combination_separator: "{look.separator}"  # predicted from their parts'
+    questions = {
+        "held_out_conditions": "conditions of perturbations that are measured in other contexts",
+        "held_out_perturbations": "combinations of perturbations that are measured alone",
+        "fraction": "cells of every condition",
+    }
+    split = (
+        yaml.safe_dump(look.split, default_flow_style=True, sort_keys=False, width=100).strip().replace("\n", "\n  ")
     )
     return f"""{schema_line()}
 # A run of scvi-tahoe: {look.shape[0]:,} cells of {look.shape[1]:,} genes. Look at what it would do, then do it:
@@ -262,14 +322,14 @@ data:
   control: {quoted(look.control)}  # {look.labels[look.control]:,} cells
 {context}
   # batch_key: batch  # technical batch, if controls of each batch are in the data
-  # combination_separator: "+"  # if labels such as A+B are combinations
+{separator}
   # dose_key: dose  # column of obs with doses of drugs
   # embedding_files: {{string: string.parquet}}  # tables of genes or drugs, for what is not measured
 
 # start: {{source: arcinstitute/ST-Tahoe}}  # published weights instead of a network from scratch
 
-# Held out: {question}.
-split: {{kind: {look.split["kind"]}, validation: 0.1, test: {look.split["test"]}}}
+# Held out: {questions[look.split["kind"]]}.
+split: {split}
 
 train:
   max_steps: 1000

@@ -76,7 +76,7 @@ def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
     overall = {name: s.vcc["overall"] for name, s in scores.items() if s.vcc is not None}
     places = range(len(scores))
     with style():
-        figure = new_figure(1.2 + 1.9 * (len(metrics) + bool(overall)), 0.9 + 0.28 * len(scores))
+        figure = new_figure(1.4 + 2.0 * (len(metrics) + bool(overall)), 1.2 + 0.3 * len(scores))
         panels = figure.subplots(1, len(metrics) + bool(overall), sharey=True, squeeze=False)[0]
         for axes, (name, metric) in zip(panels, metrics.items(), strict=False):
             axes.plot([s.summary.loc[metric, "value"] for s in scores.values()], places, "o", color=PREDICTED, ms=5)
@@ -91,10 +91,11 @@ def score_figure(runs: Mapping[str, RunResult]) -> Figure | None:
             year = next(s.vcc for s in scores.values() if s.vcc is not None).get("year")
             bars = [overall.get(name, 0.0) for name in scores]
             panels[-1].barh(list(places), bars, color=PREDICTED, height=0.6)
-            panels[-1].bar_label(panels[-1].containers[0], fmt="%.1f", padding=3, fontsize=7)
+            panels[-1].bar_label(panels[-1].containers[0], fmt="%.1f", padding=3, fontsize=8)
             panels[-1].margins(x=0.2)
             panels[-1].set_title("overall" if year is None else f"overall ({year})")
         panels[0].set_yticks(list(places), list(scores))
         panels[0].invert_yaxis()
-        panels[0].legend(loc="lower left", bbox_to_anchor=(0, -0.32), ncols=2, fontsize=6.5)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+        figure.supxlabel("further to the right is better", fontsize=8)
         return figure

@@ -75,10 +75,10 @@ def protein_embeddings(
     licence: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Make a table of genes from a protein language model such as ESM2 [1]_, run here.
+    """Make a table of genes from a protein language model such as ESM2, run here.
 
-    A row is the mean over amino acids of the model's last layer. Nothing is downloaded: the model lies in a folder, or
-    in the cache of Hugging Face. It needs the package ``transformers``.
+    A row is the mean over amino acids of the last layer, of ESM2 [1]_ or another model. Nothing is downloaded: the
+    model lies in a folder, or in the cache of Hugging Face. It needs the package ``transformers``.
 
     Parameters
     ----------
