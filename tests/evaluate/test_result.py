@@ -53,8 +53,8 @@ def test_the_text_form_names_year_and_score(result):
     assert f"VCC 2025 overall {result.vcc['overall']:.2f}" in text
     terms = text[text.index("VCC 2025") :].splitlines()[0]
     for name in ("DES", "PDS", "MAE"):
-        term = f"{name} {result.vcc[name]:.4f} (baseline {result.vcc['baseline'][name]:.4f}, scaled "
-        assert f"{term}{result.vcc['scaled'][name]:.4f})" in terms
+        term = f"{name} {result.vcc[name]:.4f} (baseline {result.vcc['baseline'][name]:.4f}, counts "
+        assert f"{term}{result.vcc['scaled'][name]:.4f} of 1)" in terms
 
 
 def test_an_overall_score_from_another_baseline_says_so(result):

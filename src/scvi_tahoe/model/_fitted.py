@@ -50,7 +50,7 @@ class FittedState:
     provenance_: dict[str, Any] | None = None
     #: Objective that pretrained weights were trained with, as options; None for a model from scratch.
     weights_objective_: dict[str, Any] | None = None
-    #: Labels of one-hot weights and of the data together, where both are one-hot; None: the registered table.
+    #: Labels of one-hot weights and of the data together, where both are one-hot. If None, the registered table.
     one_hot_labels_: list[str] | None = None
     #: Split of the latest training, as plain values.
     split_: dict[str, Any] | None = None

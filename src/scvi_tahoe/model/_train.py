@@ -416,7 +416,7 @@ class TrainMixin(PredictMixin):
 
         Returns
         -------
-        Bytes of weights, gradients, optimizer, activations and expression, and what is free.
+        How many bytes each part takes, such as those that weights and gradients need, and how many are free.
         """
         options = TrainOptions(batch_size=batch_size, store=store, precision=precision, trainer_kwargs=trainer_kwargs)
         screen = self._training_screen()
