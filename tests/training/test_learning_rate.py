@@ -61,7 +61,7 @@ def test_the_suggestion_is_a_tenth_of_the_rate_at_the_minimum():
     figure = test.plot()
     (ax,) = figure.axes
     assert ax.get_xscale() == "log"
-    assert "suggestion" in figure.legends[0].get_texts()[-1].get_text()
+    assert "suggestion" in ax.get_legend().get_texts()[-1].get_text()
 
 
 def test_a_rate_that_was_not_tested_or_does_not_help_is_not_suggested():

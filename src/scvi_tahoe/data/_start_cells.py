@@ -200,8 +200,8 @@ class StartTable:
             self._learn(new)
         context_S, condition_S = sent(torch.from_numpy(self.context_C[numbers]), device), sent(condition_S, device)
         if kernel_runs_on(device.type):
-            fits = out is not None and (out.shape, out.dtype) == (control_SNG.shape, control_SNG.dtype)
-            out = out if fits else torch.empty_like(control_SNG)
+            if out is None or (out.shape, out.dtype) != (control_SNG.shape, control_SNG.dtype):
+                out = torch.empty_like(control_SNG)
             return self._by_kernels(control_SNG, condition_S, context_S, seed, out)
         change_SG, ratio_SG = self._change_CG[condition_S], self._ratio_CG[condition_S]
         begins, ceases = change_SG.clamp_min(0), (-change_SG).clamp_min(0)
@@ -209,9 +209,9 @@ class StartTable:
         draw = torch.rand(control_SNG.shape, generator=generator, device=device)
         # where a cell begins to express a gene, the draw is uniform below that share: it also chooses the level
         level = (draw / begins.clamp_min(_TINY)[:, None] * N_LEVELS).long().clamp_(max=N_LEVELS - 1)
-        new = self._tensors["levels"][context_S].gather(1, level)
+        entering = self._tensors["levels"][context_S].gather(1, level)
         expressed = control_SNG > 0
-        cells = torch.where(expressed, control_SNG.float(), torch.where(draw < begins[:, None], new, 0.0))
+        cells = torch.where(expressed, control_SNG.float(), torch.where(draw < begins[:, None], entering, 0.0))
         cells = torch.where(expressed & (draw < ceases[:, None]), 0.0, cells) * ratio_SG[:, None]
         if not self._has_total:
             return cells
