@@ -313,3 +313,39 @@ def test_noise_of_a_single_context_is_not_carried_to_another():
     predicted = fit(adata, variance_layer="variance").predict(contexts="y", new_contexts=True)
     assert np.corrcoef(predicted.X.ravel(), adata.X.ravel())[0, 1] > 0.9
     assert np.square(predicted.X).mean() > 5
+
+
+def zeros_in(name, rows):
+    def change(adata, table):
+        values = adata.X if name == "X" else adata.layers[name]
+        values[rows] = 0
+        return adata, table
+
+    return change
+
+
+LITTLE = {
+    "one condition": lambda adata, table: (adata[:1].copy(), table),
+    "two conditions": lambda adata, table: (adata[:2].copy(), table),
+    "one perturbation in two contexts": lambda adata, table: (adata[[0, 8]].copy(), table),
+    "a context with one perturbation": lambda adata, table: (adata[:9].copy(), table),
+    "one gene": lambda adata, table: (adata[:, :1].copy(), table),
+    "genes of zeros": zeros_in("X", (slice(None), slice(0, 5))),
+    "a condition without any change": zeros_in("X", 0),
+    "variances of zero": zeros_in("variance", slice(None)),
+    "a variance of zero": zeros_in("variance", 0),
+    "a constant table": lambda adata, table: (adata, 0 * table + 1),
+    "the same row for all": lambda adata, table: (adata, table * 0 + table.iloc[0]),
+    "a row of a table twice": lambda adata, table: (adata, pd.concat([table, table.iloc[:1]])),
+}
+
+
+@pytest.mark.parametrize("make", LITTLE.values(), ids=LITTLE.keys())
+def test_little_data_and_odd_values_give_finite_predictions(make):
+    adata, table = make(*screen(n=8))
+    model = fit(adata, tables=table, variance_layer="variance")
+    for use_measured in (True, False):
+        predicted = model.predict(use_measured=use_measured)
+        assert np.isfinite(predicted.X).all()
+        assert (np.isfinite(predicted.layers["sd"]) & (predicted.layers["sd"] >= 0)).all()
+    assert model.report(losses=False).attrs["text"]
