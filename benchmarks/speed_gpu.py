@@ -16,7 +16,9 @@ import statistics
 import time
 import traceback
 import warnings
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -28,6 +30,9 @@ from lightning.pytorch import Callback
 from scvi_tahoe import TahoeST
 from scvi_tahoe.data import make_store
 from scvi_tahoe.nn import energy_distance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GENES, SET_SIZE, SETS, WIDTH, BATCHES = 18_080, 512, 12, 5_120, 530
 DEVICE = torch.device("cuda", 0)
@@ -173,7 +178,7 @@ def loss(adata: ad.AnnData) -> None:
 
 
 #: how a bare step is computed: by one torch operation after another, with fused kernels and rounded weights, the same
-#: compiled, and the same recorded as a CUDA graph, which `compile="record"` does
+#: compiled, and the same recorded as a CUDA graph, as `train()` does by default
 MODES = ("plain", "fused", "compiled", "recorded")
 
 
@@ -192,9 +197,10 @@ def step_function(model: TahoeST, adata: ad.AnnData, *, mode: str, frozen: bool 
         parameter.requires_grad_(not (frozen and name.startswith("network.backbone.")))
     rng = np.random.default_rng(4)
     store = make_store(adata.X, DEVICE, kind="device")
-    draw = lambda: store.dense(store.fetch(rng.integers(0, adata.n_obs, (SETS, SET_SIZE))), DEVICE)
+    draw = lambda: store.compact(store.fetch(rng.integers(0, adata.n_obs, (SETS, SET_SIZE))), DEVICE)
     batch = {
         TENSORS.CONTROL: draw(), TENSORS.OBSERVED: draw(),
+        **({} if module.network.base_encoder is None else {TENSORS.RESIDUAL_INPUT: draw()}),
         TENSORS.PERTURBATION: torch.randn(SETS, WIDTH, device=DEVICE) / 10,
         TENSORS.BATCH: torch.randint(0, BATCHES, (SETS, SET_SIZE), device=DEVICE),
         TENSORS.CONDITION: torch.zeros(SETS, dtype=torch.long, device=DEVICE),
@@ -283,17 +289,19 @@ class Clock(Callback):
             self.rates.append((trainer.global_step - self._start[1]) * SETS / seconds)
 
 
-def train(adata: ad.AnnData, head: str, *, compile: bool, store: str = "auto", steps: int = 400) -> None:
-    """model.train() from end to end."""
+def train(adata: ad.AnnData, head: str, *, compile: bool | str, store: str = "auto", steps: int = 400) -> TahoeST:
+    """model.train() from end to end; ended by nothing but its number of steps."""
     model, clock = new_model(adata, head), Clock()
     torch.cuda.reset_peak_memory_stats()
     plan = model.memory_plan(batch_size=SETS, store=store)
     start = time.perf_counter()
     model.train(
         max_steps=steps, batch_size=SETS, validate_every=100, compile=compile, store=store, progress=False,
-        callbacks=[clock],
+        patience=steps, callbacks=[clock],
     )  # fmt: skip
-    name = f"train(), {head}, {'compiled' if compile else 'eager'}, store={store}"
+    seconds = time.perf_counter() - start
+    name = f"train(), {head}, compile={compile!r}, store={store}"
+    note(f"{name}: {steps:,} steps, start and validation included", steps * SETS / seconds, "sets/s", 1)
     note(f"{name}: call to first step", clock.first_step - start, "s")
     report(f"{name}: steps, loader, logging, clipping", clock.rates[1:], "sets/s")
     report(f"{name}: validation included", model.history["sets_per_second"].to_numpy().ravel().tolist()[1:], "sets/s")
@@ -304,22 +312,61 @@ def train(adata: ad.AnnData, head: str, *, compile: bool, store: str = "auto", s
 
 
 def frozen(adata: ad.AnnData) -> None:
-    """What a frozen backbone saves: rate and memory of runs that train all of it, and none of it."""
+    """What a frozen backbone saves: rate and memory of runs with no option that train all of it, and none of it."""
     for freeze in (False, True):
         model, clock = new_model(adata, "down_up"), Clock()
         model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         model.train(
-            max_steps=90, batch_size=SETS, validate_every=30, compile=False, progress=False, freeze_backbone=freeze,
+            max_steps=200, batch_size=SETS, validate_every=50, progress=False, freeze_backbone=freeze,
             callbacks=[clock],
         )  # fmt: skip
         state = model.trainer.optimizers[0].state.values()
         moments = sum(t.nbytes for s in state for t in s.values() if torch.is_tensor(t))
-        report(f"train(freeze_backbone={freeze}), down_up, eager", clock.rates[1:], "sets/s")
+        report(f"train(freeze_backbone={freeze}), down_up", clock.rates[1:], "sets/s")
         note(f"train(freeze_backbone={freeze}): peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
         note(f"train(freeze_backbone={freeze}): state of the optimizer", moments / 2**30, "GiB")
         del model, state
+
+
+def equal(steps: int = 400) -> None:
+    """Losses of runs with no option, and of the same runs by one torch operation after another, three seeds."""
+    from scvi_tahoe.datasets import papalexi_few_shot
+
+    task = papalexi_few_shot()
+    train = task.train.copy()
+    TahoeST.setup_anndata(
+        train, perturbation_key=task.perturbation_key, control=task.control, context_key=task.context_key
+    )
+    for slow in (False, True):
+        with slow_operations() if slow else nullcontext():
+            for seed in range(3):
+                model = TahoeST(train, seed=seed)
+                model.train(max_steps=steps, validate_every=50, patience=steps, seed=seed, progress=False)
+                found = {name: model.history[f"{name}_loss"].to_numpy().ravel() for name in ("train", "validation")}
+                each = "; ".join(f"{name} {values[[0, 3, 7]].round(4).tolist()}" for name, values in found.items())
+                rate = float(model.history["sets_per_second"].iloc[-1, 0])
+                print(f"{'one by one' if slow else 'no option'}, seed {seed}: {each}; {rate:.0f} sets/s", flush=True)
+
+
+@contextmanager
+def slow_operations() -> Iterator[None]:
+    """Switch everything off that makes steps fast: recording, kernels, rounded weights."""
+    from scvi_tahoe.data import _start_cells
+    from scvi_tahoe.nn import _layers, _losses
+    from scvi_tahoe.training._plan import TahoeTrainingPlan
+
+    places = (_layers, "_by_kernels"), (_losses, "_kernels_hold"), (_start_cells, "kernel_runs_on")
+    places = (*places, (TahoeTrainingPlan, "_rounds_on_one_gpu"))
+    kept = [getattr(*place) for place in places]
+    for place in places:
+        setattr(*place, lambda *_: False)
+    try:
+        yield
+    finally:
+        for place, function in zip(places, kept, strict=True):
+            setattr(*place, function)
 
 
 def limits(adata: ad.AnnData) -> None:
@@ -378,10 +425,11 @@ def start(matrix: sp.csr_matrix) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default="check,gather,loss,step,train,host,predict,frozen,limits,start")
+    parser.add_argument("--parts", default="check,gather,loss,step,train,host,predict,frozen,equal,limits,start")
     parser.add_argument("--heads", default="down_up,delta")
-    parser.add_argument("--compile", default="both", choices=["both", "yes", "no", "record"])
+    parser.add_argument("--compile", default="auto", choices=["auto", "yes", "no", "both"])
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--steps", type=int, default=400, help="Of train().")
     parser.add_argument("--cells", type=int, default=24_000)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -416,13 +464,14 @@ def main() -> None:
     run("step", step, adata, heads, args.profile)
     for head in heads:
         model = None
-        for compiles in {"both": (False, True), "yes": (True,), "no": (False,), "record": ("record",)}[args.compile]:
-            model = run("train", train, adata, head, compile=compiles) or model
+        for compiles in {"auto": ("auto",), "yes": (True,), "no": (False,), "both": (False, True)}[args.compile]:
+            model = run("train", train, adata, head, compile=compiles, steps=args.steps) or model
         if model is not None:
             run("predict", predict, model, head)
         del model
     run("host", train, adata, heads[0], compile=False, store="host", steps=300)
     run("frozen", frozen, adata)
+    run("equal", equal)
     run("limits", limits, adata)
     run("start", start, adata.X)
     if args.out:

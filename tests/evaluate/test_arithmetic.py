@@ -70,7 +70,7 @@ def test_ridge_predicts_rows_without_themselves_as_a_refit_would():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 4))
     fit = RidgeFit.of(x, y)
-    slope, penalty = fit.slope_PG, None
+    slope, penalty = fit.axes_RP.T @ fit.scores_RG, None
     centred = x - x.mean(0)
     # the penalty that was chosen, from the normal equations
     rest = centred.T @ (y - y.mean(0)) - centred.T @ centred @ slope

@@ -235,7 +235,8 @@ def pairs():
 def test_a_combination_is_the_sum_of_its_parts_here_or_else_elsewhere(pairs):
     train, held_out, keys = pairs
     found = baseline_prediction("additive", held_out, train, combination_separator="+", **keys)
-    x = pd.DataFrame(found.X).groupby([found.obs[key].astype(str).to_numpy() for key in ("gene", "line")]).mean() - 2
+    cells = pd.DataFrame(found.X, found.obs_names, found.var_names)
+    x = cells.groupby([found.obs["gene"], found.obs["line"]]).mean() - 2
     np.testing.assert_allclose(x.loc[("A+B", "y")], [2, 2, 0, 0], atol=1e-6)
     np.testing.assert_allclose(x.loc[("A+C", "y")], [2, 0, 1, 0], atol=1e-6)
     np.testing.assert_allclose(x.loc[("A+D", "y")], [1, 1, 0, 0], atol=1e-6)  # D is known nowhere: mean of the seen

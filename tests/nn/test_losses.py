@@ -202,3 +202,23 @@ def test_a_confidence_is_judged_by_a_loss_that_it_does_not_pull_on():
     found.sum().backward()
     assert confidence.grad.tolist() == [-8, 0]
     assert loss.grad is None
+
+
+def test_the_gradient_of_the_mean_goes_along_with_that_of_the_energy_distance():
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
+    start, observed = draw(2, 5, 7).requires_grad_(), draw(2, 6, 7)
+
+    def gradient(cells, *terms):
+        total = sum((term(cells, observed) * weight for term, weight in terms), torch.zeros(2)).sum()
+        return torch.autograd.grad(total, start)[0]
+
+    energy, mean = (energy_distance, 1.0), (delta_mse, 100.0)
+    expected = gradient(start * 2, energy) + gradient(start * 2, mean)
+    for terms in ((energy, mean), (mean, energy)):
+        torch.testing.assert_close(gradient(start * 2, *terms), expected)
+    cells = start * 2
+    energy_distance(cells, observed)
+    torch.testing.assert_close(gradient(cells, mean), gradient(start * 2, mean))  # of the mean alone
+    cells.detach().add_(1)  # the mean that was kept is not that of changed cells
+    torch.testing.assert_close(delta_mse(cells, observed), delta_mse(cells.detach(), observed))

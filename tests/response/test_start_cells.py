@@ -116,13 +116,42 @@ def test_odd_wishes_give_finite_cells(cells, want):
     assert (found >= 0).all()
 
 
-def test_minibatches_have_the_wanted_means_on_average(cells):
+GPU = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_minibatches_have_the_wanted_means_on_average(device, dtype, cells):
     controls, other = cells
     table = StartTable(other.mean(0)[None], np.array([0]), [ControlProfile.of(controls)])
-    sets = torch.from_numpy(controls[None])
-    found = torch.cat([table.cells(sets, torch.tensor([0]), seed)[0] for seed in range(20)]).numpy()
+    sets = torch.from_numpy(controls[None]).to(device, dtype)
+    found = torch.cat([table.cells(sets, torch.tensor([0]), seed)[0].float().cpu() for seed in range(20)]).numpy()
     np.testing.assert_allclose(found.mean(0), other.mean(0), atol=0.03)
     totals = torch.expm1(torch.from_numpy(found)).sum(1)
     assert totals.std() / totals.mean() < 0.03  # means of one set are exact, totals nearly
     again = table.cells(sets, torch.tensor([0]), 3)
     assert torch.equal(again, table.cells(sets, torch.tensor([0]), 3))
+    assert not torch.equal(again, table.cells(sets, torch.tensor([0]), 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("alike", [True, False], ids=["one total", "several totals"])
+def test_kernels_begin_and_cease_as_torch_does(cells, alike, monkeypatch):
+    controls, other = cells
+    if not alike:
+        controls = controls * np.linspace(0.5, 1.5, len(controls), dtype=np.float32)[:, None]
+    wanted = np.stack([other.mean(0), np.zeros(40, np.float32), controls.mean(0)])
+    sets = torch.from_numpy(np.stack([controls[:250]] * 12)).cuda()
+    condition = torch.arange(12) % 3
+    found = []
+    for by_kernels in (True, False):
+        monkeypatch.setattr("scvi_tahoe.data._start_cells.kernel_runs_on", lambda _, answer=by_kernels: answer)
+        table = StartTable(wanted, np.zeros(3, np.int64), [ControlProfile.of(controls)])
+        found.append([table.cells(sets, condition, seed) for seed in range(10)])
+    ours, torchs = (torch.stack(f).float().unflatten(1, (4, 3)).movedim(2, 0).flatten(1, 3) for f in found)
+    for statistic in (lambda x: (x > 0).float().mean(1), lambda x: x.mean(1), lambda x: x.std(1)):
+        torch.testing.assert_close(statistic(ours), statistic(torchs), rtol=0.05, atol=0.02)
+    assert not ours[1].any()

@@ -33,24 +33,38 @@ def module(make_model):
             layer.p = 0.0
     acceleration = Acceleration(module, compiles=False)
     acceleration.begin("bf16-mixed", GPU)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        yield module
+    yield module
     acceleration.end()
+
+
+def _replayed(graphed, batch):
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        return graphed(batch)
 
 
 def _usual(module, batch):
     module.zero_grad()
-    *_, losses = module(batch)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        losses = module(batch)[-1]
     losses.loss.backward()
-    return float(losses.loss), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    return float(losses.loss.detach()), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def _was_replayed(graphed, module, batch):
+    """Take a step as training does: the usual one where none can be replayed."""
+    module.zero_grad()
+    if _replayed(graphed, batch) is not None:
+        return True
+    _usual(module, batch)
+    return False
 
 
 def test_a_recorded_step_is_the_usual_step_of_every_later_minibatch(module):
     graphed = GraphedStep(module)
-    assert [graphed(_batch(module, seed)) for seed in range(3)] == [None] * 3
+    assert not any(_was_replayed(graphed, module, _batch(module, seed)) for seed in range(3))
     for seed in range(3, 7):
         module.zero_grad()
-        losses = graphed(_batch(module, seed))
+        losses = _replayed(graphed, _batch(module, seed))
         gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
         loss, expected = _usual(module, _batch(module, seed))
         assert float(losses.loss) == pytest.approx(loss, rel=1e-3)
@@ -61,11 +75,11 @@ def test_a_recorded_step_is_the_usual_step_of_every_later_minibatch(module):
 
 def test_another_shape_and_other_frozen_weights_are_recorded_anew(module):
     graphed = GraphedStep(module)
-    steps = [graphed(_batch(module, seed)) is None for seed in range(5)]
-    assert steps == [True, True, True, False, False]
-    assert graphed(_batch(module, 5, n_cells=12)) is None
+    anew = [False, False, False, True, True]
+    assert [_was_replayed(graphed, module, _batch(module, seed)) for seed in range(5)] == anew
+    assert [_was_replayed(graphed, module, _batch(module, seed, n_cells=12)) for seed in range(5)] == anew
     module.network.head.project.layers[0].weight.requires_grad_(False)
-    assert [graphed(_batch(module, seed)) is None for seed in range(4)] == [True, True, True, False]
+    assert [_was_replayed(graphed, module, _batch(module, seed)) for seed in range(5)] == anew
     assert module.network.head.project.layers[0].weight.grad is None
 
 
@@ -79,21 +93,45 @@ def test_what_cannot_be_recorded_runs_as_usual_and_says_so_once(module, monkeypa
 
     monkeypatch.setattr(type(module), "forward", reads)
     graphed = GraphedStep(module)
-    assert [graphed(_batch(module, seed)) for seed in range(6)] == [None] * 6
+    assert not any(_was_replayed(graphed, module, _batch(module, seed)) for seed in range(6))
     assert sum("cannot be recorded" in record.message for record in caplog.records) == 1
-    assert _usual(module, _batch(module, 0))[0] > 0
+
+
+def _replays(monkeypatch):
+    """Count the minibatches that a run replays."""
+    call, replayed = GraphedStep.__call__, []
+
+    def counted(self, batch):
+        losses = call(self, batch)
+        replayed.append(losses is not None)
+        return losses
+
+    monkeypatch.setattr(GraphedStep, "__call__", counted)
+    return replayed
 
 
 @pytest.mark.parametrize("options", [{}, {"freeze_backbone": 6}], ids=["all trains", "unfrozen on the way"])
-def test_a_run_with_replayed_steps_ends_where_one_without_ends(options, make_model, monkeypatch):
-    found = []
-    for replays in (True, False):
-        if not replays:
+def test_a_run_with_no_option_replays_steps_and_ends_where_one_in_the_slow_way_ends(options, make_model, monkeypatch):
+    replayed, found = _replays(monkeypatch), []
+    for slow in (False, True):
+        if slow:
             monkeypatch.setattr(TahoeTrainingPlan, "_rounds_on_one_gpu", lambda *_: False)
         model = make_model()
         if options:
             model.pretrained_parameters_ = [n for n, _ in model.module.named_parameters()]
         model.train(**BRIEF, **options)
-        assert all(p.grad is None for p in model.module.parameters()) or not replays
+        assert slow or all(p.grad is None for p in model.module.parameters())
         found.append(model.history["train_loss"].iloc[:, 0].to_numpy())
+    assert replayed.count(False) == (6 if options else 3)
+    assert replayed.count(True) == 24 - replayed.count(False)
     assert found[0] == pytest.approx(found[1], rel=0.03)
+
+
+def test_a_loss_that_waits_for_the_gpu_trains_without_a_recording(make_model, caplog, monkeypatch):
+    pytest.importorskip("geomloss")
+    replayed = _replays(monkeypatch)
+    model = make_model(objective={"terms": {"sinkhorn": 1.0}})
+    model.train(**BRIEF)
+    assert model.history["train_loss"].notna().all().all()
+    messages = sum("cannot be recorded" in record.message for record in caplog.records)
+    assert messages == (0 if any(replayed) else 1)

@@ -86,25 +86,31 @@ class CompactRows:
         return CompactRows(indptr, indices, values, self.n_features)
 
     def dense(
-        self, rows: Tensor, device: torch.device, *, n_programs: int | None = None, dtype: torch.dtype = torch.float32
+        self,
+        rows: Tensor,
+        device: torch.device,
+        *,
+        n_programs: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Return rows of any shape as dense ``[*rows.shape, n_features]`` on the device that holds their numbers.
 
         A GPU also reads entries in pinned main memory, over the bus. ``n_programs`` of the kernel run at once; if None,
-        as many as fill the GPU.
+        as many as fill the GPU. ``out`` is overwritten, if it has the shape and type of the result.
         """
         flat = rows.reshape(-1)
         if kernel_runs_on(device.type):
             n_programs = n_programs or _PROGRAMS_PER_PROCESSOR * _n_processors(device.index or 0)
-            dense = self._by_kernel(flat, device, n_programs, dtype)
-        else:
-            dense = self._by_torch(flat, device, dtype)
-        return dense.view(*rows.shape, self.n_features)
+            shape = *rows.shape, self.n_features
+            if out is None or (out.shape, out.dtype, out.device) != (shape, dtype, device):
+                out = torch.empty(shape, dtype=dtype, device=device)
+            return self._by_kernel(flat, device, n_programs, out)
+        return self._by_torch(flat, device, dtype).view(*rows.shape, self.n_features)
 
-    def _by_kernel(self, flat: Tensor, device: torch.device, n_programs: int, dtype: torch.dtype) -> Tensor:
+    def _by_kernel(self, flat: Tensor, device: torch.device, n_programs: int, out: Tensor) -> Tensor:
         from scvi_tahoe.data._gather_kernel import gather_rows
 
-        out = torch.empty(len(flat), self.n_features, dtype=dtype, device=device)
         if not len(flat):
             return out
         with torch.cuda.device(device):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.data._matrix import DiskRows, align_genes, in_memory, is_sharded
 from scvi_tahoe.data._sampler import CellSetRequest, FixedSampler, RandomSampler, SetPlan
-from scvi_tahoe.data._store import make_store
+from scvi_tahoe.data._store import make_store, sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -157,13 +157,22 @@ class CellSetDataset(Dataset):
         for _, store, rows in self._reads(request):
             store.prefetch(rows)
 
-    def to_tensors(self, payload: dict[str, Any], device: torch.device, *, compact: bool = False) -> dict[str, Tensor]:
+    def to_tensors(
+        self,
+        payload: dict[str, Any],
+        device: torch.device,
+        *,
+        compact: bool = False,
+        previous: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Finish a minibatch on the device; its keys name its shapes.
 
-        With ``compact``, cells that their store holds in float16 stay so; otherwise every cell is float32.
+        With ``compact``, cells that their store holds in float16 stay so; otherwise every cell is float32. The
+        cells of the minibatch ``previous``, which nobody needs any more, may be overwritten.
         """
+        out = previous or {}
         tensors = {
-            key: (store.compact if compact else store.dense)(payload[key], device)
+            key: store.compact(payload[key], device, out.get(key)) if compact else store.dense(payload[key], device)
             for key, store in self._store_of.items()
             if store and key in payload
         }
@@ -172,16 +181,16 @@ class CellSetDataset(Dataset):
         for key, rows in self._of_condition.items():
             if rows.device != device:
                 self._of_condition[key] = rows = rows.to(device)
-            tensors[key] = rows[payload[TENSORS.CONDITION].to(device, non_blocking=True)]
+            tensors[key] = rows[sent(payload[TENSORS.CONDITION], device)]
         if self.start is not None and START_SEED in payload:
-            condition_S = payload[TENSORS.CONDITION].to(device, non_blocking=True)
             tensors[TENSORS.RESIDUAL_INPUT] = self.start.cells(
-                tensors[TENSORS.CONTROL], condition_S, payload[START_SEED]
-            )
+                tensors[TENSORS.CONTROL], payload[TENSORS.CONDITION], payload[START_SEED],
+                out.get(TENSORS.RESIDUAL_INPUT),
+            )  # fmt: skip
         for key in (TENSORS.CONDITION, TENSORS.BATCH):
             if key in payload:
-                tensors[key] = payload[key].to(device, non_blocking=True)
-        tensors[TENSORS.PERTURBATION] = self._table[payload[TENSORS.PERTURBATION].to(device, non_blocking=True)]
+                tensors[key] = sent(payload[key], device)
+        tensors[TENSORS.PERTURBATION] = self._table[sent(payload[TENSORS.PERTURBATION], device)]
         return tensors
 
 
@@ -312,6 +321,8 @@ class CellSetDataModule(LightningDataModule):
         self.n_train, self.n_val = len(split.train), len(split.validation)
         self.train_size = self.n_train / max(1, self.n_train + self.n_val + len(split.test))
         self.data_loader_kwargs: dict[str, Any] = {}
+        #: the last training minibatch, in whose memory the next one is made
+        self._last: dict[str, Tensor] = {}
         self._plan = SetPlan(
             index=split.index,
             pools=split.index.control_pools(),
@@ -351,4 +362,11 @@ class CellSetDataModule(LightningDataModule):
         """Finish the minibatch on the device that the network runs on."""
         # float16 and bfloat16 add up to float32, as float32 and bfloat16 do; with no other precision is that so
         compact = self.trainer is not None and self.trainer.precision == "bf16-mixed"
-        return self.dataset.to_tensors(batch, device, compact=compact)
+        if self.trainer is None or not self.trainer.training:
+            return self.dataset.to_tensors(batch, device, compact=compact)
+        self._last = self.dataset.to_tensors(batch, device, compact=compact, previous=self._last)
+        return self._last
+
+    def teardown(self, stage: str) -> None:
+        """Give the memory of the last minibatch back."""
+        self._last = {}

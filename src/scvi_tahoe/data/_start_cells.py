@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
 
+from scvi_tahoe.data._compact_rows import kernel_runs_on
+from scvi_tahoe.data._store import sent
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -163,46 +166,89 @@ class StartTable:
     profiles: Sequence[ControlProfile]
 
     def __post_init__(self) -> None:
-        tensors = _tensors(self.profiles)
-        tensors["means"] = torch.from_numpy(np.require(self.means_CG, np.float32, "W"))
-        tensors["context"] = torch.from_numpy(self.context_C)
-        self._tensors = tensors
+        self._tensors = _tensors(self.profiles)
         self._has_total = not all(np.isnan(p.total) for p in self.profiles)
+        #: what becomes of the controls of a condition, for the conditions that were asked for: where positive, share of
+        #: the cells without a gene that begin to express it, where negative, share of the others that cease; and what
+        #: values are scaled by
+        self._change_CG, self._ratio_CG = (torch.empty(self.means_CG.shape) for _ in range(2))
+        self._known_C = np.zeros(len(self.means_CG), dtype=bool)
 
-    def cells(self, control_SNG: Tensor, condition_S: Tensor, seed: int) -> Tensor:
+    def cells(self, control_SNG: Tensor, condition_S: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
         """Start cells of a minibatch of control cells; the same for the same seed and device.
 
         Their means are the wanted ones on average, as those of a set are in the data, and which cells change is random.
+
+        Parameters
+        ----------
+        control_SNG
+            Control cells, log1p.
+        condition_S
+            Condition of each set, in main memory.
+        seed
+            Random seed.
+        out
+            May be overwritten, and is returned then.
         """
         device = control_SNG.device
-        if self._tensors["means"].device != device:
+        if self._tensors["mean"].device != device:
             self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
-        t = self._tensors
-        context_S, want = t["context"][condition_S], t["means"][condition_S]
-        mean, share, usual = (t[name][context_S] for name in ("mean", "share", "usual"))
-        new_share = wanted_share(want, mean, share, usual, t["n"][context_S])
-        begins = ((new_share - share) / (1 - share).clamp_min(_TINY)).clamp(0, 1)
-        ceases = (1 - new_share / share.clamp_min(_TINY)).clamp(0, 1)
-        after = mean * (1 - ceases) + begins * (1 - share) * usual
-        ratio = torch.where(after > _TINY, want / after.clamp_min(_TINY), torch.zeros_like(want))
+            self._change_CG, self._ratio_CG = (torch.empty(self.means_CG.shape, device=device) for _ in range(2))
+            self._known_C[:] = False
+        numbers = condition_S.numpy()
+        if len(new := np.unique(numbers[~self._known_C[numbers]])):
+            self._learn(new)
+        context_S, condition_S = sent(torch.from_numpy(self.context_C[numbers]), device), sent(condition_S, device)
+        if kernel_runs_on(device.type):
+            if out is None or (out.shape, out.dtype) != (control_SNG.shape, control_SNG.dtype):
+                out = torch.empty_like(control_SNG)
+            return self._by_kernels(control_SNG, condition_S, context_S, seed, out)
+        change_SG, ratio_SG = self._change_CG[condition_S], self._ratio_CG[condition_S]
+        begins, ceases = change_SG.clamp_min(0), (-change_SG).clamp_min(0)
         generator = torch.Generator(device).manual_seed(seed)
         draw = torch.rand(control_SNG.shape, generator=generator, device=device)
         # where a cell begins to express a gene, the draw is uniform below that share: it also chooses the level
         level = (draw / begins.clamp_min(_TINY)[:, None] * N_LEVELS).long().clamp_(max=N_LEVELS - 1)
-        new = t["levels"][context_S].gather(1, level)
+        entering = self._tensors["levels"][context_S].gather(1, level)
         expressed = control_SNG > 0
-        cells = torch.where(expressed, control_SNG.float(), torch.where(draw < begins[:, None], new, 0.0))
-        cells = torch.where(expressed & (draw < ceases[:, None]), 0.0, cells) * ratio[:, None]
-        return self._near_totals(cells, t["total"][context_S])
-
-    def _near_totals(self, cells_SNG: Tensor, total_S1: Tensor) -> Tensor:
-        """Scale cells to the total of their context, where it has one, and genes back to their means."""
+        cells = torch.where(expressed, control_SNG.float(), torch.where(draw < begins[:, None], entering, 0.0))
+        cells = torch.where(expressed & (draw < ceases[:, None]), 0.0, cells) * ratio_SG[:, None]
         if not self._has_total:
-            return cells_SNG
-        counts = torch.expm1(cells_SNG)
-        sums = counts.sum(2, keepdim=True)
-        factor = torch.where(total_S1.isnan()[:, None], 1.0, total_S1[:, None] / sums.clamp_min(_TINY))
-        return _with_means(torch.log1p(counts * factor), cells_SNG.mean(1))
+            return cells
+        counts = torch.expm1(cells)
+        factor_SN = self._factor(counts.sum(2), context_S)
+        return _with_means(torch.log1p(counts * factor_SN[..., None]), cells.mean(1))
+
+    def _by_kernels(
+        self, control_SNG: Tensor, condition_S: Tensor, context_S: Tensor, seed: int, out: Tensor
+    ) -> Tensor:
+        from scvi_tahoe.data._start_kernels import moved_cells, scaled_to_totals
+
+        sums_SNB = moved_cells(
+            control_SNG, condition_S, context_S, change_CG=self._change_CG, ratio_CG=self._ratio_CG,
+            levels_KLG=self._tensors["levels"], seed=seed, out=out,
+        )  # fmt: skip
+        return scaled_to_totals(out, self._factor(sums_SNB.sum(2), context_S)) if self._has_total else out
+
+    def _learn(self, condition_c: np.ndarray) -> None:
+        """Compute what becomes of the controls of these conditions."""
+        t = self._tensors
+        device = t["mean"].device
+        context_c, rows = (torch.from_numpy(a).to(device) for a in (self.context_C[condition_c], condition_c))
+        want = torch.from_numpy(np.asarray(self.means_CG[condition_c], np.float32)).to(device)
+        mean, share, usual = (t[name][context_c] for name in ("mean", "share", "usual"))
+        new_share = wanted_share(want, mean, share, usual, t["n"][context_c])
+        begins = ((new_share - share) / (1 - share).clamp_min(_TINY)).clamp(0, 1)
+        ceases = (1 - new_share / share.clamp_min(_TINY)).clamp(0, 1)
+        after = mean * (1 - ceases) + begins * (1 - share) * usual
+        self._change_CG[rows] = begins - ceases
+        self._ratio_CG[rows] = torch.where(after > _TINY, want / after.clamp_min(_TINY), torch.zeros_like(want))
+        self._known_C[condition_c] = True
+
+    def _factor(self, sums_SN: Tensor, context_S: Tensor) -> Tensor:
+        """Return what scales cells to the total of their context, where it has one."""
+        total_S1 = self._tensors["total"][context_S]
+        return torch.where(total_S1.isnan(), 1.0, total_S1 / sums_SN.clamp_min(_TINY))
 
 
 def _tensors(profiles: Sequence[ControlProfile]) -> dict[str, Tensor]:

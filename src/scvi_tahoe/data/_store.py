@@ -64,8 +64,11 @@ class CellStore(ABC):
         """Mean of some rows, float64 ``[n_features]``."""
         return self.dense(self.fetch(rows), device).mean(0).cpu().numpy().astype(np.float64)
 
-    def compact(self, payload: Payload, device: torch.device) -> Tensor:
-        """Return rows as narrow as the store holds them: float16 where it rounds values to it, else float32."""
+    def compact(self, payload: Payload, device: torch.device, out: Tensor | None = None) -> Tensor:
+        """Return rows as narrow as the store holds them: float16 where it rounds values to it, else float32.
+
+        ``out`` may be overwritten, and is returned then.
+        """
         return self.dense(payload, device)
 
     def prefetch(self, rows: np.ndarray) -> None:  # noqa: B027  most stores have nothing to begin
@@ -93,6 +96,11 @@ class Pending(Generic[T]):
         """Return what was begun for exactly this array; None if nothing was."""
         expected, begun = self._begun.pop(id(rows), (None, None))
         return begun if expected is rows else None
+
+
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Send a few numbers to a device, without waiting for what it does at the time."""
+    return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
 
 
 def _row_numbers(rows: np.ndarray) -> Tensor:
@@ -130,16 +138,16 @@ class DeviceStore(CellStore):
     def dense(self, payload: Payload, device: torch.device) -> Tensor:
         return self._gather(payload, device, torch.float32)
 
-    def compact(self, payload: Payload, device: torch.device) -> Tensor:
+    def compact(self, payload: Payload, device: torch.device, out: Tensor | None = None) -> Tensor:
         """Gather without making float32 of what is float16: half the bytes to write, and to read in training."""
-        return self._gather(payload, device, self._rows.values.dtype if self.sparse else torch.float32)
+        return self._gather(payload, device, self._rows.values.dtype if self.sparse else torch.float32, out)
 
-    def _gather(self, payload: Payload, device: torch.device, dtype: torch.dtype) -> Tensor:
-        rows = payload["rows"].to(device, non_blocking=True)
+    def _gather(self, payload: Payload, device: torch.device, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        rows = sent(payload["rows"], device)
         if self._rows.device != device:
             self._rows = self._rows.to(device)
         if self.sparse:
-            return self._rows.dense(rows, device, dtype=dtype)
+            return self._rows.dense(rows, device, dtype=dtype, out=out)
         return self._rows[rows.reshape(-1)].view(*rows.shape, -1)
 
 

@@ -206,7 +206,8 @@ class RidgeFit:
 
     x_mean: Vector
     y_mean: Vector
-    slope_PG: Vector
+    axes_RP: Vector  #: right singular vectors of the rows
+    scores_RG: Vector  #: change of the prediction along each; far fewer numbers than a slope for each column
     left_out_TG: Vector  #: prediction of each row by a fit without it
 
     @classmethod
@@ -217,7 +218,7 @@ class RidgeFit:
         target = u.T @ (y_TG - y_mean)
         nothing = np.broadcast_to(y_mean, y_TG.shape)
         if not (s > 0).any():
-            return cls(x_mean, y_mean, np.zeros((x_TP.shape[1], y_TG.shape[1])), nothing)
+            return cls(x_mean, y_mean, vt, np.zeros_like(target), nothing)
         scale = np.mean(s[s > 0] ** 2)
         best = (np.inf, scale, np.ones(len(x_TP)))
         # errors of all penalties from products of scores, which are as many as conditions and not as many as genes
@@ -233,13 +234,13 @@ class RidgeFit:
             if error < best[0]:
                 best = error, penalty, free
         _, penalty, free = best
-        slope = vt.T @ ((s / (s**2 + penalty))[:, None] * target)
+        scores = (s / (s**2 + penalty))[:, None] * target
         residual = y_TG - y_mean - u @ ((s**2 / (s**2 + penalty))[:, None] * target)
-        return cls(x_mean, y_mean, slope, y_TG - residual / free[:, None])
+        return cls(x_mean, y_mean, vt, scores, y_TG - residual / free[:, None])
 
     def predict(self, new_NP: NDArray[np.floating]) -> NDArray[np.float64]:
         """Predict rows."""
-        return self.y_mean + (new_NP - self.x_mean) @ self.slope_PG
+        return self.y_mean + (new_NP - self.x_mean) @ self.axes_RP.T @ self.scores_RG
 
 
 def nearest_mean(

@@ -136,8 +136,10 @@ class TrainMixin(PredictMixin):
             As in Lightning, e.g. ``'bf16-mixed'`` or ``'32-true'``; ``'auto'`` is the first on CUDA devices with
             native bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
         compile
-            Whether to compile training steps. ``'auto'`` compiles if that saves more time than it takes. ``'record'``
-            replays recorded steps (CUDA graphs) instead, on one GPU in bfloat16; it is as fast at once, and new.
+            How training steps are made fast on GPUs. ``'auto'`` records a step after the third and replays it (CUDA
+            graphs) on one GPU in bfloat16 without ``ema`` and ``accumulate_grad_batches``, and elsewhere compiles if
+            that saves more time than it takes. ``'record'`` demands a recording, True compiles, and False does
+            neither.
         shrink_correction
             With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
             validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose

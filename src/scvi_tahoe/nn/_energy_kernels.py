@@ -75,13 +75,24 @@ def pull_weights(distance_SNC: Tensor, *, n_observed: int, across: float, within
     return weight_SNC, scale_SN
 
 
-def scaled_rows(pulled_SNP: Tensor, scale_SN: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor:
-    """Rows times their scale, without the columns that only fill up: ``[S, N, G]`` of another type."""
-    out_SNG = torch.empty(*pulled_SNP.shape[:2], n_genes, dtype=dtype, device=pulled_SNP.device)
+def scaled_rows(
+    pulled_SNP: Tensor, scale_SN: Tensor, n_genes: int, dtype: torch.dtype, *, shift_SG: Tensor | None = None
+) -> Tensor:
+    """Rows times their scale, plus the shift of their set: ``[S, N, G]`` of another type.
+
+    Columns that only fill up are left out. The rows are overwritten where their memory suffices.
+    """
+    n_sets, n, width = pulled_SNP.shape
+    if width == n_genes and pulled_SNP.element_size() == dtype.itemsize:
+        out_SNG = pulled_SNP.view(dtype)  # in place
+    else:
+        out_SNG = torch.empty(n_sets, n, n_genes, dtype=dtype, device=pulled_SNP.device)
+    shift = scale_SN if shift_SG is None else shift_SG.contiguous()
     with torch.cuda.device(pulled_SNP.device):
-        _scale[(scale_SN.numel(),)](
-            pulled_SNP, scale_SN.contiguous(), out_SNG, n_genes, pulled_SNP.shape[2], BLOCK=_BLOCK, num_warps=8
-        )
+        _scale[(n_sets * n,)](
+            pulled_SNP, scale_SN.contiguous(), shift, out_SNG, n, n_genes, width, SHIFTS=shift_SG is not None,
+            BLOCK=_BLOCK, num_warps=8,
+        )  # fmt: skip
     return out_SNG
 
 
@@ -151,7 +162,7 @@ def _pull(distance, weight, scale, n, c, n_observed, across, within, BLOCK: tl.c
 
 
 @triton.jit
-def _scale(pulled, scale, out, n_genes, width, BLOCK: tl.constexpr):
+def _scale(pulled, scale, shift, out, n, n_genes, width, SHIFTS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     factor = tl.load(scale + row)
     lane = tl.arange(0, BLOCK)
@@ -159,4 +170,6 @@ def _scale(pulled, scale, out, n_genes, width, BLOCK: tl.constexpr):
         gene = begin + lane
         real = gene < n_genes
         value = tl.load(pulled + row * width + gene, mask=real, other=0.0).to(tl.float32) * factor
+        if SHIFTS:
+            value += tl.load(shift + row // n * n_genes + gene, mask=real, other=0.0)
         tl.store(out + row * n_genes + gene, value.to(out.dtype.element_ty), mask=real)

@@ -107,8 +107,24 @@ class ChangedCells(torch.autograd.Function):
         return None, down, None, None
 
 
+def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers in another precision."""
+    x = x.contiguous()
+    y = torch.empty_like(x, dtype=dtype)
+    with torch.cuda.device(y.device):
+        _convert[(triton.cdiv(y.numel(), 4 * _BLOCK),)](x, y, y.numel(), BLOCK=4 * _BLOCK, num_warps=8)
+    return y
+
+
 # mypy: disable-error-code="no-untyped-def"
 # ruff: noqa: ANN001, ANN202
+
+
+@triton.jit
+def _convert(x, y, n, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + place, mask=place < n, other=0.0).to(tl.float32)
+    tl.store(y + place, value.to(y.dtype.element_ty), mask=place < n)
 
 
 @triton.jit

@@ -27,6 +27,18 @@ def runs_in_16_bits(x: Tensor) -> bool:
     return x.is_cuda and torch.is_autocast_enabled("cuda")
 
 
+def rounded_to_products(x: Tensor) -> Tensor:
+    """Return data in the precision in which a GPU multiplies them now."""
+    if not runs_in_16_bits(x):
+        return x
+    dtype = torch.get_autocast_dtype("cuda")
+    if x.dtype == torch.float16 and dtype == torch.bfloat16 and _by_kernels(x) and not x.requires_grad:
+        from scvi_tahoe.nn._fused_kernels import converted
+
+        return converted(x, dtype)  # three times as fast as torch from one kind of 16 bits to the other
+    return x.to(dtype)
+
+
 def more_to_align(width: int) -> int:
     """Return the number of columns missing to the next multiple of 8, at which matrix units are fast."""
     return -width % _STEP
@@ -56,9 +68,10 @@ class AlignedLinear(nn.Linear):
         more_in, more_out = more_to_align(self.in_features), more_to_align(self.out_features)
         # rounded before they are padded: half the bytes
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-        if not (more_in or more_out):
-            return weight, bias
-        return F.pad(weight, (0, more_in, 0, more_out)), None if bias is None else F.pad(bias, (0, more_out))
+        if more_out:  # joined to rows, whose gradient needs no copy then
+            weight = torch.cat((weight, weight.new_zeros(more_out, self.in_features)))
+            bias = None if bias is None else F.pad(bias, (0, more_out))
+        return F.pad(weight, (0, more_in)) if more_in else weight, bias
 
 
 class RMSNorm(nn.Module):
@@ -104,10 +117,12 @@ def changed_cells(base: Tensor, change: Tensor, *, keeps_zeros: bool, rectifies:
 def rectified(cells: Tensor) -> Tensor:
     """Set negative values to zero.
 
-    Unlike relu, clamp passes the gradient on at exactly zero. An untrained delta head predicts exactly zero wherever
+    Unlike relu, this passes the gradient on at exactly zero. An untrained delta head predicts exactly zero wherever
     the control is zero, and has to be able to switch such a gene on.
     """
-    return cells.clamp_min(0)
+    # clamp would do the same, in a backward pass of two operations
+    number = torch.finfo(cells.dtype)
+    return F.threshold(cells, -number.tiny * number.eps, 0.0)
 
 
 def _by_kernels(x: Tensor) -> bool:

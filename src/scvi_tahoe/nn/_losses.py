@@ -31,9 +31,10 @@ _MOST_CELLS = 8192
 
 
 class EnergyDistance(torch.autograd.Function):
-    r"""Half of the energy distance of each set, ``(S, N, G)`` and ``(S, M, G)`` to ``(S,)``.
+    r"""Half of the energy distance of each set, ``(S, N, G)`` and ``(S, M, G)`` to ``(S,)``, and mean predicted cells.
 
-    The gradient with respect to a predicted cell is
+    The means ``(S, G)``, None where nothing trains, are for :func:`set_mean`: their gradient is added in the pass that
+    writes that of the distance. The gradient with respect to a predicted cell is
 
     .. math:: \frac{1}{NM}\sum_j \frac{x_i - y_j}{d(x_i, y_j)} - \frac{1}{P}\sum_j \frac{x_i - x_j}{d(x_i, x_j)}
 
@@ -48,8 +49,9 @@ class EnergyDistance(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x_SNG: Tensor, y_SMG: Tensor, excludes_diagonal: bool, dtype: torch.dtype
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """Compute the distances, and keep the cells in ``dtype`` for the gradient."""
+        ctx.set_materialize_grads(False)
         m, n = y_SMG.shape[1], x_SNG.shape[1]
         pairs_x, pairs_y = (k * (k - 1) if excludes_diagonal and k > 1 else k * k for k in (n, m))
         ctx.by_kernels = dtype == torch.float16 and x_SNG.is_cuda and _kernels_hold(m + n)
@@ -58,16 +60,20 @@ class EnergyDistance(torch.autograd.Function):
         cells_SCG, distance_SNC, across_S, within_x_S, within_y_S = compute(x_SNG, y_SMG, dtype)
         ctx.save_for_backward(cells_SCG, distance_SNC)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        return (across_S / (n * m) - 0.5 * within_x_S / pairs_x - 0.5 * within_y_S / pairs_y).to(wide)
+        value_S = (across_S / (n * m) - 0.5 * within_x_S / pairs_x - 0.5 * within_y_S / pairs_y).to(wide)
+        return value_S, _mean_cell(x_SNG) if ctx.needs_input_grad[0] else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_S: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient_S: Tensor | None, of_mean_SG: Tensor | None) -> tuple[Tensor, None, None, None]:
         """One product of inverse distances with the cells."""
         cells_SCG, distance_SNC = ctx.saved_tensors
-        if ctx.by_kernels:
-            return _pulled_by_kernels(ctx, cells_SCG, distance_SNC, gradient_S), None, None, None
         n, c = distance_SNC.shape[1:]
+        shift_SG = None if of_mean_SG is None else of_mean_SG / n
+        if gradient_S is None:  # of the means alone
+            gradient_S = cells_SCG.new_zeros(len(cells_SCG), dtype=distance_SNC.dtype)
+        if ctx.by_kernels:
+            return _pulled_by_kernels(ctx, cells_SCG, distance_SNC, gradient_S, shift_SG), None, None, None
         m = c - n
         # times N, so that float16 holds them well; nothing pulls on a cell where the distance is zero
         weight_SNC = torch.where(distance_SNC > 0, n / distance_SNC, 0)
@@ -79,9 +85,12 @@ class EnergyDistance(torch.autograd.Function):
         scale_S11 = weight_SNC.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(weight_SNC.dtype).tiny)
         pulled_SNG = _product((weight_SNC / scale_S11).to(ctx.dtype), cells_SCG, weight_SNC.dtype)
         scale_S11 = scale_S11 * (gradient_S[:, None, None] / n)
-        if pulled_SNG.dtype == ctx.x_dtype:
-            return pulled_SNG.mul_(scale_S11), None, None, None
-        return torch.mul(pulled_SNG, scale_S11, out=torch.empty_like(pulled_SNG, dtype=ctx.x_dtype)), None, None, None
+        same = pulled_SNG.dtype == ctx.x_dtype
+        out_SNG = pulled_SNG if same else torch.empty_like(pulled_SNG, dtype=ctx.x_dtype)
+        torch.mul(pulled_SNG, scale_S11, out=out_SNG)
+        if shift_SG is not None:
+            out_SNG += shift_SG.to(ctx.x_dtype)[:, None]
+        return out_SNG, None, None, None
 
 
 def _distances_by_torch(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -118,14 +127,17 @@ def _distances_by_kernels(x_SNG: Tensor, y_SMG: Tensor, dtype: torch.dtype) -> t
     return cells_SCP, distance_SNC, across_S, within_x_S, sums_SM2[..., 0].sum(1, dtype=torch.float64)
 
 
-def _pulled_by_kernels(ctx: Any, cells_SCP: Tensor, distance_SNC: Tensor, gradient_S: Tensor) -> Tensor:
+def _pulled_by_kernels(
+    ctx: Any, cells_SCP: Tensor, distance_SNC: Tensor, gradient_S: Tensor, shift_SG: Tensor | None
+) -> Tensor:
     """Compute the gradient with respect to the predicted cells."""
     from scvi_tahoe.nn._energy_kernels import pull_weights, scaled_rows
 
     n, c = distance_SNC.shape[1:]
     m = c - n
     weight_SNC, scale_SN = pull_weights(distance_SNC, n_observed=m, across=1 / (n * m), within=1 / ctx.pairs_x)
-    return scaled_rows(torch.bmm(weight_SNC, cells_SCP), scale_SN * gradient_S[:, None], ctx.n_genes, ctx.x_dtype)
+    pulled_SNP = torch.bmm(weight_SNC, cells_SCP)
+    return scaled_rows(pulled_SNP, scale_SN * gradient_S[:, None], ctx.n_genes, ctx.x_dtype, shift_SG=shift_SG)
 
 
 def _kernels_hold(n_cells: int) -> bool:
@@ -233,7 +245,10 @@ def energy_distance(
     """
     if diagonal != "rounded":
         dtype = torch.float64 if torch.float64 in (x_SNG.dtype, y_SMG.dtype) else products
-        return EnergyDistance.apply(x_SNG, y_SMG.detach(), diagonal == "excluded", dtype)
+        value_S, mean_SG = EnergyDistance.apply(x_SNG, y_SMG.detach(), diagonal == "excluded", dtype)
+        if mean_SG is not None and not x_SNG.is_leaf:
+            x_SNG._mean_cell = x_SNG._version, mean_SG  # type: ignore[attr-defined]
+        return value_S
     x_SNG, y_SMG = _wide(x_SNG), _wide(y_SMG)
     with torch.no_grad():
         within_y_S = _mean_within(y_SMG)
@@ -277,8 +292,16 @@ def mse(x_SNG: Tensor, y_SNG: Tensor) -> Tensor:
 
 
 def set_mean(cells_SNG: Tensor) -> Tensor:
-    """Mean cell of each set, at least in float32 and without a wide copy of the cells or of their gradient."""
-    return _SetMean.apply(cells_SNG)
+    """Mean cell of each set, at least in float32 and without a wide copy of the cells or of their gradient.
+
+    Where the energy distance of the very cells was computed before, its gradient includes that of the mean.
+    """
+    version, mean_SG = getattr(cells_SNG, "_mean_cell", (None, None))
+    return mean_SG if mean_SG is not None and version == cells_SNG._version else _SetMean.apply(cells_SNG)
+
+
+def _mean_cell(cells_SNG: Tensor) -> Tensor:
+    return cells_SNG.mean(1, dtype=torch.promote_types(cells_SNG.dtype, torch.float32))
 
 
 class _SetMean(torch.autograd.Function):
@@ -287,7 +310,7 @@ class _SetMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cells_SNG: Tensor) -> Tensor:  # type: ignore[override]
         ctx.shape, ctx.dtype = cells_SNG.shape, cells_SNG.dtype
-        return cells_SNG.mean(1, dtype=torch.promote_types(cells_SNG.dtype, torch.float32))
+        return _mean_cell(cells_SNG)
 
     @staticmethod
     @once_differentiable

@@ -33,6 +33,7 @@ from scvi_tahoe.nn._layers import (
     gated_silu,
     more_to_align,
     rectified,
+    rounded_to_products,
     runs_in_16_bits,
     widened,
 )
@@ -128,12 +129,11 @@ class SetTransformer(nn.Module):
             If the network has a batch encoder and no batch is given.
         """
         base_SNG = control_SNG if base_SNG is None else base_SNG
-        if runs_in_16_bits(control_SNG):  # once for all of its products
-            control_SNG = control_SNG.to(torch.get_autocast_dtype("cuda"))
+        control_SNG = rounded_to_products(control_SNG)  # once for all of its products
         encoded_SND = self.control_encoder(control_SNG)
         cells_SND = encoded_SND + self._encode_perturbation(perturbation_SP)
         if self.base_encoder is not None:
-            cells_SND = cells_SND + self.base_encoder(base_SNG)
+            cells_SND = cells_SND + self.base_encoder(rounded_to_products(base_SNG))
         if self.batch_encoder is not None:
             # in the precision of the cells, which the sum would not have otherwise, nor all that follows
             cells_SND = cells_SND + self._encode_batch(batch_SN).to(cells_SND.dtype)
@@ -369,8 +369,10 @@ class Attention(nn.Module):
         """Return what every token gathers from the tokens it may see."""
         # the fused kernels want heads of multiples of 8, and would copy queries, keys and values to get them
         more = more_to_align(self.head_dim) if rotary is None and runs_in_16_bits(tokens_STD) else 0
-        heads_SHTW = self._project(tokens_STD, more).unflatten(-1, (-1, self.head_dim + more)).transpose(1, 2)
-        query_SHTW, key_SKTW, value_SKTW = heads_SHTW.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
+        # split before heads come first: so the gradients of the parts are joined in the order of the columns
+        parts = self._project(tokens_STD, more).unflatten(-1, (-1, self.head_dim + more))
+        heads = parts.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=2)
+        query_SHTW, key_SKTW, value_SKTW = (part.transpose(1, 2) for part in heads)
         value_SHTW = self._grouped(value_SKTW)
         if self.kind == "self_only":
             # A softmax over one token is 1, so the token's own value is all there is to gather.
@@ -393,7 +395,7 @@ class Attention(nn.Module):
         """Return queries, keys and values of all heads, each head with ``more`` columns of zeros."""
         if not more or type(self.qkv) is not nn.Linear:
             return _widened_heads(self.qkv(tokens_STD), self.head_dim, more)
-        weight = _widened_heads(_rounded(self.qkv.weight).T, self.head_dim, more).T
+        weight = F.pad(_rounded(self.qkv.weight).unflatten(0, (-1, self.head_dim)), (0, 0, 0, more)).flatten(0, 1)
         bias = None if self.qkv.bias is None else _widened_heads(self.qkv.bias, self.head_dim, more)
         return F.linear(tokens_STD, weight, bias)
 

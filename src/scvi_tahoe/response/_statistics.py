@@ -11,7 +11,7 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from scvi_tahoe.data import Condition, ConditionIndex
 
-_BLOCK = 8192  # cells read at once
+_BLOCK = 2048  # cells read at once
 _PSEUDO_CELLS = 10  # cells' worth of the usual variance that is mixed into that of a condition
 
 
@@ -63,12 +63,15 @@ def condition_statistics(expression: Any, index: ConditionIndex, rows: np.ndarra
         of_block = group[start : start + _BLOCK]
         block = expression[rows[start : start + _BLOCK]]
         found, local = np.unique(of_block, return_inverse=True)
-        member = sp.csr_matrix((np.ones(len(local)), (local, np.arange(len(local)))), (len(found), len(local)))
         if sp.issparse(block):
-            sums[found] += (member @ block).toarray()
-            squares[found] += (member @ block.multiply(block)).toarray()
+            # several times faster than products of sparse matrices
+            place = np.repeat(local * n_genes, np.diff(block.indptr)) + block.indices
+            for totals, values in ((sums, block.data), (squares, np.square(block.data))):
+                added = np.bincount(place, weights=values, minlength=len(found) * n_genes)
+                totals[found] += added.reshape(len(found), n_genes)
             n_expressing += block.getnnz(axis=0)
         else:
+            member = sp.csr_matrix((np.ones(len(local)), (local, np.arange(len(local)))), (len(found), len(local)))
             sums[found] += member @ block
             squares[found] += member @ np.square(block, dtype=np.float64)
             n_expressing += (block > 0).sum(axis=0)

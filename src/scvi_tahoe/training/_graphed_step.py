@@ -84,15 +84,17 @@ class GraphedStep:
         self._recording, self._n_usual = None, 0
 
     def _record(self, batch: Mapping[str, Tensor]) -> _Recording | None:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        own = {name: value.clone() for name, value in batch.items()}
+        graph, stream, own = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), dict(batch)
         for parameter in self._module.parameters():
             parameter.grad = None
+        torch.cuda.empty_cache()  # what the steps before took, which the recording takes again for itself
         try:
             # other threads may bring the next minibatch meanwhile
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                *_, found = self._module(own)
-                found.loss.backward()
+                found = self._module(own)[-1]  # without what the backward pass does not need
+                # as after a usual step; products of the energy distance would be rounded to bfloat16
+                with torch.autocast("cuda", enabled=False):
+                    found.loss.backward()
         except RuntimeError as error:
             self._fails = True
             # what torch leaves of a recording that failed: its stream, and random numbers drawn as if it went on
@@ -101,7 +103,7 @@ class GraphedStep:
             generator.graphsafe_set_state(generator.clone_state())
             for parameter in self._module.parameters():
                 parameter.grad = None
-            logger.info(f"training steps cannot be recorded and run as usual: {str(error).splitlines()[0]}")
+            logger.warning(f"training steps cannot be recorded and run one by one: {str(error).splitlines()[0]}")
             return None
         losses = StepLosses(found.loss.detach(), {name: value.detach() for name, value in found.extra_metrics.items()})
         gradients = [(p, p.grad) for p in self._module.parameters() if p.grad is not None]

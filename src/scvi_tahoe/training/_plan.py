@@ -289,7 +289,7 @@ class TahoeTrainingPlan(LightningModule):
             # its gradients are there; what is returned has none to pass on
             loss, terms = graphed.loss.requires_grad_(), graphed.terms
         else:
-            *_, losses = self.module(batch)
+            losses = self.module(batch)[-1]
             loss, terms = losses.loss, losses.extra_metrics
         metrics = {"train_loss": loss.detach()} | {f"train_{k}": v for k, v in terms.items()}
         # kept on the device: reading a number at every step would make the device wait

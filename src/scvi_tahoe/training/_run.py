@@ -30,7 +30,7 @@ from scvi_tahoe.data import (
     default_split,
 )
 from scvi_tahoe.files import locked, verify_space
-from scvi_tahoe.nn import step_operations
+from scvi_tahoe.nn import have_triton, step_operations
 from scvi_tahoe.response import judging_conditions, predictable_labels
 from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import resolve_adapters
@@ -204,28 +204,26 @@ class TrainingRun:
     @property
     def fuses(self) -> bool:
         """Whether this is one GPU in bfloat16, where operations between matrix products are fused without compiling."""
-        return (
-            self.strategy == "auto" and self.device.type == "cuda" and self.trainer_options["precision"] == "bf16-mixed"
-        )
+        one = self.strategy == "auto" and self.device.type == "cuda"
+        return one and self.trainer_options["precision"] == "bf16-mixed" and have_triton()
 
     @property
     def records_steps(self) -> bool:
         """Whether steps are recorded once and replayed as CUDA graphs; a ValueError if that is asked for in vain."""
-        if self.options.compile != "record":
-            return False
-        if not (self.fuses and self.accumulate == 1 and self.plan.ema is None):
+        can = self.fuses and self.accumulate == 1 and self.plan.ema is None
+        if self.options.compile == "record" and not can:
             raise ValueError(
                 "compile='record' needs one GPU, precision='bf16-mixed', and neither ema nor accumulate_grad_batches; "
                 "compile='auto' works everywhere."
             )
-        return True
+        return can and self.options.compile in ("auto", "record")
 
     def compiles(self, module: TahoeSTModule) -> bool:
         """Return whether the network is compiled."""
         if self.options.compile != "auto":
             return self.options.compile is True
         if self.fuses:
-            return False  # which compiling hardly improves on
+            return False  # which compiling does not improve on
         return compiling_pays(
             self.device,
             n_parameters=sum(p.numel() for p in module.parameters()),
