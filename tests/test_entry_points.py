@@ -41,7 +41,6 @@ WRITE = {
     "ConfigCheck.write", "EvaluationResult.save", "EvaluationResult.to_html", "ResponseModel.save", "StudyConfig.run",
     "TahoeEnsemble.save", "TahoeEnsemble.train", "TahoeRun.to_yaml", "TahoeST.export", "TahoeST.predict",
     "TahoeST.push_to_hub", "TahoeST.save", "TahoeST.save_adapters", "run_demo", "submission", "write_table",
-    "written_whole",
 }  # fmt: skip
 
 
@@ -154,6 +153,8 @@ COMMANDS = {
     "embed": ["{}", "{}", "-o", "{}.out"], "evaluate": ["{}", "{}", "--perturbation-key", "a", "--control", "b"],
     "predict": ["{}", "{}", "-o", "{}.out"], "tables": ["gene-sets", "{}", "-o", "{}.out"],
     "respond": ["{}", "--perturbation-key", "a", "-o", "{}.out", "--table", "x={}"], "demo": None,
+    "train": ["{}", "--perturbation-key", "a", "--control", "b", "--folder", "{}.out", "--table", "x={}"],
+    "init": ["{}", "-o", "{}.out"],
 }  # fmt: skip
 
 

@@ -143,7 +143,8 @@ def _shown(value: Any) -> str:
             [f"{_shown(k)}: {_shown(v)}" for k, v in value.items()] if isinstance(value, dict) else map(_shown, value)
         )
         brackets = repr(type(value)())
-        text = f"{brackets[0]}{', '.join(items)}{brackets[1]}"
+        comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+        text = f"{brackets[0]}{', '.join(items)}{comma}{brackets[1]}"
     return text if text and len(text) <= 80 else f"{type(value).__module__.split('.')[0]}.{type(value).__qualname__}"
 
 

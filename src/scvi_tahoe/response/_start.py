@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.response._fitted import Fitted
 
 Way = Literal["condition", "perturbation"]
-_FEW = 0.25  # of the perturbations that contexts have in the median
+_FEW = 0.5  # of the perturbations that contexts have in the median
 
 
 def tables_of(table: EmbeddingTable) -> dict[str, pd.DataFrame]:
