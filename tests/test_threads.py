@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -21,6 +24,7 @@ def free(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     monkeypatch.setattr(_threads, "_AT_IMPORT", 3)
+    monkeypatch.setattr(_threads, "_free_cores", lambda: 3.0)
     yield
     torch.set_num_threads(before)
 
@@ -31,6 +35,23 @@ def test_threads_suit_the_operations_of_a_step_and_are_given_back(operations, ex
         assert n == torch.get_num_threads()
         assert n in expected
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/loadavg"), reason="only Linux tells how many programs want a core")
+def test_one_thread_is_used_while_other_programs_want_the_cores(free, monkeypatch):
+    monkeypatch.undo()  # the cores of this machine
+    for name in _threads._VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_threads, "_AT_IMPORT", 3)
+    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        time.sleep(0.2)
+        with fitting_threads(CPU, operations=1e12, **SMALL) as n:
+            assert n == 1
+    finally:
+        for process in neighbours:
+            process.kill()
+            process.wait()
 
 
 def test_what_is_measured_is_measured_once(free):

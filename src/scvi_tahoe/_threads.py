@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import contextmanager
@@ -29,9 +30,9 @@ def fitting_threads(device: torch.device, *, operations: float, n_cells: int, hi
     """Let torch use as many threads as suit the steps of a network, and as many as before afterwards.
 
     Threads wait for each other at the end of every operation. If another program holds the core of one of them, the
-    others wait for it each time, and two threads can be many times slower than one. So small networks get one thread;
-    where that is not clear, both are tried for 50 ms, once in a process. A number of threads that the user chose, by
-    ``OMP_NUM_THREADS`` or ``torch.set_num_threads``, stays.
+    others wait for it each time, and two threads can be many times slower than one. So small networks get one thread,
+    and so do all while other programs want the cores; where that is not clear, both are tried for 50 ms, once in a
+    process. A number of threads that the user chose, by ``OMP_NUM_THREADS`` or ``torch.set_num_threads``, stays.
 
     Parameters
     ----------
@@ -74,9 +75,26 @@ def _user_chose() -> bool:
 
 
 def _best(most: int, operations: float, n_cells: int, hidden: int) -> int:
-    if operations < _FEW:
+    if operations < _FEW or _free_cores() < most:
         return 1
     return most if operations > _MANY else _measured(most, n_cells, hidden)
+
+
+def _free_cores() -> float:
+    """Return the number of cores that no other program wants now; infinity where the system does not tell (Linux does).
+
+    A trial alone does not see other programs if the scheduler happens to let both threads run meanwhile.
+    """
+    found = []
+    for _ in range(5):
+        try:
+            with open("/proc/loadavg") as file:
+                runnable = int(file.read().split()[3].split("/")[0])
+        except OSError:
+            return math.inf
+        found.append((os.cpu_count() or 1) - (runnable - 1))  # this thread is one of them
+        time.sleep(0.002)
+    return sorted(found)[2]
 
 
 @cache
