@@ -125,7 +125,8 @@ def fitted_from_plain(
         responses=responses, parser=parser, conditions=read, kernels=kernels,
         members=Members(seen, noise, parser, kernels.tables), regression=regression, left_out={},
         stacks=stacks, own=own, inflation=inflation, local=local,
-        excess_G=arrays["excess"], device=torch.device(device), scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized, shares=shares,
+        excess_G=arrays["excess"], device=torch.device(device),
+        scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized, shares=shares,
         silent=silent, scale=scale, head=_head(arrays, settings.get("head", [])),
     )  # fmt: skip
 

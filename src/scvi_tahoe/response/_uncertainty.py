@@ -46,8 +46,8 @@ def predicted_sd(
 
     They are those of the true change: sampling noise of an observed one comes in addition. A standard deviation is
     ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G)``, calibrated on conditions that were left out, in each
-    context for itself, with more for genes and for conditions that change and less for the others; that of the perturbed
-    gene itself is the spread around its line.
+    context for itself, with more for genes and for conditions that change and less for the others; that of the
+    perturbed gene itself is the spread around its line.
     """
     if variance_nQ is None:
         variance_nQ = _variance(fitted, questions, control_means)[0]
