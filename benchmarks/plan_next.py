@@ -123,6 +123,10 @@ def main() -> None:
     )  # errors fall, so both are turned round
     print(f"{adata.n_obs} targets, {args.seeds} seeds")
     print(middle.round(4).to_string())
+    quarter = adata.n_obs / 4
+    error = np.interp(quarter, middle.index, middle["plan_next"])
+    alike = np.interp(-error, -middle["random"].cummin(), middle.index, right=np.nan)
+    print(f"plan_next at 25 % of the targets: the error of random choice at {100 * alike / adata.n_obs:.0f} %")
     if args.figure is not None:
         draw(table, args.figure, adata.n_obs)
 

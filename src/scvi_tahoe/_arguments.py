@@ -169,7 +169,7 @@ def fits(value: Any, hint: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(type(value) is type(allowed) and value == allowed for allowed in arguments)
-    kind = origin or hint
+    kind = _kind(hint)
     if kind is float:
         kind = (int, float)
     if isinstance(kind, type) and issubclass(kind, tuple) and kind is not tuple:  # named tuples, as plain ones
@@ -195,6 +195,11 @@ def _holds_items(items: Any, kind: Any, hints: tuple[Any, ...]) -> bool:
     if kind is tuple and hints and Ellipsis not in hints:
         return len(items) == len(hints) and all(_holds(item, hint) for item, hint in zip(items, hints, strict=True))
     return not hints or all(_holds(item, hints[0]) for item in items)
+
+
+def _kind(hint: Any) -> Any:
+    """Return the class of an annotation; keys of a TypedDict are checked where they are used, by their own message."""
+    return collections.abc.Mapping if typing.is_typeddict(hint) else get_origin(hint) or hint
 
 
 def _is_list(value: Any) -> bool:
@@ -223,7 +228,7 @@ def named(hint: Any) -> str:
         return f"{len(get_args(hint))} values ({', '.join(map(named, get_args(hint)))})"
     if origin in _SERIES and get_args(hint):
         return f"a list of {named(get_args(hint)[0])}"
-    kind = origin or hint
+    kind = _kind(hint)
     return _WORDS.get(kind, kind.__name__ if isinstance(kind, type) else "a mapping")
 
 

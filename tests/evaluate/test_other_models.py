@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
 
+from scvi_tahoe.datasets import norman_k562, papalexi_few_shot
 from scvi_tahoe.evaluate import EvaluationReference, as_prediction, evaluate, read_split, write_scperturbench
 
 LABELS = {"perturbation_key": "perturbation", "control": "ctrl"}
 TARGETS = ["A", "B", "A+B"]
+REAL = Path(__file__).parent.parent / "files" / "other_models"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,40 @@ def test_the_output_of_a_model_has_the_means_and_labels_that_it_predicts(observe
         np.testing.assert_allclose(np.asarray(mine.X.mean(axis=0)).ravel(), mean, atol=1e-5)
     result = evaluate(found, observed, **LABELS, preset="quick", baselines=False, representation_check="off")
     assert result.summary.loc["mae", "value"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:conditions without a prediction", "ignore:few conditions")
+def test_means_that_gears_returned_are_scored():
+    screen, keys = norman_k562(), {"perturbation_key": "perturbation", "control": "control"}
+    with np.load(REAL / "gears.npz") as file:
+        genes, means = file["genes"].tolist(), {name: file[name] for name in file.files if name != "genes"}
+    assert genes == screen.var_names.tolist()
+    with pytest.warns(UserWarning, match=r"44% of the values of the output are below zero \(lowest -0.15\)"):
+        found = as_prediction(means, screen, label=lambda name: name.replace("_", "+"), **keys)
+    for name, mean in means.items():
+        mine = found[(found.obs["perturbation"] == name.replace("_", "+")).to_numpy()].X.mean(axis=0)
+        np.testing.assert_allclose(np.asarray(mine).ravel(), np.maximum(mean, 0), atol=1e-5)
+    found = found[found.obs["perturbation"].isin(screen.obs["perturbation"]).to_numpy()].copy()
+    result = evaluate(found, screen, preset="quick", baselines=False, combination_separator="+", **keys)
+    assert 0 < result.summary.loc["mae", "value"] < 0.1
+
+
+@pytest.mark.filterwarnings(
+    "ignore:conditions without a prediction", "ignore:spread of totals", "ignore:few conditions"
+)
+def test_cells_that_scgen_returned_are_scored_once_they_are_named():
+    task = papalexi_few_shot()
+    keys = {"perturbation_key": "target_gene", "control": "non-targeting", "context_key": "replicate"}
+    output = anndata.read_h5ad(REAL / "scgen.h5ad")
+    with pytest.raises(ValueError, match="all 40 cells of the output are labelled 'non-targeting', as scGen leaves"):
+        as_prediction(output, task.train, **keys)
+    with pytest.warns(UserWarning, match="are below zero"):
+        found = as_prediction({"ATF2": output.to_df()}, task.train, context="rep_3", **keys)
+    assert found.X.min() == 0
+    options = {"preset": "quick", "baselines": False, "representation_check": "warn"}  # three epochs: totals are off
+    with pytest.warns(UserWarning, match="the median cell of the prediction sums to"):
+        result = evaluate(found, task.held_out, **options, **keys)
+    assert 0 < result.summary.loc["mae", "value"] < 0.5
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ def test_wrong_modalities_are_refused(modalities, error, message, screen):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": "huge"}, "size='huge' is unknown; there are .*'mini'.*or give the dimensions"),
+        ({"size": "huge"}, "size='huge' is unknown; allowed are 'mini', .* or a mapping"),
         ({"representation": "genes"}, "representation='genes' is unknown; allowed are .*'expression'"),
         ({"representation": "embedding"}, "needs a cell embedding; register one with cell_embedding_key"),
         ({"set_size": 0}, "set_size=0 must be 1 or more"),

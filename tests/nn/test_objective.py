@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,11 +13,16 @@ import torch
 from scvi_tahoe.nn import (
     EMBEDDING_TERMS,
     SET_LOSSES,
+    SIZES,
     TERMS,
+    NetworkConfig,
+    NetworkOptions,
     NetworkOutput,
     Objective,
     ObjectiveConfig,
+    ObjectiveOptions,
     SetReference,
+    SizeName,
     contrastive_alignment,
     contrastive_delta,
     de_weighted_mse,
@@ -225,3 +232,19 @@ def test_a_term_is_added_by_registering_a_function():
         register_term("energy")
     with pytest.raises(ValueError, match=r"'new' needs \['weather'\]; a set"):
         register_term("new", needs=("weather",))
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [(NetworkOptions, NetworkConfig), (ObjectiveOptions, ObjectiveConfig)],
+    ids=["network", "loss"],
+)
+def test_type_checkers_know_every_option(options, config):
+    assert list(options.__annotations__) == [field.name for field in fields(config)]
+    for field in fields(config):
+        if field.name != "gene_decoder":  # a dataclass there, and a mapping here
+            assert options.__annotations__[field.name].__forward_arg__ == field.type
+
+
+def test_type_checkers_know_every_size():
+    assert get_args(SizeName) == tuple(SIZES)

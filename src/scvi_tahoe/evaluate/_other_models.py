@@ -11,7 +11,9 @@ import scipy.sparse as sp
 from anndata import AnnData, concat
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._messages import warn
 from scvi_tahoe._names import nearest_names
+from scvi_tahoe.evaluate._checks import EvaluationWarning
 from scvi_tahoe.evaluate._exact_means import generator, scaled_to_mean
 from scvi_tahoe.files import atomic_write
 
@@ -59,10 +61,11 @@ def as_prediction(
         Either of
 
         * AnnData of predicted cells with the column ``perturbation_key``; ``place`` names where the expression is:
-          CPA writes ``obsm["CPA_pred"]``, CellFlow's reconstruction a layer, scGen ``X``. Of scPerturBench's
-          ``result.h5ad`` the rows that are ``imputed`` are taken.
+          CPA writes ``obsm["CPA_pred"]``, CellFlow's reconstruction a layer. Of scPerturBench's ``result.h5ad`` the
+          rows that are ``imputed`` are taken.
         * for each perturbation the mean profile, ``[G]``, as GEARS returns them, or cells, ``[cells, G]``, as arrays
-          or DataFrames with genes as columns. Means become control cells with exactly these means.
+          or DataFrames with genes as columns, as ``predicted.to_df()`` of scGen, whose predicted cells keep the label
+          of the controls. Means become control cells with exactly these means.
     controls
         Observed control cells with the same columns, log1p-normalised, of one context for means.
     perturbation_key, control, context_key
@@ -80,12 +83,14 @@ def as_prediction(
 
     Returns
     -------
-    AnnData ``[cells, genes]``, float32, with the two columns of ``obs``.
+    AnnData ``[cells, genes]``, float32, with the two columns of ``obs``. Values below zero, which expression cannot
+    have and GEARS and scGen return, are zero there, with a warning.
 
     Raises
     ------
     KeyError, ValueError
-        If a column or place does not exist, or a profile has another number of genes.
+        If a column or place does not exist, a profile has another number of genes, or all cells are labelled as
+        controls.
 
     Examples
     --------
@@ -101,7 +106,13 @@ def as_prediction(
     if context is not None and context_key is not None:
         controls = controls[controls.obs[context_key].astype(str).to_numpy() == context]
     if isinstance(output, AnnData):
-        return _of_cells(output, perturbation_key, context_key, context, place, genes, label)
+        found = _of_cells(output, perturbation_key, context_key, context, place, genes, label)
+        if set(found.obs[perturbation_key]) <= {control}:
+            raise ValueError(
+                f"all {found.n_obs} cells of the output are labelled {control!r}, as scGen leaves them; say what they "
+                "are: {'STAT1': predicted.to_df()}."
+            )
+        return found
     if place is not None:
         raise ValueError("place is for AnnData; a mapping has its values for each perturbation.")
     names = list(map(str, controls.var_names if genes is None else genes))
@@ -168,7 +179,20 @@ def _labelled(
             raise ValueError(f"the output does not say the context ({context_key}); give context=.")
         found.obs[context_key] = context
     found.obs_names = [f"cell_{i}" for i in range(found.n_obs)]
+    if found.X.nnz and (low := float(found.X.data.min())) < 0:
+        share = (found.X.data < 0).sum() / (found.n_obs * found.n_vars)
+        _warn_of_negative(share, low)
+        found.X.data[found.X.data < 0] = 0
+        found.X.eliminate_zeros()
     return found
+
+
+def _warn_of_negative(share: float, low: float) -> None:
+    warn(
+        f"{share:.0%} of the values of the output are below zero (lowest {low:.2g}), which log1p expression cannot be; "
+        "they are set to zero.",
+        EvaluationWarning,
+    )
 
 
 def _cells_of_mean(mean: np.ndarray, genes: list[str], controls: AnnData, rng: np.random.Generator) -> Any:
@@ -176,6 +200,8 @@ def _cells_of_mean(mean: np.ndarray, genes: list[str], controls: AnnData, rng: n
     if not shared.isin(controls.var_names).all():
         lacking = shared[~shared.isin(controls.var_names)]
         raise ValueError(f"controls lack {len(lacking)} genes of the prediction, e.g. {lacking[0]!r}.")
+    if (mean < 0).any():
+        _warn_of_negative((mean < 0).mean(), float(mean.min()))
     return scaled_to_mean(controls[:, genes].X, mean, rng)
 
 

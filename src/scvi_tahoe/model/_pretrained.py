@@ -35,14 +35,14 @@ from scvi_tahoe.pretrained import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data import Representation
-    from scvi_tahoe.nn import Attention
+    from scvi_tahoe.nn import Attention, NetworkOptions, ObjectiveOptions
     from scvi_tahoe.pretrained import AttentionDiagnosis
     from scvi_tahoe.response import Criterion, Prior
 
@@ -79,8 +79,8 @@ class PretrainedMixin(FittedModel):
         representation: Representation | None = None,
         batch_encoder: bool | None = None,
         set_size: int | None = None,
-        network: Mapping[str, Any] | None = None,
-        objective: Mapping[str, Any] | None = None,
+        network: NetworkOptions | None = None,
+        objective: ObjectiveOptions | None = None,
         prior: Prior = "auto",
         criterion: Criterion | None = None,
         check_scale: bool = True,

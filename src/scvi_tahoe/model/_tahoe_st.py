@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data import ConditionIndex, Representation
+    from scvi_tahoe.nn import NetworkOptions, ObjectiveOptions, SizeName
     from scvi_tahoe.response import Criterion, Prior
 
 _DEFAULT_SET_SIZE = 64
@@ -122,11 +123,11 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
         adata: AnnOrMuData | None = None,
         registry: dict | None = None,
         *,
-        size: str | Mapping[str, Any] = "mini",
+        size: SizeName | Mapping[str, Any] = "mini",
         representation: Representation = "expression",
         set_size: int | None = None,
-        network: Mapping[str, Any] | None = None,
-        objective: Mapping[str, Any] | None = None,
+        network: NetworkOptions | None = None,
+        objective: ObjectiveOptions | None = None,
         prior: Prior = "auto",
         criterion: Criterion = "error",
         batch_encoder: bool = False,
@@ -193,8 +194,6 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
             raise ValueError(
                 f"representation={self.representation!r} needs a cell embedding; register one with cell_embedding_key."
             )
-        if isinstance(size, str) and size not in SIZES:
-            raise ValueError(f"size={size!r} is unknown; there are {list(SIZES)}, or give the dimensions.")
         if batch_encoder and "n_batch" not in stats:
             raise ValueError("batch_encoder=True needs batches; register them with batch_key.")
         width = stats.n_vars if self.representation != "embedding" else stats.n_cell_embedding

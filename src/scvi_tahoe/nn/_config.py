@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from scvi_tahoe._arguments import checked_fields
 
@@ -11,6 +11,7 @@ Attention = Literal["full", "causal", "causal_rope", "self_only"]
 Backbone = Literal["llama", "gpt2"]
 ControlEncoder = Literal["mlp", "linear"]
 Head = Literal["delta", "hidden_residual", "absolute", "down_up"]
+SizeName = Literal["mini", "small", "medium", "base", "large", "tahoe"]
 
 #: Names of the activations that the encoders and the head accept.
 ACTIVATIONS = ("gelu", "relu", "leakyrelu", "elu", "selu")
@@ -312,3 +313,37 @@ def _verify_known_keys(owner: type, kwargs: dict[str, Any]) -> None:
     known = {field.name for field in fields(owner)}
     if unknown := sorted(set(kwargs) - known):
         raise ValueError(f"{owner.__name__} does not know {unknown}; it knows {sorted(known)}.")
+
+
+class NetworkOptions(TypedDict, total=False):
+    """Options of :class:`NetworkConfig` by name, for type checkers: ``TahoeST(network=...)``."""
+
+    n_input: int
+    n_output: int
+    n_perturbation: int
+    hidden: int
+    n_layers: int
+    intermediate: int
+    n_heads: int
+    n_perturbation_parts: int
+    n_kv_heads: int | None
+    head_dim: int | None
+    n_encoder_layers: int
+    n_decoder_layers: int
+    control_encoder: ControlEncoder
+    backbone: Backbone
+    attention: Attention
+    head: Head
+    rectify: bool
+    keep_zeros: bool
+    base_encoder: bool
+    sees_perturbation: bool
+    n_batches: int
+    batch_token: bool
+    n_batch_classes: int
+    confidence_token: bool
+    gene_decoder: dict[str, Any] | None
+    activation: str
+    dropout: float
+    attention_dropout: float
+    backbone_dropout: float

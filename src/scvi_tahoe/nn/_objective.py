@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 
@@ -134,6 +134,23 @@ class ObjectiveConfig:
         }
         auxiliary = self.embedding_terms if has_embedding else ()
         return [*self.terms, *auxiliary, *(name for name, there in of_parts.items() if there)]
+
+
+class ObjectiveOptions(TypedDict, total=False):
+    """Options of :class:`ObjectiveConfig` by name, for type checkers: ``TahoeST(objective=...)``."""
+
+    terms: dict[str, float]
+    energy_diagonal: Diagonal
+    blur: float
+    kernel: str
+    chunks: int
+    temperature: float
+    decoder_weight: float | Literal["auto"]
+    embedding_terms: dict[str, float]
+    batch_weight: float
+    confidence_weight: float
+    confidence_scale: float
+    shift_weight: float
 
 
 class Objective:
