@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _DAYS = ("0826", "0901", "0905", "0906", "0907", "0908")
 #: checkpoints that later runs start from
-_NEEDED = {"0826": "best", "0905": "last", "0906": "last"}
+_NEEDED = {"0826": "best", "0905": "best", "0906": "best"}
 _GIGABYTE = 1024**3
 
 

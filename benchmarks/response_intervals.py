@@ -2,7 +2,8 @@
 
 Each screen is fitted as a whole by the response model, with an embedding table. A row is a kind of screen; values are
 the share of the genes of all conditions whose true change lies within the nominal 90 % interval of `predict_effects`,
-from other conditions alone (`use_measured=False`) and with the condition's own measurement.
+from other conditions alone (`use_measured=False`) and with the condition's own measurement. Rows of `few-shot` hold out
+perturbations of one context of four, of which few are seen, and count only these; there is no table.
 
     OMP_NUM_THREADS=1 python benchmarks/response_intervals.py
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from itertools import product
 
 import numpy as np
 import pandas as pd
+from does_the_network_help import EFFECTS, few_shot
 
 from scvi_tahoe import TahoeST
 from scvi_tahoe.datasets import simulate_screen
@@ -52,6 +55,17 @@ def main() -> None:
             model, truth = TahoeST(screen, prior="response"), screen.uns["true_delta"]
             found = {way: coverage(model, truth, use_measured=way == "measured") for way in ("from others", "measured")}
             rows.append({"screen": name, **found})
+    for (name, options), share in product(EFFECTS.items(), (0.08, 0.3, 0.6)):
+        for seed in range(args.screens):
+            task = few_shot(name, share, seed, **options)
+            TahoeST.setup_anndata(task.train, **task.keys)
+            effects = TahoeST(task.train, prior="response").predict_effects(
+                perturbations=[p for _, p in task.held_out], contexts=["context_4"]
+            )
+            conditions = effects[["context", "perturbation"]].drop_duplicates().itertuples(index=False)
+            apart = np.abs(effects["change"] - np.concatenate([task.truth[tuple(key)] for key in conditions]))
+            held_out = float((apart <= 1.645 * effects["sd"]).mean())
+            rows.append({"screen": f"few-shot {share:.0%}{name}", "from others": held_out})
     print(pd.DataFrame(rows).groupby("screen", sort=False).mean().round(3).to_markdown())
 
 

@@ -66,6 +66,16 @@ def test_a_damaged_file_is_named(kept, path):
         read_h5ad(path)
 
 
+def test_a_text_longer_than_its_file_is_refused_before_memory_is_reserved(path):
+    with h5py.File(path) as file:
+        start = file["obs/_index"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[start : start + 4] = (0xF0000000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(UnsafeFileError, match=r"obs/_index claims 4,026,531,8\d\d bytes of text; the whole file has"):
+        read_h5ad(path)
+
+
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_h5ad(tmp_path / "cells.h5ad")

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from scvi_tahoe.data import LabelParser
-from scvi_tahoe.response._calibration import chosen_size, chosen_spread, inflation_of, shaped_variance
+from scvi_tahoe.response._calibration import (
+    chosen_size,
+    chosen_spread,
+    inflation_of,
+    inflation_of_contexts,
+    shaped_variance,
+)
 from scvi_tahoe.response._judged import _discriminating
 from scvi_tahoe.response._members import Origin, Question
 from scvi_tahoe.response._response_model import fit_responses, predicted_changes
@@ -26,6 +32,18 @@ def test_inflation_is_what_the_variance_lacks_beside_known_noise(factor, noise):
     assert found == pytest.approx(factor, rel=0.1 if noise < 4 or factor > 0.5 else 0.3)
     covered = np.abs(residual) < 1.645 * np.sqrt(found**2 * variance + noise)
     assert covered.mean() == pytest.approx(0.9, abs=0.003)
+
+
+def test_a_context_of_few_conditions_has_wider_intervals_if_its_own_conditions_say_so():
+    rng = np.random.default_rng(0)
+    contexts = np.array(["a"] * 100 + ["b"] * 18 + ["c"])
+    true = np.where(contexts == "a", 1.0, 2.0)[:, None]
+    squares, zeros = np.square(true * rng.normal(size=(len(contexts), 200))), np.zeros((len(contexts), 200))
+    overall = inflation_of(squares, zeros + 1, zeros)
+    found = inflation_of_contexts(squares, zeros + 1, zeros, contexts, overall)
+    assert found["a"] == pytest.approx(1, rel=0.05)
+    assert found["b"] == pytest.approx(2, rel=0.1)
+    assert overall < found["c"] < found["b"]  # a single condition says less
 
 
 def test_noise_that_covers_most_genes_does_not_make_the_others_certain():

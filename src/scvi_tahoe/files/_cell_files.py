@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
 
 from scvi_tahoe.files._checksums import verify_checksums
 from scvi_tahoe.files._limits import MEGABYTE, UnsafeFileError, one_line, verify_size
@@ -23,6 +24,8 @@ _MAX_DEPTH = 40
 #: bytes of an array from which they are compared with those in the file, and by how much these may be compressed
 _LARGE, _COMPRESSION = 64 * MEGABYTE, 1100
 _MAX_NODES = 200_000
+#: How HDF5 stores a text of any length: its bytes, and where in the file they are.
+_TEXT = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
 _DESCRIPTIONS = (".zarray", ".zmetadata", "zarr.json")
 _DESCRIPTION_LIMIT = 64 * MEGABYTE
 #: Codecs that rebuild numbers and text; ``pickle``, which numcodecs has as well, runs what it reads.
@@ -46,10 +49,10 @@ def verify_hdf5(path: Path) -> None:
     with damaged(path):
         verify_size(path, _LIMIT)
         with h5py.File(path, "r") as file:
-            _walk(file)
+            _walk(file, path)
 
 
-def _walk(root: h5py.Group) -> None:
+def _walk(root: h5py.Group, path: Path) -> None:
     n_seen, seen = 0, {root.id}
     to_do = [(root, 0)]
     while to_do:
@@ -66,6 +69,7 @@ def _walk(root: h5py.Group) -> None:
             element = group[name]
             if isinstance(element, h5py.Dataset):
                 _verify_dataset(element)
+                _verify_texts(element, path)
             elif isinstance(element, h5py.Group):
                 if element.id in seen:  # which a reader would follow without an end
                     raise UnsafeFileError(f"the group {element.name} has several names, or holds itself.")
@@ -81,6 +85,20 @@ def _verify_dataset(dataset: h5py.Dataset) -> None:
         raise UnsafeFileError(f"{dataset.name} claims {claimed:,} bytes and holds {stored:,} of them.")
     if dataset.is_virtual and any(source.file_name != "." for source in dataset.virtual_sources()):
         raise UnsafeFileError(f"{dataset.name} is put together from other files.")
+
+
+def _verify_texts(dataset: h5py.Dataset, path: Path) -> None:
+    """Refuse texts longer than their file, as HDF5 reserves memory for them before it looks for them."""
+    text, offset = h5py.check_string_dtype(dataset.dtype), dataset.id.get_offset()
+    stored = dataset.size * _TEXT.itemsize
+    if text is None or text.length is not None or offset is None or dataset.id.get_storage_size() != stored:
+        return  # compressed, in chunks, or not written
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        lengths = np.frombuffer(stream.read(stored), _TEXT)["length"]
+    claimed, there = int(lengths.sum(dtype=np.int64)), path.stat().st_size
+    if claimed > there:
+        raise UnsafeFileError(f"{dataset.name} claims {claimed:,} bytes of text; the whole file has {there:,}.")
 
 
 def verify_zarr(folder: Path, *, verify: bool = True) -> None:

@@ -11,6 +11,7 @@ _SPREADS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)  # variances tried, in units of the s
 _SHARES = (0.0, 0.1, 0.2, 0.3)
 _SCALES = np.exp(np.linspace(-2, 2, 41))
 _LEAST = 0.5  # of the factor by the mean square
+_PULL = 2  # conditions' worth of a pull of a context's factor towards that of all contexts
 _FEWEST = 5  # left-out conditions from which is learned how sure they are
 
 
@@ -90,3 +91,19 @@ def inflation_of(squares: np.ndarray, variance: np.ndarray, noise: np.ndarray) -
         covered = float((rest <= np.exp(2 * middle) * variance).mean())
         low, high = (middle, high) if covered < _COVERED else (low, middle)
     return max(float(np.exp(high)), _LEAST * float(np.sqrt(max(mean, 0.0))))
+
+
+def inflation_of_contexts(
+    squares: np.ndarray, variance: np.ndarray, noise: np.ndarray, contexts: np.ndarray, overall: float
+) -> dict[str, float]:
+    """Find the factor of :func:`inflation_of` in each context, pulled towards that of all, ``overall``.
+
+    In a context of few perturbations less is known than in those that most left-out conditions are of.
+    """
+    found = {}
+    for context in np.unique(contexts).tolist():
+        here = contexts == context
+        share = here.sum() / (here.sum() + _PULL)
+        own = inflation_of(squares[here], variance[here], noise[here])
+        found[context] = float(own**share * overall ** (1 - share))
+    return found

@@ -42,6 +42,8 @@ class Fitted:
     excess_G: np.ndarray
     device: torch.device
     scores: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    #: inflation in each context, for each kind of question
+    local: Mapping[tuple[Origin, bool], Mapping[str, float]] = field(default_factory=dict)
     #: factor of the difference from the mean of the context, for each kind of question; 1 where there is none
     unshrinking: Mapping[tuple[Origin, bool], float] = field(default_factory=dict)
     #: share of the squared change that variances of genes have in addition: strong changes are wrong by more

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from scvi_tahoe.response._calibration import chosen_size, chosen_spread, inflation_of, shaped_variance
+from scvi_tahoe.response._calibration import (
+    chosen_size,
+    chosen_spread,
+    inflation_of,
+    inflation_of_contexts,
+    shaped_variance,
+)
 from scvi_tahoe.response._members import MEMBERS, Origin
 
 if TYPE_CHECKING:
@@ -72,7 +78,7 @@ def judge(
     discriminates
         Whether what is specific to a perturbation is multiplied so that perturbations are told apart.
     """
-    inflation, unshrinking, spread, sized, residuals = {}, {}, {}, {}, []
+    inflation, local, unshrinking, spread, sized, residuals = {}, {}, {}, {}, {}, []
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for key, of_key in judged.items():
         rows, found = of_key.rows, of_key.changes
@@ -86,20 +92,22 @@ def judge(
             scores[question_name(key)][f"response model x {factor:g}"] = change_scores(
                 found * scale, truth * scale, here
             )
-        residuals.append((key, np.where(missing[rows], np.nan, truth - found), found, noise[rows], of_key.variance))
+        residual = np.where(missing[rows], np.nan, truth - found)
+        residuals.append((key, residual, found, noise[rows], of_key.variance, here))
     if not residuals:  # a single condition: nothing is left out
         return {"excess_G": np.square(observed).mean(axis=0)}
     # what is outside the basis, or what kernels do not know of: one value a gene, over all questions
-    squares = np.concatenate([np.square(r) - n - v for _, r, _, n, v in residuals])
+    squares = np.concatenate([np.square(r) - n - v for _, r, _, n, v, _ in residuals])
     excess = np.maximum(np.nan_to_num(nanmean(squares)), 0)
-    for key, residual, found, own_noise, variance in residuals:
+    for key, residual, found, own_noise, variance, here in residuals:
         given = np.square(residual), variance + excess, np.square(found), own_noise
         spread[key], sized[key] = chosen_spread(*given), chosen_size(*given)
         total = shaped_variance(variance + excess, np.square(found), spread[key], sized[key])
         inflation[key] = inflation_of(np.square(residual), total, own_noise)
+        local[key] = inflation_of_contexts(np.square(residual), total, own_noise, here, inflation[key])
     return {
-        "inflation": inflation, "excess_G": excess, "scores": scores, "unshrinking": unshrinking, "spread": spread,
-        "sized": sized,
+        "inflation": inflation, "local": local, "excess_G": excess, "scores": scores, "unshrinking": unshrinking,
+        "spread": spread, "sized": sized,
     }  # fmt: skip
 
 

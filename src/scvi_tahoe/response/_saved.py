@@ -59,6 +59,7 @@ def plain_of_fitted(fitted: Fitted) -> tuple[dict[str, np.ndarray], dict[str, An
             for (origin, hidden), s in fitted.stacks.items()
         ],
         "inflation": [[origin.name, hidden, value] for (origin, hidden), value in fitted.inflation.items()],
+        "local": [[origin.name, hidden, dict(value)] for (origin, hidden), value in fitted.local.items()],
         "unshrinking": [[origin.name, hidden, value] for (origin, hidden), value in fitted.unshrinking.items()],
         "spread": [[origin.name, hidden, value] for (origin, hidden), value in fitted.spread.items()],
         "sized": [[origin.name, hidden, value] for (origin, hidden), value in fitted.sized.items()],
@@ -115,15 +116,16 @@ def fitted_from_plain(
         (Origin[name], hidden): Stack(_of_members(weights), np.array(unshrunk), reliance)
         for name, hidden, weights, unshrunk, reliance in settings["stacks"]
     }
-    inflation, unshrinking, spread, sized = (
+    inflation, local, unshrinking, spread, sized = (
         {(Origin[name], hidden): value for name, hidden, value in settings.get(key, [])}
-        for key in ("inflation", "unshrinking", "spread", "sized")
+        for key in ("inflation", "local", "unshrinking", "spread", "sized")
     )
     shares = {(Origin[name], hidden): np.array(value) for name, hidden, value in settings.get("shares", [])}
     return Fitted(
         responses=responses, parser=parser, conditions=read, kernels=kernels,
         members=Members(seen, noise, parser, kernels.tables), regression=regression, left_out={},
-        stacks=stacks, own=own, inflation=inflation, excess_G=arrays["excess"], device=torch.device(device),
+        stacks=stacks, own=own, inflation=inflation, local=local,
+        excess_G=arrays["excess"], device=torch.device(device),
         scores=settings["scores"], unshrinking=unshrinking, spread=spread, sized=sized, shares=shares,
         silent=silent, scale=scale, head=_head(arrays, settings.get("head", [])),
     )  # fmt: skip

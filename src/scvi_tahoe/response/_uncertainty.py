@@ -45,9 +45,9 @@ def predicted_sd(
     """Return the standard deviations ``[n, G]`` of predicted changes ``[n, G]``.
 
     They are those of the true change: sampling noise of an observed one comes in addition. A standard deviation is
-    ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G)``, calibrated on conditions that were left out, with more
-    for genes and for conditions that change and less for the others; that of the perturbed gene itself is the spread
-    around its line.
+    ``inflation * sqrt(variance_Q @ basis_QG**2 + excess_G)``, calibrated on conditions that were left out, in each
+    context for itself, with more for genes and for conditions that change and less for the others; that of the
+    perturbed gene itself is the spread around its line.
     """
     if variance_nQ is None:
         variance_nQ = _variance(fitted, questions, control_means)[0]
@@ -82,6 +82,7 @@ def _calibrated(
         known = key and (fitted.inflation[key], fitted.spread[key], fitted.sized.get(key, 0.0))
         inflation, spread, sized = known or largest
         total = shaped_variance(variance[i] + fitted.excess_G, np.square(changes[i] / factors[i]), spread, sized)
+        inflation = fitted.local.get(key, {}).get(question.context, inflation) if key else inflation
         variance[i] = inflation * np.sqrt(total) * factors[i]
         if fitted.own is not None and knows_own_genes(fitted, question.context, control_means):
             variance[i, targets[i]] = np.sqrt(fitted.own.error)
