@@ -14,6 +14,11 @@ def tidy(screen_model):
     return screen_model.predict_effects()
 
 
+def test_all_asks_for_every_row_of_the_table_as_predictions_of_cells_do(screen_model, tidy):
+    found = screen_model.predict_effects(perturbations="all")
+    assert set(found["perturbation"]) > set(tidy["perturbation"])
+
+
 def test_effects_of_a_model_are_the_same_as_a_table_and_as_anndata(screen_model, tidy):
     effects = screen_model.predict_effects(as_adata=True)
     assert effects.shape == (len(tidy) // tidy["gene"].nunique(), tidy["gene"].nunique())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe.effects import condition_embedding, effects_adata
@@ -51,7 +51,7 @@ class ResponseMixin(PredictMixin):
         self,
         adata: AnnOrMuData | None = None,
         *,
-        perturbations: Sequence[str] | None = None,
+        perturbations: Sequence[str] | Literal["all"] | None = None,
         contexts: Sequence[str] | None = None,
         max_missing_genes: float = 0.1,
         use_measured: bool = True,
