@@ -27,6 +27,13 @@ def test_cells_come_back(path):
     assert read_h5ad(path, backed=True).isbacked
 
 
+def test_cells_come_back_beside_an_empty_text(path):
+    with h5py.File(path, "a") as file:
+        file["uns"].create_dataset("nothing", data=h5py.Empty(h5py.string_dtype()))
+        file["uns/nothing"].attrs.update({"encoding-type": "null", "encoding-version": "0.1.0"})
+    assert read_h5ad(path).shape == (8, 5)
+
+
 def link(file: h5py.File) -> None:
     file["uns/secret"] = h5py.ExternalLink("other.h5", "/X")
 

@@ -90,7 +90,7 @@ def _verify_dataset(dataset: h5py.Dataset) -> None:
 def _verify_texts(dataset: h5py.Dataset, path: Path) -> None:
     """Refuse texts longer than their file, as HDF5 reserves memory for them before it looks for them."""
     text, offset = h5py.check_string_dtype(dataset.dtype), dataset.id.get_offset()
-    stored = dataset.size * _TEXT.itemsize
+    stored = (dataset.size or 0) * _TEXT.itemsize  # an empty dataset has no size
     if text is None or text.length is not None or offset is None or dataset.id.get_storage_size() != stored:
         return  # compressed, in chunks, or not written
     with path.open("rb") as stream:
