@@ -71,6 +71,15 @@ class ScaleReport:
     keeps_depth: bool = False  # log1p of whole counts: cells were not normalised to one total
 
 
+def _packed(values_CG: np.ndarray) -> np.ndarray:
+    """Move the values of each cell that are not zero to its first columns; of a whole transcriptome few remain."""
+    present = values_CG != 0
+    n_C = present.sum(axis=1)
+    packed = np.zeros((len(values_CG), max(1, n_C.max(initial=0))))
+    packed[np.arange(packed.shape[1]) < n_C[:, None]] = values_CG[present]
+    return packed
+
+
 def _whole_ratio_fraction(values_CG: np.ndarray, undo: Callable[[np.ndarray], np.ndarray]) -> float:
     """Fraction of ratios above 1 to a cell's smallest value that are whole numbers (nan: too few to tell)."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -101,7 +110,8 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     nonzero = values[values != 0]
     if nonzero.size and smallest >= 0 and np.all(nonzero == np.round(nonzero)):
         return ScaleReport("counts", {}, smallest, largest)
-    fractions = {scale: _whole_ratio_fraction(values, undo) for scale, undo in _UNDO.items()}
+    packed = _packed(values)
+    fractions = {scale: _whole_ratio_fraction(packed, undo) for scale, undo in _UNDO.items()}
     best = max(_UNDO, key=lambda scale: np.nan_to_num(fractions[scale]))
     if not fractions[best] >= 0.95:
         best = "unknown"
