@@ -75,11 +75,14 @@ def test_a_damaged_file_is_named(kept, path):
 
 def test_a_text_longer_than_its_file_is_refused_before_memory_is_reserved(path):
     with h5py.File(path) as file:
-        start = file["obs/_index"].id.get_offset()
+        labels = file["obs/_index"]  # a group of values and mask in newer versions of anndata
+        start = (labels if isinstance(labels, h5py.Dataset) else labels["values"]).id.get_offset()
     content = bytearray(path.read_bytes())
     content[start : start + 4] = (0xF0000000).to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(UnsafeFileError, match=r"obs/_index claims 4,026,531,8\d\d bytes of text; the whole file has"):
+    with pytest.raises(
+        UnsafeFileError, match=r"obs/_index(/values)? claims 4,026,531,8\d\d bytes of text; the whole file has"
+    ):
         read_h5ad(path)
 
 

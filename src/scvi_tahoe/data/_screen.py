@@ -332,7 +332,13 @@ def with_condition_labels(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     if keys.context_key is not None:
         obs[keys.context_key] = obs_column(data, keys, keys.context_key)
     x = adata.to_memory().X if adata.isbacked else adata.X
-    return AnnData(X=x, obs=obs, var=adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
+    return AnnData(
+        X=x,
+        obs=obs,
+        var=adata.var,
+        layers={k: adata.layers[k] for k in adata.layers if k is not None},
+        uns=dict(adata.uns),
+    )
 
 
 def embedding_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:

@@ -203,7 +203,7 @@ def _labels(adata: AnnData, key: str, role: str) -> NDArray[np.str_]:
 
 def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"The {role} has no layer {layer!r}; its layers are {list(adata.layers)}.")
+        raise KeyError(f"The {role} has no layer {layer!r}; its layers are {[*filter(None, adata.layers)]}.")
     matrix: Matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ValueError(f"The {role} has no expression: X is None. Name the layer that holds it with layer=...")

@@ -150,7 +150,7 @@ def _of_cells(
     _verify_column(output, perturbation_key, "output")
     if _CATEGORY in output.obs:
         output = output[output.obs[_CATEGORY].astype(str).to_numpy() == "imputed"]
-    places = {**dict(output.layers), **dict(output.obsm)}
+    places = {name: output.layers[name] for name in output.layers if name is not None} | dict(output.obsm)
     if place is not None and place not in places:
         raise KeyError(f"output has no {place!r} in obsm or layers{nearest_names(place, sorted(map(str, places)))}.")
     matrix = output.X if place is None else places[place]

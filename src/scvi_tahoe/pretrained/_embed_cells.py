@@ -277,7 +277,7 @@ class _Cells:
 
 def _of_adata(adata: AnnData, layer: str | None) -> _Cells:
     if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in layers; there are {list(adata.layers)}.")
+        raise KeyError(f"layer={layer!r} is not in layers; there are {[*filter(None, adata.layers)]}.")
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ValueError("adata.X is None; name a layer with counts.")

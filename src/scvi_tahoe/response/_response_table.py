@@ -113,7 +113,7 @@ def _verified_keys(
 def _variances(adata: AnnData, layer: str, rows: np.ndarray) -> np.ndarray:
     if layer not in adata.layers:
         near = nearest_names(layer, [name for name in adata.layers if name is not None])
-        raise KeyError(f"adata.layers has no {layer!r} (variance_layer){near}; it has {list(adata.layers)}.")
+        raise KeyError(f"adata.layers has no {layer!r} (variance_layer){near}; it has {[*filter(None, adata.layers)]}.")
     found = _numbers(adata.layers[layer], rows, f"adata.layers[{layer!r}]", may_be_infinite=True)
     if (found < 0).any():
         raise ValueError(f"adata.layers[{layer!r}] has {(found < 0).sum()} negative values; variances are 0 or more.")

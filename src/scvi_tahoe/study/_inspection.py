@@ -106,7 +106,12 @@ def _cells(path: Path) -> Inspection:
     try:
         record = cells.uns.get("scvi_tahoe_prediction")
         columns = {str(c): int(cells.obs[c].nunique()) for c in cells.obs}
-        content = {"n_cells": cells.n_obs, "n_genes": cells.n_vars, "obs": columns, "layers": list(cells.layers)}
+        content = {
+            "n_cells": cells.n_obs,
+            "n_genes": cells.n_vars,
+            "obs": columns,
+            "layers": [*filter(None, cells.layers)],
+        }
     finally:
         cells.file.close()
     lines = [

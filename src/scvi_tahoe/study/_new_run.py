@@ -155,7 +155,7 @@ def look_at_screen(
         obs, shape = cells.obs, cells.shape
         values = cells.X[:_SHOWN] if cells.n_obs else np.zeros((0, 0))
         counts = _are_counts(values)
-        layers = list(cells.layers)
+        layers = [name for name in cells.layers if name is not None]  # which newer anndata calls X
     finally:
         cells.file.close()
     perturbation_key = _perturbation_column(obs, perturbation_key)
