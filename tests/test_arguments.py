@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from scvi_tahoe import FractionSplit, TahoeST, datasets, read_embedding_table
-from scvi_tahoe._arguments import ArgumentError, checked
+from scvi_tahoe._arguments import ArgumentError, _known, checked
 from scvi_tahoe._matrices import trusted_matrix
 from scvi_tahoe._memory import free_memory, verify_memory
 from scvi_tahoe.nn import NetworkConfig
@@ -142,3 +143,9 @@ def test_entries_out_of_order_are_put_in_order_in_a_copy():
 def test_what_is_no_matrix_of_real_numbers_is_refused(matrix):
     with pytest.raises(ValueError, match="X "):
         trusted_matrix(matrix, "X")
+
+
+def test_the_output_of_a_prediction_is_accepted_after_figures_were_imported():
+    import scvi_tahoe.pl  # noqa: F401  (it had another type of the same name)
+
+    assert set(_known("Output")) == {typing.Literal["expression", "delta", "counts", "embedding", "prior"]}

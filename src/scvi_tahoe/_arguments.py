@@ -246,7 +246,8 @@ def _known(name: str) -> Iterator[Any]:
         if hasattr(space, name):
             yield getattr(space, name)
     modules = [m for place, m in list(sys.modules.items()) if place.startswith("scvi_tahoe") and name in vars(m)]
-    yield from (vars(module)[name] for module in modules)
+    found = [vars(module)[name] for module in modules]
+    yield from (found if all(kind is found[0] for kind in found) else [Any])  # two types of one name: either is allowed
     if name in sys.modules:
         yield sys.modules[name]
 

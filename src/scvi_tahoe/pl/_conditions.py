@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from scvi_tahoe.pl._figure import Output
+    from scvi_tahoe.pl._figure import FigureOutput
 
 _COLORS = (PREDICTED, OBSERVED, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", CEILING, BASELINE)
 
@@ -38,7 +38,7 @@ def _row(effects: AnnData, condition: str | None) -> AnnData:
 @drawn
 @checked()
 def volcano(
-    effects: AnnData, condition: str, *, n_genes: int = 10, ax: Axes | None = None, **output: Unpack[Output]
+    effects: AnnData, condition: str, *, n_genes: int = 10, ax: Axes | None = None, **output: Unpack[FigureOutput]
 ) -> Figure:
     """Draw the change of every gene in a condition against how sure its direction is.
 
@@ -85,7 +85,7 @@ def volcano(
 @checked()
 def ranked(
     effects: AnnData | pd.DataFrame, condition: str | None = None, *, n: int = 10, ax: Axes | None = None,
-    **output: Unpack[Output],
+    **output: Unpack[FigureOutput],
 ) -> Figure:  # fmt: skip
     """Draw the largest values of a condition, up and down, or the first and last rows of a ranking.
 
@@ -135,7 +135,7 @@ def ranked(
 @checked()
 def condition_map(
     embedding: AnnData, color: str | None = None, *, n_names: int = 12, ax: Axes | None = None,
-    **output: Unpack[Output],
+    **output: Unpack[FigureOutput],
 ) -> Figure:  # fmt: skip
     """Draw conditions as points, large where they change much and pale where little is known of them.
 
@@ -199,7 +199,7 @@ def dose_response(
     dose_key: str,
     perturbation_key: str,
     ax: Axes | None = None,
-    **output: Unpack[Output],
+    **output: Unpack[FigureOutput],
 ) -> Figure:
     """Draw the change of a gene over the doses of each perturbation, with its Hill curve.
 
@@ -255,7 +255,7 @@ def dose_response(
 @drawn
 @checked()
 def interactions(
-    pairs: AnnData, *, score: str = "magnitude", ax: Axes | None = None, **output: Unpack[Output]
+    pairs: AnnData, *, score: str = "magnitude", ax: Axes | None = None, **output: Unpack[FigureOutput]
 ) -> Figure:
     """Draw a score of pairs as a heat map of first against second perturbation; pairs that are not there are empty.
 
@@ -299,7 +299,7 @@ def interactions(
 
 @drawn
 @checked()
-def knock_downs(report: pd.DataFrame, *, ax: Axes | None = None, **output: Unpack[Output]) -> Figure:
+def knock_downs(report: pd.DataFrame, *, ax: Axes | None = None, **output: Unpack[FigureOutput]) -> Figure:
     """Draw how much each perturbation changed the expression of its own target, largest fall first.
 
     Parameters

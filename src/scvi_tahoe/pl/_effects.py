@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._figure import Effects, Output, Result
+    from scvi_tahoe.pl._figure import Effects, FigureOutput, Result
 
 _FDR = 0.05
 _CHANGE = "change of mean log1p expression"
@@ -52,7 +52,7 @@ def deltas(
     n_labels: int = 4,
     share_scale: bool = False,
     title: str | None = None,
-    **output: Unpack[Output],
+    **output: Unpack[FigureOutput],
 ) -> Figure:
     """Draw predicted against observed deltas: one panel per condition, one dot per gene.
 
@@ -141,7 +141,7 @@ def fold_changes(
     context: str | None = None,
     n_labels: int = 6,
     ax: Axes | None = None,
-    **output: Unpack[Output],
+    **output: Unpack[FigureOutput],
 ) -> Figure:
     """Draw log2 fold changes of all genes, marked by the side on which they are differentially expressed.
 
@@ -213,7 +213,7 @@ def _fold_change_table(result: Result, perturbation: str, context: str | None) -
 @register_figure
 @checked()
 def similarity(
-    result: Result, *, context: str | None = None, ax: Axes | None = None, **output: Unpack[Output]
+    result: Result, *, context: str | None = None, ax: Axes | None = None, **output: Unpack[FigureOutput]
 ) -> Figure:
     """Draw the cosine similarity of every observed with every predicted delta; ideally, the diagonal is dark.
 
@@ -264,7 +264,7 @@ def similarity(
 
 @register_figure
 @checked()
-def cells(result: Result, **output: Unpack[Output]) -> Figure:
+def cells(result: Result, **output: Unpack[FigureOutput]) -> Figure:
     """Draw the distribution of cell totals (sum of expm1) and of the share of zeros, observed and predicted.
 
     A wrong normalisation shows as two totals far apart, a decoder of means as cells without zeros. A side whose cells

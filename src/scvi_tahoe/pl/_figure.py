@@ -91,7 +91,7 @@ FIGURES: Registry[Callable[..., Figure]] = Registry("figure")
 FigureName = Literal["bars", "cells", "deltas", "fold_changes", "ranks", "similarity"]
 
 
-class Output(TypedDict, total=False):
+class FigureOutput(TypedDict, total=False):
     """What every figure takes in addition, as in scanpy."""
 
     #: show the figure now, in a notebook or a window
@@ -103,7 +103,7 @@ class Output(TypedDict, total=False):
 
 
 def drawn(function: Draw) -> Draw:
-    """Show, save and return the figure that a function draws as :class:`Output` says."""
+    """Show, save and return the figure that a function draws as :class:`FigureOutput` says."""
 
     @wraps(function)
     def wrapper(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._figure import Output, Result
+    from scvi_tahoe.pl._figure import FigureOutput, Result
 
 #: shares beyond these limits are clipped and marked by an arrow
 _LIMITS = (-0.5, 1.5)
@@ -40,7 +40,7 @@ _DOT = 5
 
 @register_figure
 @checked()
-def bars(result: Result, *, metrics: Sequence[str] | None = None, **output: Unpack[Output]) -> Figure:
+def bars(result: Result, *, metrics: Sequence[str] | None = None, **output: Unpack[FigureOutput]) -> Figure:
     """Draw how far each score got from the baseline (0) to the ceiling (1), with its 95 % interval and its values.
 
     Shows ``metrics`` from top to bottom. If None, all that have a share, without those whose numbers are the same as of
@@ -97,7 +97,7 @@ def comparison(
     *,
     metrics: Sequence[str] | None = None,
     ax: Axes | None = None,
-    **output: Unpack[Output],
+    **output: Unpack[FigureOutput],
 ) -> Figure:
     """Draw a table with one row per prediction, shaded from the baseline (white) to the ceiling (dark).
 
@@ -157,7 +157,7 @@ def ranks(
     metric: str = "discrimination_score_l1",
     n_labels: int = 12,
     ax: Axes | None = None,
-    **output: Unpack[Output],
+    **output: Unpack[FigureOutput],
 ) -> Figure:
     """Draw the discrimination score of each perturbation against its number of differentially expressed genes.
 
@@ -230,7 +230,7 @@ def learning_rate_test(
     suggestion: float | None = None,
     *,
     ax: Axes | None = None,
-    **output: Unpack[Output],
+    **output: Unpack[FigureOutput],
 ) -> Figure:
     """Draw the loss and the smoothed loss (NaN where not available yet) of each step, ``[steps]``, against its rate."""
     with style():
