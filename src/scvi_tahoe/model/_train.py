@@ -201,6 +201,7 @@ class TrainMixin(PredictMixin):
                     "setting": run.setting,
                     "compiles": run.compiles(self.module),
                     "records": run.records_steps,
+                    "shards": run.shards_weights,
                 },
                 **run.trainer_kwargs(
                     screen.index.conditions,
