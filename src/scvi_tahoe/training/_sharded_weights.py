@@ -82,8 +82,8 @@ def shard_weights(module: TahoeSTModule, device: torch.device, precision: torch.
             if not isinstance(tensor, DTensor):
                 tensor.data = tensor.data.to(device)
                 dist.broadcast(tensor.data, 0)
-        policy = MixedPrecisionPolicy(param_dtype=None if part is module.network else precision, cast_forward_inputs=False)
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        dtype = None if part is module.network else precision
+        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, cast_forward_inputs=False))
 
 
 def _linear_parts(module: nn.Module) -> Iterator[nn.Module]:
