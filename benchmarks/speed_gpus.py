@@ -203,7 +203,7 @@ class Worker:
             model = self.model(adata, "delta", self.shape.large, prior="none")
         parameters = sum(p.numel() for p in model.module.parameters())
         model.to_device("cpu")
-        for strategy in ("fsdp2", self.args.strategy):
+        for strategy in ("fsdp2", self.args.strategy) if self.n > 1 else ("auto",):
             options = {"batch_size": self.shape.sets, "validate_every": 4, "compile": False, "strategy": strategy}
             found = self.fit(model, 8, **options)
             model.to_device("cpu")
@@ -322,7 +322,7 @@ class Launcher:
 
     def scale(self) -> None:
         """One card, two, four, ... and all."""
-        heads = self.args.heads.split(",")
+        heads = self.args.heads.split(",") if self.args.devices > 1 else [self.args.heads]
         self.finish([self.start("scale", 0, card=card, heads=head) for card, head in enumerate(heads)])
         for n in numbers(self.args.devices)[1:]:
             self.finish([self.start("scale", n)])

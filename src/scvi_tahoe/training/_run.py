@@ -51,7 +51,7 @@ from scvi_tahoe.training._reports import (
     plan_memory,
 )
 from scvi_tahoe.training._sharded_optimizer import SHARDED, ShardedOptimizerStrategy
-from scvi_tahoe.training._sharded_weights import FULLY_SHARDED, ShardedWeightsStrategy
+from scvi_tahoe.training._sharded_weights import FULLY_SHARDED, ShardedWeightsStrategy, verify_sharding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,11 +147,14 @@ class TrainingRun:
         options.verify_logger()
         device = training_device(trainer_options)
         precision = resolve_precision(options.precision, device)
-        if trainer_options.get("strategy") == SHARDED and precision.startswith("16"):
+        strategy = trainer_options.get("strategy")
+        if strategy in (SHARDED, FULLY_SHARDED) and precision.startswith("16"):
             raise ValueError(
-                f"precision={precision!r} checks gradients as a whole, which strategy={SHARDED!r} has in no process; "
+                f"precision={precision!r} checks gradients as a whole, which strategy={strategy!r} has in no process; "
                 "give precision='bf16-mixed', or strategy='ddp'."
             )
+        if strategy == FULLY_SHARDED:
+            verify_sharding(ema=plan.ema, recipe=plan.recipe, compiles=options.compile)
         accumulate = int(trainer_options.get("accumulate_grad_batches", 1))
         batch_size = options.batch_size or _BATCH_SIZE
         setting = {
@@ -299,11 +302,17 @@ class TrainingRun:
         """How several processes train together; the fastest that the precision allows, unless the user says."""
         options = self.trainer_options
         given = options.get("strategy", "auto")
-        if options.get("num_nodes", 1) <= 1 and n_devices_asked(options.get("devices", "auto")) <= 1:
+        if self.n_processes <= 1:
             return "auto" if given in (SHARDED, FULLY_SHARDED) else given  # there is nobody to share with
         if given != "auto":
             return given
         return "ddp" if str(options["precision"]).startswith("16") else SHARDED
+
+    @property
+    def n_processes(self) -> int:
+        """Processes that train together."""
+        options = self.trainer_options
+        return int(options.get("num_nodes", 1)) * n_devices_asked(options.get("devices", "auto"))
 
     @property
     def shards_weights(self) -> bool:
@@ -323,6 +332,8 @@ class TrainingRun:
             n_parameters=sum(sizes.values()),
             averaged=plan.ema is not None,
             shared=self.strategy == SHARDED,
+            shards=self.n_processes if self.shards_weights else 1,
+            optimizer_shards=self.n_processes if self.strategy == SHARDED else 1,
             n_trainable=sum(sizes.values()) - frozen,
             cells_per_step=self.batch_size * self.set_size,
             in_16_bits=not self.full_precision,
