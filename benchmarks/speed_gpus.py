@@ -39,7 +39,7 @@ from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.datasets import simulate_screen
 
 #: in order of importance
-PARTS = ("scale", "predict", "kill", "nodes", "memory")
+PARTS = ("scale", "predict", "kill", "nodes", "memory", "plan")
 #: seconds after which a part is given up
 LIMIT = 240
 STARTED = time.perf_counter()
@@ -203,6 +203,7 @@ class Worker:
             model = self.model(adata, "delta", self.shape.large, prior="none")
         parameters = sum(p.numel() for p in model.module.parameters())
         model.to_device("cpu")
+        self.tell("memory, built", parameters=parameters)
         for strategy in ("fsdp2", self.args.strategy) if self.n > 1 else ("auto",):
             options = {"batch_size": self.shape.sets, "validate_every": 4, "compile": False, "strategy": strategy}
             found = self.fit(model, 8, **options)
@@ -210,6 +211,21 @@ class Worker:
             gc.collect()
             left = round(torch.cuda.memory_allocated() / 2**30, 2) if torch.cuda.is_available() else 0.0
             self.tell("memory", parameters=parameters, left_gib=left, **found)
+
+    def plan(self) -> None:
+        """What train() expects that network to take of each card; needs none."""
+        adata = self.data()
+        with torch.device("meta"):
+            model = self.model(adata, "delta", self.shape.large, prior="none")
+        for n in numbers(self.args.devices):
+            for strategy in ("ddp", "ddp_sharded", "fsdp2") if n > 1 else ("auto",):
+                options = {"accelerator": "cpu", "devices": n, "strategy": strategy, "precision": "bf16-mixed"}
+                memory = model.memory_plan(batch_size=self.shape.sets, **options)
+                of_weights = memory.weights + memory.gradients + memory.optimizer
+                figures = {"all_gib": memory.total, "of_weights_gib": of_weights}
+                gib = {name: round(value / 2**30, 1) for name, value in figures.items()}
+                parameters = sum(p.numel() for p in model.module.parameters())
+                self.tell("plan", of=n, strategy=strategy, parameters=parameters, **gib)
 
     def predict(self) -> None:
         """Predict on one card and then on all, from one process."""
@@ -285,11 +301,11 @@ class Launcher:
         """Wait for all, end those that take too long, and show what they wrote; whether all succeeded."""
         end = time.perf_counter() + limit
         for process in processes:
-            try:
-                process.wait(max(1.0, end - time.perf_counter()))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            while process.poll() is None:
+                if time.perf_counter() > end:
+                    os.killpg(process.pid, signal.SIGKILL)
+                time.sleep(0.5)
+                self.show()
         self.show()
         codes = [process.returncode for process in processes]
         if any(codes):
@@ -299,11 +315,11 @@ class Launcher:
     def show(self) -> None:
         """Print what is new, without the sets seen."""
         for path in sorted(self.folder.glob("*.jsonl")):
-            for line in path.read_text().splitlines():
-                if line not in self._known:
+            for line in path.read_text().splitlines(keepends=True):
+                if line.endswith("\n") and line not in self._known:
                     self._known.add(line)
                     figures = {k: v for k, v in json.loads(line).items() if k != "seen"}
-                    if figures.get("rank", 0) == 0 or figures["part"] == "memory":
+                    if figures["rank"] == 0 or figures["part"] == "memory":
                         self.say(**figures)
 
     def say(self, **figures: Any) -> None:
@@ -378,6 +394,10 @@ class Launcher:
             return
         port = next(self._ports)
         self.finish([self.start("node", 1, node=node, port=port) for node in range(2)])
+
+    def plan(self) -> None:
+        """Memory of each card, estimated."""
+        self.finish([self.start("plan", 0)])
 
     def memory(self) -> None:
         """Memory of each card."""

@@ -182,7 +182,7 @@ class TahoeTrainingPlan(LightningModule):
             kind = type(self.trainer.strategy).__name__
             raise ValueError(
                 f"parts {late} are unfrozen in the middle of this run, and {kind} fixes at the start what trains; "
-                "give strategy='ddp_sharded' or 'ddp', or freeze_backbone=True or False."
+                "give strategy='ddp_sharded', 'fsdp2' or 'ddp', or freeze_backbone=True or False."
             )
         if self._is_distributed:
             ask_for_sigterm_seldom(self.trainer)
@@ -207,8 +207,9 @@ class TahoeTrainingPlan(LightningModule):
             return
         begin_next_epoch(self.trainer)
         torch.set_rng_state(self._random_state["cpu"])
-        if self._random_state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self._random_state["cuda"])
+        if (states := self._random_state["cuda"]) and self.device.type == "cuda":
+            # a run of the first release saved those of all devices, of which there may be fewer now
+            torch.cuda.set_rng_state(states[min(self.device.index, len(states) - 1)], self.device)
         self._random_state = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -277,7 +278,8 @@ class TahoeTrainingPlan(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what an uninterrupted run would have continued with."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        # in all processes the same: each draws as often as the first, which writes
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
         checkpoint["plan_config"] = self.config.to_kwargs()
         checkpoint["setting"] = self.setting
