@@ -46,7 +46,8 @@ def unfrozen(strategy, *, resume_from=None):
 
     class Look(Callback):
         def on_train_batch_end(self, trainer, plan, *args):
-            now = {n: bool((p != before[n]).any()) for n, p in model.module.named_parameters()}
+            kept = plan.kept_state()
+            now = {n: bool((kept[f"module.{n}"] != p).any()) for n, p in before.items()}
             seen[trainer.global_step] = {part_of(n, 3) for n, moved in now.items() if moved}
 
     model.train(

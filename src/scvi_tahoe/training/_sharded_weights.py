@@ -30,13 +30,13 @@ FULLY_SHARDED = "fsdp2"
 
 
 def verify_sharding(*, ema: float | None, recipe: Any, compiles: object) -> None:
-    """Refuse what needs whole weights between steps; a ValueError names the option."""
+    """Refuse what needs the whole weights; a ValueError names the option."""
     needs_whole = {"plan_kwargs={'ema': ...}": ema is not None, "recipe='lora'": recipe == "lora",
                    f"compile={compiles!r}": compiles in (True, "record")}  # fmt: skip
     for option in (name for name, given in needs_whole.items() if given):
         raise ValueError(
-            f"{option} needs whole weights in every process, which strategy={FULLY_SHARDED!r} has nowhere; leave it "
-            "out, or give strategy='ddp_sharded'."
+            f"{option} does not go with strategy={FULLY_SHARDED!r}, in which no process has the whole weights; leave "
+            "it out, or give strategy='ddp_sharded'."
         )
 
 
