@@ -49,16 +49,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="the first; default: that of the study")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--max-steps", type=int, help="of each round, for a trial")
-    parser.add_argument("--preset", help="what is scored; default: as the study says")
+    parser.add_argument("--preset", help="what is scored, or none; default: as the study says")
     args = parser.parse_args()
-    tables = []
+    tables, preset = [], None if args.preset == "none" else args.preset
     for i in range(args.seeds):
         studies = [StudyConfig.from_yaml(name) for name in args.studies]
         seed = i + (studies[0].seed if args.seed is None else args.seed)
         studies = [
             replace(
                 study, seed=seed, rounds=[shortened(one, args.max_steps) for one in study.rounds],
-                score=study.score | ({} if args.preset is None else {"preset": args.preset}),
+                score=study.score | ({} if args.preset is None else {"preset": preset}),
             )
             for study in studies
         ]  # fmt: skip

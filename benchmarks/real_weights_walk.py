@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _DAYS = ("0826", "0901", "0905", "0906", "0907", "0908")
-#: checkpoints that later runs start from
-_NEEDED = {"0826": "best", "0905": "best", "0906": "best"}
+#: checkpoints that are kept for later runs; that of 0906 names `last.ckpt` of 0905, which is read where no best one is
+_NEEDED = {"0826": "best", "0905": "last", "0906": "best"}
 _GIGABYTE = 1024**3
 
 
@@ -45,16 +45,18 @@ class Walk:
 
     def step(self, name: str, do: Callable[[], Any]) -> Any:
         """Carry out a step; what it returns is what the next steps go on with."""
-        start, error, result = time.perf_counter(), "", None
+        error, result = "", None
         _forget_peaks()
+        start, worked = time.perf_counter(), time.process_time()
         try:
             result = do()
         except Exception as found:  # noqa: BLE001
             error = f"{type(found).__name__}: {' '.join(str(found).split())[:300]}"
-        seconds, (host, card) = time.perf_counter() - start, _peaks()
-        self.rows.append({"step": name, "seconds": seconds, "host_gb": host, "card_gb": card, "failed": error})
+        seconds, worked, (host, card) = time.perf_counter() - start, time.process_time() - worked, _peaks()
+        row = {"step": name, "seconds": seconds, "cpu_seconds": worked, "host_gb": host, "card_gb": card}
+        self.rows.append(row | {"failed": error})
         on_card = f"{card:8.2f} GB of the card" if card else ""
-        print(f"{name:<60}{seconds:7.1f} s{host:7.2f} GB{on_card}  {error or 'ok'}", flush=True)
+        print(f"{name:<60}{seconds:7.1f} s{worked:7.1f} CPU s{host:7.2f} GB{on_card}  {error or 'ok'}", flush=True)
         return result
 
 
@@ -92,6 +94,7 @@ def _wants(holds: bool, said: object) -> None:
 
 def walk(folder: Path, shape: Shape, n_steps: int, days: Sequence[str] = _DAYS) -> Walk:
     """Take all steps in a folder, with the runs of some days."""
+    gc.freeze()  # what was there before is not looked through at every step
     steps = Walk()
     places = steps.step("stand-ins are written where there are none", lambda: write_all(folder, shape))
     for name in ("ST-Tahoe", "ST-HVG-Tahoe", "ST-SE-Tahoe"):

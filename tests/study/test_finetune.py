@@ -310,6 +310,19 @@ def test_a_later_run_starts_from_best_or_last_weights_alone(finished, values, tm
         assert "loaded" in (tmp_path / name / "loading_report.txt").read_text()
 
 
+def test_a_later_run_starts_from_the_last_weights_where_no_best_ones_are(finished, values, tmp_path):
+    first = shutil.copytree(finished, tmp_path / "first")
+    values["start"] = {"source": str(first)}
+
+    def weights():
+        return build_model(TahoeRun.from_dict(values), load_data(TahoeRun.from_dict(values))).module.state_dict()
+
+    for name in ("best", "last"):
+        kept = torch.load(first / f"{name}.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(weight, kept[f"module.{tensor}"]) for tensor, weight in weights().items())
+        (first / "best.ckpt").unlink(missing_ok=True)
+
+
 @pytest.mark.slow
 def test_adapters_are_restored_and_a_later_run_starts_from_them(finished, values, tmp_path):
     pytest.importorskip("peft")
