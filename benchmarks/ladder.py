@@ -34,6 +34,14 @@ def shortened(one: RoundConfig, max_steps: int | None) -> RoundConfig:
     return replace(one, train=one.train | cut)
 
 
+def seeded(study: StudyConfig, seed: int) -> StudyConfig:
+    """Return a study with a seed, which draws its simulated cells, too."""
+    data = study.data
+    if data.get("dataset") == "simulated":
+        data = data | {"simulation": data.get("simulation", {}) | {"seed": seed}}
+    return replace(study, seed=seed, data=data)
+
+
 def over_seeds(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Return means over seeds with 90 % intervals of Student's t as text."""
     values = pd.concat(tables, keys=range(len(tables)), names=["seed"]).groupby(level="round", sort=False)
@@ -57,7 +65,7 @@ def main() -> None:
         seed = i + (studies[0].seed if args.seed is None else args.seed)
         studies = [
             replace(
-                study, seed=seed, rounds=[shortened(one, args.max_steps) for one in study.rounds],
+                seeded(study, seed), rounds=[shortened(one, args.max_steps) for one in study.rounds],
                 score=study.score | ({} if args.preset is None else {"preset": preset}),
             )
             for study in studies

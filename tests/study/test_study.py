@@ -9,6 +9,7 @@ import yaml
 from study_samples import RUN
 
 from scvi_tahoe.study import SHIPPED, StudyConfig, TahoeRun, TrainConfig, read_study, rounds_text, run_study
+from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._study_config import judge, merged, scaled
 
@@ -160,6 +161,18 @@ def test_the_recommended_round_leaves_the_package_its_defaults():
     (run,) = (config.run(one, Path()) for one in config.rounds if one.name == "recommended")
     assert run.train == TrainConfig()
     assert (run.model.prior, run.model.objective, run.model.set_size) == (None, {}, None)
+
+
+def test_the_new_context_is_predicted_from_four_with_effects_smaller_than_their_differences():
+    config = StudyConfig.from_yaml("new_context")
+    data = load_data(config.run(config.rounds[1], Path()))
+    means = data.train.to_df().groupby([data.train.obs["context"], data.train.obs["perturbation"]], observed=True).mean()
+    controls = means.xs("control", level="perturbation")
+    seen = means.drop("control", level="perturbation")
+    effects = (seen - controls.loc[seen.index.get_level_values("context")].to_numpy()).pow(2).sum(axis=1)
+    assert set(seen.index.get_level_values("context")) == {f"context_{i}" for i in range(1, 5)}
+    assert set(controls.index) == {f"context_{i}" for i in range(1, 6)}
+    assert effects.mean() < 0.2 * (controls - controls.mean()).pow(2).sum(axis=1).mean()
 
 
 def test_the_full_size_ladder_has_the_rounds_of_the_case_study():
