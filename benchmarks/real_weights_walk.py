@@ -18,6 +18,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +99,13 @@ def walk(folder: Path, shape: Shape, n_steps: int, days: Sequence[str] = _DAYS) 
     steps = Walk()
     places = steps.step("stand-ins are written where there are none", lambda: write_all(folder, shape))
     for name in ("ST-Tahoe", "ST-HVG-Tahoe", "ST-SE-Tahoe"):
-        steps.step(f"inspect {name}", lambda name=name: inspect_folder(places[name]))
+        steps.step(f"inspect {name}", partial(inspect_folder, places[name]))
     for day in days:
-        steps.step(
-            f"check, write, train {n_steps} steps: {day}", lambda day=day: _from_config(places[day], folder, n_steps)
-        )
+        path = folder / f"run-{day}.yaml"
+        run = steps.step(f"{day} is checked and written as a run file", partial(_written, places[day], path))
+        steps.step(f"{day} is tried without training", partial(dry_run_text, path))
+        train = partial(_trained, _brief(run, n_steps), folder / "runs" / day)
+        steps.step(f"{day} trains for {n_steps} steps", train)
     adata = steps.step("cells are registered with ESM2 and SE embedding", lambda: _registered(folder))
     _from_python(steps, places, adata)
     model = steps.step(
@@ -120,22 +123,26 @@ def walk(folder: Path, shape: Shape, n_steps: int, days: Sequence[str] = _DAYS) 
     return steps
 
 
-def _from_config(config: Path, folder: Path, n_steps: int) -> None:
+def _embeds(day: str) -> bool:
+    return day in ("0826", "0901")
+
+
+def _written(config: Path, path: Path) -> TahoeRun:
     check = check_config(config)
-    embeds = config.stem.endswith(("0826", "0901"))
-    _wants(check.exit_code() == int(embeds), check)
+    _wants(check.exit_code() == int(_embeds(config.stem[-4:])), check)
     _wants(check.exit_code(allow_mismatch=True) == 0, check)
-    path = folder / f"run-{config.stem[-4:]}.yaml"
-    run = check.write(path)
-    dry_run_text(path)
-    result = finetune(_brief(run, n_steps), folder / "runs" / config.stem[-4:], progress=False)
+    return check.write(path)
+
+
+def _trained(run: TahoeRun, folder: Path) -> None:
+    result = finetune(run, folder, progress=False)
     report = (result.folder / "loading_report.txt").read_text()
     _wants("batch_encoder" in report or "loaded" in report, report)
     for checkpoint in result.folder.glob("*.ckpt"):
-        if checkpoint.stem != _NEEDED.get(result.folder.name):  # gigabytes each at full size
+        if checkpoint.stem != _NEEDED.get(folder.name):  # gigabytes each at full size
             checkpoint.unlink()
     written = TahoeRun.from_yaml(result.folder / "config.yaml").model
-    _wants((written.representation == "embedding") == embeds and written.batch_encoder is True, written)
+    _wants((written.representation == "embedding") == _embeds(folder.name) and written.batch_encoder is True, written)
 
 
 def _registered(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The walk with real weights, on small stand-ins: six configurations give run files that train, all layouts are read."""
+"""The walk with real weights, on small stand-ins: no step fails, and runs have what their configurations asked for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def walked(tmp_path_factory):
 
 
 def test_no_step_of_the_walk_fails(walked):
-    assert len(walked[1]) == 21
+    assert len(walked[1]) == 33
     assert [row["step"] for row in walked[1] if row["failed"]] == []
 
 
