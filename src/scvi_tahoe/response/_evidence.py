@@ -119,7 +119,7 @@ class Evidence:
         return result
 
     def _excluded(self, questions: Sequence[Question]) -> sp.csr_matrix:
-        """Which conditions each question may not use, float32 ``[m, n]``."""
+        """Mark the conditions that each question may not use, float32 ``[m, n]``."""
         label, position = self.conditions.label, self._position
         of_label = sp.csr_matrix(
             (np.ones(len(label), np.float32), (label, np.arange(len(label)))), shape=(len(position), len(label))
@@ -127,10 +127,12 @@ class Evidence:
         out = [{position[name] for name in {*q.without, q.perturbation} if name in position} for q in questions]
         labels = [k for of_question in out for k in sorted(of_question)]
         ends = np.cumsum([0, *map(len, out)])
-        return sp.csr_matrix((np.ones(len(labels), np.float32), labels, ends), shape=(len(out), len(position))) @ of_label
+        return (
+            sp.csr_matrix((np.ones(len(labels), np.float32), labels, ends), shape=(len(out), len(position))) @ of_label
+        )
 
     def _spread(self, rows: np.ndarray | None, excluded: sp.csr_matrix, genes: np.ndarray) -> np.ndarray:
-        """Standard deviation of genes over some conditions, or all, that each question may use, float64 ``[m, genes]``."""
+        """Return the spread of genes over some conditions, or all, that each question may use, ``[m, genes]``."""
         if rows is None:
             of_all, n = self._moments[:, genes], len(self.changes)
         else:
@@ -213,7 +215,7 @@ class Evidence:
 
 
 def _moments(changes: np.ndarray) -> np.ndarray:
-    """Sum and sum of squares of each column, float64 ``[2, G]``."""
+    """Return sum and sum of squares of each column, float64 ``[2, G]``."""
     return np.stack([changes.sum(axis=0, dtype=np.float64), np.einsum("ng,ng->g", changes, changes, dtype=np.float64)])
 
 
