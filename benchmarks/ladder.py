@@ -34,14 +34,6 @@ def shortened(one: RoundConfig, max_steps: int | None) -> RoundConfig:
     return replace(one, train=one.train | cut)
 
 
-def seeded(study: StudyConfig, seed: int) -> StudyConfig:
-    """Return a study with a seed, which draws its simulated cells, too."""
-    data = study.data
-    if data.get("dataset") == "simulated":
-        data = data | {"simulation": data.get("simulation", {}) | {"seed": seed}}
-    return replace(study, seed=seed, data=data)
-
-
 def over_seeds(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Return means over seeds with 90 % intervals of Student's t as text."""
     values = pd.concat(tables, keys=range(len(tables)), names=["seed"]).groupby(level="round", sort=False)
@@ -57,16 +49,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="the first; default: that of the study")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--max-steps", type=int, help="of each round, for a trial")
-    parser.add_argument("--preset", help="what is scored, or none; default: as the study says")
+    parser.add_argument("--preset", help="what is scored; default: as the study says")
     args = parser.parse_args()
-    tables, preset = [], None if args.preset == "none" else args.preset
+    tables = []
     for i in range(args.seeds):
         studies = [StudyConfig.from_yaml(name) for name in args.studies]
         seed = i + (studies[0].seed if args.seed is None else args.seed)
         studies = [
             replace(
-                seeded(study, seed), rounds=[shortened(one, args.max_steps) for one in study.rounds],
-                score=study.score | ({} if args.preset is None else {"preset": preset}),
+                study, seed=seed, rounds=[shortened(one, args.max_steps) for one in study.rounds],
+                score=study.score | ({} if args.preset is None else {"preset": args.preset}),
             )
             for study in studies
         ]  # fmt: skip

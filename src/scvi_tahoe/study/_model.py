@@ -18,7 +18,7 @@ from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.nn import SIZES, non_default
 from scvi_tahoe.pretrained import holds_run, read_pretrained, run_checkpoint
 from scvi_tahoe.study._files import read_json, write_json
-from scvi_tahoe.study._run_folder import BEST, LAST, MODEL, is_run, read_checkpoint
+from scvi_tahoe.study._run_folder import LAST, MODEL, is_run, read_checkpoint
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,8 +74,7 @@ def _model_options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
 def _weights_of_run(start: StartConfig) -> PretrainedModel:
     """Return the weights of an earlier run; objective and prior are those of the new run."""
     folder = Path(str(start.source))
-    # a run that validated nothing has no best checkpoint
-    path = run_checkpoint(folder, start.checkpoint or (BEST if (folder / BEST).is_file() else LAST))
+    path = run_checkpoint(folder, start.checkpoint or "best")
     if holds_run(folder):
         weights = read_pretrained(folder, path.name)
     else:  # version 0.1 kept the model as scvi-tools saves it
@@ -109,8 +108,8 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
         if "wandb" in run.train.loggers:  # a run left open would also get what the next one of this process logs
             import_module("wandb").finish()
         seconds = before + time.perf_counter() - start
-        best = {name: found.get(name) for name in ("best_step", "best_value")}
-        write_json(record, {"seconds": seconds, **best})
+        kept = {name: found.get(name) for name in ("best_step", "best_value", "verdict")}
+        write_json(record, {"seconds": seconds, **kept})
 
 
 def _arguments(run: TahoeRun) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from anndata.abc import CSRDataset
 from scvi_tahoe.data import ScreenKeys, read_screen
 from scvi_tahoe.evaluate import overall_title
 from scvi_tahoe.files import LOCK, locked, read_torch, remove_partial
-from scvi_tahoe.pretrained import model_card
+from scvi_tahoe.pretrained import licence_notice, model_card
 from scvi_tahoe.study._files import read_mapping
 from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_config import TahoeRun
@@ -162,10 +162,9 @@ _RUN = """
 |---|---|
 {rows}
 
-`config.yaml` rebuilds this run: `scvi-tahoe finetune config.yaml`. `model/` holds the model (safetensors and JSON) with
-the weights of the {chosen}. All are read without running code.
-`metrics.csv` is the log, `loading_report.txt` says what became of every pretrained tensor, `provenance.json` names
-releases and data{scores}.
+`config.yaml` rebuilds this run: `scvi-tahoe finetune config.yaml`. `model/` holds the model (safetensors and JSON),
+`best.ckpt` and `last.ckpt` are checkpoints, which are read without running code. `metrics.csv` is the log,
+`loading_report.txt` says what became of every pretrained tensor, `provenance.json` names releases and data{scores}.
 """
 
 
@@ -192,13 +191,11 @@ def run_card(run: TahoeRun, weights: PretrainedModel, record: dict[str, Any], sc
     }
     rows = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
     there = "" if scores is None else ", `scores/` holds the evaluation"
-    chosen = "best validation, as in `best.ckpt`; `last.ckpt` has those of the end"
-    if step is None:
-        chosen = "last step, as in `last.ckpt`"
     text = model_card(weights, f"{run.name}: a State Transition model").replace(
         "`prior.safetensors`", "`model/prior.safetensors`"
     )
-    return text + _RUN.format(rows=rows, scores=there, chosen=chosen)
+    text += _RUN.format(rows=rows, scores=there)
+    return text + ("\n" + licence_notice(weights.provenance) if weights.provenance.non_commercial else "")
 
 
 def _start_of(run: TahoeRun, weights: PretrainedModel) -> str:
@@ -206,7 +203,7 @@ def _start_of(run: TahoeRun, weights: PretrainedModel) -> str:
     if run.start.source is None:
         return "scratch"
     words = (Path(run.start.source).name if Path(run.start.source).exists() else run.start.source, origin.checkpoint)
-    licence = "non-commercial, see above" if origin.non_commercial else origin.licence or "none stated"
+    licence = "non-commercial, see below" if origin.non_commercial else origin.licence or "none stated"
     return f"{' '.join(filter(None, words))} (licence: {licence})"
 
 
