@@ -2,8 +2,8 @@
 
 A replay. A quarter of the conditions is never measured and is scored; of the others a tenth is measured at first, drawn
 at random, and the rest in batches that ``plan_next`` chooses, that lie farthest from all measured ones in tables and
-contexts, or that are drawn at random. Median over seeds of the root mean squared error, without the sampling variance
-of measured means. The figure goes to ``--figure``.
+contexts, or that are drawn at random. Mean over seeds of the root mean squared error, without the sampling variance of
+measured means; in the figure with its standard error.
 
     python benchmarks/plan_next.py responses.h5ad --perturbation-key perturbation --context-key cell_line \\
         --context k562 --control control --table go=emb_gene_go.parquet --figure docs/_static/plan_next.png
@@ -78,7 +78,7 @@ def farthest(rows: np.ndarray, measured: list[int], free: list[int], n: int) -> 
     return chosen
 
 
-def replay(adata: ad.AnnData, tables: dict, rows: np.ndarray, strategy: str, seed: int) -> list[dict]:
+def replay(adata: ad.AnnData, tables: dict, rows: np.ndarray, strategy: str, seed: int, until: float) -> list[dict]:
     """Errors of one strategy from one start."""
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     scored, pool = order[: adata.n_obs // 4], order[adata.n_obs // 4 :]
@@ -99,7 +99,7 @@ def replay(adata: ad.AnnData, tables: dict, rows: np.ndarray, strategy: str, see
         error = float(np.sqrt(max(float((squared - adata.layers["variance"][scored]).mean()), 0)))
         found.append({"strategy": strategy, "seed": seed, "measured": len(measured), "rmse": error})
         free = [i for i in pool.tolist() if i not in set(measured)]
-        if len(measured) >= 0.7 * len(pool):
+        if len(measured) >= until * len(pool):
             return found
         n = min(batch, len(free))
         if strategy == "plan_next":
@@ -118,9 +118,9 @@ def draw(table: pd.DataFrame, path: Path, n: int) -> None:
         ax = figure.subplots()
         for name, color in zip(STRATEGIES, (pl.PREDICTED, pl.OBSERVED, pl.BASELINE), strict=True):
             of_one = table[table["strategy"] == name].groupby("measured")["rmse"]
-            middle = of_one.median()
+            middle, error = of_one.mean(), of_one.sem()
             share = 100 * middle.index / n
-            ax.fill_between(share, of_one.quantile(0.25), of_one.quantile(0.75), color=color, alpha=0.15, linewidth=0)
+            ax.fill_between(share, middle - error, middle + error, color=color, alpha=0.15, linewidth=0)
             ax.plot(share, middle, color=color, marker="o", markersize=3, label=name)
         ax.set_xlabel("conditions measured (%)")
         ax.set_ylabel("RMSE on those never measured")
@@ -129,7 +129,7 @@ def draw(table: pd.DataFrame, path: Path, n: int) -> None:
 
 
 def main() -> None:
-    """Print medians, and how many random conditions each batch of plan_next is worth."""
+    """Print means, and how many random conditions each batch of plan_next is worth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("responses", type=Path, nargs="?")
     parser.add_argument("--papalexi", action="store_true", help="targets of the shipped screen in its three replicates")
@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--until", type=float, default=0.7, help="share of what can be measured that is measured")
+    parser.add_argument("--output", type=Path, help="every error, as csv")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     tables = {name: pd.read_parquet(path) for name, _, path in (text.partition("=") for text in args.table)}
@@ -155,12 +157,14 @@ def main() -> None:
     of_context = pd.get_dummies(adata.obs[C]).to_numpy(dtype=float)
     rows = np.hstack([*of_tables, *([of_context] if of_context.shape[1] > 1 else [])])
     found = Parallel(n_jobs=args.jobs)(
-        delayed(replay)(adata, tables, unit_rows(rows), strategy, seed)
+        delayed(replay)(adata, tables, unit_rows(rows), strategy, seed, args.until)
         for seed in range(args.seeds)
         for strategy in STRATEGIES
     )
     table = pd.DataFrame([row for rows_of in found for row in rows_of])
-    middle = table.pivot_table(index="measured", columns="strategy", values="rmse", aggfunc="median")[list(STRATEGIES)]
+    if args.output is not None:
+        table.to_csv(args.output, index=False)
+    middle = table.pivot_table(index="measured", columns="strategy", values="rmse", aggfunc="mean")[list(STRATEGIES)]
     middle["as many random ones"] = np.interp(
         -middle["plan_next"], -middle["random"].cummin(), middle.index, right=np.nan
     )  # errors fall, so both are turned round
