@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 from scvi_tahoe import TahoeST, datasets, pl, screen_quality
 from scvi_tahoe.effects import dose_response, hill, interactions
@@ -94,6 +94,14 @@ def main(demo: Path) -> None:
         "learning_rate_test": model.find_learning_rate().plot(),
         "interactions": pl.interactions(pairs()),
         "dose_response": doses(),
+        "umap": pl.umap(
+            {
+                "observed": task.held_out,
+                "predicted": read_h5ad(demo / "prediction.h5ad"),
+            },
+            task.perturbation_key,
+            labels=["JAK2", "IFNGR1", "SMAD4", "BRD4"],
+        ),
     }
     PLOTS.mkdir(exist_ok=True)
     for name, figure in figures.items():

@@ -10,7 +10,7 @@ import pandas as pd
 from scvi_tahoe._arguments import checked
 from scvi_tahoe.pl._figure import (
     BASELINE,
-    CEILING,
+    COLORS,
     OBSERVED,
     PREDICTED,
     drawn,
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from scvi_tahoe.pl._figure import FigureOutput
-
-_COLORS = (PREDICTED, OBSERVED, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", CEILING, BASELINE)
 
 
 def _row(effects: AnnData, condition: str | None) -> AnnData:
@@ -165,13 +163,13 @@ def condition_map(
     if points.shape[1] < 2:
         raise ValueError("the embedding has one component; a map needs two.")
     groups = np.full(len(points), "") if color is None else embedding.obs[color].astype(str).to_numpy()
-    if len(kinds := sorted(set(groups))) > len(_COLORS):
-        raise ValueError(f"obs[{color!r}] has {len(kinds)} values; at most {len(_COLORS)} have a colour of their own.")
+    if len(kinds := sorted(set(groups))) > len(COLORS):
+        raise ValueError(f"obs[{color!r}] has {len(kinds)} values; at most {len(COLORS)} have a colour of their own.")
     size = embedding.obs["effect_size"].to_numpy()
     support = embedding.obs["support"].to_numpy(float) if "support" in embedding.obs else np.ones(len(points))
     with style():
         figure, ax = one_panel(ax, 4.2, 3.6)
-        for kind, shade in zip(kinds, _COLORS, strict=False):
+        for kind, shade in zip(kinds, COLORS, strict=False):
             here = groups == kind
             ax.scatter(
                 points[here, 0], points[here, 1], s=6 + 60 * (size[here] / max(size.max(), 1e-12)),
@@ -242,7 +240,7 @@ def dose_response(
         low, high = dose[dose > 0].min(), dose.max()
         grid = np.geomspace(low / 10, high * 10, 200)
         for k, (_, fit) in enumerate(fits.iterrows()):
-            mine, color = [str(fit[name]) for name in labels], _COLORS[k % len(_COLORS)]
+            mine, color = [str(fit[name]) for name in labels], COLORS[k % len(COLORS)]
             here = (texts == mine).all(axis=1).to_numpy() & (dose > 0)
             ax.errorbar(dose[here], of_gene[here], None if sd is None else sd[here], fmt="o", markersize=3, color=color)
             curve = fit["emax"] / (1 + (grid / fit["ec50"]) ** -fit["slope"])

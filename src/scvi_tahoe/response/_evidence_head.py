@@ -39,7 +39,7 @@ _AT_ONCE = 2**21  # genes of conditions that evidence is gathered of at once
 
 
 @dataclass(frozen=True)
-class Gain:
+class QuestionGain:
     """What the network takes away from the squared error of one kind of question.
 
     Attributes
@@ -75,7 +75,7 @@ class EvidenceHead:
     center_F: np.ndarray
     spread_F: np.ndarray
     weights: tuple[np.ndarray, ...]
-    gains: Mapping[Any, Gain]
+    gains: Mapping[Any, QuestionGain]
 
     @property
     def is_consistent(self) -> bool:
@@ -243,7 +243,7 @@ def fit_head(
     return EvidenceHead(center, spread, weights, gains)
 
 
-def _gains(before_m: np.ndarray, after_m: np.ndarray, asked: LeftOutQuestions) -> dict[Key, Gain]:
+def _gains(before_m: np.ndarray, after_m: np.ndarray, asked: LeftOutQuestions) -> dict[Key, QuestionGain]:
     """Compare squared errors of conditions in each kind of question."""
     found = {}
     for key in dict.fromkeys(asked.keys):
@@ -257,7 +257,7 @@ def _gains(before_m: np.ndarray, after_m: np.ndarray, asked: LeftOutQuestions) -
         gain = np.bincount(of_label, (before_m - after_m)[mine]) / total
         share, error = gain.sum(), np.sqrt(len(gain)) * gain.std(ddof=min(1, len(gain) - 1))
         is_used = mine.sum() >= _FEWEST_JUDGED and share > _ONE_SIDED * error
-        found[key] = Gain(float(share), 1.96 * float(error), int(mine.sum()), bool(is_used))
+        found[key] = QuestionGain(float(share), 1.96 * float(error), int(mine.sum()), bool(is_used))
     return found
 
 

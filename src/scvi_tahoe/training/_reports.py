@@ -163,8 +163,9 @@ class StepProgress(Callback):
         """Return a sentence about the throughput of the run; None if no interval ended."""
         if not self.rates:
             return None
+        share = f"{self._mfu:.0%}" if self._mfu >= 0.01 else "<1%"
         return (
-            f"{statistics.median(self.rates):,.1f} sets per second, at the end {self._mfu:.0%} of the speed of large "
+            f"{statistics.median(self.rates):,.1f} sets per second, at the end {share} of the speed of large "
             "matrix products on this device (mfu)"
         )
 
