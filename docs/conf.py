@@ -1,5 +1,7 @@
 """Sphinx configuration, after the scverse template."""
 
+import base64
+import json
 import os
 import re
 import sys
@@ -78,7 +80,7 @@ autosummary_context = {
     },
     # not offered, or internals of the base classes of scvi-tools
     "hidden_members": ", ".join(HIDDEN),
-    # the picture that a plot makes, drawn by draw_figures.py
+    # the picture that a plot makes, drawn by draw_plots.py
     "figures_of_plots": {
         f"scvi_tahoe.pl.{path.stem}": f"/_static/plots/{path.name}"
         for path in (HERE / "_static" / "plots").glob("*.png")
@@ -114,6 +116,12 @@ myst_enable_extensions = [
 nb_execution_mode = "off"
 nb_output_stderr = "remove"
 nb_merge_streams = True
+#: which picture of a tutorial is on its card; the first one if not said here
+THUMBNAILS = {
+    "1_quick_start": 1,
+    "3_your_perturb_seq": 1,
+    "9_from_predictions_to_decisions": 2,
+}
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
@@ -128,13 +136,16 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "navbar_persistent": [],  # else a second search box
-    "logo": {"text": project},
+    "logo": {"text": f"{project} {version}"},
 }
 pygments_style = "default"
 
-ogp_site_url = os.environ.get(
+# Read the Docs adds the menu of versions; it needs the address of this one
+html_baseurl = os.environ.get(
     "READTHEDOCS_CANONICAL_URL", "https://scvi-tahoe.readthedocs.io/"
 )
+html_context = {"READTHEDOCS": "READTHEDOCS" in os.environ}
+ogp_site_url = html_baseurl
 ogp_image = "_static/deltas.png"
 ogp_social_cards = {"enable": False}
 
@@ -196,6 +207,30 @@ def comment_of_constant(app, what, name, obj, options, lines):
     lines[:] = [f"A constant of ``{folder}``."]
 
 
+def returns_as_text(app, what, name, obj, options, lines):
+    """Keep what a function returns together: napoleon takes each line without a type for one."""
+    ruled = [bool(line) and set(line) == {"-"} for line in lines[1:]]
+    heads = [i for i, is_rule in enumerate(ruled) if is_rule and lines[i].strip()]
+    for head, end in reversed([*zip(heads, [*heads[1:], len(lines)], strict=False)]):
+        body = lines[head + 2 : end]
+        if lines[head] == "Returns" and not "".join(body[1:2]).startswith("    "):
+            # two empty lines end the section above
+            text = [f"    {line}".rstrip() for line in body]
+            lines[head:end] = ["", "", ":returns:", *text, ""]
+
+
+def thumbnails(app):
+    """Take the first picture of each tutorial that has one for its card."""
+    folder = HERE / "_static" / "thumbnails"
+    folder.mkdir(exist_ok=True)
+    for path in (HERE / "tutorials").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        data = [out.get("data", {}) for c in cells for out in c.get("outputs", [])]
+        pictures = [d["image/png"] for d in data if "image/png" in d]
+        chosen = pictures[THUMBNAILS.get(path.stem, 0)]
+        (folder / f"{path.stem}.png").write_bytes(base64.b64decode(chosen))
+
+
 def write_llms_txt(app, exception):
     """Put the file for assistants next to the pages."""
     if exception is None and app.builder.format == "html":
@@ -203,6 +238,8 @@ def write_llms_txt(app, exception):
 
 
 def setup(app):
+    app.connect("builder-inited", thumbnails)
     app.connect("autodoc-process-docstring", comment_of_constant)
+    app.connect("autodoc-process-docstring", returns_as_text, priority=400)
     app.connect("missing-reference", resolve_private_module)
     app.connect("build-finished", write_llms_txt)

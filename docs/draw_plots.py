@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 from scvi_tahoe import TahoeST, datasets, pl, screen_quality
 from scvi_tahoe.effects import dose_response, hill, interactions
@@ -57,9 +57,7 @@ def doses() -> Figure:
         layers={"sd": np.full_like(noisy, 0.05)},
     )
     fits = dose_response(measured, ["MDM2"], perturbation_key="drug", dose_key="dose")
-    return pl.dose_response(
-        measured, fits, "MDM2", dose_key="dose", perturbation_key="drug"
-    )
+    return pl.dose_response(measured, fits, "MDM2")
 
 
 def main(demo: Path) -> None:
@@ -96,6 +94,14 @@ def main(demo: Path) -> None:
         "learning_rate_test": model.find_learning_rate().plot(),
         "interactions": pl.interactions(pairs()),
         "dose_response": doses(),
+        "umap": pl.umap(
+            {
+                "observed": task.held_out,
+                "predicted": read_h5ad(demo / "prediction.h5ad"),
+            },
+            task.perturbation_key,
+            labels=["JAK2", "IFNGR1", "SMAD4", "BRD4"],
+        ),
     }
     PLOTS.mkdir(exist_ok=True)
     for name, figure in figures.items():

@@ -138,3 +138,16 @@ def test_importing_the_package_loads_no_heavy_package():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(result.stdout.split())
+
+
+def test_every_name_of_a_type_names_one_type():
+    """Arguments are checked by the names in their annotations, many of which are imported for type checkers only."""
+    defined: dict[str, list[str]] = {}
+    for path, tree in TREES.items():
+        for node in tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node]
+            for name in [getattr(target, "id", getattr(target, "name", "")) for target in targets]:
+                if name[:1].isupper() and not name.isupper():
+                    defined.setdefault(name, []).append(place(path, node))
+    assert {name: places for name, places in defined.items() if len(places) > 1} == {}
+    assert len(defined) > 100

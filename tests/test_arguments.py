@@ -14,6 +14,7 @@ from scvi_tahoe._arguments import ArgumentError, _known, checked
 from scvi_tahoe._matrices import trusted_matrix
 from scvi_tahoe._memory import free_memory, verify_memory
 from scvi_tahoe.nn import NetworkConfig
+from scvi_tahoe.pretrained import embed_cells, read_pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,7 +146,17 @@ def test_what_is_no_matrix_of_real_numbers_is_refused(matrix):
         trusted_matrix(matrix, "X")
 
 
-def test_the_output_of_a_prediction_is_accepted_after_figures_were_imported():
-    import scvi_tahoe.pl  # noqa: F401  (it had another type of the same name)
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [(embed_cells, {"scale": "log2"}), (read_pretrained, {"attention": "ful"})],
+    ids=["scale", "attention"],
+)
+def test_names_of_types_that_another_folder_used_to_have_are_checked(call, given):
+    import scvi_tahoe.pl  # noqa: F401
 
+    with pytest.raises(ArgumentError, match=f"{next(iter(given))}=.* is unknown; allowed are"):
+        call("nowhere", **given)
+
+
+def test_the_output_of_a_prediction_is_checked_by_its_own_type():
     assert set(_known("Output")) == {typing.Literal["expression", "delta", "counts", "embedding", "prior"]}

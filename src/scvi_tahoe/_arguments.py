@@ -245,9 +245,9 @@ def _known(name: str) -> Iterator[Any]:
     for space in (typing, collections.abc, builtins, pathlib, numpy.typing):
         if hasattr(space, name):
             yield getattr(space, name)
-    modules = [m for place, m in list(sys.modules.items()) if place.startswith("scvi_tahoe") and name in vars(m)]
-    found = [vars(module)[name] for module in modules]
-    yield from (found if all(kind is found[0] for kind in found) else [Any])  # two types of one name: either is allowed
+    for place, module in list(sys.modules.items()):
+        if place.startswith("scvi_tahoe") and name in vars(module):
+            yield vars(module)[name]
     if name in sys.modules:
         yield sys.modules[name]
 

@@ -45,6 +45,8 @@ def test_train_leaves_a_report_and_says_what_is_next(run, screen, tmp_path):
     lines = run("train", screen, *LABELS, *options).output.splitlines()
     assert f"Open {folder / 'report.html'}" in lines
     assert lines[-1].startswith(f"Next: scvi-tahoe predict {folder}")
+    assert any(line.startswith("Verdict on ") for line in lines)
+    assert any(line.startswith("Network: The network ") for line in lines)
     assert "<html" in (folder / "report.html").read_text()
     assert yaml.safe_load((folder / "config.yaml").read_text())["split"]["kind"] == "held_out_conditions"
     predicted = ad.read_h5ad(folder / "prediction.h5ad")

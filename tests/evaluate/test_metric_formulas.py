@@ -8,6 +8,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import (
@@ -17,6 +18,7 @@ from scvi_tahoe.evaluate import (
     discrimination_score_l1,
     effect_size_ratio,
     energy_distance,
+    energy_distances,
     evaluate,
     gene_weights,
     pds_cosine,
@@ -187,6 +189,41 @@ def test_the_ratio_of_de_counts_counts_genes_on_both_sides():
     assert scores["n_de_observed"].tolist() == [4, 2, 0]
     assert scores["n_de_predicted"].tolist() == [2, 4, 1]
     np.testing.assert_array_equal(scores["nsig_ratio"], [0.5, 2, np.nan])
+
+
+def populations():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["A", "B"], 40)
+    var = pd.DataFrame(index=[f"gene_{i}" for i in range(6)])
+    here = pd.DataFrame({"target": labels}, index=[f"c{i}" for i in range(80)])
+    values = rng.normal((labels == "B")[:, None] * 3.0, 1, (80, 6))
+    observed = AnnData(values, obs=here, var=var)
+    controls = AnnData(rng.normal(0, 1, (50, 6)), obs=pd.DataFrame({"target": ["NT"] * 50}), var=var)
+    half = observed[observed.obs["target"] == "A", ::-1].copy()  # genes in another order
+    return {"observed": observed, "controls": controls, "half": half}
+
+
+def test_distances_of_populations_are_one_row_for_each_label_and_controls_are_compared_as_a_whole():
+    table = energy_distances(populations(), "target")
+    assert table.index.tolist() == ["A", "B"]
+    assert table.columns.tolist() == ["controls", "half"]
+    assert table.loc["A", "half"] == pytest.approx(0, abs=1e-9)
+    assert np.isnan(table.loc["B", "half"])
+    assert table.loc["B", "controls"] > 10 * table.loc["A", "controls"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error", "message"),
+    [
+        pytest.param({}, {"labels": ["C"]}, KeyError, "no label 'C'", id="label"),
+        pytest.param({}, {"key": "targets"}, KeyError, "no column 'targets'", id="column"),
+        pytest.param({"controls": None, "half": None}, {}, ValueError, "at least one more", id="one population"),
+    ],
+)
+def test_distances_need_labels_that_exist(change, options, error, message):
+    given = {name: cells for name, cells in populations().items() if name not in change}
+    with pytest.raises(error, match=message):
+        energy_distances(given, **{"key": "target", **options})
 
 
 def test_the_floor_of_the_energy_distance_is_that_of_a_replicate():

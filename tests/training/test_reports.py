@@ -14,7 +14,7 @@ from scvi_tahoe import HeldOutPerturbations, evaluate
 from scvi_tahoe._constants import TENSORS
 from scvi_tahoe.nn import SIZES, NetworkConfig
 from scvi_tahoe.training import MemoryPlan, MetricsHistory, explained_out_of_memory, plan_memory
-from scvi_tahoe.training._reports import VALIDATION_SCORES, computed_scores, top_gene_overlap
+from scvi_tahoe.training._reports import VALIDATION_SCORES, StepProgress, computed_scores, top_gene_overlap
 
 METRICS = {"train_loss", "validation_loss", "train_energy", "validation_energy", "sets_per_second", "mfu", "lr_new"}
 
@@ -205,3 +205,10 @@ def test_running_out_of_memory_says_what_to_lower(batch_size, advice):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
     with pytest.raises(RuntimeError, match="shape"), explained_out_of_memory(batch_size=1, set_size=1, doing="x"):
         raise RuntimeError("shape")  # other errors pass as they are
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.004, "<1%"), (0.3, "30%")])
+def test_the_speed_of_a_small_network_is_not_shown_as_nothing(share, shown):
+    progress = StepProgress(max_steps=1, batch_size=1, accumulate=1, set_size=1, product_rate=1e9, show=False)
+    progress.rates, progress._mfu = [12.0], share
+    assert progress.summary().startswith(f"12.0 sets per second, at the end {shown} of the speed")

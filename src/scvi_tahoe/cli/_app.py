@@ -13,6 +13,7 @@ from scvi_tahoe.cli._convert import convert
 from scvi_tahoe.cli._demo import demo
 from scvi_tahoe.cli._embed import embed
 from scvi_tahoe.cli._evaluate import evaluate
+from scvi_tahoe.cli._plan import plan
 from scvi_tahoe.cli._predict import predict
 from scvi_tahoe.cli._respond import respond
 from scvi_tahoe.cli._runs import check, finetune, inspect, study
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 _GROUPS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Start": (demo, init, train),
-    "Predict and judge": (predict, evaluate, respond),
+    "Predict and judge": (predict, evaluate, plan, respond),
     "Runs as files": (finetune, study, check, inspect),
     "Files": (convert, embed, tables),
 }

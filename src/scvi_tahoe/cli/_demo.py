@@ -25,8 +25,8 @@ def demo(
 ) -> None:
     """Train on a real screen, predict held-out perturbations and score them next to simple predictors.
 
-    Takes under three minutes on two CPU cores; started again, it continues where it was stopped. Leaves a folder with
-    the model, the prediction, the scores and two figures, and prints the scores and what they show.
+    It takes less than three minutes on two CPU cores; the same command continues a demo that was stopped. It leaves a
+    folder with the model, the prediction, the scores, a report and figures, and prints the scores and a verdict.
 
     \b
     scvi-tahoe demo

@@ -51,7 +51,7 @@ def embed(  # noqa: PLR0913
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Embed cells with a State Embedding model such as SE-600M, reading and writing blocks, so that they may be many.
+    """Embed cells with a State Embedding model such as SE-600M, block by block, however many there are.
 
     \b
     scvi-tahoe embed counts.h5ad arcinstitute/SE-600M -o embedded.h5ad --accept-license

@@ -31,7 +31,7 @@ def evaluate(  # noqa: PLR0913
         str | None, typer.Option(help="Text between the perturbations of a combination, such as +.")
     ] = None,
     train: Annotated[
-        Path | None, typer.Option(help="h5ad of the training, which most baselines are computed from.")
+        Path | None, typer.Option(help="h5ad of the training data, from which most baselines are computed.")
     ] = None,
     preset: Annotated[str, typer.Option(help="Which scores to compute.")] = "vcc2025",
     baseline: Annotated[
@@ -42,12 +42,13 @@ def evaluate(  # noqa: PLR0913
         ),
     ] = "auto",
     baselines: Annotated[
-        bool, typer.Option(help="Print every baseline that applies and the verdict; each costs as much as a score.")
+        bool,
+        typer.Option(help="Score every baseline that applies, as long each, and print a verdict."),
     ] = True,
     match_cells: Annotated[
         bool, typer.Option(help="Score as many cells of each condition as were observed, with exact means.")
     ] = True,
-    n_draws: Annotated[int, typer.Option(help="Choices of cells whose scores are averaged.")] = 3,
+    n_draws: Annotated[int, typer.Option(help="Number of random choices of cells over which scores are averaged.")] = 3,
     allow_train: Annotated[
         bool, typer.Option("--allow-train", help="Accept held-out conditions that are in the training data.")
     ] = False,

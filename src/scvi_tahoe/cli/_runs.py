@@ -43,7 +43,9 @@ def finetune(
     carry_out(config, folder, dry_run=dry_run, json=json, quiet=quiet)
 
 
-def carry_out(run: TahoeRun | Path, folder: Path | None, *, dry_run: bool, json: bool, quiet: bool) -> None:
+def carry_out(
+    run: TahoeRun | Path, folder: Path | None, *, cells: str = "controls.h5ad", dry_run: bool, json: bool, quiet: bool
+) -> None:
     """Carry out a run or the run of a file, and say what it left and what to do next."""
     again = shlex.join(["scvi-tahoe", *sys.argv[1:]])
     stopped = f"Stopped. The last validation is kept. Continue with: {again}"
@@ -62,7 +64,7 @@ def carry_out(run: TahoeRun | Path, folder: Path | None, *, dry_run: bool, json:
         if result.scores is not None:
             result.scores.to_html(report, title=f"Run {result.folder.name}", command=again)
             tell(f"Open {report}")
-        tell(f"Next: scvi-tahoe predict {result.folder} controls.h5ad -o predicted.h5ad")
+        tell(f"Next: {shlex.join(['scvi-tahoe', 'predict', str(result.folder), cells, '-o', 'predicted.h5ad'])}")
 
 
 def study(

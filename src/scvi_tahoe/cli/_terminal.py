@@ -57,6 +57,17 @@ def one_line_errors(
         raise typer.Exit(2) from None
 
 
+def named_files(texts: list[str] | None) -> dict[str, str]:
+    """Read options of the form ``NAME=FILE``."""
+    found = {}
+    for text in texts or []:
+        name, mark, path = text.partition("=")
+        if not (name and mark and path):
+            raise ValueError(f"--table {text!r} is not NAME=FILE, e.g. esm2=esm2.parquet.")
+        found[name] = path
+    return found
+
+
 def say_error(text: str) -> None:
     """Write a line about a mistake to standard error, in colour on a terminal."""
     typer.secho("scvi-tahoe: ", fg=typer.colors.RED, bold=True, nl=False, err=True)

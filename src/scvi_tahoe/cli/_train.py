@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Json, Quiet, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import Json, Quiet, named_files, one_line_errors, quiet_frameworks
 
 
 def train(  # noqa: PLR0913
@@ -34,7 +34,7 @@ def train(  # noqa: PLR0913
         typer.Option(help="h5ad of observed cells to predict and score.", show_default="a tenth of the conditions"),
     ] = None,
     max_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 1_000,
-    preset: Annotated[str, typer.Option(help="Which scores to compute; quick needs no tests.")] = "vcc2025",
+    preset: Annotated[str, typer.Option(help="Scores to compute; quick needs no DE tests.")] = "vcc2025",
     folder: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="runs/NAME_OF_DATA")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     dry_run: Annotated[
@@ -66,7 +66,7 @@ def train(  # noqa: PLR0913
             context_key=context_key or "",
             combination_separator=combination_separator or "",
         )
-        files = dict(_named(text) for text in table or [])
+        files = named_files(table)
         cells = {
             "path": str(data), "perturbation_key": perturbation_key, "control": control, "context_key": context_key,
             "combination_separator": combination_separator, "batch_key": batch_key, "layer": layer,
@@ -85,7 +85,7 @@ def train(  # noqa: PLR0913
             }
         )
         partial(typer.echo, err=json)(found.text())
-    carry_out(run, folder, dry_run=dry_run, json=json, quiet=quiet)
+    carry_out(run, folder, cells=str(data), dry_run=dry_run, json=json, quiet=quiet)
 
 
 def init(
@@ -114,11 +114,3 @@ def init(
         write_new_run(found, output)
     typer.echo(found.text())
     typer.echo(f"{output} written. Read it, then: scvi-tahoe finetune {output} --dry-run")
-
-
-def _named(text: str) -> tuple[str, str]:
-    """Read ``NAME=FILE``."""
-    name, mark, path = text.partition("=")
-    if not (name and mark and path):
-        raise ValueError(f"--table {text!r} is not NAME=FILE, e.g. esm2=esm2.parquet.")
-    return name, path

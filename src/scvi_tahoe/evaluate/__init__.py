@@ -26,7 +26,7 @@ from scvi_tahoe.evaluate._metric_effects import (
     r2_weighted,
     wmse,
 )
-from scvi_tahoe.evaluate._metric_energy_distance import energy_distance, fit_components
+from scvi_tahoe.evaluate._metric_energy_distance import energy_distance, energy_distances, fit_components
 from scvi_tahoe.evaluate._metrics import METRICS, MetricInfo, metric_info, register_metric
 from scvi_tahoe.evaluate._other_models import as_prediction, plain_label, read_split, write_scperturbench
 from scvi_tahoe.evaluate._prediction_checks import check_collapse, likeness, mean_cosine
@@ -60,6 +60,7 @@ __all__ = [
     "discrimination_score_l1",
     "effect_size_ratio",
     "energy_distance",
+    "energy_distances",
     "evaluate",
     "gene_weights",
     "mean_cosine",

@@ -28,16 +28,16 @@ Matrix: TypeAlias = Any
 _CHUNK = 512
 
 
-class SelectedRows:
+class RowSelection:
     """Rows of a dense matrix in any order and number, copied only when they are asked for.
 
     Indexing and :func:`numpy.asarray` give arrays, equal to those of a copy; everything else that an array can do is
     left out, so that nobody copies all rows without saying so.
     """
 
-    def __init__(self, matrix: NDArray[np.floating] | SelectedRows, rows: NDArray[np.intp]) -> None:
-        self._rows: NDArray[np.intp] = matrix._rows[rows] if isinstance(matrix, SelectedRows) else rows
-        self._matrix: NDArray[np.floating] = matrix._matrix if isinstance(matrix, SelectedRows) else matrix
+    def __init__(self, matrix: NDArray[np.floating] | RowSelection, rows: NDArray[np.intp]) -> None:
+        self._rows: NDArray[np.intp] = matrix._rows[rows] if isinstance(matrix, RowSelection) else rows
+        self._matrix: NDArray[np.floating] = matrix._matrix if isinstance(matrix, RowSelection) else matrix
         self.shape, self.dtype = (len(self._rows), self._matrix.shape[1]), self._matrix.dtype
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ class CellTable:
         if np.array_equal(places, np.arange(self.n_cells)):
             return self
         lazy = not copy and not sp.issparse(self.expression)
-        expression = SelectedRows(self.expression, places) if lazy else self.expression[places]
+        expression = RowSelection(self.expression, places) if lazy else self.expression[places]
         return CellTable(expression, self.perturbation[places], self.context[places], self.genes, self.names[places])
 
     def of_context(self, context: str) -> CellTable:

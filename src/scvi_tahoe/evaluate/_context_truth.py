@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
-from scvi_tahoe.evaluate._cells import SelectedRows
+from scvi_tahoe.evaluate._cells import RowSelection
 from scvi_tahoe.evaluate._differential_expression import differential_expression
 from scvi_tahoe.evaluate._group_statistics import GroupStatistics, gene_weights, group_statistics
 from scvi_tahoe.files import atomic_write, atomic_write_text
@@ -69,9 +69,9 @@ def content_hash(cells: CellTable) -> str:
     return digest.hexdigest()
 
 
-def _stored(part: NDArray[Any] | SelectedRows) -> Iterator[memoryview]:
+def _stored(part: NDArray[Any] | RowSelection) -> Iterator[memoryview]:
     """Bytes of a matrix, row by row, in blocks; selected rows are copied a few at a time."""
-    step = _ROWS if isinstance(part, SelectedRows) else max(len(part), 1)
+    step = _ROWS if isinstance(part, RowSelection) else max(len(part), 1)
     rest = b""
     for first in range(0, len(part), step):
         stored = memoryview(np.ascontiguousarray(part[first : first + step])).cast("B")

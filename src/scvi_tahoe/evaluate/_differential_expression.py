@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvi_tahoe._messages import progress_bar, warn
-from scvi_tahoe.evaluate._cells import SelectedRows, concatenate
+from scvi_tahoe.evaluate._cells import RowSelection, concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +69,7 @@ def differential_expression(
             "Differential expression runs on the CPU: the expression is float64 with values that float32 cannot hold, "
             "and the GPU ranks float32, where close values would tie. Cast prediction and reference to float32 first."
         )
-    if controls is None and isinstance(cells.expression, SelectedRows):
+    if controls is None and isinstance(cells.expression, RowSelection):
         (context,) = cells.contexts
         controls = cells.take(cells.rows[context, control])
     if controls is None:

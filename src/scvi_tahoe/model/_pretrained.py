@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from scvi_tahoe._compat import AnnOrMuData
     from scvi_tahoe.data import Representation
-    from scvi_tahoe.nn import Attention, NetworkOptions, ObjectiveOptions
+    from scvi_tahoe.nn import AttentionName, NetworkOptions, ObjectiveOptions
     from scvi_tahoe.pretrained import AttentionDiagnosis
     from scvi_tahoe.response import Criterion, Prior
 
@@ -75,7 +75,7 @@ class PretrainedMixin(FittedModel):
         revision: str | None = None,
         accept: Sequence[str] = (),
         accept_license: bool | None = None,
-        attention: Attention | None = None,
+        attention: AttentionName | None = None,
         genes: Sequence[str] | None = None,
         backbone_from: str | Path | None = None,
         representation: Representation | None = None,

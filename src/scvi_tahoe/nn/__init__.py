@@ -11,7 +11,7 @@ from scvi_tahoe.nn._adapters import (
     original_name,
 )
 from scvi_tahoe.nn._cell_encoder import N_DATASET, CellEncoder, CellEncoderConfig
-from scvi_tahoe.nn._config import SIZES, Attention, GeneDecoderConfig, NetworkConfig, NetworkOptions, SizeName
+from scvi_tahoe.nn._config import SIZES, AttentionName, GeneDecoderConfig, NetworkConfig, NetworkOptions, SizeName
 from scvi_tahoe.nn._losses import (  # before the contrasts: terms are listed in the order in which they register
     batch_classification,
     confidence_error,

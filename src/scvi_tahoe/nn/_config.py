@@ -7,10 +7,10 @@ from typing import Any, Literal, TypedDict, get_args
 
 from scvi_tahoe._arguments import checked_fields
 
-Attention = Literal["full", "causal", "causal_rope", "self_only"]
-Backbone = Literal["llama", "gpt2"]
+AttentionName = Literal["full", "causal", "causal_rope", "self_only"]
+BackboneName = Literal["llama", "gpt2"]
 ControlEncoder = Literal["mlp", "linear"]
-Head = Literal["delta", "hidden_residual", "absolute", "down_up"]
+HeadName = Literal["delta", "hidden_residual", "absolute", "down_up"]
 SizeName = Literal["mini", "small", "medium", "base", "large", "tahoe"]
 
 #: Names of the activations that the encoders and the head accept.
@@ -163,9 +163,9 @@ class NetworkConfig:
     n_encoder_layers: int = 2
     n_decoder_layers: int = 2
     control_encoder: ControlEncoder = "mlp"
-    backbone: Backbone = "llama"
-    attention: Attention = "full"
-    head: Head = "delta"
+    backbone: BackboneName = "llama"
+    attention: AttentionName = "full"
+    head: HeadName = "delta"
     rectify: bool = True
     keep_zeros: bool = False
     base_encoder: bool = False
@@ -287,9 +287,9 @@ class NetworkConfig:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "control_encoder": get_args(ControlEncoder),
-    "backbone": get_args(Backbone),
-    "attention": get_args(Attention),
-    "head": get_args(Head),
+    "backbone": get_args(BackboneName),
+    "attention": get_args(AttentionName),
+    "head": get_args(HeadName),
     "activation": ACTIVATIONS,
 }
 
@@ -331,9 +331,9 @@ class NetworkOptions(TypedDict, total=False):
     n_encoder_layers: int
     n_decoder_layers: int
     control_encoder: ControlEncoder
-    backbone: Backbone
-    attention: Attention
-    head: Head
+    backbone: BackboneName
+    attention: AttentionName
+    head: HeadName
     rectify: bool
     keep_zeros: bool
     base_encoder: bool

@@ -13,6 +13,7 @@ from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
 from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, FigureName, draw, new_figure, style
 from scvi_tahoe.pl._page import page
 from scvi_tahoe.pl._scores import bars, comparison, learning_rate_test, ranks
+from scvi_tahoe.pl._umap import umap
 
 __all__ = [
     "bars",
@@ -29,5 +30,6 @@ __all__ = [
     "ranked",
     "ranks",
     "similarity",
+    "umap",
     "volcano",
 ]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scvi_tahoe.pl._figure import Effects, FigureOutput, Result
+    from scvi_tahoe.pl._figure import EffectsLike, FigureOutput, Result
 
 _FDR = 0.05
 _CHANGE = "change of mean log1p expression"
@@ -98,7 +98,7 @@ def deltas(
     return figure
 
 
-def _chosen_rows(effects: Effects, perturbations: Sequence[str] | None) -> list[int]:
+def _chosen_rows(effects: EffectsLike, perturbations: Sequence[str] | None) -> list[int]:
     if perturbations is None:
         return list(np.argsort(-np.linalg.norm(effects.observed, axis=1)))
     scored = {p for _, p in effects.conditions}

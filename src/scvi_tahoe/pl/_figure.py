@@ -26,6 +26,7 @@ PREDICTED = "#0072B2"
 OBSERVED = "#E69F00"
 BASELINE = "#8C8C8C"
 CEILING = "#1A1A1A"
+COLORS = (PREDICTED, OBSERVED, "#009E73", "#CC79A7", "#D55E00", "#56B4E9", CEILING, BASELINE)
 
 _RC: dict[Any, Any] = {
     **{"font.family": "sans-serif", "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9},
@@ -47,7 +48,7 @@ _PLACES = [
 ]
 
 
-class Effects(Protocol):
+class EffectsLike(Protocol):
     """Deltas ``[conditions, genes]`` of (context, perturbation) pairs, as in :class:`scvi_tahoe.evaluate.Effects`."""
 
     @property
@@ -69,7 +70,7 @@ class Result(Protocol):
     @property
     def per_perturbation(self) -> pd.DataFrame: ...
     @property
-    def effects(self) -> Effects: ...
+    def effects(self) -> EffectsLike: ...
     @property
     def cells(self) -> pd.DataFrame: ...
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scvi_tahoe.files import UnsafeFileError
-from scvi_tahoe.nn import Attention, GeneDecoderConfig, NetworkConfig
+from scvi_tahoe.nn import AttentionName, GeneDecoderConfig, NetworkConfig
 from scvi_tahoe.pretrained._arc_files import NO_BATCHES
 from scvi_tahoe.pretrained._arc_tensors import BACKBONE
 from scvi_tahoe.pretrained._pretrained_model import LossSettings, is_embedding
@@ -42,12 +42,12 @@ _LOSS_KEYS = {
 class AttentionDecision(NamedTuple):
     """Which attention a checkpoint is taken to have been trained with, why, and whether that is known or assumed."""
 
-    kind: Attention
+    kind: AttentionName
     reason: str
     certain: bool = True
 
 
-def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None) -> AttentionDecision:
+def decide_attention(hyper: Mapping[str, Any], override: AttentionName | None = None) -> AttentionDecision:
     """Return the attention of a checkpoint.
 
     The same weights were run as full, causal, or causal-with-rotary attention by different versions of arc-state and
@@ -73,7 +73,7 @@ def decide_attention(hyper: Mapping[str, Any], override: Attention | None = None
     return AttentionDecision("causal_rope", "bidirectional_attention is false")
 
 
-def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: Attention) -> NetworkConfig:
+def network_config(shapes: Shapes, hyper: Mapping[str, Any], attention: AttentionName) -> NetworkConfig:
     """Return the configuration of a checkpoint's network."""
     verify_supported(shapes, hyper)
     single = "basal_encoder.weight" in shapes

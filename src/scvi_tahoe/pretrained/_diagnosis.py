@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_tahoe._module import TahoeSTModule
-    from scvi_tahoe.nn import Attention, SetTransformer
+    from scvi_tahoe.nn import AttentionName, SetTransformer
     from scvi_tahoe.pretrained._report import LoadingReport
 
 logger = logging.getLogger(__name__)
 
-_KINDS: dict[str, tuple[Attention, ...]] = {"llama": ("full", "causal", "causal_rope"), "gpt2": ("full", "causal")}
+_KINDS: dict[str, tuple[AttentionName, ...]] = {"llama": ("full", "causal", "causal_rope"), "gpt2": ("full", "causal")}
 _SURE, _LIKELY = 0.999, 0.95
 _FEWEST_SETS = 8
 

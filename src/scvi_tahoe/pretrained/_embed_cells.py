@@ -22,7 +22,7 @@ from scvi_tahoe.pretrained._embedding_file import PROVENANCE, embedding_file, ve
 from scvi_tahoe.pretrained._gene_slots import (
     LARGEST_LOG,
     GeneMatch,
-    Scale,
+    InputScale,
     cell_generator,
     fill_slots,
     log_values,
@@ -65,7 +65,7 @@ class EmbeddingReport:
     #: Share of the values of all cells that lies in the genes found.
     matched_share: float
     #: How values were read, and the number of cells that look otherwise if judged by themselves.
-    scale: Scale
+    scale: InputScale
     n_ambiguous: int
     #: Cells without a count in any gene found. They are embedded, from genes drawn at random.
     empty_cells: tuple[str, ...] = field(repr=False)
@@ -120,7 +120,7 @@ def embed_cells(  # noqa: PLR0913
     gene_key: str | None = None,
     aliases: Mapping[str, str] | None = None,
     protein_embeddings: str | Path | None = None,
-    scale: Scale = "counts",
+    scale: InputScale = "counts",
     seed: int | None = 0,
     n_draws: int = 1,
     batch_size: int = 16,
@@ -243,7 +243,7 @@ def embed_cells(  # noqa: PLR0913
 
 
 def _verify_options(adata: Any, output: Any, scale: str, *, n_draws: int, batch_size: int, precision: str) -> None:
-    for name, value, allowed in (("scale", scale, get_args(Scale)), ("precision", precision, get_args(Precision))):
+    for name, value, allowed in (("scale", scale, get_args(InputScale)), ("precision", precision, get_args(Precision))):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is unknown; allowed are {', '.join(map(repr, allowed))}.")
     for name, number in (("n_draws", n_draws), ("batch_size", batch_size)):
@@ -295,7 +295,7 @@ class _Survey:
     empty_cells: tuple[str, ...]
 
 
-def _survey(cells: _Cells, genes: GeneMatch, scale: Scale, *, progress: bool) -> _Survey:
+def _survey(cells: _Cells, genes: GeneMatch, scale: InputScale, *, progress: bool) -> _Survey:
     """Verify the values of all cells, and count."""
     total = matched = 0.0
     n_logs, empty, all_whole = 0, [], True
@@ -315,7 +315,7 @@ def _survey(cells: _Cells, genes: GeneMatch, scale: Scale, *, progress: bool) ->
     return _Survey(matched / total, n_ambiguous, tuple(empty))
 
 
-def _verify_values(block: sp.csr_matrix, cells: _Cells, start: int, scale: Scale) -> None:
+def _verify_values(block: sp.csr_matrix, cells: _Cells, start: int, scale: InputScale) -> None:
     data = block.data
     checks = [(~np.isfinite(data), "NaN or infinite values", "remove or impute them first")]
     if scale != "per_cell":
@@ -333,7 +333,7 @@ def _verify_values(block: sp.csr_matrix, cells: _Cells, start: int, scale: Scale
             raise ValueError(f"{cells.where} has {what} (cell {name!r}: {data[found[0]]:.4g}); {remedy}.")
 
 
-def _warn(cells: _Cells, genes: GeneMatch, survey: _Survey, scale: Scale) -> None:
+def _warn(cells: _Cells, genes: GeneMatch, survey: _Survey, scale: InputScale) -> None:
     if survey.matched_share < 0.5:
         warn(
             f"the model knows {len(genes.columns)} of {len(cells.var)} genes, with {survey.matched_share:.0%} of all "
@@ -356,7 +356,7 @@ class _Draws:
     """How the slots of cells are filled."""
 
     genes: GeneMatch
-    scale: Scale
+    scale: InputScale
     n_slots: int
     seed: int | None
     n_draws: int

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scvi_tahoe.nn import Attention, NetworkConfig
+    from scvi_tahoe.nn import AttentionName, NetworkConfig
 
 _LIGHTNING_VERSION = "2.5.0"
 _MAX_TENSORS = 100_000
@@ -79,7 +79,7 @@ def read_arc_folder(
     folder: str | Path,
     checkpoint: str | None = None,
     *,
-    attention: Attention | None = None,
+    attention: AttentionName | None = None,
     genes: Sequence[str] | None = None,
     verify_checksums: bool = True,
 ) -> PretrainedModel:

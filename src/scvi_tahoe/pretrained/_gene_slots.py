@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 #: How values are read: counts, log1p of normalised counts, or decided for each cell from its largest value.
-Scale = Literal["counts", "log1p", "per_cell"]
+InputScale = Literal["counts", "log1p", "per_cell"]
 #: Above the first a value is a count; below it, a cell is counts if its values undone would sum up to the second.
 LARGEST_LOG, _LARGEST_TOTAL = 35.0, 5_000_000
 _TOTAL = 100.0  # what the counts of a cell sum up to
@@ -99,7 +99,7 @@ def taken_for_log(block: sp.csr_matrix) -> np.ndarray:
     return (largest <= LARGEST_LOG) & (np.floor(total) <= _LARGEST_TOTAL)
 
 
-def log_values(block: sp.csr_matrix, genes: GeneMatch, scale: Scale) -> np.ndarray:
+def log_values(block: sp.csr_matrix, genes: GeneMatch, scale: InputScale) -> np.ndarray:
     """Return the log values ``[cells, G]`` of the matched genes, float32."""
     values = np.maximum(block[:, genes.columns].toarray().astype(np.float32, copy=False), 0)
     if scale == "log1p":

@@ -30,7 +30,7 @@ from scvi_tahoe.pretrained._pretrained_model import FORMATS, PretrainedModel
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from scvi_tahoe.nn import Attention
+    from scvi_tahoe.nn import AttentionName
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.=-]+)*")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -61,7 +61,7 @@ def read_pretrained(
     *,
     revision: str | None = None,
     accept_license: bool | None = None,
-    attention: Attention | None = None,
+    attention: AttentionName | None = None,
     genes: Sequence[str] | None = None,
     base: PretrainedModel | None = None,
     cache_dir: str | Path | None = None,

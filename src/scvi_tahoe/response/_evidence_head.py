@@ -32,13 +32,14 @@ _GENES, _EXAMPLES = 133, 200_000  # genes of each condition that weights are fit
 _FEWEST_JUDGED = 40  # conditions of a kind of question that decide whether the network is used there
 _BATCH, _EPOCHS, _RATE, _DECAY = 32, 9, 4e-3, 1e-2  # conditions, passes, learning rate and weight decay
 _CONTRAST, _TEMPERATURE = 0.05, 0.1  # weight of telling conditions apart, and distance in scales of genes that counts
+_SAME = 1e-3  # standard deviation of evidence below which it is the same everywhere: the rest is rounding
 _BOUND = 8.0  # standard deviations that evidence is clipped at
 _ONE_SIDED = 1.645
 _AT_ONCE = 2**21  # genes of conditions that evidence is gathered of at once
 
 
 @dataclass(frozen=True)
-class Gain:
+class QuestionGain:
     """What the network takes away from the squared error of one kind of question.
 
     Attributes
@@ -74,7 +75,7 @@ class EvidenceHead:
     center_F: np.ndarray
     spread_F: np.ndarray
     weights: tuple[np.ndarray, ...]
-    gains: Mapping[Any, Gain]
+    gains: Mapping[Any, QuestionGain]
 
     @property
     def is_consistent(self) -> bool:
@@ -202,7 +203,7 @@ def _groups(
         ]
         found.append((rows, genes, np.concatenate(parts)))
     every = np.concatenate([x.reshape(-1, x.shape[-1]) for _, _, x in found])
-    center, spread = every.mean(axis=0), every.std(axis=0) + 1e-6
+    center, spread = every.mean(axis=0), np.maximum(every.std(axis=0), _SAME)
     groups = []
     for rows, genes, x in found:
         observed = torch.from_numpy(asked.observed_mG[np.ix_(rows, genes)]).to(device)
@@ -242,7 +243,7 @@ def fit_head(
     return EvidenceHead(center, spread, weights, gains)
 
 
-def _gains(before_m: np.ndarray, after_m: np.ndarray, asked: LeftOutQuestions) -> dict[Key, Gain]:
+def _gains(before_m: np.ndarray, after_m: np.ndarray, asked: LeftOutQuestions) -> dict[Key, QuestionGain]:
     """Compare squared errors of conditions in each kind of question."""
     found = {}
     for key in dict.fromkeys(asked.keys):
@@ -256,7 +257,7 @@ def _gains(before_m: np.ndarray, after_m: np.ndarray, asked: LeftOutQuestions) -
         gain = np.bincount(of_label, (before_m - after_m)[mine]) / total
         share, error = gain.sum(), np.sqrt(len(gain)) * gain.std(ddof=min(1, len(gain) - 1))
         is_used = mine.sum() >= _FEWEST_JUDGED and share > _ONE_SIDED * error
-        found[key] = Gain(float(share), 1.96 * float(error), int(mine.sum()), bool(is_used))
+        found[key] = QuestionGain(float(share), 1.96 * float(error), int(mine.sum()), bool(is_used))
     return found
 
 

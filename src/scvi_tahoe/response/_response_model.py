@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scvi_tahoe.response._regression import Regression
 
 Criterion = Literal["error", "discrimination"]
-Way = Literal["condition", "label", "perturbation", "context"]
 
 _COMPONENTS = 128
 _CHOSEN = (250, 600)  # conditions that weights of kernels are fitted to, first and then refined

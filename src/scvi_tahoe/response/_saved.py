@@ -11,7 +11,7 @@ import torch
 from scvi_tahoe.data import LabelParser
 from scvi_tahoe.evaluate import SeenChanges
 from scvi_tahoe.response._context_scale import ContextScale
-from scvi_tahoe.response._evidence_head import EvidenceHead, Gain
+from scvi_tahoe.response._evidence_head import EvidenceHead, QuestionGain
 from scvi_tahoe.response._fitted import Fitted
 from scvi_tahoe.response._kernels import ConditionKernels, Conditions, TableKernel
 from scvi_tahoe.response._members import MEMBERS, Members, Origin, Stack
@@ -142,7 +142,7 @@ def _head(arrays: Mapping[str, np.ndarray], gains: Sequence[Any]) -> EvidenceHea
     layers = sorted(name for name in arrays if name.startswith("head_layer"))
     return EvidenceHead(
         arrays["head_center"], arrays["head_spread"], tuple(arrays[name] for name in layers),
-        {(Origin[name], hidden): Gain(**gain) for name, hidden, gain in gains},
+        {(Origin[name], hidden): QuestionGain(**gain) for name, hidden, gain in gains},
     )  # fmt: skip
 
 

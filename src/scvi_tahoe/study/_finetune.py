@@ -64,6 +64,8 @@ class RunResult:
         Scores of the prediction; None if nothing was scored.
     seconds
         Wall time of training and of everything, summed over interruptions.
+    verdict
+        A sentence about what the network adds to the response model; None if it was not judged.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class RunResult:
     best_value: float | None
     scores: EvaluationResult | None
     seconds: dict[str, float]
+    verdict: str | None = None
 
     @property
     def vcc(self) -> Mapping[str, Any] | None:
@@ -197,7 +200,8 @@ def read_result(folder: Path) -> RunResult:
         raise FileNotFoundError(f"{folder} holds no finished run (no {RESULT}).")
     record = read_json(folder / RESULT)
     scores = EvaluationResult.load(folder / SCORES) if (folder / SCORES).is_dir() else None
-    return RunResult(folder=folder, scores=scores, **{k: record[k] for k in ("best_step", "best_value", "seconds")})
+    known = {name: record[name] for name in ("best_step", "best_value", "seconds")}
+    return RunResult(folder=folder, scores=scores, verdict=record.get("verdict") or None, **known)
 
 
 @dataclass(frozen=True)
@@ -311,7 +315,7 @@ def result_text(result: RunResult, *, as_json: bool = False) -> str:
     """Return what a run left, for a terminal or for a script."""
     summary, vcc = None if result.scores is None else result.scores.summary, result.vcc
     if as_json:
-        values = {name: getattr(result, name) for name in ("best_step", "best_value", "seconds")}
+        values = {name: getattr(result, name) for name in ("best_step", "best_value", "seconds", "verdict")}
         scores = None if summary is None else {str(k): v for k, v in summary["value"].items() if v == v}
         values = {"folder": str(result.folder), **values, "scores": scores, "vcc": None if vcc is None else dict(vcc)}
         return json.dumps(values, indent=1, default=float)
@@ -320,5 +324,9 @@ def result_text(result: RunResult, *, as_json: bool = False) -> str:
         lines.append(summary[["value", "baseline", "ceiling", "scaled"]].round(4).to_string(na_rep=""))
     if vcc is not None:
         lines.append(f"{overall_title(vcc)} {vcc['overall']:.2f}")
+    if result.scores is not None:
+        lines.append(str(result.scores.verdict))
+    if result.verdict is not None:
+        lines.append(f"Network: {result.verdict}")
     best = "" if result.best_step is None else f"best validation {result.best_value:.4g} at step {result.best_step}; "
     return "\n".join([*lines, f"{result.folder}: {best}{result.seconds['total']:.0f} s"])

@@ -109,8 +109,8 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
         if "wandb" in run.train.loggers:  # a run left open would also get what the next one of this process logs
             import_module("wandb").finish()
         seconds = before + time.perf_counter() - start
-        best = {name: found.get(name) for name in ("best_step", "best_value")}
-        write_json(record, {"seconds": seconds, **best})
+        kept = {name: found.get(name) for name in ("best_step", "best_value", "verdict")}
+        write_json(record, {"seconds": seconds, **kept})
 
 
 def _arguments(run: TahoeRun) -> dict[str, Any]:

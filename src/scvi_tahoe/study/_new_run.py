@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(
     r"(non[-_ ]?target\w*|negative[-_ ]?control|controls?|ctrl|ntc?|dmso(_tf)?|vehicle|untreated|mock|unperturbed|pbs|"
-    r"scrambled?|safe[-_ ]?harbou?r|aavs1)",
+    r"scrambled?|safe[-_ ]?(harbou?r|target\w*)|aavs1|(sg)?(ntc|lacz|gfp|neg\w*[-_ ]?ctrl\d*))",
     re.IGNORECASE,
 )
 #: parts of names of columns, the most likely first

@@ -244,7 +244,7 @@ def scaled(run: TahoeRun, scale: float) -> TahoeRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class RoundGroup:
     """Rounds whose scores should be below those of every later group, and at most a share of those of the next."""
 
     rounds: tuple[str, ...]
@@ -254,7 +254,7 @@ class Group:
         return "{" + ", ".join(self.rounds) + "}" if len(self.rounds) > 1 else self.rounds[0]
 
 
-def group_of(entry: Any) -> Group:
+def group_of(entry: Any) -> RoundGroup:
     """Return the group that an entry of a file describes: a list of names, or ``{rounds: [...], at_most: 0.5}``."""
     values = entry if isinstance(entry, dict) else {"rounds": entry}
     rounds, at_most = values.get("rounds"), values.get("at_most", 1.0)
@@ -262,7 +262,7 @@ def group_of(entry: Any) -> Group:
         raise ValueError(f"lesson holds {entry!r}; it takes lists of rounds, or {{rounds: [...], at_most: 0.5}}.")
     if isinstance(at_most, bool) or not isinstance(at_most, int | float) or not 0 < at_most <= 1:
         raise ValueError(f"lesson has at_most: {at_most!r}; it is a share above 0 and at most 1.")
-    return Group(rounds=tuple(map(str, rounds)), at_most=float(at_most))
+    return RoundGroup(rounds=tuple(map(str, rounds)), at_most=float(at_most))
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class Lesson:
     scores are as expected, ``unknown`` the rounds without a score.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[RoundGroup, ...]
     exceptions: tuple[str, ...]
     unknown: tuple[str, ...]
     met: tuple[str, ...] = ()
