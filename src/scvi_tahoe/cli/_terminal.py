@@ -100,7 +100,7 @@ def in_file_words(text: str) -> str:
         "train": TrainConfig,
         "score": ScoreConfig,
     }
-    places = [(field.name, section) for section, config in sections.items() for field in fields(config)]
+    places = [(f.name, section) for section, config in sections.items() for f in fields(config)]  # type: ignore[arg-type]
     names = Counter(name for name, _ in places)
 
     def option(found: re.Match[str]) -> str:
