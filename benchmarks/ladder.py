@@ -2,7 +2,7 @@
 
     python benchmarks/ladder.py                                             # case_study and recommended: Papalexi
     python benchmarks/ladder.py new_context --seeds 3                       # simulated, with intervals over seeds
-    python benchmarks/ladder.py full_size --max-steps 200 --folder ladder   # on a GPU, beside the files that it names
+    python benchmarks/ladder.py full_size --max-steps 200 --preset none     # on a GPU, beside the files that it names
 
 Everything else that a study leaves is in its folder, and it is taken up where it was if the folder holds it.
 """
