@@ -1,7 +1,7 @@
 """The walk of somebody with ST weights and the H1 screen, step by step, on stand-ins: each timed, none may fail.
 
     python benchmarks/real_weights_walk.py                 # small, a minute or two
-    python benchmarks/real_weights_walk.py --full          # 424 M parameters, 18,080 genes: wants a GPU
+    python benchmarks/real_weights_walk.py --full          # 18,080 genes, 375 M parameters: wants a GPU
 
 What is written is checked: options asked for are those of the model (representation, batch encoder, encoder kind, set
 size), licences are said, and what is refused is refused with the decision to accept. `--json` keeps the table.

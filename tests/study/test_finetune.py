@@ -334,6 +334,22 @@ def test_a_later_run_starts_from_the_last_weights_where_no_best_ones_are(finishe
         (first / "best.ckpt").unlink(missing_ok=True)
 
 
+def test_how_to_score_may_be_decided_after_training_and_nothing_else(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "again")
+    shutil.rmtree(folder / "scores")
+    written = TahoeRun.from_yaml(folder / "config.yaml")
+    warned = replace(written, score=written.score.replaced(representation_check="warn"))
+    before = (folder / "best.ckpt").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="another configuration .*train.lr"):
+        finetune(replace(warned, train=warned.train.replaced(lr=0.5)), folder, progress=False)
+    (folder / "result.json").unlink()
+    assert finetune(warned, folder, progress=False).scores is not None
+    assert (folder / "best.ckpt").stat().st_mtime_ns == before
+    assert TahoeRun.from_yaml(folder / "config.yaml") == warned
+    with pytest.raises(ValueError, match="another configuration .*score.representation_check"):
+        finetune(written, folder, progress=False)
+
+
 @pytest.mark.slow
 def test_adapters_are_restored_and_a_later_run_starts_from_them(finished, values, tmp_path):
     pytest.importorskip("peft")

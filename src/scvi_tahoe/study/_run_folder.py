@@ -58,12 +58,16 @@ def claimed_folder(folder: Path, run: TahoeRun) -> Iterator[None]:
     """Make the folder of a run, or go on with one that was begun with the same configuration; no other process may."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the path of a folder for the run.")
-    known = folder / CONFIG
+    known, rescored = folder / CONFIG, False
     if known.exists():
         before = read_mapping(known)
         with suppress(ValueError):  # the defaults of options that the release that wrote it did not have
             before = TahoeRun.from_dict(before).to_dict()
-        if found := differences([before, run.to_dict()]):
+        found = differences([before, run.to_dict()])
+        if not (folder / SCORES).exists():  # how to score may be decided after training
+            rescored = any(key.startswith("score.") for key in found)
+            found = {key: values for key, values in found.items() if not key.startswith("score.")}
+        if found:
             different = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in list(found.items())[:3])
             raise ValueError(f"{folder} holds a run with another configuration ({different}); give another folder.")
     elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
@@ -74,7 +78,7 @@ def claimed_folder(folder: Path, run: TahoeRun) -> Iterator[None]:
         raise ValueError(f"the folder {folder} cannot be made ({error.strerror}); give one that can.") from None
     with locked(folder):
         remove_partial(folder, recursive=True)
-        if not known.exists():
+        if not known.exists() or rescored:
             run.to_yaml(known)
         yield
 
