@@ -6,8 +6,8 @@ contexts, or that are drawn at random. Mean over seeds of the root mean squared 
 measured means; in the figure with its standard error.
 
     python benchmarks/plan_next.py responses.h5ad --perturbation-key perturbation --context-key cell_line \\
-        --context k562 --control control --table go=emb_gene_go.parquet --figure docs/_static/plan_next.png
-    python benchmarks/plan_next.py --papalexi --table go=emb_gene_go.parquet --seeds 20 \\
+        --context k562 --control control --table go=emb_gene_go.parquet --until 0.58 --figure docs/_static/plan_next.png
+    python benchmarks/plan_next.py --papalexi --table go=emb_gene_go.parquet --seeds 10 --until 0.5 \\
         --figure docs/_static/plan_next_papalexi.png
 """
 
