@@ -69,6 +69,8 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r"The number of training batches .* is smaller than the logging")
             # recipes freeze parts before training starts, and their dropout is off for good
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+            # which weights shared out by torch 2.13 warn of; nothing in the network is changed in place
+            warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
             # what Lightning 2.6 calls in torch 2.13 is Lightning's to change
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             yield

@@ -87,6 +87,20 @@ def test_validation_sets_are_fixed_and_use_each_cell_once(index):
     assert not same(list(sampler), list(FixedSampler(plan, max_sets=4, seed=1)))
 
 
+@pytest.mark.parametrize(
+    ("n_ranks", "sizes"), [(1, [3] * 8), (3, [2, 3, 3] * 3), (5, [2, 2, 3, 2, 3] * 2), (13, [3] * 8)]
+)
+def test_every_validation_set_counts_once_for_any_number_of_processes(index, n_ranks, sizes):
+    plan = plan_of(index, part="validation", set_size=3)
+    whole = list(FixedSampler(plan, max_sets=4, seed=0))
+    shared = list(FixedSampler(plan, max_sets=4, seed=0, n_ranks=n_ranks))
+    # 13 processes would leave sets that could not be compared with others
+    assert [len(r.condition_S) for r in shared] == sizes
+    for name in ("observed_SN", "control_SN", "condition_S"):
+        parts = (np.concatenate([getattr(r, name) for r in requests]) for requests in (whole, shared))
+        np.testing.assert_array_equal(*parts)
+
+
 def test_validation_minibatches_hold_different_conditions(screen, index):
     sampler = FixedSampler(plan_of(index, set_size=3), max_sets=2, seed=0)
     assert all(len(set(r.condition_S)) == len(r.condition_S) == 3 for r in sampler)

@@ -1,4 +1,4 @@
-"""The page's script for several nodes, run by two processes as torchrun and as SLURM start them."""
+"""The files of the page "Many GPUs", run on two nodes as torchrun and as SLURM start them, here on one machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from scvi_tahoe.datasets import simulate_screen
 
-PAGE = Path(__file__).parents[2] / "docs" / "user_guide" / "speed.md"
+FILES = Path(__file__).parents[2] / "docs" / "_static" / "many_gpus"
 #: what is other here than on a cluster: the machine has no GPU, and little time
 CHANGES = {
     'perturbation_key="target_gene"': 'perturbation_key="perturbation"',
@@ -44,52 +44,58 @@ rank = model.trainer.global_rank
 weights = model.module.state_dict()
 torch.save({"sets": Seen.sets, "weights": weights, "ranks": model.trainer.world_size}, f"rank{rank}.pt")
 """
-
-
-def script_of_the_page():
-    text = re.search(r"```python\n(# train\.py\n.*?)```", PAGE.read_text(), re.DOTALL)
-    assert text is not None
-    script = text.group(1)
-    for old, new in CHANGES.items():
-        assert script.count(old) == 1, old
-        script = script.replace(old, new)
-    return BEFORE + script + AFTER
+#: starts one task on each of two nodes, as SLURM's does, and ends all of them if one fails
+SRUN = """#!/bin/bash
+[ "$1" = --kill-on-bad-exit=1 ] && shift
+for i in 0 1; do SLURM_PROCID=$i SLURM_NODEID=$i SLURM_LOCALID=0 "$@" & done
+wait -n || { kill $(jobs -p); exit 1; }
+wait -n
+"""
 
 
 def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        return str(free.getsockname()[1])
 
 
 def started_by_torchrun():
-    run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    return [([*run, f"--rdzv-endpoint=127.0.0.1:{free_port()}", "train.py"], {})]
+    """One agent on each node."""
+    node = {"GPUS": "1", "NODES": "2", "FIRST": "127.0.0.1", "PORT": free_port()}
+    return [(["bash", "torchrun.sh"], node)] * 2
 
 
 def started_by_slurm():
-    """What `srun` sets for each task."""
-    node = {
-        "SLURM_JOB_ID": "20001", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    """What SLURM sets for a job."""
+    job = {
+        "SLURM_JOB_ID": "20001", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NNODES": "2", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
     }  # fmt: skip
-    tasks = [{**node, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
-    return [([sys.executable, "train.py"], task) for task in tasks]
+    return [(["bash", "slurm.sh"], job)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("started", [started_by_torchrun, started_by_slurm])
-def test_two_processes_train_one_model_on_different_sets(started, tmp_path):
+def test_two_nodes_train_one_model_on_different_sets(started, tmp_path):
     simulate_screen(2, 6, n_genes=40, n_cells=40, n_control_cells=40).write_h5ad(tmp_path / "screen.h5ad")
-    (tmp_path / "train.py").write_text(script_of_the_page())
+    script = (FILES / "train.py").read_text()
+    for old, new in CHANGES.items():
+        assert script.count(old) == 1, old
+        script = script.replace(old, new)
+    (tmp_path / "train.py").write_text(BEFORE + script + AFTER)
+    for name in ("torchrun.sh", "slurm.sh"):
+        (tmp_path / name).write_text((FILES / name).read_text())
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "LOCAL_RANK", "RANK", "WORLD_SIZE"))}
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{clean['PATH']}"
     processes = [
         subprocess.Popen(
-            command, env={**clean, "OMP_NUM_THREADS": "1", **task}, cwd=tmp_path, text=True,
+            command, env={**clean, "OMP_NUM_THREADS": "1", "PATH": path, **node}, cwd=tmp_path, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
-        for command, task in started()
+        for command, node in started()
     ]  # fmt: skip
     try:
         for process in processes:
@@ -103,4 +109,14 @@ def test_two_processes_train_one_model_on_different_sets(started, tmp_path):
     assert len(first["sets"]) == len(second["sets"]) == 6
     assert not set(first["sets"]) & set(second["sets"])
     assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
-    assert (tmp_path / "runs" / "two" / "model" / "model.pt").is_file()
+    assert (tmp_path / "runs" / "many" / "model" / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sh"])
+def test_the_files_for_clusters_are_valid(name):
+    text = (FILES / name).read_text()
+    subprocess.run(["bash", "-n", FILES / name], check=True)
+    assert "set -euo pipefail" in text
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", text, re.MULTILINE))
+    # Lightning starts no processes itself there: one task for each card
+    assert asked.get("ntasks-per-node") == asked.get("gpus-per-node")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 TRAINING = """
+import gc
 import os
 import sys
 
@@ -45,7 +46,8 @@ def unfrozen(strategy, *, resume_from=None):
 
     class Look(Callback):
         def on_train_batch_end(self, trainer, plan, *args):
-            now = {n: bool((p != before[n]).any()) for n, p in model.module.named_parameters()}
+            kept = plan.kept_state()
+            now = {n: bool((kept[f"module.{n}"] != p).any()) for n, p in before.items()}
             seen[trainer.global_step] = {part_of(n, 3) for n, moved in now.items() if moved}
 
     model.train(
@@ -79,16 +81,25 @@ def rounded(name, **options):
     return {"kept": kept, "last": last["state_dict"], "loss": model.history["train_loss"].to_numpy()[-1].item()}
 
 
+def left():
+    gc.collect()
+    return sum(type(value).__name__ == "DTensor" for value in gc.get_objects())
+
+
 if __name__ == "__main__":
     results = {
         "plain": plain(),
         "whole": state_of(),
         "again": state_of(resume_from="step=000003.ckpt"),
         "other": state_of(resume_from="step=000003.ckpt", strategy="ddp"),
+        "ddp": trained("half", strategy="ddp")[1]["state_dict"],
+        "fsdp2": trained("half", strategy="fsdp2", resume_from="step=000002.ckpt")[1]["state_dict"],
+        "ddp again": trained("half", strategy="ddp", resume_from="step=000004.ckpt")[1]["state_dict"],
+        "left": left(),
         "rounded": rounded("rounded"),
         "resumed": rounded("rounded", resume_from="step=000002.ckpt"),
     }
-    for strategy in ("ddp", "ddp_sharded"):
+    for strategy in ("ddp", "ddp_sharded", "fsdp2"):
         results[f"unfrozen {strategy}"] = unfrozen(strategy)
         for step in (2, 3):
             results[f"unfrozen {strategy} from {step}"] = unfrozen(strategy, resume_from=f"step={step:06d}.ckpt")
@@ -145,7 +156,7 @@ def test_handing_out_rounded_weights_changes_nothing(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_sharded"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_sharded", "fsdp2"])
 def test_parts_are_unfrozen_in_the_middle_of_a_run_and_resumed_across_it(runs, strategy):
     first, second = (rank[f"unfrozen {strategy}"] for rank in runs)
     parts = {1: {"heads"}, 2: {"heads", "upper"}, 3: {"heads", "upper", "lower"}}
@@ -157,7 +168,16 @@ def test_parts_are_unfrozen_in_the_middle_of_a_run_and_resumed_across_it(runs, s
 
 
 @pytest.mark.slow
-def test_both_strategies_unfreeze_to_the_same_weights(runs):
-    plain, sharded = (runs[0][f"unfrozen {strategy}"]["weights"] for strategy in ("ddp", "ddp_sharded"))
+@pytest.mark.parametrize("strategy", ["ddp_sharded", "fsdp2"])
+def test_all_strategies_unfreeze_to_the_same_weights(runs, strategy):
+    plain, sharded = (runs[0][f"unfrozen {name}"]["weights"] for name in ("ddp", strategy))
     for name, value in plain.items():
         torch.testing.assert_close(sharded[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_changes_from_whole_weights_to_shards_and_back(runs):
+    for name, value in runs[0]["ddp"].items():
+        torch.testing.assert_close(runs[0]["fsdp2"][name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(runs[0]["ddp again"][name], value, rtol=1e-5, atol=1e-6)
+    assert runs[0]["left"] == runs[1]["left"] == 0  # no shard outlives its run

@@ -343,7 +343,9 @@ class CellSetDataModule(LightningDataModule):
         if self.n_val == 0:
             return []
         plan = replace(self._plan, rows=self.split.validation)
-        return self._loader(FixedSampler(plan, max_sets=self.config.validation_sets, seed=self.config.seed))
+        return self._loader(
+            FixedSampler(plan, max_sets=self.config.validation_sets, seed=self.config.seed, n_ranks=self._n_ranks)
+        )
 
     @property
     def _n_ranks(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,10 +107,11 @@ class FixedSampler(Sampler[CellSetRequest]):
     """Validation sets: the same cells and controls at every epoch, or the monitored loss would be noise.
 
     Sets of a condition (at most ``max_sets``, of different cells) are spread over the minibatches, where terms that
-    compare sets need different ones.
+    compare sets need different ones. There are as many minibatches for each of ``n_ranks`` processes, if there are
+    sets enough, so that every set counts once.
     """
 
-    def __init__(self, sets: SetPlan, *, max_sets: int, seed: int) -> None:
+    def __init__(self, sets: SetPlan, *, max_sets: int, seed: int, n_ranks: int = 1) -> None:
         rng = np.random.default_rng((seed, STREAMS.VALIDATION_SETS))
         observed: list[np.ndarray] = []
         conditions: list[int] = []
@@ -123,7 +124,11 @@ class FixedSampler(Sampler[CellSetRequest]):
             turns += range(n_sets)
         whole = sets.request(np.concatenate(observed), np.array(conditions), rng)
         order, step = np.argsort(turns, kind="stable"), sets.sets_per_step
-        self._requests = [whole.take(order[i : i + step]) for i in range(0, len(order), step)]
+        starts = list(range(0, len(order), step))
+        n_even = len(starts) + -len(starts) % n_ranks
+        if len(starts) < n_even <= len(order) // 2:  # a set alone cannot be compared with others
+            starts = [i * len(order) // n_even for i in range(n_even)]
+        self._requests = [whole.take(order[i:j]) for i, j in pairwise([*starts, len(order)])]
 
     def __len__(self) -> int:
         return len(self._requests)

@@ -154,8 +154,9 @@ class TrainMixin(PredictMixin):
         plan_kwargs
             Further options of :class:`~scvi_tahoe.training.PlanConfig` by name.
         **trainer_kwargs
-            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices`` or
-            ``accumulate_grad_batches``.
+            Options of :class:`scvi.train.Trainer` and Lightning's trainer, e.g. ``devices``, ``num_nodes`` or
+            ``accumulate_grad_batches``. ``strategy`` is ``'ddp_sharded'`` on several devices (the optimizer state is
+            shared out), ``'fsdp2'`` (weights and gradients are, too) or one of Lightning's.
 
         Raises
         ------
@@ -201,6 +202,7 @@ class TrainMixin(PredictMixin):
                     "setting": run.setting,
                     "compiles": run.compiles(self.module),
                     "records": run.records_steps,
+                    "shards": run.shards_weights,
                 },
                 **run.trainer_kwargs(
                     screen.index.conditions,

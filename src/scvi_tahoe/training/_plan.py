@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvi_tahoe._compat import ask_for_sigterm_seldom, begin_next_epoch
@@ -27,6 +28,7 @@ from scvi_tahoe.training._recipe import (
 )
 from scvi_tahoe.training._rounded_optimizer import RoundedAdamW
 from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
+from scvi_tahoe.training._sharded_weights import copy_to_shard, whole_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -124,6 +126,8 @@ class TahoeTrainingPlan(LightningModule):
         Compile the network for training steps.
     records
         Record a training step on one GPU in bfloat16, and replay it.
+    shards
+        Train a copy whose weights are sharded over processes; the module itself gets the result.
 
     Raises
     ------
@@ -139,9 +143,13 @@ class TahoeTrainingPlan(LightningModule):
         setting: Mapping[str, Any] | None = None,
         compiles: bool = False,
         records: bool = False,
+        shards: bool = False,
     ) -> None:
         super().__init__()
-        self.module = module
+        # not a submodule
+        self._whole = (module.cpu(),) if shards else ()
+        self.module: TahoeSTModule = copy_to_shard(module) if shards else module
+        module = self.module
         self.config = config
         self.setting = dict(setting or {})
         self.pretrained = frozenset(pretrained)
@@ -174,7 +182,7 @@ class TahoeTrainingPlan(LightningModule):
             kind = type(self.trainer.strategy).__name__
             raise ValueError(
                 f"parts {late} are unfrozen in the middle of this run, and {kind} fixes at the start what trains; "
-                "give strategy='ddp_sharded' or 'ddp', or freeze_backbone=True or False."
+                "give strategy='ddp_sharded', 'fsdp2' or 'ddp', or freeze_backbone=True or False."
             )
         if self._is_distributed:
             ask_for_sigterm_seldom(self.trainer)
@@ -199,8 +207,9 @@ class TahoeTrainingPlan(LightningModule):
             return
         begin_next_epoch(self.trainer)
         torch.set_rng_state(self._random_state["cpu"])
-        if self._random_state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self._random_state["cuda"])
+        if (states := self._random_state["cuda"]) and self.device.type == "cuda":
+            # a run of the first release saved those of all devices, of which there may be fewer now
+            torch.cuda.set_rng_state(states[min(self.device.index, len(states) - 1)], self.device)
         self._random_state = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -232,6 +241,9 @@ class TahoeTrainingPlan(LightningModule):
         self._complete_weights()
         if self.average is not None:
             self.average.swap()
+        for module in self._whole:
+            module.load_state_dict(whole_state(self.module))
+            self.module = module
 
     def on_fit_end(self) -> None:
         """Leave nothing of this run behind for the next."""
@@ -246,6 +258,9 @@ class TahoeTrainingPlan(LightningModule):
         self._dropout_before = {}
         if self._graphed is not None:
             self._graphed.forget()
+        for module in self._whole:  # nothing else keeps the shards
+            self.module, self.acceleration = module, Acceleration(module, compiles=False)
+            self.freezing = Freezing(module, self.parts, self.pretrained)
         if self._rounding is not None:  # last, as it needs memory
             self._rounding.end()
 
@@ -258,11 +273,13 @@ class TahoeTrainingPlan(LightningModule):
         """Return the weights that validate and are kept: the averaged ones, if there are any."""
         self._complete_weights()
         averages = {} if self.average is None else self.average.values
-        return {**self.state_dict(), **{f"module.{name}": value for name, value in averages.items()}}
+        state = whole_state(self) if self._whole else self.state_dict()
+        return {**state, **{f"module.{name}": value for name, value in averages.items()}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what an uninterrupted run would have continued with."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        # in all processes the same: each draws as often as the first, which writes
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
         checkpoint["plan_config"] = self.config.to_kwargs()
         checkpoint["setting"] = self.setting
@@ -350,6 +367,7 @@ class TahoeTrainingPlan(LightningModule):
             norm = self._rounding.reduce_gradients(limit)
         else:
             norm = torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.grad is not None], limit)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.global_step % self.config.log_every:
             return
         metrics = {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}

@@ -299,12 +299,18 @@ def plan_memory(
     n_trainable: int,
     averaged: bool = False,
     shared: bool = False,
+    shards: int = 1,
+    optimizer_shards: int = 1,
     cells_per_step: int,
     in_16_bits: bool,
     expression: int,
     device: torch.device,
 ) -> MemoryPlan:
-    """Estimate what training takes; several processes hold gradients to exchange if they share the optimizer."""
+    """Estimate what training takes.
+
+    Several processes hold gradients to exchange if they share the optimizer (``shared``), of whose state each keeps one
+    of ``optimizer_shards``; and one of ``shards`` of everything that there is for each weight.
+    """
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     hidden, width = config.hidden, 2 if in_16_bits else 4
     # a block keeps its normed inputs in float32 and queries, keys, values, gate, up and their product; the genes of a
@@ -315,9 +321,9 @@ def plan_memory(
     n_decoded = 0 if config.gene_decoder is None else config.gene_decoder.n_genes
     genes = config.n_input * (4 + width) + (config.n_output + n_decoded) * (4 * 4 + 4 * width)
     return MemoryPlan(
-        weights=((6 if in_16_bits else 4) + 4 * averaged) * n_parameters,
-        gradients=(8 if shared and not in_16_bits else 4) * n_trainable,
-        optimizer=8 * n_trainable,
+        weights=((6 if in_16_bits else 4) + 4 * averaged) * n_parameters // shards,
+        gradients=(8 if shared and not in_16_bits else 4) * n_trainable // shards,
+        optimizer=8 * n_trainable // max(shards, optimizer_shards),
         activations=cells_per_step * (config.n_layers * block + layers + genes),
         expression=expression,
         available=free,

@@ -51,6 +51,7 @@ from scvi_tahoe.training._reports import (
     plan_memory,
 )
 from scvi_tahoe.training._sharded_optimizer import SHARDED, ShardedOptimizerStrategy
+from scvi_tahoe.training._sharded_weights import FULLY_SHARDED, ShardedWeightsStrategy, verify_sharding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,11 +147,14 @@ class TrainingRun:
         options.verify_logger()
         device = training_device(trainer_options)
         precision = resolve_precision(options.precision, device)
-        if trainer_options.get("strategy") == SHARDED and precision.startswith("16"):
+        strategy = trainer_options.get("strategy")
+        if strategy in (SHARDED, FULLY_SHARDED) and precision.startswith("16"):
             raise ValueError(
-                f"precision={precision!r} checks gradients as a whole, which strategy={SHARDED!r} has in no process; "
+                f"precision={precision!r} checks gradients as a whole, which strategy={strategy!r} has in no process; "
                 "give precision='bf16-mixed', or strategy='ddp'."
             )
+        if strategy == FULLY_SHARDED:
+            verify_sharding(ema=plan.ema, recipe=plan.recipe, compiles=options.compile)
         accumulate = int(trainer_options.get("accumulate_grad_batches", 1))
         batch_size = options.batch_size or _BATCH_SIZE
         setting = {
@@ -222,8 +226,8 @@ class TrainingRun:
         """Return whether the network is compiled."""
         if self.options.compile != "auto":
             return self.options.compile is True
-        if self.fuses:
-            return False  # which compiling does not improve on
+        if self.fuses or self.shards_weights:
+            return False  # which compiling does not improve on, or cannot follow
         return compiling_pays(
             self.device,
             n_parameters=sum(p.numel() for p in module.parameters()),
@@ -273,7 +277,8 @@ class TrainingRun:
         # gradients are not copied but live where they are exchanged, in pieces of about one block of the published
         # network (torch's default: 25 MB)
         ddp = partial(pl.strategies.DDPStrategy, gradient_as_bucket_view=True, bucket_cap_mb=100)
-        strategies: dict[Any, Callable[[], Any]] = {"ddp": ddp, SHARDED: ShardedOptimizerStrategy}
+        sharded = {SHARDED: ShardedOptimizerStrategy, FULLY_SHARDED: ShardedWeightsStrategy}
+        strategies: dict[Any, Callable[[], Any]] = {"ddp": ddp, **sharded}
         return {
             "max_epochs": self.n_epochs,
             "benchmark": False,
@@ -297,11 +302,22 @@ class TrainingRun:
         """How several processes train together; the fastest that the precision allows, unless the user says."""
         options = self.trainer_options
         given = options.get("strategy", "auto")
-        if options.get("num_nodes", 1) <= 1 and n_devices_asked(options.get("devices", "auto")) <= 1:
-            return "auto" if given == SHARDED else given  # there is nobody to share with
+        if self.n_processes <= 1:
+            return "auto" if given in (SHARDED, FULLY_SHARDED) else given  # there is nobody to share with
         if given != "auto":
             return given
         return "ddp" if str(options["precision"]).startswith("16") else SHARDED
+
+    @property
+    def n_processes(self) -> int:
+        """Processes that train together."""
+        options = self.trainer_options
+        return int(options.get("num_nodes", 1)) * n_devices_asked(options.get("devices", "auto"))
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each process keeps its shard of the weights only."""
+        return bool(self.strategy == FULLY_SHARDED)
 
     def memory(self, module: TahoeSTModule, pretrained: Sequence[str], dataset: CellSetDataset) -> MemoryPlan:
         """Estimate what this run takes of the device's memory."""
@@ -316,6 +332,8 @@ class TrainingRun:
             n_parameters=sum(sizes.values()),
             averaged=plan.ema is not None,
             shared=self.strategy == SHARDED,
+            shards=self.n_processes if self.shards_weights else 1,
+            optimizer_shards=self.n_processes if self.strategy == SHARDED else 1,
             n_trainable=sum(sizes.values()) - frozen,
             cells_per_step=self.batch_size * self.set_size,
             in_16_bits=not self.full_precision,
@@ -338,7 +356,7 @@ class TrainingRun:
         if self.setting["representation"] == "embedding":
             logger.warning(_mismatch(module))
         compiled = "compiled" if self.compiles(module) else "recorded" if self.records_steps else "not compiled"
-        strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED) else ""
+        strategy = f", strategy {self.strategy}" if self.strategy in ("ddp", SHARDED, FULLY_SHARDED) else ""
         precision = self.trainer_options["precision"]
         logger.info(f"{self.device}{strategy}, precision {precision}, {compiled}, {sets}; memory {memory}")
         if self.device.type == "cpu":
