@@ -8,7 +8,7 @@
 Printed are the rank correlation of the expected with the true absolute error over held-out conditions, both as means
 over genes, their means, and how often the true change of a gene is inside intervals of the predicted standard
 deviation. Of the real screens, the truth is known with the sampling noise of few cells only, which no model can expect;
-the second correlation and the coverage add its variance to the predicted one.
+the second correlation and the coverage add its variance to the predicted one, and the third is that of the noise alone.
 `--figure` draws all of it. `--ensembles` trains three seeds on each task but Replogle's and prints the same correlation
 for what the members disagree by.
 
@@ -90,8 +90,10 @@ def judged(name: str, truth: np.ndarray, change: np.ndarray, sd: np.ndarray, noi
     z = np.abs(truth - change) / np.maximum(total, 1e-12)
     covered = {f"{p:.1f}": (z <= norm.ppf((1 + p) / 2)).mean(axis=1) for p in NOMINAL}
     error = np.abs(truth - change).mean(axis=1)
+    normal = np.sqrt(2 / np.pi)
+    alone = normal * np.broadcast_to(np.sqrt(noise), truth.shape).mean(axis=1)
     return pd.DataFrame(
-        {"screen": name, "with_noise": np.sqrt(2 / np.pi) * total.mean(axis=1), "error": error, **covered}
+        {"screen": name, "with_noise": normal * total.mean(axis=1), "noise": alone, "error": error, **covered}
     )
 
 
@@ -234,6 +236,7 @@ def main() -> None:
         name: {
             "conditions": len(rows), "rank correlation": spearmanr(rows["expected"], rows["error"]).statistic,
             "the same with noise": spearmanr(rows["with_noise"], rows["error"]).statistic,
+            "noise alone": spearmanr(rows["noise"], rows["error"]).statistic if rows["noise"].any() else np.nan,
             "expected": rows["expected"].mean(), "with noise": rows["with_noise"].mean(), "true": rows["error"].mean(),
             "covered of 50 %": rows["0.5"].mean(), "covered of 90 %": rows["0.9"].mean(),
         }

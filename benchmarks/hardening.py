@@ -68,7 +68,7 @@ def jobs_of(place: Path, numbers: dict[str, int]) -> list[tuple[str, Callable[[]
         if name not in ("run file", "report", "table"):  # text that a user may edit; a table has no checksums
             jobs.append(("damaged files", lambda a=(name, kind): files.damaged_files(*a, place, share["damaged"])))
         jobs.append(("hostile files", lambda a=(name, kind): files.hostile_files(*a, place)))
-    return [*jobs, ("repeated calls", lambda: files.memory_growth(place, numbers["calls"]))]
+    return [*jobs, *(("repeated calls", lambda k=k: files.memory_growth(numbers["calls"], k, 8)) for k in range(8))]
 
 
 def started(job: Callable[[], Counter[str]], place: Path) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import hashlib
 import io
 import os
@@ -16,6 +18,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,12 +26,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from hardening_inputs import KEYS, RUN, SMALL
+from hardening_inputs import KEYS, RUN, SMALL, public_calls
 
 import scvi_tahoe
 from scvi_tahoe import EvaluationResult, TahoeEnsemble, TahoeST, datasets, tables
 from scvi_tahoe.data import dense_rows
-from scvi_tahoe.effects import rank_reversals
 from scvi_tahoe.files import damaged, read_h5ad, verify_zarr
 from scvi_tahoe.pretrained import read_pretrained
 from scvi_tahoe.response import ResponseModel
@@ -38,6 +40,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HANG_SECONDS, LARGE_BYTES = 300.0, 10**9
+#: arguments with which a call that is made two hundred times is short
+SHORT: dict[str, dict[str, Any]] = {
+    "TahoeST.train": {"max_steps": 1, "batch_size": 2, "progress": False},
+    "TahoeST.find_learning_rate": {"n_steps": 10, "progress": False},
+    "TahoeST.evaluate": {"preset": "quick", "allow_train": True, "progress": False},
+    "TahoeEnsemble.evaluate": {"preset": "quick", "allow_train": True, "progress": False},
+    "TahoeEnsemble.train": {"seeds": [0], "max_steps": 1, "progress": False},
+    "evaluate": {"preset": "quick", "progress": False},
+}
 _RESPONSES: dict[str, Any] = {"perturbation_key": "perturbation", "context_key": "context", "progress": False}
 
 
@@ -372,61 +383,75 @@ def resumed_trainings(place: Path, n: int) -> Counter[str]:
     return found
 
 
-def memory_growth(place: Path, n: int) -> Counter[str]:
-    """Count public calls whose process grows by more than 20 MB over their later three quarters."""
+def memory_growth(n: int, part: int, parts: int) -> Counter[str]:
+    """Count public calls, of every so-manieth, whose process grows by more than 20 MB over repeated calls."""
     found = Counter[str]()
     cells = datasets.simulate_screen(2, 4, n_genes=200, n_cells=30, n_control_cells=60)
+    cells.write_h5ad("cells.h5ad")
+    calls = [
+        (name, partial(f, **{**right, **SHORT.get(name, {})}))
+        for f, right in public_calls(cells)
+        if (name := getattr(f, "__qualname__", "evaluate")) != "TahoeST.push_to_hub"  # asks a server
+    ]
     cells.uns.clear()
     TahoeST.setup_anndata(cells, **KEYS)
     model = TahoeST(cells, size=SMALL, set_size=4)
     model.train(max_steps=2, batch_size=2, progress=False)
-    model.save(place / "grown")
-    model.export(place / "exported")
-    cells.write_h5ad(place / "grown.h5ad")
+    model.save("grown")
+    model.export("exported")
     changes = model.predict_effects(as_adata=True)
-    genes = list(cells.var_names)
     result = model.evaluate(cells, preset="quick", allow_train=True, progress=False)
+    learned = ResponseModel.fit(changes, **_RESPONSES)
+    quiet = {"progress": False, "report": lambda _: None}
 
     def read_again() -> None:
-        TahoeST.setup_anndata(again := read_h5ad(place / "grown.h5ad"), **KEYS)
+        TahoeST.setup_anndata(again := read_h5ad("grown.h5ad"), **KEYS)
         TahoeST(again, size=SMALL, set_size=4)
 
-    calls: dict[str, Callable[[], Any]] = {
-        "predict": lambda: model.predict(progress=False), "load": lambda: TahoeST.load(place / "grown", False),
-        "evaluate": lambda: model.evaluate(cells, preset="quick", allow_train=True, progress=False),
-        "read, set up, build": read_again, "train": lambda: model.train(max_steps=1, batch_size=2, progress=False),
-        "predict_effects": model.predict_effects, "report": model.response_report,
-        "save": lambda: model.save(place / "grown", overwrite=True),
-        "read export": lambda: read_pretrained(place / "exported"),
-        "from_pretrained": lambda: TahoeST.from_pretrained(place / "exported", cells, check_scale=False),
-        "fit": lambda: ResponseModel.fit(changes, **_RESPONSES).predict(),
-        "rank_reversals": lambda: rank_reversals(changes, dict.fromkeys(genes[:9], 1.0), n_permutations=20),
-        "quality": lambda: scvi_tahoe.screen_quality(cells, **KEYS, n_permutations=0, progress=False),
-        "figure": lambda: result.plot("bars").clear(), "page": lambda: result.to_html(place / "page.html"),
-        "store": lambda: scvi_tahoe.write_store(place / "grown.h5ad", place / "grown.zarr", **KEYS, overwrite=True),
+    cells.write_h5ad("grown.h5ad")
+    with_files: dict[str, Callable[[], Any]] = {
+        "load": lambda: TahoeST.load("grown", False), "read, set up, build": read_again,
+        "save": lambda: model.save("grown", overwrite=True), "read export": lambda: read_pretrained("exported"),
+        "export": lambda: model.export("exported", overwrite=True),
+        "from_pretrained": lambda: TahoeST.from_pretrained("exported", cells, check_scale=False),
+        "figure": lambda: result.plot("bars").clear(), "page": lambda: result.to_html("page.html"),
+        "result": lambda: (result.save("result", overwrite=True), EvaluationResult.load("result")),
+        "responses": lambda: (learned.save("learned", overwrite=True), ResponseModel.load("learned")),
+        "store": lambda: scvi_tahoe.write_store("grown.h5ad", "grown.zarr", **KEYS, overwrite=True),
+        "run": lambda: (shutil.rmtree("run", ignore_errors=True), finetune(TahoeRun.from_dict(RUN), "run", **quiet)),
     }  # fmt: skip
-    for name, call in calls.items():
-        grown = done(lambda call=call: _growth(call, n))
+    for name, call in [*calls, *with_files.items()][part::parts]:
         found["tried"] += 1
+        try:
+            grown, made = done(lambda call=call: _growth(call, n))
+        except RuntimeError as error:
+            found["broken"] += 1
+            print(f"not repeated: {name}: {error}")
+            continue
+        found["calls"] += made
         if grown > 20 * 2**20:
             found["grew"] += 1
-            print(f"grew: {name}: {grown / 2**20:.0f} MB in {3 * n // 4} calls")
+            print(f"grew: {name}: {grown / 2**20:.0f} MB in {made} calls")
     return found
 
 
-def _growth(call: Callable[[], Any], n: int) -> float:
-    """Return by how many bytes this process grows in the last three quarters of so many calls."""
-    import gc
+def _growth(call: Callable[[], Any], n: int) -> tuple[float, int]:
+    """Return by how many bytes this process grows after the first quarter of the calls, and how many were made.
 
+    Calls that are refused, as those of files that do not exist, count as well. No call is repeated for longer than two
+    minutes.
+    """
     sizes, begin = [], time.perf_counter()
-    for k in range(n):
-        call()
-        if k in (n // 4, n - 1):
+    for k in range(1, n + 1):
+        with contextlib.suppress(Exception):
+            call()
+        seconds = time.perf_counter() - begin
+        if (not sizes and (k >= n // 4 or seconds > 30)) or k == n or (sizes and seconds > 120):
             gc.collect()
             sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-        if time.perf_counter() - begin > 60 and k > n // 4:
-            return (sizes[0] if len(sizes) == 1 else sizes[1]) - sizes[0]
-    return float(sizes[-1] - sizes[0])
+        if len(sizes) == 2:
+            break
+    return float(sizes[-1] - sizes[0]), k
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:

@@ -117,6 +117,7 @@ def public_calls(cells: Any) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (response.ResponseModel.fit, {"adata": changes, **keys}), (response.ResponseModel.load, {"path": "x"}),
         (learned.predict, {}), (learned.plan_next, {}), (learned.report, {}), (learned.save, {"path": "x"}),
         (response.effects_table, {"adata": cells, **KEYS}),
+        (scvi_tahoe.concat_screens, {"screens": {"a": cells, "b": cells}, **KEYS}),
         (scvi_tahoe.read_embedding_table, {"path": "x.csv"}), (scvi_tahoe.read_store, {"folder": "x"}),
         (scvi_tahoe.write_store, {"files": "x.h5ad", "folder": "x", **KEYS}), (scvi_tahoe.smiles_fingerprints, {}),
         (scvi_tahoe.dose_label, {"perturbation": "a", "dose": 1.0}),

@@ -2,7 +2,7 @@
 
     python benchmarks/ladder.py                                             # case_study and recommended: Papalexi
     python benchmarks/ladder.py new_context --seeds 3                       # simulated, with intervals over seeds
-    python benchmarks/ladder.py full_size --max-steps 200 --folder ladder   # on a GPU, beside the files that it names
+    python benchmarks/ladder.py full_size --max-steps 200 --preset none     # on a GPU, beside the files that it names
 
 Everything else that a study leaves is in its folder, and it is taken up where it was if the folder holds it.
 """
@@ -34,6 +34,14 @@ def shortened(one: RoundConfig, max_steps: int | None) -> RoundConfig:
     return replace(one, train=one.train | cut)
 
 
+def seeded(study: StudyConfig, seed: int) -> StudyConfig:
+    """Return a study with a seed, which draws its simulated cells, too."""
+    data = study.data
+    if data.get("dataset") == "simulated":
+        data = data | {"simulation": data.get("simulation", {}) | {"seed": seed}}
+    return replace(study, seed=seed, data=data)
+
+
 def over_seeds(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Return means over seeds with 90 % intervals of Student's t as text."""
     values = pd.concat(tables, keys=range(len(tables)), names=["seed"]).groupby(level="round", sort=False)
@@ -49,16 +57,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="the first; default: that of the study")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--max-steps", type=int, help="of each round, for a trial")
-    parser.add_argument("--preset", help="what is scored; default: as the study says")
+    parser.add_argument("--preset", help="what is scored, or none; default: as the study says")
     args = parser.parse_args()
-    tables = []
+    tables, preset = [], None if args.preset == "none" else args.preset
     for i in range(args.seeds):
         studies = [StudyConfig.from_yaml(name) for name in args.studies]
         seed = i + (studies[0].seed if args.seed is None else args.seed)
         studies = [
             replace(
-                study, seed=seed, rounds=[shortened(one, args.max_steps) for one in study.rounds],
-                score=study.score | ({} if args.preset is None else {"preset": args.preset}),
+                seeded(study, seed), rounds=[shortened(one, args.max_steps) for one in study.rounds],
+                score=study.score | ({} if args.preset is None else {"preset": preset}),
             )
             for study in studies
         ]  # fmt: skip

@@ -1,7 +1,7 @@
 """The walk of somebody with ST weights and the H1 screen, step by step, on stand-ins: each timed, none may fail.
 
     python benchmarks/real_weights_walk.py                 # small, a minute or two
-    python benchmarks/real_weights_walk.py --full          # 424 M parameters, 18,080 genes: wants a GPU
+    python benchmarks/real_weights_walk.py --full          # 18,080 genes, 375 M parameters: wants a GPU
 
 What is written is checked: options asked for are those of the model (representation, batch encoder, encoder kind, set
 size), licences are said, and what is refused is refused with the decision to accept. `--json` keeps the table.
@@ -18,6 +18,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _DAYS = ("0826", "0901", "0905", "0906", "0907", "0908")
-#: checkpoints that later runs start from
-_NEEDED = {"0826": "best", "0905": "best", "0906": "best"}
+#: checkpoints that are kept for later runs; that of 0906 names `last.ckpt` of 0905, which is read where no best one is
+_NEEDED = {"0826": "best", "0905": "last", "0906": "best"}
 _GIGABYTE = 1024**3
 
 
@@ -45,16 +46,18 @@ class Walk:
 
     def step(self, name: str, do: Callable[[], Any]) -> Any:
         """Carry out a step; what it returns is what the next steps go on with."""
-        start, error, result = time.perf_counter(), "", None
+        error, result = "", None
         _forget_peaks()
+        start, worked = time.perf_counter(), time.process_time()
         try:
             result = do()
         except Exception as found:  # noqa: BLE001
             error = f"{type(found).__name__}: {' '.join(str(found).split())[:300]}"
-        seconds, (host, card) = time.perf_counter() - start, _peaks()
-        self.rows.append({"step": name, "seconds": seconds, "host_gb": host, "card_gb": card, "failed": error})
+        seconds, worked, (host, card) = time.perf_counter() - start, time.process_time() - worked, _peaks()
+        row = {"step": name, "seconds": seconds, "cpu_seconds": worked, "host_gb": host, "card_gb": card}
+        self.rows.append(row | {"failed": error})
         on_card = f"{card:8.2f} GB of the card" if card else ""
-        print(f"{name:<60}{seconds:7.1f} s{host:7.2f} GB{on_card}  {error or 'ok'}", flush=True)
+        print(f"{name:<60}{seconds:7.1f} s{worked:7.1f} CPU s{host:7.2f} GB{on_card}  {error or 'ok'}", flush=True)
         return result
 
 
@@ -92,14 +95,17 @@ def _wants(holds: bool, said: object) -> None:
 
 def walk(folder: Path, shape: Shape, n_steps: int, days: Sequence[str] = _DAYS) -> Walk:
     """Take all steps in a folder, with the runs of some days."""
+    gc.freeze()  # what was there before is not looked through at every step
     steps = Walk()
     places = steps.step("stand-ins are written where there are none", lambda: write_all(folder, shape))
     for name in ("ST-Tahoe", "ST-HVG-Tahoe", "ST-SE-Tahoe"):
-        steps.step(f"inspect {name}", lambda name=name: inspect_folder(places[name]))
+        steps.step(f"inspect {name}", partial(inspect_folder, places[name]))
     for day in days:
-        steps.step(
-            f"check, write, train {n_steps} steps: {day}", lambda day=day: _from_config(places[day], folder, n_steps)
-        )
+        path = folder / f"run-{day}.yaml"
+        run = steps.step(f"{day} is checked and written as a run file", partial(_written, places[day], path))
+        steps.step(f"{day} is tried without training", partial(dry_run_text, path))
+        train = partial(_trained, _brief(run, n_steps), folder / "runs" / day)
+        steps.step(f"{day} trains for {n_steps} steps", train)
     adata = steps.step("cells are registered with ESM2 and SE embedding", lambda: _registered(folder))
     _from_python(steps, places, adata)
     model = steps.step(
@@ -117,22 +123,26 @@ def walk(folder: Path, shape: Shape, n_steps: int, days: Sequence[str] = _DAYS) 
     return steps
 
 
-def _from_config(config: Path, folder: Path, n_steps: int) -> None:
+def _embeds(day: str) -> bool:
+    return day in ("0826", "0901")
+
+
+def _written(config: Path, path: Path) -> TahoeRun:
     check = check_config(config)
-    embeds = config.stem.endswith(("0826", "0901"))
-    _wants(check.exit_code() == int(embeds), check)
+    _wants(check.exit_code() == int(_embeds(config.stem[-4:])), check)
     _wants(check.exit_code(allow_mismatch=True) == 0, check)
-    path = folder / f"run-{config.stem[-4:]}.yaml"
-    run = check.write(path)
-    dry_run_text(path)
-    result = finetune(_brief(run, n_steps), folder / "runs" / config.stem[-4:], progress=False)
+    return check.write(path)
+
+
+def _trained(run: TahoeRun, folder: Path) -> None:
+    result = finetune(run, folder, progress=False)
     report = (result.folder / "loading_report.txt").read_text()
     _wants("batch_encoder" in report or "loaded" in report, report)
     for checkpoint in result.folder.glob("*.ckpt"):
-        if checkpoint.stem != _NEEDED.get(result.folder.name):  # gigabytes each at full size
+        if checkpoint.stem != _NEEDED.get(folder.name):  # gigabytes each at full size
             checkpoint.unlink()
     written = TahoeRun.from_yaml(result.folder / "config.yaml").model
-    _wants((written.representation == "embedding") == embeds and written.batch_encoder is True, written)
+    _wants((written.representation == "embedding") == _embeds(folder.name) and written.batch_encoder is True, written)
 
 
 def _registered(folder: Path) -> Any:

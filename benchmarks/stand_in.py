@@ -1,6 +1,7 @@
 """Stand-ins for what cannot be shipped: an H1-shaped screen, ST weights in three layouts, and six configurations.
 
-    python benchmarks/stand_in.py FOLDER --genes 18080 --hidden 1488
+    python benchmarks/stand_in.py FOLDER            # small
+    python benchmarks/stand_in.py FOLDER --full     # 18,080 genes, 1,488 hidden units
 
 Cells are simulated, weights random and small in amplitude; names, widths, files and folders are those of the originals:
 genes without names in ST-Tahoe, which lies flat in its folder; ST-HVG-Tahoe and ST-SE-Tahoe with checkpoints in a
@@ -201,9 +202,10 @@ def _config(folder: Path, shape: Shape, day: str, **said: Any) -> dict[str, Any]
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--genes", type=int, default=Shape.n_genes)
+    parser.add_argument("--genes", type=int, help="instead of 60, or of 18,080 with --full")
     parser.add_argument("--full", action="store_true", help="sizes of the case study, with few cells")
     arguments = parser.parse_args()
-    made = Shape.full(n_genes=arguments.genes) if arguments.full else Shape(n_genes=arguments.genes)
+    sizes = {} if arguments.genes is None else {"n_genes": arguments.genes}
+    made = Shape.full(**sizes) if arguments.full else Shape(**sizes)
     for name, place in write_all(arguments.folder.resolve(), made).items():
         print(f"{name:<14} {place}")

@@ -57,9 +57,7 @@ def doses() -> Figure:
         layers={"sd": np.full_like(noisy, 0.05)},
     )
     fits = dose_response(measured, ["MDM2"], perturbation_key="drug", dose_key="dose")
-    return pl.dose_response(
-        measured, fits, "MDM2", dose_key="dose", perturbation_key="drug"
-    )
+    return pl.dose_response(measured, fits, "MDM2")
 
 
 def main(demo: Path) -> None:

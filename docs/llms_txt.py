@@ -12,7 +12,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 SITE = "https://scvi-tahoe.readthedocs.io/page/"
 SECTIONS = {
-    "Start": ("installation", "quick_start", "coming_from_arc_state"),
+    "Start": ("installation", "quick_start", "coming_from_arc_state", "glossary"),
     "API": ("api/index", "api/developers"),
     "Results": ("results", "how_good", "does_the_network_help"),
     "About": (

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from scvi_tahoe.demo import score_table
-
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results.md"
 #: arc-state 0.11.1 on the same task: 256 wide, 4 layers, sets of 64 cells, 3,000 steps on one H200.
@@ -59,6 +57,15 @@ def figures(scores: pd.DataFrame, page: str) -> str:
     return "\n".join(rows)
 
 
+def score_rows(scores: pd.DataFrame) -> str:
+    """The table at the end of a demo."""
+    rows = [["", *scores], ["---"] * (scores.shape[1] + 1)]
+    for name, values in scores.iterrows():
+        shown = (f"{v:.{1 if k == 'score' else 3}f}" for k, v in values.items())
+        rows.append([str(name), *("" if v == "nan" else v for v in shown)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main(folder: Path) -> None:
     scores = pd.read_csv(folder / "scores.csv", index_col=0)
     rows = [
@@ -74,7 +81,7 @@ def main(folder: Path) -> None:
     text = RESULTS.read_text()
     blocks = {
         "figures": figures(scores, text),
-        "table": f"```text\n{score_table(scores)}\n```",
+        "table": score_rows(scores),
         "comparison": "\n".join(table),
     }
     for mark, block in blocks.items():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from scvi_tahoe.cli._terminal import TRACEBACK_VARIABLE, in_shell_words, one_line_errors
+from scvi_tahoe.cli._terminal import TRACEBACK_VARIABLE, in_file_words, in_shell_words, one_line_errors
 
 MISSING = "mlflow is needed; install it with: pip install 'scvi-tahoe[mlflow]'"
 
@@ -37,6 +37,19 @@ def test_a_users_mistake_is_one_line_with_an_exit_code(error, code, line, capsys
 )
 def test_a_message_names_options_as_they_are_typed(message, typed):
     assert in_shell_words(message) == typed
+
+
+@pytest.mark.parametrize(
+    ("message", "written"),
+    [
+        ("both ends: accept=('new_input', 'new_output')", "both ends: start.accept: [new_input, new_output]"),
+        ('pass representation_check="warn".', "pass score.representation_check: warn."),
+        ("batch_encoder=True adds one", "model.batch_encoder: true adds one"),
+        ("depth=3 is not an option", "depth=3 is not an option"),
+    ],
+)  # fmt: skip
+def test_a_message_about_a_run_file_names_its_sections(message, written):
+    assert in_file_words(message) == written
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ImportError("no module of ours")], ids=repr)

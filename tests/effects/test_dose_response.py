@@ -63,7 +63,7 @@ def test_perturbations_and_contexts_are_fitted_apart_and_few_doses_left_out(tabl
     [
         pytest.param({"genes": ["MDM2"]}, KeyError, "MDM2", id="unknown gene"),
         pytest.param({"dose_key": "amount"}, KeyError, "amount", id="unknown column"),
-        pytest.param({"dose_key": None}, ValueError, "dose_key is not known", id="no dose column"),
+        pytest.param({"dose_key": None}, ValueError, "made without a dose_key", id="no dose column"),
         pytest.param({"rows": slice(0, 3)}, ValueError, "4 doses", id="three doses"),
     ],
 )

@@ -67,6 +67,12 @@ def test_cells_for_an_error_give_that_error_and_power_says_what_they_detect():
     assert power(sd, 100, change=0.25, n_controls=100)["error"].iloc[0] > power(sd, 100, change=0.25)["error"].iloc[0]
 
 
+def test_genes_that_do_not_change_do_not_count():
+    sd, change = np.array([0.5, 0.5, 1.0]), np.array([0.25, 0.0, 0.0])
+    assert power(sd, 32, change=change)["detected"].iloc[0] == pytest.approx(0.8, abs=0.01)
+    assert cells_needed(sd, change).tolist() == [32, np.inf, np.inf]
+
+
 def test_few_controls_cost_cells_or_make_it_impossible():
     assert cells_needed(np.array([0.5, 1.0]), 0.25, n_controls=100).tolist() == [46, np.inf]
 

@@ -52,5 +52,5 @@ def test_a_table_without_pairs_is_refused(table_of):
     effects = table_of(np.ones((2, 3)), perturbation=["A", "B"])
     with pytest.raises(ValueError, match="no pair"):
         interactions(effects, perturbation_key="perturbation", separator="+")
-    with pytest.raises(ValueError, match="separator is not known"):
+    with pytest.raises(ValueError, match="made without a combination_separator"):
         interactions(effects, perturbation_key="perturbation")

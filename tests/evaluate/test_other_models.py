@@ -106,6 +106,28 @@ def test_cells_that_scgen_returned_are_scored_once_they_are_named():
     assert 0 < result.summary.loc["mae", "value"] < 0.5
 
 
+@pytest.mark.parametrize(("model", "place", "share"), [("cpa", "CPA_pred", "47%"), ("cellflow", "X_recon", "15%")])
+@pytest.mark.filterwarnings("ignore::scvi_tahoe.evaluate.EvaluationWarning")
+def test_cells_that_cpa_and_cellflow_returned_are_scored(model, place, share):
+    screen, keys = norman_k562(), {"perturbation_key": "perturbation", "control": "control"}
+    output = anndata.read_h5ad(REAL / f"{model}.h5ad")
+    with pytest.warns(UserWarning, match=f"{share} of the values of the output are below zero"):
+        found = as_prediction(output, screen, place=place, **keys)
+    assert set(found.obs["perturbation"]) == {"KLF1+MAP2K6", "MAP2K3+SLC38A2", "MAPK1"}
+    returned = output.obsm[place] if place in output.obsm else output.layers[place]
+    np.testing.assert_array_equal(found.X.toarray(), np.maximum(returned, 0))
+    options = {"preset": "quick", "baselines": False, "combination_separator": "+", "representation_check": "warn"}
+    assert 0 < evaluate(found, screen, **options, **keys).summary.loc["mae", "value"] < 0.3
+
+
+def test_cells_of_cellflow_in_components_are_refused():
+    output = anndata.read_h5ad(REAL / "cellflow.h5ad")
+    labels = output.obs["perturbation"]
+    components = {name: output.obsm["X_pca"][(labels == name).to_numpy()] for name in labels.unique()}
+    with pytest.raises(ValueError, match=r"has the shape \(10, 20\); .* of 500 is needed \(components"):
+        as_prediction(components, norman_k562(), perturbation_key="perturbation", control="control")
+
+
 @pytest.mark.parametrize(
     ("output", "options", "error", "message"),
     [

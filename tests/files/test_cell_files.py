@@ -86,6 +86,16 @@ def test_a_text_longer_than_its_file_is_refused_before_memory_is_reserved(path):
         read_h5ad(path)
 
 
+@pytest.mark.parametrize("length", [0, 2**40, 2**64 - 8], ids=["no bytes", "past the end", "backwards"])
+def test_texts_in_which_hdf5_would_go_round_without_an_end_are_refused(length, path):
+    content = bytearray(path.read_bytes())
+    heap = content.find(b"GCOL\x01")
+    content[heap + 16 : heap + 32] = bytes(8) + length.to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(UnsafeFileError, match=rf"its texts are damaged at byte {heap + 16:,}"):
+        read_h5ad(path)
+
+
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_h5ad(tmp_path / "cells.h5ad")

@@ -69,7 +69,21 @@ def test_a_dose_response_shades_what_was_not_measured():
     assert axes.get_xlim() == pytest.approx((0.01, 1000))
     assert len(axes.patches) == 2
     with pytest.raises(KeyError, match="TP53"):
-        pl.dose_response(effects, fits, "TP53", dose_key="dose", perturbation_key="drug")
+        pl.dose_response(effects, fits, "TP53")
+    with pytest.raises(KeyError, match="perturbation_key"):
+        pl.dose_response(effects, fits, "MDM2", perturbation_key="compound")
+
+
+def test_a_dose_response_has_the_points_of_its_own_context():
+    doses = np.array([0.1, 1.0, 10.0, 100.0] * 2)
+    obs = pd.DataFrame({"drug": ["D"] * 8, "line": ["A"] * 4 + ["B"] * 4, "dose": doses}, index=list("abcdefgh"))
+    change = doses / (1 + doses) * np.repeat([1.0, -1.0], 4)
+    effects = AnnData(change[:, None], obs=obs, var=pd.DataFrame(index=["MDM2"]))
+    fits = dose_response(effects, ["MDM2"], perturbation_key="drug", dose_key="dose", context_key="line")
+    axes = pl.dose_response(effects, fits, "MDM2").axes[0]
+    assert [text.get_text().split(",")[0] for text in axes.get_legend().get_texts()] == ["D in A", "D in B"]
+    for container, sign in zip(axes.containers, (1, -1), strict=True):
+        np.testing.assert_allclose(np.sign(container.lines[0].get_ydata()), [sign] * 4)
 
 
 def test_knock_downs_are_sorted_and_coloured_by_their_marks():

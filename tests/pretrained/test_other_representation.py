@@ -52,6 +52,19 @@ def test_the_backbone_of_an_embedding_model_starts_one_on_expression(make_model,
     assert again.module.config.n_output == embedded.n_vars
 
 
+def test_an_embedding_as_a_signal_of_training_gets_a_new_projection_that_the_report_names(
+    expression, embedded, tmp_path
+):
+    expression.export(tmp_path / "weights")
+    alone, both = (
+        TahoeST.from_pretrained(tmp_path / "weights", embedded, representation=kind, check_scale=False)
+        for kind in ("expression", "expression+embedding")
+    )
+    assert both.module.embedding_head.out_features == 5
+    assert "projection of hidden cells to the cell embedding" in both.loading_report_.text()
+    assert "projection of hidden" not in alone.loading_report_.text()
+
+
 def test_a_batch_encoder_is_added_or_left_out_by_argument(expression, screen, register, train, tmp_path):
     expression.export(tmp_path / "without")
     register(screen)

@@ -154,6 +154,19 @@ def test_without_anything_to_learn_the_network_is_silent(seed):
     assert fitted.head is None
 
 
+def test_in_one_context_the_spread_of_the_others_does_not_tell_a_conditions_own_change():
+    """Relative to the spread of all conditions it would, so that noise would seem to be predicted."""
+    responses, _, _ = made_up(bends=False, n_labels=160, n_genes=40)
+    rng = np.random.default_rng(0)
+    noise = rng.exponential(rng.gamma(2, size=40), responses.changes.shape) * (rng.random((320, 40)) < 0.3)
+    fitted = fitted_to(replace(responses, changes=noise), {}, np.flatnonzero(responses.contexts == "a"))
+    asked = _response_model.left_out_questions(fitted, np.zeros(fitted.responses.changes.shape, dtype=bool), 0)
+    found = fitted.evidence.of(asked.questions, asked.kernels_mG, asked.base_mG, np.arange(40))
+    np.testing.assert_allclose(found[:, :, 3], 1, atol=1e-5)
+    head = fit_head(fitted.evidence, asked, device=torch.device("cpu"), seed=0, tick=lambda: None)
+    assert head is None or max(gain.share for gain in head.gains.values()) < 0.05
+
+
 def test_left_out_errors_are_those_of_new_conditions():
     responses, tables, truth = made_up(bends=False, n_labels=240, n_genes=200)
     responses = replace(responses, changes=responses.changes + 3 * np.random.default_rng(1).normal(size=truth.shape))

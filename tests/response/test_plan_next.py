@@ -42,31 +42,44 @@ def test_each_choice_leaves_less(fitted):
     assert (np.diff(plan["left"]) < 0).all()
 
 
-def test_gains_are_those_of_the_definition_by_brute_force():
-    """Variances of a posterior with one more measured condition, for every candidate, of a kernel written by hand."""
+def test_neighbours_of_strong_responses_come_before_those_of_weak_ones():
+    """Two groups that have nothing in common, as much of both is measured, and one has ten times stronger responses."""
+    rng = np.random.default_rng(3)
+    names, group = [f"G{i}" for i in range(60)], np.repeat([0, 1], 30)
+    table = pd.DataFrame(rng.normal(1, 1, (60, 8)) * (np.arange(8) // 4 == group[:, None]), index=names)
+    changes = table.to_numpy() @ rng.normal(size=(8, 40)) * np.where(group == 1, 10.0, 1.0)[:, None]
+    measured = [*range(12), *range(30, 42)]
+    adata = AnnData(changes[measured], obs=pd.DataFrame({"target": np.array(names)[measured]}))
+    plan = ResponseModel.fit(adata, perturbation_key="target", tables=table, progress=False).plan_next(8)
+    assert (group[plan["target"].str[1:].astype(int)] == 1).sum() >= 7
+
+
+def test_gains_are_those_of_the_definition_with_a_posterior_by_hand():
     rng = np.random.default_rng(1)
     names = [f"G{i}" for i in range(12)]
     table = pd.DataFrame(rng.normal(size=(12, 3)), index=names)
     changes = table.to_numpy()[:7] @ rng.normal(size=(3, 10)) + rng.normal(0, 0.1, (7, 10))
     adata = AnnData(changes, obs=pd.DataFrame({"target": names[:7]}))
     model = ResponseModel.fit(adata, perturbation_key="target", tables=table, progress=False)
-    fitted = model._fitted
+    fitted, posteriors = model._fitted, []
     everything = Conditions.of(names, ["all"] * 12, fitted.parser)
-    gain = np.zeros(5)
+    expected = np.square(fitted.regression.predict(fitted.kernels, everything, fitted.conditions, "cpu"))[7:].sum(1)
     for group in fitted.regression.groups:
         kernels = fitted.kernels.matrices(everything, everything)
         k = sum(w * values.numpy() for w, (_, values) in zip(group.weights[:-1], kernels, strict=True))
-        k = k + group.weights[-1] * np.eye(12)
+        seen = k[:7, :7] + np.diag(group.weights[-1] + group.noise + 1e-6)
+        posterior = k[7:, 7:] + group.weights[-1] * np.eye(5) - k[7:, :7] @ np.linalg.solve(seen, k[:7, 7:])
         size = np.square(fitted.regression.size_Q[group.start : group.stop]).sum()
-
-        def variances(measured, k=k, noise=group.noise):
-            seen = k[np.ix_(measured, measured)] + np.eye(len(measured)) * (np.median(noise) + 1e-6)
-            return np.diag(k - k[:, measured] @ np.linalg.solve(seen, k[measured]))[7:]
-
-        falls = [variances(list(range(7))) - variances([*range(7), j]) for j in range(7, 12)]
-        gain += size * (np.sum(falls, axis=1) - np.diag(falls))
+        posteriors.append((size * posterior, size * np.median(group.noise)))
+        expected += size * np.diag(posterior)
+    scale, gain, total = np.sqrt(expected / expected.mean()), np.zeros(5), 0.0
+    for posterior, noise in posteriors:
+        c = scale[:, None] * posterior * scale
+        gain += (np.square(c).sum(0) - np.square(np.diag(c))) / (np.diag(c) + noise)
+        total += np.trace(c)
     plan = model.plan_next(1)
     assert plan["target"].iloc[0] == names[7 + int(gain.argmax())]
+    assert plan["gain"].iloc[0] == pytest.approx(gain.max() / total, rel=1e-5)
 
 
 @pytest.mark.parametrize(

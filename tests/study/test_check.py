@@ -133,7 +133,7 @@ def test_the_run_is_what_the_author_meant(tmp_path):
     assert run.model.objective == {"terms": {"energy": 1.0}, "decoder_weight": 0.3}
     assert run.model.network["gene_decoder"]["hidden"] == [32, 48]
     assert (run.train.plan["weight_decay"], run.train.accumulate) == (1e-3, 4)
-    assert (run.start.source, run.start.checkpoint) == ("/runs/a", "best")
+    assert (run.start.source, run.start.checkpoint) == ("/runs/a", None)  # the best one, if there is one
     run.to_yaml(tmp_path / "run.yaml")
     assert TahoeRun.from_yaml(tmp_path / "run.yaml").train.max_steps == 500
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -18,11 +19,12 @@ from study_samples import RUN
 
 from scvi_tahoe import FractionSplit, TahoeST, write_store
 from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.pretrained import read_pretrained
 from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, is_run, result_text
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._finetune import _prepare, resolved
 from scvi_tahoe.study._model import PeakMemory, build_model
-from scvi_tahoe.study._run_folder import fingerprint, read_checkpoint
+from scvi_tahoe.study._run_folder import fingerprint, read_checkpoint, run_card
 
 NOT_SCORED = {"preset": None}
 BRIEF = {"max_steps": 1, "validate_every": 1}
@@ -75,6 +77,15 @@ def test_a_run_leaves_everything_that_is_needed_to_judge_it(finished):
     files = "provenance.json metrics.csv best.ckpt last.ckpt model prediction.h5ad scores loading_report.txt README.md"
     assert {path.name for path in finished.iterdir()} >= {*files.split(), "config.yaml", "figures", "result.json"}
     assert {p.name for p in (finished / "figures").iterdir()} == {"training.png", "bars.png", "deltas.png", "cells.png"}
+
+
+def test_the_card_names_no_checkpoint_that_is_not_there(finished):
+    weights, record = read_pretrained(finished / "model"), json.loads((finished / "provenance.json").read_text())
+    assert "weights of the best validation, as in `best.ckpt`" in (finished / "README.md").read_text()
+    never = replace(weights, extra=weights.extra | {"training": {}})
+    card = run_card(TahoeRun.from_yaml(finished / "config.yaml"), never, record, None)
+    assert "| best step | none validated |" in card
+    assert "`best.ckpt`" not in card
 
 
 def test_the_log_has_losses_rates_throughput_and_memory(finished):
@@ -308,6 +319,35 @@ def test_a_later_run_starts_from_best_or_last_weights_alone(finished, values, tm
             torch.testing.assert_close(started["state_dict"][tensor], value, rtol=0, atol=1e-6)
         assert started["global_step"] == 1
         assert "loaded" in (tmp_path / name / "loading_report.txt").read_text()
+
+
+def test_a_later_run_starts_from_the_last_weights_where_no_best_ones_are(finished, values, tmp_path):
+    first = shutil.copytree(finished, tmp_path / "first")
+    values["start"] = {"source": str(first)}
+
+    def weights():
+        return build_model(TahoeRun.from_dict(values), load_data(TahoeRun.from_dict(values))).module.state_dict()
+
+    for name in ("best", "last"):
+        kept = torch.load(first / f"{name}.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(weight, kept[f"module.{tensor}"]) for tensor, weight in weights().items())
+        (first / "best.ckpt").unlink(missing_ok=True)
+
+
+def test_how_to_score_may_be_decided_after_training_and_nothing_else(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "again")
+    shutil.rmtree(folder / "scores")
+    written = TahoeRun.from_yaml(folder / "config.yaml")
+    warned = replace(written, score=written.score.replaced(representation_check="warn"))
+    before = (folder / "best.ckpt").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="another configuration .*train.lr"):
+        finetune(replace(warned, train=warned.train.replaced(lr=0.5)), folder, progress=False)
+    (folder / "result.json").unlink()
+    assert finetune(warned, folder, progress=False).scores is not None
+    assert (folder / "best.ckpt").stat().st_mtime_ns == before
+    assert TahoeRun.from_yaml(folder / "config.yaml") == warned
+    with pytest.raises(ValueError, match="another configuration .*score.representation_check"):
+        finetune(written, folder, progress=False)
 
 
 @pytest.mark.slow

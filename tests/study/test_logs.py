@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -157,6 +158,12 @@ def test_figures_have_a_column_per_run_and_a_row_per_quantity(tmp_path):
     assert len(log_figure(logs[0]).axes) == 3
     with pytest.raises(ValueError, match="no log to draw"):
         logs_figure([])
+
+
+def test_runs_of_one_validation_each_are_drawn_on_the_same_axes(tmp_path):
+    logs = [read_training_log(written(arc_log(validation=[2], n_steps=400), tmp_path / n)) for n in "abcd"]
+    logs = [replace(log, series={n: s.iloc[-1:] for n, s in log.series.items()}, rates={}) for log in logs]
+    assert logs_figure(logs).axes
 
 
 @pytest.mark.parametrize(

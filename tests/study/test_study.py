@@ -4,11 +4,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from study_samples import RUN
 
 from scvi_tahoe.study import SHIPPED, StudyConfig, TahoeRun, TrainConfig, read_study, rounds_text, run_study
+from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._study_config import judge, merged, scaled
 
@@ -160,6 +162,17 @@ def test_the_recommended_round_leaves_the_package_its_defaults():
     (run,) = (config.run(one, Path()) for one in config.rounds if one.name == "recommended")
     assert run.train == TrainConfig()
     assert (run.model.prior, run.model.objective, run.model.set_size) == (None, {}, None)
+
+
+def test_the_new_context_is_predicted_from_four_with_effects_smaller_than_their_differences():
+    config = StudyConfig.from_yaml("new_context")
+    data = load_data(config.run(config.rounds[1], Path()))
+    obs = data.train.obs
+    controls = data.train.to_df()[obs["perturbation"] == "control"].groupby(obs["context"], observed=True).mean()
+    effects = pd.concat(data.train.uns["true_delta"])
+    assert set(obs["context"][obs["perturbation"] != "control"]) == {f"context_{i}" for i in range(1, 5)}
+    assert set(controls.index) == {f"context_{i}" for i in range(1, 6)}
+    assert effects.pow(2).sum(axis=1).mean() < 0.2 * controls.var().sum()
 
 
 def test_the_full_size_ladder_has_the_rounds_of_the_case_study():

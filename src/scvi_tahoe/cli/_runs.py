@@ -48,7 +48,8 @@ def carry_out(
 ) -> None:
     """Carry out a run or the run of a file, and say what it left and what to do next."""
     again = shlex.join(["scvi-tahoe", *sys.argv[1:]])
-    with one_line_errors(f"Stopped. The last validation is kept. Continue with: {again}"):
+    stopped = f"Stopped. The last validation is kept. Continue with: {again}"
+    with one_line_errors(stopped, of_file=isinstance(run, Path)):
         from scvi_tahoe.study import compare_runs, dry_run_text, finetune, is_run, result_text
 
         if dry_run:
@@ -85,7 +86,7 @@ def study(
     """
     quiet_frameworks()
     again = f"scvi-tahoe study {' '.join(studies)}" + (f" --folder {folder}" if folder else "")
-    with one_line_errors(f"Stopped. Continue with: {again}"):
+    with one_line_errors(f"Stopped. Continue with: {again}", of_file=True):
         from scvi_tahoe.study import rounds_text, run_study
 
         if dry_run:

@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import warnings
+from collections import Counter
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +25,9 @@ TRACEBACK_VARIABLE = "SCVI_TAHOE_TRACEBACK"
 #: names of the options of all commands, in Python
 OPTIONS: set[str] = set()
 _QUOTES = "'\""
-_ORDER = "final, last, best or the highest step"
+#: an option of a call with its value
+_OPTION = re.compile(r"""\b([a-z_]+)=(\.\.\.|'[^']*'|"[^"]*"|\([^()]*\)|\[[^\[\]]*\]|[\w.]*\w)""")
+_ORDER = "best, final, last or the highest step"
 Checkpoint = Annotated[
     str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default=_ORDER)
 ]
@@ -32,8 +36,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 @contextmanager
-def one_line_errors(when_interrupted: str = "Stopped; nothing was written.") -> Iterator[None]:
-    """Turn errors about the user's input into one line on stderr and exit code 2."""
+def one_line_errors(
+    when_interrupted: str = "Stopped; nothing was written.", *, of_file: bool = False
+) -> Iterator[None]:
+    """Turn errors about the user's input into one line on stderr and exit code 2.
+
+    Options are named as one types them, or with ``of_file`` as a run file has them.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -44,7 +53,7 @@ def one_line_errors(when_interrupted: str = "Stopped; nothing was written.") -> 
             raise
         # str() of a KeyError is its repr, quotes and all
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        say_error(in_shell_words(" ".join(str(text).split())))
+        say_error((in_file_words if of_file else in_shell_words)(" ".join(str(text).split())))
         raise typer.Exit(2) from None
 
 
@@ -77,7 +86,31 @@ def in_shell_words(text: str) -> str:
             return flag.replace("--", "--no-", 1)
         return flag if value in ("True", "...", "None") else f"{flag} {value.strip(_QUOTES)}"
 
-    return re.sub(r"""\b([a-z_]+)=(\.\.\.|'[^']*'|"[^"]*"|[\w.]*\w)""", option, text)
+    return _OPTION.sub(option, text)
+
+
+def in_file_words(text: str) -> str:
+    """Name options as a run file has them: ``accept=('a', 'b')`` becomes ``start.accept: [a, b]``."""
+    from scvi_tahoe.study import DataConfig, ModelConfig, ScoreConfig, StartConfig, TrainConfig
+
+    sections = {
+        "data": DataConfig,
+        "start": StartConfig,
+        "model": ModelConfig,
+        "train": TrainConfig,
+        "score": ScoreConfig,
+    }
+    places = [(f.name, section) for section, config in sections.items() for f in fields(config)]  # type: ignore[arg-type]
+    names = Counter(name for name, _ in places)
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if names[name] != 1:
+            return found[0]
+        shown = re.sub("""['"]""", "", value).replace("(", "[").replace(")", "]")
+        return f"{dict(places)[name]}.{name}: {shown.lower() if shown in ('True', 'False') else shown}"
+
+    return _OPTION.sub(option, text)
 
 
 def _is_user_error(error: Exception) -> bool:

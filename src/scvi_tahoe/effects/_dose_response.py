@@ -109,7 +109,9 @@ def dose_response(
             f"no perturbation has {_FEWEST} doses above 0, which a curve with three parameters needs; the most is "
             f"{max(n_of.values(), default=0)}."
         )
-    return pd.concat(found, ignore_index=True)
+    result = pd.concat(found, ignore_index=True)
+    result.attrs["dose_key"] = dose_key
+    return result
 
 
 def _fit(dose_n: np.ndarray, changes_nG: np.ndarray, sd_nG: np.ndarray | None) -> pd.DataFrame:

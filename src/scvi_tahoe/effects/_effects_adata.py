@@ -82,7 +82,10 @@ def key_of(effects: AnnData, name: str, given: str | None, *, needed: bool = Tru
     """Return the column of ``obs`` that a key names: what was given, or else what the AnnData has kept."""
     key = given if given is not None else effects.uns.get(KEYS, {}).get(name)
     if key is None and needed:
-        raise ValueError(f"{name} is not known; name the column of effects.obs, which has {list(effects.obs)}.")
+        raise ValueError(
+            f"these effects were made without a {name}; if they have one, name the column of effects.obs, which has "
+            f"{list(effects.obs)}."
+        )
     if key is not None and key not in effects.obs:
         near = nearest_names(key, [str(column) for column in effects.obs])
         raise KeyError(f"effects.obs has no column {key!r} ({name}){near}; it has {list(effects.obs)}.")

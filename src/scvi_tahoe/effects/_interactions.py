@@ -71,7 +71,10 @@ def interactions(
     )
     separator = separator or effects.uns.get("scvi_tahoe_effects", {}).get("combination_separator")
     if not separator:
-        raise ValueError("separator is not known; give the text between the parts of a combination, such as '+'.")
+        raise ValueError(
+            "these effects were made without a combination_separator; if they have combinations, give the text between "
+            "the parts as separator, such as '+'."
+        )
     row = {label: i for i, label in enumerate(zip(perturbation, context, strict=True))}
     found = []
     for (label, where), i in row.items():

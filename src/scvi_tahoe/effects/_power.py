@@ -36,15 +36,16 @@ def power(
     n_cells
         Numbers of cells of a condition to look at.
     change
-        Change of the mean, in the same unit; one number or ``[G]``, such as a row of predicted effects.
+        Change of the mean, in the same unit; one number or ``[G]``, such as a row of predicted effects. Genes whose
+        change is 0 do not count.
     level, n_controls
         As for :func:`cells_needed`.
 
     Returns
     -------
     One row for each number of cells, index = ``n_cells``: ``error``, the root mean square over genes of the standard
-    error of a change; ``detected``, the share of genes whose change is found, as expected; ``smallest``, the change
-    that is found in half of the genes with a probability of 80 %.
+    error of a change; ``detected``, the share of changes that is found, as expected; ``smallest``, the change that is
+    found in half of the genes with a probability of 80 %.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def power(
     deviation, wanted = _verified(sd, change, 0.8, level, n_controls)
     error_nG = deviation * np.sqrt(1 / numbers[:, None] + 1 / (math.inf if n_controls is None else n_controls))
     threshold, size = norm.ppf(1 - level / 2), np.abs(wanted) / np.maximum(error_nG, 1e-300)
-    found = norm.sf(threshold - size) + norm.sf(threshold + size)
+    found = (norm.sf(threshold - size) + norm.sf(threshold + size))[:, np.broadcast_to(wanted != 0, size.shape[1])]
     return pd.DataFrame(
         {
             "error": np.sqrt(np.square(error_nG).mean(axis=1)), "detected": found.mean(axis=1),
@@ -99,7 +100,7 @@ def cells_needed(
     sd
         Standard deviation of each gene over control cells, log1p expression, ``[G]``.
     change
-        Change of the mean to be found, in the same unit; one number or ``[G]``.
+        Change of the mean to be found, in the same unit; one number or ``[G]``. No number of cells shows one of 0.
     error
         Standard error of the change that is wanted instead, one number in the same unit.
     power
@@ -117,8 +118,8 @@ def cells_needed(
     Raises
     ------
     ValueError
-        If a probability is not between 0 and 1, a standard deviation is negative, a change or an error is 0, or both or
-        neither of them are given.
+        If a probability is not between 0 and 1, a standard deviation is negative, all changes or the error are 0, or
+        both or neither of them are given.
 
     Examples
     --------
@@ -154,7 +155,7 @@ def _verified(
     deviation, wanted = np.atleast_1d(np.asarray(sd, dtype=np.float64)), np.asarray(change, dtype=np.float64)
     if not (np.isfinite(deviation) & (deviation >= 0)).all():
         raise ValueError("sd has to be finite and not negative.")
-    if not (np.isfinite(wanted) & (wanted != 0)).all():
+    if not (np.isfinite(wanted).all() and wanted.any()):
         raise ValueError("the change or error has to be finite and other than 0.")
     if wanted.ndim and deviation.shape != (1,) and wanted.shape != deviation.shape:
         raise ValueError(f"sd has {len(deviation)} genes and change has {wanted.size}; give both for the same genes.")

@@ -84,7 +84,7 @@ def as_prediction(
     Returns
     -------
     AnnData ``[cells, genes]``, float32, with the two columns of ``obs``. Values below zero, which expression cannot
-    have and GEARS and scGen return, are zero there, with a warning.
+    have and other models return, are zero there, with a warning.
 
     Raises
     ------
@@ -124,7 +124,8 @@ def as_prediction(
         array = np.asarray(values, dtype=np.float32)
         if array.ndim not in (1, 2) or array.shape[-1] != len(own):
             raise ValueError(
-                f"{name!r} has the shape {array.shape}; [genes] or [cells, genes] of {len(own)} is needed."
+                f"{name!r} has the shape {array.shape}; [genes] or [cells, genes] of {len(own)} is needed (components, "
+                "such as those of CellFlow, become genes by cellflow.pp.reconstruct_pca)."
             )
         cells = (
             _cells_of_mean(array, own, controls, generator(seed, context or "", str(name)))

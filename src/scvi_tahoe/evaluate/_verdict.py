@@ -247,6 +247,8 @@ def _advice(best: pd.DataFrame, undefined: Mapping[str, str], n: int, *, with_tr
     """Say what to do next."""
     if not with_training:
         return ["give the training data (train=...), so that the baselines that need them are computed"]
+    if n < _FEWEST:
+        return [f"hold out {_FEWEST} conditions or more ({_ENOUGH} decide often), or score several folds together"]
     label = best.index.map(VERDICT_METRICS)
     sides = {s: [str(name) for name in label[best["standing"] == s]] for s in set(best["standing"])}
     advice = []

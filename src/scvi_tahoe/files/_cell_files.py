@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import struct
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,10 @@ _LARGE, _COMPRESSION = 64 * MEGABYTE, 1100
 _MAX_NODES = 200_000
 #: How HDF5 stores a text of any length: its bytes, and where in the file they are.
 _TEXT = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
+#: How HDF5 stores the texts themselves: heaps of a header and of objects, each with an index and its number of bytes.
+_HEAP, _HEAP_HEADER, _HEAP_OBJECT = b"GCOL\x01\0\0\0", struct.Struct("<8xQ"), struct.Struct("<H6xQ")
+#: bytes of a file up to which its heaps are looked for
+_SEARCHED = 2_000 * MEGABYTE
 _DESCRIPTIONS = (".zarray", ".zmetadata", "zarr.json")
 _DESCRIPTION_LIMIT = 64 * MEGABYTE
 #: Codecs that rebuild numbers and text; ``pickle``, which numcodecs has as well, runs what it reads.
@@ -49,6 +55,8 @@ def verify_hdf5(path: Path) -> None:
     with damaged(path):
         verify_size(path, _LIMIT)
         with h5py.File(path, "r") as file:
+            if file.id.get_create_plist().get_sizes()[1] == 8 and path.stat().st_size <= _SEARCHED:
+                _verify_heaps(path)
             _walk(file, path)
 
 
@@ -99,6 +107,22 @@ def _verify_texts(dataset: h5py.Dataset, path: Path) -> None:
     claimed, there = int(lengths.sum(dtype=np.int64)), path.stat().st_size
     if claimed > there:
         raise UnsafeFileError(f"{dataset.name} claims {claimed:,} bytes of text; the whole file has {there:,}.")
+
+
+def _verify_heaps(path: Path) -> None:
+    """Refuse heaps of texts in which HDF5 would go round without an end: free space of no bytes, sizes past the end."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(_HEAP)
+        while at >= 0:
+            (size,) = _HEAP_HEADER.unpack_from(content, at) if at + 16 <= len(content) else (0,)
+            here, end = at + _HEAP_HEADER.size, at + size
+            while here + _HEAP_OBJECT.size <= end <= len(content):
+                index, length = _HEAP_OBJECT.unpack_from(content, here)
+                step = _HEAP_OBJECT.size + -(-length // 8) * 8 if index else length
+                if not 0 < step <= end - here:
+                    raise UnsafeFileError(f"its texts are damaged at byte {here:,}.")
+                here += step
+            at = content.find(_HEAP, at + 8)
 
 
 def verify_zarr(folder: Path, *, verify: bool = True) -> None:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NEW_PROJECTION = "the projection of hidden cells to the cell embedding, a signal of training, is new"
+
 
 def _read(
     source: Any, backbone_from: str | Path | None, place: dict[str, Any], *, accept_license: bool | None, **reading: Any
@@ -202,8 +204,8 @@ class PretrainedMixin(FittedModel):
         start = plan_warm_start(weights, model.module.config, labels_of(model), accept=accept, seed=seed)
         own_memory = not isinstance(source, PretrainedModel)  # the caller's tensors are copied, not trained on
         model.module.network.load_state_dict(start.state_dict, strict=True, assign=own_memory)
-        report = replace(start.report, notes=(*start.report.notes, *without_prior))
-        origin = weights.provenance
+        notes = (*start.report.notes, *without_prior, *([_NEW_PROJECTION] if model.module.embedding_head else []))
+        report, origin = replace(start.report, notes=notes), weights.provenance
         model._adopt(
             pretrained_parameters_=sorted(f"network.{name}" for name in report.loaded),
             prior_=None if without_prior else weights.prior,

@@ -194,8 +194,8 @@ def dose_response(
     fits: pd.DataFrame,
     gene: str,
     *,
-    dose_key: str,
-    perturbation_key: str,
+    dose_key: str | None = None,
+    perturbation_key: str | None = None,
     ax: Axes | None = None,
     **output: Unpack[FigureOutput],
 ) -> Figure:
@@ -212,7 +212,7 @@ def dose_response(
     gene
         Gene to draw.
     dose_key, perturbation_key
-        Columns of ``obs`` with doses and perturbations.
+        Columns of ``obs`` with doses and perturbations. If None, those that ``fits`` was made with.
     ax
         Axes to draw into. If None, a new figure is made.
     **output
@@ -223,22 +223,28 @@ def dose_response(
     KeyError
         If the gene is not in ``fits``.
     """
+    labels, dose_key = list(fits.columns[: list(fits.columns).index("gene")]), dose_key or fits.attrs.get("dose_key")
+    if perturbation_key not in (None, *labels):
+        raise KeyError(f"fits has no column {perturbation_key!r} (perturbation_key); it is of {labels}.")
+    if dose_key not in effects.obs:
+        raise KeyError(f"effects.obs has no column {dose_key!r} (dose_key); it has {list(effects.obs)}.")
     fits = fits[fits["gene"] == gene]
     if fits.empty:
         raise KeyError(f"gene {gene!r} was not fitted; give it to scvi_tahoe.effects.dose_response().")
     of_gene = np.asarray(effects[:, gene].X, dtype=np.float64).ravel()
     sd = np.asarray(effects[:, gene].layers["sd"], dtype=np.float64).ravel() if "sd" in effects.layers else None
     dose = effects.obs[dose_key].to_numpy(dtype=np.float64)
-    names = effects.obs[perturbation_key].astype(str).to_numpy()
+    texts = effects.obs[labels].astype(str)
     with style():
         figure, ax = one_panel(ax, 3.8, 2.8)
         low, high = dose[dose > 0].min(), dose.max()
         grid = np.geomspace(low / 10, high * 10, 200)
         for k, (_, fit) in enumerate(fits.iterrows()):
-            here, color = (names == str(fit[perturbation_key])) & (dose > 0), COLORS[k % len(COLORS)]
+            mine, color = [str(fit[name]) for name in labels], COLORS[k % len(COLORS)]
+            here = (texts == mine).all(axis=1).to_numpy() & (dose > 0)
             ax.errorbar(dose[here], of_gene[here], None if sd is None else sd[here], fmt="o", markersize=3, color=color)
             curve = fit["emax"] / (1 + (grid / fit["ec50"]) ** -fit["slope"])
-            ax.plot(grid, curve, color=color, label=f"{fit[perturbation_key]}, EC50 {fit['ec50']:.2g}")
+            ax.plot(grid, curve, color=color, label=f"{' in '.join(mine)}, EC50 {fit['ec50']:.2g}")
         for edge in ((grid[0], low), (high, grid[-1])):
             ax.axvspan(*edge, color=BASELINE, alpha=0.15, linewidth=0)
         ax.axhline(0, color="black", linewidth=0.6)

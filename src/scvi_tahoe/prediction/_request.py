@@ -358,7 +358,8 @@ def plan_prediction(request: PredictionRequest, data: PredictionData) -> Predict
         n_rows = len(table.names) - (index.control in table.row_of)
         some = request.perturbations is None and len(data.perturbations) < n_rows
         left_out = f"; perturbations='all' asks for all {n_rows:,} of the embedding table" if some else ""
-        logger.info(f"predicting {plan.n_cells:,} cells of {len(requests):,} conditions{left_out}.")
+        several = "condition" if len(requests) == 1 else "conditions"
+        logger.info(f"predicting {plan.n_cells:,} cells of {len(requests):,} {several}{left_out}.")
     return plan
 
 

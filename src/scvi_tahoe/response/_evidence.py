@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 
 from scvi_tahoe.response._kernels import unit_rows
 from scvi_tahoe.response._own_gene import target_genes
@@ -80,13 +81,16 @@ class Evidence:
         """
         context = questions[0].context
         rows = np.flatnonzero(self.conditions.contexts == context)
-        allowed = self._allowed(questions, rows)
+        excluded = self._excluded(questions)
+        allowed = 1 - excluded[:, rows].toarray()
         here, scale = self.changes[rows], self.scale_G
         count = np.maximum(allowed.sum(axis=1, keepdims=True), 1)
         share = allowed / count
         mean = share @ here
         scaled = here[:, genes] / scale[genes]
-        of_others = [share @ scaled, np.sqrt(np.maximum(share @ np.square(scaled) - np.square(share @ scaled), 0))]
+        # both without the condition: in a single context, what its own change does to one would be all they differ by
+        spread, overall = (self._spread(some, excluded, genes) for some in (rows, None))
+        of_others = [share @ scaled, spread / np.maximum(overall, 1e-3 * scale[genes])]
         of_others += [share @ (test).astype(np.float32) for test in (scaled > 1, scaled < -1, np.abs(scaled) > _LARGE)]
         base, kernels = base_mG[:, genes] / scale[genes], kernels_mG[:, genes] / scale[genes]
         elsewhere, alike = self._elsewhere(questions, rows, genes)
@@ -114,15 +118,34 @@ class Evidence:
             result[:, :, k] = values
         return result
 
-    def _allowed(self, questions: Sequence[Question], rows: np.ndarray) -> np.ndarray:
-        """Which conditions of a context each question may use, float32 ``[m, R]``."""
-        label = self.conditions.label[rows]
-        position = self._position
-        allowed = np.ones((len(questions), len(rows)), dtype=np.float32)
-        for k, question in enumerate(questions):
-            out = [position[name] for name in {*question.without, question.perturbation} if name in position]
-            allowed[k, np.isin(label, out)] = 0
-        return allowed
+    def _excluded(self, questions: Sequence[Question]) -> sp.csr_matrix:
+        """Mark the conditions that each question may not use, float32 ``[m, n]``."""
+        label, position = self.conditions.label, self._position
+        of_label = sp.csr_matrix(
+            (np.ones(len(label), np.float32), (label, np.arange(len(label)))), shape=(len(position), len(label))
+        )
+        out = [{position[name] for name in {*q.without, q.perturbation} if name in position} for q in questions]
+        labels = [k for of_question in out for k in sorted(of_question)]
+        ends = np.cumsum([0, *map(len, out)])
+        return (
+            sp.csr_matrix((np.ones(len(labels), np.float32), labels, ends), shape=(len(out), len(position))) @ of_label
+        )
+
+    def _spread(self, rows: np.ndarray | None, excluded: sp.csr_matrix, genes: np.ndarray) -> np.ndarray:
+        """Return the spread of genes over some conditions, or all, that each question may use, ``[m, genes]``."""
+        if rows is None:
+            of_all, n = self._moments[:, genes], len(self.changes)
+        else:
+            of_all, n, excluded = _moments(self.changes[np.ix_(rows, genes)]), len(rows), excluded[:, rows]
+        used = np.unique(excluded.indices)
+        x = self.changes[np.ix_(used if rows is None else rows[used], genes)].astype(np.float64)
+        left = np.maximum(n - excluded.sum(axis=1).A1[:, None], 1)
+        mean, square = ((total - excluded[:, used] @ y) / left for total, y in zip(of_all, (x, x**2), strict=True))
+        return np.sqrt(np.maximum(square - mean**2, 0))
+
+    @cached_property
+    def _moments(self) -> np.ndarray:
+        return _moments(self.changes)
 
     @cached_property
     def _position(self) -> dict[str, int]:
@@ -189,6 +212,11 @@ class Evidence:
         for k, targets in enumerate(target_genes(labels, self.genes.tolist(), self.members.parser)):
             own[k, targets] = 1
         return own
+
+
+def _moments(changes: np.ndarray) -> np.ndarray:
+    """Return sum and sum of squares of each column, float64 ``[2, G]``."""
+    return np.stack([changes.sum(axis=0, dtype=np.float64), np.einsum("ng,ng->g", changes, changes, dtype=np.float64)])
 
 
 def _size(changes: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ _GENES, _EXAMPLES = 133, 200_000  # genes of each condition that weights are fit
 _FEWEST_JUDGED = 40  # conditions of a kind of question that decide whether the network is used there
 _BATCH, _EPOCHS, _RATE, _DECAY = 32, 9, 4e-3, 1e-2  # conditions, passes, learning rate and weight decay
 _CONTRAST, _TEMPERATURE = 0.05, 0.1  # weight of telling conditions apart, and distance in scales of genes that counts
+_SAME = 1e-3  # standard deviation of evidence below which it is the same everywhere: the rest is rounding
 _BOUND = 8.0  # standard deviations that evidence is clipped at
 _ONE_SIDED = 1.645
 _AT_ONCE = 2**21  # genes of conditions that evidence is gathered of at once
@@ -202,7 +203,7 @@ def _groups(
         ]
         found.append((rows, genes, np.concatenate(parts)))
     every = np.concatenate([x.reshape(-1, x.shape[-1]) for _, _, x in found])
-    center, spread = every.mean(axis=0), every.std(axis=0) + 1e-6
+    center, spread = every.mean(axis=0), np.maximum(every.std(axis=0), _SAME)
     groups = []
     for rows, genes, x in found:
         observed = torch.from_numpy(asked.observed_mG[np.ix_(rows, genes)]).to(device)

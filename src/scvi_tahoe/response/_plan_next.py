@@ -32,9 +32,10 @@ def plan_next(
     With the posterior covariance :math:`C` of the candidates given what is measured, and the sampling variance
     :math:`\nu` of a new measurement, measuring :math:`j` lowers the sum of the others' variances by
     :math:`\sum_{i \neq j} C_{ij}^2 / (C_{jj} + \nu)`, summed over components of the response basis; then :math:`C` is
-    the covariance given :math:`j`, too. It depends on which conditions are measured and not on what is found there. The
-    sum of variances is the criterion of A-optimal designs (Krause, Singh and Guestrin 2008, Journal of Machine Learning
-    Research 9:235, discuss how near such greedy choices come to the best set).
+    the covariance given :math:`j`, too. The sum of variances is the criterion of A-optimal designs (Krause, Singh and
+    Guestrin 2008, Journal of Machine Learning Research 9:235, discuss how near such greedy choices come to the best
+    set). Errors of strong responses are larger, so a condition's errors are taken to be in proportion to the response
+    that is expected of it, the root of the squared mean and variance over components.
 
     Parameters
     ----------
@@ -84,6 +85,10 @@ def plan_next(
     size_g = torch.tensor(sizes, dtype=torch.float64, device=fitted.device)
     covariance_gmm = torch.stack(covariances) * size_g[:, None, None]
     noise_g = torch.tensor(noises, dtype=torch.float64, device=fitted.device) * size_g
+    mean_mQ = torch.as_tensor(regression.predict(kernels, asked, train, fitted.device), device=fitted.device)
+    response_m = mean_mQ.square().sum(1) + covariance_gmm.diagonal(dim1=1, dim2=2).sum(0)
+    relative_m = (response_m / response_m.mean()).sqrt()
+    covariance_gmm *= relative_m[:, None] * relative_m
     start = float(covariance_gmm.diagonal(dim1=1, dim2=2).sum())
     free, rows = torch.ones(m, dtype=torch.bool, device=fitted.device), []
     for _ in range(n):

@@ -288,7 +288,8 @@ class ResponseModel:
         """Choose the conditions whose measurement would tell the most about all others that are not measured.
 
         One condition is chosen after the other: the one that, given what is measured and chosen already, lowers the
-        expected squared error of the other candidates most. Nothing is known of what will be found.
+        expected squared error of the other candidates most. Errors of strong responses are expected to be larger, so
+        neighbours of conditions with strong responses come first.
 
         Parameters
         ----------

@@ -159,13 +159,16 @@ def run_from_arc(config: ArcConfig) -> TahoeRun:
 
 
 def _start(source: str) -> StartConfig:
-    """Split ``.../run/checkpoints/name.ckpt`` or ``.../folder/name.ckpt`` into folder and checkpoint."""
+    """Split ``.../run/checkpoints/name.ckpt`` or ``.../folder/name.ckpt`` into folder and checkpoint.
+
+    In place of ``last.ckpt`` None is returned: the best one, or the last where no other is.
+    """
     parts = source.replace("\\", "/").split("/")
     if not parts[-1].endswith(".ckpt"):
         return StartConfig(source=source)
     *folders, name = parts
     folders = folders[:-1] if folders[-1:] == ["checkpoints"] else folders
-    return StartConfig(source="/".join(folders) or ".", checkpoint="best" if name == "last.ckpt" else name)
+    return StartConfig(source="/".join(folders) or ".", checkpoint=None if name == "last.ckpt" else name)
 
 
 def _size(config: ArcConfig) -> dict[str, Any] | str:

@@ -71,7 +71,7 @@ def _read(config: DataConfig) -> tuple[AnnData, AnnData | None, Split | None, Da
     elif config.dataset == "norman_k562":
         adata, labels["context_key"] = datasets.norman_k562(), "cell_type"
     else:
-        adata = datasets.simulate_screen(n_genes=config.n_genes or 200)
+        adata = datasets.simulate_screen(n_genes=config.n_genes or 200, **config.simulation)
     add_embeddings(adata, config)
     filled = config.replaced()  # past the check that a user gives no labels of a named screen
     filled.__dict__.update(labels)

@@ -33,13 +33,14 @@ def log_figure(log: TrainingLog) -> Figure:
 def logs_figure(logs: Sequence[TrainingLog]) -> Figure:
     """Draw logs side by side, one column per run, one row per quantity; more than three of them on the same axes.
 
-    Quantities that no run logged or that never change are left out. Without a log it is a ValueError.
+    Quantities that no run logged are left out; on the same axes also those that never change, unless none does. Without
+    a log it is a ValueError.
     """
     if not logs:
         raise ValueError("there is no log to draw.")
     rows = [name for name in _PANELS if any(_has(log, name) for log in logs)]
     if len(logs) > _SIDE_BY_SIDE:
-        return _overlaid(logs, [name for name in rows if any(_varies(log, name) for log in logs)])
+        return _overlaid(logs, [name for name in rows if any(_varies(log, name) for log in logs)] or rows)
     with style():
         figure = new_figure(max(4.5, 2.6 * len(logs)), 0.5 + 1.5 * len(rows))
         grid = figure.subplots(len(rows), len(logs), squeeze=False, sharex="col")

@@ -18,7 +18,7 @@ from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.nn import SIZES, non_default
 from scvi_tahoe.pretrained import holds_run, read_pretrained, run_checkpoint
 from scvi_tahoe.study._files import read_json, write_json
-from scvi_tahoe.study._run_folder import LAST, MODEL, is_run, read_checkpoint
+from scvi_tahoe.study._run_folder import BEST, LAST, MODEL, is_run, read_checkpoint
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,7 +74,8 @@ def _model_options(run: TahoeRun, n_genes: int) -> dict[str, Any]:
 def _weights_of_run(start: StartConfig) -> PretrainedModel:
     """Return the weights of an earlier run; objective and prior are those of the new run."""
     folder = Path(str(start.source))
-    path = run_checkpoint(folder, start.checkpoint or "best")
+    # a run that validated nothing has no best checkpoint
+    path = run_checkpoint(folder, start.checkpoint or (BEST if (folder / BEST).is_file() else LAST))
     if holds_run(folder):
         weights = read_pretrained(folder, path.name)
     else:  # version 0.1 kept the model as scvi-tools saves it

@@ -7,6 +7,7 @@ Which options there are, their types and their defaults, say the signatures of t
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,6 +15,7 @@ from scvi_tahoe import TahoeST
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import Split, split_from_dict
+from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.evaluate import BASELINES, PRESETS, evaluate
 from scvi_tahoe.nn import GeneDecoderConfig, NetworkConfig, ObjectiveConfig
 from scvi_tahoe.pretrained import DECISIONS
@@ -60,6 +62,8 @@ class DataConfig(Section):
         stand-in where a pretrained embedding is not at hand, which has not seen perturbed cells either.
     n_genes
         Number of genes for ``dataset='simulated'``.
+    simulation
+        Further options of :func:`~scvi_tahoe.datasets.simulate_screen` for it.
     sha256
         What the content of the cells must hash to; a finished run writes it, so that a rebuild on other data stops.
     """
@@ -70,12 +74,13 @@ class DataConfig(Section):
     embedding_files: dict[str, str] = field(default_factory=dict)
     cell_embedding_components: int | None = None
     n_genes: int | None = None
+    simulation: dict[str, Any] = field(default_factory=dict)
     sha256: str | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.dataset is None):
-            known = ", ".join(get_args(_Dataset))
-            raise ValueError(f"data takes either path (an h5ad file) or dataset (one of {known}).")
+            screens = ", ".join(get_args(_Dataset))
+            raise ValueError(f"data takes either path (an h5ad file) or dataset (one of {screens}).")
         if self.path is not None and (self.perturbation_key is None or self.control is None):
             raise ValueError("data.path needs perturbation_key (column of obs) and control (label of control cells).")
         if self.dataset is not None and (self.perturbation_key or self.control):
@@ -84,8 +89,11 @@ class DataConfig(Section):
             raise ValueError("data.modalities says which parts of an h5mu file hold what; give both or neither.")
         if self.embedding_files and self.perturbation_embedding_key is None:
             object.__setattr__(self, "perturbation_embedding_key", tuple(self.embedding_files))
-        if self.n_genes is not None and self.dataset != "simulated":
-            raise ValueError("data.n_genes is for dataset: simulated only.")
+        for name in ("n_genes", "simulation"):
+            if getattr(self, name) and self.dataset != "simulated":
+                raise ValueError(f"data.{name} is for dataset: simulated only.")
+        known = set(signature(simulate_screen).parameters) - {"n_genes"}
+        _verify_known("data.simulation has no option", self.simulation, known)
         if self.cell_embedding_components is not None:
             _verify_at_least_one("data", cell_embedding_components=self.cell_embedding_components)
             if self.cell_embedding_key is not None:

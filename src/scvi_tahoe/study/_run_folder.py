@@ -17,7 +17,7 @@ from anndata.abc import CSRDataset
 from scvi_tahoe.data import ScreenKeys, read_screen
 from scvi_tahoe.evaluate import overall_title
 from scvi_tahoe.files import LOCK, locked, read_torch, remove_partial
-from scvi_tahoe.pretrained import licence_notice, model_card
+from scvi_tahoe.pretrained import model_card
 from scvi_tahoe.study._files import read_mapping
 from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_config import TahoeRun
@@ -58,12 +58,16 @@ def claimed_folder(folder: Path, run: TahoeRun) -> Iterator[None]:
     """Make the folder of a run, or go on with one that was begun with the same configuration; no other process may."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the path of a folder for the run.")
-    known = folder / CONFIG
+    known, rescored = folder / CONFIG, False
     if known.exists():
         before = read_mapping(known)
         with suppress(ValueError):  # the defaults of options that the release that wrote it did not have
             before = TahoeRun.from_dict(before).to_dict()
-        if found := differences([before, run.to_dict()]):
+        found = differences([before, run.to_dict()])
+        if not (folder / SCORES).exists():  # how to score may be decided after training
+            rescored = any(key.startswith("score.") for key in found)
+            found = {key: values for key, values in found.items() if not key.startswith("score.")}
+        if found:
             different = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in list(found.items())[:3])
             raise ValueError(f"{folder} holds a run with another configuration ({different}); give another folder.")
     elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
@@ -74,7 +78,7 @@ def claimed_folder(folder: Path, run: TahoeRun) -> Iterator[None]:
         raise ValueError(f"the folder {folder} cannot be made ({error.strerror}); give one that can.") from None
     with locked(folder):
         remove_partial(folder, recursive=True)
-        if not known.exists():
+        if not known.exists() or rescored:
             run.to_yaml(known)
         yield
 
@@ -162,9 +166,10 @@ _RUN = """
 |---|---|
 {rows}
 
-`config.yaml` rebuilds this run: `scvi-tahoe finetune config.yaml`. `model/` holds the model (safetensors and JSON),
-`best.ckpt` and `last.ckpt` are checkpoints, which are read without running code. `metrics.csv` is the log,
-`loading_report.txt` says what became of every pretrained tensor, `provenance.json` names releases and data{scores}.
+`config.yaml` rebuilds this run: `scvi-tahoe finetune config.yaml`. `model/` holds the model (safetensors and JSON) with
+the weights of the {chosen}. All are read without running code.
+`metrics.csv` is the log, `loading_report.txt` says what became of every pretrained tensor, `provenance.json` names
+releases and data{scores}.
 """
 
 
@@ -191,11 +196,13 @@ def run_card(run: TahoeRun, weights: PretrainedModel, record: dict[str, Any], sc
     }
     rows = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
     there = "" if scores is None else ", `scores/` holds the evaluation"
+    chosen = "best validation, as in `best.ckpt`; `last.ckpt` has those of the end"
+    if step is None:
+        chosen = "last step, as in `last.ckpt`"
     text = model_card(weights, f"{run.name}: a State Transition model").replace(
         "`prior.safetensors`", "`model/prior.safetensors`"
     )
-    text += _RUN.format(rows=rows, scores=there)
-    return text + ("\n" + licence_notice(weights.provenance) if weights.provenance.non_commercial else "")
+    return text + _RUN.format(rows=rows, scores=there, chosen=chosen)
 
 
 def _start_of(run: TahoeRun, weights: PretrainedModel) -> str:
@@ -203,7 +210,7 @@ def _start_of(run: TahoeRun, weights: PretrainedModel) -> str:
     if run.start.source is None:
         return "scratch"
     words = (Path(run.start.source).name if Path(run.start.source).exists() else run.start.source, origin.checkpoint)
-    licence = "non-commercial, see below" if origin.non_commercial else origin.licence or "none stated"
+    licence = "non-commercial, see above" if origin.non_commercial else origin.licence or "none stated"
     return f"{' '.join(filter(None, words))} (licence: {licence})"
 
 
