@@ -324,6 +324,11 @@ class ConditionKernels:
         nothing = Conditions.of([], [], self.parser)
         return tuple(name for name, _ in self.matrices(nothing, nothing))
 
+    def of_table(self, table: str) -> np.ndarray:
+        """Return which kernels read a table, ``[K]``: its own, and those of all tables together."""
+        of_all = "all tables, " if len(self.tables) > 1 else f"{table}, "
+        return np.array([name.startswith((f"{table}, ", of_all)) for name in self.names])
+
     def diagonals(self, rows: Conditions) -> np.ndarray:
         """Each condition's likeness with itself, float64 ``[kernels, rows]``."""
         labels, first = np.unique(rows.perturbations, return_index=True)

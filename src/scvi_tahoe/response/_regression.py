@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _GROUPS = ((150, 12, 1.2), (3000, 6, 1.5), (float("inf"), 2, 2.5))
 _TOLERANCE = 1e-4  # relative change of the likelihood at which its search ends
 _START, _SPREAD = -2.0, 1.5  # logarithms of weights before the data are seen
-_LOWEST, _HIGHEST = -14.0, 5.0
+LOWEST, _HIGHEST = -14.0, 5.0
 _SUMMED = 2**25  # values of sums of kernels that are held at once
 _NEGLIGIBLE = 1e-3  # share of a group's variance below which a kernel is left out when more conditions refine weights
 
@@ -249,6 +249,7 @@ def learn_weights(
     tick: Callable[[], None],
     pooled: bool = False,
     after: Weights | None = None,
+    used: np.ndarray | None = None,
 ) -> Weights:
     """Learn the basis and the weights of kernels.
 
@@ -270,6 +271,8 @@ def learn_weights(
         Whether all components but the first share their weights.
     after
         Basis and weights that are refined; ``chosen`` are further conditions.
+    used
+        Which kernels may have weight, ``[K]``. If None, all of them.
     """
     basis = response_basis(responses_nG.astype(np.float64), noise_nG, n_components, seed)
     scores, noise = responses_nG @ basis.T, noise_nG @ np.square(basis.T)
@@ -278,6 +281,7 @@ def learn_weights(
     slices = [slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
     scaled = scores / size
     n_kernels = len(kernels.names)
+    allowed = np.ones(n_kernels, bool) if used is None else used
     before = _start_of(kernels)
     logs = [before.copy() for _ in slices] if after is None else list(after.logs)
     for level, rows in enumerate(chosen, start=0 if after is None else 1):
@@ -285,7 +289,7 @@ def learn_weights(
         stack = torch.stack([k for _, k in kernels.matrices(subset, subset)])
         for g, s in enumerate(slices):
             share = np.exp(logs[g]) / np.exp(logs[g]).sum()
-            kept = np.flatnonzero(share[:-1] > _NEGLIGIBLE) if level else np.arange(n_kernels)
+            kept = np.flatnonzero(allowed & (share[:-1] > _NEGLIGIBLE) if level else allowed)
             parameters = [*kept, n_kernels]
             start = logs[g] if level or not g else logs[g - 1]  # neighbouring components have similar weights
             fitted = fit_weights(
@@ -293,7 +297,7 @@ def learn_weights(
                 (noise[rows, s] / np.square(size[s])).mean(axis=1),
                 start=start[parameters], before=before[parameters], n_iterations=15 if level else 40,
             )  # fmt: skip
-            logs[g] = np.full(n_kernels + 1, _LOWEST)
+            logs[g] = np.full(n_kernels + 1, LOWEST)
             logs[g][parameters] = fitted
             tick()
     return Weights(basis, size, tuple(slices), tuple(logs))
@@ -467,7 +471,7 @@ def fit_weights(
 
     found = minimize(
         negative_log_likelihood, start, jac=True, method="L-BFGS-B",
-        options={"maxiter": n_iterations, "ftol": _TOLERANCE}, bounds=[(_LOWEST, _HIGHEST)] * len(start),
+        options={"maxiter": n_iterations, "ftol": _TOLERANCE}, bounds=[(LOWEST, _HIGHEST)] * len(start),
     )  # fmt: skip
     return found.x
 

@@ -20,10 +20,11 @@ from scvi_tahoe.response._kernels import ConditionKernels, Conditions
 from scvi_tahoe.response._leave_out import fold_of_labels, folds_of_blocks, left_out_blocks, some_labels
 from scvi_tahoe.response._members import Members, Origin, Question, Stack, fit_stack
 from scvi_tahoe.response._own_gene import OwnGene, target_genes, without_targets
-from scvi_tahoe.response._regression import LeftOut, Weights, learn_weights, solve
+from scvi_tahoe.response._regression import LOWEST, LeftOut, Weights, learn_weights, solve
 from scvi_tahoe.response._responses import Responses, filled_changes
 from scvi_tahoe.response._shape import fit_shares, shaped
 from scvi_tahoe.response._silent import noise_of_regression, silent_contexts
+from scvi_tahoe.response._useful_tables import useful_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +79,9 @@ def fit_responses(
     kept = replace(responses, changes=filled, noise=noise)
     scale, factors, masked, noise = _on_scale(kept, masked, like, seed)
     silent, believed = silent_contexts(masked, noise, conditions), noise_of_regression(masked, noise, conditions)
-    seen = SeenChanges(responses.perturbations, responses.contexts, masked, silent)
-    members = Members(seen, noise, parser, kernels.tables)
+    members = Members(
+        SeenChanges(responses.perturbations, responses.contexts, masked, silent), noise, parser, kernels.tables
+    )
     rng = np.random.default_rng(seed)
     blocks = {way: of_way for way, of_way in left_out_blocks(conditions, members).items() if of_way}
     bar = progress_bar(desc="response model", delay=3, disable=not progress, unit="group")
@@ -91,13 +93,13 @@ def fit_responses(
         y, v = (masked, believed) if rows is None else (masked[rows], believed[rows])
         return learn_weights(
             kernels, some, y, v, n_components=_COMPONENTS, chosen=chosen, seed=seed, tick=bar.update, pooled=pooled,
-            after=after,
+            after=after, used=used,
         )  # fmt: skip
 
     n = len(conditions)
     inducing = choose_inducing(conditions, min(_INDUCING, n), rng) if n > exact_up_to else None
-    fold_n = fold_of_labels(conditions, _BASES, seed)
-    folds = BasesOfFolds.of(masked, believed, _COMPONENTS, fold_n) if n > _FOLDED else None
+    bases_n = fold_of_labels(conditions, _BASES, seed)
+    folds = BasesOfFolds.of(masked, believed, _COMPONENTS, bases_n) if n > _FOLDED else None
 
     def solved(learned: Weights, of_ways: Mapping[str, Any]) -> tuple[Regression, dict[str, LeftOut]]:
         return solve(
@@ -105,6 +107,7 @@ def fit_responses(
             folds=folds, inducing=inducing,
         )  # fmt: skip
 
+    used = _used(kernels, like, conditions, masked, believed, members, device, seed)
     # in one context, only what combinations have in common tells effects from what is a condition's own
     pooled = not kernels.has_contexts and not kernels.tables
     if like is not None and like.kernels.names == kernels.names:
@@ -145,6 +148,27 @@ def fit_responses(
         found, masked, noise, missing, conditions.contexts, factors, discriminates=criterion == "discrimination"
     )
     return replace(fitted, **calibrated)
+
+
+def _used(
+    kernels: ConditionKernels,
+    like: Fitted | None,
+    conditions: Conditions,
+    changes: np.ndarray,
+    noise: np.ndarray,
+    members: Members,
+    device: torch.device,
+    seed: int,
+) -> np.ndarray | None:
+    """Return which kernels may have weight: those of an earlier fit, or those of tables that help some conditions."""
+    if like is not None:
+        same = like.kernels.names == kernels.names
+        return np.any([log[:-1] > LOWEST for log in like.regression.learned.logs], axis=0) if same else None
+    rows = some_labels(conditions, _CHOSEN[0], np.random.default_rng(seed))
+    return useful_kernels(
+        kernels, conditions.take(rows, members.parser), changes[rows], noise[rows], members,
+        n_components=_COMPONENTS, device=device, seed=seed,
+    )  # fmt: skip
 
 
 def _solve_by_folds(

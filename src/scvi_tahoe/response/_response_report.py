@@ -77,14 +77,12 @@ def _kernel_shares(fitted: Fitted) -> tuple[dict[str, float], dict[str, float]]:
 
 def _families(kernels: ConditionKernels) -> dict[str, np.ndarray]:
     """Kernels that say the same thing: which of them belong to each table, to contexts, to perturbations seen again."""
-    names, several = kernels.names, len(kernels.tables) > 1
+    names = kernels.names
     found = {
         "what is special to a context": [" x context" in name or " x likeness" in name for name in names],
         "the perturbation elsewhere": [name.startswith(("perturbation", "dose")) for name in names],
     }
-    for table in kernels.tables:
-        of_all = "all tables, " if several else f"{table}, "
-        found[table] = [name.startswith((f"{table}, ", of_all)) for name in names]
+    found |= {table: kernels.of_table(table).tolist() for table in kernels.tables}
     return {family: np.array(members) for family, members in found.items() if any(members) and not all(members)}
 
 
