@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
 
 TRAINING = """
 import gc
@@ -20,8 +24,8 @@ from scvi_tahoe.training._recipe import part_of
 folder = sys.argv[1]
 
 
-def model_of(*, n_layers=1, **options):
-    adata = simulate_screen(2, 4, n_genes=40, n_cells=16, n_control_cells=20)
+def model_of(*, n_layers=1, screen=(2, 4), **options):
+    adata = simulate_screen(*screen, n_genes=40, n_cells=16, n_control_cells=20)
     TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
     size = {"hidden": 16, "n_layers": n_layers, "intermediate": 32, "n_heads": 2}
     return TahoeST(adata, size=size, set_size=8, **options)
@@ -81,6 +85,13 @@ def rounded(name, **options):
     return {"kept": kept, "last": last["state_dict"], "loss": model.history["train_loss"].to_numpy()[-1].item()}
 
 
+def seven_sets(devices):  # are validated, by weights that do not train
+    model = model_of(prior="none", screen=(1, 7))
+    options = {"strategy": "ddp", "devices": devices, "accelerator": "cpu", "progress": False, "compile": False}
+    model.train(1, batch_size=4, lr=1e-12, **options)
+    return model.history["validation_loss"].to_numpy().ravel().tolist()
+
+
 def left():
     gc.collect()
     return sum(type(value).__name__ == "DTensor" for value in gc.get_objects())
@@ -96,6 +107,7 @@ if __name__ == "__main__":
         "fsdp2": trained("half", strategy="fsdp2", resume_from="step=000002.ckpt")[1]["state_dict"],
         "ddp again": trained("half", strategy="ddp", resume_from="step=000004.ckpt")[1]["state_dict"],
         "left": left(),
+        "seven sets": seven_sets(2),
         "rounded": rounded("rounded"),
         "resumed": rounded("rounded", resume_from="step=000002.ckpt"),
     }
@@ -153,6 +165,18 @@ def test_handing_out_rounded_weights_changes_nothing(runs):
     # and nothing that is kept is rounded
     weight = runs[0]["rounded"]["last"]["module.network.head.project.layers.0.weight"]
     assert (weight != weight.bfloat16()).float().mean() > 0.9
+
+
+@pytest.mark.slow
+def test_an_odd_number_of_validation_sets_has_the_loss_that_one_process_finds(runs):
+    adata = simulate_screen(1, 7, n_genes=40, n_cells=16, n_control_cells=20)
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
+    size = {"hidden": 16, "n_layers": 1, "intermediate": 32, "n_heads": 2}
+    model = TahoeST(adata, size=size, set_size=8, prior="none")
+    model.train(1, batch_size=4, lr=1e-12, accelerator="cpu", progress=False)
+    expected = model.history["validation_loss"].to_numpy().ravel()
+    for rank in runs:
+        np.testing.assert_allclose(rank["seven sets"], expected, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -324,9 +324,9 @@ class TahoeTrainingPlan(LightningModule):
         """Log the loss of held-out cells; returns the predicted cells, for callbacks that score them."""
         _, generated, losses = self.module(batch)
         metrics = {"validation_loss": losses.loss} | {f"validation_{k}": v for k, v in losses.extra_metrics.items()}
-        self.log_dict(
-            metrics, on_step=False, on_epoch=True, batch_size=losses.n_obs_minibatch, sync_dist=self._is_distributed
-        )
+        # Lightning (2.6) rounds the mean number of sets of a process down to a whole number, which it is like this
+        weight = losses.n_obs_minibatch * self.trainer.world_size
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=weight, sync_dist=self._is_distributed)
         return {"prediction_SNG": generated["prediction_SNG"]}
 
     def on_validation_start(self) -> None:
