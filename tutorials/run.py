@@ -50,7 +50,8 @@ def execute(path: Path, folder: Path, *, write: bool) -> str | None:
             )  # times of the clock, which change with every run
             for output in cell.get("outputs", []):
                 if "text" in output:  # warnings name the file they come from
-                    output["text"] = FOLDERS.sub("", output["text"])
+                    text = output["text"].replace(f"{folder.resolve()}/", "")
+                    output["text"] = FOLDERS.sub("", text)
         partial = path.with_suffix(".partial")
         nbformat.write(notebook, partial)
         os.replace(partial, path)
