@@ -39,7 +39,7 @@ WRONG: list[tuple[str, Any]] = [
     *(("str Literal", "no such thing"), ("str", ""), ("Path str", Path("/no/such/place")), ("float", 2.5)),
     *(("Sequence list tuple Iterable ndarray NDArray", value) for value in ([1, 2], ())),
     *(("Sequence list tuple Iterable", value) for value in (["A", "B"], {1, 2}, frozenset())),
-    *(("Mapping dict", value) for value in ({"a": 1}, {})),
+    *(("Mapping dict", {"a": 1}), ("Mapping dict Options", {})),
     *(("bool", value) for value in (True, np.bool_(False))),
     *(("DataFrame", pd.DataFrame({"a": [1]})), ("Iterable", iter([]))),
     *(("", value) for value in (float("nan"), float("inf"), float("-inf"), 1j, b"bytes", object(), Ellipsis, int)),

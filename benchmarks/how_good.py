@@ -340,7 +340,7 @@ def page(scores: pd.DataFrame, command: str) -> str:
         "",
         "Differences are in favour of TahoeST, to the best rule and to its start.",
         "",
-        "| task | score | TahoeST is | | difference | 95 % interval |", "|---|---|---|---|---|---|",
+        "| task | score | TahoeST is | compared with | difference | 95 % interval |", "|---|---|---|---|---|---|",
         *compared,
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

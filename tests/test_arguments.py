@@ -87,6 +87,10 @@ def test_other_values_are_refused_with_what_is_allowed(given, message):
         (lambda: datasets.simulate_screen(n_genes=0), "n_genes=0 must be 1 or more"),
         (lambda: FractionSplit(validation="a"), "validation is 'a'; allowed is a number"),
         (lambda: NetworkConfig(n_input="a", n_output=1, n_perturbation=1), "n_input is 'a'; allowed is a whole number"),
+        (
+            lambda: TahoeST.from_pretrained("nowhere", network={"layers": 3}),
+            r"network has no option 'layers' \(did you mean 'n_layers'",
+        ),
     ],
 )
 def test_public_calls_are_checked(make, message):

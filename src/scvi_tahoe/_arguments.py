@@ -106,6 +106,10 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
         raise _refusal(value, options, where)
+    for keys in (option.__annotations__ for option in options if typing.is_typeddict(option)):
+        if isinstance(value, collections.abc.Mapping) and (unknown := [key for key in value if key not in keys]):
+            near = nearest_names(str(unknown[0]), list(keys), n=1)
+            raise ArgumentError(f"{where} has no option {unknown[0]!r}{near}; it has {str(list(keys))[1:-1]}.")
     if is_number and not math.isfinite(value):
         raise ArgumentError(f"{where} is {value}; a finite number is needed.")
     if is_number and bounds is not None:
@@ -198,7 +202,7 @@ def _holds_items(items: Any, kind: Any, hints: tuple[Any, ...]) -> bool:
 
 
 def _kind(hint: Any) -> Any:
-    """Return the class of an annotation; keys of a TypedDict are checked where they are used, by their own message."""
+    """Return the class of an annotation, which for a TypedDict is any mapping."""
     return collections.abc.Mapping if typing.is_typeddict(hint) else get_origin(hint) or hint
 
 

@@ -333,8 +333,8 @@ def test_wrong_modalities_are_refused(modalities, error, message, screen):
         ({"representation": "embedding"}, "needs a cell embedding; register one with cell_embedding_key"),
         ({"set_size": 0}, "set_size=0 must be 1 or more"),
         ({"batch_encoder": True}, "batch_encoder=True needs batches; register them with batch_key"),
-        ({"objective": {"term": {}}}, r"objective options \['term'\] are unknown; there are \['terms'"),
-        ({"network": {"layers": 3}}, r"does not know \['layers'\]"),
+        ({"objective": {"term": {}}}, r"objective has no option 'term' \(did you mean 'terms'\?\); it has 'terms', "),
+        ({"network": {"layers": 3}}, r"network has no option 'layers' \(did you mean 'n_layers'"),
         (
             {"prior": "transfer", "network": {"sees_perturbation": False, "base_encoder": True}},
             "sees_perturbation=False knows a perturbation by the cells of its prior, and prior is 'transfer'",

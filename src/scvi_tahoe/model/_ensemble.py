@@ -161,8 +161,8 @@ class TahoeEnsemble:
           context (if registered), ``effect_size`` (norm of the mean delta), ``uncertainty`` (norm of the standard
           deviation over the norm of the mean delta: near 0 the members agree, near 1 they differ by as much as the size
           of the effect)
-        * ``obs["uncertainty"]`` - the same for each cell's condition. It says how far members agree and little about
-          errors; members with ``prior="response"`` have ``obs["expected_error"]`` for that
+        * ``obs["uncertainty"]`` - the same for each cell's condition, unless members have ``prior="response"``: how far
+          these agree says little about their errors, and predictions have ``obs["expected_error"]``
 
         Raises
         ------
@@ -204,8 +204,9 @@ class TahoeEnsemble:
         table = pd.DataFrame(beside_labels(table, own), index=table.index)
         first.varm["ensemble_delta"], first.varm["ensemble_sd"] = (x.T.astype(np.float32) for x in (delta_KG, sd_KG))
         first.uns[ENSEMBLE_RECORD] = table
-        for name, values in beside_labels(first.obs, {"uncertainty": uncertainty_K[codes]}).items():
-            first.obs[name] = values
+        if all(model.prior != "response" for model in self.models):
+            for name, values in beside_labels(first.obs, {"uncertainty": uncertainty_K[codes]}).items():
+                first.obs[name] = values
         return first
 
     def _start_means(
