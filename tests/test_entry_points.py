@@ -155,6 +155,7 @@ COMMANDS = {
     "respond": ["{}", "--perturbation-key", "a", "-o", "{}.out", "--table", "x={}"], "demo": None,
     "train": ["{}", "--perturbation-key", "a", "--control", "b", "--folder", "{}.out", "--table", "x={}"],
     "init": ["{}", "-o", "{}.out"],
+    "plan": ["{}", "--perturbation-key", "a", "--control", "b", "--table", "x={}", "-o", "{}.out"],
 }  # fmt: skip
 
 

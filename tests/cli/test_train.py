@@ -102,3 +102,21 @@ def test_init_holds_out_combinations_whose_parts_are_measured_alone(run, screen,
     assert written.data.combination_separator == "+"
     assert written.split["kind"] == "held_out_perturbations"
     assert {*written.split["test"]} <= {*pairs} - {*written.split["validation"]}
+
+
+def test_init_names_a_column_that_may_be_contexts_but_is_not_called_so(run, screen, tmp_path):
+    adata = ad.read_h5ad(screen)
+    adata.obs = adata.obs.rename(columns={"donor": "stim"})
+    adata.write_h5ad(tmp_path / "stim.h5ad")
+    text = run("init", tmp_path / "stim.h5ad", "-o", tmp_path / "run.yaml").output
+    assert "obs['stim'] may be contexts or batches" in " ".join(text.split())
+
+
+def test_a_run_file_of_init_holds_out_no_more_than_can_be(run, screen, tmp_path):
+    adata = ad.read_h5ad(screen)
+    names = sorted(set(adata.obs["treatment"]) - {"DMSO"})
+    gone = (adata.obs["donor"] == "context_2") & adata.obs["treatment"].isin(names[: int(0.6 * len(names))])
+    adata[~gone.to_numpy()].copy().write_h5ad(tmp_path / "partly.h5ad")
+    run("init", tmp_path / "partly.h5ad", "-o", tmp_path / "run.yaml")
+    assert TahoeRun.from_yaml(tmp_path / "run.yaml").split["kind"] == "held_out_conditions"
+    assert "Nothing was written" in run("finetune", tmp_path / "run.yaml", "--dry-run").output

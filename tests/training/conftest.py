@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 
 import lightning.pytorch as pl
 import pytest
@@ -74,7 +77,21 @@ def pretrained(make_model):
 
 
 @pytest.fixture(scope="session")
-def folder_of_script(tmp_path_factory):
+def free_port():
+    """Find a port that nobody listens on, and that the system gives to no outgoing connection before it is used."""
+
+    def find():
+        for port in random.SystemRandom().sample(range(15_000, 32_000), 50):
+            with socket.socket() as tried, suppress(OSError):
+                tried.bind(("", port))
+                return str(port)
+        raise OSError("no port is free")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def folder_of_script(tmp_path_factory, free_port):
     """Run a script that starts several processes to its end, once for all workers; returns the folder it wrote to."""
 
     def run(text):
@@ -87,8 +104,8 @@ def folder_of_script(tmp_path_factory):
                 (folder / "script.py").write_text(text)
                 result = subprocess.run(
                     [sys.executable, str(folder / "script.py"), str(folder)],
-                    capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    check=False,
+                    capture_output=True, text=True, timeout=300, check=False,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": free_port()},
                 )  # fmt: skip
                 assert result.returncode == 0, result.stderr[-3000:]
                 (folder / "done").touch()

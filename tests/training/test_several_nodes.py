@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -53,19 +52,13 @@ wait -n
 """
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def started_by_torchrun():
+def started_by_torchrun(free_port):
     """One agent on each node."""
     node = {"GPUS": "1", "NODES": "2", "FIRST": "127.0.0.1", "PORT": free_port()}
     return [(["bash", "torchrun.sh"], node)] * 2
 
 
-def started_by_slurm():
+def started_by_slurm(free_port):
     """What SLURM sets for a job."""
     job = {
         "SLURM_JOB_ID": "20001", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
@@ -77,7 +70,7 @@ def started_by_slurm():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("started", [started_by_torchrun, started_by_slurm])
-def test_two_nodes_train_one_model_on_different_sets(started, tmp_path):
+def test_two_nodes_train_one_model_on_different_sets(started, free_port, tmp_path):
     simulate_screen(2, 6, n_genes=40, n_cells=40, n_control_cells=40).write_h5ad(tmp_path / "screen.h5ad")
     script = (FILES / "train.py").read_text()
     for old, new in CHANGES.items():
@@ -95,7 +88,7 @@ def test_two_nodes_train_one_model_on_different_sets(started, tmp_path):
             command, env={**clean, "OMP_NUM_THREADS": "1", "PATH": path, **node}, cwd=tmp_path, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
-        for command, node in started()
+        for command, node in started(free_port)
     ]  # fmt: skip
     try:
         for process in processes:

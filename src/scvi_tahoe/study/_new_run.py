@@ -62,8 +62,9 @@ class ScreenLook:
         Cells of each perturbation and of each context, the most frequent first.
     recurs
         Whether perturbations are measured in several contexts.
-    n_conditions
-        Pairs of context and perturbation.
+    n_conditions, n_elsewhere
+        Pairs of context and perturbation, and how many of them may be held out so that their perturbations are still
+        measured in another context.
     separator
         What separates the parts of combinations, if there are some whose parts were measured alone.
     remarks
@@ -79,6 +80,7 @@ class ScreenLook:
     contexts: dict[str, int]
     recurs: bool
     n_conditions: int
+    n_elsewhere: int
     separator: str | None
     remarks: tuple[str, ...]
 
@@ -88,7 +90,8 @@ class ScreenLook:
         if not self.recurs:
             return self._combinations() or {"kind": "fraction", "validation": 0.1, "test": 0.1}
         # intervals need some conditions, the response model the others
-        test = round(min(max(0.1, _SCORED / self.n_conditions), 0.3), 2)
+        most = 0.75 * self.n_elsewhere / self.n_conditions - 0.1
+        test = round(min(max(0.1, _SCORED / self.n_conditions), 0.3, most), 2)
         return {"kind": "held_out_conditions", "validation": 0.1, "test": test}
 
     def _combinations(self) -> dict[str, Any] | None:
@@ -161,21 +164,25 @@ def look_at_screen(
     perturbation_key = _perturbation_column(obs, perturbation_key)
     labels = obs[perturbation_key].astype(str).value_counts()
     control = _control_label(labels, perturbation_key, control)
-    likely = _context_column(obs, perturbation_key, control)
-    asked, context_key = context_key, likely if context_key is None else context_key or None
+    possible = _context_columns(obs, perturbation_key, control)
+    likely = next((column for column in possible if _rank(column, _CONTEXT) < len(_CONTEXT)), None)
+    context_key = likely if context_key is None else context_key or None
     if context_key is not None:
         _verify_column(obs, context_key)
     contexts = {} if context_key is None else obs[context_key].astype(str).value_counts().to_dict()
     perturbed = obs[obs[perturbation_key].astype(str) != control]
     pairs = perturbed.groupby([perturbation_key, *([context_key] if context_key else [])], observed=True).ngroups
-    recurs = context_key is not None and bool(
-        (perturbed.groupby(perturbation_key, observed=True)[context_key].nunique() > 1).mean() > 0.25
-    )
+    n_labels = perturbed[perturbation_key].nunique()
+    measured = perturbed.groupby(perturbation_key, observed=True)[context_key].nunique() if context_key else None
+    recurs = measured is not None and bool((measured > 1).mean() > 0.25)
     found = _separator({str(label) for label in labels.index})
     separator = found if combination_separator is None else combination_separator or None
     remarks = []
-    if asked == "" and likely is not None:
-        remarks.append(f"obs[{likely!r}] may be contexts: each of its values has controls and perturbed cells")
+    if context_key is None and possible:
+        remarks.append(
+            f"obs[{possible[0]!r}] may be contexts or batches, as each of its values has controls and perturbed cells: "
+            "name it as context_key or batch_key"
+        )
     if counts:
         named = next((name for name in layers if "log" in name.lower()), None)
         hint = (
@@ -193,7 +200,8 @@ def look_at_screen(
     return ScreenLook(
         path=path, shape=shape, perturbation_key=perturbation_key, control=control, context_key=context_key,
         labels={str(k): int(v) for k, v in labels.items()}, contexts={str(k): int(v) for k, v in contexts.items()},
-        recurs=recurs, n_conditions=int(pairs), separator=separator, remarks=tuple(remarks),
+        recurs=recurs, n_conditions=int(pairs), n_elsewhere=int(pairs) - n_labels, separator=separator,
+        remarks=tuple(remarks),
     )  # fmt: skip
 
 
@@ -260,15 +268,15 @@ def _control_label(labels: pd.Series, key: str, given: str | None) -> str:
     return found[0]
 
 
-def _context_column(obs: pd.DataFrame, key: str, control: str) -> str | None:
-    """Return a column named like a context, in each value of which there are controls and perturbed cells."""
-    is_control = obs[key].astype(str) == control
-    for column in sorted(_discrete(obs), key=lambda c: _rank(c, _CONTEXT)):
-        if column != key and _rank(column, _CONTEXT) < len(_CONTEXT) and obs[column].nunique() <= _MOST_CONTEXTS:
+def _context_columns(obs: pd.DataFrame, key: str, control: str) -> list[str]:
+    """Return columns in each value of which there are controls and perturbed cells, those named like contexts first."""
+    is_control, found = obs[key].astype(str) == control, []
+    for column in sorted(_discrete(obs), key=lambda c: (_rank(c, _CONTEXT), obs[c].nunique())):
+        if column != key and obs[column].nunique() <= _MOST_CONTEXTS:
             controls = is_control.groupby(obs[column].astype(str)).agg(["any", "all"])
             if controls["any"].all() and not controls["all"].any():
-                return column
-    return None
+                found.append(column)
+    return found
 
 
 def write_new_run(look: ScreenLook, path: str | Path) -> TahoeRun:
@@ -318,6 +326,7 @@ def _text(look: ScreenLook, data: str, file: str) -> str:
 data:
   path: {quoted(data)}  # X: log1p of normalised counts
   # layer: log1p  # if they are in a layer
+  # held_out: held_out.h5ad  # cells to be predicted and scored, if they are in a file of their own
   perturbation_key: {quoted(look.perturbation_key)}  # {len(look.labels) - 1} perturbations
   control: {quoted(look.control)}  # {look.labels[look.control]:,} cells
 {context}
