@@ -77,6 +77,16 @@ def pretrained(make_model):
 
 
 @pytest.fixture(scope="session")
+def clean_environment():
+    """Return the environment without what a launcher says of a process among others.
+
+    Lightning leaves that behind in a process in which an earlier test trained.
+    """
+    said = ("SLURM", "LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC")
+    return lambda: {name: value for name, value in os.environ.items() if not name.startswith(said)}
+
+
+@pytest.fixture(scope="session")
 def free_port():
     """Find a port that nobody listens on, and that the system gives to no outgoing connection before it is used."""
 
@@ -91,7 +101,7 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def folder_of_script(tmp_path_factory, free_port):
+def folder_of_script(tmp_path_factory, clean_environment, free_port):
     """Run a script that starts several processes to its end, once for all workers; returns the folder it wrote to."""
 
     def run(text):
@@ -105,7 +115,7 @@ def folder_of_script(tmp_path_factory, free_port):
                 result = subprocess.run(
                     [sys.executable, str(folder / "script.py"), str(folder)],
                     capture_output=True, text=True, timeout=300, check=False,
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": free_port()},
+                    env={**clean_environment(), "OMP_NUM_THREADS": "1", "MASTER_PORT": free_port()},
                 )  # fmt: skip
                 assert result.returncode == 0, result.stderr[-3000:]
                 (folder / "done").touch()

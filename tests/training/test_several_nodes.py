@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -70,7 +69,7 @@ def started_by_slurm(free_port):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("started", [started_by_torchrun, started_by_slurm])
-def test_two_nodes_train_one_model_on_different_sets(started, free_port, tmp_path):
+def test_two_nodes_train_one_model_on_different_sets(started, clean_environment, free_port, tmp_path):
     simulate_screen(2, 6, n_genes=40, n_cells=40, n_control_cells=40).write_h5ad(tmp_path / "screen.h5ad")
     script = (FILES / "train.py").read_text()
     for old, new in CHANGES.items():
@@ -81,7 +80,7 @@ def test_two_nodes_train_one_model_on_different_sets(started, free_port, tmp_pat
         (tmp_path / name).write_text((FILES / name).read_text())
     (tmp_path / "srun").write_text(SRUN)
     (tmp_path / "srun").chmod(0o755)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "LOCAL_RANK", "RANK", "WORLD_SIZE"))}
+    clean = clean_environment()
     path = f"{tmp_path}:{Path(sys.executable).parent}:{clean['PATH']}"
     processes = [
         subprocess.Popen(
