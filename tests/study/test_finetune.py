@@ -282,7 +282,8 @@ def test_a_run_written_before_an_option_existed_is_still_that_run(finished, valu
     assert "finished" in lines[0]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, values, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept", ["best and last", "best"])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(kept, finished, values, tmp_path, monkeypatch):
     def interrupted(self, trainer, *args):
         if trainer.global_step == 5:
             raise KeyboardInterrupt
@@ -292,6 +293,8 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, values, tmp_pa
         run(values, tmp_path / "run")
     monkeypatch.undo()
     assert not (tmp_path / "run" / "model").exists()
+    if kept == "best":  # killed between the first two checkpoints
+        (tmp_path / "run" / "last.ckpt").unlink()
     run(values, tmp_path / "run")
     assert compare_runs(finished, tmp_path / "run").same
 

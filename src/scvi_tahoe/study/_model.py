@@ -95,6 +95,8 @@ def train_model(run: TahoeRun, model: TahoeST, data: RunData, folder: Path, *, p
     Updates ``best.ckpt``, ``last.ckpt``, ``metrics.csv`` and ``training.json`` in the folder.
     """
     start, record, last = time.perf_counter(), folder / TRAINING, folder / LAST
+    if not last.exists():  # a run that was killed between its first two checkpoints begins again
+        (folder / BEST).unlink(missing_ok=True)
     before = read_json(record)["seconds"] if record.exists() else 0.0
     found: dict[str, Any] = {}
     try:
