@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,6 +74,21 @@ def test_a_dose_response_shades_what_was_not_measured():
         pl.dose_response(effects, fits, "TP53")
     with pytest.raises(KeyError, match="perturbation_key"):
         pl.dose_response(effects, fits, "MDM2", perturbation_key="compound")
+
+
+def test_a_dose_response_of_a_model_needs_no_names_of_columns():
+    doses = np.array([0.1, 1.0, 10.0, 100.0])
+    obs = pd.DataFrame({"drug": ["D"] * 4, "dose": doses}, index=list("abcd"))
+    effects = AnnData((doses / (1 + doses))[:, None], obs=obs, var=pd.DataFrame(index=["MDM2"]))
+    effects.uns["scvi_tahoe_effects"] = {"perturbation_key": "drug", "dose_key": "dose"}
+    fits = dose_response(effects, ["MDM2"])
+    for table in (fits, fits[fits["drug"] == "D"]):
+        (points,) = pl.dose_response(effects, table, "MDM2").axes[0].containers
+        np.testing.assert_allclose(points.lines[0].get_xdata(), doses)
+    from_a_file = pd.read_csv(io.StringIO(fits.to_csv(index=False)))
+    with pytest.raises(ValueError, match="give dose_key"):
+        pl.dose_response(effects, from_a_file, "MDM2")
+    assert pl.dose_response(effects, from_a_file, "MDM2", dose_key="dose")
 
 
 def test_a_dose_response_has_the_points_of_its_own_context():

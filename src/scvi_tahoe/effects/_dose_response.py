@@ -89,7 +89,8 @@ def dose_response(
     names = [key_of(effects, "perturbation_key", perturbation_key)]
     if (of_context := key_of(effects, "context_key", context_key, needed=False)) is not None:
         names.append(of_context)
-    dose = pd.to_numeric(columns[key_of(effects, "dose_key", dose_key)], errors="coerce").to_numpy(dtype=np.float64)
+    dose_key = key_of(effects, "dose_key", dose_key)
+    dose = pd.to_numeric(columns[dose_key], errors="coerce").to_numpy(dtype=np.float64)
     positions = positions_of_genes(effects, genes)
     found, n_of = [], {}
     for label, rows in columns.groupby(names, observed=True, sort=True).indices.items():

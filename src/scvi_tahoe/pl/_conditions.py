@@ -221,13 +221,17 @@ def dose_response(
     Raises
     ------
     KeyError
-        If the gene is not in ``fits``.
+        If the gene is not in ``fits``, or ``effects.obs`` has no such column.
+    ValueError
+        If neither ``dose_key`` nor ``fits`` says which column has the doses.
     """
-    labels, dose_key = list(fits.columns[: list(fits.columns).index("gene")]), dose_key or fits.attrs.get("dose_key")
-    if perturbation_key not in (None, *labels):
-        raise KeyError(f"fits has no column {perturbation_key!r} (perturbation_key); it is of {labels}.")
+    labels = list(fits.columns[: list(fits.columns).index("gene")])
+    if (dose_key := dose_key or fits.attrs.get("dose_key")) is None:
+        raise ValueError("fits does not say which column has the doses, as tables from a file never do; give dose_key.")
     if dose_key not in effects.obs:
         raise KeyError(f"effects.obs has no column {dose_key!r} (dose_key); it has {list(effects.obs)}.")
+    if perturbation_key not in (None, *labels):
+        raise KeyError(f"fits has no column {perturbation_key!r} (perturbation_key); it is of {labels}.")
     fits = fits[fits["gene"] == gene]
     if fits.empty:
         raise KeyError(f"gene {gene!r} was not fitted; give it to scvi_tahoe.effects.dose_response().")
