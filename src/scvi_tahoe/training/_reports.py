@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from scvi_tahoe._constants import TENSORS
@@ -356,7 +357,7 @@ class KeepBest(Callback):
         Whether less (``'min'``) or more (``'max'``) of it is better.
     folder
         Where ``best.ckpt`` and ``last.ckpt`` are written after validations, complete with optimizer, schedule and
-        step. If None, the best is kept in memory and nothing is written.
+        step. If None, nothing is written, and of the best weights those that train are kept in memory.
     save_steps
         Also keep a checkpoint every this many steps (validations lie between them), named ``step=000400.ckpt``; None
         for none.
@@ -383,6 +384,8 @@ class KeepBest(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Remove half-written checkpoints that a killed run left."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = StreamedCheckpointIO()
         if self.folder is not None and trainer.is_global_zero:
             remove_partial(self.folder)
 
@@ -391,9 +394,7 @@ class KeepBest(Callback):
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and trainer.global_step == 0 and self.best_step is None:
             self.best_value, self.best_step = float(value), 0
-            self._best_weights = _in_main_memory(pl_module.kept_state(), {})
-            if self.folder is not None:
-                self._write(trainer, BEST)
+            self._keep(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Let the last step be validated too, where it does not end a validation interval."""
@@ -409,19 +410,28 @@ class KeepBest(Callback):
         improved = value is not None and self._is_better(float(value))
         if improved:
             self.best_value, self.best_step = float(value), trainer.global_step  # type: ignore[arg-type]
-            self._best_weights = _in_main_memory(pl_module.kept_state(), self._best_weights or {})
         for log in trainer.loggers:
             log.save()
-        if self.folder is None:
-            return
         # the best first: whenever the run is killed, best.ckpt is at least as far as last.ckpt knows
         if improved:
-            self._write(trainer, BEST)
+            self._keep(trainer, pl_module)
+        if self.folder is None:
+            return
+        if improved:
             self._write_again(trainer, BEST, LAST)
         else:
             self._write(trainer, LAST)
         if self.save_steps and trainer.global_step % self.save_steps == 0:
             self._write(trainer, f"step={trainer.global_step:06d}.ckpt")
+
+    def _keep(self, trainer: Trainer, pl_module: Any) -> None:
+        """Keep the weights as they are: in the file, whose bytes stay even if it is replaced, or in memory."""
+        if self.folder is not None:
+            self._write(trainer, BEST)
+        if self.folder is not None and trainer.world_size == 1:
+            self._best_weights = read_torch(self.folder / BEST)["state_dict"]
+        else:
+            self._best_weights = _in_main_memory(pl_module.changing_state(), self._best_weights or {})
 
     def _write(self, trainer: Trainer, name: str) -> None:
         path = self.folder / name  # type: ignore[operator]
@@ -450,7 +460,8 @@ class KeepBest(Callback):
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # weights may still be on their way
-        pl_module.load_state_dict(self._best_weights)
+        pl_module.load_state_dict({**pl_module.state_dict(), **self._best_weights})
+        self._best_weights = None  # the trainer outlives the training
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and step, for a resumed run."""
@@ -476,7 +487,16 @@ class KeepBest(Callback):
                 f"{str(path)!r} is from step {step} and the best so far was at step {self.best_step} ({self.monitor} "
                 f"{value:.6g} and {self.best_value:.6g}): it belongs to another run; resume into its folder (save_dir)."
             )
-        self._best_weights = {name: tensor.clone() for name, tensor in best["state_dict"].items()}
+        self._best_weights = best["state_dict"]
+
+
+class StreamedCheckpointIO(TorchCheckpointIO):
+    """Lightning's way to write and read checkpoints on a disk, without a copy of the file in memory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; whoever calls it writes whole or not at all."""
+        with Path(path).open("wb") as stream:
+            torch.save(checkpoint, stream)
 
 
 def _in_main_memory(weights: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
