@@ -98,7 +98,7 @@ def test_conditions_without_de_genes_are_left_out_of_des_and_named():
     verdict = judge(mine, beside(base=other))
     row = verdict.differences.loc["base", "overlap_at_N"]
     assert (row["n_conditions"], row["value"], row["standing"]) == (5, pytest.approx(0.6), "ahead")
-    assert "2 of 10 conditions have no differentially expressed gene and 3 one" in verdict.undefined["DES"]
+    assert "2 of 10 conditions have no differentially expressed gene and 3 have only one" in verdict.undefined["DES"]
 
 
 def test_missing_de_genes_are_not_blamed_on_the_spread_of_cells():

@@ -83,4 +83,3 @@ def respond(  # noqa: PLR0913
     if not quiet:
         typer.echo(scores.attrs["text"])
     typer.echo(f"{predicted.n_obs:,} predicted conditions of {predicted.n_vars:,} genes: {output}")
-

@@ -81,7 +81,7 @@ def in_shell_words(text: str) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, value = found.groups()
-        flag = "--" + name.replace("_", "-")
+        flag = f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
         if name not in OPTIONS:
             return found[0]
         if value == "False":

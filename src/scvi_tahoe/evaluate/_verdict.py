@@ -192,7 +192,7 @@ def judge(
     if baselines is None:
         index = pd.MultiIndex.from_arrays([[], []], names=["baseline", "metric"])
         nothing = pd.DataFrame(columns=columns, index=index)
-        advice = ["no baseline was scored, so there is nothing to compare the scores with: evaluate with baselines=True"]
+        advice = ["no baseline was scored, so there is nothing to compare with: evaluate with baselines=True"]
         best = pd.DataFrame(columns=["baseline", *columns], index=pd.Index([], name="metric"))
         return Verdict(differences=nothing, best=best, undefined=undefined, advice=advice, n_conditions=n)
     table = paired_differences(scores, baselines, scaled_from=scaled_from, seed=seed)
@@ -233,13 +233,15 @@ def _undefined(scores: pd.DataFrame) -> dict[str, str]:
         none, one = ((scores["n_de_observed"] == k).sum() for k in (0, 1))
         if none + one:
             found["DES"] = (
-                f"{none} of {n} conditions have no differentially expressed gene and {one} have only one, so an overlap of "
-                "gene lists means nothing for them. They are left out here; in the summary, and so in a third of the "
-                "overall score, they count as cell-eval counts them"
+                f"{none} of {n} conditions have no differentially expressed gene and {one} have only one, so an "
+                "overlap of gene lists means nothing for them. They are left out here; in the summary, and so in a "
+                "third of the overall score, they count as cell-eval counts them"
             )
     sizes = scores.groupby(level="context").size()
     if (sizes == 1).any():
-        found["PDS"] = f"{(sizes == 1).sum()} of {len(sizes)} contexts have only one condition, which is always ranked first"
+        found["PDS"] = (
+            f"{(sizes == 1).sum()} of {len(sizes)} contexts have only one condition, which is always ranked first"
+        )
     return found
 
 
@@ -248,16 +250,18 @@ def _advice(best: pd.DataFrame, undefined: Mapping[str, str], n: int, *, with_tr
     if not with_training:
         return ["give the training data (train=...), which most baselines are computed from"]
     if n < _FEWEST:
-        return [f"hold out at least {_FEWEST} conditions ({_ENOUGH} are often enough for a decision), or score several folds together"]
-    label = best.index.map(VERDICT_METRICS)
-    sides = {s: [str(name) for name in label[best["standing"] == s]] for s in set(best["standing"])}
+        enough = f"{_ENOUGH} are often enough for a decision"
+        return [f"hold out at least {_FEWEST} conditions ({enough}), or score several folds together"]
     advice = []
-    if behind := sides.get("behind"):
-        names = ", ".join(dict.fromkeys(best.loc[best["standing"] == "behind", "baseline"]))
-        advice.append(f"use the baseline where it is better ({', '.join(behind)}: {names}), or start from it")
-    if sides.get("not told apart"):
+    behind = best[best["standing"] == "behind"]
+    if len(behind):
+        metrics, names = ", ".join(behind.index.map(VERDICT_METRICS)), ", ".join(dict.fromkeys(behind["baseline"]))
+        advice.append(f"use the baseline where it is better ({metrics}: {names}), or start from it")
+    level = best[(best["standing"] == "not told apart") & (best["low"] < best["high"])]
+    if len(level):
         more = "score more conditions (folds of the seen ones)" if n < _ENOUGH else "compare several seeds"
-        advice.append(f"{more} before you claim a lead over the best baseline in {', '.join(sides['not told apart'])}")
+        names = ", ".join(level.index.map(VERDICT_METRICS))
+        advice.append(f"{more} before you claim a lead over the best baseline in {names}")
     if "DES" in undefined:
         advice.append("read PDS, MAE and Pearson rather than the overall score, or observe more cells")
     if not advice:
