@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from functools import partial
@@ -48,6 +49,7 @@ def carry_out(
 ) -> None:
     """Carry out a run or the run of a file, and say what it left and what to do next."""
     again = shlex.join(["scvi-tahoe", *sys.argv[1:]])
+    logging.getLogger("scvi_tahoe.training._gain").setLevel(logging.INFO)  # why a training ends early
     stopped = f"Stopped. The last validation is kept. Continue with: {again}"
     with one_line_errors(stopped, of_file=isinstance(run, Path)):
         from scvi_tahoe.study import compare_runs, dry_run_text, finetune, is_run, result_text
