@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 from scvi_tahoe import FractionSplit, HeldOutConditions, HeldOutPerturbations
-from scvi_tahoe.training._reports import KeepBest, StreamedCheckpointIO
+from scvi_tahoe.training._checkpoints import KeepBest, StreamedCheckpointIO
 
 
 def checkpoint(folder, name):

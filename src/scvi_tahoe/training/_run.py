@@ -34,19 +34,16 @@ from scvi_tahoe.nn import have_triton, step_operations
 from scvi_tahoe.response import judging_conditions, predictable_labels
 from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import resolve_adapters
+from scvi_tahoe.training._checkpoints import BEST, LAST, KeepBest, checkpoint_in
 from scvi_tahoe.training._gain import PATIENCE, HeldOutGain
 from scvi_tahoe.training._plan import TahoeTrainingPlan
 from scvi_tahoe.training._recipe import never_trained, resolve_recipe
 from scvi_tahoe.training._reports import (
-    BEST,
-    LAST,
     VALIDATION_SCORES,
-    KeepBest,
     MemoryPlan,
     MetricsHistory,
     StepProgress,
     ValidationScores,
-    checkpoint_in,
     computed_scores,
     plan_memory,
 )
