@@ -191,7 +191,9 @@ def compared(scores: pd.DataFrame, one: str, other: str, names: list[str]) -> pd
                 [one, other]
             ].dropna()
             low, high = interval(SIGNS[name] * (wide[one] - wide[other]).to_numpy()[:, None])
-            said = "better" if low > 0 else "worse" if high < 0 else "the same" if low == high else "not told apart"
+            said = (
+                "better" if low > 0 else "worse" if high < 0 else "the same" if low == high else "not distinguishable"
+            )
             rows.append({"task": task, "n": len(wide), "score": name, "other": wide[other].mean(),
                          "one": wide[one].mean(), "low": low, "high": high, "verdict": said})  # fmt: skip
     return pd.DataFrame(rows)
@@ -249,13 +251,14 @@ def page_of(scores: pd.DataFrame, args: argparse.Namespace) -> str:
     lines = [
         "# Does the network help?",
         "",
-        f"Made by `python benchmarks/does_the_network_help.py {options}`,",
-        "whose head says what tasks and scores are. Every task compares the same held-out conditions (their number in",
-        "brackets) of models that are trained without them. Intervals are 95 %, by bootstrap over conditions; a",
-        "positive difference is in favour of the second method.",
+        f"`python benchmarks/does_the_network_help.py {options}` writes this",
+        "page; the first lines of that file describe tasks and scores. In every task, the methods predict the same",
+        "held-out conditions, on which none of them was trained; the numbers in brackets count them. Intervals are",
+        "95 %, by bootstrap over conditions. A positive difference is in favour of the second method.",
         "",
-        "In short, the mean absolute error of the network, compared with that of the response model that it starts",
-        "from, where *the same* means that no held-out condition of the training data spoke for its correction:",
+        "These lists compare the mean absolute error of the network with that of the response model that it starts",
+        "from. *The same* means that the correction of the network did not help on conditions that the training had",
+        "held out, so it was not used:",
         "",
         *verdicts(network, "MAE"),
         "",

@@ -282,14 +282,19 @@ def comparisons(scores: pd.DataFrame) -> pd.DataFrame:
             for kind, other in (("rule", str((sign * means.loc[rules, score]).idxmax())), ("start", START)):
                 difference = differences(of_task, score, other)
                 low, high = interval(difference)
-                verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not told apart from"
+                verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
                 if not np.abs(difference).max() > 1e-6:
-                    verdict = "the same as"
+                    verdict = "equal to"
                 elif len(difference) < FEWEST:
                     verdict = "not compared (too few conditions) with"
                 rows.append({"task": task, "score": score, "verdict": verdict, "other": other, "kind": kind,
                              "difference": difference.mean(), "low": low, "high": high})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def listed(names: list[str]) -> str:
+    """Join names as in a sentence."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def sentences(table: pd.DataFrame) -> Iterator[str]:
@@ -298,9 +303,10 @@ def sentences(table: pd.DataFrame) -> Iterator[str]:
         said = []
         for kind, name in (("rule", "the best rule"), ("start", "its own start")):
             side = of_task[of_task["kind"] == kind]
-            found = [(v, ", ".join(side.loc[side["verdict"] == v, "score"])) for v in side["verdict"].unique()]
-            said.append("; ".join(f"{verdict} {name} in {which}" for verdict, which in found))
-        yield f"* **{task}**: TahoeST is {said[0]}. The trained network is {said[1]}."
+            found = [(v, listed([*side.loc[side["verdict"] == v, "score"]])) for v in side["verdict"].unique()]
+            parts = [f"{verdict} {'it' if i else name} in {which}" for i, (verdict, which) in enumerate(found)]
+            said.append(", and ".join(parts))
+        yield f"* **{task}**: TahoeST is {said[0]}. After training, it is {said[1]}."
 
 
 def page(scores: pd.DataFrame, command: str) -> str:
@@ -320,16 +326,17 @@ def page(scores: pd.DataFrame, command: str) -> str:
     lines = [
         "# How good is it, really?",
         "",
-        f"Made by `{command}`, whose head says what the",
-        f"tasks are; {n_seeds} seeds of the training. All rules are exact arithmetic on the same training cells. The",
-        "*start* is the response model that predictions start from, before the network. Higher is better, except for",
-        "MAE. In brackets: the number of held-out conditions.",
+        f"`{command}` writes this page; the first lines of that file",
+        f"describe the tasks. Every model was trained with {n_seeds} seeds. The simple rules are exact arithmetic on",
+        "the same training cells. The *start* is the response model that predictions start from, without the network.",
+        "Higher scores are better, except for MAE. The numbers in brackets count the held-out conditions.",
         "",
-        "## What follows from it",
+        "## Summary",
         "",
         *sentences(table),
         "",
-        "*Ahead of* and *behind* stand only where the 95 % interval over conditions and seeds excludes zero.",
+        "A method is called *better* or *worse* only where the 95 % interval over conditions and seeds excludes zero,",
+        "and *equal* where every condition has the same score.",
         "",
         "## Scores",
         "",
@@ -338,7 +345,8 @@ def page(scores: pd.DataFrame, command: str) -> str:
         "",
         "## Differences",
         "",
-        "Differences are in favour of TahoeST, to the best rule and to its start.",
+        "Each row compares TahoeST with the best rule or with its own start. A positive difference is in favour of",
+        "TahoeST.",
         "",
         "| task | score | TahoeST is | compared with | difference | 95 % interval |", "|---|---|---|---|---|---|",
         *compared,

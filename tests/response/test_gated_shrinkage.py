@@ -100,7 +100,7 @@ def test_training_ends_when_held_out_conditions_gain_nothing_more_and_says_what_
     gains = model.history["validation_gain"]["validation_gain"].to_numpy()
     assert len(gains) < 40
     assert gains[-5:].max() <= max([0.0, *gains[:-5]])
-    assert f"training ends at step {len(gains)} of 40" in caplog.text
+    assert f"Training stops after {len(gains)} of 40 steps" in caplog.text
     assert model.training_config_["verdict"] in caplog.text
     before = len(gains)
     train(model, max_steps=before + 3, validate_every=1, lr=1e-6, patience=40, split=HeldOutConditions(validation=0.3))

@@ -34,13 +34,13 @@ COURSE = [3.0, 2.0, 2.5, 2.4, 2.2]
         pytest.param({"validation": [0.700, 0.699, 0.701, 0.7, 0.7]}, "flat_validation",
                      ["stays between 0.699 and 0.701"], id="flat validation"),
         pytest.param({"validation": RISING}, "rising_validation",
-                     ["after its best of 1 at step 1,199", "70% of the run"], id="rising validation"),
+                     ["lowest at step 1,199 (1)", "70% of the run"], id="rising validation"),
         pytest.param({}, "no_validation", ["holds no validation loss"], id="no validation"),
         pytest.param({}, "rate_not_logged", ["holds no learning rate"], id="no rate"),
-        pytest.param({"rate": lambda step: 1e-4}, "constant_rate", ["constant throughout"], id="constant rate"),
+        pytest.param({"rate": lambda step: 1e-4}, "constant_rate", ["learning rate is constant"], id="constant rate"),
         pytest.param({"rate": lambda step: 1e-4 * (1.5 + np.cos(step / 200))}, "periodic_rate", ["rises again"],
                      id="periodic rate"),
-        pytest.param({"rate": lambda step: 1e-4 * (1 - step / 5000)}, "rate_shape", ["the rate goes"],
+        pytest.param({"rate": lambda step: 1e-4 * (1 - step / 5000)}, "rate_shape", ["the learning rate begins at"],
                      id="falling rate"),
         pytest.param({"epoch": 130, "n_steps": 8000}, "repeated_epochs", ["the period of the epoch, 130 steps"],
                      id="repeated sets"),
@@ -149,7 +149,7 @@ def test_a_checkpoint_tells_what_it_would_carry_along(finished):
     found = inspect_path(finished / "last.ckpt")
     content = found.content["last.ckpt"]
     assert (content["step"], content["has_optimizer"], content["has_schedule"]) == (6, True, True)
-    assert "goes on with that rate" in found.text
+    assert "continues with that" in found.text
 
 
 def test_figures_have_a_column_per_run_and_a_row_per_quantity(tmp_path):

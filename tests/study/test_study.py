@@ -85,7 +85,8 @@ def test_the_report_needs_nothing_but_itself(done):
     assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
     assert "http" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
     assert "A &lt;small&gt; ladder" in text
-    for section in ("Scores", "Learning curves", "Rounds side by side", "Guards that fired", "where they differ"):
+    sections = ["Scores", "Learning curves", "Rounds side by side", "Warnings and failed checks"]
+    for section in [*sections, "Differences between the configurations", "scvi-tahoe predict"]:
         assert section in text
     for sentence in (text, str(done[0].lesson)):
         assert "there is no score of first, second" in sentence

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Quiet, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import Quiet, named_files, one_line_errors, quiet_frameworks
 
 
 def respond(  # noqa: PLR0913
@@ -55,9 +55,7 @@ def respond(  # noqa: PLR0913
         for path in (output, report, save):
             if path is not None and path.exists() and not overwrite:
                 raise FileExistsError(f"{path} exists; give --overwrite to replace it, or another name.")
-        named = [_named_file(text) for text in tables or []]
-        if twice := {name for name, _ in named if [n for n, _ in named].count(name) > 1}:
-            raise ValueError(f"--table names {sorted(twice)} more than once; give each table a name of its own.")
+        named = named_files(tables)
         import pandas as pd
 
         from scvi_tahoe.files import atomic_write
@@ -66,7 +64,7 @@ def respond(  # noqa: PLR0913
         from scvi_tahoe.study import read_cells
 
         adata = read_cells(table)
-        found = {name: read_embedding_table(path) for name, path in named}
+        found = {name: read_embedding_table(path) for name, path in named.items()}
         model = ResponseModel.fit(
             adata, perturbation_key=perturbation_key, context_key=context_key, control=control, dose_key=dose_key,
             combination_separator=combination_separator, variance_layer=variance_layer, criterion=criterion,  # type: ignore[arg-type]
@@ -85,11 +83,3 @@ def respond(  # noqa: PLR0913
     if not quiet:
         typer.echo(scores.attrs["text"])
     typer.echo(f"{predicted.n_obs:,} predicted conditions of {predicted.n_vars:,} genes: {output}")
-
-
-def _named_file(text: str) -> tuple[str, Path]:
-    """Read ``NAME=FILE``."""
-    name, mark, path = text.partition("=")
-    if not (name and mark and path):
-        raise ValueError(f"--table {text!r} is not NAME=FILE, e.g. esm2=esm2.parquet.")
-    return name, Path(path)

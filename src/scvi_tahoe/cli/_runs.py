@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,7 @@ def finetune(
 
 def carry_out(run: TahoeRun | Path, folder: Path | None, *, dry_run: bool, json: bool, quiet: bool) -> None:
     """Carry out a run or the run of a file, and say what it left and what to do next."""
+    logging.getLogger("scvi_tahoe.training._gain").setLevel(logging.INFO)  # why a training ends early
     stopped = f"Stopped. The last validation is kept. Continue with: {same_command()}"
     with one_line_errors(stopped, of_file=isinstance(run, Path)):
         from scvi_tahoe.study import compare_runs, dry_run_text, finetune, is_run, result_text

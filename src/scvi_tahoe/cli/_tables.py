@@ -40,7 +40,7 @@ def tables(  # noqa: PLR0913
     ] = None,
     info: Annotated[Path | None, typer.Option(help="string: file with the gene of each protein.")] = None,
     min_score: Annotated[int | None, typer.Option(help="string: least score of a link.", show_default="400")] = None,
-    k: Annotated[int | None, typer.Option(help="proteins: length of a word.", show_default="3")] = None,
+    k: Annotated[int | None, typer.Option("--k", "-k", help="proteins: length of a word.", show_default="3")] = None,
     model: Annotated[
         str | None, typer.Option(help="protein-model: folder of a protein language model such as ESM2.")
     ] = None,

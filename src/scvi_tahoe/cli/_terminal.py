@@ -68,6 +68,8 @@ def named_files(texts: list[str] | None) -> dict[str, str]:
         name, mark, path = text.partition("=")
         if not (name and mark and path):
             raise ValueError(f"--table {text!r} is not NAME=FILE, e.g. esm2=esm2.parquet.")
+        if name in found:
+            raise ValueError(f"--table names {name!r} more than once; give each table a name of its own.")
         found[name] = path
     return found
 
@@ -96,7 +98,7 @@ def in_shell_words(text: str) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, value = found.groups()
-        flag = "--" + name.replace("_", "-")
+        flag = f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
         if name not in OPTIONS:
             return found[0]
         if value == "False":

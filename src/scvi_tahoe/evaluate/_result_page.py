@@ -28,6 +28,7 @@ _FIGURES = {
     "ranks": "Discrimination of each perturbation",
     "deltas": "Predicted against observed change of every gene",
 }
+_STANDING = {"not told apart": "not distinguishable", "undefined": "without an interval"}
 _MOST_CONDITIONS = 200
 
 
@@ -59,7 +60,7 @@ def result_page(
         overall=overall,
         verdict=verdict,
         best=[
-            [VERDICT_METRICS[str(m)], str(row["standing"]), row["baseline"]]
+            [VERDICT_METRICS[str(m)], _STANDING.get(str(row["standing"]), row["standing"]), row["baseline"]]
             + [_number(row[c]) for c in ("value", "other", "difference", "low", "high")]
             for m, row in verdict.best.iterrows()
         ],

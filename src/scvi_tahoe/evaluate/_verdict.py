@@ -25,7 +25,7 @@ VERDICT_METRICS = {
     "overlap_at_N": "DES", "discrimination_score_l1": "PDS", "mae": "MAE", "pearson_delta": "Pearson",
     "overall": "overall score",
 }  # fmt: skip
-_WORDS = {"ahead": "ahead of", "not told apart": "not told apart from", "behind": "behind"}
+_WORDS = {"ahead": "ahead of", "not told apart": "not distinguishable from", "behind": "behind"}
 #: fewest conditions whose bootstrap gives an interval, and fewest for one that is narrow enough to decide often
 _FEWEST, _ENOUGH = 5, 30
 
@@ -79,7 +79,7 @@ class Verdict:
     def _lines(self, metric: str) -> list[str]:
         """Line about the best baseline of a metric, and lines about the others by standing."""
         row: pd.Series[Any] = self.best.T[metric]
-        name, words = VERDICT_METRICS[metric], {**_WORDS, "undefined": "without an interval against"}
+        name, words = VERDICT_METRICS[metric], {**_WORDS, "undefined": "no interval against"}
         lines = [
             f"{name}: {words[str(row['standing'])]} the best baseline, {row['baseline']} ({_difference(metric, row)})"
         ]
@@ -192,7 +192,7 @@ def judge(
     if baselines is None:
         index = pd.MultiIndex.from_arrays([[], []], names=["baseline", "metric"])
         nothing = pd.DataFrame(columns=columns, index=index)
-        advice = ["no baseline was scored, so nothing is known beyond the numbers: evaluate with baselines=True"]
+        advice = ["no baseline was scored, so there is nothing to compare with: evaluate with baselines=True"]
         best = pd.DataFrame(columns=["baseline", *columns], index=pd.Index([], name="metric"))
         return Verdict(differences=nothing, best=best, undefined=undefined, advice=advice, n_conditions=n)
     table = paired_differences(scores, baselines, scaled_from=scaled_from, seed=seed)
@@ -233,31 +233,35 @@ def _undefined(scores: pd.DataFrame) -> dict[str, str]:
         none, one = ((scores["n_de_observed"] == k).sum() for k in (0, 1))
         if none + one:
             found["DES"] = (
-                f"{none} of {n} conditions have no differentially expressed gene and {one} one, where an overlap of "
-                "gene lists means nothing. They are left out here; in the summary, and so in a third of the overall "
-                "score, they count as cell-eval counts them"
+                f"{none} of {n} conditions have no differentially expressed gene and {one} have only one, so an "
+                "overlap of gene lists means nothing for them. They are left out here; in the summary, and so in a "
+                "third of the overall score, they count as cell-eval counts them"
             )
     sizes = scores.groupby(level="context").size()
     if (sizes == 1).any():
-        found["PDS"] = f"{(sizes == 1).sum()} of {len(sizes)} contexts have one condition, which is always found"
+        found["PDS"] = (
+            f"{(sizes == 1).sum()} of {len(sizes)} contexts have only one condition, which is always ranked first"
+        )
     return found
 
 
 def _advice(best: pd.DataFrame, undefined: Mapping[str, str], n: int, *, with_training: bool) -> list[str]:
     """Say what to do next."""
     if not with_training:
-        return ["give the training data (train=...), so that the baselines that need them are computed"]
+        return ["give the training data (train=...), which most baselines are computed from"]
     if n < _FEWEST:
-        return [f"hold out {_FEWEST} conditions or more ({_ENOUGH} decide often), or score several folds together"]
-    label = best.index.map(VERDICT_METRICS)
-    sides = {s: [str(name) for name in label[best["standing"] == s]] for s in set(best["standing"])}
+        enough = f"{_ENOUGH} are often enough for a decision"
+        return [f"hold out at least {_FEWEST} conditions ({enough}), or score several folds together"]
     advice = []
-    if behind := sides.get("behind"):
-        names = ", ".join(dict.fromkeys(best.loc[best["standing"] == "behind", "baseline"]))
-        advice.append(f"use the baseline for what it does better ({', '.join(behind)}: {names}), or start from it")
-    if sides.get("not told apart"):
+    behind = best[best["standing"] == "behind"]
+    if len(behind):
+        metrics, names = ", ".join(behind.index.map(VERDICT_METRICS)), ", ".join(dict.fromkeys(behind["baseline"]))
+        advice.append(f"use the baseline where it is better ({metrics}: {names}), or start from it")
+    level = best[(best["standing"] == "not told apart") & (best["low"] < best["high"])]
+    if len(level):
         more = "score more conditions (folds of the seen ones)" if n < _ENOUGH else "compare several seeds"
-        advice.append(f"{more} before a lead over the best baseline in {', '.join(sides['not told apart'])} is claimed")
+        names = ", ".join(level.index.map(VERDICT_METRICS))
+        advice.append(f"{more} before you claim a lead over the best baseline in {names}")
     if "DES" in undefined:
         advice.append("read PDS, MAE and Pearson rather than the overall score, or observe more cells")
     if not advice:

@@ -60,6 +60,8 @@ def licence_text(origin: Provenance) -> str:
         return LICENCE_SUMMARY if is_arcs(origin.source) else _UNKNOWN_SUMMARY
     if origin.licence:
         return f"Their authors state the licence {origin.licence}."
+    if origin.format == "scratch":
+        return "These weights were trained from scratch. Those who trained them choose the licence."
     return "Stated by whoever trained and published these weights."
 
 

@@ -61,7 +61,10 @@ def plan_next(
         If there are no candidates, fewer than ``n``, or more than 3,000.
     """
     if not 1 <= n <= len(candidates):
-        raise ValueError(f"n={n} conditions are asked for, and {len(candidates)} that are not measured can be chosen.")
+        raise ValueError(
+            f"n={n} conditions cannot be chosen: {len(candidates)} are not measured and can be predicted from others. "
+            "Lower n, or give a table of genes or drugs, so that perturbations measured nowhere can be chosen."
+        )
     if len(candidates) > _MOST_CANDIDATES:
         raise ValueError(
             f"{len(candidates)} conditions could be measured, of which at most {_MOST_CANDIDATES} are weighed against "

@@ -90,7 +90,8 @@ def _best_validation(log: TrainingLog) -> Found:
 
 def _checkpoint(log: TrainingLog, step: int) -> str:
     if log.origin == "scvi-tahoe":
-        return "use best.ckpt or the saved model: both have the best weights, of the start where no step was better."
+        best = "both have the best weights, which are the initial ones if no step was better"
+        return f"use best.ckpt or the saved model: {best}."
     every = log.setting("training.ckpt_every_n_steps")
     if not isinstance(every, int) or every < 1:
         return f"predict, and start later rounds, with the checkpoint of step {step + 1:,}."

@@ -33,7 +33,8 @@ def report_html(result: StudyResult, logs: Mapping[str, TrainingLog]) -> str:
     return page(
         "study.html.jinja", title=config.title or config.name, text=config.text, lesson=result.lesson,
         folder=result.folder, scores=_scores(result), note=_NOTE + (_NOTE_ON_PUBLISHED if published else ""),
-        rounds=_rounds(result), guards=_guards(result), logs=_logs(logs), configs=_configs(result), **_origin(result),
+        rounds=_rounds(result), checks=_checks(result), best=_best(result), logs=_logs(logs), configs=_configs(result),
+        **_origin(result),
     )  # fmt: skip
 
 
@@ -82,7 +83,13 @@ def _rounds(result: StudyResult) -> list[dict[str, Any]]:
     return rounds
 
 
-def _guards(result: StudyResult) -> list[tuple[str, str, str]]:
+def _best(result: StudyResult) -> str:
+    """Name the round with the highest overall score, or the last one."""
+    overall = result.table["overall"].dropna().astype(float) if "overall" in result.table else result.table.iloc[:0]
+    return str(overall.idxmax()) if len(overall) else result.config.rounds[-1].name
+
+
+def _checks(result: StudyResult) -> list[tuple[str, str, str]]:
     checks = {name: run.scores.checks for name, run in result.runs.items() if run.scores is not None}
     return [
         (row["status"], f"{name}, {check}", str(row["message"]))

@@ -83,8 +83,9 @@ class HeldOutGain(Callback):
         if self.patience is not None and self.waited >= self.patience and trainer.global_step < trainer.max_steps:
             trainer.should_stop = True
             logger.info(
-                f"training ends at step {trainer.global_step} of {trainer.max_steps}: in {self.waited} validations the "
-                "network's gain on held-out conditions did not grow; patience=... trains longer."
+                f"Training stops after {trainer.global_step} of {trainer.max_steps} steps, because the gain of the "
+                f"network on held-out conditions did not grow in {self.waited} validations. To train longer, "
+                "set patience."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
