@@ -164,7 +164,7 @@ def _consolidate(root: Any) -> None:
 @contextmanager
 def written_prediction(path: Path, *, obs: pd.DataFrame, var: pd.DataFrame) -> Iterator[PredictionFile]:
     """Yield a file that takes the place of ``path`` when the block ends without an error, and is gone otherwise."""
-    with atomic_write(path) as partial:
+    with atomic_write(path, folder=path.suffix != ".h5ad") as partial:
         file = PredictionFile(partial, obs=obs, var=var)
         try:
             yield file

@@ -256,7 +256,7 @@ class Members:
         (own,), _ = self.rows_of_table([question.perturbation])
         lengths = np.linalg.norm(rows, axis=1) * max(float(np.linalg.norm(own)), 1e-12)
         cosine = rows @ own / np.maximum(lengths, 1e-12)
-        nearest = nearest_mean(cosine[allowed][None], changes[allowed])[0]
+        nearest = nearest_mean(np.where(allowed, cosine, -np.inf)[None], changes)[0]
         known_here = question.perturbation in left_out and question.perturbation in names
         if known_here:
             return {"nearest": nearest, "ridge": ridge.fit.left_out_TG[names.index(question.perturbation)]}

@@ -451,7 +451,7 @@ def fit_weights(
     """
     n, m = targets_nm.shape
     flat = kernels.reshape(len(kernels), -1)
-    products = torch.as_tensor(targets_nm @ targets_nm.T)
+    targets = torch.as_tensor(targets_nm)
     noise = torch.as_tensor(noise_n) + JITTER
 
     def negative_log_likelihood(log: np.ndarray) -> tuple[float, np.ndarray]:
@@ -462,10 +462,10 @@ def fit_weights(
         if failed:
             return 1e12, np.zeros_like(log)
         precision = torch.cholesky_inverse(factor)
-        explained = precision @ products
+        solved = precision @ targets
         pull = (log - before) / _SPREAD**2
-        value = 0.5 * explained.diagonal().sum() + m * factor.diagonal().log().sum()
-        slope = 0.5 * (m * precision - explained @ precision)
+        value = 0.5 * (targets * solved).sum() + m * factor.diagonal().log().sum()
+        slope = 0.5 * torch.addmm(precision, solved, solved.T, beta=m, alpha=-1)
         gradient = np.append((flat @ slope.flatten()).numpy(), float(slope.diagonal().sum())) * weights + pull
         return float(value) + 0.5 * float(((log - before) * pull).sum()), gradient
 

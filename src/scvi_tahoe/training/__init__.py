@@ -5,6 +5,7 @@ from __future__ import annotations
 from scvi_tahoe._devices import explained_out_of_memory
 from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import begin_adapters, end_adapters, read_adapters, write_adapters
+from scvi_tahoe.training._checkpoints import KeepBest
 from scvi_tahoe.training._data import TrainingData, decoder_weight_of, training_data
 from scvi_tahoe.training._learning_rate import UNUSED_OPTIONS, LearningRateTest, run_learning_rate_test
 from scvi_tahoe.training._options import TrainOptions
@@ -22,7 +23,7 @@ from scvi_tahoe.training._recipe import (
     part_of,
     resolve_recipe,
 )
-from scvi_tahoe.training._reports import KeepBest, MemoryPlan, MetricsHistory, plan_memory
+from scvi_tahoe.training._reports import MemoryPlan, MetricsHistory, plan_memory
 from scvi_tahoe.training._run import TrainingRun
 from scvi_tahoe.training._sharded_optimizer import ShardedAdamW, ShardedOptimizerStrategy
 

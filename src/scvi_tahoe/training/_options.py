@@ -14,8 +14,9 @@ from scvi.train import Trainer
 from scvi_tahoe._compat import require
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.files import read_torch
+from scvi_tahoe.training._checkpoints import LAST, checkpoint_in
 from scvi_tahoe.training._recipe import PlanConfig
-from scvi_tahoe.training._reports import LAST, VALIDATION_SCORES, checkpoint_in
+from scvi_tahoe.training._reports import VALIDATION_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

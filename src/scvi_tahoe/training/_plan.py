@@ -23,6 +23,7 @@ from scvi_tahoe.training._recipe import (
     count_parts,
     depth_of,
     learning_rate_share,
+    never_trained,
     part_in_run,
     resolve_recipe,
 )
@@ -237,10 +238,18 @@ class TahoeTrainingPlan(LightningModule):
             self.average.update(self.global_step)
 
     def on_train_end(self) -> None:
-        """Leave the average in the model; the best weights replace it later, if anything validated."""
+        """Leave the average in the model; the best weights replace it later, if anything validated.
+
+        No memory stays taken, as the model keeps its trainer.
+        """
         self._complete_weights()
         if self.average is not None:
             self.average.swap()
+            self.average = None
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
         for module in self._whole:
             module.load_state_dict(whole_state(self.module))
             self.module = module
@@ -275,6 +284,12 @@ class TahoeTrainingPlan(LightningModule):
         averages = {} if self.average is None else self.average.values
         state = whole_state(self) if self._whole else self.state_dict()
         return {**state, **{f"module.{name}": value for name, value in averages.items()}}
+
+    def changing_state(self) -> dict[str, Tensor]:
+        """Return what of :meth:`kept_state` the run changes: all but the parameters that stay frozen to its end."""
+        names = [name for name, _ in self.module.named_parameters()]
+        fixed = never_trained(names, self.parts, self.pretrained, self.module.config.n_layers)
+        return {n: v for n, v in self.kept_state().items() if n.removeprefix("module.") not in fixed}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what an uninterrupted run would have continued with."""

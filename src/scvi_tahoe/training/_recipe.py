@@ -65,6 +65,14 @@ def part_in_run(name: str, pretrained: Container[str], n_blocks: int) -> str:
     return part_of(name, n_blocks) if name in pretrained else NEW
 
 
+def never_trained(
+    names: Iterable[str], parts: Mapping[str, PartSchedule], pretrained: Container[str], n_blocks: int
+) -> set[str]:
+    """Return the parameters that a run leaves as they are."""
+    never = {part for part, schedule in parts.items() if schedule.unfreeze_at is None}
+    return {name for name in names if part_in_run(name, pretrained, n_blocks) in never}
+
+
 def depth_of(name: str, n_blocks: int) -> int:
     """Return the number of blocks above a parameter of the backbone; 0 outside the backbone."""
     return n_blocks - 1 - int(name[len(_BLOCKS) :].split(".")[0]) if name.startswith(_BLOCKS) else 0

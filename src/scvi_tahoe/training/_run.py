@@ -34,19 +34,16 @@ from scvi_tahoe.nn import have_triton, step_operations
 from scvi_tahoe.response import judging_conditions, predictable_labels
 from scvi_tahoe.training._acceleration import compiling_pays
 from scvi_tahoe.training._adapters import resolve_adapters
+from scvi_tahoe.training._checkpoints import BEST, LAST, KeepBest, checkpoint_in
 from scvi_tahoe.training._gain import PATIENCE, HeldOutGain
 from scvi_tahoe.training._plan import TahoeTrainingPlan
-from scvi_tahoe.training._recipe import part_in_run, resolve_recipe
+from scvi_tahoe.training._recipe import never_trained, resolve_recipe
 from scvi_tahoe.training._reports import (
-    BEST,
-    LAST,
     VALIDATION_SCORES,
-    KeepBest,
     MemoryPlan,
     MetricsHistory,
     StepProgress,
     ValidationScores,
-    checkpoint_in,
     computed_scores,
     plan_memory,
 )
@@ -321,12 +318,10 @@ class TrainingRun:
 
     def memory(self, module: TahoeSTModule, pretrained: Sequence[str], dataset: CellSetDataset) -> MemoryPlan:
         """Estimate what this run takes of the device's memory."""
-        plan, held = self.plan, set(pretrained)
+        plan = self.plan
         sizes = {n: p.numel() for n, p in module.named_parameters()}
         parts = resolve_recipe(plan.recipe, freeze_backbone=plan.freeze_backbone, max_steps=plan.max_steps)
-        n_blocks = module.config.n_layers
-        never = {part for part, schedule in parts.items() if schedule.unfreeze_at is None}
-        frozen = sum(n for name, n in sizes.items() if part_in_run(name, held, n_blocks) in never)
+        frozen = sum(sizes[name] for name in never_trained(sizes, parts, set(pretrained), module.config.n_layers))
         return plan_memory(
             module.config,
             n_parameters=sum(sizes.values()),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+import tracemalloc
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,6 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 from scvi_tahoe import FractionSplit, HeldOutConditions, HeldOutPerturbations
+from scvi_tahoe.training._checkpoints import KeepBest, StreamedCheckpointIO
 
 
 def checkpoint(folder, name):
@@ -145,3 +149,39 @@ def test_a_run_leaves_three_complete_files(make_model, train, tmp_path):
     table = pd.read_csv(folder / "metrics.csv", index_col="step")
     for name, frame in model.history.items():
         pd.testing.assert_series_equal(table[name].dropna(), frame[name], check_names=False, check_dtype=False)
+
+
+class BestWeights(Callback):
+    """Names of what is kept as the best at the end of a training, and whether that is a file in the folder."""
+
+    def on_train_end(self, trainer, plan):
+        best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))._best_weights
+        self.names, maps = set(best), Path("/proc/self/maps")
+        self.is_file = maps.exists() and "best.ckpt" in maps.read_text()
+
+
+@pytest.mark.parametrize("in_folder", [False, True], ids=["in memory", "in a folder"])
+@pytest.mark.parametrize("recipe", ["heads", "full"])
+def test_memory_holds_the_best_of_what_trains_and_nothing_once_it_is_over(
+    recipe, in_folder, pretrained, train, tmp_path
+):
+    best = BestWeights()
+    model = train(pretrained(), recipe=recipe, callbacks=[best], save_dir=tmp_path if in_folder else None)
+    has_backbone = any(name.startswith("module.network.backbone.") for name in best.names)
+    assert has_backbone == (in_folder or recipe == "full")
+    if sys.platform == "linux":
+        assert best.is_file == in_folder
+    assert all(p.grad is None for p in model.module.parameters())
+    assert not any(optimizer.state for optimizer in model.trainer.optimizers)
+    assert next(c for c in model.trainer.callbacks if isinstance(c, KeepBest))._best_weights is None
+
+
+def test_a_checkpoint_is_written_without_a_copy_in_memory(tmp_path):
+    content = {"state_dict": {"weight": torch.arange(1_000_000)}}
+    tracemalloc.start()
+    StreamedCheckpointIO().save_checkpoint(content, tmp_path / "best.ckpt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000 < (tmp_path / "best.ckpt").stat().st_size
+    loaded = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert torch.equal(loaded["state_dict"]["weight"], content["state_dict"]["weight"])
