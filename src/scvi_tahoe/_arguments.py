@@ -43,6 +43,9 @@ _LATE = {"Axes": "matplotlib.axes"}
 _ANYTHING = (Any, inspect.Parameter.empty)
 
 
+_LONGEST_PATH, LONGEST_NAME = 4095, 255  #: bytes, on the usual file systems
+
+
 class ArgumentError(TypeError, ValueError):
     """An argument of a type or size that the call does not take; the message says which it takes."""
 
@@ -95,17 +98,12 @@ def checked_fields(cls: type[T]) -> type[T]:
 def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) -> Any:
     """Return a value as its annotation says, or raise an :class:`ArgumentError` with what is allowed."""
     options = options_of(hint)
-    if isinstance(value, np.bool_ | np.integer | np.floating):
-        value = value.item()
-    if isinstance(value, float) and int in options and float not in options and value.is_integer():
-        value = int(value)
-    if any((get_origin(option) or option) is np.ndarray for option in options) and (
-        isinstance(value, list | tuple) or type(value).__name__ == "Series"
-    ):
-        value = _array(value)
+    value = _plain(value, options)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
         raise _refusal(value, options, where)
+    if pathlib.Path in options and isinstance(value, str | pathlib.Path):
+        verify_path(value)
     for keys in (option.__annotations__ for option in options if typing.is_typeddict(option)):
         if isinstance(value, collections.abc.Mapping) and (unknown := [key for key in value if key not in keys]):
             near = nearest_names(str(unknown[0]), list(keys), n=1)
@@ -118,6 +116,29 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
             allowed = f"{low:,} to {high:,}" if None not in bounds else f"{low:,} or more" if high is None else ""
             raise ArgumentError(f"{where}={value!r} must be {allowed or f'at most {high:,}'}.")
     return value
+
+
+def _plain(value: Any, options: tuple[Any, ...]) -> Any:
+    """Return numpy's scalars as Python's, whole numbers and arrays as such where they are annotated."""
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        value = value.item()
+    if isinstance(value, float) and int in options and float not in options and value.is_integer():
+        return int(value)
+    if any((get_origin(option) or option) is np.ndarray for option in options) and (
+        isinstance(value, list | tuple) or type(value).__name__ == "Series"
+    ):
+        return _array(value)
+    return value
+
+
+def verify_path(path: str | pathlib.Path) -> None:
+    """Refuse what no file system takes for a path: NUL, half a character, too long a name or all too long."""
+    try:
+        lengths = [len(part.encode()) for part in pathlib.Path(path).parts]
+    except UnicodeEncodeError:
+        lengths = [_LONGEST_PATH]
+    if "\0" in str(path) or max(lengths, default=0) > LONGEST_NAME or sum(lengths) + len(lengths) > _LONGEST_PATH:
+        raise ArgumentError(f"{str(path)[:80]!r} is no path that a file can have; give another one.")
 
 
 def _refusal(value: Any, options: tuple[Any, ...], where: str) -> ArgumentError:

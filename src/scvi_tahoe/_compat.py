@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from lightning.pytorch import Trainer
+    from scvi.data import AnnDataManager
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
@@ -135,6 +136,24 @@ def forget_managers_with(model: Any) -> None:
     """Let scvi-tools forget the data of a model when the model is gone; it keeps them as long as the process lives."""
     managers = getattr(type(model), "_per_instance_manager_store", {})
     weakref.finalize(model, managers.pop, model.id, None)
+
+
+class _Managers(dict[type, "AnnDataManager"]):
+    """Managers of data by model class, which copies and pickles of the data leave behind."""
+
+    def __reduce__(self) -> tuple[type[_Managers], tuple[()]]:
+        return _Managers, ()
+
+
+def forget_manager_with_data(model_class: Any, manager: AnnDataManager) -> None:
+    """Let scvi-tools forget data that nobody else has any more; it keeps them as long as the process lives.
+
+    The data hold their manager, and the class, which finds the manager of data by their identifier, holds neither.
+    """
+    known = getattr(model_class, "_setup_adata_manager_store", {})
+    if not isinstance(known, weakref.WeakValueDictionary):
+        model_class._setup_adata_manager_store = weakref.WeakValueDictionary(known)
+    vars(manager.adata).setdefault("_scvi_tahoe_managers", _Managers())[model_class] = manager
 
 
 def require(module: str, extra: str) -> Any:

@@ -41,5 +41,12 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code):
     assert not {*HEAVY} & {*modules}
 
 
+def test_the_package_is_a_program_as_well():
+    code = [sys.executable, "-m", "scvi_tahoe"]
+    done = subprocess.run([*code, "finetune", "gone.yaml"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "scvi-tahoe: there is no file gone.yaml.")
+    assert "python -m scvi_tahoe" in subprocess.run([*code, "-h"], capture_output=True, text=True, check=True).stdout
+
+
 def test_the_help_of_the_demo_shows_its_number_of_steps():
     assert DEFAULT_STEPS == STEPS_OF_THE_DEMO

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
 import anndata as ad
 import pytest
 import yaml
 
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.study import TahoeRun
+from scvi_tahoe.study import TahoeRun, look_at_screen
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,14 @@ def test_init_finds_labels_and_writes_a_run_file_with_comments(run, screen, tmp_
     assert "1" not in run("finetune", tmp_path / "run.yaml", "--dry-run").output.splitlines()[-1]
 
 
-def test_train_leaves_a_report_and_says_what_is_next(run, screen, tmp_path):
+def test_train_leaves_a_report_and_says_what_is_next(run, screen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "first"
     options = ("--context-key", "donor", "--max-steps", 2, "--preset", "quick", "--folder", folder, "--quiet")
     lines = run("train", screen, *LABELS, *options).output.splitlines()
     assert f"Open {folder / 'report.html'}" in lines
     assert lines[-1].startswith(f"Next: scvi-tahoe predict {folder}")
+    assert "predicted cells" in run(*shlex.split(lines[-1])[2:]).output  # as it is pasted
     assert any(line.startswith("Verdict on ") for line in lines)
     assert any(line.startswith("Network: The network ") for line in lines)
     assert "<html" in (folder / "report.html").read_text()
@@ -78,6 +82,14 @@ def test_init_says_which_columns_there_are_if_none_looks_like_perturbations(refu
     adata.obs = adata.obs[["well"]]
     adata.write_h5ad(tmp_path / "x.h5ad")
     assert "give --perturbation-key and --control. obs has ['well']" in refusal("init", tmp_path / "x.h5ad")
+
+
+@pytest.mark.parametrize("label", ["sgCtrl", "siScramble", "neg_control_2", "NT", "sgLacZ-1"])
+def test_controls_are_found_by_the_names_that_laboratories_give_them(screen, tmp_path, label):
+    adata = ad.read_h5ad(screen)
+    adata.obs["treatment"] = adata.obs["treatment"].astype(str).replace({"DMSO": label})
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    assert look_at_screen(tmp_path / "x.h5ad").control == label
 
 
 def test_init_warns_of_raw_counts_and_of_a_single_context(run, screen, tmp_path):

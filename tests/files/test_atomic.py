@@ -51,7 +51,53 @@ def test_an_interrupted_file_leaves_the_old_one_and_nothing_else(tmp_path, error
 
 def test_a_folder_replaces_a_folder(tmp_path):
     for text in ("old", "new"):
-        with atomic_write(tmp_path / "model") as partial:
+        with atomic_write(tmp_path / "model", folder=True) as partial:
             partial.mkdir()
             (partial / text).touch()
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["new"]
+
+
+def make_folder(path):
+    path.mkdir()
+    (path / "thesis.tex").write_text("years of work")
+
+
+def make_file(path):
+    path.write_text("years of work")
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "folder", "message"),
+    [
+        pytest.param(make_folder, "t", False, "is a folder, and a file is to be written", id="folder"),
+        pytest.param(make_file, "t", True, "is a file, and a folder is to be written", id="file"),
+        pytest.param(os.mkfifo, "t", False, "is a device or a pipe and is not replaced", id="pipe"),
+        pytest.param(make_file, "t/inside", False, "a part of the path is no folder", id="file as folder"),
+        pytest.param(lambda p: p.symlink_to(p), "t/inside", False, "a part of the path is", id="link to itself"),
+        pytest.param(None, "x" * 240, False, "has 240 bytes; give one of at most 220", id="long name"),
+        pytest.param(None, "x" * 300 + "/t", False, "is no path that a file can have", id="long folder"),
+        pytest.param(None, "/".join(["x" * 200] * 25), False, "is no path that a file can have", id="long path"),
+        pytest.param(None, "a\0b", False, "is no path that a file can have", id="NUL"),
+        pytest.param(None, "a\ud800", False, "is no path that a file can have", id="half a character"),
+        pytest.param(None, "..", False, "is no name; give that of a new file", id="folder above"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_refused_and_left_as_it_is(tmp_path, make, name, folder, message):
+    if make is not None:
+        make(tmp_path / "t")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    with pytest.raises((ValueError, OSError), match=message), atomic_write(tmp_path / name, folder=folder):
+        pytest.fail("the writer was let in")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["years of work"] * (
+        make in (make_folder, make_file)
+    )
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_link_to_nothing_is_replaced(tmp_path, folder):
+    (tmp_path / "t").symlink_to(tmp_path / "nothing")
+    with atomic_write(tmp_path / "t", folder=folder) as partial:
+        partial.mkdir() if folder else partial.write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+    assert not (tmp_path / "t").is_symlink()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+import weakref
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -374,3 +378,17 @@ def test_another_label_that_sounds_like_the_controls_is_named(screen, register, 
     )  # a gene of that name
     register(screen, control="wild type")
     assert not [w for w in recwarn if "sounds more like it" in str(w.message)]
+
+
+def test_registered_data_are_forgotten_when_nobody_has_them_any_more(screen):
+    data = screen.copy()
+    TahoeST.setup_anndata(data, "perturbation", "control", context_key="context")
+    model = TahoeST(data, size={"hidden": 8, "n_layers": 1, "intermediate": 8, "n_heads": 2}, set_size=4)
+    gone = weakref.ref(data)
+    copied = pickle.loads(pickle.dumps(data))
+    with pytest.raises(ValueError, match="set up your AnnData|make a copy"):
+        TahoeST(copied)
+    assert TahoeST(data).adata is data  # registered as long as somebody has it
+    del data, model
+    gc.collect()
+    assert gone() is None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import one_line_errors, program, quiet_frameworks
 
 #: that of :func:`scvi_tahoe.demo.run_demo`, which help texts do not wait for
 DEFAULT_STEPS = 1_000
@@ -33,7 +32,7 @@ def demo(
     scvi-tahoe demo --folder first --max-steps 200
     """
     quiet_frameworks()
-    again = f"{_program()} demo --folder {folder}"
+    again = f"{program()} demo --folder {shlex.quote(str(folder))}"
     again += f" --max-steps {max_steps}" if max_steps != DEFAULT_STEPS else ""
     again += f" --seed {seed}" if seed else ""
     with one_line_errors(f"Stopped. What was finished is in {folder}; continue with: {again}"):
@@ -47,10 +46,4 @@ def demo(
     typer.echo(f"Score {score:.1f}, best simple predictor {others.max():.1f} "
                f"({best}). Took {result.seconds:.0f} s.")  # fmt: skip
     typer.echo(f"Open {result.folder / 'report.html'}")
-    typer.echo(f"Your own screen: {_program()} train screen.h5ad --perturbation-key ... --control ...")
-
-
-def _program() -> str:
-    """Return what to type to run this program again; after `make demo` it is in an environment that is not active."""
-    name, started_as = "scvi-tahoe", Path(sys.argv[0])
-    return str(started_as) if started_as.name == name and shutil.which(name) is None else name
+    typer.echo(f"Your own screen: {program()} train screen.h5ad --perturbation-key ... --control ...")

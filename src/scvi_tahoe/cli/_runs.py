@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import shlex
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Checkpoint, Json, Quiet, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import (
+    Checkpoint,
+    Json,
+    Quiet,
+    one_line_errors,
+    program,
+    quiet_frameworks,
+    same_command,
+)
 
 if TYPE_CHECKING:
-    from scvi_tahoe.study import TahoeRun
+    from scvi_tahoe.study import RunResult, TahoeRun
 
 
 def finetune(
@@ -44,13 +51,10 @@ def finetune(
     carry_out(config, folder, dry_run=dry_run, json=json, quiet=quiet)
 
 
-def carry_out(
-    run: TahoeRun | Path, folder: Path | None, *, cells: str = "controls.h5ad", dry_run: bool, json: bool, quiet: bool
-) -> None:
+def carry_out(run: TahoeRun | Path, folder: Path | None, *, dry_run: bool, json: bool, quiet: bool) -> None:
     """Carry out a run or the run of a file, and say what it left and what to do next."""
-    again = shlex.join(["scvi-tahoe", *sys.argv[1:]])
     logging.getLogger("scvi_tahoe.training._gain").setLevel(logging.INFO)  # why a training ends early
-    stopped = f"Stopped. The last validation is kept. Continue with: {again}"
+    stopped = f"Stopped. The last validation is kept. Continue with: {same_command()}"
     with one_line_errors(stopped, of_file=isinstance(run, Path)):
         from scvi_tahoe.study import compare_runs, dry_run_text, finetune, is_run, result_text
 
@@ -64,21 +68,35 @@ def carry_out(
             tell(str(compare_runs(run.parent, result.folder)))
         report = result.folder / "report.html"
         if result.scores is not None:
-            result.scores.to_html(report, title=f"Run {result.folder.name}", command=again)
+            result.scores.to_html(report, title=f"Run {result.folder.name}", command=same_command())
             tell(f"Open {report}")
-        tell(f"Next: {shlex.join(['scvi-tahoe', 'predict', str(result.folder), cells, '-o', 'predicted.h5ad'])}")
+        tell(_how_to_predict(result))
+
+
+def _how_to_predict(result: RunResult) -> str:
+    """Return the command that predicts with a run: from the file of its cells, or from one of the user's own."""
+    from scvi_tahoe.study import TahoeRun
+
+    data, folder = TahoeRun.from_yaml(result.folder / "config.yaml").data, shlex.quote(str(result.folder))
+    output = shlex.quote(f"{result.folder.resolve().name}-predicted.h5ad")
+    made = data.cell_embedding_components is not None  # which is in no file
+    if len(data.files) == 1 and not made and Path(data.files[0]).is_file() and data.modalities is None:
+        return f"Next: {program()} predict {folder} {shlex.quote(data.files[0])} -o {output}"
+    return (f"To predict from cells of your own, an h5ad file with control cells: "
+            f"{program()} predict {folder} YOUR_CELLS.h5ad -o {output}")  # fmt: skip
 
 
 def study(
     studies: Annotated[
-        list[str], typer.Argument(help="YAML file of a study, or a shipped one: case_study, recommended.")
+        list[str],
+        typer.Argument(help="YAML file of a study, or a shipped one: case_study, recommended, new_context, full_size."),
     ],
     folder: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="studies/NAME")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the rounds, and write nothing.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Carry out a ladder of runs, each from an earlier one, and write a table, figures and a report for the browser.
+    """Carry out a series of runs that start from each other, and write a table, figures and a report for the browser.
 
     \b
     scvi-tahoe study case_study recommended
@@ -87,8 +105,7 @@ def study(
     Finished rounds are kept: after Ctrl-C, the same command continues where it stopped.
     """
     quiet_frameworks()
-    again = f"scvi-tahoe study {' '.join(studies)}" + (f" --folder {folder}" if folder else "")
-    with one_line_errors(f"Stopped. Continue with: {again}", of_file=True):
+    with one_line_errors(f"Stopped. Continue with: {same_command()}", of_file=True):
         from scvi_tahoe.study import rounds_text, run_study
 
         if dry_run:
@@ -112,10 +129,10 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show an arc-state configuration as a run file, and what arc-state ignores or gets wrong in it, line by line.
+    """Translate an arc-state configuration into a run file, and show what arc-state ignores or gets wrong in it.
 
-    Exit code 1 if something would make the run meaningless, such as training in another space than is scored; 2 if the
-    file cannot be read.
+    The exit code is 1 if the run would be meaningless, for example because it trains in another space than it is scored
+    in, and 2 if the file cannot be read.
 
     \b
     scvi-tahoe check config.yaml
@@ -131,7 +148,8 @@ def check(
         typer.echo(dumps(result.to_dict(), indent=1) if json else str(result))
         if write is not None:
             result.write(write)
-            typer.echo(f"\nWritten: {write}. Read its comments, then: scvi-tahoe finetune {write} --dry-run", err=json)
+            again = f"{program()} finetune {shlex.quote(str(write))} --dry-run"
+            typer.echo(f"\nWritten: {write}. Read its comments, then: {again}", err=json)
     raise typer.Exit(result.exit_code(strict=strict, allow_mismatch=allow_mismatch))
 
 
@@ -139,18 +157,17 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            help="Whatever a command left: folder of a run, demo, study, model or scores; log, checkpoint, "
-            "h5ad, store or table."
+            help="Folder of a run, demo, study, model or scores; or a log, checkpoint, h5ad file, store or table."
         ),
     ],
     checkpoint: Checkpoint = None,
     config: Annotated[
-        Path | None, typer.Option(help="Configuration of the run of a log.", show_default="the one beside the log")
+        Path | None, typer.Option(help="Configuration of the run of a log.", show_default="the one next to the log")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG or PDF of the log to write.")] = None,
     json: Json = False,
 ) -> None:
-    """Show what a file or folder holds, whatever command left it, and what is wrong with a run; no code of it is run.
+    """Show what a file or folder of this package or of arc-state holds, and what is wrong with a run. No code is run.
 
     \b
     scvi-tahoe inspect metrics.csv --figure curves.png

@@ -8,10 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
+import shutil
+import sys
 import warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +36,7 @@ Checkpoint = Annotated[
     str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default=_ORDER)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 
 
 @contextmanager
@@ -68,6 +72,19 @@ def named_files(texts: list[str] | None) -> dict[str, str]:
             raise ValueError(f"--table names {name!r} more than once; give each table a name of its own.")
         found[name] = path
     return found
+
+
+def program() -> str:
+    """Return what to type to run this program again, which is not on the path after ``make demo`` or ``python -m``."""
+    name, started_as = "scvi-tahoe", Path(sys.argv[0])
+    if started_as.name == "__main__.py":
+        return "python -m scvi_tahoe"
+    return shlex.quote(str(started_as)) if started_as.name == name and shutil.which(name) is None else name
+
+
+def same_command() -> str:
+    """Return the command that was given, as one types it."""
+    return f"{program()} {shlex.join(sys.argv[1:])}"
 
 
 def say_error(text: str) -> None:

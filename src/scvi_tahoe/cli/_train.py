@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Json, Quiet, named_files, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import Json, Quiet, named_files, one_line_errors, program, quiet_frameworks
 
 
 def train(  # noqa: PLR0913
@@ -85,7 +86,7 @@ def train(  # noqa: PLR0913
             }
         )
         partial(typer.echo, err=json)(found.text())
-    carry_out(run, folder, cells=str(data), dry_run=dry_run, json=json, quiet=quiet)
+    carry_out(run, folder, dry_run=dry_run, json=json, quiet=quiet)
 
 
 def init(
@@ -113,4 +114,4 @@ def init(
         found = look_at_screen(data, perturbation_key=perturbation_key, control=control, context_key=context_key)
         write_new_run(found, output)
     typer.echo(found.text())
-    typer.echo(f"{output} written. Read it, then: scvi-tahoe finetune {output} --dry-run")
+    typer.echo(f"{output} written. Read it, then: {program()} finetune {shlex.quote(str(output))} --dry-run")

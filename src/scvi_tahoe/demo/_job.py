@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.files import LOCK, atomic_write, atomic_write_text, locked, read_h5ad, remove_partial, remove_path
+from scvi_tahoe.files import (
+    LOCK,
+    atomic_write,
+    atomic_write_text,
+    locked,
+    make_folder,
+    read_h5ad,
+    remove_partial,
+    remove_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +122,7 @@ def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) 
     elif json.loads(text := known.read_text()) != settings:
         raise ValueError(f"{folder} holds a demo with other settings ({known.name}: {text.strip()}); give another "
                          "folder, or overwrite it.")  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_partial(folder)
     if not known.exists():
         atomic_write_text(known, json.dumps(settings) + "\n")

@@ -22,7 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scvi_tahoe.files._space import explained_disk_errors
+from scvi_tahoe._arguments import verify_path
+from scvi_tahoe.files._space import explained_disk_errors, make_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,23 +38,27 @@ _SYNC_THREADS = 16
 
 
 @contextmanager
-def atomic_write(path: str | Path, *, replace: bool = True, durable: bool = True) -> Iterator[Path]:
+def atomic_write(
+    path: str | Path, *, folder: bool = False, replace: bool = True, durable: bool = True
+) -> Iterator[Path]:
     """Yield a temporary path next to ``path`` that takes its place when the block ends without an error.
 
-    What is written there may be a file or a folder; the name keeps its ending. Whatever interrupts the block, ``path``
-    is complete or what it was before, and nothing else is left.
+    The name keeps its ending. Whatever interrupts the block, ``path`` is complete or what it was before, and nothing
+    else is left.
 
     Parameters
     ----------
     path
         File or folder.
+    folder
+        Whether a folder is written. A file never takes the place of a folder, which may hold anything.
     replace
         Whether something that has the name by the end of the block is replaced; a FileExistsError otherwise.
     durable
         Whether it is on the disk before it takes its name, so that it also survives a power failure.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_place(path, folder=folder)
     restore(path)
     _remove_leftovers(path)
     mark = f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
@@ -77,7 +82,7 @@ def atomic_write(path: str | Path, *, replace: bool = True, durable: bool = True
 
 def _take_place(partial: Path, path: Path, old: Path) -> None:
     """Give ``partial`` the name ``path``; an earlier folder of the name is at ``partial`` or ``old`` afterwards."""
-    if not path.is_dir() and not (path.is_file() and partial.is_dir()):
+    if not (partial.is_dir() and os.path.lexists(path)):
         os.replace(partial, path)
     elif not _swap(partial, path):
         os.replace(path, old)
@@ -132,6 +137,7 @@ def restore(path: str | Path) -> None:
     Does nothing where something has the name, as always where folders are swapped in one step.
     """
     path = Path(path)
+    verify_path(path)
     if os.path.lexists(path) or not path.parent.is_dir():
         return
     aside = sorted(path.parent.glob(f"{_PARTIAL}*-old-{glob.escape(path.name)}"))
@@ -187,7 +193,7 @@ def atomic_folder(
         raise FileExistsError(f"{target} exists; give overwrite=True to replace it, or another name.")
     elif not any((target / name).is_file() for name in signatures):
         raise FileExistsError(f"{target} exists and is no {kind}; it is not replaced. Give another name.")
-    with atomic_write(target, replace=overwrite or (is_empty and target.is_dir())) as partial:
+    with atomic_write(target, folder=True, replace=overwrite or (is_empty and target.is_dir())) as partial:
         partial.mkdir()
         yield partial
 
@@ -198,7 +204,7 @@ def updated_folder(folder: Path, *, written: Sequence[str]) -> Iterator[Path]:
 
     The copy lacks the files ``written``, which are to be made anew; the others are linked, and must not be changed.
     """
-    with atomic_write(folder) as partial:
+    with atomic_write(folder, folder=True) as partial:
         if folder.is_dir():
             ignore = shutil.ignore_patterns(*map(glob.escape, written), f"{_PARTIAL}*")
             shutil.copytree(folder, partial, copy_function=_link, symlinks=True, ignore=ignore)

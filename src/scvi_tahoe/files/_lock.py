@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvi_tahoe.files._limits import one_line
+from scvi_tahoe.files._space import make_folder
 
 try:
     import fcntl
@@ -43,7 +44,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         If another process or thread has the folder; the message names host, process and how long.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     key, thread = os.path.realpath(folder), threading.get_ident()
     if fcntl is None or _MINE.get(key) == thread:
         yield

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scvi_tahoe._arguments import LONGEST_NAME, verify_path
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,8 +23,60 @@ _REFUSALS = {
     errno.EPERM: "this user may not write there",
     errno.EIO: "the disk reports an error",
 }
+_NO_FOLDER = {
+    errno.EEXIST: "a part of the path is no folder",
+    errno.ENOTDIR: "a part of the path is no folder",
+    errno.ELOOP: "a part of the path is a link that leads to itself",
+    errno.ENAMETOOLONG: "the path is too long",
+    errno.ENOENT: "nothing can be made there",
+}
+_LONGEST_NAME = LONGEST_NAME - 35  #: less what is put in front of a name while its file is written
 #: What the writers of PyTorch and HDF5 say of a disk that takes no more, in place of an OSError with its number.
 _FOREIGN = ("PytorchStreamWriter failed", "inline_container", "No space left on device", "unable to write raw data")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those around it, where they are missing.
+
+    Raises
+    ------
+    ValueError
+        If it is no path that a folder can have.
+    OSError
+        If it cannot be made; the message says why.
+    """
+    verify_path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = {**_REFUSALS, **_NO_FOLDER}.get(error.errno or 0, error.strerror)
+        raise OSError(error.errno, f"the folder {folder} cannot be made ({why}); give one that can.") from None
+
+
+def make_place(path: Path, *, folder: bool) -> None:
+    """Make the folder that a file or folder is to be written in, and refuse a path that it cannot have.
+
+    Raises
+    ------
+    ValueError
+        If the path is no name of a file.
+    FileExistsError
+        If a folder is there where a file is to be written, a file in place of a folder, or a device or pipe.
+    OSError
+        If the folder cannot be made.
+    """
+    if path.name in ("", ".."):
+        raise ValueError(f"{str(path)!r} is no name; give that of a new {'folder' if folder else 'file'}.")
+    if (length := len(path.name.encode(errors="replace"))) > _LONGEST_NAME:
+        raise ValueError(f"the name {path.name[:40]}... has {length} bytes; give one of at most {_LONGEST_NAME}.")
+    make_folder(path.parent)
+    verify_path(path)
+    if path.is_dir() and not folder:
+        raise FileExistsError(f"{path} is a folder, and a file is to be written; give the name of a file.")
+    if path.is_file() and folder:
+        raise FileExistsError(f"{path} is a file, and a folder is to be written; give the name of a folder.")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(f"{path} is a device or a pipe and is not replaced; give the name of a file.")
 
 
 @contextmanager

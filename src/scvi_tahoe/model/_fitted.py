@@ -323,7 +323,6 @@ def _model_file(folder: str | Path, prefix: str | None, url: str | None) -> Path
     restore(folder)
     path = Path(folder) / f"{prefix or ''}{_WEIGHTS}"
     if url is not None and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
             torch.hub.download_url_to_file(url, str(partial), progress=False)
     if not path.is_file():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from scvi.utils import setup_anndata_dsp
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._compat import forget_manager_with_data
 from scvi_tahoe.data import ScreenManager
 from scvi_tahoe.model._fitted import FittedModel, keys_of_registry
 
@@ -142,7 +143,9 @@ class SetupMixin(FittedModel):
     def _register(cls, data: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict, **kwargs: Any) -> None:
         if data.is_view:
             raise ValueError("the data are a view of other data; run adata = adata.copy() first.")
-        cls.register_manager(ScreenManager.of(data, keys, setup_method_args, **kwargs))
+        manager = ScreenManager.of(data, keys, setup_method_args, **kwargs)
+        cls.register_manager(manager)
+        forget_manager_with_data(cls, manager)
 
     @classmethod
     def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:

@@ -278,7 +278,7 @@ class _Job:
         if (self.folder / SCORES).is_dir():
             result = EvaluationResult.load(self.folder / SCORES)
             figures |= {kind: result.plot(kind) for kind in ("bars", "deltas", "cells")}
-        with atomic_write(self.folder / FIGURES) as partial:
+        with atomic_write(self.folder / FIGURES, folder=True) as partial:
             partial.mkdir()
             for name, figure in figures.items():
                 save_figure(figure, partial / f"{name}.png")

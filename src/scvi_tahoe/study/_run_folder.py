@@ -72,10 +72,6 @@ def claimed_folder(folder: Path, run: TahoeRun) -> Iterator[None]:
             raise ValueError(f"{folder} holds a run with another configuration ({different}); give another folder.")
     elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"{folder} holds files that are not of a run; give a new or empty folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the folder {folder} cannot be made ({error.strerror}); give one that can.") from None
     with locked(folder):
         remove_partial(folder, recursive=True)
         if not known.exists() or rescored:
