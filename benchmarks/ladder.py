@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,21 @@ def seeded(study: StudyConfig, seed: int) -> StudyConfig:
 def over_seeds(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Return means over seeds with 90 % intervals of Student's t as text."""
     values = pd.concat(tables, keys=range(len(tables)), names=["seed"]).groupby(level="round", sort=False)
-    half = values.sem() * stats.t.ppf(0.95, len(tables) - 1)
-    return values.mean().map("{:.4g}".format) + half.map(" ± {:.2g}".format)
+    return values.mean().map("{:.4g}".format) + (values.sem() * _quantile(tables)).map(" ± {:.2g}".format)
+
+
+def between_rounds(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return overall scores of rounds (rows) over those before them, within a seed, and in how many seeds they rise."""
+    scores, half = pd.concat([table["overall"] for table in tables], axis=1).T, _quantile(tables)
+    shown = pd.DataFrame("", index=scores.columns[1:], columns=scores.columns[:-1])
+    for early, late in combinations(scores.columns, 2):
+        rise = scores[late] - scores[early]
+        shown.loc[late, early] = f"{rise.mean():+.1f} ± {rise.sem() * half:.1f} ({(rise > 0).sum()})"
+    return shown
+
+
+def _quantile(tables: list[pd.DataFrame]) -> float:
+    return float(stats.t.ppf(0.95, len(tables) - 1))
 
 
 def main() -> None:
@@ -77,6 +91,7 @@ def main() -> None:
         tables.append(result.table.reindex(columns=SCORES).astype(float))
     if len(tables) > 1:
         print(f"Means over {len(tables)} seeds, with 90 % intervals:\n{over_seeds(tables).to_string()}")
+        print(f"\nOverall scores over earlier rounds (and number of seeds):\n{between_rounds(tables).to_string()}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ DOCS = Path(__file__).parent
 SITE = "https://scvi-tahoe.readthedocs.io/page/"
 SECTIONS = {
     "Start": ("installation", "quick_start", "coming_from_arc_state", "glossary"),
-    "API": ("api/index", "api/developers"),
+    "API": ("api/index", "api/developers", "gallery"),
     "Results": ("results", "how_good", "does_the_network_help"),
     "About": (
         "stability",
@@ -52,10 +52,10 @@ def text() -> str:
     )[1]
     guide = (DOCS / "user_guide" / "index.md").read_text()
     pages = re.findall(r"^\| \{doc\}`(\w+)` \| (.+) \|$", guide, re.MULTILINE)
-    tutorials = re.findall(
-        r"^\| \{doc\}`(\w+)` \| (.+?) \|",
+    tutorials = re.findall(  # name of a notebook and the sentence on its card
+        r"^:link: (\w+)\n:link-type: doc\n\n(.+?)\n\n",
         (DOCS / "tutorials" / "index.md").read_text(),
-        re.MULTILINE,
+        re.MULTILINE | re.DOTALL,
     )
     parts = [f"# scvi-tahoe\n\n> {tagline}\n\n{about}\n\n{snippet}\n{RULES}"]
     parts.append(
@@ -63,7 +63,8 @@ def text() -> str:
         + "\n".join(link(f"user_guide/{page}", what) for page, what in pages)
     )
     rows = [
-        f"- [{name}]({SITE}tutorials/{name}.html): {what}" for name, what in tutorials
+        f"- [{name}]({SITE}tutorials/{name}.html): {' '.join(what.split())}"
+        for name, what in tutorials
     ]
     parts.append("## Tutorials\n\n" + "\n".join(rows))
     parts += [

@@ -35,10 +35,12 @@ def test_zenodo_and_citation_say_what_the_package_says():
     assert [one["name"] for one in zenodo["creators"]] == [one["name"] for one in citation["authors"]]
 
 
-def test_the_file_for_assistants_names_every_page_of_the_guide():
+def test_the_file_for_assistants_names_every_page_of_the_guide_and_every_tutorial():
     made = subprocess.run(
         [sys.executable, ROOT / "docs" / "llms_txt.py"], capture_output=True, text=True, check=True
     ).stdout
     pages = {path.stem for path in (ROOT / "docs" / "user_guide").glob("*.md")} - {"index"}
     assert pages == set(re.findall(r"user_guide/(\w+)\.html", made))
+    tutorials = {path.stem for path in (ROOT / "tutorials").glob("*.ipynb")}
+    assert tutorials == set(re.findall(r"tutorials/(\w+)\.html", made))
     assert "TahoeST.setup_anndata(" in made

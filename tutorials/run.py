@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).parent
-#: Without a GPU these run with small settings in under six minutes on two cores.
+#: These run with small settings in under six minutes on two cores; the one left out starts processes of its own.
 CHECKED = ("1", "2", "3", "4", "5", "6", "7", "9")
 SMALL_STEPS = "40"
 #: Where a machine keeps its packages and notebooks, which is nobody else's business.

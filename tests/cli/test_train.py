@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.study import TahoeRun
+from scvi_tahoe.study import TahoeRun, look_at_screen
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,14 @@ def test_init_says_which_columns_there_are_if_none_looks_like_perturbations(refu
     adata.obs = adata.obs[["well"]]
     adata.write_h5ad(tmp_path / "x.h5ad")
     assert "give --perturbation-key and --control. obs has ['well']" in refusal("init", tmp_path / "x.h5ad")
+
+
+@pytest.mark.parametrize("label", ["sgCtrl", "siScramble", "neg_control_2", "NT", "sgLacZ-1"])
+def test_controls_are_found_by_the_names_that_laboratories_give_them(screen, tmp_path, label):
+    adata = ad.read_h5ad(screen)
+    adata.obs["treatment"] = adata.obs["treatment"].astype(str).replace({"DMSO": label})
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    assert look_at_screen(tmp_path / "x.h5ad").control == label
 
 
 def test_init_warns_of_raw_counts_and_of_a_single_context(run, screen, tmp_path):

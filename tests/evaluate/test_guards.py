@@ -59,7 +59,7 @@ def check(result, name):
     [
         pytest.param(np.log1p, "log1p was applied twice", id="double log"),
         pytest.param(rescaled, "another normalisation total", id="another total"),
-        pytest.param(lambda x: rescaled(x, 0.1), "another normalisation total", id="shallower"),
+        pytest.param(lambda x: rescaled(x, 0.1), "another normalisation total.* or train longer", id="shallower"),
         pytest.param(np.expm1, "largest value|log1p was not applied", id="no log"),
         pytest.param(lambda x: np.minimum(np.expm1(x), 14), "log1p was not applied", id="no log, small values"),
         pytest.param(lambda x: np.round(np.expm1(x)), "whole numbers", id="counts"),

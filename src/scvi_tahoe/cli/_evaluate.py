@@ -43,14 +43,14 @@ def evaluate(  # noqa: PLR0913
     ] = "auto",
     baselines: Annotated[
         bool,
-        typer.Option(help="Score every baseline that applies, as long each, and print a verdict."),
+        typer.Option(help="Score every baseline that applies, and print a verdict; each takes as long again."),
     ] = True,
     match_cells: Annotated[
         bool, typer.Option(help="Score as many cells of each condition as were observed, with exact means.")
     ] = True,
     n_draws: Annotated[int, typer.Option(help="Number of random choices of cells over which scores are averaged.")] = 3,
     allow_train: Annotated[
-        bool, typer.Option("--allow-train", help="Accept held-out conditions that are in the training data.")
+        bool, typer.Option("--allow-train", help="Accept held-out conditions that are also in the training data.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     representation_check: Annotated[

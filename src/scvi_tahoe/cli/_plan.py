@@ -33,14 +33,14 @@ def plan(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file to write.")] = None,
     json: Json = False,
 ) -> None:
-    """Choose the conditions to measure next: those that would tell most about all others that are not measured.
+    """Choose the conditions to measure next: those that would tell the most about all others that are not measured.
 
     \b
     scvi-tahoe plan screen.h5ad --perturbation-key target_gene --control non-targeting --context-key cell_line -n 10
     scvi-tahoe plan screen.h5ad --perturbation-key gene --control NT --table go=go.parquet -o plan.csv
 
-    A condition needs something that others can say about it: the same perturbation in another context, or a row in a
-    table of genes or drugs (scvi-tahoe tables). No network is trained.
+    A condition can be chosen if others tell something about it: the same perturbation was measured in another context,
+    or a table of genes or drugs describes it (scvi-tahoe tables). No network is trained.
     """
     quiet_frameworks()
     with one_line_errors():

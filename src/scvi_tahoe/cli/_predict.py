@@ -36,7 +36,7 @@ def predict(
         bool, typer.Option(help="Refuse control cells on another scale than those of the training data.")
     ] = True,
     new_batches: Annotated[
-        str, typer.Option(help="What stands for technical batches that the model has not seen: error, mean, nearest.")
+        str, typer.Option(help="How to treat technical batches that the model has not seen: error, mean or nearest.")
     ] = "error",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing prediction.")] = False,
 ) -> None:

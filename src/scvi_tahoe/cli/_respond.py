@@ -36,7 +36,7 @@ def respond(  # noqa: PLR0913
     contexts: Annotated[
         list[str] | None, typer.Option("--context", help="Context to predict; may be repeated.", show_default="all")
     ] = None,
-    criterion: Annotated[str, typer.Option(help="What to be good at: error or discrimination.")] = "error",
+    criterion: Annotated[str, typer.Option(help="Criterion to optimise: error or discrimination.")] = "error",
     report: Annotated[Path | None, typer.Option(help="csv file to write weights and scores to.")] = None,
     save: Annotated[Path | None, typer.Option(help="Folder to save the model to.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed for folds.")] = 0,

@@ -88,14 +88,15 @@ def _how_to_predict(result: RunResult) -> str:
 
 def study(
     studies: Annotated[
-        list[str], typer.Argument(help="YAML file of a study, or a shipped one: case_study, recommended.")
+        list[str],
+        typer.Argument(help="YAML file of a study, or a shipped one: case_study, recommended, new_context, full_size."),
     ],
     folder: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="studies/NAME")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the rounds, and write nothing.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Carry out a ladder of runs, each from an earlier one, and write a table, figures and a report for the browser.
+    """Carry out a series of runs that start from each other, and write a table, figures and a report for the browser.
 
     \b
     scvi-tahoe study case_study recommended
@@ -128,10 +129,10 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show an arc-state configuration as a run file, and what arc-state ignores or gets wrong in it, line by line.
+    """Translate an arc-state configuration into a run file, and show what arc-state ignores or gets wrong in it.
 
-    Exit code 1 if something would make the run meaningless, such as training in another space than is scored; 2 if the
-    file cannot be read.
+    The exit code is 1 if the run would be meaningless, for example because it trains in another space than it is scored
+    in, and 2 if the file cannot be read.
 
     \b
     scvi-tahoe check config.yaml
@@ -156,18 +157,17 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            help="Whatever a command left: folder of a run, demo, study, model or scores; log, checkpoint, "
-            "h5ad, store or table."
+            help="Folder of a run, demo, study, model or scores; or a log, checkpoint, h5ad file, store or table."
         ),
     ],
     checkpoint: Checkpoint = None,
     config: Annotated[
-        Path | None, typer.Option(help="Configuration of the run of a log.", show_default="the one beside the log")
+        Path | None, typer.Option(help="Configuration of the run of a log.", show_default="the one next to the log")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG or PDF of the log to write.")] = None,
     json: Json = False,
 ) -> None:
-    """Show what a file or folder holds, whatever command left it, and what is wrong with a run; no code of it is run.
+    """Show what a file or folder of this package or of arc-state holds, and what is wrong with a run. No code is run.
 
     \b
     scvi-tahoe inspect metrics.csv --figure curves.png

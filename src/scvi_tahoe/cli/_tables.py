@@ -36,10 +36,10 @@ def tables(  # noqa: PLR0913
         Path, typer.Option("--output", "-o", help="parquet (keeps the origin), csv, tsv or npz to write.")
     ],
     n_components: Annotated[
-        int | None, typer.Option(min=1, help="Most columns of the table.", show_default="64 or 128")
+        int | None, typer.Option(min=1, help="Maximum number of columns of the table.", show_default="64 or 128")
     ] = None,
     info: Annotated[Path | None, typer.Option(help="string: file with the gene of each protein.")] = None,
-    min_score: Annotated[int | None, typer.Option(help="string: least score of a link.", show_default="400")] = None,
+    min_score: Annotated[int | None, typer.Option(help="string: minimum score of a link.", show_default="400")] = None,
     k: Annotated[int | None, typer.Option("--k", "-k", help="proteins: length of a word.", show_default="3")] = None,
     model: Annotated[
         str | None, typer.Option(help="protein-model: folder of a protein language model such as ESM2.")

@@ -36,7 +36,7 @@ Checkpoint = Annotated[
     str | None, typer.Option(help="Which checkpoint of a folder in arc-state's format.", show_default=_ORDER)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 
 
 @contextmanager

@@ -185,9 +185,11 @@ def check_scale(predicted: CellProfile, observed: CellProfile, *, role: str = "p
     elif not ratio < _ASTRONOMIC and _NAMED[0] <= never <= _NAMED[1]:
         message = f"log1p was not applied to the {role}: its plain sums are the totals of the reference."
     else:
+        untrained, longer = (", or a network trained too briefly", ", or train longer") if name == "scale" else ("", "")
         message = (
             f"the median cell of the {role} sums to {np.median(predicted.totals):.4g} (after expm1), that of the "
-            f"reference to {truth:.4g}: another normalisation total or transformation. Bring both to the same one."
+            f"reference to {truth:.4g}: another normalisation total or transformation{untrained}. "
+            f"Bring both to the same one{longer}."
         )
     uneven = _spread(observed.totals) > _MUCH
     (low, high), (least, most) = _SCALE_UNEVEN if uneven else _SCALE_WARNING, _SCALE_ERROR

@@ -183,7 +183,7 @@ class EvaluationResult:
         spread = f" (sd over choices of cells {vcc['sd_draws']:.2f})" if "sd_draws" in vcc else ""
         lines = [f"{overall_title(vcc)} {vcc['overall']:.2f}{spread}{': ' if terms else ''}{', '.join(terms)}{note}"]
         if "challenge" in vcc:
-            lines.append(f"From the baseline that the challenge prescribes: {vcc['challenge']['overall']:.2f}")
+            lines.append(f"With the baseline that the challenge prescribes: {vcc['challenge']['overall']:.2f}")
         return lines
 
     def ceiling_of_conditions(self, metric: str) -> pd.Series:

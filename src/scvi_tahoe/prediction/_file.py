@@ -108,9 +108,9 @@ class _Growing:
         share = _csr_share(cells)
         self._sparse = share < 1
         self._verify_space(as_dense * min(share, 1.0) * 2**30)
-        kind = f"as CSR, about {as_dense * share:.2f} GiB" if self._sparse else f"dense, {as_dense:.2f} GiB"
-        other = f"dense rows would take {as_dense:.2f}" if self._sparse else f"CSR would take {as_dense * share:.2f}"
-        logger.info(f"{self._key} is written {kind}; {other} (of {cells.shape[0]:,} cells, before compression).")
+        dense, csr = (f"{size * 1024:,.1f} MiB" for size in (as_dense, as_dense * share))
+        kind, other = (f"as CSR, about {csr}", f"dense {dense}") if self._sparse else (f"dense, {dense}", f"CSR {csr}")
+        logger.info(f"{self._key} is written {kind}; {other} (before compression).")
 
     def _verify_space(self, n_bytes: float) -> None:
         """Ask for the room of all rows, judged by the first ones; zarr compresses them."""

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CONTROL = re.compile(
-    r"(non[-_ ]?target\w*|negative[-_ ]?control|controls?|ctrl|ntc?|dmso(_tf)?|vehicle|untreated|mock|unperturbed|pbs|"
-    r"scrambled?|safe[-_ ]?(harbou?r|target\w*)|aavs1|(sg)?(ntc|lacz|gfp|neg\w*[-_ ]?ctrl\d*))",
+    r"(non[-_ ]?target\w*|dmso(_tf)?|vehicle|untreated|mock|unperturbed|pbs|safe[-_ ]?(harbou?r|target\w*)|aavs1|"
+    # as labels and as names of guides: sgCtrl, siScramble, neg_control_2
+    r"(sg|si|sh|g)?(rna)?[-_ ]?(neg\w*[-_ ]?)?(controls?|ctrl|ntc?|scrambled?|lacz|e?gfp|luc(iferase)?)[-_ ]?\d*)",
     re.IGNORECASE,
 )
 #: parts of names of columns, the most likely first
