@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def verify_unique(names: pd.Index, what: str, more: str) -> None:
     if isinstance(names, pd.MultiIndex):
         raise ValueError(f"{what} names have {names.nlevels} levels; one name each is needed, as text.")
     if names.hasnans:
-        raise ValueError(f"{what} names are missing for {int(names.isna().sum())} of {len(names):,}; name them.")
+        raise ValueError(f"{what} names are missing for {np.count_nonzero(names.isna())} of {len(names):,}; name them.")
     if not names.is_unique:
         twice = [str(name) for name in names[names.duplicated()].unique()[:5]]
         raise ValueError(f"{what} names must be unique, and these occur more than once: {twice}{more}.")

@@ -41,7 +41,7 @@ def trusted_matrix(matrix: Any, where: str, shape: tuple[int, int] | None = None
         If it holds something else than real numbers, or its indices do not fit its shape.
     """
     matrix = _unwrapped(matrix, where)
-    dtype = getattr(matrix, "dtype", None)
+    dtype: Any = getattr(matrix, "dtype", None)
     if not hasattr(dtype, "kind") or len(getattr(matrix, "shape", ())) != 2:
         found = f"an array of shape {matrix.shape}" if hasattr(dtype, "kind") else type(matrix).__name__
         raise ValueError(f"{where} is {found}; a matrix of cells x features is needed.")
