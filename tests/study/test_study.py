@@ -227,7 +227,7 @@ def test_the_lesson_holds_only_if_every_round_is_in_its_place():
     found = judge(groups, {"a": 1.0, "b": 3.5, "c": 3.0})
     assert not found.holds
     assert "c (3.0) is not above b (3.5)" in str(found)
-    assert "cannot be said" in str(judge(groups, {"a": 1.0}))
+    assert "cannot be judged" in str(judge(groups, {"a": 1.0}))
     assert "expects no order" in str(judge([], {}))
 
 

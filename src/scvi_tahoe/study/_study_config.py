@@ -290,7 +290,7 @@ class Lesson:
         for group, above in pairwise(self.groups):
             expected += f" {'<' if group.at_most == 1 else f'at most {group.at_most:.0%} of'} {above}"
         if self.unknown:
-            return f"Expected {expected}; there is no score of {', '.join(self.unknown)}, so it cannot be said."
+            return f"Expected order: {expected}. It cannot be judged: there is no score of {', '.join(self.unknown)}."
         if self.holds:
             return f"The data show the lesson: {expected}."
         as_expected = f" As expected: {'; '.join(self.met)}." if self.met else ""
