@@ -61,6 +61,7 @@ REFUSED = [
     ({"n": True}, "n is True; allowed is a whole number"),
     ({"n": 0}, "n=0 must be 1 or more"),
     ({"fraction": 2}, "fraction=2 must be 0 to 1"),
+    ({"fraction": 10**400}, "must be"),
     ({"fraction": float("nan")}, "fraction is nan; a finite number is needed"),
     ({"names": "al"}, r"names is a list, or 'all' \(did you mean 'all'\?\); got the text 'al', write \['al'\]"),
     ({"names": {"A": 1}}, "names is {'A': 1}; allowed is a list of text"),

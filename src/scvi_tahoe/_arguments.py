@@ -108,7 +108,7 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
         if isinstance(value, collections.abc.Mapping) and (unknown := [key for key in value if key not in keys]):
             near = nearest_names(str(unknown[0]), list(keys), n=1)
             raise ArgumentError(f"{where} has no option {unknown[0]!r}{near}; it has {str(list(keys))[1:-1]}.")
-    if is_number and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ArgumentError(f"{where} is {value}; a finite number is needed.")
     if is_number and bounds is not None:
         low, high = bounds

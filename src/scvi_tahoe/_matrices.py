@@ -19,7 +19,7 @@ LARGEST = 1e12
 _BLOCK = 4096  # rows read at once from a file
 
 
-def trusted_matrix(matrix: Any, where: str) -> Any:
+def trusted_matrix(matrix: Any, where: str, shape: tuple[int, int] | None = None) -> Any:
     """Return a matrix of cells as everything inside takes it, after verifying type and structure.
 
     A matrix that is as it must be is returned itself, never copied. Sparse ones in other formats become CSR; entries
@@ -32,6 +32,8 @@ def trusted_matrix(matrix: Any, where: str) -> Any:
         AnnData.
     where
         Its name in messages, e.g. ``"adata.X"``.
+    shape
+        Numbers of cells and features that there are names for.
 
     Raises
     ------
@@ -39,10 +41,12 @@ def trusted_matrix(matrix: Any, where: str) -> Any:
         If it holds something else than real numbers, or its indices do not fit its shape.
     """
     matrix = _unwrapped(matrix, where)
-    dtype = getattr(matrix, "dtype", None)
-    if dtype is None or len(getattr(matrix, "shape", ())) != 2:
-        found = type(matrix).__name__ if dtype is None else f"an array of shape {matrix.shape}"
+    dtype: Any = getattr(matrix, "dtype", None)
+    if not hasattr(dtype, "kind") or len(getattr(matrix, "shape", ())) != 2:
+        found = f"an array of shape {matrix.shape}" if hasattr(dtype, "kind") else type(matrix).__name__
         raise ValueError(f"{where} is {found}; a matrix of cells x features is needed.")
+    if shape is not None and tuple(matrix.shape) != shape:
+        raise ValueError(f"{where} has shape {tuple(matrix.shape)}, and there are names for {shape} cells x features.")
     if dtype.kind not in "fiub":
         raise ValueError(f"{where} holds values of type {dtype}; real numbers are needed, e.g. float32.")
     if not sp.issparse(matrix):
@@ -72,6 +76,9 @@ def verified_sparse(matrix: Any, where: str) -> Any:
     """Return CSR or CSC whose indices are in range, in order and each once: the matrix itself, or a repaired copy."""
     n_major, n_minor = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
     indptr, indices = matrix.indptr, matrix.indices
+    flat = all(np.ndim(part) == 1 for part in (matrix.data, indices, indptr))
+    if not flat or {indices.dtype.kind, indptr.dtype.kind} != {"i"}:
+        raise ValueError(f"{where} is damaged: its indices are {indices.dtype} and {indptr.dtype}, not whole numbers.")
     if len(indptr) != n_major + 1 or len(matrix.data) < len(indices):
         raise ValueError(
             f"{where} is damaged: {len(indptr):,} starts of rows for {n_major:,} rows, and {len(matrix.data):,} values "

@@ -7,6 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
+_MOST = 10**18  # whole numbers may be larger than any float
 _PAGE = "SC_AVPHYS_PAGES"
 
 
@@ -51,7 +52,7 @@ def verify_memory(what: str, n: int, bytes_of_one: float, remedy: str) -> None:
     ValueError
         With the estimate, what is free, and the largest number that fits.
     """
-    free = free_memory()
+    free, n = free_memory(), min(n, _MOST)
     if n * bytes_of_one > free:
         raise ValueError(
             f"{n:,} {what} take about {n * bytes_of_one / 1e9:,.1f} GB and {free / 1e9:,.1f} GB of memory are left: at "

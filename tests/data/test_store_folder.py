@@ -233,7 +233,7 @@ CHANGES = {
         ("unlogged", {}, ValueError, "X of .*screen_0.h5ad holds normalised counts without a logarithm"),
         ("nan", {}, ValueError, "NaN or infinite"),
         ("csc", {}, ValueError, "expression in .* is a csc_matrix; write it by rows"),
-        ("unlabelled", {}, ValueError, r"obs\['context'\] of .* has cells without a value"),
+        ("unlabelled", {}, ValueError, r"obs\['context'\] of .* has 1 cells without a value"),
         ("names", {}, ValueError, "cell names must be unique, .* in .*screen_0.h5ad"),
         (None, {"control": "contrl"}, ValueError, r"control='contrl' is no label of obs\['perturbation'\].*control"),
         (None, {"context_key": "contex"}, KeyError, "'contex' is not a column of obs.*context"),

@@ -104,3 +104,9 @@ def test_a_number_that_is_too_small_is_refused_by_name(name):
         simulate_screen(n_embedding=3)
     with pytest.raises(ValueError, match="interaction=0.7 and nonlinearity=0.3 must be shares"):
         simulate_screen(interaction=0.7, nonlinearity=0.3)
+
+
+@pytest.mark.parametrize("size", [{"n_genes": 10**12}, {"n_cells": 10**9}, {"n_embedding": 10**9}])
+def test_a_screen_that_is_larger_than_memory_is_refused_before_anything_is_drawn(size):
+    with pytest.raises(ValueError, match=r"of memory are left: at most [\d,]+ fit"):
+        simulate_screen(**size)

@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mudata import MuData
 
 from scvi_tahoe import TahoeST
@@ -60,6 +61,22 @@ def with_embedding(value):
     return change
 
 
+def with_obs(function):
+    return lambda adata: setattr(adata, "_obs", function(adata.obs))
+
+
+def with_genes(function):
+    def change(adata):
+        names = function(list(adata.var_names))
+        adata._var = adata.var.set_index(names if isinstance(names, pd.MultiIndex) else pd.Index(names, dtype=object))
+
+    return change
+
+
+def with_part(name, dtype):
+    return lambda adata: setattr(adata.X, name, getattr(adata.X, name).astype(dtype))
+
+
 REFUSALS = {
     "a missing perturbation column": (None, {"perturbation_key": "perturbatio"}, KeyError,
         r"perturbation_key='perturbatio' is not a column of obs \(did you mean 'perturbation'\?\); it has \["),
@@ -102,6 +119,21 @@ REFUSALS = {
         "negative values .* pass the matrix from before sc.pp.scale, or the embedding as cell_embedding_key"),
     "values too large for a logarithm": (replaced_x(lambda x: 9 * x**0.85), {}, ValueError,
         "above 15, which no log1p of counts reaches"),
+    "a column twice": (with_obs(lambda obs: pd.concat([obs, obs[["perturbation"]]], axis=1)), {}, ValueError,
+        r"obs\['perturbation'\] \(perturbation_key\) occurs 2 times; keep one"),
+    "labels that are lists": (with_obs(lambda obs: obs.assign(perturbation=[["A"]] * len(obs))), {}, ValueError,
+        "holds list values; labels are text"),
+    "a label with NUL": (with_obs(lambda obs: obs.assign(context="a\0b")), {}, ValueError, "NUL or half a character"),
+    "a gene with half a character": (with_genes(lambda genes: ["g\ud800", *genes[1:]]), {}, ValueError,
+        r"gene names has 'g\\ud800', with NUL or half a character, which no file can hold"),
+    "a gene without a name": (with_genes(lambda genes: [np.nan, *genes[1:]]), {}, ValueError, "missing for 1 of 60"),
+    "genes of two names": (with_genes(lambda genes: pd.MultiIndex.from_arrays([genes, genes])), {}, ValueError,
+        "gene names have 2 levels; one name each is needed"),
+    "fewer rows than names": (lambda a: setattr(a, "_X", a.X[:-3]), {}, ValueError,
+        r"adata.X has shape \(365, 60\), and there are names for \(368, 60\) cells x features"),
+    "a tensor": (lambda a: setattr(a, "_X", torch.ones(a.shape)), {}, ValueError, "adata.X is Tensor; a matrix"),
+    "indices that are fractions": (with_part("indices", np.float64), {}, ValueError, "indices are float64 and int32"),
+    "indices without a sign": (with_part("indices", np.uint32), {}, ValueError, "its indices are uint32 and int32"),
     "zeros only": (replaced_x(np.zeros_like), {}, ValueError, "holds nothing but zeros"),
 }  # fmt: skip
 

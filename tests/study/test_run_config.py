@@ -121,10 +121,22 @@ def test_paths_count_from_the_folder_of_the_file(values, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[1, 2", "is not a YAML file"), (b"- a\n- b\n", "not hold a mapping"), (b"\xff\x00\x80", "is not a text file")],
-    ids=["broken", "list", "binary"],
+    [
+        pytest.param(b"[1, 2", "is not a YAML file", id="broken"),
+        pytest.param(b"- a\n- b\n", "not hold a mapping", id="list"),
+        pytest.param(b"\xff\x00\x80", "is not a text file", id="binary"),
+        pytest.param(b"name: a\nname: b\n", "has the key 'name' twice", id="a key twice"),
+        pytest.param(b"name: 2020-99-99\n", "is not a YAML file", id="no date"),
+        pytest.param(b"seed: " + b"9" * 5000, "is not a YAML file: Exceeds the limit", id="long number"),
+        pytest.param(b"a: " + b"[" * 5000, "nested more than 60 deep", id="deep"),
+        pytest.param(
+            b"".join(b"a%d: &a%d [%s]\n" % (i, i, b",".join([b"*a%d" % (i - 1)] * 9) if i else b"x") for i in range(9)),
+            "it stands for more than 2,000,000 values",
+            id="bomb",
+        ),
+    ],
 )
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, message):
+def test_a_file_that_is_no_mapping_of_plain_values_is_refused(tmp_path, content, message):
     (tmp_path / "run.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         TahoeRun.from_yaml(tmp_path / "run.yaml")

@@ -21,6 +21,7 @@ from scvi_tahoe.data._verification import verify_screen
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_FEWEST_GENES = 2  # to find components of
 _MOST_CELLS, _MOST_FITTED = 400, 5000  # cells of a group that are compared, and that components are fitted to
 _LEVEL = 0.05
 _FEWEST_COUNTS, _LEAST_SHARE = 3, 0.1  # counts of a guide that a cell has, and their share of its largest
@@ -109,6 +110,8 @@ def screen_quality(
     )  # fmt: skip
     screen = verify_screen(adata, keys, table_required=False)
     matrix = screen.expression
+    if len(screen.genes) < _FEWEST_GENES:
+        raise ValueError(f"the screen has {len(screen.genes)} gene; {_FEWEST_GENES} or more are needed.")
     labels, contexts = (np.asarray(found.names)[found.codes] for found in (screen.perturbation, screen.context))
     if guide_counts_key is not None and guide_counts_key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {guide_counts_key!r} (guide_counts_key); it has {list(adata.obsm)}.")

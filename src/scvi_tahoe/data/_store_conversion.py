@@ -18,13 +18,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._labels import verify_labels, verify_unique
 from scvi_tahoe._matrices import trusted_matrix, verified_sparse
 from scvi_tahoe._messages import progress_bar
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data._cell_files import expression_on_disk
 from scvi_tahoe.data._matrix import GeneAlignment
 from scvi_tahoe.data._store_folder import SIGNATURE, StoreWriter, is_store
-from scvi_tahoe.data._verification import unknown_control, verify_log1p, verify_unique
+from scvi_tahoe.data._verification import unknown_control, verify_log1p
 from scvi_tahoe.files import atomic_folder, damaged, verify_hdf5, verify_space
 
 if TYPE_CHECKING:
@@ -155,8 +156,7 @@ def _opened(path: Path, layer: str | None, keys: Sequence[str], stack: ExitStack
         if key not in obs:
             columns = [str(c) for c in obs.columns]
             raise KeyError(f"{key!r} is not a column of obs in {path}{nearest_names(key, columns)}; it has {columns}.")
-        if obs[key].isna().any():
-            raise ValueError(f"obs[{key!r}] of {path} has cells without a value; name them or remove those cells.")
+        verify_labels(obs[key], f"obs[{key!r}] of {path}")
     verify_unique(obs.index, "cell", f" in {path}")
     verify_unique(var.index, "gene", f" in {path}")
     return _Source(path, *_expression(file, path, layer), obs, var, dict(uns))

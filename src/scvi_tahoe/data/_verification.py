@@ -18,6 +18,7 @@ from mudata import MuData
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import LOG1P_LIMIT
+from scvi_tahoe._labels import verify_labels, verify_unique
 from scvi_tahoe._matrices import blocks_of, trusted_matrix, verify_magnitude
 from scvi_tahoe._messages import warn
 from scvi_tahoe._names import nearest_names
@@ -36,8 +37,6 @@ from scvi_tahoe.data._store_folder import unverified_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import pandas as pd
 
     from scvi_tahoe._compat import AnnOrMuData
 
@@ -184,11 +183,9 @@ def _verify_obs_key(data: AnnOrMuData, keys: ScreenKeys, argument: str, key: str
         values = obs_column(data, keys, key)
     except KeyError:
         raise _no_column(data, keys, argument) from None
-    remedy = "name them or remove those cells"
-    if n_missing := int(values.isna().sum()):
-        raise ValueError(f"obs[{key!r}] ({argument}) has {n_missing} cells without a value; {remedy}.")
+    verify_labels(values, f"obs[{key!r}] ({argument})")
     if any(str(value).strip() == "" for value in values.unique()):
-        raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; {remedy}.")
+        raise ValueError(f"obs[{key!r}] ({argument}) has cells with an empty label; name them or remove those cells.")
 
 
 def _no_column(data: AnnOrMuData, keys: ScreenKeys, argument: str) -> KeyError:
@@ -252,13 +249,6 @@ def _verify_names(data: AnnOrMuData, keys: ScreenKeys) -> None:
         verify_unique(names, what, f"; call adata.{remedy}_names_make_unique()")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"the screen is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
-
-
-def verify_unique(names: pd.Index, what: str, more: str) -> None:
-    """Refuse names that are not unique."""
-    if not names.is_unique:
-        twice = [str(name) for name in names[names.duplicated()].unique()[:5]]
-        raise ValueError(f"{what} names must be unique, and these occur more than once: {twice}{more}.")
 
 
 def _verify_values(matrix: Any, where: str) -> None:
@@ -354,7 +344,7 @@ def verify_screen(
     embedding = screen.cell_embedding
     screen = replace(
         screen,
-        expression=trusted_matrix(screen.expression, keys.expression_place),
+        expression=trusted_matrix(screen.expression, keys.expression_place, (screen.n_cells, len(screen.genes))),
         cell_embedding=None if embedding is None else trusted_matrix(embedding, "the cell embedding"),
     )
     if for_training:

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse, stats
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._memory import verify_memory
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +26,8 @@ _SHAPE = 4.0
 #: nodes of the quadrature over depth in the true deltas
 _N_DEPTHS = 7
 _N_PATHWAYS = 4
+#: of a cell and gene at once: rate, its noise, their product and the count
+_BYTES_OF_VALUE = 32.0
 #: genes that a gene answers to, on average, and how steeply
 _N_REGULATORS, _STEEPNESS = 5, 3.0
 
@@ -96,13 +99,6 @@ def simulate_screen(
     >>> from scvi_tahoe.datasets import simulate_screen
     >>> adata = simulate_screen(n_contexts=2, n_perturbations=10, seed=1)
     """
-    numbers = {
-        "n_contexts": n_contexts, "n_perturbations": n_perturbations, "n_genes": n_genes, "n_cells": n_cells,
-        "n_control_cells": n_control_cells, "n_batches": n_batches, "n_cell_embedding": n_cell_embedding,
-    }  # fmt: skip
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be 1 or more.")
     if n_embedding < _N_PATHWAYS:
         raise ValueError(f"n_embedding is {n_embedding}; it must be {_N_PATHWAYS} or more, one for each pathway.")
     if min(interaction, nonlinearity) < 0 or interaction + nonlinearity >= 1:
@@ -110,6 +106,9 @@ def simulate_screen(
             f"interaction={interaction} and nonlinearity={nonlinearity} must be shares of the variance of effects, "
             "from 0, that sum to less than 1."
         )
+    n_all = n_contexts * (n_control_cells + n_perturbations * n_cells)
+    verify_memory("simulated cells", n_all, _BYTES_OF_VALUE * n_genes, "Simulate fewer, or fewer genes.")
+    verify_memory("embedding dimensions", n_embedding, 16.0 * n_embedding, "Choose fewer.")
     rng = np.random.default_rng(seed)
     control_CG, effect_CKG, activity_KF, embedding_KP = _draw_rates(
         rng, n_contexts, n_perturbations, n_genes, n_embedding

@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe._constants import ALL_CONTEXT
+from scvi_tahoe._labels import verify_labels, verify_unique
 from scvi_tahoe._matrices import trusted_matrix
 
 if TYPE_CHECKING:
@@ -177,12 +178,7 @@ def cells_from_adata(
         raise TypeError(f"The {role} must be AnnData, got {type(adata).__name__}.")
     perturbation = _labels(adata, perturbation_key, role)
     context = np.full(adata.n_obs, ALL_CONTEXT) if context_key is None else _labels(adata, context_key, role)
-    repeated = adata.var_names[adata.var_names.duplicated()].unique()
-    if len(repeated):
-        raise ValueError(
-            f"{len(repeated)} gene names of the {role} occur more than once (first {list(repeated[:3])}), which scores "
-            "would mix up. Call adata.var_names_make_unique() on both sides or drop the repeats."
-        )
+    verify_unique(adata.var_names, "gene", f" in the {role}; call adata.var_names_make_unique() on both sides")
     if 0 in adata.shape:
         raise ValueError(f"The {role} has no {'cells' if adata.n_obs == 0 else 'genes'}.")
     genes, names = (labels.to_numpy().astype(str) for labels in (adata.var_names, adata.obs_names))
@@ -193,6 +189,7 @@ def _labels(adata: AnnData, key: str, role: str) -> NDArray[np.str_]:
     if key not in adata.obs:
         raise KeyError(f"The {role} has no obs column {key!r}; its columns are {list(adata.obs.columns)}.")
     column = adata.obs[key]
+    verify_labels(column, f"obs[{key!r}] of the {role}", may_lack=True)
     if column.isna().any():
         raise ValueError(
             f"{int(column.isna().sum())} of {len(column)} cells of the {role} have no label in obs[{key!r}]; "
@@ -208,7 +205,7 @@ def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
     if matrix is None:
         raise ValueError(f"The {role} has no expression: X is None. Name the layer that holds it with layer=...")
     matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix  # CSR in a file
-    matrix = trusted_matrix(matrix, f"The expression of the {role}")
+    matrix = trusted_matrix(matrix, f"The expression of the {role}", adata.shape)
     matrix = matrix.tocsr() if sp.issparse(matrix) else np.asarray(matrix[:])  # dense in a file is read by the slice
     if matrix.dtype not in (np.float32, np.float64):
         # numba, which the DE step uses, knows no float16; integers are checked for scale later, as floats

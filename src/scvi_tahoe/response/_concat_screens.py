@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._labels import verify_labels, verify_unique
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.response._effects_table import _changes_of_expression
 from scvi_tahoe.response._harm_control import judge_sources
@@ -158,6 +159,8 @@ def _verify(
 
 def _shared_genes(screens: Mapping[str, ad.AnnData]) -> pd.Index:
     first, *others = screens.values()
+    for name, screen in screens.items():
+        verify_unique(screen.var_names, "gene", f" in {name!r}; call var_names_make_unique()")
     genes = first.var_names
     for other in others:
         genes = genes[genes.isin(other.var_names)]
@@ -179,6 +182,8 @@ def _labelled(name: str, screen: ad.AnnData, labels: Mapping[str, Any], common: 
         if key is not None and key not in screen.obs:
             have = [str(column) for column in screen.obs]
             raise KeyError(f"{name!r} has no column {key!r} ({argument}){nearest_names(key, have)}; it has {have}.")
+        if key is not None:
+            verify_labels(screen.obs[key], f"obs[{key!r}] ({argument}) of {name!r}")
     perturbation = screen.obs[labels["perturbation_key"]].astype(str).to_numpy()
     own = str(labels["control"])
     if own not in perturbation:

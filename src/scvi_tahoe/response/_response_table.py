@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvi_tahoe._labels import verify_labels, verify_unique
 from scvi_tahoe._matrices import trusted_matrix, verify_magnitude
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import EmbeddingTable, ScreenKeys, spelled_labels
@@ -101,8 +102,7 @@ def _verified_keys(
         raise ValueError("combination_separator is empty; give the text between perturbations, e.g. '+', or None.")
     for name, key in (("perturbation_key", perturbation_key), ("context_key", context_key), ("dose_key", dose_key)):
         verify_column(adata, name, key, may_lack=name == "dose_key")
-    if twice := sorted(adata.var_names[adata.var_names.duplicated()].unique())[:3]:
-        raise ValueError(f"adata.var_names has these genes more than once: {twice}; make them unique.")
+    verify_unique(adata.var_names, "gene", "; call adata.var_names_make_unique()")
     # a table may have no controls: no label is empty
     return ScreenKeys(
         perturbation_key=perturbation_key, context_key=context_key, control="" if control is None else str(control),
@@ -261,6 +261,7 @@ def verify_column(adata: AnnData, argument: str, key: str | None, *, may_lack: b
     if key not in adata.obs:
         near = nearest_names(key, adata.obs.columns.tolist())
         raise KeyError(f"adata.obs has no column {key!r} ({argument}){near}; it has {adata.obs.columns.tolist()}.")
+    verify_labels(adata.obs[key], f"obs[{key!r}] ({argument})", may_lack=True)
     missing = int(adata.obs[key].isna().sum())
     if missing and not may_lack:
         raise ValueError(f"obs[{key!r}] ({argument}) is empty in {missing} rows; give each row a label or remove it.")

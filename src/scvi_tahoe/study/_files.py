@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from scvi_tahoe.files import atomic_write, atomic_write_text
+from scvi_tahoe.files import MALFORMED, UnsafeFileError, atomic_write, atomic_write_text, parse_yaml
 
 _LIMIT = 4_000_000
 
@@ -20,14 +20,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _LIMIT:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a configuration is a small text file.")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        return parse_yaml(path.read_text("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file; a configuration in YAML is expected.") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except UnsafeFileError as error:
+        raise ValueError(f"{path} was refused: {error}") from None
+    except MALFORMED as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a mapping of names to values.")
-    return content
 
 
 def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -41,7 +40,7 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
                 lines[f"{prefix}{key.value}"] = key.start_mark.line + 1
                 walk(value, f"{prefix}{key.value}.")
 
-    walk(yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader), "")
+    walk(yaml.compose(path.read_text("utf-8-sig"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), "")
     return content, lines
 
 

@@ -81,6 +81,7 @@ class DataConfig(Section):
         if (self.path is None) == (self.dataset is None):
             screens = ", ".join(get_args(_Dataset))
             raise ValueError(f"data takes either path (an h5ad file) or dataset (one of {screens}).")
+        _verify_not_empty("data", path=self.path, held_out=self.held_out)
         if self.path is not None and (self.perturbation_key is None or self.control is None):
             raise ValueError("data.path needs perturbation_key (column of obs) and control (label of control cells).")
         if self.dataset is not None and (self.perturbation_key or self.control):
@@ -352,6 +353,12 @@ def _verify_known(problem: str, names: Iterable[str], known: Collection[str]) ->
         if name not in known:
             near = nearest_names(name, list(known), n=1)
             raise ValueError(f"{problem} {name!r}{near}. It takes {', '.join(sorted(known))}.")
+
+
+def _verify_not_empty(section: str, **values: Any) -> None:
+    for name, value in values.items():
+        if value in ("", ()):
+            raise ValueError(f"{section}.{name} is empty; it names a file, or several in a list.")
 
 
 def _verify_at_least_one(where: str, **values: int | None) -> None:
