@@ -558,6 +558,9 @@ def test_several_files_and_a_table_in_its_own_are_one_screen(listed, tmp_path):
     assert data.train.n_obs + data.held_out.n_obs == cells.n_obs + 30  # the controls of a context are in both
     assert data.config.keys["perturbation_embedding_key"] == ("table",)
     assert set(data.held_out.obs["perturbation"]) == {"perturbation_03", "control"}
+    cells[:, 1:].write_h5ad(tmp_path / parts[0])
+    with pytest.warns(UserWarning, match="the files share 29 genes; 1 of .*h5ad are left out"):
+        assert "gene_01" not in load_data(TahoeRun.from_yaml(tmp_path / "run.yaml")).train.var_names
     cells[:, :20].write_h5ad(tmp_path / parts[0])
     with pytest.raises(ValueError, match="the files share 20 of the 30 genes"):
         load_data(TahoeRun.from_yaml(tmp_path / "run.yaml"))

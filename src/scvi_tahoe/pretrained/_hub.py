@@ -255,7 +255,7 @@ def _snapshot(
         try:
             info = hub.HfApi().model_info(repository, revision=revision)
         except Exception as error:
-            error.add_note(f"{repository} was asked for on the hub; offline=True reads what is in the cache.")
+            error.add_note(f"{repository} was requested from the hub; offline=True reads only the cache.")
             raise
         commit, there = info.sha, [file.rfilename for file in info.siblings or []]
         if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in there):

@@ -10,6 +10,7 @@ import numpy as np
 from anndata.abc import CSRDataset
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._messages import warn
 from scvi_tahoe.data import is_store, read_store
 from scvi_tahoe.files import read_h5ad, verify_hdf5
 
@@ -110,5 +111,8 @@ def _joined(files: dict[str, ad.AnnData]) -> ad.AnnData:
             raise ValueError(
                 f"the files share {len(shared):,} of the {adata.n_vars:,} genes of {name}; bring all to the same ones."
             )
+    left = {name: adata.n_vars - len(shared) for name, adata in files.items()}
+    if said := [f"{n:,} of {name}" for name, n in left.items() if n]:
+        warn(f"the files share {len(shared):,} genes; {' and '.join(said)} are left out.")
     together = {name: adata.to_memory() for name, adata in files.items()}
     return ad.concat(together, join="inner", merge="same", uns_merge="first", index_unique="-")
