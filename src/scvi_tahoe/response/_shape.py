@@ -19,7 +19,7 @@ _FEWEST = 6  # conditions that shares are learned from
 _PULL = 20  # conditions' worth of a pull towards keeping all
 _WORTH = 0.015  # share of the absolute error that has to be gained
 _STEPS = 8  # of iteratively reweighted least squares
-_ABSOLUTE = 0.5  # part of the loss that is absolute
+_ABSOLUTE = 0.2  # part of the loss that is absolute: more of it costs squared error and correlation
 _LEAST = 0.01  # smallest absolute residual that counts as such, in units of their mean
 
 
