@@ -138,7 +138,7 @@ def verify_path(path: str | pathlib.Path) -> None:
     except UnicodeEncodeError:
         lengths = [_LONGEST_PATH]
     if "\0" in str(path) or max(lengths, default=0) > LONGEST_NAME or sum(lengths) + len(lengths) > _LONGEST_PATH:
-        raise ArgumentError(f"{str(path)[:80]!r} is no path that a file can have; give another one.")
+        raise ArgumentError(f"{str(path)[:80]!r} is not a path that a file can have; give another one.")
 
 
 def _refusal(value: Any, options: tuple[Any, ...], where: str) -> ArgumentError:
@@ -188,7 +188,7 @@ def options_of(hint: Any) -> tuple[Any, ...]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Return whether a value is of one kind that an annotation allows; a truth value is no number."""
+    """Return whether a value is of one kind that an annotation allows; a truth value is not a number."""
     if hint in (*_ANYTHING, type(None)):
         return hint is not type(None) or value is None
     origin, arguments = get_origin(hint), get_args(hint)

@@ -153,7 +153,7 @@ def test_convert_writes_h5ad_files_as_a_store_on_disk(run, folder):
         (("absent.h5ad", "x", *LABELS), "absent.h5ad does not exist"),
         (
             ("screen.h5ad", "export", *LABELS, "--overwrite"),
-            "export exists and is no store on disk; it is not replaced",
+            "export exists and is not a store on disk; it is not replaced",
         ),
         (("export", "model"), "model"),
     ],

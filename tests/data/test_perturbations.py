@@ -103,7 +103,7 @@ NAMES = ["A", "B", "C"]
         (pd.DataFrame(ROWS, index=["A", "B", "B"]), ValueError, r"more than once: \['B'\]"),
         ((NAMES, ROWS * np.nan), ValueError, r"NaN or infinite values in the rows of \['A', 'B', 'C'\]"),
         ({"A": [1, np.inf]}, ValueError, r"NaN or infinite values in the rows of \['A'\]"),
-        (pd.DataFrame({"x": ["a", "b"]}, index=["A", "B"]), ValueError, "is no perturbation-embedding table: could"),
+        (pd.DataFrame({"x": ["a", "b"]}, index=["A", "B"]), ValueError, "is not a perturbation-embedding table: could"),
     ],
 )
 def test_what_is_no_table_is_refused(table, error, message):

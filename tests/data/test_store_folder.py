@@ -175,7 +175,7 @@ def unreadable_zarr(path, _):
     (path / "zarr.json").write_text("{")
 
 
-NO_STORE = "is no store on disk of scvi-tahoe; write one with"
+NO_STORE = "is not a store on disk of scvi-tahoe; write one with"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ CHANGES = {
         ("csc", {}, ValueError, "expression in .* is a csc_matrix; write it by rows"),
         ("unlabelled", {}, ValueError, r"obs\['context'\] of .* has 1 cells without a value"),
         ("names", {}, ValueError, "cell names must be unique, .* in .*screen_0.h5ad"),
-        (None, {"control": "contrl"}, ValueError, r"control='contrl' is no label of obs\['perturbation'\].*control"),
+        (None, {"control": "contrl"}, ValueError, r"control='contrl' is not a label of obs\['perturbation'\].*control"),
         (None, {"context_key": "contex"}, KeyError, "'contex' is not a column of obs.*context"),
         (None, {"layer": "log"}, KeyError, "layer='log' is not in layers of"),
     ],
@@ -251,7 +251,7 @@ def test_a_refused_file_leaves_nothing_behind(change, options, error, message, s
     ("names", "error", "message"),
     [
         (["absent.h5ad"], FileNotFoundError, "absent.h5ad does not exist"),
-        (["text.h5ad"], ValueError, "text.h5ad is no h5ad file"),
+        (["text.h5ad"], ValueError, "text.h5ad is not an h5ad file"),
         (["all.h5ad", "some.h5ad"], ValueError, "some.h5ad has other genes than .*all.h5ad: 10 are missing"),
         ([], ValueError, "no file was given"),
     ],
@@ -272,7 +272,7 @@ def test_only_a_store_is_replaced_and_only_when_asked(screen, convert, tmp_path)
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "data").write_text("mine")
-    with pytest.raises(FileExistsError, match="precious exists and is no store on disk; it is not replaced"):
+    with pytest.raises(FileExistsError, match="precious exists and is not a store on disk; it is not replaced"):
         convert(screen, folder=precious, overwrite=True)
     assert (precious / "data").read_text() == "mine"
     assert folder.is_dir()

@@ -89,8 +89,8 @@ REFUSALS = {
     "a missing table": (None, {"perturbation_embedding_key": "esm2"}, KeyError,
         "perturbation_embedding_key='esm2' is not in uns; there are .*perturbation_embedding"),
     "an unknown control label": (None, {"control": "contrl"}, ValueError,
-        r"control='contrl' is no label of obs\['perturbation'\] \(did you mean 'control'\?\); it has 7 labels.*; most "
-        "cells have 'control'"),
+        r"control='contrl' is not a label of obs\['perturbation'\] \(did you mean 'control'\?\); it has 7 labels.*; "
+        "most cells have 'control'"),
     "controls only": (lambda a: a[a.obs["perturbation"] == "control"].copy(), {}, ValueError,
         r"every cell is a control \('control'\); there is nothing to learn from"),
     "a context without controls": (without_controls_in_one_context, {}, ValueError,
@@ -221,7 +221,7 @@ LATER = {
     "a scale in place": (lambda a: np.expm1(a.X.data, out=a.X.data), "without a logarithm"),
     "another matrix": (replaced_x(np.expm1), "without a logarithm"),
     "an embedding in place": (with_embedding(np.inf), "the cell embedding holds NaN or infinite"),
-    "labels": (relabelled, "control='control' is no label"),
+    "labels": (relabelled, "control='control' is not a label"),
     "labels in place": (unnamed_cells(np.nan), "3 cells without a value"),
     "names of genes": (duplicated("var_names"), "gene names must be unique"),
 }

@@ -82,7 +82,7 @@ def test_code_in_a_file_is_refused_and_never_runs(name, write, tmp_path):
 @pytest.mark.parametrize(
     ("name", "write", "error", "message"),
     [
-        ("t.xlsx", lambda p: p.write_text("x"), ValueError, r"t.xlsx is no table .*; allowed endings are .pt, .pth"),
+        ("t.xlsx", lambda p: p.write_text("x"), ValueError, r"t.xlsx is not a table .*; allowed endings are .pt, .pth"),
         ("t.pt", lambda p: None, FileNotFoundError, "there is no file"),
         ("t.csv", lambda p: p.write_text(""), UnsafeFileError, "t.csv is empty"),
         ("t.parquet", lambda p: p.write_text("x"), UnsafeFileError, "t.parquet is damaged"),
@@ -94,7 +94,12 @@ def test_code_in_a_file_is_refused_and_never_runs(name, write, tmp_path):
         ),
         ("t.csv", lambda p: p.write_text("g,x\nA,True\nB,False\n"), ValueError, "something else than numbers: 'True'"),
         ("t.csv", lambda p: p.write_text("A\0,1\nB,2\n"), ValueError, "it holds bytes that are no text"),
-        ("t.csv", lambda p: p.write_text("x" * 200_000 + ",1\n"), ValueError, "it is no table of text: field larger"),
+        (
+            "t.csv",
+            lambda p: p.write_text("x" * 200_000 + ",1\n"),
+            ValueError,
+            "not a table of text: field larger",
+        ),
         ("t.csv", lambda p: p.write_text("1," * 100_001 + "1"), ValueError, "at most 100,000 are read from text"),
         ("t.csv", lambda p: p.write_text("g,x\nA,1\nA,2\n"), ValueError, "2 names, 1 of them different"),
         ("t.csv", lambda p: p.write_text("g,x\nA,\n"), ValueError, "'A' holds values that are not finite"),

@@ -193,13 +193,13 @@ def test_a_table_is_what_setup_anndata_and_the_response_model_take(gmt):
 
 BAD = {
     "no file": (tables.gene_sets, "gone.gmt", None, "there is no file"),
-    "a line that is no set": (tables.gene_sets, "x.gmt", "name\tonly", "line 1 of x.gmt is no gene set"),
+    "a line that is no set": (tables.gene_sets, "x.gmt", "name\tonly", "line 1 of x.gmt is not a gene set"),
     "too few sets": (tables.gene_sets, "x.gmt", "a\t\tx\ty", "0 of 1 sets have 5 to 500 genes"),
     "no links": (tables.string_links, "x.txt", "a b\n1 2\n", "no links file of STRING"),
     "weak links": (tables.string_links, "x.txt", "protein1 protein2 combined_score\na b 3\n", "no link with a score"),
     "text for effects": (tables.gene_effects, "x.csv", "line,A\nl1,high\n", "no table of gene effects"),
     "few lines": (tables.gene_effects, "x.csv", "line,A\nl1,1\n", "3 of each are needed"),
-    "no FASTA": (tables.protein_kmers, "x.fa", "A,B\n1,2\n", "line 1 of x.fa is no part of a FASTA file"),
+    "no FASTA": (tables.protein_kmers, "x.fa", "A,B\n1,2\n", "line 1 of x.fa is not part of a FASTA file"),
     "short proteins": (tables.protein_kmers, "x.fa", ">A\nMK\n>B\nMK\n", "0 sequences of 3 or more"),
     "no SMILES": (tables.drug_structures, "x.csv", "name,formula\na,H2O\n", "no column smiles"),
     "no aliases": (tables.read_aliases, "x.csv", "a,b,c\n1,2,3\n", "no column symbol"),

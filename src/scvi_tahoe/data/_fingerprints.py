@@ -35,7 +35,8 @@ def smiles_fingerprints(smiles: Mapping[str, Any], *, radius: int = 2, n_bits: i
     Raises
     ------
     ImportError, ValueError
-        If RDKit is not installed; if a SMILES is no molecule (the message names the drugs), or a number out of range.
+        If RDKit is not installed; if a SMILES is not a molecule (the message names the drugs), or a number
+        is out of range.
 
     References
     ----------

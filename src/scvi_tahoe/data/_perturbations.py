@@ -221,7 +221,7 @@ class EmbeddingTable:
         try:
             names, matrix = _names_and_rows(table, where)
         except ValueError as error:
-            raise ValueError(f"{where} is no perturbation-embedding table: {error}") from None
+            raise ValueError(f"{where} is not a perturbation-embedding table: {error}") from None
         if matrix.ndim != 2 or matrix.shape[0] != len(names) or matrix.shape[1] == 0:
             what = f"{len(names)} names and a matrix of shape {matrix.shape}"
             raise ValueError(f"{where} has {what}; one row a name is needed.")

@@ -99,13 +99,13 @@ def write_store(
     FileNotFoundError, FileExistsError, KeyError
         If a file does not exist, the folder does, or a column or layer does not.
     ValueError
-        If a file is no h5ad, files do not fit together, or expression is not log1p of normalised counts.
+        If a file is not an h5ad file, files do not fit together, or expression is not log1p of normalised counts.
     """
     files = [files] if isinstance(files, str | Path) else list(files)
     keys = [perturbation_key] if context_key is None else [context_key, perturbation_key]
     folder = Path(folder)
     if overwrite and folder.is_dir() and any(folder.iterdir()) and not is_store(folder):
-        raise FileExistsError(f"{folder} exists and is no store on disk; it is not replaced. Give another name.")
+        raise FileExistsError(f"{folder} exists and is not a store on disk; it is not replaced. Give another name.")
     with ExitStack() as stack:
         sources = [_opened(Path(file), layer, keys, stack) for file in files]
         if not sources:

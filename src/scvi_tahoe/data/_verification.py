@@ -153,8 +153,8 @@ def verify_log1p(matrix: object, where: str) -> ScaleReport:
         )
     if report.keeps_depth:
         warn(
-            f"{where} holds log1p of counts that were not normalised: cells differ by their depth, which is no effect "
-            "of a perturbation. Run sc.pp.normalize_total(adata, target_sum=1e4) before sc.pp.log1p(adata)."
+            f"{where} holds log1p of counts that were not normalised: cells differ by their depth, which is not an "
+            "effect of a perturbation. Run sc.pp.normalize_total(adata, target_sum=1e4) before sc.pp.log1p(adata)."
         )
     return report
 
@@ -201,7 +201,7 @@ def _verify_encoding(keys: ScreenKeys) -> None:
         raise ValueError(f"combination={keys.combination!r} needs combination_separator, e.g. '+'.")
     if separator is not None and (not separator.strip() or separator in keys.control or DOSE_MARK in separator):
         raise ValueError(
-            f"combination_separator={separator!r} must be text that is no part of control={keys.control!r} and is not "
+            f"combination_separator={separator!r} must be text that is not part of control={keys.control!r} and is not "
             f"{DOSE_MARK!r}, e.g. '+'."
         )
     tables, given = keys.table_keys, keys.perturbation_embedding_key
@@ -269,7 +269,7 @@ def unknown_control(control: str, key: str, names: Sequence[str], more: str = ""
     """Make the error of a control that no cell is labelled with."""
     near = nearest_names(control, names)
     return ValueError(
-        f"control={control!r} is no label of obs[{key!r}]{near}; it has {len(names)} labels, among them "
+        f"control={control!r} is not a label of obs[{key!r}]{near}; it has {len(names)} labels, among them "
         f"{list(names[:5])}{more}."
     )
 

@@ -50,7 +50,7 @@ def verify_hdf5(path: Path) -> None:
     Raises
     ------
     UnsafeFileError
-        If it is no HDF5 file, is damaged, or has links, storage or virtual data in other files.
+        If it is not an HDF5 file, is damaged, or has links, storage or virtual data in other files.
     """
     with damaged(path):
         verify_size(path, _LIMIT)
@@ -183,7 +183,7 @@ def damaged(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001  anndata has errors of its own, which are private
         kind = "h5ad file" if path.suffix == ".h5ad" else path.suffix.removeprefix(".") or "folder of cells"
-        raise UnsafeFileError(f"{path} is no {kind}, or is damaged: {one_line(error)}") from None
+        raise UnsafeFileError(f"{path} is not a readable {kind}: {one_line(error)}") from None
 
 
 def read_h5ad(path: str | Path, *, backed: bool = False) -> AnnData:
@@ -201,7 +201,7 @@ def read_h5ad(path: str | Path, *, backed: bool = False) -> AnnData:
     FileNotFoundError
         If there is no such file.
     UnsafeFileError
-        If it is no h5ad file, is damaged, or refers to other files.
+        If it is not an h5ad file, is damaged, or refers to other files.
     """
     import anndata
 

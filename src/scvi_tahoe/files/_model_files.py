@@ -66,7 +66,7 @@ def verify_model_file(path: Path, *, verify: bool = True) -> dict[str, Any]:
             if not isinstance(weights, dict) or not isinstance(attributes, dict):
                 raise UnsafeFileError("its weights or attributes are no mapping of names to values.")
             if not isinstance(attributes.get("registry_"), dict):
-                raise UnsafeFileError("its registry is no mapping of names to values.")
+                raise UnsafeFileError("its registry is not a mapping of names to values.")
             _verify_weights(weights)
     except UnsafeFileError as error:
         raise UnsafeFileError(

@@ -24,8 +24,8 @@ _REFUSALS = {
     errno.EIO: "the disk reports an error",
 }
 _NO_FOLDER = {
-    errno.EEXIST: "a part of the path is no folder",
-    errno.ENOTDIR: "a part of the path is no folder",
+    errno.EEXIST: "a part of the path is not a folder",
+    errno.ENOTDIR: "a part of the path is not a folder",
     errno.ELOOP: "a part of the path is a link that leads to itself",
     errno.ENAMETOOLONG: "the path is too long",
     errno.ENOENT: "nothing can be made there",
@@ -41,7 +41,7 @@ def make_folder(folder: Path) -> None:
     Raises
     ------
     ValueError
-        If it is no path that a folder can have.
+        If it is not a path that a folder can have.
     OSError
         If it cannot be made; the message says why.
     """
@@ -59,14 +59,14 @@ def make_place(path: Path, *, folder: bool) -> None:
     Raises
     ------
     ValueError
-        If the path is no name of a file.
+        If the path is not the name of a file.
     FileExistsError
         If a folder is there where a file is to be written, a file in place of a folder, or a device or pipe.
     OSError
         If the folder cannot be made.
     """
     if path.name in ("", ".."):
-        raise ValueError(f"{str(path)!r} is no name; give that of a new {'folder' if folder else 'file'}.")
+        raise ValueError(f"{str(path)!r} is not a name; give that of a new {'folder' if folder else 'file'}.")
     if (length := len(path.name.encode(errors="replace"))) > _LONGEST_NAME:
         raise ValueError(f"the name {path.name[:40]}... has {length} bytes; give one of at most {_LONGEST_NAME}.")
     make_folder(path.parent)

@@ -62,7 +62,7 @@ def register_term(
     Raises
     ------
     ValueError
-        If the name is taken, or a need is no field of :class:`SetReference`.
+        If the name is taken, or a need is not a field of :class:`SetReference`.
 
     Examples
     --------

@@ -117,7 +117,7 @@ def read_gene_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def gene_names(settings: Any) -> tuple[str, ...] | None:
-    """Return the entry ``gene_names`` of a mapping, or ``None`` if it has none or it is no list of names."""
+    """Return the entry ``gene_names`` of a mapping, or ``None`` if it has none or it is not a list of names."""
     names = settings.get("gene_names") if isinstance(settings, dict) else None
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return None

@@ -221,7 +221,7 @@ def _labels(folder: Path, config: NetworkConfig, hyper: dict[str, Any]) -> tuple
     if control not in perturbations.names:
         notes = (*notes, f"the control label {control!r} is not among the {len(perturbations.names)} perturbations")
     if not isinstance(key, str | None):
-        raise UnsafeFileError(f"The folder states the cell embedding {str(key)[:40]!r}, which is no name.")
+        raise UnsafeFileError(f"The folder states the cell embedding {str(key)[:40]!r}, which is not a name.")
     return AxisLabels(
         genes=genes,
         decoder_genes=decoder_genes,

@@ -51,7 +51,7 @@ def match_genes(
     Raises
     ------
     KeyError
-        If ``gene_key`` is no column of ``var``.
+        If ``gene_key`` is not a column of ``var``.
     ValueError
         If fewer genes match than are needed to find the lender; the message shows names on both sides.
     """
@@ -61,7 +61,7 @@ def match_genes(
         if gene_key not in var:
             known = [str(c) for c in var.columns]
             raise KeyError(
-                f"gene_key={gene_key!r} is no column of var{nearest_names(gene_key, known)}; it has {known}."
+                f"gene_key={gene_key!r} is not a column of var{nearest_names(gene_key, known)}; it has {known}."
             )
         candidates = {f"var[{gene_key!r}]": var[gene_key]}
     spelled = {where: [_renamed(str(name), aliases) for name in values] for where, values in candidates.items()}

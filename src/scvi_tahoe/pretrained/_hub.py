@@ -44,7 +44,7 @@ _SKIPPED = ("eval*/*", "*.h5ad", "*.csv", "*.npy")
 #: What an export is made of. Anything else, a pickle above all, stays here.
 _ALLOWED = (".safetensors", ".json", ".md")
 _LICENCE = "LICENSE"
-_MOST_PATHS = 20_000  # of a folder that is no model, in which models are looked for
+_MOST_PATHS = 20_000  # of a folder that is not a model, in which models are looked for
 _SHOWN = 12  # models of a repository that an error names
 
 
@@ -370,7 +370,7 @@ def push_model(
 def verify_uploadable(folder: Path, *, base: PretrainedModel | None = None) -> list[str]:
     """Return the names of the files of an export, after reading it as its users will."""
     if not is_export(folder):
-        raise ValueError(f"{folder} is no export of scvi-tahoe; write one with model.export(folder).")
+        raise ValueError(f"{folder} is not an export of scvi-tahoe; write one with model.export(folder).")
     files = sorted(path.name for path in folder.iterdir())
     if strange := [name for name in files if not name.endswith(_ALLOWED) and name != _LICENCE]:
         raise ValueError(f"{folder} holds {strange}, which no export has; nothing was uploaded.")

@@ -35,7 +35,7 @@ def with_checkpoint(model: PretrainedModel, path: Path) -> PretrainedModel:
     content = read_torch(path)
     found = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(found, dict):
-        raise UnsafeFileError(f"{path} holds no state_dict; it is no checkpoint of a run.")
+        raise UnsafeFileError(f"{path} holds no state_dict; it is not a checkpoint of a run.")
     state = {str(n).removeprefix(_PREFIX): tensor for n, tensor in found.items() if str(n).startswith(_PREFIX)}
     try:
         state = merged_tensors({n: _checked(n, t) for n, t in state.items()}, **_scale(model.extra.get("fitted")))

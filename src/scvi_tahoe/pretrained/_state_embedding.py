@@ -171,7 +171,7 @@ def read_state_embedding(
 
 def _weights_file(folder: Path, checkpoint: str | None) -> Path:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; a folder of a State Embedding model holds {_WEIGHTS}.")
+        raise FileNotFoundError(f"{folder} is not a folder; a folder of a State Embedding model holds {_WEIGHTS}.")
     if (folder / "var_dims.pkl").exists():
         raise FileNotFoundError(
             f"{folder} is a State Transition model, which TahoeST.from_pretrained reads; a State Embedding model is "

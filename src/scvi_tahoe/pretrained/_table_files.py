@@ -87,7 +87,7 @@ def _first_lines(path: Path, separator: str) -> tuple[list[str], list[str]]:
             lines = csv.reader(stream, delimiter=separator)
             first, second = next(lines, []), next((line for line in lines if line), [])
     except csv.Error as error:
-        raise UnsafeFileError(f"it is no table of text: {one_line(error)}.") from None
+        raise UnsafeFileError(f"it is not a table of text: {one_line(error)}.") from None
     if not first:
         raise UnsafeFileError("its first line is empty.")
     if len(first) > _MOST_COLUMNS:

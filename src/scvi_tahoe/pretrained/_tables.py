@@ -79,7 +79,7 @@ def read_embedding_table(
 def read_vectors(path: Path, *, header: bool | None = None) -> dict[str, np.ndarray]:
     """Return the rows of a table by label, as :func:`read_embedding_table` reads them, whatever their widths."""
     if path.suffix not in _READERS:
-        raise ValueError(f"{path.name} is no table that can be read; allowed endings are {', '.join(_READERS)}.")
+        raise ValueError(f"{path.name} is not a table that can be read; allowed endings are {', '.join(_READERS)}.")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     return _READERS[path.suffix](path, header)

@@ -150,7 +150,7 @@ def _verify(
             raise TypeError(f"screens[{name!r}] is a {type(screen).__name__}; AnnData with cells is expected.")
     for what, asked in (("weights", list(weights)), ("target", [] if target is None else [target])):
         if unknown := [name for name in asked if name not in names]:
-            raise KeyError(f"{what} names {unknown[0]!r}, which is no screen{nearest_names(unknown[0], names)}.")
+            raise KeyError(f"{what} names {unknown[0]!r}, which is not a screen{nearest_names(unknown[0], names)}.")
     if wrong := {name: weight for name, weight in weights.items() if not (np.isfinite(weight) and weight >= 0)}:
         raise ValueError(f"weights has {wrong}; weights are finite and 0 or more.")
     if target is not None and weights.get(target, 1.0) == 0:

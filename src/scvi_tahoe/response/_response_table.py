@@ -290,7 +290,7 @@ def _profiles(control_expression: pd.DataFrame | None, table: _Rows, context_key
     if control_expression is None:
         return {}
     if not isinstance(control_expression, pd.DataFrame):
-        raise TypeError("control_expression is no DataFrame with contexts as index and genes as columns.")
+        raise TypeError("control_expression is not a DataFrame with contexts as index and genes as columns.")
     profiles = control_expression.set_axis(control_expression.index.astype(str), axis=0)
     if lacking := sorted(set(table.contexts.tolist()) - set(profiles.index)):
         where = "" if context_key is not None else f"; without context_key its one row is named {ONE_CONTEXT!r}"

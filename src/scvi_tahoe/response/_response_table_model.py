@@ -182,7 +182,7 @@ class ResponseModel:
         fitted = fit_responses(
             table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
         )
-        # names of tables that say nothing count too: asking for them is no typo
+        # names of tables that say nothing count too: asking for them is not a typo
         in_tables = {name for frame in frames.values() for name in frame.index}
         measured = Measured.of(fitted, table.has_noise)
         return cls(fitted, measured, table.keys, criterion=criterion, notes=notes, table_names=in_tables)

@@ -54,7 +54,7 @@ def read_fit(folder: Path, device: torch.device) -> tuple[Fitted, Measured, dict
     restore(folder)
     for name in (_VALUES, _ARRAYS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no saved response model: there is no {name} in it.")
+            raise FileNotFoundError(f"{folder} is not a saved response model: there is no {name} in it.")
     verify_checksums(folder)
     values = read_json(folder / _VALUES)
     if not isinstance(values, dict) or values.get("version") != _VERSION:

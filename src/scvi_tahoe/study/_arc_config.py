@@ -122,7 +122,7 @@ def read_arc_config(path: str | Path) -> ArcConfig:
         sections = "which has the sections data.kwargs, model and training"
         raise ValueError(f"{path} is not a configuration of arc-state, {sections}.{ours}")
     if not isinstance(config.get(BACKBONE, {}), dict | None):
-        raise ValueError(f"{path}, line {lines.get(BACKBONE)}: {BACKBONE} is no mapping of names to values.")
+        raise ValueError(f"{path}, line {lines.get(BACKBONE)}: {BACKBONE} is not a mapping of names to values.")
     if not isinstance(config.get("model.kwargs"), dict) or not isinstance(config.get("training"), dict):
         raise ValueError(f"{path} lacks model.kwargs or training; give the resolved config.yaml of a run folder.")
     name = str(config.get("model.name", "state"))

@@ -33,7 +33,7 @@ def read_cells(path: str | Path) -> ad.AnnData:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no h5ad file, is damaged, or refers to other files.
+        If it is not an h5ad file, is damaged, or refers to other files.
     """
     return read_h5ad(path)
 

@@ -116,12 +116,12 @@ class StudyConfig:
                 raise ValueError(f"the study has two rounds named {one.name!r}.")
             if one.source not in (None, *seen):
                 near = nearest_names(str(one.source), seen, n=1)
-                raise ValueError(f"round {one.name!r} starts from {one.source!r}, which is no earlier round{near}.")
+                raise ValueError(f"round {one.name!r} starts from {one.source!r}, which is not an earlier round{near}.")
             seen.append(one.name)
             self.run(one, Path())
         for name in (name for entry in self.lesson for name in group_of(entry).rounds):
             if name not in seen:
-                raise ValueError(f"lesson names {name!r}, which is no round{nearest_names(name, seen, n=1)}.")
+                raise ValueError(f"lesson names {name!r}, which is not a round{nearest_names(name, seen, n=1)}.")
 
     def run(self, one: RoundConfig, folder: Path) -> TahoeRun:
         """Return the run of a round, at the study's scale, in the folder of the study.

@@ -91,7 +91,7 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
     FileNotFoundError
         If there is no log.
     ValueError
-        If the file is no training log.
+        If the file is not a training log.
     """
     path = _log_in(Path(path))
     try:

@@ -43,7 +43,8 @@ def drug_structures(
     Raises
     ------
     ImportError, FileNotFoundError, ValueError
-        If RDKit is not installed; if there is no such file; if it has no column ``smiles``, or a SMILES is no molecule.
+        If RDKit is not installed; if there is no such file; if it has no column ``smiles``, or a SMILES
+        is not a molecule.
     """
     source = "SMILES"
     if not isinstance(smiles, Mapping):

@@ -54,7 +54,9 @@ def gene_effects(
     try:
         effects = pd.read_csv(path, index_col=0).astype(np.float64)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path.name} is no table of gene effects, cell lines x genes of numbers: {error}") from None
+        raise ValueError(
+            f"{path.name} is not a table of gene effects, cell lines x genes of numbers: {error}"
+        ) from None
     effects.columns = [match[1] if (match := _SYMBOL.fullmatch(str(c))) else str(c) for c in effects.columns]
     effects = effects.loc[:, ~effects.columns.duplicated()]
     known = (effects.isna().mean() <= _MOST_MISSING) & (effects.std() > 0)

@@ -54,7 +54,7 @@ def gene_sets(
     Raises
     ------
     FileNotFoundError, ValueError
-        If a file does not exist, a line is no gene set, or too few sets are left.
+        If a file does not exist, a line is not a gene set, or too few sets are left.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such file, or a line is no gene set.
+        If there is no such file, or a line is not a gene set.
     """
     return _sets_of(existing(path, "a .gmt file"))
 
@@ -103,7 +103,7 @@ def _sets_of(path: Path) -> dict[str, list[str]]:
             name, *fields = line.rstrip().split("\t")
             if len(fields) < 2:
                 raise ValueError(
-                    f"line {number} of {path.name} is no gene set: name, description and genes are needed."
+                    f"line {number} of {path.name} is not a gene set: name, description and genes are needed."
                 )
             members = [gene.strip() for gene in fields[1:] if gene.strip()]
             found[name] = list(dict.fromkeys([*found.get(name, []), *members]))

@@ -172,7 +172,7 @@ def _sequences(path: Path) -> dict[str, str]:
                 gene = _GENE.search(line)
                 name, parts = gene[1] if gene else (line[1:].split() or [f"entry {number}"])[0], []
             elif line and (not name or not _AMINO_ACIDS.fullmatch(line)):
-                raise ValueError(f"line {number} of {path.name} is no part of a FASTA file: {line[:40]!r}.")
+                raise ValueError(f"line {number} of {path.name} is not part of a FASTA file: {line[:40]!r}.")
             else:
                 parts.append(line.upper())
     finish()

@@ -86,7 +86,7 @@ def _links(path: Path, min_score: int) -> pd.DataFrame:
         chunks = pd.read_csv(path, sep=" ", usecols=columns, chunksize=_AT_ONCE)
         links = pd.concat([chunk[chunk["combined_score"] >= min_score] for chunk in chunks], ignore_index=True)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path.name} is no links file of STRING with columns {columns}: {error}") from None
+        raise ValueError(f"{path.name} is not a links file of STRING with columns {columns}: {error}") from None
     if links.empty:
         raise ValueError(f"{path.name} has no link with a score of {min_score} or more.")
     return links
@@ -95,5 +95,5 @@ def _links(path: Path, min_score: int) -> pd.DataFrame:
 def _symbols(path: Path) -> dict[str, str]:
     info = pd.read_csv(path, sep="\t", dtype=str)
     if "preferred_name" not in info:
-        raise ValueError(f"{path.name} is no info file of STRING: it has no column preferred_name.")
+        raise ValueError(f"{path.name} is not an info file of STRING: it has no column preferred_name.")
     return dict(zip(info.iloc[:, 0], info["preferred_name"], strict=True))
