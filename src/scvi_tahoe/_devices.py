@@ -78,7 +78,7 @@ def training_device(options: Mapping[str, Any]) -> torch.device:
         local %= torch.cuda.device_count()
         return torch.device("cuda", devices[local] if isinstance(devices, list | tuple) else local)
     if accelerator in ("gpu", "cuda"):
-        raise ValueError(f"accelerator={accelerator!r} was asked for, and this machine has no CUDA device.")
+        raise ValueError(f"accelerator={accelerator!r} was requested, but this machine has no CUDA device.")
     return torch.device(accelerator if accelerator == "mps" else "cpu")
 
 

@@ -278,3 +278,8 @@ def test_what_a_gpu_computes_in_16_bits_is_the_same_network(head, monkeypatch):
 def test_on_a_gpu_products_of_16_bits_give_the_same_network(head):
     expected = in_16_bits(build(**{**WIDE, "head": head}), "cpu")
     assert_same_in_16_bits(in_16_bits(build(**{**WIDE, "head": head}), "cuda"), expected)
+
+
+def test_a_gene_decoder_without_widths_is_refused():
+    with pytest.raises(ValueError, match=r"gene_decoder lacks \['hidden'\]; hidden is a list of widths"):
+        NetworkConfig.from_kwargs({"n_input": 4, "n_output": 4, "n_perturbation": 4, "gene_decoder": {"n_genes": 5}})

@@ -104,7 +104,7 @@ def test_what_is_not_there_or_said_elsewhere_is_refused(make_model, train, tmp_p
         train(model, save_dir=tmp_path / "run")
     assert (tmp_path / "run").read_text() == "notes"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="accelerator='gpu' was asked for, and this machine has no CUDA device"):
+    with pytest.raises(ValueError, match="accelerator='gpu' was requested, but this machine has no CUDA device"):
         train(model, accelerator="gpu")
 
 

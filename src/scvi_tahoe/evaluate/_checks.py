@@ -94,7 +94,7 @@ def raise_or_warn(checks: Sequence[Check], policy: Literal["error", "warn", "off
             warn(f"{check.name}: {check.message}", EvaluationWarning)
     errors = [f"{check.name}: {check.message}" for check in checks if check.status == "error"]
     if errors and policy == "error":
-        hint = 'To score it all the same, pass representation_check="warn".'
+        hint = 'To score it anyway, pass representation_check="warn".'
         raise RepresentationError(" ".join([*errors, hint]))
 
 

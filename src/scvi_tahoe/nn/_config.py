@@ -232,6 +232,8 @@ class NetworkConfig:
         _verify_known_keys(cls, kwargs)
         if (decoder := kwargs.get("gene_decoder")) is not None:
             _verify_known_keys(GeneDecoderConfig, decoder)
+            if missing := sorted({"n_genes", "hidden"} - set(decoder)):
+                raise ValueError(f"gene_decoder lacks {missing}; hidden is a list of widths, e.g. [512, 512].")
             kwargs = {**kwargs, "gene_decoder": GeneDecoderConfig(**decoder)}
         return cls(**kwargs)
 

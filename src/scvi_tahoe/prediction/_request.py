@@ -332,7 +332,7 @@ def plan_prediction(request: PredictionRequest, data: PredictionData) -> Predict
         found = {asked: known for asked, known in found.items() if asked in n_cells}
         if not found:
             raise ValueError(
-                f"n_cells names none of the conditions that are asked for; its keys are (context, perturbation), "
+                f"n_cells names none of the requested conditions; its keys are (context, perturbation), "
                 f"e.g. {list(n_cells)[:2]}."
             )
     pools = {context: index.controls(context) for context in dict.fromkeys(c.context for c in found)}

@@ -140,7 +140,7 @@ def verify_scale(
     # where the cells come with an embedding, it stands behind the genes
     check = compare_scale(output.prediction_SNG[..., compared], control_SNX[..., compared])
     if not check.ok:
-        raise ValueError(f"{check.message} To load the weights all the same, pass check_scale=False.")
+        raise ValueError(f"{check.message} To load the weights anyway, pass check_scale=False.")
     logger.info(check.message)
 
 

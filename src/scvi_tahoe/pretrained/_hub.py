@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +44,7 @@ _SKIPPED = ("eval*/*", "*.h5ad", "*.csv", "*.npy")
 #: What an export is made of. Anything else, a pickle above all, stays here.
 _ALLOWED = (".safetensors", ".json", ".md")
 _LICENCE = "LICENSE"
+_MOST_PATHS = 20_000  # of a folder that is no model, in which models are looked for
 _SHOWN = 12  # models of a repository that an error names
 
 
@@ -110,7 +112,8 @@ def read_pretrained(
     )
     found = next((f for f in FORMATS.values() if f.matches is not None and f.matches(place.folder)), None)
     if found is None and place.folder.is_dir() and not list_checkpoints(place.folder):
-        if inside := model_folders(path.relative_to(place.folder).as_posix() for path in place.folder.rglob("*")):
+        paths = islice(place.folder.rglob("*"), _MOST_PATHS)  # it may be anybody's home
+        if inside := model_folders(path.relative_to(place.folder).as_posix() for path in paths):
             raise FileNotFoundError(_several(place.name, inside))
     model = (found or next(f for f in FORMATS.values() if f.matches is None)).read(place.folder, **options)
     origin = model.provenance
@@ -252,7 +255,7 @@ def _snapshot(
         try:
             info = hub.HfApi().model_info(repository, revision=revision)
         except Exception as error:
-            error.add_note(f"{repository} was asked for on the hub; offline=True reads what is in the cache.")
+            error.add_note(f"{repository} was requested from the hub; offline=True reads only the cache.")
             raise
         commit, there = info.sha, [file.rfilename for file in info.siblings or []]
         if not any(file.startswith(prefix) and file.endswith(".safetensors") for file in there):

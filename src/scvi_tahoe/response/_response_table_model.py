@@ -441,7 +441,7 @@ def device_of(device: Any) -> torch.device:
     except (RuntimeError, TypeError):
         raise ValueError(f"device={device!r} is unknown; give 'auto', 'cpu' or 'cuda'.") from None
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} was asked for, and this machine has no CUDA device.")
+        raise ValueError(f"device={device!r} was requested, but this machine has no CUDA device.")
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device={device!r} does not compute in float64; give 'auto', 'cpu' or 'cuda'.")
     return found
