@@ -288,6 +288,9 @@ def test_every_decision_that_is_missing_is_listed_at_once(load):
         start(load(), config={"attention": "causal", "head": "absolute"}, set_size=3)
     assert "other_head" in str(caught.value)
     assert "other_set_size" in str(caught.value)
+    # as it is to be passed, with what is accepted already
+    with pytest.raises(ValueError, match=r"accept=\['other_head', 'other_attention'\], or other data"):
+        start(load(), "other_head", config={"attention": "causal", "head": "absolute"})
 
 
 def test_changing_the_output_never_leaves_a_frozen_random_layer(load):

@@ -327,7 +327,7 @@ class Matching:
             also = f", and accept {others}" if others else ""
             raise DecisionsNeededError(f"{self.needed['new_input']}{also}.", missing)
         if lines := [f"\n  {name!r}: {reason}; then {DECISIONS[name]}." for name, reason in missing.items()]:
-            start = "These weights do not fit the data without decisions of yours. Accept by name, or change the data:"
+            start = f"These weights need decisions of yours, accept={[*sorted(self.accept), *missing]}, or other data:"
             raise DecisionsNeededError(start + "".join(lines), missing)
 
 

@@ -335,6 +335,7 @@ data:
 {separator}
   # dose_key: dose  # column of obs with doses of drugs
   # embedding_files: {{string: string.parquet}}  # tables of genes or drugs, for what is not measured
+  # cell_embedding_key: X_state  # key of obsm with embeddings of cells, as scvi-tahoe embed writes them
 
 # start: {{source: arcinstitute/ST-Tahoe}}  # published weights instead of a network from scratch
 
