@@ -62,6 +62,7 @@ REFUSED = [
     ({"n": 0}, "n=0 must be 1 or more"),
     ({"fraction": 2}, "fraction=2 must be 0 to 1"),
     ({"fraction": 10**400}, "must be"),
+    ({"n": 2**63}, "n is larger than any number that an array or a file holds"),
     ({"fraction": float("nan")}, "fraction is nan; a finite number is needed"),
     ({"names": "al"}, r"names is a list, or 'all' \(did you mean 'all'\?\); got the text 'al', write \['al'\]"),
     ({"names": {"A": 1}}, "names is {'A': 1}; allowed is a list of text"),

@@ -43,6 +43,7 @@ _LATE = {"Axes": "matplotlib.axes"}
 _ANYTHING = (Any, inspect.Parameter.empty)
 
 
+_LARGEST = 2**63 - 1
 _LONGEST_PATH, LONGEST_NAME = 4095, 255  #: bytes, on the usual file systems
 
 
@@ -115,6 +116,8 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
         if (low is not None and value < low) or (high is not None and value > high):
             allowed = f"{low:,} to {high:,}" if None not in bounds else f"{low:,} or more" if high is None else ""
             raise ArgumentError(f"{where}={value!r} must be {allowed or f'at most {high:,}'}.")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ArgumentError(f"{where} is larger than any number that an array or a file holds, {_LARGEST:,}.")
     return value
 
 

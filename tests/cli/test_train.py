@@ -41,7 +41,7 @@ def test_init_finds_labels_and_writes_a_run_file_with_comments(run, screen, tmp_
     assert "1" not in run("finetune", tmp_path / "run.yaml", "--dry-run").output.splitlines()[-1]
 
 
-def test_train_leaves_a_report_and_says_what_is_next(run, screen, tmp_path, monkeypatch):
+def test_train_leaves_a_report_and_says_what_is_next(run, invoke, screen, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "first"
     options = ("--context-key", "donor", "--max-steps", 2, "--preset", "quick", "--folder", folder, "--quiet")
@@ -49,6 +49,11 @@ def test_train_leaves_a_report_and_says_what_is_next(run, screen, tmp_path, monk
     assert f"Open {folder / 'report.html'}" in lines
     assert lines[-1].startswith(f"Next: scvi-tahoe predict {folder}")
     assert "predicted cells" in run(*shlex.split(lines[-1])[2:]).output  # as it is pasted
+    before = screen.read_bytes()
+    onto_itself = invoke(*shlex.split(lines[-1])[2:4], screen, "-o", screen, "--overwrite")
+    assert onto_itself.exit_code == 2
+    assert f"{screen} is what this command reads; give another name" in onto_itself.stderr
+    assert screen.read_bytes() == before
     assert any(line.startswith("Verdict on ") for line in lines)
     assert any(line.startswith("Network: The network ") for line in lines)
     assert "<html" in (folder / "report.html").read_text()

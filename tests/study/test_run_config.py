@@ -78,6 +78,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(values, path):
         ("model.objective.terms", ["energy"], "model.objective.terms is .*allowed is a mapping"),
         ("model.objective.terms.energy", "x", "model.objective.terms.energy is 'x'; allowed is a number"),
         ("train.plan.warmup", "long", "train.plan.warmup is 'long'; allowed is a number"),
+        ("train.threads", 100_000, "train.threads is 100000; it must be at most 1,024"),
         ("train.precision", "bf17", "train.precision is 'bf17'; it is one of auto"),
         ("score.baseline", "mean", "score.baseline is 'mean'; it is one of auto, control"),
     ],

@@ -278,3 +278,11 @@ def test_gene_sets_are_read_by_name(gmt):
     sets = tables.read_gene_sets(gmt)
     assert sets["tiny"] == GENES[:1]
     assert len(sets) == 22
+
+
+@pytest.mark.parametrize("content", [b"", "s\tu\tA\n".encode("utf-16")], ids=["empty", "UTF-16"])
+@pytest.mark.parametrize("read", [tables.read_gene_sets, tables.read_aliases, tables.drug_targets])
+def test_a_file_that_is_empty_or_no_utf8_is_named(tmp_path, read, content):
+    (tmp_path / "a.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tsv is (empty|damaged)"):
+        read(tmp_path / "a.tsv")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scvi_tahoe.cli._terminal import one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import one_line_errors, quiet_frameworks, verify_output
 
 
 def predict(
@@ -54,6 +54,7 @@ def predict(
         from scvi_tahoe.pretrained import holds_run, is_export
         from scvi_tahoe.study import read_cells
 
+        verify_output(output, data, model)
         adata = read_cells(data)
         # an export knows its columns, and needs no data but the cells to start from
         exported = is_export(model) or holds_run(model)

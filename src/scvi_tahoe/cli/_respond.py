@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Quiet, named_files, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import Quiet, named_files, one_line_errors, quiet_frameworks, verify_output
 
 
 def respond(  # noqa: PLR0913
@@ -53,6 +53,8 @@ def respond(  # noqa: PLR0913
     quiet_frameworks()
     with one_line_errors():
         for path in (output, report, save):
+            if path is not None:
+                verify_output(path, table)
             if path is not None and path.exists() and not overwrite:
                 raise FileExistsError(f"{path} exists; give --overwrite to replace it, or another name.")
         named = named_files(tables)

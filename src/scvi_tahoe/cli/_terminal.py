@@ -87,6 +87,12 @@ def same_command() -> str:
     return f"{program()} {shlex.join(sys.argv[1:])}"
 
 
+def verify_output(output: Path, *inputs: Path) -> None:
+    """Refuse to write what a command makes over what it reads."""
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise ValueError(f"{output} is what this command reads; give another name for what it writes.")
+
+
 def say_error(text: str) -> None:
     """Write a line about a mistake to standard error, in colour on a terminal."""
     typer.secho("scvi-tahoe: ", fg=typer.colors.RED, bold=True, nl=False, err=True)

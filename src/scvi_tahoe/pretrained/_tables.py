@@ -97,7 +97,7 @@ def _read_rows(path: Path, names: list[str], matrix: np.ndarray) -> dict[str, np
 
 
 def _named(path: Path, names: Any, matrix: np.ndarray) -> dict[str, np.ndarray]:
-    labels = [str(name) for name in names]
+    labels = [str(name) for name in np.atleast_1d(names)]
     if matrix.ndim != 2 or len(matrix) != len(labels) or len(set(labels)) < len(labels):
         raise ValueError(
             f"{path.name} has {len(labels)} names, {len(set(labels))} of them different, and a matrix of shape "

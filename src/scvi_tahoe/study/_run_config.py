@@ -37,6 +37,7 @@ PATHS = ("path", "held_out", "embedding_files")
 #: and those of ``start``
 SOURCES = ("source", "backbone_from")
 _Dataset = Literal["papalexi_few_shot", "papalexi_thp1", "norman_k562", "simulated"]
+_MOST_THREADS = 1_024  # the system ends a process that asks for many more
 _PRECISIONS = tuple("auto 32-true bf16-mixed 16-mixed bf16-true 16-true 64-true 32 bf16 16 64".split())
 _DIMENSIONS = ("hidden", "n_layers", "intermediate", "n_heads")
 
@@ -206,6 +207,8 @@ class TrainConfig(Section):
             validate_every=self.validate_every, patience=self.patience, save_steps=self.save_steps,
             threads=self.threads,
         )  # fmt: skip
+        if (self.threads or 1) > _MOST_THREADS:
+            raise ValueError(f"train.threads is {self.threads}; it must be at most {_MOST_THREADS:,}.")
         if str(self.precision) not in _PRECISIONS:
             raise ValueError(f"train.precision is {self.precision!r}; it is one of {', '.join(_PRECISIONS)}.")
         _verify_known("train.loggers names the unknown", self.loggers, LOGGERS)

@@ -11,7 +11,8 @@ import pandas as pd
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import smiles_fingerprints
-from scvi_tahoe.tables._table import components_of_sets, described, existing
+from scvi_tahoe.files import reading
+from scvi_tahoe.tables._table import LARGEST_TEXT, components_of_sets, described, existing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,4 +126,5 @@ def drug_targets(
 
 def _read(path: str | Path, what: str) -> tuple[Path, pd.DataFrame]:
     path = existing(path, what)
-    return path, pd.read_csv(path, dtype=str, sep="\t" if path.suffix == ".tsv" else ",")
+    with reading(path, LARGEST_TEXT):
+        return path, pd.read_csv(path, dtype=str, sep="\t" if path.suffix == ".tsv" else ",")
