@@ -240,7 +240,7 @@ REFUSED = {
     "an unknown combination": ({**PAIRS, "combination": "product"}, "combination='product' is unknown; allowed are"),
     "learned without a separator": ({"combination": "learned"}, "combination='learned' needs combination_separator"),
     "an empty separator": ({"combination_separator": " "}, "combination_separator=' ' must be text that is no part"),
-    "a separator in the control": ({"combination_separator": "o"}, "no part of control='control'"),
+    "a separator in the control": ({"combination_separator": "o"}, "not part of control='control'"),
     "the mark of doses as separator": ({"combination_separator": "@"}, "is not '@'"),
     "no tables in a list": ({"perturbation_embedding_key": []}, r"perturbation_embedding_key=\[\] must name each"),
     "a table twice": ({"perturbation_embedding_key": ["table"] * 2}, "must name each table once"),

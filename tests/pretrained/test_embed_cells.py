@@ -238,7 +238,7 @@ REFUSED = {
     "too few genes": ({"genes": "three"}, {}, "3 of 3 genes .* too few"),
     "no cells": ({"cells": 0}, {}, "has no cells"),
     "an unknown layer": ({}, {"layer": "cuonts"}, "not in layers"),
-    "an unknown column of genes": ({}, {"gene_key": "symbol"}, "no column of var"),
+    "an unknown column of genes": ({}, {"gene_key": "symbol"}, "not a column of var"),
     "an unknown scale": ({}, {"scale": "raw"}, "scale='raw' is unknown"),
     "an unknown precision": ({}, {"precision": "16"}, "precision='16' is unknown"),
     "no draws": ({}, {"n_draws": 0}, "n_draws=0 must be 1 or more"),
@@ -305,8 +305,8 @@ def test_files_that_hold_no_cells_are_refused(model, tmp_path):
     columns.X = columns.X.tocsc()
     columns.write_h5ad(tmp_path / "columns.h5ad")
     for name, message in (
-        ("text.h5ad", "no h5ad file"),
-        ("empty", "no folder of cells"),
+        ("text.h5ad", "not a readable h5ad file"),
+        ("empty", "not a readable folder of cells"),
         ("columns.h5ad", "by rows"),
     ):
         with pytest.raises(ValueError, match=message):

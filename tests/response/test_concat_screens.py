@@ -72,7 +72,7 @@ def test_controls_of_other_names_get_the_name_of_the_first(screens):
     [
         ({"weights": {"d": 1.0}}, KeyError, "names 'd', which is not a screen"),
         ({"weights": {"a": -1.0}}, ValueError, "0 or more"),
-        ({"target": "z"}, KeyError, "no screen"),
+        ({"target": "z"}, KeyError, "not a screen"),
         ({"target": "a", "weights": {"a": 0}}, ValueError, "nothing would be learned"),
         ({"perturbation_key": "perturbatio"}, KeyError, "did you mean 'perturbation'"),
         ({"control": "ctrl"}, ValueError, "no cell with control='ctrl'"),
