@@ -126,7 +126,7 @@ def main() -> None:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     columns = ["tried", *sorted({column for row in rows.values() for column in row} - {"tried", "seconds"}), "seconds"]
-    print(pd.DataFrame([[row[c] for c in columns] for row in rows.values()], list(rows), columns).to_markdown())
+    print(pd.DataFrame([[row[c] for c in columns] for row in rows.values()], list(rows), columns).to_string())
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
 
 
