@@ -251,7 +251,7 @@ def test_a_refused_file_leaves_nothing_behind(change, options, error, message, s
     ("names", "error", "message"),
     [
         (["absent.h5ad"], FileNotFoundError, "absent.h5ad does not exist"),
-        (["text.h5ad"], ValueError, "text.h5ad is not an h5ad file"),
+        (["text.h5ad"], ValueError, "text.h5ad is not a readable h5ad file"),
         (["all.h5ad", "some.h5ad"], ValueError, "some.h5ad has other genes than .*all.h5ad: 10 are missing"),
         ([], ValueError, "no file was given"),
     ],

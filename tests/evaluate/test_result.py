@@ -146,5 +146,6 @@ def test_the_page_for_people_says_what_the_verdict_says_and_needs_nothing_else(q
     assert text.count("data:image/png") >= 2
     assert len(quick.verdict.best) >= 2
     for metric, row in quick.verdict.best.iterrows():
-        assert f"<td>{row['standing']}</td><td>{row['baseline']}</td>" in text, metric
+        words = {"not told apart": "not distinguishable", "undefined": "without an interval"}
+        assert f"<td>{words.get(row['standing'], row['standing'])}</td><td>{row['baseline']}</td>" in text, metric
     assert text.count(" in ") >= len(quick.per_perturbation)

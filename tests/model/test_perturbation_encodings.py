@@ -239,7 +239,7 @@ def test_a_mudata_takes_combinations_too(pairs, train):
 REFUSED = {
     "an unknown combination": ({**PAIRS, "combination": "product"}, "combination='product' is unknown; allowed are"),
     "learned without a separator": ({"combination": "learned"}, "combination='learned' needs combination_separator"),
-    "an empty separator": ({"combination_separator": " "}, "combination_separator=' ' must be text that is no part"),
+    "an empty separator": ({"combination_separator": " "}, "combination_separator=' ' must be text that is not part"),
     "a separator in the control": ({"combination_separator": "o"}, "not part of control='control'"),
     "the mark of doses as separator": ({"combination_separator": "@"}, "is not '@'"),
     "no tables in a list": ({"perturbation_embedding_key": []}, r"perturbation_embedding_key=\[\] must name each"),

@@ -85,7 +85,7 @@ def test_neither_cells_nor_weights_are_passed_on_unasked(model):
 
 
 def test_only_an_export_that_is_whole_can_be_uploaded(model, tmp_path):
-    with pytest.raises(ValueError, match="no export"):
+    with pytest.raises(ValueError, match="not an export"):
         verify_uploadable(tmp_path / "arc")
     export_model(model, tmp_path / "export")
     (tmp_path / "export" / "model.pt").write_bytes(b"a pickle")

@@ -187,7 +187,10 @@ def test_a_refused_run_leaves_nothing(finished, values, tmp_path, changes, error
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
-    [("damaged", ValueError, "is not an h5ad file"), ("no", FileNotFoundError, "an h5ad file with cells is expected")],
+    [
+        ("damaged", ValueError, "is not a readable h5ad file"),
+        ("no", FileNotFoundError, "an h5ad file with cells is expected"),
+    ],
 )
 def test_files_that_are_no_cells_are_named(values, tmp_path, name, error, message):
     (tmp_path / "damaged.h5ad").write_text("no cells")

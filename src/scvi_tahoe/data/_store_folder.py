@@ -81,7 +81,7 @@ def _verified(folder: Path) -> zarr.Group:
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist; a folder that `scvi-tahoe convert` wrote is needed.")
     if not is_store(folder):
-        what = "no store on disk of scvi-tahoe" if folder.is_dir() else "a file, and a store on disk is a folder"
+        what = "not a store on disk of scvi-tahoe" if folder.is_dir() else "a file, and a store on disk is a folder"
         raise ValueError(f"{folder} is {what}; {how}")
     verify_zarr(folder, verify=False)
     group = _opened(folder)
