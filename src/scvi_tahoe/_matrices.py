@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_tahoe._memory import verify_memory
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -59,6 +61,33 @@ def trusted_matrix(matrix: Any, where: str, shape: tuple[int, int] | None = None
         kind = sp.csr_matrix if matrix.format == "csr" else sp.csc_matrix
         matrix = kind((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
     return verified_sparse(matrix, where)
+
+
+def verify_fits(matrix: Any, what: str) -> None:
+    """Refuse a matrix in a file that does not fit into main memory, before it is read.
+
+    Parameters
+    ----------
+    matrix
+        Matrix of cells x genes; anything that is in memory already passes.
+    what
+        Its rows, for the message, e.g. ``"cells of the prediction"``.
+
+    Raises
+    ------
+    ValueError
+        With the estimate, and the largest number of rows that fits.
+    """
+    if isinstance(matrix, np.ndarray) or sp.issparse(matrix):
+        return
+    if hasattr(matrix, "group"):  # CSR or CSC in a file
+        n_bytes = sum(matrix.group[name].shape[0] * matrix.group[name].dtype.itemsize for name in ("data", "indices"))
+    else:
+        n_bytes = int(np.prod(matrix.shape)) * np.dtype(matrix.dtype).itemsize
+    n = max(matrix.shape[0], 1)
+    verify_memory(
+        what, n, n_bytes / n, "Read only the cells and genes that are needed: adata[cells, genes].to_memory()."
+    )
 
 
 def _unwrapped(matrix: Any, where: str) -> Any:

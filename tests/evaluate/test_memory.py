@@ -8,6 +8,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 from scvi_tahoe.evaluate import EvaluationReference
 
@@ -53,3 +54,15 @@ def test_an_evaluation_with_ceiling_needs_less_than_three_matrices(scored, conte
 
 def test_a_named_baseline_needs_its_own_cells_and_no_second_copy_of_them(scored):
     assert copies(scored, screen(1), screen(2), ceiling=False, baseline="control") < 2
+
+
+@pytest.mark.parametrize("kind", [np.asarray, csr_matrix], ids=["dense", "CSR"])
+def test_cells_in_a_file_that_do_not_fit_into_memory_are_refused_unread(kind, tmp_path, monkeypatch):
+    truth = screen(0, n_cells=4, n_genes=50)
+    truth.X = kind(truth.X)
+    truth.write_h5ad(tmp_path / "truth.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "truth.h5ad", backed="r")
+    assert EvaluationReference.from_adata(backed, **KEYS).cells.n_cells == truth.n_obs
+    monkeypatch.setattr("scvi_tahoe._memory.free_memory", lambda: 1000.0)
+    with pytest.raises(ValueError, match=r"124 cells of the reference take about .*at most \d+ fit.*to_memory"):
+        EvaluationReference.from_adata(backed, **KEYS)

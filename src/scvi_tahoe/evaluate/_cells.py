@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from scvi_tahoe._constants import ALL_CONTEXT
 from scvi_tahoe._labels import verify_labels, verify_unique
-from scvi_tahoe._matrices import trusted_matrix
+from scvi_tahoe._matrices import trusted_matrix, verify_fits
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -204,6 +204,7 @@ def _expression(adata: AnnData, layer: str | None, role: str) -> Matrix:
     matrix: Matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ValueError(f"The {role} has no expression: X is None. Name the layer that holds it with layer=...")
+    verify_fits(matrix, f"cells of the {role}")
     matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix  # CSR in a file
     matrix = trusted_matrix(matrix, f"The expression of the {role}", adata.shape)
     matrix = matrix.tocsr() if sp.issparse(matrix) else np.asarray(matrix[:])  # dense in a file is read by the slice
