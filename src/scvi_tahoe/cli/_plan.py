@@ -61,6 +61,5 @@ def plan(
         if output is not None:
             atomic_write_text(output, chosen.to_csv(index=False))
     text = chosen.to_json(orient="records", indent=1) if json else chosen.round(3).to_string(index=False)
-    typer.echo(text)
     if output is not None:
         typer.echo(f"Written: {output}", err=json)

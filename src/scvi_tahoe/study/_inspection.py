@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe import EvaluationResult, TahoeST
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.data import is_store, read_store
 from scvi_tahoe.files import verify_hdf5
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
-from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, PROVENANCE, read_checkpoint
+from scvi_tahoe.study._run_files import BEST, LAST, METRICS, PROVENANCE, read_checkpoint
+from scvi_tahoe.study._screen_look import REPEATED_NAMES, look_at_screen
 from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 
 if TYPE_CHECKING:
@@ -92,8 +94,11 @@ def _reader(path: Path) -> Callable[[Path], Inspection] | None:
     if path.is_file():
         kinds = {".h5ad": _cells, **dict.fromkeys((".parquet", ".npz", ".tsv"), _table), ".pt": _saved_model}
         return kinds.get(path.suffix)
-    if is_store(path):
-        return _store
+    if (path / "zarr.json").is_file():
+        from scvi_tahoe.data import is_store
+
+        if is_store(path):
+            return _store
     marks = {"result.json": _evaluation, SAVED_MODEL: _saved_model, "scores.csv": _scores}
     if (path / PROVENANCE).exists():  # the folder of a run also has a result.json
         return None
@@ -102,7 +107,9 @@ def _reader(path: Path) -> Callable[[Path], Inspection] | None:
 
 def _cells(path: Path) -> Inspection:
     verify_hdf5(path)
-    cells = ad.read_h5ad(path, backed="r")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=REPEATED_NAMES)
+        cells = ad.read_h5ad(path, backed="r")
     try:
         record = cells.uns.get("scvi_tahoe_prediction")
         columns = {str(c): int(cells.obs[c].nunique()) for c in cells.obs}
@@ -124,11 +131,30 @@ def _cells(path: Path) -> Inspection:
         lines += ["A prediction of scvi-tahoe:", *(f"  {name:<16} {value}" for name, value in known.items())]
         content["prediction"] = known
     else:
-        lines.append(f"Train on it: scvi-tahoe train {path} --perturbation-key ... --control ...")
+        lines += _as_screen(path)
     return Inspection("\n".join(lines), content)
 
 
+def _as_screen(path: Path) -> list[str]:
+    """Say how to train on a file of cells, and what has to be done first, as far as its labels tell."""
+    try:
+        look = look_at_screen(path)
+    except (ValueError, KeyError) as error:
+        return [f"Train on it: scvi-tahoe train {path} --perturbation-key ... --control ...", f"note: {error.args[0]}"]
+    options = {"perturbation-key": look.perturbation_key, "control": look.control, "context-key": look.context_key,
+               "layer": look.layer, "combination-separator": look.separator}  # fmt: skip
+    given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items() if value is not None)
+    lines = [f"note: {remark}" for remark in look.remarks]
+    if look.problems:
+        lines += [f"problem: {problem}" for problem in look.problems]
+        lines.append(f"Mend it in Python:\n\n{indent(look.remedy(), '    ')}\n")
+    prepared = look.prepared if look.problems else path
+    return [*lines, f"Train on it: scvi-tahoe train {shlex.quote(str(prepared))} {given}"]
+
+
 def _store(path: Path) -> Inspection:
+    from scvi_tahoe.data import read_store
+
     cells = read_store(path)
     text = (
         f"{path}: a store of {cells.n_obs:,} cells of {cells.n_vars:,} genes; obs has {', '.join(map(str, cells.obs))}"
@@ -144,12 +170,16 @@ def _table(path: Path) -> Inspection:
 
 
 def _evaluation(path: Path) -> Inspection:
+    from scvi_tahoe.evaluate import EvaluationResult
+
     result = EvaluationResult.load(path)
     content = {"summary": json.loads(result.summary.to_json(orient="index")), "verdict": str(result.verdict)}
     return Inspection(f"{path}\n{result!r}", content)
 
 
 def _saved_model(path: Path) -> Inspection:
+    from scvi_tahoe.model import TahoeST
+
     folder = path if path.is_dir() else path.parent
     registry = TahoeST.load_registry(str(folder))
     known = registry.get("setup_args", {})
