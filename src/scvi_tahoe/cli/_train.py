@@ -102,6 +102,12 @@ def train(  # noqa: PLR0913
         )
         partial(typer.echo, err=json)(found.text())
     carry_out(run, folder, dry_run=dry_run, json=json, quiet=quiet)
+    if not (dry_run or json) and (found.recurs or table):
+        keys = {"perturbation-key": perturbation_key, "control": control, "context-key": context_key,
+                "layer": found.layer}  # fmt: skip
+        given = [word for name, value in keys.items() if value is not None for word in (f"--{name}", value)]
+        given += [word for one in table or [] for word in ("--table", one)]
+        typer.echo(f"What to measure next: {program()} plan {shlex.join([str(data), *given])}")
 
 
 def init(

@@ -318,7 +318,7 @@ def result_text(result: RunResult, *, as_json: bool = False) -> str:
         return json.dumps(values, indent=1, default=float)
     lines = []
     if summary is not None:
-        shown = summary[["value", "baseline", "ceiling", "scaled"]].round(4)
+        shown = summary[["value", "baseline", "ceiling", "scaled"]].rename(columns={"scaled": "share"}).round(4)
         lines.append(shown.rename(result.scores.metric_label).rename_axis(None).to_string(na_rep=""))  # type: ignore[union-attr]
     if vcc is not None:
         lines.append(f"{overall_title(vcc)} {vcc['overall']:.2f}")

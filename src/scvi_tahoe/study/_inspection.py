@@ -19,7 +19,7 @@ from scvi_tahoe.files import verify_hdf5
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
-from scvi_tahoe.study._run_files import BEST, LAST, METRICS, PROVENANCE, read_checkpoint
+from scvi_tahoe.study._run_files import BEST, LAST, METRICS, PROVENANCE, SCORES, read_checkpoint
 from scvi_tahoe.study._screen_look import REPEATED_NAMES, look_at_screen
 from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _LOGS = ("metrics.csv", "*_metrics.csv", "version_*/metrics.csv")
 #: file of a model that TahoeST.save wrote
 SAVED_MODEL = "model.pt"
+_VERDICT = "verdict.txt"
 _MODEL_FILES = ("config.json", "config.yaml", "*.safetensors", "var_dims.pkl")
 
 
@@ -76,7 +77,8 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
         return _checkpoint(path)
     if (reader := _reader(path)) is not None:
         return reader(path)
-    parts = [_logs(path, config)] if path.is_file() or _has(path, _LOGS) else []
+    parts = [_verdict(path)] if (path / SCORES / _VERDICT).is_file() else []
+    parts += [_logs(path, config)] if path.is_file() or _has(path, _LOGS) else []
     # a model in arc-state's format or an export; the folder of a run of ours keeps its model inside
     is_model = _has(path, _MODEL_FILES) and not (path / PROVENANCE).exists()
     if path.is_dir() and (checkpoint is not None or not parts or is_model):
@@ -123,7 +125,7 @@ def _cells(path: Path) -> Inspection:
         cells.file.close()
     lines = [
         f"{path}: {content['n_cells']:,} cells of {content['n_genes']:,} genes",
-        "obs     " + ", ".join(f"{name} ({n:,} values)" for name, n in columns.items()),
+        "obs     " + ", ".join(f"{name} ({n:,})" for name, n in columns.items()) + " values",
         *([f"layers  {', '.join(content['layers'])}"] if content["layers"] else []),
     ]
     if record is not None:
@@ -194,11 +196,19 @@ def _scores(path: Path) -> Inspection:
     table = pd.read_csv(path / "scores.csv", index_col=0)
     lines = [f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}"]
     lines.append(table.to_string(float_format="{:.3f}".format, na_rep=""))
-    if (path / "evaluation" / "verdict.txt").is_file():
-        lines.append((path / "evaluation" / "verdict.txt").read_text().rstrip())
+    if (path / "evaluation" / _VERDICT).is_file():
+        lines.append((path / "evaluation" / _VERDICT).read_text().rstrip())
     if (path / "report.html").is_file():
         lines.append(f"Open {path / 'report.html'}")
     return Inspection("\n\n".join(lines), {"scores": json.loads(table.to_json(orient="index"))})
+
+
+def _verdict(path: Path) -> Inspection:
+    """Say how good the prediction of a run is, and what to open."""
+    text = (path / SCORES / _VERDICT).read_text().rstrip()
+    report = path / "report.html"
+    opened = f"\nOpen {report}" if report.is_file() else ""
+    return Inspection(f"{path}\n{text}{opened}", {"verdict": text})
 
 
 def _has(folder: Path, patterns: tuple[str, ...]) -> bool:

@@ -217,9 +217,8 @@ def look_at_screen(
         remarks.append(f"X holds raw counts, and layer {named!r} is read instead")
     several = [label for label in labels.index if label != control and _NO_SINGLE_GUIDE.fullmatch(label)]
     if several:
-        remarks.append(
-            f"{' and '.join(map(repr, several))} is taken for a perturbation; remove its cells if it is none"
-        )
+        names = " and ".join(map(repr, several))
+        remarks.append(f"{names} is taken for a perturbation; remove its cells if it is none")
     if found is not None and combination_separator in (None, ""):
         example = next(label for label in labels.index if found in label)
         remarks.append(f"labels such as {example!r} may be combinations, separated by {found!r}")
