@@ -38,6 +38,7 @@ _CONTEXT = (
     "sample",
     "line",
 )
+_PANEL = 1_000  # genes, below which the median total keeps the size of counts
 #: what anndata warns of
 REPEATED_NAMES = "(Variable|Observation) names are not unique"
 _MOST_CONTEXTS = 200
@@ -228,7 +229,7 @@ def look_at_screen(
             "well measured conditions are reproduced. With a table of genes or drugs, hold out perturbations"
         )
     problems = _problems(
-        perturbation_key, layer=layer, counts=counts, repeated=repeated, unlabelled=int(unlabelled.sum()),
+        perturbation_key, shape[1], layer=layer, counts=counts, repeated=repeated, unlabelled=int(unlabelled.sum()),
         several=several,
     )  # fmt: skip
     return ScreenLook(
@@ -240,7 +241,14 @@ def look_at_screen(
 
 
 def _problems(
-    key: str, *, layer: str | None, counts: bool, repeated: dict[str, bool], unlabelled: int, several: list[str]
+    key: str,
+    n_genes: int,
+    *,
+    layer: str | None,
+    counts: bool,
+    repeated: dict[str, bool],
+    unlabelled: int,
+    several: list[str],
 ) -> dict[str, str]:
     """Return what makes a file unusable, and the lines of Python that mend it."""
     found = {f"several {what} have the same name": f"adata.{axis}_names_make_unique()"
@@ -254,7 +262,7 @@ def _problems(
         matrix = "X" if layer is None else f"layer {layer!r}"
         found[f"{matrix} holds raw counts, and log1p of normalised counts is needed"] = (
             "" if layer is None else f"adata.X = adata.layers[{layer!r}].copy()\n"
-        ) + "sc.pp.normalize_total(adata, target_sum=1e4)\nsc.pp.log1p(adata)"
+        ) + f"sc.pp.normalize_total(adata{'' if n_genes < _PANEL else ', target_sum=1e4'})\nsc.pp.log1p(adata)"
     return found
 
 
