@@ -303,7 +303,7 @@ class ResponseModel:
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        candidates that it takes away from the others; ``left``, the share of those that are still not measured.
+        candidates that it takes away from the others; ``left``, the share that then remains for the others.
 
         Raises
         ------
