@@ -332,9 +332,9 @@ class ResponseModel:
         Parameters
         ----------
         losses
-            Whether to add how much the squared error of left-out conditions grows if kernels do without each table,
-            without what is special to a context, and without what the perturbation does elsewhere (column ``loss``; .1
-            is 10 % more). Up to 250 conditions decide.
+            Whether to add how much the squared error of left-out conditions grows without each table, without what is
+            specific to a context, and without what the perturbation does elsewhere (column ``loss``; 0.1 is 10 % more).
+            Up to 250 conditions decide.
 
         Returns
         -------
