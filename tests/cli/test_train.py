@@ -132,6 +132,24 @@ def test_counts_as_a_sequencer_leaves_them_are_refused_with_the_lines_that_mend_
     assert "Nothing was written" in run("finetune", "run.yaml", "--dry-run").output
 
 
+@pytest.mark.parametrize(
+    ("kept", "line"),
+    [
+        pytest.param("counts", "adata.X = adata.layers['counts'].copy()", id="counts in a layer"),
+        pytest.param("raw", "adata = adata.raw.to_adata()", id="raw"),
+    ],
+)
+def test_scaled_values_are_refused_with_the_matrix_to_take_instead(invoke, screen, tmp_path, kept, line):
+    adata = ad.read_h5ad(screen)
+    adata.raw = adata if kept == "raw" else None
+    adata.layers = {"counts": adata.layers["counts"]} if kept == "counts" else {}
+    adata.X = adata.X.toarray() - 1
+    adata.write_h5ad(tmp_path / "scaled.h5ad")
+    message = invoke("train", tmp_path / "scaled.h5ad", *LABELS).stderr
+    assert "X holds negative values, as after sc.pp.scale" in message
+    assert line in message
+
+
 def test_init_reads_the_layer_that_holds_logarithms_of_counts(run, screen, tmp_path):
     adata = ad.read_h5ad(screen)
     adata.layers["log1p"], adata.X = adata.X.copy(), adata.layers["counts"]

@@ -149,7 +149,7 @@ def _as_screen(path: Path) -> list[str]:
     lines = [f"note: {remark}" for remark in look.remarks]
     if look.problems:
         lines += [f"problem: {problem}" for problem in look.problems]
-        lines.append(f"Mend it in Python:\n\n{indent(look.remedy(), '    ')}\n")
+        lines.append(f"Write a prepared file in Python:\n\n{indent(look.remedy(), '    ')}\n")
     prepared = look.prepared if look.problems else path
     return [*lines, f"Train on it: scvi-tahoe train {shlex.quote(str(prepared))} {given}"]
 
