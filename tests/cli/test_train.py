@@ -52,7 +52,7 @@ def test_train_leaves_a_report_and_says_what_is_next(run, invoke, screen, tmp_pa
     before = screen.read_bytes()
     onto_itself = invoke(*shlex.split(lines[-1])[2:4], screen, "-o", screen, "--overwrite")
     assert onto_itself.exit_code == 2
-    assert f"{screen} is what this command reads; give another name" in onto_itself.stderr
+    assert f"{screen} is what this command reads, or holds it; give another name" in onto_itself.stderr
     assert screen.read_bytes() == before
     assert any(line.startswith("Verdict on ") for line in lines)
     assert any(line.startswith("Network: The network ") for line in lines)

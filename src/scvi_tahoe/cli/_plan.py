@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Json, named_files, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import Json, named_files, one_line_errors, quiet_frameworks, verify_output
 
 
 def plan(
@@ -50,7 +50,9 @@ def plan(
 
         if output is not None and output.exists():
             raise FileExistsError(f"{output} exists; give the name of a new file.")
-        adata, files = read_cells(data), named_files(table)
+        files = named_files(table)
+        verify_output(output, data, *files.values())
+        adata = read_cells(data)
         for name, path in files.items():
             adata.uns[name] = read_embedding_table(path)
         TahoeST.setup_anndata(

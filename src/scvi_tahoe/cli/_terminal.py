@@ -87,10 +87,14 @@ def same_command() -> str:
     return f"{program()} {shlex.join(sys.argv[1:])}"
 
 
-def verify_output(output: Path, *inputs: Path) -> None:
-    """Refuse to write what a command makes over what it reads."""
-    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
-        raise ValueError(f"{output} is what this command reads; give another name for what it writes.")
+def verify_output(output: Path | None, *inputs: Path | str | None) -> None:
+    """Refuse to write what a command makes over what it reads, or over a folder that holds it."""
+    read = [Path(path) for path in inputs if path is not None and os.path.exists(path)]
+    if output is None or not output.exists():
+        return
+    place = output.resolve()
+    if any(output.samefile(path) or path.resolve().is_relative_to(place) for path in read):
+        raise ValueError(f"{output} is what this command reads, or holds it; give another name for what it writes.")
 
 
 def say_error(text: str) -> None:

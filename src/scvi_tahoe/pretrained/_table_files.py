@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.files import MEGABYTE, UnsafeFileError, one_line, reading
+from scvi_tahoe.files import MEGABYTE, UnsafeFileError, one_line, reading, verify_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +59,7 @@ def read_text(path: Path, *, header: bool | None) -> tuple[list[str], np.ndarray
     """Return labels and numbers of a CSV or TSV file; every label as it is written, ``NA`` too."""
     separator = "\t" if path.suffix == ".tsv" else ","
     types: defaultdict[Any, type] = defaultdict(lambda: np.float64, {0: str})
+    verify_text(path)
     with reading(path, _LIMIT):
         first, second = _first_lines(path, separator)
         has_header = _is_header(first) if header is None else header
@@ -79,9 +80,6 @@ def read_text(path: Path, *, header: bool | None) -> tuple[list[str], np.ndarray
 
 def _first_lines(path: Path, separator: str) -> tuple[list[str], list[str]]:
     """Return the fields of the first line, and of the next one that is not empty."""
-    with path.open("rb") as stream:
-        if any(b"\0" in block for block in iter(lambda: stream.read(MEGABYTE), b"")):
-            raise UnsafeFileError("it holds bytes that are no text.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             lines = csv.reader(stream, delimiter=separator)

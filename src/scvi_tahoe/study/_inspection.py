@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 
 from scvi_tahoe import EvaluationResult, TahoeST
 from scvi_tahoe._arguments import checked
 from scvi_tahoe.data import is_store, read_store
-from scvi_tahoe.files import verify_hdf5
+from scvi_tahoe.files import read_csv, verify_hdf5, verify_text
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
@@ -161,11 +160,12 @@ def _saved_model(path: Path) -> Inspection:
 
 def _scores(path: Path) -> Inspection:
     """Say what a demo or a study left: its scores, and what to open."""
-    table = pd.read_csv(path / "scores.csv", index_col=0)
+    table = read_csv(path / "scores.csv", index_col=0)
     lines = [f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}"]
     lines.append(table.to_string(float_format="{:.3f}".format, na_rep=""))
     if (path / "evaluation" / "verdict.txt").is_file():
-        lines.append((path / "evaluation" / "verdict.txt").read_text().rstrip())
+        verify_text(path / "evaluation" / "verdict.txt")
+        lines.append((path / "evaluation" / "verdict.txt").read_text("utf-8").rstrip())
     if (path / "report.html").is_file():
         lines.append(f"Open {path / 'report.html'}")
     return Inspection("\n\n".join(lines), {"scores": json.loads(table.to_json(orient="index"))})
