@@ -54,4 +54,4 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
     """
     verify_text(path)
     with reading(path, _LIMIT):
-        return pd.read_csv(path, **options)
+        return pd.read_csv(path.absolute(), **options)  # pandas takes ~ and https: for something else

@@ -70,7 +70,7 @@ def read_text(path: Path, *, header: bool | None) -> tuple[list[str], np.ndarray
         empty: Any = {column: [""] for column in columns[1:]}
         try:
             frame = pd.read_csv(
-                path, sep=separator, header=None, names=columns, skiprows=int(has_header), index_col=False,
+                path.absolute(), sep=separator, header=None, names=columns, skiprows=int(has_header), index_col=False,
                 dtype=types, keep_default_na=False, na_values=empty, encoding="utf-8",
             )  # fmt: skip
         except ValueError as error:
@@ -127,5 +127,5 @@ def read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
                 n_distinct = len(labels[name].unify_dictionaries().combine_chunks().dictionary)
                 if n_rows and n_distinct < n_rows:
                     raise UnsafeFileError(f"it has {n_rows:,} rows and {n_distinct:,} different labels.")
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path.absolute())
     return [str(name) for name in frame.index], frame.to_numpy()

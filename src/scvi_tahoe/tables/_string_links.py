@@ -86,7 +86,7 @@ def _links(path: Path, min_score: int) -> pd.DataFrame:
     verify_text(path)
     try:
         chunks = pd.read_csv(
-            path,
+            path.absolute(),
             sep=" ",
             usecols=columns,
             chunksize=_AT_ONCE,
