@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.study import TahoeRun, look_at_screen
+from scvi_tahoe.study import TahoeRun, look_at_screen, write_new_run
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,18 @@ def test_controls_are_found_by_the_names_that_laboratories_give_them(screen, tmp
     adata.obs["treatment"] = adata.obs["treatment"].astype(str).replace({"DMSO": label})
     adata.write_h5ad(tmp_path / "x.h5ad")
     assert look_at_screen(tmp_path / "x.h5ad").control == label
+
+
+@pytest.mark.parametrize("label", ["a\nseed: 99", "it's: {b}", 'say "c"', "\u2028d", "#e"])
+def test_a_run_file_takes_any_label(screen, tmp_path, label):
+    adata = ad.read_h5ad(screen)
+    for name in ("treatment", "donor"):
+        column = adata.obs[name].astype(str)
+        adata.obs[name] = column.replace({next(v for v in column.unique() if v != "DMSO"): label})
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    look = look_at_screen(tmp_path / "x.h5ad", perturbation_key="treatment", control="DMSO", context_key="donor")
+    run = write_new_run(look, tmp_path / "new\nname: run.yaml")
+    assert (run.seed, run.data.context_key, run.name) == (0, "donor", "x")
 
 
 def test_init_warns_of_raw_counts_and_of_a_single_context(run, screen, tmp_path):

@@ -110,7 +110,7 @@ def _course_of_validation(log: TrainingLog) -> Found:
     if n >= 3 and len(train) >= 10:
         low, high = validation.min(), validation.max()
         fallen = float(train.iloc[:2].mean() / train.iloc[-5:].mean())
-        if high / low - 1 < _FLAT and fallen > _FALLEN:
+        if high < low * (1 + _FLAT) and fallen > _FALLEN:
             yield "flat_validation", {"low": low, "high": high, "first": train.iloc[0], "last": train.iloc[-1]}
     if log.best is not None and n >= 8:
         (step, best), n_last = log.best, max(3, n // 10)
