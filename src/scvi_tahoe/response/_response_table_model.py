@@ -284,12 +284,13 @@ class ResponseModel:
         *,
         perturbations: Sequence[str] | None = None,
         contexts: Sequence[str] | str | None = None,
+        to_predict: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """Choose the conditions whose measurement would tell the most about all others that are not measured.
 
         One condition is chosen after the other: the one that, given what is measured and chosen already, lowers the
-        expected squared error of the other candidates most. Errors of strong responses are expected to be larger, so
-        neighbours of conditions with strong responses come first.
+        expected squared error of the others most. Errors of strong responses are expected to be larger, so neighbours
+        of conditions with strong responses come first.
 
         Parameters
         ----------
@@ -299,16 +300,20 @@ class ResponseModel:
             What can be measured. If None, all perturbations with a row in a table.
         contexts
             Where. If None, all contexts that were measured.
+        to_predict
+            Perturbations that matter: only their errors in ``contexts`` count. If None, those of ``perturbations``.
 
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        candidates that it takes away from the others; ``left``, the share of those that are still not measured.
+        conditions to predict that it takes away from the others; ``left``, the share of those that are still not
+        measured.
 
         Raises
         ------
         ValueError
-            If a perturbation or context is unknown, or there are fewer than ``n`` candidates or more than 3,000.
+            If a perturbation or context is unknown, all of ``to_predict`` was measured, there are fewer than ``n``
+            candidates, or there are more than 3,000 conditions that can be measured or are to be predicted.
         """
         if perturbations is None and not self._table_names:
             raise ValueError("without a table, name what can be measured: plan_next(perturbations=[...]).")
@@ -317,8 +322,14 @@ class ResponseModel:
             labels = [label for label in labels if not self._fitted.parser.is_control(label)]
         places = self._known_contexts(_listed(contexts, self.contexts, "contexts"), new_contexts=False)
         seen = self._fitted.members.seen
-        candidates = [(p, c) for c in places for p in self._known_labels(labels) if seen.row(p, c) is None]
-        chosen = plan_next(self._fitted, candidates, n, self._fitted.responses.control_means)
+
+        def not_measured(labels: list[str]) -> list[tuple[str, str]]:
+            known = self._known_labels(labels)
+            return [(label, context) for context in places for label in known if seen.row(label, context) is None]
+
+        candidates = not_measured(labels)
+        counted = None if to_predict is None else not_measured(_listed(to_predict, [], "to_predict"))
+        chosen = plan_next(self._fitted, candidates, n, self._fitted.responses.control_means, to_predict=counted)
         picked = [candidates[k] for k in chosen.pop("candidate")]
         columns = label_columns([label for label, _ in picked], self._keys)
         if self._keys.context_key is not None:

@@ -334,14 +334,20 @@ class ResponseStart:
         targets: Mapping[str, ControlProfile],
         table: EmbeddingTable,
         n: int,
+        to_predict: Sequence[Condition] | None = None,
     ) -> tuple[list[Condition], pd.DataFrame]:
         """Choose which of the conditions to measure next, of those without training cells, and say what each tells."""
         known, spelling = set(self.conditions), self.fitted.parser.spelling
-        fresh = [c for c in conditions if (c.context, spelling(c.perturbation)) not in known]
-        candidates = [(spelling(c.perturbation), c.context) for c in fresh]
+
+        def fresh(asked: Sequence[Condition]) -> dict[tuple[str, str], Condition]:
+            labels = ((spelling(c.perturbation), c) for c in asked)
+            return {(label, c.context): c for label, c in labels if (c.context, label) not in known}
+
+        candidates, counted = fresh(conditions), None if to_predict is None else list(fresh(to_predict))
         means = {c: profile.mean_G for c, profile in targets.items()}
-        chosen = plan_next(self._with_rows(table), candidates, n, means)
-        return [fresh[k] for k in chosen.pop("candidate")], chosen
+        chosen = plan_next(self._with_rows(table), list(candidates), n, means, to_predict=counted)
+        of_position = list(candidates.values())
+        return [of_position[k] for k in chosen.pop("candidate")], chosen
 
     def start_table(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable
