@@ -41,6 +41,7 @@ def effects_table(
     dose_key: str | None = None,
     combination_separator: str | None = None,
     variance_layer: str | None = None,
+    licence: str | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: bool = True,
@@ -59,6 +60,8 @@ def effects_table(
         Most columns of the table; there are no more than one for every four perturbations.
     dose_key, combination_separator, variance_layer
         As for :meth:`ResponseModel.fit`. Of cells, variances are measured.
+    licence
+        Licence of the screen, kept with the table.
     seed, device, progress
         As for :meth:`ResponseModel.fit`.
 
@@ -66,7 +69,7 @@ def effects_table(
     -------
     DataFrame ``[perturbations, components]``: principal components of the effects, largest first. If sampling variances
     are known, effects are posterior means, in which noise is shrunk; they are relative to the mean of each context, and
-    averaged over contexts.
+    averaged over contexts. ``attrs`` says where they come from.
 
     Raises
     ------
@@ -107,7 +110,13 @@ def effects_table(
     if not n:
         raise ValueError("all perturbations have the same effect; there is nothing to tell them apart by.")
     columns = [f"effect_{k + 1}" for k in range(n)]
-    return pd.DataFrame(left[:, :n] * size[:n], index=pd.Index(names, name=perturbation_key), columns=columns)
+    result = pd.DataFrame(left[:, :n] * size[:n], index=pd.Index(names, name=perturbation_key), columns=columns)
+    result.attrs = {
+        "kind": "effects in another screen", "source": f"{len(names)} perturbations x {changes.shape[1]:,} genes",
+        "licence": licence or "not stated; that of the screen applies",
+        "detail": f"contexts: {', '.join(np.unique(contexts).tolist()[:10])}",
+    }  # fmt: skip
+    return result
 
 
 def _means_of(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
