@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._constants import EFFECTS_KEYS
 from scvi_tahoe._names import beside_labels, nearest_names
 from scvi_tahoe.data import ScreenKeys, label_columns
 from scvi_tahoe.response._kernels import Conditions, TableKernel
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 _NO_SUPPORT = 0.01
 _RECORD = "scvi_tahoe_response"
-_KEYS = ("perturbation_key", "control", "context_key", "dose_key", "combination_separator")
+_LABELS = ("perturbation_key", "context_key", "dose_key", "combination_separator")
+_KEYS = (*_LABELS, "control")
 
 
 class ResponseModel:
@@ -235,7 +237,8 @@ class ResponseModel:
         (sampling noise of a measurement comes in addition); ``layers["p_effect"]``, the probability that the true
         change is larger than ``min_change``, up or down, and ``layers["p_direction"]``, that it has the sign of ``X``;
         ``obs`` with the labels, ``support`` (share of the variance
-        among perturbations that is explained by what is known of this one, from 0 to 1) and ``starts_from``.
+        among perturbations that is explained by what is known of this one, from 0 to 1) and ``starts_from``. The
+        functions of :mod:`scvi_tahoe.effects` take it as it is.
 
         Raises
         ------
@@ -267,6 +270,7 @@ class ResponseModel:
             "criterion": self.criterion, "n_conditions": len(fitted.conditions), "use_measured": use_measured,
             "min_change": min_change,
         }  # fmt: skip
+        kept = {name: key for name in _LABELS if (key := getattr(self._keys, name)) is not None}
         layers = {
             "sd": found.deviation,
             "p_effect": probability_of_effect(found.changes, found.deviation, min_change),
@@ -274,7 +278,7 @@ class ResponseModel:
         }
         return AnnData(
             found.changes, obs=obs, var=pd.DataFrame(index=self.genes), layers=layers,
-            uns={_RECORD: record},
+            uns={_RECORD: record, EFFECTS_KEYS: kept},
         )  # fmt: skip
 
     @checked()
