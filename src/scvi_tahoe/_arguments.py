@@ -222,7 +222,9 @@ def _holds_items(items: Any, kind: Any, hints: tuple[Any, ...]) -> bool:
     """Return whether the items of a series are as annotated: those of a tuple each by its own."""
     if kind is tuple and hints and Ellipsis not in hints:
         return len(items) == len(hints) and all(_holds(item, hint) for item, hint in zip(items, hints, strict=True))
-    if not hints or ({*map(type, items)} <= {str} and str in options_of(hints[0])):  # names of genes are many
+    if not hints or (
+        str in options_of(hints[0]) and all(issubclass(t, str) for t in {*map(type, items)})
+    ):  # names of genes are many
         return True
     return all(_holds(item, hints[0]) for item in items)
 

@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import beside_labels, nearest_names
+from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.data import ScreenKeys, label_columns
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Question
@@ -179,9 +180,10 @@ class ResponseModel:
         for note in notes:
             logger.info("%s.", note)
         kernels = {name: TableKernel.of(frame, components) for name, frame in frames.items()}
-        fitted = fit_responses(
-            table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
-        )
+        with solving_threads(*table.responses.changes.shape):
+            fitted = fit_responses(
+                table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
+            )
         # names of tables that say nothing count too: asking for them is not a typo
         in_tables = {name for frame in frames.values() for name in frame.index}
         measured = Measured.of(fitted, table.has_noise)
