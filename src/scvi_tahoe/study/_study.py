@@ -14,7 +14,7 @@ from scvi_tahoe.study._files import save_figure, write_mapping
 from scvi_tahoe.study._finetune import finetune, read_result
 from scvi_tahoe.study._log_figure import logs_figure
 from scvi_tahoe.study._report_html import report_html
-from scvi_tahoe.study._run_folder import METRICS, RESULT
+from scvi_tahoe.study._run_files import METRICS, RESULT
 from scvi_tahoe.study._scores import StudyResult, score_figure, score_table
 from scvi_tahoe.study._study_config import StudyConfig, judge, merged
 from scvi_tahoe.study._training_log import read_training_log
