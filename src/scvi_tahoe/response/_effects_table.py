@@ -57,7 +57,7 @@ def effects_table(
     perturbation_key, context_key, control
         Columns of ``obs`` and label of the controls, as for :meth:`ResponseModel.fit`.
     n_components
-        Most columns of the table; there are no more than one for every four perturbations.
+        Maximum number of columns; there is at most one for every four perturbations.
     dose_key, combination_separator, variance_layer
         As for :meth:`ResponseModel.fit`. Of cells, variances are measured.
     seed, device, progress

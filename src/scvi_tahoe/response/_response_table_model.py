@@ -305,7 +305,7 @@ class ResponseModel:
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        candidates that it takes away from the others; ``left``, the share of those that are still not measured.
+        candidates that it takes away from the others; ``left``, the share that then remains for the others.
 
         Raises
         ------
@@ -334,9 +334,9 @@ class ResponseModel:
         Parameters
         ----------
         losses
-            Whether to add how much the squared error of left-out conditions grows if kernels do without each table,
-            without what is special to a context, and without what the perturbation does elsewhere (column ``loss``; .1
-            is 10 % more). Up to 250 conditions decide.
+            Whether to add how much the squared error of left-out conditions grows without each table, without what is
+            specific to a context, and without what the perturbation does elsewhere (column ``loss``; 0.1 is 10 % more).
+            Up to 250 conditions decide.
 
         Returns
         -------

@@ -89,7 +89,7 @@ def finetune(
 ) -> RunResult:
     """Train a model as a file says, predict held-out cells, score them, and leave a folder.
 
-    A run that was stopped is taken up where it was when the function is called again; a finished one is read.
+    A run that was stopped continues there when the function is called again; a finished one is read.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def finetune(
         The run, or its file. The ``config.yaml`` of a run's folder rebuilds that run: the same numbers on the CPU.
     folder
         Where to write. If None, ``runs/<name>``; for the ``config.yaml`` of a finished run, its folder with
-        ``-rebuilt`` behind the name, and for that of a stopped one its folder, where it goes on.
+        ``-rebuilt`` behind the name, and for that of a stopped one its folder, in which it continues.
     progress
         Whether to show progress bars.
     truth_cache

@@ -83,7 +83,7 @@ class AveragedWeights:
         self._step = 0
 
     def begin(self, step: int, averages: Mapping[str, Tensor] | None = None) -> None:
-        """Start from the weights, or from the averages of the run that goes on."""
+        """Start from the weights, or from the averages of the run that is resumed."""
         weights = dict(self._module.named_parameters())
         start = weights if averages is None else averages
         self._averages = {n: start[n].detach().to(p.device, copy=True) for n, p in weights.items()}
@@ -353,7 +353,7 @@ class TahoeTrainingPlan(LightningModule):
             self.average.swap()
 
     def on_validation_end(self) -> None:
-        """Go on training."""
+        """Continue training."""
         self.acceleration.resume()
         if self.average is not None:
             self.average.swap()
