@@ -20,7 +20,8 @@ def verify_labels(column: Any, where: str, *, may_lack: bool = False) -> None:
     except TypeError:
         raise ValueError(f"{where} holds {type(column.iloc[0]).__name__} values; labels are text.") from None
     if (n_missing := int(column.isna().sum())) and not may_lack:
-        raise ValueError(f"{where} has {n_missing} cells without a value; name them or remove those cells.")
+        remedy = "adata = adata[adata.obs[KEY].notna()].copy()"
+        raise ValueError(f"{where} has {n_missing} cells without a value; name them or remove those cells: {remedy}.")
     _verify_text(values, where)
 
 

@@ -66,7 +66,13 @@ def plan(
         )
         if output is not None:
             atomic_write_text(output, chosen.to_csv(index=False))
-    text = chosen.to_json(orient="records", indent=1) if json else chosen.round(3).to_string(index=False)
+    text = (
+        chosen.to_json(orient="records", indent=1)
+        if json
+        else chosen.to_string(index=False, float_format="{:.2g}".format)
+    )
     typer.echo(text)
+    if not json:
+        typer.echo("gain: share of the expected error of all candidates that it takes away; left: what is left then")
     if output is not None:
         typer.echo(f"Written: {output}", err=json)

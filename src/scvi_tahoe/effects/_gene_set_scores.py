@@ -23,8 +23,8 @@ def gene_set_scores(effects: AnnData, gene_sets: Mapping[str, Collection[str]], 
     r"""Score every gene set in every condition by the mean change of its genes.
 
     With the :math:`m` genes of a set, the score is the mean of their changes minus that of all genes, and the test is
-    that of Kim and Volsky [1]_, which takes genes as exchangeable: genes that vary together make small p-values too
-    small, and the ranking is worth more than they are.
+    that of Kim and Volsky [1]_, which assumes that genes are exchangeable: correlated genes make small p-values too
+    small, so rely on the ranking rather than on them.
 
     .. math:: z = \frac{(\bar c_S - \bar c) \sqrt m}{\sigma_c}
 

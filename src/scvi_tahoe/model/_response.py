@@ -119,7 +119,7 @@ class ResponseMixin(PredictMixin):
         center_contexts: bool = True,
         use_measured: bool = True,
     ) -> AnnData:
-        """Embed conditions by what they are predicted to do: near one another where they do the same.
+        """Embed conditions by their predicted effects: conditions with similar effects are close to one another.
 
         Parameters
         ----------
@@ -178,8 +178,7 @@ class ResponseMixin(PredictMixin):
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        conditions to predict that it takes away from the others; ``left``, the share of those that are still not
-        measured.
+        conditions to predict that it takes away from the others; ``left``, the share that then remains for the others.
 
         Raises
         ------

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._matrices import trusted_matrix
+from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._response_model import fit_responses
 from scvi_tahoe.response._response_table import read_responses, verify_column
@@ -57,7 +58,7 @@ def effects_table(
     perturbation_key, context_key, control
         Columns of ``obs`` and label of the controls, as for :meth:`ResponseModel.fit`.
     n_components
-        Most columns of the table; there are no more than one for every four perturbations.
+        Maximum number of columns; there is at most one for every four perturbations.
     dose_key, combination_separator, variance_layer
         As for :meth:`ResponseModel.fit`. Of cells, variances are measured.
     licence
@@ -99,7 +100,8 @@ def effects_table(
         raise ValueError(f"adata has {len(names)} perturbations; {_FEWEST} or more are needed to compare them.")
     changes = filled_changes(responses.changes, contexts)
     if known := np.flatnonzero(table.has_noise).tolist():
-        fitted = fit_responses(responses, table.keys.parser, {}, device=where, seed=seed, progress=progress)
+        with solving_threads(*changes.shape):
+            fitted = fit_responses(responses, table.keys.parser, {}, device=where, seed=seed, progress=progress)
         questions = [Question(str(labels[i]), str(contexts[i]), hides_condition=False) for i in known]
         measured = Measured.of(fitted, table.has_noise)
         changes[known] = predict_conditions(fitted, questions, responses.control_means, measured).changes

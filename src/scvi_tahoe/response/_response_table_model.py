@@ -13,6 +13,7 @@ from anndata import AnnData
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import EFFECTS_KEYS
 from scvi_tahoe._names import beside_labels, nearest_names
+from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.data import ScreenKeys, label_columns
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Question
@@ -181,9 +182,10 @@ class ResponseModel:
         for note in notes:
             logger.info("%s.", note)
         kernels = {name: TableKernel.of(frame, components) for name, frame in frames.items()}
-        fitted = fit_responses(
-            table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
-        )
+        with solving_threads(*table.responses.changes.shape):
+            fitted = fit_responses(
+                table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
+            )
         # names of tables that say nothing count too: asking for them is not a typo
         in_tables = {name for frame in frames.values() for name in frame.index}
         measured = Measured.of(fitted, table.has_noise)
@@ -310,8 +312,7 @@ class ResponseModel:
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        conditions to predict that it takes away from the others; ``left``, the share of those that are still not
-        measured.
+        conditions to predict that it takes away from the others; ``left``, the share that then remains for the others.
 
         Raises
         ------
@@ -347,9 +348,9 @@ class ResponseModel:
         Parameters
         ----------
         losses
-            Whether to add how much the squared error of left-out conditions grows if kernels do without each table,
-            without what is special to a context, and without what the perturbation does elsewhere (column ``loss``; .1
-            is 10 % more). Up to 250 conditions decide.
+            Whether to add how much the squared error of left-out conditions grows without each table, without what is
+            specific to a context, and without what the perturbation does elsewhere (column ``loss``; 0.1 is 10 % more).
+            Up to 250 conditions decide.
 
         Returns
         -------

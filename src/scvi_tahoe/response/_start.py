@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe._constants import STREAMS
+from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
 from scvi_tahoe.response._judged import question_name
 from scvi_tahoe.response._kernels import Conditions, TableKernel
@@ -140,9 +141,10 @@ class ResponseStart:
         components = Conditions.of(labels, contexts, parser).components
         tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
         before = None if like is None else like.fitted
-        fitted = fit_responses(
-            responses, parser, tables, criterion=criterion, device=device, seed=seed, progress=progress, like=before
-        )
+        with solving_threads(*changes.shape):
+            fitted = fit_responses(
+                responses, parser, tables, criterion=criterion, device=device, seed=seed, progress=progress, like=before
+            )
         starts = left_out_changes(fitted, way, means)
         variance = np.nansum(fitted.left_out[way].variance_nQ, axis=1)  # folds have components of their own
         if like is not None:
