@@ -38,6 +38,7 @@ lint: $(VENV)/.installed-lint
 	$(bin)/mypy
 	$(bin)/lint-imports --no-logo
 	$(bin)/zizmor --offline --quiet .github
+	$(bin)/python -c "from rattler_build import Stage0Recipe; Stage0Recipe.from_file('conda/recipe.yaml').render()"
 
 docs: $(VENV)/.installed-doc
 	DOCS_LINKS=$(DOCS_LINKS) $(bin)/python -m sphinx -M html docs docs/_build -E -W --keep-going

@@ -223,7 +223,11 @@ def _holds_items(items: Any, kind: Any, hints: tuple[Any, ...]) -> bool:
     """Return whether the items of a series are as annotated: those of a tuple each by its own."""
     if kind is tuple and hints and Ellipsis not in hints:
         return len(items) == len(hints) and all(_holds(item, hint) for item, hint in zip(items, hints, strict=True))
-    return not hints or all(_holds(item, hints[0]) for item in items)
+    if not hints or (
+        str in options_of(hints[0]) and all(issubclass(t, str) for t in {*map(type, items)})
+    ):  # names of genes are many
+        return True
+    return all(_holds(item, hints[0]) for item in items)
 
 
 def _kind(hint: Any) -> Any:

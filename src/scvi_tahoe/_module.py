@@ -90,7 +90,7 @@ class TahoeSTModule(BaseModuleClass):
             Control cells, or a minibatch as a mapping; embedding of each set's perturbation, ``[S, N, P]`` where cells
             of a set carry their own; technical batch of each cell, where the network has a batch encoder.
         base_SNG
-            What the network's change is added to; None: the control cells.
+            Cells to which the network's change is added. If None, the control cells.
         **kwargs
             Arguments of :meth:`scvi.module.base.BaseModuleClass.forward`, with a minibatch only.
 

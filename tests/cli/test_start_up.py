@@ -34,11 +34,26 @@ def _modules(code):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+LOOK = """
+import json, sys, tempfile, pathlib
+import anndata, numpy
+from scvi_tahoe.study import inspect_path
+path = pathlib.Path(tempfile.mkdtemp(), "x.h5ad")
+anndata.AnnData(numpy.eye(3, dtype="float32")).write_h5ad(path)
+assert "3 cells" in inspect_path(path).text
+print(json.dumps([[], sorted(sys.modules)]))
+"""
+
+
 @pytest.mark.parametrize("code", [ALL_HELP_TEXTS, BARE_IMPORT], ids=["every help text", "import scvi_tahoe"])
 def test_nothing_heavy_is_imported_before_it_is_needed(code):
     commands, modules = _modules(code)
     assert code == BARE_IMPORT or "finetune" in commands
     assert not {*HEAVY} & {*modules}
+
+
+def test_a_look_at_cells_loads_no_network():
+    assert not {"torch", "scvi", "scanpy", "lightning"} & {*_modules(LOOK)[1]}
 
 
 def test_the_package_is_a_program_as_well():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from textwrap import dedent
 
 import anndata as ad
 import pytest
@@ -47,8 +49,10 @@ def test_train_leaves_a_report_and_says_what_is_next(run, invoke, screen, tmp_pa
     options = ("--context-key", "donor", "--max-steps", 2, "--preset", "quick", "--folder", folder, "--quiet")
     lines = run("train", screen, *LABELS, *options).output.splitlines()
     assert f"Open {folder / 'report.html'}" in lines
+    plan = lines.pop()
     assert lines[-1].startswith(f"Next: scvi-tahoe predict {folder}")
     assert "predicted cells" in run(*shlex.split(lines[-1])[2:]).output  # as it is pasted
+    assert plan.startswith(f"What to measure next: scvi-tahoe plan {screen} --perturbation-key treatment")
     before = screen.read_bytes()
     onto_itself = invoke(*shlex.split(lines[-1])[2:4], screen, "-o", screen, "--overwrite")
     assert onto_itself.exit_code == 2
@@ -65,6 +69,7 @@ def test_train_leaves_a_report_and_says_what_is_next(run, invoke, screen, tmp_pa
         (folder / "scores", "EvaluationResult"),
         (folder / "model", "parameters"),
         (folder, "metrics.csv"),
+        (folder, "Verdict on "),
     ):
         assert expected in run("inspect", path).output
 
@@ -109,13 +114,43 @@ def test_a_run_file_takes_any_label(screen, tmp_path, label):
     assert (run.seed, run.data.context_key, run.name) == (0, "donor", "x")
 
 
-def test_init_warns_of_raw_counts_and_of_a_single_context(run, screen, tmp_path):
+def test_init_says_so_if_there_is_a_single_context(run, screen, tmp_path):
     adata = ad.read_h5ad(screen)
-    adata.X = adata.layers["counts"]
-    adata[adata.obs["donor"] == "context_1"].write_h5ad(tmp_path / "counts.h5ad")
-    text = run("init", tmp_path / "counts.h5ad", "-o", tmp_path / "run.yaml").output
-    assert "X holds raw counts" in text
+    adata[adata.obs["donor"] == "context_1"].write_h5ad(tmp_path / "one.h5ad")
+    text = run("init", tmp_path / "one.h5ad", "-o", tmp_path / "run.yaml").output
     assert "measured in one context each" in text
+
+
+@pytest.mark.parametrize("command", ["train", "init", "inspect"])
+def test_counts_as_a_sequencer_leaves_them_are_refused_with_the_lines_that_mend_them(
+    invoke, run, screen, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    adata = ad.read_h5ad(screen)
+    adata.X = adata.layers.pop("counts")
+    labels = adata.obs["treatment"].astype(object).to_numpy()
+    labels[:3], labels[3:5] = None, "multi"
+    adata.obs["treatment"] = labels
+    adata.var_names = ["twice", "twice", *adata.var_names[2:]]
+    adata.write_h5ad("raw.h5ad")
+    result = invoke(command, "raw.h5ad", *(LABELS if command == "train" else ()))
+    assert result.exit_code == (0 if command == "inspect" else 2)
+    text = " ".join((result.stdout + result.stderr).split())
+    for problem in ("several genes have the same name", "(3) or are labelled 'multi'", "X holds raw counts"):
+        assert problem in text
+    lines = re.search(r"    import scanpy as sc\n.*write_h5ad\S+", result.stdout + result.stderr, re.DOTALL)
+    exec(dedent(lines[0]), {})  # as it is pasted
+    assert "10 perturbations" in run("init", "raw_prepared.h5ad", "-o", "run.yaml").output
+    assert "Nothing was written" in run("finetune", "run.yaml", "--dry-run").output
+
+
+def test_init_reads_the_layer_that_holds_logarithms_of_counts(run, screen, tmp_path):
+    adata = ad.read_h5ad(screen)
+    adata.layers["log1p"], adata.X = adata.X.copy(), adata.layers["counts"]
+    adata.write_h5ad(tmp_path / "layers.h5ad")
+    text = run("init", tmp_path / "layers.h5ad", "-o", tmp_path / "run.yaml").output
+    assert "layer 'log1p' is read instead" in text
+    assert TahoeRun.from_yaml(tmp_path / "run.yaml").data.layer == "log1p"
 
 
 def test_init_holds_out_combinations_whose_parts_are_measured_alone(run, screen, tmp_path):

@@ -49,7 +49,7 @@ def test_the_verdict_names_what_is_ahead_behind_and_undefined(judged):
     assert verdict.best.loc["mae", "standing"] == verdict.best.loc["pearson_delta", "standing"] == "behind"
     assert "train_mean" in verdict.baselines("ahead", "pearson_delta")
     assert "context_transfer" in verdict.baselines("not told apart", "discrimination_score_l1")
-    assert "3 of 12 conditions have no differentially expressed gene and 5 have only one" in verdict.undefined["DES"]
+    assert "no differentially expressed gene in 3 of 12 conditions and only one in 5" in verdict.undefined["DES"]
     assert any("deviation" in line for line in verdict.advice)
     assert "MAE: behind the best baseline, deviation" in str(verdict)
 
@@ -98,7 +98,7 @@ def test_conditions_without_de_genes_are_left_out_of_des_and_named():
     verdict = judge(mine, beside(base=other))
     row = verdict.differences.loc["base", "overlap_at_N"]
     assert (row["n_conditions"], row["value"], row["standing"]) == (5, pytest.approx(0.6), "ahead")
-    assert "2 of 10 conditions have no differentially expressed gene and 3 have only one" in verdict.undefined["DES"]
+    assert "no differentially expressed gene in 2 of 10 conditions and only one in 3" in verdict.undefined["DES"]
 
 
 def test_missing_de_genes_are_not_blamed_on_the_spread_of_cells():

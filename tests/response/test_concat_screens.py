@@ -48,7 +48,7 @@ def test_contexts_and_batches_are_named_by_their_screen_and_genes_are_shared(scr
     parts["c"].obs = parts["c"].obs.rename(columns={"perturbation": "target"})
     found = concat_screens(
         parts, perturbation_key={"a": "perturbation", "b": "perturbation", "c": "target"}, control="control",
-        context_key={"a": "context", "b": "context"}, batch_key="batch", harm_control=False, progress=False,
+        context_key={"a": "context", "b": "context", "c": None}, batch_key="batch", harm_control=False, progress=False,
     )  # fmt: skip
     assert sorted(found.obs["context"].unique()) == ["a: context_1", "b: context_2", "c"]
     assert set(found.obs["batch"].unique()) == {f"{s}: batch_{k}" for s in "abc" for k in (1, 2)}

@@ -24,7 +24,8 @@ from scvi_tahoe.study import TahoeRun, compare_runs, dry_run_text, finetune, is_
 from scvi_tahoe.study._data import load_data
 from scvi_tahoe.study._finetune import _prepare, resolved
 from scvi_tahoe.study._model import PeakMemory, build_model
-from scvi_tahoe.study._run_folder import fingerprint, read_checkpoint, run_card
+from scvi_tahoe.study._run_files import read_checkpoint
+from scvi_tahoe.study._run_folder import fingerprint, run_card
 
 NOT_SCORED = {"preset": None}
 BRIEF = {"max_steps": 1, "validate_every": 1}

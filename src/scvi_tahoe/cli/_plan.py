@@ -30,6 +30,10 @@ def plan(
     context: Annotated[
         list[str] | None, typer.Option(help="Context to measure in; may be repeated.", show_default="all")
     ] = None,
+    to_predict: Annotated[
+        list[str] | None,
+        typer.Option(help="Perturbation that matters; may be repeated.", show_default="all that can be measured"),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file to write.")] = None,
     json: Json = False,
 ) -> None:
@@ -59,10 +63,18 @@ def plan(
             adata, perturbation_key, control, context_key=context_key, layer=layer,
             perturbation_embedding_key=list(files) or None,
         )  # fmt: skip
-        chosen = TahoeST(adata, prior="response").plan_next(n, perturbations=perturbation, contexts=context)
+        chosen = TahoeST(adata, prior="response").plan_next(
+            n, perturbations=perturbation, contexts=context, to_predict=to_predict
+        )
         if output is not None:
             atomic_write_text(output, chosen.to_csv(index=False))
-    text = chosen.to_json(orient="records", indent=1) if json else chosen.round(3).to_string(index=False)
+    text = (
+        chosen.to_json(orient="records", indent=1)
+        if json
+        else chosen.to_string(index=False, float_format="{:.2g}".format)
+    )
     typer.echo(text)
+    if not json:
+        typer.echo("gain: share of the expected error of all candidates that it takes away; left: what is left then")
     if output is not None:
         typer.echo(f"Written: {output}", err=json)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from textwrap import indent
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Json, Quiet, named_files, one_line_errors, program, quiet_frameworks
+from scvi_tahoe.cli._terminal import (
+    Json,
+    Quiet,
+    named_files,
+    one_line_errors,
+    program,
+    quiet_frameworks,
+    say_error,
+)
+
+if TYPE_CHECKING:
+    from scvi_tahoe.study import ScreenLook
 
 
 def train(  # noqa: PLR0913
@@ -66,11 +79,13 @@ def train(  # noqa: PLR0913
             control=control,
             context_key=context_key or "",
             combination_separator=combination_separator or "",
+            layer=layer,
         )
+        _verify_prepared(found)
         files = named_files(table)
         cells = {
             "path": str(data), "perturbation_key": perturbation_key, "control": control, "context_key": context_key,
-            "combination_separator": combination_separator, "batch_key": batch_key, "layer": layer,
+            "combination_separator": combination_separator, "batch_key": batch_key, "layer": found.layer,
             "held_out": None if held_out is None else str(held_out),
         }  # fmt: skip
         run = TahoeRun.from_dict(
@@ -87,6 +102,12 @@ def train(  # noqa: PLR0913
         )
         partial(typer.echo, err=json)(found.text())
     carry_out(run, folder, dry_run=dry_run, json=json, quiet=quiet)
+    if not (dry_run or json) and (found.recurs or table):
+        keys = {"perturbation-key": perturbation_key, "control": control, "context-key": context_key,
+                "layer": found.layer}  # fmt: skip
+        given = [word for name, value in keys.items() if value is not None for word in (f"--{name}", value)]
+        given += [word for one in table or [] for word in ("--table", one)]
+        typer.echo(f"What to measure next: {program()} plan {shlex.join([str(data), *given])}")
 
 
 def init(
@@ -112,6 +133,18 @@ def init(
         from scvi_tahoe.study import look_at_screen, write_new_run
 
         found = look_at_screen(data, perturbation_key=perturbation_key, control=control, context_key=context_key)
+        _verify_prepared(found)
         write_new_run(found, output)
     typer.echo(found.text())
     typer.echo(f"{output} written. Read it, then: {program()} finetune {shlex.quote(str(output))} --dry-run")
+
+
+def _verify_prepared(found: ScreenLook) -> None:
+    """Refuse a file that cannot be used as it is, and show what to paste to make one that can."""
+    if found.problems:
+        again = shlex.join(str(found.prepared) if Path(word) == found.path else word for word in sys.argv[1:])
+        say_error(
+            f"{found.path} cannot be used as it is: {'; '.join(found.problems)}. Write a prepared file in Python:"
+        )
+        typer.echo(f"\n{indent(found.remedy(), '    ')}\n\nThen: {program()} {again}", err=True)
+        raise typer.Exit(2)

@@ -44,11 +44,11 @@ def screen_quality(
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    r"""Report which perturbations of a screen have cells, changed their target, and changed anything.
+    r"""Report which perturbations of a screen have enough cells, changed their target, and had any effect.
 
     Nothing is removed. Cells of a condition are compared with control cells of the same context, at most 400 of each,
-    drawn at random. Whether anything changed is an energy test [1]_: the energy distance of both groups on 30 principal
-    components of log1p expression, against that of groups of the same size with labels permuted.
+    drawn at random. Whether anything changed is decided by an energy test [1]_: the energy distance of both groups on
+    30 principal components of log1p expression, against that of groups of the same size with labels permuted.
 
     Parameters
     ----------
@@ -59,15 +59,15 @@ def screen_quality(
     layer
         Layer with the expression. If None, ``X``.
     combination_separator
-        Text between the perturbations of a combination. Each part that is a measured gene is looked at.
+        Text between the perturbations of a combination. Each part that is a measured gene is examined.
     guide_counts_key
         Key of ``obsm`` with the counts of guides, cells x guides. A guide counts as present from 3 counts and a tenth
         of the cell's largest on; cells with more guides than most cells of their condition are doublets, or were
         infected twice. If None, they are not looked for.
     min_cells
-        Cells below which a condition is marked.
+        Number of cells below which a condition is marked.
     n_permutations
-        Permutations of each energy test; 0: no test.
+        Permutations of each energy test; with 0, there is no test.
     seed
         Random seed for the cells that are compared and for permutations.
     progress

@@ -102,14 +102,14 @@ class Split(ABC):
         """Rows of each part."""
 
     def assign(self, index: ConditionIndex, *, seed: int = 0) -> AssignedSplit:
-        """Apply the rule to a screen; ValueError if it names labels that this lacks, or leaves no cell to train on."""
+        """Apply the rule to a screen; a ValueError if it names unknown labels, or leaves no cell to train on."""
         parts = self._parts(index, np.random.default_rng(seed))
         if not len(parts["train"]):
             raise ValueError(f"{self} leaves no cell to train on; hold out less.")
         return AssignedSplit(self, parts["train"], parts["validation"], parts["test"], index)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the kind."""
+        """Return plain values, including the kind."""
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
 
 
@@ -183,8 +183,8 @@ def _by_condition(index: ConditionIndex, part_of_condition: np.ndarray) -> dict[
 class FractionSplit(_Fractions):
     """Hold out a fraction of the cells of every condition.
 
-    Says how well seen conditions are reproduced, not how unseen ones are predicted. Conditions with fewer than two
-    cells keep them for training.
+    It tells how well seen conditions are reproduced, not how well unseen ones are predicted. Conditions with fewer than
+    two cells keep them for training.
     """
 
     kind: ClassVar[str] = "fraction"
@@ -211,7 +211,7 @@ class FractionSplit(_Fractions):
 class HeldOutConditions(_Fractions):
     """Hold out a fraction of the conditions, whose perturbations are seen in other contexts.
 
-    Says how well a seen perturbation is predicted in a context where it was not measured. Every context and every
+    It tells how well a seen perturbation is predicted in a context where it was not measured. Every context and every
     perturbation keeps a condition to train on.
     """
 
@@ -287,8 +287,8 @@ class FewShotContext(_Names):
 class ListedConditions(Split):
     """Hold out conditions by list: for each context the names of perturbations, or ``"all"`` of them.
 
-    The controls of a context remain, as prediction needs them. It is what zero-shot and few-shot tables of arc-state
-    say.
+    The controls of a context remain, as prediction needs them. The zero-shot and few-shot tables of arc-state mean the
+    same.
     """
 
     kind: ClassVar[str] = "listed_conditions"
@@ -325,7 +325,7 @@ class ListedConditions(Split):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the kind."""
+        """Return plain values, including the kind."""
         parts = {"validation": self.validation, "test": self.test}
         listed = {k: {c: v if isinstance(v, str) else list(v) for c, v in part.items()} for k, part in parts.items()}
         return {"kind": self.kind, **listed}

@@ -428,7 +428,7 @@ def make_store(
         Keep float32 values for a GPU too. Otherwise sparse values are rounded to float16 in every store: a
         relative error below 0.0005, finer than what the bfloat16 of its matrix units keeps.
     pinned_rows
-        Rows that will be asked for all the time, which a store on disk keeps in memory if they are few.
+        Rows that are requested all the time, which a store on disk keeps in memory if they are few.
     rows
         The only rows that will be read; if None, any. No others are taken to the device, if that saves at
         least half of the matrix; and ``'auto'`` reads them from a file once, if they take less than 1 GiB.

@@ -21,7 +21,7 @@ def condition_embedding(
     effects
         Changes of conditions; see :mod:`scvi_tahoe.effects`.
     n_components
-        Most components; there are fewer than conditions and genes.
+        Maximum number of components; there are always fewer than conditions and genes.
     center_contexts
         Whether changes are relative to the mean of their context, so that a perturbation lies near itself in other
         contexts; otherwise contexts with different common responses lie apart.

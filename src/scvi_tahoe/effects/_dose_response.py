@@ -53,10 +53,10 @@ def dose_response(
     r"""Fit a Hill curve to the change of each gene over the doses of each perturbation.
 
     The fit is least squares, weighted by ``layers["sd"]`` where it is there, over a grid of EC50 (up to a decade beyond
-    the doses) and slope (0.3 to 6), with the best :math:`E_{max}` for each in closed form; so it finds the best curve
-    and not a near one. Intervals of 95 % are those of the profile likelihood: values for which the best curve with them
-    is not much worse. An EC50 whose interval reaches the end of the grid is not determined by these doses, and that end
-    is then infinite or 0.
+    the doses) and slope (0.3 to 6), with the best :math:`E_{max}` for each in closed form; so it finds the global
+    optimum. Intervals of 95 % are those of the profile likelihood: values with which the best curve fits almost as
+    well. An EC50 whose interval reaches the end of the grid is not determined by these doses, and that end is then
+    infinite or 0.
 
     Parameters
     ----------
@@ -71,7 +71,8 @@ def dose_response(
     Returns
     -------
     One row for each perturbation, context and gene: ``emax``, ``ec50`` and ``slope``, each with ``_low`` and ``_high``;
-    ``r2``; ``n_doses``; and ``responds``: whether the curve explains more, at 5 %, than three parameters do by chance.
+    ``r2``; ``n_doses``; and ``responds``: whether the curve explains significantly more (5 %) than three parameters do
+    by chance.
 
     Raises
     ------

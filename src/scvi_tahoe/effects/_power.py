@@ -24,7 +24,7 @@ def power(
     level: float = 0.05,
     n_controls: int | None = None,
 ) -> pd.DataFrame:
-    r"""Say what numbers of perturbed cells show: how exact changes are, and how many of them are detected.
+    r"""Tabulate how precisely numbers of perturbed cells estimate changes, and how many of them are detected.
 
     The mean of :math:`n` cells has the standard error :math:`\sigma \sqrt{1 / n + 1 / n_{controls}}`; a change is
     detected by the normal approximation of a two-sided test of two means.
@@ -34,7 +34,7 @@ def power(
     sd
         Standard deviation of each gene over control cells, log1p expression, ``[G]``.
     n_cells
-        Numbers of cells of a condition to look at.
+        Numbers of cells per condition.
     change
         Change of the mean, in the same unit; one number or ``[G]``, such as a row of predicted effects. Genes whose
         change is 0 do not count.
@@ -85,7 +85,7 @@ def cells_needed(
     level: float = 0.05,
     n_controls: int | None = None,
 ) -> np.ndarray:
-    r"""Return how many perturbed cells show a change of mean expression, or tell it as exactly as wanted.
+    r"""Return how many perturbed cells are needed to detect a change of mean expression, or to estimate it.
 
     By the normal approximation of a two-sided test of two means,
 
@@ -100,16 +100,16 @@ def cells_needed(
     sd
         Standard deviation of each gene over control cells, log1p expression, ``[G]``.
     change
-        Change of the mean to be found, in the same unit; one number or ``[G]``. No number of cells shows one of 0.
+        Change of the mean to be detected, in the same unit; one number or ``[G]``. A change of 0 is never detected.
     error
-        Standard error of the change that is wanted instead, one number in the same unit.
+        Desired standard error of the change instead, one number in the same unit.
     power
-        Probability of finding the change.
+        Probability of detecting the change.
     level
-        Probability of finding one where there is none. For a false discovery rate over many genes give a smaller one,
-        such as the rate times the expected share of genes that change.
+        Probability of detecting a change where there is none. To control a false discovery rate over many genes, give a
+        smaller one, such as the rate times the expected share of genes that change.
     n_controls
-        Number of control cells. If None, there are many.
+        Number of control cells. If None, their number is taken to be infinite.
 
     Returns
     -------

@@ -36,8 +36,8 @@ def rank_reversals(
     .. math:: s = -\frac{\sum_g w_g c_g}{\|w\| \, \|c\|},
 
     1 for a condition that undoes the signature, -1 for one that repeats it. The null draws as many genes at random,
-    so it asks whether the genes of the signature are special. It takes genes as exchangeable: genes that vary together
-    make small p-values too small, and the ranking is worth more than they are.
+    so it asks whether the genes of the signature are special. It assumes that genes are exchangeable: correlated genes
+    make small p-values too small, so rely on the ranking rather than on them.
 
     Parameters
     ----------

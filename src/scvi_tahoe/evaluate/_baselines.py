@@ -152,7 +152,7 @@ def verify_baseline(
 def chosen_baseline(
     baseline: Any, train: CellTable | None, embeddings: Tables | None, combination_separator: str | None
 ) -> Any:
-    """Return the baseline that scores are scaled from; a name is verified, and ``"auto"`` made one."""
+    """Return the name of the baseline that scores are scaled from, with ``"auto"`` resolved."""
     if not isinstance(baseline, str):
         return baseline
     name = baseline if baseline != "auto" else "control" if train is None else "train_mean"
@@ -291,7 +291,7 @@ def baseline_prediction(
         * ``"train_mean"`` - moved by the mean training delta of their context
         * ``"train_mean_pooled"`` - by the mean training delta of all contexts
         * ``"context_transfer"`` - by the perturbation's own mean delta in other contexts
-        * ``"deviation"`` - by the mean delta here plus what the perturbation differs from the mean elsewhere
+        * ``"deviation"`` - by the mean delta here plus the perturbation's deviation from the mean elsewhere
         * ``"additive"`` - a combination by the sum of its parts' deltas, each here or else in other contexts
         * ``"ridge"`` - by a ridge regression of training deltas on perturbation embeddings
         * ``"nearest"`` - by the mean delta of the five perturbations of most similar embedding
@@ -299,11 +299,11 @@ def baseline_prediction(
         * ``"cells_quantile"`` - its cells of other contexts, moved through the quantiles of the controls
         * ``"vcc2025_mean"`` - copies of the mean training profile: the baseline of the Virtual Cell Challenge 2025
 
-        With several embedding tables a name such as ``"ridge:esm2"`` says which; without it the first.
+        With several embedding tables a name such as ``"ridge:esm2"`` selects one; otherwise, the first is used.
     held_out
         Cells with the conditions to predict and the controls of their contexts; log1p expression.
     train
-        Training data; every baseline but ``"control"`` needs it.
+        Training data; every baseline except ``"control"`` needs it.
     perturbation_key, control, context_key, perturbation_embedding, combination_separator, layer
         As in :meth:`EvaluationReference.from_adata`, for both objects.
     n_cells

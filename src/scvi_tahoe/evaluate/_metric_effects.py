@@ -114,7 +114,7 @@ def pds_cosine(
     Notes
     -----
     Definition of cell-eval2 (``pds_cosine``). A delta of length zero is equally similar to everything. NaN for a single
-    perturbation, which cannot be told from others.
+    perturbation, which cannot be distinguished from others.
     """
     n = len(predicted)
     if n < 2:

@@ -60,7 +60,7 @@ class EvaluationReference:
     """Observed held-out cells, and the training data that baselines come from.
 
     Build it once with :meth:`from_adata` and score any number of predictions: what does not depend on them is computed
-    for the first one only. The AnnData that it was made of must not change meanwhile.
+    for the first one only. The AnnData that it was made from must not change in the meantime.
     """
 
     #: observed cells with the controls of every context
@@ -292,7 +292,7 @@ class EvaluationReference:
         return self._subsets[key]
 
     def chosen_baseline(self, baseline: Any) -> Any:
-        """Return the baseline that scores are scaled from; a name is verified, and ``"auto"`` made one."""
+        """Return the name of the baseline that scores are scaled from, with ``"auto"`` resolved."""
         return chosen_baseline(baseline, self.train, self.embeddings, self.combination_separator)
 
     @property
@@ -314,7 +314,7 @@ class EvaluationReference:
         )  # fmt: skip
 
     def choices_of_baseline(self, name: str, settings: ScoringSettings, *, seed: int = 0) -> Iterator[CellTable]:
-        """Cells of a baseline, chosen again and again; all of them at once if their number is not matched."""
+        """Draw the cells of a baseline repeatedly; all of them at once if their number is not matched."""
         n_cells: Literal["observed", "all"] = "observed" if settings.match_cells else "all"
         for offset in settings.seeds_of_draws:
             yield self.baseline_cells(name, seed=seed + offset, n_cells=n_cells)
@@ -324,7 +324,7 @@ class EvaluationReference:
         return mean_over_draws(self.baseline_draws(name, settings, seed=seed))
 
     def n_unscored(self, names: Sequence[str], settings: ScoringSettings, *, seed: int) -> int:
-        """Count the baselines that were not scored so yet."""
+        """Count the baselines that have not been scored in this way yet."""
         settings = replace(settings, control_cells="real")
         return sum((name, settings, seed) not in self._scored for name in names)
 

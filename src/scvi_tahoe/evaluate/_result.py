@@ -334,8 +334,8 @@ def _read_csv(path: Path, name: str) -> pd.DataFrame | None:
 def strata(result: EvaluationResult, *, n_groups: int = 3) -> pd.DataFrame:
     """Return the mean scores of groups of perturbations of similar observed effect size.
 
-    Strong perturbations are easy to tell apart and saturate a score, weak ones are mostly noise; a mean over both hides
-    progress on either.
+    Strong perturbations are easy to distinguish and saturate a score, weak ones are mostly noise; a mean over both
+    hides progress on either.
 
     The groups, ``n_groups`` of equal size, are by the length of the observed delta within each context; a ValueError if
     there are fewer than two, or fewer perturbations than groups.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules2026:
-    """Sizes that the challenge of 2026 demands."""
+    """Sizes that the challenge of 2026 requires."""
 
     #: genes, targets and contexts
     n_genes: int = 18_533
@@ -61,7 +61,7 @@ def submission(
 ) -> Path:
     """Write and verify a submission file for the Virtual Cell Challenge 2026.
 
-    The file holds whole counts, columns ``target_gene`` and ``context`` and no control cells, in the sizes of
+    The file holds integer counts, columns ``target_gene`` and ``context`` and no control cells, in the sizes of
     :class:`Rules2026`. It is read back and compared before it gets its final name; an existing file is replaced.
 
     Parameters

@@ -233,7 +233,7 @@ def _undefined(scores: pd.DataFrame) -> dict[str, str]:
         none, one = ((scores["n_de_observed"] == k).sum() for k in (0, 1))
         if none + one:
             found["DES"] = (
-                f"{none} of {n} conditions have no differentially expressed gene and {one} have only one, so an "
+                f"no differentially expressed gene in {none} of {n} conditions and only one in {one}, so an "
                 "overlap of gene lists means nothing for them. They are left out here; in the summary, and so in a "
                 "third of the overall score, they count as cell-eval counts them"
             )

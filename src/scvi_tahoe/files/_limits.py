@@ -30,7 +30,7 @@ MALFORMED = (
 
 
 class UnsafeFileError(ValueError):
-    """A file of a model folder is damaged, forged, or holds what weights have no need of. Nothing of it was run.
+    """A file of a model folder is damaged, forged, or holds more than weights need. Nothing of it was run.
 
     The message is one line of bounded length, whatever names and values of the file are in it.
     """

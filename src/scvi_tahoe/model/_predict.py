@@ -107,7 +107,7 @@ class PredictMixin(FittedModel):
         check_scale
             Raise an error for control cells on a different scale from those of the training data.
         new_batches
-            What stands for technical batches that a network with a batch encoder has not seen: ``'mean'``, the mean
+            How to represent technical batches that a network with a batch encoder has not seen: ``'mean'``, the mean
             vector of its batches, or ``'nearest'``, the batch of the training data with the most similar mean of
             control cells. By default they are an error. ``uns["scvi_tahoe_prediction"]["new_batches"]`` says what
             stood for each.

@@ -137,7 +137,7 @@ class PretrainedMixin(FittedModel):
         check_scale
             Raise an error for data on a different scale from the weights, by predicting controls from controls.
         cache_dir
-            Cache of the hub; default: the one of its client.
+            Cache of the hub. If None, that of the Hugging Face client.
         offline
             Use the cache of the hub and no network.
         seed
@@ -303,7 +303,7 @@ class PretrainedMixin(FittedModel):
         revision, message
             Branch to upload to, and title of the commit.
         token
-            Hugging Face token; default: the stored login.
+            Hugging Face token. If None, the stored login.
         backbone_from
             As for :meth:`export`.
 

@@ -50,8 +50,8 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
     adata
         AnnData or MuData registered with :meth:`setup_anndata` or :meth:`setup_mudata`.
     registry
-        Registry of a saved model, to build it again, also without data; options that have no effect are then left out
-        instead of refused.
+        Registry of a saved model, to build it again, also without data; options without effect are then ignored rather
+        than rejected.
     size
         A name in ``scvi_tahoe.SIZES``, or dimensions of the network as keyword arguments of
         :class:`~scvi_tahoe.nn.NetworkConfig`. ``'mini'`` trains on a laptop, ``'tahoe'`` has the dimensions of
@@ -88,8 +88,8 @@ class TahoeST(SetupMixin, PretrainedMixin, TrainMixin, EvaluateMixin, ResponseMi
         What the response model is good at, see :meth:`response_report` for what the second one costs:
 
         * ``'error'`` (default) - small squared errors
-        * ``'discrimination'`` - perturbations told apart: what is specific to each is multiplied by the factor that
-          tells left-out conditions apart (almost) best
+        * ``'discrimination'`` - discrimination between perturbations: the specific part of each effect is multiplied by
+          the factor that discriminates (almost) best between left-out conditions
     batch_encoder
         Whether the network sees the technical batch of each cell (needs ``batch_key``).
     seed

@@ -84,9 +84,9 @@ class NetworkConfig:
     hidden, n_layers, intermediate, n_heads
         Width, depth, feed-forward width and number of attention heads of the backbone.
     n_kv_heads
-        Number of key/value heads; fewer than ``n_heads`` shares each among a group of heads. ``None``: ``n_heads``.
+        Number of key/value heads; fewer than ``n_heads`` shares each among a group of heads. If None, ``n_heads``.
     head_dim
-        Width of a head; ``n_heads * head_dim`` need not equal ``hidden``. ``None``: ``hidden // n_heads``.
+        Width of a head; ``n_heads * head_dim`` need not equal ``hidden``. If None, ``hidden // n_heads``.
     n_encoder_layers, n_decoder_layers
         Linear layers of the two encoders and of the projection to the output.
     control_encoder
@@ -129,7 +129,7 @@ class NetworkConfig:
     batch_token
         Put a learned token before the cells and classify the technical batch from it.
     n_batch_classes
-        Number of batches the classifier tells apart; needs ``batch_token``.
+        Number of batches that the classifier distinguishes; needs ``batch_token``.
     confidence_token
         Put a learned token behind the cells and read an expected loss of the set from it.
     gene_decoder

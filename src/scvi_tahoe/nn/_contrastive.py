@@ -27,13 +27,13 @@ def same_perturbation(perturbation_SP: Tensor) -> Tensor:
 
 
 def info_nce(x_SG: Tensor, y_SG: Tensor, same_SS: Tensor, *, temperature: float) -> Tensor:
-    r"""InfoNCE with cosine similarity: how surely ``x`` of a set is matched to its own ``y`` among those of all sets.
+    r"""InfoNCE with cosine similarity: how confidently ``x`` of a set is matched to its own ``y`` among all sets.
 
     .. math:: -\log\frac{\exp(\cos(x_s, y_s) / \tau)}{\sum_t \exp(\cos(x_s, y_t) / \tau)}
 
     with *t* over the set itself and all sets that are not the same (van den Oord et al. 2018, *Representation learning
-    with contrastive predictive coding*, arXiv 1807.03748). It is 0 where nothing else is to be told apart, log S where
-    nothing can be. Differences of cosines much larger than the temperature count as certain.
+    with contrastive predictive coding*, arXiv 1807.03748). It is 0 if there are no other sets, and log S if no set can
+    be distinguished. Differences of cosines much larger than the temperature count as certain.
     """
     return _surprise(_cosine(x_SG, y_SG) / temperature, same_SS)
 

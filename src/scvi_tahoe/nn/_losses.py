@@ -241,7 +241,7 @@ def energy_distance(
 
     Returns
     -------
-    One value a set, in the units of the cells.
+    One value per set, in the units of the cells.
     """
     if diagonal != "rounded":
         dtype = torch.float64 if torch.float64 in (x_SNG.dtype, y_SMG.dtype) else products

@@ -112,16 +112,16 @@ class SetTransformer(nn.Module):
         control_SNG
             Control cells; any number of sets and of cells in a set.
         perturbation_SP
-            One perturbation vector a set, or one a cell, ``(S, N, P)``. One a set is encoded once a set; in training
+            One perturbation vector per set, or one per cell, ``(S, N, P)``. One per set is encoded once; in training
             its cells then share the dropout mask of the encoder.
         batch_SN
-            Technical batch of every cell: integer labels (one a set as ``(S, 1)`` is enough) or one-hot ``(S, N, B)``.
+            Technical batch of every cell: integer labels (one per set, ``(S, 1)``, is enough) or one-hot ``(S, N, B)``.
             Needed where the network has a batch encoder, ignored where it has none.
         base_SNG
-            What ``head='delta'`` adds its change to. ``None``: the control.
+            Cells to which ``head='delta'`` adds its change. If None, the control cells.
         present_SN
             ``False`` for cells that only fill up a set, behind the real ones; no other cell sees them and what is
-            predicted for them has no meaning. ``None``: all cells are real.
+            predicted for them has no meaning. If None, all cells are real.
 
         Raises
         ------

@@ -181,7 +181,7 @@ class Objective:
         return term.function(predicted, observed, *needed, **options)
 
     def set_loss(self, name: str, predicted_SNG: Tensor, observed_SMG: Tensor) -> Tensor:
-        """Compute one of ``SET_LOSSES``, one value a set; with ``chunks`` as the mean over chunks of features."""
+        """Compute one of ``SET_LOSSES``, one value per set; with ``chunks`` as the mean over chunks of features."""
         term, n_chunks = TERMS[name], self.config.chunks
         if n_chunks == 1:
             return self._value(term, predicted_SNG, observed_SMG, None)
@@ -191,7 +191,7 @@ class Objective:
     def main_loss(
         self, predicted_SNG: Tensor, observed_SMG: Tensor, reference: SetReference | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the weighted sum of the terms, one value a set, and the mean of each before weighting.
+        """Compute the weighted sum of the terms, one value per set, and the mean of each before weighting.
 
         Without a reference, only terms that compare two sets of cells are computed.
         """

@@ -38,7 +38,7 @@ def _row(effects: AnnData, condition: str | None) -> AnnData:
 def volcano(
     effects: AnnData, condition: str, *, n_genes: int = 10, ax: Axes | None = None, **output: Unpack[FigureOutput]
 ) -> Figure:
-    """Draw the change of every gene in a condition against how sure its direction is.
+    """Draw the change of every gene in a condition against the certainty of its direction.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def volcano(
     condition
         Name of the condition, one of ``effects.obs_names``.
     n_genes
-        How many of the surest genes are named.
+        Number of genes with the most certain direction that are named.
     ax
         Axes to draw into. If None, a new figure is made.
     **output
@@ -96,7 +96,7 @@ def ranked(
     condition
         Name of the condition, one of ``effects.obs_names``; not for a ranking.
     n
-        How many of the largest and of the smallest values are drawn.
+        Number of the largest and of the smallest values that are drawn.
     ax
         Axes to draw into. If None, a new figure is made.
     **output
@@ -145,7 +145,7 @@ def condition_map(
     color
         Column of ``obs`` with at most eight values, such as the contexts. If None, all points have one colour.
     n_names
-        How many of the conditions that change most are named.
+        Number of conditions with the largest changes that are named.
     ax
         Axes to draw into. If None, a new figure is made.
     **output
@@ -265,7 +265,7 @@ def dose_response(
 def interactions(
     pairs: AnnData, *, score: str = "magnitude", ax: Axes | None = None, **output: Unpack[FigureOutput]
 ) -> Figure:
-    """Draw a score of pairs as a heat map of first against second perturbation; pairs that are not there are empty.
+    """Draw a score of pairs as a heat map of first against second perturbation; missing pairs are left empty.
 
     Parameters
     ----------

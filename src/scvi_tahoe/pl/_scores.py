@@ -43,9 +43,9 @@ _DOT = 5
 def bars(result: Result, *, metrics: Sequence[str] | None = None, **output: Unpack[FigureOutput]) -> Figure:
     """Draw how far each score got from the baseline (0) to the ceiling (1), with its 95 % interval and its values.
 
-    Shows ``metrics`` from top to bottom. If None, all that have a share, without those whose numbers are the same as of
-    an earlier one, as DES among the first 100 and 200 genes of a small panel; a ValueError if none has a baseline and a
-    ceiling. Above 1, a prediction is closer than a replicate of the observed size, which is noisy itself.
+    Shows ``metrics`` from top to bottom. If None, all that have a share, except those with the same numbers as an
+    earlier one, such as DES among the first 100 and 200 genes of a small panel; a ValueError if none has a baseline and
+    a ceiling. Above 1, a prediction is closer than a replicate of the observed size, which is noisy itself.
     """
     table = result.summary if metrics is None else result.summary.loc[list(metrics)]
     table = table[table["scaled"].notna()]

@@ -75,7 +75,7 @@ def diagnose_attention(
     minibatches
         Pairs of keyword arguments for the network's ``forward`` and observed cells ``(S, N, G)``; a ValueError if none.
     loss
-        Loss of predicted and observed cells, one value a set, ``(S,)``.
+        Loss of predicted and observed cells, one value per set, ``(S,)``.
     """
     import pandas as pd
 

@@ -138,9 +138,9 @@ def embed_cells(  # noqa: PLR0913
     ``setup_anndata(adata, ..., cell_embedding_key="X_state")`` uses the result. Expression is read in blocks of some
     hundred cells and may be larger than memory.
 
-    The slots of a cell hold its most expressed genes. Chance decides among genes of equal value, so other seeds give
-    other embeddings. Here a cell's embedding depends on its name, its values and the seed alone, not on other cells,
-    their order or the batch size (to rounding).
+    The slots of a cell hold its most expressed genes. Ties are broken at random, so other seeds give other embeddings.
+    Here a cell's embedding depends on its name, its values and the seed alone, not on other cells, their order or the
+    batch size (to rounding).
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def embed_cells(  # noqa: PLR0913
     gene_key
         Column of ``var`` with the names of genes. If None, ``var_names`` or the column with most of the table's names.
     aliases
-        Names in the table of protein embeddings, by names in the data. Other names must be equal to the letter.
+        Names in the table of protein embeddings, by names in the data. Other names must match exactly.
     scale
         What the values are:
 

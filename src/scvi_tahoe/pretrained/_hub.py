@@ -79,13 +79,13 @@ def read_pretrained(
     checkpoint, attention, genes
         See :func:`read_arc_folder`; for folders in Arc's format. Of a hub, only that checkpoint is downloaded.
     revision
-        Branch, tag or commit of the hub, resolved to a commit. Default: the main branch.
+        Branch, tag or commit of the hub, resolved to a commit. If None, the main branch.
     accept_license
         Accept the licence of downloaded weights. If None, ``SCVI_TAHOE_ACCEPT_LICENSE`` decides.
     base
         The model whose backbone an export refers to, if it does.
     cache_dir
-        Cache of the hub; default: the one of its client.
+        Cache of the hub. If None, that of the Hugging Face client.
     offline
         Use the cache and no network. So does the variable ``HF_HUB_OFFLINE=1`` of the hub's client.
 

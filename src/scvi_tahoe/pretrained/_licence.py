@@ -42,7 +42,7 @@ _UNKNOWN_SUMMARY = (
 
 
 class LicenceNotAcceptedError(RuntimeError):
-    """Weights under a licence with conditions were asked for, and nobody accepted it."""
+    """Weights under a licence with conditions were requested, and the licence was not accepted."""
 
 
 class LicenceWarning(UserWarning):

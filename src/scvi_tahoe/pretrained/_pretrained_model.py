@@ -114,7 +114,7 @@ class Provenance:
     Raises
     ------
     ValueError
-        If a word is none, or the format is unknown.
+        If a value is not allowed, or the format is unknown.
     """
 
     #: Hub name or folder name (never an absolute path).
@@ -167,7 +167,7 @@ class AxisLabels:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PretrainedModel:
-    """Everything a folder holds that is of use: network, weights, labels, training settings, origin."""
+    """Everything useful in a model folder: network, weights, labels, training settings, origin."""
 
     #: The network.
     config: NetworkConfig

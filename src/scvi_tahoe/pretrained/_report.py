@@ -49,7 +49,7 @@ class LabelMatch:
 
 @dataclass(frozen=True)
 class LoadingReport:
-    """What a loading did."""
+    """What was loaded from pretrained weights, and what was not."""
 
     #: One entry a tensor.
     records: tuple[TensorRecord, ...]
@@ -79,7 +79,7 @@ class LoadingReport:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a tensor: status, shapes, detail."""
+        """One row per tensor: status, shapes, detail."""
         import pandas as pd
 
         columns = ["tensor", "status", "source_shape", "target_shape", "detail"]
@@ -88,7 +88,7 @@ class LoadingReport:
 
     @property
     def label_table(self) -> pd.DataFrame:
-        """One row a labelled axis: numbers of matched, missing and surplus labels, and the names of the latter two."""
+        """One row per labelled axis: numbers of matched, missing and surplus labels, and names of the latter two."""
         import pandas as pd
 
         columns = ["axis", "matched", "missing", "surplus", "missing_names", "surplus_names"]

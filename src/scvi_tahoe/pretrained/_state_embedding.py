@@ -104,7 +104,7 @@ def read_state_embedding(
 ) -> StateEmbedding:
     """Return a State Embedding model (SE-600M, SE-100M) from a folder, local or on the hub.
 
-    Read are ``model.safetensors``, ``config.yaml`` and ``protein_embeddings.pt``, and nothing in them is executed. Of a
+    It reads ``model.safetensors``, ``config.yaml`` and ``protein_embeddings.pt``, and nothing in them is executed. Of a
     Lightning checkpoint (``*.ckpt``), as Arc's program writes it, tensors and numbers are read; the objects of that
     program in it are left out. Prefer safetensors: the published checkpoints are four times as large.
 

@@ -27,7 +27,7 @@ _LIMIT = 20_000_000_000
 def read_embedding_table(
     path: str | Path, labels: Iterable[str] | None = None, *, header: bool | None = None
 ) -> dict[str, np.ndarray]:
-    """Read a table of perturbation embeddings from a file that may come from a stranger.
+    """Read a table of perturbation embeddings from a file of any origin; code in it is never run.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def read_embedding_table(
 
         * ``.pt``, ``.pth``, ``.torch`` - a mapping of label to vector, as ``torch.save`` writes it; pickled code is
           refused, not run
-        * ``.npz`` - arrays ``names`` and ``matrix``, or one array a label
+        * ``.npz`` - arrays ``names`` and ``matrix``, or one array per label
         * ``.csv``, ``.tsv``, ``.parquet`` - labels in the first column (parquet: the index), numbers in the others
     labels
         Keep the rows of these labels; labels that the file lacks are left out. If None, all are kept.

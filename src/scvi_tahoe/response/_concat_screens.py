@@ -31,8 +31,8 @@ def concat_screens(
     *,
     perturbation_key: str | Mapping[str, str],
     control: str | Mapping[str, str],
-    context_key: str | Mapping[str, str] | None = None,
-    batch_key: str | Mapping[str, str] | None = None,
+    context_key: str | Mapping[str, str | None] | None = None,
+    batch_key: str | Mapping[str, str | None] | None = None,
     dose_key: str | None = None,
     combination_separator: str | None = None,
     weights: Mapping[str, float] | None = None,
@@ -41,13 +41,13 @@ def concat_screens(
     seed: int = 0,
     progress: bool = True,
 ) -> ad.AnnData:
-    """Put several screens together, and find out which of them help to predict the others.
+    """Combine several screens, and find out which of them help to predict the others.
 
     Genes are those that all screens have, matched by name. Contexts and technical batches are named by their screen
     (``"replogle: K562"``), so that control cells are never shared between screens. A screen that does harm gets the
-    weight 0, and this is said: the response model predicts conditions of the other screens without themselves, with it
-    and without it, and what makes them worse is not learned from. Cells that a test is to be made on must not be among
-    the screens.
+    weight 0, and a warning says so: the response model predicts conditions of the other screens without themselves,
+    with it and without it, and what makes them worse is not learned from. Cells that are used for testing must not be
+    among the screens.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def concat_screens(
         As for :meth:`~scvi_tahoe.TahoeST.setup_anndata`, the same in all screens.
     weights
         Weight of screens, 1 if not given. Training draws conditions in proportion to it; below 1, the response model
-        takes the rest of the variance among a screen's perturbations for noise.
+        treats the rest of the variance among a screen's perturbations as noise.
     target
         Name of the screen that predictions are wanted for. If None, each is judged by what it tells about all others;
         of two screens neither is then dropped.
@@ -81,7 +81,7 @@ def concat_screens(
     :meth:`~scvi_tahoe.TahoeST.setup_anndata`.
     ``uns["scvi_tahoe_sources"]`` has one row for each screen: ``n_cells``, ``n_shared`` (perturbations that
     another screen has, too), ``agreement`` (mean correlation of their changes with those in the other screens),
-    ``error_change`` (of left-out conditions of the others with it; .1: 10 % worse) and ``weight``.
+    ``error_change`` (of left-out conditions of the others with it; 0.1 means 10 % worse) and ``weight``.
 
     Raises
     ------

@@ -79,7 +79,7 @@ def _families(kernels: ConditionKernels) -> dict[str, np.ndarray]:
     """Kernels that say the same thing: which of them belong to each table, to contexts, to perturbations seen again."""
     names = kernels.names
     found = {
-        "what is special to a context": [" x context" in name or " x likeness" in name for name in names],
+        "what is specific to a context": [" x context" in name or " x likeness" in name for name in names],
         "the perturbation elsewhere": [name.startswith(("perturbation", "dose")) for name in names],
     }
     found |= {table: kernels.of_table(table).tolist() for table in kernels.tables}
@@ -123,7 +123,7 @@ def _losses(fitted: Fitted) -> dict[str, float]:
 def _lost(losses: Mapping[str, float]) -> list[str]:
     """Return the line of the losses, if there are any."""
     listed = ", ".join(f"{name} {loss:+.1%}" for name, loss in losses.items())
-    return [f"Squared error of left-out conditions if kernels do without: {listed}."] if listed else []
+    return [f"Squared error of left-out conditions without these kernels: {listed}."] if listed else []
 
 
 def _lines(

@@ -10,7 +10,7 @@ import torch
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_csv, read_json
-from scvi_tahoe.study._run_folder import BEST, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
+from scvi_tahoe.study._run_files import BEST, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
 
 #: Columns of a log that depend on the machine, not on the run.
 _OF_THE_MACHINE = ("sets_per_second", "mfu", "peak_memory_gb")

@@ -25,7 +25,7 @@ from scvi_tahoe.study._files import read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
 from scvi_tahoe.study._model import TRAINING, build_model, train_model, training_options
 from scvi_tahoe.study._run_config import PLAN_ELSEWHERE, TahoeRun
-from scvi_tahoe.study._run_folder import (
+from scvi_tahoe.study._run_files import (
     CONFIG,
     FIGURES,
     METRICS,
@@ -35,12 +35,9 @@ from scvi_tahoe.study._run_folder import (
     REPORT,
     RESULT,
     SCORES,
-    claimed_folder,
-    fingerprint,
     is_run,
-    provenance,
-    run_card,
-)  # fmt: skip
+)
+from scvi_tahoe.study._run_folder import claimed_folder, fingerprint, provenance, run_card  # fmt: skip
 from scvi_tahoe.study._training_log import read_training_log
 from scvi_tahoe.training import TahoeTrainingPlan
 
@@ -92,7 +89,7 @@ def finetune(
 ) -> RunResult:
     """Train a model as a file says, predict held-out cells, score them, and leave a folder.
 
-    A run that was stopped is taken up where it was when the function is called again; a finished one is read.
+    A run that was stopped continues there when the function is called again; a finished one is read.
 
     Parameters
     ----------
@@ -100,7 +97,7 @@ def finetune(
         The run, or its file. The ``config.yaml`` of a run's folder rebuilds that run: the same numbers on the CPU.
     folder
         Where to write. If None, ``runs/<name>``; for the ``config.yaml`` of a finished run, its folder with
-        ``-rebuilt`` behind the name, and for that of a stopped one its folder, where it goes on.
+        ``-rebuilt`` behind the name, and for that of a stopped one its folder, in which it continues.
     progress
         Whether to show progress bars.
     truth_cache
@@ -321,7 +318,7 @@ def result_text(result: RunResult, *, as_json: bool = False) -> str:
         return json.dumps(values, indent=1, default=float)
     lines = []
     if summary is not None:
-        shown = summary[["value", "baseline", "ceiling", "scaled"]].round(4)
+        shown = summary[["value", "baseline", "ceiling", "scaled"]].rename(columns={"scaled": "share"}).round(4)
         lines.append(shown.rename(result.scores.metric_label).rename_axis(None).to_string(na_rep=""))  # type: ignore[union-attr]
     if vcc is not None:
         lines.append(f"{overall_title(vcc)} {vcc['overall']:.2f}")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
 
-from scvi_tahoe import EvaluationResult, TahoeST
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.data import is_store, read_store
 from scvi_tahoe.files import read_csv, verify_hdf5, verify_text
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
-from scvi_tahoe.study._run_folder import BEST, LAST, METRICS, PROVENANCE, read_checkpoint
+from scvi_tahoe.study._run_files import BEST, LAST, METRICS, PROVENANCE, SCORES, read_checkpoint
+from scvi_tahoe.study._screen_look import REPEATED_NAMES, look_at_screen
 from scvi_tahoe.study._training_log import read_training_log, read_training_logs
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _LOGS = ("metrics.csv", "*_metrics.csv", "version_*/metrics.csv")
 #: file of a model that TahoeST.save wrote
 SAVED_MODEL = "model.pt"
+_VERDICT = "verdict.txt"
 _MODEL_FILES = ("config.json", "config.yaml", "*.safetensors", "var_dims.pkl")
 
 
@@ -73,7 +76,8 @@ def inspect_path(path: str | Path, *, config: str | Path | None = None, checkpoi
         return _checkpoint(path)
     if (reader := _reader(path)) is not None:
         return reader(path)
-    parts = [_logs(path, config)] if path.is_file() or _has(path, _LOGS) else []
+    parts = [_verdict(path)] if (path / SCORES / _VERDICT).is_file() else []
+    parts += [_logs(path, config)] if path.is_file() or _has(path, _LOGS) else []
     # a model in arc-state's format or an export; the folder of a run of ours keeps its model inside
     is_model = _has(path, _MODEL_FILES) and not (path / PROVENANCE).exists()
     if path.is_dir() and (checkpoint is not None or not parts or is_model):
@@ -91,8 +95,11 @@ def _reader(path: Path) -> Callable[[Path], Inspection] | None:
     if path.is_file():
         kinds = {".h5ad": _cells, **dict.fromkeys((".parquet", ".npz", ".tsv"), _table), ".pt": _saved_model}
         return kinds.get(path.suffix)
-    if is_store(path):
-        return _store
+    if (path / "zarr.json").is_file():
+        from scvi_tahoe.data import is_store
+
+        if is_store(path):
+            return _store
     marks = {"result.json": _evaluation, SAVED_MODEL: _saved_model, "scores.csv": _scores}
     if (path / PROVENANCE).exists():  # the folder of a run also has a result.json
         return None
@@ -101,7 +108,9 @@ def _reader(path: Path) -> Callable[[Path], Inspection] | None:
 
 def _cells(path: Path) -> Inspection:
     verify_hdf5(path)
-    cells = ad.read_h5ad(path, backed="r")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=REPEATED_NAMES)
+        cells = ad.read_h5ad(path, backed="r")
     try:
         record = cells.uns.get("scvi_tahoe_prediction")
         columns = {str(c): int(cells.obs[c].nunique()) for c in cells.obs}
@@ -115,7 +124,7 @@ def _cells(path: Path) -> Inspection:
         cells.file.close()
     lines = [
         f"{path}: {content['n_cells']:,} cells of {content['n_genes']:,} genes",
-        "obs     " + ", ".join(f"{name} ({n:,} values)" for name, n in columns.items()),
+        "obs     " + ", ".join(f"{name} ({n:,})" for name, n in columns.items()) + " values",
         *([f"layers  {', '.join(content['layers'])}"] if content["layers"] else []),
     ]
     if record is not None:
@@ -123,11 +132,30 @@ def _cells(path: Path) -> Inspection:
         lines += ["A prediction of scvi-tahoe:", *(f"  {name:<16} {value}" for name, value in known.items())]
         content["prediction"] = known
     else:
-        lines.append(f"Train on it: scvi-tahoe train {path} --perturbation-key ... --control ...")
+        lines += _as_screen(path)
     return Inspection("\n".join(lines), content)
 
 
+def _as_screen(path: Path) -> list[str]:
+    """Say how to train on a file of cells, and what has to be done first, as far as its labels tell."""
+    try:
+        look = look_at_screen(path)
+    except (ValueError, KeyError) as error:
+        return [f"Train on it: scvi-tahoe train {path} --perturbation-key ... --control ...", f"note: {error.args[0]}"]
+    options = {"perturbation-key": look.perturbation_key, "control": look.control, "context-key": look.context_key,
+               "layer": look.layer, "combination-separator": look.separator}  # fmt: skip
+    given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items() if value is not None)
+    lines = [f"note: {remark}" for remark in look.remarks]
+    if look.problems:
+        lines += [f"problem: {problem}" for problem in look.problems]
+        lines.append(f"Mend it in Python:\n\n{indent(look.remedy(), '    ')}\n")
+    prepared = look.prepared if look.problems else path
+    return [*lines, f"Train on it: scvi-tahoe train {shlex.quote(str(prepared))} {given}"]
+
+
 def _store(path: Path) -> Inspection:
+    from scvi_tahoe.data import read_store
+
     cells = read_store(path)
     text = (
         f"{path}: a store of {cells.n_obs:,} cells of {cells.n_vars:,} genes; obs has {', '.join(map(str, cells.obs))}"
@@ -143,12 +171,16 @@ def _table(path: Path) -> Inspection:
 
 
 def _evaluation(path: Path) -> Inspection:
+    from scvi_tahoe.evaluate import EvaluationResult
+
     result = EvaluationResult.load(path)
     content = {"summary": json.loads(result.summary.to_json(orient="index")), "verdict": str(result.verdict)}
     return Inspection(f"{path}\n{result!r}", content)
 
 
 def _saved_model(path: Path) -> Inspection:
+    from scvi_tahoe.model import TahoeST
+
     folder = path if path.is_dir() else path.parent
     registry = TahoeST.load_registry(str(folder))
     known = registry.get("setup_args", {})
@@ -158,17 +190,29 @@ def _saved_model(path: Path) -> Inspection:
     return Inspection("\n".join(lines), {"setup_args": {k: v for k, v in known.items() if v is not None}})
 
 
+def _text_of(path: Path) -> str:
+    verify_text(path)
+    return path.read_text("utf-8").rstrip()
+
+
 def _scores(path: Path) -> Inspection:
     """Say what a demo or a study left: its scores, and what to open."""
     table = read_csv(path / "scores.csv", index_col=0)
     lines = [f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}"]
     lines.append(table.to_string(float_format="{:.3f}".format, na_rep=""))
-    if (path / "evaluation" / "verdict.txt").is_file():
-        verify_text(path / "evaluation" / "verdict.txt")
-        lines.append((path / "evaluation" / "verdict.txt").read_text("utf-8").rstrip())
+    if (path / "evaluation" / _VERDICT).is_file():
+        lines.append(_text_of(path / "evaluation" / _VERDICT))
     if (path / "report.html").is_file():
         lines.append(f"Open {path / 'report.html'}")
     return Inspection("\n\n".join(lines), {"scores": json.loads(table.to_json(orient="index"))})
+
+
+def _verdict(path: Path) -> Inspection:
+    """Say how good the prediction of a run is, and what to open."""
+    text = _text_of(path / SCORES / _VERDICT)
+    report = path / "report.html"
+    opened = f"\nOpen {report}" if report.is_file() else ""
+    return Inspection(f"{path}\n{text}{opened}", {"verdict": text})
 
 
 def _has(folder: Path, patterns: tuple[str, ...]) -> bool:

@@ -19,7 +19,7 @@ from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.nn import SIZES, non_default
 from scvi_tahoe.pretrained import holds_run, read_pretrained, run_checkpoint
 from scvi_tahoe.study._files import write_json
-from scvi_tahoe.study._run_folder import BEST, LAST, MODEL, is_run, read_checkpoint
+from scvi_tahoe.study._run_files import BEST, LAST, MODEL, is_run, read_checkpoint
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,7 +10,7 @@ from scvi_tahoe.study._files import read_mapping
 from scvi_tahoe.study._finding import LEVELS
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._plain_values import differences
-from scvi_tahoe.study._run_folder import CONFIG, FIGURES, PROVENANCE, REPORT
+from scvi_tahoe.study._run_files import CONFIG, FIGURES, PROVENANCE, REPORT
 from scvi_tahoe.study._scores import SCORED
 
 if TYPE_CHECKING:

@@ -176,7 +176,7 @@ class TrainConfig(Section):
     Attributes
     ----------
     accumulate
-        Minibatches an optimizer step.
+        Minibatches per optimizer step.
     accelerator
         Where it is trained.
     freeze_projection

@@ -16,11 +16,12 @@ from anndata.abc import CSRDataset
 
 from scvi_tahoe.data import ScreenKeys, read_screen
 from scvi_tahoe.evaluate import overall_title
-from scvi_tahoe.files import LOCK, locked, read_torch, remove_partial
+from scvi_tahoe.files import LOCK, locked, remove_partial
 from scvi_tahoe.pretrained import model_card
 from scvi_tahoe.study._files import read_mapping
 from scvi_tahoe.study._plain_values import differences
 from scvi_tahoe.study._run_config import TahoeRun
+from scvi_tahoe.study._run_files import CONFIG, SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,24 +34,12 @@ if TYPE_CHECKING:
     from scvi_tahoe.study._data import RunData
     from scvi_tahoe.study._run_config import DataConfig
 
-CONFIG, PROVENANCE, METRICS, REPORT = "config.yaml", "provenance.json", "metrics.csv", "loading_report.txt"
-BEST, LAST, MODEL = "best.ckpt", "last.ckpt", "model"
-PREDICTION, SCORES, FIGURES = "prediction.h5ad", "scores", "figures"
 _ROWS = 8_192  # cells of a store that are hashed at once
-#: written last: the run is complete
-RESULT = "result.json"
-
 #: packages whose release can change the numbers of a run
 _PACKAGES = (
     "scvi-tahoe", "scvi-tools", "torch", "lightning", "numpy", "scipy", "pandas", "anndata", "scikit-learn",
     "cell-eval", "pdex",
 )  # fmt: skip
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a trained run."""
-    trained = (folder / BEST).is_file() or (folder / LAST).is_file()  # without validation nothing is best
-    return (folder / CONFIG).is_file() and (folder / MODEL).is_dir() and trained
 
 
 @contextmanager
@@ -77,14 +66,6 @@ def claimed_folder(folder: Path, run: TahoeRun) -> Iterator[None]:
         if not known.exists() or rescored:
             run.to_yaml(known)
         yield
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, without running code of it."""
-    content = read_torch(path)
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise ValueError(f"{path} holds no state_dict; it is not a checkpoint.")
-    return content
 
 
 def fingerprint(data: RunData, split: Split, *, seed: int) -> dict[str, Any]:

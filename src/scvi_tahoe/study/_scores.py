@@ -9,7 +9,7 @@ import pandas as pd
 
 from scvi_tahoe.pl import BASELINE, CEILING, PREDICTED, new_figure, style
 from scvi_tahoe.study._run_config import TahoeRun
-from scvi_tahoe.study._run_folder import CONFIG
+from scvi_tahoe.study._run_files import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

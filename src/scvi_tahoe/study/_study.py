@@ -14,7 +14,7 @@ from scvi_tahoe.study._files import save_figure, write_mapping
 from scvi_tahoe.study._finetune import finetune, read_result
 from scvi_tahoe.study._log_figure import logs_figure
 from scvi_tahoe.study._report_html import report_html
-from scvi_tahoe.study._run_folder import METRICS, RESULT
+from scvi_tahoe.study._run_files import METRICS, RESULT
 from scvi_tahoe.study._scores import StudyResult, score_figure, score_table
 from scvi_tahoe.study._study_config import StudyConfig, judge, merged
 from scvi_tahoe.study._training_log import read_training_log
@@ -35,7 +35,7 @@ def run_study(
 ) -> StudyResult:
     """Carry out a ladder of rounds, and write its table, figures and report.
 
-    A study that was stopped goes on where it was when the function is called again; finished rounds are read.
+    A study that was stopped continues there when the function is called again; finished rounds are read.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ def run_study(
 
     Returns
     -------
-    The folder holds one folder a round, ``scores.csv``, ``curves.png``, ``scores.png`` and ``report.html``.
+    The folder holds one folder per round, ``scores.csv``, ``curves.png``, ``scores.png`` and ``report.html``.
 
     Raises
     ------
     ValueError
-        If a study is not as it must be, or the folder holds another one.
+        If a study is invalid, or the folder holds another one.
     FileNotFoundError
         If there is no such study.
     """

@@ -35,10 +35,10 @@ class TrainingLog:
     Attributes
     ----------
     series
-        By our names (``train``, ``validation``, ``decoder_train``, ...): values by step, without gaps. Steps are those
-        that the program itself speaks of: arc-state counts from 0, ours are steps done.
+        By our names (``train``, ``validation``, ``decoder_train``, ...): values by step, without gaps. Steps are
+        counted as the program itself counts them: arc-state counts from 0, ours are steps done.
     rates
-        Learning rate by step, one entry a parameter group.
+        Learning rate by step, one entry per parameter group.
     config
         Configuration next to the log; empty if there is none.
     """

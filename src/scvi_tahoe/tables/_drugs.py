@@ -75,8 +75,8 @@ def drug_targets(
 ) -> pd.DataFrame:
     """Make a table of drugs from their targets, mechanisms, pathways or classes.
 
-    Each value of a column is a set of the drugs that have it; sets become numbers as those of
-    :func:`~scvi_tahoe.tables.gene_sets` do, so that a target few drugs have says more than a common one.
+    Each value of a column is a set of the drugs that have it; sets are encoded as in
+    :func:`~scvi_tahoe.tables.gene_sets`, so that a rare target is more informative than a common one.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def drug_targets(
     columns
         Columns to use. If None, all but the first.
     n_components
-        Most columns of the table.
+        Maximum number of columns.
     licence
         Licence of the file, kept with the table.
     seed

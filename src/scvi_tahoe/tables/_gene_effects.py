@@ -26,9 +26,9 @@ def gene_effects(
 ) -> pd.DataFrame:
     """Make a table of genes from the effects of their knock-out on the growth of many cell lines.
 
-    Effects of each gene are standardised over cell lines, so that genes that matter in the same lines are alike however
-    strong they are (co-essentiality, Wainberg et al. 2021). The mean of each line is removed; the largest components
-    are kept.
+    Effects of each gene are standardised over cell lines, so that genes that matter in the same lines are similar,
+    whatever the strength (co-essentiality, Wainberg et al. 2021). The mean of each line is removed; the largest
+    components are kept.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def gene_effects(
         ``CRISPRGeneEffect.csv`` of DepMap or the like: a row for each cell line, named in the first column, and a
         column for each gene (``STAT1 (6772)`` or ``STAT1``).
     n_components
-        Most columns of the table.
+        Maximum number of columns.
     licence
         Licence of the effects, kept with the table.
     seed

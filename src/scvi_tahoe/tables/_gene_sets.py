@@ -40,9 +40,10 @@ def gene_sets(
     paths
         One or more ``.gmt`` files: a line for each set, with its name, a description and its genes, between tabs.
     n_components
-        Most columns of the table.
+        Maximum number of columns.
     min_size, max_size
-        Sets with fewer or more genes are left out: the smallest tell genes apart only, the largest nothing.
+        Sets with fewer or more genes are left out: the smallest merely distinguish genes, and the largest carry no
+        information.
     licence
         Licence of the sets, kept with the table.
     seed

@@ -78,8 +78,8 @@ def read_aliases(path: str | Path) -> dict[str, str]:
 def match_labels(table: pd.DataFrame, labels: Iterable[str], aliases: Mapping[str, str] | None = None) -> MatchedTable:
     """Find labels of a screen in a table.
 
-    A label is found to the letter, or if it and a name of the table mean the same gene by ``aliases`` (in either
-    direction). Versions of Ensembl identifiers are ignored.
+    A label is found if it matches exactly, or if it and a name of the table mean the same gene by ``aliases`` (in
+    either direction). Versions of Ensembl identifiers are ignored.
 
     Parameters
     ----------

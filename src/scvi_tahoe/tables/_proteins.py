@@ -27,7 +27,7 @@ def protein_kmers(
     """Make a table of genes from the amino acids of their proteins.
 
     Words of ``k`` amino acids are counted, weighted (1 + log of the count, times inverse document frequency) and
-    decomposed. It needs no network; a protein language model says more, see :func:`protein_embeddings`.
+    decomposed. It needs no network; a protein language model is more informative, see :func:`protein_embeddings`.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def protein_kmers(
     k
         Length of a word.
     n_components
-        Most columns of the table.
+        Maximum number of columns.
     licence
         Licence of the sequences, kept with the table.
     seed
@@ -92,7 +92,7 @@ def protein_embeddings(
         Folder with a model and its tokenizer, weights as safetensors, or the name of one in the cache, such as
         ``"facebook/esm2_t12_35M_UR50D"``.
     max_length
-        Amino acids of a protein that are read, from its beginning.
+        Number of amino acids that are read, from the start of each protein.
     batch_size
         Proteins at once, those of similar length together.
     device

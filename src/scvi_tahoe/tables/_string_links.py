@@ -45,7 +45,7 @@ def string_links(
     min_score
         Links below are left out; STRING calls 400 medium and 700 high confidence.
     n_components
-        Most columns of the table.
+        Maximum number of columns.
     licence
         Licence of the links, kept with the table.
     seed

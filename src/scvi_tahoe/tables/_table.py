@@ -144,7 +144,7 @@ def describe_table(table: pd.DataFrame) -> str:
 
 @checked()
 def shuffled_table(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return a table whose rows are exchanged among its names, which therefore must be worth nothing.
+    """Return a table whose rows are permuted among its names, which therefore carries no information.
 
     Parameters
     ----------

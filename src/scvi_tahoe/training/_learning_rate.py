@@ -78,7 +78,7 @@ class LearningRateTest:
 
         Returns
         -------
-        A matplotlib figure that pyplot knows nothing of.
+        A matplotlib figure that is not registered with pyplot.
         """
         from scvi_tahoe.pl import learning_rate_test
 
