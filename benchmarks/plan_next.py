@@ -1,9 +1,10 @@
 """Which conditions to measure next: error on conditions that nobody measures, against the number of measured ones.
 
 A replay. A quarter of the conditions is never measured and is scored; of the others a tenth is measured at first, drawn
-at random, and the rest in batches that ``plan_next`` chooses, that lie farthest from all measured ones in tables and
-contexts, or that are drawn at random. Mean over seeds of the root mean squared error, without the sampling variance of
-measured means; in the figure with its standard error.
+at random, and the rest in batches, each after a new fit. Batches are those that ``plan_next`` chooses, with the scored
+conditions as ``to_predict`` or without knowing them; those that cover the scored conditions best in tables and
+contexts; those that lie farthest from all measured ones; or drawn at random. Mean over seeds of the root mean squared
+error, without the sampling variance of measured means; in the figure with its standard error.
 
     python benchmarks/plan_next.py responses.h5ad --perturbation-key perturbation --context-key cell_line \\
         --context k562 --control control --table go=emb_gene_go.parquet --until 0.58 --figure docs/_static/plan_next.png
@@ -29,8 +30,9 @@ from scvi_tahoe.response import ResponseModel
 from scvi_tahoe.response._kernels import TableKernel, unit_rows
 from scvi_tahoe.response._plan_next import plan_next
 
-STRATEGIES = ("plan_next", "farthest", "random")
+NAMED, PLANNED, COVERING, FARTHEST, RANDOM = "plan_next, to_predict", "plan_next", "covering", "farthest", "random"
 P, C = "perturbation", "context"  # columns of a table of responses
+STRATEGIES = {NAMED: pl.PREDICTED, PLANNED: "#d98880", COVERING: "#8e6bb0", FARTHEST: pl.OBSERVED, RANDOM: pl.BASELINE}
 FEWEST_CELLS = 40  # of a condition whose mean is scored
 
 
@@ -67,6 +69,18 @@ def responses_of_table(args: argparse.Namespace) -> ad.AnnData:
     return ad.AnnData(values, obs=obs, layers={"variance": np.zeros_like(values)})
 
 
+def covering(rows: np.ndarray, scored: np.ndarray, measured: list[int], free: list[int], n: int) -> list[int]:
+    """Choose the rows that raise the sum of each scored row's likeness to its nearest most, one after the other."""
+    chosen: list[int] = []
+    likeness = rows[scored] @ rows.T
+    nearest = likeness[:, measured].max(axis=1)
+    for _ in range(n):
+        gain = np.maximum(likeness - nearest[:, None], 0).sum(axis=0)
+        chosen.append(max((i for i in free if i not in chosen), key=lambda i: gain[i]))
+        nearest = np.maximum(nearest, likeness[:, chosen[-1]])
+    return chosen
+
+
 def farthest(rows: np.ndarray, measured: list[int], free: list[int], n: int) -> list[int]:
     """Choose the rows that are farthest from all chosen so far, one after the other."""
     chosen: list[int] = []
@@ -78,37 +92,58 @@ def farthest(rows: np.ndarray, measured: list[int], free: list[int], n: int) -> 
     return chosen
 
 
-def replay(adata: ad.AnnData, tables: dict, rows: np.ndarray, strategy: str, seed: int, until: float) -> list[dict]:
-    """Errors of one strategy from one start."""
+def replay(adata: ad.AnnData, tables: dict, rows: np.ndarray, seed: int, until: float) -> list[dict]:
+    """Errors of each strategy from one start."""
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     scored, pool = order[: adata.n_obs // 4], order[adata.n_obs // 4 :]
     conditions = list(zip(adata.obs[P], adata.obs[C], strict=True))
-    batch, found = max(len(pool) // 10, 1), []
-    measured = pool[:batch].tolist()
-    rng = np.random.default_rng([seed, zlib.crc32(strategy.encode())])
-    while True:
+    asked, batch, found = [conditions[i] for i in scored], max(len(pool) // 10, 1), []
+
+    def fitted(measured: list[int]) -> tuple[ResponseModel, float]:
         model = ResponseModel.fit(
             adata[measured].copy(), perturbation_key=P, context_key=C, tables=tables,
             variance_layer="variance", progress=False,
         )  # fmt: skip
-        predicted = model.predict(
-            sorted({conditions[i][0] for i in scored}), sorted({conditions[i][1] for i in scored}), new_contexts=True
-        )
+        predicted = model.predict(sorted({p for p, _ in asked}), sorted({c for _, c in asked}), new_contexts=True)
         row = {condition: i for i, condition in enumerate(zip(predicted.obs[P], predicted.obs[C], strict=True))}
-        squared = np.square(predicted.X[[row[conditions[i]] for i in scored]] - adata.X[scored])
-        error = float(np.sqrt(max(float((squared - adata.layers["variance"][scored]).mean()), 0)))
-        found.append({"strategy": strategy, "seed": seed, "measured": len(measured), "rmse": error})
+        squared = np.square(predicted.X[[row[condition] for condition in asked]] - adata.X[scored])
+        return model, float(np.sqrt(max(float((squared - adata.layers["variance"][scored]).mean()), 0)))
+
+    def chosen(strategy: str, model: ResponseModel, measured: list[int]) -> list[int]:
         free = [i for i in pool.tolist() if i not in set(measured)]
-        if len(measured) >= until * len(pool):
-            return found
         n = min(batch, len(free))
-        if strategy == "plan_next":
-            plan = plan_next(model._fitted, [conditions[i] for i in free], n, {})
-            measured += [free[i] for i in plan["candidate"]]
-        elif strategy == "farthest":
-            measured += farthest(rows, measured, free, n)
-        else:
-            measured += rng.permutation(free)[:n].tolist()
+        if strategy == COVERING:
+            return covering(rows, scored, measured, free, n)
+        if strategy == FARTHEST:
+            return farthest(rows, measured, free, n)
+        if strategy == RANDOM:
+            return rng.permutation(free)[:n].tolist()
+        named = asked if strategy == NAMED else None
+        plan = plan_next(model._fitted, [conditions[i] for i in free], n, {}, to_predict=named)
+        return [free[i] for i in plan["candidate"]]
+
+    start = fitted(pool[:batch].tolist())
+    for strategy in STRATEGIES:
+        measured, (model, error) = pool[:batch].tolist(), start
+        rng = np.random.default_rng([seed, zlib.crc32(strategy.encode())])
+        found.append({"strategy": strategy, "seed": seed, "measured": batch, "rmse": error})
+        # random choice goes on, so that the errors of others can be looked up in it
+        while len(measured) < (1 if strategy == RANDOM else until) * len(pool):
+            measured = measured + chosen(strategy, model, measured)
+            model, error = fitted(measured)
+            found.append({"strategy": strategy, "seed": seed, "measured": len(measured), "rmse": error})
+    return found
+
+
+def at_a_quarter(table: pd.DataFrame, strategy: str, n: int) -> np.ndarray:
+    """Error of each seed at a quarter of the conditions."""
+    of_seeds = table[table["strategy"] == strategy].groupby("seed")
+    return np.array([np.interp(n / 4, rows["measured"], rows["rmse"]) for _, rows in of_seeds])
+
+
+def as_many(errors: pd.Series, error: float) -> float:
+    """Return the number of measured conditions at which errors, by that number, are as low; NaN if they never are."""
+    return float(np.interp(-error, -errors.cummin(), errors.index, right=np.nan))  # errors fall: turned round
 
 
 def draw(table: pd.DataFrame, path: Path, n: int) -> None:
@@ -116,8 +151,9 @@ def draw(table: pd.DataFrame, path: Path, n: int) -> None:
     with pl.style():
         figure = pl.new_figure(4.2, 2.8)
         ax = figure.subplots()
-        for name, color in zip(STRATEGIES, (pl.PREDICTED, pl.OBSERVED, pl.BASELINE), strict=True):
-            of_one = table[table["strategy"] == name].groupby("measured")["rmse"]
+        most = table.loc[table["strategy"] == NAMED, "measured"].max()
+        for name, color in STRATEGIES.items():
+            of_one = table[table["strategy"].eq(name) & table["measured"].le(most)].groupby("measured")["rmse"]
             middle, error = of_one.mean(), of_one.sem()
             share = 100 * middle.index / n
             ax.fill_between(share, middle - error, middle + error, color=color, alpha=0.15, linewidth=0)
@@ -157,22 +193,20 @@ def main() -> None:
     of_context = pd.get_dummies(adata.obs[C]).to_numpy(dtype=float)
     rows = np.hstack([*of_tables, *([of_context] if of_context.shape[1] > 1 else [])])
     found = Parallel(n_jobs=args.jobs)(
-        delayed(replay)(adata, tables, unit_rows(rows), strategy, seed, args.until)
-        for seed in range(args.seeds)
-        for strategy in STRATEGIES
+        delayed(replay)(adata, tables, unit_rows(rows), seed, args.until) for seed in range(args.seeds)
     )
     table = pd.DataFrame([row for rows_of in found for row in rows_of])
     if args.output is not None:
         table.to_csv(args.output, index=False)
     middle = table.pivot_table(index="measured", columns="strategy", values="rmse", aggfunc="mean")[list(STRATEGIES)]
-    middle["as many random ones"] = np.interp(
-        -middle["plan_next"], -middle["random"].cummin(), middle.index, right=np.nan
-    )  # errors fall, so both are turned round
     print(f"{adata.n_obs} conditions, {args.seeds} seeds")
     print(middle.round(4).to_string())
-    error = np.interp(adata.n_obs / 4, middle.index, middle["plan_next"])
-    alike = np.interp(-error, -middle["random"].cummin(), middle.index, right=np.nan)
-    print(f"plan_next at 25 % of the conditions: the error of random choice at {100 * alike / adata.n_obs:.0f} %")
+    print("at 25 % of the conditions, and the share of random ones with the same error:")
+    for strategy in STRATEGIES:
+        error = float(np.interp(adata.n_obs / 4, middle.index, middle[strategy]))
+        paired = at_a_quarter(table, strategy, adata.n_obs) - at_a_quarter(table, RANDOM, adata.n_obs)
+        share, difference = 100 * as_many(middle[RANDOM], error) / adata.n_obs, paired.std(ddof=1) / len(paired) ** 0.5
+        print(f"  {strategy}: RMSE {error:.4f}, {share:.0f} %; minus random {paired.mean():+.4f} +- {difference:.4f}")
     if args.figure is not None:
         draw(table, args.figure, adata.n_obs)
 

@@ -59,8 +59,8 @@ class Shape:
     #: a network of about ten times the parameters of the published one
     large: Any = None
     #: steps of a run whose rate is measured and of one whose losses are compared, and how many between validations
-    steps: int = 200
-    every: int = 40
+    steps: int = 600
+    every: int = 200
     compared: int = 100
     #: predicted cells
     predicted: int = 100_000
@@ -137,7 +137,7 @@ class Worker:
             "accelerator": "gpu" if cuda else "cpu", "progress": False, "devices": self.n // self.nodes,
             "num_nodes": self.nodes,
         }  # fmt: skip
-        self.compiles = cuda and args.compile == "yes"
+        self.compile = {"auto": "auto", "yes": True, "no": False}[args.compile]
 
     def tell(self, part: str, **figures: Any) -> None:
         """Write a line of figures of this process."""
@@ -175,9 +175,8 @@ class Worker:
         shape, adata = self.shape, self.data()
         for head in self.args.heads.split(","):
             weak = {"batch_size": shape.sets, "validate_every": shape.every}
-            mode = "auto" if self.n == 1 else self.compiles
-            found = self.fit(self.model(adata, head), shape.steps, compile=mode, **weak)
-            self.tell("weak", head=head, compile=mode, **found)
+            found = self.fit(self.model(adata, head), shape.steps, compile=self.compile, patience=shape.steps, **weak)
+            self.tell("weak", head=head, compile=self.compile, **found)
             strong = {"validate_every": shape.compared // 4, "lr": 3e-4, "compile": False}
             strategies = [self.args.strategy, *(["fsdp2"] if self.n > 1 and head == "delta" else [])]
             for strategy in strategies:
@@ -348,7 +347,7 @@ class Launcher:
     def compare(self, part: str) -> None:
         """Say how many times as fast as one card, how far the losses are apart, which sets two processes saw."""
         found = self.known(part)
-        first = {r["head"]: r for r in found if r["cards"] == 1 and r["compile"] in ("auto", False)}
+        first = {r["head"]: r for r in found if r["cards"] == 1}
         for run in (r for r in found if r["rank"] == 0 and r["cards"] > 1 and r["head"] in first):
             alike = ("head", "cards", "strategy", "compile")
             group = [set(r["seen"]) for r in found if all(r[k] == run[k] for k in alike)]
@@ -413,7 +412,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="In this order; those joined by + at the same time.")
     parser.add_argument("--heads", default="delta,down_up")
     parser.add_argument("--strategy", default="ddp_sharded", choices=["ddp", "ddp_sharded", "fsdp2"])
-    parser.add_argument("--compile", default="yes", choices=["yes", "no"])
+    parser.add_argument("--compile", default="auto", choices=["auto", "yes", "no"])
     parser.add_argument("--out", type=Path, help="File of JSON lines, appended to.")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

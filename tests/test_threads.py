@@ -8,9 +8,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from scvi_tahoe import _threads
-from scvi_tahoe._threads import fitting_threads, given_threads, product_rate
+from scvi_tahoe._threads import fitting_threads, given_threads, product_rate, solving_threads
 
 CPU = torch.device("cpu")
 SMALL = {"n_cells": 64, "hidden": 16}
@@ -35,6 +36,21 @@ def test_threads_suit_the_operations_of_a_step_and_are_given_back(operations, ex
         assert n == torch.get_num_threads()
         assert n in expected
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "cores", "expected"),
+    [((17, 18_000), 3, 1), ((500, 2_000), 3, 3), ((500, 2_000), 2, 1)],
+    ids=["few conditions", "many", "on a busy machine"],
+)
+def test_small_factorisations_and_those_on_a_busy_machine_have_one_thread(shape, cores, expected, free, monkeypatch):
+    monkeypatch.setattr(_threads, "_free_cores", lambda: cores)
+    with solving_threads(*shape):
+        assert torch.get_num_threads() == expected
+        assert all(pool["num_threads"] <= expected for pool in threadpool_info() if pool["user_api"] == "blas")
+    assert torch.get_num_threads() == 3
+    with given_threads(2), solving_threads(*shape):
+        assert torch.get_num_threads() == 2
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/loadavg"), reason="only Linux tells how many programs want a core")

@@ -36,6 +36,7 @@ _WORDS: dict[Any, str] = {
     dict: "a mapping", list: "a list", pathlib.Path: "a path", collections.abc.Mapping: "a mapping",
     np.ndarray: "an array of numbers",
 }  # fmt: skip
+_PATHS = (pathlib.Path, os.PathLike)
 _SERIES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 #: classes that nobody has imported yet when a call is checked
 _LATE = {"Axes": "matplotlib.axes"}
@@ -103,7 +104,7 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
         raise _refusal(value, options, where)
-    if pathlib.Path in options and isinstance(value, str | pathlib.Path):
+    if isinstance(value, str | pathlib.Path) and any((get_origin(o) or o) in _PATHS for o in options):
         verify_path(value)
     for keys in (option.__annotations__ for option in options if typing.is_typeddict(option)):
         if isinstance(value, collections.abc.Mapping) and (unknown := [key for key in value if key not in keys]):
@@ -222,7 +223,11 @@ def _holds_items(items: Any, kind: Any, hints: tuple[Any, ...]) -> bool:
     """Return whether the items of a series are as annotated: those of a tuple each by its own."""
     if kind is tuple and hints and Ellipsis not in hints:
         return len(items) == len(hints) and all(_holds(item, hint) for item, hint in zip(items, hints, strict=True))
-    return not hints or all(_holds(item, hints[0]) for item in items)
+    if not hints or (
+        str in options_of(hints[0]) and all(issubclass(t, str) for t in {*map(type, items)})
+    ):  # names of genes are many
+        return True
+    return all(_holds(item, hints[0]) for item in items)
 
 
 def _kind(hint: Any) -> Any:

@@ -68,5 +68,7 @@ STREAMS = _Streams()
 
 #: the one context of a screen that was registered without ``context_key``
 ALL_CONTEXT = "all cells"
+#: in ``uns`` of changes of conditions: which columns of ``obs`` hold their labels
+EFFECTS_KEYS = "scvi_tahoe_effects"
 #: log1p expression stays below it, as in cell-eval; ``expm1(15)`` is 3.3 million counts of one gene in one cell
 LOG1P_LIMIT = 15.0

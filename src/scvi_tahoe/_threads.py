@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from threadpoolctl import ThreadpoolController
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,8 @@ _AT_IMPORT = torch.get_num_threads()
 _GIVEN: list[int] = []  # number that a run file gives, while the run is carried out
 #: a step of fewer operations is over before threads have met, and one of more keeps any number busy
 _FEW, _MANY = 2e8, 5e10
+#: threads that can share one in between
+_SOME = 4
 #: seconds of a measurement, and what more threads must gain in it to be worth it
 _SECONDS, _WORTH = 0.05, 0.85
 
@@ -54,6 +57,37 @@ def fitting_threads(device: torch.device, *, operations: float, n_cells: int, hi
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def solving_threads(n_rows: int, n_columns: int) -> Iterator[None]:
+    """Let torch and BLAS use the threads that suit many small factorisations, and as many as before afterwards.
+
+    Two threads factorise a matrix of 17 rows a hundred times slower than one, as they wait for each other, and larger
+    ones so, too, while other programs want the cores. A number of threads that the user chose stays.
+
+    Parameters
+    ----------
+    n_rows, n_columns
+        Shape of the largest matrix, of which the products of rows with each other are factorised.
+    """
+    before, operations = torch.get_num_threads(), float(n_rows) ** 2 * max(n_rows, n_columns)
+    n = before if operations > _MANY else min(before, _SOME)
+    if before == 1 or _user_chose():
+        yield
+        return
+    n = 1 if operations < _FEW or _free_cores() < n else n
+    torch.set_num_threads(n)
+    try:
+        with _blas().limit(limits=n, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.study import TahoeRun, look_at_screen
+from scvi_tahoe.study import TahoeRun, look_at_screen, write_new_run
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_train_leaves_a_report_and_says_what_is_next(run, invoke, screen, tmp_pa
     before = screen.read_bytes()
     onto_itself = invoke(*shlex.split(lines[-1])[2:4], screen, "-o", screen, "--overwrite")
     assert onto_itself.exit_code == 2
-    assert f"{screen} is what this command reads; give another name" in onto_itself.stderr
+    assert f"{screen} is what this command reads, or holds it; give another name" in onto_itself.stderr
     assert screen.read_bytes() == before
     assert any(line.startswith("Verdict on ") for line in lines)
     assert any(line.startswith("Network: The network ") for line in lines)
@@ -100,6 +100,18 @@ def test_controls_are_found_by_the_names_that_laboratories_give_them(screen, tmp
     adata.obs["treatment"] = adata.obs["treatment"].astype(str).replace({"DMSO": label})
     adata.write_h5ad(tmp_path / "x.h5ad")
     assert look_at_screen(tmp_path / "x.h5ad").control == label
+
+
+@pytest.mark.parametrize("label", ["a\nseed: 99", "it's: {b}", 'say "c"', "\u2028d", "#e"])
+def test_a_run_file_takes_any_label(screen, tmp_path, label):
+    adata = ad.read_h5ad(screen)
+    for name in ("treatment", "donor"):
+        column = adata.obs[name].astype(str)
+        adata.obs[name] = column.replace({next(v for v in column.unique() if v != "DMSO"): label})
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    look = look_at_screen(tmp_path / "x.h5ad", perturbation_key="treatment", control="DMSO", context_key="donor")
+    run = write_new_run(look, tmp_path / "new\nname: run.yaml")
+    assert (run.seed, run.data.context_key, run.name) == (0, "donor", "x")
 
 
 def test_init_says_so_if_there_is_a_single_context(run, screen, tmp_path):

@@ -163,6 +163,32 @@ def test_scores_of_perturbench_are_those_of_its_formulas(observed):
     assert result.summary.index[0] == "rmse_average"
 
 
+def in_two_lines():
+    """Return real cells in two lines of different numbers of perturbations, and a prediction with errors."""
+    observed = norman_k562()
+    labels = sorted(set(observed.obs["perturbation"]) - {"control"})
+    observed.obs["line"] = np.where(observed.obs["perturbation"].isin(labels[:5]), "one", "two")
+    is_control = (observed.obs["perturbation"] == "control").to_numpy()
+    observed.obs.loc[observed.obs_names[np.flatnonzero(is_control)[::2]], "line"] = "one"
+    predicted = observed[~is_control].copy()
+    by_label = {label: i for i, label in enumerate(labels)}
+    factor = 0.6 + (0.08 * predicted.obs["perturbation"].map(by_label).to_numpy(float)) % 0.7
+    predicted.X = (predicted.X.toarray() * factor[:, None]).astype(np.float32)
+    return observed, predicted
+
+
+def test_means_of_perturbench_are_those_that_its_own_code_gives():
+    """The functions of altoslabs/perturbench, commit 4dd6a03, were run on these cells; the lines have unequal sizes."""
+    observed, predicted = in_two_lines()
+    result = evaluate(
+        predicted, observed, perturbation_key="perturbation", control="control", context_key="line",
+        preset="perturbench", baselines=False, representation_check="off",
+    )  # fmt: skip
+    theirs = [0.0461677610874176, 0.1448051948051948, 0.90009740733186, 0.00541125541125541]
+    names = ["rmse_average", "rmse_rank_average", "cosine_logfc", "cosine_rank_logfc"]
+    np.testing.assert_allclose(result.summary.loc[names, "value"].astype(float), theirs, rtol=1e-5)
+
+
 def test_chance_of_a_rank_is_one_half_with_equal_predictions(observed):
     same = observed[(observed.obs["perturbation"] != "ctrl").to_numpy()].copy()
     same.X = np.repeat(same.X[:1], same.n_obs, axis=0)

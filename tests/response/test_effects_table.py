@@ -49,6 +49,14 @@ def test_shrinking_noise_brings_effects_nearer_to_the_truth(cells):
     assert fits[0] > fits[1]
 
 
+def test_the_table_says_where_it_comes_from(cells):
+    assert made(cells, licence="CC BY 4.0").attrs == {
+        "kind": "effects in another screen", "source": "24 perturbations x 60 genes", "licence": "CC BY 4.0",
+        "detail": "contexts: context_1, context_2",
+    }  # fmt: skip
+    assert made(cells).attrs["licence"] == "not stated; that of the screen applies"
+
+
 def test_components_are_as_many_as_asked_for_or_as_there_are(cells):
     assert made(cells, n_components=3).shape == (24, 3)
     assert made(cells).shape[1] == 6  # one for every four perturbations

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
 from scvi_tahoe.response import ResponseModel
 from scvi_tahoe.response._kernels import Conditions
 
@@ -42,7 +44,8 @@ def test_each_choice_leaves_less(fitted):
     assert (np.diff(plan["left"]) < 0).all()
 
 
-def test_neighbours_of_strong_responses_come_before_those_of_weak_ones():
+@pytest.fixture(scope="module")
+def weak_and_strong():
     """Two groups that have nothing in common, as much of both is measured, and one has ten times stronger responses."""
     rng = np.random.default_rng(3)
     names, group = [f"G{i}" for i in range(60)], np.repeat([0, 1], 30)
@@ -50,11 +53,25 @@ def test_neighbours_of_strong_responses_come_before_those_of_weak_ones():
     changes = table.to_numpy() @ rng.normal(size=(8, 40)) * np.where(group == 1, 10.0, 1.0)[:, None]
     measured = [*range(12), *range(30, 42)]
     adata = AnnData(changes[measured], obs=pd.DataFrame({"target": np.array(names)[measured]}))
-    plan = ResponseModel.fit(adata, perturbation_key="target", tables=table, progress=False).plan_next(8)
-    assert (group[plan["target"].str[1:].astype(int)] == 1).sum() >= 7
+    return ResponseModel.fit(adata, perturbation_key="target", tables=table, progress=False), group
 
 
-def test_gains_are_those_of_the_definition_with_a_posterior_by_hand():
+def test_neighbours_of_strong_responses_come_before_those_of_weak_ones(weak_and_strong):
+    model, group = weak_and_strong
+    assert (group[model.plan_next(8)["target"].str[1:].astype(int)] == 1).sum() >= 7
+
+
+def test_neighbours_of_what_is_to_be_predicted_come_first(weak_and_strong):
+    model, group = weak_and_strong
+    plan = model.plan_next(4, perturbations=[f"G{i}" for i in range(60) if i % 3], to_predict=["G12", "G15", "G18"])
+    rows = plan["target"].str[1:].astype(int).to_numpy()
+    assert (group[rows] == 0).all()
+    assert (rows % 3 != 0).all()  # the others cannot be measured
+    assert (np.diff(plan["left"]) < 0).all()
+
+
+@pytest.mark.parametrize("to_predict", [None, ["G8", "G11"]], ids=["all that can be measured", "two of them"])
+def test_gains_are_those_of_the_definition_with_a_posterior_by_hand(to_predict):
     rng = np.random.default_rng(1)
     names = [f"G{i}" for i in range(12)]
     table = pd.DataFrame(rng.normal(size=(12, 3)), index=names)
@@ -72,12 +89,13 @@ def test_gains_are_those_of_the_definition_with_a_posterior_by_hand():
         size = np.square(fitted.regression.size_Q[group.start : group.stop]).sum()
         posteriors.append((size * posterior, size * np.median(group.noise)))
         expected += size * np.diag(posterior)
+    counts = np.ones(5, bool) if to_predict is None else np.isin(names[7:], to_predict)
     scale, gain, total = np.sqrt(expected / expected.mean()), np.zeros(5), 0.0
     for posterior, noise in posteriors:
         c = scale[:, None] * posterior * scale
-        gain += (np.square(c).sum(0) - np.square(np.diag(c))) / (np.diag(c) + noise)
-        total += np.trace(c)
-    plan = model.plan_next(1)
+        gain += (np.square(c[counts]).sum(0) - counts * np.square(np.diag(c))) / (np.diag(c) + noise)
+        total += np.diag(c)[counts].sum()
+    plan = model.plan_next(1, to_predict=to_predict)
     assert plan["target"].iloc[0] == names[7 + int(gain.argmax())]
     assert plan["gain"].iloc[0] == pytest.approx(gain.max() / total, rel=1e-5)
 
@@ -89,8 +107,26 @@ def test_gains_are_those_of_the_definition_with_a_posterior_by_hand():
         pytest.param({"perturbations": ["nobody"]}, "was not measured", id="unknown"),
         pytest.param({"n": 0}, "can be chosen", id="none"),
         pytest.param({"contexts": ["K562"]}, "unknown", id="unknown context"),
+        pytest.param({"to_predict": ["nobody"]}, "was not measured", id="unknown to predict"),
+        pytest.param({"to_predict": ["G0", "G1"]}, "measured conditions only", id="nothing to predict"),
+        pytest.param({"to_predict": []}, "to_predict is empty", id="to_predict empty"),
     ],
 )
 def test_impossible_plans_are_refused(fitted, options, says):
     with pytest.raises(ValueError, match=says):
         fitted[0].plan_next(**options)
+
+
+def test_a_model_of_cells_plans_for_what_is_to_be_predicted_alone():
+    screen = simulate_screen(1, 14, n_genes=30, n_cells=12, n_control_cells=60, seed=4)
+    labels = sorted(set(screen.obs["perturbation"]) - {"control"})
+    new = labels[9:]
+    train = screen[~screen.obs["perturbation"].isin(new)].copy()
+    train.uns["table"] = screen.uns["perturbation_embedding"]
+    TahoeST.setup_anndata(train, "perturbation", "control", context_key="context", perturbation_embedding_key="table")
+    model = TahoeST(train, prior="response")
+    plan = model.plan_next(2, perturbations=new[:4], to_predict=new[4:])
+    assert set(plan["perturbation"]) <= set(new[:4])
+    assert plan["left"].is_monotonic_decreasing
+    with pytest.raises(ValueError, match="measured conditions only"):
+        model.plan_next(2, to_predict=labels[:2])

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from scvi_tahoe.effects import dose_response, interactions
 from scvi_tahoe.files import UnsafeFileError
 from scvi_tahoe.response import ResponseModel
 
@@ -272,6 +273,25 @@ def test_pairs_and_doses_are_asked_in_any_spelling():
     predicted = fit(adata, dose_key="dose").predict(["A@30"])
     assert predicted.obs["dose"].tolist() == [30]
     assert predicted.obs["starts_from"].tolist() == ["the nearest doses of the same perturbation"]
+
+
+def test_predictions_say_where_their_labels_are_to_what_reads_effects():
+    rng = np.random.default_rng(0)
+    singles = rng.normal(size=(4, 12))
+    labels = ["A", "B", "C", "D", "A+B", "C+D", "A+D"]
+    changes = np.vstack([singles, [singles[i] + singles[j] for i, j in ((0, 1), (2, 3), (0, 3))]])
+    pairs = ResponseModel.fit(
+        AnnData(changes, obs=pd.DataFrame({"ko": labels}, index=labels)),
+        perturbation_key="ko", combination_separator="+", progress=False,
+    ).predict()  # fmt: skip
+    assert sorted(interactions(pairs).obs["ko"]) == ["A+B", "A+D", "C+D"]
+    doses = np.tile([0.1, 1.0, 10.0, 100.0, 1000.0], 3)
+    obs = pd.DataFrame({"drug": np.repeat(["x", "y", "z"], 5), "uM": doses, "line": "one"}).rename(str)
+    curves = (doses / (1 + doses))[:, None] * np.repeat(singles[:3], 5, axis=0)
+    model = ResponseModel.fit(
+        AnnData(curves, obs=obs), perturbation_key="drug", dose_key="uM", context_key="line", progress=False
+    )
+    assert dose_response(model.predict(), ["0"])[["drug", "line"]].drop_duplicates().shape == (3, 2)
 
 
 @pytest.mark.parametrize("knows_expression", [True, False])

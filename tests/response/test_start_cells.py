@@ -155,3 +155,17 @@ def test_kernels_begin_and_cease_as_torch_does(cells, alike, monkeypatch):
     for statistic in (lambda x: (x > 0).float().mean(1), lambda x: x.mean(1), lambda x: x.std(1)):
         torch.testing.assert_close(statistic(ours), statistic(torchs), rtol=0.05, atol=0.02)
     assert not ours[1].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_seed_of_any_size_uses_the_kernel_that_is_compiled(cells, monkeypatch):
+    triton, compiled = pytest.importorskip("triton"), []
+    controls, other = cells
+    table = StartTable(other.mean(0)[None], np.array([0]), [ControlProfile.of(controls[:299])])
+    sets = torch.from_numpy(controls[None, :299]).cuda()
+    table.cells(sets, torch.tensor([0]), 5)
+    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", lambda **_: compiled.append(1))
+    for seed in (0, 1, 16, 2**31 - 1, 2**31, 2**31 + 3, 2**32 - 1):
+        table.cells(sets, torch.tensor([0]), seed)
+    assert not compiled

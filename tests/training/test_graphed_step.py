@@ -135,3 +135,43 @@ def test_a_loss_that_waits_for_the_gpu_trains_without_a_recording(make_model, ca
     assert model.history["train_loss"].notna().all().all()
     messages = sum("cannot be recorded" in record.message for record in caplog.records)
     assert messages == (0 if any(replayed) else 1)
+
+
+ON_TWO = """
+import sys
+
+import torch
+from scvi_tahoe import TahoeST
+from scvi_tahoe.datasets import simulate_screen
+from scvi_tahoe.training._graphed_step import GraphedStep
+
+call, replayed, losses = GraphedStep.__call__, [], []
+
+
+def counted(self, batch):
+    found = call(self, batch)
+    replayed.append(found is not None)
+    return found
+
+
+GraphedStep.__call__ = counted
+for compiles in ("record", False):
+    adata = simulate_screen(2, 6, n_genes=200, n_cells=60, n_control_cells=80)
+    TahoeST.setup_anndata(adata, "perturbation", "control", context_key="context")
+    model = TahoeST(adata, size="mini", set_size=16, prior="none")
+    model.train(
+        24, batch_size=2, validate_every=12, devices=2, accelerator="gpu", strategy="ddp_sharded",
+        precision="bf16-mixed", compile=compiles, progress=False,
+    )
+    losses.append(model.history["train_loss"].iloc[:, 0].tolist())
+    assert all(p.grad is None for p in model.module.parameters())
+if model.trainer.is_global_zero:
+    torch.save({"losses": losses, "replayed": replayed}, f"{sys.argv[1]}/found.pt")
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_processes_replay_steps_and_end_where_they_end_without(folder_of_script):
+    found = torch.load(folder_of_script(ON_TWO) / "found.pt", weights_only=True)
+    assert (found["replayed"].count(False), found["replayed"].count(True)) == (3, 21)
+    assert found["losses"][0] == pytest.approx(found["losses"][1], rel=0.03)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Json, named_files, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import Json, named_files, one_line_errors, quiet_frameworks, verify_output
 
 
 def plan(
@@ -30,6 +30,10 @@ def plan(
     context: Annotated[
         list[str] | None, typer.Option(help="Context to measure in; may be repeated.", show_default="all")
     ] = None,
+    to_predict: Annotated[
+        list[str] | None,
+        typer.Option(help="Perturbation that matters; may be repeated.", show_default="all that can be measured"),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file to write.")] = None,
     json: Json = False,
 ) -> None:
@@ -50,14 +54,18 @@ def plan(
 
         if output is not None and output.exists():
             raise FileExistsError(f"{output} exists; give the name of a new file.")
-        adata, files = read_cells(data), named_files(table)
+        files = named_files(table)
+        verify_output(output, data, *files.values())
+        adata = read_cells(data)
         for name, path in files.items():
             adata.uns[name] = read_embedding_table(path)
         TahoeST.setup_anndata(
             adata, perturbation_key, control, context_key=context_key, layer=layer,
             perturbation_embedding_key=list(files) or None,
         )  # fmt: skip
-        chosen = TahoeST(adata, prior="response").plan_next(n, perturbations=perturbation, contexts=context)
+        chosen = TahoeST(adata, prior="response").plan_next(
+            n, perturbations=perturbation, contexts=context, to_predict=to_predict
+        )
         if output is not None:
             atomic_write_text(output, chosen.to_csv(index=False))
     text = (

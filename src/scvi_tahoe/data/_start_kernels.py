@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ROWS, _GENES = 8, 128
+#: seeds of 31 bits: with others, Triton would compile the kernel anew in the middle of a run
+_SEEDS = 2**31 - 1
 LARGEST_HALF = tl.constexpr(6e4)
 
 
@@ -60,7 +62,7 @@ def moved_cells(
     sums_SNB = torch.empty(n_sets, n_cells, n_blocks, dtype=torch.float32, device=control_SNG.device)
     with torch.cuda.device(control_SNG.device):
         _move[(n_blocks, n_sets)](
-            control_SNG, condition_S, context_S, change_CG, ratio_CG, levels_KLG, out, sums_SNB, seed, n_cells,
+            control_SNG, condition_S, context_S, change_CG, ratio_CG, levels_KLG, out, sums_SNB, seed & _SEEDS, n_cells,
             n_genes, N_LEVELS=levels_KLG.shape[1], ROWS=_ROWS, GENES=_GENES, num_warps=4,
         )  # fmt: skip
     return sums_SNB
@@ -80,7 +82,7 @@ def scaled_to_totals(cells_SNG: Tensor, factor_SN: Tensor) -> Tensor:
 # ruff: noqa: ANN001, ANN202, PLR0913
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def _move(
     control, condition, context, change, ratio, levels, out, sums, seed, n_cells, n_genes,
     N_LEVELS: tl.constexpr, ROWS: tl.constexpr, GENES: tl.constexpr,

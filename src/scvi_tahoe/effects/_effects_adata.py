@@ -10,12 +10,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._constants import EFFECTS_KEYS
 from scvi_tahoe._names import nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-KEYS = "scvi_tahoe_effects"
 
 
 @checked()
@@ -63,7 +62,7 @@ def effects_adata(effects: pd.DataFrame, **keys: Any) -> AnnData:
     matrices = dict(zip((str(name).removeprefix("result_") for name in values), arrays, strict=True))
     return AnnData(
         matrices.pop("change"), obs=obs, var=pd.DataFrame(index=genes.astype(str)), layers=matrices,
-        uns={KEYS: {name: key for name, key in keys.items() if key is not None}},
+        uns={EFFECTS_KEYS: {name: key for name, key in keys.items() if key is not None}},
     )  # fmt: skip
 
 
@@ -80,7 +79,7 @@ def read_effects(effects: AnnData) -> tuple[np.ndarray, np.ndarray | None]:
 
 def key_of(effects: AnnData, name: str, given: str | None, *, needed: bool = True) -> str | None:
     """Return the column of ``obs`` that a key names: what was given, or else what the AnnData has kept."""
-    key = given if given is not None else effects.uns.get(KEYS, {}).get(name)
+    key = given if given is not None else effects.uns.get(EFFECTS_KEYS, {}).get(name)
     if key is None and needed:
         raise ValueError(
             f"these effects were made without a {name}; if they have one, name the column of effects.obs, which has "

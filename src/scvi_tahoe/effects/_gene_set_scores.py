@@ -11,7 +11,8 @@ from anndata import AnnData
 from scipy.stats import false_discovery_control, norm
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.effects._effects_adata import KEYS, read_effects
+from scvi_tahoe._constants import EFFECTS_KEYS
+from scvi_tahoe.effects._effects_adata import read_effects
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -82,5 +83,5 @@ def gene_set_scores(effects: AnnData, gene_sets: Mapping[str, Collection[str]], 
         layers["sd"] = np.sqrt(np.square(sd) @ member.power(2)).astype(np.float32)
     return AnnData(
         score.astype(np.float32), obs=effects.obs.copy(), var=pd.DataFrame({"n_genes": n_genes}, index=list(kept)),
-        layers=layers, uns={KEYS: dict(effects.uns.get(KEYS, {}))},
+        layers=layers, uns={EFFECTS_KEYS: dict(effects.uns.get(EFFECTS_KEYS, {}))},
     )  # fmt: skip

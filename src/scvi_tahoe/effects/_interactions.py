@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy.stats import false_discovery_control, norm
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._constants import EFFECTS_KEYS
 from scvi_tahoe.effects._effects_adata import key_of, read_effects
 
 _DRAWS = 200
@@ -69,7 +70,7 @@ def interactions(
     context = (
         np.zeros(len(perturbation), int) if context_key is None else effects.obs[context_key].astype(str).to_numpy()
     )
-    separator = separator or effects.uns.get("scvi_tahoe_effects", {}).get("combination_separator")
+    separator = separator or effects.uns.get(EFFECTS_KEYS, {}).get("combination_separator")
     if not separator:
         raise ValueError(
             "these effects were made without a combination_separator; if they have combinations, give the text between "

@@ -39,13 +39,15 @@ def with_scores_of_perturbench(
     Root mean squared error of mean log1p expression; cosine of log fold changes, ``log2((m + .1) / (c + .1))`` of means
     ``m`` and of the controls ``c``; and for each the rank of a perturbation's own prediction among all predictions of
     the context, seen from its observed cells, from 0 (best) to below 1 (.5 by chance). Ties count half, where they are
-    broken at random there; both sides have the observed controls.
+    broken at random there; both sides have the observed controls. Means are over all conditions, as there, whatever
+    their context.
     """
     found = {c: scores_of_context(truth, predicted.of_context(c)) for c, truth in reference.contexts.items()}
     scores = pd.concat(found, names=["context", "perturbation"])
     table = pd.DataFrame(np.nan, index=list(_SCORES), columns=result.summary.columns, dtype=object)
-    table["value"] = mean_over_contexts(scores)
-    table["low"], table["high"] = interval(bootstrap_means([scores], seed=result.provenance["seed"])[0])
+    as_one_context = pd.concat({"all": scores.reset_index(drop=True)}, names=["context", "perturbation"])
+    table["value"] = mean_over_contexts(as_one_context)
+    table["low"], table["high"] = interval(bootstrap_means([as_one_context], seed=result.provenance["seed"])[0])
     table["direction"] = ["higher" if best else "lower" for _, best in _SCORES.values()]
     table["n_perturbations"], table["n_missing"] = scores.notna().sum(), scores.isna().sum()
     table = table.astype(dict.fromkeys(table.columns.drop("direction"), float))

@@ -156,12 +156,13 @@ class ResponseMixin(PredictMixin):
         *,
         perturbations: Sequence[str] | None = None,
         contexts: Sequence[str] | None = None,
+        to_predict: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """Choose the conditions whose measurement would tell the most about all others that are not measured.
 
         One condition is chosen after the other: the one that, given what is measured and chosen already, lowers the
-        expected squared error of the other candidates most. Errors of strong responses are expected to be larger, so
-        neighbours of conditions with strong responses come first.
+        expected squared error of the others most. Errors of strong responses are expected to be larger, so neighbours
+        of conditions with strong responses come first.
 
         Parameters
         ----------
@@ -171,29 +172,36 @@ class ResponseMixin(PredictMixin):
             What can be measured. If None, all perturbations with an embedding.
         contexts
             Where. If None, all contexts of the model's data that have control cells.
+        to_predict
+            Perturbations that matter: only their errors in ``contexts`` count. If None, those of ``perturbations``.
 
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        candidates that it takes away from the others; ``left``, the share that then remains for the others.
+        conditions to predict that it takes away from the others; ``left``, the share that then remains for the others.
 
         Raises
         ------
         ValueError
-            If the model has another prior than ``'response'``, there are fewer than ``n`` candidates or more than
-            3,000, or a perturbation or context is unknown.
+            If the model has another prior than ``'response'``, a perturbation or context is unknown, all of
+            ``to_predict`` was measured, there are fewer than ``n`` candidates, or there are more than 3,000 conditions
+            that can be measured or are to be predicted.
 
         Examples
         --------
         >>> model.plan_next(n=10)
         """
         self._verify_response()
-        data = self._prediction_data(None, perturbations=perturbations)
+        named = [*(perturbations or ()), *(to_predict or ())]
+        data = self._prediction_data(None, perturbations=list(dict.fromkeys(named)) or None)
         every: Any = "all"
         conditions = resolve_conditions(
             data, perturbations=every if perturbations is None else perturbations, contexts=contexts
         )
-        return planned(self._response(), data.spec, data.screen, conditions, n)
+        counted = None
+        if to_predict is not None:
+            counted = resolve_conditions(data, perturbations=to_predict, contexts=contexts)
+        return planned(self._response(), data.spec, data.screen, conditions, n, counted)
 
     def _verify_response(self) -> None:
         if self.prior != "response":

@@ -137,9 +137,9 @@ class TrainMixin(PredictMixin):
             native bfloat16 and the second elsewhere. Weights, norms and losses are float32 in both.
         compile
             How training steps are made fast on GPUs. ``'auto'`` records a step after the third and replays it (CUDA
-            graphs) on one GPU in bfloat16 without ``ema`` and ``accumulate_grad_batches``, and elsewhere compiles if
-            that saves more time than it takes. ``'record'`` demands a recording, True compiles, and False does
-            neither.
+            graphs) in bfloat16 without ``ema`` and ``accumulate_grad_batches``, on several GPUs with the strategy
+            ``'ddp_sharded'``, and elsewhere compiles if that saves more time than it takes. ``'record'`` demands a
+            recording, True compiles, and False does neither.
         shrink_correction
             With a prior: multiply the network's correction by the shrinkage factor, from 0 to 1, that fits the
             validation conditions (``model.training_config_["correction_share"]``), if there are three or more whose

@@ -11,7 +11,9 @@ from anndata import AnnData
 from scipy import sparse
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._labels import verify_unique
 from scvi_tahoe._matrices import trusted_matrix
+from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._response_model import fit_responses
 from scvi_tahoe.response._response_table import read_responses, verify_column
@@ -41,6 +43,7 @@ def effects_table(
     dose_key: str | None = None,
     combination_separator: str | None = None,
     variance_layer: str | None = None,
+    licence: str | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: bool = True,
@@ -59,6 +62,8 @@ def effects_table(
         Maximum number of columns; there is at most one for every four perturbations.
     dose_key, combination_separator, variance_layer
         As for :meth:`ResponseModel.fit`. Of cells, variances are measured.
+    licence
+        Licence of the screen, kept with the table.
     seed, device, progress
         As for :meth:`ResponseModel.fit`.
 
@@ -66,7 +71,7 @@ def effects_table(
     -------
     DataFrame ``[perturbations, components]``: principal components of the effects, largest first. If sampling variances
     are known, effects are posterior means, in which noise is shrunk; they are relative to the mean of each context, and
-    averaged over contexts.
+    averaged over contexts. ``attrs`` says where they come from.
 
     Raises
     ------
@@ -79,6 +84,9 @@ def effects_table(
     >>> response = ResponseModel.fit(screen, perturbation_key="gene", tables={"other": table})  # doctest: +SKIP
     """
     verify_column(adata, "perturbation_key", perturbation_key)
+    if context_key in adata.obs:
+        verify_column(adata, "context_key", context_key)
+    verify_unique(adata.var_names, "gene", "; call adata.var_names_make_unique()")
     if control is not None:
         adata, layer = _changes_of_expression(adata, perturbation_key, context_key, str(control), dose_key)
         variance_layer = layer or variance_layer
@@ -96,7 +104,8 @@ def effects_table(
         raise ValueError(f"adata has {len(names)} perturbations; {_FEWEST} or more are needed to compare them.")
     changes = filled_changes(responses.changes, contexts)
     if known := np.flatnonzero(table.has_noise).tolist():
-        fitted = fit_responses(responses, table.keys.parser, {}, device=where, seed=seed, progress=progress)
+        with solving_threads(*changes.shape):
+            fitted = fit_responses(responses, table.keys.parser, {}, device=where, seed=seed, progress=progress)
         questions = [Question(str(labels[i]), str(contexts[i]), hides_condition=False) for i in known]
         measured = Measured.of(fitted, table.has_noise)
         changes[known] = predict_conditions(fitted, questions, responses.control_means, measured).changes
@@ -107,7 +116,13 @@ def effects_table(
     if not n:
         raise ValueError("all perturbations have the same effect; there is nothing to tell them apart by.")
     columns = [f"effect_{k + 1}" for k in range(n)]
-    return pd.DataFrame(left[:, :n] * size[:n], index=pd.Index(names, name=perturbation_key), columns=columns)
+    result = pd.DataFrame(left[:, :n] * size[:n], index=pd.Index(names, name=perturbation_key), columns=columns)
+    result.attrs = {
+        "kind": "effects in another screen", "source": f"{len(names)} perturbations x {changes.shape[1]:,} genes",
+        "licence": licence or "not stated; that of the screen applies",
+        "detail": f"contexts: {', '.join(np.unique(contexts).tolist()[:10])}",
+    }  # fmt: skip
+    return result
 
 
 def _means_of(changes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
@@ -128,7 +143,11 @@ def _changes_of_expression(
     matrix: Any = adata.X
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
-    if matrix is None or not is_control.any() or not _any((matrix := trusted_matrix(matrix, "adata.X"))[is_control]):
+    if (
+        matrix is None
+        or not is_control.any()
+        or not _any((matrix := trusted_matrix(matrix, "adata.X", adata.shape))[is_control])
+    ):
         return adata, None
     keys = [key for key in (perturbation_key, context_key, dose_key) if key is not None]
     missing = [key for key in keys if key not in adata.obs]

@@ -195,7 +195,7 @@ class Regression:
             return
         crosses = kernels.sums(rows, train, [group.weights for group in self.groups], device)
         known = np.flatnonzero(measured >= 0) if measured is not None else np.zeros(0, int)
-        factors = _factors(kernels, train, self.groups, device)
+        factors = factors_of_groups(kernels, train, self.groups, device)
         for group, factor, cross in zip(self.groups, factors, crosses, strict=True):
             if known.size:
                 cross[known, measured[known]] += group.weights[-1]  # type: ignore[index]
@@ -415,7 +415,7 @@ def _precisions(
     if inducing is not None:
         yield from InducingConditions.of(inducing, kernels, train, groups, device).precisions()
         return
-    factors = _factors(kernels, train, groups, device)
+    factors = factors_of_groups(kernels, train, groups, device)
     while (factor := next(factors, None)) is not None:
         found = DensePrecision(torch.cholesky_inverse(factor))
         del factor
@@ -476,7 +476,7 @@ def fit_weights(
     return found.x
 
 
-def _factors(
+def factors_of_groups(
     kernels: ConditionKernels, train: Conditions, groups: Sequence[Group], device: torch.device
 ) -> Iterator[Tensor]:
     """Yield the Cholesky factor of each group's covariance; kernels of few conditions are made once for several."""

@@ -229,12 +229,18 @@ def effects_of(
 
 
 def planned(
-    learned: Mapping[str, Any], spec: DataSpec, screen: Screen, conditions: Mapping[Condition, Condition], n: int
+    learned: Mapping[str, Any],
+    spec: DataSpec,
+    screen: Screen,
+    conditions: Mapping[Condition, Condition],
+    n: int,
+    to_predict: Mapping[Condition, Condition] | None = None,
 ) -> pd.DataFrame:
-    """Return the table of :meth:`~scvi_tahoe.TahoeST.plan_next`; ``conditions`` are as in :func:`prior_table`."""
+    """Return the table of :meth:`~scvi_tahoe.TahoeST.plan_next`; conditions are as in :func:`prior_table`."""
     known = list(conditions.values())
-    start, targets = prior_and_targets(learned, spec, screen, known)
-    picked, chosen = start.planned(known, targets, spec.table, n)  # type: ignore[union-attr]
+    counted = None if to_predict is None else list(to_predict.values())
+    start, targets = prior_and_targets(learned, spec, screen, [*known, *(counted or ())])
+    picked, chosen = start.planned(known, targets, spec.table, n, counted)  # type: ignore[union-attr]
     columns: dict[str, Any] = dict(label_columns([c.perturbation for c in picked], spec.keys))
     if (key := spec.keys.context_key) is not None:
         columns[key] = [c.context for c in picked]

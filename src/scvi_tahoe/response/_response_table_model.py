@@ -11,7 +11,9 @@ import torch
 from anndata import AnnData
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._constants import EFFECTS_KEYS
 from scvi_tahoe._names import beside_labels, nearest_names
+from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.data import ScreenKeys, label_columns
 from scvi_tahoe.response._kernels import Conditions, TableKernel
 from scvi_tahoe.response._members import Question
@@ -38,7 +40,8 @@ logger = logging.getLogger(__name__)
 
 _NO_SUPPORT = 0.01
 _RECORD = "scvi_tahoe_response"
-_KEYS = ("perturbation_key", "control", "context_key", "dose_key", "combination_separator")
+_LABELS = ("perturbation_key", "context_key", "dose_key", "combination_separator")
+_KEYS = (*_LABELS, "control")
 
 
 class ResponseModel:
@@ -179,9 +182,10 @@ class ResponseModel:
         for note in notes:
             logger.info("%s.", note)
         kernels = {name: TableKernel.of(frame, components) for name, frame in frames.items()}
-        fitted = fit_responses(
-            table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
-        )
+        with solving_threads(*table.responses.changes.shape):
+            fitted = fit_responses(
+                table.responses, parser, kernels, criterion=criterion, device=where, seed=seed, progress=progress
+            )
         # names of tables that say nothing count too: asking for them is not a typo
         in_tables = {name for frame in frames.values() for name in frame.index}
         measured = Measured.of(fitted, table.has_noise)
@@ -235,7 +239,8 @@ class ResponseModel:
         (sampling noise of a measurement comes in addition); ``layers["p_effect"]``, the probability that the true
         change is larger than ``min_change``, up or down, and ``layers["p_direction"]``, that it has the sign of ``X``;
         ``obs`` with the labels, ``support`` (share of the variance
-        among perturbations that is explained by what is known of this one, from 0 to 1) and ``starts_from``.
+        among perturbations that is explained by what is known of this one, from 0 to 1) and ``starts_from``. The
+        functions of :mod:`scvi_tahoe.effects` take it as it is.
 
         Raises
         ------
@@ -267,6 +272,7 @@ class ResponseModel:
             "criterion": self.criterion, "n_conditions": len(fitted.conditions), "use_measured": use_measured,
             "min_change": min_change,
         }  # fmt: skip
+        kept = {name: key for name in _LABELS if (key := getattr(self._keys, name)) is not None}
         layers = {
             "sd": found.deviation,
             "p_effect": probability_of_effect(found.changes, found.deviation, min_change),
@@ -274,7 +280,7 @@ class ResponseModel:
         }
         return AnnData(
             found.changes, obs=obs, var=pd.DataFrame(index=self.genes), layers=layers,
-            uns={_RECORD: record},
+            uns={_RECORD: record, EFFECTS_KEYS: kept},
         )  # fmt: skip
 
     @checked()
@@ -284,12 +290,13 @@ class ResponseModel:
         *,
         perturbations: Sequence[str] | None = None,
         contexts: Sequence[str] | str | None = None,
+        to_predict: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """Choose the conditions whose measurement would tell the most about all others that are not measured.
 
         One condition is chosen after the other: the one that, given what is measured and chosen already, lowers the
-        expected squared error of the other candidates most. Errors of strong responses are expected to be larger, so
-        neighbours of conditions with strong responses come first.
+        expected squared error of the others most. Errors of strong responses are expected to be larger, so neighbours
+        of conditions with strong responses come first.
 
         Parameters
         ----------
@@ -299,16 +306,19 @@ class ResponseModel:
             What can be measured. If None, all perturbations with a row in a table.
         contexts
             Where. If None, all contexts that were measured.
+        to_predict
+            Perturbations that matter: only their errors in ``contexts`` count. If None, those of ``perturbations``.
 
         Returns
         -------
         One row for each choice, the best first: its labels; ``gain``, the share of the expected squared error of all
-        candidates that it takes away from the others; ``left``, the share that then remains for the others.
+        conditions to predict that it takes away from the others; ``left``, the share that then remains for the others.
 
         Raises
         ------
         ValueError
-            If a perturbation or context is unknown, or there are fewer than ``n`` candidates or more than 3,000.
+            If a perturbation or context is unknown, all of ``to_predict`` was measured, there are fewer than ``n``
+            candidates, or there are more than 3,000 conditions that can be measured or are to be predicted.
         """
         if perturbations is None and not self._table_names:
             raise ValueError("without a table, name what can be measured: plan_next(perturbations=[...]).")
@@ -317,8 +327,14 @@ class ResponseModel:
             labels = [label for label in labels if not self._fitted.parser.is_control(label)]
         places = self._known_contexts(_listed(contexts, self.contexts, "contexts"), new_contexts=False)
         seen = self._fitted.members.seen
-        candidates = [(p, c) for c in places for p in self._known_labels(labels) if seen.row(p, c) is None]
-        chosen = plan_next(self._fitted, candidates, n, self._fitted.responses.control_means)
+
+        def not_measured(labels: list[str]) -> list[tuple[str, str]]:
+            known = self._known_labels(labels)
+            return [(label, context) for context in places for label in known if seen.row(label, context) is None]
+
+        candidates = not_measured(labels)
+        counted = None if to_predict is None else not_measured(_listed(to_predict, [], "to_predict"))
+        chosen = plan_next(self._fitted, candidates, n, self._fitted.responses.control_means, to_predict=counted)
         picked = [candidates[k] for k in chosen.pop("candidate")]
         columns = label_columns([label for label, _ in picked], self._keys)
         if self._keys.context_key is not None:

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from scvi_tahoe._constants import STREAMS
+from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.data import ControlProfile, StartTable, moved_to_mean
 from scvi_tahoe.response._judged import question_name
 from scvi_tahoe.response._kernels import Conditions, TableKernel
@@ -140,9 +141,10 @@ class ResponseStart:
         components = Conditions.of(labels, contexts, parser).components
         tables = {name: TableKernel.of(rows, components) for name, rows in tables_of(table).items()}
         before = None if like is None else like.fitted
-        fitted = fit_responses(
-            responses, parser, tables, criterion=criterion, device=device, seed=seed, progress=progress, like=before
-        )
+        with solving_threads(*changes.shape):
+            fitted = fit_responses(
+                responses, parser, tables, criterion=criterion, device=device, seed=seed, progress=progress, like=before
+            )
         starts = left_out_changes(fitted, way, means)
         variance = np.nansum(fitted.left_out[way].variance_nQ, axis=1)  # folds have components of their own
         if like is not None:
@@ -334,14 +336,20 @@ class ResponseStart:
         targets: Mapping[str, ControlProfile],
         table: EmbeddingTable,
         n: int,
+        to_predict: Sequence[Condition] | None = None,
     ) -> tuple[list[Condition], pd.DataFrame]:
         """Choose which of the conditions to measure next, of those without training cells, and say what each tells."""
         known, spelling = set(self.conditions), self.fitted.parser.spelling
-        fresh = [c for c in conditions if (c.context, spelling(c.perturbation)) not in known]
-        candidates = [(spelling(c.perturbation), c.context) for c in fresh]
+
+        def fresh(asked: Sequence[Condition]) -> dict[tuple[str, str], Condition]:
+            labels = ((spelling(c.perturbation), c) for c in asked)
+            return {(label, c.context): c for label, c in labels if (c.context, label) not in known}
+
+        candidates, counted = fresh(conditions), None if to_predict is None else list(fresh(to_predict))
         means = {c: profile.mean_G for c, profile in targets.items()}
-        chosen = plan_next(self._with_rows(table), candidates, n, means)
-        return [fresh[k] for k in chosen.pop("candidate")], chosen
+        chosen = plan_next(self._with_rows(table), list(candidates), n, means, to_predict=counted)
+        of_position = list(candidates.values())
+        return [of_position[k] for k in chosen.pop("candidate")], chosen
 
     def start_table(
         self, conditions: Sequence[Condition], targets: Mapping[str, ControlProfile], table: EmbeddingTable

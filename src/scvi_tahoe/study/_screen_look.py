@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anndata as ad
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.files import verify_hdf5
 
@@ -144,6 +145,7 @@ class ScreenLook:
         ])  # fmt: skip
 
 
+@checked()
 def look_at_screen(
     path: str | Path,
     *,

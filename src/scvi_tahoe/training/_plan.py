@@ -126,7 +126,7 @@ class TahoeTrainingPlan(LightningModule):
     compiles
         Compile the network for training steps.
     records
-        Record a training step on one GPU in bfloat16, and replay it.
+        Record a training step on a GPU in bfloat16, and replay it.
     shards
         Train a copy whose weights are sharded over processes; the module itself gets the result.
 
@@ -332,7 +332,7 @@ class TahoeTrainingPlan(LightningModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Forget gradients, unless the optimizer did so at its last step: those of a replayed step are there now."""
-        if not isinstance(self._rounding, RoundedAdamW):
+        if self._rounding is None:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -415,6 +415,7 @@ class TahoeTrainingPlan(LightningModule):
             optimizer = self._rounding = ShardedAdamW(
                 described, precision=precision, rounded=self._only_in_products() if precision else (), **options
             )
+            self._graphed = GraphedStep(self.module) if self._records else None
         elif self._rounds_on_one_gpu(device) and (rounded := self._only_in_products()):
             optimizer = self._rounding = RoundedAdamW(described, precision=torch.bfloat16, rounded=rounded, **options)
             self._graphed = GraphedStep(self.module) if self._records else None

@@ -204,9 +204,9 @@ class TrainingRun:
 
     @property
     def fuses(self) -> bool:
-        """Whether this is one GPU in bfloat16, where operations between matrix products are fused without compiling."""
-        one = self.strategy == "auto" and self.device.type == "cuda"
-        return one and self.trainer_options["precision"] == "bf16-mixed" and have_triton()
+        """Whether GPUs hold all weights and compute in bfloat16, where operations are fused without compiling."""
+        whole = self.strategy in ("auto", SHARDED) and self.device.type == "cuda"
+        return whole and self.trainer_options["precision"] == "bf16-mixed" and have_triton()
 
     @property
     def records_steps(self) -> bool:
@@ -214,8 +214,8 @@ class TrainingRun:
         can = self.fuses and self.accumulate == 1 and self.plan.ema is None
         if self.options.compile == "record" and not can:
             raise ValueError(
-                "compile='record' needs one GPU, precision='bf16-mixed', and neither ema nor accumulate_grad_batches; "
-                "compile='auto' works everywhere."
+                "compile='record' needs a GPU, precision='bf16-mixed', on several GPUs strategy='ddp_sharded', and "
+                "neither ema nor accumulate_grad_batches; compile='auto' works everywhere."
             )
         return can and self.options.compile in ("auto", "record")
 

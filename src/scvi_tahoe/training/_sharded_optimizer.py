@@ -229,9 +229,10 @@ class ShardedAdamW(torch.optim.AdamW):
         return norm
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Update the shard of this process, and exchange the weights."""
+        """Update the shard of this process, exchange the weights, and forget the gradients."""
         result = super().step(closure)
         _wait([group.hand_out() for group in self._groups])
+        self.zero_grad()
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
