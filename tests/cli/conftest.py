@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from unittest import mock
+
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -8,7 +11,9 @@ from scvi_tahoe.cli import app
 
 
 def _invoke(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    words = [str(a) for a in arguments]
+    with mock.patch.object(sys, "argv", ["scvi-tahoe", *words]):  # however pytest was started
+        return CliRunner().invoke(app, words)
 
 
 @pytest.fixture(scope="session")

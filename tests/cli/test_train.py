@@ -128,7 +128,7 @@ def test_counts_as_a_sequencer_leaves_them_are_refused_with_the_lines_that_mend_
     monkeypatch.chdir(tmp_path)
     adata = ad.read_h5ad(screen)
     adata.X = adata.layers.pop("counts")
-    labels = adata.obs["treatment"].astype(object).to_numpy()
+    labels = adata.obs["treatment"].astype(object).to_numpy(copy=True)
     labels[:3], labels[3:5] = None, "multi"
     adata.obs["treatment"] = labels
     adata.var_names = ["twice", "twice", *adata.var_names[2:]]
