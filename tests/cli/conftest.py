@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -12,7 +13,8 @@ from scvi_tahoe.cli import app
 
 def _invoke(*arguments):
     words = [str(a) for a in arguments]
-    with mock.patch.object(sys, "argv", ["scvi-tahoe", *words]):  # however pytest was started
+    program = sys.argv[0] if Path(sys.argv[0]).name == "scvi-tahoe" else "scvi-tahoe"  # however pytest was started
+    with mock.patch.object(sys, "argv", [program, *words]):
         return CliRunner().invoke(app, words)
 
 
