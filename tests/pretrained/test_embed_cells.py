@@ -243,6 +243,7 @@ REFUSED = {
     "an unknown precision": ({}, {"precision": "16"}, "precision='16' is unknown"),
     "no draws": ({}, {"n_draws": 0}, "n_draws=0 must be 1 or more"),
     "a batch of none": ({}, {"batch_size": 0}, "batch_size=0 must be"),
+    "no device": ({}, {"device": "zz"}, "device='zz' is unknown; give 'auto', 'cpu' or 'cuda'"),
     "an output for cells in memory": ({}, {"output": "x.h5ad"}, "output= is for cells in a file"),
 }
 
@@ -282,6 +283,14 @@ def test_nothing_is_half_written(model, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         embed_cells(good, model, output=tmp_path / "out.h5ad", progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.h5ad", "in.h5ad"]
+
+
+def test_embeddings_are_not_written_over_the_cells(tmp_path):
+    data = _write(counts(), tmp_path / "in", "sparse h5ad")
+    before = data.read_bytes()
+    with pytest.raises(ValueError, match="holds the cells that are read"):
+        embed_cells(data, "no/such-model", output=tmp_path / "." / "in.h5ad", overwrite=True)
+    assert data.read_bytes() == before
 
 
 @pytest.mark.parametrize(
