@@ -285,14 +285,6 @@ def test_nothing_is_half_written(model, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.h5ad", "in.h5ad"]
 
 
-def test_embeddings_are_not_written_over_the_cells(tmp_path):
-    data = _write(counts(), tmp_path / "in", "sparse h5ad")
-    before = data.read_bytes()
-    with pytest.raises(ValueError, match="holds the cells that are read"):
-        embed_cells(data, "no/such-model", output=tmp_path / "." / "in.h5ad", overwrite=True)
-    assert data.read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
