@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scvi_tahoe._arguments import verify_path
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -93,6 +91,8 @@ def same_command() -> str:
 
 def verify_output(output: Path | None, *inputs: Path | str | None) -> None:
     """Refuse to write what a command makes over what it reads, or over a folder that holds it."""
+    from scvi_tahoe._arguments import verify_path
+
     if output is not None:
         verify_path(output)
     read = [Path(path) for path in inputs if path is not None and os.path.exists(path)]
