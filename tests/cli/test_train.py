@@ -186,6 +186,19 @@ def test_init_holds_out_combinations_whose_parts_are_measured_alone(run, screen,
     assert {*written.split["test"]} <= {*pairs} - {*written.split["validation"]}
 
 
+def test_doses_are_found_by_the_name_of_their_column(run, screen, tmp_path):
+    adata = ad.read_h5ad(screen)
+    adata.obs["dose_uM"] = [
+        0.0 if label == "DMSO" else (0.1, 1.0)[i % 2] for i, label in enumerate(adata.obs["treatment"])
+    ]
+    adata.obs["concordance"] = 1.0
+    adata.write_h5ad(tmp_path / "doses.h5ad")
+    run("init", tmp_path / "doses.h5ad", "-o", tmp_path / "run.yaml")
+    assert TahoeRun.from_yaml(tmp_path / "run.yaml").data.dose_key == "dose_uM"
+    assert "--dose-key dose_uM" in run("train", tmp_path / "doses.h5ad", *LABELS, "--dry-run").output
+    assert "--dose-key dose_uM" in run("inspect", tmp_path / "doses.h5ad").output
+
+
 def test_init_names_a_column_that_may_be_contexts_but_is_not_called_so(run, screen, tmp_path):
     adata = ad.read_h5ad(screen)
     adata.obs = adata.obs.rename(columns={"donor": "stim"})

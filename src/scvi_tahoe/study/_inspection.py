@@ -143,7 +143,7 @@ def _as_screen(path: Path) -> list[str]:
     except (ValueError, KeyError) as error:
         return [f"Train on it: scvi-tahoe train {path} --perturbation-key ... --control ...", f"note: {error.args[0]}"]
     options = {"perturbation-key": look.perturbation_key, "control": look.control, "context-key": look.context_key,
-               "layer": look.layer, "combination-separator": look.separator}  # fmt: skip
+               "dose-key": look.dose_key, "layer": look.layer, "combination-separator": look.separator}  # fmt: skip
     given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items() if value is not None)
     lines = [f"note: {remark}" for remark in look.remarks]
     if look.problems:

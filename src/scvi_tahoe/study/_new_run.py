@@ -51,6 +51,9 @@ def _text(look: ScreenLook, data: str, file: str) -> str:
         context = f"  context_key: {quoted(look.context_key)}  # {len(look.contexts)}: {contexts}"
     else:
         context = "  # context_key: cell_line  # column of obs with cell lines, cell types or donors"
+    dose = "  # dose_key: dose  # column of obs with doses of drugs"
+    if look.dose_key is not None:
+        dose = f"  dose_key: {quoted(look.dose_key)}  # doses of drugs"
     layer = "  # layer: log1p  # if they are in a layer" if look.layer is None else f"  layer: {quoted(look.layer)}"
     remarks = "".join(f"# Note: {one_line(remark)}.\n" for remark in look.remarks)
     separator = '  # combination_separator: "+"  # if labels such as A+B are combinations'
@@ -79,7 +82,7 @@ data:
 {context}
   # batch_key: batch  # technical batch, if controls of each batch are in the data
 {separator}
-  # dose_key: dose  # column of obs with doses of drugs
+{dose}
   # embedding_files: {{string: string.parquet}}  # tables of genes or drugs, for what is not measured
   # cell_embedding_key: X_state  # key of obsm with embeddings of cells, as scvi-tahoe embed writes them
 

@@ -79,6 +79,8 @@ class ScreenLook:
         What separates the parts of combinations, if there are some whose parts were measured alone.
     layer
         Layer with expression; None: ``X``.
+    dose_key
+        Column with doses, if perturbations were measured at several.
     remarks
         What should be known before the run.
     problems
@@ -97,6 +99,7 @@ class ScreenLook:
     n_elsewhere: int
     separator: str | None
     layer: str | None
+    dose_key: str | None
     remarks: tuple[str, ...]
     problems: dict[str, str]
 
@@ -229,7 +232,8 @@ def look_at_screen(
         path=path, shape=file.shape, perturbation_key=perturbation_key, control=control, context_key=context_key,
         labels={str(k): int(v) for k, v in labels.items()}, contexts={str(k): int(v) for k, v in contexts.items()},
         recurs=recurs, n_conditions=int(pairs), n_elsewhere=int(pairs) - n_labels, separator=separator,
-        layer=layer, remarks=tuple(remarks), problems=problems,
+        layer=layer,
+        dose_key=_dose_column(perturbed, perturbation_key), remarks=tuple(remarks), problems=problems,
     )  # fmt: skip
 
 
@@ -313,6 +317,16 @@ def _scale(values: Any) -> str:
 def _discrete(obs: pd.DataFrame) -> list[str]:
     """Return columns of labels, the ones that repeat."""
     return [str(c) for c in obs if obs[c].dtype.kind not in "fiu" and 1 < obs[c].nunique() < max(len(obs) / 2, 3)]
+
+
+def _dose_column(perturbed: pd.DataFrame, key: str) -> str | None:
+    """Return the column of numbers that is named like doses, and differs among the cells of a perturbation."""
+    for column in perturbed:
+        numbers = perturbed[column]
+        if numbers.dtype.kind in "fiu" and re.search("dose|conc", str(column), re.IGNORECASE) and numbers.min() > 0:
+            if (numbers.groupby(perturbed[key], observed=True).nunique() > 1).any():
+                return str(column)
+    return None
 
 
 def _rank(column: str, names: tuple[str, ...]) -> int:
