@@ -160,7 +160,7 @@ def is_ours(error: BaseException) -> bool:
     if not isinstance(error, USER_ERRORS):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
-    lines = [linecache.getline(last.filename, n) for n in range(max(1, (last.lineno or 1) - 3), (last.lineno or 1) + 1)]
+    lines = [linecache.getline(last.filename, n) for n in range(max(1, (last.lineno or 1) - 4), (last.lineno or 1) + 1)]
     return "scvi_tahoe" in last.filename and any(line.strip().startswith("raise") for line in lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -9,12 +10,15 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: names that conda-forge has for packages of PyPI
 ON_CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+#: names that packages are imported by, if they are others
+IMPORTED_AS = {"scikit-learn": "sklearn", "scvi-tools": "scvi", "pyyaml": "yaml"}
 
 
 def test_the_conda_recipe_has_the_version_and_the_requirements_of_the_package():
@@ -24,6 +28,18 @@ def test_the_conda_recipe_has_the_version_and_the_requirements_of_the_package():
     wanted = [re.fullmatch(r"([\w-]+)(.*)", requirement).groups() for requirement in PROJECT["dependencies"]]
     assert recipe["requirements"]["run"][1:] == [f"{ON_CONDA.get(name, name)} {limit}" for name, limit in wanted]
     assert recipe["build"]["python"]["entry_points"] == [f"{k} = {v}" for k, v in PROJECT["scripts"].items()]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_tutorial_imports_what_the_package_brings_and_nothing_else(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join(line for cell in cells for line in "".join(cell["source"]).splitlines() if line[:1] not in "%!")
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    brought = {re.match(r"[\w-]+", requirement)[0] for requirement in PROJECT["dependencies"]} | {PROJECT["name"]}
+    modules = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in brought}
+    assert {name.partition(".")[0] for name in names} <= modules | {"IPython"} | sys.stdlib_module_names
 
 
 def test_zenodo_and_citation_say_what_the_package_says():

@@ -23,6 +23,7 @@ from scvi_tahoe import (
     screen_quality,
     write_store,
 )
+from scvi_tahoe._matrices import trusted_matrix
 from scvi_tahoe.files import FolderInUseError, UnsafeFileError, locked, read_h5ad, verify_zarr
 
 KEYS = {"perturbation_key": "perturbation", "control": "control", "context_key": "context"}
@@ -101,6 +102,37 @@ def stored(screen, folder):
 def test_an_index_out_of_range_is_refused_wherever_cells_come_in(screen, take, value, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         take(with_index(screen, value), tmp_path)
+
+
+def outside(matrix, part, value):
+    getattr(matrix, part)[0] = value
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        pytest.param(lambda x: outside(x.tocoo(), "row", 10**6), id="row of COO"),
+        pytest.param(lambda x: outside(x.tocoo(), "col", -1), id="column of COO"),
+        pytest.param(lambda x: outside(sp.bsr_matrix(x), "indices", 10**6), id="block of BSR"),
+        pytest.param(lambda x: outside(sp.bsr_matrix(x), "indptr", 7), id="start of BSR"),
+        pytest.param(lambda x: outside(x.tolil(), "rows", [10**6]), id="row of LIL"),
+    ],
+)
+def test_an_entry_outside_is_refused_before_a_matrix_is_converted(screen, matrix):
+    cells = sp.csr_matrix(screen.X)
+    with pytest.raises(ValueError, match=r"adata\.X is damaged: "):
+        trusted_matrix(matrix(cells.copy()), "adata.X")
+    for kind in (sp.coo_array, sp.bsr_matrix, sp.lil_matrix, sp.dok_matrix, sp.dia_matrix):
+        np.testing.assert_array_equal(trusted_matrix(kind(cells), "adata.X").toarray(), cells.toarray())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ">f4", ">f8", np.longdouble], ids=str)
+def test_numbers_that_compiled_code_does_not_take_become_ordinary_ones(screen, dtype):
+    dense = np.asarray(screen.X[:9].todense() if sp.issparse(screen.X) else screen.X[:9])
+    found = trusted_matrix(dense.astype(dtype), "adata.X")
+    assert found.dtype in (np.float32, np.float64)
+    np.testing.assert_allclose(found, dense, rtol=1e-3)
 
 
 @pytest.mark.parametrize("key", ["origin", "support", "expected_error", "uncertainty", "gene", "change", "n_cells"])

@@ -36,6 +36,7 @@ _WORDS: dict[Any, str] = {
     dict: "a mapping", list: "a list", pathlib.Path: "a path", collections.abc.Mapping: "a mapping",
     np.ndarray: "an array of numbers",
 }  # fmt: skip
+_PATHS = (pathlib.Path, os.PathLike)
 _SERIES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 #: classes that nobody has imported yet when a call is checked
 _LATE = {"Axes": "matplotlib.axes"}
@@ -103,7 +104,7 @@ def accepted(value: Any, hint: Any, where: str, bounds: Bounds | None = None) ->
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not any(option in _ANYTHING or fits(value, option) for option in options):
         raise _refusal(value, options, where)
-    if pathlib.Path in options and isinstance(value, str | pathlib.Path):
+    if isinstance(value, str | pathlib.Path) and any((get_origin(o) or o) in _PATHS for o in options):
         verify_path(value)
     for keys in (option.__annotations__ for option in options if typing.is_typeddict(option)):
         if isinstance(value, collections.abc.Mapping) and (unknown := [key for key in value if key not in keys]):

@@ -19,6 +19,8 @@ def verify_labels(column: Any, where: str, *, may_lack: bool = False) -> None:
         values = column.unique()
     except TypeError:
         raise ValueError(f"{where} holds {type(column.iloc[0]).__name__} values; labels are text.") from None
+    if (other := next((value for value in values if not pd.api.types.is_scalar(value)), None)) is not None:
+        raise ValueError(f"{where} holds {type(other).__name__} values; labels are text.")
     if (n_missing := int(column.isna().sum())) and not may_lack:
         remedy = "adata = adata[adata.obs[KEY].notna()].copy()"
         raise ValueError(f"{where} has {n_missing} cells without a value; name them or remove those cells: {remedy}.")

@@ -51,16 +51,36 @@ def trusted_matrix(matrix: Any, where: str, shape: tuple[int, int] | None = None
         raise ValueError(f"{where} has shape {tuple(matrix.shape)}, and there are names for {shape} cells x features.")
     if dtype.kind not in "fiub":
         raise ValueError(f"{where} holds values of type {dtype}; real numbers are needed, e.g. float32.")
+    if dtype.kind == "f" and isinstance(matrix, np.ndarray) and not (dtype.isnative and dtype.itemsize in (4, 8)):
+        matrix = matrix.astype(np.float32 if dtype.itemsize <= 4 else np.float64)  # which compiled code takes
     if not sp.issparse(matrix):
         if hasattr(matrix, "group"):  # sparse, in a file
             _verify_indptr(np.asarray(matrix.group["indptr"][:]), matrix.group["indices"].shape[0], where)
         return matrix
     if matrix.format not in ("csr", "csc"):
+        _verify_places(matrix, where)
         matrix = matrix.tocsr()
     if isinstance(matrix, sp.sparray):
         kind = sp.csr_matrix if matrix.format == "csr" else sp.csc_matrix
         matrix = kind((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
     return verified_sparse(matrix, where)
+
+
+def _verify_places(matrix: Any, where: str) -> None:
+    """Refuse a sparse matrix in another format with entries outside, which its conversion would write to memory."""
+    n_rows, n_columns = matrix.shape
+    if matrix.format == "bsr":
+        n_rows, n_columns = (n // size for n, size in zip(matrix.shape, matrix.blocksize, strict=True))
+        _verify_indptr(matrix.indptr, len(matrix.indices), where)
+        places = [(matrix.indices, n_columns)] if len(matrix.indptr) == n_rows + 1 else [(matrix.indptr, 0)]
+    elif matrix.format == "lil":
+        places = [(np.fromiter((i for row in matrix.rows for i in row), np.int64), n_columns)]
+    elif matrix.format == "dok":
+        places = list(zip(np.array(list(matrix.keys()), np.int64).reshape(-1, 2).T, matrix.shape, strict=True))
+    else:
+        places = [(matrix.row, n_rows), (matrix.col, n_columns)] if matrix.format == "coo" else []
+    if any(place.min(initial=0) < 0 or place.max(initial=-1) >= size for place, size in places):
+        raise ValueError(f"{where} is damaged: it has entries outside of its {matrix.shape}; make or read it again.")
 
 
 def verify_fits(matrix: Any, what: str) -> None:
@@ -78,7 +98,7 @@ def verify_fits(matrix: Any, what: str) -> None:
     ValueError
         With the estimate, and the largest number of rows that fits.
     """
-    if isinstance(matrix, np.ndarray) or sp.issparse(matrix):
+    if isinstance(matrix, np.ndarray) or sp.issparse(matrix) or not isinstance(getattr(matrix, "dtype", 0), np.dtype):
         return
     if hasattr(matrix, "group"):  # CSR or CSC in a file
         n_bytes = sum(matrix.group[name].shape[0] * matrix.group[name].dtype.itemsize for name in ("data", "indices"))

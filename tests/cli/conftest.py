@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from unittest import mock
+
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -8,7 +12,10 @@ from scvi_tahoe.cli import app
 
 
 def _invoke(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    words = [str(a) for a in arguments]
+    program = sys.argv[0] if Path(sys.argv[0]).name == "scvi-tahoe" else "scvi-tahoe"  # however pytest was started
+    with mock.patch.object(sys, "argv", [program, *words]):
+        return CliRunner().invoke(app, words)
 
 
 @pytest.fixture(scope="session")

@@ -79,3 +79,31 @@ LABELS = ("--perturbation-key", "p", "--control", "c")
 def test_what_is_not_there_is_one_line(refusal, tmp_path, monkeypatch, command, message):
     monkeypatch.chdir(tmp_path)
     assert message in refusal(*command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("predict", "folder/model", "a.h5ad", "-o", "a.h5ad", "--overwrite"), id="predict onto the cells"),
+        pytest.param(("evaluate", "a.h5ad", "b.h5ad", *LABELS, "--html", "b.h5ad"), id="evaluate"),
+        pytest.param(("embed", "a.h5ad", "folder/model", "-o", "a.h5ad", "--overwrite"), id="embed"),
+        pytest.param(("convert", "folder/model", "folder/model", "--overwrite"), id="convert onto itself"),
+        pytest.param(("convert", "folder/model", "folder", "--overwrite"), id="convert onto the folder around it"),
+        pytest.param(("convert", "a.h5ad", "folder/../a.h5ad", *LABELS), id="convert by another name"),
+        pytest.param(("tables", "matrix", "t.csv", "-o", "t.csv", "--overwrite"), id="tables"),
+        pytest.param(("tables", "matrix", "t.csv", "-o", "a.h5ad", "--labels", "a.h5ad", "--overwrite"), id="labels"),
+        pytest.param(("respond", "a.h5ad", "--perturbation-key", "gene", "-o", "link.h5ad", "--overwrite"), id="link"),
+        pytest.param(("check", "t.csv", "--write", "t.csv"), id="check"),
+        pytest.param(("inspect", "t.csv", "--figure", "t.csv"), id="inspect"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read(refusal, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder" / "model").mkdir(parents=True)
+    files = [tmp_path / name for name in ("a.h5ad", "b.h5ad", "t.csv")]
+    for file in files:
+        file.write_text("kept")
+    (tmp_path / "link.h5ad").symlink_to("a.h5ad")
+    assert "is what this command reads, or holds it; give another name" in refusal(*command)
+    assert all(file.read_text() == "kept" for file in files)
+    assert (tmp_path / "folder" / "model").is_dir()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from scvi_tahoe.datasets import simulate_screen
-from scvi_tahoe.study import TahoeRun, look_at_screen
+from scvi_tahoe.study import TahoeRun, look_at_screen, write_new_run
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_train_leaves_a_report_and_says_what_is_next(run, invoke, screen, tmp_pa
     before = screen.read_bytes()
     onto_itself = invoke(*shlex.split(lines[-1])[2:4], screen, "-o", screen, "--overwrite")
     assert onto_itself.exit_code == 2
-    assert f"{screen} is what this command reads; give another name" in onto_itself.stderr
+    assert f"{screen} is what this command reads, or holds it; give another name" in onto_itself.stderr
     assert screen.read_bytes() == before
     assert any(line.startswith("Verdict on ") for line in lines)
     assert any(line.startswith("Network: The network ") for line in lines)
@@ -102,6 +102,18 @@ def test_controls_are_found_by_the_names_that_laboratories_give_them(screen, tmp
     assert look_at_screen(tmp_path / "x.h5ad").control == label
 
 
+@pytest.mark.parametrize("label", ["a\nseed: 99", "it's: {b}", 'say "c"', "\u2028d", "#e"])
+def test_a_run_file_takes_any_label(screen, tmp_path, label):
+    adata = ad.read_h5ad(screen)
+    for name in ("treatment", "donor"):
+        column = adata.obs[name].astype(str)
+        adata.obs[name] = column.replace({next(v for v in column.unique() if v != "DMSO"): label})
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    look = look_at_screen(tmp_path / "x.h5ad", perturbation_key="treatment", control="DMSO", context_key="donor")
+    run = write_new_run(look, tmp_path / "new\nname: run.yaml")
+    assert (run.seed, run.data.context_key, run.name) == (0, "donor", "x")
+
+
 def test_init_says_so_if_there_is_a_single_context(run, screen, tmp_path):
     adata = ad.read_h5ad(screen)
     adata[adata.obs["donor"] == "context_1"].write_h5ad(tmp_path / "one.h5ad")
@@ -116,7 +128,7 @@ def test_counts_as_a_sequencer_leaves_them_are_refused_with_the_lines_that_mend_
     monkeypatch.chdir(tmp_path)
     adata = ad.read_h5ad(screen)
     adata.X = adata.layers.pop("counts")
-    labels = adata.obs["treatment"].astype(object).to_numpy()
+    labels = adata.obs["treatment"].astype(object).to_numpy(copy=True)
     labels[:3], labels[3:5] = None, "multi"
     adata.obs["treatment"] = labels
     adata.var_names = ["twice", "twice", *adata.var_names[2:]]
@@ -130,6 +142,24 @@ def test_counts_as_a_sequencer_leaves_them_are_refused_with_the_lines_that_mend_
     exec(dedent(lines[0]), {})  # as it is pasted
     assert "10 perturbations" in run("init", "raw_prepared.h5ad", "-o", "run.yaml").output
     assert "Nothing was written" in run("finetune", "run.yaml", "--dry-run").output
+
+
+@pytest.mark.parametrize(
+    ("kept", "line"),
+    [
+        pytest.param("counts", "adata.X = adata.layers['counts'].copy()", id="counts in a layer"),
+        pytest.param("raw", "adata = adata.raw.to_adata()", id="raw"),
+    ],
+)
+def test_scaled_values_are_refused_with_the_matrix_to_take_instead(invoke, screen, tmp_path, kept, line):
+    adata = ad.read_h5ad(screen)
+    adata.raw = adata if kept == "raw" else None
+    adata.layers = {"counts": adata.layers["counts"]} if kept == "counts" else {}
+    adata.X = adata.X.toarray() - 1
+    adata.write_h5ad(tmp_path / "scaled.h5ad")
+    message = invoke("train", tmp_path / "scaled.h5ad", *LABELS).stderr
+    assert "X holds negative values, as after sc.pp.scale" in message
+    assert line in message
 
 
 def test_init_reads_the_layer_that_holds_logarithms_of_counts(run, screen, tmp_path):
@@ -154,6 +184,19 @@ def test_init_holds_out_combinations_whose_parts_are_measured_alone(run, screen,
     assert written.data.combination_separator == "+"
     assert written.split["kind"] == "held_out_perturbations"
     assert {*written.split["test"]} <= {*pairs} - {*written.split["validation"]}
+
+
+def test_doses_are_found_by_the_name_of_their_column(run, screen, tmp_path):
+    adata = ad.read_h5ad(screen)
+    adata.obs["dose_uM"] = [
+        0.0 if label == "DMSO" else (0.1, 1.0)[i % 2] for i, label in enumerate(adata.obs["treatment"])
+    ]
+    adata.obs["concordance"] = 1.0
+    adata.write_h5ad(tmp_path / "doses.h5ad")
+    run("init", tmp_path / "doses.h5ad", "-o", tmp_path / "run.yaml")
+    assert TahoeRun.from_yaml(tmp_path / "run.yaml").data.dose_key == "dose_uM"
+    assert "--dose-key dose_uM" in run("train", tmp_path / "doses.h5ad", *LABELS, "--dry-run").output
+    assert "--dose-key dose_uM" in run("inspect", tmp_path / "doses.h5ad").output
 
 
 def test_init_names_a_column_that_may_be_contexts_but_is_not_called_so(run, screen, tmp_path):

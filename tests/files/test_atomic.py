@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from scvi_tahoe.files import _atomic, atomic_folder, atomic_write
+from scvi_tahoe.files import _atomic, atomic_folder, atomic_write, read_csv
 
 
 def test_without_an_exchange_the_earlier_folder_is_put_back_if_the_last_rename_fails(tmp_path, monkeypatch):
@@ -101,3 +103,17 @@ def test_a_link_to_nothing_is_replaced(tmp_path, folder):
         partial.mkdir() if folder else partial.write_text("new")
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
     assert not (tmp_path / "t").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["~nobody/t.csv", "https:/example.invalid/t.csv"])
+def test_a_relative_name_is_what_it_says_to_whoever_writes(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with atomic_write(name) as partial:
+        pd.DataFrame({"a": [1]}).to_csv(partial, index=False)
+    assert (tmp_path / name).read_text() == "a\n1\n"
+    assert read_csv(Path(name))["a"].tolist() == [1]
+
+
+def test_where_the_system_lets_nobody_make_a_file_it_is_said():
+    with pytest.raises(OSError, match="nothing can be made in /proc/self"), atomic_write("/proc/self/t") as partial:
+        partial.write_text("x")

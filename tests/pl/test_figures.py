@@ -104,6 +104,11 @@ def test_a_figure_is_saved_shown_and_returned_as_in_scanpy(result, tmp_path, mon
     monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
     assert pl.ranks(result, save=tmp_path / "ranks.pdf") is not None
     assert (tmp_path / "ranks.pdf").read_bytes().startswith(b"%PDF")
+    assert pl.ranks(result, save=tmp_path / "ranks") is not None
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"ranks\.docx cannot be drawn; allowed endings are"):
+        pl.ranks(result, save=tmp_path / "ranks.docx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ranks.pdf", "ranks.png"]
     assert pl.ranks(result, show=True) is None
     assert pl.ranks(result, show=True, return_fig=True) is not None
     assert [[ax.get_ylabel() for ax in figure.axes] for figure in shown] == [["PDS (L1)"]] * 2

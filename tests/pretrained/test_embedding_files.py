@@ -105,6 +105,15 @@ def test_code_in_a_file_is_refused_and_never_runs(name, write, tmp_path):
         ("t.csv", lambda p: p.write_text("g,x\nA,\n"), ValueError, "'A' holds values that are not finite"),
         ("t.pt", lambda p: torch.save([torch.ones(2)], p), ValueError, "does not hold a mapping of labels to vectors"),
         ("t.pt", lambda p: torch.save({"A": torch.ones(2, 2)}, p), ValueError, "'A' is not a plain vector"),
+        *(
+            ("t.pt", lambda p, vector=vector: torch.save({"A": vector}, p), UnsafeFileError, "not a plain vector")
+            for vector in (
+                torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+                torch.nested.nested_tensor([torch.ones(2)]),
+                torch.ones(2, device="meta"),
+                torch.ones(1).expand(10**9),
+            )
+        ),
         ("t.pt", lambda p: torch.save({"A": torch.ones(2), "B": torch.ones(3)}, p), ValueError, r"2 widths: \[2, 3\]"),
         ("t.npz", lambda p: np.savez(p, names=np.array(["A"]), matrix=ROWS), ValueError, r"1 names.*shape \(3, 4\)"),
     ],

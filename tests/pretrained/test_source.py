@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +117,12 @@ def test_a_repository_of_several_models_names_them(cache, golden_folder, tmp_pat
     (tmp_path / "inside").rename(folder / "fewshot")
     with pytest.raises(FileNotFoundError, match=r"holds 1 models in folders.*expr_all_feat/fewshot"):
         read_pretrained(folder)
+
+
+def test_a_huge_folder_without_a_model_is_not_searched_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "rglob", lambda self, _: itertools.repeat(self / "photo.jpg"))
+    with pytest.raises(FileNotFoundError, match=r"holds no \*\.ckpt file"):
+        read_pretrained(tmp_path)
 
 
 @quiet

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from scvi_tahoe import TahoeST, concat_screens
 from scvi_tahoe.data import LabelParser
@@ -83,6 +84,40 @@ def test_controls_of_other_names_get_the_name_of_the_first(screens):
 def test_a_wrong_argument_is_named(screens, change, error, message):
     with pytest.raises(error, match=message):
         concat_screens(screens, **{**LABELS, **change}, harm_control=False)
+
+
+def _damaged(cells):
+    cells._X = sparse.csr_matrix(cells.X)
+    cells._X.indices[0] = 10**6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(_damaged, r"'a'\.X is damaged", id="index outside"),
+        pytest.param(lambda c: setattr(c, "X", None), "'a' has no X", id="no X"),
+        pytest.param(lambda c: setattr(c, "_X", c.X[:-3]), r"'a'\.X has shape", id="short"),
+        pytest.param(
+            lambda c: setattr(c, "obs", c.obs.assign(perturbation="control")),
+            "'a' has control cells only",
+            id="controls",
+        ),
+    ],
+)
+def test_a_screen_that_is_none_is_named_before_its_cells_are_copied(screens, change, message):
+    cells = screens["a"].copy()
+    cells.obs["perturbation"] = cells.obs["perturbation"].astype(str)
+    change(cells)
+    with pytest.raises(ValueError, match=message):
+        concat_screens({"a": cells, "b": screens["b"]}, **LABELS, harm_control=False)
+
+
+@pytest.mark.parametrize("form", [sparse.coo_matrix, sparse.lil_matrix, lambda x: x.toarray().astype(">f4")])
+def test_a_screen_in_an_unusual_format_is_the_same(screens, together, form):
+    cells = screens["a"].copy()
+    cells._X = form(sparse.csr_matrix(cells.X))
+    found = concat_screens({**screens, "a": cells}, **LABELS, harm_control=False, weights={"b": 0.5, "c": 0.0})
+    np.testing.assert_allclose(found.X.sum(1), together.X.sum(1), rtol=1e-5)
 
 
 def test_screens_without_common_genes_are_refused(screens):

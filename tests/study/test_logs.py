@@ -170,8 +170,8 @@ def test_runs_of_one_validation_each_are_drawn_on_the_same_axes(tmp_path):
     ("name", "text", "message"),
     [
         pytest.param("metrics.csv", "a,b\n1,2\n", "is not a training log", id="other columns"),
-        pytest.param("metrics.csv", "", "is not a table", id="empty"),
-        pytest.param("metrics.csv", "step,train_loss\n1,2,3,4\n5,6,7,8,9,10\n", "is not a", id="rows of other lengths"),
+        pytest.param("metrics.csv", "", "metrics.csv is empty", id="empty"),
+        pytest.param("metrics.csv", "step,train_loss\n1,2,3,4\n5,6,7,8,9,10\n", "is damaged", id="long rows"),
         pytest.param("metrics.csv", "step,train_loss,val_loss\n9,one,\n", "holds no number in train_loss, val_loss",
                      id="no number"),
         pytest.param("a.ckpt", "no", "was refused", id="no checkpoint"),
@@ -181,6 +181,12 @@ def test_files_that_are_no_logs_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         inspect_path(tmp_path / name)
+
+
+def test_a_log_whose_best_loss_is_zero_is_diagnosed(tmp_path):
+    rows = "".join(f"{step},{1 / (step + 1)},{step % 7}\n" for step in range(12))
+    (tmp_path / "metrics.csv").write_text("step,train_loss,val_loss\n" + rows)
+    assert "the last, at step 11, is 4" in inspect_path(tmp_path / "metrics.csv").text
 
 
 def test_what_is_not_there_is_named(tmp_path):

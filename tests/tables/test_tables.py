@@ -280,9 +280,39 @@ def test_gene_sets_are_read_by_name(gmt):
     assert len(sets) == 22
 
 
-@pytest.mark.parametrize("content", [b"", "s\tu\tA\n".encode("utf-16")], ids=["empty", "UTF-16"])
-@pytest.mark.parametrize("read", [tables.read_gene_sets, tables.read_aliases, tables.drug_targets])
+_NO_TEXT = {
+    "empty": b"", "UTF-16": "s\tu\tA\n".encode("utf-16"), "UTF-16 BE": "s\tA\n".encode("utf-16-be"),
+    "gzip": gzip.compress(b"a"), "late": b">A\tB\n" * 300_000 + b"\xff",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", _NO_TEXT.values(), ids=_NO_TEXT)
+@pytest.mark.parametrize(
+    "read",
+    [tables.read_gene_sets, tables.read_aliases, tables.drug_targets, tables.gene_effects, tables.protein_kmers,
+     tables.string_links, tables.read_table],
+)  # fmt: skip
 def test_a_file_that_is_empty_or_no_utf8_is_named(tmp_path, read, content):
     (tmp_path / "a.tsv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.tsv is (empty|damaged)"):
+    with pytest.raises(ValueError, match=r"a\.tsv (is empty|was refused: it holds bytes that are no text)"):
         read(tmp_path / "a.tsv")
+
+
+def test_a_packed_file_that_was_cut_short_is_named(tmp_path):
+    (tmp_path / "p.fasta.gz").write_bytes(gzip.compress(b">A\nMKLVAG\n" * 99)[:-9])
+    with pytest.raises(ValueError, match=r"p\.fasta\.gz is damaged"):
+        tables.protein_kmers(tmp_path / "p.fasta.gz")
+
+
+@pytest.mark.parametrize("score", ["inf", "nan", "9" * 400, ""], ids=["infinite", "missing", "huge", "empty"])
+def test_a_link_without_a_finite_score_is_refused(tmp_path, score):
+    (tmp_path / "links.txt").write_text(f"protein1 protein2 combined_score\n9606.A 9606.B 900\n9606.B 9606.C {score}\n")
+    with pytest.raises(ValueError, match="links.txt"):
+        tables.string_links(tmp_path / "links.txt")
+
+
+def test_a_gene_that_is_called_NA_keeps_its_name(tmp_path):
+    (tmp_path / "a.csv").write_text("symbol,alias\nNA,None\nG1,old\n")
+    assert tables.read_aliases(tmp_path / "a.csv") == {"None": "NA", "old": "G1"}
+    (tmp_path / "d.csv").write_text("drug,target\nNA,X|Y\nnan,X\nc,Y|Z\nd,Z\n")
+    assert list(tables.drug_targets(tmp_path / "d.csv").index) == ["NA", "c", "d", "nan"]

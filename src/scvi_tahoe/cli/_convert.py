@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Checkpoint, one_line_errors
+from scvi_tahoe.cli._terminal import Checkpoint, one_line_errors, verify_output
 
 
 def convert(
@@ -48,6 +48,7 @@ def convert(
     only_data = required | {"--context-key": context_key, "--layer": layer}
     only_models = {"--checkpoint": checkpoint, "--revision": revision, "--accept-license": accept_license or None}
     with one_line_errors():
+        verify_output(output, *source)
         to = to or ("store" if all(name.endswith(".h5ad") for name in source) else "scvi-tahoe")
         is_data = to == "store"
         if wrong := [name for name, value in (only_models if is_data else only_data).items() if value is not None]:

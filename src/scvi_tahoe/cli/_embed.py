@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Quiet, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import Quiet, one_line_errors, quiet_frameworks, verify_output
 
 
 def embed(  # noqa: PLR0913
@@ -62,6 +62,7 @@ def embed(  # noqa: PLR0913
         from scvi_tahoe.pretrained import embed_cells
         from scvi_tahoe.tables import read_aliases
 
+        verify_output(output, data, source, aliases, protein_embeddings)
         names = None if aliases is None else read_aliases(aliases)
         report = embed_cells(
             data, source, checkpoint, output=output, key=key, layer=layer, gene_key=gene_key, aliases=names,

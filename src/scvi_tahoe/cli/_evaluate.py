@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Json, one_line_errors
+from scvi_tahoe.cli._terminal import Json, one_line_errors, verify_output
 
 
 class Policy(StrEnum):
@@ -72,6 +72,9 @@ def evaluate(  # noqa: PLR0913
         from scvi_tahoe.evaluate import EvaluationWarning
         from scvi_tahoe.evaluate import evaluate as score
         from scvi_tahoe.study import read_cells
+
+        for path in (output, html):
+            verify_output(path, prediction, reference, train)
 
         # shown with the scores, without the line of code that comes with a warning
         warnings.simplefilter("ignore", EvaluationWarning)

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from scvi_tahoe.cli._terminal import Json, named_files, one_line_errors, quiet_frameworks
+from scvi_tahoe.cli._terminal import Json, named_files, one_line_errors, quiet_frameworks, verify_output
 
 
-def plan(
+def plan(  # noqa: PLR0913
     data: Annotated[Path, typer.Argument(help="h5ad file with what was measured: log1p of normalised counts.")],
     perturbation_key: Annotated[str, typer.Option(help="Column of obs with the perturbations.")],
     control: Annotated[str, typer.Option(help="Label of control cells.")],
     context_key: Annotated[
         str | None, typer.Option(help="Column of obs with cell lines, donors, ...", show_default="a single context")
     ] = None,
+    dose_key: Annotated[str | None, typer.Option(help="Column of obs with doses of drugs.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer with expression.", show_default="X")] = None,
     table: Annotated[
         list[str] | None,
@@ -54,11 +55,13 @@ def plan(
 
         if output is not None and output.exists():
             raise FileExistsError(f"{output} exists; give the name of a new file.")
-        adata, files = read_cells(data), named_files(table)
+        files = named_files(table)
+        verify_output(output, data, *files.values())
+        adata = read_cells(data)
         for name, path in files.items():
             adata.uns[name] = read_embedding_table(path)
         TahoeST.setup_anndata(
-            adata, perturbation_key, control, context_key=context_key, layer=layer,
+            adata, perturbation_key, control, context_key=context_key, dose_key=dose_key, layer=layer,
             perturbation_embedding_key=list(files) or None,
         )  # fmt: skip
         chosen = TahoeST(adata, prior="response").plan_next(

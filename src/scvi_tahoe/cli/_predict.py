@@ -38,6 +38,12 @@ def predict(
     new_batches: Annotated[
         str, typer.Option(help="How to treat technical batches that the model has not seen: error, mean or nearest.")
     ] = "error",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Compare a saved model with its checksums, which reads it once more."
+        ),
+    ] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing prediction.")] = False,
 ) -> None:
     """Predict cells after perturbations and write them in chunks, so that they may be larger than memory.
@@ -58,7 +64,9 @@ def predict(
         adata = read_cells(data)
         # an export knows its columns, and needs no data but the cells to start from
         exported = is_export(model) or holds_run(model)
-        network = TahoeST.from_pretrained(model) if exported else TahoeST.load(model, adata=adata)
+        if exported and not verify:
+            raise ValueError(f"verify=False is for models of TahoeST.save; {model} is always read with its checksums.")
+        network = TahoeST.from_pretrained(model) if exported else TahoeST.load(model, adata=adata, verify=verify)
         predicted = network.predict(
             adata if exported else None, perturbations="all" if perturbation == ["all"] else perturbation,
             contexts=context, n_cells=n_cells, seed=seed, check_scale=check_scale, new_batches=new_batches,  # type: ignore[arg-type]

@@ -52,12 +52,11 @@ def respond(  # noqa: PLR0913
     """
     quiet_frameworks()
     with one_line_errors():
+        named = named_files(tables)
         for path in (output, report, save):
-            if path is not None:
-                verify_output(path, table)
+            verify_output(path, table, *named.values())
             if path is not None and path.exists() and not overwrite:
                 raise FileExistsError(f"{path} exists; give --overwrite to replace it, or another name.")
-        named = named_files(tables)
         import pandas as pd
 
         from scvi_tahoe.files import atomic_write

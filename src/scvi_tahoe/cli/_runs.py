@@ -18,6 +18,7 @@ from scvi_tahoe.cli._terminal import (
     program,
     quiet_frameworks,
     same_command,
+    verify_output,
 )
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def check(
 
         from scvi_tahoe.study import check_config
 
+        verify_output(write, config)
         result = check_config(config)
         typer.echo(dumps(result.to_dict(), indent=1) if json else str(result))
         if write is not None:
@@ -177,12 +179,14 @@ def inspect(
     """
     quiet_frameworks()
     with one_line_errors():
+        from scvi_tahoe.pl import save_figure
         from scvi_tahoe.study import inspect_path
 
+        verify_output(figure, path, config)
         found = inspect_path(path, config=config, checkpoint=checkpoint)
         if figure and not found.figure:
             raise ValueError(f"{path} holds no log, so there is no figure to draw.")
         typer.echo(found.to_json() if json else found.text)
         if figure and found.figure:
-            found.figure.savefig(figure, dpi=150)
+            save_figure(found.figure, figure, dpi=150)
             typer.echo(f"Figure: {figure}", err=json)

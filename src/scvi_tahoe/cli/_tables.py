@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scvi_tahoe.cli._terminal import one_line_errors
+from scvi_tahoe.cli._terminal import one_line_errors, verify_output
 
 
 class Kind(StrEnum):
@@ -66,6 +66,7 @@ def tables(  # noqa: PLR0913
     with one_line_errors():
         from scvi_tahoe import tables as made
 
+        verify_output(output, *files, info, labels, aliases)
         if output.exists() and not overwrite:
             raise FileExistsError(f"{output} exists; give --overwrite to replace it, or another name.")
         decomposed = {"n_components", "seed"}

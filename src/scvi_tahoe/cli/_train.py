@@ -36,6 +36,7 @@ def train(  # noqa: PLR0913
         str | None, typer.Option(help="What separates the parts of combinations, such as +.", show_default="none")
     ] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with technical batches.")] = None,
+    dose_key: Annotated[str | None, typer.Option(help="Column of obs with doses of drugs.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer with expression.", show_default="X")] = None,
     table: Annotated[
         list[str] | None, typer.Option("--table", help="Table of genes or drugs as NAME=FILE; may be repeated.")
@@ -85,7 +86,8 @@ def train(  # noqa: PLR0913
         files = named_files(table)
         cells = {
             "path": str(data), "perturbation_key": perturbation_key, "control": control, "context_key": context_key,
-            "combination_separator": combination_separator, "batch_key": batch_key, "layer": found.layer,
+            "combination_separator": combination_separator, "batch_key": batch_key, "dose_key": dose_key,
+            "layer": found.layer,
             "held_out": None if held_out is None else str(held_out),
         }  # fmt: skip
         run = TahoeRun.from_dict(
@@ -100,11 +102,14 @@ def train(  # noqa: PLR0913
                 "seed": seed,
             }
         )
-        partial(typer.echo, err=json)(found.text())
+        tell = partial(typer.echo, err=json)
+        tell(found.text())
+        if found.dose_key is not None and dose_key is None:
+            tell(f"note: obs[{found.dose_key!r}] may be doses: give --dose-key {found.dose_key} to distinguish them")
     carry_out(run, folder, dry_run=dry_run, json=json, quiet=quiet)
     if not (dry_run or json) and (found.recurs or table):
         keys = {"perturbation-key": perturbation_key, "control": control, "context-key": context_key,
-                "layer": found.layer}  # fmt: skip
+                "dose-key": dose_key, "layer": found.layer}  # fmt: skip
         given = [word for name, value in keys.items() if value is not None for word in (f"--{name}", value)]
         given += [word for one in table or [] for word in ("--table", one)]
         typer.echo(f"What to measure next: {program()} plan {shlex.join([str(data), *given])}")

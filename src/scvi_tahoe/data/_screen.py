@@ -254,7 +254,14 @@ class Screen:
 
 def expression_adata(data: AnnOrMuData, keys: ScreenKeys) -> AnnData:
     """AnnData that holds the expression: the object itself, or a modality of a MuData."""
-    return data.mod[keys.expression_modality] if isinstance(data, MuData) else data
+    if not isinstance(data, MuData):
+        return data
+    if keys.expression_modality not in data.mod:
+        raise KeyError(
+            f"expression_modality={keys.expression_modality!r} is not in the MuData, which has {list(data.mod)}; "
+            "give one of them, or the AnnData of that modality."
+        )
+    return data.mod[keys.expression_modality]
 
 
 def obs_column(data: AnnOrMuData, keys: ScreenKeys, key: str) -> pd.Series:

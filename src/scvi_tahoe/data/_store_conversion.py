@@ -53,7 +53,9 @@ class _Source:
         at_once = max(1, int(_READ / max(1.0, self.counts.sum() / max(1, len(self.counts)))))
         for start in range(0, len(self.counts), at_once):
             rows = slice(start, min(start + at_once, len(self.counts)))
-            block = verified_sparse(sp.csr_matrix(self.matrix[rows]), f"the expression of {self.path}")
+            block = self.matrix[rows]
+            block = block if sp.issparse(block) else np.asarray(block, np.float32)  # no sparse matrix holds 16 bits
+            block = verified_sparse(sp.csr_matrix(block), f"the expression of {self.path}")
             yield rows, block.astype(np.float32, copy=False)
 
 

@@ -109,6 +109,8 @@ def infer_scale(matrix: object, *, seed: int = 0) -> ScaleReport:
     nonzero = values[values != 0]
     if nonzero.size and smallest >= 0 and np.all(nonzero == np.round(nonzero)):
         return ScaleReport("counts", {}, smallest, largest)
+    if smallest < 0:
+        return ScaleReport("unknown", {}, smallest, largest)
     packed = _packed(values)
     fractions = {scale: _whole_ratio_fraction(packed, undo) for scale, undo in _UNDO.items()}
     best = max(_UNDO, key=lambda scale: np.nan_to_num(fractions[scale]))

@@ -17,7 +17,9 @@ from scvi_tahoe.files import (
     atomic_write_text,
     locked,
     make_folder,
+    read_csv,
     read_h5ad,
+    read_json,
     remove_partial,
     remove_path,
 )
@@ -90,8 +92,6 @@ def run_demo(
     ValueError
         If `max_steps` is below 1, or the folder holds anything but a demo with these settings.
     """
-    import pandas as pd
-
     from scvi_tahoe.datasets import papalexi_few_shot
     from scvi_tahoe.evaluate import EvaluationResult
 
@@ -103,7 +103,7 @@ def run_demo(
     else:
         with locked(folder):
             _Job(folder, papalexi_few_shot(), max_steps, seed, report).run()
-    scores = pd.read_csv(folder / "scores.csv", index_col=0)
+    scores = read_csv(folder / "scores.csv", index_col=0)
     verdict = str(EvaluationResult.load(folder / "evaluation").verdict)
     return DemoResult(folder=folder, scores=scores, seconds=time.perf_counter() - start, verdict=verdict)
 
@@ -119,9 +119,9 @@ def claim_folder(folder: Path, settings: dict[str, object], *, overwrite: bool) 
     elif overwrite:
         for name in (*FILES, "training", _SETTINGS):  # and nothing that somebody else has put there
             remove_path(folder / name)
-    elif json.loads(text := known.read_text()) != settings:
-        raise ValueError(f"{folder} holds a demo with other settings ({known.name}: {text.strip()}); give another "
-                         "folder, or overwrite it.")  # fmt: skip
+    elif (earlier := read_json(known)) != settings:
+        raise ValueError(f"{folder} holds a demo with other settings ({known.name}: {json.dumps(earlier)}); give "
+                         "another folder, or overwrite it.")  # fmt: skip
     make_folder(folder)
     remove_partial(folder)
     if not known.exists():

@@ -15,7 +15,7 @@ from scvi_tahoe._messages import warn
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.evaluate._checks import EvaluationWarning
 from scvi_tahoe.evaluate._exact_means import generator, scaled_to_mean
-from scvi_tahoe.files import atomic_write
+from scvi_tahoe.files import atomic_write, read_csv
 
 if TYPE_CHECKING:
     import os
@@ -236,7 +236,10 @@ def read_split(path: str | os.PathLike[str], adata: AnnData) -> pd.Series:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; a split file, cell and part in each line, is needed.")
-    table = pd.read_csv(path, header=None, dtype=str, index_col=0).iloc[:, 0]
+    frame = read_csv(path, header=None, dtype=str, index_col=0, keep_default_na=False, na_values=[""])
+    if frame.empty:
+        raise ValueError(f"{path.name} is not a split file: a cell and its part are needed in each line.")
+    table = frame.iloc[:, 0]
     if str(table.iloc[0]).lower() not in _PARTS:
         table = table.iloc[1:]  # a header
     if unknown := sorted(set(table.dropna().str.lower()) - set(_PARTS)):
@@ -244,7 +247,7 @@ def read_split(path: str | os.PathLike[str], adata: AnnData) -> pd.Series:
     if len(lacking := adata.obs_names.difference(table.index)):
         raise ValueError(
             f"{path.name} has no part for {len(lacking)} of {adata.n_obs} cells, e.g. {lacking[0]!r}; it names cells "
-            f"such as {table.index[0]!r}."
+            f"such as {[str(name)[:40] for name in table.index[:1]]}."
         )
     return table.loc[adata.obs_names].str.lower().map(_PARTS).rename("split")
 

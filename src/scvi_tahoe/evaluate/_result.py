@@ -26,6 +26,7 @@ from scvi_tahoe.files import (
     atomic_write_text,
     member,
     one_line,
+    read_csv,
     read_json,
     restore,
     verify_checksums,
@@ -323,7 +324,7 @@ def _read_csv(path: Path, name: str) -> pd.DataFrame | None:
         return None
     # labels such as "1" or "NA" are names, not numbers or gaps
     types: dict[Any, Any] = {"side": str, "context": str} if name == "cells" else dict.fromkeys(range(_CSV[name]), str)
-    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    table = read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     if name == "checks":
         table[["allowed", "message"]] = table[["allowed", "message"]].fillna("")
     return table.set_index(list(table.columns[: _CSV[name]])) if _CSV[name] else table

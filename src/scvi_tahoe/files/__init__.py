@@ -18,5 +18,6 @@ from scvi_tahoe.files._lock import LOCK, FolderInUseError, locked
 from scvi_tahoe.files._model_files import only_weights, verify_model_file
 from scvi_tahoe.files._pickle_files import read_pickle
 from scvi_tahoe.files._space import make_folder, verify_space
+from scvi_tahoe.files._text_files import read_csv, verify_text
 from scvi_tahoe.files._torch_files import checksums, read_torch, read_torch_around_classes, verify_finite, verify_tensor
 from scvi_tahoe.files._yaml_files import parse_yaml, read_json, read_yaml

@@ -62,7 +62,8 @@ def atomic_write(
     restore(path)
     _remove_leftovers(path)
     mark = f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    partial, old = (path.with_name(f"{_PARTIAL}{mark}{what}-{path.name}") for what in ("", "-old"))
+    # absolute, as pandas takes names that begin with ~ or https: for something else
+    partial, old = (path.absolute().with_name(f"{_PARTIAL}{mark}{what}-{path.name}") for what in ("", "-old"))
     try:
         with explained_disk_errors(path):
             yield partial

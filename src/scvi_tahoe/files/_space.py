@@ -91,6 +91,8 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
         number = getattr(error, "errno", None)
         if number not in _REFUSALS:
             number = errno.ENOSPC if any(text in str(error) for text in _FOREIGN) else None
+            if isinstance(error, FileNotFoundError) and f".partial-{os.getpid()}." in str(error):
+                raise OSError(errno.EACCES, f"nothing can be made in {path.parent}; give another folder.") from None
         named = getattr(error, "filename", None)
         elsewhere = isinstance(named, str | os.PathLike) and not _is_beside(Path(named), path)
         if number is None or elsewhere or "was not written" in str(error):

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+from anndata import AnnData
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._compat import history_as_frames, history_as_lists
 from scvi_tahoe._constants import REGISTRY
+from scvi_tahoe._labels import verify_unique
 from scvi_tahoe._messages import warn
 from scvi_tahoe.data import DataSpec, EmbeddingTable, EmbeddingTableField, ScreenKeys
 from scvi_tahoe.files import atomic_write, only_weights, restore, updated_folder, verify_model_file, verify_space
@@ -183,6 +185,8 @@ class FittedModel(FittedState, UnsupervisedTrainingMixin, BaseModelClass):
             )
         path = _model_file(dir_path, kwargs.get("prefix"), kwargs.get("backup_url"))
         verify_model_file(path, verify=verify)
+        if isinstance(adata, AnnData):
+            verify_unique(adata.var_names, "gene", "; call adata.var_names_make_unique()")
         with warnings.catch_warnings(), only_weights():
             # genes are matched by name, so another order of them is nothing to warn about
             warnings.filterwarnings("ignore", message="`var_names` for the loaded `model` does not match")

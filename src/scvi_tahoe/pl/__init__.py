@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from scvi_tahoe.pl._conditions import condition_map, dose_response, interactions, knock_downs, ranked, volcano
 from scvi_tahoe.pl._effects import cells, deltas, fold_changes, similarity
-from scvi_tahoe.pl._figure import BASELINE, CEILING, OBSERVED, PREDICTED, FigureName, draw, new_figure, style
+from scvi_tahoe.pl._figure import (
+    BASELINE,
+    CEILING,
+    OBSERVED,
+    PREDICTED,
+    FigureName,
+    draw,
+    new_figure,
+    save_figure,
+    style,
+)
 from scvi_tahoe.pl._page import page
 from scvi_tahoe.pl._scores import bars, comparison, learning_rate_test, ranks
 from scvi_tahoe.pl._umap import umap

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
-from scvi_tahoe._arguments import checked
+from scvi_tahoe._arguments import checked, verify_path
 from scvi_tahoe._names import Registry
+from scvi_tahoe.files import atomic_write
 
 if TYPE_CHECKING:
     import os
@@ -116,12 +118,29 @@ def drawn(function: Draw) -> Draw:
     ) -> Figure | None:
         figure = function(*args, **kwargs)
         if save is not None:
-            figure.savefig(save, dpi=300, bbox_inches="tight")
+            save_figure(figure, save)
         if show:
             _show(figure)
         return figure if return_fig or (return_fig is None and not show and kwargs.get("ax") is None) else None
 
     return cast(Draw, wrapper)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 300) -> None:
+    """Write a figure, complete or not at all, in the format of its ending; PNG if it has none.
+
+    Raises
+    ------
+    ValueError
+        If the ending is not that of a picture.
+    """
+    path, formats = Path(path), figure.canvas.get_supported_filetypes()
+    verify_path(path)
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"{path.name} cannot be drawn; allowed endings are {', '.join(formats)}.")
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=dpi, bbox_inches="tight")
 
 
 def _show(figure: Figure) -> None:

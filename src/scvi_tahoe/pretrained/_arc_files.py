@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -153,19 +152,17 @@ def vectors_of(file: str, content: Any) -> dict[str, np.ndarray]:
 
     if not isinstance(content, dict) or not content:
         raise UnsafeFileError(f"{file} does not hold a mapping of labels to vectors.")
+    for label, vector in content.items():
+        if not _is_vector(vector):
+            raise UnsafeFileError(f"{file}: {label!r} is not a plain vector.")
     # Before any is converted: vectors that share their memory in the file have memory of their own afterwards.
-    n_numbers = sum(math.prod(getattr(vector, "shape", ())) for vector in content.values())
-    if 4 * n_numbers > _MAX_TABLE_BYTES:
-        raise UnsafeFileError(f"{file} claims a table of {4 * n_numbers:,} bytes; it can have {_MAX_TABLE_BYTES:,}.")
+    n_bytes = 4 * sum(map(len, content.values()))
+    if n_bytes > _MAX_TABLE_BYTES:
+        raise UnsafeFileError(f"{file} claims a table of {n_bytes:,} bytes; it can have {_MAX_TABLE_BYTES:,}.")
     vectors = {}
     for label, vector in content.items():
         if isinstance(vector, torch.Tensor):
-            plain = vector.layout == torch.strided and vector.device.type == "cpu" and vector.ndim == 1
-            if not plain or vector.numel() * vector.element_size() > vector.untyped_storage().nbytes():
-                raise UnsafeFileError(f"{file}: {label!r} is not a plain vector.")
-            vector = vector.detach().float().numpy()
-        if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.size == 0:
-            raise UnsafeFileError(f"{file}: {label!r} is not a vector.")
+            vector = vector.detach().float().resolve_neg().numpy()
         if not str(label).isprintable() or len(str(label)) > _MAX_LABEL:
             raise UnsafeFileError(f"{file} has the label {str(label)[:40]!r}, which cannot be printed in one line.")
         vectors[str(label)] = vector.astype(np.float32, copy=False)
@@ -174,6 +171,18 @@ def vectors_of(file: str, content: Any) -> dict[str, np.ndarray]:
     if len(vectors) != len(content):
         raise UnsafeFileError(f"{file} holds the same label twice.")
     return vectors
+
+
+def _is_vector(value: Any) -> bool:
+    """Return whether a value is a vector with all of its numbers in memory, as an array or an ordinary tensor."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return isinstance(value, np.ndarray) and value.ndim == 1 and value.size > 0
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
+        return False
+    n_bytes = value.numel() * value.element_size()
+    return value.ndim == 1 and 0 < n_bytes <= value.untyped_storage().nbytes()
 
 
 def _one_hot_order(vectors: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvi_tahoe.files import MEGABYTE, UnsafeFileError, one_line, reading
+from scvi_tahoe.files import MEGABYTE, UnsafeFileError, one_line, reading, verify_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +59,7 @@ def read_text(path: Path, *, header: bool | None) -> tuple[list[str], np.ndarray
     """Return labels and numbers of a CSV or TSV file; every label as it is written, ``NA`` too."""
     separator = "\t" if path.suffix == ".tsv" else ","
     types: defaultdict[Any, type] = defaultdict(lambda: np.float64, {0: str})
+    verify_text(path)
     with reading(path, _LIMIT):
         first, second = _first_lines(path, separator)
         has_header = _is_header(first) if header is None else header
@@ -69,7 +70,7 @@ def read_text(path: Path, *, header: bool | None) -> tuple[list[str], np.ndarray
         empty: Any = {column: [""] for column in columns[1:]}
         try:
             frame = pd.read_csv(
-                path, sep=separator, header=None, names=columns, skiprows=int(has_header), index_col=False,
+                path.absolute(), sep=separator, header=None, names=columns, skiprows=int(has_header), index_col=False,
                 dtype=types, keep_default_na=False, na_values=empty, encoding="utf-8",
             )  # fmt: skip
         except ValueError as error:
@@ -79,9 +80,6 @@ def read_text(path: Path, *, header: bool | None) -> tuple[list[str], np.ndarray
 
 def _first_lines(path: Path, separator: str) -> tuple[list[str], list[str]]:
     """Return the fields of the first line, and of the next one that is not empty."""
-    with path.open("rb") as stream:
-        if any(b"\0" in block for block in iter(lambda: stream.read(MEGABYTE), b"")):
-            raise UnsafeFileError("it holds bytes that are no text.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             lines = csv.reader(stream, delimiter=separator)
@@ -129,5 +127,5 @@ def read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
                 n_distinct = len(labels[name].unify_dictionaries().combine_chunks().dictionary)
                 if n_rows and n_distinct < n_rows:
                     raise UnsafeFileError(f"it has {n_rows:,} rows and {n_distinct:,} different labels.")
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path.absolute())
     return [str(name) for name in frame.index], frame.to_numpy()

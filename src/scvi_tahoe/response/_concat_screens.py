@@ -12,6 +12,7 @@ import pandas as pd
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._labels import verify_labels, verify_unique
+from scvi_tahoe._matrices import trusted_matrix
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.response._effects_table import _changes_of_expression
 from scvi_tahoe.response._harm_control import judge_sources
@@ -165,7 +166,7 @@ def _shared_genes(screens: Mapping[str, ad.AnnData]) -> pd.Index:
     for other in others:
         genes = genes[genes.isin(other.var_names)]
     if len(genes) < _FEWEST_GENES:
-        have = ", ".join(f"{name}: {s.n_vars:,} such as {s.var_names[0]!r}" for name, s in screens.items())
+        have = ", ".join(f"{name}: {s.n_vars:,} such as {list(s.var_names[:1])}" for name, s in screens.items())
         raise ValueError(
             f"the screens share {len(genes)} genes ({have}); {_FEWEST_GENES} are needed. Names must be equal to the "
             "letter; scvi_tahoe.tables.read_aliases translates."
@@ -188,6 +189,9 @@ def _labelled(name: str, screen: ad.AnnData, labels: Mapping[str, Any], common: 
     own = str(labels["control"])
     if own not in perturbation:
         raise ValueError(f"{name!r} has no cell with control={own!r}{nearest_names(own, sorted(set(perturbation)))}.")
+    if (perturbation == own).all():
+        raise ValueError(f"{name!r} has control cells only; a screen has perturbed cells, too.")
+    screen = _trusted(name, screen)
     cells = screen[:, genes].to_memory() if screen.isbacked else screen[:, genes].copy()
     columns = {PERTURBATION: np.where(perturbation == own, common, perturbation), SOURCE: np.full(screen.n_obs, name)}
     for column, argument in ((CONTEXT, "context_key"), (BATCH, "batch_key")):
@@ -196,6 +200,19 @@ def _labelled(name: str, screen: ad.AnnData, labels: Mapping[str, Any], common: 
         columns[column] = np.array(values)
     cells.obs = cells.obs.assign(**{column: pd.Categorical(values) for column, values in columns.items()})
     return cells
+
+
+def _trusted(name: str, screen: ad.AnnData) -> ad.AnnData:
+    """Return a screen whose matrix has been verified, as one in memory where it was in an unusual format."""
+    if screen.X is None:
+        raise ValueError(f"{name!r} has no X; put log1p of normalised counts there.")
+    if screen.isbacked and screen.is_view:
+        screen = screen.to_memory()
+    matrix = trusted_matrix(screen.X, f"{name!r}.X", screen.shape)
+    if screen.isbacked:
+        return screen
+    parts: dict[str, Any] = {part: dict(getattr(screen, part)) for part in ("layers", "obsm", "uns")}
+    return ad.AnnData(matrix, obs=screen.obs, var=screen.var, **parts)
 
 
 def _judged(

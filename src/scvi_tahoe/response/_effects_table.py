@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._labels import verify_unique
 from scvi_tahoe._matrices import trusted_matrix
 from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.response._members import Question
@@ -83,6 +84,9 @@ def effects_table(
     >>> response = ResponseModel.fit(screen, perturbation_key="gene", tables={"other": table})  # doctest: +SKIP
     """
     verify_column(adata, "perturbation_key", perturbation_key)
+    if context_key in adata.obs:
+        verify_column(adata, "context_key", context_key)
+    verify_unique(adata.var_names, "gene", "; call adata.var_names_make_unique()")
     if control is not None:
         adata, layer = _changes_of_expression(adata, perturbation_key, context_key, str(control), dose_key)
         variance_layer = layer or variance_layer
@@ -139,7 +143,11 @@ def _changes_of_expression(
     matrix: Any = adata.X
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
-    if matrix is None or not is_control.any() or not _any((matrix := trusted_matrix(matrix, "adata.X"))[is_control]):
+    if (
+        matrix is None
+        or not is_control.any()
+        or not _any((matrix := trusted_matrix(matrix, "adata.X", adata.shape))[is_control])
+    ):
         return adata, None
     keys = [key for key in (perturbation_key, context_key, dose_key) if key is not None]
     missing = [key for key in keys if key not in adata.obs]

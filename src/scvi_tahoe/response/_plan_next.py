@@ -64,6 +64,11 @@ def plan_next(
     ValueError
         If there are fewer candidates than ``n``, nothing to predict, or more than 3,000 conditions in all.
     """
+    if not candidates:
+        raise ValueError(
+            "there is no condition to choose: none that is not measured can be predicted from others. Give a table of "
+            "genes or drugs (scvi_tahoe.tables), so that perturbations measured nowhere can be chosen."
+        )
     if not 1 <= n <= len(candidates):
         raise ValueError(
             f"n={n} conditions cannot be chosen: {len(candidates)} are not measured and can be predicted from others. "

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.study._files import read_json
+from scvi_tahoe.files import MALFORMED, UnsafeFileError, one_line, read_csv, read_json
 from scvi_tahoe.study._run_files import BEST, METRICS, PROVENANCE, SCORES, is_run, read_checkpoint
 
 #: Columns of a log that depend on the machine, not on the run.
@@ -47,18 +46,22 @@ def compare_runs(first: str | Path, second: str | Path) -> RunComparison:
     Parameters
     ----------
     first, second
-        Folders of finished runs; a FileNotFoundError names one that holds no trained run.
+        Folders of finished runs; a FileNotFoundError names one that holds no trained run, a ValueError those that are
+        damaged.
     """
     first, second = Path(first), Path(second)
     for folder in (first, second):
         if not is_run(folder):
             raise FileNotFoundError(f"{folder} holds no trained run.")
-    found = [*_logs(first, second), *_weights(first, second), *_scores(first, second)]
-    return RunComparison(tuple(found), tuple(_machines(first, second)) if found else ())
+    try:
+        found = [*_logs(first, second), *_weights(first, second), *_scores(first, second)]
+        return RunComparison(tuple(found), tuple(_machines(first, second)) if found else ())
+    except MALFORMED as error:
+        raise UnsafeFileError(f"{first} and {second} cannot be compared, one is damaged: {one_line(error)}") from None
 
 
 def _logs(first: Path, second: Path) -> list[str]:
-    a, b = (pd.read_csv(folder / METRICS, index_col="step") for folder in (first, second))
+    a, b = (read_csv(folder / METRICS, index_col="step") for folder in (first, second))
     for name in a.columns.union(b.columns, sort=False):
         if name in _OF_THE_MACHINE:
             continue
@@ -82,7 +85,7 @@ def _weights(first: Path, second: Path) -> list[str]:
 def _scores(first: Path, second: Path) -> list[str]:
     if not (first / SCORES).is_dir() or not (second / SCORES).is_dir():
         return []
-    a, b = (pd.read_csv(folder / SCORES / "summary.csv", index_col=0)["value"] for folder in (first, second))
+    a, b = (read_csv(folder / SCORES / "summary.csv", index_col=0)["value"] for folder in (first, second))
     if not a.index.equals(b.index):
         return ["other metrics were scored"]
     other = a.index[~((a == b) | (a.isna() & b.isna()))]

@@ -73,11 +73,6 @@ def write_json(path: Path, content: Any) -> None:
     atomic_write_text(path, json.dumps(content, indent=1, default=float) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Return the plain values in a JSON file."""
-    return json.loads(path.read_text())
-
-
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG."""
     with atomic_write(path) as partial:

@@ -16,12 +16,12 @@ from scvi_tahoe._compat import require
 from scvi_tahoe._threads import given_threads
 from scvi_tahoe.data import ScreenKeys, with_condition_labels
 from scvi_tahoe.evaluate import EvaluationReference, EvaluationResult, EvaluationWarning, evaluate, overall_title
-from scvi_tahoe.files import atomic_write, atomic_write_text, read_h5ad
+from scvi_tahoe.files import atomic_write, atomic_write_text, read_h5ad, read_json
 from scvi_tahoe.nn import NetworkConfig, default_of, ineffective_in_network
 from scvi_tahoe.prediction import arguments_for_observed
 from scvi_tahoe.pretrained import read_pretrained
 from scvi_tahoe.study._data import load_data
-from scvi_tahoe.study._files import read_json, read_mapping, save_figure, write_json
+from scvi_tahoe.study._files import read_mapping, save_figure, write_json
 from scvi_tahoe.study._log_figure import log_figure
 from scvi_tahoe.study._model import TRAINING, build_model, train_model, training_options
 from scvi_tahoe.study._run_config import PLAN_ELSEWHERE, TahoeRun

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.files import verify_hdf5
+from scvi_tahoe.files import read_csv, verify_hdf5, verify_text
 from scvi_tahoe.study._finding import findings_text, found
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._log_figure import logs_figure
@@ -144,12 +143,12 @@ def _as_screen(path: Path) -> list[str]:
     except (ValueError, KeyError) as error:
         return [f"Train on it: scvi-tahoe train {path} --perturbation-key ... --control ...", f"note: {error.args[0]}"]
     options = {"perturbation-key": look.perturbation_key, "control": look.control, "context-key": look.context_key,
-               "layer": look.layer, "combination-separator": look.separator}  # fmt: skip
+               "dose-key": look.dose_key, "layer": look.layer, "combination-separator": look.separator}  # fmt: skip
     given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items() if value is not None)
     lines = [f"note: {remark}" for remark in look.remarks]
     if look.problems:
         lines += [f"problem: {problem}" for problem in look.problems]
-        lines.append(f"Mend it in Python:\n\n{indent(look.remedy(), '    ')}\n")
+        lines.append(f"Write a prepared file in Python:\n\n{indent(look.remedy(), '    ')}\n")
     prepared = look.prepared if look.problems else path
     return [*lines, f"Train on it: scvi-tahoe train {shlex.quote(str(prepared))} {given}"]
 
@@ -191,13 +190,18 @@ def _saved_model(path: Path) -> Inspection:
     return Inspection("\n".join(lines), {"setup_args": {k: v for k, v in known.items() if v is not None}})
 
 
+def _text_of(path: Path) -> str:
+    verify_text(path)
+    return path.read_text("utf-8").rstrip()
+
+
 def _scores(path: Path) -> Inspection:
     """Say what a demo or a study left: its scores, and what to open."""
-    table = pd.read_csv(path / "scores.csv", index_col=0)
+    table = read_csv(path / "scores.csv", index_col=0)
     lines = [f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}"]
     lines.append(table.to_string(float_format="{:.3f}".format, na_rep=""))
     if (path / "evaluation" / _VERDICT).is_file():
-        lines.append((path / "evaluation" / _VERDICT).read_text().rstrip())
+        lines.append(_text_of(path / "evaluation" / _VERDICT))
     if (path / "report.html").is_file():
         lines.append(f"Open {path / 'report.html'}")
     return Inspection("\n\n".join(lines), {"scores": json.loads(table.to_json(orient="index"))})
@@ -205,7 +209,7 @@ def _scores(path: Path) -> Inspection:
 
 def _verdict(path: Path) -> Inspection:
     """Say how good the prediction of a run is, and what to open."""
-    text = (path / SCORES / _VERDICT).read_text().rstrip()
+    text = _text_of(path / SCORES / _VERDICT)
     report = path / "report.html"
     opened = f"\nOpen {report}" if report.is_file() else ""
     return Inspection(f"{path}\n{text}{opened}", {"verdict": text})

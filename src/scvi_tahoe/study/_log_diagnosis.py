@@ -82,7 +82,8 @@ def _best_validation(log: TrainingLog) -> Found:
         return
     step, value = log.best
     last_step, last = int(validation.index[-1]), float(validation.iloc[-1])
-    behind = "" if step == last_step else f"; the last, at step {last_step:,}, is {last:.4g}, {last / value - 1:+.1%}"
+    behind = "" if step == last_step else f"; the last, at step {last_step:,}, is {last:.4g}"
+    behind += f", {last / value - 1:+.1%}" if behind and value else ""
     best = "only validation" if len(validation) == 1 else f"best of {len(validation)} validations"
     yield "best_step", {"best": best, "value": value, "step": step, "behind": behind,
                         "checkpoint": _checkpoint(log, step)}  # fmt: skip
@@ -109,12 +110,12 @@ def _course_of_validation(log: TrainingLog) -> Found:
     if n >= 3 and len(train) >= 10:
         low, high = validation.min(), validation.max()
         fallen = float(train.iloc[:2].mean() / train.iloc[-5:].mean())
-        if high / low - 1 < _FLAT and fallen > _FALLEN:
+        if high < low * (1 + _FLAT) and fallen > _FALLEN:
             yield "flat_validation", {"low": low, "high": high, "first": train.iloc[0], "last": train.iloc[-1]}
     if log.best is not None and n >= 8:
         (step, best), n_last = log.best, max(3, n // 10)
         tail = float(validation.iloc[-n_last:].mean())
-        rise, after = tail / best - 1, 1 - (step + 1) / log.n_steps
+        rise, after = tail / best - 1 if best else 0.0, 1 - (step + 1) / log.n_steps
         if (validation.index > step).sum() >= 3 and rise > _RISEN:
             yield "rising_validation", {"best": best, "step": step, "tail": tail, "n_last": n_last, "rise": rise,
                                         "after": after}  # fmt: skip

@@ -14,10 +14,11 @@ import torch
 from lightning.pytorch import Callback
 
 from scvi_tahoe import TahoeST
+from scvi_tahoe.files import read_json
 from scvi_tahoe.model import pretrained_of
 from scvi_tahoe.nn import SIZES, non_default
 from scvi_tahoe.pretrained import holds_run, read_pretrained, run_checkpoint
-from scvi_tahoe.study._files import read_json, write_json
+from scvi_tahoe.study._files import write_json
 from scvi_tahoe.study._run_files import BEST, LAST, MODEL, is_run, read_checkpoint
 
 if TYPE_CHECKING:

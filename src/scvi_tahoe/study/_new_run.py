@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe.files import atomic_write_text
 from scvi_tahoe.study._run_config import TahoeRun
 from scvi_tahoe.study._schema import schema_line
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from scvi_tahoe.study._screen_look import ScreenLook
 
 
+@checked()
 def write_new_run(look: ScreenLook, path: str | Path) -> TahoeRun:
     """Write a run file for a screen, with what may be changed in comments.
 
@@ -35,18 +39,26 @@ def write_new_run(look: ScreenLook, path: str | Path) -> TahoeRun:
 
 def _text(look: ScreenLook, data: str, file: str) -> str:
     def quoted(value: object) -> str:
-        return yaml.safe_dump(value, width=10_000, allow_unicode=True).removesuffix("\n").removesuffix("\n...")
+        text = yaml.safe_dump(value, width=10_000, allow_unicode=True).removesuffix("\n").removesuffix("\n...")
+        return json.dumps(value) if "\n" in text else text
 
-    contexts = ", ".join(list(look.contexts)[:5]) + (", ..." if len(look.contexts) > 5 else "")
+    def one_line(text: str) -> str:  # of a comment, which ends with its line
+        return "".join(c if c.isprintable() else " " for c in text)
+
+    contexts = one_line(", ".join(list(look.contexts)[:5]) + (", ..." if len(look.contexts) > 5 else ""))
+    file = one_line(shlex.quote(file))
     if look.context_key:
         context = f"  context_key: {quoted(look.context_key)}  # {len(look.contexts)}: {contexts}"
     else:
         context = "  # context_key: cell_line  # column of obs with cell lines, cell types or donors"
+    dose = "  # dose_key: dose  # column of obs with doses of drugs"
+    if look.dose_key is not None:
+        dose = f"  dose_key: {quoted(look.dose_key)}  # doses of drugs"
     layer = "  # layer: log1p  # if they are in a layer" if look.layer is None else f"  layer: {quoted(look.layer)}"
-    remarks = "".join(f"# Note: {remark}.\n" for remark in look.remarks)
+    remarks = "".join(f"# Note: {one_line(remark)}.\n" for remark in look.remarks)
     separator = '  # combination_separator: "+"  # if labels such as A+B are combinations'
     if look.separator is not None:
-        separator = f'  combination_separator: "{look.separator}"  # predicted from their parts'
+        separator = f"  combination_separator: {quoted(look.separator)}  # predicted from their parts"
     questions = {
         "held_out_conditions": "conditions of perturbations that are measured in other contexts",
         "held_out_perturbations": "combinations of perturbations that are measured alone",
@@ -70,7 +82,7 @@ data:
 {context}
   # batch_key: batch  # technical batch, if controls of each batch are in the data
 {separator}
-  # dose_key: dose  # column of obs with doses of drugs
+{dose}
   # embedding_files: {{string: string.parquet}}  # tables of genes or drugs, for what is not measured
   # cell_embedding_key: X_state  # key of obsm with embeddings of cells, as scvi-tahoe embed writes them
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scvi_tahoe.files import read_json
 from scvi_tahoe.pl import page
-from scvi_tahoe.study._files import read_json, read_mapping
+from scvi_tahoe.study._files import read_mapping
 from scvi_tahoe.study._finding import LEVELS
 from scvi_tahoe.study._log_diagnosis import diagnose
 from scvi_tahoe.study._plain_values import differences

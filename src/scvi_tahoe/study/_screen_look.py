@@ -6,11 +6,12 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata as ad
 import numpy as np
 
+from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.files import verify_hdf5
 
@@ -44,6 +45,8 @@ REPEATED_NAMES = "(Variable|Observation) names are not unique"
 _MOST_CONTEXTS = 200
 _FEWEST = 10  # combinations, to hold some of them out
 _SCORED = 12  # conditions that are held out of small screens
+#: what a matrix may hold instead of log1p of counts
+_SCALES = {"counts": "raw counts", "negative": "negative values, as after sc.pp.scale"}
 _SHOWN = 200  # rows whose values say what scale they are on
 #: labels of cells without a guide, or with several
 _NO_SINGLE_GUIDE = re.compile(
@@ -76,6 +79,8 @@ class ScreenLook:
         What separates the parts of combinations, if there are some whose parts were measured alone.
     layer
         Layer with expression; None: ``X``.
+    dose_key
+        Column with doses, if perturbations were measured at several.
     remarks
         What should be known before the run.
     problems
@@ -94,6 +99,7 @@ class ScreenLook:
     n_elsewhere: int
     separator: str | None
     layer: str | None
+    dose_key: str | None
     remarks: tuple[str, ...]
     problems: dict[str, str]
 
@@ -142,6 +148,7 @@ class ScreenLook:
         ])  # fmt: skip
 
 
+@checked()
 def look_at_screen(
     path: str | Path,
     *,
@@ -178,18 +185,8 @@ def look_at_screen(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
-    verify_hdf5(path)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=REPEATED_NAMES)  # the look tells them
-        cells = ad.read_h5ad(path, backed="r")
-    try:
-        obs, shape = cells.obs, cells.shape
-        layers = [name for name in cells.layers if name is not None]  # which newer anndata calls X
-        matrix = cells.layers[layer] if layer in layers else cells.X
-        counts = cells.n_obs > 0 and matrix is not None and _are_counts(matrix[:_SHOWN])
-        repeated = {"genes": cells.var_names.has_duplicates, "cells": cells.obs_names.has_duplicates}
-    finally:
-        cells.file.close()
+    file = _read(path)
+    obs = file.obs
     perturbation_key = _perturbation_column(obs, perturbation_key)
     unlabelled = obs[perturbation_key].isna() | (obs[perturbation_key].astype(str).str.strip() == "")
     labels = obs.loc[~unlabelled, perturbation_key].astype(str).value_counts()
@@ -213,9 +210,11 @@ def look_at_screen(
             f"obs[{possible[0]!r}] may be contexts or batches, as each of its values has controls and perturbed cells: "
             "name it as context_key or batch_key"
         )
-    if counts and (named := next((name for name in layers if "log" in name.lower()), None)) and layer is None:
-        layer, counts = named, False
-        remarks.append(f"X holds raw counts, and layer {named!r} is read instead")
+    scale = file.scales.get(layer, "log1p")
+    logs = [name for name, of_it in file.scales.items() if name and "log" in name.lower() and of_it == "log1p"]
+    if layer is None and scale != "log1p" and logs:
+        remarks.append(f"X holds {_SCALES[scale]}, and layer {logs[0]!r} is read instead")
+        layer = logs[0]
     several = [label for label in labels.index if label != control and _NO_SINGLE_GUIDE.fullmatch(label)]
     if several:
         names = " and ".join(map(repr, several))
@@ -228,41 +227,70 @@ def look_at_screen(
             "perturbations are measured in one context each, so cells and not conditions are held out: scores say how "
             "well measured conditions are reproduced. With a table of genes or drugs, hold out perturbations"
         )
-    problems = _problems(
-        perturbation_key, shape[1], layer=layer, counts=counts, repeated=repeated, unlabelled=int(unlabelled.sum()),
-        several=several,
-    )  # fmt: skip
+    problems = _problems(file, perturbation_key, layer=layer, unlabelled=int(unlabelled.sum()), several=several)
     return ScreenLook(
-        path=path, shape=shape, perturbation_key=perturbation_key, control=control, context_key=context_key,
+        path=path, shape=file.shape, perturbation_key=perturbation_key, control=control, context_key=context_key,
         labels={str(k): int(v) for k, v in labels.items()}, contexts={str(k): int(v) for k, v in contexts.items()},
         recurs=recurs, n_conditions=int(pairs), n_elsewhere=int(pairs) - n_labels, separator=separator,
-        layer=layer, remarks=tuple(remarks), problems=problems,
+        layer=layer,
+        dose_key=_dose_column(perturbed, perturbation_key), remarks=tuple(remarks), problems=problems,
     )  # fmt: skip
 
 
-def _problems(
-    key: str,
-    n_genes: int,
-    *,
-    layer: str | None,
-    counts: bool,
-    repeated: dict[str, bool],
-    unlabelled: int,
-    several: list[str],
-) -> dict[str, str]:
+class _File(NamedTuple):
+    """What a file holds, as far as a look at a few rows tells."""
+
+    shape: tuple[int, int]
+    obs: pd.DataFrame
+    scales: dict[str | None, str]  # of each layer, and of X
+    has_raw: bool
+    repeated: dict[str, bool]  # whether names of genes and of cells occur more than once
+
+
+def _read(path: Path) -> _File:
+    verify_hdf5(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=REPEATED_NAMES)  # the look tells them
+        cells = ad.read_h5ad(path, backed="r")
+    try:
+        # newer anndata calls X a layer without a name
+        matrices = {None: cells.X, **{name: cells.layers[name] for name in cells.layers if name is not None}}
+        return _File(
+            shape=cells.shape,
+            obs=cells.obs,
+            scales={name: _scale(matrix[:_SHOWN]) for name, matrix in matrices.items() if matrix is not None},
+            has_raw=cells.raw is not None,
+            repeated={"var": cells.var_names.has_duplicates, "obs": cells.obs_names.has_duplicates},
+        )
+    finally:
+        cells.file.close()
+
+
+def _problems(file: _File, key: str, *, layer: str | None, unlabelled: int, several: list[str]) -> dict[str, str]:
     """Return what makes a file unusable, and the lines of Python that mend it."""
-    found = {f"several {what} have the same name": f"adata.{axis}_names_make_unique()"
-             for what, axis in (("genes", "var"), ("cells", "obs")) if repeated[what]}  # fmt: skip
+    found = {
+        f"several {what} have the same name": f"adata.{axis}_names_make_unique()"
+        for what, axis in (("genes", "var"), ("cells", "obs"))
+        if file.repeated[axis]
+    }
     if unlabelled:
         more = f" or are labelled {' or '.join(map(repr, several))}" if several else ""
         found[f"cells have no label in obs[{key!r}] ({unlabelled:,}){more}"] = (
             f"labels = adata.obs[{key!r}]\nadata = adata[labels.notna() & ~labels.isin({['', *several]})].copy()"
         )
-    if counts:
+    scale = file.scales.get(layer, "log1p")
+    of_counts = [name for name, of_it in file.scales.items() if of_it == "counts"]
+    if scale == "counts" or (scale == "negative" and of_counts):
+        source = layer if scale == "counts" else of_counts[0]
+        total = "" if file.shape[1] < _PANEL else ", target_sum=1e4"
+        remedy = f"sc.pp.normalize_total(adata{total})\nsc.pp.log1p(adata)"
+        if source is not None:
+            remedy = f"adata.X = adata.layers[{source!r}].copy()\n{remedy}"
+    else:
+        remedy = "adata = adata.raw.to_adata()" if scale == "negative" and file.has_raw else ""
+    if remedy:
         matrix = "X" if layer is None else f"layer {layer!r}"
-        found[f"{matrix} holds raw counts, and log1p of normalised counts is needed"] = (
-            "" if layer is None else f"adata.X = adata.layers[{layer!r}].copy()\n"
-        ) + f"sc.pp.normalize_total(adata{'' if n_genes < _PANEL else ', target_sum=1e4'})\nsc.pp.log1p(adata)"
+        found[f"{matrix} holds {_SCALES[scale]}, and log1p of normalised counts is needed"] = remedy
     return found
 
 
@@ -276,14 +304,29 @@ def _separator(labels: set[str]) -> str | None:
     return None
 
 
-def _are_counts(values: Any) -> bool:
+def _scale(values: Any) -> str:
+    """Say what some rows hold: ``"counts"``, ``"negative"`` values, or what may be ``"log1p"`` of counts."""
     stored = values.data if hasattr(values, "indptr") else np.asarray(values)
-    return bool(stored.size and np.all(stored == np.round(stored)) and np.max(stored) > 1)
+    if not stored.size:
+        return "log1p"
+    if np.min(stored) < 0:
+        return "negative"
+    return "counts" if np.all(stored == np.round(stored)) and np.max(stored) > 1 else "log1p"
 
 
 def _discrete(obs: pd.DataFrame) -> list[str]:
     """Return columns of labels, the ones that repeat."""
     return [str(c) for c in obs if obs[c].dtype.kind not in "fiu" and 1 < obs[c].nunique() < max(len(obs) / 2, 3)]
+
+
+def _dose_column(perturbed: pd.DataFrame, key: str) -> str | None:
+    """Return the column of numbers that is named like doses, and differs among the cells of a perturbation."""
+    for column in perturbed:
+        numbers = perturbed[column]
+        if numbers.dtype.kind in "fiu" and re.search("dose|conc", str(column), re.IGNORECASE) and numbers.min() > 0:
+            if (numbers.groupby(perturbed[key], observed=True).nunique() > 1).any():
+                return str(column)
+    return None
 
 
 def _rank(column: str, names: tuple[str, ...]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe.files import read_csv
 from scvi_tahoe.study._files import read_mapping, value_at
 
 #: What we call it -> names of the column, the first that exists is taken.
@@ -94,10 +95,7 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
         If the file is not a training log.
     """
     path = _log_in(Path(path))
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{path} is not a table of metrics: {' '.join(str(error).split())[:160]}") from None
+    table = read_csv(path)
     numeric = table.apply(pd.to_numeric, errors="coerce")
     losses = numeric.columns.intersection(_LOSSES)
     if "step" not in numeric or losses.empty:

@@ -6,17 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
 from scvi_tahoe.data import smiles_fingerprints
-from scvi_tahoe.files import reading
-from scvi_tahoe.tables._table import LARGEST_TEXT, components_of_sets, described, existing
+from scvi_tahoe.files import read_csv
+from scvi_tahoe.tables._table import components_of_sets, described, existing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import pandas as pd
 
 _SEPARATOR = re.compile(r"\s*[|;,]\s*")
 
@@ -126,5 +126,7 @@ def drug_targets(
 
 def _read(path: str | Path, what: str) -> tuple[Path, pd.DataFrame]:
     path = existing(path, what)
-    with reading(path, LARGEST_TEXT):
-        return path, pd.read_csv(path, dtype=str, sep="\t" if path.suffix == ".tsv" else ",")
+    frame = read_csv(path, dtype=str, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False, na_values=[""])
+    if frame.iloc[:, 0].isna().any():
+        raise ValueError(f"{path.name} has rows without a name in its first column.")
+    return path, frame

@@ -6,13 +6,15 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe.files import read_csv
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pandas as pd
 
 _SYMBOL = re.compile(r"(\S+) \(\d+\)")  # DepMap writes "STAT1 (6772)"
 _MOST_MISSING = 0.2
@@ -51,8 +53,9 @@ def gene_effects(
         If there is no such file, or it is no table of numbers.
     """
     path = existing(path, "a table of gene effects")
+    effects = read_csv(path, index_col=0)
     try:
-        effects = pd.read_csv(path, index_col=0).astype(np.float64)
+        effects = effects.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path.name} is not a table of gene effects, cell lines x genes of numbers: {error}"

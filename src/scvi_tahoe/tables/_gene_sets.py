@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe.files import reading
-from scvi_tahoe.tables._table import LARGEST_TEXT, components_of_sets, described, existing
+from scvi_tahoe.files import verify_text
+from scvi_tahoe.tables._table import components_of_sets, described, existing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,9 +100,8 @@ def read_gene_sets(path: str | Path) -> dict[str, list[str]]:
 
 def _sets_of(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    with reading(path, LARGEST_TEXT):
-        lines = path.read_text("utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
+    verify_text(path)
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
         if line.strip():
             name, *fields = line.rstrip().split("\t")
             if len(fields) < 2:
@@ -111,4 +110,6 @@ def _sets_of(path: Path) -> dict[str, list[str]]:
                 )
             members = [gene.strip() for gene in fields[1:] if gene.strip()]
             found[name] = list(dict.fromkeys([*found.get(name, []), *members]))
+    if not found:
+        raise ValueError(f"{path.name} holds no gene set.")
     return found

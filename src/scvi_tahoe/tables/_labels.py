@@ -9,8 +9,8 @@ import pandas as pd
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._names import nearest_names
-from scvi_tahoe.files import reading
-from scvi_tahoe.tables._table import LARGEST_TEXT, existing
+from scvi_tahoe.files import read_csv
+from scvi_tahoe.tables._table import existing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,8 +53,7 @@ def read_aliases(path: str | Path) -> dict[str, str]:
         If there is no such file, or it has neither form.
     """
     path = existing(path, "a table of aliases")
-    with reading(path, LARGEST_TEXT):
-        frame = pd.read_csv(path, dtype=str, sep="," if path.suffix == ".csv" else "\t")
+    frame = read_csv(path, dtype=str, sep="," if path.suffix == ".csv" else "\t", keep_default_na=False, na_values=[""])
     current = next((c for c in frame.columns if str(c).strip().lower() in _CURRENT), None)
     if current is None and frame.shape[1] == 2:
         current = frame.columns[1]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe.files import verify_text
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def _sequences(path: Path) -> dict[str, str]:
         if name and len(text := "".join(parts)) > len(found.get(name, "")):
             found[name] = text
 
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
+    verify_text(path)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as stream:
         for number, line in enumerate(map(str.strip, stream), 1):
             if line.startswith(">"):
                 finish()

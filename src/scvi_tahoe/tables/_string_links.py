@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe.files import one_line, read_csv, verify_text
 from scvi_tahoe.tables._table import described, existing, largest_components
 
 if TYPE_CHECKING:
@@ -82,18 +83,30 @@ def string_links(
 
 def _links(path: Path, min_score: int) -> pd.DataFrame:
     columns = ["protein1", "protein2", "combined_score"]
+    verify_text(path)
     try:
-        chunks = pd.read_csv(path, sep=" ", usecols=columns, chunksize=_AT_ONCE)
-        links = pd.concat([chunk[chunk["combined_score"] >= min_score] for chunk in chunks], ignore_index=True)
+        chunks = pd.read_csv(
+            path.absolute(),
+            sep=" ",
+            usecols=columns,
+            chunksize=_AT_ONCE,
+            na_filter=False,
+            dtype=dict(zip(columns, (str, str, np.float64), strict=True)),
+        )
+        links = pd.concat([chunk[~(chunk["combined_score"] < min_score)] for chunk in chunks], ignore_index=True)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path.name} is not a links file of STRING with columns {columns}: {error}") from None
+        raise ValueError(
+            f"{path.name} is not a links file of STRING with columns {columns}: {one_line(error)}."
+        ) from None
+    if not np.isfinite(links["combined_score"]).all() or (links[columns[:2]] == "").any(axis=None):
+        raise ValueError(f"{path.name} has links without a finite score, or without a protein.")
     if links.empty:
         raise ValueError(f"{path.name} has no link with a score of {min_score} or more.")
     return links
 
 
 def _symbols(path: Path) -> dict[str, str]:
-    info = pd.read_csv(path, sep="\t", dtype=str)
+    info = read_csv(path, sep="\t", dtype=str, na_filter=False)
     if "preferred_name" not in info:
         raise ValueError(f"{path.name} is not an info file of STRING: it has no column preferred_name.")
     return dict(zip(info.iloc[:, 0], info["preferred_name"], strict=True))

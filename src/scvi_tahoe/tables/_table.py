@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: what ``attrs`` of a table says
-LARGEST_TEXT = 20_000_000_000  #: bytes of a file of text
 _ORIGIN = ("kind", "source", "licence", "detail")
 _NOT_STATED = "not stated; that of the source applies"
 
