@@ -8,7 +8,8 @@ memory is counted and nothing else is affected. A write is interrupted at a rand
 or at a chosen file event (SIGKILL, SIGINT, SIGTERM, disk full, no rights), or by a real limit on the size of a file;
 afterwards either the earlier or the new version must be read, whole, and after one more write nothing else may be left.
 A damaged file must be refused in one sentence, or be read as what was written. Trainings and runs that are killed and
-continued must end with the same numbers.
+continued must end with the same numbers. The same cells must give the same answer however they are stored, and whatever
+a writer is told to write to, it must answer in a sentence of this package and leave what is not its own.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hardening_commands as commands
 import hardening_files as files
+import hardening_formats as formats
 import hardening_inputs as inputs
+import hardening_screens as screens
+import hardening_targets as targets
 import pandas as pd
 import torch
 
@@ -40,6 +45,8 @@ REFUSALS = ("disk full", "size of a file", "no rights", "SIGINT", "SIGTERM")
 NUMBERS = {
     "inputs": 8_000,
     "files": 500,
+    "contents": 8_000,
+    "commands": 5_800,
     "kills": 360,
     "refusals": 420,
     "damaged": 1_400,
@@ -57,6 +64,11 @@ def jobs_of(place: Path, numbers: dict[str, int]) -> list[tuple[str, Callable[[]
         *(("wrong arguments", lambda k=k: inputs.wrong_arguments(numbers["inputs"], k, 4)) for k in range(4)),
         ("screens without sense", inputs.wrong_screens),
         ("run files, command line", lambda: inputs.wrong_files(numbers["files"])),
+        *(("commands", lambda k=k: commands.wrong_commands(numbers["commands"], k, 4)) for k in range(4)),
+        ("files by hand", lambda: formats.odd_files(numbers["contents"])),
+        ("folders by hand", lambda: formats.odd_folders(Path.cwd())),
+        *(("screens of every kind", lambda k=k: screens.odd_screens(k, 6)) for k in range(6)),
+        *(("names to write to", lambda k=k: targets.odd_targets(k, 4)) for k in range(4)),
         ("killed and resumed", lambda: files.resumed_trainings(place, numbers["resumes"])),
     ]  # fmt: skip
     for name, kind in kinds.items():

@@ -287,6 +287,7 @@ def folders(place: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
     keys = {name: KEYS[name] for name in ("perturbation_key", "context_key")}
     ResponseModel.fit(model.predict_effects(as_adata=True), **keys, progress=False).save(place / "response")
     study.finetune(study.TahoeRun.from_dict(RUN), place / "run", progress=False, report=lambda _: None)
+    shutil.copytree(place / "run", place / "other run")
 
     def adapters(path: Path) -> None:
         TahoeST.load(place / "model", cells).load_adapters(path)
@@ -295,10 +296,14 @@ def folders(place: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
         study.inspect_path(path)
         pretrained.read_pretrained(path)
 
+    def either_run(path: Path) -> None:
+        study.inspect_path(path)
+        study.compare_runs(place / "other run", path)
+
     readers: dict[str, Callable[[Path], Any]] = {
         "model": lambda p: TahoeST.load(p, False), "export": either, "result": EvaluationResult.load,
         "adapters": adapters, "ensemble": lambda p: scvi_tahoe.TahoeEnsemble.load(p, False),
-        "response": ResponseModel.load, "run": study.inspect_path,
+        "response": ResponseModel.load, "run": either_run,
     }  # fmt: skip
     return {name: (place / name, reader) for name, reader in readers.items()}
 

@@ -67,6 +67,23 @@ def _n_processes() -> int:
     return distributed.get_world_size() if is_one_of_many else 1
 
 
+def device_of(device: Any, *, kinds: tuple[str, ...] = ("cpu", "cuda")) -> torch.device:
+    """Return the device that an argument names; a ValueError for one that is not there, or none of the ``kinds``."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device!r} is unknown; give 'auto', 'cpu' or 'cuda'.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} was requested, but this machine has no CUDA device.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device!r} is not there; CUDA devices are 0 to {torch.cuda.device_count() - 1}.")
+    if found.type not in kinds:
+        raise ValueError(f"device={device!r} cannot compute this; give 'auto', 'cpu' or 'cuda'.")
+    return found
+
+
 def training_device(options: Mapping[str, Any]) -> torch.device:
     """Return where the network of a process is trained, given the options of Lightning's trainer."""
     accelerator = options.get("accelerator", "auto")

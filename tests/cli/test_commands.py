@@ -86,7 +86,7 @@ def test_what_is_not_there_is_one_line(refusal, tmp_path, monkeypatch, command, 
     [
         pytest.param(("predict", "folder/model", "a.h5ad", "-o", "a.h5ad", "--overwrite"), id="predict onto the cells"),
         pytest.param(("evaluate", "a.h5ad", "b.h5ad", *LABELS, "--html", "b.h5ad"), id="evaluate"),
-        pytest.param(("embed", "a.h5ad", "folder/model", "-o", "a.h5ad", "--overwrite"), id="embed"),
+        pytest.param(("embed", "b.h5ad", "a.h5ad", "-o", "a.h5ad", "--overwrite"), id="embed"),
         pytest.param(("convert", "folder/model", "folder/model", "--overwrite"), id="convert onto itself"),
         pytest.param(("convert", "folder/model", "folder", "--overwrite"), id="convert onto the folder around it"),
         pytest.param(("convert", "a.h5ad", "folder/../a.h5ad", *LABELS), id="convert by another name"),

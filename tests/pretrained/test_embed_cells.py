@@ -243,6 +243,7 @@ REFUSED = {
     "an unknown precision": ({}, {"precision": "16"}, "precision='16' is unknown"),
     "no draws": ({}, {"n_draws": 0}, "n_draws=0 must be 1 or more"),
     "a batch of none": ({}, {"batch_size": 0}, "batch_size=0 must be"),
+    "no device": ({}, {"device": "zz"}, "device='zz' is unknown; give 'auto', 'cpu' or 'cuda'"),
     "an output for cells in memory": ({}, {"output": "x.h5ad"}, "output= is for cells in a file"),
 }
 

@@ -62,7 +62,7 @@ def embed(  # noqa: PLR0913
         from scvi_tahoe.pretrained import embed_cells
         from scvi_tahoe.tables import read_aliases
 
-        verify_output(output, data, source, aliases, protein_embeddings)
+        verify_output(output, source, aliases, protein_embeddings)  # the cells may get their embeddings
         names = None if aliases is None else read_aliases(aliases)
         report = embed_cells(
             data, source, checkpoint, output=output, key=key, layer=layer, gene_key=gene_key, aliases=names,

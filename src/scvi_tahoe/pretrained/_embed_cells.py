@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from anndata import AnnData
 
 from scvi_tahoe._arguments import checked
-from scvi_tahoe._devices import HostCopy
+from scvi_tahoe._devices import HostCopy, device_of
 from scvi_tahoe._messages import progress_bar, warn
 from scvi_tahoe.data import open_cells
 from scvi_tahoe.pretrained._embedding_file import PROVENANCE, embedding_file, verify_output
@@ -203,9 +203,7 @@ def embed_cells(  # noqa: PLR0913
     >>> TahoeST.setup_anndata(adata, "gene", "control", cell_embedding_key="X_state")
     """
     _verify_options(adata, output, scale, n_draws=n_draws, batch_size=batch_size, precision=precision)
-    place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: there is no CUDA device here; give 'auto' or 'cpu'.")
+    place = device_of(device, kinds=("cpu", "cuda", "mps"))
     if isinstance(adata, str | Path) and output is not None:
         verify_output(Path(adata), Path(output), overwrite=overwrite)
 

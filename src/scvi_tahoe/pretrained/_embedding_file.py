@@ -43,8 +43,6 @@ def verify_output(data: Path, output: Path, *, overwrite: bool) -> None:
     """
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; give overwrite=True to replace it, or another name.")
-    if output.exists() and data.exists() and output.samefile(data):
-        raise ValueError(f"{output} holds the cells that are read; give another name for the copy.")
     wanted = ".zarr" if data.is_dir() else ".h5ad"
     if output.suffix not in (".npy", wanted):
         raise ValueError(

@@ -11,13 +11,13 @@ from anndata import AnnData
 from scipy import sparse
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._devices import device_of
 from scvi_tahoe._labels import verify_unique
 from scvi_tahoe._matrices import trusted_matrix
 from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.response._members import Question
 from scvi_tahoe.response._response_model import fit_responses
 from scvi_tahoe.response._response_table import read_responses, verify_column
-from scvi_tahoe.response._response_table_model import device_of
 from scvi_tahoe.response._responses import filled_changes
 from scvi_tahoe.response._uncertainty import Measured, predict_conditions
 

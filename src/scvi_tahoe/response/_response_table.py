@@ -73,7 +73,7 @@ def read_responses(
     if control is not None and not is_control.any():
         notes.append(f"no row is labelled {str(control)!r} (control)")
     rows = np.flatnonzero(~is_control)
-    changes = _numbers(adata.X, rows, "adata.X")
+    changes = _numbers(adata.X, rows, "adata.X", adata.shape)
     noise = None if variance_layer is None else _variances(adata, variance_layer, rows)
     if noise is not None:
         changes[np.isinf(noise)] = np.nan  # an infinite variance knows nothing
@@ -114,7 +114,7 @@ def _variances(adata: AnnData, layer: str, rows: np.ndarray) -> np.ndarray:
     if layer not in adata.layers:
         near = nearest_names(layer, [name for name in adata.layers if name is not None])
         raise KeyError(f"adata.layers has no {layer!r} (variance_layer){near}; it has {[*filter(None, adata.layers)]}.")
-    found = _numbers(adata.layers[layer], rows, f"adata.layers[{layer!r}]", may_be_infinite=True)
+    found = _numbers(adata.layers[layer], rows, f"adata.layers[{layer!r}]", adata.shape, may_be_infinite=True)
     if (found < 0).any():
         raise ValueError(f"adata.layers[{layer!r}] has {(found < 0).sum()} negative values; variances are 0 or more.")
     return found
@@ -267,13 +267,15 @@ def verify_column(adata: AnnData, argument: str, key: str | None, *, may_lack: b
         raise ValueError(f"obs[{key!r}] ({argument}) is empty in {missing} rows; give each row a label or remove it.")
 
 
-def _numbers(matrix: Any, rows: np.ndarray, where: str, *, may_be_infinite: bool = False) -> np.ndarray:
+def _numbers(
+    matrix: Any, rows: np.ndarray, where: str, shape: tuple[int, int], *, may_be_infinite: bool = False
+) -> np.ndarray:
     """Read rows of a matrix as float64; text, complex and infinite values are errors."""
     if matrix is None:
         raise ValueError(f"{where} is empty; it must hold changes against control, one row for each condition.")
     if hasattr(matrix, "to_memory"):  # on disk
         matrix = matrix.to_memory()
-    values = trusted_matrix(matrix, where)[rows]
+    values = trusted_matrix(matrix, where, shape)[rows]
     values = (values.toarray() if sparse.issparse(values) else np.array(values)).astype(np.float64)
     if not may_be_infinite and np.isinf(values).any():
         i, j = np.argwhere(np.isinf(values))[0]

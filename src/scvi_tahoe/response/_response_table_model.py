@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from anndata import AnnData
 
 from scvi_tahoe._arguments import checked
 from scvi_tahoe._constants import EFFECTS_KEYS
+from scvi_tahoe._devices import device_of
 from scvi_tahoe._names import beside_labels, nearest_names
 from scvi_tahoe._threads import solving_threads
 from scvi_tahoe.data import ScreenKeys, label_columns
@@ -32,6 +32,8 @@ from scvi_tahoe.response._uncertainty import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    import torch
 
     from scvi_tahoe.response._fitted import Fitted
     from scvi_tahoe.response._response_model import Criterion
@@ -445,19 +447,4 @@ def _listed(labels: Sequence[str] | str | None, default: list[str], what: str) -
     found = [labels] if isinstance(labels, str) else [str(label) for label in labels]
     if not found:
         raise ValueError(f"{what} is empty; name at least one, or leave it out for all.")
-    return found
-
-
-def device_of(device: Any) -> torch.device:
-    """Return the device that an argument names; a ValueError for one that is not there, or has no float64."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device={device!r} is unknown; give 'auto', 'cpu' or 'cuda'.") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} was requested, but this machine has no CUDA device.")
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r} does not compute in float64; give 'auto', 'cpu' or 'cuda'.")
     return found

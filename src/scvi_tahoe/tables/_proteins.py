@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_tahoe._arguments import checked
+from scvi_tahoe._devices import device_of
 from scvi_tahoe.files import verify_text
 from scvi_tahoe.tables._table import described, existing, largest_components
 
@@ -137,7 +138,7 @@ def protein_embeddings(
             f"there is no usable model {str(model)!r}, as a folder or in the cache of Hugging Face ({reason}); nothing "
             "is downloaded."
         ) from None
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = device_of(device, kinds=("cpu", "cuda", "mps"))
     network = network.to(where).eval()
     names = sorted(sequences, key=lambda name: len(sequences[name]))
     rows: dict[str, np.ndarray] = {}
