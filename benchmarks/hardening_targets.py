@@ -144,7 +144,6 @@ def writers(place: Path) -> dict[str, tuple[Callable[[Any, bool], object], str]]
     return {
         "save": (lambda p, o: model.save(p, overwrite=o), ""),
         "export": (lambda p, o: model.export(p, overwrite=o), ""),
-        "export for Arc": (lambda p, o: model.export(p, overwrite=o, format="arc"), ""),
         "ensemble": (lambda p, o: TahoeEnsemble([model, model]).save(p, overwrite=o), ""),
         "adapters": (lambda p, o: with_adapters.save_adapters(p), ""),
         "prediction": (lambda p, o: model.predict(path=p, overwrite=o, **some), ".h5ad"),

@@ -174,6 +174,7 @@ def test_runs_of_one_validation_each_are_drawn_on_the_same_axes(tmp_path):
         pytest.param("metrics.csv", "step,train_loss\n1,2,3,4\n5,6,7,8,9,10\n", "is damaged", id="long rows"),
         pytest.param("metrics.csv", "step,train_loss,val_loss\n9,one,\n", "holds no number in train_loss, val_loss",
                      id="no number"),
+        pytest.param("metrics.csv", "step,train_loss\ninf,1\n1e400,1\n1e30,2\n", "holds no number", id="endless steps"),
         pytest.param("a.ckpt", "no", "was refused", id="no checkpoint"),
     ],
 )  # fmt: skip

@@ -24,6 +24,7 @@ _COLUMNS = {
     "flops": ("flops_per_batch",),
     "epoch": ("epoch",),
 }
+_MOST_STEPS = 2**53
 _LOSSES = ["train_loss", "val_loss", "validation_loss"]
 _RATE = ("lr-", "lr/", "lr_", "learning_rate")
 
@@ -102,7 +103,7 @@ def read_training_log(path: str | Path, *, config: str | Path | None = None) -> 
         known = ", ".join(map(repr, _LOSSES))
         raise ValueError(f"{path} is not a training log: a column 'step' and one of {known} are expected; it has "
                          f"{list(table.columns[:8])}.")  # fmt: skip
-    numeric = numeric.dropna(subset=["step"])
+    numeric = numeric[numeric["step"].abs() < _MOST_STEPS]  # not missing, not infinite
     if numeric[losses].isna().all(axis=None):
         raise ValueError(f"{path} holds no number in {', '.join(losses)}; it is an empty log, or none.")
     numeric.index = numeric.pop("step").astype(int)
