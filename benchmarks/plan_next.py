@@ -192,12 +192,14 @@ def main() -> None:
     of_tables = [unit_rows(TableKernel.of(table, names).of_components(names)[0]) for table in tables.values()]
     of_context = pd.get_dummies(adata.obs[C]).to_numpy(dtype=float)
     rows = np.hstack([*of_tables, *([of_context] if of_context.shape[1] > 1 else [])])
-    found = Parallel(n_jobs=args.jobs)(
+    found = Parallel(n_jobs=args.jobs, return_as="generator")(
         delayed(replay)(adata, tables, unit_rows(rows), seed, args.until) for seed in range(args.seeds)
     )
-    table = pd.DataFrame([row for rows_of in found for row in rows_of])
-    if args.output is not None:
-        table.to_csv(args.output, index=False)
+    table = pd.DataFrame()
+    for of_seed in found:
+        table = pd.concat([table, pd.DataFrame(of_seed)], ignore_index=True)
+        if args.output is not None:
+            table.to_csv(args.output, index=False)  # after each seed, so that a stop loses little
     middle = table.pivot_table(index="measured", columns="strategy", values="rmse", aggfunc="mean")[list(STRATEGIES)]
     print(f"{adata.n_obs} conditions, {args.seeds} seeds")
     print(middle.round(4).to_string())

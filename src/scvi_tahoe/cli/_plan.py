@@ -76,6 +76,6 @@ def plan(  # noqa: PLR0913
     )
     typer.echo(text)
     if not json:
-        typer.echo("gain: share of the expected error of all candidates that it takes away; left: what is left then")
+        typer.echo("gain: share of the expected error of all to predict that it takes away; left: what is left then")
     if output is not None:
         typer.echo(f"Written: {output}", err=json)
