@@ -92,7 +92,9 @@ def farthest(rows: np.ndarray, measured: list[int], free: list[int], n: int) -> 
     return chosen
 
 
-def replay(adata: ad.AnnData, tables: dict, rows: np.ndarray, seed: int, until: float) -> list[dict]:
+def replay(
+    adata: ad.AnnData, tables: dict, rows: np.ndarray, seed: int, until: float, strategies: list[str]
+) -> list[dict]:
     """Errors of each strategy from one start."""
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     scored, pool = order[: adata.n_obs // 4], order[adata.n_obs // 4 :]
@@ -123,12 +125,12 @@ def replay(adata: ad.AnnData, tables: dict, rows: np.ndarray, seed: int, until: 
         return [free[i] for i in plan["candidate"]]
 
     start = fitted(pool[:batch].tolist())
-    for strategy in STRATEGIES:
+    for strategy in strategies:
         measured, (model, error) = pool[:batch].tolist(), start
         rng = np.random.default_rng([seed, zlib.crc32(strategy.encode())])
         found.append({"strategy": strategy, "seed": seed, "measured": batch, "rmse": error})
         # random choice goes on, so that the errors of others can be looked up in it
-        while len(measured) < (1 if strategy == RANDOM else until) * len(pool):
+        while len(measured) < (min(1, 1.6 * until) if strategy == RANDOM else until) * len(pool):
             measured = measured + chosen(strategy, model, measured)
             model, error = fitted(measured)
             found.append({"strategy": strategy, "seed": seed, "measured": len(measured), "rmse": error})
@@ -151,8 +153,9 @@ def draw(table: pd.DataFrame, path: Path, n: int) -> None:
     with pl.style():
         figure = pl.new_figure(4.2, 2.8)
         ax = figure.subplots()
-        most = table.loc[table["strategy"] == NAMED, "measured"].max()
-        for name, color in STRATEGIES.items():
+        most = table.loc[table["strategy"] != RANDOM, "measured"].max()
+        for name in table["strategy"].unique():
+            color = STRATEGIES[name]
             of_one = table[table["strategy"].eq(name) & table["measured"].le(most)].groupby("measured")["rmse"]
             middle, error = of_one.mean(), of_one.sem()
             share = 100 * middle.index / n
@@ -178,9 +181,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--until", type=float, default=0.7, help="share of what can be measured that is measured")
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--output", type=Path, help="every error, as csv")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
+    strategies = [name for name in STRATEGIES if name in {*args.strategies, RANDOM}]
     tables = {name: pd.read_parquet(path) for name, _, path in (text.partition("=") for text in args.table)}
     if args.papalexi:
         adata = responses_of_cells(papalexi_thp1(), "perturbation", "bio_rep", "non-targeting")
@@ -193,18 +198,18 @@ def main() -> None:
     of_context = pd.get_dummies(adata.obs[C]).to_numpy(dtype=float)
     rows = np.hstack([*of_tables, *([of_context] if of_context.shape[1] > 1 else [])])
     found = Parallel(n_jobs=args.jobs, return_as="generator")(
-        delayed(replay)(adata, tables, unit_rows(rows), seed, args.until) for seed in range(args.seeds)
+        delayed(replay)(adata, tables, unit_rows(rows), seed, args.until, strategies) for seed in range(args.seeds)
     )
     table = pd.DataFrame()
     for of_seed in found:
         table = pd.concat([table, pd.DataFrame(of_seed)], ignore_index=True)
         if args.output is not None:
             table.to_csv(args.output, index=False)  # after each seed, so that a stop loses little
-    middle = table.pivot_table(index="measured", columns="strategy", values="rmse", aggfunc="mean")[list(STRATEGIES)]
+    middle = table.pivot_table(index="measured", columns="strategy", values="rmse", aggfunc="mean")[strategies]
     print(f"{adata.n_obs} conditions, {args.seeds} seeds")
     print(middle.round(4).to_string())
     print("at 25 % of the conditions, and the share of random ones with the same error:")
-    for strategy in STRATEGIES:
+    for strategy in strategies:
         error = float(np.interp(adata.n_obs / 4, middle.index, middle[strategy]))
         paired = at_a_quarter(table, strategy, adata.n_obs) - at_a_quarter(table, RANDOM, adata.n_obs)
         share, difference = 100 * as_many(middle[RANDOM], error) / adata.n_obs, paired.std(ddof=1) / len(paired) ** 0.5
