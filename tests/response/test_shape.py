@@ -43,16 +43,6 @@ def test_few_conditions_say_nothing_of_shares_and_missing_values_are_left_out(sc
     assert halves[0] == pytest.approx(halves[1])
 
 
-def test_what_two_strong_conditions_keep_is_not_kept_by_the_others_that_do_nothing():
-    rng = np.random.default_rng(0)
-    predicted = rng.normal(size=(40, 100))
-    observed = 0.1 * rng.normal(size=(40, 100))
-    observed[:2] += 6 * predicted[:2]
-    shares = fit_shares(predicted, observed, np.ones(100), np.ones(40))
-    alone = fit_shares(predicted[2:], observed[2:], np.ones(100), np.ones(38))
-    assert shares == pytest.approx(alone, abs=0.03)
-
-
 def test_changes_are_left_as_they_are_where_little_is_gained():
     rng = np.random.default_rng(0)
     observed = rng.normal(size=(30, 50))

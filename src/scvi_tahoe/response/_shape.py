@@ -41,9 +41,6 @@ def fit_shares(
     if n < _FEWEST:
         return None
     known = np.isfinite(observed_nG)
-    # a few conditions with strong changes do not decide what the weak ones of all others keep
-    size_n = np.square(np.where(known, observed_nG, 0)).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    weight_n = weight_n / np.maximum(size_n + np.median(size_n), 1e-300)
     predicted, observed = predicted_nG[known], observed_nG[known]
     weight = np.broadcast_to(weight_n[:, None], known.shape)[known]
     weight = weight / weight.sum()
