@@ -7,9 +7,9 @@ contexts; those that lie farthest from all measured ones; or drawn at random. Me
 error, without the sampling variance of measured means; in the figure with its standard error.
 
     python benchmarks/plan_next.py responses.h5ad --perturbation-key perturbation --context-key cell_line \\
-        --context k562 --control control --table go=emb_gene_go.parquet --until 0.58 --figure docs/_static/plan_next.png
-    python benchmarks/plan_next.py --papalexi --table go=emb_gene_go.parquet --seeds 10 --until 0.5 \\
-        --figure docs/_static/plan_next_papalexi.png
+        --context k562 --control control --table go=emb_gene_go.parquet --genes 300 --seeds 10 --until 0.4 \\
+        --strategies "plan_next, to_predict" plan_next --figure docs/_static/plan_next.png
+    python benchmarks/plan_next.py --papalexi --table go=emb_gene_go.parquet --seeds 10 --until 0.5
 """
 
 from __future__ import annotations
