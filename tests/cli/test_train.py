@@ -7,6 +7,7 @@ import shlex
 from textwrap import dedent
 
 import anndata as ad
+import numpy as np
 import pytest
 import yaml
 
@@ -45,7 +46,11 @@ def test_init_finds_labels_and_writes_a_run_file_with_comments(run, screen, tmp_
 
 def test_train_leaves_a_report_and_says_what_is_next(run, invoke, screen, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "first"
+    cells = ad.read_h5ad(screen)
+    donors, labels = cells.obs["donor"], cells.obs["treatment"]
+    missing = (donors == max(donors)) & labels.isin(sorted(set(labels) - {"DMSO"})[:3])
+    folder, screen = tmp_path / "first", tmp_path / "screen.h5ad"
+    cells[~missing].write_h5ad(screen)
     options = ("--context-key", "donor", "--max-steps", 2, "--preset", "quick", "--folder", folder, "--quiet")
     lines = run("train", screen, *LABELS, *options).output.splitlines()
     assert f"Open {folder / 'report.html'}" in lines
@@ -53,6 +58,7 @@ def test_train_leaves_a_report_and_says_what_is_next(run, invoke, screen, tmp_pa
     assert lines[-1].startswith(f"Next: scvi-tahoe predict {folder}")
     assert "predicted cells" in run(*shlex.split(lines[-1])[2:]).output  # as it is pasted
     assert plan.startswith(f"What to measure next: scvi-tahoe plan {screen} --perturbation-key treatment")
+    assert len(run(*shlex.split(plan)[5:]).output.splitlines()) == 1 + 3 + 1  # what no cells measure there
     before = screen.read_bytes()
     onto_itself = invoke(*shlex.split(lines[-1])[2:4], screen, "-o", screen, "--overwrite")
     assert onto_itself.exit_code == 2
@@ -160,6 +166,24 @@ def test_scaled_values_are_refused_with_the_matrix_to_take_instead(invoke, scree
     message = invoke("train", tmp_path / "scaled.h5ad", *LABELS).stderr
     assert "X holds negative values, as after sc.pp.scale" in message
     assert line in message
+
+
+def test_the_command_for_a_prepared_file_does_not_ask_for_the_layer_that_was_counts(invoke, screen, tmp_path):
+    for option in (["--layer", "counts"], ["--layer=counts"]):
+        message = invoke("train", screen, *LABELS, *option).stderr
+        assert "layer 'counts' holds raw counts" in message
+        assert "--layer" not in message.split("Then:")[1]
+
+
+@pytest.mark.parametrize("column", ["concordance", "dose"], ids=["not a dose", "not known of some cells"])
+def test_numbers_that_cannot_be_doses_are_not_taken_for_doses(run, screen, tmp_path, column):
+    adata = ad.read_h5ad(screen)
+    adata.obs[column] = np.linspace(0.1, 1, adata.n_obs)
+    if column == "dose":
+        adata.obs.loc[adata.obs_names[-1], column] = np.nan
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    run("init", tmp_path / "screen.h5ad", "-o", tmp_path / "run.yaml")
+    assert TahoeRun.from_yaml(tmp_path / "run.yaml").data.dose_key is None
 
 
 def test_init_reads_the_layer_that_holds_logarithms_of_counts(run, screen, tmp_path):

@@ -112,10 +112,11 @@ def test_a_screen_that_is_none_is_named_before_its_cells_are_copied(screens, cha
         concat_screens({"a": cells, "b": screens["b"]}, **LABELS, harm_control=False)
 
 
-@pytest.mark.parametrize("form", [sparse.coo_matrix, sparse.lil_matrix, lambda x: x.toarray().astype(">f4")])
-def test_a_screen_in_an_unusual_format_is_the_same(screens, together, form):
-    cells = screens["a"].copy()
-    cells._X = form(sparse.csr_matrix(cells.X))
+@pytest.mark.parametrize("form", [sparse.coo_matrix, sparse.lil_matrix, lambda x: x.toarray().astype(">f4"), None])
+def test_a_screen_in_an_unusual_format_or_a_view_of_one_is_the_same(screens, together, form):
+    cells = screens["a"].copy() if form else screens["a"][:]
+    if form:
+        cells._X = form(sparse.csr_matrix(cells.X))
     found = concat_screens({**screens, "a": cells}, **LABELS, harm_control=False, weights={"b": 0.5, "c": 0.0})
     np.testing.assert_allclose(found.X.sum(1), together.X.sum(1), rtol=1e-5)
 

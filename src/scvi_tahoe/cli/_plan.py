@@ -72,7 +72,7 @@ def plan(  # noqa: PLR0913
     text = (
         chosen.to_json(orient="records", indent=1)
         if json
-        else chosen.to_string(index=False, float_format="{:.2g}".format)
+        else chosen.to_string(index=False, formatters=dict.fromkeys(("gain", "left"), "{:.2g}".format))
     )
     typer.echo(text)
     if not json:

@@ -107,11 +107,13 @@ def train(  # noqa: PLR0913
         if found.dose_key is not None and dose_key is None:
             tell(f"note: obs[{found.dose_key!r}] may be doses: give --dose-key {found.dose_key} to distinguish them")
     carry_out(run, folder, dry_run=dry_run, json=json, quiet=quiet)
-    if not (dry_run or json) and (found.recurs or table):
+    n_new = (len(found.labels) - 1) * max(len(found.contexts), 1) - found.n_conditions
+    if not (dry_run or json or combination_separator) and (table or (found.recurs and n_new)):
         keys = {"perturbation-key": perturbation_key, "control": control, "context-key": context_key,
                 "dose-key": dose_key, "layer": found.layer}  # fmt: skip
         given = [word for name, value in keys.items() if value is not None for word in (f"--{name}", value)]
         given += [word for one in table or [] for word in ("--table", one)]
+        given += [] if table else ["-n", str(min(20, n_new))]
         typer.echo(f"What to measure next: {program()} plan {shlex.join([str(data), *given])}")
 
 
@@ -147,7 +149,10 @@ def init(
 def _verify_prepared(found: ScreenLook) -> None:
     """Refuse a file that cannot be used as it is, and show what to paste to make one that can."""
     if found.problems:
-        again = shlex.join(str(found.prepared) if Path(word) == found.path else word for word in sys.argv[1:])
+        words = [str(found.prepared) if Path(word) == found.path else word for word in sys.argv[1:]]
+        if found.moves_expression:  # into X
+            words = [w for k, w in enumerate(words) if "--layer" not in (w.split("=")[0], words[max(k - 1, 0)])]
+        again = shlex.join(words)
         say_error(
             f"{found.path} cannot be used as it is: {'; '.join(found.problems)}. Write a prepared file in Python:"
         )

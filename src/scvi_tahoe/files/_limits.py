@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import os
 import struct
 import zipfile
@@ -26,6 +27,7 @@ MALFORMED = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError),
     *(RuntimeError, TypeError, ValueError, SafetensorError, UnpicklingError, struct.error, yaml.YAMLError),
     zipfile.BadZipFile,
+    lzma.LZMAError,
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
+import lzma
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,10 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LIMIT = 20_000 * MEGABYTE  # bytes, unpacked
+_OPENS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def verify_text(path: Path) -> None:
-    """Refuse a file that is not text in UTF-8; one named ``.gz`` is unpacked.
+    """Refuse a file that is not text in UTF-8; one named ``.gz``, ``.bz2`` or ``.xz`` is unpacked.
 
     Raises
     ------
@@ -26,13 +29,15 @@ def verify_text(path: Path) -> None:
     """
     with reading(path, _LIMIT):
         decoder, n_bytes = codecs.getincrementaldecoder("utf-8")(), 0
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        with _OPENS.get(path.suffix, open)(path, "rb") as stream:
             while block := stream.read(MEGABYTE):
                 n_bytes += len(block)
                 if n_bytes > _LIMIT:
                     raise UnsafeFileError(f"unpacked, it has more than {_LIMIT:,} bytes.")
                 if b"\0" in block or not _is_text(decoder, block):
-                    raise UnsafeFileError("it holds bytes that are no text in UTF-8; save it as such.")
+                    raise UnsafeFileError(
+                        "it holds bytes that are no text in UTF-8; save it as such, and unpack archives."
+                    )
             decoder.decode(b"", final=True)
 
 

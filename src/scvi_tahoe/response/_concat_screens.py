@@ -211,7 +211,8 @@ def _trusted(name: str, screen: ad.AnnData) -> ad.AnnData:
     matrix = trusted_matrix(screen.X, f"{name!r}.X", screen.shape)
     if screen.isbacked:
         return screen
-    parts: dict[str, Any] = {part: dict(getattr(screen, part)) for part in ("layers", "obsm", "uns")}
+    parts: dict[str, Any] = {part: dict(getattr(screen, part)) for part in ("layers", "obsm", "varm", "uns")}
+    parts["layers"].pop(None, None)  # newer anndata calls X a layer without a name
     return ad.AnnData(matrix, obs=screen.obs, var=screen.var, **parts)
 
 

@@ -39,6 +39,8 @@ _CONTEXT = (
     "sample",
     "line",
 )
+_DOSE = re.compile(r"(^|[^a-z])(dos(e|age)|conc(entration)?s?([^a-z]|$))", re.IGNORECASE)
+_NEEDED = "and log1p of normalised counts is needed"
 _PANEL = 1_000  # genes, below which the median total keeps the size of counts
 #: what anndata warns of
 REPEATED_NAMES = "(Variable|Observation) names are not unique"
@@ -102,6 +104,11 @@ class ScreenLook:
     dose_key: str | None
     remarks: tuple[str, ...]
     problems: dict[str, str]
+
+    @property
+    def moves_expression(self) -> bool:
+        """Whether the lines of :meth:`remedy` put expression into ``X``."""
+        return any(problem.endswith(_NEEDED) for problem in self.problems)
 
     @property
     def prepared(self) -> Path:
@@ -232,8 +239,8 @@ def look_at_screen(
         path=path, shape=file.shape, perturbation_key=perturbation_key, control=control, context_key=context_key,
         labels={str(k): int(v) for k, v in labels.items()}, contexts={str(k): int(v) for k, v in contexts.items()},
         recurs=recurs, n_conditions=int(pairs), n_elsewhere=int(pairs) - n_labels, separator=separator,
-        layer=layer,
-        dose_key=_dose_column(perturbed, perturbation_key), remarks=tuple(remarks), problems=problems,
+        layer=layer, dose_key=None if separator else _dose_column(perturbed, perturbation_key),
+        remarks=tuple(remarks), problems=problems,
     )  # fmt: skip
 
 
@@ -268,15 +275,16 @@ def _read(path: Path) -> _File:
 
 def _problems(file: _File, key: str, *, layer: str | None, unlabelled: int, several: list[str]) -> dict[str, str]:
     """Return what makes a file unusable, and the lines of Python that mend it."""
-    found = {
+    named = {
         f"several {what} have the same name": f"adata.{axis}_names_make_unique()"
         for what, axis in (("genes", "var"), ("cells", "obs"))
         if file.repeated[axis]
     }
     if unlabelled:
         more = f" or are labelled {' or '.join(map(repr, several))}" if several else ""
-        found[f"cells have no label in obs[{key!r}] ({unlabelled:,}){more}"] = (
-            f"labels = adata.obs[{key!r}]\nadata = adata[labels.notna() & ~labels.isin({['', *several]})].copy()"
+        named[f"cells have no label in obs[{key!r}] ({unlabelled:,}){more}"] = (
+            f"labels = adata.obs[{key!r}]\n"
+            f"adata = adata[labels.notna() & ~labels.astype(str).str.strip().isin({['', *several]})].copy()"
         )
     scale = file.scales.get(layer, "log1p")
     of_counts = [name for name, of_it in file.scales.items() if of_it == "counts"]
@@ -288,10 +296,9 @@ def _problems(file: _File, key: str, *, layer: str | None, unlabelled: int, seve
             remedy = f"adata.X = adata.layers[{source!r}].copy()\n{remedy}"
     else:
         remedy = "adata = adata.raw.to_adata()" if scale == "negative" and file.has_raw else ""
-    if remedy:
-        matrix = "X" if layer is None else f"layer {layer!r}"
-        found[f"{matrix} holds {_SCALES[scale]}, and log1p of normalised counts is needed"] = remedy
-    return found
+    matrix = "X" if layer is None else f"layer {layer!r}"
+    # first, as it may bring other genes
+    return ({f"{matrix} holds {_SCALES[scale]}, {_NEEDED}": remedy} if remedy else {}) | named
 
 
 def _separator(labels: set[str]) -> str | None:
@@ -321,9 +328,10 @@ def _discrete(obs: pd.DataFrame) -> list[str]:
 
 def _dose_column(perturbed: pd.DataFrame, key: str) -> str | None:
     """Return the column of numbers that is named like doses, and differs among the cells of a perturbation."""
-    for column in perturbed:
+    perturbed = perturbed[perturbed[key].notna()]
+    for column in filter(lambda name: _DOSE.search(str(name)), perturbed):
         numbers = perturbed[column]
-        if numbers.dtype.kind in "fiu" and re.search("dose|conc", str(column), re.IGNORECASE) and numbers.min() > 0:
+        if numbers.dtype.kind in "fiu" and numbers.notna().all() and numbers.min() > 0:
             if (numbers.groupby(perturbed[key], observed=True).nunique() > 1).any():
                 return str(column)
     return None

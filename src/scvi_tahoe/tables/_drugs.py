@@ -126,7 +126,10 @@ def drug_targets(
 
 def _read(path: str | Path, what: str) -> tuple[Path, pd.DataFrame]:
     path = existing(path, what)
-    frame = read_csv(path, dtype=str, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False, na_values=[""])
-    if frame.iloc[:, 0].isna().any():
+    options: dict[str, Any] = {"dtype": str, "sep": "\t" if path.suffix == ".tsv" else ","}
+    frame = read_csv(path, **options)
+    # a drug may be called NA, and a value that is called so is missing
+    names = read_csv(path, usecols=[0], keep_default_na=False, na_values=[""], **options).iloc[:, 0]
+    if names.isna().any():
         raise ValueError(f"{path.name} has rows without a name in its first column.")
-    return path, frame
+    return path, frame.assign(**{str(frame.columns[0]): names.to_numpy()})
