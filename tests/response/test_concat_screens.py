@@ -108,6 +108,8 @@ def test_a_screen_that_is_none_is_named_before_its_cells_are_copied(screens, cha
     cells = screens["a"].copy()
     cells.obs["perturbation"] = cells.obs["perturbation"].astype(str)
     change(cells)
+    if "shape" in message and cells.X.shape == cells.shape:
+        pytest.skip("this anndata cannot be given an X of another shape")
     with pytest.raises(ValueError, match=message):
         concat_screens({"a": cells, "b": screens["b"]}, **LABELS, harm_control=False)
 
